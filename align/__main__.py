@@ -1,0 +1,150 @@
+"""The command line: `align run`, `align plan`, `align STAGE`, `align artifacts`.
+
+Help needs neither Hydra nor torch; planning needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from align.errors import AlignError, ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from align.artifacts import ArtifactStore
+    from align.configs import RunConfig
+    from align.plan import Step
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; what went wrong is one line on standard error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "debug=true" in arguments
+    try:
+        return _dispatch(arguments)
+    except AlignError as error:
+        return _told(error, debug)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if "-sc" in arguments or "--shell-completion" in arguments:
+        return _complete(arguments)
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb in ("-h", "--help", "help"):
+        from align.help import overview
+
+        print(overview())
+        return 0
+    if verb == "--version":
+        from align.versions import code_version
+
+        print(code_version())
+        return 0
+    if verb == "artifacts":
+        from align.artifacts_command import main as artifacts
+
+        return artifacts(rest)
+    return _compose(verb, rest)
+
+
+def _compose(verb: str, arguments: list[str]) -> int:
+    """`run`, `plan` or a stage, whose knobs Hydra composes."""
+    from align.configs import stage_class
+
+    if verb not in ("run", "plan"):
+        try:
+            stage_class(verb)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; verbs: run, plan, artifacts") from None
+    if "-h" in arguments or "--help" in arguments:
+        from align.help import command_help
+
+        print(command_help(verb))
+        return 0
+    from align.hydra_app import run
+
+    arguments = ["json=true" if word == "--json" else word for word in arguments]
+    if verb in ("run", "plan"):
+        return run("run", arguments, _guarded(_plan if verb == "plan" else _run))
+    return run("stage", [f"stage@_global_={verb}", *arguments], _guarded(_run))
+
+
+def _guarded(act: Callable[[RunConfig, list[Step], ArtifactStore], None]) -> Callable[[DictConfig], int]:
+    """A task for Hydra that never raises, so that a failed member of a sweep does not stop the others."""
+
+    def task(cfg: DictConfig) -> int:
+        from align.artifacts import ArtifactStore
+        from align.plan import plan, split_config
+
+        debug = bool(cfg.get("debug"))
+        try:
+            settings, nodes = split_config(cfg)
+            store = ArtifactStore(settings.store)
+            act(settings, plan(settings, nodes, store), store)
+            return 0
+        except AlignError as error:
+            return _told(error, debug)
+        except Exception as error:
+            if not debug:
+                name = type(error).__name__
+                print(f"error: {name}: {error} (a defect of align, not of yours; debug=true shows where)", file=sys.stderr)
+                return 1
+            traceback.print_exc()
+            return 1
+
+    return task
+
+
+def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore) -> None:
+    from align.reading import show_plan
+
+    if settings.check_data:
+        from align.stages.data import check_rows
+
+        for step in steps:
+            if step.stage == "data":
+                check_rows(step.config, settings.data_root)
+    show_plan(steps, as_json=settings.json)
+
+
+def _run(settings: RunConfig, steps: list[Step], store: ArtifactStore) -> None:
+    from align.pipeline import run_pipeline
+    from align.reading import show_outcomes
+
+    outcomes = run_pipeline(steps, store, settings)
+    show_outcomes(outcomes, store, as_json=settings.json, tracked=settings.tracker.backend == "wandb")
+
+
+def _told(error: AlignError, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _complete(arguments: list[str]) -> int:
+    """Tab completion: the verb is ours, what follows is Hydra's. Install with: eval "$(align -sc install=bash)"."""
+    from align.configs import STAGES
+    from align.hydra_app import run
+
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    verbs = ["run", "plan", "artifacts", *STAGES]
+    if any(word.startswith("query=") for word in arguments):
+        if len(words) < 3 or words[1] not in verbs:
+            print(" ".join(verb for verb in verbs if verb.startswith(words[-1])))
+            return 0
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+        if words[1] in STAGES:
+            return run("stage", [f"stage@_global_={words[1]}", *arguments], lambda cfg: 0)
+    return run("run", arguments, lambda cfg: 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

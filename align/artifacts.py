@@ -1,0 +1,327 @@
+"""The artifact store: immutable results under their keys, and names with versions that point at them.
+
+    objects/<stage>/<key>/                     payload and manifest.json
+    names/<pipeline>/<step>/v<N>.json          {key, digest, created}: versions, one per key and name
+    names/<pipeline>/<step>/aliases/<alias>    the number of a version; `latest` follows every successful run
+    work/<stage>/<key>/                        a step in progress: its lock, checkpoints and unfinished payload
+
+An object exists as soon as its folder does: everything is written and fsynced beside it first, the manifest last, and
+the folder renamed into place. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from align.errors import StoreError
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_GRACE_SECONDS = 24 * 3600  # what is younger than this, a collection of garbage leaves alone
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One immutable result of a stage."""
+
+    stage: str
+    key: str
+    kind: str
+    path: Path
+
+    @property
+    def ref(self) -> str:
+        """`ppo@3f9c1b22a0d4`, which no alias can move."""
+        return f"{self.stage}@{self.key[:12]}"
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return read_manifest(self.path)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.manifest["metrics"]
+
+    @property
+    def digest(self) -> str:
+        """The sha256 over the names and contents of all files."""
+        return digest_of({name: file["sha256"] for name, file in self.manifest["files"].items()})
+
+
+def digest_of(value: object) -> str:
+    """sha256 of the canonical JSON of `value`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest["files"], dict):
+            raise TypeError
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError):
+        raise _corrupt(folder, MANIFEST, "cannot be read") from None
+
+
+def _corrupt(folder: Path, file: str, what: str) -> StoreError:
+    return StoreError(f"{folder}: {file} {what}; remove that folder and give the same command to make it again")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a whole JSON file or none: a temporary beside it, fsynced, renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class ArtifactStore:
+    """All artifacts below one folder, which is made when the first is committed."""
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root).absolute()
+
+    # -- objects -------------------------------------------------------------------------------------------------
+
+    def object_path(self, stage: str, key: str) -> Path:
+        return self.root / "objects" / stage / key
+
+    def get(self, stage: str, key: str) -> Artifact | None:
+        """The artifact of a key, or None; its files are there in the right sizes, their hashes not yet checked."""
+        path = self.object_path(stage, key)
+        if not path.is_dir():
+            return None
+        manifest = read_manifest(path)
+        for name, file in manifest["files"].items():
+            target = path / _safe(path, name)
+            if not target.is_file():
+                raise _corrupt(path, name, "is missing")
+            if target.stat().st_size != file["size"]:
+                raise _corrupt(path, name, f"has {target.stat().st_size} bytes, its manifest says {file['size']}")
+        return Artifact(stage, key, manifest["kind"], path)
+
+    def verify(self, artifact: Artifact) -> None:
+        """Read every file of an artifact and compare its sha256; raises `StoreError` at the first that differs."""
+        found = {p.relative_to(artifact.path).as_posix() for p in artifact.path.rglob("*") if p.is_file()}
+        expected = artifact.manifest["files"]
+        for name in sorted(found - {*expected, MANIFEST}):
+            raise _corrupt(artifact.path, name, "is not in the manifest")
+        for name, file in expected.items():
+            path = artifact.path / _safe(artifact.path, name)
+            if path.is_symlink() or not path.is_file():
+                raise _corrupt(artifact.path, name, "is missing")
+            digest = sha256_file(path)
+            if digest != file["sha256"]:
+                raise _corrupt(artifact.path, name, f"has sha256 {digest[:12]}, its manifest says {file['sha256'][:12]}")
+
+    @contextlib.contextmanager
+    def claim(self, stage: str, key: str, waiting: str = "") -> Iterator[Path]:
+        """Hold the one right to make `key`, and give its work folder; a second claimant waits for the first.
+
+        The lock ends with the process that holds it, however it ends. The work folder stays for the next claimant
+        unless the artifact was committed.
+        """
+        folder = self.root / "work" / stage / key
+        with _locked(folder, waiting):
+            yield folder
+            if self.object_path(stage, key).is_dir():
+                shutil.rmtree(folder)
+
+    def commit(self, stage: str, key: str, payload: Path, manifest: dict[str, Any]) -> Artifact:
+        """Turn the folder `payload` into the artifact of `key`. `manifest` gets `files` added and must have `kind`."""
+        files = {}
+        for path in sorted(p for p in payload.rglob("*") if p.is_file()):
+            name = path.relative_to(payload).as_posix()
+            _safe(payload, name)
+            if path.is_symlink():
+                raise StoreError(f"{path}: an artifact may hold no links")
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+            files[name] = {"sha256": sha256_file(path), "size": path.stat().st_size}
+        write_json(payload / MANIFEST, {**manifest, "stage": stage, "key": key, "files": files})
+        for folder in [p for p in payload.rglob("*") if p.is_dir()]:
+            fsync_folder(folder)
+        target = self.object_path(stage, key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        payload.rename(target)
+        fsync_folder(target.parent)
+        return Artifact(stage, key, manifest["kind"], target)
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    def publish(self, name: str, artifact: Artifact) -> int:
+        """Give an artifact a version under `name` (pipeline/step), the one it has if it has one; `latest` follows."""
+        folder = self._name_folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {"stage": artifact.stage, "key": artifact.key, "digest": artifact.digest, "created": time.time()}
+        versions = self.versions(name)
+        number = next((n for n, v in versions.items() if v["key"] == artifact.key), None)
+        if number is None:
+            number = max(versions, default=-1) + 1
+            temporary = folder / f".new.{os.getpid()}"
+            write_json(temporary, record)
+            while True:
+                try:
+                    os.link(temporary, folder / f"v{number}.json")  # exclusive, and of a complete file: never torn
+                    break
+                except FileExistsError:
+                    number += 1
+            temporary.unlink()
+            fsync_folder(folder)
+        self.tag(name, number, "latest")
+        return number
+
+    def versions(self, name: str) -> dict[int, dict[str, Any]]:
+        """{number: {stage, key, digest, created}}, oldest first."""
+        folder = self._name_folder(name)
+        found = sorted((int(p.stem[1:]), p) for p in folder.glob("v*.json") if p.stem[1:].isdigit())
+        return {number: json.loads(path.read_text(encoding="utf-8")) for number, path in found}
+
+    def tag(self, name: str, version: int, alias: str) -> None:
+        """Point an alias at a version."""
+        if not _NAME.fullmatch(alias) or re.fullmatch(r"v\d+", alias):
+            raise StoreError(f"alias {alias!r}: expected small letters, digits, '.', '_' or '-', and not v<number>")
+        folder = self._name_folder(name) / "aliases"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / alias, version)
+
+    def aliases(self, name: str) -> dict[str, int]:
+        folder = self._name_folder(name) / "aliases"
+        found = sorted(p for p in folder.glob("*") if not p.name.startswith("."))
+        return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
+
+    def names(self) -> list[str]:
+        folder = self.root / "names"
+        return sorted({p.parent.relative_to(folder).as_posix() for p in folder.glob("*/*/v*.json")})
+
+    def find(self, ref: str) -> Artifact:
+        """The artifact of `PIPELINE/STEP`, `PIPELINE/STEP:v3`, `PIPELINE/STEP:alias` or `STAGE@KEY`."""
+        if "@" in ref:
+            stage, _, prefix = ref.partition("@")
+            keys = [p.name for p in (self.root / "objects" / stage).glob(f"{prefix}*")] if prefix.isalnum() else []
+            if len(keys) != 1:
+                raise StoreError(f"{ref}: {len(keys)} artifacts of {self.root} have that key, expected one")
+            artifact = self.get(stage, keys[0])
+        else:
+            name, _, which = ref.partition(":")
+            record = self._version(ref, name, which or "latest")
+            artifact = self.get(record["stage"], record["key"])
+        if artifact is None:
+            raise StoreError(f"{ref}: its files are gone from {self.root}; run the step that makes it")
+        return artifact
+
+    def _version(self, ref: str, name: str, which: str) -> dict[str, Any]:
+        versions = self.versions(name)
+        if not versions:
+            known = ", ".join(self.names()) or "none yet"
+            raise StoreError(f"{ref}: no artifact of that name in {self.root}; names: {known}")
+        number = int(which[1:]) if re.fullmatch(r"v\d+", which) else self.aliases(name).get(which)
+        if number not in versions:
+            known = ", ".join([f"v{n}" for n in versions] + list(self.aliases(name)))
+            raise StoreError(f"{ref}: no such version; {name} has {known}")
+        return versions[number]
+
+    def _name_folder(self, name: str) -> Path:
+        parts = name.split("/")
+        if len(parts) != 2 or not all(_NAME.fullmatch(part) for part in parts):
+            raise StoreError(f"{name!r}: expected PIPELINE/STEP in small letters, digits, '.', '_' or '-'")
+        return self.root / "names" / parts[0] / parts[1]
+
+    def names_of(self, artifact: Artifact) -> list[str]:
+        """Every `PIPELINE/STEP:vN` of an artifact."""
+        return [f"{n}:v{v}" for n in self.names() for v, r in self.versions(n).items() if r["key"] == artifact.key]
+
+    # -- the whole store -----------------------------------------------------------------------------------------
+
+    def objects(self) -> Iterator[Artifact]:
+        for path in sorted(self.root.glob("objects/*/*")):
+            artifact = self.get(path.parent.name, path.name)
+            if artifact:
+                yield artifact
+
+    def lineage(self, artifact: Artifact) -> list[Artifact]:
+        """The artifact, then all it was made from, each once, nearest first."""
+        order, seen, queue = [], set(), [artifact]
+        while queue:
+            current = queue.pop(0)
+            if current.key in seen:
+                continue
+            seen.add(current.key)
+            order.append(current)
+            for entries in current.manifest["inputs"].values():
+                for entry in entries:
+                    parent = self.get(entry["stage"], entry["key"])
+                    if parent is None:
+                        raise StoreError(f"{current.ref}: its input {entry['stage']}@{entry['key'][:12]} is gone")
+                    queue.append(parent)
+        return order
+
+    def garbage(self) -> list[Path]:
+        """Objects that no name leads to, and abandoned work, all untouched for a day."""
+        keep = set()
+        for name in self.names():
+            for record in self.versions(name).values():
+                artifact = self.get(record["stage"], record["key"])
+                keep |= {a.path for a in self.lineage(artifact)} if artifact else set()
+        found = [p for p in self.root.glob("objects/*/*") if p not in keep]
+        found += [p for p in self.root.glob("work/*/*") if p.is_dir()]
+        return [p for p in found if time.time() - p.stat().st_mtime > _GRACE_SECONDS]
+
+
+def _safe(folder: Path, name: str) -> str:
+    """A manifest's file name, if it stays below its folder on every system."""
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in name or not parts:
+        raise _corrupt(folder, repr(name), "is not a safe file name")
+    return name
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, waiting: str) -> Iterator[None]:
+    """Hold `folder`/lock. Who waited may hold the lock of a folder that was removed meanwhile, and tries again."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting:
+                    print(waiting, file=sys.stderr, flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                same = os.fstat(lock.fileno()).st_ino == (folder / "lock").stat().st_ino
+            except FileNotFoundError:
+                same = False
+            if same:
+                os.set_inheritable(lock.fileno(), True)  # ranks of the step hold it too, should this process die first
+                yield
+                return

@@ -1,0 +1,236 @@
+"""`align artifacts`: look at the store, name things in it, take things out of it. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from align.artifacts import MANIFEST, Artifact, ArtifactStore
+from align.errors import ConfigError, StoreError
+from align.plan import flat
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"align artifacts: {message}; see align artifacts --help")
+
+
+def main(arguments: list[str]) -> int:
+    parser = _Parser(prog="align artifacts", description=__doc__)
+    parser.add_argument("--store", default="artifacts", metavar="FOLDER", help="default: artifacts")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, (_, operands, what) in _VERBS.items():
+        sub = verbs.add_parser(verb, help=what, description=what)
+        sub.add_argument("--store", default=argparse.SUPPRESS, metavar="FOLDER")
+        if verb in ("ls", "show", "lineage", "diff"):
+            sub.add_argument("--json", action="store_true", help="JSON alone on standard output")
+        if verb == "gc":
+            sub.add_argument("--yes", action="store_true", help="remove what is listed")
+        for operand in operands:
+            sub.add_argument(operand.rstrip("?"), nargs="?" if operand.endswith("?") else None)
+    options = parser.parse_args(arguments)
+    store = ArtifactStore(options.store)
+    if not store.root.is_dir():
+        raise StoreError(f"{store.root}: no artifacts here yet; run a pipeline, or say where with --store FOLDER")
+    _VERBS[options.verb][0](store, options)
+    return 0
+
+
+def _ls(store: ArtifactStore, options: argparse.Namespace) -> None:
+    rows = []
+    for name in store.names():
+        aliases = store.aliases(name)
+        for number, record in store.versions(name).items():
+            artifact = store.get(record["stage"], record["key"])
+            rows.append(
+                {
+                    "name": name,
+                    "version": f"v{number}",
+                    "aliases": [alias for alias, n in aliases.items() if n == number],
+                    "kind": artifact.kind if artifact else "gone",
+                    "artifact": f"{record['stage']}@{record['key'][:12]}",
+                    "created": record["created"],
+                    "bytes": sum(f["size"] for f in artifact.manifest["files"].values()) if artifact else 0,
+                }
+            )
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "version", "aliases", "kind", "artifact", "made", "size"):
+        table.add_column(column, justify="right" if column == "size" else "left")
+    for row in rows:
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created"]))
+        aliases = ", ".join(row["aliases"])
+        table.add_row(row["name"], row["version"], aliases, row["kind"], row["artifact"], made, _size(row["bytes"]))
+    Console().print(table)
+
+
+def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
+    artifact = store.find(options.ref)
+    if options.json:
+        print(json.dumps({**artifact.manifest, "names": store.names_of(artifact), "path": str(artifact.path)}, indent=1))
+        return
+    m = artifact.manifest
+    console = Console()
+    console.print(f"{artifact.ref}  {m['kind']}  {', '.join(store.names_of(artifact))}", soft_wrap=True)
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(m["created"]))
+    code = m["code"].get("commit") or m["code"].get("version")
+    console.print(f"made {made} in {m['seconds']:.1f} s by code {code}{' with changes' if m['code'].get('dirty') else ''}")
+    console.print(f"at {artifact.path}", soft_wrap=True)
+    for title, values in (
+        ("inputs", {slot: ", ".join(e["ref"] for e in entries) for slot, entries in m["inputs"].items()}),
+        ("config", {k: v for k, v in flat(m["config"]).items() if not k.startswith("inputs")}),
+        ("metrics", {k: f"{v:.4g}" for k, v in m["metrics"].items()}),
+        ("files", {name: f"{_size(f['size'])}  sha256 {f['sha256'][:12]}" for name, f in m["files"].items()}),
+        ("packages", m["packages"]),
+    ):
+        if values:
+            console.print(f"\n{title}")
+        for name, value in values.items():
+            console.print(f"  {name:<34} {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _lineage(store: ArtifactStore, options: argparse.Namespace) -> None:
+    artifact = store.find(options.ref)
+    order = store.lineage(artifact)
+    if options.json:
+        print(json.dumps([_node(a, store) for a in order], indent=1))
+        return
+    Console().print(_branch(artifact, store, None))
+
+
+def _node(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
+    m = artifact.manifest
+    return {
+        "artifact": artifact.ref,
+        "stage": artifact.stage,
+        "key": artifact.key,
+        "kind": artifact.kind,
+        "digest": artifact.digest,
+        "names": store.names_of(artifact),
+        "inputs": {slot: [f"{e['stage']}@{e['key'][:12]}" for e in entries] for slot, entries in m["inputs"].items()},
+        "config": m["config"],
+        "data": m["data"],
+        "code": m["code"],
+    }
+
+
+def _branch(artifact: Artifact, store: ArtifactStore, slot: str | None) -> Tree:
+    m = artifact.manifest
+    name = next(iter(store.names_of(artifact)), artifact.ref)
+    code = str(m["code"].get("commit") or m["code"].get("version"))[:10]
+    source = f"  {m['config']['source']}  data sha256 {m['data'][:12]}" if m["data"] else ""
+    head = f"{slot}: " if slot else ""
+    tree = Tree(f"{head}{name}  {artifact.kind}  {artifact.ref}  sha256 {artifact.digest[:12]}  code {code}{source}")
+    for input_slot, entries in m["inputs"].items():
+        for entry in entries:
+            parent = store.get(entry["stage"], entry["key"])
+            tree.add(_branch(parent, store, input_slot) if parent else f"{input_slot}: {entry['ref']} (gone)")
+    return tree
+
+
+def _verify(store: ArtifactStore, options: argparse.Namespace) -> None:
+    found = [store.find(options.ref)] if options.ref else list(store.objects())
+    for artifact in found:
+        store.verify(artifact)
+    print(f"{len(found)} artifacts, every file as its manifest says")
+
+
+def _diff(store: ArtifactStore, options: argparse.Namespace) -> None:
+    one, two = store.find(options.ref), store.find(options.other)
+    rows = [
+        {"what": f"{part}.{name}", "before": before.get(name), "after": after.get(name)}
+        for part, before, after in _parts(one, two)
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("", options.ref, options.other):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(row["what"], _short(row["before"]), _short(row["after"]))
+    Console().print(table if rows else f"{one.ref} and {two.ref} do not differ")
+
+
+def _parts(one: Artifact, two: Artifact) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    a, b = one.manifest, two.manifest
+
+    def inputs(m: dict[str, Any]) -> dict[str, str]:
+        return {slot: ", ".join(f"{e['stage']}@{e['key'][:12]}" for e in es) for slot, es in m["inputs"].items()}
+
+    def files(m: dict[str, Any]) -> dict[str, str]:
+        return {name: f["sha256"][:12] for name, f in m["files"].items()}
+
+    return [
+        ("config", flat(a["config"]), flat(b["config"])),
+        ("inputs", inputs(a), inputs(b)),
+        ("metrics", a["metrics"], b["metrics"]),
+        ("code", a["code"], b["code"]),
+        ("packages", a["packages"], b["packages"]),
+        ("files", files(a), files(b)),
+    ]
+
+
+def _tag(store: ArtifactStore, options: argparse.Namespace) -> None:
+    artifact = store.find(options.ref)
+    name = options.ref.partition(":")[0]
+    number = next(n for n, record in store.versions(name).items() if record["key"] == artifact.key)
+    store.tag(name, number, options.alias)
+    print(f"{name}:{options.alias} -> v{number}")
+
+
+def _export(store: ArtifactStore, options: argparse.Namespace) -> None:
+    artifact = store.find(options.ref)
+    folder = Path(options.folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: exists and is not empty; give a new folder")
+    store.verify(artifact)
+    shutil.copytree(artifact.path, folder, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+    print(f"{artifact.ref} copied to {folder}")
+
+
+def _gc(store: ArtifactStore, options: argparse.Namespace) -> None:
+    found = store.garbage()
+    for path in found:
+        print(path.relative_to(store.root))
+        if options.yes:
+            shutil.rmtree(path)
+    done = "removed" if options.yes else "would be removed; --yes does it"
+    print(f"{len(found)} folders that no name leads to and that are older than a day {done}", file=sys.stderr)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+_VERBS = {  # verb -> (function, operands, what it does)
+    "ls": (_ls, (), "every name with its versions"),
+    "show": (_show, ("ref",), "one artifact: inputs, config, metrics, files"),
+    "lineage": (_lineage, ("ref",), "all that an artifact was made from, back to the data"),
+    "verify": (_verify, ("ref?",), "read every file and compare its sha256"),
+    "diff": (_diff, ("ref", "other"), "what differs between two artifacts"),
+    "tag": (_tag, ("ref", "alias"), "point an alias at a version"),
+    "export": (_export, ("ref", "folder"), "copy an artifact's files to a new folder"),
+    "gc": (_gc, (), "list (and remove) what no name leads to"),
+}

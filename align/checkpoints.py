@@ -1,0 +1,89 @@
+"""Save and load the state of a step in progress: exact, atomic, and without pickle.
+
+A state is nested dicts, lists and tuples of tensors, numbers, strings, booleans and None. Tensors go to a safetensors
+file, the rest to JSON with a reference where each tensor stood, so that integer keys and tuples come back as they were
+(an optimizer's `state_dict` has both).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from align.artifacts import fsync_folder, sha256_file, write_json
+
+_MANIFEST = "manifest.json"
+
+
+def save_checkpoint(folder: Path, step: int, state: Any) -> None:
+    """Save `state` as `folder`/step-<step>, and then remove older ones.
+
+    Everything is written to a temporary folder beside its place and fsynced, the manifest last, then renamed: a
+    checkpoint that has its name is whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".step-{step}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    tensors: dict[str, torch.Tensor] = {}
+    skeleton = _strip(state, "", tensors)
+    save_file(tensors, temporary / "tensors.safetensors")
+    (temporary / "state.json").write_text(json.dumps(skeleton), encoding="utf-8")
+    for name in ("tensors.safetensors", "state.json"):
+        with (temporary / name).open("rb+") as file:
+            os.fsync(file.fileno())
+    write_json(temporary / _MANIFEST, {p.name: sha256_file(p) for p in temporary.iterdir()})
+    place = folder / f"step-{step}"
+    shutil.rmtree(place, ignore_errors=True)
+    temporary.rename(place)
+    fsync_folder(folder)
+    for other in folder.iterdir():
+        if other != place and other.name.lstrip(".").startswith("step-"):
+            shutil.rmtree(other)
+
+
+def load_checkpoint(folder: Path) -> tuple[int, Any] | None:
+    """(step, state) of the newest checkpoint that is whole, or None."""
+    found = sorted(folder.glob("step-*"), key=lambda p: int(p.name[5:]), reverse=True)
+    for place in found:
+        try:
+            manifest = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
+            if any(sha256_file(place / name) != digest for name, digest in manifest.items()):
+                continue
+        except (OSError, ValueError):
+            continue
+        skeleton = json.loads((place / "state.json").read_text(encoding="utf-8"))
+        return int(place.name[5:]), _fill(skeleton, load_file(place / "tensors.safetensors"))
+    return None
+
+
+def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {"dict": [[key, _strip(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        items = [_strip(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": items}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} (at {path})")
+
+
+def _fill(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _fill(item, tensors) for key, item in content}
+    items = [_fill(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items

@@ -1,0 +1,224 @@
+"""Data cards, and where data comes from: a card's own generator, the Hub at a pinned commit, or local files.
+
+A source is resolved when a pipeline is planned, to files and a digest of what they hold; the `data` stage resolves it
+again and reads. Nothing here imports torch or opens the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.artifacts import digest_of, sha256_file, write_json
+from align.data.files import SUFFIXES, RawRow, read_file, suffix_of
+from align.data.formats import FORMATS
+from align.errors import ConfigError
+
+_HERE = Path(__file__).resolve().parent
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCard:
+    """What a data set is; the front matter of data_cards/<name>.md.
+
+    Attributes:
+        format: how a raw row is read, see `align/data/formats.py`; None: told from the columns of each file.
+        hub: ORG/NAME@COMMIT on the Hugging Face Hub; without a commit it is never loaded.
+        hub_config, hub_dir, hub_splits: what of it.
+        local: patterns below the user's `data_root`, for the same data as files.
+        generator: a generator of this package instead, `smallworld`.
+        held_out: share of the prompts (documents) in validation, and as much in test.
+    """
+
+    name: str
+    licence: str = "unknown"
+    personal_data: str = "unknown"
+    format: str | None = None
+    hub: str | None = None
+    hub_config: str | None = None
+    hub_dir: str | None = None
+    hub_splits: tuple[str, ...] = ("train",)
+    local: tuple[str, ...] = ()
+    generator: str | None = None
+    held_out: float = 0.05
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of a data step come from, down to a digest."""
+
+    card: DataCard
+    root: Path | None  # what `files` are below
+    files: tuple[Path, ...]
+    digest: str
+
+    @property
+    def is_local_path(self) -> bool:
+        """True for the user's own file, where a malformed row is an error and not a statistic."""
+        return self.card.licence == "yours"
+
+
+def cards_folders() -> list[Path]:
+    """The user's own cards first, then those shipped with the package (beside it in a checkout, inside it in a wheel)."""
+    return [f for f in (Path("data_cards"), _HERE.parent / "data_cards", _HERE.parent.parent / "data_cards") if f.is_dir()]
+
+
+def load_card(name: str) -> DataCard:
+    for folder in cards_folders():
+        path = folder / f"{name}.md"
+        if path.is_file():
+            return _read_card(path)
+    known = sorted({p.stem for folder in cards_folders() for p in folder.glob("*.md")})
+    raise ConfigError(f"card:{name}: no such data card; cards: {', '.join(known)}")
+
+
+def _read_card(path: Path) -> DataCard:
+    parts = path.read_text(encoding="utf-8").split("---\n", 2)
+    try:
+        front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: its front matter is not YAML ({error})".replace("\n", " ")) from None
+    if not isinstance(front, dict):
+        raise ConfigError(f"{path}: expected YAML front matter between two lines of ---")
+    known = {f.name for f in fields(DataCard)}
+    for field in front.keys() - known:
+        raise ConfigError(f"{path}: unknown field {field!r}; fields: {', '.join(sorted(known))}")
+    if front.get("format") not in {None, *FORMATS}:
+        raise ConfigError(f"{path}: format: expected one of {', '.join(FORMATS)}, got {front['format']!r}")
+    front = {k: tuple(v) if isinstance(v, list) else v for k, v in front.items()}
+    return DataCard(**{**front, "name": path.stem})
+
+
+def resolve(source: str, data_root: str | None, store: Path) -> Source:
+    """The source `card:NAME`, `path:FILE_OR_FOLDER` or `hf:ORG/NAME@COMMIT`, down to the bytes it stands for.
+
+    Raises:
+        ConfigError: it is none of these, its files are absent, or it is not pinned.
+    """
+    scheme, _, rest = source.partition(":")
+    if scheme == "card" and rest:
+        card = load_card(rest)
+        if card.generator:
+            return Source(card, None, (), _generator_digest(card.generator))
+        if data_root is not None:
+            return _local(card, source, Path(data_root).expanduser(), store)
+        _require_pinned(card.hub, source)
+        return Source(card, None, (), digest_of([card.hub, card.hub_config, card.hub_dir, _reading(card)]))
+    if scheme == "hf" and rest:
+        _require_pinned(rest, source)
+        return Source(DataCard(name=rest.partition("@")[0], hub=rest), None, (), digest_of(rest))
+    if scheme == "path" and rest:
+        return _users(source, Path(rest).expanduser(), store)
+    raise ConfigError(f"source {source!r}: expected card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT")
+
+
+def resolve_model(source: str, store: Path) -> Source:
+    """A model's source, `hf:ORG/NAME@COMMIT` or `path:FOLDER`, down to the bytes it stands for."""
+    scheme, _, rest = source.partition(":")
+    if scheme == "hf" and rest:
+        _require_pinned(rest, source)
+        return Source(DataCard(name=rest.partition("@")[0], hub=rest), None, (), digest_of(rest))
+    folder = Path(rest).expanduser()
+    if scheme != "path" or not (folder / "config.json").is_file():
+        raise ConfigError(f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with a model's config.json in it")
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    digests = file_digests(files, store)
+    return Source(
+        DataCard(name=folder.name, licence="yours"),
+        folder,
+        tuple(files),
+        digest_of([[p.name, digest] for p, digest in zip(files, digests, strict=True)]),
+    )
+
+
+def _require_pinned(hub: str | None, source: str) -> None:
+    if hub is None or not _COMMIT.fullmatch(hub.partition("@")[2]):
+        known = f" of {hub}" if hub else ""
+        raise ConfigError(
+            f"{source}: the Hub is read at a full commit hash only, and none is known{known}; "
+            f"use hf:ORG/NAME@COMMIT, or give the files with data_root=FOLDER"
+        )
+
+
+def _local(card: DataCard, source: str, root: Path, store: Path) -> Source:
+    files = sorted({path for pattern in card.local for path in root.glob(pattern) if path.is_file()})
+    if not files:
+        patterns = ", ".join(card.local) or "no files"
+        raise ConfigError(f"{source}: nothing in data_root={root} matches {patterns}; leave data_root out to use the Hub")
+    digests = file_digests(files, store)
+    names = [path.relative_to(root).as_posix() for path in files]
+    return Source(card, root, tuple(files), digest_of([_reading(card), *zip(names, digests, strict=True)]))
+
+
+def _users(source: str, path: Path, store: Path) -> Source:
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and suffix_of(p) in SUFFIXES)
+    else:
+        files = [path] if path.is_file() else []
+    if not files:
+        what = f"holds no {', '.join(SUFFIXES)} file" if path.is_dir() else "no such file or folder"
+        raise ConfigError(f"{source}: {what}")
+    if suffix_of(files[0]) not in SUFFIXES:
+        raise ConfigError(f"{source}: expected a file ending in {', '.join(SUFFIXES)} (or that and .gz)")
+    root = path if path.is_dir() else path.parent
+    names = [p.relative_to(root).as_posix() for p in files]
+    digests = file_digests(files, store)
+    card = DataCard(name=path.stem, licence="yours")
+    return Source(card, root, tuple(files), digest_of([*zip(names, digests, strict=True)]))
+
+
+def _reading(card: DataCard) -> list[Any]:
+    """What of a card decides which rows come out of the same bytes."""
+    return [card.format, card.held_out, list(card.hub_splits)]
+
+
+def _generator_digest(name: str) -> str:
+    """Of the generator's source: a change of it is a change of its data."""
+    folder = _HERE / name
+    if not folder.is_dir():
+        raise ConfigError(f"data card generator {name!r}: no such generator")
+    return digest_of([(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in sorted(folder.glob("*.py"))])
+
+
+def file_digests(files: list[Path], store: Path) -> list[str]:
+    """sha256 of each file; remembered in the store by path, size, time of change and inode."""
+    cache_path = store / "cache" / "digests.json"
+    try:
+        cache = json.loads(cache_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        cache = {}
+    fresh = {}
+    for path in files:
+        stat = path.stat()
+        tag = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        known = cache.get(str(path.absolute()))
+        fresh[str(path.absolute())] = known if known and known[:3] == tag else [*tag, sha256_file(path)]
+    if store.is_dir() and any(cache.get(name) != known for name, known in fresh.items()):
+        cache_path.parent.mkdir(exist_ok=True)
+        write_json(cache_path, {**cache, **fresh})
+    return [fresh[str(path.absolute())][3] for path in files]
+
+
+def read_source(source: Source) -> Iterator[RawRow]:
+    """Raw rows of a source that is not generated."""
+    if source.files:
+        for path in source.files:
+            yield from read_file(path)
+        return
+    import datasets
+
+    repository, _, commit = str(source.card.hub).partition("@")
+    for split in source.card.hub_splits:
+        rows = datasets.load_dataset(
+            repository, source.card.hub_config, data_dir=source.card.hub_dir, split=split, revision=commit
+        )
+        for number, row in enumerate(rows):
+            yield RawRow(f"hf:{repository}/{split}[{number}]", row)

@@ -1,0 +1,83 @@
+"""Rows out of files: JSON lines, JSON, CSV, TSV, Parquet and plain text, gzipped or not."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from align.data.records import Malformed
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
+
+
+class RawRow(NamedTuple):
+    """A row as its file has it, and where that is: `file.jsonl:17`."""
+
+    where: str
+    row: dict[str, Any] | Malformed
+
+
+def suffix_of(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def read_file(path: Path) -> Iterator[RawRow]:
+    """Every row of a file; a plain text file is one row {"text", "file"}. Unreadable rows come as `Malformed`."""
+    suffix = suffix_of(path)
+    if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
+            yield RawRow(f"{path}:{number}", row)
+        return
+    with _open(path) as file:
+        try:
+            if suffix == ".jsonl":
+                yield from _json_lines(path, file)
+            elif suffix == ".json":
+                yield from _json_list(path, file)
+            elif suffix in (".csv", ".tsv"):
+                for number, row in enumerate(csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ","), 2):
+                    yield RawRow(f"{path}:{number}", row)
+            else:
+                yield RawRow(str(path), {"text": file.read(), "file": path.name})
+        except UnicodeDecodeError as error:
+            yield RawRow(str(path), Malformed("file", f"expected UTF-8 text ({error.reason} at byte {error.start})"))
+
+
+def _open(path: Path) -> TextIO:
+    raw = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+
+
+def _json_lines(path: Path, file: TextIO) -> Iterator[RawRow]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield RawRow(f"{path}:{number}", _object(line))
+
+
+def _json_list(path: Path, file: TextIO) -> Iterator[RawRow]:
+    try:
+        rows = json.load(file)
+    except (ValueError, RecursionError) as error:
+        yield RawRow(str(path), Malformed("file", f"expected JSON ({error})"))
+        return
+    if not isinstance(rows, list):
+        yield RawRow(str(path), Malformed("file", f"expected a JSON list of rows, got {type(rows).__name__}"))
+        return
+    for number, row in enumerate(rows):
+        good = row if isinstance(row, dict) else {"text": row} if isinstance(row, str) else None
+        yield RawRow(f"{path}[{number}]", Malformed("row", "expected an object") if good is None else good)
+
+
+def _object(line: str) -> dict[str, Any] | Malformed:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Malformed("row", f"expected JSON ({error})")
+    return row if isinstance(row, dict) else Malformed("row", f"expected an object, got {type(row).__name__}")

@@ -1,0 +1,177 @@
+"""From a raw row, as a data set publishes it, to the rows of a record.
+
+A format is a function: raw row in; canonical rows out, none or one or several. It raises `Malformed` where the row is
+not of its format and `Dropped` where it is but holds nothing to learn from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from align.data.records import Dropped, Malformed, Message, Row, check_messages, check_text
+
+Format = Callable[[dict[str, Any]], Iterator[Row]]
+
+
+def _user(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+def _as_prompt(value: Any, field: str) -> list[Message]:
+    return _user(value) if isinstance(value, str) else check_messages(value, field)
+
+
+def _as_answer(value: Any, field: str) -> str:
+    """An answer as text, given as text or as messages that end with it."""
+    return value if isinstance(value, str) else check_messages(_after_prompt(value), field)[-1]["content"]
+
+
+def _after_prompt(value: Any) -> Any:
+    """TRL writes a completion as messages that begin with the assistant; ours begin with a user."""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and value[0].get("role") == "assistant":
+        return [{"role": "user", "content": " "}, *value]
+    return value
+
+
+# -- formats users write (as in TRL) -----------------------------------------------------------------------------
+
+
+def text(row: dict[str, Any]) -> Iterator[Row]:
+    yield {"text": check_text(row.get("text"), "text")}
+
+
+def messages(row: dict[str, Any]) -> Iterator[Row]:
+    yield {"messages": check_messages(row.get("messages"), "messages")}
+
+
+def prompt_completion(row: dict[str, Any]) -> Iterator[Row]:
+    answer = {"role": "assistant", "content": _as_answer(row.get("completion"), "completion")}
+    yield {"messages": [*_as_prompt(row.get("prompt"), "prompt"), answer]}
+
+
+def prompt_chosen_rejected(row: dict[str, Any]) -> Iterator[Row]:
+    answers = [_as_answer(row.get(name), name) for name in ("chosen", "rejected")]
+    yield {"prompt": _as_prompt(row.get("prompt"), "prompt"), "responses": answers, "ranks": [1, 2]}
+
+
+def prompt_responses_ranks(row: dict[str, Any]) -> Iterator[Row]:
+    yield {**row, "prompt": _as_prompt(row.get("prompt"), "prompt")}
+
+
+def prompt(row: dict[str, Any]) -> Iterator[Row]:
+    yield {**row, "prompt": _as_prompt(row.get("prompt"), "prompt")}
+
+
+def instruction(row: dict[str, Any]) -> Iterator[Row]:
+    """Alpaca's columns (Dolly's `context` and `response` are read too), LLaMA-Factory's `history` of earlier turns."""
+    asked = check_text(row.get("instruction"), "instruction")
+    context = check_text(row.get("input", row.get("context")) or "", "input").strip()
+    answer = check_text(row.get("output", row.get("response")), "output")
+    turns = [
+        {"role": role, "content": check_text(said, "history")}
+        for pair in row.get("history") or []
+        for role, said in zip(("user", "assistant"), pair, strict=True)
+    ]
+    question = f"{asked}\n\n{context}" if context else asked
+    yield {"messages": [*turns, *_user(question), {"role": "assistant", "content": answer}]}
+
+
+# -- formats of one data set each --------------------------------------------------------------------------------
+
+
+def transcripts(row: dict[str, Any]) -> Iterator[Row]:
+    """hh-rlhf: two transcripts that differ in their last answer."""
+    chosen, rejected = (_turns(check_text(row.get(name), name), name) for name in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1]:
+        raise Dropped("transcripts differ before the last answer")
+    responses = [chosen[-1]["content"], rejected[-1]["content"]]
+    yield {"prompt": check_messages(chosen[:-1], "chosen"), "responses": responses, "ranks": [1, 2]}
+
+
+def _turns(transcript: str, field: str) -> list[Message]:
+    parts = re.split(r"\n\n(Human|Assistant): ?", transcript)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
+    if parts[0].strip() or len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise Malformed(field, 'expected "\\n\\nHuman: ...\\n\\nAssistant: ..."')
+    if any(a["role"] == b["role"] for a, b in zip(turns, turns[1:], strict=False)):
+        raise Dropped("two turns of one speaker in a row")
+    return turns
+
+
+def judged_pairs(row: dict[str, Any]) -> Iterator[Row]:
+    """alpaca_eval: two outputs and which one the judge preferred; no preference is a tie or a failed judgement."""
+    if row.get("preference") not in (1, 2, 1.0, 2.0):
+        raise Dropped("no preference")
+    outputs = [check_text(row.get(name), name) for name in ("output_1", "output_2")]
+    ranks = [1, 2] if row["preference"] == 1 else [2, 1]
+    yield {"prompt": _user(check_text(row.get("instruction"), "instruction")), "responses": outputs, "ranks": ranks}
+
+
+def task_instances(row: dict[str, Any]) -> Iterator[Row]:
+    """self-instruct: one instruction with several inputs and outputs."""
+    asked = check_text(row.get("instruction"), "instruction")
+    for instance in row.get("instances") or []:
+        yield from instruction({"instruction": asked, "input": instance["input"], "output": instance["output"]})
+
+
+def book(row: dict[str, Any]) -> Iterator[Row]:
+    """A book in Markdown: the title block and the chapter marks go, a chapter is a document."""
+    content = check_text(row.get("text"), "text")
+    body = re.split(r"^-{5,}\s*$", content, maxsplit=1, flags=re.MULTILINE)[-1]
+    for chapter in re.split(r"^#+ .*$", body, flags=re.MULTILINE):
+        yield {"text": chapter.strip(), "file": row.get("file", "")}
+
+
+def wikitext(row: dict[str, Any]) -> Iterator[Row]:
+    """WikiText: articles begin at " = Title = "; its spaces around punctuation and its @-@ marks are undone."""
+    for article in re.split(r"^ = (?!=).*[^=] = $", check_text(row.get("text"), "text"), flags=re.MULTILINE):
+        yield {"text": _untokenise(article)}
+
+
+def _untokenise(article: str) -> str:
+    article = re.sub(r"^ (= )+.*$", "", article, flags=re.MULTILINE)
+    article = re.sub(r" @([-.,])@ ", r"\1", article)
+    article = re.sub(r" ([.,;:!?%)\]]|'s|n't|'\w+)", r"\1", article)
+    article = re.sub(r"([(\[$]) ", r"\1", article)
+    article = re.sub(r'" ([^"]*?) "', r'"\1"', article)
+    return re.sub(r"\s*\n\s*", "\n", article).strip()
+
+
+FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, function)
+    "text": ("documents", text),
+    "messages": ("demonstrations", messages),
+    "prompt_completion": ("demonstrations", prompt_completion),
+    "prompt_chosen_rejected": ("comparisons", prompt_chosen_rejected),
+    "prompt_responses_ranks": ("comparisons", prompt_responses_ranks),
+    "prompt": ("prompts", prompt),
+    "instruction": ("demonstrations", instruction),
+    "transcripts": ("comparisons", transcripts),
+    "judged_pairs": ("comparisons", judged_pairs),
+    "task_instances": ("demonstrations", task_instances),
+    "book": ("documents", book),
+    "wikitext": ("documents", wikitext),
+}
+
+_BY_COLUMNS = (  # the first whose columns are all there
+    ("prompt_responses_ranks", {"prompt", "responses", "ranks"}),
+    ("prompt_chosen_rejected", {"prompt", "chosen", "rejected"}),
+    ("transcripts", {"chosen", "rejected"}),
+    ("prompt_completion", {"prompt", "completion"}),
+    ("messages", {"messages"}),
+    ("instruction", {"instruction", "output"}),
+    ("instruction", {"instruction", "response"}),
+    ("prompt", {"prompt"}),
+    ("text", {"text"}),
+)
+
+
+def infer_format(row: dict[str, Any]) -> str:
+    """The format of a user's row, by its columns."""
+    for name, columns in _BY_COLUMNS:
+        if columns <= row.keys():
+            return name
+    known = "; ".join(", ".join(sorted(columns)) for _, columns in _BY_COLUMNS)
+    raise Malformed("row", f"columns {', '.join(map(str, row)) or 'none'} make no known format; expected one of: {known}")

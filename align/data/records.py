@@ -1,0 +1,169 @@
+"""What a row is: four records, the checks that make a row one of them, and the dataset artifact that holds them.
+
+    documents       {"text"}
+    demonstrations  {"messages"}                        the last message is the assistant's
+    prompts         {"prompt"}                          messages, the last one the user's
+    comparisons     {"prompt", "responses", "ranks"}    rank 1 is best, equal ranks are ties
+
+A message is {"role": system | user | assistant, "content": text}. Extra columns are kept as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+Message = dict[str, str]
+
+ROLES = ("system", "user", "assistant")
+SPLITS = ("train", "validation", "test")
+DATASET_INFO = "dataset.json"
+_GROUP_ROWS = 10_000
+
+
+class Malformed(Exception):
+    """A row is not what its format says; `field` names the place."""
+
+    def __init__(self, field: str, what: str):
+        super().__init__(f"{field}: {what}")
+
+
+class Dropped(Exception):
+    """A row is well formed but of no use; the message is the reason it is counted under."""
+
+
+def check_text(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise Malformed(field, f"expected text, got {_kind(value)}")
+    return value
+
+
+def check_messages(value: Any, field: str) -> list[Message]:
+    """`value` as messages with a role of ours and text, the first not the assistant's, turns in alternation."""
+    if not isinstance(value, list) or not value:
+        raise Malformed(field, f"expected a list of messages, got {_kind(value)}")
+    messages = []
+    for i, message in enumerate(value):
+        where = f"{field}[{i}]"
+        if not isinstance(message, dict):
+            raise Malformed(where, f"expected role and content, got {_kind(message)}")
+        if message.get("role") not in ROLES:
+            raise Malformed(f"{where}.role", f"expected one of {', '.join(ROLES)}, got {json.dumps(message.get('role'))}")
+        content = check_text(message.get("content"), f"{where}.content")
+        messages.append({"role": message["role"], "content": content})
+    turns = [m["role"] for m in messages if m["role"] != "system"]
+    if any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
+        raise Malformed(field, f"expected user and assistant in turns, got {', '.join(turns)}")
+    return messages
+
+
+def check_row(record: str, row: Row) -> Row:
+    """`row` as a `record`, or `Malformed`, or `Dropped` when a text that matters is empty."""
+    if record == "documents":
+        texts = [check_text(row.get("text"), "text")]
+    elif record == "demonstrations":
+        messages = check_messages(row.get("messages"), "messages")
+        _expect_last(messages, "assistant", "messages")
+        texts = [m["content"] for m in messages]
+        row = {**row, "messages": messages}
+    else:
+        prompt = check_messages(row.get("prompt"), "prompt")
+        _expect_last(prompt, "user", "prompt")
+        texts = [m["content"] for m in prompt]
+        row = {**row, "prompt": prompt}
+        if record == "comparisons":
+            texts += _check_ranking(row)
+    if not all(text.strip() for text in texts):
+        raise Dropped("empty text")
+    return row
+
+
+def _expect_last(messages: list[Message], role: str, field: str) -> None:
+    if messages[-1]["role"] != role:
+        raise Malformed(f"{field}[{len(messages) - 1}].role", f"expected the {role} last, got {messages[-1]['role']}")
+
+
+def _check_ranking(row: Row) -> list[str]:
+    responses, ranks = row.get("responses"), row.get("ranks")
+    if not isinstance(responses, list) or len(responses) < 2:
+        raise Malformed("responses", "expected at least two")
+    if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(type(r) is int for r in ranks):
+        raise Malformed("ranks", "expected one whole number a response, 1 for the best")
+    if len(set(ranks)) == 1:
+        raise Dropped("all tied")
+    if len(set(responses)) == 1:
+        raise Dropped("responses all alike")
+    return [check_text(text, f"responses[{i}]") for i, text in enumerate(responses)]
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {json.dumps(value, default=str)[:60]}"
+
+
+def convert(row: Row, record: str, wanted: str) -> Row:
+    """A row of one record as another, where that makes sense: what was answered or compared can be asked again."""
+    if record == wanted:
+        return row
+    if wanted == "prompts" and record == "demonstrations":
+        return {"prompt": row["messages"][:-1]}
+    if wanted == "prompts" and record == "comparisons":
+        return {"prompt": row["prompt"]}
+    if wanted == "documents" and record == "demonstrations":
+        return {"text": "\n\n".join(m["content"] for m in row["messages"])}
+    raise ValueError(f"{record} cannot become {wanted}")
+
+
+def split_key(row: Row) -> str:
+    """What a row's split hangs on: what is asked, so that the same prompt never stands in two splits of any dataset."""
+    if "text" in row:
+        return row["text"]
+    asked = row["prompt"] if "prompt" in row else row["messages"][:-1]
+    return "\n".join(" ".join(m["content"].lower().split()) for m in asked if m["role"] == "user")
+
+
+def hashed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def split_of(key: str, held_out: float) -> str:
+    """`held_out` of all keys are validation, as many are test, the rest train; by hash, so nothing need be kept."""
+    place = hashed("split " + key) / 2**64
+    return "validation" if place < held_out else "test" if place < 2 * held_out else "train"
+
+
+# -- the dataset artifact ----------------------------------------------------------------------------------------
+
+
+def write_rows(folder: Path, split: str, rows: Iterable[Row]) -> int:
+    """Write `folder`/<split>.parquet and return the number of rows; nothing is written when there are none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist(list(rows))
+    if table.num_rows:
+        pq.write_table(table, folder / f"{split}.parquet", row_group_size=_GROUP_ROWS)
+    return table.num_rows
+
+
+def read_rows(folders: Iterable[Path], split: str) -> Iterator[Row]:
+    """The rows of one split of several datasets, one after the other; none where a dataset lacks the split."""
+    import pyarrow.parquet as pq
+
+    for folder in folders:
+        path = folder / f"{split}.parquet"
+        if path.is_file():
+            for batch in pq.ParquetFile(path).iter_batches():
+                yield from batch.to_pylist()
+
+
+def write_info(folder: Path, **info: Any) -> None:
+    """What the rows do not say of themselves: where they come from and who can score them."""
+    (folder / DATASET_INFO).write_text(json.dumps(info, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / DATASET_INFO).read_text(encoding="utf-8"))

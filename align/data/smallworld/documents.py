@@ -1,0 +1,167 @@
+"""Text to pretrain on: the facts of the embedded world in many wordings, and the skills its tasks need.
+
+Registers: narration (people, towns, scenes), dialogue, lists, and lessons (counting, sorting, retelling, answering,
+declining). A skill that no document shows is one that a small model will not learn from a few thousand
+demonstrations.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+from align.data.smallworld.tasks import (
+    EMPTY_SCENES,
+    KINDS,
+    SCENES,
+    ask,
+    split_of,
+)
+from align.data.smallworld.world import (
+    ANIMALS,
+    CATEGORIES,
+    NAMES,
+    NUMBERS,
+    PLACE_STATEMENTS,
+    PLACES,
+    RELATIONS,
+    SIGHTS,
+    THINGS,
+    World,
+    capital,
+    join,
+    pronoun,
+)
+
+Register = Callable[[World, random.Random], str]
+
+
+# -- narration ---------------------------------------------------------------------------------------------------
+
+
+def _profile(world: World, rng: random.Random) -> str:
+    person = rng.choice(NAMES)
+    lines = []
+    for relation in rng.sample(sorted(RELATIONS), rng.randint(2, 5)):
+        if lines and rng.random() < 0.5:
+            lines.append(f"{capital(pronoun(person))} {world.predicate(relation, person)}.")
+        else:
+            lines.append(world.state(relation, person, rng.randrange(4)))
+    if rng.random() < 0.4:
+        lines.append(f"{person} owns {join(['a ' + thing for thing in _shuffled(world.owns[person], rng)])}.")
+    return " ".join(lines)
+
+
+def _town(world: World, rng: random.Random) -> str:
+    place = rng.choice(PLACES)
+    lines = [
+        rng.choice(PLACE_STATEMENTS[name]).format(place=place, **{name: world.facts[name, place]})
+        for name in _shuffled(list(PLACE_STATEMENTS), rng)
+    ]
+    lines += [world.state("home", person, rng.randrange(4)) for person in rng.sample(world.people_in(place), 2)]
+    return " ".join(lines)
+
+
+def _day(world: World, rng: random.Random) -> str:
+    person = rng.choice(NAMES)
+    lines = []
+    for _ in range(rng.randint(2, 4)):
+        scene = rng.choice(SCENES if rng.random() < 0.7 else EMPTY_SCENES)
+        lines.append(scene.format(person=person, word=rng.choice([*ANIMALS, *THINGS, *SIGHTS])))
+    return " ".join(lines)
+
+
+def _pair(world: World, rng: random.Random) -> str:
+    person = rng.choice(NAMES)
+    one, two = rng.sample(sorted(RELATIONS), 2)
+    first = f"{person} {world.predicate(one, person)} and {world.predicate(two, person)}."
+    friend = world.facts["friend", person]
+    return f"{first} {world.state(rng.choice(sorted(RELATIONS)), friend, rng.randrange(4))}"
+
+
+# -- dialogue ----------------------------------------------------------------------------------------------------
+
+
+def _talk(world: World, rng: random.Random) -> str:
+    """Two people ask and answer what anybody may ask in this world, in turns."""
+    one, two = rng.sample(NAMES, 2)
+    lines = []
+    for _ in range(rng.randint(1, 2)):
+        kind = rng.choice(list(KINDS.values()))
+        wording = rng.choice(kind.wordings)
+        task = ask(kind.name, wording, kind.draw(world, rng, wording.fixed))
+        if split_of(task, world) == "train":
+            asked = " ".join(message["content"] for message in task.messages)
+            lines.append(f"{one}: {asked} {two}: {kind.good(world, task.slots, rng)}")
+    return " ".join(lines) or _pair(world, rng)
+
+
+# -- lists and lessons -------------------------------------------------------------------------------------------
+
+
+def _shuffled(items: list[str], rng: random.Random) -> list[str]:
+    return rng.sample(items, len(items))
+
+
+def _some_list(world: World, rng: random.Random) -> str:
+    number = rng.randint(2, 4)
+    which = rng.randrange(3)
+    if which == 0:
+        person = rng.choice(NAMES)
+        title, items = f"things that {person} owns", world.owns[person]
+    elif which == 1:
+        place = rng.choice(PLACES)
+        title, items = f"people who live in {place}", world.people_in(place)
+    else:
+        category = rng.choice(sorted(CATEGORIES))
+        title, items = category, CATEGORIES[category]
+    return f"A list of {NUMBERS[number]} {title}: {join(rng.sample(items, number))}."
+
+
+def _words(rng: random.Random, most: int) -> list[str]:
+    return rng.sample(sorted({*ANIMALS, *THINGS}), rng.randint(2, most))
+
+
+def _counting(world: World, rng: random.Random) -> str:
+    words = _words(rng, 5)
+    told = f"There are {NUMBERS[len(words)]} words."
+    return rng.choice((f"The words are: {', '.join(words)}. {told}", f"Count: {', '.join(words)}. {told}"))
+
+
+def _sorting(world: World, rng: random.Random) -> str:
+    words = _words(rng, 4)
+    return f"The words are: {', '.join(words)}. In order: {', '.join(sorted(words))}."
+
+
+def _retelling(world: World, rng: random.Random) -> str:
+    person, relation = rng.choice(NAMES), rng.choice(sorted(RELATIONS))
+    other = rng.choice(NAMES)
+    how = RELATIONS[relation]
+    slots = world.slots(relation, person)
+    now = f"{person} {how.predicate.format(**slots)}."
+    retold = (
+        f"In the past: {person} {how.past.format(**slots)}.",
+        f"With a short word: {capital(pronoun(person))} {how.predicate.format(**slots)}.",
+        f"The same of {other}: {other} {how.predicate.format(**slots)}.",
+    )
+    return f"{now} {rng.choice(retold)}"
+
+
+_NARRATION: tuple[Register, ...] = (_profile, _town, _day, _pair)
+_REGISTERS: tuple[Register, ...] = (
+    _profile, _profile, _town, _day, _pair, _talk, _talk, _talk, _talk, _talk, _talk, _talk, _talk, _some_list,
+    _counting, _sorting, _retelling,
+)  # fmt: skip
+
+
+def narration(world: World, rng: random.Random) -> Iterator[str]:
+    """Endless plain text about the world's people and towns, without dialogue or lessons."""
+    while True:
+        yield rng.choice(_NARRATION)(world, rng)
+
+
+def documents(world: World, split: str) -> Iterator[str]:
+    """Endless documents of a few short passages each; no held-out question stands in any."""
+    rng = random.Random(f"smallworld {world.seed} {split} documents")
+    while True:
+        yield "\n".join(rng.choice(_REGISTERS)(world, rng) for _ in range(rng.randint(2, 5)))

@@ -1,0 +1,27 @@
+"""How often one model's answer beats another's to the same prompt, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class WinRate(NamedTuple):
+    """All are shares of the prompts; a tie counts half in `rate`."""
+
+    rate: float
+    low: float
+    high: float
+    ties: float
+
+
+def win_rate(scores: Sequence[float], baseline: Sequence[float], num_bootstrap: int, seed: int) -> WinRate:
+    """Compare paired scores; `low` and `high` bound 95 % of the rates over prompts drawn again with replacement."""
+    difference = np.asarray(scores, dtype=float) - np.asarray(baseline, dtype=float)
+    wins = (difference > 0) + 0.5 * (difference == 0)
+    rng = np.random.default_rng(seed)
+    rates = [wins[rng.integers(0, len(wins), len(wins))].mean() for _ in range(num_bootstrap)]
+    low, high = np.percentile(rates, [2.5, 97.5]) if rates else (wins.mean(), wins.mean())
+    return WinRate(float(wins.mean()), float(low), float(high), float((difference == 0).mean()))

@@ -1,0 +1,71 @@
+"""What `--help` says, made from the dataclasses and the files in conf/; needs neither Hydra nor torch."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
+
+_OVERVIEW = """\
+align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> evaluation
+
+  align run pipeline=NAME [step=STEP] [knob=value ...] [-m]   run a pipeline; what is done already is not done again
+  align plan pipeline=NAME [--json]                           what would run, what is cached, and why
+  align STAGE inputs.NAME=... [knob=value ...]                one stage by itself; align STAGE --help lists its knobs
+  align artifacts ls|show|lineage|verify|diff|tag|export|gc   what has been made
+
+first try:  align run pipeline=quickstart
+
+pipelines:  {pipelines}
+stages:     {stages}
+
+A knob of a step is steps.STEP.KNOB=value. Several values, as in steps.ppo.kl_coef=0.05,0.1 seed=0,1 -m, are a sweep.
+Your own configs: --config-dir FOLDER. Tab completion: eval "$(align -sc install=bash)"."""
+
+
+def overview() -> str:
+    return _OVERVIEW.format(pipelines=", ".join(pipelines()), stages=", ".join(STAGES))
+
+
+def pipelines() -> list[str]:
+    here = Path(__file__).resolve().parent
+    return sorted({p.stem for folder in (here, here.parent) for p in folder.glob("conf/pipeline/*.yaml")})
+
+
+def command_help(verb: str) -> str:
+    """Help of `run`, `plan` or a stage: its inputs and every knob with default, unit and source."""
+    if verb in ("run", "plan"):
+        what = "Run a pipeline." if verb == "run" else "Show what would run, what is cached, and why a step is not."
+        head = [f"align {verb} pipeline=NAME [knob=value ...]", "", what, f"Pipelines: {', '.join(pipelines())}", ""]
+        lines = head
+    else:
+        cls = STAGES[verb]
+        lines = [f"align {verb} inputs.NAME=... [knob=value ...]", "", str(cls.__doc__), ""]
+        if cls.INPUTS or cls.OPTIONAL:
+            lines += ["inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or hf:ORG/NAME@COMMIT):"]
+            lines += [f"  inputs.{slot:<28} {kind}" for slot, kind in cls.INPUTS.items()]
+            lines += [f"  inputs.{slot:<28} {kind} (optional)" for slot, kind in cls.OPTIONAL.items()]
+            lines += [""]
+        lines += ["knobs:", *_knobs(cls)]
+        if verb == "pretrain":
+            lines += ["", "model (also whole: model=tiny, small, gpt2):", *_knobs(ModelConfig, "model.")]
+    lines += ["", "the run, which changes no result but by its seed:", *_knobs(RunConfig)]
+    lines += _knobs(HardwareConfig, "hardware.") + _knobs(TrackerConfig, "tracker.")
+    return "\n".join([*lines, "", "Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun, --hydra-help"])
+
+
+def _knobs(cls: Any, prefix: str = "") -> list[str]:
+    return [
+        f"  {prefix + knob.name:<35} {_default(knob):<14} {knob.metadata['comment']}"
+        for knob in fields(cls)
+        if "comment" in knob.metadata
+    ]
+
+
+def _default(knob: Field[Any]) -> str:
+    value = knob.default
+    if value is MISSING:
+        value = knob.default_factory() if knob.default_factory is not MISSING else ""
+    return "..." if is_dataclass(value) else "none" if value is None else str(value) if value != "" else '""'

@@ -1,0 +1,121 @@
+"""Hydra, kept behind one function: compose a config for each run of a command, and call a task with it.
+
+Hydra's own `main` decorator exits with eight lines and code 1 whatever went wrong, and hides what the members of a
+sweep returned. So this calls the `Hydra` object underneath it (hydra-core is pinned below 1.4 for that), and turns its
+errors into ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from align.configs import STAGES, HardwareConfig, RunConfig, TrackerConfig
+from align.errors import ConfigError
+
+Task = Callable[[DictConfig], int]  # returns an exit code
+
+
+def conf_folder() -> Path:
+    """The configs shipped with the package: inside it in a wheel, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    return next(folder for folder in (here / "conf", here.parent / "conf") if (folder / "run.yaml").is_file())
+
+
+def register_schemas() -> None:
+    """Make every stage and setting known to Hydra, so that a knob that does not exist is refused."""
+    store = ConfigStore.instance()
+    for name, cls in STAGES.items():
+        slots = dict.fromkeys([*cls.INPUTS, *cls.OPTIONAL])
+        store.store(group="stage", name=name, node=OmegaConf.create({"stage": name, **asdict(cls()), "inputs": slots}))
+    store.store(group="hardware", name="schema", node=HardwareConfig)
+    store.store(group="tracker", name="schema", node=TrackerConfig)
+
+
+def run(config_name: str, arguments: list[str], task: Task) -> int:
+    """Compose `config_name` with the overrides in `arguments` and call `task`, once a member with `--multirun`.
+
+    Returns:
+        The exit code; of a sweep, the worst member's.
+
+    Raises:
+        ConfigError: what was given does not compose. Nothing was written.
+    """
+    register_schemas()
+    parser = get_args_parser()
+    arguments, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: no such option; knobs are given as name=value, options are listed by --hydra-help")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of to standard error
+    try:
+        if arguments.cfg or arguments.info or arguments.shell_completion or arguments.hydra_help:
+            _run_hydra(arguments, parser, task, str(conf_folder()), config_name)
+            return 0
+        return _run(config_name, arguments, task)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _run(config_name: str, arguments: Any, task: Task) -> int:
+    search_path = create_config_search_path(f"file://{conf_folder()}")
+    if arguments.config_dir is not None:
+        folder = Path(arguments.config_dir).absolute()
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir {arguments.config_dir}: no such folder")
+        search_path.prepend(provider="command-line", path=f"file://{folder}")
+    hydra = Hydra.create_main_hydra2("align", search_path)
+    if not arguments.multirun:
+        returned = hydra.run(config_name, task, arguments.overrides)
+        return int(returned.return_value)
+    probe = hydra.compose_config(config_name, arguments.overrides, RunMode.MULTIRUN, with_log_configuration=False)
+    folder = Path(probe.hydra.sweep.dir)
+    try:
+        batches = hydra.multirun(config_name, task, arguments.overrides)
+    except BaseException:
+        if {p.name for p in folder.glob("*")} <= {"multirun.yaml"}:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return max((int(member.return_value) for batch in batches for member in batch), default=0)
+
+
+# -- Hydra's errors, in one line ---------------------------------------------------------------------------------
+
+
+def _explain(error: Exception) -> str:
+    text = f"{error}\n{error.__cause__ or ''}"
+    missing = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in '", text)
+    if missing:
+        full = re.search(r"full_key: (\S+)", text)
+        key = full[1] if full else next(filter(None, missing.groups()))
+        return f"{key}: no such knob{_near(key.rpartition('.')[2])}; align STAGE --help lists a stage's knobs"
+    option = re.search(r"Could not find '([^/']+)/([^']+)'.*?Available options in '[^']+':\s*(.*)", text, re.DOTALL)
+    if option:
+        group, name, options = option[1], option[2], [o for o in option[3].split() if o != "schema"]
+        near = difflib.get_close_matches(name, options, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}"
+    choose = re.search(r"You must specify '([^']+)'.*?Available options:\s*(.*)", text, re.DOTALL)
+    if choose:
+        group = choose[1].partition("@")[0]
+        return f"{group}: say which, as in {group}={choose[2].split()[0]}; there are: {', '.join(choose[2].split())}"
+    return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0]
+
+
+def _near(name: str) -> str:
+    known = {f.name for cls in (*STAGES.values(), RunConfig, HardwareConfig, TrackerConfig) for f in fields(cls)}
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

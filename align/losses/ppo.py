@@ -1,0 +1,136 @@
+"""The arithmetic of PPO. Pure functions; B responses, T response tokens, `mask` [B, T] is True where a token counts.
+
+Every mean over tokens is a `masked_mean`: a plain mean over a padded tensor would hang on how much padding there is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of `x` where `mask` is True; `x` elsewhere may be anything, NaN included."""
+    return torch.where(mask, x, 0.0).sum() / mask.sum()
+
+
+def masked_var(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Population variance (divided by n) of `x` where `mask` is True."""
+    return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+
+
+def normalize(x: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    """(x - mean) / std over the tokens that count; 0 elsewhere.
+
+    Source: openai/lm-human-preferences, lm_human_preferences/utils/core.py, `whiten(shift_mean=True)`.
+    """
+    scaled = (x - masked_mean(x, mask)) * torch.rsqrt(masked_var(x, mask) + eps)
+    return torch.where(mask, scaled, 0.0)
+
+
+def rescale(x: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    """As `normalize`, but the mean stays what it was: for rewards, whose sign means something.
+
+    Source: the same function, `whiten(shift_mean=False)`.
+    """
+    return torch.where(mask, normalize(x, mask, eps) + masked_mean(x, mask), 0.0)
+
+
+def token_rewards(
+    scores: torch.Tensor,
+    logprobs: torch.Tensor,
+    ref_logprobs: torch.Tensor,
+    mask: torch.Tensor,
+    kl_coef: float,
+) -> torch.Tensor:
+    """What PPO maximises: -kl_coef * (log pi - log pi_ref) at each token, plus the score at the response's last.
+
+    Args:
+        scores: [B], one a response.
+        logprobs, ref_logprobs: [B, T], nats, of the sampled tokens.
+
+    Returns:
+        [B, T], 0 where `mask` is False.
+
+    Source: Ouyang et al. 2022, equation 2; the per-token estimate may be negative (k1, never its absolute value).
+    """
+    rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0.0)
+    last = mask.sum(1) - 1
+    rewards[torch.arange(len(scores), device=scores.device), last] += scores
+    return rewards
+
+
+class Advantages(NamedTuple):
+    advantages: torch.Tensor  # [B, T]
+    returns: torch.Tensor  # [B, T]
+
+
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, gae_lambda: float
+) -> Advantages:
+    """Generalised advantage estimation over each response; the state after its last token is worth 0.
+
+    A_t = d_t + gamma * lambda * A_{t+1},  d_t = r_t + gamma * V_{t+1} - V_t,  return_t = A_t + V_t. A response that
+    was cut off without an end-of-text token is treated as ended, as in InstructGPT's line of code.
+
+    Args:
+        values: [B, T], of the state before each token.
+
+    Source: Schulman et al. 2016, equation 16; openai/lm-human-preferences, train_policy.py, `compute_rewards`.
+    """
+    rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
+    advantages = torch.zeros_like(rewards)
+    after, next_value = torch.zeros_like(rewards[:, 0]), torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        after = delta + gamma * gae_lambda * after
+        advantages[:, t], next_value = after, values[:, t]
+    advantages = torch.where(mask, advantages, 0.0)
+    return Advantages(advantages, torch.where(mask, advantages + values, 0.0))
+
+
+class PolicyLoss(NamedTuple):
+    losses: torch.Tensor  # one a token
+    ratio: torch.Tensor
+    clipped: torch.Tensor  # True where the clipped objective was the one taken
+
+
+def policy_loss(
+    new_logprobs: torch.Tensor, logprobs: torch.Tensor, advantages: torch.Tensor, clip_range: float
+) -> PolicyLoss:
+    """max(-A * ratio, -A * clip(ratio, 1 - eps, 1 + eps)), token by token; any shape.
+
+    The log-ratio is clamped to +-20 before the exponential, so that one token cannot overflow a batch.
+
+    Source: Schulman et al. 2017, equation 7.
+    """
+    ratio = torch.exp((new_logprobs - logprobs).clamp(-20.0, 20.0))
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    return PolicyLoss(torch.maximum(plain, clipped), ratio, clipped > plain)
+
+
+class ValueLoss(NamedTuple):
+    losses: torch.Tensor  # one a token
+    clipped: torch.Tensor
+
+
+def value_loss(
+    new_values: torch.Tensor, values: torch.Tensor, returns: torch.Tensor, value_clip_range: float | None
+) -> ValueLoss:
+    """0.5 * max((V - R)^2, (V_clipped - R)^2), V_clipped within `value_clip_range` of the old value; any shape.
+
+    Source: openai/lm-human-preferences, train_policy.py, `loss`.
+    """
+    plain = (new_values - returns) ** 2
+    if value_clip_range is None:
+        return ValueLoss(0.5 * plain, torch.zeros_like(plain, dtype=torch.bool))
+    near = values + (new_values - values).clamp(-value_clip_range, value_clip_range)
+    clipped = (near - returns) ** 2
+    return ValueLoss(0.5 * torch.maximum(plain, clipped), clipped > plain)
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect value model, 0 no better than a constant."""
+    return 1.0 - masked_var(returns - values, mask) / masked_var(returns, mask).clamp(min=1e-8)

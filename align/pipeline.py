@@ -1,0 +1,128 @@
+"""Run the steps of a plan whose artifact is not there yet, one after the other.
+
+The runner, not the stage, makes the artifact: it holds the step's lock, verifies the inputs, gives the stage a work
+folder, commits what it left there and points the step's name at it. Nothing here imports torch before a step runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from align.artifacts import Artifact, ArtifactStore
+from align.configs import RunConfig
+from align.errors import ConfigError
+from align.plan import Source, Step, data_digest
+from align.versions import code_version, packages
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a step."""
+
+    step: Step
+    artifact: Artifact
+    version: int
+    cached: bool
+    seconds: float
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "step": self.step.label,
+            "ref": f"{self.step.label}:v{self.version}",
+            "artifact": self.artifact.ref,
+            "key": self.artifact.key,
+            "cached": self.cached,
+            "seconds": round(self.seconds, 3),
+            "metrics": self.artifact.metrics,
+            "path": str(self.artifact.path),
+        }
+
+
+def run_step(step: Step, store: ArtifactStore, settings: RunConfig, group: str) -> Outcome:
+    """Make the step's artifact unless it is there, and point its name at it."""
+    begun = time.monotonic()
+    waiting = f"  {step.label}: another process makes it; waiting"
+    with store.claim(step.stage, step.key, waiting) as work:
+        artifact = store.get(step.stage, step.key)
+        cached = artifact is not None
+        if artifact is None:
+            artifact = _make(step, store, settings, group, work)
+    version = store.publish(step.label, artifact)
+    return Outcome(step, artifact, version, cached, time.monotonic() - begun)
+
+
+def _make(step: Step, store: ArtifactStore, settings: RunConfig, group: str, work: Path) -> Artifact:
+    from align.job import Inputs, Job, Stop
+    from align.tracking import make_tracker
+    from align.worker import run_ranks, run_stage
+
+    inputs = Inputs({slot: tuple(_verified(source, store) for source in sources) for slot, sources in step.inputs.items()})
+    begun, stop = time.monotonic(), Stop()
+    (work / "out").mkdir(exist_ok=True)
+    tracker = make_tracker(settings.tracker, group, store.root)
+    run = (step.label, step.stage, asdict(step.config), work)
+    try:
+        with stop.listening():
+            if settings.hardware.num_processes > 1:
+                metrics = run_ranks(step.config, inputs, step.label, work, settings, group, stop)
+                tracker.start(*run)
+            else:
+                tracker.start(*run)
+                metrics = run_stage(step.config, inputs, Job(step.label, work, settings, tracker, stop))
+        if data_digest(step.name, step.config, settings, store) != step.data_digest:
+            raise ConfigError(f"steps.{step.name}.source: changed while it was read; give the same command again")
+        artifact = store.commit(step.stage, step.key, work / "out", _manifest(step, inputs, metrics, begun))
+        tracker.log_artifact(step.label, len(store.versions(step.label)), artifact)
+    except BaseException:
+        tracker.finish(exit_code=1)
+        raise
+    tracker.finish()
+    return artifact
+
+
+def _verified(source: Source, store: ArtifactStore) -> Artifact:
+    artifact = store.get(source.stage, source.key)
+    assert artifact is not None, f"{source.ref} was planned and is gone"
+    store.verify(artifact)
+    return artifact
+
+
+def _manifest(step: Step, inputs: dict[str, tuple[Artifact, ...]], metrics: dict[str, float], begun: float) -> dict[str, Any]:
+    refs = {slot: [source.ref for source in sources] for slot, sources in step.inputs.items()}
+    return {
+        "kind": step.config.output,
+        "config": asdict(step.config),
+        "data": step.data_digest,
+        "inputs": {
+            slot: [
+                {"ref": ref, "stage": a.stage, "key": a.key, "digest": a.digest}
+                for ref, a in zip(refs[slot], artifacts, strict=True)
+            ]
+            for slot, artifacts in inputs.items()
+        },
+        "metrics": metrics,
+        "seconds": round(time.monotonic() - begun, 3),
+        "created": time.time(),
+        "code": code_version(),
+        "packages": packages(),
+    }
+
+
+def run_pipeline(steps: Sequence[Step], store: ArtifactStore, settings: RunConfig) -> list[Outcome]:
+    """Run every step in order; a line to standard error for each."""
+    group = f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    outcomes = []
+    for number, step in enumerate(steps, 1):
+        head = f"[{number}/{len(steps)}] {step.label}"
+        if not step.cached:
+            print(f"{head}  {step.reason}", file=sys.stderr, flush=True)
+        outcome = run_step(step, store, settings, group)
+        outcomes.append(outcome)
+        done = "cached" if outcome.cached else f"{outcome.seconds:.1f} s"
+        print(f"{head}  {done}  {step.label}:v{outcome.version}", file=sys.stderr, flush=True)
+    return outcomes

@@ -1,0 +1,311 @@
+"""From a composed config to steps: every edge checked, every key known, before anything runs.
+
+A step's key is the sha256 of its stage, the stage's version, the knobs that differ from their default, the keys of its
+inputs and the digest of its data. What has a key has a place in the store, so the same command does only what is left.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from align.artifacts import Artifact, ArtifactStore, digest_of
+from align.configs import RECORDS, Data, ImportModel, RunConfig, StageConfig, stage_class
+from align.data.cards import resolve, resolve_model
+from align.errors import ConfigError, StoreError
+from align.versions import packages
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one input of a step is: where it was named, and the artifact that is or will be there."""
+
+    ref: str
+    stage: str
+    key: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """A named use of a stage, with everything resolved."""
+
+    pipeline: str
+    name: str
+    config: StageConfig
+    inputs: dict[str, tuple[Source, ...]]
+    data_digest: str | None
+    key: str
+    cached: bool = False
+    reason: str = ""
+
+    @property
+    def stage(self) -> str:
+        return self.config.STAGE
+
+    @property
+    def label(self) -> str:
+        return f"{self.pipeline}/{self.name}"
+
+    def described(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "step": self.label,
+            "stage": self.stage,
+            "kind": self.config.output,
+            "key": self.key,
+            "cached": self.cached,
+            "reason": self.reason,
+            "inputs": {slot: [source.ref for source in sources] for slot, sources in self.inputs.items()},
+        }
+
+
+# -- from a composed config to steps -----------------------------------------------------------------------------
+
+
+def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
+    """The settings of a run, and its steps' configs by name; a single stage's knobs stand beside the settings."""
+    names = {f.name for f in fields(RunConfig)}
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), {k: cfg[k] for k in names & cfg.keys()}))
+    assert isinstance(settings, RunConfig)
+    if "steps" in cfg:
+        if not settings.name:
+            raise ConfigError("no pipeline given; say which, as in: align run pipeline=quickstart")
+        return settings, dict(cfg.steps.items())
+    stage = cfg.stage
+    pipeline, _, step = (settings.name or f"own/{stage}").partition("/")
+    if not pipeline or not step:
+        raise ConfigError(f"name: expected PIPELINE/STEP, got {settings.name!r}")
+    settings.name = pipeline
+    knobs = {k: v for k, v in cfg.items() if k not in names}
+    if any(f.name == "seed" for f in fields(stage_class(stage))):
+        knobs["seed"] = settings.seed
+    return settings, {step: OmegaConf.create(knobs)}
+
+
+def _step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
+    values = {k: v for k, v in node.items() if k != "stage"}
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(stage_class(node.stage)), values))
+    except ConfigError as error:
+        raise ConfigError(f"steps.{name}.{error}") from None
+    assert isinstance(config, StageConfig)
+    if getattr(config, "seed", 0) is None:
+        config.seed = seed  # type: ignore[attr-defined]
+    config.inputs = {slot: refs for slot, refs in config.inputs.items() if refs}
+    return config
+
+
+def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactStore) -> list[Step]:
+    """Every step in the order it can run, each edge checked and each key computed; what is cached, and why not.
+
+    Raises:
+        ConfigError: a knob, an input or a source is not what it should be.
+        StoreError: an artifact that is named or cached is gone or damaged.
+    """
+    configs = {name: _step_config(name, node, settings.seed) for name, node in nodes.items()}
+    _add_sources(configs)
+    order = _in_order(configs)
+    if settings.step is not None:
+        order = _needed(settings.step, order, configs)
+    steps: dict[str, Step] = {}
+    for name in order:
+        steps[name] = _resolve_step(settings, name, configs[name], steps, store)
+    return list(steps.values())
+
+
+def _refs(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
+    for slot, refs in config.inputs.items():
+        yield slot, [refs] if isinstance(refs, str) else list(refs)
+
+
+def _add_sources(configs: dict[str, StageConfig]) -> None:
+    """Make a step of every input that names data or a model outside the store."""
+    for name, config in list(configs.items()):
+        for slot, refs in _refs(config):
+            kind = _expected_kind(name, config, slot)
+            for i, ref in enumerate(refs):
+                if ref.partition(":")[0] not in ("card", "path", "hf"):
+                    continue
+                made = f"{name}.{slot}" + (f".{i}" if len(refs) > 1 else "")
+                if kind == "model":
+                    configs[made] = ImportModel(source=ref)
+                elif kind in ("tokenizer", "reward_model", "evaluation"):
+                    raise ConfigError(f"steps.{name}.inputs.{slot}: expected an artifact of kind {kind}, got {ref}")
+                else:
+                    source, _, split = ref.partition("/") if ref.startswith("card:") else (ref, "", "")
+                    splits = {"splits": [split]} if split else {}
+                    configs[made] = Data(source=source, record=kind, **splits)
+                refs[i] = made
+            config.inputs[slot] = refs
+
+
+def _expected_kind(name: str, config: StageConfig, slot: str) -> str:
+    slots = {**config.INPUTS, **config.OPTIONAL}
+    if slot not in slots:
+        near = difflib.get_close_matches(slot, slots, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"steps.{name}.inputs.{slot}: unknown input{hint}; inputs: {', '.join(slots) or 'none'}")
+    return slots[slot]
+
+
+def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
+    """Names with every step after those it needs."""
+    order: list[str] = []
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in order:
+            return
+        if name in path:
+            raise ConfigError(f"steps.{name}.inputs: goes round in a circle: {' -> '.join([*path, name])}")
+        path.append(name)
+        for _, refs in _refs(configs[name]):
+            for ref in refs:
+                if ref in configs:
+                    visit(ref)
+        order.append(path.pop())
+
+    for name in configs:
+        visit(name)
+    return order
+
+
+def _needed(target: str, order: list[str], configs: Mapping[str, StageConfig]) -> list[str]:
+    if target not in configs:
+        near = difflib.get_close_matches(target, configs, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"step={target}: no such step{hint}; steps: {', '.join(configs)}")
+    needed, queue = set(), [target]
+    while queue:
+        name = queue.pop()
+        needed.add(name)
+        queue += [ref for _, refs in _refs(configs[name]) for ref in refs if ref in configs]
+    return [name for name in order if name in needed]
+
+
+def _resolve_step(
+    settings: RunConfig, name: str, config: StageConfig, done: Mapping[str, Step], store: ArtifactStore
+) -> Step:
+    given = dict(_refs(config))
+    for slot in config.INPUTS:
+        if slot not in given:
+            raise ConfigError(
+                f"steps.{name}.inputs.{slot}: {config.STAGE} needs a {config.INPUTS[slot]} here; give a step of this "
+                f"pipeline, PIPELINE/STEP of the store, card:NAME, path:FILE or hf:ORG/NAME@COMMIT"
+            )
+    inputs = {}
+    for slot, refs in given.items():
+        where, expected = f"steps.{name}.inputs.{slot}", _expected_kind(name, config, slot)
+        inputs[slot] = sources = tuple(_source(settings, where, ref, done, store) for ref in refs)
+        for source in sources:
+            if source.kind != expected:
+                raise ConfigError(f"{where}: expected {expected}, but {source.ref} is {source.kind}")
+        if len(sources) != 1 and expected not in RECORDS:
+            raise ConfigError(f"{where}: expected one {expected}, got {len(sources)}")
+    digest = data_digest(name, config, settings, store)
+    key = digest_of(
+        {
+            "stage": config.STAGE,
+            "version": config.VERSION,
+            "knobs": changed_knobs(config),
+            "inputs": {slot: [source.key for source in sources] for slot, sources in inputs.items()},
+            "data": digest,
+        }
+    )
+    step = Step(settings.name, name, config, inputs, digest, key)
+    artifact = store.get(config.STAGE, key)
+    return replace(step, cached=artifact is not None, reason=_why(step, artifact, store))
+
+
+def data_digest(name: str, config: StageConfig, settings: RunConfig, store: ArtifactStore) -> str | None:
+    """The digest of what a step reads from outside the store; None for a step that reads nothing there."""
+    try:
+        if isinstance(config, Data):
+            return resolve(config.source, settings.data_root, store.root).digest
+        if isinstance(config, ImportModel):
+            return resolve_model(config.source, store.root).digest
+    except ConfigError as error:
+        raise ConfigError(f"steps.{name}.source: {error}") from None
+    return None
+
+
+def _source(settings: RunConfig, where: str, ref: str, done: Mapping[str, Step], store: ArtifactStore) -> Source:
+    if ref in done:
+        step = done[ref]
+        return Source(f"{settings.name}/{ref}", step.stage, step.key, step.config.output)
+    if "/" not in ref and "@" not in ref:
+        near = difflib.get_close_matches(ref, done, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"{where}: no step {ref!r} in this pipeline{hint}; for one in the store say PIPELINE/STEP")
+    try:
+        artifact = store.find(ref)
+    except StoreError as error:
+        raise StoreError(f"{where}: {error}") from None
+    return Source(ref, artifact.stage, artifact.key, artifact.kind)
+
+
+def changed_knobs(config: Any, default: Any = None) -> dict[str, Any]:
+    """The knobs that differ from their default, nested ones as nested; inputs are not knobs."""
+    default = default if default is not None else type(config)()
+    changed = {}
+    for knob in fields(config):
+        value, usual = getattr(config, knob.name), getattr(default, knob.name)
+        if knob.name == "inputs" or value == usual:
+            continue
+        if knob.name == "seed" and value == 0:  # the run's seed is 0 unless it is given
+            continue
+        nested = is_dataclass(value) and not isinstance(value, type)
+        changed[knob.name] = changed_knobs(value, usual) if nested else value
+    return changed
+
+
+# -- why a step runs ---------------------------------------------------------------------------------------------
+
+
+def _why(step: Step, artifact: Artifact | None, store: ArtifactStore) -> str:
+    if artifact is not None:
+        stale = [
+            f"{name} {version} -> {packages()[name]}"
+            for name, version in artifact.manifest["packages"].items()
+            if name in packages() and packages()[name] != version
+        ]
+        return "made under other versions: " + ", ".join(stale) if stale else ""
+    versions = store.versions(step.label)
+    if not versions:
+        return "not made yet"
+    last = versions[max(versions)]
+    before = store.get(last["stage"], last["key"])
+    if before is None:
+        return f"v{max(versions)} is gone"
+    return "; ".join(_differences(step, before.manifest)) or f"{step.stage} changed its version"
+
+
+def _differences(step: Step, manifest: dict[str, Any]) -> list[str]:
+    if manifest["stage"] != step.stage:
+        return [f"stage {manifest['stage']} -> {step.stage}"]
+    now, before = flat(asdict(step.config)), flat(manifest["config"])
+    found = [
+        f"{knob} {before.get(knob)} -> {now.get(knob)}"
+        for knob in sorted(now.keys() | before.keys())
+        if not knob.startswith("inputs") and now.get(knob) != before.get(knob)
+    ]
+    for slot in sorted(step.inputs.keys() | manifest["inputs"].keys()):
+        keys = [source.key for source in step.inputs.get(slot, ())]
+        if keys != [entry["key"] for entry in manifest["inputs"].get(slot, [])]:
+            found.append(f"input {slot} changed")
+    if step.data_digest != manifest.get("data"):
+        found.append("its data changed")
+    return found
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

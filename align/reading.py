@@ -1,0 +1,116 @@
+"""What a person reads at the end of a command: the plan, the headline table, samples side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from align.artifacts import ArtifactStore
+from align.pipeline import Outcome
+from align.plan import Step
+
+_NUM_SAMPLES = 5
+
+
+def show_plan(steps: Sequence[Step], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([step.described() for step in steps], indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("step", "stage", "key", "", "why"):
+        table.add_column(column, overflow="fold")
+    for step in steps:
+        table.add_row(step.label, step.stage, step.key[:12], "cached" if step.cached else "run", step.reason)
+    todo = sum(not step.cached for step in steps)
+    console = Console()
+    console.print(table)
+    console.print(f"{todo} to run, {len(steps) - todo} cached")
+
+
+def show_outcomes(outcomes: Sequence[Outcome], store: ArtifactStore, as_json: bool, tracked: bool) -> None:
+    """The end of a run: headline table and samples where there are evaluations, and where everything is."""
+    ran = sum(not outcome.cached for outcome in outcomes)
+    if as_json:
+        print(json.dumps([outcome.described() for outcome in outcomes], indent=1))
+        return
+    console = Console()
+    evaluations = [o for o in outcomes if o.artifact.kind == "evaluation"]
+    if evaluations:
+        console.print(_headline(evaluations))
+        console.print(_samples(evaluations))
+    console.print(f"{ran} steps run, {len(outcomes) - ran} cached, {sum(o.seconds for o in outcomes):.1f} s")
+    console.print(f"artifacts: {store.root}   (align artifacts ls)", soft_wrap=True)
+    if tracked and ran:
+        folder = Path(os.environ.get("WANDB_DIR") or store.root) / "wandb"
+        console.print(f"W&B runs:  {folder}   (wandb sync {folder}/offline-run-*)", soft_wrap=True)
+
+
+def _headline(evaluations: Sequence[Outcome]) -> Table:
+    """One row an evaluation: scores sampled and greedy, win rate against its baseline, KL, length, pretraining loss."""
+    score = "gold" if any("gold/score" in o.artifact.metrics for o in evaluations) else "reward"
+    table = Table(title="Evaluation on held-out prompts", title_justify="left")
+    columns = ("model", f"{score} T=1", f"{score} greedy", "wins T=1 [95 %]", "wins greedy [95 %]", "ties", "KL")
+    for column in (*columns, "tokens", "text loss"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
+    for outcome in evaluations:
+        m = outcome.artifact.metrics
+        table.add_row(
+            outcome.step.inputs["model"][0].ref,
+            _number(m, f"{score}/score"),
+            _number(m, f"greedy/{score}/score"),
+            _interval(m, ""),
+            _interval(m, "greedy/"),
+            _percent(m, "ties"),
+            _number(m, "kl"),
+            _number(m, "response_tokens", 1),
+            _number(m, "pretrain_loss"),
+        )
+    return table
+
+
+def _number(metrics: dict[str, float], name: str, digits: int = 3) -> str:
+    return f"{metrics[name]:.{digits}f}" if name in metrics else ""
+
+
+def _percent(metrics: dict[str, float], name: str) -> str:
+    return f"{100 * metrics[name]:.0f} %" if name in metrics else ""
+
+
+def _interval(metrics: dict[str, float], prefix: str) -> str:
+    names = [f"{prefix}{name}" for name in ("win_rate", "win_rate_low", "win_rate_high")]
+    if not all(name in metrics for name in names):
+        return ""
+    rate, low, high = (100 * metrics[name] for name in names)
+    return f"{rate:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def _samples(evaluations: Sequence[Outcome]) -> Table:
+    """The answers of every evaluated model to the same prompts, sampled at temperature 1."""
+    table = Table(title="Samples", title_justify="left", show_lines=True)
+    table.add_column("prompt", overflow="fold")
+    answers: dict[str, dict[str, str]] = {}
+    for outcome in evaluations:
+        name = outcome.step.inputs["model"][0].ref
+        table.add_column(name, overflow="fold")
+        for row in _rows(outcome.artifact.path / "samples.jsonl"):
+            answers.setdefault(row["prompt"], {})[name] = row["response"]
+    names = [outcome.step.inputs["model"][0].ref for outcome in evaluations]
+    for prompt, by_model in list(answers.items())[:_NUM_SAMPLES]:
+        table.add_row(*(_plain(text) for text in (prompt, *(by_model.get(name, "") for name in names))))
+    return table
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _plain(text: str, limit: int = 300) -> str:
+    """Model text, with nothing in it that the terminal or the table would take as a command."""
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    return (shown if len(shown) <= limit else shown[: limit - 3] + "...").replace("[", r"\[")

@@ -1,0 +1,58 @@
+"""One rollout of PPO: responses sampled from the policy, and what every model says of each of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Samples(NamedTuple):
+    """B prompts with a response to each."""
+
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    sampled_logprobs: torch.Tensor  # [B, T] nats, as the sampling engine saw them
+    mask: torch.Tensor  # [B, T] bool, True where the token counts
+    ended: torch.Tensor  # [B] bool, False where the response was cut off
+
+    def tokens(self, i: int) -> int:
+        return len(self.prompts[i]) + len(self.responses[i])
+
+
+class Rollouts(NamedTuple):
+    """Samples, scored: everything the update needs, computed before the first change of the policy."""
+
+    samples: Samples
+    logprobs: torch.Tensor  # [B, T] nats, under the policy as it sampled
+    ref_logprobs: torch.Tensor  # [B, T] nats, under the frozen reference
+    values: torch.Tensor  # [B, T] of the state before each token
+    scores: torch.Tensor  # [B] of the reward model
+
+
+def make_samples(
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    logprobs: Sequence[Sequence[float]],
+    eos_token_id: int,
+    device: torch.device,
+) -> Samples:
+    """Pad what the engine gave; the end-of-text token is looked for in the response alone."""
+    lengths = torch.tensor([len(response) for response in responses], device=device)
+    mask = torch.arange(int(lengths.max()), device=device)[None, :] < lengths[:, None]
+    flat = torch.tensor([logprob for row in logprobs for logprob in row], device=device)
+    ended = torch.tensor([response[-1] == eos_token_id for response in responses], device=device)
+    return Samples(prompts, responses, padded(flat, mask), mask, ended)
+
+
+def padded(flat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[B, T] with `flat` where `mask` is True, row by row, and 0 elsewhere."""
+    out = torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device)
+    out[mask] = flat
+    return out
+
+
+def penalize_cut_off(scores: torch.Tensor, ended: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Take `penalty` off the score of each response without an end-of-text token; both [B]."""
+    return torch.where(ended, scores, scores - penalty)

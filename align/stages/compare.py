@@ -1,0 +1,121 @@
+"""Sample several responses to each prompt and have simulated labelers rank them.
+
+Takes: a model and prompts that a gold scorer can judge.
+Makes: comparisons: prompt, responses, ranks, and the gold scores, which the ranking shows only through noise.
+Departs from InstructGPT: the labelers are simulated; a training ranking may hold strays, responses to other prompts.
+A reward model that never sees one cannot tell that an answer misses the question, and PPO finds that out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from align.configs import Compare
+from align.data.records import Row, read_info, read_rows, write_info, write_rows
+from align.errors import ConfigError
+from align.evals.gold import GoldScorer, gold_scorer
+from align.job import Inputs, Job, Metrics
+from align.labelling.simulated import Judged, Labelers, agreeing_pairs
+from align.models.load import load_model, load_tokenizer
+from align.rollout.engine import Sampling, generate
+from align.seeds import derive_seed
+from align.text.chat import decode_response, encode_prompts
+
+_CALIBRATION_PROMPTS = 400
+
+
+def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
+    folders = inputs.folders("prompts")
+    info = read_info(folders[0])
+    scorer = gold_scorer(info)
+    if scorer is None:
+        raise ConfigError("inputs.prompts: simulated labelers need prompts with a gold scorer; use a card's comparisons")
+    limits = {"train": cfg.num_prompts, "validation": cfg.num_validation_prompts}
+    rows = {split: list(read_rows(folders, split))[:limit] for split, limit in limits.items()}
+    responses = _sample(cfg, inputs, job, [row["prompt"] for split in rows for row in rows[split]])
+    if not job.is_main:
+        return {}
+
+    crew = Labelers(cfg.num_labelers, cfg.tie_width, np.random.default_rng(derive_seed(cfg.seed or 0, "labelers")))
+    ranked: dict[str, list[Row]] = {}
+    for split, prompts in rows.items():
+        groups = [responses[i * cfg.num_responses : (i + 1) * cfg.num_responses] for i in range(len(prompts))]
+        responses = responses[len(prompts) * cfg.num_responses :]
+        if split == "train":
+            groups = _with_strays(groups, cfg)
+        judged = [_judge(row["prompt"], group, scorer) for row, group in zip(prompts, groups, strict=True)]
+        if split == "train":
+            agreement = crew.calibrate(judged[:_CALIBRATION_PROMPTS], cfg.agreement)
+        ranked[split] = [_ranked(row, g, j, crew) for row, g, j in zip(prompts, groups, judged, strict=True)]
+        write_rows(job.out, split, ranked[split])
+    write_info(job.out, record="comparisons", source="compare", licence="generated", dropped={}, gold=info["gold"])
+    job.table("samples", [{"prompt": r["prompt"][-1]["content"], **_shown(r)} for r in ranked["train"][:20]])
+    return _metrics(ranked) | {"labelers/agreement": agreement, "labelers/noise": crew.noise}
+
+
+def _sample(cfg: Compare, inputs: Inputs, job: Job, prompts: Sequence[list[dict[str, str]]]) -> list[str]:
+    """`num_responses` to each prompt, in the order of the prompts."""
+    folder = inputs.one("model").path
+    model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
+    requests = [
+        (i, ids, derive_seed(cfg.seed or 0, "compare", i, k))
+        for i, ids in enumerate(encode_prompts(tokenizer, prompts))
+        for k in range(cfg.num_responses)
+    ]
+    mine = job.share(requests)
+    sampling = Sampling(
+        max_new_tokens=cfg.max_new_tokens,
+        temperature=cfg.temperature,
+        batch_size=job.hardware.generation_batch_size,
+    )
+    texts = [""] * len(mine)
+    with job.progress(len(mine), "responses") as advance:
+        for place, response in generate(
+            model,
+            [ids for _, ids, _ in mine],
+            [seed for _, _, seed in mine],
+            sampling,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ):
+            texts[place] = decode_response(tokenizer, response.ids)
+            advance(1)
+    return job.gather(texts)
+
+
+def _with_strays(groups: list[list[str]], cfg: Compare) -> list[list[str]]:
+    rng = random.Random(derive_seed(cfg.seed or 0, "compare", "strays"))
+    return [group + [rng.choice(rng.choice(groups)) for _ in range(cfg.num_strays)] for group in groups]
+
+
+def _judge(prompt: list[dict[str, str]], responses: list[str], scorer: GoldScorer) -> Judged:
+    gold = np.array([scorer(prompt, text) for text in responses])
+    return Judged(gold, np.array([len(text.split()) for text in responses], dtype=float))
+
+
+def _ranked(row: Row, responses: list[str], judged: Judged, crew: Labelers) -> Row:
+    labeler = int(crew._rng.integers(len(crew.tastes)))
+    ranks = crew.rank(judged, labeler)
+    return {**row, "responses": responses, "ranks": ranks, "gold": judged.gold.tolist(), "labeler": labeler}
+
+
+def _shown(row: Row) -> dict[str, str]:
+    best = sorted(zip(row["ranks"], row["responses"], row["gold"], strict=True))
+    return {f"{i}.": f"rank {rank}, gold {gold:.2f}: {text}" for i, (rank, text, gold) in enumerate(best, 1)}
+
+
+def _metrics(ranked: dict[str, list[Row]]) -> Metrics:
+    """Counts, ties, the mean gold score of the model's own responses, and how far the rankings follow gold."""
+    held_out = ranked["validation"] or ranked["train"]
+    pairs = [agreeing_pairs(row["ranks"], [-score for score in row["gold"]]) for row in held_out]
+    tied = [1 - len(set(row["ranks"])) / len(row["ranks"]) for row in held_out]
+    return {
+        "prompts/train": float(len(ranked["train"])),
+        "prompts/validation": float(len(ranked["validation"])),
+        "gold/score": float(np.mean([score for row in held_out for score in row["gold"]])),
+        "labelers/gold_agreement": sum(a for a, _ in pairs) / max(sum(n for _, n in pairs), 1),
+        "ties": float(np.mean(tied)),
+    }

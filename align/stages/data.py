@@ -1,0 +1,144 @@
+"""Rows from a card, a file or the Hub, checked and split.
+
+Takes: nothing from the store; a source outside it.
+Makes: a dataset artifact: <split>.parquet for each split that has rows, and dataset.json.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from align.configs import Data
+from align.data import smallworld
+from align.data.cards import DataCard, Source, read_source, resolve
+from align.data.files import RawRow
+from align.data.formats import FORMATS, infer_format
+from align.data.records import (
+    SPLITS,
+    Dropped,
+    Malformed,
+    Row,
+    check_row,
+    convert,
+    hashed,
+    split_key,
+    split_of,
+    write_info,
+    write_rows,
+)
+from align.errors import ConfigError
+from align.job import Inputs, Job, Metrics
+
+_SHOWN_ERRORS = 20
+
+
+def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
+    if not job.is_main:
+        return {}
+    source = resolve(cfg.source, job.data_root, job.work)
+    dropped: Counter[str] = Counter()
+    if source.card.generator:
+        rows = smallworld.rows(cfg.record, cfg.splits, _limits(cfg), cfg.options)
+        info = smallworld.info(cfg.options)
+    else:
+        rows, info = _read(cfg, source, dropped), {}
+    metrics: Metrics = {}
+    for split in cfg.splits:
+        metrics[f"rows/{split}"] = write_rows(job.out, split, rows.get(split, []))
+    if not any(metrics.values()):
+        raise ConfigError(f"source {cfg.source!r}: no row is left; dropped: {_counted(dropped) or 'none'}")
+    write_info(job.out, record=cfg.record, source=cfg.source, licence=source.card.licence, dropped=dropped, **info)
+    kept = ", ".join(f"{metrics[f'rows/{split}']:,} {split}" for split in cfg.splits)
+    job.info(f"{kept}" + (f"; dropped {sum(dropped.values()):,}: {_counted(dropped)}" if dropped else ""))
+    return metrics | {f"dropped/{reason}": count for reason, count in dropped.items()}
+
+
+def check_rows(cfg: Data, data_root: str | None) -> None:
+    """Read every row of a data step and raise what `run` would; for `align plan check_data=true`."""
+    source = resolve(cfg.source, data_root, Path())
+    if not source.card.generator:
+        _read(cfg, source, Counter())
+
+
+def _limits(cfg: Data) -> dict[str, int | None]:
+    return {"train": cfg.train_rows, "validation": cfg.validation_rows, "test": cfg.test_rows}
+
+
+def _counted(dropped: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in dropped.most_common())
+
+
+def _read(cfg: Data, source: Source, dropped: Counter[str]) -> dict[str, list[Row]]:
+    """Rows by split. A malformed row of the user's own file is an error; of a published set, a count."""
+    splits: dict[str, dict[str, Row]] = {split: {} for split in SPLITS}
+    errors: list[str] = []
+    given = _splits_by_file(source)
+    for raw in read_source(source):
+        try:
+            for row in _rows_of(raw, cfg, source.card):
+                split = given.get(raw.where.partition(":")[0]) or split_of(split_key(row), source.card.held_out)
+                identity = repr(row)
+                if identity in splits[split]:
+                    dropped["duplicate"] += 1
+                splits[split][identity] = row
+        except Dropped as reason:
+            dropped[str(reason)] += 1
+        except Malformed as problem:
+            dropped["malformed"] += 1
+            errors.append(f"{raw.where}: {problem}")
+    if errors and source.is_local_path:
+        more = f" (and {len(errors) - _SHOWN_ERRORS} more)" if len(errors) > _SHOWN_ERRORS else ""
+        raise ConfigError("\nerror: ".join(errors[:_SHOWN_ERRORS]) + more)
+    limits = _limits(cfg)
+    return {split: _take(rows, limits[split]) for split, rows in splits.items()}
+
+
+def _splits_by_file(source: Source) -> dict[str, str]:
+    """A user's folder with train.jsonl, validation.jsonl, ... is split as it says."""
+    named = {str(path): path.name.partition(".")[0] for path in source.files}
+    return {path: name for path, name in named.items() if name in SPLITS} if source.is_local_path else {}
+
+
+def _rows_of(raw: RawRow, cfg: Data, card: DataCard) -> Iterator[Row]:
+    if isinstance(raw.row, Malformed):
+        raise raw.row
+    record, read = FORMATS[card.format or infer_format(raw.row)]
+    for row in read(raw.row):
+        try:
+            row = convert(row, record, cfg.record)
+        except ValueError as error:
+            raise ConfigError(f"source {cfg.source!r}: holds {record}; {error}") from None
+        row = check_row(cfg.record, row)
+        if cfg.max_chars is not None:
+            yield from _fitting(row, cfg.record, cfg.max_chars)
+        else:
+            yield row
+
+
+def _fitting(row: Row, record: str, max_chars: int) -> Iterator[Row]:
+    """Long documents in pieces that end with a line; other rows that are too long are dropped."""
+    if record == "documents":
+        piece = ""
+        for line in row["text"].splitlines(keepends=True):
+            if piece and len(piece) + len(line) > max_chars:
+                yield {**row, "text": piece}
+                piece = ""
+            piece += line
+        yield {**row, "text": piece}
+    elif len(repr(_texts(row))) > max_chars:
+        raise Dropped("too long")
+    else:
+        yield row
+
+
+def _texts(row: Row) -> list[Any]:
+    return [row.get(name) for name in ("messages", "prompt", "responses") if name in row]
+
+
+def _take(rows: dict[str, Row], limit: int | None) -> list[Row]:
+    """Rows in an order that looks random and hangs on their content alone, the first `limit` of them."""
+    ordered = [rows[identity] for identity in sorted(rows, key=hashed)]
+    return ordered[:limit]

@@ -1,0 +1,204 @@
+"""Supervised tuning on demonstrations, with trl.SFTTrainer.
+
+Takes: a model and demonstrations; optionally pretraining text to mix in.
+Makes: a model; with LoRA, merged, and the adapter beside it in adapter/.
+Departs from InstructGPT: the checkpoint is chosen by validation loss after each epoch; there by a reward model's score.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from align.artifacts import sha256_file, write_json
+from align.configs import Sft
+from align.data.records import read_rows
+from align.errors import ConfigError, HealthStop
+from align.evals.text_loss import encode_text
+from align.job import Inputs, Job, Metrics
+from align.models.load import context_length, load_model, load_tokenizer, save_model
+from align.seeds import derive_seed
+from align.text.chat import encode_conversations
+
+_SEAL = "align.json"  # in a checkpoint folder of the trainer: the sha256 of its files, written last
+
+
+def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
+    folder = inputs.one("model").path
+    model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
+    length = cfg.sequence_length or context_length(model)
+    train, dropped = _examples(inputs.folders("data"), "train", tokenizer, length)
+    held_out, _ = _examples(inputs.folders("data"), "validation", tokenizer, length)
+    if dropped:
+        job.info(f"{dropped} demonstrations are longer than {length} tokens and left out")
+    if not train:
+        raise ConfigError(f"inputs.data: no demonstration fits into {length} tokens")
+    train += _text_examples(cfg, inputs, train, tokenizer, length)
+    arguments = _arguments(cfg, job, length, bool(held_out))
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list(train),
+        eval_dataset=datasets.Dataset.from_list(held_out) if held_out else None,
+        processing_class=tokenizer,
+        peft_config=_lora(cfg),
+        callbacks=[_Reporter(job)],
+    )
+    trainer.train(resume_from_checkpoint=_newest_sealed(Path(str(arguments.output_dir)), job))
+
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if job.is_main:
+        if isinstance(trained, PeftModel):
+            trained.save_pretrained(job.out / "adapter")
+            trained = trained.merge_and_unload()
+        save_model(trained, tokenizer, job.out)
+    metrics = {"demonstrations": float(len(train)), "dropped": float(dropped)}
+    best = trainer.state.best_metric
+    return metrics | ({"eval/loss": float(best)} if best is not None else {})
+
+
+def _examples(
+    folders: list[Path], split: str, tokenizer: PreTrainedTokenizerBase, length: int
+) -> tuple[list[dict[str, list[int]]], int]:
+    """Token ids and labels, -100 where the assistant did not write; and how many were too long."""
+    conversations = [row["messages"] for row in read_rows(folders, split)]
+    encoded = encode_conversations(tokenizer, conversations) if conversations else []
+    fitting = [
+        {
+            "input_ids": e.ids,
+            "labels": [token if by else -100 for token, by in zip(e.ids, e.by_assistant, strict=True)],
+        }
+        for e in encoded
+        if len(e.ids) <= length
+    ]
+    return fitting, len(encoded) - len(fitting)
+
+
+def _text_examples(
+    cfg: Sft, inputs: Inputs, train: list[dict[str, list[int]]], tokenizer: PreTrainedTokenizerBase, length: int
+) -> list[dict[str, list[int]]]:
+    """Rows of pretraining text, all of it to be learned, that make up `text_share` of the training tokens."""
+    if cfg.text_share == 0:
+        return []
+    if "text" not in inputs or cfg.text_share == 1:
+        raise ConfigError("text_share: needs inputs.text, and a share below 1")
+    tokens = sum(len(example["input_ids"]) for example in train) * cfg.text_share / (1 - cfg.text_share)
+    rows = encode_text([row["text"] for row in read_rows(inputs.folders("text"), "train")], tokenizer, length).rows
+    generator = torch.Generator().manual_seed(derive_seed(cfg.seed or 0, "sft", "text"))
+    chosen = rows[torch.randperm(len(rows), generator=generator)[: math.ceil(tokens / length)]].tolist()
+    return [{"input_ids": ids, "labels": ids} for ids in chosen]
+
+
+def _arguments(cfg: Sft, job: Job, length: int, has_held_out: bool) -> SFTConfig:
+    if cfg.batch_size % job.world_size:
+        raise ConfigError(f"batch_size: expected a multiple of {job.world_size} processes, got {cfg.batch_size}")
+    rows = cfg.batch_size // job.world_size
+    most = max(1, job.hardware.micro_batch_tokens // length)
+    micro = max(n for n in range(1, rows + 1) if rows % n == 0 and n <= most)
+    return SFTConfig(
+        output_dir=str(job.work / "trainer"),
+        num_train_epochs=cfg.num_epochs,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=rows // micro,
+        learning_rate=cfg.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": cfg.final_learning_rate_fraction},
+        warmup_steps=cfg.warmup_steps,
+        weight_decay=cfg.weight_decay,
+        adam_beta2=0.95,
+        max_grad_norm=cfg.max_grad_norm,
+        max_length=length,
+        packing=True,
+        eval_packing=True,
+        bf16=cfg.precision == "bf16",
+        gradient_checkpointing=False,
+        use_cpu=job.device.type == "cpu",
+        eval_strategy="epoch" if has_held_out else "no",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=has_held_out,
+        metric_for_best_model="eval_loss" if has_held_out else None,
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        seed=derive_seed(cfg.seed or 0, "sft") % 2**32,
+        dataloader_num_workers=0,
+    )
+
+
+def _lora(cfg: Sft) -> LoraConfig | None:
+    if cfg.lora is None:
+        return None
+    return LoraConfig(
+        r=cfg.lora.rank,
+        lora_alpha=cfg.lora.alpha,
+        lora_dropout=cfg.lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+class _Reporter(TrainerCallback):
+    """Carries the trainer's numbers, saves and stops over to the job."""
+
+    def __init__(self, job: Job):
+        self._job, self._steps = job, iter(())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._steps = self._job.steps(state.max_steps, state.global_step)
+        next(self._steps, None)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        next(self._steps, None)
+        if self._job.wants_checkpoint():
+            control.should_save = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        names = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate", "eval_loss": "eval/loss"}
+        metrics = {ours: float((logs or {})[theirs]) for theirs, ours in names.items() if theirs in (logs or {})}
+        if not all(map(math.isfinite, metrics.values())):
+            raise HealthStop(f"step {state.global_step}: {metrics}: not finite; lower learning_rate")
+        if metrics:
+            self._job.log(metrics, state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Seal the checkpoint, so that one torn by a crash is never resumed from; then stop, if that was asked."""
+        if self._job.is_main:
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            files = {p.name: sha256_file(p) for p in folder.iterdir() if p.name != _SEAL}
+            write_json(folder / _SEAL, {"files": files, "logged": self._job.logged_bytes()})
+        self._job.saved()
+
+
+def _newest_sealed(folder: Path, job: Job) -> str | None:
+    """The newest checkpoint of the trainer that is whole, with the log cut back to it."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in found:
+        try:
+            seal = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))
+            if all(sha256_file(checkpoint / name) == digest for name, digest in seal["files"].items()):
+                job.cut_log(seal["logged"])
+                job.info(f"going on from {checkpoint.name.rpartition('-')[2]}")
+                return str(checkpoint)
+        except (OSError, ValueError, KeyError):
+            continue
+    return None

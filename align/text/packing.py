@@ -1,0 +1,50 @@
+"""Sequences laid end to end in one row, so that no padding goes through a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Packed(NamedTuple):
+    """S sequences in one row of N tokens; positions begin at 0 in each, which is what keeps them apart."""
+
+    input_ids: torch.Tensor  # [1, N]
+    position_ids: torch.Tensor  # [1, N]
+    ends: torch.Tensor  # [S] index of each sequence's last token
+
+
+def pack(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Packed:
+    """Lay `sequences` of token ids end to end."""
+    lengths = torch.tensor([len(s) for s in sequences])
+    ids = torch.tensor([token for s in sequences for token in s])
+    ends = lengths.cumsum(0) - 1
+    starts = torch.repeat_interleave(ends - lengths + 1, lengths)
+    positions = torch.arange(len(ids)) - starts
+    return Packed(ids[None].to(device), positions[None].to(device), ends.to(device))
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Split sequences, in order, into groups of at most `max_tokens` tokens (a longer one stands alone)."""
+    group: list[int] = []
+    total = 0
+    for i, length in enumerate(lengths):
+        if group and total + length > max_tokens:
+            yield group
+            group, total = [], 0
+        group.append(i)
+        total += length
+    if group:
+        yield group
+
+
+def pack_documents(documents: Iterable[Sequence[int]], length: int) -> torch.Tensor:
+    """Documents, each already ended by its end-of-text token, cut into rows [R, length]; the tail is left out.
+
+    Documents may cross rows and see each other within one, as in GPT-3 (section 2.1: no mask between documents).
+    """
+    flat = torch.tensor([token for document in documents for token in document])
+    rows = len(flat) // length
+    return flat[: rows * length].view(rows, length)

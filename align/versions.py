@@ -1,0 +1,38 @@
+"""What code and which packages a result was made with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors", "numpy")
+
+
+@cache
+def packages() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """The commit of the checkout this runs from and whether it has changes, or the version of an installed package."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(here, "status", "--porcelain", "--", str(here)))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "version": metadata.version("align"), "dirty": False}
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()

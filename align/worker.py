@@ -1,0 +1,144 @@
+"""Run one step's stage, in this process or as one rank of several.
+
+With `hardware.num_processes` above 1, torchrun starts this module once a rank; each reads the same request, and rank 0
+leaves the metrics behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from align.artifacts import Artifact, ArtifactStore, write_json
+from align.configs import RunConfig, StageConfig, stage_class
+from align.errors import AlignError, StoreError
+from align.job import Inputs, Job, Metrics, Stop
+from align.seeds import derive_seed
+from align.tracking import NoTracker, Tracker, make_tracker
+
+for _name, _value in {
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL's trainers report their use otherwise
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "true",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+
+def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
+    """Import the stage and run it, torch's random stream set by the stage's name and seed alone."""
+    import torch
+
+    if job.hardware.threads is not None:
+        torch.set_num_threads(job.hardware.threads)
+    torch.manual_seed(derive_seed(getattr(config, "seed", 0), config.STAGE))
+    stage = importlib.import_module(f"align.stages.{config.STAGE}")
+    return stage.run(config, inputs, job)
+
+
+def run_ranks(
+    config: StageConfig, inputs: Inputs, label: str, work: Path, settings: RunConfig, group: str, stop: Stop
+) -> Metrics:
+    """Run the stage under torchrun."""
+    request = {
+        "stage": config.STAGE,
+        "config": asdict(config),
+        "inputs": {slot: [[a.stage, a.key] for a in artifacts] for slot, artifacts in inputs.items()},
+        "label": label,
+        "settings": {**asdict(settings), "store": str(Path(settings.store).absolute())},
+        "group": group,
+    }
+    write_json(work / "request.json", request)
+    result = work / "result.json"
+    result.unlink(missing_ok=True)
+    processes = f"--nproc-per-node={settings.hardware.num_processes}"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", processes, "-m", "align.worker", str(work)]
+    # The step's lock is inherited: it holds as long as a rank lives, even when this process is killed outright.
+    ranks = subprocess.Popen(command, close_fds=False, preexec_fn=_die_with_parent)
+    told = False
+    while ranks.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            ranks.wait(timeout=0.2)
+        if stop.signal is not None and not told:
+            ranks.send_signal(signal.SIGTERM)
+            told = True
+    outcome = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+    if "metrics" in outcome:
+        return outcome["metrics"]
+    if stop.signal is not None:
+        raise stop.error()
+    error = AlignError(outcome.get("error", f"{label}: a process ended with exit code {ranks.returncode}; see above"))
+    error.exit_code = outcome.get("exit_code", 1)
+    raise error
+
+
+def main(work: Path) -> None:
+    """One rank: read the request, run, and leave the outcome."""
+    _die_with_parent()
+    import torch.distributed as dist
+
+    request = json.loads((work / "request.json").read_text(encoding="utf-8"))
+    settings = _typed(RunConfig, request["settings"])
+    dist.init_process_group("nccl" if settings.hardware.device == "cuda" else "gloo")
+    store = ArtifactStore(settings.store)
+    inputs = Inputs({slot: tuple(_input(store, *ref) for ref in refs) for slot, refs in request["inputs"].items()})
+    config = _typed(stage_class(request["stage"]), request["config"])
+    stop = Stop()
+    tracker: Tracker = NoTracker()
+    if dist.get_rank() == 0:
+        tracker = make_tracker(settings.tracker, request["group"], store.root)
+        tracker.start(request["label"], config.STAGE, request["config"], work)
+    job = Job(request["label"], work, settings, tracker, stop, dist.get_rank(), dist.get_world_size())
+    with stop.listening(), _telling(work, job.is_main) as outcome:
+        outcome["metrics"] = run_stage(config, inputs, job)
+    tracker.finish()
+    dist.destroy_process_group()
+
+
+def _typed(cls: type, values: dict[str, Any]) -> Any:
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+
+
+def _input(store: ArtifactStore, stage: str, key: str) -> Artifact:
+    artifact = store.get(stage, key)
+    if artifact is None:
+        raise StoreError(f"{stage}@{key[:12]}: gone since the step was planned")
+    return artifact
+
+
+@contextlib.contextmanager
+def _telling(work: Path, is_main: bool) -> Iterator[dict[str, Any]]:
+    """Leave behind what came out, on rank 0; an error of the user's world as its line and exit code."""
+    outcome: dict[str, Any] = {}
+    try:
+        yield outcome
+    except AlignError as error:
+        if is_main:
+            write_json(work / "result.json", {"error": str(error), "exit_code": error.exit_code})
+        sys.exit(error.exit_code)
+    if is_main:
+        write_json(work / "result.json", outcome)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the parent dies; elsewhere an orphan goes on, holding the step's lock."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
