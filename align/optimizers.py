@@ -61,36 +61,54 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(_scaled_orthogonal(update), alpha=-group["lr"])
+            parameters = [p for p in group["params"] if p.grad is not None]
+            updates = _scaled_orthogonal([self._momentum(p, group["momentum"]) for p in parameters])
+            for parameter, update in zip(parameters, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+
+    def _momentum(self, parameter: torch.nn.Parameter, momentum: float) -> torch.Tensor:
+        """Nesterov's: a step further along the running mean of the gradient than that mean."""
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        return gradient.lerp(state["momentum"].lerp_(gradient, 1 - momentum), momentum)
 
 
-def _scaled_orthogonal(update: torch.Tensor) -> torch.Tensor:
-    rows, columns = update.shape
+def _scaled_orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Each matrix made orthogonal and scaled; those of one shape go through the iteration together."""
+    stacks = [_stacked(matrix) for matrix in matrices]
+    done: dict[int, torch.Tensor] = {}
+    for shape in dict.fromkeys(stack.shape[1:] for stack in stacks):
+        places = [i for i, stack in enumerate(stacks) if stack.shape[1:] == shape]
+        together = orthogonalize(torch.cat([stacks[i] for i in places])) * (0.2 * max(shape) ** 0.5)
+        done.update(zip(places, together.split([len(stacks[i]) for i in places]), strict=True))
+    return [_unstacked(done[i], matrix) for i, matrix in enumerate(matrices)]
+
+
+def _stacked(matrix: torch.Tensor) -> torch.Tensor:
+    """[M, rows, columns]: one matrix, or the three projections of attention apart."""
+    rows, columns = matrix.shape
     if columns == 3 * rows:
-        return torch.cat([_scaled_orthogonal(part) for part in update.split(rows, dim=1)], dim=1)
-    if rows == 3 * columns:
-        return torch.cat([_scaled_orthogonal(part) for part in update.split(columns, dim=0)], dim=0)
-    return orthogonalize(update) * (0.2 * max(rows, columns) ** 0.5)
+        return matrix.reshape(rows, 3, rows).transpose(0, 1)
+    return matrix.reshape(3, columns, columns) if rows == 3 * columns else matrix[None]
 
 
-def orthogonalize(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The nearest matrix with equal singular values, roughly: five Newton-Schulz steps leave them within 0.7 to 1.2."""
+def _unstacked(stack: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    rows, columns = like.shape
+    return (stack.transpose(0, 1) if columns == 3 * rows else stack).reshape(rows, columns)
+
+
+def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """[M, rows, columns], each matrix made to have equal singular values, roughly: Newton-Schulz, 0.7 to 1.2 after 5."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / (wide.norm() + 1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

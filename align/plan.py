@@ -305,7 +305,8 @@ def _differences(step: Step, manifest: dict[str, Any]) -> list[str]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+    """Nested knobs as `model.hidden_size`."""
+    found: dict[str, Any] = {}
     for name, value in config.items():
-        flat |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found

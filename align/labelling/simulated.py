@@ -19,6 +19,13 @@ class Judged(NamedTuple):
 
     gold: np.ndarray  # [K] in [0, 1]
     words: np.ndarray  # [K]
+    first: np.ndarray  # [K] index of the first response with the same text: what is the same, is liked the same
+
+
+def judge(texts: Sequence[str], gold: Sequence[float]) -> Judged:
+    """The responses `texts` with their gold scores."""
+    words = np.array([len(text.split()) for text in texts], dtype=float)
+    return Judged(np.array(gold, dtype=float), words, np.array([texts.index(text) for text in texts]))
 
 
 class Labelers:
@@ -70,7 +77,7 @@ class Labelers:
 def _liking(judged: Judged, taste: float, draw: np.ndarray, noise: float) -> np.ndarray:
     deviation = judged.words.std()
     longer = (judged.words - judged.words.mean()) / deviation if deviation > 0 else np.zeros(len(judged.words))
-    return judged.gold + taste * longer + noise * draw
+    return judged.gold + taste * longer + noise * draw[judged.first]
 
 
 def to_ranks(likings: np.ndarray, tie_width: float) -> list[int]:

@@ -27,11 +27,11 @@ def kwise_loss(rewards: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
     return -F.logsigmoid(margins).sum() / max(margins.numel(), 1)
 
 
-def pairwise_accuracy(rewards: torch.Tensor, ranks: torch.Tensor) -> tuple[int, int]:
+def pairwise_accuracy(rewards: torch.Tensor, ranks: torch.Tensor) -> tuple[float, int]:
     """(pairs that `rewards` puts in the order of `ranks`, pairs that are not tied); both arguments [K].
 
-    Equal rewards of an ordered pair count as wrong.
+    Equal rewards of an ordered pair count half.
     """
     better = ranks[:, None] < ranks[None, :]
-    right = (rewards[:, None] > rewards[None, :]) & better
-    return int(right.sum()), int(better.sum())
+    order = torch.sign(rewards[:, None] - rewards[None, :])[better]
+    return float((order + 1).sum() / 2), int(better.sum())

@@ -16,9 +16,9 @@ import numpy as np
 from align.configs import Compare
 from align.data.records import Row, read_info, read_rows, write_info, write_rows
 from align.errors import ConfigError
-from align.evals.gold import GoldScorer, gold_scorer
+from align.evals.gold import gold_scorer
 from align.job import Inputs, Job, Metrics
-from align.labelling.simulated import Judged, Labelers, agreeing_pairs
+from align.labelling.simulated import Judged, Labelers, agreeing_pairs, judge
 from align.models.load import load_model, load_tokenizer
 from align.rollout.engine import Sampling, generate
 from align.seeds import derive_seed
@@ -46,7 +46,10 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
         responses = responses[len(prompts) * cfg.num_responses :]
         if split == "train":
             groups = _with_strays(groups, cfg)
-        judged = [_judge(row["prompt"], group, scorer) for row, group in zip(prompts, groups, strict=True)]
+        judged = [
+            judge(group, [scorer(row["prompt"], text) for text in group])
+            for row, group in zip(prompts, groups, strict=True)
+        ]
         if split == "train":
             agreement = crew.calibrate(judged[:_CALIBRATION_PROMPTS], cfg.agreement)
         ranked[split] = [_ranked(row, g, j, crew) for row, g, j in zip(prompts, groups, judged, strict=True)]
@@ -89,11 +92,6 @@ def _sample(cfg: Compare, inputs: Inputs, job: Job, prompts: Sequence[list[dict[
 def _with_strays(groups: list[list[str]], cfg: Compare) -> list[list[str]]:
     rng = random.Random(derive_seed(cfg.seed or 0, "compare", "strays"))
     return [group + [rng.choice(rng.choice(groups)) for _ in range(cfg.num_strays)] for group in groups]
-
-
-def _judge(prompt: list[dict[str, str]], responses: list[str], scorer: GoldScorer) -> Judged:
-    gold = np.array([scorer(prompt, text) for text in responses])
-    return Judged(gold, np.array([len(text.split()) for text in responses], dtype=float))
 
 
 def _ranked(row: Row, responses: list[str], judged: Judged, crew: Labelers) -> Row:

@@ -25,7 +25,7 @@ from align.models.load import context_length, load_model, load_tokenizer
 from align.models.packed import pack_pairs, response_logprobs, response_scores
 from align.rollout.engine import Response, Sampling, generate
 from align.seeds import derive_seed
-from align.text.chat import decode_response, encode_prompts, encode_responses, show_prompt
+from align.text.chat import decode_response, encode_dialogues, encode_prompts, show_prompt
 from align.text.packing import micro_batches, pack
 
 
@@ -126,8 +126,7 @@ def _scores(cfg: Evaluate, inputs: Inputs, job: Job, rows: Sequence[Row], texts:
         raise ConfigError("inputs.reward_model: these prompts have no gold scorer, so a reward model must judge")
     folder = inputs.one("reward_model").path
     judge, tokenizer = load_scalar(folder, job.device), load_tokenizer(folder)
-    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
-    sequences = [p + r for p, r in zip(prompts, encode_responses(tokenizer, texts), strict=True)]
+    sequences = encode_dialogues(tokenizer, [row["prompt"] for row in rows], texts)
     scores: list[float] = []
     with torch.no_grad(), job.autocast(cfg.precision):
         for group in micro_batches(list(map(len, sequences)), job.hardware.micro_batch_tokens):

@@ -24,7 +24,7 @@ from align.models.load import load_tokenizer
 from align.models.packed import response_scores
 from align.optimizers import adamw, cosine_factor, set_learning_rate
 from align.seeds import derive_seed
-from align.text.chat import encode_conversations, encode_prompts, encode_responses
+from align.text.chat import encode_conversations, encode_dialogues
 from align.text.packing import micro_batches, pack
 
 
@@ -87,10 +87,12 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
 
 def _rankings(rows: list[Row], tokenizer: PreTrainedTokenizerBase, context: int) -> tuple[list[Ranking], int]:
     """Rankings with an order in them that fit into the context, and how many do not."""
-    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows]) if rows else []
+    count = [len(row["responses"]) for row in rows]
+    prompts = [row["prompt"] for row, k in zip(rows, count, strict=True) for _ in range(k)]
+    encoded = iter(encode_dialogues(tokenizer, prompts, [text for row in rows for text in row["responses"]]))
     rankings = []
-    for row, prompt in zip(rows, prompts, strict=True):
-        sequences = [prompt + response for response in encode_responses(tokenizer, row["responses"])]
+    for row, k in zip(rows, count, strict=True):
+        sequences = [next(encoded) for _ in range(k)]
         if len(set(row["ranks"])) > 1 and max(map(len, sequences)) <= context:
             rankings.append(Ranking(sequences, row["ranks"], row.get("gold")))
     return rankings, len(rows) - len(rankings)

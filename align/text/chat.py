@@ -11,14 +11,14 @@ Message = dict[str, str]
 
 ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 
-# One line per turn would read better but would put line breaks into the prompt. The end-of-text token closes each
-# assistant turn inside the generation markers: left out there, the model would never learn to stop.
+# Words follow a role token after a space, as they follow each other, so that a word is the same token everywhere. The
+# end-of-text token closes each assistant turn inside the generation markers: outside, the model would not learn to stop.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
-    "{{ '<|assistant|>' }}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{{ '<|assistant|>' }}{% generation %}{{ ' ' + message['content'] | trim + eos_token }}{% endgeneration %}"
     "{% elif message['role'] in ('system', 'user') %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{{ '<|' + message['role'] + '|> ' + message['content'] | trim }}"
     "{% else %}{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -45,18 +45,22 @@ def encode_conversations(
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Message]]) -> list[list[int]]:
     """Token ids of prompts, up to where the assistant begins."""
-    out = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=True)
-    return out["input_ids"]
+    if not prompts:
+        return []
+    return tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
-def encode_responses(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str]) -> list[list[int]]:
-    """Token ids of the assistant's words as they follow a prompt, closed by the end-of-text token."""
-    return [ids + [tokenizer.eos_token_id] for ids in tokenizer(list(responses), add_special_tokens=False)["input_ids"]]
+def encode_dialogues(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Message]], responses: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of prompts, each with its response as the assistant's turn, through the tokenizer's own template."""
+    turns = [[*p, {"role": "assistant", "content": r}] for p, r in zip(prompts, responses, strict=True)]
+    return tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"] if turns else []
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a response, without special tokens."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """The text of a response, without special tokens and without the space that a template puts before it."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
 def show_prompt(prompt: Sequence[Message]) -> str:

@@ -87,7 +87,7 @@ def _talk(world: World, rng: random.Random) -> str:
     one, two = rng.sample(NAMES, 2)
     lines = []
     for _ in range(rng.randint(1, 2)):
-        kind = rng.choice(list(KINDS.values()))
+        kind = KINDS[rng.choice(_ASKED)]
         wording = rng.choice(kind.wordings)
         task = ask(kind.name, wording, kind.draw(world, rng, wording.fixed))
         if split_of(task, world) == "train":
@@ -147,6 +147,7 @@ def _retelling(world: World, rng: random.Random) -> str:
     return f"{now} {rng.choice(retold)}"
 
 
+_ASKED = (*KINDS, "sort", "sort", "check", "list", "about")  # the harder kinds more often
 _NARRATION: tuple[Register, ...] = (_profile, _town, _day, _pair)
 _REGISTERS: tuple[Register, ...] = (
     _profile, _profile, _town, _day, _pair, _talk, _talk, _talk, _talk, _talk, _talk, _talk, _talk, _some_list,
