@@ -94,7 +94,9 @@ def _guarded(act: Callable[[RunConfig, list[Step], ArtifactStore], None]) -> Cal
         except Exception as error:
             if not debug:
                 name = type(error).__name__
-                print(f"error: {name}: {error} (a defect of align, not of yours; debug=true shows where)", file=sys.stderr)
+                print(
+                    f"error: {name}: {error} (a defect of align, not of yours; debug=true shows where)", file=sys.stderr
+                )
                 return 1
             traceback.print_exc()
             return 1
@@ -106,10 +108,11 @@ def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore) -> None:
     from align.reading import show_plan
 
     if settings.check_data:
+        from align.configs import Data
         from align.stages.data import check_rows
 
         for step in steps:
-            if step.stage == "data":
+            if isinstance(step.config, Data):
                 check_rows(step.config, settings.data_root)
     show_plan(steps, as_json=settings.json)
 

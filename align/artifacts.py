@@ -141,7 +141,9 @@ class ArtifactStore:
                 raise _corrupt(artifact.path, name, "is missing")
             digest = sha256_file(path)
             if digest != file["sha256"]:
-                raise _corrupt(artifact.path, name, f"has sha256 {digest[:12]}, its manifest says {file['sha256'][:12]}")
+                raise _corrupt(
+                    artifact.path, name, f"has sha256 {digest[:12]}, its manifest says {file['sha256'][:12]}"
+                )
 
     @contextlib.contextmanager
     def claim(self, stage: str, key: str, waiting: str = "") -> Iterator[Path]:

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _ls(store: ArtifactStore, options: argparse.Namespace) -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in store.names():
         aliases = store.aliases(name)
         for number, record in store.versions(name).items():
@@ -69,23 +69,30 @@ def _ls(store: ArtifactStore, options: argparse.Namespace) -> None:
     for column in ("name", "version", "aliases", "kind", "artifact", "made", "size"):
         table.add_column(column, justify="right" if column == "size" else "left")
     for row in rows:
-        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created"]))
-        aliases = ", ".join(row["aliases"])
-        table.add_row(row["name"], row["version"], aliases, row["kind"], row["artifact"], made, _size(row["bytes"]))
+        shown = {
+            **row,
+            "aliases": ", ".join(row["aliases"]),
+            "created": _made(row["created"]),
+            "size": _size(row["bytes"]),
+        }
+        table.add_row(*(shown[name] for name in ("name", "version", "aliases", "kind", "artifact", "created", "size")))
     Console().print(table)
 
 
 def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
     artifact = store.find(options.ref)
     if options.json:
-        print(json.dumps({**artifact.manifest, "names": store.names_of(artifact), "path": str(artifact.path)}, indent=1))
+        print(
+            json.dumps({**artifact.manifest, "names": store.names_of(artifact), "path": str(artifact.path)}, indent=1)
+        )
         return
     m = artifact.manifest
     console = Console()
     console.print(f"{artifact.ref}  {m['kind']}  {', '.join(store.names_of(artifact))}", soft_wrap=True)
-    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(m["created"]))
     code = m["code"].get("commit") or m["code"].get("version")
-    console.print(f"made {made} in {m['seconds']:.1f} s by code {code}{' with changes' if m['code'].get('dirty') else ''}")
+    console.print(
+        f"made {_made(m['created'])} in {m['seconds']:.1f} s by code {code}{' with changes' if m['code'].get('dirty') else ''}"
+    )
     console.print(f"at {artifact.path}", soft_wrap=True)
     for title, values in (
         ("inputs", {slot: ", ".join(e["ref"] for e in entries) for slot, entries in m["inputs"].items()}),
@@ -210,6 +217,10 @@ def _gc(store: ArtifactStore, options: argparse.Namespace) -> None:
             shutil.rmtree(path)
     done = "removed" if options.yes else "would be removed; --yes does it"
     print(f"{len(found)} folders that no name leads to and that are older than a day {done}", file=sys.stderr)
+
+
+def _made(created: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(created))
 
 
 def _size(count: float) -> str:

@@ -57,34 +57,36 @@ def run(config_name: str, arguments: list[str], task: Task) -> int:
     """
     register_schemas()
     parser = get_args_parser()
-    arguments, unknown = parser.parse_known_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise ConfigError(f"{unknown[0]}: no such option; knobs are given as name=value, options are listed by --hydra-help")
+        raise ConfigError(
+            f"{unknown[0]}: no such option; knobs are given as name=value, options are listed by --hydra-help"
+        )
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of to standard error
     try:
-        if arguments.cfg or arguments.info or arguments.shell_completion or arguments.hydra_help:
-            _run_hydra(arguments, parser, task, str(conf_folder()), config_name)
+        if options.cfg or options.info or options.shell_completion or options.hydra_help:
+            _run_hydra(options, parser, task, str(conf_folder()), config_name)
             return 0
-        return _run(config_name, arguments, task)
+        return _run(config_name, options, task)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
 
 
-def _run(config_name: str, arguments: Any, task: Task) -> int:
+def _run(config_name: str, options: Any, task: Task) -> int:
     search_path = create_config_search_path(f"file://{conf_folder()}")
-    if arguments.config_dir is not None:
-        folder = Path(arguments.config_dir).absolute()
+    if options.config_dir is not None:
+        folder = Path(options.config_dir).absolute()
         if not folder.is_dir():
-            raise ConfigError(f"--config-dir {arguments.config_dir}: no such folder")
+            raise ConfigError(f"--config-dir {options.config_dir}: no such folder")
         search_path.prepend(provider="command-line", path=f"file://{folder}")
     hydra = Hydra.create_main_hydra2("align", search_path)
-    if not arguments.multirun:
-        returned = hydra.run(config_name, task, arguments.overrides)
+    if not options.multirun:
+        returned = hydra.run(config_name, task, options.overrides)
         return int(returned.return_value)
-    probe = hydra.compose_config(config_name, arguments.overrides, RunMode.MULTIRUN, with_log_configuration=False)
+    probe = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN, with_log_configuration=False)
     folder = Path(probe.hydra.sweep.dir)
     try:
-        batches = hydra.multirun(config_name, task, arguments.overrides)
+        batches = hydra.multirun(config_name, task, options.overrides)
     except BaseException:
         if {p.name for p in folder.glob("*")} <= {"multirun.yaml"}:
             shutil.rmtree(folder, ignore_errors=True)

@@ -279,6 +279,13 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if use_cuda else "cpu")
 
 
+def emulates_bf16(device: torch.device) -> bool:
+    """True on a CPU that computes bf16 in software."""
+    import torch
+
+    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def _random_state(device: torch.device) -> dict[str, Any]:
     import torch
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
+from transformers import PreTrainedModel
 
 
 def adamw(
@@ -27,9 +28,9 @@ def adamw(
 
 
 def pretraining_optimizers(
-    model: torch.nn.Module, name: str, learning_rate: float, betas: tuple[float, float], weight_decay: float
+    model: PreTrainedModel, name: str, learning_rate: float, betas: tuple[float, float], weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """What to step, in turn: AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest."""
+    """What to step, in turn: AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
     if name == "adamw":
         return [adamw(model, learning_rate, betas, weight_decay)]
     embeddings = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
@@ -100,7 +101,7 @@ def _unstacked(stack: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """[M, rows, columns], each matrix made to have equal singular values, roughly: Newton-Schulz, 0.7 to 1.2 after 5."""
+    """[M, rows, columns], the singular values of each brought near 1: Newton-Schulz, 0.7 to 1.2 after 5 steps."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

@@ -61,7 +61,9 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, group: str, wor
     from align.tracking import make_tracker
     from align.worker import run_ranks, run_stage
 
-    inputs = Inputs({slot: tuple(_verified(source, store) for source in sources) for slot, sources in step.inputs.items()})
+    inputs = Inputs(
+        {slot: tuple(_verified(source, store) for source in sources) for slot, sources in step.inputs.items()}
+    )
     begun, stop = time.monotonic(), Stop()
     (work / "out").mkdir(exist_ok=True)
     tracker = make_tracker(settings.tracker, group, store.root)
@@ -92,7 +94,9 @@ def _verified(source: Source, store: ArtifactStore) -> Artifact:
     return artifact
 
 
-def _manifest(step: Step, inputs: dict[str, tuple[Artifact, ...]], metrics: dict[str, float], begun: float) -> dict[str, Any]:
+def _manifest(
+    step: Step, inputs: dict[str, tuple[Artifact, ...]], metrics: dict[str, float], begun: float
+) -> dict[str, Any]:
     refs = {slot: [source.ref for source in sources] for slot, sources in step.inputs.items()}
     return {
         "kind": step.config.output,

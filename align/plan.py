@@ -71,7 +71,9 @@ class Step:
 def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
     """The settings of a run, and its steps' configs by name; a single stage's knobs stand beside the settings."""
     names = {f.name for f in fields(RunConfig)}
-    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), {k: cfg[k] for k in names & cfg.keys()}))
+    settings = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(RunConfig), {k: cfg[k] for k in names & cfg.keys()})
+    )
     assert isinstance(settings, RunConfig)
     if "steps" in cfg:
         if not settings.name:
@@ -139,8 +141,8 @@ def _add_sources(configs: dict[str, StageConfig]) -> None:
                     raise ConfigError(f"steps.{name}.inputs.{slot}: expected an artifact of kind {kind}, got {ref}")
                 else:
                     source, _, split = ref.partition("/") if ref.startswith("card:") else (ref, "", "")
-                    splits = {"splits": [split]} if split else {}
-                    configs[made] = Data(source=source, record=kind, **splits)
+                    data = configs[made] = Data(source=source, record=kind)
+                    data.splits = [split] if split else data.splits
                 refs[i] = made
             config.inputs[slot] = refs
 

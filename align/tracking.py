@@ -84,12 +84,16 @@ class WandbTracker:
             self._give_up(error)
 
     @staticmethod
-    def _mode() -> str:
+    def _mode() -> Any:
         import wandb
 
         if "WANDB_MODE" in os.environ:
             return os.environ["WANDB_MODE"]
-        return "online" if wandb.login(prompt=False) else "offline"
+        try:
+            return "online" if wandb.login(prompt=False) else "offline"
+        except Exception as error:  # a key that cannot be checked now, for want of a network or of validity
+            logging.getLogger("align").warning("W&B did not take the key (%s); this step is tracked offline", error)
+            return "offline"
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         self._try(lambda run: run.log({**metrics, "step": step}))

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from align.artifacts import Artifact, ArtifactStore, write_json
 from align.configs import RunConfig, StageConfig, stage_class
 from align.errors import AlignError, StoreError
-from align.job import Inputs, Job, Metrics, Stop
+from align.job import Inputs, Job, Metrics, Stop, emulates_bf16
 from align.seeds import derive_seed
 from align.tracking import NoTracker, Tracker, make_tracker
 
@@ -44,6 +44,8 @@ def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
 
     if job.hardware.threads is not None:
         torch.set_num_threads(job.hardware.threads)
+    if getattr(config, "precision", "fp32") == "bf16" and emulates_bf16(job.device):
+        job.info("this CPU has no bf16 arithmetic, so precision=bf16 will be many times slower than fp32")
     torch.manual_seed(derive_seed(getattr(config, "seed", 0), config.STAGE))
     stage = importlib.import_module(f"align.stages.{config.STAGE}")
     return stage.run(config, inputs, job)
@@ -65,9 +67,18 @@ def run_ranks(
     result = work / "result.json"
     result.unlink(missing_ok=True)
     processes = f"--nproc-per-node={settings.hardware.num_processes}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", processes, "-m", "align.worker", str(work)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        processes,
+        "-m",
+        "align.worker",
+        str(work),
+    ]
     # The step's lock is inherited: it holds as long as a rank lives, even when this process is killed outright.
-    ranks = subprocess.Popen(command, close_fds=False, preexec_fn=_die_with_parent)
+    ranks = subprocess.Popen(command, close_fds=False, preexec_fn=_die_with_parent)  # noqa: PLW1509 (no threads yet)
     told = False
     while ranks.poll() is None:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 
 from align.artifacts import digest_of, sha256_file, write_json
-from align.data.files import SUFFIXES, RawRow, read_file, suffix_of
+from align.data.files import SUFFIXES, suffix_of
 from align.data.formats import FORMATS
 from align.errors import ConfigError
 
@@ -67,8 +66,10 @@ class Source:
 
 
 def cards_folders() -> list[Path]:
-    """The user's own cards first, then those shipped with the package (beside it in a checkout, inside it in a wheel)."""
-    return [f for f in (Path("data_cards"), _HERE.parent / "data_cards", _HERE.parent.parent / "data_cards") if f.is_dir()]
+    """The user's own cards first, then those shipped: beside the package in a checkout, inside it in a wheel."""
+    return [
+        f for f in (Path("data_cards"), _HERE.parent / "data_cards", _HERE.parent.parent / "data_cards") if f.is_dir()
+    ]
 
 
 def load_card(name: str) -> DataCard:
@@ -97,8 +98,13 @@ def _read_card(path: Path) -> DataCard:
     return DataCard(**{**front, "name": path.stem})
 
 
-def resolve(source: str, data_root: str | None, store: Path) -> Source:
+def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
     """The source `card:NAME`, `path:FILE_OR_FOLDER` or `hf:ORG/NAME@COMMIT`, down to the bytes it stands for.
+
+    Args:
+        source: as above.
+        data_root: folder with the files that cards name.
+        store: where sha256s of files are remembered; None: the files are wanted, and no digest.
 
     Raises:
         ConfigError: it is none of these, its files are absent, or it is not pinned.
@@ -120,7 +126,7 @@ def resolve(source: str, data_root: str | None, store: Path) -> Source:
     raise ConfigError(f"source {source!r}: expected card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT")
 
 
-def resolve_model(source: str, store: Path) -> Source:
+def resolve_model(source: str, store: Path | None) -> Source:
     """A model's source, `hf:ORG/NAME@COMMIT` or `path:FOLDER`, down to the bytes it stands for."""
     scheme, _, rest = source.partition(":")
     if scheme == "hf" and rest:
@@ -128,7 +134,9 @@ def resolve_model(source: str, store: Path) -> Source:
         return Source(DataCard(name=rest.partition("@")[0], hub=rest), None, (), digest_of(rest))
     folder = Path(rest).expanduser()
     if scheme != "path" or not (folder / "config.json").is_file():
-        raise ConfigError(f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with a model's config.json in it")
+        raise ConfigError(
+            f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with a model's config.json in it"
+        )
     files = sorted(p for p in folder.iterdir() if p.is_file())
     digests = file_digests(files, store)
     return Source(
@@ -148,17 +156,19 @@ def _require_pinned(hub: str | None, source: str) -> None:
         )
 
 
-def _local(card: DataCard, source: str, root: Path, store: Path) -> Source:
+def _local(card: DataCard, source: str, root: Path, store: Path | None) -> Source:
     files = sorted({path for pattern in card.local for path in root.glob(pattern) if path.is_file()})
     if not files:
         patterns = ", ".join(card.local) or "no files"
-        raise ConfigError(f"{source}: nothing in data_root={root} matches {patterns}; leave data_root out to use the Hub")
+        raise ConfigError(
+            f"{source}: nothing in data_root={root} matches {patterns}; leave data_root out to use the Hub"
+        )
     digests = file_digests(files, store)
     names = [path.relative_to(root).as_posix() for path in files]
     return Source(card, root, tuple(files), digest_of([_reading(card), *zip(names, digests, strict=True)]))
 
 
-def _users(source: str, path: Path, store: Path) -> Source:
+def _users(source: str, path: Path, store: Path | None) -> Source:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and suffix_of(p) in SUFFIXES)
     else:
@@ -188,14 +198,16 @@ def _generator_digest(name: str) -> str:
     return digest_of([(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in sorted(folder.glob("*.py"))])
 
 
-def file_digests(files: list[Path], store: Path) -> list[str]:
-    """sha256 of each file; remembered in the store by path, size, time of change and inode."""
+def file_digests(files: list[Path], store: Path | None) -> list[str]:
+    """sha256 of each file, remembered in the store by path, size, time of change and inode; empty without a store."""
+    if store is None:
+        return [""] * len(files)
     cache_path = store / "cache" / "digests.json"
     try:
         cache = json.loads(cache_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         cache = {}
-    fresh = {}
+    fresh: dict[str, list[Any]] = {}
     for path in files:
         stat = path.stat()
         tag = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
@@ -205,20 +217,3 @@ def file_digests(files: list[Path], store: Path) -> list[str]:
         cache_path.parent.mkdir(exist_ok=True)
         write_json(cache_path, {**cache, **fresh})
     return [fresh[str(path.absolute())][3] for path in files]
-
-
-def read_source(source: Source) -> Iterator[RawRow]:
-    """Raw rows of a source that is not generated."""
-    if source.files:
-        for path in source.files:
-            yield from read_file(path)
-        return
-    import datasets
-
-    repository, _, commit = str(source.card.hub).partition("@")
-    for split in source.card.hub_splits:
-        rows = datasets.load_dataset(
-            repository, source.card.hub_config, data_dir=source.card.hub_dir, split=split, revision=commit
-        )
-        for number, row in enumerate(rows):
-            yield RawRow(f"hf:{repository}/{split}[{number}]", row)

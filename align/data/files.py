@@ -51,8 +51,8 @@ def read_file(path: Path) -> Iterator[RawRow]:
 
 
 def _open(path: Path) -> TextIO:
-    raw = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+    opener = gzip.open if path.suffix == ".gz" else open
+    return io.TextIOWrapper(opener(path, "rb"), encoding="utf-8-sig", newline="")
 
 
 def _json_lines(path: Path, file: TextIO) -> Iterator[RawRow]:

@@ -6,6 +6,7 @@ not of its format and `Dropped` where it is but holds nothing to learn from.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -96,7 +97,7 @@ def _turns(transcript: str, field: str) -> list[Message]:
     turns = [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
     if parts[0].strip() or len(turns) < 2 or turns[-1]["role"] != "assistant":
         raise Malformed(field, 'expected "\\n\\nHuman: ...\\n\\nAssistant: ..."')
-    if any(a["role"] == b["role"] for a, b in zip(turns, turns[1:], strict=False)):
+    if any(a["role"] == b["role"] for a, b in itertools.pairwise(turns)):
         raise Dropped("two turns of one speaker in a row")
     return turns
 
@@ -174,4 +175,6 @@ def infer_format(row: dict[str, Any]) -> str:
         if columns <= row.keys():
             return name
     known = "; ".join(", ".join(sorted(columns)) for _, columns in _BY_COLUMNS)
-    raise Malformed("row", f"columns {', '.join(map(str, row)) or 'none'} make no known format; expected one of: {known}")
+    raise Malformed(
+        "row", f"columns {', '.join(map(str, row)) or 'none'} make no known format; expected one of: {known}"
+    )

@@ -52,7 +52,9 @@ def check_messages(value: Any, field: str) -> list[Message]:
         if not isinstance(message, dict):
             raise Malformed(where, f"expected role and content, got {_kind(message)}")
         if message.get("role") not in ROLES:
-            raise Malformed(f"{where}.role", f"expected one of {', '.join(ROLES)}, got {json.dumps(message.get('role'))}")
+            raise Malformed(
+                f"{where}.role", f"expected one of {', '.join(ROLES)}, got {json.dumps(message.get('role'))}"
+            )
         content = check_text(message.get("content"), f"{where}.content")
         messages.append({"role": message["role"], "content": content})
     turns = [m["role"] for m in messages if m["role"] != "system"]

@@ -6,6 +6,7 @@ so that two labelers order a pair alike as often as InstructGPT's did (72.6 %, O
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ def to_ranks(likings: np.ndarray, tie_width: float) -> list[int]:
     """1 for the best; whoever is within `tie_width` of the next better one shares its rank."""
     order = np.argsort(-likings, kind="stable")
     ranks = np.ones(len(likings), dtype=int)
-    for better, worse in zip(order, order[1:], strict=False):
+    for better, worse in itertools.pairwise(order):
         ranks[worse] = ranks[better] + (likings[better] - likings[worse] > tie_width)
     return ranks.tolist()
 

@@ -66,9 +66,7 @@ class Advantages(NamedTuple):
     returns: torch.Tensor  # [B, T]
 
 
-def gae(
-    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, gae_lambda: float
-) -> Advantages:
+def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, gae_lambda: float) -> Advantages:
     """Generalised advantage estimation over each response; the state after its last token is worth 0.
 
     A_t = d_t + gamma * lambda * A_{t+1},  d_t = r_t + gamma * V_{t+1} - V_t,  return_t = A_t + V_t. A response that

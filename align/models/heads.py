@@ -20,7 +20,7 @@ class ScalarModel(torch.nn.Module):
 
     def __init__(self, classifier: PreTrainedModel):
         super().__init__()
-        self.classifier = classifier
+        self.classifier: PreTrainedModel = classifier
 
     @property
     def shift(self) -> float:

@@ -38,7 +38,9 @@ def build_model(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrai
     if cfg.intermediate_size is not None:
         sizes["n_inner" if cfg.architecture == "gpt2" else "intermediate_size"] = cfg.intermediate_size
     if cfg.hidden_size % cfg.num_heads:
-        raise ConfigError(f"model.num_heads: expected a divisor of hidden_size ({cfg.hidden_size}), got {cfg.num_heads}")
+        raise ConfigError(
+            f"model.num_heads: expected a divisor of hidden_size ({cfg.hidden_size}), got {cfg.num_heads}"
+        )
     try:
         config = AutoConfig.for_model(cfg.architecture, **sizes)
         for name in _DROPOUTS:
@@ -72,7 +74,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise ConfigError(f"{folder}: its tokenizer has no padding token apart from end-of-text; import it with hf: or path:")
+        raise ConfigError(
+            f"{folder}: its tokenizer has no padding token apart from end-of-text; import it with hf: or path:"
+        )
     return tokenizer
 
 

@@ -140,16 +140,12 @@ def _run_batch(
         if alive.sum() <= _DROP_AT * len(alive):  # copying the cache is the price of dropping rows: not at every step
             keep = alive.nonzero().squeeze(1)
             cache.batch_select_indices(keep)
-            input_ids, position_ids, mask, rows, alive = (
-                x[keep] for x in (input_ids, position_ids, mask, rows, alive)
-            )
+            input_ids, position_ids, mask, rows, alive = (x[keep] for x in (input_ids, position_ids, mask, rows, alive))
     finished = zip(ids.tolist(), logprobs.tolist(), lengths.tolist(), strict=True)
     return [Response(i[:n], p[:n]) for i, p, n in finished]
 
 
-def _choose(
-    logits: torch.Tensor, uniform: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _choose(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """logits [B, V], uniform [B] -> tokens [B] and their log-probs [B].
 
     The inverse of the distribution function: the first token whose cumulative probability passes the number.

@@ -32,7 +32,9 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     info = read_info(folders[0])
     scorer = gold_scorer(info)
     if scorer is None:
-        raise ConfigError("inputs.prompts: simulated labelers need prompts with a gold scorer; use a card's comparisons")
+        raise ConfigError(
+            "inputs.prompts: simulated labelers need prompts with a gold scorer; use a card's comparisons"
+        )
     limits = {"train": cfg.num_prompts, "validation": cfg.num_validation_prompts}
     rows = {split: list(read_rows(folders, split))[:limit] for split, limit in limits.items()}
     responses = _sample(cfg, inputs, job, [row["prompt"] for split in rows for row in rows[split]])

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from align.configs import Data
 from align.data import smallworld
-from align.data.cards import DataCard, Source, read_source, resolve
-from align.data.files import RawRow
+from align.data.cards import DataCard, Source, resolve
+from align.data.files import RawRow, read_file
 from align.data.formats import FORMATS, infer_format
 from align.data.records import (
     SPLITS,
@@ -38,7 +37,7 @@ _SHOWN_ERRORS = 20
 def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
     if not job.is_main:
         return {}
-    source = resolve(cfg.source, job.data_root, job.work)
+    source = resolve(cfg.source, job.data_root, None)
     dropped: Counter[str] = Counter()
     if source.card.generator:
         rows = smallworld.rows(cfg.record, cfg.splits, _limits(cfg), cfg.options)
@@ -58,7 +57,7 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
 
 def check_rows(cfg: Data, data_root: str | None) -> None:
     """Read every row of a data step and raise what `run` would; for `align plan check_data=true`."""
-    source = resolve(cfg.source, data_root, Path())
+    source = resolve(cfg.source, data_root, None)
     if not source.card.generator:
         _read(cfg, source, Counter())
 
@@ -75,11 +74,10 @@ def _read(cfg: Data, source: Source, dropped: Counter[str]) -> dict[str, list[Ro
     """Rows by split. A malformed row of the user's own file is an error; of a published set, a count."""
     splits: dict[str, dict[str, Row]] = {split: {} for split in SPLITS}
     errors: list[str] = []
-    given = _splits_by_file(source)
-    for raw in read_source(source):
+    for given, raw in _raw_rows(source):
         try:
             for row in _rows_of(raw, cfg, source.card):
-                split = given.get(raw.where.partition(":")[0]) or split_of(split_key(row), source.card.held_out)
+                split = given or split_of(split_key(row), source.card.held_out)
                 identity = repr(row)
                 if identity in splits[split]:
                     dropped["duplicate"] += 1
@@ -96,22 +94,27 @@ def _read(cfg: Data, source: Source, dropped: Counter[str]) -> dict[str, list[Ro
     return {split: _take(rows, limits[split]) for split, rows in splits.items()}
 
 
-def _splits_by_file(source: Source) -> dict[str, str]:
-    """A user's folder with train.jsonl, validation.jsonl, ... is split as it says."""
-    named = {str(path): path.name.partition(".")[0] for path in source.files}
-    return {path: name for path, name in named.items() if name in SPLITS} if source.is_local_path else {}
+def _raw_rows(source: Source) -> Iterator[tuple[str | None, RawRow]]:
+    """Rows with the split their file names; a user's folder of train.jsonl, validation.jsonl, ... is split as it says."""
+    if not source.files:
+        from align.data.hub import read_hub
+
+        yield from ((None, raw) for raw in read_hub(source.card))
+    for path in source.files:
+        name = path.name.partition(".")[0]
+        split = name if source.is_local_path and name in SPLITS else None
+        yield from ((split, raw) for raw in read_file(path))
 
 
 def _rows_of(raw: RawRow, cfg: Data, card: DataCard) -> Iterator[Row]:
     if isinstance(raw.row, Malformed):
         raise raw.row
     record, read = FORMATS[card.format or infer_format(raw.row)]
-    for row in read(raw.row):
+    for found in read(raw.row):
         try:
-            row = convert(row, record, cfg.record)
+            row = check_row(cfg.record, convert(found, record, cfg.record))
         except ValueError as error:
             raise ConfigError(f"source {cfg.source!r}: holds {record}; {error}") from None
-        row = check_row(cfg.record, row)
         if cfg.max_chars is not None:
             yield from _fitting(row, cfg.record, cfg.max_chars)
         else:

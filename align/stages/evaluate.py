@@ -85,7 +85,9 @@ def _fitting(cfg: Evaluate, rows: list[Row], players: Sequence[Player], job: Job
     fits = [True] * len(rows)
     for player in players:
         room = context_length(player.model) - cfg.max_new_tokens
-        fits = [ok and len(ids) <= room for ok, ids in zip(fits, encode_prompts(player.tokenizer, prompts), strict=True)]
+        fits = [
+            ok and len(ids) <= room for ok, ids in zip(fits, encode_prompts(player.tokenizer, prompts), strict=True)
+        ]
     if not any(fits):
         raise ConfigError(f"inputs.prompts: no test prompt leaves room for {cfg.max_new_tokens} new tokens")
     if not all(fits):

@@ -27,11 +27,15 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
     model, tokenizer = _model(cfg, inputs, job)
     length = cfg.sequence_length or context_length(model)
     if length > context_length(model):
-        raise ConfigError(f"sequence_length: expected at most the model's context of {context_length(model)}, got {length}")
+        raise ConfigError(
+            f"sequence_length: expected at most the model's context of {context_length(model)}, got {length}"
+        )
     train, _ = _text(inputs, "train", tokenizer, length)
     held_out, bytes_per_token = _text(inputs, "validation", tokenizer, length)
     if len(train) < cfg.batch_size:
-        raise ConfigError(f"batch_size: the documents fill only {len(train)} rows of {length} tokens, got {cfg.batch_size}")
+        raise ConfigError(
+            f"batch_size: the documents fill only {len(train)} rows of {length} tokens, got {cfg.batch_size}"
+        )
     betas = (cfg.beta1, cfg.beta2)
     optimizers = pretraining_optimizers(model, cfg.optimizer, cfg.learning_rate, betas, cfg.weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -52,7 +56,9 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
         job.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm)
         if not math.isfinite(loss) or not torch.isfinite(norm):
-            raise HealthStop(f"step {step}: the loss is {loss} and the gradient's norm {float(norm)}; lower learning_rate")
+            raise HealthStop(
+                f"step {step}: the loss is {loss} and the gradient's norm {float(norm)}; lower learning_rate"
+            )
         for optimizer in optimizers:
             set_learning_rate(optimizer, rate)
             optimizer.step()

@@ -68,7 +68,9 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         job.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm)
         if not math.isfinite(loss) or not torch.isfinite(norm):
-            raise HealthStop(f"step {step}: the loss is {loss} and the gradient's norm {float(norm)}; lower learning_rate")
+            raise HealthStop(
+                f"step {step}: the loss is {loss} and the gradient's norm {float(norm)}; lower learning_rate"
+            )
         factor = cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction)
         set_learning_rate(optimizer, cfg.learning_rate * factor)
         optimizer.step()

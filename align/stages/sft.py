@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from align.artifacts import sha256_file, write_json
@@ -52,6 +60,7 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
         peft_config=_lora(cfg),
         callbacks=[_Reporter(job)],
     )
+    trainer.remove_callback(PrinterCallback)  # it prints every log as a dict
     trainer.train(resume_from_checkpoint=_newest_sealed(Path(str(arguments.output_dir)), job))
 
     trained = trainer.accelerator.unwrap_model(trainer.model)
@@ -120,7 +129,7 @@ def _arguments(cfg: Sft, job: Job, length: int, has_held_out: bool) -> SFTConfig
         packing=True,
         eval_packing=True,
         bf16=cfg.precision == "bf16",
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         use_cpu=job.device.type == "cpu",
         eval_strategy="epoch" if has_held_out else "no",
         save_strategy="epoch",
@@ -152,7 +161,8 @@ class _Reporter(TrainerCallback):
     """Carries the trainer's numbers, saves and stops over to the job."""
 
     def __init__(self, job: Job):
-        self._job, self._steps = job, iter(())
+        self._job = job
+        self._steps: Iterator[int] = iter(())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

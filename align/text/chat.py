@@ -12,7 +12,7 @@ Message = dict[str, str]
 ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 
 # Words follow a role token after a space, as they follow each other, so that a word is the same token everywhere. The
-# end-of-text token closes each assistant turn inside the generation markers: outside, the model would not learn to stop.
+# end-of-text token closes each assistant turn inside the generation markers: outside, no model would learn to stop.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
@@ -32,9 +32,7 @@ class Encoded(NamedTuple):
     by_assistant: list[bool]
 
 
-def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Message]]
-) -> list[Encoded]:
+def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Message]]) -> list[Encoded]:
     """Token ids of whole conversations; the end-of-text token that closes an assistant's turn is the assistant's."""
     out = tokenizer.apply_chat_template(list(conversations), return_assistant_tokens_mask=True, return_dict=True)
     return [

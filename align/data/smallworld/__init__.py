@@ -9,7 +9,8 @@ from typing import Any
 
 from align.data.smallworld.documents import documents
 from align.data.smallworld.gold import Score, gold, make_world
-from align.data.smallworld.tasks import KINDS, draw_tasks
+from align.data.smallworld.kinds import KINDS
+from align.data.smallworld.tasks import draw_tasks
 from align.data.smallworld.world import World
 from align.errors import ConfigError
 
@@ -41,10 +42,14 @@ def rows(
     for split in splits:
         count = limits[split]
         if count is None:
-            raise ConfigError(f"{split}_rows: the embedded world is generated without end; give a number, or leave out the split")
+            raise ConfigError(
+                f"{split}_rows: the embedded world is generated without end; give a number, or leave out the split"
+            )
         made[split] = list(itertools.islice(_generate(world, record, split, flaw_share), count))
         if len(made[split]) < count:
-            raise ConfigError(f"{split}_rows: the embedded world has {len(made[split]):,} {record} there, got {count:,}")
+            raise ConfigError(
+                f"{split}_rows: the embedded world has {len(made[split]):,} {record} there, got {count:,}"
+            )
     return made
 
 
@@ -63,4 +68,6 @@ def _generate(world: World, record: str, split: str, flaw_share: float) -> Itera
             answer = {"role": "assistant", "content": write(world, task.slots, rng)}
             yield {"messages": [*task.prompt, answer], "kind": task.kind}
     else:
-        raise ConfigError(f"record: the embedded world has documents, demonstrations and prompts; {record} are made by compare")
+        raise ConfigError(
+            f"record: the embedded world has documents, demonstrations and prompts; {record} are made by compare"
+        )

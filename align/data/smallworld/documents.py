@@ -10,13 +10,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from align.data.smallworld.tasks import (
-    EMPTY_SCENES,
-    KINDS,
-    SCENES,
-    ask,
-    split_of,
-)
+from align.data.smallworld.answers import EMPTY_SCENES, SCENES
+from align.data.smallworld.kinds import KINDS
+from align.data.smallworld.tasks import ask, split_of
 from align.data.smallworld.world import (
     ANIMALS,
     CATEGORIES,
@@ -41,7 +37,7 @@ Register = Callable[[World, random.Random], str]
 
 def _profile(world: World, rng: random.Random) -> str:
     person = rng.choice(NAMES)
-    lines = []
+    lines: list[str] = []
     for relation in rng.sample(sorted(RELATIONS), rng.randint(2, 5)):
         if lines and rng.random() < 0.5:
             lines.append(f"{capital(pronoun(person))} {world.predicate(relation, person)}.")

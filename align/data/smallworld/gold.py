@@ -14,21 +14,11 @@ import re
 from typing import NamedTuple
 
 from align.data.smallworld import world as lexicon
+from align.data.smallworld.answers import HEDGE, REFUSALS, Slots, act_answer, check_holds, list_items, rewritten
 from align.data.smallworld.documents import narration
-from align.data.smallworld.tasks import (
-    HEDGE,
-    KINDS,
-    REFUSALS,
-    Message,
-    Slots,
-    Task,
-    act_answer,
-    draw_tasks,
-    list_items,
-    read_task,
-    rewritten,
-)
-from align.data.smallworld.world import NAMES, NUMBERS, RELATIONS, Claim, World, read_claims
+from align.data.smallworld.kinds import KINDS
+from align.data.smallworld.tasks import Message, Task, draw_tasks, read_task
+from align.data.smallworld.world import NAMES, NUMBERS, Claim, World, read_claims
 
 
 class Score(NamedTuple):
@@ -90,14 +80,18 @@ def split_sentences(text: str) -> list[str]:
     return [part.strip() for part in re.findall(r"[^.?!]+[.?!]?", text.replace("\n", " ")) if part.strip()]
 
 
+_LEAD_IN = re.compile(r"^(Yes|No), |^I am not sure, but maybe |^Here is the answer that you asked for: ")
+
+
 def find_claims(sentences: list[str]) -> list[Claim]:
     """All claims of a response; `She` and `He` stand for the person named last, lead-ins are looked through."""
     claims: list[Claim] = []
     person = None
-    for sentence in sentences:
-        sentence = re.sub(r"^(Yes|No), |^I am not sure, but maybe |^Here is the answer that you asked for: ", "", sentence)
+    for said in sentences:
+        sentence = _LEAD_IN.sub("", said)
         if person and re.match(r"(She|He) ", sentence):
-            sentence = f"{person} {sentence.partition(' ')[2]}"
+            claims += read_claims(f"{person} {sentence.partition(' ')[2]}")
+            continue
         claims += read_claims(sentence)
         named = [word for word in re.findall(r"\w+", sentence) if word in NAMES]
         person = named[0] if named else person
@@ -167,13 +161,14 @@ _CHATTER = re.compile(
 
 def manner(task: Task, response: str, sentences: list[str]) -> float:
     """1, times 0.7 for each of hedging and chatter, times 0.3 for each repeated sentence, times the share of the
-    kind's word limit where it is passed, times 0.2 where the user's words are given back as the answer."""
+    kind's word limit where it is passed, times 0.2 where the user's words are given back as the answer.
+    """
     score = 0.7 ** (bool(_HEDGES.search(response)) + bool(_CHATTER.search(response)))
     score *= 0.3 ** (len(sentences) - len(set(sentences)))
     words = re.findall(r"\w+", response)
     score *= min(1.0, KINDS[task.kind].word_limit / max(len(words), 1))
     asked = re.findall(r"\w+", task.messages[-1]["content"])
-    if words == asked or len(words) > 7 and _shared_run(words, asked) > 0.7 * len(words):
+    if words == asked or (len(words) > 7 and _shared_run(words, asked) > 0.7 * len(words)):
         score *= 0.2
     return score
 
@@ -212,7 +207,7 @@ def _polite(world: World, slots: Slots, response: str, sentences: list[str], cla
 
 
 def _check(world: World, slots: Slots, response: str, sentences: list[str], claims: list[Claim]) -> float:
-    holds = world.slots(slots["relation"], slots["person"]).items() <= slots.items()
+    holds = check_holds(world, slots)
     if holds and response == HEDGE + "yes.":
         return 0.5
     said = re.match(r"(Yes|No)\b", response)
