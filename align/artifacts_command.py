@@ -90,9 +90,8 @@ def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
     console = Console()
     console.print(f"{artifact.ref}  {m['kind']}  {', '.join(store.names_of(artifact))}", soft_wrap=True)
     code = m["code"].get("commit") or m["code"].get("version")
-    console.print(
-        f"made {_made(m['created'])} in {m['seconds']:.1f} s by code {code}{' with changes' if m['code'].get('dirty') else ''}"
-    )
+    changed = " with changes" if m["code"].get("dirty") else ""
+    console.print(f"made {_made(m['created'])} in {m['seconds']:.1f} s by code {code}{changed}")
     console.print(f"at {artifact.path}", soft_wrap=True)
     for title, values in (
         ("inputs", {slot: ", ".join(e["ref"] for e in entries) for slot, entries in m["inputs"].items()}),

@@ -73,7 +73,7 @@ class ModelConfig:
     hidden_size: int = knob(768, "width [GPT-2 small]")
     num_layers: int = knob(12, "[GPT-2 small]")
     num_heads: int = knob(12, "attention heads [GPT-2 small]")
-    intermediate_size: int | None = knob(None, "width of the MLP; None: the architecture's own, 4 widths in GPT-2")
+    intermediate_size: int | None = knob(None, "width of the MLP; None: 4 times hidden_size [GPT-2]")
     context_length: int = knob(1024, "tokens [GPT-2]")
     dropout: float = knob(0.1, "in pretraining and SFT, of embeddings, attention and residuals [GPT-2]")
     initializer_range: float = knob(0.02, "standard deviation of the initial weights [GPT-2]")

@@ -44,6 +44,10 @@ class Labelers:
         self.noise = 0.0
         self._rng = rng
 
+    def pick(self) -> int:
+        """One of the labelers, at random."""
+        return int(self._rng.integers(len(self.tastes)))
+
     def rank(self, judged: Judged, labeler: int) -> list[int]:
         """The ranks one labeler gives, 1 for the best, equal for ties."""
         likings = _liking(judged, self.tastes[labeler], self._rng.standard_normal(len(judged.gold)), self.noise)

@@ -35,8 +35,9 @@ def build_model(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if cfg.intermediate_size is not None:
-        sizes["n_inner" if cfg.architecture == "gpt2" else "intermediate_size"] = cfg.intermediate_size
+    sizes["n_inner" if cfg.architecture == "gpt2" else "intermediate_size"] = (
+        cfg.intermediate_size or 4 * cfg.hidden_size
+    )
     if cfg.hidden_size % cfg.num_heads:
         raise ConfigError(
             f"model.num_heads: expected a divisor of hidden_size ({cfg.hidden_size}), got {cfg.num_heads}"

@@ -97,7 +97,7 @@ def _with_strays(groups: list[list[str]], cfg: Compare) -> list[list[str]]:
 
 
 def _ranked(row: Row, responses: list[str], judged: Judged, crew: Labelers) -> Row:
-    labeler = int(crew._rng.integers(len(crew.tastes)))
+    labeler = crew.pick()
     ranks = crew.rank(judged, labeler)
     return {**row, "responses": responses, "ranks": ranks, "gold": judged.gold.tolist(), "labeler": labeler}
 

@@ -95,7 +95,7 @@ def _read(cfg: Data, source: Source, dropped: Counter[str]) -> dict[str, list[Ro
 
 
 def _raw_rows(source: Source) -> Iterator[tuple[str | None, RawRow]]:
-    """Rows with the split their file names; a user's folder of train.jsonl, validation.jsonl, ... is split as it says."""
+    """Rows, each with the split that the name of the user's file says (train.jsonl, validation.jsonl, test.jsonl)."""
     if not source.files:
         from align.data.hub import read_hub
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,42 +42,45 @@ from align.rollout.collect import Rollouts, Samples, make_samples, padded, penal
 from align.rollout.engine import Sampling, generate
 from align.seeds import derive_seed
 from align.text.chat import decode_response, encode_prompts
-from align.text.packing import micro_batches
+from align.text.packing import Packed, micro_batches
 
 Layout = list[list[list[int]]]  # minibatches of micro-batches of responses
 
 
 @dataclass(frozen=True)
 class Models:
-    """The four models. Dropout is off in all: with it, the first ratio would not be 1."""
+    """The four models, dropout off in all (with it, the first ratio would not be 1), and what moves two of them."""
 
     policy: PreTrainedModel
     reference: PreTrainedModel
     value: ScalarModel
     reward: ScalarModel
     tokenizer: PreTrainedTokenizerBase
+    policy_optimizer: torch.optim.Optimizer
+    value_optimizer: torch.optim.Optimizer
 
+    def state(self) -> dict[str, Any]:
+        """All of it that changes."""
+        return {name: part.state_dict() for name, part in self._changing().items()}
 
-@dataclass(frozen=True)
-class Optimizers:
-    policy: torch.optim.Optimizer
-    value: torch.optim.Optimizer
+    def restore(self, state: dict[str, Any]) -> None:
+        for name, part in self._changing().items():
+            part.load_state_dict(state[name])
+
+    def _changing(self) -> dict[str, torch.nn.Module | torch.optim.Optimizer]:
+        names = ("policy", "value", "policy_optimizer", "value_optimizer")
+        return {name: getattr(self, name) for name in names}
 
 
 def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
-    models = _load(inputs, job)
+    models = _load(cfg, inputs, job)
     prompts, encoded = _prompts(cfg, inputs, models, job)
     text = _text(cfg, inputs, models)
-    betas = (0.9, cfg.beta2)
-    optimizers = Optimizers(
-        adamw(models.policy, cfg.learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon),
-        adamw(models.value, cfg.value_learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon),
-    )
     gold = gold_scorer(read_info(inputs.folders("prompts")[0]))
     start = 0
     if saved := job.resume():
         start, state = saved
-        _restore(models, optimizers, state)
+        models.restore(state)
 
     metrics: Metrics = {}
     for iteration in job.steps(cfg.num_iterations, start, unit="iterations"):
@@ -88,14 +92,14 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         collected = time.monotonic()
         advantages, metrics = _advantages(cfg, rollouts)
         factor = min(1.0, 0.1 + 0.9 * iteration / cfg.warmup_iterations) if cfg.warmup_iterations else 1.0
-        set_learning_rate(optimizers.policy, cfg.learning_rate * factor)
-        set_learning_rate(optimizers.value, cfg.value_learning_rate * factor)
-        metrics |= _update(cfg, models, optimizers, job, rollouts, advantages, layouts, text, iteration)
+        set_learning_rate(models.policy_optimizer, cfg.learning_rate * factor)
+        set_learning_rate(models.value_optimizer, cfg.value_learning_rate * factor)
+        metrics |= _update(cfg, models, job, rollouts, advantages, layouts, text, iteration)
         if gold is not None:
             metrics["gold/score"] = _mean_gold(models.tokenizer, [prompts[i] for i in chosen], samples, gold)
         metrics |= {"time/rollout": collected - begun, "time/update": time.monotonic() - collected}
         job.log(metrics, iteration + 1)
-        job.checkpoint(iteration + 1, lambda: _state(models, optimizers))
+        job.checkpoint(iteration + 1, models.state)
 
     if job.is_main:
         save_model(models.policy, models.tokenizer, job.out)
@@ -106,19 +110,22 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
 # -- what PPO starts from ----------------------------------------------------------------------------------------
 
 
-def _load(inputs: Inputs, job: Job) -> Models:
+def _load(cfg: Ppo, inputs: Inputs, job: Job) -> Models:
     policy, reward = inputs.one("policy").path, inputs.one("reward_model").path
     tokenizer, other = load_tokenizer(policy), load_tokenizer(reward)
     if tokenizer.get_vocab() != other.get_vocab() or tokenizer.chat_template != other.chat_template:
         raise ConfigError("inputs.reward_model: expected one with the policy's own tokenizer and chat template")
-    models = Models(
-        load_model(policy, job.device),
-        load_model(policy, job.device).requires_grad_(False),
-        load_scalar(reward, job.device),
-        load_scalar(reward, job.device).requires_grad_(False),
-        tokenizer,
+    learner, value_model = load_model(policy, job.device), load_scalar(reward, job.device)
+    betas = (0.9, cfg.beta2)
+    return Models(
+        policy=learner,
+        reference=load_model(policy, job.device).requires_grad_(False),
+        value=value_model,
+        reward=load_scalar(reward, job.device).requires_grad_(False),
+        tokenizer=tokenizer,
+        policy_optimizer=adamw(learner, cfg.learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon),
+        value_optimizer=adamw(value_model, cfg.value_learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon),
     )
-    return models
 
 
 def _prompts(cfg: Ppo, inputs: Inputs, models: Models, job: Job) -> tuple[list[Row], list[list[int]]]:
@@ -212,7 +219,7 @@ def _score(cfg: Ppo, models: Models, job: Job, samples: Samples, layout: Layout)
     return Rollouts(samples, logprobs, ref_logprobs, values, scores)
 
 
-def _packed(samples: Samples, group: Sequence[int], job: Job):
+def _packed(samples: Samples, group: Sequence[int], job: Job) -> tuple[Packed, list[list[int]], torch.Tensor]:
     """A micro-batch: the packed row, its responses, and their mask."""
     responses = [samples.responses[i] for i in group]
     return pack_pairs([samples.prompts[i] for i in group], responses, job.device), responses, samples.mask[group]
@@ -247,7 +254,6 @@ def _advantages(cfg: Ppo, rollouts: Rollouts) -> tuple[Advantages, Metrics]:
 def _update(
     cfg: Ppo,
     models: Models,
-    optimizers: Optimizers,
     job: Job,
     rollouts: Rollouts,
     advantages: Advantages,
@@ -266,8 +272,8 @@ def _update(
         for part in totals.values():
             job.all_reduce(part)
         for name, model, optimizer in (
-            ("policy", models.policy, optimizers.policy),
-            ("value", models.value, optimizers.value),
+            ("policy", models.policy, models.policy_optimizer),
+            ("value", models.value, models.value_optimizer),
         ):
             parameters = list(model.parameters())
             job.sum_gradients(parameters)
@@ -352,19 +358,3 @@ def _mean_gold(
     texts: Iterator[str] = (decode_response(tokenizer, ids) for ids in samples.responses)
     scores = [gold(row["prompt"], text) for row, text in zip(rows, texts, strict=True)]
     return sum(scores) / len(scores)
-
-
-def _state(models: Models, optimizers: Optimizers) -> dict:
-    return {
-        "policy": models.policy.state_dict(),
-        "value": models.value.state_dict(),
-        "policy_optimizer": optimizers.policy.state_dict(),
-        "value_optimizer": optimizers.value.state_dict(),
-    }
-
-
-def _restore(models: Models, optimizers: Optimizers, state: dict) -> None:
-    models.policy.load_state_dict(state["policy"])
-    models.value.load_state_dict(state["value"])
-    optimizers.policy.load_state_dict(state["policy_optimizer"])
-    optimizers.value.load_state_dict(state["value_optimizer"])
