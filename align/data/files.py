@@ -35,7 +35,7 @@ def read_file(path: Path) -> Iterator[RawRow]:
         for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
             yield RawRow(f"{path}:{number}", row)
         return
-    with _open(path) as file:
+    with _open(path, keep_newlines=suffix in (".csv", ".tsv")) as file:
         try:
             if suffix == ".jsonl":
                 yield from _json_lines(path, file)
@@ -50,9 +50,10 @@ def read_file(path: Path) -> Iterator[RawRow]:
             yield RawRow(str(path), Malformed("file", f"expected UTF-8 text ({error.reason} at byte {error.start})"))
 
 
-def _open(path: Path) -> TextIO:
+def _open(path: Path, keep_newlines: bool) -> TextIO:
+    """As text; the csv module wants line ends as they are, everything else has them made alike."""
     opener = gzip.open if path.suffix == ".gz" else open
-    return io.TextIOWrapper(opener(path, "rb"), encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(opener(path, "rb"), encoding="utf-8-sig", newline="" if keep_newlines else None)
 
 
 def _json_lines(path: Path, file: TextIO) -> Iterator[RawRow]:

@@ -123,13 +123,15 @@ def book(row: dict[str, Any]) -> Iterator[Row]:
     content = check_text(row.get("text"), "text")
     body = re.split(r"^-{5,}\s*$", content, maxsplit=1, flags=re.MULTILINE)[-1]
     for chapter in re.split(r"^#+ .*$", body, flags=re.MULTILINE):
-        yield {"text": chapter.strip(), "file": row.get("file", "")}
+        if chapter.strip():  # two headings in a row have nothing between them
+            yield {"text": chapter.strip(), "file": row.get("file", "")}
 
 
 def wikitext(row: dict[str, Any]) -> Iterator[Row]:
     """WikiText: articles begin at " = Title = "; its spaces around punctuation and its @-@ marks are undone."""
     for article in re.split(r"^ = (?!=).*[^=] = $", check_text(row.get("text"), "text"), flags=re.MULTILINE):
-        yield {"text": _untokenise(article)}
+        if article.strip():  # what stands before the first title
+            yield {"text": _untokenise(article)}
 
 
 def _untokenise(article: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from align.configs import Data
 from align.data import smallworld
@@ -76,7 +75,7 @@ def _read(cfg: Data, source: Source, dropped: Counter[str]) -> dict[str, list[Ro
     errors: list[str] = []
     for given, raw in _raw_rows(source):
         try:
-            for row in _rows_of(raw, cfg, source.card):
+            for row in _kept(raw, cfg, source.card, dropped):
                 split = given or split_of(split_key(row), source.card.held_out)
                 identity = repr(row)
                 if identity in splits[split]:
@@ -106,39 +105,42 @@ def _raw_rows(source: Source) -> Iterator[tuple[str | None, RawRow]]:
         yield from ((split, raw) for raw in read_file(path))
 
 
-def _rows_of(raw: RawRow, cfg: Data, card: DataCard) -> Iterator[Row]:
+def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iterator[Row]:
+    """What a raw row gives of the wanted record; a book gives many rows, of which some may be dropped."""
     if isinstance(raw.row, Malformed):
         raise raw.row
     record, read = FORMATS[card.format or infer_format(raw.row)]
     for found in read(raw.row):
         try:
-            row = check_row(cfg.record, convert(found, record, cfg.record))
+            yield from _fitting(check_row(cfg.record, convert(found, record, cfg.record)), cfg)
+        except Dropped as reason:
+            dropped[str(reason)] += 1
         except ValueError as error:
             raise ConfigError(f"source {cfg.source!r}: holds {record}; {error}") from None
-        if cfg.max_chars is not None:
-            yield from _fitting(row, cfg.record, cfg.max_chars)
-        else:
-            yield row
 
 
-def _fitting(row: Row, record: str, max_chars: int) -> Iterator[Row]:
+def _fitting(row: Row, cfg: Data) -> Iterator[Row]:
     """Long documents in pieces that end with a line; other rows that are too long are dropped."""
-    if record == "documents":
+    if cfg.max_chars is None:
+        yield row
+    elif cfg.record == "documents":
         piece = ""
         for line in row["text"].splitlines(keepends=True):
-            if piece and len(piece) + len(line) > max_chars:
+            if piece and len(piece) + len(line) > cfg.max_chars:
                 yield {**row, "text": piece}
                 piece = ""
             piece += line
         yield {**row, "text": piece}
-    elif len(repr(_texts(row))) > max_chars:
+    elif _chars(row) > cfg.max_chars:
         raise Dropped("too long")
     else:
         yield row
 
 
-def _texts(row: Row) -> list[Any]:
-    return [row.get(name) for name in ("messages", "prompt", "responses") if name in row]
+def _chars(row: Row) -> int:
+    """Characters of the longest conversation in a row."""
+    asked = sum(len(message["content"]) for message in row.get("messages") or row["prompt"])
+    return asked + max((len(text) for text in row.get("responses", [])), default=0)
 
 
 def _take(rows: dict[str, Row], limit: int | None) -> list[Row]:

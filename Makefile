@@ -1,0 +1,45 @@
+# One virtual environment, made from the constraints file; every target brings it up to date first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup quickstart test test-slow lint format bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## make .venv and install everything, pinned
+
+$(READY): constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "align needs Python 3.11 or newer; give one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+quickstart: setup ## the whole recipe on the embedded world, in minutes
+	$(BIN)/align run pipeline=quickstart
+
+test: setup ## the default tests
+	$(BIN)/python -m pytest
+
+test-slow: setup ## the tests that take long: the quickstart itself, kills in every stage, processes
+	$(BIN)/python -m pytest -m slow
+
+lint: setup ## style, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: setup ## mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## speed, beside a peer and the machine's limit; figures in benchmarks/*.json
+	for file in benchmarks/*.py; do $(BIN)/python $$file --json $${file%.py}.json || exit 1; done
+
+clean: ## remove what the tools left, but no artifacts and no .venv
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
