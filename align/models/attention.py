@@ -1,8 +1,8 @@
 """One attention function for every model: packed without leaks, and in the precision that is fast on the device.
 
 `transformers` hands each layer whatever its mask function returned. Ours returns, for a packed row, a `PackedLayout`:
-attention then runs on the sequences side by side, each padded to the longest, while every other layer of the model
-sees no padding at all. A dense mask over the whole row would cost its length squared.
+attention then runs on sequences of similar length side by side, padded to the longest of them, while every other layer
+of the model sees no padding at all. A dense mask over the whole row would cost its length squared.
 
 Use it by `attn_implementation=ATTENTION`.
 """
@@ -23,25 +23,34 @@ ATTENTION = "align"
 # On CPUs the fused kernel's backward is slower than plain matrix products for short sequences (half the speed at 48
 # tokens, even at 256); for long ones the plain products need memory by the length squared.
 _PLAIN_UP_TO = 256
+_SHORT = 64  # tokens
 
 
 class PackedLayout(NamedTuple):
-    """Where the S sequences of a packed batch lie among its N = rows x length tokens."""
+    """Where the sequences of a packed batch lie among its N = rows x length tokens, in groups of similar length."""
 
-    tokens: torch.Tensor  # [S, L] index into the N tokens; padding repeats the sequence's last token
-    places: torch.Tensor  # [N] index into S * L: where each token stands in `tokens`
+    tokens: torch.Tensor  # [M] indices into the N tokens: group after group, [S, L] each; padding repeats a token
+    shapes: tuple[tuple[int, int], ...]  # (S, L) of each group
+    places: torch.Tensor  # [N] index into the M: where each token stands in `tokens`
 
 
 def packed_layout(starts: torch.Tensor) -> PackedLayout:
     """`starts` [N] bool: True where a sequence begins; `starts[0]` must be True."""
     first = starts.nonzero().squeeze(1)
     lengths = torch.diff(first, append=first.new_tensor([starts.numel()]))
-    longest = int(lengths.max())
-    offsets = torch.arange(longest, device=starts.device).expand(len(first), longest)
-    tokens = first[:, None] + torch.minimum(offsets, lengths[:, None] - 1)
-    sequence = torch.cumsum(starts.long(), 0) - 1
-    places = sequence * longest + torch.arange(starts.numel(), device=starts.device) - first[sequence]
-    return PackedLayout(tokens, places)
+    # Within a group padding at most doubles a sequence, but short ones are all together: many small products are slow.
+    doublings = torch.log2(lengths.float()).ceil().clamp(min=_SHORT.bit_length() - 1)
+    groups, places, taken = [], torch.empty_like(starts, dtype=torch.long), 0
+    for doubling in doublings.unique():
+        begin, length = first[doublings == doubling], lengths[doublings == doubling]
+        offsets = torch.arange(int(length.max()), device=starts.device).expand(len(begin), -1)
+        tokens = begin[:, None] + torch.minimum(offsets, length[:, None] - 1)
+        real = offsets < length[:, None]
+        places[tokens[real]] = taken + real.flatten().nonzero().squeeze(1)
+        groups.append(tokens)
+        taken += tokens.numel()
+    shapes = tuple((len(tokens), tokens.shape[1]) for tokens in groups)
+    return PackedLayout(torch.cat([tokens.flatten() for tokens in groups]), shapes, places)
 
 
 def _mask(
@@ -107,13 +116,17 @@ def _attend_packed(
     dropout: float,
     scaling: float | None,
 ) -> torch.Tensor:
-    batch, heads, length, _ = query.shape
+    batch, heads, length, width = query.shape
+    sizes = [count * longest for count, longest in layout.shapes]
 
-    def apart(x: torch.Tensor) -> torch.Tensor:  # [B, H, length, D] -> [S, H, L, D]
-        return x.transpose(1, 2).flatten(0, 1)[layout.tokens].transpose(1, 2)
+    def apart(x: torch.Tensor) -> list[torch.Tensor]:  # [B, H, length, D] -> [S, H, L, D] of each group
+        parts = x.transpose(1, 2).flatten(0, 1).index_select(0, layout.tokens).split(sizes)
+        return [
+            part.view(*shape, heads, width).transpose(1, 2) for part, shape in zip(parts, layout.shapes, strict=True)
+        ]
 
-    out = _causal(apart(query), apart(key), apart(value), dropout, scaling)
-    together = out.transpose(1, 2).flatten(0, 1)[layout.places]  # [N, H, D]
+    out = [_causal(q, k, v, dropout, scaling) for q, k, v in zip(apart(query), apart(key), apart(value), strict=True)]
+    together = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in out]).index_select(0, layout.places)
     return together.view(batch, length, heads, -1).transpose(1, 2)
 
 
