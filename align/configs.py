@@ -39,6 +39,7 @@ class StageConfig:
     INPUTS: ClassVar[dict[str, str]] = {}  # name -> kind
     OPTIONAL: ClassVar[dict[str, str]] = {}
     OUTPUT: ClassVar[str]  # kind
+    PARALLEL: ClassVar[bool] = True  # False: one process does it, whatever hardware.num_processes says
     inputs: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -93,6 +94,7 @@ class Data(StageConfig):
     """Rows from a card, a file or the Hub, checked and split, as a dataset artifact."""
 
     STAGE: ClassVar[str] = "data"
+    PARALLEL: ClassVar[bool] = False
     source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT")
     record: str = knob("documents", "what the rows become: " + ", ".join(RECORDS))
     splits: list[str] = field(
@@ -120,6 +122,7 @@ class Tokenizer(StageConfig):
     """Train a byte-level BPE tokenizer with a chat template."""
 
     STAGE: ClassVar[str] = "tokenizer"
+    PARALLEL: ClassVar[bool] = False
     OUTPUT: ClassVar[str] = "tokenizer"
     INPUTS: ClassVar[dict[str, str]] = {"data": "documents"}
     vocab_size: int = knob(50_257, "entries, special tokens and the 256 bytes among them [GPT-2]")
@@ -288,6 +291,7 @@ class ImportModel(StageConfig):
     """Bring a causal language model in from the Hub or a local folder."""
 
     STAGE: ClassVar[str] = "import_model"
+    PARALLEL: ClassVar[bool] = False
     OUTPUT: ClassVar[str] = "model"
     source: str = knob("", "hf:ORG/NAME@COMMIT or path:FOLDER")
 

@@ -57,7 +57,7 @@ def run(config_name: str, arguments: list[str], task: Task) -> int:
     """
     register_schemas()
     parser = get_args_parser()
-    options, unknown = parser.parse_known_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise ConfigError(
             f"{unknown[0]}: no such option; knobs are given as name=value, options are listed by --hydra-help"

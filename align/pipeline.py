@@ -70,7 +70,7 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, group: str, wor
     run = (step.label, step.stage, asdict(step.config), work)
     try:
         with stop.listening():
-            if settings.hardware.num_processes > 1:
+            if settings.hardware.num_processes > 1 and step.config.PARALLEL:
                 metrics = run_ranks(step.config, inputs, step.label, work, settings, group, stop)
                 tracker.start(*run)
             else:

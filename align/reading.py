@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -54,24 +55,37 @@ def show_outcomes(outcomes: Sequence[Outcome], store: ArtifactStore, as_json: bo
 def _headline(evaluations: Sequence[Outcome]) -> Table:
     """One row an evaluation: scores sampled and greedy, win rate against its baseline, KL, length, pretraining loss."""
     score = "gold" if any("gold/score" in o.artifact.metrics for o in evaluations) else "reward"
-    table = Table(title="Evaluation on held-out prompts", title_justify="left")
-    columns = ("model", f"{score} T=1", f"{score} greedy", "wins T=1 [95 %]", "wins greedy [95 %]", "ties", "KL")
-    for column in (*columns, "tokens", "text loss"):
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
+    table = Table(
+        title="Evaluation on held-out prompts, sampled at temperature 1 and greedily",
+        caption="A win is a better score than that of the model named below, on the same prompt.",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+    columns = ("model", f"{score}\nT=1", "\ngreedy", "wins %\nT=1", "[95 %]\ngreedy", "ties\nT=1", "KL\nnats")
+    for column in (*columns, "tokens", "text\nloss"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for outcome in evaluations:
-        m = outcome.artifact.metrics
+        m, inputs = outcome.artifact.metrics, outcome.step.inputs
+        over = f"\nover {_step_name(inputs['baseline'][0].ref)}" if "baseline" in inputs else ""
         table.add_row(
-            outcome.step.inputs["model"][0].ref,
+            _step_name(inputs["model"][0].ref) + over,
             _number(m, f"{score}/score"),
             _number(m, f"greedy/{score}/score"),
             _interval(m, ""),
             _interval(m, "greedy/"),
             _percent(m, "ties"),
-            _number(m, "kl"),
+            _number(m, "kl", 2),
             _number(m, "response_tokens", 1),
             _number(m, "pretrain_loss"),
         )
     return table
+
+
+def _step_name(ref: str) -> str:
+    return ref.partition("/")[2] or ref
 
 
 def _number(metrics: dict[str, float], name: str, digits: int = 3) -> str:
@@ -79,7 +93,7 @@ def _number(metrics: dict[str, float], name: str, digits: int = 3) -> str:
 
 
 def _percent(metrics: dict[str, float], name: str) -> str:
-    return f"{100 * metrics[name]:.0f} %" if name in metrics else ""
+    return f"{100 * metrics[name]:.0f}%" if name in metrics else ""
 
 
 def _interval(metrics: dict[str, float], prefix: str) -> str:
@@ -87,7 +101,7 @@ def _interval(metrics: dict[str, float], prefix: str) -> str:
     if not all(name in metrics for name in names):
         return ""
     rate, low, high = (100 * metrics[name] for name in names)
-    return f"{rate:.1f} % [{low:.1f}, {high:.1f}]"
+    return f"{rate:.1f}\n{low:.1f}-{high:.1f}"
 
 
 def _samples(evaluations: Sequence[Outcome]) -> Table:
@@ -97,7 +111,7 @@ def _samples(evaluations: Sequence[Outcome]) -> Table:
     answers: dict[str, dict[str, str]] = {}
     for outcome in evaluations:
         name = outcome.step.inputs["model"][0].ref
-        table.add_column(name, overflow="fold")
+        table.add_column(_step_name(name), overflow="fold")
         for row in _rows(outcome.artifact.path / "samples.jsonl"):
             answers.setdefault(row["prompt"], {})[name] = row["response"]
     names = [outcome.step.inputs["model"][0].ref for outcome in evaluations]
@@ -110,7 +124,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def _plain(text: str, limit: int = 300) -> str:
+def _plain(text: str, limit: int = 160) -> str:
     """Model text, with nothing in it that the terminal or the table would take as a command."""
     shown = "".join(c if c.isprintable() else " " for c in text)
     return (shown if len(shown) <= limit else shown[: limit - 3] + "...").replace("[", r"\[")

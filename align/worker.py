@@ -78,7 +78,9 @@ def run_ranks(
         str(work),
     ]
     # The step's lock is inherited: it holds as long as a rank lives, even when this process is killed outright.
-    ranks = subprocess.Popen(command, close_fds=False, preexec_fn=_die_with_parent)  # noqa: PLW1509 (no threads yet)
+    threads = settings.hardware.threads or max(1, (os.cpu_count() or 1) // settings.hardware.num_processes)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    ranks = subprocess.Popen(command, env=environment, close_fds=False, preexec_fn=_die_with_parent)  # noqa: PLW1509
     told = False
     while ranks.poll() is None:
         with contextlib.suppress(subprocess.TimeoutExpired):

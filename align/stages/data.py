@@ -34,8 +34,6 @@ _SHOWN_ERRORS = 20
 
 
 def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
-    if not job.is_main:
-        return {}
     source = resolve(cfg.source, job.data_root, None)
     dropped: Counter[str] = Counter()
     if source.card.generator:

@@ -22,8 +22,6 @@ from align.text.tokenizers import PAD
 
 
 def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
-    if not job.is_main:
-        return {}
     source = resolve_model(cfg.source, job.work)
     place: dict[str, str | Path] = {"pretrained_model_name_or_path": source.root or source.card.name}
     if source.root is None:

@@ -16,8 +16,6 @@ from align.text.tokenizers import train_tokenizer
 
 
 def run(cfg: Tokenizer, inputs: Inputs, job: Job) -> Metrics:
-    if not job.is_main:
-        return {}
     documents = (row["text"] for row in read_rows(inputs.folders("data"), "train"))
     tokenizer = train_tokenizer(itertools.islice(documents, cfg.num_documents), cfg.vocab_size)
     tokenizer.save_pretrained(job.out)
