@@ -37,8 +37,8 @@ format: setup ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## speed, beside a peer and the machine's limit; figures in benchmarks/*.json
-	for file in benchmarks/*.py; do $(BIN)/python $$file --json $${file%.py}.json || exit 1; done
+bench: setup ## speed, beside a peer and the machine's limit; figures in benchmarks/results
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file --json benchmarks/results/$$(basename $$file .py).json || exit 1; done
 
 clean: ## remove what the tools left, but no artifacts and no .venv
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist

@@ -19,6 +19,7 @@ from typing import Any
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -79,6 +80,7 @@ def _run(config_name: str, options: Any, task: Task) -> int:
         if not folder.is_dir():
             raise ConfigError(f"--config-dir {options.config_dir}: no such folder")
         search_path.prepend(provider="command-line", path=f"file://{folder}")
+    GlobalHydra.instance().clear()  # Hydra composes once a process; we may be called again
     hydra = Hydra.create_main_hydra2("align", search_path)
     if not options.multirun:
         returned = hydra.run(config_name, task, options.overrides)

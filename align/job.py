@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -275,8 +276,11 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"hardware.device: expected auto, cpu or cuda, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("hardware.device: cuda was asked for and torch finds none; use auto or cpu")
-    use_cuda = name != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use_cuda else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # set by torchrun, one GPU a process
+    torch.cuda.set_device(device)
+    return device
 
 
 def emulates_bf16(device: torch.device) -> bool:

@@ -47,8 +47,8 @@ def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
     if getattr(config, "precision", "fp32") == "bf16" and emulates_bf16(job.device):
         job.info("this CPU has no bf16 arithmetic, so precision=bf16 will be many times slower than fp32")
     torch.manual_seed(derive_seed(getattr(config, "seed", 0), config.STAGE))
-    stage = importlib.import_module(f"align.stages.{config.STAGE}")
-    return stage.run(config, inputs, job)
+    with contextlib.redirect_stdout(sys.stderr):  # what a library prints is not ours to give out
+        return importlib.import_module(f"align.stages.{config.STAGE}").run(config, inputs, job)
 
 
 def run_ranks(
@@ -66,17 +66,8 @@ def run_ranks(
     write_json(work / "request.json", request)
     result = work / "result.json"
     result.unlink(missing_ok=True)
-    processes = f"--nproc-per-node={settings.hardware.num_processes}"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        processes,
-        "-m",
-        "align.worker",
-        str(work),
-    ]
+    launcher = f"torch.distributed.run --standalone --nproc-per-node={settings.hardware.num_processes} -m align.worker"
+    command = [sys.executable, "-m", *launcher.split(), str(work)]
     # The step's lock is inherited: it holds as long as a rank lives, even when this process is killed outright.
     threads = settings.hardware.threads or max(1, (os.cpu_count() or 1) // settings.hardware.num_processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -105,7 +96,7 @@ def main(work: Path) -> None:
 
     request = json.loads((work / "request.json").read_text(encoding="utf-8"))
     settings = _typed(RunConfig, request["settings"])
-    dist.init_process_group("nccl" if settings.hardware.device == "cuda" else "gloo")
+    dist.init_process_group()  # gloo for what is on the CPU, nccl for what is on a GPU
     store = ArtifactStore(settings.store)
     inputs = Inputs({slot: tuple(_input(store, *ref) for ref in refs) for slot, refs in request["inputs"].items()})
     config = _typed(stage_class(request["stage"]), request["config"])

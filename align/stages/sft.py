@@ -111,7 +111,7 @@ def _text_examples(
 
 @torch.no_grad()
 def _loss(model: PreTrainedModel, examples: list[dict[str, list[int]]], job: Job, precision: str) -> float:
-    """The mean loss over the tokens that the assistant wrote, in nats; the trainer's is a mean of its batches' means."""
+    """The mean loss over the tokens that the assistant wrote, in nats; the trainer's is a mean of batch means."""
     model.eval()
     mine = job.share(examples)
     total = torch.zeros(2, dtype=torch.float64, device=job.device)

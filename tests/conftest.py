@@ -1,0 +1,52 @@
+"""A store in which the toy pipeline (tests/conf/pipeline/toy.yaml) has run once; tests read it or work on a copy."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "offline")
+
+CONF = Path(__file__).parent / "conf"
+
+
+def align(*arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    command = [sys.executable, "-m", "align", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if check is not None:
+        assert done.returncode == check, done.stderr
+    return done
+
+
+def run_toy(store: Path, *arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    return align("run", "pipeline=toy", "--config-dir", CONF, f"store={store}", "tracker=none", *arguments, check=check)
+
+
+def manifests(store: Path) -> dict[str, dict]:
+    """The manifest of the latest version of each step of the toy pipeline."""
+    found = {}
+    for folder in sorted((store / "names" / "toy").iterdir()):
+        latest = json.loads((folder / "aliases" / "latest").read_text())
+        record = json.loads((folder / f"v{latest}.json").read_text())
+        path = store / "objects" / record["stage"] / record["key"] / "manifest.json"
+        found[folder.name] = json.loads(path.read_text())
+    return found
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read only."""
+    store = tmp_path_factory.mktemp("finished") / "artifacts"
+    run_toy(store)
+    return store
+
+
+@pytest.fixture
+def store(finished: Path, tmp_path: Path) -> Path:
+    """A copy to work on."""
+    return Path(shutil.copytree(finished, tmp_path / "artifacts"))

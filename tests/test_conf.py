@@ -1,0 +1,186 @@
+"""What composes, what is refused and how, and how little of it needs torch."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import CONF, align
+
+from align.__main__ import main
+from align.help import pipelines
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], folder: Path) -> str:
+    """The one line that a refused command prints; nothing may be written."""
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    lines = err.strip().splitlines()
+    assert code in (2, 3), err
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert out == ""
+    assert list(folder.iterdir()) == []
+    return f"{code} {lines[0].removeprefix('error: ')}"
+
+
+# -- what composes -----------------------------------------------------------------------------------------------
+
+
+def test_the_quickstart_has_the_steps_that_its_users_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "pipeline=quickstart", "--json"]) == 0
+    steps = [step["step"].removeprefix("quickstart/") for step in json.loads(capsys.readouterr().out)]
+    after_data = "tokenizer pretrain sft compare reward ppo evaluate_base evaluate_sft evaluate_ppo".split()
+    assert [step for step in steps if step in after_data] == after_data
+
+
+@pytest.mark.parametrize("name", [name for name in pipelines() if name != "assistant"])
+def test_every_pipeline_plans_without_a_network(name: str, here: Path) -> None:
+    assert main(["plan", f"pipeline={name}"]) == 0
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.skipif(not (ROOT.parent / "shared/data").is_dir(), reason="the local copies of the real data are not here")
+def test_the_assistant_plans_with_local_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "pipeline=assistant", f"data_root={ROOT.parent}/shared/data", "--json"]) == 0
+    assert {step["stage"] for step in json.loads(capsys.readouterr().out)} >= {"pretrain", "sft", "reward", "ppo"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["ppo", "--help"],
+        ["plan", "pipeline=instructgpt"],
+        ["plan", "pipeline=quickstart"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_plan_are_quick_and_import_no_torch(command: list[str], here: Path) -> None:
+    code = f"import sys; from align.__main__ import main; main({command!r}); sys.exit('torch' in sys.modules)"
+    seconds = []
+    for _ in range(3):
+        begun = time.monotonic()
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.monotonic() - begun)
+    assert min(seconds) < 1.0
+
+
+def test_a_users_own_pipeline_comes_from_config_dir(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "pipeline=toy", "--config-dir", str(CONF), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 10
+
+
+def test_hydras_own_cfg_shows_the_composed_config(here: Path) -> None:
+    shown = align("run", "pipeline=quickstart", "--cfg", "job").stdout
+    assert "kl_coef: 0.1" in shown
+
+
+def test_tab_completion_knows_verbs_and_knobs(here: Path) -> None:
+    code = (
+        "import os, sys; os.environ['COMP_LINE'] = sys.argv[1]; os.environ['COMP_POINT'] = str(len(sys.argv[1]));"
+        "from align.__main__ import main; sys.exit(main(['-sc', 'query=bash']))"
+    )
+    for typed, wanted in (
+        ("align pre", "pretrain"),
+        ("align run pipeline=qui", "quickstart"),
+        ("align ppo kl_co", "kl_coef"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, typed], capture_output=True, text=True, check=False)
+        assert wanted in done.stdout, (typed, done.stderr)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "a typo'd knob of a step": (
+        ["run", "pipeline=quickstart", "steps.ppo.kl_cof=0.1"],
+        "2 steps.ppo.kl_cof: no such knob (did you mean kl_coef?)",
+    ),
+    "a typo'd knob of a stage": (
+        ["ppo", "learning_rat=1"],
+        "2 learning_rat: no such knob (did you mean learning_rate?)",
+    ),
+    "a typo'd setting": (["run", "pipeline=quickstart", "sead=1"], "2 sead: no such knob (did you mean seed?)"),
+    "an unknown stage": (["pretrian"], "2 unknown stage 'pretrian' (did you mean pretrain?)"),
+    "an unknown pipeline": (
+        ["run", "pipeline=quikstart"],
+        "2 pipeline=quikstart: no such pipeline (did you mean quickstart?)",
+    ),
+    "no pipeline": (["run"], "2 pipeline: say which"),
+    "an unknown step": (["run", "pipeline=quickstart", "step=pppo"], "2 step=pppo: no such step (did you mean ppo?)"),
+    "a value of another type": (["run", "pipeline=quickstart", "steps.ppo.kl_coef=high"], "2 "),
+    "a value out of range": (
+        ["run", "pipeline=quickstart", "steps.ppo.clip_range=2"],
+        "2 steps.ppo.clip_range: expected a number between 0 and 1, got 2",
+    ),
+    "a minibatch that does not divide the rollout": (
+        ["run", "pipeline=quickstart", "steps.ppo.minibatch_size=60"],
+        "2 steps.ppo.minibatch_size: expected a divisor of rollout_batch_size (128), got 60",
+    ),
+    "a wrong kind of input": (
+        ["run", "pipeline=quickstart", "steps.ppo.inputs.reward_model=sft"],
+        "2 steps.ppo.inputs.reward_model: expected reward_model, but quickstart/sft is model",
+    ),
+    "an input that is not there": (
+        ["sft", "inputs.data=card:smallworld"],
+        "2 steps.sft.inputs.model: sft needs a model here",
+    ),
+    "an unknown input": (["sft", "inputs.modl=a/b"], "2 inputs.modl: no such knob"),
+    "an artifact that is not there": (["sft", "inputs.model=quickstart/sft", "inputs.data=card:smallworld"], "3 "),
+    "an unknown card": (["data", "source=card:smalworld"], "2 steps.data.source: card:smalworld: no such data card"),
+    "a missing file": (
+        ["data", "source=path:none.jsonl"],
+        "2 steps.data.source: path:none.jsonl: no such file or folder",
+    ),
+    "an unpinned Hub set": (["data", "source=hf:a/b"], "2 steps.data.source: hf:a/b: the Hub is read at a full commit"),
+    "a source of no kind": (
+        ["data", "source=data.jsonl"],
+        "2 steps.data.source: source 'data.jsonl': expected card:NAME",
+    ),
+    "an unknown verb of artifacts": (["artifacts", "lst"], "2 align artifacts: argument verb: invalid choice"),
+    "an empty store": (["artifacts", "ls"], "3 "),
+    "an unknown option": (["run", "pipeline=quickstart", "--quiet"], "2 --quiet: no such option"),
+    "a config folder that is not there": (
+        ["run", "pipeline=a", "--config-dir", "none"],
+        "2 --config-dir none: no such",
+    ),
+    "a store's name that is no name": (
+        ["data", "source=card:smallworld", "name=a/b/c"],
+        "3 'a/b/c': expected PIPELINE/STEP",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_wrong_is_said_in_one_line(case: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, expected = REFUSED[case]
+    assert refused([*arguments, *([] if "artifacts" in arguments else ["tracker=none"])], capsys, here).startswith(
+        expected
+    )
+
+
+def test_a_corrupt_input_stops_the_run_before_it_is_used(store: Path) -> None:
+    (path,) = (store / "objects/sft").glob("*/model.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    done = align(
+        *("run", "pipeline=toy", "--config-dir", CONF, f"store={store}", "tracker=none"),
+        *("step=ppo", "steps.ppo.seed=9"),
+        check=3,
+    )
+    assert "model.safetensors has sha256" in done.stderr.splitlines()[-1]
+    assert len(list((store / "objects/ppo").iterdir())) == 1
+    assert align("artifacts", "--store", store, "verify", check=3).stderr.startswith("error: ")

@@ -1,0 +1,245 @@
+"""The toy pipeline through the command line: caching, sweeps, single stages, kills, signals, several processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import CONF, align, manifests, run_toy
+
+STAGES = ("pretrain", "sft", "compare", "reward", "ppo", "evaluate")
+
+
+def weights(manifest: dict) -> str:
+    return manifest["files"]["model.safetensors"]["sha256"]
+
+
+def log_without_times(store: Path, manifest: dict) -> list[dict]:
+    path = store / "objects" / manifest["stage"] / manifest["key"] / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """Both stores hold the same results: every file but the log to the byte, the log but for its times."""
+    a, b = manifests(one), manifests(two)
+    assert a.keys() == b.keys()
+    for step in a:
+        assert a[step]["key"] == b[step]["key"]
+        assert a[step]["metrics"] == b[step]["metrics"], step
+        files = [
+            {name: f["sha256"] for name, f in m["files"].items() if name != "metrics.jsonl"} for m in (a[step], b[step])
+        ]
+        assert files[0] == files[1], step
+        assert log_without_times(one, a[step]) == log_without_times(two, b[step]), step
+
+
+# -- what is done is not done again ------------------------------------------------------------------------------
+
+
+def test_a_second_run_runs_nothing(finished: Path) -> None:
+    begun = time.monotonic()
+    outcomes = json.loads(run_toy(finished, "--json").stdout)
+    assert [outcome["step"] for outcome in outcomes if not outcome["cached"]] == []
+    assert len(outcomes) == 10
+    assert all(outcome["ref"].endswith(":v0") for outcome in outcomes)
+    assert time.monotonic() - begun < 5  # torch is not imported
+
+
+def test_plan_says_why_a_step_is_not_cached(finished: Path) -> None:
+    done = align("plan", "pipeline=toy", "--config-dir", CONF, f"store={finished}", "steps.ppo.kl_coef=0.5", "--json")
+    steps = {step["step"]: step for step in json.loads(done.stdout)}
+    assert steps["toy/reward"]["cached"]
+    assert steps["toy/ppo"]["reason"] == "kl_coef 0.02 -> 0.5"
+    assert steps["toy/evaluate"]["reason"] == "input model changed"
+
+
+def test_a_seed_of_the_run_reaches_every_step_that_has_one(finished: Path) -> None:
+    done = align("plan", "pipeline=toy", "--config-dir", CONF, f"store={finished}", "seed=3", "--json")
+    run_again = [step["stage"] for step in json.loads(done.stdout) if not step["cached"]]
+    assert run_again == list(STAGES)
+
+
+def test_a_sweep_shares_what_is_upstream(store: Path) -> None:
+    done = run_toy(
+        store, "steps.ppo.kl_coef=0.01,0.1", "steps.ppo.seed=0,1", "-m", "step=ppo", "steps.ppo.num_iterations=1"
+    )
+    assert done.stderr.count("not made yet") == 0
+    versions = sorted(path.name for path in (store / "names/toy/ppo").glob("v*.json"))
+    assert versions == ["v0.json", "v1.json", "v2.json", "v3.json", "v4.json"]
+    for step in ("pretrain", "sft", "compare", "reward"):
+        assert [path.name for path in (store / "names/toy" / step).glob("v*.json")] == ["v0.json"]
+    keys = {json.loads(path.read_text())["key"] for path in (store / "names/toy/ppo").glob("v*.json")}
+    assert len(keys) == 5
+
+
+def test_a_failed_member_does_not_stop_a_sweep(store: Path) -> None:
+    done = run_toy(store, "steps.evaluate.num_prompts=4,-1,6", "step=evaluate", "-m", check=2)
+    assert "num_prompts: expected a number from 0 up, got -1" in done.stderr
+    assert len(list((store / "names/toy/evaluate").glob("v*.json"))) == 3
+
+
+# -- one stage by itself -----------------------------------------------------------------------------------------
+
+ALONE = {
+    "tokenizer": ("inputs.data=card:smallworld", "vocab_size=300"),
+    "pretrain": ("inputs.data=toy/text", "inputs.model=toy/pretrain", "num_steps=2", "batch_size=2"),
+    "sft": ("inputs.model=toy/pretrain:latest", "inputs.data=toy/demonstrations", "batch_size=4", "num_epochs=1"),
+    "compare": ("inputs.model=toy/sft", "inputs.prompts=toy/prompts:v0", "max_new_tokens=4"),
+    "reward": ("inputs.model=toy/sft", "inputs.data=toy/compare", "batch_size=16"),
+    "ppo": (
+        *("inputs.policy=toy/sft", "inputs.reward_model=toy/reward", "inputs.prompts=toy/prompts", "num_iterations=1"),
+        *("rollout_batch_size=8", "minibatch_size=8", "max_new_tokens=4"),
+    ),
+    "evaluate": ("inputs.model=toy/sft", "inputs.prompts=toy/prompts", "max_new_tokens=4"),
+}
+
+
+@pytest.mark.parametrize("stage", [name for name in ALONE if name != "tokenizer"])
+def test_each_stage_runs_by_itself(store: Path, stage: str) -> None:
+    done = align(stage, *ALONE[stage], f"store={store}", "tracker=none", "name=mine/it", "--json")
+    (outcome,) = json.loads(done.stdout)
+    assert outcome["ref"] == "mine/it:v0"
+    assert not outcome["cached"]
+
+
+def test_a_lora_run_keeps_its_adapter_beside_the_merged_weights(store: Path) -> None:
+    align("sft", *ALONE["sft"], "lora.rank=2", f"store={store}", "tracker=none", "name=mine/lora")
+    artifact = json.loads(align("artifacts", "--store", store, "show", "mine/lora", "--json").stdout)
+    assert {"adapter/adapter_model.safetensors", "model.safetensors"} <= artifact["files"].keys()
+    base = manifests(store)["pretrain"]
+    assert weights(artifact) != weights(base)
+
+
+def test_a_model_folder_can_be_imported(store: Path, finished: Path) -> None:
+    sft = manifests(store)["sft"]
+    source = f"path:{finished}/objects/sft/{sft['key']}"
+    done = align(
+        *("evaluate", f"inputs.model={source}", "inputs.prompts=toy/prompts", "max_new_tokens=4"),
+        *(f"store={store}", "tracker=none", "name=mine/it", "--json"),
+    )
+    imported, evaluated = json.loads(done.stdout)
+    assert imported["step"] == "mine/it.model"
+    path = Path(imported["path"]) / "manifest.json"
+    assert weights(json.loads(path.read_text())) == weights(sft)
+    assert evaluated["metrics"]["prompts"] == 26
+
+
+# -- killed, stopped, in several processes -----------------------------------------------------------------------
+
+# What shows that a stage is in the middle of its work.
+MARKS = {
+    "tokenizer": "out",
+    "pretrain": "checkpoints/step-[3-9]",
+    "sft": "trainer/checkpoint-[3-9]/align.json",
+    "compare": "out",
+    "reward": "checkpoints/step-[2-9]",
+    "ppo": "checkpoints/step-[2-5]",
+    "evaluate": "out",
+}
+
+
+def start_toy(store: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "align", "run", "pipeline=toy", "--config-dir", str(CONF), f"store={store}"]
+    settings = ["tracker=none", "hardware.checkpoint_seconds=0"]
+    return subprocess.Popen([*command, *settings, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+def wait_for(process: subprocess.Popen[bytes], store: Path, stage: str) -> bool:
+    """True when the stage is in the middle of its work; False when the process ended before that was seen."""
+    while process.poll() is None:
+        if any(store.glob(f"work/{stage}/*/{MARKS[stage]}")):
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def test_killed_in_every_stage_it_goes_on_to_the_same_artifacts(finished: Path, tmp_path: Path) -> None:
+    store = tmp_path / "artifacts"
+    for stage in MARKS:
+        process = start_toy(store)
+        assert wait_for(process, store, stage), f"{stage} was over before it could be killed"
+        process.kill()
+        process.wait()
+        assert not list((store / "objects").glob(f"{stage}/*"))
+    run_toy(store)
+    assert_same(finished, store)
+    assert not list((store / "work").glob("*/*"))
+
+
+def test_dropout_and_every_other_stream_resume_exactly(tmp_path: Path) -> None:
+    dropout = "steps.pretrain.model.dropout=0.1"
+    run_toy(tmp_path / "whole", dropout, "step=pretrain")
+    store = tmp_path / "killed"
+    process = start_toy(store, dropout, "step=pretrain")
+    assert wait_for(process, store, "pretrain")
+    process.kill()
+    process.wait()
+    done = run_toy(store, dropout, "step=pretrain")
+    assert "going on from" in done.stderr
+    assert_same(tmp_path / "whole", store)
+
+
+def test_asked_to_stop_it_saves_and_says_so(finished: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
+    shutil.rmtree(store / "objects/ppo")
+    process = start_toy(store, "step=ppo")
+    assert wait_for(process, store, "ppo")
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate()
+    assert process.returncode == 143
+    assert told.decode().splitlines()[-1] == "error: stopped; give the same command to go on from here"
+    run_toy(store, "step=ppo")
+    assert weights(manifests(store)["ppo"]) == weights(manifests(finished)["ppo"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_do_what_one_does(store: Path, stage: str) -> None:
+    alone = manifests(store)[stage]
+    shutil.rmtree(store / "objects" / stage)
+    run_toy(store, f"step={stage}", "hardware=two_processes")
+    together = manifests(store)[stage]
+    assert together["key"] == alone["key"]
+    assert together["files"].keys() == alone["files"].keys()
+    for name, value in alone["metrics"].items():
+        assert together["metrics"][name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
+
+
+def test_another_number_of_processes_is_refused_in_the_middle_of_a_step(tmp_path: Path, finished: Path) -> None:
+    store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
+    shutil.rmtree(store / "objects/reward")
+    process = start_toy(store, "step=reward")
+    assert wait_for(process, store, "reward")
+    process.kill()
+    process.wait()
+    done = run_toy(store, "step=reward", "hardware=two_processes", check=2)
+    assert "this step was begun with 1, got 2" in done.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(store: Path) -> None:
+    knobs = ("steps.pretrain.optimizer=adamw", "steps.pretrain.learning_rate=1e30", "steps.pretrain.max_grad_norm=1e30")
+    done = run_toy(store, "step=pretrain", *knobs, check=4)
+    assert "lower learning_rate" in done.stderr.splitlines()[-1]
+    assert len(list((store / "objects/pretrain").iterdir())) == 1
+
+
+def test_two_commands_at_once_make_an_artifact_once(tmp_path: Path) -> None:
+    commands = [start_toy(tmp_path / "artifacts", "step=tokenizer") for _ in range(2)]
+    told = [command.communicate()[1].decode() for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], told
+    assert len(list((tmp_path / "artifacts/objects/tokenizer").iterdir())) == 1
+    assert [p.name for p in (tmp_path / "artifacts/names/toy/tokenizer").glob("v*")] == ["v0.json"]
+
+
+def test_an_offline_wandb_run_is_left_for_each_step(store: Path) -> None:
+    shutil.rmtree(store / "objects/reward")
+    environment = {**os.environ, "WANDB_MODE": "offline"}
+    command = [sys.executable, "-m", "align", "run", "pipeline=toy", "--config-dir", str(CONF), f"store={store}"]
+    done = subprocess.run([*command, "step=reward"], env=environment, capture_output=True, text=True, check=True)
+    assert len(list((store / "wandb").glob("offline-run-*"))) == 1
+    assert "wandb sync" in done.stdout

@@ -1,0 +1,215 @@
+"""Checkpoints: exact, and whole or not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from align.checkpoints import load_checkpoint, save_checkpoint
+
+
+def same(a, b):
+    """Equal in value and in type, all the way down; tensors bit for bit."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        assert [type(key) for key in a] == [type(key) for key in b]
+        for key in a:
+            same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            same(x, y)
+    else:
+        assert a == b
+
+
+def round_trip(folder, state):
+    save_checkpoint(folder, 1, state)
+    step, loaded = load_checkpoint(folder)
+    assert step == 1
+    same(loaded, state)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"a": 1, 2: "two", 0: {-3: None, "x": [True, False, (1, (2.5, "z"), [])]}},
+        {"float": [0.1, 1e-300, -0.0, 2**-1074, math.inf], "int": [2**80, -(2**63)]},
+        {"text": 'quotes " \\ / \n \u2028 \u00e9 \U0001f600', "": ""},
+        [],
+        {},
+        (),
+        None,
+        7,
+        {"tensor": "a dict that looks like a reference"},
+        {"dict": [["list", 1]], "tuple": {"list": []}},
+    ],
+)
+def test_plain_state_comes_back_as_it_was(tmp_path, state):
+    round_trip(tmp_path, state)
+
+
+def test_nan_comes_back(tmp_path):
+    save_checkpoint(tmp_path, 1, {"x": math.nan, "y": torch.tensor([math.nan, -math.inf])})
+    loaded = load_checkpoint(tmp_path)[1]
+    assert math.isnan(loaded["x"])
+    assert loaded["y"][0].isnan()
+    assert loaded["y"][1] == -math.inf
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool],
+)
+def test_tensors_come_back_bit_for_bit(tmp_path, dtype):
+    values = 50 * torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).abs()
+    values = values.to(dtype)
+    round_trip(tmp_path, {"a": values, 3: [values[0], values[:0], values[2, 1]], "transposed": (values.T,)})
+
+
+def test_large_whole_numbers_in_tensors(tmp_path):
+    round_trip(tmp_path, torch.tensor([2**63 - 1, -(2**63), 2**53 + 1]))
+
+
+def test_tensors_that_share_memory(tmp_path):
+    whole = torch.arange(12.0)
+    round_trip(tmp_path, {"whole": whole, "again": whole, "part": whole[3:7], "rows": whole.view(3, 4)[1:]})
+
+
+def test_a_parameter_comes_back_as_its_values(tmp_path):
+    parameter = torch.nn.Parameter(torch.randn(3))
+    save_checkpoint(tmp_path, 1, {"w": parameter})
+    loaded = load_checkpoint(tmp_path)[1]["w"]
+    assert not loaded.requires_grad
+    assert torch.equal(loaded, parameter.detach())
+
+
+def test_what_is_saved_does_not_follow_later_changes(tmp_path):
+    weights = torch.zeros(3)
+    save_checkpoint(tmp_path, 1, {"w": weights})
+    weights.fill_(9.0)
+    assert load_checkpoint(tmp_path)[1]["w"].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "Muon"])
+def test_optimizer_and_generator_states(tmp_path, kind):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6, bias=False), torch.nn.Linear(6, 2, bias=False))
+    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model(torch.randn(3, 4)).square().sum().backward()
+        optimizer.step()
+    state = {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "model": dict(model.state_dict())}
+    round_trip(tmp_path, state)
+    optimizer.load_state_dict(load_checkpoint(tmp_path)[1]["optimizer"])
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert load_checkpoint(tmp_path) is None
+    assert load_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_older_ones_are_removed(tmp_path):
+    for step in (1, 2, 10):
+        save_checkpoint(tmp_path, step, {"step": step})
+        assert [p.name for p in tmp_path.iterdir()] == [f"step-{step}"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save_checkpoint(tmp_path, 3, {"x": 1})
+    save_checkpoint(tmp_path, 3, {"x": 2})
+    assert load_checkpoint(tmp_path) == (3, {"x": 2})
+
+
+def several(folder):
+    """Steps 2, 9 and 10 side by side, as an interrupted removal leaves them."""
+    for step in (2, 9, 10):
+        save_checkpoint(folder / f"only-{step}", step, {"step": step, "w": torch.full((2,), float(step))})
+        shutil.move(folder / f"only-{step}" / f"step-{step}", folder / "all" / f"step-{step}")
+    return folder / "all"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "all").mkdir()
+    return several(tmp_path)
+
+
+def test_the_newest_is_loaded_by_number_not_by_name(folder):
+    step, state = load_checkpoint(folder)
+    assert step == state["step"] == 10
+    assert state["w"].tolist() == [10.0, 10.0]
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["remove", "empty", "shorten"])
+def test_a_damaged_one_is_passed_over(folder, name, damage):
+    file = folder / "step-10" / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "remove":
+        file.write_bytes(b"" if damage == "empty" else content[:-1])
+    assert load_checkpoint(folder)[0] == 9
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
+def test_any_flipped_bit_of_the_content_is_noticed(folder, name):
+    file = folder / "step-10" / name
+    content = file.read_bytes()
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert load_checkpoint(folder)[0] == 9, place
+
+
+@pytest.mark.parametrize("bit", [1, 64, 128])
+def test_a_flipped_bit_of_the_manifest_is_noticed(folder, bit):
+    file = folder / "step-10" / "manifest.json"
+    content = file.read_bytes()
+    for place, byte in enumerate(content):
+        if byte not in b" \n":  # between the entries, where one space or another means the same
+            file.write_bytes(content[:place] + bytes([byte ^ bit]) + content[place + 1 :])
+            assert load_checkpoint(folder)[0] == 9, place
+
+
+def test_when_none_is_whole_there_is_none(folder):
+    for file in folder.glob("*/state.json"):
+        file.write_text(file.read_text() + " ")
+    assert load_checkpoint(folder) is None
+
+
+def test_a_temporary_folder_left_behind_is_ignored_and_then_removed(folder):
+    shutil.copytree(folder / "step-10", folder / ".step-11.4321")
+    assert load_checkpoint(folder)[0] == 10
+    save_checkpoint(folder, 12, {"x": 1})
+    assert [p.name for p in folder.iterdir()] == ["step-12"]
+
+
+def test_other_files_beside_checkpoints_stay(tmp_path):
+    (tmp_path / "log.txt").write_text("kept")
+    save_checkpoint(tmp_path, 1, {})
+    save_checkpoint(tmp_path, 2, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.txt", "step-2"]
+
+
+def test_nothing_is_pickled(tmp_path):
+    save_checkpoint(tmp_path, 1, {"w": torch.ones(2), "n": (1, 2)})
+    files = sorted(p.name for p in (tmp_path / "step-1").iterdir())
+    assert files == ["manifest.json", "state.json", "tensors.safetensors"]
+    json.loads((tmp_path / "step-1" / "state.json").read_text())
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", 1j, len, torch.float32])
+def test_what_it_cannot_hold_is_refused_by_place(tmp_path, value):
+    save_checkpoint(tmp_path, 1, {"x": 1})
+    with pytest.raises(TypeError, match=r"cannot hold a .* \(at /a/1/b\)"):
+        save_checkpoint(tmp_path, 2, {"a": [0, {"b": value}]})
+    assert load_checkpoint(tmp_path) == (1, {"x": 1})

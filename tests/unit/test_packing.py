@@ -1,0 +1,60 @@
+"""Sequences end to end."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from align.text.packing import micro_batches, pack, pack_documents
+
+
+def test_pack_by_hand():
+    packed = pack([[5, 6, 7], [8], [9, 10]])
+    assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9, 10]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert packed.ends.tolist() == [2, 3, 5]
+
+
+def test_packed_sequences_can_be_cut_apart_again():
+    rng = random.Random(0)
+    sequences = [[rng.randrange(100) for _ in range(rng.randint(1, 7))] for _ in range(20)]
+    packed = pack(sequences)
+    starts = [0, *(end + 1 for end in packed.ends.tolist()[:-1])]
+    cut = [packed.input_ids[0, a : b + 1].tolist() for a, b in zip(starts, packed.ends.tolist(), strict=True)]
+    assert cut == sequences
+    assert packed.position_ids[0, starts].tolist() == [0] * 20
+    assert packed.position_ids[0, packed.ends].tolist() == [len(s) - 1 for s in sequences]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 4, 7, 50, 10_000])
+def test_micro_batches_keep_order_and_limit(max_tokens):
+    rng = random.Random(1)
+    lengths = [rng.randint(1, 9) for _ in range(60)]
+    groups = list(micro_batches(lengths, max_tokens))
+    assert [i for group in groups for i in group] == list(range(60))
+    for group in groups:
+        assert len(group) == 1 or sum(lengths[i] for i in group) <= max_tokens
+    for group, after in itertools.pairwise(groups):
+        assert sum(lengths[i] for i in group) + lengths[after[0]] > max_tokens
+
+
+def test_a_sequence_over_the_limit_stands_alone():
+    assert list(micro_batches([2, 9, 1, 1], 4)) == [[0], [1], [2, 3]]
+    assert list(micro_batches([], 4)) == []
+
+
+def test_documents_run_on_across_rows_and_the_tail_is_left_out():
+    rows = pack_documents([[1, 2, 0], [3, 0], [4, 5, 6, 0]], 4)
+    assert rows.tolist() == [[1, 2, 0, 3], [0, 4, 5, 6]]
+    assert rows.dtype == torch.int64
+
+
+def test_documents_that_fill_rows_exactly_lose_nothing():
+    assert pack_documents([[1, 2], [3, 4]], 2).tolist() == [[1, 2], [3, 4]]
+
+
+def test_too_few_tokens_make_no_row():
+    assert pack_documents([[1, 2]], 4).shape == (0, 4)

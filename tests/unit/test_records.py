@@ -1,0 +1,205 @@
+"""What is a row, what is not, and the dataset that holds them."""
+
+import json
+
+import pytest
+
+from align.data.records import (
+    Dropped,
+    Malformed,
+    check_messages,
+    check_row,
+    convert,
+    read_info,
+    read_rows,
+    split_key,
+    split_of,
+    write_info,
+    write_rows,
+)  # fmt: skip
+
+USER = {"role": "user", "content": "How warm is tea?"}
+ASSISTANT = {"role": "assistant", "content": "Warm enough."}
+SYSTEM = {"role": "system", "content": "Be kind."}
+RANKING = {"prompt": [USER], "responses": ["warm", "cold"], "ranks": [1, 2]}
+
+
+def nested(depth):
+    value: object = "x"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (None, "messages"),
+        ([], "messages"),
+        ("hello", "messages"),
+        ({"role": "user"}, "messages"),
+        ([USER, "hello"], "messages[1]"),
+        ([USER, None], "messages[1]"),
+        ([USER, []], "messages[1]"),
+        ([{"role": "bot", "content": "x"}], "messages[0].role"),
+        ([{"role": "User", "content": "x"}], "messages[0].role"),
+        ([{"content": "x"}], "messages[0].role"),
+        ([{"role": ["user"], "content": "x"}], "messages[0].role"),
+        ([USER, {"role": "assistant"}], "messages[1].content"),
+        ([USER, {"role": "assistant", "content": None}], "messages[1].content"),
+        ([USER, {"role": "assistant", "content": 3}], "messages[1].content"),
+        ([USER, {"role": "assistant", "content": [{"type": "text", "text": "x"}]}], "messages[1].content"),
+        ([USER, {"role": "assistant", "content": float("nan")}], "messages[1].content"),
+        ([{"role": "user", "content": nested(500)}], "messages[0].content"),
+        ([USER, USER], "messages"),
+        ([ASSISTANT, USER], "messages"),
+        ([SYSTEM, ASSISTANT], "messages"),
+        ([USER, ASSISTANT, SYSTEM, ASSISTANT], "messages"),
+    ],
+)
+def test_bad_messages_are_malformed_at(value, field):
+    with pytest.raises(Malformed) as caught:
+        check_messages(value, "messages")
+    assert str(caught.value).startswith(f"{field}: expected ")
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="json.dumps of the role, whatever it is")
+def test_a_role_of_bytes_as_a_parquet_file_may_hold_is_malformed():
+    with pytest.raises(Malformed, match=r"^messages\[0\]\.role: "):
+        check_messages([{"role": b"user", "content": "x"}], "messages")
+
+
+@pytest.mark.parametrize(
+    "messages", [[USER], [SYSTEM, USER], [USER, ASSISTANT, USER, ASSISTANT], [SYSTEM, USER, ASSISTANT, SYSTEM, USER]]
+)
+def test_good_messages_come_back_as_they_are(messages):
+    assert check_messages([{**m, "name": "x", "tool_calls": None} for m in messages], "messages") == messages
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "field"),
+    [
+        ("documents", {}, "text"),
+        ("documents", {"text": ["a"]}, "text"),
+        ("documents", {"text": float("nan")}, "text"),
+        ("demonstrations", {"messages": [USER]}, "messages[0].role"),
+        ("demonstrations", {"messages": [USER, ASSISTANT, USER]}, "messages[2].role"),
+        ("prompts", {"prompt": [USER, ASSISTANT]}, "prompt[1].role"),
+        ("prompts", {"prompt": [SYSTEM]}, "prompt[0].role"),
+        ("prompts", {"prompt": "text"}, "prompt"),
+        ("comparisons", {"prompt": [USER]}, "responses"),
+        ("comparisons", {**RANKING, "responses": []}, "responses"),
+        ("comparisons", {**RANKING, "responses": ["only one"], "ranks": [1]}, "responses"),
+        ("comparisons", {**RANKING, "responses": "ab"}, "responses"),
+        ("comparisons", {**RANKING, "responses": ["a", None]}, "responses[1]"),
+        ("comparisons", {**RANKING, "responses": [3, "a"]}, "responses[0]"),
+        ("comparisons", {**RANKING, "ranks": [1]}, "ranks"),
+        ("comparisons", {**RANKING, "ranks": None}, "ranks"),
+        ("comparisons", {**RANKING, "ranks": {"a": 1, "b": 2}}, "ranks"),
+        ("comparisons", {**RANKING, "ranks": [1, 2.0]}, "ranks"),
+        ("comparisons", {**RANKING, "ranks": [1, True]}, "ranks"),
+        ("comparisons", {**RANKING, "ranks": ["1", "2"]}, "ranks"),
+    ],
+)
+def test_a_row_that_is_not_its_record_is_malformed_at(record, row, field):
+    with pytest.raises(Malformed) as caught:
+        check_row(record, row)
+    assert str(caught.value).startswith(f"{field}: expected ")
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="set(responses) before they are checked to be text")
+@pytest.mark.parametrize("responses", [[{"role": "assistant"}, "b"], [["a"], ["b"]]])
+def test_responses_that_are_no_text_are_malformed(responses):
+    with pytest.raises(Malformed, match=r"^responses\[0\]: "):
+        check_row("comparisons", {**RANKING, "responses": responses})
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "reason"),
+    [
+        ("documents", {"text": ""}, "empty text"),
+        ("documents", {"text": " \n\t\u00a0"}, "empty text"),
+        ("demonstrations", {"messages": [USER, {"role": "assistant", "content": ""}]}, "empty text"),
+        ("demonstrations", {"messages": [{"role": "user", "content": " "}, ASSISTANT]}, "empty text"),
+        ("demonstrations", {"messages": [{"role": "system", "content": ""}, USER, ASSISTANT]}, "empty text"),
+        ("prompts", {"prompt": [{"role": "user", "content": "\n"}]}, "empty text"),
+        ("comparisons", {**RANKING, "responses": ["a", ""]}, "empty text"),
+        ("comparisons", {**RANKING, "ranks": [1, 1]}, "all tied"),
+        ("comparisons", {**RANKING, "responses": ["a", "a"]}, "responses all alike"),
+    ],
+)
+def test_a_row_that_teaches_nothing_is_dropped_as(record, row, reason):
+    with pytest.raises(Dropped, match=f"^{reason}$"):
+        check_row(record, row)
+
+
+def test_extra_columns_and_partial_ties_are_kept():
+    row = {**RANKING, "responses": ["a", "b", "b"], "ranks": [1, 2, 2], "source": "mine"}
+    assert check_row("comparisons", row) == row
+
+
+def test_what_was_answered_or_compared_can_be_asked_again():
+    assert convert({"messages": [SYSTEM, USER, ASSISTANT]}, "demonstrations", "prompts") == {"prompt": [SYSTEM, USER]}
+    assert convert(RANKING, "comparisons", "prompts") == {"prompt": [USER]}
+    said = {"text": "How warm is tea?\n\nWarm enough."}
+    assert convert({"messages": [USER, ASSISTANT]}, "demonstrations", "documents") == said
+    assert convert({"text": "a"}, "documents", "documents") == {"text": "a"}
+
+
+@pytest.mark.parametrize(
+    ("record", "wanted"), [("documents", "prompts"), ("prompts", "demonstrations"), ("demonstrations", "comparisons")]
+)
+def test_what_cannot_become_another_record_is_refused(record, wanted):
+    with pytest.raises(ValueError, match=f"{record} cannot become {wanted}"):
+        convert({"text": "a"}, record, wanted)
+
+
+def test_the_split_hangs_on_what_is_asked_alone():
+    row = {"messages": [SYSTEM, {"role": "user", "content": "  how WARM\nis tea? "}, ASSISTANT]}
+    assert split_key(row) == split_key({"prompt": [USER]}) == split_key(RANKING) == "how warm is tea?"
+    assert split_key({"prompt": [USER, ASSISTANT, USER]}) != split_key({"prompt": [USER]})
+
+
+def test_splits_have_their_shares_and_never_move():
+    splits = [split_of(f"question {i}", 0.1) for i in range(20_000)]
+    assert 0.09 < splits.count("validation") / 20_000 < 0.11
+    assert 0.09 < splits.count("test") / 20_000 < 0.11
+    assert {split_of(f"question {i}", 0.0) for i in range(100)} == {"train"}
+    # a wider hold-out takes from train, and never gives a held-out key back
+    assert all(split_of(f"question {i}", 0.2) != "train" for i in range(2000) if splits[i] == "validation")
+    assert split_of("\ud800", 0.1) in ("train", "validation", "test")
+
+
+def test_rows_come_back_from_several_folders_in_order(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    rows = [{"text": "é \U0001f600 \x00 line\r\n"}, {"text": "b"}]
+    assert write_rows(one, "train", rows) == 2
+    assert write_rows(two, "train", iter([{"text": "c"}])) == 1
+    assert list(read_rows([one, two], "train")) == [*rows, {"text": "c"}]
+    assert list(read_rows([one, two], "test")) == []
+
+
+def test_no_rows_write_no_file(tmp_path):
+    assert write_rows(tmp_path, "train", []) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nested_rows_come_back_as_they_were(tmp_path):
+    rows = [{**RANKING, "note": None}, {**RANKING, "note": "x"}]
+    write_rows(tmp_path, "test", rows)
+    assert list(read_rows([tmp_path], "test")) == rows
+
+
+@pytest.mark.xfail(strict=True, reason="pyarrow takes the columns of the first row")
+def test_a_column_that_the_first_row_lacks_is_kept(tmp_path):
+    write_rows(tmp_path, "train", [{"text": "a"}, {"text": "b", "source": "mine"}])
+    assert list(read_rows([tmp_path], "train")) == [{"text": "a", "source": None}, {"text": "b", "source": "mine"}]
+
+
+def test_the_info_comes_back(tmp_path):
+    write_info(tmp_path, record="prompts", dropped={"empty text": 2}, licence="é")
+    assert read_info(tmp_path) == {"record": "prompts", "dropped": {"empty text": 2}, "licence": "é"}
+    json.loads((tmp_path / "dataset.json").read_text(encoding="ascii"))
