@@ -28,18 +28,20 @@ def save_checkpoint(folder: Path, step: int, state: Any) -> None:
     checkpoint that has its name is whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    place = folder / f"step-{step}"
+    if _is_whole(place):
+        return
     temporary = folder / f".step-{step}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     tensors: dict[str, torch.Tensor] = {}
-    skeleton = _strip(state, "", tensors)
+    skeleton = _strip(state, tensors)
     save_file(tensors, temporary / "tensors.safetensors")
     (temporary / "state.json").write_text(json.dumps(skeleton), encoding="utf-8")
     for name in ("tensors.safetensors", "state.json"):
         with (temporary / name).open("rb+") as file:
             os.fsync(file.fileno())
     write_json(temporary / _MANIFEST, {p.name: sha256_file(p) for p in temporary.iterdir()})
-    place = folder / f"step-{step}"
     shutil.rmtree(place, ignore_errors=True)
     temporary.rename(place)
     fsync_folder(folder)
@@ -50,31 +52,40 @@ def save_checkpoint(folder: Path, step: int, state: Any) -> None:
 
 def load_checkpoint(folder: Path) -> tuple[int, Any] | None:
     """(step, state) of the newest checkpoint that is whole, or None."""
-    found = sorted(folder.glob("step-*"), key=lambda p: int(p.name[5:]), reverse=True)
-    for place in found:
-        try:
-            manifest = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
-            if any(sha256_file(place / name) != digest for name, digest in manifest.items()):
-                continue
-        except (OSError, ValueError):
-            continue
-        skeleton = json.loads((place / "state.json").read_text(encoding="utf-8"))
-        return int(place.name[5:]), _fill(skeleton, load_file(place / "tensors.safetensors"))
+    steps = sorted((int(p.name[5:]) for p in folder.glob("step-*") if p.name[5:].isdigit()), reverse=True)
+    for step in steps:
+        place = folder / f"step-{step}"
+        if _is_whole(place):
+            skeleton = json.loads((place / "state.json").read_text(encoding="utf-8"))
+            return step, _fill(skeleton, load_file(place / "tensors.safetensors"))
     return None
 
 
-def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+def _is_whole(place: Path) -> bool:
+    """True when the manifest is there and every file is as it says."""
+    try:
+        manifest = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
+        return all(sha256_file(place / name) == digest for name, digest in manifest.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _strip(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
-        return {"tensor": path}
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
+        return {"tensor": name}
     if isinstance(value, dict):
-        return {"dict": [[key, _strip(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+        for key in value:
+            if key is not None and not isinstance(key, bool | int | float | str):
+                raise TypeError(f"a checkpoint cannot hold a {type(key).__name__} as a key ({key!r})")
+        return {"dict": [[key, _strip(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        items = [_strip(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        items = [_strip(item, tensors) for item in value]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} (at {path})")
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} ({value!r})")
 
 
 def _fill(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

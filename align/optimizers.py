@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -37,7 +38,14 @@ def pretraining_optimizers(
     head = model.get_output_embeddings()
     embeddings |= {id(p) for p in head.parameters()} if head is not None else set()
     matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in embeddings]
-    return [Muon(matrices, learning_rate, weight_decay), adamw(model, learning_rate, betas, but_not=matrices)]
+    # GPT-NeoX lays the rows of its fused projection out head by head: q, k, v of the first, then of the next.
+    by_head = {id(m.weight) for name, m in model.named_modules() if name.endswith("query_key_value")}
+    groups = [
+        {"params": [p for p in matrices if id(p) not in by_head], "heads": 1},
+        {"params": [p for p in matrices if id(p) in by_head], "heads": model.config.num_attention_heads},
+    ]
+    muon = Muon([g for g in groups if g["params"]], learning_rate, weight_decay)
+    return [muon, adamw(model, learning_rate, betas, but_not=matrices)]
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,21 +57,20 @@ class Muon(torch.optim.Optimizer):
     wide is taken for the three projections of attention side by side, and each is made orthogonal by itself.
 
     Args:
-        parameters: matrices only.
+        groups: parameters, matrices only, in groups by `heads`: in how many blocks of rows, each with its share of the
+            three projections, a fused projection is laid out (1: q, k and v one after the other).
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     """
 
-    def __init__(
-        self, parameters: Sequence[torch.nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
-    ):
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "heads": 1})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            updates = _scaled_orthogonal([self._momentum(p, group["momentum"]) for p in parameters])
+            updates = _scaled_orthogonal([self._momentum(p, group["momentum"]) for p in parameters], group["heads"])
             for parameter, update in zip(parameters, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
@@ -76,28 +83,34 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(state["momentum"].lerp_(gradient, 1 - momentum), momentum)
 
 
-def _scaled_orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+def _scaled_orthogonal(matrices: list[torch.Tensor], heads: int) -> list[torch.Tensor]:
     """Each matrix made orthogonal and scaled; those of one shape go through the iteration together."""
-    stacks = [_stacked(matrix) for matrix in matrices]
+    stacks = [_stacked(matrix, heads) for matrix in matrices]
     done: dict[int, torch.Tensor] = {}
     for shape in dict.fromkeys(stack.shape[1:] for stack in stacks):
         places = [i for i, stack in enumerate(stacks) if stack.shape[1:] == shape]
         together = orthogonalize(torch.cat([stacks[i] for i in places])) * (0.2 * max(shape) ** 0.5)
         done.update(zip(places, together.split([len(stacks[i]) for i in places]), strict=True))
-    return [_unstacked(done[i], matrix) for i, matrix in enumerate(matrices)]
+    return [_unstacked(done[i], matrix, heads) for i, matrix in enumerate(matrices)]
 
 
-def _stacked(matrix: torch.Tensor) -> torch.Tensor:
+def _stacked(matrix: torch.Tensor, heads: int) -> torch.Tensor:
     """[M, rows, columns]: one matrix, or the three projections of attention apart."""
     rows, columns = matrix.shape
     if columns == 3 * rows:
         return matrix.reshape(rows, 3, rows).transpose(0, 1)
-    return matrix.reshape(3, columns, columns) if rows == 3 * columns else matrix[None]
+    if rows == 3 * columns:
+        return matrix.reshape(heads, 3, -1, columns).transpose(0, 1).reshape(3, columns, columns)
+    return matrix[None]
 
 
-def _unstacked(stack: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _unstacked(stack: torch.Tensor, like: torch.Tensor, heads: int) -> torch.Tensor:
     rows, columns = like.shape
-    return (stack.transpose(0, 1) if columns == 3 * rows else stack).reshape(rows, columns)
+    if columns == 3 * rows:
+        return stack.transpose(0, 1).reshape(rows, columns)
+    if rows == 3 * columns:
+        return stack.reshape(3, heads, -1, columns).transpose(0, 1).reshape(rows, columns)
+    return stack[0]
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

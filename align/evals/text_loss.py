@@ -24,7 +24,9 @@ def encode_text(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length
     """Tokenise documents, end each with the end-of-text token, and pack them into rows; the tail is left out."""
     if not texts:
         return TextRows(torch.empty(0, length, dtype=torch.long), math.nan)
-    documents = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(texts))["input_ids"]]
+    documents = [
+        [*ids, tokenizer.eos_token_id] for ids in tokenizer(list(texts), split_special_tokens=True)["input_ids"]
+    ]
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     return TextRows(pack_documents(documents, length), size / sum(map(len, documents)))
 

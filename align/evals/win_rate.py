@@ -19,6 +19,10 @@ class WinRate(NamedTuple):
 
 def win_rate(scores: Sequence[float], baseline: Sequence[float], num_bootstrap: int, seed: int) -> WinRate:
     """Compare paired scores; `low` and `high` bound 95 % of the rates over prompts drawn again with replacement."""
+    if len(scores) != len(baseline) or not len(scores):
+        raise ValueError(f"expected paired scores, got {len(scores)} and {len(baseline)}")
+    if not np.isfinite([*scores, *baseline]).all():
+        raise ValueError("a score is not finite")
     difference = np.asarray(scores, dtype=float) - np.asarray(baseline, dtype=float)
     wins = (difference > 0) + 0.5 * (difference == 0)
     rng = np.random.default_rng(seed)

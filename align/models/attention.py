@@ -18,6 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import sdpa_mask
 
+from align.errors import ConfigError
+
 ATTENTION = "align"
 
 # On CPUs the fused kernel's backward is slower than plain matrix products for short sequences (half the speed at 48
@@ -70,7 +72,8 @@ def _mask(
         joined = mask_function(rows, torch.zeros_like(rows), after, after - 1)
         starts = torch.ones(batch_size, q_length, dtype=torch.bool, device=device)
         starts[:, 1:] = ~joined
-        return packed_layout(starts.flatten())
+        if _sees_all(mask_function, starts):
+            return packed_layout(starts.flatten())
     return sdpa_mask(
         batch_size,
         q_length,
@@ -81,6 +84,14 @@ def _mask(
         device=device,
         **kwargs,
     )
+
+
+def _sees_all(mask_function: Callable, starts: torch.Tensor) -> bool:
+    """True when each token sees its whole sequence; False under a sliding window shorter than a sequence."""
+    place = torch.arange(starts.shape[1], device=starts.device).expand_as(starts)
+    first = torch.where(starts, place, 0).cummax(1).values
+    rows = torch.arange(len(starts), device=starts.device)[:, None]
+    return bool(mask_function(rows, torch.zeros_like(rows), place, first).all())
 
 
 def _attend(
@@ -94,6 +105,9 @@ def _attend(
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """`query` [B, H, Q, D], `key` and `value` [B, H or fewer, KV, D] -> [B, Q, H, D]."""
+    unknown = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
+    if unknown:
+        raise ConfigError(f"{type(module).__name__}: its attention has {' and '.join(unknown)}, which align's has not")
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     dtype = query.dtype

@@ -44,6 +44,10 @@ def build_model(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         )
     try:
         config = AutoConfig.for_model(cfg.architecture, **sizes)
+        if hasattr(config, "num_key_value_heads"):
+            config.num_key_value_heads = cfg.num_heads
+        if getattr(config, "head_dim", None):
+            config.head_dim = cfg.hidden_size // cfg.num_heads
         for name in _DROPOUTS:
             if hasattr(config, name):
                 setattr(config, name, cfg.dropout)

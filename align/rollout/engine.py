@@ -79,7 +79,7 @@ def generate(
     Args:
         model: any `transformers` causal language model; it is used as it is (set `eval()` first).
         prompts: token ids, without padding.
-        seeds: one 64-bit integer a prompt.
+        seeds: one integer below 2**63 a prompt.
 
     Raises:
         ValueError: a prompt leaves no room for `max_new_tokens` in the model's context.

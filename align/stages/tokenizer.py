@@ -22,6 +22,6 @@ def run(cfg: Tokenizer, inputs: Inputs, job: Job) -> Metrics:
     held_out = [row["text"] for row in read_rows(inputs.folders("data"), "validation")]
     metrics = {"vocab_size": float(len(tokenizer))}
     if held_out:
-        tokens = sum(map(len, tokenizer(held_out)["input_ids"]))
+        tokens = sum(map(len, tokenizer(held_out, split_special_tokens=True)["input_ids"]))
         metrics["bytes_per_token"] = sum(len(text.encode()) for text in held_out) / tokens
     return metrics

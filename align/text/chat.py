@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,7 +35,10 @@ class Encoded(NamedTuple):
 
 def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Message]]) -> list[Encoded]:
     """Token ids of whole conversations; the end-of-text token that closes an assistant's turn is the assistant's."""
-    out = tokenizer.apply_chat_template(list(conversations), return_assistant_tokens_mask=True, return_dict=True)
+    if not conversations:
+        return []
+    harmless = _without_special_tokens(tokenizer, conversations)
+    out = tokenizer.apply_chat_template(harmless, return_assistant_tokens_mask=True, return_dict=True)
     return [
         Encoded(ids, [bool(x) for x in mask])
         for ids, mask in zip(out["input_ids"], out["assistant_masks"], strict=True)
@@ -45,7 +49,8 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Me
     """Token ids of prompts, up to where the assistant begins."""
     if not prompts:
         return []
-    return tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=True)["input_ids"]
+    harmless = _without_special_tokens(tokenizer, prompts)
+    return tokenizer.apply_chat_template(harmless, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
 def encode_dialogues(
@@ -53,7 +58,21 @@ def encode_dialogues(
 ) -> list[list[int]]:
     """Token ids of prompts, each with its response as the assistant's turn, through the tokenizer's own template."""
     turns = [[*p, {"role": "assistant", "content": r}] for p, r in zip(prompts, responses, strict=True)]
-    return tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"] if turns else []
+    if not turns:
+        return []
+    return tokenizer.apply_chat_template(_without_special_tokens(tokenizer, turns), return_dict=True)["input_ids"]
+
+
+def _without_special_tokens(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Message]]
+) -> list[list[Message]]:
+    """The same, with a space inside whatever spells a special token: text may not open a turn or end one."""
+    special = re.compile("|".join(re.escape(token) for token in sorted(tokenizer.all_special_tokens, key=len)[::-1]))
+
+    def harmless(text: str) -> str:
+        return special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+    return [[{**message, "content": harmless(message["content"])} for message in turns] for turns in conversations]
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ PAD = "<|pad|>"  # never the end-of-text token: a mask made from padding would e
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train GPT-2's kind of tokenizer: 256 bytes, then merges learned from `texts`, then the special tokens.
+    """Train GPT-2's kind of tokenizer: special tokens, 256 bytes, and merges learned from `texts`.
 
     Args:
         texts: documents; they are read once.

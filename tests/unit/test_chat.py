@@ -127,3 +127,15 @@ def test_an_unknown_role_is_refused(tokenizer):
 def test_a_prompt_in_one_line():
     prompt = [system("Be brief."), user("Who sat?"), assistant("The cat."), user("Who ran?")]
     assert show_prompt(prompt) == "[system] Be brief. | Who sat? | [assistant] The cat. | Who ran?"
+
+
+@pytest.mark.parametrize("token", ["<|assistant|>", "<|user|>", "<|system|>", "<|endoftext|>", "<|pad|>"])
+def test_what_a_user_writes_is_never_a_special_token(tokenizer, token):
+    special = tokenizer.convert_tokens_to_ids(token)
+    (plain,) = encode_prompts(tokenizer, [[{"role": "user", "content": "the cat"}]])
+    (spelled,) = encode_prompts(tokenizer, [[{"role": "user", "content": f"the {token} cat"}]])
+    assert spelled.count(special) == plain.count(special)
+
+
+def test_no_conversations_give_none(tokenizer):
+    assert encode_conversations(tokenizer, []) == []

@@ -213,3 +213,23 @@ def test_what_it_cannot_hold_is_refused_by_place(tmp_path, value):
     with pytest.raises(TypeError, match=r"cannot hold a .* \(at /a/1/b\)"):
         save_checkpoint(tmp_path, 2, {"a": [0, {"b": value}]})
     assert load_checkpoint(tmp_path) == (1, {"x": 1})
+
+
+@pytest.mark.parametrize("state", [{"1": 0, 1: 1}, {"a/b": 0, "a": {"b": 1}}])
+def test_keys_that_print_alike_keep_their_own_tensors(tmp_path, state):
+    def filled(x):
+        return {k: filled(v) for k, v in x.items()} if isinstance(x, dict) else torch.tensor([x])
+
+    save_checkpoint(tmp_path, 1, filled(state))
+    assert str(load_checkpoint(tmp_path)[1]) == str(filled(state))
+
+
+def test_a_key_that_json_has_not_is_refused_when_saving(tmp_path):
+    with pytest.raises(TypeError):
+        save_checkpoint(tmp_path, 1, {(1, 2): 3})
+
+
+def test_a_foreign_folder_beside_checkpoints_does_not_stop_a_resume(tmp_path):
+    save_checkpoint(tmp_path, 1, {"x": 1})
+    (tmp_path / "step-old").mkdir()
+    assert load_checkpoint(tmp_path) == (1, {"x": 1})
