@@ -28,21 +28,20 @@ def save_checkpoint(folder: Path, step: int, state: Any) -> None:
     checkpoint that has its name is whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    place = folder / f"step-{step}"
-    if _is_whole(place):
-        return
     temporary = folder / f".step-{step}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     tensors: dict[str, torch.Tensor] = {}
-    skeleton = _strip(state, tensors)
+    skeleton = _strip(state, "", tensors)
     save_file(tensors, temporary / "tensors.safetensors")
     (temporary / "state.json").write_text(json.dumps(skeleton), encoding="utf-8")
     for name in ("tensors.safetensors", "state.json"):
         with (temporary / name).open("rb+") as file:
             os.fsync(file.fileno())
     write_json(temporary / _MANIFEST, {p.name: sha256_file(p) for p in temporary.iterdir()})
-    shutil.rmtree(place, ignore_errors=True)
+    place = folder / f"step-{step}"
+    if place.exists():
+        place.rename(folder / f".step-{step}.replaced")
     temporary.rename(place)
     fsync_folder(folder)
     for other in folder.iterdir():
@@ -70,7 +69,7 @@ def _is_whole(place: Path) -> bool:
         return False
 
 
-def _strip(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
@@ -78,14 +77,14 @@ def _strip(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, dict):
         for key in value:
             if key is not None and not isinstance(key, bool | int | float | str):
-                raise TypeError(f"a checkpoint cannot hold a {type(key).__name__} as a key ({key!r})")
-        return {"dict": [[key, _strip(item, tensors)] for key, item in value.items()]}
+                raise TypeError(f"a checkpoint cannot hold a {type(key).__name__} as a key (at {path}/{key})")
+        return {"dict": [[key, _strip(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        items = [_strip(item, tensors) for item in value]
+        items = [_strip(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} ({value!r})")
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} (at {path})")
 
 
 def _fill(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
