@@ -84,7 +84,7 @@ class ModelConfig:
 class LoraConfig:
     """Low-rank adapters, merged into the published weights."""
 
-    rank: int = knob(8, "of each adapter [LoRA, table 6]")
+    rank: int | None = knob(None, "of each adapter, 8 in [LoRA, table 6]; None: no adapters, all weights are trained")
     alpha: float = knob(16.0, "the update is scaled by alpha / rank [ours: 2 ranks]")
     dropout: float = knob(0.0, "before the adapter [ours]")
 
@@ -175,7 +175,7 @@ class Sft(StageConfig):
     weight_decay: float = knob(0.0, "decoupled [ours]")
     max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-3]")
     text_share: float = knob(0.0, "share of pretraining text in the training tokens; [InstructGPT] has 0.1 before RL")
-    lora: LoraConfig | None = field(default=None, metadata={"comment": "low-rank adapters instead of all weights"})
+    lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
     precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights")
     seed: int | None = knob(None, "None: the run's seed")
 

@@ -6,7 +6,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
+from align.configs import STAGES, HardwareConfig, LoraConfig, ModelConfig, RunConfig, TrackerConfig
 
 _OVERVIEW = """\
 align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> evaluation
@@ -51,6 +51,8 @@ def command_help(verb: str) -> str:
         lines += ["knobs:", *_knobs(cls)]
         if verb == "pretrain":
             lines += ["", "model (also whole: model=tiny, small, gpt2):", *_knobs(ModelConfig, "model.")]
+        if verb == "sft":
+            lines += ["", "low-rank adapters:", *_knobs(LoraConfig, "lora.")]
     lines += ["", "the run, which changes no result but by its seed:", *_knobs(RunConfig)]
     lines += _knobs(HardwareConfig, "hardware.") + _knobs(TrackerConfig, "tracker.")
     return "\n".join([*lines, "", "Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun, --hydra-help"])
@@ -58,7 +60,7 @@ def command_help(verb: str) -> str:
 
 def _knobs(cls: Any, prefix: str = "") -> list[str]:
     return [
-        f"  {prefix + knob.name:<35} {_default(knob):<14} {knob.metadata['comment']}"
+        f"  {prefix + knob.name:<35} {_default(knob):<14} {knob.metadata['comment'].replace('None:', 'null:')}"
         for knob in fields(cls)
         if "comment" in knob.metadata
     ]
@@ -68,4 +70,6 @@ def _default(knob: Field[Any]) -> str:
     value = knob.default
     if value is MISSING:
         value = knob.default_factory() if knob.default_factory is not MISSING else ""
-    return "..." if is_dataclass(value) else "none" if value is None else str(value) if value != "" else '""'
+    if is_dataclass(value):
+        return "..."
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or '""'

@@ -157,7 +157,7 @@ def _arguments(cfg: Sft, job: Job, length: int, has_held_out: bool) -> SFTConfig
         save_total_limit=1,
         load_best_model_at_end=has_held_out,
         metric_for_best_model="eval_loss" if has_held_out else None,
-        logging_steps=10,
+        logging_steps=1,  # a mean over several would begin anew on a resume
         logging_nan_inf_filter=False,
         report_to=[],
         log_level="error",
@@ -170,7 +170,7 @@ def _arguments(cfg: Sft, job: Job, length: int, has_held_out: bool) -> SFTConfig
 
 
 def _lora(cfg: Sft) -> LoraConfig | None:
-    if cfg.lora is None:
+    if cfg.lora.rank is None:
         return None
     return LoraConfig(
         r=cfg.lora.rank,

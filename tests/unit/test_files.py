@@ -137,8 +137,8 @@ def test_tables_are_read_with_quotes_newlines_and_gaps(tmp_path, name, mark):
 
 
 def test_a_quoted_cell_may_hold_newlines_commas_and_quotes(tmp_path):
-    ((_, row),) = rows_of(tmp_path, "a.csv", 'prompt,completion\n"one,\ntwo","say ""hi"""\n')
-    assert row == {"prompt": "one,\ntwo", "completion": 'say "hi"'}
+    ((_, row),) = rows_of(tmp_path, "a.csv", 'prompt,completion\r\n"one,\r\ntwo","say ""hi"""\r\n')
+    assert row == {"prompt": "one,\r\ntwo", "completion": 'say "hi"'}
 
 
 @pytest.mark.xfail(strict=True, reason="rows are counted, not lines")

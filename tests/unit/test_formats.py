@@ -19,7 +19,7 @@ def assistant(text):
 
 
 CHAT = "\n\nHuman: Can ducks swim?\n\nAssistant: Yes.\n\nHuman: And hens?\n\nAssistant:"
-PAIR = {"chosen": CHAT + " Hardly.", "rejected": CHAT + " Of course!"}
+PAIR = {"chosen": CHAT + " Hardly.", "rejected": CHAT + "  Of course!\n"}
 SYSTEM = {"role": "system", "content": "Be kind."}
 SONG = {"messages": [user("Sing."), assistant("la")]}
 ARTICLES = """
