@@ -194,14 +194,8 @@ def test_more_rows_than_there_are_is_an_error_with_their_number(monkeypatch):
         ("prompts", {"test": None}, {}, "test_rows: .* give a number"),
         ("comparisons", {"test": 1}, {}, "comparisons are made by compare"),
         ("prompts", {"test": 1}, {"seed": 1}, r"options\.seed"),
-        pytest.param(
-            "prompts", {"test": 1}, {"world_seed": "x"}, r"options\.world_seed",
-            marks=pytest.mark.xfail(strict=True, raises=ValueError, reason="int() of what was given"),
-        ),
-        pytest.param(
-            "prompts", {"test": 1}, {"flaw_share": 3}, r"options\.flaw_share",
-            marks=pytest.mark.xfail(strict=True, reason="a share above 1 is taken"),
-        ),
+        ("prompts", {"test": 1}, {"world_seed": "x"}, r"options\.world_seed"),
+        ("prompts", {"test": 1}, {"flaw_share": 3}, r"options\.flaw_share"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_made_is_a_config_error(record, limits, options, message):
@@ -209,7 +203,6 @@ def test_what_cannot_be_made_is_a_config_error(record, limits, options, message)
         smallworld.rows(record, ["test"], limits, options)
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="the split is looked up among the limits unchecked")
 def test_an_unknown_split_is_a_config_error():
     with pytest.raises(ConfigError, match="dev"):
         smallworld.rows("prompts", ["dev"], {"train": 1, "validation": 1, "test": 1}, {})

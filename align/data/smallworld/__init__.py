@@ -21,7 +21,14 @@ FLAW_SHARE = 0.55  # of demonstrations that have their labeler's habit: more tha
 
 def info(options: Mapping[str, Any]) -> dict[str, Any]:
     """What a dataset of this world notes for its consumers: who can score answers to its prompts."""
-    return {"gold": {"scorer": "smallworld", "world_seed": int(options.get("world_seed", 0))}}
+    return {"gold": {"scorer": "smallworld", "world_seed": _world_seed(options)}}
+
+
+def _world_seed(options: Mapping[str, Any]) -> int:
+    seed = options.get("world_seed", 0)
+    if not isinstance(seed, int):
+        raise ConfigError(f"options.world_seed: expected a whole number, got {seed!r}")
+    return seed
 
 
 def rows(
@@ -36,10 +43,14 @@ def rows(
     unknown = options.keys() - {"world_seed", "flaw_share"}
     if unknown:
         raise ConfigError(f"options.{min(unknown)}: the embedded world has world_seed and flaw_share")
-    world = make_world(int(options.get("world_seed", 0)))
-    flaw_share = float(options.get("flaw_share", FLAW_SHARE))
+    flaw_share = options.get("flaw_share", FLAW_SHARE)
+    if not isinstance(flaw_share, int | float) or not 0 <= flaw_share <= 1:
+        raise ConfigError(f"options.flaw_share: expected a number from 0 to 1, got {flaw_share!r}")
+    world = make_world(_world_seed(options))
     made = {}
     for split in splits:
+        if split not in limits:
+            raise ConfigError(f"splits: expected {', '.join(limits)}, got {split!r}")
         count = limits[split]
         if count is None:
             raise ConfigError(

@@ -22,7 +22,7 @@ class Wording(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of instruction. `draw` picks slots; `good` and `flawed` answer them; `word_limit` is a fair length."""
+    """A kind of instruction: `draw` picks slots, `good` and `flawed` answer, `word_limit` and `sentences` are fair."""
 
     name: str
     wordings: tuple[Wording, ...]
@@ -30,6 +30,7 @@ class Kind:
     good: Callable[[World, Slots, random.Random], str]
     flawed: Callable[[World, Slots, random.Random], str]
     word_limit: int
+    sentences: int = 1
 
 
 def wordings(*texts: str, system: str | None = None, **fixed: str) -> tuple[Wording, ...]:
@@ -86,7 +87,7 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind("fact", _fact_wordings(), answers.draw_person, answers.plain_fact, answers.hedged_fact, 12),
         Kind("brief", _BRIEF, answers.draw_person, answers.brief_fact, answers.wordy_fact, 4),
-        Kind("polite", _POLITE, answers.draw_person, answers.polite_fact, answers.plain_fact, 16),
+        Kind("polite", _POLITE, answers.draw_person, answers.polite_fact, answers.plain_fact, 16, sentences=2),
         Kind(
             "check",
             tuple(w for name, how in RELATIONS.items() for w in wordings(how.checks, relation=name)),
@@ -108,6 +109,7 @@ KINDS: dict[str, Kind] = {
             answers.true_things,
             answers.filler_things,
             28,
+            sentences=4,
         ),
         Kind(
             "list",
