@@ -74,10 +74,12 @@ def sha256_file(path: Path) -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest["files"], dict):
-            raise TypeError
-        return manifest
-    except (OSError, ValueError, KeyError, TypeError):
+        shapes = [(file["sha256"], file["size"]) for file in manifest["files"].values()]
+        names = [manifest["kind"], manifest["stage"], manifest["key"]]
+        if all(isinstance(x, str) for x in names) and all(isinstance(size, int) for _, size in shapes):
+            return manifest
+        raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise _corrupt(folder, MANIFEST, "cannot be read") from None
 
 
@@ -121,6 +123,8 @@ class ArtifactStore:
         if not path.is_dir():
             return None
         manifest = read_manifest(path)
+        if (manifest["stage"], manifest["key"]) != (stage, key):
+            raise _corrupt(path, MANIFEST, "is another artifact's")
         for name, file in manifest["files"].items():
             target = path / _safe(path, name)
             if not target.is_file():
@@ -131,15 +135,14 @@ class ArtifactStore:
 
     def verify(self, artifact: Artifact) -> None:
         """Read every file of an artifact and compare its sha256; raises `StoreError` at the first that differs."""
-        found = {p.relative_to(artifact.path).as_posix() for p in artifact.path.rglob("*") if p.is_file()}
         expected = artifact.manifest["files"]
+        found = {path.relative_to(artifact.path).as_posix() for path in _plain_files(artifact.path)}
         for name in sorted(found - {*expected, MANIFEST}):
             raise _corrupt(artifact.path, name, "is not in the manifest")
         for name, file in expected.items():
-            path = artifact.path / _safe(artifact.path, name)
-            if path.is_symlink() or not path.is_file():
+            if _safe(artifact.path, name) not in found:
                 raise _corrupt(artifact.path, name, "is missing")
-            digest = sha256_file(path)
+            digest = sha256_file(artifact.path / name)
             if digest != file["sha256"]:
                 raise _corrupt(
                     artifact.path, name, f"has sha256 {digest[:12]}, its manifest says {file['sha256'][:12]}"
@@ -150,22 +153,26 @@ class ArtifactStore:
         """Hold the one right to make `key`, and give its work folder; a second claimant waits for the first.
 
         The lock ends with the process that holds it, however it ends. The work folder stays for the next claimant
-        unless the artifact was committed.
+        unless the artifact was committed, or nothing was left in it.
         """
         folder = self.root / "work" / stage / key
         with _locked(folder, waiting):
-            yield folder
-            if self.object_path(stage, key).is_dir():
-                shutil.rmtree(folder)
+            try:
+                yield folder
+            finally:
+                if self.object_path(stage, key).is_dir() or [p.name for p in folder.iterdir()] == ["lock"]:
+                    shutil.rmtree(folder)
+                    for parent in (folder.parent, folder.parent.parent, self.root):
+                        with contextlib.suppress(OSError):
+                            parent.rmdir()  # only where it is empty
 
     def commit(self, stage: str, key: str, payload: Path, manifest: dict[str, Any]) -> Artifact:
         """Turn the folder `payload` into the artifact of `key`. `manifest` gets `files` added and must have `kind`."""
+        for left in payload.glob(f"*{MANIFEST}*"):  # of an earlier commit that was cut off before its rename
+            left.unlink()
         files = {}
-        for path in sorted(p for p in payload.rglob("*") if p.is_file()):
-            name = path.relative_to(payload).as_posix()
-            _safe(payload, name)
-            if path.is_symlink():
-                raise StoreError(f"{path}: an artifact may hold no links")
+        for path in _plain_files(payload):
+            name = _safe(payload, path.relative_to(payload).as_posix())
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
             files[name] = {"sha256": sha256_file(path), "size": path.stat().st_size}
@@ -183,35 +190,30 @@ class ArtifactStore:
     def publish(self, name: str, artifact: Artifact) -> int:
         """Give an artifact a version under `name` (pipeline/step), the one it has if it has one; `latest` follows."""
         folder = self._name_folder(name)
-        folder.mkdir(parents=True, exist_ok=True)
         record = {"stage": artifact.stage, "key": artifact.key, "digest": artifact.digest, "created": time.time()}
-        versions = self.versions(name)
-        number = next((n for n, v in versions.items() if v["key"] == artifact.key), None)
-        if number is None:
-            number = max(versions, default=-1) + 1
-            temporary = folder / f".new.{os.getpid()}"
-            write_json(temporary, record)
-            while True:
-                try:
-                    os.link(temporary, folder / f"v{number}.json")  # exclusive, and of a complete file: never torn
-                    break
-                except FileExistsError:
-                    number += 1
-            temporary.unlink()
-            fsync_folder(folder)
-        self.tag(name, number, "latest")
+        with _locked(folder, ""):
+            versions = self.versions(name)
+            number = next((n for n, v in versions.items() if v["key"] == artifact.key), None)
+            if number is None:
+                number = max(versions, default=-1) + 1
+                write_json(folder / f"v{number}.json", record)
+            elif versions[number]["digest"] != artifact.digest:  # it was gone, and was made again
+                write_json(folder / f"v{number}.json", record)
+            self.tag(name, number, "latest")
         return number
 
     def versions(self, name: str) -> dict[int, dict[str, Any]]:
         """{number: {stage, key, digest, created}}, oldest first."""
         folder = self._name_folder(name)
         found = sorted((int(p.stem[1:]), p) for p in folder.glob("v*.json") if p.stem[1:].isdigit())
-        return {number: json.loads(path.read_text(encoding="utf-8")) for number, path in found}
+        return {number: _read_name(path, dict) for number, path in found}
 
     def tag(self, name: str, version: int, alias: str) -> None:
         """Point an alias at a version."""
         if not _NAME.fullmatch(alias) or re.fullmatch(r"v\d+", alias):
             raise StoreError(f"alias {alias!r}: expected small letters, digits, '.', '_' or '-', and not v<number>")
+        if version not in self.versions(name):
+            raise StoreError(f"{name}: has no version v{version}")
         folder = self._name_folder(name) / "aliases"
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / alias, version)
@@ -219,7 +221,7 @@ class ArtifactStore:
     def aliases(self, name: str) -> dict[str, int]:
         folder = self._name_folder(name) / "aliases"
         found = sorted(p for p in folder.glob("*") if not p.name.startswith("."))
-        return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
+        return {path.name: _read_name(path, int) for path in found}
 
     def names(self) -> list[str]:
         folder = self.root / "names"
@@ -237,6 +239,8 @@ class ArtifactStore:
             name, _, which = ref.partition(":")
             record = self._version(ref, name, which or "latest")
             artifact = self.get(record["stage"], record["key"])
+            if artifact is not None and artifact.digest != record["digest"]:
+                raise _corrupt(artifact.path, MANIFEST, f"does not have the digest that {ref} was given")
         if artifact is None:
             raise StoreError(f"{ref}: its files are gone from {self.root}; run the step that makes it")
         return artifact
@@ -295,7 +299,7 @@ class ArtifactStore:
                 artifact = self.get(record["stage"], record["key"])
                 keep |= {a.path for a in self.lineage(artifact)} if artifact else set()
         found = [p for p in self.root.glob("objects/*/*") if p not in keep]
-        found += [p for p in self.root.glob("work/*/*") if p.is_dir()]
+        found += [p for p in self.root.glob("work/*/*") if p.is_dir() and not _is_locked(p)]
         return [p for p in found if time.time() - p.stat().st_mtime > _GRACE_SECONDS]
 
 
@@ -305,6 +309,41 @@ def _safe(folder: Path, name: str) -> str:
     if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in name or not parts:
         raise _corrupt(folder, repr(name), "is not a safe file name")
     return name
+
+
+def _plain_files(folder: Path) -> list[Path]:
+    """Every file below a folder; a link, a pipe or the like is refused: it could lead anywhere."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise _corrupt(folder, path.relative_to(folder).as_posix(), "is a link or no plain file")
+        if path.is_file():
+            found.append(path)
+    return found
+
+
+def _read_name(path: Path, kind: type) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        value = None
+    if not isinstance(value, kind) or (
+        isinstance(value, dict) and not {"stage", "key", "digest", "created"} <= value.keys()
+    ):
+        raise StoreError(f"{path}: cannot be read; remove it and give the command that makes the artifact again")
+    return value
+
+
+def _is_locked(folder: Path) -> bool:
+    """True while some process holds `folder`/lock."""
+    if not (folder / "lock").is_file():
+        return False
+    with (folder / "lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ folder, commits what it left there and points the step's name at it. Nothing her
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -80,11 +81,19 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, group: str, wor
             raise ConfigError(f"steps.{step.name}.source: changed while it was read; give the same command again")
         artifact = store.commit(step.stage, step.key, work / "out", _manifest(step, inputs, metrics, begun))
         tracker.log_artifact(step.label, len(store.versions(step.label)), artifact)
-    except BaseException:
+    except BaseException as error:
         tracker.finish(exit_code=1)
+        if isinstance(error, ConfigError) and not any((work / name).exists() for name in ("checkpoints", "trainer")):
+            _clear(work)  # nothing was begun that could be gone on with
         raise
     tracker.finish()
     return artifact
+
+
+def _clear(work: Path) -> None:
+    for path in work.iterdir():
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _verified(source: Source, store: ArtifactStore) -> Artifact:

@@ -92,10 +92,25 @@ def _read_card(path: Path) -> DataCard:
     known = {f.name for f in fields(DataCard)}
     for field in front.keys() - known:
         raise ConfigError(f"{path}: unknown field {field!r}; fields: {', '.join(sorted(known))}")
-    if front.get("format") not in {None, *FORMATS}:
+    if front.get("format") not in [None, *FORMATS]:
         raise ConfigError(f"{path}: format: expected one of {', '.join(FORMATS)}, got {front['format']!r}")
+    for name, value in front.items():
+        _check_field(path, name, value)
     front = {k: tuple(v) if isinstance(v, list) else v for k, v in front.items()}
     return DataCard(**{**front, "name": path.stem})
+
+
+def _check_field(path: Path, name: str, value: Any) -> None:
+    if name in ("local", "hub_splits"):
+        good, what = isinstance(value, list) and all(isinstance(x, str) for x in value), "a list of text"
+        if good and name == "local":
+            good, what = all(x and not x.startswith("/") for x in value), "patterns below data_root"
+    elif name == "held_out":
+        good, what = isinstance(value, float) and 0 < value < 0.5, "a share between 0 and 0.5"
+    else:
+        good, what = value is None or isinstance(value, str), "text"
+    if not good:
+        raise ConfigError(f"{path}: {name}: expected {what}, got {value!r}")
 
 
 def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
@@ -171,6 +186,8 @@ def _local(card: DataCard, source: str, root: Path, store: Path | None) -> Sourc
 def _users(source: str, path: Path, store: Path | None) -> Source:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and suffix_of(p) in SUFFIXES)
+        tables = [p for p in files if suffix_of(p) not in (".txt", ".md")]
+        files = tables or files  # a read-me beside rows is no row
     else:
         files = [path] if path.is_file() else []
     if not files:
@@ -204,8 +221,8 @@ def file_digests(files: list[Path], store: Path | None) -> list[str]:
         return [""] * len(files)
     cache_path = store / "cache" / "digests.json"
     try:
-        cache = json.loads(cache_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        cache = dict(json.loads(cache_path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         cache = {}
     fresh: dict[str, list[Any]] = {}
     for path in files:

@@ -6,6 +6,8 @@ import csv
 import gzip
 import io
 import json
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -30,10 +32,7 @@ def read_file(path: Path) -> Iterator[RawRow]:
     """Every row of a file; a plain text file is one row {"text", "file"}. Unreadable rows come as `Malformed`."""
     suffix = suffix_of(path)
     if suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
-            yield RawRow(f"{path}:{number}", row)
+        yield from _parquet(path)
         return
     with _open(path, keep_newlines=suffix in (".csv", ".tsv")) as file:
         try:
@@ -42,18 +41,42 @@ def read_file(path: Path) -> Iterator[RawRow]:
             elif suffix == ".json":
                 yield from _json_list(path, file)
             elif suffix in (".csv", ".tsv"):
-                for number, row in enumerate(csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ","), 2):
-                    yield RawRow(f"{path}:{number}", row)
+                yield from _table(path, csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ","))
             else:
                 yield RawRow(str(path), {"text": file.read(), "file": path.name})
         except UnicodeDecodeError as error:
             yield RawRow(str(path), Malformed("file", f"expected UTF-8 text ({error.reason} at byte {error.start})"))
+        except (EOFError, OSError, zlib.error, csv.Error) as error:
+            yield RawRow(str(path), Malformed("file", f"expected {suffix[1:]}, whole ({error})"))
 
 
 def _open(path: Path, keep_newlines: bool) -> TextIO:
     """As text; the csv module wants line ends as they are, everything else has them made alike."""
     opener = gzip.open if path.suffix == ".gz" else open
     return io.TextIOWrapper(opener(path, "rb"), encoding="utf-8-sig", newline="" if keep_newlines else None)
+
+
+def _parquet(path: Path) -> Iterator[RawRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        yield RawRow(str(path), Malformed("file", f"expected Parquet ({' '.join(str(error).split())[:100]})"))
+        return
+    for number, row in enumerate(rows, 1):
+        yield RawRow(f"{path}:{number}", row)
+
+
+def _table(path: Path, reader: csv.DictReader[str]) -> Iterator[RawRow]:
+    """Rows with the line each begins at: a cell may hold several."""
+    csv.field_size_limit(sys.maxsize)
+    list(reader.fieldnames or [])
+    begins = reader.line_num + 1
+    for row in reader:
+        yield RawRow(f"{path}:{begins}", row)
+        begins = reader.line_num + 1
 
 
 def _json_lines(path: Path, file: TextIO) -> Iterator[RawRow]:

@@ -24,16 +24,28 @@ def _as_prompt(value: Any, field: str) -> list[Message]:
     return _user(value) if isinstance(value, str) else check_messages(value, field)
 
 
+def _as_turns(value: Any, field: str) -> list[Message]:
+    """What follows a prompt: text, or messages from the assistant's first to its last; where the messages repeat the
+    prompt (as UltraFeedback's do), the last of them.
+    """
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": value}]
+    if not isinstance(value, list):
+        raise Malformed(field, "expected text or messages")
+    if value and isinstance(value[0], dict) and value[0].get("role") in ("system", "user"):
+        turns = check_messages(value, field)[-1:]
+    else:
+        turns = check_messages([*_user(" "), *value], field)[1:]
+    if not turns or turns[-1]["role"] != "assistant":
+        raise Malformed(field, "expected the assistant last")
+    return turns
+
+
 def _as_answer(value: Any, field: str) -> str:
-    """An answer as text, given as text or as messages that end with it."""
-    return value if isinstance(value, str) else check_messages(_after_prompt(value), field)[-1]["content"]
-
-
-def _after_prompt(value: Any) -> Any:
-    """TRL writes a completion as messages that begin with the assistant; ours begin with a user."""
-    if isinstance(value, list) and value and isinstance(value[0], dict) and value[0].get("role") == "assistant":
-        return [{"role": "user", "content": " "}, *value]
-    return value
+    turns = _as_turns(value, field)
+    if len(turns) != 1:
+        raise Malformed(field, f"expected one answer, got {len(turns)} turns")
+    return turns[0]["content"]
 
 
 # -- formats users write (as in TRL) -----------------------------------------------------------------------------
@@ -48,8 +60,7 @@ def messages(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def prompt_completion(row: dict[str, Any]) -> Iterator[Row]:
-    answer = {"role": "assistant", "content": _as_answer(row.get("completion"), "completion")}
-    yield {"messages": [*_as_prompt(row.get("prompt"), "prompt"), answer]}
+    yield {"messages": [*_as_prompt(row.get("prompt"), "prompt"), *_as_turns(row.get("completion"), "completion")]}
 
 
 def prompt_chosen_rejected(row: dict[str, Any]) -> Iterator[Row]:
@@ -72,27 +83,38 @@ def instruction(row: dict[str, Any]) -> Iterator[Row]:
     answer = check_text(row.get("output", row.get("response")), "output")
     turns = [
         {"role": role, "content": check_text(said, "history")}
-        for pair in row.get("history") or []
-        for role, said in zip(("user", "assistant"), pair, strict=True)
+        for pair in _list(row.get("history") or [], "history")
+        for role, said in zip(("user", "assistant"), _list(pair, "history", 2), strict=True)
     ]
     question = f"{asked}\n\n{context}" if context else asked
     yield {"messages": [*turns, *_user(question), {"role": "assistant", "content": answer}]}
+
+
+def _list(value: Any, field: str, length: int | None = None) -> list[Any]:
+    if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
+        raise Malformed(field, "expected a list" + (f" of {length}" if length is not None else ""))
+    return list(value)
 
 
 # -- formats of one data set each --------------------------------------------------------------------------------
 
 
 def transcripts(row: dict[str, Any]) -> Iterator[Row]:
-    """hh-rlhf: two transcripts that differ in their last answer."""
-    chosen, rejected = (_turns(check_text(row.get(name), name), name) for name in ("chosen", "rejected"))
+    """hh-rlhf: two transcripts that differ in their last answer; or, as TRL has it, two lists of messages."""
+    chosen, rejected = (_turns(row.get(name), name) for name in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1]:
         raise Dropped("transcripts differ before the last answer")
     responses = [chosen[-1]["content"], rejected[-1]["content"]]
     yield {"prompt": check_messages(chosen[:-1], "chosen"), "responses": responses, "ranks": [1, 2]}
 
 
-def _turns(transcript: str, field: str) -> list[Message]:
-    parts = re.split(r"\n\n(Human|Assistant): ?", transcript)
+def _turns(transcript: Any, field: str) -> list[Message]:
+    if isinstance(transcript, list):
+        turns = check_messages(transcript, field)
+        if turns[-1]["role"] != "assistant":
+            raise Malformed(field, "expected the assistant last")
+        return turns
+    parts = re.split(r"\n\n(Human|Assistant): ?", check_text(transcript, field))
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
     if parts[0].strip() or len(turns) < 2 or turns[-1]["role"] != "assistant":
@@ -114,8 +136,10 @@ def judged_pairs(row: dict[str, Any]) -> Iterator[Row]:
 def task_instances(row: dict[str, Any]) -> Iterator[Row]:
     """self-instruct: one instruction with several inputs and outputs."""
     asked = check_text(row.get("instruction"), "instruction")
-    for instance in row.get("instances") or []:
-        yield from instruction({"instruction": asked, "input": instance["input"], "output": instance["output"]})
+    for instance in _list(row.get("instances") or [], "instances"):
+        if not isinstance(instance, dict):
+            raise Malformed("instances", "expected objects with input and output")
+        yield from instruction({**instance, "instruction": asked})
 
 
 def book(row: dict[str, Any]) -> Iterator[Row]:

@@ -23,6 +23,7 @@ ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "validation", "test")
 DATASET_INFO = "dataset.json"
 _GROUP_ROWS = 10_000
+_COLUMNS = ("text", "messages", "prompt", "responses", "ranks", "gold")  # of the records
 
 
 class Malformed(Exception):
@@ -39,6 +40,10 @@ class Dropped(Exception):
 def check_text(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise Malformed(field, f"expected text, got {_kind(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Malformed(field, "expected text that UTF-8 can hold, got half of a surrogate pair") from None
     return value
 
 
@@ -53,7 +58,8 @@ def check_messages(value: Any, field: str) -> list[Message]:
             raise Malformed(where, f"expected role and content, got {_kind(message)}")
         if message.get("role") not in ROLES:
             raise Malformed(
-                f"{where}.role", f"expected one of {', '.join(ROLES)}, got {json.dumps(message.get('role'))}"
+                f"{where}.role",
+                f"expected one of {', '.join(ROLES)}, got {json.dumps(message.get('role'), default=str)}",
             )
         content = check_text(message.get("content"), f"{where}.content")
         messages.append({"role": message["role"], "content": content})
@@ -95,11 +101,12 @@ def _check_ranking(row: Row) -> list[str]:
         raise Malformed("responses", "expected at least two")
     if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(type(r) is int for r in ranks):
         raise Malformed("ranks", "expected one whole number a response, 1 for the best")
+    texts = [check_text(text, f"responses[{i}]") for i, text in enumerate(responses)]
     if len(set(ranks)) == 1:
         raise Dropped("all tied")
-    if len(set(responses)) == 1:
+    if len(set(texts)) == 1:
         raise Dropped("responses all alike")
-    return [check_text(text, f"responses[{i}]") for i, text in enumerate(responses)]
+    return texts
 
 
 def _kind(value: object) -> str:
@@ -145,10 +152,25 @@ def write_rows(folder: Path, split: str, rows: Iterable[Row]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist(list(rows))
-    if table.num_rows:
+    kept = list(rows)
+    names = dict.fromkeys(name for row in kept for name in row)
+    if kept:
+        table = pa.table({name: _column(name, [row.get(name) for row in kept]) for name in names})
         pq.write_table(table, folder / f"{split}.parquet", row_group_size=_GROUP_ROWS)
-    return table.num_rows
+    return len(kept)
+
+
+def _column(name: str, values: list[Any]) -> Any:
+    """The values as Arrow has them; a user's own column that mixes types, or nests them, as JSON text."""
+    import pyarrow as pa
+
+    if name in _COLUMNS or not any(isinstance(value, dict | list | tuple | bytes) for value in values):
+        try:
+            return pa.array(values)
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+            if name in _COLUMNS:
+                raise
+    return pa.array([None if value is None else json.dumps(value, default=str) for value in values])
 
 
 def read_rows(folders: Iterable[Path], split: str) -> Iterator[Row]:

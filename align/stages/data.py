@@ -34,6 +34,9 @@ _SHOWN_ERRORS = 20
 
 
 def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
+    for split in cfg.splits:
+        if split not in SPLITS:
+            raise ConfigError(f"splits: expected {', '.join(SPLITS)}, got {split!r}")
     source = resolve(cfg.source, job.data_root, None)
     dropped: Counter[str] = Counter()
     if source.card.generator:
@@ -87,8 +90,20 @@ def _read(cfg: Data, source: Source, dropped: Counter[str]) -> dict[str, list[Ro
     if errors and source.is_local_path:
         more = f" (and {len(errors) - _SHOWN_ERRORS} more)" if len(errors) > _SHOWN_ERRORS else ""
         raise ConfigError("\nerror: ".join(errors[:_SHOWN_ERRORS]) + more)
+    _keep_apart(splits, dropped)
     limits = _limits(cfg)
     return {split: _take(rows, limits[split]) for split, rows in splits.items()}
+
+
+def _keep_apart(splits: dict[str, dict[str, Row]], dropped: Counter[str]) -> None:
+    """Where files were split by their names, what is asked in a held-out one is taken out of those before it."""
+    held_out: set[str] = set()
+    for split in reversed(SPLITS):
+        shared = [identity for identity, row in splits[split].items() if split_key(row) in held_out]
+        for identity in shared:
+            del splits[split][identity]
+            dropped["also in a held-out split"] += 1
+        held_out |= {split_key(row) for row in splits[split].values()}
 
 
 def _raw_rows(source: Source) -> Iterator[tuple[str | None, RawRow]]:
@@ -124,11 +139,12 @@ def _fitting(row: Row, cfg: Data) -> Iterator[Row]:
     elif cfg.record == "documents":
         piece = ""
         for line in row["text"].splitlines(keepends=True):
-            if piece and len(piece) + len(line) > cfg.max_chars:
+            if piece.strip() and len(piece) + len(line) > cfg.max_chars:
                 yield {**row, "text": piece}
                 piece = ""
             piece += line
-        yield {**row, "text": piece}
+        if piece.strip():
+            yield {**row, "text": piece}
     elif _chars(row) > cfg.max_chars:
         raise Dropped("too long")
     else:

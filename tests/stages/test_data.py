@@ -85,7 +85,6 @@ def test_a_folder_with_named_splits_is_split_as_named(here):
     }
 
 
-@pytest.mark.xfail(strict=True, reason="a read-me beside the rows is taken for a row")
 def test_a_read_me_beside_the_rows_is_no_row(here):
     (here / "mine").mkdir()
     (here / "mine/train.jsonl").write_text(lines(*prompts(3)))
@@ -126,7 +125,6 @@ def test_each_bad_row_has_its_line_and_no_artifact_is_made(here, capsys):
     assert not [name for name in written(here) if name.startswith(("objects", "names"))]
 
 
-@pytest.mark.xfail(strict=True, reason="the claimed work folder stays, with its lock")
 def test_a_bad_row_leaves_nothing_at_all(here):
     (here / "a.jsonl").write_text("\n".join(BAD) + "\n")
     assert data("source=path:a.jsonl", "record=prompts") == 2
@@ -181,7 +179,6 @@ UNFIT = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="errors of Python and pyarrow reach the user as a defect of align")
 @pytest.mark.parametrize("what", UNFIT)
 def test_a_row_that_cannot_be_kept_is_no_defect_of_ours(here, what):
     record, content = UNFIT[what]
@@ -189,7 +186,6 @@ def test_a_row_that_cannot_be_kept_is_no_defect_of_ours(here, what):
     assert data("source=path:a.jsonl", f"record={record}") in (0, 2)
 
 
-@pytest.mark.xfail(strict=True, reason="an unknown split is looked up unchecked")
 @pytest.mark.parametrize("source", ["card:smallworld", "path:a.jsonl"])
 def test_an_unknown_split_is_told_so(here, capsys, source):
     (here / "a.jsonl").write_text(lines(*prompts(5)))
@@ -231,7 +227,6 @@ def test_long_rows_are_dropped_and_documents_are_cut_at_line_ends(here):
     assert {r["text"] for rows in splits(here).values() for r in rows} == {"one\ntwo\n", "three\n"}
 
 
-@pytest.mark.xfail(strict=True, reason="blank pieces are not looked at again")
 def test_no_piece_of_a_document_is_blank(here):
     (here / "b.txt").write_text("one line\n" + "\n" * 20 + "another\n")
     assert data("source=path:b.txt", "max_chars=9") == 0

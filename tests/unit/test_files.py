@@ -141,12 +141,10 @@ def test_a_quoted_cell_may_hold_newlines_commas_and_quotes(tmp_path):
     assert row == {"prompt": "one,\r\ntwo", "completion": 'say "hi"'}
 
 
-@pytest.mark.xfail(strict=True, reason="rows are counted, not lines")
 def test_a_table_row_after_a_cell_of_two_lines_has_the_line_it_begins_at(tmp_path):
     assert rows_of(tmp_path, "a.csv", 'text\n"one\ntwo"\nlast\n')[1] == ("a.csv:4", {"text": "last"})
 
 
-@pytest.mark.xfail(strict=True, reason="the csv module's limit of 131,072 characters a cell escapes as its own error")
 def test_a_long_cell_is_read(tmp_path):
     assert rows_of(tmp_path, "a.csv", "text\n" + "a" * 200_000 + "\n") == [("a.csv:2", {"text": "a" * 200_000})]
 
@@ -172,7 +170,6 @@ def test_parquet_rows_are_read(tmp_path):
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="errors of gzip and pyarrow escape")
 @pytest.mark.parametrize(
     ("name", "content"),
     [

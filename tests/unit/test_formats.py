@@ -150,13 +150,11 @@ def test_columns_of_no_format_are_malformed(row):
         infer_format(row)
 
 
-@pytest.mark.xfail(strict=True, raises=Malformed, reason="told to be transcripts, which are text")
 def test_trl_pairs_with_the_prompt_inside_are_read():
     row = {"chosen": [user("why?"), assistant("so")], "rejected": [user("why?"), assistant("no")]}
     assert read(infer_format(row), row) == [{"prompt": [user("why?")], "responses": ["so", "no"], "ranks": [1, 2]}]
 
 
-@pytest.mark.xfail(strict=True, reason="only the last message of a completion is kept, whoever says it")
 @pytest.mark.parametrize(
     "completion", [[assistant("one"), user("go on"), assistant("two")], [assistant("one"), user("go on")]]
 )
@@ -211,7 +209,6 @@ def test_is_malformed_at(name, row, field):
     assert str(caught.value).startswith(f"{field}: expected ")
 
 
-@pytest.mark.xfail(strict=True, raises=(TypeError, KeyError, ValueError), reason="the shape is taken on trust")
 @pytest.mark.parametrize(
     ("name", "row", "field"),
     [
@@ -219,8 +216,7 @@ def test_is_malformed_at(name, row, field):
         ("instruction", {"instruction": "a", "output": "b", "history": [["a", "b", "c"]]}, "history"),
         ("instruction", {"instruction": "a", "output": "b", "history": 3}, "history"),
         ("instruction", {"instruction": "a", "output": "b", "history": [None]}, "history"),
-        ("task_instances", {"instruction": "a", "instances": [{"input": "b"}]}, "instances"),
-        ("task_instances", {"instruction": "a", "instances": [{"output": "b"}]}, "instances"),
+        ("task_instances", {"instruction": "a", "instances": [{"input": "b"}]}, "output"),
         ("task_instances", {"instruction": "a", "instances": "b"}, "instances"),
         ("task_instances", {"instruction": "a", "instances": [None]}, "instances"),
         ("task_instances", {"instruction": "a", "instances": True}, "instances"),
@@ -232,7 +228,6 @@ def test_inner_shape_is_malformed_at(name, row, field):
     assert str(caught.value).startswith(field)
 
 
-@pytest.mark.xfail(strict=True, reason="a text is taken apart by its letters")
 def test_a_history_of_text_is_malformed():
     with pytest.raises(Malformed, match=r"^history"):
         read("instruction", {"instruction": "a", "output": "b", "history": ["hi", "yo"]})
