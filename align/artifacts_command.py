@@ -112,7 +112,7 @@ def _lineage(store: ArtifactStore, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps([_node(a, store) for a in order], indent=1))
         return
-    Console().print(_branch(artifact, store, None))
+    Console(soft_wrap=True).print(_branch(artifact, store, "", set()))
 
 
 def _node(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
@@ -131,9 +131,13 @@ def _node(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
     }
 
 
-def _branch(artifact: Artifact, store: ArtifactStore, slot: str | None) -> Tree:
+def _branch(artifact: Artifact, store: ArtifactStore, slot: str, shown: set[str]) -> Tree:
+    """What one artifact was made from, below it; what stands in the tree already is only named."""
     m = artifact.manifest
     name = next(iter(store.names_of(artifact)), artifact.ref)
+    if artifact.key in shown:
+        return Tree(f"{slot}: {name}  (above)")
+    shown.add(artifact.key)
     code = str(m["code"].get("commit") or m["code"].get("version"))[:10]
     source = f"  {m['config']['source']}  data sha256 {m['data'][:12]}" if m["data"] else ""
     head = f"{slot}: " if slot else ""
@@ -141,13 +145,16 @@ def _branch(artifact: Artifact, store: ArtifactStore, slot: str | None) -> Tree:
     for input_slot, entries in m["inputs"].items():
         for entry in entries:
             parent = store.get(entry["stage"], entry["key"])
-            tree.add(_branch(parent, store, input_slot) if parent else f"{input_slot}: {entry['ref']} (gone)")
+            tree.add(_branch(parent, store, input_slot, shown) if parent else f"{input_slot}: {entry['ref']} (gone)")
     return tree
 
 
 def _verify(store: ArtifactStore, options: argparse.Namespace) -> None:
-    found = [store.find(options.ref)] if options.ref else list(store.objects())
-    for artifact in found:
+    found = {a.key: a for a in ([store.find(options.ref)] if options.ref else store.objects())}
+    if not options.ref:
+        for name in store.names():
+            found |= {a.key: a for a in (store.find(f"{name}:v{number}") for number in store.versions(name))}
+    for artifact in found.values():
         store.verify(artifact)
     print(f"{len(found)} artifacts, every file as its manifest says")
 
