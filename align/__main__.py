@@ -146,9 +146,10 @@ def _complete(arguments: list[str]) -> int:
         if len(words) < 3 or words[1] not in verbs:
             print(" ".join(verb for verb in verbs if verb.startswith(words[-1])))
             return 0
-        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
-        if words[1] in STAGES:
-            return run("stage", [f"stage@_global_={words[1]}", *arguments], lambda cfg: 0)
+        stage = [f"stage@_global_={words[1]}"] if words[1] in STAGES else []
+        os.environ["COMP_LINE"] = " ".join([words[0], *stage, *words[2:]])
+        if stage:
+            return run("stage", [*stage, *arguments], lambda cfg: 0)
     return run("run", arguments, lambda cfg: 0)
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from align.artifacts import Artifact, ArtifactStore, digest_of
 from align.configs import RECORDS, Data, ImportModel, RunConfig, StageConfig, stage_class
@@ -71,9 +72,11 @@ class Step:
 def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
     """The settings of a run, and its steps' configs by name; a single stage's knobs stand beside the settings."""
     names = {f.name for f in fields(RunConfig)}
-    settings = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(RunConfig), {k: cfg[k] for k in names & cfg.keys()})
-    )
+    given = {name: cfg[name] for name in names & cfg.keys()}
+    try:
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), given))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(settings, RunConfig)
     if "steps" in cfg:
         if not settings.name:
@@ -96,6 +99,8 @@ def _step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(stage_class(node.stage)), values))
     except ConfigError as error:
         raise ConfigError(f"steps.{name}.{error}") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"steps.{name}.{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(config, StageConfig)
     if getattr(config, "seed", 0) is None:
         config.seed = seed  # type: ignore[attr-defined]

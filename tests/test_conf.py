@@ -120,7 +120,11 @@ REFUSED = {
     ),
     "no pipeline": (["run"], "2 pipeline: say which"),
     "an unknown step": (["run", "pipeline=quickstart", "step=pppo"], "2 step=pppo: no such step (did you mean ppo?)"),
-    "a value of another type": (["run", "pipeline=quickstart", "steps.ppo.kl_coef=high"], "2 "),
+    "a value of another type": (
+        ["run", "pipeline=quickstart", "steps.ppo.kl_coef=high"],
+        "2 steps.ppo.kl_coef: Value 'high'",
+    ),
+    "a setting of another type": (["run", "pipeline=quickstart", "seed=one"], "2 seed: Value 'one' of type 'str'"),
     "a value out of range": (
         ["run", "pipeline=quickstart", "steps.ppo.clip_range=2"],
         "2 steps.ppo.clip_range: expected a number between 0 and 1, got 2",
