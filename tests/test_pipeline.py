@@ -199,15 +199,21 @@ def test_asked_to_stop_it_saves_and_says_so(finished: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_do_what_one_does(store: Path, stage: str) -> None:
+def test_two_processes_do_what_one_does(finished: Path, store: Path, stage: str) -> None:
     alone = manifests(store)[stage]
     shutil.rmtree(store / "objects" / stage)
     run_toy(store, f"step={stage}", "hardware=two_processes")
     together = manifests(store)[stage]
     assert together["key"] == alone["key"]
     assert together["files"].keys() == alone["files"].keys()
-    for name, value in alone["metrics"].items():
-        assert together["metrics"][name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
+    first, first_alone = (
+        log_without_times(where, manifest)[:1] for where, manifest in ((store, together), (finished, alone))
+    )
+    for row, row_alone in zip(first, first_alone, strict=True):
+        assert row == pytest.approx(row_alone, rel=1e-5, abs=1e-6)
+    # Adam makes a step of full size out of a gradient that is nothing but rounding, so training drifts apart a little.
+    drift = 5e-3 if stage in ("pretrain", "sft", "reward", "ppo") else 1e-6
+    assert together["metrics"] == pytest.approx(alone["metrics"], rel=drift, abs=drift / 10)
 
 
 def test_another_number_of_processes_is_refused_in_the_middle_of_a_step(tmp_path: Path, finished: Path) -> None:
