@@ -21,6 +21,8 @@ def _user(text: str) -> list[Message]:
 
 
 def _as_prompt(value: Any, field: str) -> list[Message]:
+    if not isinstance(value, str | list):
+        raise Malformed(field, f"expected text or messages, got {type(value).__name__}")
     return _user(value) if isinstance(value, str) else check_messages(value, field)
 
 
