@@ -75,7 +75,7 @@ def _compose(verb: str, arguments: list[str]) -> int:
 
     arguments = ["json=true" if word == "--json" else word for word in arguments]
     if verb in ("run", "plan"):
-        return run("run", arguments, _guarded(_plan if verb == "plan" else _run))
+        return run("run", arguments, _guarded(_plan if verb == "plan" else _run), records=verb == "run")
     return run("stage", [f"stage@_global_={verb}", *arguments], _guarded(_run))
 
 

@@ -7,10 +7,10 @@ errors into ours.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -47,8 +47,14 @@ def register_schemas() -> None:
     store.store(group="tracker", name="schema", node=TrackerConfig)
 
 
-def run(config_name: str, arguments: list[str], task: Task) -> int:
+def run(config_name: str, arguments: list[str], task: Task, records: bool = True) -> int:
     """Compose `config_name` with the overrides in `arguments` and call `task`, once a member with `--multirun`.
+
+    Args:
+        config_name: run or stage.
+        arguments: the command line's, after the verb.
+        task: called with each composed config.
+        records: whether a sweep leaves its overrides in the store.
 
     Returns:
         The exit code; of a sweep, the worst member's.
@@ -68,12 +74,12 @@ def run(config_name: str, arguments: list[str], task: Task) -> int:
         if options.cfg or options.info or options.shell_completion or options.hydra_help:
             _run_hydra(options, parser, task, str(conf_folder()), config_name)
             return 0
-        return _run(config_name, options, task)
+        return _run(config_name, options, task, records)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
 
 
-def _run(config_name: str, options: Any, task: Task) -> int:
+def _run(config_name: str, options: Any, task: Task, records: bool) -> int:
     search_path = create_config_search_path(f"file://{conf_folder()}")
     if options.config_dir is not None:
         folder = Path(options.config_dir).absolute()
@@ -87,13 +93,21 @@ def _run(config_name: str, options: Any, task: Task) -> int:
         return int(returned.return_value)
     probe = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN, with_log_configuration=False)
     folder = Path(probe.hydra.sweep.dir)
+    batches = []
     try:
         batches = hydra.multirun(config_name, task, options.overrides)
-    except BaseException:
-        if {p.name for p in folder.glob("*")} <= {"multirun.yaml"}:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    finally:
+        _tidy(folder, keep=records and bool(batches))
     return max((int(member.return_value) for batch in batches for member in batch), default=0)
+
+
+def _tidy(folder: Path, keep: bool) -> None:
+    """Remove the empty folders that Hydra makes for the members of a sweep; its record too, of one that ran nothing."""
+    if not keep:
+        (folder / "multirun.yaml").unlink(missing_ok=True)
+    for path in (*folder.glob("*"), folder, folder.parent, folder.parent.parent):
+        with contextlib.suppress(OSError):
+            path.rmdir()  # only where it is empty
 
 
 # -- Hydra's errors, in one line ---------------------------------------------------------------------------------
@@ -106,9 +120,15 @@ def _explain(error: Exception) -> str:
         full = re.search(r"full_key: (\S+)", text)
         key = full[1] if full else next(filter(None, missing.groups()))
         return f"{key}: no such knob{_near(key.rpartition('.')[2])}; align STAGE --help lists a stage's knobs"
-    option = re.search(r"Could not find '([^/']+)/([^']+)'.*?Available options in '[^']+':\s*(.*)", text, re.DOTALL)
+    option = re.search(
+        r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config search|$)", text, re.DOTALL
+    )
     if option:
         group, name, options = option[1], option[2], [o for o in option[3].split() if o != "schema"]
+        if group == "hydra/launcher":
+            return (
+                f"launcher: hydra's {name} launcher is not installed; pip install 'align[sweep]', or use launcher=basic"
+            )
         near = difflib.get_close_matches(name, options, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}"
@@ -122,4 +142,6 @@ def _explain(error: Exception) -> str:
 def _near(name: str) -> str:
     known = {f.name for cls in (*STAGES.values(), RunConfig, HardwareConfig, TrackerConfig) for f in fields(cls)}
     near = difflib.get_close_matches(name, known, n=1)
+    if near == [name]:
+        return "; a step's knob is steps.STEP." + name
     return f" (did you mean {near[0]}?)" if near else ""
