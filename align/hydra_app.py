@@ -95,7 +95,8 @@ def _run(config_name: str, options: Any, task: Task, records: bool) -> int:
     folder = Path(probe.hydra.sweep.dir)
     batches = []
     try:
-        batches = hydra.multirun(config_name, task, options.overrides)
+        here = f"hydra.sweep.dir='{folder}'"  # it holds the time of day, which may be another when it is composed again
+        batches = hydra.multirun(config_name, task, [*options.overrides, here])
     finally:
         _tidy(folder, keep=records and bool(batches))
     return max((int(member.return_value) for batch in batches for member in batch), default=0)
