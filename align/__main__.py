@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from align.errors import AlignError, ConfigError
+from align.errors import AlignError, ConfigError, Preempted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -81,8 +81,11 @@ def _compose(verb: str, arguments: list[str]) -> int:
 
 def _guarded(act: Callable[[RunConfig, list[Step], ArtifactStore], None]) -> Callable[[DictConfig], int]:
     """A task for Hydra that never raises, so that a failed member of a sweep does not stop the others."""
+    stopped: list[int] = []  # the exit code of a member that was asked to stop: those after it do not begin
 
     def task(cfg: DictConfig) -> int:
+        if stopped:
+            return stopped[0]
         from align.artifacts import ArtifactStore
         from align.plan import plan, split_config
 
@@ -92,6 +95,9 @@ def _guarded(act: Callable[[RunConfig, list[Step], ArtifactStore], None]) -> Cal
             store = ArtifactStore(settings.store)
             act(settings, plan(settings, nodes, store), store)
             return 0
+        except Preempted as error:
+            stopped.append(error.exit_code)
+            return _told(error, debug)
         except AlignError as error:
             return _told(error, debug)
         except Exception as error:

@@ -297,7 +297,9 @@ class ArtifactStore:
         for name in self.names():
             for record in self.versions(name).values():
                 artifact = self.get(record["stage"], record["key"])
-                keep |= {a.path for a in self.lineage(artifact)} if artifact else set()
+                with contextlib.suppress(StoreError):  # of an artifact whose ancestors are gone, itself is kept below
+                    keep |= {a.path for a in self.lineage(artifact)} if artifact else set()
+                keep |= {artifact.path} if artifact else set()
         found = [p for p in self.root.glob("objects/*/*") if p not in keep]
         found += [p for p in self.root.glob("work/*/*") if p.is_dir() and not _is_locked(p)]
         return [p for p in found if time.time() - p.stat().st_mtime > _GRACE_SECONDS]
@@ -363,6 +365,5 @@ def _locked(folder: Path, waiting: str) -> Iterator[None]:
             except FileNotFoundError:
                 same = False
             if same:
-                os.set_inheritable(lock.fileno(), True)  # ranks of the step hold it too, should this process die first
                 yield
                 return

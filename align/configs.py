@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from align.errors import ConfigError
 
 RECORDS = ("documents", "demonstrations", "comparisons", "prompts")
+SPLITS = ("train", "validation", "test")
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -47,23 +48,34 @@ class StageConfig:
         """The kind of artifact this stage makes."""
         return self.OUTPUT
 
-    def _check(self) -> None:
-        """Ranges that hold by a knob's name, whatever the stage."""
-        for knob_ in fields(self):
-            name, value = knob_.name, getattr(self, knob_.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            if name.endswith(("_size", "_tokens", "_length", "_epochs")) or name in ("learning_rate", "num_steps"):
-                require(value > 0, name, value, "a number above 0")
-            elif name.endswith(("_fraction", "_share")):
-                require(0 <= value <= 1, name, value, "a number from 0 to 1")
-            elif name.startswith("num_") or name.endswith(("_steps", "_coef", "_rows", "_penalty")):
-                require(value >= 0, name, value, "a number from 0 up")
-        if hasattr(self, "precision"):
-            require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
+    def check_inputs(self) -> None:
+        """Raise `ConfigError` where a knob needs an input that is not given; inputs are known when it is planned."""
 
     def __post_init__(self) -> None:
-        self._check()
+        check_ranges(self)
+
+
+def check_ranges(config: Any) -> None:
+    """Raise `ConfigError` where a number is out of the range that its name implies, whatever the stage."""
+    for knob_ in fields(config):
+        name, value = knob_.name, getattr(config, knob_.name)
+        if name == "precision":
+            require(value in PRECISIONS, name, value, " or ".join(PRECISIONS))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if name.endswith(_ABOVE_0):
+            require(value > 0, name, value, "a number above 0")
+        elif name.endswith(_SHARES):
+            require(0 <= value <= 1, name, value, "a number from 0 to 1")
+        elif name != "seed":
+            require(value >= 0, name, value, "a number from 0 up")
+
+
+_ABOVE_0 = (
+    *("_size", "_tokens", "_length", "_epochs", "learning_rate", "_norm", "_epsilon", "_every", "rank", "threads"),
+    *("num_steps", "num_iterations", "num_processes", "num_layers", "num_heads", "num_labelers", "initializer_range"),
+)
+_SHARES = ("_fraction", "_share", "dropout", "beta1", "beta2", "gamma", "gae_lambda")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,6 +91,9 @@ class ModelConfig:
     dropout: float = knob(0.1, "in pretraining and SFT, of embeddings, attention and residuals [GPT-2]")
     initializer_range: float = knob(0.02, "standard deviation of the initial weights [GPT-2]")
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 @dataclass(slots=True, kw_only=True)
 class LoraConfig:
@@ -87,6 +102,9 @@ class LoraConfig:
     rank: int | None = knob(None, "of each adapter, 8 in [LoRA, table 6]; None: no adapters, all weights are trained")
     alpha: float = knob(16.0, "the update is scaled by alpha / rank [ours: 2 ranks]")
     dropout: float = knob(0.0, "before the adapter [ours]")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,8 +131,10 @@ class Data(StageConfig):
         return self.record
 
     def __post_init__(self) -> None:
-        self._check()
+        check_ranges(self)
         require(self.record in RECORDS, "record", self.record, "one of " + ", ".join(RECORDS))
+        for split in self.splits:
+            require(split in SPLITS, "splits", split, "train, validation or test")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -141,7 +161,10 @@ class Pretrain(StageConfig):
     num_steps: int = knob(10_000, "optimizer steps")
     batch_size: int = knob(512, "rows an optimizer step [GPT-2]")
     sequence_length: int | None = knob(None, "tokens a row; None: the model's context")
-    optimizer: str = knob("adamw", "adamw, or muon for the hidden matrices with adamw for the rest [GPT-3; Muon]")
+    optimizer: str = knob(
+        "adamw",
+        "adamw, or muon for the hidden matrices with undecayed adamw for the rest [GPT-3; Muon]",
+    )
     learning_rate: float = knob(6e-4, "peak [GPT-3 small]")
     warmup_steps: int = knob(200, "linear, from 0 [ours; GPT-3: 375M tokens]")
     final_learning_rate_fraction: float = knob(0.1, "of the peak, where the cosine ends [GPT-3]")
@@ -154,8 +177,12 @@ class Pretrain(StageConfig):
     seed: int | None = knob(None, "None: the run's seed")
 
     def __post_init__(self) -> None:
-        self._check()
+        check_ranges(self)
         require(self.optimizer in ("adamw", "muon"), "optimizer", self.optimizer, "adamw or muon")
+
+    def check_inputs(self) -> None:
+        given = [slot for slot in ("tokenizer", "model") if self.inputs.get(slot)]
+        require(len(given) == 1, "inputs", given, "a tokenizer (to begin) or a model (to train on), and not both")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -179,6 +206,10 @@ class Sft(StageConfig):
     precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights")
     seed: int | None = knob(None, "None: the run's seed")
 
+    def check_inputs(self) -> None:
+        ok = self.text_share == 0 or (self.text_share < 1 and bool(self.inputs.get("text")))
+        require(ok, "text_share", self.text_share, "0, or a share below 1 and inputs.text too")
+
 
 @dataclass(slots=True, kw_only=True)
 class Compare(StageConfig):
@@ -199,7 +230,7 @@ class Compare(StageConfig):
     seed: int | None = knob(None, "None: the run's seed")
 
     def __post_init__(self) -> None:
-        self._check()
+        check_ranges(self)
         require(self.num_responses >= 2, "num_responses", self.num_responses, "at least 2")
         require(0.5 < self.agreement < 1, "agreement", self.agreement, "a number between 0.5 and 1")
 
@@ -246,7 +277,7 @@ class Ppo(StageConfig):
     temperature: float = knob(1.0, "of sampling, and of every log-prob [InstructGPT]")
     max_new_tokens: int = knob(64, "tokens a response [ours; InstructGPT: 1,024]")
     missing_eos_penalty: float = knob(1.0, "taken off the score of a response that was cut off [ours; TRL]")
-    whiten_rewards: bool = knob(False, "divide rewards by their deviation over the rollout, mean kept [Ziegler]")
+    whiten_rewards: bool = knob(False, "scale a rollout's rewards to a deviation of 1, mean kept [ours; Ziegler: on]")
     ptx_coef: float = knob(0.0, "weight of the pretraining loss (mean nats a token); needs text [InstructGPT: 27.8]")
     ptx_batch_size: int = knob(8, "rows of text an optimizer step [ours; InstructGPT: 8 examples an episode]")
     adam_epsilon: float = knob(1e-5, "[Ziegler]")
@@ -257,7 +288,7 @@ class Ppo(StageConfig):
     seed: int | None = knob(None, "None: the run's seed")
 
     def __post_init__(self) -> None:
-        self._check()
+        check_ranges(self)
         require(
             self.rollout_batch_size % self.minibatch_size == 0,
             "minibatch_size",
@@ -266,8 +297,9 @@ class Ppo(StageConfig):
         )
         require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
         require(0 < self.clip_range < 1, "clip_range", self.clip_range, "a number between 0 and 1")
-        if self.ptx_coef > 0 and not self.inputs.get("text"):
-            raise ConfigError("ptx_coef: above 0 it needs pretraining text; give inputs.text")
+
+    def check_inputs(self) -> None:
+        require(self.ptx_coef == 0 or bool(self.inputs.get("text")), "ptx_coef", self.ptx_coef, "0, or inputs.text too")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -298,7 +330,7 @@ class ImportModel(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class HardwareConfig:
-    """What may change no number beyond rounding: where and how a step runs. Outside every key."""
+    """Where and how a step runs. Outside every key: it changes no number beyond rounding, but for dropout's draws."""
 
     device: str = knob("auto", "auto, cpu or cuda")
     num_processes: int = knob(1, "of one step, under torchrun; each takes its share of every batch")
@@ -306,6 +338,9 @@ class HardwareConfig:
     micro_batch_tokens: int = knob(4096, "tokens of one forward and backward pass")
     generation_batch_size: int = knob(256, "responses sampled at once")
     checkpoint_seconds: float = knob(20.0, "at least so long between checkpoints; 0: one after every step")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -315,6 +350,9 @@ class TrackerConfig:
     backend: str = knob("wandb", "wandb (offline unless a key is set) or none")
     project: str = knob("align", "W&B project")
     entity: str | None = knob(None, "W&B team or user")
+
+    def __post_init__(self) -> None:
+        require(self.backend in ("wandb", "none"), "backend", self.backend, "wandb or none")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -9,8 +9,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from align.artifacts import Artifact
 from align.configs import RunConfig
-from align.errors import ConfigError, Preempted
+from align.errors import ConfigError
 from align.progress import Progress
+from align.stop import Stop
 from align.tracking import NoTracker, Tracker
 
 if TYPE_CHECKING:
@@ -38,32 +37,6 @@ class Inputs(dict[str, tuple[Artifact, ...]]):
 
     def folders(self, name: str) -> list[Path]:
         return [artifact.path for artifact in self[name]]
-
-
-class Stop:
-    """A flag that SIGTERM or Ctrl-C sets; the running step notices at its next boundary. A second signal ends it."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        previous = {s: signal.signal(s, self._set) for s in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _set(self, number: int, frame: object) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-        print("\nstopping at the next step; again to stop at once", file=sys.stderr, flush=True)
-
-    def error(self) -> Preempted:
-        error = Preempted("stopped; give the same command to go on from here")
-        error.exit_code = 128 + int(self.signal or signal.SIGTERM)
-        return error
 
 
 class Job:
@@ -134,9 +107,21 @@ class Job:
                 yield step
                 advance(1)
 
-    def progress(self, total: int, unit: str) -> contextlib.AbstractContextManager[Callable[[int], None]]:
-        """As `steps`, for work that comes in uneven pieces: call what it gives with the number done."""
-        return self._progress.over(total, 0, unit)
+    @contextlib.contextmanager
+    def progress(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """As `steps`, for work that comes in uneven pieces: call what it gives with the number done.
+
+        Raises:
+            Preempted: from that call; such work begins again when it is gone on with.
+        """
+        with self._progress.over(total, 0, unit) as advance:
+
+            def advance_or_stop(count: int) -> None:
+                advance(count)
+                if self._stop.signal is not None and self.world_size == 1:  # the others would wait for this one
+                    raise self._stop.error()
+
+            yield advance_or_stop
 
     # -- stopping and going on -----------------------------------------------------------------------------------
 
@@ -188,15 +173,19 @@ class Job:
         if found is None:
             return None
         step, whole = found
-        if whole["world_size"] != self.world_size:
-            raise ConfigError(
-                f"hardware.num_processes: this step was begun with {whole['world_size']}, got {self.world_size}; "
-                f"use {whole['world_size']}, or remove {self.work} to begin it again"
-            )
+        self.require_world_size(whole["world_size"])
         self.cut_log(whole["logged"])
         _set_random_state(whole["random"][self.rank], self.device)
         self.info(f"going on from {step}")
         return step, whole["state"]
+
+    def require_world_size(self, begun_with: int) -> None:
+        """Raise `ConfigError` where a step was begun with another number of processes."""
+        if begun_with != self.world_size:
+            raise ConfigError(
+                f"hardware.num_processes: this step was begun with {begun_with}, got {self.world_size}; "
+                f"use {begun_with}, or remove {self.work} to begin it again"
+            )
 
     def logged_bytes(self) -> int:
         """How long the log is, to be cut back to on a resume."""
@@ -254,7 +243,7 @@ class Job:
         flat = torch.cat([g.flatten() for g in gradients])
         self.all_reduce(flat)
         for parameter, gradient in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
-            parameter.grad = gradient.view_as(parameter).clone()
+            parameter.grad = gradient.view_as(parameter)
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -278,7 +267,10 @@ def _device(name: str) -> torch.device:
         raise ConfigError("hardware.device: cuda was asked for and torch finds none; use auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # set by torchrun, one GPU a process
+    local = int(os.environ.get("LOCAL_RANK", "0"))  # set by torchrun, one GPU a process
+    if local >= torch.cuda.device_count():
+        raise ConfigError(f"hardware.num_processes: expected at most a process a GPU, and there are {local}")
+    device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
 
@@ -287,7 +279,8 @@ def emulates_bf16(device: torch.device) -> bool:
     """True on a CPU that computes bf16 in software."""
     import torch
 
-    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    known = torch.backends.mkldnn.is_available()
+    return device.type == "cpu" and not (known and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

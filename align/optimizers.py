@@ -38,13 +38,15 @@ def pretraining_optimizers(
     head = model.get_output_embeddings()
     embeddings |= {id(p) for p in head.parameters()} if head is not None else set()
     matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in embeddings]
+    fused = {id(m.weight): name for name, m in model.named_modules() if name.endswith(("c_attn", "query_key_value"))}
     # GPT-NeoX lays the rows of its fused projection out head by head: q, k, v of the first, then of the next.
-    by_head = {id(m.weight) for name, m in model.named_modules() if name.endswith("query_key_value")}
+    blocks = {"c_attn": 1, "query_key_value": model.config.num_attention_heads}
+    heads = [blocks[fused[id(p)].rpartition(".")[2]] if id(p) in fused else 0 for p in matrices]
     groups = [
-        {"params": [p for p in matrices if id(p) not in by_head], "heads": 1},
-        {"params": [p for p in matrices if id(p) in by_head], "heads": model.config.num_attention_heads},
+        {"params": [p for p, h in zip(matrices, heads, strict=True) if h == count], "heads": count}
+        for count in sorted(set(heads))
     ]
-    muon = Muon([g for g in groups if g["params"]], learning_rate, weight_decay)
+    muon = Muon(groups, learning_rate, weight_decay)
     return [muon, adamw(model, learning_rate, betas, but_not=matrices)]
 
 
@@ -53,18 +55,18 @@ class Muon(torch.optim.Optimizer):
 
     The update is scaled by 0.2 * sqrt(the longer side), which gives it AdamW's size, so that one learning rate and one
     decay serve both (Liu et al. 2025, section 2.2). PyTorch's own `torch.optim.Muon` computes in bfloat16, hundreds of
-    times slower on a CPU without it; this one stays in the precision of the weights. A matrix three times as long as
-    wide is taken for the three projections of attention side by side, and each is made orthogonal by itself.
+    times slower on a CPU without it; this one stays in the precision of the weights. The three projections
+    of attention that a model keeps in one matrix are made orthogonal each by itself.
 
     Args:
-        groups: parameters, matrices only, in groups by `heads`: in how many blocks of rows, each with its share of the
-            three projections, a fused projection is laid out (1: q, k and v one after the other).
+        groups: parameters, matrices only, in groups by `heads`: 0 for plain ones; for fused projections of attention,
+            in how many blocks, each with its share of q, k and v, they are laid out (1: one after the other).
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "heads": 1})
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "heads": 0})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -97,20 +99,20 @@ def _scaled_orthogonal(matrices: list[torch.Tensor], heads: int) -> list[torch.T
 def _stacked(matrix: torch.Tensor, heads: int) -> torch.Tensor:
     """[M, rows, columns]: one matrix, or the three projections of attention apart."""
     rows, columns = matrix.shape
-    if columns == 3 * rows:
-        return matrix.reshape(rows, 3, rows).transpose(0, 1)
-    if rows == 3 * columns:
-        return matrix.reshape(heads, 3, -1, columns).transpose(0, 1).reshape(3, columns, columns)
-    return matrix[None]
+    if heads == 0:
+        return matrix[None]
+    if columns > rows:
+        return matrix.reshape(rows, 3, -1).transpose(0, 1)
+    return matrix.reshape(heads, 3, -1, columns).transpose(0, 1).reshape(3, -1, columns)
 
 
 def _unstacked(stack: torch.Tensor, like: torch.Tensor, heads: int) -> torch.Tensor:
     rows, columns = like.shape
-    if columns == 3 * rows:
+    if heads == 0:
+        return stack[0]
+    if columns > rows:
         return stack.transpose(0, 1).reshape(rows, columns)
-    if rows == 3 * columns:
-        return stack.reshape(3, heads, -1, columns).transpose(0, 1).reshape(rows, columns)
-    return stack[0]
+    return stack.reshape(3, heads, -1, columns).transpose(0, 1).reshape(rows, columns)
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

@@ -18,6 +18,7 @@ from align.artifacts import Artifact, ArtifactStore
 from align.configs import RunConfig
 from align.errors import ConfigError
 from align.plan import Source, Step, data_digest
+from align.stop import Stop
 from align.versions import code_version, packages
 
 
@@ -46,37 +47,38 @@ class Outcome:
 
 def run_step(step: Step, store: ArtifactStore, settings: RunConfig, group: str) -> Outcome:
     """Make the step's artifact unless it is there, and point its name at it."""
-    begun = time.monotonic()
+    begun, stop = time.monotonic(), Stop()
     waiting = f"  {step.label}: another process makes it; waiting"
     with store.claim(step.stage, step.key, waiting) as work:
         artifact = store.get(step.stage, step.key)
         cached = artifact is not None
         if artifact is None:
-            artifact = _make(step, store, settings, group, work)
+            with stop.listening():
+                artifact = _make(step, store, settings, group, work, stop)
     version = store.publish(step.label, artifact)
+    if stop.signal is not None:  # it came too late for the stage to notice
+        raise stop.error()
     return Outcome(step, artifact, version, cached, time.monotonic() - begun)
 
 
-def _make(step: Step, store: ArtifactStore, settings: RunConfig, group: str, work: Path) -> Artifact:
-    from align.job import Inputs, Job, Stop
+def _make(step: Step, store: ArtifactStore, settings: RunConfig, group: str, work: Path, stop: Stop) -> Artifact:
+    from align.job import Inputs, Job
     from align.tracking import make_tracker
     from align.worker import run_ranks, run_stage
 
     inputs = Inputs(
         {slot: tuple(_verified(source, store) for source in sources) for slot, sources in step.inputs.items()}
     )
-    begun, stop = time.monotonic(), Stop()
+    begun = time.monotonic()
     (work / "out").mkdir(exist_ok=True)
     tracker = make_tracker(settings.tracker, group, store.root)
     run = (step.label, step.stage, asdict(step.config), work)
     try:
-        with stop.listening():
-            if settings.hardware.num_processes > 1 and step.config.PARALLEL:
-                metrics = run_ranks(step.config, inputs, step.label, work, settings, group, stop)
-                tracker.start(*run)
-            else:
-                tracker.start(*run)
-                metrics = run_stage(step.config, inputs, Job(step.label, work, settings, tracker, stop))
+        tracker.start(*run)
+        if settings.hardware.num_processes > 1 and step.config.PARALLEL:
+            metrics = run_ranks(step.config, inputs, step.label, work, settings, group, stop)
+        else:
+            metrics = run_stage(step.config, inputs, Job(step.label, work, settings, tracker, stop))
         if data_digest(step.name, step.config, settings, store) != step.data_digest:
             raise ConfigError(f"steps.{step.name}.source: changed while it was read; give the same command again")
         artifact = store.commit(step.stage, step.key, work / "out", _manifest(step, inputs, metrics, begun))

@@ -206,6 +206,10 @@ def _resolve_step(
                 f"steps.{name}.inputs.{slot}: {config.STAGE} needs a {config.INPUTS[slot]} here; give a step of this "
                 f"pipeline, PIPELINE/STEP of the store, card:NAME, path:FILE or hf:ORG/NAME@COMMIT"
             )
+    try:
+        config.check_inputs()
+    except ConfigError as error:
+        raise ConfigError(f"steps.{name}.{error}") from None
     inputs = {}
     for slot, refs in given.items():
         where, expected = f"steps.{name}.inputs.{slot}", _expected_kind(name, config, slot)
@@ -216,11 +220,14 @@ def _resolve_step(
         if len(sources) != 1 and expected not in RECORDS:
             raise ConfigError(f"{where}: expected one {expected}, got {len(sources)}")
     digest = data_digest(name, config, settings, store)
+    knobs = changed_knobs(config)
+    if digest is not None:
+        knobs.pop("source", None)  # the digest says what was read; where it lay is no part of the result
     key = digest_of(
         {
             "stage": config.STAGE,
             "version": config.VERSION,
-            "knobs": changed_knobs(config),
+            "knobs": knobs,
             "inputs": {slot: [source.key for source in sources] for slot, sources in inputs.items()},
             "data": digest,
         }

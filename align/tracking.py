@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,9 +54,16 @@ class WandbTracker:
     def __init__(self, config: TrackerConfig, group: str, root: Path):
         self._config, self._group, self._root = config, group, root
         self._run: Any = None
+        self._begin: Callable[[], None] | None = None
 
     def start(self, name: str, stage: str, config: dict[str, Any], folder: Path) -> None:
-        """Begin the run of step `name`; `folder` keeps its id, so that a killed step goes on in the same run."""
+        """Name the run of step `name`, which begins with the first thing it is told: a refused step leaves none.
+
+        `folder` keeps its id, so that a killed step goes on in the same run.
+        """
+        self._begin = functools.partial(self._init, name, stage, config, folder)
+
+    def _init(self, name: str, stage: str, config: dict[str, Any], folder: Path) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
@@ -133,10 +141,14 @@ class WandbTracker:
         self._try(send)
 
     def finish(self, exit_code: int = 0) -> None:
+        self._begin = None
         self._try(lambda run: run.finish(exit_code=exit_code))
         self._run = None
 
     def _try(self, send: Any) -> None:
+        begin, self._begin = self._begin, None
+        if begin is not None:
+            begin()
         if self._run is not None:
             try:
                 send(self._run)

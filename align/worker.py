@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import importlib
 import json
 import os
@@ -24,8 +25,9 @@ from omegaconf import OmegaConf
 from align.artifacts import Artifact, ArtifactStore, write_json
 from align.configs import RunConfig, StageConfig, stage_class
 from align.errors import AlignError, StoreError
-from align.job import Inputs, Job, Metrics, Stop, emulates_bf16
+from align.job import Inputs, Job, Metrics, emulates_bf16
 from align.seeds import derive_seed
+from align.stop import Stop
 from align.tracking import NoTracker, Tracker, make_tracker
 
 for _name, _value in {
@@ -68,10 +70,9 @@ def run_ranks(
     result.unlink(missing_ok=True)
     launcher = f"torch.distributed.run --standalone --nproc-per-node={settings.hardware.num_processes} -m align.worker"
     command = [sys.executable, "-m", *launcher.split(), str(work)]
-    # The step's lock is inherited: it holds as long as a rank lives, even when this process is killed outright.
     threads = settings.hardware.threads or max(1, (os.cpu_count() or 1) // settings.hardware.num_processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    ranks = subprocess.Popen(command, env=environment, close_fds=False, preexec_fn=_die_with_parent)  # noqa: PLW1509
+    ranks = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)  # noqa: PLW1509
     told = False
     while ranks.poll() is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -92,10 +93,17 @@ def run_ranks(
 def main(work: Path) -> None:
     """One rank: read the request, run, and leave the outcome."""
     _die_with_parent()
-    import torch.distributed as dist
-
     request = json.loads((work / "request.json").read_text(encoding="utf-8"))
     settings = _typed(RunConfig, request["settings"])
+    with (work / "ranks.lock").open("w") as lock:
+        if os.environ["RANK"] == "0":
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ranks whose parent was killed may still be saving
+        _run_rank(work, settings, request)
+
+
+def _run_rank(work: Path, settings: RunConfig, request: dict[str, Any]) -> None:
+    import torch.distributed as dist
+
     dist.init_process_group()  # gloo for what is on the CPU, nccl for what is on a GPU
     store = ArtifactStore(settings.store)
     inputs = Inputs({slot: tuple(_input(store, *ref) for ref in refs) for slot, refs in request["inputs"].items()})

@@ -25,11 +25,11 @@ def main() -> None:
     bars: dict[str, float] = {}
     for name in runs[0]:
         values = [run[name] for run in runs]
+        bars |= {f"{name}/seed{seed}": value for seed, value in zip(seeds, values, strict=True)}
         bars[f"{name}/mean"] = statistics.fmean(values)
-        bars[f"{name}/lowest"], bars[f"{name}/highest"] = min(values), max(values)
-        if len(values) > 2:
-            # Student's t for a 95 % interval of the mean with 2 degrees of freedom is 4.30; wider samples need less.
-            bars[f"{name}/half_interval"] = 4.303 * statistics.stdev(values) / math.sqrt(len(values))
+        if len(values) == 3:
+            # The 95 % interval of the mean by Student's t with 2 degrees of freedom: half its width.
+            bars[f"{name}/half_interval"] = 4.303 * statistics.stdev(values) / math.sqrt(3)
     report(bars, options.json)
 
 
@@ -50,10 +50,18 @@ def _run(seed: int, store: str) -> dict[str, float]:
         "ppo/gain": ppo["gold/score"] - sft["gold/score"],
         "ppo/win_rate": ppo["win_rate"],
         "ppo/win_rate_low": ppo["win_rate_low"],
+        "ppo/win_rate_high": ppo["win_rate_high"],
         "ppo/win_rate_greedy": ppo["greedy/win_rate"],
+        "ppo/win_rate_greedy_low": ppo["greedy/win_rate_low"],
+        "ppo/win_rate_greedy_high": ppo["greedy/win_rate_high"],
         "ppo/kl": ppo["kl"],
         "reward/gold_accuracy": metrics["reward"]["gold_accuracy"],
         "reward/labeler_gold_accuracy": metrics["reward"]["labeler_gold_accuracy"],
+        "reward/accuracy": metrics["reward"]["accuracy"],
+        "reward/length_accuracy": metrics["reward"]["length_accuracy"],
+        "base/text_loss": base["pretrain_loss"],
+        "sft/text_loss": sft["pretrain_loss"],
+        "ppo/text_loss": ppo["pretrain_loss"],
         "reward/held_out_prompts": metrics["reward"]["held_out_prompts"],
     }
 

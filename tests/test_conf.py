@@ -129,6 +129,34 @@ REFUSED = {
         ["run", "pipeline=quickstart", "steps.ppo.clip_range=2"],
         "2 steps.ppo.clip_range: expected a number between 0 and 1, got 2",
     ),
+    "a setting out of range": (
+        ["run", "pipeline=quickstart", "hardware.num_processes=0"],
+        "2 num_processes: expected a num",
+    ),
+    "a tracker that is none": (
+        ["run", "pipeline=quickstart", "tracker.backend=mlflow"],
+        "2 backend: expected wandb or none",
+    ),
+    "a model of no width": (
+        ["run", "pipeline=quickstart", "steps.pretrain.model.hidden_size=-4"],
+        "2 steps.pretrain.hidden",
+    ),
+    "a norm below 0": (
+        ["run", "pipeline=quickstart", "steps.ppo.max_grad_norm=-1"],
+        "2 steps.ppo.max_grad_norm: expected",
+    ),
+    "an unknown split": (
+        ["run", "pipeline=quickstart", "steps.text.splits=[trian]"],
+        "2 steps.text.splits: expected train",
+    ),
+    "pretraining from nothing": (
+        ["pretrain", "inputs.data=card:smallworld"],
+        "2 steps.pretrain.inputs: expected a tokenizer",
+    ),
+    "a share of no text": (
+        ["run", "pipeline=quickstart", "steps.sft.text_share=0.1"],
+        "2 steps.sft.text_share: expected 0, or a share below 1 and inputs.text too, got 0.1",
+    ),
     "a minibatch that does not divide the rollout": (
         ["run", "pipeline=quickstart", "steps.ppo.minibatch_size=60"],
         "2 steps.ppo.minibatch_size: expected a divisor of rollout_batch_size (128), got 60",
@@ -170,9 +198,11 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_wrong_is_said_in_one_line(case: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, expected = REFUSED[case]
-    assert refused([*arguments, *([] if "artifacts" in arguments else ["tracker=none"])], capsys, here).startswith(
-        expected
-    )
+    assert refused(
+        [*arguments, *([] if "artifacts" in arguments or "tracker.backend=mlflow" in arguments else ["tracker=none"])],
+        capsys,
+        here,
+    ).startswith(expected)
 
 
 def test_a_corrupt_input_stops_the_run_before_it_is_used(store: Path) -> None:

@@ -8,12 +8,18 @@ import datasets
 
 from align.data.cards import DataCard
 from align.data.files import RawRow
+from align.errors import ConfigError
 
 
 def read_hub(card: DataCard) -> Iterator[RawRow]:
     """Every row of a card's splits at its pinned commit, downloaded or from the local cache of `datasets`."""
     repository, _, commit = str(card.hub).partition("@")
     for split in card.hub_splits:
-        rows = datasets.load_dataset(repository, card.hub_config, data_dir=card.hub_dir, split=split, revision=commit)
+        where = {"data_dir": card.hub_dir, "split": split, "revision": commit}
+        try:
+            rows = datasets.load_dataset(repository, card.hub_config, **where)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"hf:{card.hub}, split {split}: {reason}; give the files with data_root=FOLDER") from None
         for number, row in enumerate(rows):
             yield RawRow(f"hf:{repository}/{split}[{number}]", dict(row))

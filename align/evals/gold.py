@@ -6,14 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from align.data import smallworld
+from align.errors import ConfigError
 
 Message = dict[str, str]
 GoldScorer = Callable[[Sequence[Message], str], float]  # (prompt, response) -> overall score in [0, 1]
 
 
-def gold_scorer(info: Mapping[str, Any]) -> GoldScorer | None:
-    """The scorer that a dataset's `info` names; None for data whose worth only people could tell."""
-    named = info.get("gold")
+def gold_scorer(infos: Sequence[Mapping[str, Any]]) -> GoldScorer | None:
+    """The scorer that all datasets' `info`s name; None for data whose worth only people could tell.
+
+    Raises:
+        ConfigError: some have one and others none, or another.
+    """
+    named = infos[0].get("gold")
+    if any(info.get("gold") != named for info in infos):
+        raise ConfigError("inputs.prompts: data sets with a gold scorer can not be mixed with others")
     if named is None:
         return None
     assert named["scorer"] == "smallworld", named

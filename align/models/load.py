@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from align.configs import ModelConfig
 from align.errors import ConfigError
 from align.models.attention import ATTENTION
+
+disable_progress_bar()  # loading a model is not what anybody waits for
 
 # GPT-2's activation is the tanh form of GELU; this is the same function in one kernel instead of eight.
 _FUSED = {"gelu_new": "gelu_pytorch_tanh"}

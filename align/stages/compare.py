@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.configs import Compare
 from align.data.records import Row, read_info, read_rows, write_info, write_rows
@@ -19,7 +20,7 @@ from align.errors import ConfigError
 from align.evals.gold import gold_scorer
 from align.job import Inputs, Job, Metrics
 from align.labelling.simulated import Judged, Labelers, agreeing_pairs, judge
-from align.models.load import load_model, load_tokenizer
+from align.models.load import context_length, load_model, load_tokenizer
 from align.rollout.engine import Sampling, generate
 from align.seeds import derive_seed
 from align.text.chat import decode_response, encode_prompts
@@ -29,15 +30,24 @@ _CALIBRATION_PROMPTS = 400
 
 def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     folders = inputs.folders("prompts")
-    info = read_info(folders[0])
-    scorer = gold_scorer(info)
+    infos = [read_info(folder) for folder in folders]
+    scorer = gold_scorer(infos)
     if scorer is None:
         raise ConfigError(
             "inputs.prompts: simulated labelers need prompts with a gold scorer; use a card's comparisons"
         )
     limits = {"train": cfg.num_prompts, "validation": cfg.num_validation_prompts}
-    rows = {split: list(read_rows(folders, split))[:limit] for split, limit in limits.items()}
-    responses = _sample(cfg, inputs, job, [row["prompt"] for split in rows for row in rows[split]])
+    folder = inputs.one("model").path
+    model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
+    room = context_length(model) - cfg.max_new_tokens
+    rows: dict[str, list[Row]] = {}
+    for split, limit in limits.items():
+        found = list(read_rows(folders, split))
+        encoded = encode_prompts(tokenizer, [row["prompt"] for row in found])
+        rows[split] = [row for row, ids in zip(found, encoded, strict=True) if len(ids) <= room][:limit]
+    if not rows["train"]:
+        raise ConfigError(f"inputs.prompts: no training prompt leaves room for {cfg.max_new_tokens} new tokens")
+    responses = _sample(cfg, job, model, tokenizer, [row["prompt"] for split in rows for row in rows[split]])
     if not job.is_main:
         return {}
 
@@ -56,15 +66,19 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
             agreement = crew.calibrate(judged[:_CALIBRATION_PROMPTS], cfg.agreement)
         ranked[split] = [_ranked(row, g, j, crew) for row, g, j in zip(prompts, groups, judged, strict=True)]
         write_rows(job.out, split, ranked[split])
-    write_info(job.out, record="comparisons", source="compare", licence="generated", dropped={}, gold=info["gold"])
+    write_info(job.out, record="comparisons", source="compare", licence="generated", dropped={}, gold=infos[0]["gold"])
     job.table("samples", [{"prompt": r["prompt"][-1]["content"], **_shown(r)} for r in ranked["train"][:20]])
     return _metrics(ranked) | {"labelers/agreement": agreement, "labelers/noise": crew.noise}
 
 
-def _sample(cfg: Compare, inputs: Inputs, job: Job, prompts: Sequence[list[dict[str, str]]]) -> list[str]:
+def _sample(
+    cfg: Compare,
+    job: Job,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[dict[str, str]]],
+) -> list[str]:
     """`num_responses` to each prompt, in the order of the prompts."""
-    folder = inputs.one("model").path
-    model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
     requests = [
         (i, ids, derive_seed(cfg.seed or 0, "compare", i, k))
         for i, ids in enumerate(encode_prompts(tokenizer, prompts))

@@ -6,8 +6,9 @@ Makes: an evaluation: metrics, and samples.jsonl with the answers side by side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,20 +49,27 @@ class Answers:
     scores: list[float]
 
 
+class Judge(NamedTuple):
+    """Who says what an answer is worth: the world's gold scorer or a reward model."""
+
+    name: str
+    score: Callable[[Sequence[Row], Sequence[str]], list[float]]
+
+
 def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
     rows = list(read_rows(inputs.folders("prompts"), "test"))[: cfg.num_prompts]
     players = [_player(slot, inputs.one(slot), job) for slot in ("model", "baseline") if slot in inputs]
     rows = _fitting(cfg, rows, players, job)
-    judge = "gold" if gold_scorer(read_info(inputs.folders("prompts")[0])) else "reward"
+    judge = _judge(cfg, inputs, job)
     metrics: Metrics = {"prompts": float(len(rows))}
     answers: dict[tuple[str, str], Answers] = {}
     with job.progress(2 * len(players) * len(rows), "responses") as advance:
         for prefix, temperature in (("", 1.0), ("greedy/", 0.0)):
             for player in players:
-                given = _answer(cfg, inputs, job, player, rows, temperature)
+                given = _answer(cfg, judge, job, player, rows, temperature)
                 answers[player.name, prefix] = given
                 head = prefix if player.name == "model" else f"{prefix}baseline/"
-                metrics[f"{head}{judge}/score"] = sum(given.scores) / len(given.scores)
+                metrics[f"{head}{judge.name}/score"] = sum(given.scores) / len(given.scores)
                 advance(len(rows))
             metrics |= _compared(cfg, answers, prefix)
     sampled = answers["model", ""]
@@ -95,45 +103,47 @@ def _fitting(cfg: Evaluate, rows: list[Row], players: Sequence[Player], job: Job
     return [row for row, ok in zip(rows, fits, strict=True) if ok]
 
 
-def _answer(
-    cfg: Evaluate, inputs: Inputs, job: Job, player: Player, rows: Sequence[Row], temperature: float
-) -> Answers:
+def _answer(cfg: Evaluate, judge: Judge, job: Job, player: Player, rows: Sequence[Row], temperature: float) -> Answers:
     prompts = encode_prompts(player.tokenizer, [row["prompt"] for row in rows])
     mine = job.share(range(len(rows)))
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens, temperature=temperature, batch_size=job.hardware.generation_batch_size
     )
     drawn: list[Response] = [Response([], [])] * len(mine)
-    with job.autocast(cfg.precision):
-        for place, response in generate(
-            player.model,
-            [prompts[i] for i in mine],
-            [derive_seed(cfg.seed or 0, "evaluate", player.name, i) for i in mine],
-            sampling,
-            eos_token_id=player.tokenizer.eos_token_id,
-            pad_token_id=player.tokenizer.pad_token_id,
-        ):
-            drawn[place] = response
+    for place, response in generate(
+        player.model,
+        [prompts[i] for i in mine],
+        [derive_seed(cfg.seed or 0, "evaluate", player.name, i) for i in mine],
+        sampling,
+        eos_token_id=player.tokenizer.eos_token_id,
+        pad_token_id=player.tokenizer.pad_token_id,
+    ):
+        drawn[place] = response
     responses = job.gather(drawn)
     texts = [decode_response(player.tokenizer, response.ids) for response in responses]
-    return Answers(prompts, responses, texts, _scores(cfg, inputs, job, rows, texts))
+    return Answers(prompts, responses, texts, judge.score(rows, texts))
 
 
-def _scores(cfg: Evaluate, inputs: Inputs, job: Job, rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
+def _judge(cfg: Evaluate, inputs: Inputs, job: Job) -> Judge:
     """Gold scores where the prompts' world has them, the reward model's otherwise, on the text in its own tokens."""
-    gold = gold_scorer(read_info(inputs.folders("prompts")[0]))
+    gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])
     if gold is not None:
-        return [gold(row["prompt"], text) for row, text in zip(rows, texts, strict=True)]
+        return Judge("gold", lambda rows, texts: [gold(r["prompt"], text) for r, text in zip(rows, texts, strict=True)])
     if "reward_model" not in inputs:
         raise ConfigError("inputs.reward_model: these prompts have no gold scorer, so a reward model must judge")
     folder = inputs.one("reward_model").path
-    judge, tokenizer = load_scalar(folder, job.device), load_tokenizer(folder)
-    sequences = encode_dialogues(tokenizer, [row["prompt"] for row in rows], texts)
-    scores: list[float] = []
-    with torch.no_grad(), job.autocast(cfg.precision):
+    model, tokenizer = load_scalar(folder, job.device), load_tokenizer(folder)
+
+    @torch.no_grad()
+    def score(rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
+        sequences = encode_dialogues(tokenizer, [row["prompt"] for row in rows], texts)
+        scores: list[float] = []
         for group in micro_batches(list(map(len, sequences)), job.hardware.micro_batch_tokens):
-            scores += response_scores(judge, pack([sequences[i] for i in group], job.device)).tolist()
-    return scores
+            with job.autocast(cfg.precision):
+                scores += response_scores(model, pack([sequences[i] for i in group], job.device)).tolist()
+        return scores
+
+    return Judge("reward", score)
 
 
 def _compared(cfg: Evaluate, answers: dict[tuple[str, str], Answers], prefix: str) -> Metrics:

@@ -22,7 +22,7 @@ from align.text.tokenizers import PAD
 
 
 def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
-    source = resolve_model(cfg.source, job.work)
+    source = resolve_model(cfg.source, None)
     place: dict[str, str | Path] = {"pretrained_model_name_or_path": source.root or source.card.name}
     if source.root is None:
         place["revision"] = str(source.card.hub).partition("@")[2]

@@ -9,6 +9,7 @@ Departs from InstructGPT: the value model starts from the policy-sized reward mo
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -76,13 +77,14 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     models = _load(cfg, inputs, job)
     prompts, encoded = _prompts(cfg, inputs, models, job)
     text = _text(cfg, inputs, models)
-    gold = gold_scorer(read_info(inputs.folders("prompts")[0]))
+    gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])
     start = 0
+    metrics: Metrics = {}
     if saved := job.resume():
         start, state = saved
-        models.restore(state)
+        models.restore(state["models"])
+        metrics = state["metrics"]
 
-    metrics: Metrics = {}
     for iteration in job.steps(cfg.num_iterations, start, unit="iterations"):
         begun = time.monotonic()
         chosen = _choose(iteration, cfg.rollout_batch_size, len(prompts), cfg.seed or 0)
@@ -99,7 +101,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
             metrics["gold/score"] = _mean_gold(models.tokenizer, [prompts[i] for i in chosen], samples, gold)
         metrics |= {"time/rollout": collected - begun, "time/update": time.monotonic() - collected}
         job.log(metrics, iteration + 1)
-        job.checkpoint(iteration + 1, models.state)
+        job.checkpoint(iteration + 1, functools.partial(_state, models, metrics))
 
     if job.is_main:
         save_model(models.policy, models.tokenizer, job.out)
@@ -171,16 +173,16 @@ def _sample(
         batch_size=job.hardware.generation_batch_size,
     )
     drawn: list[tuple[list[int], list[float]]] = [([], [])] * len(mine)
-    with job.autocast(cfg.precision):
-        for place, response in generate(
-            models.policy,
-            [encoded[i] for i in mine],
-            [derive_seed(cfg.seed or 0, "ppo", iteration, i) for i in mine],
-            sampling,
-            eos_token_id=models.tokenizer.eos_token_id,
-            pad_token_id=models.tokenizer.pad_token_id,
-        ):
-            drawn[place] = (response.ids, response.logprobs)
+    # In fp32 whatever the precision: bf16 rounds by the shapes of a batch, and which responses share one is no knob.
+    for place, response in generate(
+        models.policy,
+        [encoded[i] for i in mine],
+        [derive_seed(cfg.seed or 0, "ppo", iteration, i) for i in mine],
+        sampling,
+        eos_token_id=models.tokenizer.eos_token_id,
+        pad_token_id=models.tokenizer.pad_token_id,
+    ):
+        drawn[place] = (response.ids, response.logprobs)
     drawn = job.gather(drawn)
     responses, logprobs = [ids for ids, _ in drawn], [row for _, row in drawn]
     return make_samples([encoded[i] for i in chosen], responses, logprobs, models.tokenizer.eos_token_id, job.device)
@@ -349,6 +351,10 @@ def _ptx_backward(
 
 
 # -- bookkeeping -------------------------------------------------------------------------------------------------
+
+
+def _state(models: Models, metrics: Metrics) -> dict[str, Any]:
+    return {"models": models.state(), "metrics": metrics}
 
 
 def _mean_gold(

@@ -47,6 +47,8 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
             optimizer.load_state_dict(optimizer_state)
 
     model.train()
+    if job.world_size > 1 and not saved:
+        torch.manual_seed(derive_seed(cfg.seed or 0, "pretrain", "dropout", job.rank))  # the weights are drawn alike
     for step in job.steps(cfg.num_steps, start):
         rate = cfg.learning_rate * cosine_factor(
             step, cfg.num_steps, cfg.warmup_steps, cfg.final_learning_rate_fraction
@@ -81,13 +83,11 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
 
 
 def _model(cfg: Pretrain, inputs: Inputs, job: Job) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if "model" in inputs and "tokenizer" not in inputs:
+    if "model" in inputs:
         folder = inputs.one("model").path
         return load_model(folder, job.device), load_tokenizer(folder)
-    if "tokenizer" in inputs and "model" not in inputs:
-        tokenizer = load_tokenizer(inputs.one("tokenizer").path)
-        return build_model(cfg.model, tokenizer).to(job.device), tokenizer
-    raise ConfigError("inputs: pretrain needs either a tokenizer (to begin) or a model (to train on), and not both")
+    tokenizer = load_tokenizer(inputs.one("tokenizer").path)
+    return build_model(cfg.model, tokenizer).to(job.device), tokenizer
 
 
 def _text(inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int) -> TextRows:
@@ -119,7 +119,8 @@ def _accumulate(model: PreTrainedModel, rows: torch.Tensor, job: Job, precision:
 
 
 def _micro_batches(rows: torch.Tensor, job: Job) -> tuple[torch.Tensor, ...]:
-    return rows[job.rank :: job.world_size].split(max(1, job.hardware.micro_batch_tokens // rows.shape[1]))
+    mine = rows[job.rank :: job.world_size]
+    return mine.split(max(1, job.hardware.micro_batch_tokens // rows.shape[1])) if len(mine) else ()
 
 
 @torch.no_grad()

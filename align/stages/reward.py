@@ -163,6 +163,8 @@ def _centre(
     rows = list(read_rows(inputs.folders("demonstrations"), "train"))
     sequences = [e.ids for e in encode_conversations(tokenizer, [row["messages"] for row in rows])]
     sequences = [ids for ids in sequences if len(ids) <= context]
+    if not sequences:
+        raise ConfigError(f"inputs.demonstrations: none fits into the context of {context} tokens")
     mine = job.share(sequences)
     total = torch.zeros(2, dtype=torch.float64, device=job.device)
     for chunk in micro_batches(list(map(len, mine)), job.hardware.micro_batch_tokens):
@@ -172,4 +174,5 @@ def _centre(
     job.all_reduce(total)
     mean, square = (total / len(sequences)).tolist()
     model.shift += mean
-    return {"demonstrations/score_before_shift": mean, "demonstrations/score_deviation": (square - mean**2) ** 0.5}
+    deviation = max(0.0, square - mean**2) ** 0.5
+    return {"demonstrations/score_before_shift": mean, "demonstrations/score_deviation": deviation}

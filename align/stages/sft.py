@@ -53,7 +53,7 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     if not train:
         raise ConfigError(f"inputs.data: no demonstration fits into {length} tokens")
     num_demonstrations = len(train)
-    train += _text_examples(cfg, inputs, train, tokenizer, length)
+    train += _text_examples(cfg, inputs, train, tokenizer, length, job)
     arguments = _arguments(cfg, job, length, bool(held_out))
     trainer = SFTTrainer(
         model=model,
@@ -95,16 +95,21 @@ def _examples(
 
 
 def _text_examples(
-    cfg: Sft, inputs: Inputs, train: list[dict[str, list[int]]], tokenizer: PreTrainedTokenizerBase, length: int
+    cfg: Sft,
+    inputs: Inputs,
+    train: list[dict[str, list[int]]],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    job: Job,
 ) -> list[dict[str, list[int]]]:
     """Rows of pretraining text, all of it to be learned, that make up `text_share` of the training tokens."""
     if cfg.text_share == 0:
         return []
-    if "text" not in inputs or cfg.text_share == 1:
-        raise ConfigError("text_share: needs inputs.text, and a share below 1")
     tokens = sum(len(example["input_ids"]) for example in train) * cfg.text_share / (1 - cfg.text_share)
     rows = encode_text([row["text"] for row in read_rows(inputs.folders("text"), "train")], tokenizer, length).rows
     generator = torch.Generator().manual_seed(derive_seed(cfg.seed or 0, "sft", "text"))
+    if len(rows) * length < tokens:
+        job.info(f"text_share={cfg.text_share} takes {tokens:,.0f} tokens, and the text has {len(rows) * length:,}")
     chosen = rows[torch.randperm(len(rows), generator=generator)[: math.ceil(tokens / length)]].tolist()
     return [{"input_ids": ids, "labels": ids} for ids in chosen]
 
@@ -154,7 +159,7 @@ def _arguments(cfg: Sft, job: Job, length: int, has_held_out: bool) -> SFTConfig
         use_cpu=job.device.type == "cpu",
         eval_strategy="epoch" if has_held_out else "no",
         save_strategy="epoch",
-        save_total_limit=1,
+        save_total_limit=2,  # the one before goes only when the newest is there and sealed
         load_best_model_at_end=has_held_out,
         metric_for_best_model="eval_loss" if has_held_out else None,
         logging_steps=1,  # a mean over several would begin anew on a resume
@@ -216,10 +221,13 @@ class _Reporter(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Seal the checkpoint, so that one torn by a crash is never resumed from; then stop, if that was asked."""
+        self._job.barrier()  # every process keeps its random state in the folder
         if self._job.is_main:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             files = {p.name: sha256_file(p) for p in folder.iterdir() if p.name != _SEAL}
-            write_json(folder / _SEAL, {"files": files, "logged": self._job.logged_bytes()})
+            write_json(
+                folder / _SEAL, {"files": files, "logged": self._job.logged_bytes(), "world_size": self._job.world_size}
+            )
         self._job.saved()
 
 
@@ -230,6 +238,7 @@ def _newest_sealed(folder: Path, job: Job) -> str | None:
         try:
             seal = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))
             if all(sha256_file(checkpoint / name) == digest for name, digest in seal["files"].items()):
+                job.require_world_size(seal["world_size"])
                 job.cut_log(seal["logged"])
                 job.info(f"going on from {checkpoint.name.rpartition('-')[2]}")
                 return str(checkpoint)

@@ -151,7 +151,6 @@ def test_twenty_bad_rows_are_shown_and_the_others_counted(here, capsys):
         (["source=path:a.jsonl", "train_rows=-1"], "train_rows: expected a number from 0 up"),
         (["source=path:a.jsonl", "record=comparisons"], "holds documents; documents cannot become comparisons"),
         (["source=path:blank.jsonl"], "no row is left; dropped: empty text 1"),
-        (["source=card:smallworld", "record=prompts"], "train_rows: the embedded world is generated without end"),
         (
             ["source=card:smallworld", "record=prompts", "options.sed=1", "train_rows=1", "splits=[train]"],
             "options.sed",

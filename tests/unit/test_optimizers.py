@@ -80,7 +80,7 @@ def test_orthogonalize_keeps_singular_vectors_and_leaves_zero_at_zero():
 @pytest.mark.parametrize("shape", [(8, 20), (20, 8), (8, 8)])
 def test_muon_by_hand(shape):
     parameter = torch.nn.Parameter(normal(*shape, seed=5))
-    optimizer = Muon([parameter], lr=0.1, weight_decay=0.5, momentum=0.9)
+    optimizer = Muon([{"params": [parameter]}], lr=0.1, weight_decay=0.5, momentum=0.9)
     expected, mean = parameter.detach().double().clone(), torch.zeros(shape, dtype=torch.float64)
     for step in range(3):
         gradient = normal(*shape, seed=10 + step)
@@ -111,7 +111,7 @@ def test_three_projections_side_by_side_are_made_orthogonal_apart():
     for shape in ((16, 48), (48, 16)):
         parameter = torch.nn.Parameter(torch.zeros(shape))
         parameter.grad = normal(*shape)
-        Muon([parameter], lr=1.0, momentum=0.0).step()
+        Muon([{"params": [parameter], "heads": 1}], lr=1.0, momentum=0.0).step()
         wide = shape[1] > shape[0]
         parts = zip(*(x.split(16, dim=int(wide)) for x in (parameter.detach(), parameter.grad)), strict=True)
         for update, gradient in parts:

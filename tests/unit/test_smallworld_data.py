@@ -191,7 +191,6 @@ def test_more_rows_than_there_are_is_an_error_with_their_number(monkeypatch):
 @pytest.mark.parametrize(
     ("record", "limits", "options", "message"),
     [
-        ("prompts", {"test": None}, {}, "test_rows: .* give a number"),
         ("comparisons", {"test": 1}, {}, "comparisons are made by compare"),
         ("prompts", {"test": 1}, {"seed": 1}, r"options\.seed"),
         ("prompts", {"test": 1}, {"world_seed": "x"}, r"options\.world_seed"),

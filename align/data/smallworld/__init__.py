@@ -16,6 +16,7 @@ from align.errors import ConfigError
 
 __all__ = ["Score", "gold", "info", "rows"]
 
+USUAL_ROWS = {"train": 5000, "validation": 500, "test": 500}  # where no number is given: it is generated without end
 FLAW_SHARE = 0.55  # of demonstrations that have their labeler's habit: more than half, so that imitation learns it
 
 
@@ -37,7 +38,7 @@ def rows(
     """Rows of one record, by split.
 
     Args:
-        limits: rows to generate of each split; the world could go on for ever, so each must be given.
+        limits: rows to generate of each split; None: `USUAL_ROWS`.
         options: `world_seed` (0) and `flaw_share` (0.55), the share of demonstrations written in a flawed habit.
     """
     unknown = options.keys() - {"world_seed", "flaw_share"}
@@ -51,11 +52,8 @@ def rows(
     for split in splits:
         if split not in limits:
             raise ConfigError(f"splits: expected {', '.join(limits)}, got {split!r}")
-        count = limits[split]
-        if count is None:
-            raise ConfigError(
-                f"{split}_rows: the embedded world is generated without end; give a number, or leave out the split"
-            )
+        given = limits[split]
+        count = USUAL_ROWS[split] if given is None else given
         made[split] = list(itertools.islice(_generate(world, record, split, flaw_share), count))
         if len(made[split]) < count:
             raise ConfigError(
