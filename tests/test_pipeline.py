@@ -198,6 +198,47 @@ def test_asked_to_stop_it_saves_and_says_so(finished: Path, tmp_path: Path) -> N
     assert weights(manifests(store)["ppo"]) == weights(manifests(finished)["ppo"])
 
 
+def test_a_stage_without_checkpoints_hears_a_stop_too(finished: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
+    for stage in ("compare", "reward"):
+        shutil.rmtree(store / "objects" / stage)
+    process = start_toy(store, "step=reward")
+    assert wait_for(process, store, "compare")
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+    assert not (store / "objects/reward").exists()
+
+
+def test_a_stop_ends_a_sweep(finished: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
+    process = start_toy(store, "step=ppo", "steps.ppo.seed=1,2,3", "-m")
+    assert wait_for(process, store, "ppo")
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+    assert len(list((store / "objects/ppo").iterdir())) == 1
+
+
+def test_killed_after_its_last_step_ppo_keeps_its_metrics(finished: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
+    shutil.rmtree(store / "objects/ppo")
+    process = start_toy(store, "step=ppo")
+    while process.poll() is None and not list(store.glob("work/ppo/*/checkpoints/step-6")):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    run_toy(store, "step=ppo")
+    assert manifests(store)["ppo"]["metrics"] == manifests(finished)["ppo"]["metrics"]
+
+
+@pytest.mark.slow
+def test_every_stage_runs_in_bf16(tmp_path: Path) -> None:
+    knobs = [f"steps.{stage}.precision=bf16" for stage in ("pretrain", "sft", "reward", "ppo", "evaluate")]
+    outcomes = json.loads(run_toy(tmp_path / "artifacts", *knobs, "--json").stdout)
+    assert len(outcomes) == 10
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_do_what_one_does(finished: Path, store: Path, stage: str) -> None:
     alone = manifests(store)[stage]
