@@ -239,7 +239,9 @@ def test_every_stage_runs_in_bf16(tmp_path: Path) -> None:
     assert len(outcomes) == 10
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(s, marks=pytest.mark.slow) if s in ("compare", "evaluate") else s for s in STAGES]
+)
 def test_two_processes_do_what_one_does(finished: Path, store: Path, stage: str) -> None:
     alone = manifests(store)[stage]
     shutil.rmtree(store / "objects" / stage)
