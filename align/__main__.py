@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from align.configs import RunConfig
     from align.plan import Step
 
+    Act = Callable[[RunConfig, list[Step], ArtifactStore, list[str] | None], None]  # the last: a sweep's overrides
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; what went wrong is one line on standard error."""
@@ -79,7 +81,7 @@ def _compose(verb: str, arguments: list[str]) -> int:
     return run("stage", [f"stage@_global_={verb}", *arguments], _guarded(_run))
 
 
-def _guarded(act: Callable[[RunConfig, list[Step], ArtifactStore], None]) -> Callable[[DictConfig], int]:
+def _guarded(act: Act) -> Callable[[DictConfig], int]:
     """A task for Hydra that never raises, so that a failed member of a sweep does not stop the others."""
     stopped: list[int] = []  # the exit code of a member that was asked to stop: those after it do not begin
 
@@ -87,14 +89,17 @@ def _guarded(act: Callable[[RunConfig, list[Step], ArtifactStore], None]) -> Cal
         if stopped:
             return stopped[0]
         from align.artifacts import ArtifactStore
+        from align.hydra_app import sweep_member
         from align.plan import plan, split_config
 
         debug = bool(cfg.get("debug"))
         try:
             settings, nodes = split_config(cfg)
             store = ArtifactStore(settings.store)
-            act(settings, plan(settings, nodes, store), store)
+            act(settings, plan(settings, nodes, store), store, sweep_member())
             return 0
+        except BrokenPipeError:
+            raise
         except Preempted as error:
             stopped.append(error.exit_code)
             return _told(error, debug)
@@ -113,7 +118,7 @@ def _guarded(act: Callable[[RunConfig, list[Step], ArtifactStore], None]) -> Cal
     return task
 
 
-def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore) -> None:
+def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: list[str] | None) -> None:
     from align.reading import show_plan
 
     if settings.check_data:
@@ -123,15 +128,15 @@ def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore) -> None:
         for step in steps:
             if isinstance(step.config, Data):
                 check_rows(step.config, settings.data_root)
-    show_plan(steps, as_json=settings.json)
+    show_plan(steps, as_json=settings.json, member=member)
 
 
-def _run(settings: RunConfig, steps: list[Step], store: ArtifactStore) -> None:
+def _run(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: list[str] | None) -> None:
     from align.pipeline import run_pipeline
     from align.reading import show_outcomes
 
     outcomes = run_pipeline(steps, store, settings)
-    show_outcomes(outcomes, store, as_json=settings.json, tracked=settings.tracker.backend == "wandb")
+    show_outcomes(outcomes, store, settings.json, tracked=settings.tracker.backend == "wandb", member=member)
 
 
 def _told(error: AlignError, debug: bool) -> int:

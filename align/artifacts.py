@@ -84,7 +84,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _corrupt(folder: Path, file: str, what: str) -> StoreError:
-    return StoreError(f"{folder}: {file} {what}; remove that folder and give the same command to make it again")
+    return StoreError(f"{folder}: {file} {what}; remove that folder and run the step that makes it again")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from align.artifacts import MANIFEST, Artifact, ArtifactStore
+from align.console import wide_console
 from align.errors import ConfigError, StoreError
 from align.plan import flat
 
@@ -67,7 +68,8 @@ def _ls(store: ArtifactStore, options: argparse.Namespace) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for column in ("name", "version", "aliases", "kind", "artifact", "made", "size"):
-        table.add_column(column, justify="right" if column == "size" else "left")
+        fixed = column in ("name", "version", "artifact")
+        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=fixed)
     for row in rows:
         shown = {
             **row,
@@ -76,7 +78,7 @@ def _ls(store: ArtifactStore, options: argparse.Namespace) -> None:
             "size": _size(row["bytes"]),
         }
         table.add_row(*(shown[name] for name in ("name", "version", "aliases", "kind", "artifact", "created", "size")))
-    Console().print(table)
+    wide_console().print(table)
 
 
 def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
@@ -112,7 +114,7 @@ def _lineage(store: ArtifactStore, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps([_node(a, store) for a in order], indent=1))
         return
-    Console(soft_wrap=True).print(_branch(artifact, store, "", set()))
+    wide_console().print(_branch(artifact, store, "", set()))
 
 
 def _node(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
@@ -154,9 +156,15 @@ def _verify(store: ArtifactStore, options: argparse.Namespace) -> None:
     if not options.ref:
         for name in store.names():
             found |= {a.key: a for a in (store.find(f"{name}:v{number}") for number in store.versions(name))}
+    bad = []
     for artifact in found.values():
-        store.verify(artifact)
-    print(f"{len(found)} artifacts, every file as its manifest says")
+        try:
+            store.verify(artifact)
+        except StoreError as error:
+            bad.append(str(error))
+    if bad:
+        raise StoreError("\nerror: ".join(bad))
+    print(f"{len(found)} checked, every file as its manifest says")
 
 
 def _diff(store: ArtifactStore, options: argparse.Namespace) -> None:

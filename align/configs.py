@@ -341,6 +341,7 @@ class HardwareConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu or cuda")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -359,7 +360,7 @@ class TrackerConfig:
 class RunConfig:
     """What surrounds the steps. None of it is in a key, but `seed` where a step takes the run's."""
 
-    name: str = knob("", "of the pipeline; artifacts are <name>/<step>")
+    name: str = knob("", "of the pipeline; of one stage PIPELINE/STEP, else own/STAGE")
     store: str = knob("artifacts", "folder of the artifacts")
     seed: int = knob(0, "of every step that does not set its own")
     step: str | None = knob(None, "only this step and what it needs")

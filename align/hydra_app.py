@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -69,6 +71,10 @@ def run(config_name: str, arguments: list[str], task: Task, records: bool = True
         raise ConfigError(
             f"{unknown[0]}: no such option; knobs are given as name=value, options are listed by --hydra-help"
         )
+    for word in options.overrides:
+        if "=" not in word and not word.startswith("~"):
+            hint = f"; did you mean pipeline={word}?" if (conf_folder() / "pipeline" / f"{word}.yaml").exists() else ""
+            raise ConfigError(f"{word}: expected name=value{hint}")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of to standard error
     try:
         if options.cfg or options.info or options.shell_completion or options.hydra_help:
@@ -102,6 +108,16 @@ def _run(config_name: str, options: Any, task: Task, records: bool) -> int:
     return max((int(member.return_value) for batch in batches for member in batch), default=0)
 
 
+def sweep_member() -> list[str] | None:
+    """The overrides of the member of a sweep that runs now, told to whoever watches; None outside one."""
+    hydra = HydraConfig.get()
+    if OmegaConf.is_missing(hydra.job, "num"):
+        return None
+    overrides = list(hydra.overrides.task)
+    print(f"-- {hydra.job.num}: {' '.join(overrides)}", file=sys.stderr, flush=True)
+    return overrides
+
+
 def _tidy(folder: Path, keep: bool) -> None:
     """Remove the empty folders that Hydra makes for the members of a sweep; its record too, of one that ran nothing."""
     if not keep:
@@ -132,11 +148,14 @@ def _explain(error: Exception) -> str:
             )
         near = difflib.get_close_matches(name, options, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}"
+        own = "; your own come with --config-dir FOLDER" if group == "pipeline" else ""
+        return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}{own}"
     choose = re.search(r"You must specify '([^']+)'.*?Available options:\s*(.*)", text, re.DOTALL)
     if choose:
         group = choose[1].partition("@")[0]
-        return f"{group}: say which, as in {group}={choose[2].split()[0]}; there are: {', '.join(choose[2].split())}"
+        names = choose[2].split()
+        first = "quickstart" if "quickstart" in names else names[0]
+        return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -255,7 +256,8 @@ def _source(settings: RunConfig, where: str, ref: str, done: Mapping[str, Step],
         return Source(f"{settings.name}/{ref}", step.stage, step.key, step.config.output)
     if "/" not in ref and "@" not in ref:
         near = difflib.get_close_matches(ref, done, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        meant = near[0] if near else f"path:{ref}" if Path(ref).exists() else ""
+        hint = f" (did you mean {meant}?)" if meant else ""
         raise ConfigError(f"{where}: no step {ref!r} in this pipeline{hint}; for one in the store say PIPELINE/STEP")
     try:
         artifact = store.find(ref)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 _PLAIN_SECONDS = 15.0  # between plain lines
 _SHOWN = ("loss", "eval/loss", "accuracy", "objective/score", "objective/kl", "gold/score")
@@ -46,14 +47,14 @@ class Progress:
     def _bar(self, total: int, start: int, unit: str) -> Iterator[Callable[[int], None]]:
         columns = (
             TextColumn(f"  {self._label}"),
-            BarColumn(24),
+            BarColumn(16),
             MofNCompleteColumn(),
             TextColumn(f"{unit}  {{task.fields[rate]}}/s "),
             TimeRemainingColumn(compact=True),
-            TextColumn("left  {task.fields[numbers]}"),
+            TextColumn("left  {task.fields[numbers]}", table_column=Column(ratio=1, no_wrap=True)),
         )
         begun = time.monotonic()
-        with Bar(*columns, console=self._console, transient=True) as bar:
+        with Bar(*columns, console=self._console, transient=True, expand=True) as bar:
             task = bar.add_task("", total=total, completed=start, rate="", numbers="")
             done = start
 

@@ -13,40 +13,52 @@ from rich.console import Console
 from rich.table import Table
 
 from align.artifacts import ArtifactStore
+from align.console import wide_console
 from align.pipeline import Outcome
 from align.plan import Step
 
 _NUM_SAMPLES = 5
 
 
-def show_plan(steps: Sequence[Step], as_json: bool) -> None:
+def show_plan(steps: Sequence[Step], as_json: bool, member: list[str] | None) -> None:
     if as_json:
-        print(json.dumps([step.described() for step in steps], indent=1))
+        _print_json([step.described() for step in steps], member)
         return
     table = Table(box=None, pad_edge=False)
     for column in ("step", "stage", "key", "", "why"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "step")
     for step in steps:
         table.add_row(step.label, step.stage, step.key[:12], "cached" if step.cached else "run", step.reason)
     todo = sum(not step.cached for step in steps)
-    console = Console()
+    console = wide_console()
     console.print(table)
     console.print(f"{todo} to run, {len(steps) - todo} cached")
 
 
-def show_outcomes(outcomes: Sequence[Outcome], store: ArtifactStore, as_json: bool, tracked: bool) -> None:
+def _print_json(rows: list[dict[str, Any]], member: list[str] | None) -> None:
+    """A list; of a sweep, one line a member, with its overrides."""
+    print(json.dumps(rows, indent=1) if member is None else json.dumps({"overrides": member, "steps": rows}))
+
+
+def show_outcomes(
+    outcomes: Sequence[Outcome], store: ArtifactStore, as_json: bool, tracked: bool, member: list[str] | None
+) -> None:
     """The end of a run: headline table and samples where there are evaluations, and where everything is."""
     ran = sum(not outcome.cached for outcome in outcomes)
     if as_json:
-        print(json.dumps([outcome.described() for outcome in outcomes], indent=1))
+        _print_json([outcome.described() for outcome in outcomes], member)
         return
     console = Console()
     evaluations = [o for o in outcomes if o.artifact.kind == "evaluation"]
     if evaluations:
         console.print(_headline(evaluations))
         console.print(_samples(evaluations))
-    console.print(f"{ran} steps run, {len(outcomes) - ran} cached, {sum(o.seconds for o in outcomes):.1f} s")
-    console.print(f"artifacts: {store.root}   (align artifacts ls)", soft_wrap=True)
+    else:
+        last = outcomes[-1]
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in last.artifact.metrics.items())
+        console.print(f"{last.step.label}:v{last.version}  {numbers}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"{ran} run, {len(outcomes) - ran} cached, {sum(o.seconds for o in outcomes):.1f} s")
+    console.print(f"artifacts: {store.root}   (align artifacts --store {store.root} ls)", soft_wrap=True)
     if tracked and ran:
         folder = Path(os.environ.get("WANDB_DIR") or store.root) / "wandb"
         console.print(f"W&B runs:  {folder}   (wandb sync {folder}/offline-run-*)", soft_wrap=True)
@@ -57,14 +69,14 @@ def _headline(evaluations: Sequence[Outcome]) -> Table:
     score = "gold" if any("gold/score" in o.artifact.metrics for o in evaluations) else "reward"
     table = Table(
         title="Evaluation on held-out prompts, sampled at temperature 1 and greedily",
-        caption="A win is a better score than that of the model named below, on the same prompt.",
+        caption="Wins over the model below, a tie counting half, and their 95 % interval.",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
         title_justify="left",
         caption_justify="left",
     )
-    columns = ("model", f"{score}\nT=1", "\ngreedy", "wins %\nT=1", "[95 %]\ngreedy", "ties\nT=1", "KL\nnats")
+    columns = ("model", f"{score}\nT=1", "\ngreedy", "wins %\nT=1", "wins %\ngreedy", "ties\nT=1", "KL\nnats")
     for column in (*columns, "tokens", "text\nloss"):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for outcome in evaluations:
@@ -106,7 +118,7 @@ def _interval(metrics: dict[str, float], prefix: str) -> str:
 
 def _samples(evaluations: Sequence[Outcome]) -> Table:
     """The answers of every evaluated model to the same prompts, sampled at temperature 1."""
-    table = Table(title="Samples", title_justify="left", show_lines=True)
+    table = Table(title="Samples at temperature 1", title_justify="left", show_lines=True)
     table.add_column("prompt", overflow="fold")
     answers: dict[str, dict[str, str]] = {}
     for outcome in evaluations:

@@ -118,6 +118,14 @@ REFUSED = {
         ["run", "pipeline=quikstart"],
         "2 pipeline=quikstart: no such pipeline (did you mean quickstart?)",
     ),
+    "a pipeline without its word": (
+        ["run", "quickstart"],
+        "2 quickstart: expected name=value; did you mean pipeline=quickstart?",
+    ),
+    "a device that is none": (
+        ["run", "pipeline=quickstart", "hardware.device=tpu"],
+        "2 device: expected auto, cpu or cuda",
+    ),
     "no pipeline": (["run"], "2 pipeline: say which"),
     "an unknown step": (["run", "pipeline=quickstart", "step=pppo"], "2 step=pppo: no such step (did you mean ppo?)"),
     "a value of another type": (

@@ -78,6 +78,24 @@ def test_a_sweep_shares_what_is_upstream(store: Path) -> None:
     assert len(keys) == 5
 
 
+def test_a_planned_sweep_is_a_line_of_json_a_member(finished: Path) -> None:
+    done = align(
+        *(
+            "plan",
+            "pipeline=toy",
+            "--config-dir",
+            CONF,
+            f"store={finished}",
+            "steps.ppo.kl_coef=0.1,0.2",
+            "-m",
+            "--json",
+        )
+    )
+    members = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [member["overrides"][2] for member in members] == ["steps.ppo.kl_coef=0.1", "steps.ppo.kl_coef=0.2"]
+    assert all(len(member["steps"]) == 10 for member in members)
+
+
 def test_a_failed_member_does_not_stop_a_sweep(store: Path) -> None:
     done = run_toy(store, "steps.evaluate.num_prompts=4,-1,6", "step=evaluate", "-m", check=2)
     assert "num_prompts: expected a number from 0 up, got -1" in done.stderr

@@ -88,11 +88,17 @@ def _read(cfg: Data, source: Source, dropped: Counter[str]) -> dict[str, list[Ro
             dropped["malformed"] += 1
             errors.append(f"{raw.where}: {problem}")
     if errors and source.is_local_path:
-        more = f" (and {len(errors) - _SHOWN_ERRORS} more)" if len(errors) > _SHOWN_ERRORS else ""
-        raise ConfigError("\nerror: ".join(errors[:_SHOWN_ERRORS]) + more)
+        raise ConfigError(_told(errors))
     _keep_apart(splits, dropped)
     limits = _limits(cfg)
     return {split: _take(rows, limits[split]) for split, rows in splits.items()}
+
+
+def _told(errors: list[str]) -> str:
+    """One line an error, the first of them; where every row has the same, only that."""
+    shown = 1 if len({error.partition(": ")[2] for error in errors}) == 1 else _SHOWN_ERRORS
+    more = f" (and {len(errors) - shown:,} more)" if len(errors) > shown else ""
+    return "\nerror: ".join(errors[:shown]) + more
 
 
 def _keep_apart(splits: dict[str, dict[str, Row]], dropped: Counter[str]) -> None:
@@ -129,7 +135,7 @@ def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iter
         except Dropped as reason:
             dropped[str(reason)] += 1
         except ValueError as error:
-            raise ConfigError(f"source {cfg.source!r}: holds {record}; {error}") from None
+            raise Malformed("row", f"its columns make it one of {record}; {error}") from None
 
 
 def _fitting(row: Row, cfg: Data) -> Iterator[Row]:

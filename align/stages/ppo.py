@@ -135,6 +135,8 @@ def _prompts(cfg: Ppo, inputs: Inputs, models: Models, job: Job) -> tuple[list[R
     rows = list(read_rows(inputs.folders("prompts"), "train"))
     encoded = encode_prompts(models.tokenizer, [row["prompt"] for row in rows])
     room = context_length(models.policy) - cfg.max_new_tokens
+    if room <= 0:
+        raise ConfigError(f"max_new_tokens: expected less than the context of {context_length(models.policy)} tokens")
     fitting = [i for i, ids in enumerate(encoded) if len(ids) <= room]
     if len(fitting) < len(rows):
         job.info(f"{len(rows) - len(fitting)} prompts are longer than {room} tokens and left out")

@@ -52,6 +52,8 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
         job.info(f"{dropped} demonstrations are longer than {length} tokens and left out")
     if not train:
         raise ConfigError(f"inputs.data: no demonstration fits into {length} tokens")
+    if not held_out:
+        job.info("there are no validation rows, so nothing will say how well it learns")
     num_demonstrations = len(train)
     train += _text_examples(cfg, inputs, train, tokenizer, length, job)
     arguments = _arguments(cfg, job, length, bool(held_out))

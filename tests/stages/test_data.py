@@ -132,11 +132,19 @@ def test_a_bad_row_leaves_nothing_at_all(here):
 
 
 def test_twenty_bad_rows_are_shown_and_the_others_counted(here, capsys):
-    (here / "a.jsonl").write_text('{"prompt": 3}\n' * 33)
+    (here / "a.jsonl").write_text('{"prompt": 3}\n' * 32 + '{"prompt": true}\n')
     assert data("source=path:a.jsonl", "record=prompts") == 2
     told = capsys.readouterr().err
     assert told.count("error: a.jsonl:") == 20
     assert "(and 13 more)" in told
+
+
+def test_what_is_wrong_with_every_row_is_said_once(here, capsys):
+    (here / "a.jsonl").write_text('{"prompt": 3}\n' * 33)
+    assert data("source=path:a.jsonl", "record=prompts") == 2
+    told = capsys.readouterr().err
+    assert told.count("error: a.jsonl:") == 1
+    assert "(and 32 more)" in told
 
 
 @pytest.mark.parametrize(
@@ -149,7 +157,7 @@ def test_twenty_bad_rows_are_shown_and_the_others_counted(here, capsys):
         (["source=nothing"], "expected card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT"),
         (["source=path:a.jsonl", "record=rows"], "record: expected one of documents, demonstrations"),
         (["source=path:a.jsonl", "train_rows=-1"], "train_rows: expected a number from 0 up"),
-        (["source=path:a.jsonl", "record=comparisons"], "holds documents; documents cannot become comparisons"),
+        (["source=path:a.jsonl", "record=comparisons"], "documents cannot become comparisons"),
         (["source=path:blank.jsonl"], "no row is left; dropped: empty text 1"),
         (
             ["source=card:smallworld", "record=prompts", "options.sed=1", "train_rows=1", "splits=[train]"],
