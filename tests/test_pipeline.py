@@ -126,6 +126,7 @@ def test_each_stage_runs_by_itself(store: Path, stage: str) -> None:
     assert not outcome["cached"]
 
 
+@pytest.mark.slow
 def test_a_lora_run_keeps_its_adapter_beside_the_merged_weights(store: Path) -> None:
     align("sft", *ALONE["sft"], "lora.rank=2", f"store={store}", "tracker=none", "name=mine/lora")
     artifact = json.loads(align("artifacts", "--store", store, "show", "mine/lora", "--json").stdout)
@@ -258,7 +259,7 @@ def test_every_stage_runs_in_bf16(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", [pytest.param(s, marks=pytest.mark.slow) if s in ("compare", "evaluate") else s for s in STAGES]
+    "stage", [pytest.param(s, marks=pytest.mark.slow) if s in ("sft", "compare", "evaluate") else s for s in STAGES]
 )
 def test_two_processes_do_what_one_does(finished: Path, store: Path, stage: str) -> None:
     alone = manifests(store)[stage]
@@ -277,6 +278,7 @@ def test_two_processes_do_what_one_does(finished: Path, store: Path, stage: str)
     assert together["metrics"] == pytest.approx(alone["metrics"], rel=drift, abs=drift / 10)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_is_refused_in_the_middle_of_a_step(tmp_path: Path, finished: Path) -> None:
     store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
     shutil.rmtree(store / "objects/reward")
