@@ -44,7 +44,10 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     for split, limit in limits.items():
         found = list(read_rows(folders, split))
         encoded = encode_prompts(tokenizer, [row["prompt"] for row in found])
-        rows[split] = [row for row, ids in zip(found, encoded, strict=True) if len(ids) <= room][:limit]
+        fitting = [row for row, ids in zip(found, encoded, strict=True) if len(ids) <= room]
+        if len(fitting) < len(found):
+            job.info(f"{len(found) - len(fitting)} {split} prompts are longer than {room} tokens and left out")
+        rows[split] = fitting[:limit]
     if not rows["train"]:
         raise ConfigError(f"inputs.prompts: no training prompt leaves room for {cfg.max_new_tokens} new tokens")
     responses = _sample(cfg, job, model, tokenizer, [row["prompt"] for split in rows for row in rows[split]])

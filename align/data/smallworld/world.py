@@ -61,10 +61,6 @@ class Template:
         return f"Template({self.text!r})"
 
 
-def templates(*texts: str) -> list[Template]:
-    return [Template(text) for text in texts]
-
-
 class Claim(NamedTuple):
     """One checkable statement: `Claim("home", "Ada", "Oakvale")`."""
 
