@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup quickstart test test-slow lint format bench clean
+.PHONY: help setup quickstart test test-slow lint format bench peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,14 @@ format: setup ## mend the style
 
 bench: setup ## speed, beside a peer and the machine's limit; figures in benchmarks/results
 	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file --json benchmarks/results/$$(basename $$file .py).json || exit 1; done
+
+PEERS := .venv-peers
+peers: $(PEERS)/.ready ## make .venv-peers, in which the peer of the PPO benchmark runs
+
+$(PEERS)/.ready: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
+	touch $@
 
 clean: ## remove what the tools left, but no artifacts and no .venv
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist

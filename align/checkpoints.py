@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,8 +21,26 @@ from align.artifacts import fsync_folder, sha256_file, write_json
 _MANIFEST = "manifest.json"
 
 
+class Frozen(NamedTuple):
+    """A state as it was at one moment: nothing that moves on changes it."""
+
+    skeleton: Any
+    tensors: dict[str, torch.Tensor]
+
+
+def freeze(state: Any) -> Frozen:
+    """A copy of `state` in the memory of the host."""
+    tensors: dict[str, torch.Tensor] = {}
+    return Frozen(_strip(state, "", tensors), tensors)
+
+
 def save_checkpoint(folder: Path, step: int, state: Any) -> None:
-    """Save `state` as `folder`/step-<step>, and then remove older ones.
+    """Save `state` as `folder`/step-<step>, and then remove older ones."""
+    write_checkpoint(folder, step, freeze(state))
+
+
+def write_checkpoint(folder: Path, step: int, frozen: Frozen) -> None:
+    """As `save_checkpoint`, of a state that was frozen before.
 
     Everything is written to a temporary folder beside its place and fsynced, the manifest last, then renamed: a
     checkpoint that has its name is whole.
@@ -31,8 +49,7 @@ def save_checkpoint(folder: Path, step: int, state: Any) -> None:
     temporary = folder / f".step-{step}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    tensors: dict[str, torch.Tensor] = {}
-    skeleton = _strip(state, "", tensors)
+    skeleton, tensors = frozen
     save_file(tensors, temporary / "tensors.safetensors")
     (temporary / "state.json").write_text(json.dumps(skeleton), encoding="utf-8")
     for name in ("tensors.safetensors", "state.json"):

@@ -51,7 +51,7 @@ def command_help(verb: str) -> str:
         lines += ["knobs:", *_knobs(cls)]
         if verb == "pretrain":
             lines += ["", "model (also whole: model=tiny, small, gpt2):", *_knobs(ModelConfig, "model.")]
-        if verb == "sft":
+        if verb in ("sft", "reward", "ppo"):
             lines += ["", "low-rank adapters:", *_knobs(LoraConfig, "lora.")]
     lines += ["", "the run, which changes no result but by its seed:", *_knobs(RunConfig)]
     lines += _knobs(HardwareConfig, "hardware.") + _knobs(TrackerConfig, "tracker.")

@@ -24,6 +24,8 @@ from align.tracking import NoTracker, Tracker
 if TYPE_CHECKING:
     import torch
 
+    from align.checkpoints import Frozen
+
 T = TypeVar("T")
 Metrics = dict[str, float]
 
@@ -68,6 +70,7 @@ class Job:
         self._stop = stop or Stop()
         self._progress = Progress(label, silent=rank != 0)
         self._saved = time.monotonic()
+        self._kept: tuple[int, Frozen | None] | None = None  # the last boundary, where it is not written
 
     # -- telling -------------------------------------------------------------------------------------------------
 
@@ -91,6 +94,28 @@ class Job:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._tracker.log(metrics, step)
         self._progress.show(metrics)
+
+    def logged(self) -> list[Metrics]:
+        """What `log` has written so far, of this step and, after a resume, of its earlier runs."""
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+
+    def cut_events(self, step: int) -> None:
+        """Forget the events after `step`, from where the work goes on."""
+        file = self.out / "events.jsonl"
+        if self.is_main and file.exists():
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+
+    def event(self, step: int, name: str, message: str) -> None:
+        """Tell of something that somebody should look at: on the console, in events.jsonl and to the tracker."""
+        if not self.is_main:
+            return
+        self.info(f"{name}: {message}")
+        with (self.out / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "name": name, "message": message}) + "\n")
+        self._tracker.alert(name, message)
 
     def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """Keep rows with equal keys as <name>.jsonl, and send them to the tracker as a table."""
@@ -135,6 +160,31 @@ class Job:
             self.save(step, state())
             self.saved()
 
+    def boundary(self, step: int, state: Callable[[], Any]) -> None:
+        """As `checkpoint`, where a step is too long to be ended first: what is not written is kept in memory.
+
+        `stop_if_asked`, called in the middle of the next step, writes what was kept and stops there.
+        """
+        if self.wants_checkpoint():
+            self._kept = None
+            self.save(step, state())
+            self.saved()
+        else:
+            self._kept = (step, self._frozen(state()))
+
+    def stop_if_asked(self) -> None:
+        """In the middle of a step: the state of the last boundary is saved, and what was done since is done again.
+
+        Raises:
+            Preempted: the process was asked to stop.
+        """
+        if not self._any(self._stop.signal is not None):
+            return
+        if self._kept is not None:
+            self._write(*self._kept)
+        self.barrier()
+        raise self._stop.error()
+
     def wants_checkpoint(self) -> bool:
         """True when it is time to save, or the process is to stop; the same in all processes of the step."""
         due = time.monotonic() - self._saved >= self.hardware.checkpoint_seconds
@@ -153,17 +203,28 @@ class Job:
 
     def save(self, step: int, state: Any) -> None:
         """Save now. The random state of every process and the length of the log go with it."""
-        from align.checkpoints import save_checkpoint
+        self._write(step, self._frozen(state))
+
+    def _write(self, step: int, frozen: Frozen | None) -> None:
+        if frozen is not None:
+            from align.checkpoints import write_checkpoint
+
+            write_checkpoint(self.work / "checkpoints", step, frozen)
+
+    def _frozen(self, state: Any) -> Frozen | None:
+        """A copy of `state` and of what belongs to it, in the first process; None in the others."""
+        from align.checkpoints import freeze
 
         random_states = self.gather([_random_state(self.device)])
-        if self.is_main:
-            whole = {
-                "state": state,
-                "random": random_states,
-                "logged": self.logged_bytes(),
-                "world_size": self.world_size,
-            }
-            save_checkpoint(self.work / "checkpoints", step, whole)
+        if not self.is_main:
+            return None
+        whole = {
+            "state": state,
+            "random": random_states,
+            "logged": self.logged_bytes(),
+            "world_size": self.world_size,
+        }
+        return freeze(whole)
 
     def resume(self) -> tuple[int, Any] | None:
         """(step, state) as last saved, with the log cut back to it and the random state restored; None if fresh."""
@@ -213,14 +274,16 @@ class Job:
         """This process's part of what is to be done: every `world_size`-th."""
         return list(items[self.rank :: self.world_size])
 
-    def gather(self, items: list[T]) -> list[T]:
-        """All processes' parts, in the order `share` took them from."""
+    def gather(self, items: list[T], even: bool = True) -> list[T]:
+        """All processes' parts, in the order `share` took them from; not `even`: one process's after the other's."""
         if self.world_size == 1:
             return items
         import torch.distributed as dist
 
         parts: list[Any] = [None] * self.world_size
         dist.all_gather_object(parts, items)
+        if not even:
+            return [item for part in parts for item in part]
         whole: list[Any] = [None] * sum(map(len, parts))
         for rank, part in enumerate(parts):
             whole[rank :: self.world_size] = part

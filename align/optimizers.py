@@ -21,6 +21,18 @@ def adamw(
     """AdamW whose decay leaves biases and gains alone [GPT-3, appendix B], without the parameters `but_not`."""
     left_out = set(but_not)
     parameters = [p for p in model.parameters() if p.requires_grad and p not in left_out]
+    return adamw_for(parameters, learning_rate, betas, weight_decay, eps)
+
+
+def adamw_for(
+    parameters: Iterable[torch.nn.Parameter],
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    weight_decay: float = 0.0,
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """As `adamw`, of these parameters."""
+    parameters = list(parameters)
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
@@ -130,6 +142,16 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def scheduled_factor(name: str, step: int, total: int, warmup: int, final: float) -> float:
+    """PPO's: linear from a tenth of the peak over `warmup` steps; then constant, linear or a cosine to `final`."""
+    if step < warmup:
+        return 0.1 + 0.9 * step / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    if name == "linear":
+        return 1 - (1 - final) * progress
+    return 1.0 if name == "constant" else final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def cosine_factor(step: int, total: int, warmup: int, final: float) -> float:

@@ -16,10 +16,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from align.artifacts import Artifact, ArtifactStore, digest_of
-from align.configs import RECORDS, Data, ImportModel, RunConfig, StageConfig, stage_class
+from align.artifacts import Artifact, ArtifactStore, digest_of, sha256_file
+from align.configs import RECORDS, Data, ImportModel, Ppo, RunConfig, StageConfig, stage_class
 from align.data.cards import resolve, resolve_model
 from align.errors import ConfigError, StoreError
+from align.functions import find_source
 from align.versions import packages
 
 
@@ -218,7 +219,7 @@ def _resolve_step(
         for source in sources:
             if source.kind != expected:
                 raise ConfigError(f"{where}: expected {expected}, but {source.ref} is {source.kind}")
-        if len(sources) != 1 and expected not in RECORDS:
+        if len(sources) != 1 and expected not in RECORDS and slot not in config.MANY:
             raise ConfigError(f"{where}: expected one {expected}, got {len(sources)}")
     digest = data_digest(name, config, settings, store)
     knobs = changed_knobs(config)
@@ -247,6 +248,11 @@ def data_digest(name: str, config: StageConfig, settings: RunConfig, store: Arti
             return resolve_model(config.source, store.root).digest
     except ConfigError as error:
         raise ConfigError(f"steps.{name}.source: {error}") from None
+    if isinstance(config, Ppo) and config.reward_functions:
+        try:
+            return digest_of({ref: sha256_file(find_source(ref)) for ref in config.reward_functions})
+        except ConfigError as error:
+            raise ConfigError(f"steps.{name}.reward_functions: {error}") from None
     return None
 
 

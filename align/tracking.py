@@ -22,6 +22,7 @@ class Tracker(Protocol):
     def start(self, name: str, stage: str, config: dict[str, Any], folder: Path) -> None: ...
     def log(self, metrics: dict[str, float], step: int) -> None: ...
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+    def alert(self, title: str, text: str) -> None: ...
     def log_artifact(self, name: str, version: int, artifact: Artifact) -> None: ...
     def finish(self, exit_code: int = 0) -> None: ...
 
@@ -36,6 +37,9 @@ class NoTracker:
         pass
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        pass
+
+    def alert(self, title: str, text: str) -> None:
         pass
 
     def log_artifact(self, name: str, version: int, artifact: Artifact) -> None:
@@ -113,6 +117,9 @@ class WandbTracker:
             run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
         self._try(send)
+
+    def alert(self, title: str, text: str) -> None:
+        self._try(lambda run: run.alert(title=title, text=text))
 
     def log_artifact(self, name: str, version: int, artifact: Artifact) -> None:
         """Mirror the artifact: its files by reference, our version and digest in the metadata (W&B counts its own)."""

@@ -2,10 +2,109 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
+
+_CHUNK = 2**23  # logits held at once: 32 MiB in float32
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """-log p(target) in nats. `logits` [N, V] and `targets` [N] -> [N], float32."""
     return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+class TokenLogprobs(NamedTuple):
+    logprobs: torch.Tensor  # [N] float32, nats
+    entropies: torch.Tensor  # [N] float32, nats; zeros where they were not asked for
+
+
+def head_logprobs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+) -> TokenLogprobs:
+    """log softmax((hidden weight^T + bias) / temperature) at `targets`, and that distribution's entropy.
+
+    The product runs in the precision that autocast asks for, the softmax in float32. Logits exist for a chunk of rows
+    at a time, in the backward pass too, so that memory does not grow with N times V.
+
+    Args:
+        hidden: [N, H]; weight: [V, H]; bias: [V] or None; targets: [N].
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    with torch.autocast(kind, enabled=False):
+        return TokenLogprobs(
+            *_HeadLogprobs.apply(
+                hidden.to(dtype),
+                weight.to(dtype),
+                None if bias is None else bias.to(dtype),
+                targets,
+                temperature,
+                with_entropy,
+            )
+        )
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """d logp(y) / d logit_j = 1[j = y] - p_j;  d entropy / d logit_j = -p_j (log p_j + entropy)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        temperature: float,
+        with_entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = max(1, _CHUNK // len(weight))
+        logprobs = torch.empty(len(hidden), device=hidden.device)
+        entropies = torch.zeros(len(hidden), device=hidden.device)
+        kept = None
+        for start in range(0, len(hidden), rows):
+            at = slice(start, start + rows)
+            every = _log_softmax(hidden[at], weight, bias, temperature)
+            logprobs[at] = every.gather(1, targets[at, None])[:, 0]
+            if with_entropy:
+                entropies[at] = -(every.exp() * every).sum(1)
+            kept = every if len(hidden) <= rows else None  # one chunk is small enough to be kept for the backward pass
+        ctx.save_for_backward(hidden, weight, bias, targets, entropies, kept)
+        ctx.temperature, ctx.with_entropy, ctx.rows = temperature, with_entropy, rows
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, d_logprobs: torch.Tensor, d_entropies: torch.Tensor) -> tuple[Any, ...]:
+        hidden, weight, bias, targets, entropies, kept = ctx.saved_tensors
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        for start in range(0, len(hidden), ctx.rows):
+            at = slice(start, start + ctx.rows)
+            every = _log_softmax(hidden[at], weight, bias, ctx.temperature) if kept is None else kept
+            gradient = every.exp()
+            if ctx.with_entropy:
+                slope = d_logprobs[at, None] + d_entropies[at, None] * (every + entropies[at, None])
+                gradient.mul_(slope).neg_()
+            else:
+                gradient.mul_(-d_logprobs[at, None])
+            gradient.scatter_add_(1, targets[at, None], d_logprobs[at, None])
+            gradient = gradient.div_(ctx.temperature).to(hidden.dtype)
+            d_hidden[at] = gradient @ weight
+            d_weight += gradient.mT @ hidden[at]
+            if d_bias is not None:
+                d_bias += gradient.sum(0, dtype=torch.float32)
+        d_bias = None if bias is None or d_bias is None else d_bias.to(bias.dtype)
+        return d_hidden, d_weight.to(weight.dtype), d_bias, None, None, None
+
+
+def _log_softmax(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
+) -> torch.Tensor:
+    return F.linear(hidden, weight, bias).float().div_(temperature).log_softmax(1)

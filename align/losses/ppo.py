@@ -129,6 +129,52 @@ def value_loss(
     return ValueLoss(0.5 * torch.maximum(plain, clipped), clipped > plain)
 
 
+def kl_loss(new_logprobs: torch.Tensor, ref_logprobs: torch.Tensor, form: str) -> torch.Tensor:
+    """KL(policy || reference) as a loss, token by token; any shape. Its gradient is that of the KL in expectation.
+
+    With d = log pi - log pi_ref, k2 = d^2 / 2 has the gradient d * grad log pi, which is the KL's. k3 = exp(-d) - 1 + d
+    is the better estimate of its value but has another gradient, so only its value is taken and k2's gradient is kept.
+
+    Args:
+        form: k2 or k3.
+
+    Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
+    """
+    difference = (new_logprobs - ref_logprobs).clamp(-20.0, 20.0)
+    k2 = 0.5 * difference**2
+    if form == "k2":
+        return k2
+    k3 = torch.exp(-difference) - 1.0 + difference
+    return k2 + (k3 - k2).detach()
+
+
+def next_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, num_episodes: int) -> float:
+    """The adaptive coefficient after a rollout: up where the KL is above its target, down where it is below.
+
+    Args:
+        kl, target: nats a response.
+        horizon: episodes; a KL that stays 20 % off its target changes the coefficient by 0.2 / horizon an episode.
+
+    Source: Ziegler et al. 2019, section 2.2; openai/lm-human-preferences, train_policy.py, `AdaptiveKLController`.
+    """
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    return kl_coef * (1.0 + error * num_episodes / horizon)
+
+
+def importance_weights(logprobs: torch.Tensor, sampled_logprobs: torch.Tensor, cap: float) -> torch.Tensor:
+    """min(pi_trainer / pi_engine, cap) a token, any shape: for an engine that is not quite the trainer's model.
+
+    Source: Yao et al. 2025, truncated importance sampling.
+    """
+    return torch.exp((logprobs - sampled_logprobs).clamp(-20.0, 20.0)).clamp(max=cap)
+
+
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """1 - Var(returns - values) / Var(returns): 1 is a perfect value model, 0 no better than a constant."""
     return 1.0 - masked_var(returns - values, mask) / masked_var(returns, mask).clamp(min=1e-8)
+
+
+def correlation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Pearson's, of two [B]; 0 where one of them is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    return (x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-12)

@@ -9,8 +9,9 @@ Use it by `attn_implementation=ATTENTION`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,11 @@ _SHORT = 64  # tokens
 class PackedLayout(NamedTuple):
     """Where the sequences of a packed batch lie among its N = rows x length tokens, in groups of similar length."""
 
-    tokens: torch.Tensor  # [M] indices into the N tokens: group after group, [S, L] each; padding repeats a token
+    # [M] indices into the N tokens, group after group, [S, L] each, where padding repeats a token; None: as they lie
+    tokens: torch.Tensor | None
     shapes: tuple[tuple[int, int], ...]  # (S, L) of each group
     places: torch.Tensor  # [N] index into the M: where each token stands in `tokens`
+    padding: torch.Tensor  # indices into the M that are padding
 
 
 def packed_layout(starts: torch.Tensor) -> PackedLayout:
@@ -42,17 +45,21 @@ def packed_layout(starts: torch.Tensor) -> PackedLayout:
     lengths = torch.diff(first, append=first.new_tensor([starts.numel()]))
     # Within a group padding at most doubles a sequence, but short ones are all together: many small products are slow.
     doublings = torch.log2(lengths.float()).ceil().clamp(min=_SHORT.bit_length() - 1)
-    groups, places, taken = [], torch.empty_like(starts, dtype=torch.long), 0
+    groups, padding, taken = [], [], 0
+    places = torch.empty_like(starts, dtype=torch.long)
     for doubling in doublings.unique():
         begin, length = first[doublings == doubling], lengths[doublings == doubling]
         offsets = torch.arange(int(length.max()), device=starts.device).expand(len(begin), -1)
         tokens = begin[:, None] + torch.minimum(offsets, length[:, None] - 1)
         real = offsets < length[:, None]
         places[tokens[real]] = taken + real.flatten().nonzero().squeeze(1)
+        padding.append(taken + (~real).flatten().nonzero().squeeze(1))
         groups.append(tokens)
         taken += tokens.numel()
     shapes = tuple((len(tokens), tokens.shape[1]) for tokens in groups)
-    return PackedLayout(torch.cat([tokens.flatten() for tokens in groups]), shapes, places)
+    in_place = len(groups) == 1 and taken == starts.numel()
+    whole = None if in_place else torch.cat([tokens.flatten() for tokens in groups])
+    return PackedLayout(whole, shapes, places, torch.cat(padding))
 
 
 def _mask(
@@ -111,13 +118,15 @@ def _attend(
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     dtype = query.dtype
-    if query.device.type == "cpu" and dtype != torch.float32:
-        query, key, value = query.float(), key.float(), value.float()  # CPU attention in bf16 is 3x slower than fp32
     if isinstance(attention_mask, PackedLayout):
         out = _attend_packed(query, key, value, attention_mask, dropout, scaling)
     elif attention_mask is None and query.shape[2] > 1:
         out = _causal(query, key, value, dropout, scaling)
+    elif query.device.type == "cpu" and query.shape[2] == 1:
+        out = _one_token(query, key, value, attention_mask, scaling)
     else:
+        if query.device.type == "cpu":  # the fused kernel is 3x slower in bf16 than in fp32
+            query, key, value = query.float(), key.float(), value.float()
         out = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
     return out.to(dtype).transpose(1, 2).contiguous(), None
 
@@ -134,25 +143,97 @@ def _attend_packed(
     sizes = [count * longest for count, longest in layout.shapes]
 
     def apart(x: torch.Tensor) -> list[torch.Tensor]:  # [B, H, length, D] -> [S, H, L, D] of each group
-        parts = x.transpose(1, 2).flatten(0, 1).index_select(0, layout.tokens).split(sizes)
+        flat = x.transpose(1, 2).flatten(0, 1)
+        parts = (flat if layout.tokens is None else _Spread.apply(flat, layout)).split(sizes)
         return [
             part.view(*shape, heads, width).transpose(1, 2) for part, shape in zip(parts, layout.shapes, strict=True)
         ]
 
     out = [_causal(q, k, v, dropout, scaling) for q, k, v in zip(apart(query), apart(key), apart(value), strict=True)]
-    together = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in out]).index_select(0, layout.places)
+    together = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in out])
+    if layout.tokens is not None:
+        together = _Gather.apply(together, layout)
     return together.view(batch, length, heads, -1).transpose(1, 2)
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens of a packed batch [N, ...] to where they stand in groups [M, ...].
+
+    Its backward is a plain look-up, several times faster than the sum that `index_select` needs: padding repeats a
+    token, but no gradient reaches it, for it stands after all that is real and what it yields is left out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
+        ctx.layout = layout
+        assert layout.tokens is not None
+        return x.index_select(0, layout.tokens)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient.index_select(0, ctx.layout.places), None
+
+
+class _Gather(torch.autograd.Function):
+    """The way back: [M, ...] to [N, ...]; padding gets a gradient of exactly 0, which `_Spread` relies on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        layout = ctx.layout
+        return gradient.index_select(0, layout.tokens).index_fill_(0, layout.padding, 0.0), None
 
 
 def _causal(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
 ) -> torch.Tensor:
     length, width = query.shape[-2:]
-    if query.device.type != "cpu" or length > _PLAIN_UP_TO or dropout > 0 or key.shape[-2] != length:
+    plain = query.device.type == "cpu" and length <= _PLAIN_UP_TO and key.shape[-2] == length
+    if not plain or dropout > 0:
+        if query.device.type == "cpu":  # the fused kernel is 3x slower in bf16 than in fp32
+            query, key, value = query.float(), key.float(), value.float()
         return F.scaled_dot_product_attention(query, key, value, None, dropout, is_causal=True, scale=scaling)
-    future = torch.full((length, length), float("-inf"), dtype=query.dtype).triu(1)
-    scores = torch.matmul(query * (scaling or width**-0.5), key.transpose(-1, -2)).add_(future)
-    return torch.matmul(scores.softmax(-1), value)
+    return _PlainCausal.apply(query, key, value, scaling or width**-0.5)
+
+
+class _PlainCausal(torch.autograd.Function):
+    """softmax(q k^T * scale) v over what is not in the future, as matrix products; [S, H, L, D] each."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        scores = torch.matmul(query, key.mT).float()
+        probs = scores.mul_(scale).add_(_future(scores.shape[-1])).softmax(-1).to(query.dtype)
+        ctx.save_for_backward(query, key, value, probs)
+        ctx.scale = scale
+        return torch.matmul(probs, value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+        query, key, value, probs = ctx.saved_tensors
+        d_value = torch.matmul(probs.mT, gradient)
+        d_probs = torch.matmul(gradient, value.mT)
+        d_scores = torch._softmax_backward_data(d_probs.float(), probs.float(), -1, torch.float32)
+        d_scores = d_scores.mul_(ctx.scale).to(query.dtype)
+        return torch.matmul(d_scores, key), torch.matmul(d_scores.mT, query), d_value, None
+
+
+def _one_token(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
+) -> torch.Tensor:
+    """A step of sampling, over the cache where it lies: the fused kernel would first copy all of it to float32."""
+    scores = torch.matmul(query, key.mT).float() * (scaling or query.shape[-1] ** -0.5)
+    if mask is not None:
+        scores.masked_fill_(~mask, float("-inf"))
+    return torch.matmul(scores.softmax(-1).to(value.dtype), value)
+
+
+@functools.lru_cache(maxsize=8)
+def _future(length: int) -> torch.Tensor:
+    return torch.full((length, length), float("-inf")).triu_(1)
 
 
 AttentionInterface.register(ATTENTION, _attend)

@@ -6,16 +6,17 @@ Flat results hold the response tokens of the first sequence, then of the second,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
-from align.losses.lm import token_losses
-from align.models.heads import ScalarModel
+from align.losses.lm import TokenLogprobs, head_logprobs
 from align.text.packing import Packed, pack
 
 Ids = Sequence[int]
+Scalar = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # called as a ScalarModel is
 
 
 def pack_pairs(prompts: Sequence[Ids], responses: Sequence[Ids], device: torch.device | str) -> Packed:
@@ -34,23 +35,53 @@ def before_responses(packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
 def response_logprobs(
     model: PreTrainedModel, packed: Packed, responses: Sequence[Ids], temperature: float = 1.0
 ) -> torch.Tensor:
-    """log p of each response token given what precedes it, nats, at the sampling temperature; flat, float32.
+    """log p of each response token given what precedes it, nats, at the sampling temperature; flat, float32."""
+    return response_likelihoods(model, packed, responses, temperature).logprobs
+
+
+def response_likelihoods(
+    model: PreTrainedModel,
+    packed: Packed,
+    responses: Sequence[Ids],
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+) -> TokenLogprobs:
+    """log p of each response token and, where asked for, the entropy of what it was drawn from; nats, flat, float32.
 
     Logits are computed for response positions alone.
     """
     at = before_responses(packed, responses)
-    logits = model(
-        input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, logits_to_keep=at
-    ).logits[0]
-    targets = torch.tensor([token for response in responses for token in response], device=logits.device)
-    return -token_losses(logits.float() / temperature, targets)
+    targets = torch.tensor([token for response in responses for token in response], device=at.device)
+    where = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
+    if _head_is_plain(model):
+        hidden = model.base_model(**where).last_hidden_state[0].index_select(0, at)
+        head = model.get_output_embeddings()
+        return head_logprobs(hidden, head.weight, head.bias, targets, temperature, with_entropy)
+    logprobs = (model(**where, logits_to_keep=at).logits[0].float() / temperature).log_softmax(-1)
+    entropies = -(logprobs.exp() * logprobs).sum(-1) if with_entropy else torch.zeros(len(at), device=at.device)
+    return TokenLogprobs(logprobs.gather(1, targets[:, None])[:, 0], entropies)
 
 
-def response_values(model: ScalarModel, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
+_PLAIN: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _head_is_plain(model: PreTrainedModel) -> bool:
+    """True where logits are the output embeddings times the last hidden state; some models scale or cap them after."""
+    if model not in _PLAIN:
+        head, ids = model.get_output_embeddings(), torch.arange(4, device=model.device)[None]
+        with torch.autocast(model.device.type, enabled=False):
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            expected = model(input_ids=ids, use_cache=False).logits
+            _PLAIN[model] = isinstance(head, torch.nn.Linear) and torch.allclose(head(hidden), expected, atol=1e-4)
+    return _PLAIN[model]
+
+
+def response_values(model: Scalar, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
     """The value of the state before each response token; flat."""
     return model(packed.input_ids, packed.position_ids, before_responses(packed, responses))
 
 
-def response_scores(model: ScalarModel, packed: Packed) -> torch.Tensor:
+def response_scores(model: Scalar, packed: Packed) -> torch.Tensor:
     """The scalar at the last token of each sequence, [S]."""
     return model(packed.input_ids, packed.position_ids, packed.ends)

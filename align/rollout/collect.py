@@ -7,10 +7,16 @@ from typing import NamedTuple
 
 import torch
 
+from align.models.packed import pack_pairs
+from align.text.packing import Packed
+
+Layout = list[list[list[int]]]  # minibatches of micro-batches of episodes
+
 
 class Samples(NamedTuple):
     """B prompts with a response to each."""
 
+    ids: list[int]  # which prompts they are, of all there are to train on
     prompts: list[list[int]]
     responses: list[list[int]]
     sampled_logprobs: torch.Tensor  # [B, T] nats, as the sampling engine saw them
@@ -28,10 +34,12 @@ class Rollouts(NamedTuple):
     logprobs: torch.Tensor  # [B, T] nats, under the policy as it sampled
     ref_logprobs: torch.Tensor  # [B, T] nats, under the frozen reference
     values: torch.Tensor  # [B, T] of the state before each token
-    scores: torch.Tensor  # [B] of the reward model
+    entropies: torch.Tensor  # [B, T] nats, of what each token was drawn from
+    rewards: torch.Tensor  # [B] of the whole response, without the KL
 
 
 def make_samples(
+    ids: list[int],
     prompts: list[list[int]],
     responses: list[list[int]],
     logprobs: Sequence[Sequence[float]],
@@ -43,7 +51,7 @@ def make_samples(
     mask = torch.arange(int(lengths.max()), device=device)[None, :] < lengths[:, None]
     flat = torch.tensor([logprob for row in logprobs for logprob in row], device=device)
     ended = torch.tensor([response[-1] == eos_token_id for response in responses], device=device)
-    return Samples(prompts, responses, padded(flat, mask), mask, ended)
+    return Samples(ids, prompts, responses, padded(flat, mask), mask, ended)
 
 
 def padded(flat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -53,6 +61,9 @@ def padded(flat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def penalize_cut_off(scores: torch.Tensor, ended: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Take `penalty` off the score of each response without an end-of-text token; both [B]."""
-    return torch.where(ended, scores, scores - penalty)
+def packed_group(
+    samples: Samples, group: Sequence[int], device: torch.device
+) -> tuple[Packed, list[list[int]], torch.Tensor]:
+    """A micro-batch of episodes: the packed row, its responses, and their mask."""
+    responses = [samples.responses[i] for i in group]
+    return pack_pairs([samples.prompts[i] for i in group], responses, device), responses, samples.mask[group]

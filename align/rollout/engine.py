@@ -6,14 +6,18 @@ hangs on its seed alone: not on the batch size, not on the number of processes, 
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-_DROP_AT = 0.85  # share of the batch still writing at which the rows that ended are dropped
+from align.rollout.slots import Slots
+
+_SPARE = 0.15  # share of the slots that are free before they are filled again or given up
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of splitmix64 as signed 64-bit integers
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -26,13 +30,15 @@ class Sampling:
 
     Attributes:
         max_new_tokens: tokens, the end-of-text token included.
-        temperature: divides the logits; 0 takes the likeliest token. The full softmax is sampled, never cut to a
-            top-k or top-p: a truncated one would put its normaliser into PPO's ratio.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: share of the probability that is sampled from, its likeliest tokens; below 1 the log-probs are those of
+            the truncated distribution, whose normaliser PPO's ratio must be corrected for.
         batch_size: responses in flight at once.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
+    top_p: float = 1.0
     batch_size: int = 256
 
 
@@ -40,7 +46,43 @@ class Response(NamedTuple):
     """One sampled response; `ids` ends with the end-of-text token unless it was cut off."""
 
     ids: list[int]
-    logprobs: list[float]  # nats, at the sampling temperature (1 when greedy)
+    logprobs: list[float]  # nats, of the distribution that was sampled (at temperature 1 when greedy)
+
+
+class Engine(Protocol):
+    """What PPO asks of whatever samples for it; its log-probs may differ from the trainer's, and the gap is logged."""
+
+    def load(self, policy: PreTrainedModel) -> None:
+        """Take over the policy's present weights."""
+
+    def generate(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> Iterator[tuple[int, Response]]:
+        """One response to each prompt, as (index into `prompts`, response), in any order."""
+
+
+class LocalEngine:
+    """Samples in this process, with the policy itself or, in bf16, with a copy of it that is half as large."""
+
+    def __init__(self, precision: str, eos_token_id: int, pad_token_id: int):
+        self._precision, self._eos_token_id, self._pad_token_id = precision, eos_token_id, pad_token_id
+        self._model: PreTrainedModel | None = None
+
+    def load(self, policy: PreTrainedModel) -> None:
+        if self._precision == "fp32":
+            self._model = policy
+        elif self._model is None:
+            self._model = copy.deepcopy(policy).requires_grad_(False).to(torch.bfloat16)
+        else:
+            self._model.load_state_dict(policy.state_dict())
+
+    def generate(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> Iterator[tuple[int, Response]]:
+        assert self._model is not None, "load the policy first"
+        return generate(
+            self._model, prompts, seeds, sampling, eos_token_id=self._eos_token_id, pad_token_id=self._pad_token_id
+        )
 
 
 def uniforms(seeds: torch.Tensor, length: int) -> torch.Tensor:
@@ -74,7 +116,9 @@ def generate(
     eos_token_id: int,
     pad_token_id: int,
 ) -> Iterator[tuple[int, Response]]:
-    """Sample one response to each prompt; yields (index into `prompts`, response) as batches are done.
+    """Sample one response to each prompt; yields (index into `prompts`, response) as each ends.
+
+    A slot whose response has ended takes the next prompt from the queue.
 
     Args:
         model: any `transformers` causal language model; it is used as it is (set `eval()` first).
@@ -84,68 +128,90 @@ def generate(
     Raises:
         ValueError: a prompt leaves no room for `max_new_tokens` in the model's context.
     """
+    if not prompts:
+        return
     context = getattr(model.config, "max_position_embeddings", None)
-    longest = max((len(prompt) for prompt in prompts), default=0)
+    longest = max(map(len, prompts))
     if context is not None and longest + sampling.max_new_tokens > context:
         raise ValueError(
             f"a prompt of {longest} tokens and {sampling.max_new_tokens} new tokens do not fit in the model's "
             f"context of {context}; shorten the prompts or max_new_tokens"
         )
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), sampling.batch_size):
-        rows = order[start : start + sampling.batch_size]
-        responses = _run_batch(
-            model, [prompts[i] for i in rows], [seeds[i] for i in rows], sampling, eos_token_id, pad_token_id
-        )
-        yield from zip(rows, responses, strict=True)
+    flight = _Flight(model, prompts, seeds, sampling, eos_token_id, pad_token_id)
+    while flight.under_way:
+        yield from flight.advance()
 
 
-def _run_batch(
-    model: PreTrainedModel,
-    prompts: list[list[int]],
-    seeds: list[int],
-    sampling: Sampling,
-    eos_token_id: int,
-    pad_token_id: int,
-) -> list[Response]:
-    device, width = model.device, max(map(len, prompts))
-    input_ids = torch.tensor([[pad_token_id] * (width - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    position_ids = (mask.cumsum(1) - 1).clamp(min=0)  # without them, padding shifts a model's learned positions
-    numbers = uniforms(torch.tensor(seeds, device=device), sampling.max_new_tokens)
-    ids = torch.full((len(prompts), sampling.max_new_tokens), eos_token_id, device=device)
-    logprobs = torch.zeros(ids.shape, device=device)
-    lengths = torch.full((len(prompts),), sampling.max_new_tokens, device=device)
-    rows = torch.arange(len(prompts), device=device)  # which response each row in flight writes
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    cache = DynamicCache(config=model.config)
-    for t in range(sampling.max_new_tokens):
-        logits = model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        token, logprob = _choose(logits.float(), numbers[rows, t], sampling.temperature)
-        ids[rows[alive], t], logprobs[rows[alive], t] = token[alive], logprob[alive]
-        ended = alive & (token == eos_token_id)
-        lengths[rows[ended]] = t + 1
-        alive &= ~ended
-        if not alive.any():
-            break
-        input_ids, position_ids = token[:, None], position_ids[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        if alive.sum() <= _DROP_AT * len(alive):  # copying the cache is the price of dropping rows: not at every step
-            keep = alive.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            input_ids, position_ids, mask, rows, alive = (x[keep] for x in (input_ids, position_ids, mask, rows, alive))
-    finished = zip(ids.tolist(), logprobs.tolist(), lengths.tolist(), strict=True)
-    return [Response(i[:n], p[:n]) for i, p, n in finished]
+class _Flight:
+    """The responses being written, one a slot, and the queue of prompts behind them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        eos_token_id: int,
+        pad_token_id: int,
+    ):
+        device, length = model.device, sampling.max_new_tokens
+        self._prompts, self._sampling, self._eos_token_id = prompts, sampling, eos_token_id
+        self._numbers = uniforms(torch.tensor(seeds, device=device), length)
+        self._ids = torch.full((len(prompts), length), eos_token_id, device=device)
+        self._logprobs = torch.zeros(len(prompts), length, device=device)
+        self._queue = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
+        count = min(sampling.batch_size, len(prompts))
+        self._slots = Slots(model, count, max(map(len, prompts)), length, pad_token_id)
+        self._request = torch.zeros(count, dtype=torch.long, device=device)  # which response a slot writes
+        self._written = torch.zeros(count, dtype=torch.long, device=device)  # tokens of it so far
+        self._token = torch.zeros(count, dtype=torch.long, device=device)  # the newest
+        self._alive = torch.zeros(count, dtype=torch.bool, device=device)
+        self._num_alive = 0
+
+    @property
+    def under_way(self) -> bool:
+        return bool(self._queue) or self._num_alive > 0
+
+    def advance(self) -> list[tuple[int, Response]]:
+        """Draw the next token of every response, or the first ones of new responses; give those that ended."""
+        free = len(self._alive) - self._num_alive
+        if self._queue and (self._num_alive == 0 or free >= _SPARE * len(self._alive)):
+            rows = (~self._alive).nonzero().squeeze(1)[: len(self._queue)]
+            taken = [self._queue.popleft() for _ in range(len(rows))]
+            self._request[rows], self._written[rows] = torch.tensor(taken, device=rows.device), 0
+            self._alive[rows] = True
+            return self._draw(rows, self._slots.admit(rows, [self._prompts[i] for i in taken]), starting=True)
+        if not self._queue and free >= _SPARE * len(self._alive):
+            self._keep(self._alive.nonzero().squeeze(1))
+        rows = self._alive.nonzero().squeeze(1)
+        return self._draw(rows, self._slots.step(self._token)[rows])
+
+    def _draw(self, rows: torch.Tensor, logits: torch.Tensor, starting: bool = False) -> list[tuple[int, Response]]:
+        request, place = self._request[rows], self._written[rows]
+        sampling = self._sampling
+        token, logprob = _choose(logits.float(), self._numbers[request, place], sampling.temperature, sampling.top_p)
+        self._ids[request, place], self._logprobs[request, place] = token, logprob
+        self._token[rows], self._written[rows] = token, place + 1
+        ended = (token == self._eos_token_id) | (place + 1 == sampling.max_new_tokens)
+        self._alive[rows] = ~ended
+        done, lengths = request[ended].tolist(), (place + 1)[ended].tolist()
+        if done:
+            self._slots.release(rows[ended])
+        self._num_alive += (len(rows) if starting else 0) - len(done)
+        return [
+            (i, Response(self._ids[i, :n].tolist(), self._logprobs[i, :n].tolist()))
+            for i, n in zip(done, lengths, strict=True)
+        ]
+
+    def _keep(self, rows: torch.Tensor) -> None:
+        self._slots.keep(rows)
+        self._request, self._written = self._request[rows], self._written[rows]
+        self._token, self._alive = self._token[rows], self._alive[rows]
 
 
-def _choose(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _choose(
+    logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """logits [B, V], uniform [B] -> tokens [B] and their log-probs [B].
 
     The inverse of the distribution function: the first token whose cumulative probability passes the number.
@@ -154,7 +220,17 @@ def _choose(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> 
         logprobs = logits.log_softmax(1)
         token = logits.argmax(1, keepdim=True)
     else:
-        logprobs = (logits / temperature).log_softmax(1)
+        logprobs = _nucleus((logits / temperature).log_softmax(1), top_p)
         cdf = logprobs.exp().double().cumsum(1)
         token = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
     return token[:, 0], logprobs.gather(1, token)[:, 0]
+
+
+def _nucleus(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The likeliest tokens that together have `top_p` of the probability, the one that reaches it included."""
+    if top_p == 1:
+        return logprobs
+    ordered, places = logprobs.sort(1, descending=True)
+    before = ordered.exp().double().cumsum(1) - ordered.exp()
+    out = torch.zeros_like(logprobs, dtype=torch.bool).scatter_(1, places, before >= top_p)
+    return logprobs.masked_fill(out, float("-inf")).log_softmax(1)

@@ -1,157 +1,186 @@
-"""Tune a policy against a reward model with PPO, held near where it started.
+"""Tune a policy against reward models with PPO, held near where it started.
 
-Takes: a policy (the SFT model, also the frozen reference), a reward model (also the value model's start) and prompts;
-optionally pretraining text, whose gradient joins the policy's in every step (PPO-ptx).
-Makes: a model.
-Departs from InstructGPT: the value model starts from the policy-sized reward model; no average of the weights is kept;
-`ptx_coef` weighs the mean loss a token, where the paper does not say what its 27.8 weighs.
+Takes: a policy (the SFT model, also the frozen reference), one or several reward models (the first also the value
+model's start) and prompts; optionally pretraining text, whose gradient joins the policy's in every step (PPO-ptx), and
+a reward model that is only watched.
+Makes: a model; in ema/ the average of its weights, in adapter/ what was trained of it with LoRA.
+Departs from InstructGPT: the value model is as large as the reward model given, not 6B; `ptx_coef` weighs the mean loss
+a token, where the paper does not say what its 27.8 weighs; the average is taken every optimizer step, which it does not
+say either.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from align.configs import Ppo
 from align.data.records import Row, read_info, read_rows
 from align.errors import ConfigError, HealthStop
 from align.evals.gold import gold_scorer
-from align.evals.text_loss import encode_text, num_targets, summed_loss
+from align.evals.text_loss import encode_text
+from align.functions import load_function
+from align.health import Health
 from align.job import Inputs, Job, Metrics
+from align.learner import Learner, Plan
 from align.losses.ppo import (
     Advantages,
+    correlation,
     explained_variance,
     gae,
     masked_mean,
+    next_kl_coef,
     normalize,
-    policy_loss,
     rescale,
     token_rewards,
-    value_loss,
 )
-from align.models.heads import ScalarModel, load_scalar
-from align.models.load import context_length, load_model, load_tokenizer, save_model
-from align.models.packed import pack_pairs, response_logprobs, response_scores, response_values
-from align.optimizers import adamw, set_learning_rate
-from align.rollout.collect import Rollouts, Samples, make_samples, padded, penalize_cut_off
-from align.rollout.engine import Sampling, generate
+from align.models.actors import Actors, load_actors
+from align.models.load import context_length, load_tokenizer
+from align.optimizers import scheduled_factor
+from align.rollout.collect import Layout, Rollouts, Samples, make_samples, packed_group, padded
+from align.rollout.engine import Engine, LocalEngine, Sampling
+from align.rollout.rewards import (
+    Episodes,
+    RewardFunction,
+    RewardModel,
+    Rewards,
+    RewardTerms,
+    call_function,
+    make_episodes,
+)
 from align.seeds import derive_seed
-from align.text.chat import decode_response, encode_prompts
-from align.text.packing import Packed, micro_batches
-
-Layout = list[list[list[int]]]  # minibatches of micro-batches of responses
+from align.text.chat import encode_prompts
+from align.text.packing import micro_batches
 
 
 @dataclass(frozen=True)
-class Models:
-    """The four models, dropout off in all (with it, the first ratio would not be 1), and what moves two of them."""
+class Prompts:
+    """What there is to train on, as rows and as tokens."""
 
-    policy: PreTrainedModel
-    reference: PreTrainedModel
-    value: ScalarModel
-    reward: ScalarModel
-    tokenizer: PreTrainedTokenizerBase
-    policy_optimizer: torch.optim.Optimizer
-    value_optimizer: torch.optim.Optimizer
+    rows: list[Row]
+    encoded: list[list[int]]
 
-    def state(self) -> dict[str, Any]:
-        """All of it that changes."""
-        return {name: part.state_dict() for name, part in self._changing().items()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        for name, part in self._changing().items():
-            part.load_state_dict(state[name])
+@dataclass(frozen=True)
+class Judges:
+    """Whatever says what a response is worth."""
 
-    def _changing(self) -> dict[str, torch.nn.Module | torch.optim.Optimizer]:
-        names = ("policy", "value", "policy_optimizer", "value_optimizer")
-        return {name: getattr(self, name) for name in names}
+    models: list[RewardModel]
+    functions: dict[str, RewardFunction]
+    heldout: RewardModel | None  # watched, never learned from
 
 
 def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
-    models = _load(cfg, inputs, job)
-    prompts, encoded = _prompts(cfg, inputs, models, job)
-    text = _text(cfg, inputs, models)
-    gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])
-    start = 0
+    policy, reward_models = inputs.one("policy").path, inputs.folders("reward_model")
+    tokenizer = load_tokenizer(policy)
+    actors = load_actors(policy, reward_models[0] if cfg.value_from == "reward_model" else policy, cfg.lora, job.device)
+    judges = _judges(cfg, inputs, actors, tokenizer)
+    prompts = _prompts(cfg, inputs, actors, tokenizer, job)
+    learner = Learner(cfg, actors, job, _text(cfg, inputs, actors, tokenizer))
+    engine: Engine = LocalEngine(cfg.sampling_precision, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
+    health = Health(cfg.kl_goal, cfg.value_warmup_iterations)
+    start, kl_coef = 0, cfg.kl_coef
     metrics: Metrics = {}
     if saved := job.resume():
         start, state = saved
-        models.restore(state["models"])
-        metrics = state["metrics"]
+        learner.restore(state["learner"])
+        kl_coef, metrics = state["kl_coef"], state["metrics"]
+    job.cut_events(start)
+    for past in job.logged():
+        health.look(past)
 
     for iteration in job.steps(cfg.num_iterations, start, unit="iterations"):
         begun = time.monotonic()
-        chosen = _choose(iteration, cfg.rollout_batch_size, len(prompts), cfg.seed or 0)
-        samples = _sample(cfg, models, job, iteration, chosen, encoded)
+        chosen = _choose(iteration, cfg.rollout_batch_size, len(prompts.rows), cfg.seed or 0)
+        samples = _sample(cfg, actors, engine, tokenizer, job, prompts, iteration, chosen)
+        sampled = time.monotonic()
+        episodes = make_episodes([prompts.rows[i] for i in chosen], samples.prompts, samples.responses, tokenizer)
         layouts = [_layout(cfg, samples, job, iteration, epoch) for epoch in range(cfg.num_epochs)]
-        rollouts = _score(cfg, models, job, samples, layouts[0])
-        collected = time.monotonic()
-        advantages, metrics = _advantages(cfg, rollouts)
-        factor = min(1.0, 0.1 + 0.9 * iteration / cfg.warmup_iterations) if cfg.warmup_iterations else 1.0
-        set_learning_rate(models.policy_optimizer, cfg.learning_rate * factor)
-        set_learning_rate(models.value_optimizer, cfg.value_learning_rate * factor)
-        metrics |= _update(cfg, models, job, rollouts, advantages, layouts, text, iteration)
+        rewards, metrics = _judge(cfg, judges, job, samples, episodes)
+        rollouts = _score(cfg, actors, job, samples, rewards.total, layouts[0])
+        scored = time.monotonic()
+        if _is_finite(cfg, job, rollouts, iteration):
+            advantages, found = _advantages(cfg, rollouts, rewards, kl_coef)
+            metrics |= found
+            rate = scheduled_factor(
+                cfg.schedule, iteration, cfg.num_iterations, cfg.warmup_iterations, cfg.final_learning_rate_fraction
+            )
+            warm = iteration >= cfg.value_warmup_iterations
+            moves = {"moves_policy": warm, "moves_value": not warm or cfg.update == "joint"}
+            plan = Plan(iteration, rollouts, advantages, layouts, kl_coef, rate, **moves)
+            metrics |= learner.update(plan)
+            if cfg.kl_goal is not None:
+                kl = metrics["objective/kl"]
+                kl_coef = next_kl_coef(kl_coef, kl, cfg.kl_goal, cfg.kl_horizon, cfg.rollout_batch_size)
         if gold is not None:
-            metrics["gold/score"] = _mean_gold(models.tokenizer, [prompts[i] for i in chosen], samples, gold)
-        metrics |= {"time/rollout": collected - begun, "time/update": time.monotonic() - collected}
+            scores = [gold(row["prompt"], text) for row, text in zip(episodes.rows, episodes.texts, strict=True)]
+            metrics["gold/score"] = sum(scores) / len(scores)
+        updated = time.monotonic()
+        metrics |= {"time/rollout": sampled - begun, "time/score": scored - sampled, "time/update": updated - scored}
         job.log(metrics, iteration + 1)
-        job.checkpoint(iteration + 1, functools.partial(_state, models, metrics))
+        for event in health.look(metrics):
+            job.event(*event)
+        job.boundary(iteration + 1, functools.partial(_state, learner, kl_coef, metrics))
 
-    if job.is_main:
-        save_model(models.policy, models.tokenizer, job.out)
-    kept = ("objective/kl", "objective/score", "gold/score", "value/explained_variance", "response_tokens")
-    return {name: metrics[name] for name in kept if name in metrics}
+    _publish(cfg, actors, learner, tokenizer, job)
+    kept = ("objective/kl", "objective/score", "gold/score", "heldout/score", "value/explained_variance")
+    return {name: metrics[name] for name in (*kept, "response_tokens") if name in metrics}
 
 
 # -- what PPO starts from ----------------------------------------------------------------------------------------
 
 
-def _load(cfg: Ppo, inputs: Inputs, job: Job) -> Models:
-    policy, reward = inputs.one("policy").path, inputs.one("reward_model").path
-    tokenizer, other = load_tokenizer(policy), load_tokenizer(reward)
-    if tokenizer.get_vocab() != other.get_vocab() or tokenizer.chat_template != other.chat_template:
-        raise ConfigError("inputs.reward_model: expected one with the policy's own tokenizer and chat template")
-    learner, value_model = load_model(policy, job.device), load_scalar(reward, job.device)
-    betas = (0.9, cfg.beta2)
-    return Models(
-        policy=learner,
-        reference=load_model(policy, job.device).requires_grad_(False),
-        value=value_model,
-        reward=load_scalar(reward, job.device).requires_grad_(False),
-        tokenizer=tokenizer,
-        policy_optimizer=adamw(learner, cfg.learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon),
-        value_optimizer=adamw(value_model, cfg.value_learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon),
+def _judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase) -> Judges:
+    def model(slot: str, place: int) -> RewardModel:
+        folder = inputs.folders(slot)[place]
+        own = load_tokenizer(folder)
+        same = own.get_vocab() == tokenizer.get_vocab() and own.chat_template == tokenizer.chat_template
+        if not same and not cfg.reencode:
+            raise ConfigError(
+                f"inputs.{slot}: expected one with the policy's own tokenizer and chat template; "
+                f"give reencode=true (and value_from=policy) to encode the text again for this one"
+            )
+        limit = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None) or 2**31
+        return RewardModel(f"{slot}_{place}", actors.reward_model(folder), None if same else own, limit)
+
+    return Judges(
+        models=[model("reward_model", place) for place in range(len(inputs["reward_model"]))],
+        functions={name: load_function(name) for name in cfg.reward_functions},
+        heldout=model("heldout_reward_model", 0) if "heldout_reward_model" in inputs else None,
     )
 
 
-def _prompts(cfg: Ppo, inputs: Inputs, models: Models, job: Job) -> tuple[list[Row], list[list[int]]]:
-    """Training prompts that leave room for a response, as rows and as token ids."""
+def _prompts(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job) -> Prompts:
+    """Training prompts that leave room for a response."""
     rows = list(read_rows(inputs.folders("prompts"), "train"))
-    encoded = encode_prompts(models.tokenizer, [row["prompt"] for row in rows])
-    room = context_length(models.policy) - cfg.max_new_tokens
+    encoded = encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    with actors.policy_model() as policy:
+        context = context_length(policy)
+    room = context - cfg.max_new_tokens
     if room <= 0:
-        raise ConfigError(f"max_new_tokens: expected less than the context of {context_length(models.policy)} tokens")
+        raise ConfigError(f"max_new_tokens: expected less than the context of {context} tokens")
     fitting = [i for i, ids in enumerate(encoded) if len(ids) <= room]
     if len(fitting) < len(rows):
         job.info(f"{len(rows) - len(fitting)} prompts are longer than {room} tokens and left out")
     if len(fitting) < cfg.rollout_batch_size:
         raise ConfigError(f"inputs.prompts: {len(fitting)} prompts do not fill a rollout of {cfg.rollout_batch_size}")
-    return [rows[i] for i in fitting], [encoded[i] for i in fitting]
+    return Prompts([rows[i] for i in fitting], [encoded[i] for i in fitting])
 
 
-def _text(cfg: Ppo, inputs: Inputs, models: Models) -> torch.Tensor | None:
+def _text(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor | None:
     if cfg.ptx_coef == 0:
         return None
     texts = [row["text"] for row in read_rows(inputs.folders("text"), "train")]
-    rows = encode_text(texts, models.tokenizer, context_length(models.policy)).rows
-    if len(rows) < cfg.ptx_batch_size:
-        raise ConfigError(f"ptx_batch_size: the text fills only {len(rows)} rows, got {cfg.ptx_batch_size}")
+    with actors.policy_model() as policy:
+        rows = encode_text(texts, tokenizer, context_length(policy)).rows
+    if not len(rows):
+        raise ConfigError("inputs.text: its training split does not fill one row of the policy's context")
     return rows
 
 
@@ -166,28 +195,35 @@ def _choose(iteration: int, count: int, num_prompts: int, seed: int) -> list[int
 
 
 def _sample(
-    cfg: Ppo, models: Models, job: Job, iteration: int, chosen: Sequence[int], encoded: Sequence[list[int]]
+    cfg: Ppo,
+    actors: Actors,
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    job: Job,
+    prompts: Prompts,
+    iteration: int,
+    chosen: list[int],
 ) -> Samples:
+    """A response to each prompt; its seed is the run's, the iteration's and the prompt's, so that it is no state."""
     mine = job.share(chosen)
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens,
         temperature=cfg.temperature,
+        top_p=cfg.top_p,
         batch_size=job.hardware.generation_batch_size,
     )
+    seeds = [derive_seed(cfg.seed or 0, "ppo", iteration, i) for i in mine]
     drawn: list[tuple[list[int], list[float]]] = [([], [])] * len(mine)
-    # In fp32 whatever the precision: bf16 rounds by the shapes of a batch, and which responses share one is no knob.
-    for place, response in generate(
-        models.policy,
-        [encoded[i] for i in mine],
-        [derive_seed(cfg.seed or 0, "ppo", iteration, i) for i in mine],
-        sampling,
-        eos_token_id=models.tokenizer.eos_token_id,
-        pad_token_id=models.tokenizer.pad_token_id,
-    ):
-        drawn[place] = (response.ids, response.logprobs)
+    with actors.policy_model() as policy:
+        engine.load(policy)
+        for place, response in engine.generate([prompts.encoded[i] for i in mine], seeds, sampling):
+            drawn[place] = (response.ids, response.logprobs)
+            if job.world_size == 1:  # the others would wait for this one
+                job.stop_if_asked()
     drawn = job.gather(drawn)
     responses, logprobs = [ids for ids, _ in drawn], [row for _, row in drawn]
-    return make_samples([encoded[i] for i in chosen], responses, logprobs, models.tokenizer.eos_token_id, job.device)
+    encoded = [prompts.encoded[i] for i in chosen]
+    return make_samples(chosen, encoded, responses, logprobs, tokenizer.eos_token_id, job.device)
 
 
 def _layout(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) -> Layout:
@@ -203,166 +239,111 @@ def _layout(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) ->
     return layout
 
 
+def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episodes) -> tuple[Rewards, Metrics]:
+    """What each response is worth, over all processes, and what a model that is only watched says."""
+    everyone = torch.arange(len(samples.ids))
+    mine = job.share(everyone.tolist())
+    share = Episodes(*([part[i] for i in mine] for part in episodes))
+
+    def score(model: RewardModel) -> torch.Tensor:
+        scores = torch.zeros(len(samples.ids), device=job.device)
+        if mine:
+            max_tokens = job.hardware.micro_batch_tokens
+            scores[mine] = model(share, job.device, max_tokens, lambda: job.autocast(cfg.precision))
+        job.all_reduce(scores)  # each was filled in by one process and is 0 in the others
+        return scores
+
+    rules = {
+        name: torch.tensor(call_function(name, function, episodes), device=job.device)
+        for name, function in judges.functions.items()
+    }
+    terms = RewardTerms(
+        cfg.ensemble_std_coef,
+        cfg.reward_functions,
+        cfg.length_coef,
+        cfg.missing_eos_penalty,
+        cfg.missing_eos_reward,
+        cfg.reward_clip,
+    )
+    lengths = samples.mask.sum(1)
+    rewards = terms.combine(torch.stack([score(model) for model in judges.models]), rules, lengths, samples.ended)
+    metrics = {f"reward/{name}": float(part.mean()) for name, part in rewards.parts.items()}
+    if judges.heldout is not None:
+        metrics["heldout/score"] = float(score(judges.heldout).mean())
+    metrics["objective/score"] = metrics["reward/model"]
+    metrics["objective/score_length_correlation"] = float(correlation(rewards.parts["model"], lengths.float()))
+    return rewards, metrics
+
+
 @torch.no_grad()
-def _score(cfg: Ppo, models: Models, job: Job, samples: Samples, layout: Layout) -> Rollouts:
-    """Log-probs, values and scores of the samples, from the passes that the first update will make over them."""
-    logprobs, ref_logprobs, values = (torch.zeros(samples.mask.shape, device=job.device) for _ in range(3))
-    scores = torch.zeros(len(samples.responses), device=job.device)
-    for group in (group for minibatch in layout for group in minibatch):
-        packed, responses, mask = _packed(samples, group, job)
-        with job.autocast(cfg.precision):
-            new = response_logprobs(models.policy, packed, responses, cfg.temperature)
-            ref = response_logprobs(models.reference, packed, responses, cfg.temperature)
-            value = response_values(models.value, packed, responses)
-            scores[group] = response_scores(models.reward, packed)
-        logprobs[group], ref_logprobs[group], values[group] = (padded(x, mask) for x in (new, ref, value))
-    for part in (logprobs, ref_logprobs, values, scores):
-        job.all_reduce(part)  # each row was filled in by one process and is 0 in the others
-    if not all(torch.isfinite(part).all() for part in (logprobs, ref_logprobs, values, scores)):
-        raise HealthStop("a log-prob, value or score of the rollout is not finite; lower learning_rate")
-    return Rollouts(samples, logprobs, ref_logprobs, values, scores)
+def _score(cfg: Ppo, actors: Actors, job: Job, samples: Samples, rewards: torch.Tensor, layout: Layout) -> Rollouts:
+    """Log-probs and values of the samples, by the very passes that the first update will make over them."""
+    logprobs, ref_logprobs, values, entropies = (torch.zeros(samples.mask.shape, device=job.device) for _ in range(4))
+    for minibatch in layout:
+        job.stop_if_asked()
+        for group in minibatch:
+            packed, responses, mask = packed_group(samples, group, job.device)
+            with job.autocast(cfg.precision):
+                new, entropy = actors.policy_likelihoods(packed, responses, cfg.temperature, with_entropy=True)
+                ref = actors.ref_logprobs(packed, responses, cfg.temperature)
+                value = actors.values(packed, responses)
+            logprobs[group], ref_logprobs[group] = padded(new, mask), padded(ref, mask)
+            values[group], entropies[group] = padded(value, mask), padded(entropy, mask)
+    for part in (logprobs, ref_logprobs, values, entropies):
+        job.all_reduce(part)
+    return Rollouts(samples, logprobs, ref_logprobs, values, entropies, rewards)
 
 
-def _packed(samples: Samples, group: Sequence[int], job: Job) -> tuple[Packed, list[list[int]], torch.Tensor]:
-    """A micro-batch: the packed row, its responses, and their mask."""
-    responses = [samples.responses[i] for i in group]
-    return pack_pairs([samples.prompts[i] for i in group], responses, job.device), responses, samples.mask[group]
+def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
+    """False where a rollout is to be skipped; the episodes that are not finite are named."""
+    bad = ~torch.isfinite(rollouts.rewards)
+    for part in (rollouts.logprobs, rollouts.ref_logprobs, rollouts.values, rollouts.samples.sampled_logprobs):
+        bad |= ~torch.isfinite(part).all(1)
+    if not bad.any():
+        return True
+    named = [rollouts.samples.ids[i] for i in bad.nonzero().squeeze(1).tolist()]
+    message = f"iteration {iteration}: a score, value or log-prob is not finite; episodes of prompts {named}"
+    if cfg.on_nonfinite == "stop":
+        raise HealthStop(f"{message}; lower learning_rate, or give on_nonfinite=skip")
+    job.event(iteration + 1, "nonfinite", f"{message}; the rollout is skipped")
+    return False
 
 
-def _advantages(cfg: Ppo, rollouts: Rollouts) -> tuple[Advantages, Metrics]:
-    """Rewards, advantages over the whole rollout, and what they say of it."""
+def _advantages(cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef: float) -> tuple[Advantages, Metrics]:
+    """Token rewards and advantages over the whole rollout, and what they say of it."""
     samples, mask = rollouts.samples, rollouts.samples.mask
-    scores = penalize_cut_off(rollouts.scores, samples.ended, cfg.missing_eos_penalty)
-    rewards = token_rewards(scores, rollouts.logprobs, rollouts.ref_logprobs, mask, cfg.kl_coef)
+    in_reward = kl_coef if cfg.kl_form == "reward" else 0.0
+    per_token = token_rewards(rewards.total, rollouts.logprobs, rollouts.ref_logprobs, mask, in_reward)
     if cfg.whiten_rewards:
-        rewards = rescale(rewards, mask)
-    advantages, returns = gae(rewards, rollouts.values, mask, cfg.gamma, cfg.gae_lambda)
+        per_token = rescale(per_token, mask)
+    advantages, returns = gae(per_token, rollouts.values, mask, cfg.gamma, cfg.gae_lambda)
     kl = torch.where(mask, rollouts.logprobs - rollouts.ref_logprobs, 0.0).sum(1)
-    gap = masked_mean((samples.sampled_logprobs - rollouts.logprobs).abs(), mask)
+    gap = rollouts.logprobs - samples.sampled_logprobs
     metrics = {
-        "objective/score": float(rollouts.scores.mean()),
         "objective/kl": float(kl.mean()),
-        "objective/reward": float((scores - cfg.kl_coef * kl).mean()),
-        "policy/entropy": float(-masked_mean(rollouts.logprobs, mask)),
-        "policy/sampling_gap": float(gap),
+        "objective/reward": float((rewards.total - kl_coef * kl).mean()),
+        "objective/kl_coef": kl_coef,
+        "policy/entropy": float(masked_mean(rollouts.entropies, mask)),
+        "policy/sampling_gap": float(masked_mean(gap.abs(), mask)),
+        "policy/sampling_kl": float(masked_mean(gap.exp() - 1 - gap, mask)),
         "value/explained_variance": float(explained_variance(rollouts.values, returns, mask)),
         "response_tokens": float(mask.sum(1).float().mean()),
         "response/ended": float(samples.ended.float().mean()),
     }
-    return Advantages(normalize(advantages, mask), returns), metrics
-
-
-# -- update ------------------------------------------------------------------------------------------------------
-
-
-def _update(
-    cfg: Ppo,
-    models: Models,
-    job: Job,
-    rollouts: Rollouts,
-    advantages: Advantages,
-    layouts: Sequence[Layout],
-    text: torch.Tensor | None,
-    iteration: int,
-) -> Metrics:
-    """One optimizer step of policy and value model a minibatch; losses are means over all its response tokens."""
-    sums: dict[str, torch.Tensor] = {}
-    steps = 0
-    for number, minibatch in enumerate(minibatch for layout in layouts for minibatch in layout):
-        count = _total_tokens(minibatch, rollouts.samples, job)
-        totals = _backward(cfg, models, job, rollouts, advantages, minibatch, count)
-        if text is not None:
-            totals["ptx/loss"] = _ptx_backward(cfg, models.policy, job, text, (iteration, number))
-        for part in totals.values():
-            job.all_reduce(part)
-        for name, model, optimizer in (
-            ("policy", models.policy, models.policy_optimizer),
-            ("value", models.value, models.value_optimizer),
-        ):
-            parameters = list(model.parameters())
-            job.sum_gradients(parameters)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm)
-            if not torch.isfinite(norm):
-                raise HealthStop(f"iteration {iteration}: the {name}'s gradient is not finite; lower learning_rate")
-            optimizer.step()
-            optimizer.zero_grad()
-            totals[f"{name}/grad_norm"] = norm
-        steps += 1
-        for key, value in totals.items():
-            sums[key] = sums.get(key, torch.zeros_like(value)) + value
-    return {key: float(value) / steps for key, value in sums.items()}
-
-
-def _total_tokens(minibatch: list[list[int]], samples: Samples, job: Job) -> torch.Tensor:
-    """Response tokens of a minibatch over all processes."""
-    count = torch.tensor(float(sum(len(samples.responses[i]) for group in minibatch for i in group)), device=job.device)
-    job.all_reduce(count)
-    return count
-
-
-def _backward(
-    cfg: Ppo,
-    models: Models,
-    job: Job,
-    rollouts: Rollouts,
-    advantages: Advantages,
-    minibatch: list[list[int]],
-    count: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """Add both models' gradients over this process's share of a minibatch; give its part of the mean metrics."""
-    names = ("policy/loss", "value/loss", "ppo/clip_fraction", "ppo/approx_kl", "ppo/ratio", "value/clip_fraction")
-    totals = {name: torch.zeros((), device=job.device) for name in names}
-    for group in minibatch:
-        packed, responses, mask = _packed(rollouts.samples, group, job)
-        old, advantage = rollouts.logprobs[group][mask], advantages.advantages[group][mask]
-        with job.autocast(cfg.precision):
-            new = response_logprobs(models.policy, packed, responses, cfg.temperature)
-            values = response_values(models.value, packed, responses)
-        policy = policy_loss(new, old, advantage, cfg.clip_range)
-        value = value_loss(values, rollouts.values[group][mask], advantages.returns[group][mask], cfg.value_clip_range)
-        (policy.losses.sum() / count).backward()
-        (value.losses.sum() / count).backward()
-        with torch.no_grad():
-            parts = (
-                policy.losses,
-                value.losses,
-                policy.clipped.float(),
-                0.5 * (new - old) ** 2,
-                policy.ratio,
-                value.clipped.float(),
-            )
-            for name, part in zip(names, parts, strict=True):
-                totals[name] += part.sum() / count
-    return totals
-
-
-def _ptx_backward(
-    cfg: Ppo, policy: PreTrainedModel, job: Job, text: torch.Tensor, place: tuple[int, int]
-) -> torch.Tensor:
-    """Add `ptx_coef` times the gradient of the mean pretraining loss; give this process's part of that loss."""
-    generator = torch.Generator().manual_seed(derive_seed(cfg.seed or 0, "ppo", "text", *place))
-    rows = text[torch.randperm(len(text), generator=generator)[: cfg.ptx_batch_size]]
-    total = torch.zeros((), device=job.device)
-    per_pass = max(1, job.hardware.micro_batch_tokens // text.shape[1])
-    for chunk in rows[job.rank :: job.world_size].split(per_pass):
-        with job.autocast(cfg.precision):
-            loss = summed_loss(policy, chunk) / num_targets(rows)
-        (cfg.ptx_coef * loss).backward()
-        total += loss.detach()
-    return total
+    return Advantages(normalize(advantages, mask) if cfg.normalize_advantages else advantages, returns), metrics
 
 
 # -- bookkeeping -------------------------------------------------------------------------------------------------
 
 
-def _state(models: Models, metrics: Metrics) -> dict[str, Any]:
-    return {"models": models.state(), "metrics": metrics}
+def _state(learner: Learner, kl_coef: float, metrics: Metrics) -> dict[str, Any]:
+    return {"learner": learner.state(), "kl_coef": kl_coef, "metrics": metrics}
 
 
-def _mean_gold(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], samples: Samples, gold: Callable[..., float]
-) -> float:
-    """What the responses are really worth. The training never sees it."""
-    texts: Iterator[str] = (decode_response(tokenizer, ids) for ids in samples.responses)
-    scores = [gold(row["prompt"], text) for row, text in zip(rows, texts, strict=True)]
-    return sum(scores) / len(scores)
+def _publish(cfg: Ppo, actors: Actors, learner: Learner, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
+    if not job.is_main:
+        return
+    actors.save(job.out, tokenizer)
+    if cfg.ema_decay is not None:
+        learner.use_average()
+        actors.save(job.out / "ema", tokenizer)

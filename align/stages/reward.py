@@ -1,7 +1,8 @@
 """Train a reward model on rankings.
 
 Takes: a model (the SFT model) and comparisons; optionally demonstrations, whose mean score becomes 0.
-Makes: a reward model: a Hugging Face sequence classifier with its tokenizer and `align_reward_shift` in its config.
+Makes: a reward model: a Hugging Face sequence classifier with its tokenizer and `align_reward_shift` in its config; in
+adapter/ what was trained of it with LoRA.
 Departs from InstructGPT: it starts from the SFT model of the policy's own size, not from a 6B model.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from align.data.records import Row, read_rows
 from align.errors import ConfigError, HealthStop
 from align.job import Inputs, Job, Metrics
 from align.losses.preference import kwise_loss, pairwise_accuracy
+from align.models.adapters import Adapters
 from align.models.heads import ScalarModel, scalar_from_lm
 from align.models.load import load_tokenizer
 from align.models.packed import response_scores
@@ -26,6 +29,8 @@ from align.optimizers import adamw, cosine_factor, set_learning_rate
 from align.seeds import derive_seed
 from align.text.chat import encode_conversations, encode_dialogues
 from align.text.packing import micro_batches, pack
+
+_ADAPTER = "reward"
 
 
 class Ranking(NamedTuple):
@@ -50,8 +55,9 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         job.info(f"{dropped} rankings are left out: all tied, or longer than the context of {context} tokens")
     if not train:
         raise ConfigError("inputs.data: no ranking is left to learn from")
+    adapters = _adapters(cfg, folder, model)
     optimizer = adamw(model, cfg.learning_rate, weight_decay=cfg.weight_decay)
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     per_epoch = math.ceil(len(train) / cfg.batch_size)
     start = 0
     if saved := job.resume():
@@ -82,9 +88,23 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     metrics |= _accuracies(model, held_out, job, cfg.precision) if held_out else {}
     metrics |= _centre(model, inputs, tokenizer, context, job, cfg.precision)
     if job.is_main:
+        if adapters is not None:
+            adapters.save(_ADAPTER, job.out)
+            model = ScalarModel(adapters.merged(_ADAPTER))
         model.save(job.out)
         tokenizer.save_pretrained(job.out)
     return metrics
+
+
+def _adapters(cfg: Reward, folder: Path, model: ScalarModel) -> Adapters | None:
+    """With LoRA: the model frozen but for an adapter and its head."""
+    if cfg.lora.rank is None:
+        return None
+    adapters = Adapters(model.classifier, f"{folder.parent.name}/{folder.name}")
+    adapters.add(_ADAPTER, cfg.lora)
+    adapters.turn_on(_ADAPTER)
+    model.classifier.score.requires_grad_(True)
+    return adapters
 
 
 def _rankings(rows: list[Row], tokenizer: PreTrainedTokenizerBase, context: int) -> tuple[list[Ranking], int]:

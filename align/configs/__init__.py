@@ -1,0 +1,33 @@
+"""The contract of every stage: what it takes, what it makes, and its knobs with default, unit and source.
+
+A knob's comment is what `align STAGE --help` prints. A stage's key (see `pipeline.py`) holds the knobs that differ
+from the defaults here, so changing a default, or what a knob means, raises the stage's `VERSION`; adding one does not.
+
+Sources: [InstructGPT] Ouyang et al. 2022; [Ziegler] Ziegler et al. 2019 and openai/lm-human-preferences;
+[GPT-2] openai/gpt-2; [GPT-3] Brown et al. 2020; [Muon] Jordan et al. 2024 with the scale of Liu et al. 2025;
+[LoRA] Hu et al. 2021; [ours] measured or judged here.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from align.configs.knobs import PRECISIONS, RECORDS, SPLITS, StageConfig, check_ranges, knob, require
+from align.configs.models import LoraConfig, ModelConfig
+from align.configs.ppo import Ppo
+from align.configs.run import HardwareConfig, RunConfig, TrackerConfig
+from align.configs.stages import Compare, Data, Evaluate, ImportModel, Pretrain, Reward, Sft, Tokenizer
+from align.errors import ConfigError
+
+STAGES: dict[str, type[StageConfig]] = {
+    cls.STAGE: cls for cls in (Data, Tokenizer, Pretrain, Sft, Compare, Reward, Ppo, Evaluate, ImportModel)
+}
+
+
+def stage_class(name: str) -> type[StageConfig]:
+    """The config class of a stage, or a `ConfigError` that suggests one."""
+    if name not in STAGES:
+        near = difflib.get_close_matches(name, STAGES, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"unknown stage {name!r}{hint}; stages: {', '.join(STAGES)}")
+    return STAGES[name]

@@ -1,0 +1,72 @@
+"""What a knob is, and the ranges that its name implies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from align.errors import ConfigError
+
+RECORDS = ("documents", "demonstrations", "comparisons", "prompts")
+SPLITS = ("train", "validation", "test")
+PRECISIONS = ("fp32", "bf16")
+
+
+def knob(default: Any, comment: str) -> Any:
+    """A dataclass field with its explanation: what it is, its unit, the source of its default."""
+    return field(default=default, metadata={"comment": comment})
+
+
+def require(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name}: expected {allowed}, got {value!r}")
+
+
+@dataclass(slots=True, kw_only=True)
+class StageConfig:
+    """What every stage has. Kinds of artifact: the four `RECORDS`, tokenizer, model, reward_model, evaluation."""
+
+    STAGE: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+    INPUTS: ClassVar[dict[str, str]] = {}  # name -> kind
+    OPTIONAL: ClassVar[dict[str, str]] = {}
+    MANY: ClassVar[tuple[str, ...]] = ()  # inputs, besides those of rows, that may be several
+    OUTPUT: ClassVar[str]  # kind
+    PARALLEL: ClassVar[bool] = True  # False: one process does it, whatever hardware.num_processes says
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def output(self) -> str:
+        """The kind of artifact this stage makes."""
+        return self.OUTPUT
+
+    def check_inputs(self) -> None:
+        """Raise `ConfigError` where a knob needs an input that is not given; inputs are known when it is planned."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def check_ranges(config: Any) -> None:
+    """Raise `ConfigError` where a number is out of the range that its name implies, whatever the stage."""
+    for knob_ in fields(config):
+        name, value = knob_.name, getattr(config, knob_.name)
+        if name == "precision":
+            require(value in PRECISIONS, name, value, " or ".join(PRECISIONS))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if name.endswith(_ABOVE_0):
+            require(value > 0, name, value, "a number above 0")
+        elif name.endswith(_SHARES):
+            require(0 <= value <= 1, name, value, "a number from 0 to 1")
+        elif name not in _ANY:
+            require(value >= 0, name, value, "a number from 0 up")
+
+
+_ABOVE_0 = (
+    *("_size", "_tokens", "_length", "_epochs", "learning_rate", "_norm", "_epsilon", "_every", "rank", "threads"),
+    *("importance_cap", "reward_clip", "target_kl", "kl_horizon"),
+    *("num_steps", "num_iterations", "num_processes", "num_layers", "num_heads", "num_labelers", "initializer_range"),
+)
+_ANY = ("seed", "length_coef", "missing_eos_reward")
+_SHARES = ("_fraction", "_share", "dropout", "beta1", "beta2", "gamma", "gae_lambda")

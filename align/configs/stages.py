@@ -1,0 +1,183 @@
+"""The stages before and after PPO. Sources as in `align/configs/__init__.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from align.configs.knobs import RECORDS, SPLITS, StageConfig, check_ranges, knob, require
+from align.configs.models import LoraConfig, ModelConfig
+
+
+@dataclass(slots=True, kw_only=True)
+class Data(StageConfig):
+    """Rows from a card, a file or the Hub, checked and split, as a dataset artifact."""
+
+    STAGE: ClassVar[str] = "data"
+    PARALLEL: ClassVar[bool] = False
+    source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT")
+    record: str = knob("documents", "what the rows become: " + ", ".join(RECORDS))
+    splits: list[str] = field(
+        default_factory=lambda: ["train", "validation", "test"], metadata={"comment": "which splits to keep"}
+    )
+    train_rows: int | None = knob(None, "at most so many rows; None: all there are")
+    validation_rows: int | None = knob(None, "at most so many rows; None: all there are")
+    test_rows: int | None = knob(None, "at most so many rows; None: all there are")
+    max_chars: int | None = knob(None, "longer rows are dropped and counted, documents cut; characters; None: no limit")
+    options: dict[str, Any] = field(
+        default_factory=dict, metadata={"comment": "of a card that generates its rows: world_seed, flaw_share"}
+    )
+
+    @property
+    def output(self) -> str:
+        return self.record
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.record in RECORDS, "record", self.record, "one of " + ", ".join(RECORDS))
+        for split in self.splits:
+            require(split in SPLITS, "splits", split, "train, validation or test")
+
+
+@dataclass(slots=True, kw_only=True)
+class Tokenizer(StageConfig):
+    """Train a byte-level BPE tokenizer with a chat template."""
+
+    STAGE: ClassVar[str] = "tokenizer"
+    PARALLEL: ClassVar[bool] = False
+    OUTPUT: ClassVar[str] = "tokenizer"
+    INPUTS: ClassVar[dict[str, str]] = {"data": "documents"}
+    vocab_size: int = knob(50_257, "entries, special tokens and the 256 bytes among them [GPT-2]")
+    num_documents: int | None = knob(None, "train on the first so many; None: all")
+
+
+@dataclass(slots=True, kw_only=True)
+class Pretrain(StageConfig):
+    """Train a decoder-only GPT on documents, from scratch or on from a model."""
+
+    STAGE: ClassVar[str] = "pretrain"
+    OUTPUT: ClassVar[str] = "model"
+    INPUTS: ClassVar[dict[str, str]] = {"data": "documents"}
+    OPTIONAL: ClassVar[dict[str, str]] = {"tokenizer": "tokenizer", "model": "model"}
+    model: ModelConfig = field(default_factory=ModelConfig, metadata={"comment": "see below"})
+    num_steps: int = knob(10_000, "optimizer steps")
+    batch_size: int = knob(512, "rows an optimizer step [GPT-2]")
+    sequence_length: int | None = knob(None, "tokens a row; None: the model's context")
+    optimizer: str = knob(
+        "adamw",
+        "adamw, or muon for the hidden matrices with undecayed adamw for the rest [GPT-3; Muon]",
+    )
+    learning_rate: float = knob(6e-4, "peak [GPT-3 small]")
+    warmup_steps: int = knob(200, "linear, from 0 [ours; GPT-3: 375M tokens]")
+    final_learning_rate_fraction: float = knob(0.1, "of the peak, where the cosine ends [GPT-3]")
+    weight_decay: float = knob(0.1, "decoupled, on matrices only [GPT-3]")
+    beta1: float = knob(0.9, "Adam [GPT-3]")
+    beta2: float = knob(0.95, "Adam [GPT-3]")
+    max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-3]")
+    eval_every: int = knob(200, "steps between held-out losses [ours]")
+    precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights")
+    seed: int | None = knob(None, "None: the run's seed")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.optimizer in ("adamw", "muon"), "optimizer", self.optimizer, "adamw or muon")
+
+    def check_inputs(self) -> None:
+        given = [slot for slot in ("tokenizer", "model") if self.inputs.get(slot)]
+        require(len(given) == 1, "inputs", given, "a tokenizer (to begin) or a model (to train on), and not both")
+
+
+@dataclass(slots=True, kw_only=True)
+class Sft(StageConfig):
+    """Supervised tuning on demonstrations with trl.SFTTrainer: loss on the assistant's tokens only."""
+
+    STAGE: ClassVar[str] = "sft"
+    OUTPUT: ClassVar[str] = "model"
+    INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "demonstrations"}
+    OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents"}
+    num_epochs: int = knob(2, "passes over the demonstrations [InstructGPT, the model RL starts from]")
+    batch_size: int = knob(32, "packed rows an optimizer step [InstructGPT, 1.3B: 32 demonstrations]")
+    sequence_length: int | None = knob(None, "tokens a packed row; None: the model's context")
+    learning_rate: float = knob(5e-6, "peak [InstructGPT, 1.3B]")
+    warmup_steps: int = knob(0, "linear [InstructGPT]")
+    final_learning_rate_fraction: float = knob(0.1, "of the peak, where the cosine ends [InstructGPT]")
+    weight_decay: float = knob(0.0, "decoupled [ours]")
+    max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-3]")
+    text_share: float = knob(0.0, "share of pretraining text in the training tokens; [InstructGPT] has 0.1 before RL")
+    lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
+    precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights")
+    seed: int | None = knob(None, "None: the run's seed")
+
+    def check_inputs(self) -> None:
+        ok = self.text_share == 0 or (self.text_share < 1 and bool(self.inputs.get("text")))
+        require(ok, "text_share", self.text_share, "0, or a share below 1 and inputs.text too")
+
+
+@dataclass(slots=True, kw_only=True)
+class Compare(StageConfig):
+    """Sample several responses to each prompt and have simulated labelers rank them."""
+
+    STAGE: ClassVar[str] = "compare"
+    OUTPUT: ClassVar[str] = "comparisons"
+    INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
+    num_prompts: int | None = knob(None, "training prompts; None: all there are")
+    num_validation_prompts: int | None = knob(None, "held-out prompts; None: all there are")
+    num_responses: int = knob(4, "sampled for each prompt, K [InstructGPT: 4 to 9]")
+    num_strays: int = knob(0, "responses to other prompts added to each training ranking [ours; the paper has none]")
+    temperature: float = knob(1.0, "of sampling [InstructGPT, RL]")
+    max_new_tokens: int = knob(64, "tokens a response [ours]")
+    num_labelers: int = knob(40, "[InstructGPT: about 40]")
+    agreement: float = knob(0.73, "share of pairs that two labelers order alike [InstructGPT: 72.6 +- 1.5 %]")
+    tie_width: float = knob(0.05, "liking closer than this is ranked a tie, in gold score [ours]")
+    seed: int | None = knob(None, "None: the run's seed")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.num_responses >= 2, "num_responses", self.num_responses, "at least 2")
+        require(0.5 < self.agreement < 1, "agreement", self.agreement, "a number between 0.5 and 1")
+
+
+@dataclass(slots=True, kw_only=True)
+class Reward(StageConfig):
+    """Train a reward model on rankings with InstructGPT's K-wise loss."""
+
+    STAGE: ClassVar[str] = "reward"
+    OUTPUT: ClassVar[str] = "reward_model"
+    INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "comparisons"}
+    OPTIONAL: ClassVar[dict[str, str]] = {"demonstrations": "demonstrations"}
+    num_epochs: int = knob(1, "passes; a second one overfits [InstructGPT]")
+    batch_size: int = knob(64, "prompts an optimizer step, all responses of each [InstructGPT]")
+    learning_rate: float = knob(9e-6, "peak [InstructGPT, 6B]")
+    warmup_steps: int = knob(0, "linear [InstructGPT]")
+    final_learning_rate_fraction: float = knob(0.1, "of the peak, where the cosine ends [InstructGPT]")
+    weight_decay: float = knob(0.0, "decoupled, on matrices only [ours]")
+    max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-3]")
+    lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
+    precision: str = knob("fp32", "of the forward pass; the score itself is always fp32")
+    seed: int | None = knob(None, "None: the run's seed")
+
+
+@dataclass(slots=True, kw_only=True)
+class Evaluate(StageConfig):
+    """Score a model on held-out prompts, alone and against a baseline."""
+
+    STAGE: ClassVar[str] = "evaluate"
+    OUTPUT: ClassVar[str] = "evaluation"
+    INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
+    OPTIONAL: ClassVar[dict[str, str]] = {"baseline": "model", "reward_model": "reward_model", "text": "documents"}
+    num_prompts: int | None = knob(None, "held-out prompts, from the test split; None: all there are")
+    max_new_tokens: int = knob(64, "tokens a response [ours]")
+    num_bootstrap: int = knob(2000, "resamples of the prompts for the 95 % interval [ours]")
+    num_samples: int = knob(20, "rows of the table of samples [ours]")
+    precision: str = knob("fp32", "fp32, or bf16 autocast")
+    seed: int | None = knob(None, "None: the run's seed")
+
+
+@dataclass(slots=True, kw_only=True)
+class ImportModel(StageConfig):
+    """Bring a causal language model in from the Hub or a local folder."""
+
+    STAGE: ClassVar[str] = "import_model"
+    PARALLEL: ClassVar[bool] = False
+    OUTPUT: ClassVar[str] = "model"
+    source: str = knob("", "hf:ORG/NAME@COMMIT or path:FOLDER")

@@ -1,0 +1,54 @@
+"""Functions of the user's own, named MODULE:FUNCTION: where they are written, and the function itself."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from align.errors import ConfigError
+
+
+def find_source(reference: str) -> Path:
+    """The file that MODULE:FUNCTION is written in; modules of the present folder are found as `python` finds them.
+
+    Raises:
+        ConfigError: it is no such reference, or no such module.
+    """
+    module, _, function = reference.partition(":")
+    if not module or not function.isidentifier():
+        raise ConfigError(f"expected MODULE:FUNCTION, got {reference!r}")
+    _see_present_folder()
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ConfigError(f"no module {module!r} in this folder or in the environment, got {reference!r}")
+    return Path(spec.origin)
+
+
+def load_function(reference: str) -> Callable[..., Any]:
+    """What MODULE:FUNCTION names.
+
+    Raises:
+        ConfigError: the module does not hold it, or fails to be imported.
+    """
+    find_source(reference)
+    name, _, function = reference.partition(":")
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        raise ConfigError(f"{reference}: {type(error).__name__} while it was imported: {error}") from error
+    if not callable(getattr(module, function, None)):
+        raise ConfigError(f"{reference}: {name} has no function {function!r}")
+    return getattr(module, function)
+
+
+def _see_present_folder() -> None:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)

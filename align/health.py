@@ -1,0 +1,170 @@
+"""Signs that PPO goes wrong, read off its metrics; each is told once, and again when it comes back.
+
+Where a limit is from another project it says so; the others are judged on healthy runs of the quickstart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+Metrics = dict[str, float]
+
+_WINDOW = 10  # iterations that a mean is taken over
+_QUIET = 20  # iterations before the same rule speaks again
+
+
+class Event(NamedTuple):
+    step: int
+    name: str
+    message: str
+
+
+class Health:
+    """Look at each iteration's metrics in turn.
+
+    Args:
+        kl_goal: nats a response; None where the KL has no goal.
+        warmup: iterations in which the value model may still be bad.
+    """
+
+    def __init__(self, kl_goal: float | None, warmup: int):
+        self._kl_goal, self._warmup = kl_goal, warmup
+        self._history: list[Metrics] = []
+        self._spoke: dict[str, int] = {}
+
+    def look(self, metrics: Metrics) -> list[Event]:
+        """What is to be said after one more iteration."""
+        self._history.append(metrics)
+        step, events = len(self._history), []
+        for name, rule in _RULES.items():
+            message = rule(self)
+            if message is not None and step - self._spoke.get(name, -_QUIET) >= _QUIET:
+                self._spoke[name] = step
+                events.append(Event(step, name, message))
+        return events
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def _series(self, name: str) -> list[float]:
+        return [metrics[name] for metrics in self._history if name in metrics]
+
+    def _recent(self, name: str) -> float | None:
+        """Mean of the last window, once there is one."""
+        series = self._series(name)
+        return _mean(series[-_WINDOW:]) if len(series) >= _WINDOW else None
+
+    def _first(self, name: str) -> float | None:
+        """Mean of the first window, once it is past."""
+        series = self._series(name)
+        return _mean(series[:_WINDOW]) if len(series) > _WINDOW else None
+
+    # -- rules ---------------------------------------------------------------------------------------------------
+
+    def kl_blowup(self) -> str | None:
+        """Above twice its goal for 20 iterations [verl's and TRL's guides watch the same]; without one, 10 a window."""
+        series = self._series("objective/kl")
+        if self._kl_goal is not None:
+            if len(series) >= 20 and min(series[-20:]) > 2 * self._kl_goal:
+                return f"the KL has been above twice its goal of {self._kl_goal:g} for 20 iterations"
+            return None
+        recent, first = self._recent("objective/kl"), self._first("objective/kl")
+        if recent is None or first is None or recent < max(10.0, 5 * first):
+            return None
+        return f"the KL is {recent:.1f} nats a response; raise kl_coef, or give kl_goal"
+
+    def negative_kl(self) -> str | None:
+        """Its mean is at least 0; below -0.05 in a window the samples are not the policy's [TRL, issue 1005]."""
+        recent = self._recent("objective/kl")
+        if recent is None or recent >= -0.05:
+            return None
+        return f"the KL is {recent:.2f} on average, which no distribution has: are samples and log-probs of one model?"
+
+    def entropy_collapse(self) -> str | None:
+        """Below 30 % of what it was."""
+        recent, first = self._recent("policy/entropy"), self._first("policy/entropy")
+        if recent is None or first is None or recent >= 0.3 * first:
+            return None
+        return f"entropy fell from {first:.2f} to {recent:.2f} nats a token: responses become all alike"
+
+    def length_hacking(self) -> str | None:
+        """Half as long again, and the longer of a rollout's responses are those that score."""
+        recent, first = self._recent("response_tokens"), self._first("response_tokens")
+        correlation = self._recent("objective/score_length_correlation")
+        if recent is None or first is None or correlation is None or recent < 1.5 * first or correlation < 0.7:
+            return None
+        return f"responses grew from {first:.0f} to {recent:.0f} tokens and the longer score higher ({correlation:.2f})"
+
+    def cut_off(self) -> str | None:
+        """More than half of the responses do not end by themselves."""
+        recent = self._recent("response/ended")
+        if recent is None or recent >= 0.5:
+            return None
+        return f"only {recent:.0%} of the responses end by themselves; raise max_new_tokens"
+
+    def clip_fraction(self) -> str | None:
+        """More than 40 % of the tokens clipped."""
+        recent = self._recent("ppo/clip_fraction")
+        if recent is None or recent <= 0.4:
+            return None
+        return f"{recent:.0%} of the tokens are clipped; lower learning_rate or num_epochs"
+
+    def approx_kl(self) -> str | None:
+        """An update moves the policy by more than 0.1 nats a token."""
+        recent = self._recent("ppo/approx_kl")
+        if recent is None or recent <= 0.1:
+            return None
+        return f"updates move the policy by {recent:.2f} nats a token; lower learning_rate or give target_kl"
+
+    def explained_variance(self) -> str | None:
+        """Worse than a constant, when the value model has had time to learn."""
+        recent = self._recent("value/explained_variance")
+        if recent is None or len(self._history) <= self._warmup + 2 * _WINDOW or recent >= 0:
+            return None
+        return f"the value model explains less than nothing ({recent:.2f}); raise value_learning_rate or warm it up"
+
+    def sampling_gap(self) -> str | None:
+        """The sampler is not the trainer's model: above 0.01 nats a token (k3) [NeMo RL stops there]."""
+        recent = self._recent("policy/sampling_kl")
+        if recent is None or recent <= 0.01:
+            return None
+        return f"the sampler's log-probs are {recent:.3f} nats a token (k3) from the trainer's; give importance_cap"
+
+    def reward_hacking(self) -> str | None:
+        """Over three windows the reward model's score rises and the held-out one's falls [Gao et al. 2022]."""
+        trained, held_out = self._series("objective/score"), self._series("heldout/score")
+        if len(held_out) < 3 * _WINDOW or len(trained) != len(held_out):
+            return None
+        mine, theirs = _windows(trained), _windows(held_out)
+        if not (mine[0] < mine[1] < mine[2] and theirs[0] > theirs[1] > theirs[2]):
+            return None
+        return (
+            f"the score rose to {mine[2]:.2f} while a reward model that PPO does not see fell from {theirs[0]:.2f} to "
+            f"{theirs[2]:.2f}: the policy learns the model's mistakes"
+        )
+
+
+_RULES: dict[str, Callable[[Health], str | None]] = {
+    rule.__name__: rule
+    for rule in (
+        Health.kl_blowup,
+        Health.negative_kl,
+        Health.entropy_collapse,
+        Health.length_hacking,
+        Health.cut_off,
+        Health.clip_fraction,
+        Health.approx_kl,
+        Health.explained_variance,
+        Health.sampling_gap,
+        Health.reward_hacking,
+    )
+}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _windows(series: Sequence[float]) -> list[float]:
+    """Means of the last three windows, the oldest first."""
+    return [_mean(series[len(series) - (k + 1) * _WINDOW : len(series) - k * _WINDOW]) for k in (2, 1, 0)]

@@ -1,0 +1,281 @@
+"""PPO's update: from a scored rollout to new weights of the policy and of the value model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from align.configs import Ppo
+from align.errors import HealthStop
+from align.evals.text_loss import num_targets, summed_loss
+from align.job import Job, Metrics
+from align.losses.ppo import Advantages, importance_weights, kl_loss, policy_loss, value_loss
+from align.models.actors import Actors
+from align.optimizers import adamw_for, set_learning_rate
+from align.rollout.collect import Layout, Rollouts, packed_group
+from align.seeds import derive_seed
+
+Totals = dict[str, torch.Tensor]
+
+_POLICY = ("policy/loss", "ppo/clip_fraction", "ppo/approx_kl", "ppo/ratio")
+_VALUE = ("value/loss", "value/clip_fraction")
+
+
+class Plan(NamedTuple):
+    """One iteration's update."""
+
+    iteration: int
+    rollouts: Rollouts
+    advantages: Advantages
+    layouts: Sequence[Layout]  # one a pass over the rollout
+    kl_coef: float
+    rate: float  # of the peak learning rates
+    moves_policy: bool
+    moves_value: bool
+
+
+class Learner:
+    """The two optimizers, the policy's average, and the pretraining text that PPO-ptx mixes in.
+
+    Args:
+        text: packed rows of tokens [R, length]; None without PPO-ptx.
+    """
+
+    def __init__(self, cfg: Ppo, actors: Actors, job: Job, text: torch.Tensor | None):
+        self._cfg, self._actors, self._job, self._text = cfg, actors, job, text
+        betas = (0.9, cfg.beta2)
+        self._optimizers = {
+            name: adamw_for(parameters.values(), rate, betas, cfg.weight_decay, cfg.adam_epsilon)
+            for name, parameters, rate in (
+                ("policy", actors.policy_parameters, cfg.learning_rate),
+                ("value", actors.value_parameters, cfg.value_learning_rate),
+            )
+        }
+        self._parameters = {
+            "policy": list(actors.policy_parameters.values()),
+            "value": list(actors.value_parameters.values()),
+        }
+        self._average = (
+            None if cfg.ema_decay is None else [p.detach().clone() for p in actors.policy_parameters.values()]
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All that an update changes."""
+        return {
+            "policy": {name: p.detach() for name, p in self._actors.policy_parameters.items()},
+            "value": {name: p.detach() for name, p in self._actors.value_parameters.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "average": self._average,
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+        for saved, now in (
+            (state["policy"], self._actors.policy_parameters),
+            (state["value"], self._actors.value_parameters),
+        ):
+            for name, parameter in now.items():
+                parameter.copy_(saved[name])
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        if self._average is not None:
+            for mine, saved_average in zip(self._average, state["average"], strict=True):
+                mine.copy_(saved_average)
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Put the average in the policy's place, when training is done."""
+        assert self._average is not None
+        for parameter, average in zip(self._parameters["policy"], self._average, strict=True):
+            parameter.copy_(average)
+
+    def update(self, plan: Plan) -> Metrics:
+        """An optimizer step a minibatch; losses are means over all its response tokens. Gives means over the steps."""
+        cfg, steps = self._cfg, 0
+        sums: dict[str, float] = {}
+        set_learning_rate(self._optimizers["policy"], cfg.learning_rate * plan.rate)
+        set_learning_rate(self._optimizers["value"], cfg.value_learning_rate * plan.rate)
+        for number, minibatch in enumerate(minibatch for layout in plan.layouts for minibatch in layout):
+            self._job.stop_if_asked()
+            totals = self._gradients(plan, minibatch, number)
+            if cfg.target_kl is not None and float(totals.get("ppo/approx_kl", 0.0)) > cfg.target_kl:
+                self._forget_gradients()
+                break
+            if not all(torch.isfinite(value) for value in totals.values()):
+                self._refuse(plan, minibatch, totals)
+                continue
+            self._step(plan)
+            steps += 1
+            for key, value in totals.items():
+                sums[key] = sums.get(key, 0.0) + float(value)
+        return {key: value / steps for key, value in sums.items()} | {"ppo/steps": float(steps)}
+
+    # -- gradients -----------------------------------------------------------------------------------------------
+
+    def _gradients(self, plan: Plan, minibatch: list[list[int]], number: int) -> Totals:
+        """Both models' gradients of one minibatch, clipped, over all processes; with the metrics of it."""
+        totals = self._backward(plan, minibatch)
+        mixes = self._text is not None and plan.moves_policy
+        if mixes:
+            totals |= self._mix_text(plan.iteration, number)
+        for name, part in totals.items():
+            if not name.endswith(("grad_norm", "grad_cosine")):
+                self._job.all_reduce(part)
+        for name in self._moving(plan):
+            if not (mixes and name == "policy"):
+                self._job.sum_gradients(self._parameters[name])
+            totals[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(
+                self._parameters[name], self._cfg.max_grad_norm
+            )
+        return totals
+
+    def _backward(self, plan: Plan, minibatch: list[list[int]]) -> Totals:
+        """Add the gradients of this process's share; give its part of the mean metrics."""
+        cfg, rollouts, job = self._cfg, plan.rollouts, self._job
+        count = torch.tensor(float(sum(len(rollouts.samples.responses[i]) for group in minibatch for i in group)))
+        count = count.to(job.device)
+        job.all_reduce(count)
+        names = _POLICY * plan.moves_policy + _VALUE * plan.moves_value
+        totals = {name: torch.zeros((), device=job.device) for name in names}
+        for group in minibatch:
+            packed, responses, mask = packed_group(rollouts.samples, group, job.device)
+            if plan.moves_policy:
+                with job.autocast(cfg.precision):
+                    new, entropy = self._actors.policy_likelihoods(
+                        packed, responses, cfg.temperature, cfg.entropy_coef != 0
+                    )
+                _add(totals, _POLICY, self._policy_terms(plan, group, mask, new, entropy, count))
+            if plan.moves_value:
+                with job.autocast(cfg.precision):
+                    values = self._actors.values(packed, responses)
+                value = value_loss(
+                    values, rollouts.values[group][mask], plan.advantages.returns[group][mask], cfg.value_clip_range
+                )
+                loss = value.losses.sum() / count
+                loss.backward()
+                _add(totals, _VALUE, (loss.detach(), value.clipped.sum() / count))
+        return totals
+
+    def _policy_terms(
+        self,
+        plan: Plan,
+        group: list[int],
+        mask: torch.Tensor,
+        new: torch.Tensor,
+        entropy: torch.Tensor,
+        count: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Add the policy's gradient over one micro-batch; give its metrics, in the order of `_POLICY`."""
+        cfg, rollouts = self._cfg, plan.rollouts
+        old = rollouts.logprobs[group][mask]
+        policy = policy_loss(new, old, plan.advantages.advantages[group][mask], cfg.clip_range)
+        losses = policy.losses
+        if cfg.importance_cap is not None:
+            losses = losses * importance_weights(
+                old, rollouts.samples.sampled_logprobs[group][mask], cfg.importance_cap
+            )
+        if cfg.kl_form != "reward":
+            losses = losses + plan.kl_coef * kl_loss(new, rollouts.ref_logprobs[group][mask], cfg.kl_form)
+        if cfg.entropy_coef:
+            losses = losses - cfg.entropy_coef * entropy
+        loss = losses.sum() / count
+        loss.backward()
+        with torch.no_grad():
+            approx_kl = 0.5 * (new - old) ** 2
+            parts = (policy.clipped, approx_kl, policy.ratio)
+            return loss.detach(), *(part.sum() / count for part in parts)
+
+    def _mix_text(self, iteration: int, number: int) -> Totals:
+        """PPO-ptx: add `ptx_coef` times the gradient of the mean loss a token of the pretraining text.
+
+        The policy's own gradient is summed over processes here, so that the two can be told apart and compared.
+        """
+        cfg, job, text = self._cfg, self._job, self._text
+        assert text is not None
+        parameters = self._parameters["policy"]
+        job.sum_gradients(parameters)
+        own = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        steps = cfg.num_epochs * (cfg.rollout_batch_size // cfg.minibatch_size)
+        rows = text[text_rows(iteration * steps + number, cfg.ptx_rows, len(text), cfg.seed or 0)]
+        total = torch.zeros((), device=job.device)
+        per_pass = max(1, job.hardware.micro_batch_tokens // text.shape[1])
+        for chunk in rows[job.rank :: job.world_size].split(per_pass):
+            with job.autocast(cfg.precision), self._actors.policy_model() as policy:
+                loss = summed_loss(policy, chunk) / num_targets(rows)
+            loss.backward()
+            total += loss.detach()
+        job.sum_gradients(parameters)
+        texts = [cfg.ptx_coef * p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        norms = [torch.stack(torch._foreach_norm(gradients)).norm() for gradients in (own, texts)]
+        product = torch.stack([(a * b).sum() for a, b in zip(own, texts, strict=True)]).sum()
+        for parameter, a, b in zip(parameters, own, texts, strict=True):
+            parameter.grad = a + b
+        return {
+            "ptx/loss": total,
+            "ptx/ppo_grad_norm": norms[0],
+            "ptx/text_grad_norm": norms[1],
+            "ptx/grad_cosine": product / (norms[0] * norms[1]).clamp(min=1e-30),
+        }
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _moving(self, plan: Plan) -> list[str]:
+        return ["policy"] * plan.moves_policy + ["value"] * plan.moves_value
+
+    def _step(self, plan: Plan) -> None:
+        for name in self._moving(plan):
+            self._optimizers[name].step()
+        if self._average is not None and plan.moves_policy:
+            assert self._cfg.ema_decay is not None
+            with torch.no_grad():
+                torch._foreach_lerp_(self._average, [*self._parameters["policy"]], 1 - self._cfg.ema_decay)
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad()
+
+    def _refuse(self, plan: Plan, minibatch: list[list[int]], totals: Totals) -> None:
+        """A number is not finite: no step is made of it."""
+        self._forget_gradients()
+        bad = ", ".join(name for name, value in totals.items() if not torch.isfinite(value))
+        samples = plan.rollouts.samples
+        mine = [i for group in minibatch for i in group]
+        culprits = [i for i in mine if not self._is_finite(plan, i)] or mine
+        named = sorted(self._job.gather([samples.ids[i] for i in culprits], even=False))
+        message = f"iteration {plan.iteration}: {bad} is not finite; episodes of prompts {named}"
+        if self._cfg.on_nonfinite == "stop":
+            raise HealthStop(f"{message}; lower learning_rate, or give on_nonfinite=skip")
+        self._job.event(plan.iteration + 1, "nonfinite", f"{message}; their minibatch is skipped")
+
+    @torch.no_grad()
+    def _is_finite(self, plan: Plan, i: int) -> bool:
+        """True where everything that the loss takes of one episode is finite."""
+        packed, responses, mask = packed_group(plan.rollouts.samples, [i], self._job.device)
+        with self._job.autocast(self._cfg.precision):
+            new = self._actors.policy_likelihoods(packed, responses, self._cfg.temperature, False).logprobs
+            values = self._actors.values(packed, responses)
+        taken = (plan.advantages.advantages[[i]][mask], plan.advantages.returns[[i]][mask])
+        return all(bool(torch.isfinite(x).all()) for x in (new, values, *taken))
+
+
+def _add(totals: Totals, names: Sequence[str], parts: Sequence[torch.Tensor]) -> None:
+    for name, part in zip(names, parts, strict=True):
+        totals[name] += part
+
+
+def text_rows(step: int, count: int, num_rows: int, seed: int) -> torch.Tensor:
+    """Which rows of text optimizer step `step` takes: `count` of them, each once before any comes again."""
+    places = torch.arange(step * count, (step + 1) * count)
+    rows = torch.empty_like(places)
+    for epoch in (places // num_rows).unique():
+        generator = torch.Generator().manual_seed(derive_seed(seed, "ppo", "text", int(epoch)))
+        order = torch.randperm(num_rows, generator=generator)
+        here = places // num_rows == epoch
+        rows[here] = order[places[here] % num_rows]
+    return rows

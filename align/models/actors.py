@@ -1,0 +1,152 @@
+"""PPO's models: a policy and a value model that learn, and the reference, which is the policy as it came.
+
+In full, each is a model of its own. As adapters (LoRA), they are one frozen base with small matrices beside its own:
+policy and value model are an adapter each, and the reference is the base with none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from align.configs import LoraConfig
+from align.errors import ConfigError
+from align.losses.lm import TokenLogprobs
+from align.models.adapters import FOLDER, Adapters, AdapterScalar, load_adapter_scalar
+from align.models.heads import ScalarModel, load_scalar
+from align.models.load import load_model, save_model
+from align.models.packed import Scalar, response_likelihoods, response_logprobs, response_values
+from align.text.packing import Packed
+
+Ids = Sequence[int]
+
+
+class Actors(Protocol):
+    """What PPO needs of its models. Log-probs and values are flat, a number a response token (see `packed.py`)."""
+
+    policy_parameters: dict[str, torch.nn.Parameter]
+    value_parameters: dict[str, torch.nn.Parameter]
+
+    def policy_likelihoods(
+        self, packed: Packed, responses: Sequence[Ids], temperature: float, with_entropy: bool
+    ) -> TokenLogprobs:
+        """log p, and entropy where it is asked for, under the policy."""
+
+    def ref_logprobs(self, packed: Packed, responses: Sequence[Ids], temperature: float) -> torch.Tensor:
+        """log p under the reference."""
+
+    def values(self, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
+        """The value of the state before each response token."""
+
+    def reward_model(self, folder: Path) -> Scalar:
+        """A frozen reward model, of the artifact in `folder`."""
+
+    def policy_model(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
+        """The policy as a plain model, for as long as the context lasts: to sample from."""
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """The policy as a model that stands by itself."""
+
+
+class FullActors:
+    """Three models; dropout is off in all (with it, the first ratio would not be 1)."""
+
+    def __init__(self, policy: Path, value: Path, device: torch.device):
+        self.policy, self.reference = load_model(policy, device), load_model(policy, device).requires_grad_(False)
+        self.value: ScalarModel = load_scalar(value, device)
+        if value == policy:
+            torch.nn.init.zeros_(self.value.classifier.score.weight)
+        self.policy_parameters = dict(self.policy.named_parameters())
+        self.value_parameters = dict(self.value.named_parameters())
+
+    def policy_likelihoods(
+        self, packed: Packed, responses: Sequence[Ids], temperature: float, with_entropy: bool
+    ) -> TokenLogprobs:
+        return response_likelihoods(self.policy, packed, responses, temperature, with_entropy)
+
+    def ref_logprobs(self, packed: Packed, responses: Sequence[Ids], temperature: float) -> torch.Tensor:
+        return response_logprobs(self.reference, packed, responses, temperature)
+
+    def values(self, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
+        return response_values(self.value, packed, responses)
+
+    def reward_model(self, folder: Path) -> Scalar:
+        return load_scalar(folder, self.policy.device).requires_grad_(False)
+
+    @contextlib.contextmanager
+    def policy_model(self) -> Iterator[PreTrainedModel]:
+        yield self.policy
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        save_model(self.policy, tokenizer, folder)
+
+
+class LoraActors:
+    """One frozen base with an adapter for the policy, one for the value model, and one for each reward model."""
+
+    def __init__(self, policy: Path, value: Path, lora: LoraConfig, device: torch.device):
+        self._adapters = Adapters(load_model(policy, device), f"{policy.parent.name}/{policy.name}")
+        self._adapters.add("policy", lora)
+        if value == policy:
+            self._adapters.add("value", lora)
+            head = torch.nn.Linear(self._adapters.base.config.hidden_size, 1, bias=False, device=device)
+            torch.nn.init.zeros_(head.weight)
+            self._value = AdapterScalar(self._adapters, "value", head)
+        else:
+            self._value = load_adapter_scalar(self._adapters, "value", value)
+        self._rewards = 0
+        self.policy_parameters = self._adapters.parameters("policy")
+        self.value_parameters = self._adapters.parameters("value")
+        self.value_parameters["head"] = cast(torch.nn.Parameter, self._value.head.weight)
+
+    def policy_likelihoods(
+        self, packed: Packed, responses: Sequence[Ids], temperature: float, with_entropy: bool
+    ) -> TokenLogprobs:
+        with self._adapters.using("policy") as model:
+            return response_likelihoods(model, packed, responses, temperature, with_entropy)
+
+    def ref_logprobs(self, packed: Packed, responses: Sequence[Ids], temperature: float) -> torch.Tensor:
+        with self._adapters.using(None) as model:
+            return response_logprobs(model, packed, responses, temperature)
+
+    def values(self, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
+        return response_values(self._value, packed, responses)
+
+    def reward_model(self, folder: Path) -> Scalar:
+        if not (folder / FOLDER).is_dir():
+            return load_scalar(folder, self._adapters.base.device).requires_grad_(False)
+        self._rewards += 1
+        scalar = load_adapter_scalar(self._adapters, f"reward_{self._rewards}", folder)
+        for parameter in (*self._adapters.parameters(f"reward_{self._rewards}").values(), scalar.head.weight):
+            parameter.requires_grad_(False)
+        return scalar
+
+    @contextlib.contextmanager
+    def policy_model(self) -> Iterator[PreTrainedModel]:
+        with self._adapters.using("policy") as model:
+            yield model
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        save_model(self._adapters.merged("policy"), tokenizer, folder)
+        self._adapters.save("policy", folder)
+
+
+def load_actors(policy: Path, value: Path, lora: LoraConfig, device: torch.device) -> Actors:
+    """PPO's models from the folders of their artifacts; `value` is a reward model, or the policy for a fresh head.
+
+    Raises:
+        ConfigError: adapters were asked for, and the reward model is not an adapter on this policy.
+    """
+    if lora.rank is None:
+        return FullActors(policy, value, device)
+    if value != policy and not (value / FOLDER).is_dir():
+        raise ConfigError(
+            "value_from: with lora.rank the value model starts from a reward model that was trained as an adapter "
+            "(steps.reward.lora.rank) on this policy, and this one was not; give value_from=policy"
+        )
+    return LoraActors(policy, value, lora, device)

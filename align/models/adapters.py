@@ -1,0 +1,149 @@
+"""Low-rank adapters (LoRA) side by side on one frozen model, by `peft`; with none on, it is the model it was."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from align.configs import LoraConfig
+from align.errors import ConfigError
+from align.models.heads import load_scalar
+
+FOLDER = "adapter"  # in an artifact, beside the merged weights
+_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # of the names in peft's own files, so that `PeftModel.from_pretrained` opens ours
+
+
+class Adapters:
+    """Named adapters on the linear layers of one model.
+
+    Args:
+        base: frozen by this.
+        name: what the base is, as STAGE/KEY; an adapter that was trained on another is refused.
+    """
+
+    def __init__(self, base: PreTrainedModel, name: str):
+        self.base, self._name = base.requires_grad_(False), name
+        self._configs: dict[str, peft.LoraConfig] = {}
+
+    def add(self, name: str, lora: LoraConfig) -> None:
+        """A fresh one: the model is unchanged until it is trained."""
+        kind = "SEQ_CLS" if "SequenceClassification" in type(self.base).__name__ else "CAUSAL_LM"
+        config = peft.LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=sorted(_linear_names(self.base)),
+            task_type=kind,
+            base_model_name_or_path=self._name,
+        )
+        self._inject(name, config)
+
+    def load(self, name: str, artifact: Path) -> None:
+        """One that was saved by `save`.
+
+        Raises:
+            ConfigError: it was trained on another base.
+        """
+        config = peft.LoraConfig.from_pretrained(artifact / FOLDER)
+        if config.base_model_name_or_path != self._name:
+            raise ConfigError(
+                f"{artifact.name[:12]}: an adapter on {config.base_model_name_or_path}, the policy is {self._name}; "
+                f"train the reward model on this policy, or give lora.rank=null"
+            )
+        self._inject(name, config)
+        weights = load_file(artifact / FOLDER / _WEIGHTS, device=str(self.base.device))
+        peft.set_peft_model_state_dict(
+            self.base, {key.removeprefix(_PREFIX): value for key, value in weights.items()}, adapter_name=name
+        )
+
+    def save(self, name: str, folder: Path) -> None:
+        """As `folder`/adapter, in peft's own layout."""
+        place = folder / FOLDER
+        place.mkdir(parents=True)
+        weights = peft.get_peft_model_state_dict(self.base, adapter_name=name, save_embedding_layers=False)
+        save_file(
+            {_PREFIX + key: value.detach().cpu().contiguous() for key, value in weights.items()}, place / _WEIGHTS
+        )
+        self._configs[name].save_pretrained(place)
+
+    def parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
+        return {key: value for key, value in self.base.named_parameters() if f".{name}." in key and "lora_" in key}
+
+    @contextlib.contextmanager
+    def using(self, name: str | None) -> Iterator[PreTrainedModel]:
+        """The model with one adapter on, or none."""
+        self._switch(name)
+        try:
+            yield self.base
+        finally:
+            self._switch(None)
+
+    def merged(self, name: str) -> PreTrainedModel:
+        """A copy of the model with one adapter in its weights, as if there had never been any."""
+        model = copy.deepcopy(self.base)
+        for place, layer in list(model.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge(adapter_names=[name])
+                parent, _, attribute = place.rpartition(".")
+                setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
+        return model
+
+    def _inject(self, name: str, config: peft.LoraConfig) -> None:
+        frozen = {key for key, value in self.base.named_parameters() if not value.requires_grad}
+        peft.inject_adapter_in_model(config, self.base, adapter_name=name)
+        for key, value in self.base.named_parameters():
+            value.requires_grad_(key not in frozen and "lora_" in key)
+        self._configs[name] = config
+        self.base.eval()
+        self._switch(None)
+
+    def turn_on(self, name: str) -> None:
+        """Leave one adapter on, to train it by itself."""
+        self._switch(name)
+
+    def _switch(self, name: str | None) -> None:
+        before = [(value, value.requires_grad) for value in self.base.parameters()]
+        for layer in self.base.modules():
+            if isinstance(layer, BaseTunerLayer):
+                if name is not None:
+                    layer.set_adapter([name])
+                layer.enable_adapters(name is not None)
+        for value, trained in before:
+            value.requires_grad_(trained)  # peft freezes what it switches off: a graph not yet gone back would lose it
+
+
+def _linear_names(model: PreTrainedModel) -> set[str]:
+    """What the linear layers of the trunk are called; the head is not among them."""
+    kinds = (torch.nn.Linear, Conv1D)
+    return {name.rpartition(".")[2] for name, module in model.base_model.named_modules() if isinstance(module, kinds)}
+
+
+class AdapterScalar:
+    """A scalar on every token, as `ScalarModel`, from an adapter and a head."""
+
+    def __init__(self, adapters: Adapters, name: str, head: torch.nn.Linear, shift: float = 0.0):
+        self._adapters, self._name, self.head, self._shift = adapters, name, head, shift
+
+    def __call__(self, input_ids: torch.Tensor, position_ids: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        with self._adapters.using(self._name) as model:
+            where = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+            hidden = model.base_model(**where).last_hidden_state[0, at]
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden.float())[:, 0] - self._shift
+
+
+def load_adapter_scalar(adapters: Adapters, name: str, artifact: Path) -> AdapterScalar:
+    """A reward model that was trained as an adapter on this very base."""
+    adapters.load(name, artifact)
+    whole = load_scalar(artifact)
+    return AdapterScalar(adapters, name, whole.classifier.score.to(adapters.base.device), whole.shift)

@@ -1,0 +1,159 @@
+"""The attention cache of a sampling engine: slots that are filled, written to, filled again and given up.
+
+All rows write the same column next. A new prompt is laid so that it ends before that column, and what stands before it
+in its row is masked, so that `transformers` makes its masks (causal, sliding) as for any left-padded batch; positions
+count from the prompt's first token. Keys and values lie in buffers made once: nothing is copied to add a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+
+@dataclass
+class _Window:
+    """What of the buffers is in use."""
+
+    rows: int
+    begin: int  # the first column that any row may see
+    end: int  # the next column
+
+
+class _Layer(CacheLayerMixin):
+    """One layer's keys and values [rows, heads, columns, width]."""
+
+    def __init__(self, window: _Window, columns: int):
+        super().__init__()
+        self._window, self._columns = window, columns
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        # Zeros, not whatever the memory held: a masked NaN is still a NaN once it is multiplied by 0.
+        shape = (self._window.rows, key_states.shape[1], self._columns)
+        self.keys = key_states.new_zeros(*shape, key_states.shape[3])
+        self.values = value_states.new_zeros(*shape, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, begin, end = self._window.rows, self._window.begin, self._window.end
+        after = end + key_states.shape[2]
+        self.keys[:rows, :, end:after], self.values[:rows, :, end:after] = key_states, value_states
+        return self.keys[:rows, :, begin:after], self.values[:rows, :, begin:after]
+
+    def get_seq_length(self) -> int:
+        return self._window.end - self._window.begin
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class Slots:
+    """A model with its cache, for so many responses at once.
+
+    Args:
+        count: slots.
+        longest: tokens of the longest prompt that will come.
+        max_new_tokens: tokens of the longest response.
+    """
+
+    def __init__(self, model: PreTrainedModel, count: int, longest: int, max_new_tokens: int, pad_token_id: int):
+        self._model, self._longest, self._pad_token_id = model, longest, pad_token_id
+        self._columns = longest + 2 * max_new_tokens  # twice, so that old columns are moved away but rarely
+        self._window = _Window(count, longest, longest)
+        decoder = model.config.get_text_config(decoder=True)
+        strange = set(getattr(decoder, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if strange:
+            raise ValueError(
+                f"{decoder.model_type}: expected attention in every layer, got {', '.join(sorted(strange))}"
+            )
+        self._last_position = (getattr(decoder, "max_position_embeddings", None) or 2**31) - 1
+        layers = [_Layer(self._window, self._columns) for _ in range(decoder.num_hidden_layers)]
+        self._cache = Cache(layers=layers)
+        self._seen = torch.zeros(count, self._columns, dtype=torch.long, device=model.device)  # 1: a token of this row
+        self._position = torch.zeros(count, dtype=torch.long, device=model.device)  # of the next token
+
+    def admit(self, rows: torch.Tensor, prompts: Sequence[list[int]]) -> torch.Tensor:
+        """Put prompts into free slots; the logits [len(rows), V] after each."""
+        device, width = rows.device, max(map(len, prompts))
+        if self._window.end + 1 > self._columns:
+            self._move()
+        pad = self._pad_token_id
+        input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        cache = DynamicCache()
+        logits = self._model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),  # without them, padding shifts learned positions
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        window = self._window
+        begin = window.end - width
+        window.begin = min(window.begin, begin)
+        self._seen[rows] = 0
+        self._seen[rows, begin : window.end] = mask
+        self._position[rows] = mask.sum(1)
+        for ours, new in zip(self._cache.layers, cache.layers, strict=True):
+            if not ours.is_initialized:
+                ours.lazy_initialization(new.keys, new.values)
+            ours.keys[rows, :, begin : window.end] = new.keys
+            ours.values[rows, :, begin : window.end] = new.values
+        return logits
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Add a token to every row, of the free ones too; the logits [rows, V] after it."""
+        window = self._window
+        if window.end + 1 > self._columns:
+            self._move()
+        self._seen[: window.rows, window.end] = 1
+        logits = self._model(
+            input_ids=tokens[:, None],
+            attention_mask=self._seen[: window.rows, window.begin : window.end + 1],
+            position_ids=self._position[: window.rows, None].clamp(max=self._last_position),  # of free rows, too
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        window.end += 1
+        self._position[: window.rows] += 1
+        return logits
+
+    def release(self, rows: torch.Tensor) -> None:
+        """Free slots: what they saw is seen no more."""
+        self._seen[rows] = 0
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Give up all slots but `rows`, which become the first ones in that order."""
+        window = self._window
+        count, used = len(rows), slice(window.begin, window.end)
+        for layer in self._cache.layers:
+            layer.keys[:count, :, used] = layer.keys[rows, :, used]
+            layer.values[:count, :, used] = layer.values[rows, :, used]
+        self._seen[:count], self._position[:count] = self._seen[rows], self._position[rows]
+        window.rows = count
+
+    def _move(self) -> None:
+        """Move what rows still see to the front of the buffers, leaving room for the longest prompt before its end."""
+        window = self._window
+        first = int(self._seen[: window.rows].any(0).nonzero()[0])
+        length = window.end - first
+        begin = max(0, self._longest - length)
+        old, new = slice(first, window.end), slice(begin, begin + length)
+        for layer in self._cache.layers:
+            layer.keys[:, :, new] = layer.keys[:, :, old].clone()
+            layer.values[:, :, new] = layer.values[:, :, old].clone()
+        self._seen[:, new] = self._seen[:, old].clone()
+        self._seen[:, new.stop :] = 0
+        self._seen[:, : new.start] = 0
+        window.begin, window.end = new.start, new.stop
