@@ -121,6 +121,7 @@ class Compare(StageConfig):
     OUTPUT: ClassVar[str] = "comparisons"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
     num_prompts: int | None = knob(None, "training prompts; None: all there are")
+    skip_prompts: int = knob(0, "training prompts left out before those, for a reward model with data of its own")
     num_validation_prompts: int | None = knob(None, "held-out prompts; None: all there are")
     num_responses: int = knob(4, "sampled for each prompt, K [InstructGPT: 4 to 9]")
     num_strays: int = knob(0, "responses to other prompts added to each training ranking [ours; the paper has none]")
@@ -167,10 +168,15 @@ class Evaluate(StageConfig):
     OPTIONAL: ClassVar[dict[str, str]] = {"baseline": "model", "reward_model": "reward_model", "text": "documents"}
     num_prompts: int | None = knob(None, "held-out prompts, from the test split; None: all there are")
     max_new_tokens: int = knob(64, "tokens a response [ours]")
+    weights: str = knob("raw", "of the model: raw, or ema for the average that PPO kept")
     num_bootstrap: int = knob(2000, "resamples of the prompts for the 95 % interval [ours]")
     num_samples: int = knob(20, "rows of the table of samples [ours]")
     precision: str = knob("fp32", "fp32, or bf16 autocast")
     seed: int | None = knob(None, "None: the run's seed")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.weights in ("raw", "ema"), "weights", self.weights, "raw or ema")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -36,20 +36,23 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
         raise ConfigError(
             "inputs.prompts: simulated labelers need prompts with a gold scorer; use a card's comparisons"
         )
-    limits = {"train": cfg.num_prompts, "validation": cfg.num_validation_prompts}
+    limits = {"train": (cfg.skip_prompts, cfg.num_prompts), "validation": (0, cfg.num_validation_prompts)}
     folder = inputs.one("model").path
     model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
     room = context_length(model) - cfg.max_new_tokens
     rows: dict[str, list[Row]] = {}
-    for split, limit in limits.items():
+    for split, (skipped, limit) in limits.items():
         found = list(read_rows(folders, split))
         encoded = encode_prompts(tokenizer, [row["prompt"] for row in found])
         fitting = [row for row, ids in zip(found, encoded, strict=True) if len(ids) <= room]
         if len(fitting) < len(found):
             job.info(f"{len(found) - len(fitting)} {split} prompts are longer than {room} tokens and left out")
-        rows[split] = fitting[:limit]
+        rows[split] = fitting[skipped:][:limit]
     if not rows["train"]:
-        raise ConfigError(f"inputs.prompts: no training prompt leaves room for {cfg.max_new_tokens} new tokens")
+        raise ConfigError(
+            f"inputs.prompts: after {cfg.skip_prompts} that are skipped, no training prompt leaves room for "
+            f"{cfg.max_new_tokens} new tokens"
+        )
     responses = _sample(cfg, job, model, tokenizer, [row["prompt"] for split in rows for row in rows[split]])
     if not job.is_main:
         return {}

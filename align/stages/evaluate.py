@@ -17,6 +17,7 @@ from align.artifacts import Artifact
 from align.configs import Evaluate
 from align.data.records import Row, read_info, read_rows
 from align.errors import ConfigError
+from align.evals.facts import fact_recall, known_facts
 from align.evals.gold import gold_scorer
 from align.evals.text_loss import encode_text, num_targets, summed_loss
 from align.evals.win_rate import win_rate
@@ -58,7 +59,7 @@ class Judge(NamedTuple):
 
 def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
     rows = list(read_rows(inputs.folders("prompts"), "test"))[: cfg.num_prompts]
-    players = [_player(slot, inputs.one(slot), job) for slot in ("model", "baseline") if slot in inputs]
+    players = [_player(cfg, slot, inputs.one(slot), job) for slot in ("model", "baseline") if slot in inputs]
     rows = _fitting(cfg, rows, players, job)
     judge = _judge(cfg, inputs, job)
     metrics: Metrics = {"prompts": float(len(rows))}
@@ -78,13 +79,21 @@ def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
         metrics["kl"] = _kl(cfg, job, players, sampled)
     if "text" in inputs:
         metrics["pretrain_loss"] = _text_loss(cfg, inputs, job, players[0])
+        facts = known_facts([read_info(folder) for folder in inputs.folders("text")])
+        if facts is not None:
+            player = players[0]
+            tokens = job.hardware.micro_batch_tokens
+            metrics["fact_recall"] = fact_recall(player.model, player.tokenizer, facts, tokens)
     job.log(metrics, 0)
     job.table("samples", [_sample_row(i, rows[i], answers) for i in range(min(cfg.num_samples, len(rows)))])
     return metrics
 
 
-def _player(name: str, artifact: Artifact, job: Job) -> Player:
-    return Player(name, load_model(artifact.path, job.device), load_tokenizer(artifact.path))
+def _player(cfg: Evaluate, name: str, artifact: Artifact, job: Job) -> Player:
+    folder = artifact.path / "ema" if name == "model" and cfg.weights == "ema" else artifact.path
+    if not folder.is_dir():
+        raise ConfigError(f"weights=ema: {artifact.stage}@{artifact.key[:12]} keeps no average; give weights=raw")
+    return Player(name, load_model(folder, job.device), load_tokenizer(folder))
 
 
 def _fitting(cfg: Evaluate, rows: list[Row], players: Sequence[Player], job: Job) -> list[Row]:

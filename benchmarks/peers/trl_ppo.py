@@ -188,7 +188,7 @@ def main(path: str) -> None:
     with tempfile.TemporaryDirectory() as output_dir:
         trainer = build(settings, output_dir)
         turns = Turns(trainer, channel)
-        # PPOConfig asks for bf16, but not every version of transformers passes that on to TRL's Accelerator.
+        # PPOConfig's default of bf16 is lost under transformers 5; ACCELERATE_MIXED_PRECISION=bf16 brings it back.
         ready = {"ready": True, "versions": VERSIONS, "mixed_precision": trainer.accelerator.mixed_precision}
         print(json.dumps(ready), file=channel, flush=True)
         trainer.train()

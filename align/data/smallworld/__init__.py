@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from align.data.smallworld.documents import documents
+from align.data.smallworld.facts import facts
 from align.data.smallworld.gold import Score, gold, make_world
 from align.data.smallworld.kinds import KINDS
 from align.data.smallworld.tasks import draw_tasks
 from align.data.smallworld.world import World
 from align.errors import ConfigError
 
-__all__ = ["Score", "gold", "info", "rows"]
+__all__ = ["Score", "gold", "info", "rows", "world_facts"]
 
 USUAL_ROWS = {"train": 5000, "validation": 500, "test": 500}  # where no number is given: it is generated without end
 FLAW_SHARE = 0.55  # of demonstrations that have their labeler's habit: more than half, so that imitation learns it
@@ -23,6 +24,11 @@ FLAW_SHARE = 0.55  # of demonstrations that have their labeler's habit: more tha
 def info(options: Mapping[str, Any]) -> dict[str, Any]:
     """What a dataset of this world notes for its consumers: who can score answers to its prompts."""
     return {"gold": {"scorer": "smallworld", "world_seed": _world_seed(options)}}
+
+
+def world_facts(world_seed: int) -> list[list[str]]:
+    """What the documents of a world state, each as choices, the true one first."""
+    return facts(make_world(world_seed))
 
 
 def _world_seed(options: Mapping[str, Any]) -> int:
