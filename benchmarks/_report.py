@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import platform
 import statistics
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import TextIO
 
 
 def arguments(description: str | None, **options: type) -> argparse.Namespace:
@@ -16,7 +19,22 @@ def arguments(description: str | None, **options: type) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", type=Path, help='write {"bars": {name: value}, "machine": ...} there')
     for name, kind in options.items():
         parser.add_argument(f"--{name}", type=kind)
-    return parser.parse_args()
+    options = parser.parse_args()
+    _alone()
+    return options
+
+
+def _alone() -> None:
+    """Hold a lock until this process ends: two benchmarks at once would measure each other."""
+    file = (Path(tempfile.gettempdir()) / "align-benchmarks.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit("another benchmark is running on this machine; wait for its end") from None
+    _held.append(file)
+
+
+_held: list[TextIO] = []
 
 
 def report(bars: dict[str, float], file: Path | None) -> None:

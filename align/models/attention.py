@@ -225,13 +225,14 @@ def _one_token(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
 ) -> torch.Tensor:
     """A step of sampling, over the cache where it lies: the fused kernel would first copy all of it to float32."""
-    scores = torch.matmul(query, key.mT).float() * (scaling or query.shape[-1] ** -0.5)
+    scores = torch.matmul(query.to(key.dtype), key.mT).float().mul_(scaling or query.shape[-1] ** -0.5)
     if mask is not None:
         scores.masked_fill_(~mask, float("-inf"))
     return torch.matmul(scores.softmax(-1).to(value.dtype), value)
 
 
 @functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # sampling may be the first to ask, and what it makes is of no use in training
 def _future(length: int) -> torch.Tensor:
     return torch.full((length, length), float("-inf")).triu_(1)
 

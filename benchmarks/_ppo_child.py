@@ -1,0 +1,122 @@
+"""Our PPO stage, one iteration at a time, by the protocol of peers/trl_ppo.py.
+
+It is the stage itself that runs, as `align ppo` runs it: the lines in between only wait for a turn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from align.artifacts import Artifact
+from align.configs import HardwareConfig, LoraConfig, Ppo, RunConfig
+from align.data.records import write_info, write_rows
+from align.job import Inputs, Job, Metrics
+from align.stages import ppo
+
+
+def rss(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+IMPORT_RSS = rss("VmRSS")
+TARGET = 7  # of the toy task, where `rule_reward` is on
+
+
+def share_of_target(prompts: list, completions: list[str], **columns: object) -> list[float]:
+    """The toy task: which share of a response is one certain word."""
+    return [text.split().count(f"w{TARGET}") / max(1, len(text.split())) for text in completions]
+
+
+class Turns(Job):
+    """A job that waits for a line before each iteration, and says afterwards what it took."""
+
+    def steps(self, total: int, start: int = 0, unit: str = "steps") -> Iterator[int]:
+        for iteration in range(start, total):
+            if not sys.stdin.readline():
+                return
+            begun = time.perf_counter()
+            yield iteration
+            latest = self.logged()[-1]
+            answer = {
+                "iteration": iteration + 1,
+                "seconds": time.perf_counter() - begun,
+                "generate_seconds": latest["time/rollout"],
+                "score_seconds": latest["time/score"],
+                "update_seconds": latest["time/update"],
+                "score": latest["objective/reward"] + latest["objective/kl_coef"] * latest["objective/kl"],
+                "kl": latest["objective/kl"],
+                "response_tokens": latest["response_tokens"],
+                "peak_rss_bytes": rss("VmHWM"),
+                "import_rss_bytes": IMPORT_RSS,
+            }
+            print(json.dumps(answer), flush=True)
+
+
+def bf16_peak(device: torch.device) -> float:
+    """FLOP/s of a large bf16 matrix product: the limit that the update is held against."""
+    size = 2048 if device.type == "cpu" else 8192
+    one, two = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    best = float("inf")
+    for _ in range(20):
+        begun = time.perf_counter()
+        product = one @ two
+        product[0, 0].item()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+def main() -> None:
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    rule = settings["rule_reward"] is not None
+    with tempfile.TemporaryDirectory() as folder:
+        work, data = Path(folder, "work"), Path(folder, "prompts")
+        (work / "out").mkdir(parents=True)
+        data.mkdir()
+        rows = [{"prompt": [{"role": "user", "content": " ".join(f"w{i}" for i in p)}]} for p in settings["prompts"]]
+        write_rows(data, "train", rows)
+        write_info(data, record="prompts")
+        inputs = Inputs(
+            policy=(Artifact("bench", "policy", "model", Path(settings["model"])),),
+            reward_model=(Artifact("bench", "reward", "reward_model", Path(settings["reward_model"])),),
+            prompts=(Artifact("bench", "prompts", "prompts", data),),
+        )
+        cfg = Ppo(
+            num_iterations=settings["iterations"],
+            rollout_batch_size=settings["episodes"],
+            minibatch_size=settings["episodes"] // settings["minibatches"],
+            num_epochs=settings["epochs"],
+            learning_rate=settings["learning_rate"],
+            value_learning_rate=settings["learning_rate"],
+            warmup_iterations=0,
+            schedule="linear",
+            kl_coef=settings["kl_coef"],
+            temperature=settings["temperature"],
+            max_new_tokens=settings["response_tokens"],
+            missing_eos_penalty=0.0,
+            reward_functions={f"{__name__}:share_of_target": 1.0} if rule else {},
+            lora=LoraConfig(rank=settings.get("lora_rank")),
+            ema_decay=None,  # the peer keeps none
+            precision=settings["precision"],
+            sampling_precision=settings["precision"],
+            seed=settings.get("seed", 0),
+        )
+        hardware = HardwareConfig(device=settings["device"], micro_batch_tokens=settings["micro_batch_tokens"])
+        job = Turns("bench", work, RunConfig(hardware=hardware))
+        print(json.dumps({"ready": True, "bf16_flops": bf16_peak(job.device)}), flush=True)
+        metrics: Metrics = ppo.run(cfg, inputs, job)
+        del metrics
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    sys.modules["_ppo_child"] = sys.modules["__main__"]  # so that the rule is found by its name
+    main()
