@@ -8,8 +8,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from align.models.attention import ATTENTION
+
+disable_progress_bar()
+set_verbosity_error()
 
 EOS, PAD = 0, 1
 _TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

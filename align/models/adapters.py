@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Adapters:
 
     def __init__(self, base: PreTrainedModel, name: str):
         self.base, self._name = base.requires_grad_(False), name
+        self._targets = sorted(_linear_names(base))
         self._configs: dict[str, peft.LoraConfig] = {}
 
     def add(self, name: str, lora: LoraConfig) -> None:
@@ -42,7 +44,7 @@ class Adapters:
             r=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=sorted(_linear_names(self.base)),
+            target_modules=self._targets,
             task_type=kind,
             base_model_name_or_path=self._name,
         )
@@ -100,7 +102,9 @@ class Adapters:
 
     def _inject(self, name: str, config: peft.LoraConfig) -> None:
         frozen = {key for key, value in self.base.named_parameters() if not value.requires_grad}
-        peft.inject_adapter_in_model(config, self.base, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is an adapter already, and that GPT-2's matrices lie the other way
+            peft.inject_adapter_in_model(config, self.base, adapter_name=name)
         for key, value in self.base.named_parameters():
             value.requires_grad_(key not in frozen and "lora_" in key)
         self._configs[name] = config

@@ -118,6 +118,9 @@ def _attend(
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     dtype = query.dtype
+    if query.shape[2] > 1:  # not for a step of sampling, where the precision of keys and values is the cache's own
+        dtype = value.dtype
+        query, key = query.to(dtype), key.to(dtype)  # rotary positions leave them in float32 where autocast is on
     if isinstance(attention_mask, PackedLayout):
         out = _attend_packed(query, key, value, attention_mask, dropout, scaling)
     elif attention_mask is None and query.shape[2] > 1:
@@ -205,11 +208,12 @@ class _PlainCausal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        scores = torch.matmul(query, key.mT).float()
-        probs = scores.mul_(scale).add_(_future(scores.shape[-1])).softmax(-1).to(query.dtype)
-        ctx.save_for_backward(query, key, value, probs)
-        ctx.scale = scale
-        return torch.matmul(probs, value)
+        with torch.autocast(query.device.type, enabled=False):
+            scores = torch.matmul(query, key.mT).float()
+            probs = scores.mul_(scale).add_(_future(scores.shape[-1])).softmax(-1).to(query.dtype)
+            ctx.save_for_backward(query, key, value, probs)
+            ctx.scale = scale
+            return torch.matmul(probs, value)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:

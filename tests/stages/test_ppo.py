@@ -1,0 +1,703 @@
+"""The PPO stage on the toy pipeline's own models: identities, exact resumes, and what its knobs do."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import manifests
+from transformers import AutoModelForCausalLM
+
+from align.artifacts import Artifact
+from align.checkpoints import load_checkpoint
+from align.configs import HardwareConfig, LoraConfig, Ppo, RunConfig
+from align.errors import ConfigError, HealthStop, Preempted
+from align.evals.text_loss import num_targets, summed_loss
+from align.job import Inputs, Job
+from align.learner import Learner, text_rows
+from align.models import actors as actors_module
+from align.stages import ppo
+from align.stop import Stop
+
+KNOBS: dict[str, Any] = {
+    "num_iterations": 3,
+    "rollout_batch_size": 8,
+    "minibatch_size": 4,
+    "num_epochs": 2,
+    "learning_rate": 1e-3,
+    "value_learning_rate": 1e-3,
+    "warmup_iterations": 2,
+    "max_new_tokens": 12,
+    "kl_coef": 0.1,
+    "seed": 5,
+}
+FULL: dict[str, Any] = {  # everything that has a state of its own
+    **KNOBS,
+    "num_iterations": 12,
+    "schedule": "cosine",
+    "kl_goal": 0.5,
+    "kl_horizon": 40.0,
+    "ptx_coef": 0.5,
+    "ptx_examples_per_episode": 0.25,
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(finished: Path) -> Inputs:
+    made = manifests(finished)
+
+    def artifact(step: str) -> tuple[Artifact, ...]:
+        found = made[step]
+        folder = finished / "objects" / found["stage"] / found["key"]
+        return (Artifact(found["stage"], found["key"], found["kind"], folder),)
+
+    return Inputs(
+        policy=artifact("sft"), reward_model=artifact("reward"), prompts=artifact("prompts"), text=artifact("text")
+    )
+
+
+def job_at(folder: Path, kind: type[Job] = Job, stop: Stop | None = None, **hardware: Any) -> Job:
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)  # as whoever runs a stage does
+    settings = RunConfig(hardware=HardwareConfig(**{"checkpoint_seconds": 1e9, "device": "cpu", **hardware}))
+    return kind("test", folder, settings, stop=stop)
+
+
+def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **knobs: Any) -> list[dict[str, float]]:
+    """The metrics of each iteration."""
+    ppo.run(Ppo(**{**KNOBS, **knobs}), inputs, job_at(folder, **(hardware or {})))
+    return log_of(folder)
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def result_of(folder: Path) -> dict[str, str]:
+    """Every published file's sha256, but the log's times."""
+    out = folder / "out"
+    files = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    files["metrics.jsonl"] = json.dumps(log_of(folder)).encode()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The models and the learner of the runs that follow."""
+    seen: dict[str, Any] = {}
+    load, init = actors_module.load_actors, Learner.__init__
+
+    def loading(*arguments: Any) -> Any:
+        seen["actors"] = load(*arguments)
+        return seen["actors"]
+
+    def beginning(self: Learner, *arguments: Any) -> None:
+        init(self, *arguments)
+        seen["learner"] = self
+
+    monkeypatch.setattr(ppo, "load_actors", loading)
+    monkeypatch.setattr(Learner, "__init__", beginning)
+    return seen
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """The gradients of every step, which then is not made."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def keep(self: Learner, plan: Any) -> None:
+        seen.append(
+            {
+                f"{name}.{i}": p.grad.clone()
+                for name, parameters in self._parameters.items()
+                for i, p in enumerate(parameters)
+                if p.grad is not None
+            }
+        )
+        self._forget_gradients()
+
+    monkeypatch.setattr(Learner, "_step", keep)
+    return seen
+
+
+def close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], rtol: float = 1e-4, atol: float = 1e-6) -> None:
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=rtol, atol=atol)
+
+
+# -- identities --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_first_minibatch_has_ratio_one_and_no_kl(inputs, tmp_path, precision, temperature):
+    once = {"num_iterations": 2, "num_epochs": 1, "minibatch_size": 8, "max_grad_norm": 1e9}
+    for row in run(inputs, tmp_path, {"micro_batch_tokens": 64}, precision=precision, temperature=temperature, **once):
+        assert row["ppo/ratio"] == pytest.approx(1.0, abs=1e-6)
+        assert row["ppo/approx_kl"] == 0.0
+        assert row["ppo/clip_fraction"] == 0.0
+
+
+def test_a_second_minibatch_moves_the_ratio(inputs, tmp_path):
+    assert run(inputs, tmp_path, num_iterations=1)[0]["ppo/approx_kl"] > 0
+
+
+def test_the_first_policy_has_no_kl_to_the_reference(inputs, tmp_path):
+    first, second = run(inputs, tmp_path, num_iterations=2)
+    assert first["objective/kl"] == 0.0
+    assert second["objective/kl"] != 0.0
+
+
+def test_gradients_do_not_hang_on_the_micro_batches(inputs, tmp_path, gradients):
+    for name, tokens in (("small", 24), ("large", 4096)):
+        run(inputs, tmp_path / name, {"micro_batch_tokens": tokens}, num_iterations=1, num_epochs=1, max_grad_norm=1e9)
+    close(gradients[0], gradients[2])
+    close(gradients[1], gradients[3])
+
+
+def test_padding_takes_no_part_in_a_gradient(inputs, tmp_path, gradients, monkeypatch):
+    update = Learner.update
+
+    def widened(self: Learner, plan: Any) -> Any:
+        def wide(x: torch.Tensor) -> torch.Tensor:
+            fill = False if x.dtype == torch.bool else math.nan
+            return torch.cat([x, torch.full((len(x), 5), fill, dtype=x.dtype)], 1)
+
+        samples = plan.rollouts.samples
+        samples = samples._replace(sampled_logprobs=wide(samples.sampled_logprobs), mask=wide(samples.mask))
+        rollouts = plan.rollouts._replace(
+            samples=samples, **{n: wide(getattr(plan.rollouts, n)) for n in ("logprobs", "ref_logprobs", "values")}
+        )
+        advantages = type(plan.advantages)(*(wide(x) for x in plan.advantages))
+        return update(self, plan._replace(rollouts=rollouts, advantages=advantages))
+
+    run(inputs, tmp_path / "narrow", num_iterations=1)
+    monkeypatch.setattr(Learner, "update", widened)
+    run(inputs, tmp_path / "wide", num_iterations=1)
+    half = len(gradients) // 2
+    for one, two in zip(gradients[:half], gradients[half:], strict=True):
+        close(one, two, rtol=0, atol=0)
+
+
+def test_a_minibatch_is_a_mean_over_tokens_and_not_over_responses(inputs, tmp_path, gradients, watched):
+    """Two halves of a minibatch, weighed by their response tokens, are the whole."""
+    knobs = {"num_iterations": 1, "num_epochs": 1, "max_grad_norm": 1e9, "max_new_tokens": 40}
+    run(inputs, tmp_path / "halves", minibatch_size=4, **knobs)
+    run(inputs, tmp_path / "whole", minibatch_size=8, **knobs)
+    first, second, whole = gradients
+    lengths = []
+    original = ppo._layout
+    samples_seen: list[Any] = []
+
+    def layout(cfg: Ppo, samples: Any, *rest: Any) -> Any:
+        samples_seen.append(samples)
+        found = original(cfg, samples, *rest)
+        lengths.append([sum(len(samples.responses[i]) for group in m for i in group) for m in found])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ppo, "_layout", layout)
+        run(inputs, tmp_path / "again", minibatch_size=4, **knobs)
+    ((one, two),) = lengths
+    assert one != two
+    close({n: (one * first[n] + two * second[n]) / (one + two) for n in first}, whole, rtol=1e-3, atol=1e-5)
+
+
+def test_the_reference_and_the_reward_model_stay_and_get_no_gradient(inputs, tmp_path, watched, monkeypatch):
+    models: list[Any] = []
+    judges = ppo._judges
+    monkeypatch.setattr(ppo, "_judges", lambda *a: models.append(judges(*a)) or models[0])
+    run(inputs, tmp_path)
+    reference, reward = watched["actors"].reference, models[0].models[0].model
+    fresh = AutoModelForCausalLM.from_pretrained(inputs.one("policy").path).state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in reference.state_dict().items())
+    assert any(not torch.equal(value, fresh[name]) for name, value in watched["actors"].policy.state_dict().items())
+    for parameter in (*reference.parameters(), *reward.parameters()):
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+
+
+def test_ptx_adds_its_gradient_times_its_coefficient(inputs, tmp_path, gradients, watched):
+    once = {"num_iterations": 1, "num_epochs": 1, "minibatch_size": 8, "max_grad_norm": 1e9, "warmup_iterations": 0}
+    text = {"ptx_coef": 0.7, "ptx_examples_per_episode": 0.5}
+    run(inputs, tmp_path / "plain", **once)
+    (row,) = run(inputs, tmp_path / "mixed", **once, **text)
+    plain, mixed = gradients
+    actors, learner = watched["actors"], watched["learner"]
+    rows = learner._text[text_rows(0, 4, len(learner._text), KNOBS["seed"])]
+    loss = summed_loss(actors.policy, rows) / num_targets(rows)
+    loss.backward()
+    expected = {
+        f"policy.{i}": plain[f"policy.{i}"] + 0.7 * p.grad for i, p in enumerate(actors.policy_parameters.values())
+    }
+    close(expected, {name: value for name, value in mixed.items() if name.startswith("policy")})
+    own = torch.cat([plain[name].flatten() for name in expected])
+    added = torch.cat([0.7 * p.grad.flatten() for p in actors.policy_parameters.values()])
+    assert row["ptx/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert row["ptx/ppo_grad_norm"] == pytest.approx(own.norm().item(), rel=1e-4)
+    assert row["ptx/text_grad_norm"] == pytest.approx(added.norm().item(), rel=1e-4)
+    assert row["ptx/grad_cosine"] == pytest.approx((own @ added / own.norm() / added.norm()).item(), abs=1e-4)
+
+
+def test_the_ptx_gradient_is_the_slope_of_ppo_loss_plus_text_loss(inputs, tmp_path, watched, monkeypatch):
+    """Along the gradient, the sum of both losses changes as the gradient says, by finite differences."""
+    knobs = {"num_iterations": 1, "num_epochs": 1, "minibatch_size": 8, "max_grad_norm": 1e9}
+    slopes: list[tuple[float, float]] = []
+
+    def measure(self: Learner, plan: Any) -> None:
+        parameters = self._parameters["policy"]
+        direction = [p.grad / math.sqrt(sum(float((q.grad**2).sum()) for q in parameters)) for p in parameters]
+        slope = sum(float((p.grad * d).sum()) for p, d in zip(parameters, direction, strict=True))
+        losses = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                for p, d in zip(parameters, direction, strict=True):
+                    p.add_(d, alpha=sign * 1e-2)
+            self._forget_gradients()
+            totals = self._gradients(plan, plan.layouts[0][0], 0)
+            losses.append(float(totals["policy/loss"]) + 0.7 * float(totals["ptx/loss"]))
+            with torch.no_grad():
+                for p, d in zip(parameters, direction, strict=True):
+                    p.sub_(d, alpha=sign * 1e-2)
+        slopes.append((slope, (losses[0] - losses[1]) / 2e-2))
+        self._forget_gradients()
+
+    monkeypatch.setattr(Learner, "_step", measure)
+    run(inputs, tmp_path, ptx_coef=0.7, ptx_examples_per_episode=0.5, **knobs)
+    ((analytic, numeric),) = slopes
+    assert numeric == pytest.approx(analytic, rel=1e-2)
+
+
+def test_text_comes_once_before_it_comes_again():
+    taken = torch.cat([text_rows(step, 6, 20, 3) for step in range(10)])
+    for epoch in range(3):
+        assert sorted(taken[epoch * 20 : (epoch + 1) * 20].tolist()) == list(range(20))
+    assert taken[:20].tolist() != taken[20:40].tolist()
+
+
+def test_the_average_is_of_every_optimizer_step(inputs, tmp_path, watched):
+    begun = AutoModelForCausalLM.from_pretrained(inputs.one("policy").path).state_dict()
+    run(inputs, tmp_path, num_iterations=1, num_epochs=1, minibatch_size=8, ema_decay=0.75, warmup_iterations=0)
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "out/ema").state_dict()
+    moved = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    for name, start in begun.items():
+        torch.testing.assert_close(kept[name], 0.75 * start + 0.25 * moved[name], rtol=0, atol=3e-7)
+
+
+# -- exact resumes -----------------------------------------------------------------------------------------------
+
+
+class Dead(Exception):
+    pass
+
+
+class Dying(Job):
+    """A job that is gone after `life` boundaries."""
+
+    life = 0
+
+    def boundary(self, step: int, state: Any) -> None:
+        super().boundary(step, state)
+        if step == self.life:
+            raise Dead
+
+
+@pytest.fixture(scope="module")
+def unbroken(inputs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    ppo.run(Ppo(**FULL), inputs, job_at(folder, checkpoint_seconds=0))
+    return folder
+
+
+def broken(inputs: Inputs, folder: Path, after: int, **knobs: Any) -> None:
+    job = job_at(folder, type("DyingNow", (Dying,), {"life": after}), checkpoint_seconds=0)
+    with pytest.raises(Dead):
+        ppo.run(Ppo(**{**FULL, **knobs}), inputs, job)
+
+
+@pytest.mark.parametrize("after", range(1, 12))
+def test_a_run_that_died_ends_as_if_it_had_not(inputs, unbroken, tmp_path, after):
+    broken(inputs, tmp_path, after)
+    ppo.run(Ppo(**FULL), inputs, job_at(tmp_path, checkpoint_seconds=0))
+    assert result_of(tmp_path) == result_of(unbroken)
+    one, two = (load_checkpoint(folder / "checkpoints") for folder in (tmp_path, unbroken))
+    assert one is not None
+    assert two is not None
+    assert digest(without_log(one[1])) == digest(without_log(two[1]))
+
+
+def without_log(whole: dict[str, Any]) -> Any:
+    """A saved state without its times."""
+    metrics = whole["state"]["metrics"]
+    return whole["state"] | {"metrics": {n: v for n, v in metrics.items() if not n.startswith("time/")}}
+
+
+def digest(state: Any) -> str:
+    if isinstance(state, torch.Tensor):
+        return hashlib.sha256(state.contiguous().numpy().tobytes()).hexdigest()
+    if isinstance(state, dict):
+        return str({str(key): digest(value) for key, value in state.items()})
+    if isinstance(state, list | tuple):
+        return str([digest(value) for value in state])
+    return repr(state)
+
+
+def forget(state: dict[str, Any], part: str, start: dict[str, Any]) -> None:
+    """Put a part of the state back to where the run began."""
+    if part == "kl_coef":
+        state["kl_coef"] = FULL["kl_coef"]
+    elif part in ("policy", "value", "average"):
+        state["learner"][part] = start[part]
+    else:
+        name, _, which = part.partition(":")
+        for entry in state["learner"]["optimizers"][name]["state"].values():
+            entry[which] = torch.zeros_like(entry[which])
+
+
+MOMENTS = [f"{model}:{what}" for model in ("policy", "value") for what in ("exp_avg", "exp_avg_sq", "step")]
+PARTS = ["kl_coef", "policy", "value", "average", *MOMENTS]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_the_state_is_needed(inputs, unbroken, tmp_path, watched, part):
+    broken(inputs, tmp_path, 6)
+    policy = AutoModelForCausalLM.from_pretrained(inputs.one("policy").path)
+    start = {"policy": dict(policy.named_parameters()), "average": [p.detach() for p in policy.parameters()]}
+    value = actors_module.load_scalar(inputs.one("reward_model").path)
+    start["value"] = dict(value.named_parameters())
+
+    class Forgetful(Job):
+        def resume(self) -> Any:
+            found = super().resume()
+            assert found is not None
+            forget(found[1], part, start)
+            return found
+
+    ppo.run(Ppo(**FULL), inputs, job_at(tmp_path, Forgetful, checkpoint_seconds=0))
+    assert result_of(tmp_path) != result_of(unbroken)
+
+
+@pytest.mark.parametrize("where", ["rollout", "update"])
+def test_a_stop_is_heard_within_a_minibatch_and_loses_no_iteration(inputs, unbroken, tmp_path, monkeypatch, where):
+    """The last boundary is saved though it was not time to save, and what was begun since is done again."""
+    stop = Stop()
+    calls = {"seen": 0}
+    piece, name = (Learner, "_backward") if where == "update" else (ppo.LocalEngine, "load")
+    original = getattr(piece, name)
+
+    def counting(self: Any, *arguments: Any) -> Any:
+        calls["seen"] += 1
+        # Four minibatches an iteration: the eleventh is in the middle of the third.
+        if calls["seen"] == (11 if where == "update" else 3):
+            stop.signal = signal.SIGTERM
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(piece, name, counting)
+        with pytest.raises(Preempted) as error:
+            ppo.run(Ppo(**FULL), inputs, job_at(tmp_path, stop=stop))
+    assert error.value.exit_code == 143
+    assert calls["seen"] == (11 if where == "update" else 3)
+    found = load_checkpoint(tmp_path / "checkpoints")
+    assert found is not None
+    assert found[0] == 2
+    ppo.run(Ppo(**FULL), inputs, job_at(tmp_path))
+    assert result_of(tmp_path) == result_of(unbroken)
+
+
+def test_a_snapshot_is_not_moved_by_what_comes_after(tmp_path):
+    job = job_at(tmp_path)
+    weights = torch.ones(3)
+    job.boundary(1, lambda: {"weights": weights})
+    weights.zero_()
+    job._stop.signal = signal.SIGTERM
+    with pytest.raises(Preempted):
+        job.stop_if_asked()
+    found = load_checkpoint(tmp_path / "checkpoints")
+    assert found is not None
+    assert found[1]["state"]["weights"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_events_after_the_boundary_are_forgotten_on_a_resume(tmp_path):
+    job = job_at(tmp_path)
+    for step in (1, 2, 3):
+        job.event(step, "cut_off", "only 10 % end")
+    job.cut_events(2)
+    kept = [json.loads(line)["step"] for line in (tmp_path / "out/events.jsonl").read_text().splitlines()]
+    assert kept == [1, 2]
+
+
+def test_an_adapter_run_that_died_ends_as_if_it_had_not(inputs, tmp_path):
+    lora = {"lora": LoraConfig(rank=4), "value_from": "policy"}
+    ppo.run(Ppo(**{**FULL, **lora}), inputs, job_at(tmp_path / "whole"))
+    broken(inputs, tmp_path / "died", 5, **lora)
+    ppo.run(Ppo(**{**FULL, **lora}), inputs, job_at(tmp_path / "died"))
+    assert result_of(tmp_path / "whole") == result_of(tmp_path / "died")
+
+
+# -- what is not finite ------------------------------------------------------------------------------------------
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at_call: int) -> None:
+    """From its `at_call`-th backward pass on, for one pass, the second episode's log-probs are not numbers."""
+    original, calls = Learner._backward, {"seen": 0}
+    likelihoods = actors_module.FullActors.policy_likelihoods
+    bad: dict[str, Any] = {"ids": None}
+
+    def backward(self: Learner, plan: Any, minibatch: Any) -> Any:
+        calls["seen"] += 1
+        if calls["seen"] == at_call:
+            first = minibatch[0][1]
+            bad["ids"] = tuple(plan.rollouts.samples.responses[first])
+            bad["prompt"] = plan.rollouts.samples.ids[first]
+        elif calls["seen"] > at_call:
+            bad["ids"] = None
+        return original(self, plan, minibatch)
+
+    def poisoned(self: Any, packed: Any, responses: Any, *rest: Any, **named: Any) -> Any:
+        found = likelihoods(self, packed, responses, *rest, **named)
+        at = 0
+        logprobs = found.logprobs
+        for response in responses:
+            if tuple(response) == bad["ids"]:
+                logprobs = torch.cat([logprobs[:at], logprobs[at : at + 1] * math.nan, logprobs[at + 1 :]])
+            at += len(response)
+        return found._replace(logprobs=logprobs)
+
+    monkeypatch.setattr(Learner, "_backward", backward)
+    monkeypatch.setattr(actors_module.FullActors, "policy_likelihoods", poisoned)
+    poison.bad = bad  # type: ignore[attr-defined]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_episode(inputs, tmp_path, monkeypatch, watched):
+    poison(monkeypatch, at_call=3)
+    with pytest.raises(HealthStop, match=r"policy/loss.* is not finite; episodes of prompts \[\d+\]; lower") as error:
+        run(inputs, tmp_path)
+    assert f"[{poison.bad['prompt']}]" in str(error.value)  # type: ignore[attr-defined]
+    assert all(torch.isfinite(p).all() for p in watched["actors"].policy_parameters.values())
+
+
+def test_a_minibatch_that_is_not_finite_is_skipped_where_asked(inputs, tmp_path, monkeypatch, watched):
+    poison(monkeypatch, at_call=3)
+    rows = run(inputs, tmp_path, on_nonfinite="skip")
+    assert [row["ppo/steps"] for row in rows] == [3.0, 4.0, 4.0]
+    (event,) = [json.loads(line) for line in (tmp_path / "out/events.jsonl").read_text().splitlines()]
+    assert (event["step"], event["name"]) == (1, "nonfinite")
+    assert str(poison.bad["prompt"]) in event["message"]  # type: ignore[attr-defined]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+
+
+@pytest.mark.parametrize("answer", ["stop", "skip"])
+def test_a_score_that_is_not_finite_is_caught_before_any_step(inputs, tmp_path, monkeypatch, answer):
+    combine, calls = ppo.RewardTerms.combine, {"seen": 0}
+
+    def poisoned(self: Any, scores: torch.Tensor, *rest: Any) -> Any:
+        calls["seen"] += 1
+        if calls["seen"] == 2:
+            scores[0, 5] = math.inf
+        return combine(self, scores, *rest)
+
+    monkeypatch.setattr(ppo.RewardTerms, "combine", poisoned)
+    chosen = ppo._choose(1, 8, 64, KNOBS["seed"])[5]
+    if answer == "stop":
+        with pytest.raises(HealthStop, match=rf"iteration 1: a score.* prompts \[{chosen}\]"):
+            run(inputs, tmp_path)
+        assert len(log_of(tmp_path)) == 1
+    else:
+        rows = run(inputs, tmp_path, on_nonfinite="skip")
+        assert ["ppo/steps" in row for row in rows] == [True, False, True]
+        assert f"prompts [{chosen}]" in (tmp_path / "out/events.jsonl").read_text()
+
+
+# -- knobs -------------------------------------------------------------------------------------------------------
+
+
+def test_an_iteration_ends_when_the_policy_has_moved_far_enough(inputs, tmp_path):
+    free = run(inputs, tmp_path / "free", num_iterations=1, warmup_iterations=0)[0]
+    held = run(inputs, tmp_path / "held", num_iterations=1, warmup_iterations=0, target_kl=1e-9)[0]
+    assert free["ppo/steps"] == 4
+    assert held["ppo/steps"] == 1  # the first cannot have moved; the second has
+    assert held["ppo/approx_kl"] == 0
+
+
+def test_a_warm_up_trains_the_value_model_alone(inputs, tmp_path, watched):
+    rows = run(inputs, tmp_path, value_warmup_iterations=2, warmup_iterations=0)
+    assert [row["objective/kl"] for row in rows] == [0.0, 0.0, 0.0]  # of the rollout, before the third update
+    assert ["policy/loss" in row for row in rows] == [False, False, True]
+    assert all("value/loss" in row for row in rows)
+
+
+def test_the_value_model_stays_where_only_the_policy_is_updated(inputs, tmp_path, watched):
+    run(inputs, tmp_path, update="policy")
+    kept = actors_module.load_scalar(inputs.one("reward_model").path).state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in watched["actors"].value.state_dict().items())
+
+
+def test_a_value_model_from_the_policy_begins_at_zero(inputs, tmp_path):
+    (row,) = run(inputs, tmp_path, value_from="policy", num_iterations=1)
+    assert row["value/explained_variance"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_coefficient_follows_the_kl(inputs, tmp_path):
+    rows = run(inputs, tmp_path, kl_goal=1e-6, kl_horizon=80.0, num_iterations=4)
+    told = [row["objective/kl_coef"] for row in rows]
+    for before, after, row in zip(told, told[1:], rows, strict=False):
+        error = min(max(row["objective/kl"] / 1e-6 - 1, -0.2), 0.2)
+        assert after == pytest.approx(before * (1 + error * 8 / 80), rel=1e-12)
+    assert told[1] < told[0] < told[-1] or told[1] < told[0]
+
+
+def test_a_kl_in_the_loss_is_not_in_the_reward_too(inputs, tmp_path):
+    for form in ("k2", "k3"):
+        rows = run(inputs, tmp_path / form, kl_form=form, kl_coef=50.0, num_iterations=3, warmup_iterations=0)
+        free = run(inputs, tmp_path / f"{form}-free", kl_form=form, kl_coef=0.0, warmup_iterations=0)
+        assert rows[-1]["objective/kl"] < 0.5 * free[-1]["objective/kl"]
+        assert rows[0]["value/explained_variance"] == free[0]["value/explained_variance"]  # of the same returns
+
+
+def test_an_entropy_bonus_raises_the_entropy(inputs, tmp_path):
+    plain, paid = (
+        run(inputs, tmp_path / str(coef), entropy_coef=coef, num_iterations=6)[-1]["policy/entropy"]
+        for coef in (0.0, 0.5)
+    )
+    assert paid > plain + 0.005
+
+
+def test_what_is_cut_off_is_paid_for_in_two_ways(inputs, tmp_path):
+    taken = run(inputs, tmp_path / "less", num_iterations=1, max_new_tokens=40, missing_eos_penalty=3.0)[0]
+    plain = run(inputs, tmp_path / "plain", num_iterations=1, max_new_tokens=40, missing_eos_penalty=0.0)[0]
+    replaced = run(
+        inputs,
+        tmp_path / "instead",
+        num_iterations=1,
+        max_new_tokens=40,
+        missing_eos_penalty=0.0,
+        missing_eos_reward=-50.0,
+    )[0]
+    share = plain["reward/missing_eos"]
+    assert 0 < share < 1
+    assert taken["objective/reward"] == pytest.approx(plain["objective/reward"] - 3.0 * share, abs=1e-5)
+    assert replaced["objective/reward"] < -50.0 * share + 5
+    assert plain["objective/score"] == replaced["objective/score"] == taken["objective/score"]
+
+
+def brevity(prompts: Any, completions: list[str], kind: list[str], **columns: Any) -> list[float]:
+    assert len(prompts) == len(completions) == len(kind)
+    return [-float(len(text)) for text in completions]
+
+
+def test_a_function_of_the_users_own_is_a_part_of_the_reward(inputs, tmp_path):
+    name = f"{__name__}:brevity"
+    plain = run(inputs, tmp_path / "plain", num_iterations=1)[0]
+    ruled = run(inputs, tmp_path / "ruled", num_iterations=1, reward_functions={name: 0.25})[0]
+    assert ruled[f"reward/{name}"] < 0
+    assert ruled["objective/reward"] == pytest.approx(
+        plain["objective/reward"] + 0.25 * ruled[f"reward/{name}"], abs=1e-5
+    )
+
+
+def test_an_ensemble_is_its_mean_less_its_deviation(inputs, tmp_path):
+    single = run(inputs, tmp_path / "one", num_iterations=1)[0]
+    twice = Inputs(inputs | {"reward_model": inputs["reward_model"] * 2})
+    same = run(twice, tmp_path / "two", num_iterations=1, ensemble_std_coef=2.0)[0]
+    assert same["reward/disagreement"] == 0.0
+    assert same["objective/reward"] == pytest.approx(single["objective/reward"], abs=1e-6)
+
+
+def test_a_model_that_is_only_watched_changes_nothing(inputs, tmp_path):
+    plain = run(inputs, tmp_path / "plain", num_iterations=2)
+    watched = run(
+        Inputs(inputs | {"heldout_reward_model": inputs["reward_model"]}), tmp_path / "watched", num_iterations=2
+    )
+    assert [row.pop("heldout/score") for row in watched] == [row["objective/score"] for row in plain]
+    assert watched == plain
+
+
+def test_another_template_needs_to_be_encoded_again(inputs, tmp_path):
+    reward = inputs.one("reward_model")
+    folder = Path(shutil.copytree(reward.path, tmp_path / "other"))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{{ '<|assistant|>' }}{% gen", "{{ ' A:' }}{% gen"))
+    other = Inputs(inputs | {"reward_model": (dataclasses.replace(reward, path=folder),)})
+    with pytest.raises(ConfigError, match=r"inputs.reward_model: .*give reencode=true"):
+        run(other, tmp_path / "refused")
+    knobs = {"reencode": True, "value_from": "policy", "num_iterations": 1}
+    again, own = (run(i, tmp_path / n, **knobs)[0] for n, i in (("again", other), ("own", inputs)))
+    assert again["objective/score"] != own["objective/score"]
+    assert again["response_tokens"] == own["response_tokens"]
+
+
+def test_a_cut_distribution_is_corrected_for(inputs, tmp_path):
+    rows = run(inputs, tmp_path, top_p=0.8, importance_cap=2.0)
+    assert all(row["policy/sampling_gap"] > 0.01 for row in rows)  # the normaliser of what was kept
+
+
+def test_a_sampler_in_bf16_is_near_and_told_of(inputs, tmp_path):
+    (row,) = run(inputs, tmp_path, sampling_precision="bf16", num_iterations=1)
+    assert 0 < row["policy/sampling_gap"] < 0.05
+
+
+def test_adapters_leave_the_base_as_it_was_and_publish_a_plain_model(inputs, tmp_path, watched):
+    base = AutoModelForCausalLM.from_pretrained(inputs.one("policy").path)
+    lora = LoraConfig(rank=4)
+    rows = run(inputs, tmp_path, lora=lora, value_from="policy", learning_rate=1e-2, warmup_iterations=0)
+    assert rows[0]["objective/kl"] == 0.0
+    assert rows[-1]["objective/kl"] != 0.0
+    left = {n.replace(".base_layer", ""): p for n, p in watched["actors"]._adapters.base.named_parameters()}
+    assert all(torch.equal(left[name], p) for name, p in base.named_parameters())
+    published = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert published.keys() == base.state_dict().keys()
+    assert any(not torch.equal(value, base.state_dict()[name]) for name, value in published.items())
+    assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
+
+
+def test_a_reward_model_of_another_kind_is_refused_with_adapters(inputs, tmp_path):
+    with pytest.raises(ConfigError, match=r"value_from: with lora.rank .* give value_from=policy"):
+        run(inputs, tmp_path, lora=LoraConfig(rank=4))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_rates_warm_up_from_a_tenth_and_then_follow_their_schedule(inputs, tmp_path, watched, monkeypatch, schedule):
+    rates: list[float] = []
+    step = Learner._step
+
+    def noting(self: Learner, plan: Any) -> None:
+        rates.append(self._optimizers["policy"].param_groups[0]["lr"])
+        step(self, plan)
+
+    monkeypatch.setattr(Learner, "_step", noting)
+    once = {"num_epochs": 1, "minibatch_size": 8, "num_iterations": 6, "final_learning_rate_fraction": 0.2}
+    run(inputs, tmp_path, schedule=schedule, **once)
+    after = {
+        "constant": [1.0] * 4,
+        "linear": [1.0, 0.8, 0.6, 0.4],
+        "cosine": [0.2 + 0.4 * (1 + math.cos(math.pi * k / 4)) for k in range(4)],
+    }[schedule]
+    assert rates == pytest.approx([1e-3 * f for f in (0.1, 0.55, *after)])
+
+
+def test_a_sample_hangs_on_its_seed_its_iteration_and_its_prompt(inputs, tmp_path, monkeypatch):
+    """Not on the batch it is drawn in, nor on what the process did before."""
+    seen: list[Any] = []
+    make = ppo.make_samples
+
+    def noting(*arguments: Any) -> Any:
+        seen.append(make(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(ppo, "make_samples", noting)
+    for name, size in (("one", 1), ("three", 3), ("all", 256)):
+        run(inputs, tmp_path / name, {"generation_batch_size": size}, num_iterations=1)
+        torch.manual_seed(len(name))
+    assert seen[0].responses == seen[1].responses == seen[2].responses
+    assert seen[0].ids == seen[2].ids

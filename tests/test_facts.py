@@ -1,0 +1,30 @@
+"""The table of facts in the account of pipeline=instructgpt names tests that are there."""
+
+import ast
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+ACCOUNT = TESTS.parent / "pipelines/instructgpt/README.md"
+
+
+def rows() -> dict[int, str]:
+    return {int(number): row for number, row in re.findall(r"^\| (\d+) \|(.*)$", ACCOUNT.read_text(), re.MULTILINE)}
+
+
+def test_every_fact_has_a_place() -> None:
+    assert sorted(rows()) == list(range(1, 36))
+    for number, row in rows().items():
+        assert "::test_" in row or "choice: " in row, number
+
+
+def test_every_test_that_is_named_exists() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", "\n".join(rows().values()))
+    assert len(named) > 35
+    missing = []
+    for file, test in named:
+        path = TESTS / file
+        tree = ast.parse(path.read_text()) if path.exists() else ast.parse("")
+        if test not in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}:
+            missing.append(f"{file}::{test}")
+    assert missing == []
