@@ -103,7 +103,8 @@ def main() -> None:
             max_new_tokens=settings["response_tokens"],
             missing_eos_penalty=0.0,
             reward_functions={"_ppo_child:share_of_target": 1.0} if rule else {},
-            lora=LoraConfig(rank=settings.get("lora_rank")),
+            lora=LoraConfig(rank=settings["lora_rank"]),
+            value_from="reward_model" if settings["lora_rank"] is None else "policy",
             ema_decay=None,  # the peer keeps none
             precision=settings["precision"],
             sampling_precision=settings["precision"],

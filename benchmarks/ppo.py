@@ -107,6 +107,7 @@ def race(size: dict[str, int], rounds: int, device: str, **knobs: Any) -> dict[s
             "device": device,
             "rule_reward": rule,
             "precision": knobs.get("precision", "bf16"),
+            "lora_rank": knobs.get("lora_rank"),
             "micro_batch_tokens": size["micro_batch_tokens"],
         }
         commands = {
@@ -118,7 +119,8 @@ def race(size: dict[str, int], rounds: int, device: str, **knobs: Any) -> dict[s
             ),
         }
         sides = {}
-        for name, (command, own, environment) in commands.items():
+        for name in knobs.get("sides", ("ours", "trl")):
+            command, own, environment = commands[name]
             sides[name] = Side(command, own, folder, environment)
             stack.callback(sides[name].close)
         for _ in range(rounds + 1):
@@ -145,6 +147,7 @@ def main() -> None:
     slow = race(size, min(rounds, 3), device)
     half = race(size, rounds, device, end=MEAN_HALF, trl_precision="bf16")
     large = race(size, 1, device, vocabulary=50_257, trl_precision="bf16")
+    lora = race(size, 1, device, vocabulary=50_257, lora_rank=16, sides=("ours",))
     bars = {
         "full_length_ratio": full["trl"].median("seconds") / full["ours"].median("seconds"),
         "full_length_ratio_trl_default": slow["trl"].median("seconds") / slow["ours"].median("seconds"),
@@ -167,6 +170,7 @@ def main() -> None:
         "mean_half/trl_response_tokens": half["trl"].median("response_tokens"),
         "vocab50k/ours_mebibytes": large["ours"].memory() / 2**20,
         "vocab50k/trl_mebibytes": large["trl"].memory() / 2**20,
+        "vocab50k/ours_lora_mebibytes": lora["ours"].memory() / 2**20,
         "vocab4k_memory_ratio": full["ours"].memory() / full["trl"].memory(),
     }
     toy_size = {**size, "layers": 2, "width": 64, "heads": 4, "episodes": 64}

@@ -203,6 +203,65 @@ REFUSED = {
 }
 
 
+TOGETHER = {
+    "top_p": ("steps.ppo.top_p=0.9", "1, or importance_cap too: what is cut off would bend PPO's ratio, got 0.9"),
+    "kl_goal": (
+        "steps.ppo.kl_goal=2 steps.ppo.kl_form=k2",
+        "a number above 0, with kl_form=reward and kl_coef above 0",
+    ),
+    "missing_eos_reward": ("steps.ppo.missing_eos_reward=-1", "missing_eos_penalty=0 beside it"),
+    "value_warmup_iterations": ("steps.ppo.value_warmup_iterations=60", "fewer than num_iterations (60)"),
+    "ema_decay": ("steps.ppo.ema_decay=1", "between 0 and 1, or null"),
+    "lora.dropout": ("steps.ppo.lora.dropout=0.1", "0: PPO's first ratio would not be 1"),
+    "ptx_examples_per_episode": (
+        "steps.ppo.ptx_coef=1 steps.ppo.inputs.text=text steps.ppo.ptx_examples_per_episode=0.001",
+        "at least a row for a minibatch of 64",
+    ),
+    "ptx_coef": ("steps.ppo.ptx_coef=1", "0, or inputs.text too"),
+    "ensemble_std_coef": ("steps.ppo.ensemble_std_coef=1", "0, or several in inputs.reward_model"),
+    "value_from": ("steps.ppo.reencode=true", "policy where reencode is on"),
+    "kl_form": ("steps.ppo.kl_form=k1", "reward or k2 or k3, got 'k1'"),
+    "schedule": ("steps.ppo.schedule=step", "constant or linear or cosine, got 'step'"),
+    "on_nonfinite": ("steps.ppo.on_nonfinite=ignore", "stop or skip, got 'ignore'"),
+    "update": ("steps.ppo.update=both", "joint or policy, got 'both'"),
+    "sampling_precision": ("steps.ppo.sampling_precision=fp16", "fp32 or bf16, got 'fp16'"),
+    "importance_cap": ("steps.ppo.importance_cap=0", "a number above 0, got 0"),
+    "weights": ("steps.evaluate_ppo.weights=mean", "raw or ema, got 'mean'"),
+}
+
+
+@pytest.mark.parametrize("knob", TOGETHER)
+def test_knobs_that_are_wrong_together_are_refused(knob: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given, allowed = TOGETHER[knob]
+    step = "evaluate_ppo" if knob == "weights" else "ppo"
+    assert main(["run", "pipeline=quickstart", *given.split()]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"error: steps.{step}.{knob}: expected ")
+    assert allowed in said
+    assert "\n" not in said
+    assert not list(here.iterdir())
+
+
+def test_a_function_of_the_users_own_is_in_the_key(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = here / "pipeline/mine.yaml"
+    pipeline.parent.mkdir()
+    pipeline.write_text(
+        "# @package _global_\ndefaults: [quickstart, _self_]\nname: mine\n"
+        "steps: {ppo: {reward_functions: {'rules:brevity': 0.5}}}\n"
+    )
+    arguments = ["plan", "pipeline=mine", "--config-dir", str(here), "--json"]
+    assert main(arguments) == 2
+    assert "steps.ppo.reward_functions: no module 'rules'" in capsys.readouterr().err
+    keys = []
+    for body in ("return [0.0 for text in completions]", "return [-len(text) for text in completions]"):
+        (here / "rules.py").write_text(f"def brevity(prompts, completions, **columns):\n    {body}\n")
+        assert main(arguments) == 0
+        steps = {step["step"]: step["key"] for step in json.loads(capsys.readouterr().out)}
+        keys.append((steps["mine/ppo"], steps["mine/reward"]))
+    assert keys[0][0] != keys[1][0]
+    assert keys[0][1] == keys[1][1]
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_wrong_is_said_in_one_line(case: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, expected = REFUSED[case]
