@@ -115,7 +115,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
             moves = {"moves_policy": warm, "moves_value": not warm or cfg.update == "joint"}
             plan = Plan(iteration, rollouts, advantages, layouts, kl_coef, rate, **moves)
             metrics |= learner.update(plan)
-            if cfg.kl_goal is not None:
+            if cfg.kl_goal is not None and plan.moves_policy:
                 kl = metrics["objective/kl"]
                 kl_coef = next_kl_coef(kl_coef, kl, cfg.kl_goal, cfg.kl_horizon, cfg.rollout_batch_size)
         if gold is not None:
@@ -254,7 +254,7 @@ def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episo
         return scores
 
     rules = {
-        name: torch.tensor(call_function(name, function, episodes), device=job.device)
+        name: torch.tensor(job.gather(call_function(name, function, share) if mine else []), device=job.device)
         for name, function in judges.functions.items()
     }
     terms = RewardTerms(
