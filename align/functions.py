@@ -24,7 +24,7 @@ def find_source(reference: str) -> Path:
     _see_present_folder()
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
+    except (Exception, SystemExit):  # a parent package is run to look inside it
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise ConfigError(f"no module {module!r} in this folder or in the environment, got {reference!r}")
@@ -41,7 +41,7 @@ def load_function(reference: str) -> Callable[..., Any]:
     name, _, function = reference.partition(":")
     try:
         module = importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{reference}: {type(error).__name__} while it was imported: {error}") from error
     if not callable(getattr(module, function, None)):
         raise ConfigError(f"{reference}: {name} has no function {function!r}")

@@ -1,10 +1,11 @@
-"""Signs that PPO goes wrong, read off its metrics; each is told once, and again when it comes back.
+"""Signs that PPO goes wrong, read off its metrics; each is told when it begins, and every 20 iterations that it lasts.
 
 Where a limit is from another project it says so; the others are judged on healthy runs of the quickstart.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ class Health:
 
     def look(self, metrics: Metrics) -> list[Event]:
         """What is to be said after one more iteration."""
-        self._history.append(metrics)
+        self._history.append({name: value for name, value in metrics.items() if math.isfinite(value)})
         step, events = len(self._history), []
         for name, rule in _RULES.items():
             message = rule(self)

@@ -279,6 +279,41 @@ def test_two_processes_do_what_one_does(finished: Path, store: Path, stage: str)
 
 
 @pytest.mark.slow
+def test_when_one_of_two_processes_is_killed_both_end_and_the_next_start_goes_on(finished: Path, store: Path) -> None:
+    """The rewards and weights are then those of two processes that nobody disturbed."""
+    shutil.rmtree(store / "objects/ppo")
+    whole = Path(shutil.copytree(store, store.parent / "whole"))
+    more = ("step=ppo", "hardware=two_processes", "steps.ppo.num_iterations=40")
+    run_toy(whole, *more)
+    process = start_toy(store, *more)
+    assert wait_for(process, store, "ppo")
+    ranks = [
+        pid for pid in descendants(process.pid) if "align.worker" in command_of(pid) and "torch" not in command_of(pid)
+    ]
+    os.kill(ranks[-1], signal.SIGKILL)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode not in (0, 143)
+    assert "Traceback" not in told.decode().splitlines()[-1]
+    assert [pid for pid in ranks if Path(f"/proc/{pid}").exists()] == []
+    done = run_toy(store, *more)
+    assert "going on from" in done.stderr
+    one, two = manifests(store)["ppo"], manifests(whole)["ppo"]
+    assert weights(one) == weights(two)
+    assert log_without_times(store, one) == log_without_times(whole, two)
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += [int(child), *descendants(int(child))]
+    return found
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+@pytest.mark.slow
 def test_another_number_of_processes_is_refused_in_the_middle_of_a_step(tmp_path: Path, finished: Path) -> None:
     store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
     shutil.rmtree(store / "objects/reward")

@@ -75,7 +75,7 @@ def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: 
     Args:
         values: [B, T], of the state before each token.
 
-    Source: Schulman et al. 2016, equation 16; openai/lm-human-preferences, train_policy.py, `compute_rewards`.
+    Source: Schulman et al. 2016, equation 16; openai/lm-human-preferences, train_policy.py, `loss`.
     """
     rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
     advantages = torch.zeros_like(rewards)
@@ -124,7 +124,7 @@ def value_loss(
     plain = (new_values - returns) ** 2
     if value_clip_range is None:
         return ValueLoss(0.5 * plain, torch.zeros_like(plain, dtype=torch.bool))
-    near = values + (new_values - values).clamp(-value_clip_range, value_clip_range)
+    near = new_values.clamp(values - value_clip_range, values + value_clip_range)
     clipped = (near - returns) ** 2
     return ValueLoss(0.5 * torch.maximum(plain, clipped), clipped > plain)
 
@@ -140,11 +140,11 @@ def kl_loss(new_logprobs: torch.Tensor, ref_logprobs: torch.Tensor, form: str) -
 
     Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
     """
-    difference = (new_logprobs - ref_logprobs).clamp(-20.0, 20.0)
+    difference = new_logprobs - ref_logprobs
     k2 = 0.5 * difference**2
     if form == "k2":
         return k2
-    k3 = torch.exp(-difference) - 1.0 + difference
+    k3 = torch.exp((-difference).clamp(max=20.0)) - 1.0 + difference
     return k2 + (k3 - k2).detach()
 
 

@@ -103,7 +103,7 @@ class Adapters:
     def _inject(self, name: str, config: peft.LoraConfig) -> None:
         frozen = {key for key, value in self.base.named_parameters() if not value.requires_grad}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is an adapter already, and that GPT-2's matrices lie the other way
+            warnings.simplefilter("ignore")  # of an adapter that is there already, and of GPT-2's transposed matrices
             peft.inject_adapter_in_model(config, self.base, adapter_name=name)
         for key, value in self.base.named_parameters():
             value.requires_grad_(key not in frozen and "lora_" in key)

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from align.errors import ConfigError
 from align.models.packed import Scalar, response_scores
 from align.text.chat import decode_response, encode_dialogues
 from align.text.packing import micro_batches, pack
 
 Conversation = Sequence[dict[str, str]]
-RewardFunction = Callable[..., Sequence[float]]  # f(prompts, completions, **columns) -> floats, as TRL calls them
+RewardFunction = Callable[..., Sequence[float]]  # f(prompts=, completions=, **columns) -> floats, as TRL calls them
 
 
 class Episodes(NamedTuple):
@@ -116,13 +117,18 @@ class RewardTerms:
 
 
 def call_function(name: str, function: RewardFunction, episodes: Episodes) -> list[float]:
-    """A user's function on all episodes, its answer checked.
+    """A user's function on all episodes, its answer checked; a column that a row lacks is None there.
 
     Raises:
-        ValueError: it gave something other than a finite number an episode.
+        ConfigError: it gave something other than a finite number an episode.
     """
-    columns = {key: [row.get(key) for row in episodes.rows] for key in episodes.rows[0] if key != "prompt"}
-    found = list(function([row["prompt"] for row in episodes.rows], list(episodes.texts), **columns))
-    if len(found) != len(episodes.texts) or not all(isinstance(x, int | float) and math.isfinite(x) for x in found):
-        raise ValueError(f"{name}: expected {len(episodes.texts)} finite numbers, got {str(found)[:80]}")
-    return [float(x) for x in found]
+    names = {key: None for row in episodes.rows for key in row if key not in ("prompt", "prompts", "completions")}
+    columns = {key: [row.get(key) for row in episodes.rows] for key in names}
+    found = function(prompts=[row["prompt"] for row in episodes.rows], completions=list(episodes.texts), **columns)
+    try:
+        numbers = [float(x) for x in found if not isinstance(x, str)]
+    except (TypeError, ValueError, OverflowError):
+        numbers = []
+    if len(numbers) != len(episodes.texts) or not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"{name}: expected {len(episodes.texts)} finite numbers, got {str(found)[:80]}")
+    return numbers

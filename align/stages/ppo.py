@@ -12,7 +12,9 @@ say either.
 from __future__ import annotations
 
 import functools
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +82,8 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     tokenizer = load_tokenizer(policy)
     actors = load_actors(policy, reward_models[0] if cfg.value_from == "reward_model" else policy, cfg.lora, job.device)
     judges = _judges(cfg, inputs, actors, tokenizer)
-    prompts = _prompts(cfg, inputs, actors, tokenizer, job)
+    readers = [m.context for m in (*judges.models, judges.heldout) if m is not None and m.tokenizer is None]
+    prompts = _prompts(cfg, inputs, actors, readers, tokenizer, job)
     learner = Learner(cfg, actors, job, _text(cfg, inputs, actors, tokenizer))
     engine: Engine = LocalEngine(cfg.sampling_precision, tokenizer.eos_token_id, tokenizer.pad_token_id)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
@@ -118,6 +121,8 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
             if cfg.kl_goal is not None and plan.moves_policy:
                 kl = metrics["objective/kl"]
                 kl_coef = next_kl_coef(kl_coef, kl, cfg.kl_goal, cfg.kl_horizon, cfg.rollout_batch_size)
+        else:
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         if gold is not None:
             scores = [gold(row["prompt"], text) for row, text in zip(episodes.rows, episodes.texts, strict=True)]
             metrics["gold/score"] = sum(scores) / len(scores)
@@ -156,12 +161,19 @@ def _judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedToken
     )
 
 
-def _prompts(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job) -> Prompts:
-    """Training prompts that leave room for a response."""
+def _prompts(
+    cfg: Ppo,
+    inputs: Inputs,
+    actors: Actors,
+    contexts: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    job: Job,
+) -> Prompts:
+    """Training prompts that leave room for a response in the policy's context and in those of who reads its tokens."""
     rows = list(read_rows(inputs.folders("prompts"), "train"))
     encoded = encode_prompts(tokenizer, [row["prompt"] for row in rows])
     with actors.policy_model() as policy:
-        context = context_length(policy)
+        context = min([context_length(policy), *contexts])
     room = context - cfg.max_new_tokens
     if room <= 0:
         raise ConfigError(f"max_new_tokens: expected less than the context of {context} tokens")

@@ -707,3 +707,13 @@ def test_a_sample_hangs_on_its_seed_its_iteration_and_its_prompt(inputs, tmp_pat
         torch.manual_seed(len(name))
     assert seen[0].responses == seen[1].responses == seen[2].responses
     assert seen[0].ids == seen[2].ids
+
+
+def test_a_reward_model_with_a_shorter_context_leaves_less_room(inputs, tmp_path):
+    reward = inputs.one("reward_model")
+    folder = Path(shutil.copytree(reward.path, tmp_path / "short"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 13}))
+    short = Inputs(inputs | {"reward_model": (dataclasses.replace(reward, path=folder),)})
+    with pytest.raises(ConfigError, match=r"inputs.prompts: \d+ prompts do not fill a rollout of 8"):
+        run(short, tmp_path / "out")

@@ -215,3 +215,10 @@ def test_explained_variance_of_perfect_and_of_constant_values():
     assert explained_variance(returns, returns, MASK).item() == 1.0
     assert explained_variance(torch.full_like(returns, 3.0), returns, MASK).item() == pytest.approx(0.0, abs=1e-12)
     assert explained_variance(returns + 7.0, returns, MASK).item() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_a_value_within_its_range_is_never_called_clipped_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    new, values, returns = 0.05 * torch.randn(3, 10_000, generator=generator)
+    got = value_loss(new, values, returns, 0.2)
+    assert not got.clipped[(new - values).abs() < 0.199].any()

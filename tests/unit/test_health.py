@@ -1,0 +1,236 @@
+"""The signs that PPO goes wrong: each rule on a series that it must speak of, and on ones near it that it must not."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from align.health import _RULES, Event, Health
+
+KL, SCORE, HELD_OUT = "objective/kl", "objective/score", "heldout/score"
+TOKENS, CORRELATION = "response_tokens", "objective/score_length_correlation"
+EXPLAINED = "value/explained_variance"
+
+Series = dict[str, Sequence[float]]
+
+
+def steps(*parts: tuple[float, int]) -> list[float]:
+    """Each value as often as it says."""
+    return [value for value, times in parts for _ in range(times)]
+
+
+# rule -> what is watched, what its one event says, in which iteration, and series that are not enough
+CASES: dict[str, dict[str, Any]] = {
+    "kl_blowup": {
+        "kl_goal": 6.0,
+        "fires": {KL: steps((1.0, 3), (12.1, 20))},
+        "at": 23,
+        "says": "twice its goal of 6 ",
+        "quiet": [{KL: steps((12.1, 19))}, {KL: steps((12.1, 19), (12.0, 1), (12.1, 19))}],
+    },
+    "negative_kl": {
+        "fires": {KL: steps((-0.06, 10))},
+        "at": 10,
+        "says": "-0.06 on average",
+        "quiet": [{KL: steps((-0.06, 9))}, {KL: steps((-0.04, 40))}, {KL: [-1.0, 1.0] * 20}],
+    },
+    "entropy_collapse": {
+        "fires": {"policy/entropy": steps((2.0, 10), (0.5, 10))},
+        "at": 20,
+        "says": "from 2.00 to 0.50",
+        "quiet": [
+            {"policy/entropy": steps((2.0, 10), (0.5, 9))},
+            {"policy/entropy": steps((2.0, 10), (0.61, 30))},
+            {"policy/entropy": steps((0.5, 40))},
+        ],
+    },
+    "length_hacking": {
+        "fires": {TOKENS: steps((20.0, 10), (30.0, 10)), CORRELATION: steps((0.71, 20))},
+        "at": 20,
+        "says": "from 20 to 30 tokens and the longer score higher (0.71)",
+        "quiet": [
+            {TOKENS: steps((20.0, 10), (29.9, 30)), CORRELATION: steps((0.71, 40))},
+            {TOKENS: steps((20.0, 10), (30.0, 30)), CORRELATION: steps((0.69, 40))},
+            {TOKENS: steps((20.0, 10), (30.0, 30)), CORRELATION: steps((-0.9, 40))},
+        ],
+    },
+    "cut_off": {
+        "fires": {"response/ended": steps((1.0, 5), (0.0, 6))},
+        "at": 11,
+        "says": "only 40% of the responses",
+        "quiet": [
+            {"response/ended": steps((0.0, 9))},
+            {"response/ended": steps((0.5, 40))},
+            {"response/ended": steps((1.0, 5), (0.0, 5))},
+        ],
+    },
+    "clip_fraction": {
+        "fires": {"ppo/clip_fraction": steps((0.39, 10), (0.51, 1))},
+        "at": 11,
+        "says": "40% of the tokens are clipped",
+        "quiet": [{"ppo/clip_fraction": steps((1.0, 9))}, {"ppo/clip_fraction": steps((0.39, 40))}],
+    },
+    "approx_kl": {
+        "fires": {"ppo/approx_kl": steps((0.0, 10), (0.51, 2))},
+        "at": 12,
+        "says": "by 0.10 nats a token",
+        "quiet": [{"ppo/approx_kl": steps((0.2, 9))}, {"ppo/approx_kl": steps((0.09, 40))}],
+    },
+    "explained_variance": {
+        "warmup": 5,
+        "fires": {EXPLAINED: steps((-0.1, 26))},
+        "at": 26,
+        "says": "(-0.10)",
+        "quiet": [{EXPLAINED: steps((-0.1, 25))}, {EXPLAINED: steps((-0.1, 16), (0.01, 24))}, {EXPLAINED: [0.0] * 40}],
+    },
+    "sampling_gap": {
+        "fires": {"policy/sampling_kl": steps((0.001, 10), (0.1, 1))},
+        "at": 11,
+        "says": "0.011 nats a token",
+        "quiet": [{"policy/sampling_kl": steps((0.1, 9))}, {"policy/sampling_kl": steps((0.009, 40))}],
+    },
+    "reward_hacking": {
+        "fires": {SCORE: steps((0.0, 10), (1.0, 10), (2.0, 10)), HELD_OUT: steps((2.0, 10), (1.5, 10), (1.0, 10))},
+        "at": 30,
+        "says": "rose to 2.00 while a reward model that PPO does not see fell from 2.00 to 1.00",
+        "quiet": [
+            {SCORE: list(range(29)), HELD_OUT: list(range(29, 0, -1))},
+            {SCORE: list(range(40)), HELD_OUT: list(range(40))},
+            {SCORE: list(range(40, 0, -1)), HELD_OUT: list(range(40, 0, -1))},
+            {SCORE: list(range(30)), HELD_OUT: steps((2.0, 10), (1.0, 20))},
+            {SCORE: list(range(30)), HELD_OUT: steps((2.0, 20), (1.0, 10))},
+            {SCORE: steps((0.0, 10), (1.0, 20)), HELD_OUT: list(range(30, 0, -1))},
+            {SCORE: list(range(40))},
+        ],
+    },
+}
+
+
+def iterations(series: Series) -> list[dict[str, float]]:
+    return [dict(zip(series, values, strict=True)) for values in zip(*series.values(), strict=True)]
+
+
+def told(
+    metrics: Sequence[dict[str, float]], kl_goal: float | None = None, warmup: int = 0, health: Health | None = None
+) -> list[Event]:
+    health = health or Health(kl_goal, warmup)
+    return [event for each in metrics for event in health.look(each)]
+
+
+def options(case: dict[str, Any]) -> dict[str, Any]:
+    return {name: case[name] for name in ("kl_goal", "warmup") if name in case}
+
+
+def test_every_rule_has_a_case():
+    assert list(CASES) == list(_RULES)
+
+
+@pytest.mark.parametrize("rule", CASES)
+def test_a_rule_speaks_in_the_iteration_in_which_enough_is_seen(rule):
+    case = CASES[rule]
+    (event,) = told(iterations(case["fires"]), **options(case))
+    assert (event.step, event.name) == (case["at"], rule)
+    assert case["says"] in event.message
+
+
+@pytest.mark.parametrize(("rule", "place"), [(rule, i) for rule in CASES for i in range(len(CASES[rule]["quiet"]))])
+def test_a_rule_is_silent_where_not_quite_enough_is_seen(rule, place):
+    case = CASES[rule]
+    assert told(iterations(case["quiet"][place]), **options(case)) == []
+
+
+def test_without_a_goal_a_kl_of_10_is_too_much_unless_it_began_high():
+    def steps_told(*parts: tuple[float, int]) -> list[tuple[int, str]]:
+        return [(event.step, event.name) for event in told(iterations({KL: steps(*parts)}))]
+
+    assert steps_told((1.0, 10), (10.0, 10)) == [(20, "kl_blowup")]
+    assert steps_told((1.0, 10), (9.9, 30)) == []
+    assert steps_told((4.0, 10), (20.0, 10)) == [(20, "kl_blowup")]
+    assert steps_told((4.0, 10), (19.9, 30)) == []
+    assert steps_told((50.0, 40)) == []
+
+
+def test_a_kl_near_its_goal_is_silent_however_high_the_goal_is():
+    assert told(iterations({KL: steps((1.0, 10), (30.0, 30))}), kl_goal=25.0) == []
+    assert [event.step for event in told(iterations({KL: steps((1.0, 10), (30.0, 30))}))] == [14, 34]
+
+
+def test_a_value_model_may_be_bad_while_it_is_warmed_up():
+    bad = iterations({EXPLAINED: steps((-0.5, 60))})
+    assert [event.step for event in told(bad, warmup=0)] == [21, 41]
+    assert [event.step for event in told(bad, warmup=30)] == [51]
+
+
+def test_what_goes_on_is_said_again_after_20_iterations_and_not_before():
+    assert [event.step for event in told(iterations({"response/ended": steps((0.4, 60))}))] == [10, 30, 50]
+    assert [event.step for event in told(iterations({"response/ended": steps((0.4, 29))}))] == [10]
+
+
+def test_what_comes_back_within_20_iterations_waits_and_later_is_said_at_once():
+    soon = steps((0.4, 10), (1.0, 7), (0.0, 13))  # bad again from iteration 23, where 6 of the last 10 are 0
+    assert [event.step for event in told(iterations({"response/ended": soon}))] == [10, 30]
+    late = steps((0.4, 10), (1.0, 25), (0.0, 6))
+    assert [event.step for event in told(iterations({"response/ended": late}))] == [10, 41]
+
+
+def test_the_silence_of_one_rule_is_not_another_s():
+    metrics = iterations({"response/ended": steps((0.4, 25)), "ppo/clip_fraction": steps((0.0, 10), (0.9, 15))})
+    assert [(event.step, event.name) for event in told(metrics)] == [(10, "cut_off"), (15, "clip_fraction")]
+
+
+def test_iterations_that_lack_a_metric_are_passed_over():
+    metrics = [{"response/ended": 0.4}] * 5 + [{KL: 1.0}] * 3 + [{"response/ended": 0.4}] * 5
+    assert [(event.step, event.name) for event in told(metrics)] == [(13, "cut_off")]
+
+
+def unwell(seed: int) -> list[dict[str, float]]:
+    """A run in which most rules speak: the bad series of all of them side by side, late or not, with noise."""
+    rng = random.Random(seed)
+    metrics: list[dict[str, float]] = [{} for _ in range(120)]
+    for case in CASES.values():
+        for name, values in case["fires"].items():
+            first = rng.choice([0, 0, 15])
+            for i, each in enumerate(metrics):
+                each[name] = values[min(max(i - first, 0), len(values) - 1)] + rng.uniform(-0.005, 0.005)
+    return metrics
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_looked_at_again_gives_the_same_events_from_there_on(seed):
+    """As a resumed run does: it reads its log, whose events are already told, and goes on."""
+    metrics = unwell(seed)
+    whole = told(metrics, 6.0, 5)
+    assert len({event.name for event in whole}) >= 5
+    assert whole == told(metrics, 6.0, 5)
+    for cut in range(0, len(metrics), 7):
+        health = Health(6.0, 5)
+        logged = [json.loads(json.dumps(each)) for each in metrics[:cut]]
+        before = told(logged, health=health)
+        assert before == [event for event in whole if event.step <= cut]
+        assert told(metrics[cut:], health=health) == [event for event in whole if event.step > cut]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_rule_speaks_of_a_healthy_run(seed):
+    rng = random.Random(seed)
+    metrics = [
+        {
+            KL: 6.0 * min(1.0, i / 50) + rng.gauss(0, 0.3),
+            "policy/entropy": 2.5 - i / 200 + rng.gauss(0, 0.1),
+            TOKENS: 20 + i / 20 + rng.gauss(0, 1),
+            CORRELATION: rng.uniform(-0.3, 0.5),
+            "response/ended": rng.uniform(0.8, 1.0),
+            "ppo/clip_fraction": rng.uniform(0.0, 0.2),
+            "ppo/approx_kl": rng.uniform(0.0, 0.03),
+            EXPLAINED: min(0.7, i / 40 - 0.3),
+            "policy/sampling_kl": rng.uniform(0.0, 1e-6),
+            SCORE: i / 100 + rng.gauss(0, 0.1),
+            HELD_OUT: i / 120 + rng.gauss(0, 0.1),
+        }
+        for i in range(150)
+    ]
+    assert told(metrics, 6.0, 0) == []
