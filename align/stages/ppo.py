@@ -111,12 +111,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         if _is_finite(cfg, job, rollouts, iteration):
             advantages, found = _advantages(cfg, rollouts, rewards, kl_coef)
             metrics |= found
-            rate = scheduled_factor(
-                cfg.schedule, iteration, cfg.num_iterations, cfg.warmup_iterations, cfg.final_learning_rate_fraction
-            )
-            warm = iteration >= cfg.value_warmup_iterations
-            moves = {"moves_policy": warm, "moves_value": not warm or cfg.update == "joint"}
-            plan = Plan(iteration, rollouts, advantages, layouts, kl_coef, rate, **moves)
+            plan = _plan(cfg, iteration, rollouts, advantages, layouts, kl_coef)
             metrics |= learner.update(plan)
             if cfg.kl_goal is not None and plan.moves_policy:
                 kl = metrics["objective/kl"]
@@ -343,6 +338,18 @@ def _advantages(cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef: float) 
         "response/ended": float(samples.ended.float().mean()),
     }
     return Advantages(normalize(advantages, mask) if cfg.normalize_advantages else advantages, returns), metrics
+
+
+def _plan(
+    cfg: Ppo, iteration: int, rollouts: Rollouts, advantages: Advantages, layouts: Sequence[Layout], kl_coef: float
+) -> Plan:
+    """What an iteration's update is to do: at which rate, and with which of the two models."""
+    rate = scheduled_factor(
+        cfg.schedule, iteration, cfg.num_iterations, cfg.warmup_iterations, cfg.final_learning_rate_fraction
+    )
+    warm = iteration >= cfg.value_warmup_iterations
+    moves_value = not warm or cfg.update == "joint"
+    return Plan(iteration, rollouts, advantages, layouts, kl_coef, rate, moves_policy=warm, moves_value=moves_value)
 
 
 # -- bookkeeping -------------------------------------------------------------------------------------------------
