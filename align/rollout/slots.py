@@ -148,7 +148,8 @@ class Slots:
     def _move(self) -> None:
         """Move what rows still see to the front of the buffers, leaving room for the longest prompt before its end."""
         window = self._window
-        first = int(self._seen[: window.rows].any(0).nonzero()[0])
+        seen = self._seen[: window.rows].any(0).nonzero()
+        first = int(seen[0]) if len(seen) else window.end  # nothing, where every slot is free
         length = window.end - first
         begin = max(0, self._longest - length)
         old, new = slice(first, window.end), slice(begin, begin + length)
