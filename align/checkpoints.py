@@ -86,10 +86,18 @@ def _is_whole(place: Path) -> bool:
         return False
 
 
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """In the host's memory, once."""
+    tensor = tensor.detach()
+    if tensor.device.type == "cpu":
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.cpu().contiguous()
+
+
 def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
+        tensors[name] = _copied(value)  # safetensors refuses tensors that share memory
         return {"tensor": name}
     if isinstance(value, dict):
         for key in value:

@@ -27,17 +27,18 @@ class Health:
     Args:
         kl_goal: nats a response; None where the KL has no goal.
         warmup: iterations in which the value model may still be bad.
+        corrected: True where the loss is weighed against the sampler's gap.
     """
 
-    def __init__(self, kl_goal: float | None, warmup: int):
-        self._kl_goal, self._warmup = kl_goal, warmup
+    def __init__(self, kl_goal: float | None, warmup: int, corrected: bool = False):
+        self._kl_goal, self._warmup, self._corrected = kl_goal, warmup, corrected
         self._history: list[Metrics] = []
         self._spoke: dict[str, int] = {}
 
-    def look(self, metrics: Metrics) -> list[Event]:
-        """What is to be said after one more iteration."""
+    def look(self, step: int, metrics: Metrics) -> list[Event]:
+        """What is to be said after one more iteration, `step` by its number in the log."""
         self._history.append({name: value for name, value in metrics.items() if math.isfinite(value)})
-        step, events = len(self._history), []
+        events = []
         for name, rule in _RULES.items():
             message = rule(self)
             if message is not None and step - self._spoke.get(name, -_QUIET) >= _QUIET:
@@ -127,15 +128,17 @@ class Health:
     def sampling_gap(self) -> str | None:
         """The sampler is not the trainer's model: above 0.01 nats a token (k3) [NeMo RL stops there]."""
         recent = self._recent("policy/sampling_kl")
-        if recent is None or recent <= 0.01:
+        if recent is None or recent <= 0.01 or self._corrected:
             return None
         return f"the sampler's log-probs are {recent:.3f} nats a token (k3) from the trainer's; give importance_cap"
 
     def reward_hacking(self) -> str | None:
         """Over three windows the reward model's score rises and the held-out one's falls [Gao et al. 2022]."""
-        trained, held_out = self._series("objective/score"), self._series("heldout/score")
-        if len(held_out) < 3 * _WINDOW or len(trained) != len(held_out):
+        names = ("objective/score", "heldout/score")
+        both = [[metrics[name] for name in names] for metrics in self._history if all(n in metrics for n in names)]
+        if len(both) < 3 * _WINDOW:
             return None
+        trained, held_out = zip(*both, strict=True)
         mine, theirs = _windows(trained), _windows(held_out)
         if not (mine[0] < mine[1] < mine[2] and theirs[0] > theirs[1] > theirs[2]):
             return None

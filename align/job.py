@@ -170,6 +170,7 @@ class Job:
             self.save(step, state())
             self.saved()
         else:
+            self._kept = None  # two copies at once would be one too many
             self._kept = (step, self._frozen(state()))
 
     def stop_if_asked(self) -> None:
@@ -232,6 +233,7 @@ class Job:
 
         found = load_checkpoint(self.work / "checkpoints")
         if found is None:
+            self.cut_log(0)  # of a process that was gone before it saved
             return None
         step, whole = found
         self.require_world_size(whole["world_size"])

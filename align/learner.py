@@ -9,10 +9,11 @@ import torch
 
 from align.configs import Ppo
 from align.errors import HealthStop
-from align.evals.text_loss import num_targets, summed_loss
+from align.evals.text_loss import num_targets
 from align.job import Job, Metrics
 from align.losses.ppo import Advantages, importance_weights, kl_loss, policy_loss, value_loss
 from align.models.actors import Actors
+from align.models.packed import pack_pairs, response_logprobs
 from align.optimizers import adamw_for, set_learning_rate
 from align.rollout.collect import Layout, Rollouts, packed_group
 from align.seeds import derive_seed
@@ -31,7 +32,8 @@ class Plan(NamedTuple):
     advantages: Advantages
     layouts: Sequence[Layout]  # one a pass over the rollout
     kl_coef: float
-    rate: float  # of the peak learning rates
+    policy_rate: float  # of the peak learning rate
+    value_rate: float
     moves_policy: bool
     moves_value: bool
 
@@ -96,8 +98,8 @@ class Learner:
         """An optimizer step a minibatch; losses are means over all its response tokens. Gives means over the steps."""
         cfg, steps = self._cfg, 0
         sums: dict[str, float] = {}
-        set_learning_rate(self._optimizers["policy"], cfg.learning_rate * plan.rate)
-        set_learning_rate(self._optimizers["value"], cfg.value_learning_rate * plan.rate)
+        set_learning_rate(self._optimizers["policy"], cfg.learning_rate * plan.policy_rate)
+        set_learning_rate(self._optimizers["value"], cfg.value_learning_rate * plan.value_rate)
         for number, minibatch in enumerate(minibatch for layout in plan.layouts for minibatch in layout):
             self._job.stop_if_asked()
             totals = self._gradients(plan, minibatch, number)
@@ -204,9 +206,12 @@ class Learner:
         rows = text[text_rows(iteration * steps + number, cfg.ptx_rows, len(text), cfg.seed or 0)]
         total = torch.zeros((), device=job.device)
         per_pass = max(1, job.hardware.micro_batch_tokens // text.shape[1])
-        for chunk in rows[job.rank :: job.world_size].split(per_pass):
+        mine = rows[job.rank :: job.world_size].tolist()
+        for start in range(0, len(mine), per_pass):
+            chunk = mine[start : start + per_pass]
+            packed = pack_pairs([row[:1] for row in chunk], [row[1:] for row in chunk], job.device)
             with job.autocast(cfg.precision), self._actors.policy_model() as policy:
-                loss = summed_loss(policy, chunk) / num_targets(rows)
+                loss = -response_logprobs(policy, packed, [row[1:] for row in chunk]).sum() / num_targets(rows)
             loss.backward()
             total += loss.detach()
         job.sum_gradients(parameters)
@@ -246,8 +251,8 @@ class Learner:
         bad = ", ".join(name for name, value in totals.items() if not torch.isfinite(value))
         samples = plan.rollouts.samples
         mine = [i for group in minibatch for i in group]
-        culprits = [i for i in mine if not self._is_finite(plan, i)] or mine
-        named = sorted(self._job.gather([samples.ids[i] for i in culprits], even=False))
+        culprits = self._job.gather([samples.ids[i] for i in mine if not self._is_finite(plan, i)], even=False)
+        named = sorted(culprits or self._job.gather([samples.ids[i] for i in mine], even=False))
         message = f"iteration {plan.iteration}: {bad} is not finite; episodes of prompts {named}"
         if self._cfg.on_nonfinite == "stop":
             raise HealthStop(f"{message}; lower learning_rate, or give on_nonfinite=skip")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from align.artifacts import Artifact, ArtifactStore
-from align.configs import RunConfig
+from align.configs import Data, ImportModel, RunConfig
 from align.errors import ConfigError
 from align.plan import Source, Step, data_digest
 from align.stop import Stop
@@ -79,7 +79,9 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, group: str, wor
             metrics = run_ranks(step.config, inputs, step.label, work, settings, group, stop)
         else:
             metrics = run_stage(step.config, inputs, Job(step.label, work, settings, tracker, stop))
-        if data_digest(step.name, step.config, settings, store) != step.data_digest:
+        # A function of the user's own was read once, when it was imported; data is read as long as the step runs.
+        reads = isinstance(step.config, Data | ImportModel)
+        if reads and data_digest(step.name, step.config, settings, store) != step.data_digest:
             raise ConfigError(f"steps.{step.name}.source: changed while it was read; give the same command again")
         artifact = store.commit(step.stage, step.key, work / "out", _manifest(step, inputs, metrics, begun))
         tracker.log_artifact(step.label, len(store.versions(step.label)), artifact)

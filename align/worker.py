@@ -138,8 +138,8 @@ def _telling(work: Path, is_main: bool) -> Iterator[dict[str, Any]]:
     try:
         yield outcome
     except AlignError as error:
-        if is_main:
-            write_json(work / "result.json", {"error": str(error), "exit_code": error.exit_code})
+        # Whoever has it: the others then end for want of this process, and know nothing of why.
+        write_json(work / "result.json", {"error": str(error), "exit_code": error.exit_code})
         sys.exit(error.exit_code)
     if is_main:
         write_json(work / "result.json", outcome)

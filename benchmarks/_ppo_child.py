@@ -106,6 +106,8 @@ def main() -> None:
             lora=LoraConfig(rank=settings["lora_rank"]),
             value_from="reward_model" if settings["lora_rank"] is None else "policy",
             ema_decay=None,  # the peer keeps none
+            beta2=0.999,  # the peer's AdamW has the defaults of transformers
+            adam_epsilon=1e-8,
             precision=settings["precision"],
             sampling_precision=settings["precision"],
             seed=settings.get("seed", 0),

@@ -18,7 +18,7 @@ from typing import Any
 
 from _report import arguments, report
 
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile, by number of seeds
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # 97.5 % quantile, by seeds
 SHOWN = ("gold/score", "greedy/gold/score", "win_rate", "greedy/win_rate", "kl", "pretrain_loss", "fact_recall")
 TRAINED = ("objective/score", "heldout/score", "gold/score", "objective/kl", "response_tokens")
 
@@ -26,7 +26,8 @@ TRAINED = ("objective/score", "heldout/score", "gold/score", "objective/kl", "re
 def versions(store: Path, step: str) -> list[dict[str, Any]]:
     """The manifests of every version of a step."""
     found = []
-    for file in sorted((store / "names/miniature" / step).glob("v*.json")):
+    files = (store / "names/miniature" / step).glob("v*.json")
+    for file in sorted(files, key=lambda path: int(path.stem[1:])):
         record = json.loads(file.read_text())
         found.append(manifest(store, record["stage"], record["key"]))
     return found
@@ -43,7 +44,8 @@ def mean_and_half(values: list[float]) -> tuple[float, float]:
 
 
 def by_seed(store: Path, step: str) -> dict[int, dict[str, float]]:
-    return {m["config"]["seed"]: m["metrics"] for m in versions(store, step) if m["config"].get("kl_coef", 0.1) == 0.1}
+    """The newest figures of each seed."""
+    return {made["config"]["seed"]: made["metrics"] for made in versions(store, step)}
 
 
 def by_beta(store: Path) -> dict[float, list[dict[str, float]]]:
@@ -72,7 +74,7 @@ def main() -> None:
     columns["ppo"] = betas[0.1]
     for name, runs in columns.items():
         for metric in SHOWN:
-            if all(metric in run for run in runs):
+            if runs and all(metric in run for run in runs):
                 add(f"{name}/{metric}", [run[metric] for run in runs])
     for beta, runs in betas.items():
         for metric in (*SHOWN, *(f"train/{name}" for name in TRAINED)):
@@ -92,9 +94,9 @@ def plot(betas: dict[float, list[dict[str, float]]], file: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     panels = (
-        ("train/objective/score", "score of the reward model PPO learns from"),
-        ("train/heldout/score", "score of the held-out reward model"),
-        ("gold/score", "gold score"),
+        ("train/objective/score", "last rollout: reward model PPO learns from"),
+        ("train/heldout/score", "last rollout: held-out reward model"),
+        ("gold/score", "test prompts: gold score"),
     )
     for axis, (metric, title) in zip(axes, panels, strict=True):
         means = []

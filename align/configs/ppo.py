@@ -62,7 +62,11 @@ class Ppo(StageConfig):
     ensemble_std_coef: float = knob(0.0, "of several reward models: mean less so many deviations [ours]")
     reward_functions: dict[str, float] = field(
         default_factory=dict,
-        metadata={"comment": "MODULE:FUNCTION -> weight; called as f(prompts, completions, **columns) -> floats [TRL]"},
+        metadata={
+            "comment": "MODULE:FUNCTION -> weight, of f(prompts=, completions=, **columns) -> floats [TRL]; in YAML or "
+            r"as '+reward_functions={MODULE\:FUNCTION:1.0}'; it sees a process's share of a rollout, and must not "
+            "draw random numbers, which no checkpoint keeps"
+        },
     )
     length_coef: float = knob(0.0, "added to the reward for each response token; below 0 shortens [ours]")
     missing_eos_penalty: float = knob(1.0, "taken off the reward of a response that was cut off [ours; TRL]")
@@ -74,7 +78,8 @@ class Ppo(StageConfig):
     ptx_coef: float = knob(
         0.0, "PPO-ptx: weight of the pretraining loss, mean nats a token; needs text [InstructGPT: 27.8]"
     )
-    ptx_examples_per_episode: float = knob(8.0, "rows of text, as long as the context, an episode [InstructGPT]")
+    ptx_examples_per_episode: float = knob(8.0, "rows of text an episode [InstructGPT]")
+    ptx_length: int | None = knob(None, "tokens a row of text; None: the policy's context [InstructGPT]")
     ema_decay: float | None = knob(
         0.992, "of the policy's average, an optimizer step, kept in ema/; None: none [InstructGPT]"
     )

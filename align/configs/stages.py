@@ -157,12 +157,17 @@ class Reward(StageConfig):
     precision: str = knob("fp32", "of the forward pass; the score itself is always fp32")
     seed: int | None = knob(None, "None: the run's seed")
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.lora.dropout == 0, "lora.dropout", self.lora.dropout, "0: dropout is off in a reward model")
+
 
 @dataclass(slots=True, kw_only=True)
 class Evaluate(StageConfig):
     """Score a model on held-out prompts, alone and against a baseline."""
 
     STAGE: ClassVar[str] = "evaluate"
+    VERSION: ClassVar[int] = 2  # 2: fact_recall
     OUTPUT: ClassVar[str] = "evaluation"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
     OPTIONAL: ClassVar[dict[str, str]] = {"baseline": "model", "reward_model": "reward_model", "text": "documents"}

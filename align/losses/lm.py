@@ -83,7 +83,8 @@ class _HeadLogprobs(torch.autograd.Function):
     def backward(ctx: Any, d_logprobs: torch.Tensor, d_entropies: torch.Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, targets, entropies, kept = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        learns = ctx.needs_input_grad[1]  # not where adapters are trained on a frozen model
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learns else None
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for start in range(0, len(hidden), ctx.rows):
             at = slice(start, start + ctx.rows)
@@ -97,11 +98,13 @@ class _HeadLogprobs(torch.autograd.Function):
             gradient.scatter_add_(1, targets[at, None], d_logprobs[at, None])
             gradient = gradient.div_(ctx.temperature).to(hidden.dtype)
             d_hidden[at] = gradient @ weight
-            d_weight += gradient.mT @ hidden[at]
+            if d_weight is not None:
+                d_weight += gradient.mT @ hidden[at]
             if d_bias is not None:
                 d_bias += gradient.sum(0, dtype=torch.float32)
         d_bias = None if bias is None or d_bias is None else d_bias.to(bias.dtype)
-        return d_hidden, d_weight.to(weight.dtype), d_bias, None, None, None
+        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
+        return d_hidden, d_weight, d_bias, None, None, None
 
 
 def _log_softmax(

@@ -118,7 +118,7 @@ class LoraActors:
         return response_values(self._value, packed, responses)
 
     def reward_model(self, folder: Path) -> Scalar:
-        if not (folder / FOLDER).is_dir():
+        if not self._adapters.fits(folder):
             return load_scalar(folder, self._adapters.base.device).requires_grad_(False)
         self._rewards += 1
         scalar = load_adapter_scalar(self._adapters, f"reward_{self._rewards}", folder)

@@ -57,7 +57,7 @@ class Adapters:
             ConfigError: it was trained on another base.
         """
         config = peft.LoraConfig.from_pretrained(artifact / FOLDER)
-        if config.base_model_name_or_path != self._name:
+        if not self.fits(artifact):
             raise ConfigError(
                 f"{artifact.name[:12]}: an adapter on {config.base_model_name_or_path}, the policy is {self._name}; "
                 f"train the reward model on this policy, or give lora.rank=null"
@@ -68,10 +68,16 @@ class Adapters:
             self.base, {key.removeprefix(_PREFIX): value for key, value in weights.items()}, adapter_name=name
         )
 
+    def fits(self, artifact: Path) -> bool:
+        """True where the artifact has an adapter, and it was trained on this base."""
+        if not (artifact / FOLDER).is_dir():
+            return False
+        return peft.LoraConfig.from_pretrained(artifact / FOLDER).base_model_name_or_path == self._name
+
     def save(self, name: str, folder: Path) -> None:
         """As `folder`/adapter, in peft's own layout."""
         place = folder / FOLDER
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)  # of a process that was killed here
         weights = peft.get_peft_model_state_dict(self.base, adapter_name=name, save_embedding_layers=False)
         save_file(
             {_PREFIX + key: value.detach().cpu().contiguous() for key, value in weights.items()}, place / _WEIGHTS

@@ -34,7 +34,7 @@ class Rollouts(NamedTuple):
     logprobs: torch.Tensor  # [B, T] nats, under the policy as it sampled
     ref_logprobs: torch.Tensor  # [B, T] nats, under the frozen reference
     values: torch.Tensor  # [B, T] of the state before each token
-    entropies: torch.Tensor  # [B, T] nats, of what each token was drawn from
+    entropies: torch.Tensor  # [B, T] nats, of the policy before each token
     rewards: torch.Tensor  # [B] of the whole response, without the KL
 
 

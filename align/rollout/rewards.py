@@ -60,7 +60,10 @@ class RewardModel:
         max_tokens: int,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> torch.Tensor:
-        """Scores [B], float32. Text that is encoded again and too long loses its end."""
+        """Scores [B], float32.
+
+        Text that is encoded again is scored as if it had ended, and loses its end where it is too long.
+        """
         if self.tokenizer is None:
             # The very tokens that were sampled: encoding their text again may split it otherwise.
             sequences = [[*p, *r] for p, r in zip(episodes.prompts, episodes.responses, strict=True)]

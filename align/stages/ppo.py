@@ -87,7 +87,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     learner = Learner(cfg, actors, job, _text(cfg, inputs, actors, tokenizer))
     engine: Engine = LocalEngine(cfg.sampling_precision, tokenizer.eos_token_id, tokenizer.pad_token_id)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
-    health = Health(cfg.kl_goal, cfg.value_warmup_iterations)
+    health = Health(cfg.kl_goal, cfg.value_warmup_iterations, corrected=cfg.importance_cap is not None)
     start, kl_coef = 0, cfg.kl_coef
     metrics: Metrics = {}
     if saved := job.resume():
@@ -95,8 +95,8 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         learner.restore(state["learner"])
         kl_coef, metrics = state["kl_coef"], state["metrics"]
     job.cut_events(start)
-    for past in job.logged():
-        health.look(past)
+    for past in job.logged() if job.is_main else ():
+        health.look(int(past["step"]), past)
 
     for iteration in job.steps(cfg.num_iterations, start, unit="iterations"):
         begun = time.monotonic()
@@ -124,7 +124,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         updated = time.monotonic()
         metrics |= {"time/rollout": sampled - begun, "time/score": scored - sampled, "time/update": updated - scored}
         job.log(metrics, iteration + 1)
-        for event in health.look(metrics):
+        for event in health.look(iteration + 1, metrics) if job.is_main else ():
             job.event(*event)
         job.boundary(iteration + 1, functools.partial(_state, learner, kl_coef, metrics))
 
@@ -185,14 +185,15 @@ def _text(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokeniz
         return None
     texts = [row["text"] for row in read_rows(inputs.folders("text"), "train")]
     with actors.policy_model() as policy:
-        rows = encode_text(texts, tokenizer, context_length(policy)).rows
+        length = min(cfg.ptx_length or context_length(policy), context_length(policy))
+    rows = encode_text(texts, tokenizer, length).rows
     if not len(rows):
-        raise ConfigError("inputs.text: its training split does not fill one row of the policy's context")
+        raise ConfigError(f"inputs.text: its training split does not fill one row of {length} tokens; give ptx_length")
     return rows
 
 
 def _choose(iteration: int, count: int, num_prompts: int, seed: int) -> list[int]:
-    """Prompts without repetition until all are used, in an order of each pass's own."""
+    """Prompts in an order of each pass's own, none twice in a pass; what does not fill a rollout waits for another."""
     epoch, place = divmod(iteration, num_prompts // count)
     generator = torch.Generator().manual_seed(derive_seed(seed, "ppo", "prompts", epoch))
     return torch.randperm(num_prompts, generator=generator)[place * count : (place + 1) * count].tolist()
@@ -343,13 +344,25 @@ def _advantages(cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef: float) 
 def _plan(
     cfg: Ppo, iteration: int, rollouts: Rollouts, advantages: Advantages, layouts: Sequence[Layout], kl_coef: float
 ) -> Plan:
-    """What an iteration's update is to do: at which rate, and with which of the two models."""
-    rate = scheduled_factor(
-        cfg.schedule, iteration, cfg.num_iterations, cfg.warmup_iterations, cfg.final_learning_rate_fraction
-    )
+    """What an iteration's update is to do: at which rates, and with which of the two models."""
+
+    def rate(passed: int) -> float:
+        """Of the peak, for a model that is not trained in the first `passed` iterations."""
+        at, of = iteration - passed, cfg.num_iterations - passed
+        return scheduled_factor(cfg.schedule, at, of, cfg.warmup_iterations, cfg.final_learning_rate_fraction)
+
     warm = iteration >= cfg.value_warmup_iterations
-    moves_value = not warm or cfg.update == "joint"
-    return Plan(iteration, rollouts, advantages, layouts, kl_coef, rate, moves_policy=warm, moves_value=moves_value)
+    return Plan(
+        iteration,
+        rollouts,
+        advantages,
+        layouts,
+        kl_coef,
+        policy_rate=rate(cfg.value_warmup_iterations) if warm else 0.0,
+        value_rate=rate(0),
+        moves_policy=warm,
+        moves_value=not warm or cfg.update == "joint",
+    )
 
 
 # -- bookkeeping -------------------------------------------------------------------------------------------------

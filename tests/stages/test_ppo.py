@@ -437,6 +437,31 @@ def test_events_after_the_boundary_are_forgotten_on_a_resume(tmp_path):
     assert kept == [1, 2]
 
 
+def test_a_run_that_died_before_it_saved_begins_its_log_again(inputs, tmp_path):
+    job = job_at(tmp_path, type("DyingEarly", (Dying,), {"life": 2}))
+    with pytest.raises(Dead):
+        ppo.run(Ppo(**KNOBS), inputs, job)
+    with (tmp_path / "out/metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "torn')
+    assert [row["step"] for row in run(inputs, tmp_path)] == [1, 2, 3]
+
+
+def test_killed_while_it_publishes_it_publishes_again(inputs, tmp_path, monkeypatch):
+    knobs = {"lora": LoraConfig(rank=4), "value_from": "policy", "num_iterations": 1}
+    original = actors_module.LoraActors.save
+
+    def dying(self: Any, folder: Path, tokenizer: Any) -> None:
+        original(self, folder, tokenizer)
+        raise Dead
+
+    with monkeypatch.context() as patch:
+        patch.setattr(actors_module.LoraActors, "save", dying)
+        with pytest.raises(Dead):
+            ppo.run(Ppo(**{**KNOBS, **knobs}), inputs, job_at(tmp_path))
+    run(inputs, tmp_path, **knobs)
+    assert (tmp_path / "out/ema/adapter/adapter_model.safetensors").is_file()
+
+
 def test_an_adapter_run_that_died_ends_as_if_it_had_not(inputs, tmp_path):
     lora = {"lora": LoraConfig(rank=4), "value_from": "policy"}
     ppo.run(Ppo(**{**FULL, **lora}), inputs, job_at(tmp_path / "whole"))
@@ -690,6 +715,20 @@ def test_rates_warm_up_from_a_tenth_and_then_follow_their_schedule(inputs, tmp_p
         "cosine": [0.2 + 0.4 * (1 + math.cos(math.pi * k / 4)) for k in range(4)],
     }[schedule]
     assert rates == pytest.approx([1e-3 * f for f in (0.1, 0.55, *after)])
+
+
+def test_the_policy_warms_up_when_its_own_training_begins(inputs, tmp_path, watched, monkeypatch):
+    rates: list[tuple[float, float]] = []
+    step = Learner._step
+
+    def noting(self: Learner, plan: Any) -> None:
+        rates.append((plan.policy_rate, plan.value_rate))
+        step(self, plan)
+
+    monkeypatch.setattr(Learner, "_step", noting)
+    once = {"num_epochs": 1, "minibatch_size": 8, "num_iterations": 5}
+    run(inputs, tmp_path, value_warmup_iterations=2, warmup_iterations=2, **once)
+    assert rates == [(0.0, 0.1), (0.0, 0.55), (0.1, 1.0), (0.55, 1.0), (1.0, 1.0)]
 
 
 def test_a_sample_hangs_on_its_seed_its_iteration_and_its_prompt(inputs, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -115,10 +116,14 @@ def iterations(series: Series) -> list[dict[str, float]]:
 
 
 def told(
-    metrics: Sequence[dict[str, float]], kl_goal: float | None = None, warmup: int = 0, health: Health | None = None
+    metrics: Sequence[dict[str, float]],
+    kl_goal: float | None = None,
+    warmup: int = 0,
+    health: Health | None = None,
+    first: int = 1,
 ) -> list[Event]:
     health = health or Health(kl_goal, warmup)
-    return [event for each in metrics for event in health.look(each)]
+    return [event for step, each in enumerate(metrics, first) for event in health.look(step, each)]
 
 
 def options(case: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +216,7 @@ def test_what_was_looked_at_again_gives_the_same_events_from_there_on(seed):
         logged = [json.loads(json.dumps(each)) for each in metrics[:cut]]
         before = told(logged, health=health)
         assert before == [event for event in whole if event.step <= cut]
-        assert told(metrics[cut:], health=health) == [event for event in whole if event.step > cut]
+        assert told(metrics[cut:], health=health, first=cut + 1) == [event for event in whole if event.step > cut]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -234,3 +239,15 @@ def test_no_rule_speaks_of_a_healthy_run(seed):
         for i in range(150)
     ]
     assert told(metrics, 6.0, 0) == []
+
+
+def test_a_gap_that_is_corrected_for_is_not_told():
+    far = [{"policy/sampling_kl": 0.05}] * 15
+    for corrected, count in ((False, 1), (True, 0)):
+        health = Health(None, 0, corrected=corrected)
+        assert len([event for step, each in enumerate(far, 1) for event in health.look(step, each)]) == count
+
+
+def test_what_is_not_a_number_says_nothing():
+    strange = [{"objective/kl": math.nan, "policy/entropy": math.inf, "ppo/clip_fraction": math.nan}] * 30
+    assert told(strange) == []
