@@ -36,6 +36,7 @@ class Adapters:
         self.base, self._name = base.requires_grad_(False), name
         self._targets = sorted(_linear_names(base))
         self._configs: dict[str, peft.LoraConfig] = {}
+        self._on: str | None = None
 
     def add(self, name: str, lora: LoraConfig) -> None:
         """A fresh one: the model is unchanged until it is trained."""
@@ -85,16 +86,18 @@ class Adapters:
         self._configs[name].save_pretrained(place)
 
     def parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
-        return {key: value for key, value in self.base.named_parameters() if f".{name}." in key and "lora_" in key}
+        return {key: value for key, value in self.base.named_parameters() if _adapter_of(key) == name}
 
     @contextlib.contextmanager
     def using(self, name: str | None) -> Iterator[PreTrainedModel]:
-        """The model with one adapter on, or none."""
+        """The model with one adapter on, or none; afterwards, the one that was on before."""
+        before, self._on = self._on, name
         self._switch(name)
         try:
             yield self.base
         finally:
-            self._switch(None)
+            self._on = before
+            self._switch(before)
 
     def merged(self, name: str) -> PreTrainedModel:
         """A copy of the model with one adapter in its weights, as if there had never been any."""
@@ -119,6 +122,7 @@ class Adapters:
 
     def turn_on(self, name: str) -> None:
         """Leave one adapter on, to train it by itself."""
+        self._on = name
         self._switch(name)
 
     def _switch(self, name: str | None) -> None:
@@ -136,6 +140,12 @@ def _linear_names(model: PreTrainedModel) -> set[str]:
     """What the linear layers of the trunk are called; the head is not among them."""
     kinds = (torch.nn.Linear, Conv1D)
     return {name.rpartition(".")[2] for name, module in model.base_model.named_modules() if isinstance(module, kinds)}
+
+
+def _adapter_of(key: str) -> str | None:
+    """Whose parameter it is: `...q_proj.lora_A.NAME.weight`."""
+    before, _, after = key.rpartition(".lora_")
+    return after.split(".")[1] if before else None
 
 
 class AdapterScalar:

@@ -71,7 +71,33 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedMo
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
     )
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    check_attention(model)
+    return model
+
+
+@torch.no_grad()
+def check_attention(model: PreTrainedModel) -> None:
+    """Refuse a model that our attention does not fit: where it masks by itself, or has terms that ours lacks.
+
+    Raises:
+        ConfigError: two short sequences in one packed row are not what each is alone with the library's own attention.
+    """
+    one, two = (torch.arange(3, 7, device=model.device), torch.arange(2, 5, device=model.device))
+    place = torch.cat([torch.arange(len(one)), torch.arange(len(two))])[None].to(model.device)
+    try:
+        packed = model(input_ids=torch.cat([one, two])[None], position_ids=place, use_cache=False).logits[0]
+        model.set_attn_implementation("eager")
+        alone = torch.cat([model(input_ids=ids[None], use_cache=False).logits[0] for ids in (one, two)])
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"{model.config.model_type}: align's attention does not fit it: {error}") from None
+    finally:
+        model.set_attn_implementation(ATTENTION)
+    if not torch.allclose(packed, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max())):
+        raise ConfigError(
+            f"{model.config.model_type}: its attention is not one that align computes; choose a model with plain, "
+            f"grouped or sliding-window attention (gpt2, gpt_neox, llama, mistral, qwen2, qwen3, ...)"
+        )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -53,7 +53,7 @@ def response_likelihoods(
     at = before_responses(packed, responses)
     targets = torch.tensor([token for response in responses for token in response], device=at.device)
     where = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
-    if _head_is_plain(model):
+    if head_is_plain(model):
         hidden = model.base_model(**where).last_hidden_state[0].index_select(0, at)
         head = model.get_output_embeddings()
         return head_logprobs(hidden, head.weight, head.bias, targets, temperature, with_entropy)
@@ -63,11 +63,17 @@ def response_likelihoods(
 
 
 _PLAIN: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_AFTER_HEAD = ("final_logit_softcapping", "logits_soft_cap", "logits_scaling", "logit_scale")
 
 
 @torch.no_grad()
-def _head_is_plain(model: PreTrainedModel) -> bool:
-    """True where logits are the output embeddings times the last hidden state; some models scale or cap them after."""
+def head_is_plain(model: PreTrainedModel) -> bool:
+    """True where logits are the output embeddings times the last hidden state; some models scale or cap them after.
+
+    A config that says so is believed, for a cap is not felt while logits are small; what no config says is measured.
+    """
+    if any(getattr(model.config, name, None) not in (None, 1.0) for name in _AFTER_HEAD):
+        return False
     if model not in _PLAIN:
         head, ids = model.get_output_embeddings(), torch.arange(4, device=model.device)[None]
         with torch.autocast(model.device.type, enabled=False):

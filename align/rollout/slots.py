@@ -14,6 +14,8 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from align.models.packed import head_is_plain
+
 
 @dataclass
 class _Window:
@@ -73,6 +75,8 @@ class Slots:
         self._window = _Window(count, longest, longest)
         decoder = model.config.get_text_config(decoder=True)
         strange = set(getattr(decoder, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if not strange and model._is_stateful:
+            strange = {"a state of another kind"}
         if strange:
             raise ValueError(
                 f"{decoder.model_type}: expected attention in every layer, got {', '.join(sorted(strange))}"
@@ -92,14 +96,19 @@ class Slots:
         input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         cache = DynamicCache()
-        logits = self._model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),  # without them, padding shifts learned positions
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),  # without them, padding shifts learned positions
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if head_is_plain(self._model):
+            # The library's slice of the last tokens is not contiguous, and PyTorch then copies the head for each row.
+            hidden = self._model.base_model(**given).last_hidden_state[:, -1].contiguous()
+            logits = self._model.get_output_embeddings()(hidden)
+        else:
+            logits = self._model(**given, logits_to_keep=1).logits[:, -1]
         window = self._window
         begin = window.end - width
         window.begin = min(window.begin, begin)

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.configs import ModelConfig
 from align.errors import ConfigError
-from align.models.load import build_model
+from align.models.load import build_model, load_model
 from align.optimizers import pretraining_optimizers
 from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer
@@ -73,3 +73,31 @@ def test_muon_makes_each_projection_of_gpt_neox_orthogonal(tokenizer):
     muon.step()
     norms = (weight.detach() - before).view(4, 3, 24, 96).pow(2).sum((0, 2, 3)).sqrt()
     assert norms[0].item() == pytest.approx(norms[1].item(), rel=0.1)
+
+
+def test_a_model_that_masks_or_places_by_itself_is_refused(tmp_path, tokenizer):
+    """OPT makes a mask of its own, so that packed sequences would see each other; BLOOM adds a slope to its scores."""
+    for name, sizes in (
+        ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 32, "max_position_embeddings": 64}),
+        ("bloom", {}),
+    ):
+        config = AutoConfig.for_model(
+            name,
+            vocab_size=280,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            init_std=0.3,
+            initializer_range=0.3,
+            **sizes,
+        )
+        folder = tmp_path / name
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        with pytest.raises(ConfigError, match=f"^{name}: "):
+            load_model(folder)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama", "qwen3", "mistral", "gemma3_text", "phi3"])
+def test_a_model_whose_attention_is_ours_is_loaded(tmp_path, tokenizer, architecture):
+    tiny(tokenizer, architecture, num_heads=8).save_pretrained(tmp_path)
+    assert load_model(tmp_path).config._attn_implementation == "align"
