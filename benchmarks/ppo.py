@@ -5,11 +5,11 @@
 
 Both sides are processes of their own that start from the same weights and prompts and take turns, an iteration each: 64
 episodes of 32 prompt and 48 response tokens, 4 epochs of 4 minibatches, a separate critic. Ours is in bf16. TRL runs as
-it comes: its config says bf16, but its trainer leaves that behind and computes in float32; `*_trl_bf16` is beside TRL made
-to use bf16 by an environment variable. Ours has two AdamW optimizers with TRL's betas, TRL one with a `vf_coef`.
+it comes: its config says bf16, but its trainer leaves that behind and computes in float32; `*_trl_bf16` is beside TRL
+made to use bf16 by an environment variable. Ours has two AdamW optimizers with TRL's betas, TRL one with a `vf_coef`.
 
-`toy/*`, fp32 on both sides: a small model is to say one word; the mean share of it in the responses, before and after 19
-updates. Memory is what a process holds on the host beyond its imports, TRL in bf16.
+`toy/*`, fp32 on both sides: a small model is to say one word; the mean share of it in the responses, before and after
+19 updates. Memory is what a process holds on the host beyond its imports, TRL in bf16.
 """
 
 from __future__ import annotations
