@@ -37,16 +37,10 @@ format: setup ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## speed, beside a peer and the machine's limit; figures in benchmarks/results
-	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file --json benchmarks/results/$$(basename $$file .py).json || exit 1; done
-
-PEERS := .venv-peers
-peers: $(PEERS)/.ready ## make .venv-peers, in which the peer of the PPO benchmark runs
-
-$(PEERS)/.ready: benchmarks/peers/requirements.txt
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
-	touch $@
+bench: setup peers ## speed, beside a peer and the machine's limit; figures in benchmarks/results
+	for file in $(filter-out benchmarks/claims.py,$(wildcard benchmarks/[a-z]*.py)); do \
+		$(BIN)/python $$file --json benchmarks/results/$$(basename $$file .py).json || exit 1; \
+	done
 
 clean: ## remove what the tools left, but no artifacts and no .venv
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist
