@@ -35,6 +35,8 @@ CUDA = {
     "micro_batch_tokens": 32_768,
 }
 EPOCHS = MINIBATCHES = 4
+# Small enough that responses keep their length: at 3e-6 both sides unlearn in five iterations to end their text.
+STILL = 1e-9
 
 
 class Side:
@@ -103,7 +105,7 @@ def race(size: dict[str, int], rounds: int, device: str, **knobs: Any) -> dict[s
             "minibatches": MINIBATCHES,
             "temperature": 1.0,
             "kl_coef": knobs.get("kl_coef", 0.05),
-            "learning_rate": knobs.get("learning_rate", 3e-6),
+            "learning_rate": knobs.get("learning_rate", STILL),
             "iterations": rounds + 1,
             "eos_token_id": EOS if end else None,
             "device": device,
