@@ -20,6 +20,7 @@ from align.configs import HardwareConfig, LoraConfig, Ppo, RunConfig
 from align.data.records import write_info, write_rows
 from align.job import Inputs, Job
 from align.stages import ppo
+from align.worker import reuse_freed_memory
 
 
 def rss(field: str) -> int:
@@ -76,6 +77,7 @@ def bf16_peak(device: torch.device) -> float:
 
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
+    reuse_freed_memory()  # as `run_stage` does
     rule = settings["rule_reward"] is not None
     with tempfile.TemporaryDirectory() as folder:
         work, data = Path(folder, "work"), Path(folder, "prompts")
@@ -112,7 +114,11 @@ def main() -> None:
             sampling_precision=settings["precision"],
             seed=settings.get("seed", 0),
         )
-        hardware = HardwareConfig(device=settings["device"], micro_batch_tokens=settings["micro_batch_tokens"])
+        hardware = HardwareConfig(
+            device=settings["device"],
+            micro_batch_tokens=settings["micro_batch_tokens"],
+            checkpoint_seconds=1e9,  # the peer writes none
+        )
         job = Turns("bench", work, RunConfig(hardware=hardware))
         print(json.dumps({"ready": True, "bf16_flops": bf16_peak(job.device)}), flush=True)
         ppo.run(cfg, inputs, job)

@@ -92,11 +92,11 @@ class _HeadLogprobs(torch.autograd.Function):
             gradient = every.exp()
             if ctx.with_entropy:
                 slope = d_logprobs[at, None] + d_entropies[at, None] * (every + entropies[at, None])
-                gradient.mul_(slope).neg_()
+                gradient.mul_(slope.div_(-ctx.temperature))
             else:
-                gradient.mul_(-d_logprobs[at, None])
-            gradient.scatter_add_(1, targets[at, None], d_logprobs[at, None])
-            gradient = gradient.div_(ctx.temperature).to(hidden.dtype)
+                gradient.mul_(d_logprobs[at, None] / -ctx.temperature)
+            gradient.scatter_add_(1, targets[at, None], d_logprobs[at, None] / ctx.temperature)
+            gradient = gradient.to(hidden.dtype)
             d_hidden[at] = gradient @ weight
             if d_weight is not None:
                 d_weight += gradient.mT @ hidden[at]
@@ -110,4 +110,5 @@ class _HeadLogprobs(torch.autograd.Function):
 def _log_softmax(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
 ) -> torch.Tensor:
-    return F.linear(hidden, weight, bias).float().div_(temperature).log_softmax(1)
+    logits = F.linear(hidden, weight, bias).float()
+    return (logits if temperature == 1 else logits.div_(temperature)).log_softmax(1)

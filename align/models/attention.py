@@ -27,6 +27,7 @@ ATTENTION = "align"
 # tokens, even at 256); for long ones the plain products need memory by the length squared.
 _PLAIN_UP_TO = 256
 _SHORT = 64  # tokens
+_ROUND = 16  # tokens; few different shapes, as in align/text/packing.py
 
 
 class PackedLayout(NamedTuple):
@@ -47,9 +48,12 @@ def packed_layout(starts: torch.Tensor) -> PackedLayout:
     doublings = torch.log2(lengths.float()).ceil().clamp(min=_SHORT.bit_length() - 1)
     groups, padding, taken = [], [], 0
     places = torch.empty_like(starts, dtype=torch.long)
+    varied = int(lengths.min()) != int(lengths.max())
     for doubling in doublings.unique():
         begin, length = first[doublings == doubling], lengths[doublings == doubling]
-        offsets = torch.arange(int(length.max()), device=starts.device).expand(len(begin), -1)
+        longest = int(length.max())
+        longest += -longest % _ROUND if varied else 0
+        offsets = torch.arange(longest, device=starts.device).expand(len(begin), -1)
         tokens = begin[:, None] + torch.minimum(offsets, length[:, None] - 1)
         real = offsets < length[:, None]
         places[tokens[real]] = taken + real.flatten().nonzero().squeeze(1)

@@ -10,10 +10,11 @@ import weakref
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from align.losses.lm import TokenLogprobs, head_logprobs
-from align.text.packing import Packed, pack
+from align.text.packing import ROUND, Packed, pack
 
 Ids = Sequence[int]
 Scalar = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # called as a ScalarModel is
@@ -52,14 +53,17 @@ def response_likelihoods(
     """
     at = before_responses(packed, responses)
     targets = torch.tensor([token for response in responses for token in response], device=at.device)
+    count = len(at)
+    at, targets = (F.pad(x, (0, -count % ROUND)) for x in (at, targets))  # the first token again, for nothing
     where = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
     if head_is_plain(model):
         hidden = model.base_model(**where).last_hidden_state[0].index_select(0, at)
         head = model.get_output_embeddings()
-        return head_logprobs(hidden, head.weight, head.bias, targets, temperature, with_entropy)
+        found = head_logprobs(hidden, head.weight, head.bias, targets, temperature, with_entropy)
+        return TokenLogprobs(*(part[:count] for part in found))
     logprobs = (model(**where, logits_to_keep=at).logits[0].float() / temperature).log_softmax(-1)
     entropies = -(logprobs.exp() * logprobs).sum(-1) if with_entropy else torch.zeros(len(at), device=at.device)
-    return TokenLogprobs(logprobs.gather(1, targets[:, None])[:, 0], entropies)
+    return TokenLogprobs(logprobs.gather(1, targets[:, None])[:count, 0], entropies[:count])
 
 
 _PLAIN: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()

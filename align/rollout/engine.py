@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from align.rollout.slots import Slots
 
-_SPARE = 0.15  # share of the slots that are free before they are filled again or given up
+_SPARE = 0.15  # share of the slots that are free before they are filled again
+_ROUND = 8  # slots that are given up at a time: few different shapes, as in align/text/packing.py
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of splitmix64 as signed 64-bit integers
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -185,8 +186,8 @@ class _Flight:
             self._request[rows], self._written[rows] = torch.tensor(taken, device=rows.device), 0
             self._alive[rows] = True
             return self._draw(rows, self._slots.admit(rows, [self._prompts[i] for i in taken]), starting=True)
-        if not self._queue and free >= _SPARE * len(self._alive):
-            self._keep(self._alive.nonzero().squeeze(1))
+        if not self._queue and free >= _ROUND:
+            self._give_up()
         rows = self._alive.nonzero().squeeze(1)
         return self._draw(rows, self._slots.step(self._token)[rows])
 
@@ -207,10 +208,18 @@ class _Flight:
             for i, n in zip(done, lengths, strict=True)
         ]
 
-    def _keep(self, rows: torch.Tensor) -> None:
-        self._slots.keep(rows)
-        self._request, self._written = self._request[rows], self._written[rows]
-        self._token, self._alive = self._token[rows], self._alive[rows]
+    def _give_up(self) -> None:
+        """Go on with the slots that are in use, and with as many free ones as make a round number of rows."""
+        count = self._num_alive + -self._num_alive % _ROUND
+        if count >= len(self._alive):
+            return
+        rows = count + self._alive[count:].nonzero().squeeze(1)
+        places = (~self._alive[:count]).nonzero().squeeze(1)[: len(rows)]
+        self._slots.give_up(count, rows, places)
+        for state in (self._request, self._written, self._token, self._alive):
+            state[places] = state[rows]
+        self._request, self._written = self._request[:count], self._written[:count]
+        self._token, self._alive = self._token[:count], self._alive[:count]
 
 
 def _choose(

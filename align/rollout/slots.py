@@ -144,14 +144,14 @@ class Slots:
         """Free slots: what they saw is seen no more."""
         self._seen[rows] = 0
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Give up all slots but `rows`, which become the first ones in that order."""
+    def give_up(self, count: int, rows: torch.Tensor, places: torch.Tensor) -> None:
+        """Give up all slots but the first `count`; before, `rows` move into the free slots `places` among those."""
         window = self._window
-        count, used = len(rows), slice(window.begin, window.end)
+        used = slice(window.begin, window.end)
         for layer in self._cache.layers:
-            layer.keys[:count, :, used] = layer.keys[rows, :, used]
-            layer.values[:count, :, used] = layer.values[rows, :, used]
-        self._seen[:count], self._position[:count] = self._seen[rows], self._position[rows]
+            layer.keys[places, :, used] = layer.keys[rows, :, used]
+            layer.values[places, :, used] = layer.values[rows, :, used]
+        self._seen[places], self._position[places] = self._seen[rows], self._position[rows]
         window.rows = count
 
     def _move(self) -> None:

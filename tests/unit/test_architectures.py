@@ -47,7 +47,7 @@ def test_a_sliding_window_holds_in_packed_rows(tokenizer, architecture):
     packed = pack(sequences)
     got = ours(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits[0]
     alone = torch.cat([plain(input_ids=torch.tensor([s]), use_cache=False).logits[0] for s in sequences])
-    torch.testing.assert_close(got, alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got[: len(alone)], alone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["gpt_oss", "gemma2"])

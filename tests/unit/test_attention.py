@@ -49,7 +49,8 @@ def models(request, tokenizer):
 
 def packed_logits(model, sequences):
     packed = pack(sequences)
-    return model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits[0]
+    logits = model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits[0]
+    return logits[: sum(map(len, sequences))]
 
 
 def alone_logits(model, sequences):
@@ -77,10 +78,10 @@ def starts_of(lengths):
 
 def test_layout_of_short_sequences_by_hand():
     layout = packed_layout(starts_of([3, 1, 2]))
-    assert layout.shapes == ((3, 3),)
-    assert layout.tokens.tolist() == [0, 1, 2, 3, 3, 3, 4, 5, 5]
-    assert layout.places.tolist() == [0, 1, 2, 3, 6, 7]
-    assert layout.padding.tolist() == [4, 5, 8]
+    assert layout.shapes == ((3, 16),)
+    assert layout.tokens.tolist() == [0, 1] + [2] * 14 + [3] * 16 + [4] + [5] * 15
+    assert layout.places.tolist() == [0, 1, 2, 16, 32, 33]
+    assert layout.padding.tolist() == [*range(3, 16), *range(17, 32), *range(34, 48)]
 
 
 @pytest.mark.parametrize("lengths", [[64, 65, 128, 129, 1], [200, 3, 70, 300, 5, 90], [1], [64] * 3, [17, 257]])
@@ -157,7 +158,7 @@ def test_several_packed_rows_at_once(models):
         position_ids=torch.cat([p.position_ids for p in packed]),
         use_cache=False,
     ).logits
-    near(logits.flatten(0, 1), alone_logits(plain, rows[0] + rows[1]))
+    near(logits[:, :12].flatten(0, 1), alone_logits(plain, rows[0] + rows[1]))
 
 
 @pytest.mark.parametrize("lengths", [[5, 9, 1, 7], [270, 30]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -336,8 +337,9 @@ def test_asking_for_entropies_changes_no_logprob():
 @torch.no_grad()
 def test_the_head_runs_for_response_tokens_alone(monkeypatch):
     ours, _ = model_of("gpt2")
-    packed = pack_pairs(PROMPTS, RESPONSES, "cpu")
-    response_logprobs(ours, packed, RESPONSES)  # finds out what kind of head it is
+    prompts, responses = PROMPTS * 8, RESPONSES * 8
+    packed = pack_pairs(prompts, responses, "cpu")
+    response_logprobs(ours, packed, responses)  # finds out what kind of head it is
     seen, linear = [], F.linear
     vocabulary = ours.config.vocab_size
 
@@ -347,5 +349,6 @@ def test_the_head_runs_for_response_tokens_alone(monkeypatch):
         return linear(hidden, weight, *rest)
 
     monkeypatch.setattr(F, "linear", watched)
-    response_logprobs(ours, packed, RESPONSES)
-    assert seen == [sum(map(len, RESPONSES))]
+    response_logprobs(ours, packed, responses)
+    assert seen == [64 * math.ceil(sum(map(len, responses)) / 64)]
+    assert seen[0] < packed.input_ids.numel()

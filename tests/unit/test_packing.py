@@ -13,9 +13,19 @@ from align.text.packing import micro_batches, pack, pack_documents
 
 def test_pack_by_hand():
     packed = pack([[5, 6, 7], [8], [9, 10]])
-    assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9, 10]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9, 10] + [0] * 58]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 0, 0, 1] + [0, 1, 2] * 19 + [0]]
     assert packed.ends.tolist() == [2, 3, 5]
+
+
+@pytest.mark.parametrize(("total", "row"), [(1, 64), (63, 64), (64, 64), (65, 128), (300, 320)])
+def test_a_row_is_a_multiple_of_64_tokens_long(total, row):
+    """Its filler begins anew, no later in the context than the sequences do."""
+    packed = pack([[5] * (total - total // 2), [6] * (total // 2)] if total > 1 else [[5]])
+    assert packed.input_ids.shape == packed.position_ids.shape == (1, row)
+    filler = packed.position_ids[0, total:]
+    assert row == total or int(filler[0]) == 0
+    assert int(packed.position_ids.max()) == total - total // 2 - 1
 
 
 def test_packed_sequences_can_be_cut_apart_again():
