@@ -1,4 +1,4 @@
-"""The command line: `align run`, `align plan`, `align STAGE`, `align artifacts`.
+"""The command line: `align run`, `align plan`, `align STAGE`, `align report`, `align artifacts`.
 
 Help needs neither Hydra nor torch; planning needs no torch.
 """
@@ -56,6 +56,10 @@ def _dispatch(arguments: list[str]) -> int:
         from align.artifacts_command import main as artifacts
 
         return artifacts(rest)
+    if verb == "report":
+        from align.report_command import main as report
+
+        return report(rest)
     return _compose(verb, rest)
 
 
@@ -67,7 +71,7 @@ def _compose(verb: str, arguments: list[str]) -> int:
         try:
             stage_class(verb)
         except ConfigError as error:
-            raise ConfigError(f"{error}; verbs: run, plan, artifacts") from None
+            raise ConfigError(f"{error}; verbs: run, plan, report, artifacts") from None
     if "-h" in arguments or "--help" in arguments:
         from align.help import command_help
 
@@ -133,10 +137,12 @@ def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: 
 
 def _run(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: list[str] | None) -> None:
     from align.pipeline import run_pipeline
-    from align.reading import show_outcomes
+    from align.reading import report_on_run, show_outcomes
 
     outcomes = run_pipeline(steps, store, settings)
-    show_outcomes(outcomes, store, settings.json, tracked=settings.tracker.backend == "wandb", member=member)
+    report = report_on_run(outcomes, store, settings.name, member)
+    tracked = settings.tracker.backend == "wandb"
+    show_outcomes(outcomes, store, settings.json, tracked=tracked, member=member, report=report)
 
 
 def _told(error: AlignError, debug: bool) -> int:
@@ -152,7 +158,7 @@ def _complete(arguments: list[str]) -> int:
     from align.hydra_app import run
 
     words = os.environ.get("COMP_LINE", "").split(" ")
-    verbs = ["run", "plan", "artifacts", *STAGES]
+    verbs = ["run", "plan", "report", "artifacts", *STAGES]
     if any(word.startswith("query=") for word in arguments):
         if len(words) < 3 or words[1] not in verbs:
             print(" ".join(verb for verb in verbs if verb.startswith(words[-1])))

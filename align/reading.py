@@ -41,7 +41,12 @@ def _print_json(rows: list[dict[str, Any]], member: list[str] | None) -> None:
 
 
 def show_outcomes(
-    outcomes: Sequence[Outcome], store: ArtifactStore, as_json: bool, tracked: bool, member: list[str] | None
+    outcomes: Sequence[Outcome],
+    store: ArtifactStore,
+    as_json: bool,
+    tracked: bool,
+    member: list[str] | None,
+    report: Path | None,
 ) -> None:
     """The end of a run: headline table and samples where there are evaluations, and where everything is."""
     ran = sum(not outcome.cached for outcome in outcomes)
@@ -58,10 +63,32 @@ def show_outcomes(
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in last.artifact.metrics.items())
         console.print(f"{last.step.label}:v{last.version}  {numbers}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"{ran} run, {len(outcomes) - ran} cached, {sum(o.seconds for o in outcomes):.1f} s")
+    if report is not None:
+        console.print(f"report:    {report}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"artifacts: {store.root}   (align artifacts --store {store.root} ls)", soft_wrap=True)
     if tracked and ran:
         folder = Path(os.environ.get("WANDB_DIR") or store.root) / "wandb"
         console.print(f"W&B runs:  {folder}   (wandb sync {folder}/offline-run-*)", soft_wrap=True)
+
+
+def report_on_run(
+    outcomes: Sequence[Outcome], store: ArtifactStore, name: str, member: list[str] | None
+) -> Path | None:
+    """The report on a pipeline's run, where something was evaluated; written anew where something was made.
+
+    It is named by the pipeline; that of a sweep's member by its overrides too.
+    """
+    evaluations = [o for o in outcomes if o.artifact.kind == "evaluation"]
+    if not evaluations:
+        return None
+    from align.report.page import file_name, write_report
+
+    overrides = "".join(f".{word}" for word in member or () if not word.startswith("pipeline="))
+    out = store.root / "reports" / file_name(name + overrides)
+    if out.exists() and all(outcome.cached for outcome in outcomes):
+        return out
+    write_report(store, [f"{o.step.label}:v{o.version}" for o in evaluations], out, title=name + overrides)
+    return out
 
 
 def _headline(evaluations: Sequence[Outcome]) -> Table:

@@ -130,7 +130,8 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
 
     _publish(cfg, actors, learner, tokenizer, job)
     kept = ("objective/kl", "objective/score", "gold/score", "heldout/score", "value/explained_variance")
-    return {name: metrics[name] for name in (*kept, "response_tokens") if name in metrics}
+    kept_metrics = {name: metrics[name] for name in (*kept, "response_tokens") if name in metrics}
+    return kept_metrics | _size(cfg, actors, job)
 
 
 # -- what PPO starts from ----------------------------------------------------------------------------------------
@@ -336,6 +337,7 @@ def _advantages(cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef: float) 
         "policy/sampling_kl": float(masked_mean(gap.exp() - 1 - gap, mask)),
         "value/explained_variance": float(explained_variance(rollouts.values, returns, mask)),
         "response_tokens": float(mask.sum(1).float().mean()),
+        "tokens": float(sum(map(samples.tokens, range(len(samples.ids))))),
         "response/ended": float(samples.ended.float().mean()),
     }
     return Advantages(normalize(advantages, mask) if cfg.normalize_advantages else advantages, returns), metrics
@@ -370,6 +372,15 @@ def _plan(
 
 def _state(learner: Learner, kl_coef: float, metrics: Metrics) -> dict[str, Any]:
     return {"learner": learner.state(), "kl_coef": kl_coef, "metrics": metrics}
+
+
+def _size(cfg: Ppo, actors: Actors, job: Job) -> Metrics:
+    """Tokens through updates, each epoch counted; the parameters of both models, where it is all of them that learn."""
+    tokens = cfg.num_epochs * sum(row.get("tokens", 0.0) for row in job.logged()) if job.is_main else 0.0
+    if cfg.lora.rank is not None:
+        return {"tokens": tokens}
+    learning = (*actors.policy_parameters.values(), *actors.value_parameters.values())
+    return {"tokens": tokens, "parameters": float(sum(p.numel() for p in learning))}
 
 
 def _publish(cfg: Ppo, actors: Actors, learner: Learner, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:

@@ -85,6 +85,8 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         job.checkpoint(step + 1, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
     metrics = {"rankings": float(len(train)), "dropped": float(dropped)}
+    metrics["tokens"] = float(cfg.num_epochs * sum(ranking.tokens for ranking in train))
+    metrics["parameters"] = float(model.classifier.num_parameters())
     metrics |= _accuracies(model, held_out, job, cfg.precision) if held_out else {}
     metrics |= _centre(model, inputs, tokenizer, context, job, cfg.precision)
     if job.is_main:

@@ -76,6 +76,8 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
             trained = trained.merge_and_unload()
         save_model(trained, tokenizer, job.out)
     metrics = {"demonstrations": float(num_demonstrations), "dropped": float(dropped)}
+    metrics["tokens"] = float(cfg.num_epochs * sum(len(example["input_ids"]) for example in train))
+    metrics["parameters"] = float(trained.num_parameters())
     return metrics | ({"eval/loss": _loss(trained, held_out, job, cfg.precision)} if held_out else {})
 
 

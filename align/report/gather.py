@@ -1,0 +1,129 @@
+"""What a report is about: artifacts of the store in the order in which they were made, with their logs and samples."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from align.artifacts import Artifact, ArtifactStore
+from align.errors import StoreError
+from align.plan import flat
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """One artifact, and what is kept beside it.
+
+    Attributes:
+        name: the step, without its pipeline where all of a report are of one, and with its version where the report has
+            several; version: "v3", or a piece of its key.
+        inputs: (slot, key) of what it was made from.
+        changes: (knob, before, now), against the version before.
+    """
+
+    name: str
+    version: str
+    artifact: Artifact
+    inputs: list[tuple[str, str]]
+    log: list[Row]
+    events: list[Row]
+    samples: list[Row]
+    changes: list[tuple[str, str, str]]
+
+    @property
+    def key(self) -> str:
+        return self.artifact.key
+
+    @property
+    def label(self) -> str:
+        """The name with its version."""
+        return self.name if ":" in self.name else f"{self.name}:{self.version}"
+
+    @property
+    def stage(self) -> str:
+        return self.artifact.stage
+
+
+def gather(store: ArtifactStore, refs: Sequence[str]) -> list[Made]:
+    """Everything that `refs` were made from, and themselves; a pipeline's name stands for the latest of all its steps.
+
+    Raises:
+        StoreError: there is no such artifact.
+    """
+    order: dict[str, Artifact] = {}
+    for ref in refs:
+        for artifact in _named(store, ref):
+            for each in reversed(store.lineage(artifact)):
+                order.setdefault(each.key, each)
+    pipelines = {ref.partition("/")[0] for ref in refs if "@" not in ref}
+    only = pipelines.pop() if len(pipelines) == 1 else None
+    made = [_made(store, artifact, only) for artifact in _parents_first(order)]
+    count = Counter(each.name for each in made)
+    return [replace(each, name=f"{each.name}:{each.version}") if count[each.name] > 1 else each for each in made]
+
+
+def _named(store: ArtifactStore, ref: str) -> list[Artifact]:
+    if "/" in ref or "@" in ref:
+        return [store.find(ref)]
+    names = [name for name in store.names() if name.startswith(f"{ref}/")]
+    if not names:
+        known = ", ".join(sorted({name.partition("/")[0] for name in store.names()})) or "none yet"
+        raise StoreError(f"{ref}: no pipeline of that name in {store.root}; pipelines: {known}")
+    return [store.find(name) for name in names]
+
+
+def _parents_first(artifacts: dict[str, Artifact]) -> list[Artifact]:
+    placed: dict[str, Artifact] = {}
+
+    def place(artifact: Artifact) -> None:
+        if artifact.key in placed:
+            return
+        for entries in artifact.manifest["inputs"].values():
+            for entry in entries:
+                place(artifacts[entry["key"]])
+        placed[artifact.key] = artifact
+
+    for artifact in sorted(artifacts.values(), key=lambda a: a.manifest["created"]):
+        place(artifact)
+    return list(placed.values())
+
+
+def _made(store: ArtifactStore, artifact: Artifact, only: str | None) -> Made:
+    names = store.names_of(artifact) or [artifact.ref]
+    called = next((name for name in names if only and name.startswith(f"{only}/")), names[0])
+    name, _, version = called.partition(":")
+    inputs = [(slot, e["key"]) for slot, entries in artifact.manifest["inputs"].items() for e in entries]
+    return Made(
+        name=name.removeprefix(f"{only}/") if only else name,
+        version=version or artifact.key[:8],
+        artifact=artifact,
+        inputs=inputs,
+        log=_rows(artifact.path / "metrics.jsonl"),
+        events=_rows(artifact.path / "events.jsonl"),
+        samples=_rows(artifact.path / "samples.jsonl"),
+        changes=_changes(store, name, version, artifact),
+    )
+
+
+def _rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _changes(store: ArtifactStore, name: str, version: str, artifact: Artifact) -> list[tuple[str, str, str]]:
+    number = int(version[1:]) if version else 0
+    record = store.versions(name).get(number - 1) if number else None
+    before = store.get(record["stage"], record["key"]) if record else None
+    if before is None:
+        return []
+    old, new = flat(before.manifest["config"]), flat(artifact.manifest["config"])
+    return [
+        (knob, str(old.get(knob)), str(new.get(knob)))
+        for knob in sorted(old.keys() | new.keys())
+        if old.get(knob) != new.get(knob)
+    ]

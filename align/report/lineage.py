@@ -1,0 +1,67 @@
+"""The lineage of a report as a picture: boxes from left to right, each right of all it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from align.report.gather import Made
+
+_WIDTH, _HEIGHT, _ACROSS, _DOWN = 148, 40, 46, 18  # a box, and the gaps between boxes, in pixels
+
+
+def draw(made: Sequence[Made]) -> str:
+    """An SVG; `made` stands in an order in which inputs come first."""
+    columns = _columns(made)
+    tallest = max(map(len, columns.values()))
+    height = tallest * (_HEIGHT + _DOWN) + _DOWN
+    corners = {}
+    for column, members in columns.items():
+        top = (height - len(members) * (_HEIGHT + _DOWN) + _DOWN) / 2
+        for row, each in enumerate(members):
+            corners[each.key] = (column * (_WIDTH + _ACROSS) + 4, top + row * (_HEIGHT + _DOWN))
+    width = len(columns) * (_WIDTH + _ACROSS) - _ACROSS + 8
+    edges = [
+        _edge(corners[key], corners[each.key], f"{key} {each.key}", slot) for each in made for slot, key in each.inputs
+    ]
+    boxes = [_box(*corners[each.key], each) for each in made]
+    return (
+        f'<svg viewBox="0 0 {width} {height:.0f}" style="min-width:{0.62 * width:.0f}px" role="img" class="lineage">'
+        f"{''.join(edges)}{''.join(boxes)}</svg>"
+    )
+
+
+def _columns(made: Sequence[Made]) -> dict[int, list[Made]]:
+    """Each right of its inputs, but what has none, data, beside the first that reads it; near its inputs' height."""
+    depth: dict[str, int] = {}
+    for each in made:
+        depth[each.key] = max((depth[key] + 1 for _, key in each.inputs), default=0)
+    for each in made:
+        if not each.inputs:
+            readers = [depth[other.key] for other in made if any(key == each.key for _, key in other.inputs)]
+            depth[each.key] = max(0, min(readers, default=1) - 1)
+    columns: dict[int, list[Made]] = {column: [] for column in sorted(depth.values())}
+    for each in made:
+        columns[depth[each.key]].append(each)
+    height: dict[str, float] = {}
+    for members in columns.values():
+        members.sort(key=lambda each: sum(height.get(key, 0.0) for _, key in each.inputs) / max(1, len(each.inputs)))
+        height |= {each.key: row - len(members) / 2 for row, each in enumerate(members)}
+    return columns
+
+
+def _edge(one: tuple[float, float], other: tuple[float, float], ends: str, slot: str) -> str:
+    x1, y1, x2, y2 = one[0] + _WIDTH, one[1] + _HEIGHT / 2, other[0], other[1] + _HEIGHT / 2
+    bend = (x2 - x1) / 2
+    path = f"M{x1} {y1:.0f} C{x1 + bend} {y1:.0f} {x2 - bend} {y2:.0f} {x2} {y2:.0f}"
+    return f'<path class="edge" data-ends="{ends}" d="{path}"><title>{escape(slot)}</title></path>'
+
+
+def _box(x: float, y: float, made: Made) -> str:
+    tip = f"{made.artifact.ref}, sha256 {made.artifact.digest[:12]}"
+    return (
+        f'<g class="{escape(made.artifact.kind)}" data-key="{made.key}"><title>{escape(tip)}</title>'
+        f'<rect x="{x}" y="{y:.0f}" width="{_WIDTH}" height="{_HEIGHT}" rx="6"/>'
+        f'<text x="{x + 9}" y="{y + 17:.0f}">{escape(made.name[:21])}</text>'
+        f'<text class="faint" x="{x + 9}" y="{y + 32:.0f}">{escape(made.stage)} {escape(made.version)}</text></g>'
+    )

@@ -1,0 +1,114 @@
+"""A report as one HTML file that loads nothing, and as Markdown."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from align.artifacts import ArtifactStore
+from align.report import tables
+from align.report.charts import line_chart
+from align.report.gather import Made, gather
+from align.report.lineage import draw
+
+# Of each stage: a chart's title, then the metrics in it.
+_CURVES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
+    "pretrain": [("loss, nats a token", ("loss", "eval/loss")), ("gradient norm", ("grad_norm",))],
+    "sft": [("loss, nats a token", ("loss", "eval/loss")), ("gradient norm", ("grad_norm",))],
+    "reward": [("loss, nats a pair", ("loss",)), ("gradient norm", ("grad_norm",))],
+    "ppo": [
+        ("scores", ("objective/score", "heldout/score", "gold/score")),
+        ("KL to the reference, nats a response", ("objective/kl",)),
+        ("response length, tokens", ("response_tokens",)),
+        ("entropy, nats a token", ("policy/entropy",)),
+        ("share of tokens that are clipped", ("ppo/clip_fraction", "value/clip_fraction")),
+        ("explained variance of the value model", ("value/explained_variance",)),
+        ("loss on pretraining text, nats a token", ("ptx/loss",)),
+    ],
+}
+_ORDER = {stage: place for place, stage in enumerate(("ppo", "reward", "sft", "pretrain"))}
+_AGAINST_KL = ("objective/score", "heldout/score", "gold/score")
+
+
+class Charts(NamedTuple):
+    """One step's."""
+
+    step: str
+    pictures: list[Markup]
+
+
+def write_report(store: ArtifactStore, refs: Sequence[str], out: Path, title: str) -> None:
+    """Write the report on `refs` to the HTML file `out`, and as Markdown beside it."""
+    html, markdown = render(title, gather(store, refs))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in ((out, html), (out.with_suffix(".md"), markdown)):
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.replace(path)
+
+
+def file_name(title: str) -> str:
+    return re.sub(r"[^\w.=+-]", "-", title)[:150] + ".html"
+
+
+def render(title: str, made: Sequence[Made]) -> tuple[str, str]:
+    """(HTML, Markdown) of what `gather` found."""
+    environment = Environment(
+        loader=PackageLoader("align.report", ""),
+        autoescape=lambda name: str(name).startswith("page.html"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = _markdown_cell
+    facts: dict[str, Any] = {
+        "title": title,
+        "made_at": time.strftime("%Y-%m-%d %H:%M", time.localtime(max(m.artifact.manifest["created"] for m in made))),
+        "verdict": tables.verdict(made),
+        "headline": tables.headline(made),
+        "matrix": tables.matrix(made),
+        "reward_models": tables.reward_models(made),
+        "samples": tables.samples(made),
+        "events": tables.events(made),
+        "changes": tables.changes(made),
+        "costs": tables.costs(made),
+    }
+    pictures = {"lineage": Markup(draw(made)), "curves": curves(made)}
+    html = environment.get_template("page.html.jinja").render(**facts, **pictures)
+    return html, environment.get_template("page.md.jinja").render(**facts)
+
+
+def curves(made: Sequence[Made]) -> list[Charts]:
+    """Each step's learning curves; of PPO also its scores against KL. Metrics that were not logged are left out."""
+    found = []
+    for each in sorted(made, key=lambda each: _ORDER.get(each.stage, 0)):
+        pictures = []
+        unit = "iteration" if each.stage == "ppo" else "step"
+        for title, names in _CURVES.get(each.stage, ()):
+            series = {name: _points(each, "step", name) for name in names}
+            if any(series.values()):
+                pictures.append(Markup(line_chart(title, unit, series)))
+        if each.stage == "ppo":
+            series = {name: _points(each, "objective/kl", name) for name in _AGAINST_KL}
+            chart = line_chart("scores against KL, darker is later", "KL, nats a response", series, scattered=True)
+            pictures.insert(1, Markup(chart))
+        if pictures:
+            found.append(Charts(each.name, pictures))
+    return found
+
+
+def _points(made: Made, x: str, y: str) -> list[tuple[float, float]]:
+    return [(row[x], row[y]) for row in made.log if x in row and y in row]
+
+
+def _markdown_cell(text: object) -> str:
+    """Text that neither ends a table's cell nor is taken as markup."""
+    shown = " ".join(str(text).split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    for mark in "|*_`[]#~!":
+        shown = shown.replace(mark, f"\\{mark}")
+    return shown

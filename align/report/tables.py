@@ -1,0 +1,199 @@
+"""The figures of a report: what was asked of the evaluations, what each step cost, and whether it worked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from align.report.gather import Made
+
+Metrics = Mapping[str, float]
+
+
+class Table(NamedTuple):
+    columns: list[str]
+    rows: list[list[str]]
+
+
+class Answer(NamedTuple):
+    """What a model said to a prompt."""
+
+    text: str
+    score: str
+
+
+class Sample(NamedTuple):
+    prompt: str
+    answers: list[tuple[str, Answer]]  # (model, answer)
+
+
+def headline(made: Sequence[Made]) -> Table:
+    """A row an evaluation; columns that none of them has are left out."""
+    names, score = {each.key: each.name for each in made}, _score(made)
+    rows = []
+    for each in evaluations(made):
+        m, inputs = each.artifact.metrics, dict(each.inputs)
+        rows.append(
+            {
+                "model": names[inputs["model"]],
+                "over": names[inputs["baseline"]] if "baseline" in inputs else "",
+                "prompts": number(m, "prompts", 0),
+                f"{score} score": number(m, f"{score}/score"),
+                "greedy": number(m, f"greedy/{score}/score"),
+                "wins": interval(m, ""),
+                "wins, greedy": interval(m, "greedy/"),
+                "ties": percent(m, "ties", 0),
+                "KL, nats": number(m, "kl", 2),
+                "tokens": number(m, "response_tokens", 1),
+                "text loss": number(m, "pretrain_loss"),
+                "facts recalled": percent(m, "fact_recall"),
+            }
+        )
+    columns = [c for c in (rows[0] if rows else ()) if any(row[c] for row in rows)]
+    return Table(columns, [[row[c] for c in columns] for row in rows])
+
+
+def verdict(made: Sequence[Made]) -> list[str]:
+    """Did it work? A sentence for each evaluation that has a baseline, then what else should be known."""
+    names, said = {each.key: each.name for each in made}, []
+    for each in evaluations(made):
+        m, inputs = each.artifact.metrics, dict(each.inputs)
+        if "baseline" not in inputs or "win_rate" not in m:
+            continue
+        beyond = "beyond chance" if m["win_rate_low"] > 0.5 or m["win_rate_high"] < 0.5 else "not beyond chance"
+        said.append(
+            f"{names[inputs['model']]} wins {interval(m, '')} of {m['prompts']:,.0f} prompts over "
+            f"{names[inputs['baseline']]}, ties counted half: {beyond}."
+        )
+    said += [line for each in made if each.stage == "ppo" for line in _over_optimised(each)]
+    events = sum(len(each.events) for each in made)
+    said.append(f"{events} health event{'s' * (events != 1)}." if events else "No health events.")
+    return said
+
+
+def _over_optimised(ppo: Made) -> list[str]:
+    """Says so where the gold score fell from its best, over tenths of the run, while the score went on rising."""
+    gold = [row["gold/score"] for row in ppo.log if "gold/score" in row]
+    score = [row["objective/score"] for row in ppo.log if "gold/score" in row and "objective/score" in row]
+    size = max(1, len(gold) // 10)
+    if len(gold) < 10 or len(score) != len(gold):
+        return []
+    tenths = [(_mean(gold[i : i + size]), _mean(score[i : i + size])) for i in range(0, len(gold) - size + 1, size)]
+    best = max(range(len(tenths)), key=lambda i: tenths[i][0])
+    if tenths[-1][0] > tenths[best][0] - 0.05 or tenths[-1][1] < tenths[best][1]:
+        return []
+    return [
+        f"{ppo.name} is over-optimised: its gold score fell from {tenths[best][0]:.2f} to {tenths[-1][0]:.2f} while "
+        "the reward model's score rose; raise kl_coef or stop earlier."
+    ]
+
+
+def matrix(made: Sequence[Made]) -> Table | None:
+    """Win rates of models (rows) over baselines (columns); None where none is compared twice."""
+    names, wins = {each.key: each.name for each in made}, {}
+    for each in evaluations(made):
+        inputs = dict(each.inputs)
+        if "baseline" in inputs and "win_rate" in each.artifact.metrics:
+            wins[names[inputs["model"]], names[inputs["baseline"]]] = interval(each.artifact.metrics, "")
+    models, baselines = (list(dict.fromkeys(pair[i] for pair in wins)) for i in (0, 1))
+    if len(wins) <= min(len(models), len(baselines)):
+        return None
+    return Table(["", *baselines], [[m, *(wins.get((m, b), "") for b in baselines)] for m in models])
+
+
+def costs(made: Sequence[Made]) -> Table:
+    """Time of each step; tokens and FLOPs where a step says how many it trained on."""
+    rows, total = [], 0.0
+    for each in made:
+        m, manifest = each.artifact.metrics, each.artifact.manifest
+        total += manifest["seconds"]
+        flops = 6 * m["parameters"] * m["tokens"] if {"parameters", "tokens"} <= m.keys() else 0.0
+        code = str(manifest["code"].get("commit") or manifest["code"].get("version"))[:10]
+        rows.append(
+            [
+                each.name,
+                each.stage,
+                each.version,
+                f"{manifest['seconds']:,.1f}",
+                f"{m['tokens']:,.0f}" if flops else "",
+                f"{flops:.2g}" if flops else "",
+                code + ("+" if manifest["code"].get("dirty") else ""),
+            ]
+        )
+    rows.append(["all", "", "", f"{total:,.1f}", "", "", ""])
+    return Table(["step", "stage", "version", "seconds", "tokens", "FLOPs", "code"], rows)
+
+
+def changes(made: Sequence[Made]) -> Table:
+    rows = [[each.label, *change] for each in made for change in each.changes]
+    return Table(["step", "knob", "version before", "this version"], rows)
+
+
+def events(made: Sequence[Made]) -> Table:
+    rows = [[each.name, str(e["step"]), e["name"], e["message"]] for each in made for e in each.events]
+    return Table(["step", "at", "sign", "what it says"], rows)
+
+
+def reward_models(made: Sequence[Made]) -> Table:
+    """How well each reward model puts held-out pairs in order."""
+    shown = {
+        "as labelers do": "accuracy",
+        "as gold does": "gold_accuracy",
+        "labelers as gold does": "labeler_gold_accuracy",
+        "longer is better": "length_accuracy",
+    }
+    rows = []
+    for each in made:
+        if each.stage == "reward":
+            m = each.artifact.metrics
+            rows.append([each.name, number(m, "held_out_pairs", 0), *(percent(m, name) for name in shown.values())])
+    columns = ["reward model", "held-out pairs", *shown]
+    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    return Table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
+
+
+def samples(made: Sequence[Made]) -> list[Sample]:
+    """The answers of every evaluated model to the same prompts, sampled at temperature 1."""
+    names = {each.key: each.name for each in made}
+    found: dict[str, dict[str, Answer]] = {}
+    for each in evaluations(made):
+        inputs = dict(each.inputs)
+        for row in each.samples:
+            answers = found.setdefault(row["prompt"], {})
+            if "baseline" in row:
+                answers.setdefault(names[inputs["baseline"]], Answer(row["baseline"], _shown(row, "baseline_score")))
+            answers[names[inputs["model"]]] = Answer(row["response"], _shown(row, "score"))
+    return [Sample(prompt, list(answers.items())) for prompt, answers in found.items()]
+
+
+def evaluations(made: Sequence[Made]) -> list[Made]:
+    return [each for each in made if each.artifact.kind == "evaluation"]
+
+
+def number(metrics: Metrics, name: str, digits: int = 3) -> str:
+    return f"{metrics[name]:,.{digits}f}" if name in metrics else ""
+
+
+def percent(metrics: Metrics, name: str, digits: int = 1) -> str:
+    return f"{100 * metrics[name]:.{digits}f} %" if name in metrics else ""
+
+
+def interval(metrics: Metrics, prefix: str) -> str:
+    names = [f"{prefix}{name}" for name in ("win_rate", "win_rate_low", "win_rate_high")]
+    if not all(name in metrics for name in names):
+        return ""
+    rate, low, high = (100 * metrics[name] for name in names)
+    return f"{rate:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def _score(made: Sequence[Made]) -> str:
+    return "gold" if any("gold/score" in each.artifact.metrics for each in evaluations(made)) else "reward"
+
+
+def _shown(row: Mapping[str, object], name: str) -> str:
+    value = row.get(name)
+    return f"{value:.2f}" if isinstance(value, int | float) else ""
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,38 @@
+"""`align report`: one page that says whether it worked, from manifests and logs alone. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from align.artifacts import ArtifactStore
+from align.errors import ConfigError, StoreError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"align report: {message}; see align report --help")
+
+
+def main(arguments: list[str]) -> int:
+    parser = _Parser(prog="align report", description=__doc__)
+    parser.add_argument(
+        "refs", nargs="+", metavar="REF", help="PIPELINE (the latest of its steps), PIPELINE/STEP[:vN] or STAGE@KEY"
+    )
+    parser.add_argument("--store", default="artifacts", metavar="FOLDER", help="default: artifacts")
+    parser.add_argument(
+        "--out", metavar="FILE.html", help="default: STORE/reports/REF.html; a .md file comes beside it"
+    )
+    options = parser.parse_args(arguments)
+    store = ArtifactStore(options.store)
+    if not store.root.is_dir():
+        raise StoreError(f"{store.root}: no artifacts here yet; run a pipeline, or say where with --store FOLDER")
+    if options.out and not options.out.endswith(".html"):
+        raise ConfigError(f"--out: expected a file whose name ends in .html, got {options.out}")
+    from align.report.page import file_name, write_report
+
+    out = Path(options.out) if options.out else store.root / "reports" / file_name("+".join(options.refs))
+    write_report(store, options.refs, out, title=", ".join(options.refs))
+    print(out)
+    return 0

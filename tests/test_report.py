@@ -1,0 +1,252 @@
+"""The report: made from manifests and logs alone, and safe to open whatever a model wrote."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from align.artifacts import ArtifactStore, digest_of
+from align.errors import StoreError
+from align.report import tables
+from align.report.charts import line_chart, thinned
+from align.report.gather import gather
+from align.report.page import file_name, render
+from align.report_command import main
+
+EVIL = "<script>alert('x')</script> | *bold* & </td> http://example.com"
+
+
+class Elements(html.parser.HTMLParser):
+    """What a page asks a browser to load or run, and all its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.loads, self.scripts, self.text, self._inside = [], [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self._inside = tag
+        names = ("src", "href", "xlink:href", "srcset", "action", "data", "poster")
+        self.loads += [v for name, v in attrs if name in names and not v.startswith("#")]
+        self.loads += re.findall(r"url\((?!#)[^)]*\)", " ".join(v or "" for _, v in attrs))
+
+    def handle_data(self, data):
+        (self.scripts if self._inside == "script" else self.text).append(data)
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+
+def add(store, name, kind, inputs, metrics=None, config=None, created=0.0, **rows_of):
+    """One artifact of a step, with the files that a stage leaves: `log`, `samples` and `events` are rows."""
+    step = name.partition("/")[2]
+    stage = re.split(r"[_:]", step)[0]
+    config = {"seed": 0, "inputs": {}} | (config or {})
+    key = digest_of([name, config, rows_of])
+    with store.claim(stage, key) as work:
+        (work / "out").mkdir()
+        for what, rows in rows_of.items():
+            file = {"log": "metrics"}.get(what, what)
+            (work / "out" / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (work / "out" / "data.txt").write_text(name)
+        entries = {
+            slot: [{"ref": a.ref, "stage": a.stage, "key": a.key, "digest": a.digest}] for slot, a in inputs.items()
+        }
+        made = {
+            **{"kind": kind, "inputs": entries, "metrics": metrics or {}, "config": config, "data": None},
+            **{"seconds": 2.0, "created": created, "code": {"commit": "c0ffee" * 6, "dirty": False}, "packages": {}},
+        }
+        artifact = store.commit(stage, key, work / "out", made)
+    store.publish(name, artifact)
+    return artifact
+
+
+def evaluation(rate, low, high):
+    return {
+        **{"prompts": 600.0, "gold/score": 0.8, "baseline/gold/score": 0.6, "win_rate": rate},
+        **{"win_rate_low": low, "win_rate_high": high, "ties": 0.4, "kl": 1.25, "response_tokens": 10.0},
+    }
+
+
+def ppo_log(gold, score):
+    return [
+        {"step": i + 1, "gold/score": g, "objective/score": s, "objective/kl": 0.1 * i}
+        for i, (g, s) in enumerate(zip(gold, score, strict=True))
+    ]
+
+
+RISING = [0.5 + 0.01 * i for i in range(30)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = ArtifactStore(tmp_path / "store")
+    text = add(store, "toy/data_text", "documents", {}, created=50.0)  # by a clock that went ahead
+    base = add(store, "toy/pretrain", "model", {"data": text}, {"parameters": 10.0, "tokens": 100.0}, created=1.0)
+    sft = add(store, "toy/sft", "model", {"model": base, "data": text}, created=2.0)
+    ppo = add(store, "toy/ppo", "model", {"policy": sft}, log=ppo_log(RISING, RISING), created=3.0)
+    sample = {"prompt": f"why? {EVIL}", "response": EVIL, "score": 0.5, "baseline": "so", "baseline_score": 0.25}
+    inputs = {"model": ppo, "baseline": sft}
+    add(store, "toy/evaluate_ppo", "evaluation", inputs, evaluation(0.68, 0.65, 0.71), samples=[sample], created=4.0)
+    return store
+
+
+# -- what is in it -------------------------------------------------------------------------------------------------
+
+
+def test_a_reference_brings_all_it_was_made_from_inputs_first(store):
+    made = gather(store, ["toy/evaluate_ppo:v0"])
+    assert [each.name for each in made] == ["data_text", "pretrain", "sft", "ppo", "evaluate_ppo"]
+    seen = set()
+    for each in made:
+        assert {key for _, key in each.inputs} <= seen
+        seen.add(each.key)
+
+
+def test_a_pipeline_stands_for_the_latest_of_all_its_steps(store):
+    add(store, "toy/other_aside", "model", {}, created=9.0)
+    assert {each.name for each in gather(store, ["toy"])} == {
+        *("data_text", "pretrain", "sft", "ppo", "evaluate_ppo", "other_aside")
+    }
+    assert "other_aside" not in {each.name for each in gather(store, ["toy/evaluate_ppo"])}
+
+
+def test_two_versions_of_a_step_are_told_apart_and_their_knobs_compared(store):
+    sft = store.find("toy/sft")
+    second = add(store, "toy/ppo", "model", {"policy": sft}, config={"kl_coef": 0.5}, created=5.0)
+    inputs = {"model": second, "baseline": sft}
+    add(store, "toy/evaluate_both", "evaluation", inputs, evaluation(0.5, 0.4, 0.6), created=6.0)
+    made = gather(store, ["toy"])
+    assert {"ppo:v0", "ppo:v1"} <= {each.name for each in made}
+    assert ["ppo:v1", "kl_coef", "None", "0.5"] in tables.changes(made).rows
+    assert tables.matrix(made) == (
+        ["", "sft"],
+        [["ppo:v0", "68.0 % [65.0, 71.0]"], ["ppo:v1", "50.0 % [40.0, 60.0]"]],
+    )
+    assert tables.matrix(gather(store, ["toy/ppo", "toy/evaluate_ppo"])) is None  # one pair needs no matrix
+
+
+@pytest.mark.parametrize("ref", ["nope", "toy/nope", "toy/ppo:v7", "ppo@ffff"])
+def test_what_is_not_there_is_one_line(store, ref):
+    with pytest.raises(StoreError, match=re.escape(ref)):
+        gather(store, [ref])
+
+
+@pytest.mark.parametrize(
+    ("rate", "low", "high", "said"),
+    [(0.68, 0.65, 0.71, "beyond chance"), (0.3, 0.2, 0.4, "beyond chance"), (0.52, 0.48, 0.56, "not beyond chance")],
+)
+def test_the_verdict_says_whether_the_difference_is_beyond_chance(store, rate, low, high, said):
+    inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft")}
+    add(store, "toy/evaluate_more", "evaluation", inputs, evaluation(rate, low, high))
+    first = tables.verdict(gather(store, ["toy/evaluate_more"]))[0]
+    assert first == (
+        f"ppo wins {100 * rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of 600 prompts over sft, "
+        f"ties counted half: {said}."
+    )
+
+
+FALLING = [0.8] * 15 + [0.8 - 0.02 * i for i in range(15)]
+
+
+@pytest.mark.parametrize(
+    ("gold", "score", "fires"),
+    [(FALLING, RISING, True), (RISING, RISING, False), (FALLING, FALLING, False), ([0.8] * 30, RISING, False)],
+)
+def test_over_optimisation_is_said_where_gold_falls_while_the_score_rises(store, gold, score, fires):
+    ppo = add(store, "toy/ppo_more", "model", {}, log=ppo_log(gold, score))
+    said = tables.verdict(gather(store, [ppo.ref]))
+    assert any("over-optimised" in line for line in said) is fires
+
+
+def test_costs_add_up(store):
+    table = tables.costs(gather(store, ["toy"]))
+    rows = {row[0]: row for row in table.rows}
+    assert rows["all"][3] == "10.0"
+    assert rows["pretrain"][4:6] == ["100", "6e+03"]
+    assert rows["sft"][4:6] == ["", ""]
+
+
+# -- the page ------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_loads_nothing_and_runs_no_word_of_a_model(store):
+    page, _ = render("toy", gather(store, ["toy"]))
+    elements = Elements(page)
+    assert elements.loads == []
+    assert not any("alert" in script for script in elements.scripts)
+    assert EVIL in elements.text  # shown as it is
+    assert "<script>alert" not in page
+
+
+def test_markdown_shows_what_a_model_wrote_as_text(store):
+    _, markdown = render("toy", gather(store, ["toy"]))
+    assert "<script>" not in markdown
+    assert r"\| \*bold\*" in markdown
+    table = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert "| ppo | sft | 600 | 0.800 | 68.0 % \\[65.0, 71.0\\] | 40 % | 1.25 | 10.0 | " in table
+
+
+def test_the_same_store_gives_the_same_page(store):
+    assert render("toy", gather(store, ["toy"])) == render("toy", gather(store, ["toy"]))
+
+
+def test_every_step_is_a_box_right_of_its_inputs(store):
+    made = gather(store, ["toy"])
+    page, _ = render("toy", made)
+    left = {key: float(x) for key, x in re.findall(r'data-key="(\w+)">.*?<rect x="([\d.]+)"', page)}
+    assert left.keys() == {each.key for each in made}
+    for each in made:
+        assert all(left[key] < left[each.key] for _, key in each.inputs)
+    assert page.count('class="edge"') == sum(len(each.inputs) for each in made)
+
+
+# -- charts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_series_is_thinned_to_means():
+    points = [(float(i), float(i % 2)) for i in range(4800)]
+    thin = thinned(points)
+    assert len(thin) == 240
+    assert {y for _, y in thin} == {0.5}
+    assert thinned(points[:240]) == points[:240]
+
+
+def test_a_chart_takes_its_colours_from_the_page_and_skips_what_is_not_finite():
+    series = {"one": [(1.0, float("nan")), (2.0, float("inf"))], "two": [(1.0, 2.0), (2.0, 3.0), (3.0, float("nan"))]}
+    svg = line_chart("a < b", "step", series)
+    assert "var(--series-1)" in svg
+    assert "var(--series-0)" not in svg
+    assert not re.search(r"#01020\w", svg)
+    assert "a &lt; b" in svg
+    assert "nan" not in svg.lower().replace("finance", "")
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_both_files_and_says_where(store, tmp_path, capsys):
+    out = tmp_path / "new" / "page.html"
+    assert main(["toy", "--store", str(store.root), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert out.read_text().startswith("<!doctype html>")
+    assert out.with_suffix(".md").read_text().startswith("# toy\n")
+    assert sorted(p.name for p in out.parent.iterdir()) == ["page.html", "page.md"]
+    main(["toy/ppo:v0", "--store", str(store.root)])
+    assert (store.root / "reports" / "toy-ppo-v0.html").is_file()
+
+
+def test_a_sweep_s_override_is_a_file_name():
+    assert file_name("toy.steps.ppo.kl_coef=0.1.x=a/b c") == "toy.steps.ppo.kl_coef=0.1.x=a-b-c.html"
+
+
+def test_the_command_needs_no_torch(store):
+    code = "import sys; from align.report_command import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    arguments = ["toy", "--store", str(store.root)]
+    out = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == "False"
