@@ -1,4 +1,4 @@
-"""The command line: `align run`, `align plan`, `align STAGE`, `align report`, `align artifacts`.
+"""The command line: `align run`, `align plan`, `align STAGE`, `align report`, `align sweep`, `align artifacts`.
 
 Help needs neither Hydra nor torch; planning needs no torch.
 """
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
     from align.artifacts import ArtifactStore
     from align.configs import RunConfig
+    from align.pipeline import Outcome
     from align.plan import Step
+    from align.sweeps import Member
 
-    Act = Callable[[RunConfig, list[Step], ArtifactStore, list[str] | None], None]  # the last: a sweep's overrides
+    Act = Callable[[RunConfig, list[Step], ArtifactStore, Member | None], list[Outcome]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,6 +62,10 @@ def _dispatch(arguments: list[str]) -> int:
         from align.report_command import main as report
 
         return report(rest)
+    if verb == "sweep":
+        from align.sweep_command import main as sweep
+
+        return sweep(rest)
     return _compose(verb, rest)
 
 
@@ -71,7 +77,7 @@ def _compose(verb: str, arguments: list[str]) -> int:
         try:
             stage_class(verb)
         except ConfigError as error:
-            raise ConfigError(f"{error}; verbs: run, plan, report, artifacts") from None
+            raise ConfigError(f"{error}; verbs: run, plan, report, sweep, artifacts") from None
     if "-h" in arguments or "--help" in arguments:
         from align.help import command_help
 
@@ -95,12 +101,15 @@ def _guarded(act: Act) -> Callable[[DictConfig], int]:
         from align.artifacts import ArtifactStore
         from align.hydra_app import sweep_member
         from align.plan import plan, split_config
+        from align.sweeps import recorded
 
         debug = bool(cfg.get("debug"))
+        member = sweep_member()
         try:
-            settings, nodes = split_config(cfg)
-            store = ArtifactStore(settings.store)
-            act(settings, plan(settings, nodes, store), store, sweep_member())
+            with recorded(member if act is _run else None) as outcomes:
+                settings, nodes = split_config(cfg)
+                store = ArtifactStore(settings.store)
+                outcomes.extend(act(settings, plan(settings, nodes, store), store, member))
             return 0
         except BrokenPipeError:
             raise
@@ -122,7 +131,7 @@ def _guarded(act: Act) -> Callable[[DictConfig], int]:
     return task
 
 
-def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: list[str] | None) -> None:
+def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: Member | None) -> list[Outcome]:
     from align.reading import show_plan
 
     if settings.check_data:
@@ -133,9 +142,10 @@ def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: 
             if isinstance(step.config, Data):
                 check_rows(step.config, settings.data_root)
     show_plan(steps, as_json=settings.json, member=member)
+    return []
 
 
-def _run(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: list[str] | None) -> None:
+def _run(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: Member | None) -> list[Outcome]:
     from align.pipeline import run_pipeline
     from align.reading import report_on_run, show_outcomes
 
@@ -143,6 +153,7 @@ def _run(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: l
     report = report_on_run(outcomes, store, settings.name, member)
     tracked = settings.tracker.backend == "wandb"
     show_outcomes(outcomes, store, settings.json, tracked=tracked, member=member, report=report)
+    return outcomes
 
 
 def _told(error: AlignError, debug: bool) -> int:
@@ -158,7 +169,7 @@ def _complete(arguments: list[str]) -> int:
     from align.hydra_app import run
 
     words = os.environ.get("COMP_LINE", "").split(" ")
-    verbs = ["run", "plan", "report", "artifacts", *STAGES]
+    verbs = ["run", "plan", "report", "sweep", "artifacts", *STAGES]
     if any(word.startswith("query=") for word in arguments):
         if len(words) < 3 or words[1] not in verbs:
             print(" ".join(verb for verb in verbs if verb.startswith(words[-1])))

@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from align.configs import STAGES, HardwareConfig, RunConfig, TrackerConfig
 from align.errors import ConfigError
+from align.sweeps import Member
 
 Task = Callable[[DictConfig], int]  # returns an exit code
 
@@ -108,14 +109,14 @@ def _run(config_name: str, options: Any, task: Task, records: bool) -> int:
     return max((int(member.return_value) for batch in batches for member in batch), default=0)
 
 
-def sweep_member() -> list[str] | None:
-    """The overrides of the member of a sweep that runs now, told to whoever watches; None outside one."""
+def sweep_member() -> Member | None:
+    """The member of a sweep that runs now, told to whoever watches; None outside a sweep."""
     hydra = HydraConfig.get()
     if OmegaConf.is_missing(hydra.job, "num"):
         return None
     overrides = list(hydra.overrides.task)
     print(f"-- {hydra.job.num}: {' '.join(overrides)}", file=sys.stderr, flush=True)
-    return overrides
+    return Member(Path(hydra.sweep.dir), hydra.job.num, overrides)
 
 
 def _tidy(folder: Path, keep: bool) -> None:

@@ -103,12 +103,12 @@ class Learner:
         for number, minibatch in enumerate(minibatch for layout in plan.layouts for minibatch in layout):
             self._job.stop_if_asked()
             totals = self._gradients(plan, minibatch, number)
-            if cfg.target_kl is not None and float(totals.get("ppo/approx_kl", 0.0)) > cfg.target_kl:
-                self._forget_gradients()
-                break
             if not all(torch.isfinite(value) for value in totals.values()):
                 self._refuse(plan, minibatch, totals)
                 continue
+            if cfg.target_kl is not None and float(totals.get("ppo/approx_kl", 0.0)) > cfg.target_kl:
+                self._forget_gradients()
+                break
             self._step(plan)
             steps += 1
             for key, value in totals.items():

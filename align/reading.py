@@ -16,11 +16,12 @@ from align.artifacts import ArtifactStore
 from align.console import wide_console
 from align.pipeline import Outcome
 from align.plan import Step
+from align.sweeps import Member
 
 _NUM_SAMPLES = 5
 
 
-def show_plan(steps: Sequence[Step], as_json: bool, member: list[str] | None) -> None:
+def show_plan(steps: Sequence[Step], as_json: bool, member: Member | None) -> None:
     if as_json:
         _print_json([step.described() for step in steps], member)
         return
@@ -35,9 +36,9 @@ def show_plan(steps: Sequence[Step], as_json: bool, member: list[str] | None) ->
     console.print(f"{todo} to run, {len(steps) - todo} cached")
 
 
-def _print_json(rows: list[dict[str, Any]], member: list[str] | None) -> None:
+def _print_json(rows: list[dict[str, Any]], member: Member | None) -> None:
     """A list; of a sweep, one line a member, with its overrides."""
-    print(json.dumps(rows, indent=1) if member is None else json.dumps({"overrides": member, "steps": rows}))
+    print(json.dumps(rows, indent=1) if member is None else json.dumps({"overrides": member.overrides, "steps": rows}))
 
 
 def show_outcomes(
@@ -45,7 +46,7 @@ def show_outcomes(
     store: ArtifactStore,
     as_json: bool,
     tracked: bool,
-    member: list[str] | None,
+    member: Member | None,
     report: Path | None,
 ) -> None:
     """The end of a run: headline table and samples where there are evaluations, and where everything is."""
@@ -71,23 +72,21 @@ def show_outcomes(
         console.print(f"W&B runs:  {folder}   (wandb sync {folder}/offline-run-*)", soft_wrap=True)
 
 
-def report_on_run(
-    outcomes: Sequence[Outcome], store: ArtifactStore, name: str, member: list[str] | None
-) -> Path | None:
+def report_on_run(outcomes: Sequence[Outcome], store: ArtifactStore, name: str, member: Member | None) -> Path | None:
     """The report on a pipeline's run, where something was evaluated; written anew where something was made.
 
-    It is named by the pipeline; that of a sweep's member by its overrides too.
+    That of a sweep's member is kept with the sweep.
     """
     evaluations = [o for o in outcomes if o.artifact.kind == "evaluation"]
     if not evaluations:
         return None
     from align.report.page import file_name, write_report
 
-    overrides = "".join(f".{word}" for word in member or () if not word.startswith("pipeline="))
-    out = store.root / "reports" / file_name(name + overrides)
-    if out.exists() and all(outcome.cached for outcome in outcomes):
-        return out
-    write_report(store, [f"{o.step.label}:v{o.version}" for o in evaluations], out, title=name + overrides)
+    out, title = store.root / "reports" / file_name(name), name
+    if member is not None:
+        out, title = member.folder / f"{member.number}.html", f"{name} {' '.join(member.knobs)}"
+    if not out.exists() or not all(outcome.cached for outcome in outcomes):
+        write_report(store, [f"{o.step.label}:v{o.version}" for o in evaluations], out, title)
     return out
 
 

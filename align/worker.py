@@ -43,13 +43,14 @@ for _name, _value in {
 def reuse_freed_memory() -> None:
     """Let glibc keep large blocks that are freed for the next that are asked for; elsewhere nothing is done.
 
-    By default each large tensor on the CPU is memory fresh from the kernel, a page fault for every 4 KiB of it.
+    By default a tensor above 32 MiB is always memory fresh from the kernel, a page fault for every 4 KiB of it, and
+    what is free at the end of the heap goes back. To set one limit stops glibc from adapting both, hence the order.
     """
     mmap_threshold, trim_threshold, most = -3, -1, 2**30  # of mallopt(3)
     with contextlib.suppress(AttributeError):  # other C libraries have no mallopt
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, most)
-        libc.mallopt(trim_threshold, most)
+        if libc.mallopt(mmap_threshold, most) or libc.mallopt(mmap_threshold, 2**25):  # the most before glibc 2.35
+            libc.mallopt(trim_threshold, most)
 
 
 def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:

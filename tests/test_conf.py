@@ -205,6 +205,8 @@ REFUSED = {
 
 TOGETHER = {
     "top_p": ("steps.ppo.top_p=0.9", "1, or importance_cap too: what is cut off would bend PPO's ratio, got 0.9"),
+    "kl_horizon": ("steps.ppo.kl_goal=2 steps.ppo.kl_horizon=20", "above a fifth of rollout_batch_size (128)"),
+    "ptx_length": ("steps.ppo.ptx_length=1", "at least 2"),
     "kl_goal": (
         "steps.ppo.kl_goal=2 steps.ppo.kl_form=k2",
         "a number above 0, with kl_form=reward and kl_coef above 0",

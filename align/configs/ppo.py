@@ -125,6 +125,12 @@ class Ppo(StageConfig):
             "a number above 0, with kl_form=reward and kl_coef above 0 to start from; or null",
         )
         require(
+            self.kl_goal is None or self.kl_horizon > 0.2 * self.rollout_batch_size,
+            "kl_horizon",
+            self.kl_horizon,
+            f"above a fifth of rollout_batch_size ({self.rollout_batch_size}), or one step could turn kl_coef negative",
+        )
+        require(
             self.missing_eos_reward is None or self.missing_eos_penalty == 0,
             "missing_eos_reward",
             self.missing_eos_reward,
@@ -145,6 +151,13 @@ class Ppo(StageConfig):
             "ptx_examples_per_episode",
             self.ptx_examples_per_episode,
             f"at least a row for a minibatch of {self.minibatch_size}",
+        )
+
+        require(
+            self.ptx_length is None or self.ptx_length >= 2,
+            "ptx_length",
+            self.ptx_length,
+            "at least 2, for the first token of a row is not predicted",
         )
 
     def check_inputs(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ class _HeadLogprobs(torch.autograd.Function):
         temperature: float,
         with_entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = max(1, _CHUNK // len(weight))
+        rows = 2 ** int(math.log2(max(1, _CHUNK // len(weight))))  # few different shapes, as in align/text/packing.py
         logprobs = torch.empty(len(hidden), device=hidden.device)
         entropies = torch.zeros(len(hidden), device=hidden.device)
         kept = None

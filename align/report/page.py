@@ -59,13 +59,7 @@ def file_name(title: str) -> str:
 
 def render(title: str, made: Sequence[Made]) -> tuple[str, str]:
     """(HTML, Markdown) of what `gather` found."""
-    environment = Environment(
-        loader=PackageLoader("align.report", ""),
-        autoescape=lambda name: str(name).startswith("page.html"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = _markdown_cell
+    environment = templates()
     facts: dict[str, Any] = {
         "title": title,
         "made_at": time.strftime("%Y-%m-%d %H:%M", time.localtime(max(m.artifact.manifest["created"] for m in made))),
@@ -81,6 +75,18 @@ def render(title: str, made: Sequence[Made]) -> tuple[str, str]:
     pictures = {"lineage": Markup(draw(made)), "curves": curves(made)}
     html = environment.get_template("page.html.jinja").render(**facts, **pictures)
     return html, environment.get_template("page.md.jinja").render(**facts)
+
+
+def templates() -> Environment:
+    """The templates of this folder; what they put into HTML is escaped."""
+    environment = Environment(
+        loader=PackageLoader("align.report", ""),
+        autoescape=lambda name: ".html" in str(name),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = _markdown_cell
+    return environment
 
 
 def curves(made: Sequence[Made]) -> list[Charts]:

@@ -73,7 +73,9 @@ class LocalEngine:
         if self._precision == "fp32":
             self._model = policy
         elif self._model is None:
-            self._model = copy.deepcopy(policy).requires_grad_(False).to(torch.bfloat16)
+            self._model = copy.deepcopy(policy).requires_grad_(False)
+            for parameter in self._model.parameters():  # not buffers: rotary frequencies in bf16 are other frequencies
+                parameter.data = parameter.data.to(torch.bfloat16)
         else:
             self._model.load_state_dict(policy.state_dict())
 

@@ -375,7 +375,7 @@ def _state(learner: Learner, kl_coef: float, metrics: Metrics) -> dict[str, Any]
 
 
 def _size(cfg: Ppo, actors: Actors, job: Job) -> Metrics:
-    """Tokens through updates, each epoch counted; the parameters of both models, where it is all of them that learn."""
+    """Tokens of all rollouts, times the epochs over them; the parameters of both models, where all of them learn."""
     tokens = cfg.num_epochs * sum(row.get("tokens", 0.0) for row in job.logged()) if job.is_main else 0.0
     if cfg.lora.rank is not None:
         return {"tokens": tokens}

@@ -473,7 +473,7 @@ def test_an_adapter_run_that_died_ends_as_if_it_had_not(inputs, tmp_path):
 # -- what is not finite ------------------------------------------------------------------------------------------
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, at_call: int) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, at_call: int, factor: float = math.nan) -> None:
     """From its `at_call`-th backward pass on, for one pass, the second episode's log-probs are not numbers."""
     original, calls = Learner._backward, {"seen": 0}
     likelihoods = actors_module.FullActors.policy_likelihoods
@@ -495,13 +495,19 @@ def poison(monkeypatch: pytest.MonkeyPatch, at_call: int) -> None:
         logprobs = found.logprobs
         for response in responses:
             if tuple(response) == bad["ids"]:
-                logprobs = torch.cat([logprobs[:at], logprobs[at : at + 1] * math.nan, logprobs[at + 1 :]])
+                logprobs = torch.cat([logprobs[:at], logprobs[at : at + 1] * factor, logprobs[at + 1 :]])
             at += len(response)
         return found._replace(logprobs=logprobs)
 
     monkeypatch.setattr(Learner, "_backward", backward)
     monkeypatch.setattr(actors_module.FullActors, "policy_likelihoods", poisoned)
     poison.bad = bad  # type: ignore[attr-defined]
+
+
+def test_a_policy_that_is_infinitely_far_is_not_taken_for_one_that_has_moved_far_enough(inputs, tmp_path, monkeypatch):
+    poison(monkeypatch, at_call=2, factor=math.inf)
+    with pytest.raises(HealthStop, match=r"ppo/approx_kl.* is not finite"):
+        run(inputs, tmp_path, target_kl=1e9, warmup_iterations=0)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_episode(inputs, tmp_path, monkeypatch, watched):

@@ -18,14 +18,20 @@ def test_pack_by_hand():
     assert packed.ends.tolist() == [2, 3, 5]
 
 
-@pytest.mark.parametrize(("total", "row"), [(1, 64), (63, 64), (64, 64), (65, 128), (300, 320)])
+@pytest.mark.parametrize(("total", "row"), [(4, 64), (63, 64), (64, 64), (65, 128), (300, 320)])
 def test_a_row_is_a_multiple_of_64_tokens_long(total, row):
     """Its filler begins anew, no later in the context than the sequences do."""
-    packed = pack([[5] * (total - total // 2), [6] * (total // 2)] if total > 1 else [[5]])
+    longest = total - total // 3
+    packed = pack([[5] * longest, [6] * (total // 3)])
     assert packed.input_ids.shape == packed.position_ids.shape == (1, row)
     filler = packed.position_ids[0, total:]
     assert row == total or int(filler[0]) == 0
-    assert int(packed.position_ids.max()) == total - total // 2 - 1
+    assert int(packed.position_ids.max()) == longest - 1
+
+
+@pytest.mark.parametrize(("count", "length"), [(1, 7), (3, 5), (7, 96)])
+def test_sequences_of_one_length_are_left_as_they_lie(count, length):
+    assert pack([[5] * length] * count).input_ids.shape == (1, count * length)
 
 
 def test_packed_sequences_can_be_cut_apart_again():

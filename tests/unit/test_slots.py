@@ -376,6 +376,18 @@ def test_the_bf16_engine_samples_with_the_weights_that_were_loaded_last():
     assert engine_run(fresh) == second
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_the_bf16_engine_keeps_rotary_frequencies_exact(architecture):
+    """Rounded to eight bits they are other frequencies, which shows far from the first token alone."""
+    policy, engine = built(architecture), LocalEngine("bf16", EOS, PAD)
+    engine.load(policy)
+    exact = dict(policy.named_buffers())
+    found = {name: buffer for name, buffer in engine._model.named_buffers() if "inv_freq" in name}
+    assert found
+    assert all(torch.equal(buffer, exact[name]) for name, buffer in found.items())
+    assert all(p.dtype == torch.bfloat16 for p in engine._model.parameters())
+
+
 def test_a_response_is_ids_and_logprobs_as_plain_numbers():
     engine = LocalEngine("fp32", EOS, PAD)
     engine.load(built("gpt2"))

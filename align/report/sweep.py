@@ -1,0 +1,126 @@
+"""What a sweep shows: a row a member, means over seeds, and which settings nothing beats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from align.evals.intervals import mean_and_half
+from align.report.tables import Table
+from align.sweeps import Record
+
+OBJECTIVES = ("gold/score", "win_rate", "reward/score", "objective/score", "eval/loss", "loss")
+_SHOWN = (
+    *("gold/score", "greedy/gold/score", "reward/score", "win_rate", "greedy/win_rate", "kl", "response_tokens"),
+    *("pretrain_loss", "fact_recall", "objective/score", "objective/kl", "heldout/score", "gold_accuracy", "accuracy"),
+    *("eval/loss", "loss"),
+)
+
+
+class Run(NamedTuple):
+    """A member that is done."""
+
+    number: int
+    knobs: dict[str, str]  # without seeds
+    seed: str
+    metrics: dict[str, float]
+
+
+class Setting(NamedTuple):
+    """All seeds of one setting of the other knobs."""
+
+    knobs: dict[str, str]
+    runs: list[Run]
+
+    def mean(self, name: str) -> tuple[float, float]:
+        """The mean over seeds, and half of its 95 % interval."""
+        values = [run.metrics[name] for run in self.runs if name in run.metrics]
+        return mean_and_half(values) if values else (math.nan, math.nan)
+
+
+def runs_of(records: Sequence[Record]) -> list[Run]:
+    """The members that are done, with the metrics of their last evaluation; of PPO's last rollout where it has them."""
+    runs = []
+    for record in records:
+        if record.state != "done" or not record.made:
+            continue
+        made = list(record.made.values())
+        last = next((a for a in reversed(made) if a.kind == "evaluation"), made[-1])
+        trained = next((a.metrics for a in reversed(made) if a.stage == "ppo"), {})
+        metrics = {name: v for name, v in trained.items() if name != "gold/score"} | last.metrics
+        knobs = {name: value for name, value in record.knobs.items() if not _is_seed(name)}
+        seed = " ".join(value for name, value in record.knobs.items() if _is_seed(name))
+        runs.append(Run(record.number, knobs, seed, metrics))
+    return runs
+
+
+def settings_of(runs: Sequence[Run]) -> list[Setting]:
+    found: dict[tuple[str, ...], Setting] = {}
+    for run in runs:
+        found.setdefault(tuple(run.knobs.values()), Setting(run.knobs, [])).runs.append(run)
+    return list(found.values())
+
+
+def members_table(records: Sequence[Record]) -> Table:
+    by_number = {run.number: run for run in runs_of(records)}
+    shown = shown_metrics(list(by_number.values()))
+    knobs = list(records[0].knobs)
+    rows = []
+    for record in records:
+        metrics = by_number[record.number].metrics if record.number in by_number else {}
+        state = f"{record.state}: {record.error}" if record.error else record.state
+        values = [_value(metrics[name]) if name in metrics else "" for name in shown]
+        rows.append([str(record.number), *record.knobs.values(), *values, state])
+    return Table(["member", *map(short, knobs), *shown, "state"], rows)
+
+
+def settings_table(runs: Sequence[Run]) -> Table | None:
+    """Means over seeds; None where no setting has two."""
+    settings = settings_of(runs)
+    if all(len(setting.runs) == 1 for setting in settings):
+        return None
+    shown = shown_metrics(runs)
+    rows = []
+    for setting in settings:
+        means = [setting.mean(name) for name in shown]
+        values = ["" if math.isnan(m) else _value(m) + ("" if math.isnan(h) else f" +- {_value(h)}") for m, h in means]
+        rows.append([*setting.knobs.values(), str(len(setting.runs)), *values])
+    return Table([*map(short, settings[0].knobs), "seeds", *shown], rows)
+
+
+def shown_metrics(runs: Sequence[Run]) -> list[str]:
+    """The metrics worth a column: the known ones, or else the first few that there are."""
+    names = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    return [name for name in _SHOWN if name in names][:9] or names[:6]
+
+
+def objective_of(runs: Sequence[Run], wanted: str | None) -> str | None:
+    """The metric that the sweep is about: the one asked for, or the first known one that all members have."""
+    return next((name for name in (wanted, *OBJECTIVES) if name and all(name in run.metrics for run in runs)), None)
+
+
+def lower_is_better(objective: str) -> bool:
+    return objective.endswith(("loss", "kl", "perplexity"))
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other beats: none has less of the first (cost) and more of the second (worth)."""
+    best, front = -math.inf, []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[i][1] > best:
+            best = points[i][1]
+            front.append(i)
+    return front
+
+
+def short(knob: str) -> str:
+    return knob.removeprefix("steps.")
+
+
+def _is_seed(knob: str) -> bool:
+    return knob.rpartition(".")[2] == "seed"
+
+
+def _value(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
