@@ -10,7 +10,6 @@ Figures are means over seeds; `+-` is half of the 95 % interval of the mean, by 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 
 from _report import arguments, report
 
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # 97.5 % quantile, by seeds
+from align.evals.intervals import mean_and_half
+
 SHOWN = ("gold/score", "greedy/gold/score", "win_rate", "greedy/win_rate", "kl", "pretrain_loss", "fact_recall")
 TRAINED = ("objective/score", "heldout/score", "gold/score", "objective/kl", "response_tokens")
 
@@ -35,12 +35,6 @@ def versions(store: Path, step: str) -> list[dict[str, Any]]:
 
 def manifest(store: Path, stage: str, key: str) -> dict[str, Any]:
     return json.loads((store / "objects" / stage / key / "manifest.json").read_text())
-
-
-def mean_and_half(values: list[float]) -> tuple[float, float]:
-    if len(values) < 2:
-        return values[0], math.nan
-    return statistics.fmean(values), STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def by_seed(store: Path, step: str) -> dict[int, dict[str, float]]:

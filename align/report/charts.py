@@ -6,13 +6,18 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Points = Sequence[tuple[float, float]]
 
 _MOST = 240  # points of a line: more than a chart has pixels to tell apart
-_INK, _FAINT = "#010203", "#010204"  # stand for the page's own colours
-_SERIES = [f"#0102{0x10 + i:02x}" for i in range(6)]
-_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)"} | {c: f"var(--series-{i})" for i, c in enumerate(_SERIES)}
+INK, FAINT = "#010203", "#010204"  # stand for the page's own colours
+SERIES = [f"#0102{0x10 + i:02x}" for i in range(6)]
+_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)"} | {c: f"var(--series-{i})" for i, c in enumerate(SERIES)}
 
 
 def line_chart(title: str, x_label: str, series: Mapping[str, Points], scattered: bool = False) -> str:
@@ -21,13 +26,8 @@ def line_chart(title: str, x_label: str, series: Mapping[str, Points], scattered
     Args:
         scattered: dots, darker the later, in place of lines.
     """
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 2.7), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
-    for colour, (name, points) in zip(_SERIES, series.items(), strict=False):
+    figure, axes = new_chart(title, x_label)
+    for colour, (name, points) in zip(SERIES, series.items(), strict=False):
         finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         if not finite:
             continue  # its colour is left free, so that a metric has the same in every report
@@ -38,16 +38,27 @@ def line_chart(title: str, x_label: str, series: Mapping[str, Points], scattered
         else:
             shown = thinned(finite)
             axes.plot([x for x, _ in shown], [y for _, y in shown], color=colour, label=name, linewidth=1.6)
-    axes.set_title(title, loc="left", fontsize=10, color=_INK)
-    axes.set_xlabel(x_label, fontsize=8, color=_FAINT)
-    axes.tick_params(labelsize=8, colors=_FAINT)
-    axes.grid(color=_FAINT, alpha=0.25, linewidth=0.6)
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    return svg(figure, title)
+
+
+def new_chart(title: str, x_label: str) -> tuple[Figure, Axes]:
+    """An empty chart in the page's colours."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(x_label, fontsize=8, color=FAINT)
+    axes.tick_params(labelsize=8, colors=FAINT)
+    axes.grid(color=FAINT, alpha=0.25, linewidth=0.6)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_FAINT)
-    if len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
-    return _svg(figure, title)
+        spine.set_color(FAINT)
+    return figure, axes
 
 
 def thinned(points: Points) -> Points:
@@ -59,13 +70,14 @@ def thinned(points: Points) -> Points:
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def _svg(figure: object, title: str) -> str:
+def svg(figure: Figure, title: str) -> str:
+    """The figure as SVG, without a size of its own; `title` makes its ids, which must differ on a page."""
     import matplotlib
 
     out = io.StringIO()
     # Text stays text: it takes the page's font and can be searched. The salt makes ids the same in every run.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-        figure.savefig(out, format="svg", transparent=True)  # type: ignore[attr-defined]
+        figure.savefig(out, format="svg", transparent=True)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     for colour, variable in _VARIABLES.items():

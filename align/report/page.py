@@ -48,9 +48,14 @@ def write_report(store: ArtifactStore, refs: Sequence[str], out: Path, title: st
     html, markdown = render(title, gather(store, refs))
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in ((out, html), (out.with_suffix(".md"), markdown)):
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        temporary.replace(path)
+        write_whole(path, text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The whole file or none: whoever has it open never sees half of it."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8", errors="replace")
+    temporary.replace(path)
 
 
 def file_name(title: str) -> str:

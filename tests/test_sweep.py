@@ -1,0 +1,189 @@
+"""Sweeps: what their members leave behind, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import align, run_toy
+
+from align.artifacts import ArtifactStore
+from align.errors import AlignError, StoreError
+from align.evals.intervals import mean_and_half, student
+from align.report.sweep import Run, objective_of, pareto, runs_of, settings_of, settings_table
+from align.report.sweep_charts import _axis
+from align.sweeps import Member, Record, read_sweep, recorded, sweeps
+
+
+def run_of(number, value, seed="0", **metrics):
+    return Run(number, {"steps.ppo.kl_coef": value}, seed, metrics)
+
+
+# -- records -------------------------------------------------------------------------------------------------------
+
+
+def member(folder, number, *overrides):
+    return Member(folder, number, ["pipeline=toy", "step=ppo", *overrides])
+
+
+def test_members_say_how_they_ended(tmp_path):
+    store, folder = ArtifactStore(tmp_path), tmp_path / "sweeps" / "one"
+    with recorded(member(folder, 0, "seed=0")):
+        assert read_sweep(store, folder)[0].state == "running"
+    with pytest.raises(AlignError), recorded(member(folder, 1, "seed=1")):
+        raise AlignError("it went wrong")
+    with pytest.raises(KeyboardInterrupt), recorded(member(folder, 10, "seed=2")):  # as one that is killed
+        raise KeyboardInterrupt
+    records = read_sweep(store, folder)
+    assert [(r.number, r.state, r.error, r.knobs) for r in records] == [
+        (0, "done", "", {"seed": "0"}),
+        (1, "failed", "it went wrong", {"seed": "1"}),
+        (10, "running", "", {"seed": "2"}),
+    ]
+    assert sweeps(store) == [folder]
+
+
+def test_a_folder_that_is_no_sweep_s_is_one_line(tmp_path):
+    with pytest.raises(StoreError, match="no sweep's members"):
+        read_sweep(ArtifactStore(tmp_path), tmp_path)
+
+
+def test_outside_a_sweep_nothing_is_recorded(tmp_path):
+    with recorded(None) as outcomes:
+        outcomes.append(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_means_over_seeds():
+    runs = [
+        run_of(i, value, str(i), **{"gold/score": gold})
+        for i, (value, gold) in enumerate(zip("aabb", (1, 3, 5, 5), strict=True))
+    ]
+    table = settings_table(runs)
+    assert table.columns == ["ppo.kl_coef", "seeds", "gold/score"]
+    half = 12.706 * math.sqrt(2) / math.sqrt(2)
+    assert table.rows == [["a", "2", f"2.000 +- {half:.3f}"], ["b", "2", "5.000 +- 0.000"]]
+    assert settings_table([runs[0], runs[2]]) is None
+    assert [len(setting.runs) for setting in settings_of(runs)] == [2, 2]
+
+
+def test_seeds_are_told_from_other_knobs_and_members_that_are_not_done_left_out(tmp_path):
+    records = [
+        Record(0, {"steps.ppo.seed": "1", "steps.ppo.kl_coef": "0.1"}, "done", "", {}),
+        Record(1, {"steps.ppo.seed": "1", "steps.ppo.kl_coef": "0.1"}, "failed", "no", {}),
+    ]
+    assert runs_of(records) == []
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([(1.0, 1.0), (2.0, 2.0), (3.0, 1.5), (0.5, 0.5)], [3, 0, 1]),
+        ([(1.0, 1.0), (1.0, 2.0)], [1]),
+        ([(1.0, 2.0), (2.0, 2.0)], [0]),
+        ([], []),
+    ],
+)
+def test_the_front_is_what_nothing_beats(points, front):
+    assert pareto(points) == front
+    for i, (cost, worth) in enumerate(points):
+        beaten = any((c <= cost and w >= worth) and (c, w) != (cost, worth) for c, w in points)
+        assert beaten is (i not in front)
+
+
+def test_the_objective_is_the_first_that_every_member_has():
+    runs = [run_of(0, "a", **{"win_rate": 1.0, "loss": 2.0}), run_of(1, "b", loss=1.0)]
+    assert objective_of(runs, None) == "loss"
+    assert objective_of(runs[:1], None) == "win_rate"
+    assert objective_of(runs, "win_rate") == "loss"
+    assert objective_of([run_of(0, "a", odd=1.0)], None) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        (["1", "3", "2"], [1.0, 3.0, 2.0]),
+        (["0", "0.01", "1", "10"], [0.0, 1.0, 2.0, 3.0]),
+        (["joint", "policy", "joint"], [0.0, 1.0, 0.0]),
+    ],
+)
+def test_a_knob_s_values_stand_by_size_by_order_or_in_turn(values, places):
+    assert _axis(values)[0] == places
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (2, 4.303), (9, 2.262), (10, 2.2281), (30, 2.0423)])
+def test_student_s_quantile(freedom, quantile):
+    """Tables of the t distribution, 97.5 %."""
+    assert student(freedom) == pytest.approx(quantile, abs=3e-4)
+
+
+def test_an_interval_by_hand():
+    mean, half = mean_and_half([1.0, 2.0, 3.0])
+    assert (mean, half) == (2.0, pytest.approx(4.303 / math.sqrt(3)))
+    assert math.isnan(mean_and_half([1.0])[1])
+
+
+# -- the command, on a sweep of the toy pipeline -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swept(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = Path(shutil.copytree(finished, tmp_path_factory.mktemp("swept") / "artifacts"))
+    run_toy(store, "steps.evaluate.num_prompts=4,-1,6", "steps.evaluate.seed=0,1", "step=evaluate", "-m", check=2)
+    return store
+
+
+def test_a_sweep_is_a_table_with_every_member(swept: Path) -> None:
+    done = align("sweep", "show", "--store", swept)
+    head, *rows = done.stdout.splitlines()
+    assert head.split()[:3] == ["member", "evaluate.num_prompts", "evaluate.seed"]
+    assert [row.split()[:3] for row in rows[:6]] == [
+        [str(i), value, seed] for i, (value, seed) in enumerate((v, s) for v in ("4", "-1", "6") for s in "01")
+    ]
+    assert [row.rstrip().endswith("done") for row in rows[:6]] == [True, True, False, False, True, True]
+    assert rows[2].count("num_prompts: expected a number from 0 up, got -1") == 1
+    assert "means over seeds" in done.stdout
+
+
+def test_its_page_and_those_of_its_members_lie_with_it(swept: Path) -> None:
+    (folder,) = swept.glob("sweeps/*")
+    align("sweep", "show", folder, "--store", swept)
+    page = (folder / "sweep.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert page.count("<svg") == 2  # the objective against the knob, and against KL
+    assert sorted(path.name for path in folder.glob("[0-9]*.html")) == ["0.html", "1.html", "4.html", "5.html"]
+    assert "steps.evaluate.num_prompts=4 steps.evaluate.seed=0" in (folder / "0.html").read_text()
+
+
+def test_json_has_what_the_table_has(swept: Path) -> None:
+    rows = json.loads(align("sweep", "show", "--store", swept, "--json").stdout)
+    assert [row["state"] for row in rows] == ["done", "done", "failed", "failed", "done", "done"]
+    assert rows[0]["metrics"]["prompts"] == 4
+    assert rows[2]["metrics"] is None
+
+
+def test_sweeps_are_listed(swept: Path) -> None:
+    assert (
+        "4 of 6 done  steps.evaluate.num_prompts steps.evaluate.seed" in align("sweep", "ls", "--store", swept).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "--objective", "nope"], "--objective nope: not every member has it; they have: "),
+        (["show", "nowhere"], "nowhere: no sweep's members are recorded here"),
+        (["sho"], "align sweep: argument verb: invalid choice"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_line(swept: Path, arguments: list[str], said: str) -> None:
+    done = align("sweep", *arguments, *(["--store", swept] if arguments[0] == "show" else []), check=None)
+    assert done.returncode in (2, 3)
+    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.count("\n") == 1
