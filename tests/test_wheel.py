@@ -17,6 +17,7 @@ def test_a_wheel_plans_the_quickstart_from_an_empty_folder(tmp_path: Path) -> No
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    assert (tmp_path / "installed/align/report/page.html.jinja").is_file()
     empty = tmp_path / "empty"
     empty.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}

@@ -32,7 +32,8 @@ def pareto_chart(
     """Settings as dots, those that nothing beats joined by a line."""
     figure, axes = new_chart(title, "KL, nats a response")
     axes.scatter([x for x, _ in points], [y for _, y in points], s=20, color=SERIES[0], linewidths=0)
-    axes.plot([points[i][0] for i in front], [points[i][1] for i in front], color=SERIES[1], linewidth=1.4)
+    best = [points[i] for i in front]
+    axes.plot([x for x, _ in best], [y for _, y in best], color=SERIES[1], linewidth=1.4, marker="o", markersize=4.5)
     for (x, y), name in zip(points, names, strict=True):
         axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=FAINT)
     axes.set_ylabel(objective, fontsize=8, color=FAINT)
