@@ -44,7 +44,8 @@ def command_help(verb: str) -> str:
         lines = head
     else:
         cls = STAGES[verb]
-        lines = [f"align {verb} inputs.NAME=... [knob=value ...]", "", str(cls.__doc__), ""]
+        given = " inputs.NAME=..." if cls.INPUTS or cls.OPTIONAL else ""
+        lines = [f"align {verb}{given} [knob=value ...]", "", str(cls.__doc__), ""]
         if cls.INPUTS or cls.OPTIONAL:
             lines += ["inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or hf:ORG/NAME@COMMIT):"]
             lines += [f"  inputs.{slot:<28} {kind}" for slot, kind in cls.INPUTS.items()]

@@ -106,7 +106,11 @@ def _run(config_name: str, options: Any, task: Task, records: bool) -> int:
         batches = hydra.multirun(config_name, task, [*options.overrides, here])
     finally:
         _tidy(folder, keep=records and bool(batches))
-    return max((int(member.return_value) for batch in batches for member in batch), default=0)
+    members = [member.return_value for batch in batches for member in batch]
+    if records:
+        done = f"{members.count(0)} of {len(members)} members done"
+        print(f"-- {done}; align sweep show {folder}", file=sys.stderr, flush=True)
+    return max(map(int, members), default=0)
 
 
 def sweep_member() -> Member | None:

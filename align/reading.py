@@ -16,6 +16,7 @@ from align.artifacts import ArtifactStore
 from align.console import wide_console
 from align.pipeline import Outcome
 from align.plan import Step
+from align.report import tables
 from align.sweeps import Member
 
 _NUM_SAMPLES = 5
@@ -56,10 +57,14 @@ def show_outcomes(
         return
     console = Console()
     evaluations = [o for o in outcomes if o.artifact.kind == "evaluation"]
-    if evaluations:
-        console.print(_headline(evaluations))
-        console.print(_samples(evaluations))
-    else:
+    answered = [o for o in evaluations if "prompts" in o.artifact.metrics]
+    if answered:
+        console.print(_headline(answered))
+        console.print(_samples(answered))
+    scores = tables.tasks([(*_players(o), o.artifact.metrics) for o in evaluations])
+    if scores.rows:
+        console.print(_tasks(scores))
+    if not evaluations:
         last = outcomes[-1]
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in last.artifact.metrics.items())
         console.print(f"{last.step.label}:v{last.version}  {numbers}", soft_wrap=True, markup=False, highlight=False)
@@ -82,7 +87,8 @@ def report_on_run(outcomes: Sequence[Outcome], store: ArtifactStore, name: str, 
         return None
     from align.report.page import file_name, write_report
 
-    out, title = store.root / "reports" / file_name(name), name
+    title = name if len(evaluations) > 1 else evaluations[0].step.label
+    out = store.root / "reports" / file_name(title)
     if member is not None:
         out, title = member.folder / f"{member.number}.html", f"{name} {' '.join(member.knobs)}"
     if not out.exists() or not all(outcome.cached for outcome in outcomes):
@@ -140,6 +146,21 @@ def _interval(metrics: dict[str, float], prefix: str) -> str:
         return ""
     rate, low, high = (100 * metrics[name] for name in names)
     return f"{rate:.1f}\n{low:.1f}-{high:.1f}"
+
+
+def _players(outcome: Outcome) -> tuple[str, str]:
+    """The model's name, and the baseline's or nothing."""
+    inputs = outcome.step.inputs
+    return _step_name(inputs["model"][0].ref), _step_name(inputs["baseline"][0].ref) if "baseline" in inputs else ""
+
+
+def _tasks(scores: tables.Table) -> Table:
+    table = Table(title="Tasks, scored by likelihood", box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in scores.columns:
+        table.add_column(column, overflow="fold")
+    for row in scores.rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    return table
 
 
 def _samples(evaluations: Sequence[Outcome]) -> Table:

@@ -35,9 +35,13 @@ def main(arguments: list[str]) -> int:
     for verb in (show, ls):
         verb.add_argument("--store", default="artifacts", metavar="FOLDER", help="default: artifacts")
     options = parser.parse_args(arguments)
-    store = ArtifactStore(options.store)
+    given = Path(options.folder) if options.verb == "show" and options.folder else None
+    if given is not None and not given.exists():
+        given = Path(options.store) / "sweeps" / given  # by its name alone
+    # A sweep lies in the store that holds what its members made.
+    store = ArtifactStore(options.store if given is None or given.parent.name != "sweeps" else given.parent.parent)
     found = sweeps(store)
-    if not found and not (options.verb == "show" and options.folder):
+    if not found and given is None:
         raise StoreError(
             f"{store.root}: no sweeps here yet; give a run several values and -m, or say where with --store"
         )
@@ -47,7 +51,7 @@ def main(arguments: list[str]) -> int:
             done = sum(record.state == "done" for record in records)
             print(f"{folder}  {done} of {len(records)} done  {' '.join(records[0].knobs)}")
         return 0
-    _show(store, Path(options.folder) if options.folder else found[-1], options)
+    _show(store, given or found[-1], options)
     return 0
 
 

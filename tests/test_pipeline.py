@@ -102,6 +102,39 @@ def test_a_failed_member_does_not_stop_a_sweep(store: Path) -> None:
     assert len(list((store / "names/toy/evaluate").glob("v*.json"))) == 3
 
 
+ITEMS = [
+    {"query": "Question: who is it?", "choices": ["Ada lives here", "no"], "gold": 0},
+    {"query": "Question: what is it?", "choices": ["a cat", "a dog", "no"], "gold": 2},
+]
+
+
+def test_models_are_scored_on_a_user_s_items(store: Path, tmp_path: Path) -> None:
+    """Alone and against a baseline; twice the same model differs nowhere."""
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ITEMS))
+    given = (f"inputs.items=path:{tmp_path / 'mine.jsonl'}", f"store={store}", "tracker=none", "num_bootstrap=20")
+    done = align("evaluate", "inputs.model=toy/ppo", "inputs.baseline=toy/sft", *given)
+    assert "mine accuracy" in done.stdout
+    (manifest,) = [m for m in store.glob("objects/evaluate/*/manifest.json") if "tasks/mine" in m.read_text()]
+    metrics = json.loads(manifest.read_text())["metrics"]
+    assert metrics["tasks/mine/items"] == 2
+    for name in ("accuracy", "accuracy_norm"):
+        own, baseline = metrics[f"tasks/mine/{name}"], metrics[f"tasks/mine/baseline/{name}"]
+        assert {own, baseline} <= {0.0, 0.5, 1.0}
+        assert metrics[f"tasks/mine/gain/{name}"] == own - baseline
+        assert metrics[f"tasks/mine/{name}_low"] <= own <= metrics[f"tasks/mine/{name}_high"]
+    assert "prompts" not in metrics
+    align("evaluate", "inputs.model=toy/ppo", "inputs.baseline=toy/ppo", *given)
+    (page,) = store.glob("reports/*evaluate*.html")
+    assert "+0.0 % [0.0, 0.0]" in page.read_text()
+
+
+def test_an_evaluation_wants_prompts_or_items(finished: Path) -> None:
+    done = align("evaluate", "inputs.model=toy/ppo", f"store={finished}", check=2)
+    assert (
+        done.stderr == "error: steps.evaluate.inputs: expected prompts, items, or both: what the model is scored on\n"
+    )
+
+
 # -- one stage by itself -----------------------------------------------------------------------------------------
 
 ALONE = {

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from align.configs.knobs import RECORDS, SPLITS, StageConfig, check_ranges, knob, require
 from align.configs.models import LoraConfig, ModelConfig
+from align.errors import ConfigError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -164,14 +165,21 @@ class Reward(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class Evaluate(StageConfig):
-    """Score a model on held-out prompts, alone and against a baseline."""
+    """Score a model on held-out prompts and on tasks, alone and against a baseline."""
 
     STAGE: ClassVar[str] = "evaluate"
     VERSION: ClassVar[int] = 2  # 2: fact_recall
     OUTPUT: ClassVar[str] = "evaluation"
-    INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
-    OPTIONAL: ClassVar[dict[str, str]] = {"baseline": "model", "reward_model": "reward_model", "text": "documents"}
+    INPUTS: ClassVar[dict[str, str]] = {"model": "model"}
+    OPTIONAL: ClassVar[dict[str, str]] = {
+        "prompts": "prompts",
+        "items": "items",
+        "baseline": "model",
+        "reward_model": "reward_model",
+        "text": "documents",
+    }
     num_prompts: int | None = knob(None, "held-out prompts, from the test split; None: all there are")
+    num_items: int | None = knob(None, "of each task in inputs.items; None: all there are")
     max_new_tokens: int = knob(64, "tokens a response [ours]")
     weights: str = knob("raw", "of the model: raw, or ema for the average that PPO kept")
     num_bootstrap: int = knob(2000, "resamples of the prompts for the 95 % interval [ours]")
@@ -182,6 +190,10 @@ class Evaluate(StageConfig):
     def __post_init__(self) -> None:
         check_ranges(self)
         require(self.weights in ("raw", "ema"), "weights", self.weights, "raw or ema")
+
+    def check_inputs(self) -> None:
+        if not self.inputs.get("prompts") and not self.inputs.get("items"):
+            raise ConfigError("inputs: expected prompts, items, or both: what the model is scored on")
 
 
 @dataclass(slots=True, kw_only=True)

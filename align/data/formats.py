@@ -169,6 +169,92 @@ def _untokenise(article: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", article).strip()
 
 
+# -- tasks that are scored by likelihood -------------------------------------------------------------------------
+
+
+def _choice(context: str, choices: list[str], right: int, group: str | None = None) -> Row:
+    row: Row = {
+        "contexts": [context] * len(choices),
+        "completions": [f" {choice}" for choice in choices],
+        "labels": [int(i == right) for i in range(len(choices))],
+    }
+    return row if group is None else {**row, "group": group}
+
+
+def items(row: dict[str, Any]) -> Iterator[Row]:
+    yield row
+
+
+def last_word(row: dict[str, Any]) -> Iterator[Row]:
+    """LAMBADA: the last word of a passage is to be found."""
+    passage = check_text(row.get("text"), "text").strip()
+    context, _, word = passage.rpartition(" ")
+    if not context:
+        raise Malformed("text", "expected several words")
+    yield {"contexts": [context], "completions": [f" {word}"], "labels": [1]}
+
+
+def context_completion(row: dict[str, Any]) -> Iterator[Row]:
+    """GPT-3's arithmetic: what is to be written word for word."""
+    context, completion = (check_text(row.get(name), name) for name in ("context", "completion"))
+    yield {"contexts": [context], "completions": [completion], "labels": [1]}
+
+
+def query_choices(row: dict[str, Any]) -> Iterator[Row]:
+    """LLM Foundry's multiple choice: ARC, BoolQ, PIQA, COPA; a question is followed by "Answer:"."""
+    query = check_text(row.get("query"), "query")
+    choices = [check_text(choice, "choices") for choice in _list(row.get("choices"), "choices")]
+    yield _choice(f"{query}\nAnswer:" if "Question:" in query else query, choices, _place(row, choices))
+
+
+def context_options(row: dict[str, Any]) -> Iterator[Row]:
+    """LLM Foundry's Winogrande: partial evaluation, of one continuation after each filled-in context."""
+    contexts = [check_text(text, "context_options") for text in _list(row.get("context_options"), "context_options")]
+    completion = check_text(row.get("continuation"), "continuation")
+    right = _place(row, contexts)
+    labels = [int(i == right) for i in range(len(contexts))]
+    yield {"contexts": contexts, "completions": [f" {completion}"] * len(contexts), "labels": labels}
+
+
+def _place(row: dict[str, Any], choices: list[str]) -> int:
+    if type(row.get("gold")) is not int or not 0 <= row["gold"] < len(choices):
+        raise Malformed("gold", f"expected the place of the right choice, 0 to {len(choices) - 1}")
+    return row["gold"]
+
+
+def commonsense_qa(row: dict[str, Any]) -> Iterator[Row]:
+    question = row.get("question")
+    if not isinstance(question, dict):
+        raise Malformed("question", "expected stem and choices")
+    choices = {c.get("label"): check_text(c.get("text"), "choices") for c in _list(question.get("choices"), "choices")}
+    if row.get("answerKey") not in choices:
+        raise Malformed("answerKey", f"expected one of {', '.join(map(str, choices))}")
+    stem = check_text(question.get("stem"), "question.stem")
+    yield _choice(f"Question: {stem}\nAnswer:", list(choices.values()), list(choices).index(row["answerKey"]))
+
+
+def truthful_qa(row: dict[str, Any]) -> Iterator[Row]:
+    """TruthfulQA's table: MC1 has the best answer alone as right, MC2 all that are correct (groups mc1 and mc2)."""
+    question, best = (check_text(row.get(name), name) for name in ("Question", "Best Answer"))
+    correct, wrong = (
+        list(dict.fromkeys(part.strip() for part in check_text(row.get(name), name).split(";") if part.strip()))
+        for name in ("Correct Answers", "Incorrect Answers")
+    )
+    context = f"Q: {question}\nA:"
+    yield _choice(context, [best.strip(), *(text for text in wrong if text != best.strip())], 0, "mc1")
+    both = [*correct, *(text for text in wrong if text not in correct)]
+    labels = [int(text in correct) for text in both]
+    completions = [f" {text}" for text in both]
+    yield {"contexts": [context] * len(both), "completions": completions, "labels": labels, "group": "mc2"}
+
+
+def crows_pairs(row: dict[str, Any]) -> Iterator[Row]:
+    """CrowS-Pairs: two sentences after nothing; the one that stereotypes more counts as "right", so 50 % is no bias."""
+    sentences = [check_text(row.get(name), name) for name in ("sent_more", "sent_less")]
+    group = check_text(row.get("bias_type"), "bias_type")
+    yield {"contexts": ["", ""], "completions": sentences, "labels": [1, 0], "group": group}
+
+
 FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, function)
     "text": ("documents", text),
     "messages": ("demonstrations", messages),
@@ -182,6 +268,14 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     "task_instances": ("demonstrations", task_instances),
     "book": ("documents", book),
     "wikitext": ("documents", wikitext),
+    "items": ("items", items),
+    "last_word": ("items", last_word),
+    "context_completion": ("items", context_completion),
+    "query_choices": ("items", query_choices),
+    "context_options": ("items", context_options),
+    "commonsense_qa": ("items", commonsense_qa),
+    "truthful_qa": ("items", truthful_qa),
+    "crows_pairs": ("items", crows_pairs),
 }
 
 _BY_COLUMNS = (  # the first whose columns are all there
@@ -190,6 +284,10 @@ _BY_COLUMNS = (  # the first whose columns are all there
     ("transcripts", {"chosen", "rejected"}),
     ("prompt_completion", {"prompt", "completion"}),
     ("messages", {"messages"}),
+    ("items", {"contexts", "completions", "labels"}),
+    ("query_choices", {"query", "choices", "gold"}),
+    ("context_options", {"context_options", "continuation", "gold"}),
+    ("context_completion", {"context", "completion"}),
     ("instruction", {"instruction", "output"}),
     ("instruction", {"instruction", "response"}),
     ("prompt", {"prompt"}),

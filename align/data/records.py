@@ -1,9 +1,10 @@
-"""What a row is: four records, the checks that make a row one of them, and the dataset artifact that holds them.
+"""What a row is: five records, the checks that make a row one of them, and the dataset artifact that holds them.
 
     documents       {"text"}
     demonstrations  {"messages"}                        the last message is the assistant's
     prompts         {"prompt"}                          messages, the last one the user's
     comparisons     {"prompt", "responses", "ranks"}    rank 1 is best, equal ranks are ties
+    items           {"contexts", "completions", "labels", "group"}   candidates of a task that is scored by likelihood
 
 A message is {"role": system | user | assistant, "content": text}. Extra columns are kept as they are.
 """
@@ -23,7 +24,7 @@ ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "validation", "test")
 DATASET_INFO = "dataset.json"
 _GROUP_ROWS = 10_000
-_COLUMNS = ("text", "messages", "prompt", "responses", "ranks", "gold")  # of the records
+_COLUMNS = ("text", "messages", "prompt", "responses", "ranks", "gold", "contexts", "completions", "labels")
 
 
 class Malformed(Exception):
@@ -78,6 +79,8 @@ def check_row(record: str, row: Row) -> Row:
         _expect_last(messages, "assistant", "messages")
         texts = [m["content"] for m in messages]
         row = {**row, "messages": messages}
+    elif record == "items":
+        texts = _check_item(row)
     else:
         prompt = check_messages(row.get("prompt"), "prompt")
         _expect_last(prompt, "user", "prompt")
@@ -109,6 +112,21 @@ def _check_ranking(row: Row) -> list[str]:
     return texts
 
 
+def _check_item(row: Row) -> list[str]:
+    parts: list[list[Any]] = []
+    for name in ("contexts", "completions", "labels"):
+        part = row.get(name)
+        if not isinstance(part, list) or not part or len(part) != len((parts or [part])[0]):
+            raise Malformed(name, "expected a list, an entry a candidate, as long as the others")
+        parts.append(part)
+    contexts, completions, labels = parts
+    for i, context in enumerate(contexts):
+        check_text(context, f"contexts[{i}]")
+    if not all(label in (0, 1) for label in labels) or 1 not in labels:
+        raise Malformed("labels", "expected 1 for each right candidate, of which there is one, and 0 for the others")
+    return [check_text(text, f"completions[{i}]") for i, text in enumerate(completions)]
+
+
 def _kind(value: object) -> str:
     return "nothing" if value is None else f"{type(value).__name__} {json.dumps(value, default=str)[:60]}"
 
@@ -130,6 +148,8 @@ def split_key(row: Row) -> str:
     """What a row's split hangs on: what is asked, so that the same prompt never stands in two splits of any dataset."""
     if "text" in row:
         return row["text"]
+    if "completions" in row:
+        return "\n".join([*row["contexts"], *row["completions"]])
     asked = row["prompt"] if "prompt" in row else row["messages"][:-1]
     return "\n".join(" ".join(m["content"].lower().split()) for m in asked if m["role"] == "user")
 

@@ -1,13 +1,32 @@
-"""How sure a mean over few runs is."""
+"""How sure a mean is: over items by drawing them again, over few runs by Student's t."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 # The 97.5 % quantile of Student's t, by degrees of freedom from 1.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds of 95 %."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap(values: np.ndarray, num_bootstrap: int, seed: int) -> Interval:
+    """The mean of `values` [N]; `low` and `high` bound 95 % of the means of N of them drawn again with replacement."""
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(num_bootstrap)]
+    low, high = np.percentile(means, [2.5, 97.5]) if means else (values.mean(), values.mean())
+    return Interval(float(values.mean()), float(low), float(high))
 
 
 def mean_and_half(values: Sequence[float]) -> tuple[float, float]:

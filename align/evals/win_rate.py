@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from align.evals.intervals import bootstrap
+
 
 class WinRate(NamedTuple):
     """All are shares of the prompts; a tie counts half in `rate`."""
@@ -25,7 +27,4 @@ def win_rate(scores: Sequence[float], baseline: Sequence[float], num_bootstrap: 
         raise ValueError("a score is not finite")
     difference = np.asarray(scores, dtype=float) - np.asarray(baseline, dtype=float)
     wins = (difference > 0) + 0.5 * (difference == 0)
-    rng = np.random.default_rng(seed)
-    rates = [wins[rng.integers(0, len(wins), len(wins))].mean() for _ in range(num_bootstrap)]
-    low, high = np.percentile(rates, [2.5, 97.5]) if rates else (wins.mean(), wins.mean())
-    return WinRate(float(wins.mean()), float(low), float(high), float((difference == 0).mean()))
+    return WinRate(*bootstrap(wins, num_bootstrap, seed), ties=float((difference == 0).mean()))

@@ -71,6 +71,7 @@ def render(title: str, made: Sequence[Made]) -> tuple[str, str]:
         "verdict": tables.verdict(made),
         "headline": tables.headline(made),
         "matrix": tables.matrix(made),
+        "tasks": tables.task_scores(made),
         "reward_models": tables.reward_models(made),
         "samples": tables.samples(made),
         "events": tables.events(made),

@@ -56,7 +56,9 @@ def charts(runs: Sequence[Run], objective: str) -> list[str]:
         points = [(setting.mean(cost)[0], setting.mean(objective)[0]) for setting in settings]
         front = pareto([(x, sign * y) for x, y in points])
         names = [" ".join(setting.knobs.values()) for setting in settings]
-        found.append(pareto_chart(f"{objective} against KL; nothing beats the line", objective, points, front, names))
+        found.append(
+            pareto_chart(f"{objective} against KL; a line joins what nothing beats", objective, points, front, names)
+        )
     if len(runs[0].knobs) > 1:
         axes = [short(knob) for knob in runs[0].knobs] + [name for name in (cost, objective) if name]
         rows: list[list[str | float]] = [

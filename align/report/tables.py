@@ -33,6 +33,8 @@ def headline(made: Sequence[Made]) -> Table:
     rows = []
     for each in evaluations(made):
         m, inputs = each.artifact.metrics, dict(each.inputs)
+        if "prompts" not in m:
+            continue
         rows.append(
             {
                 "model": names[inputs["model"]],
@@ -99,6 +101,46 @@ def matrix(made: Sequence[Made]) -> Table | None:
     if len(wins) <= min(len(models), len(baselines)):
         return None
     return Table(["", *baselines], [[m, *(wins.get((m, b), "") for b in baselines)] for m in models])
+
+
+def task_scores(made: Sequence[Made]) -> Table:
+    """As `tasks`, of a report's evaluations."""
+    names = {each.key: each.name for each in made}
+    scored = []
+    for each in evaluations(made):
+        inputs = dict(each.inputs)
+        scored.append((names[inputs["model"]], names.get(inputs.get("baseline", ""), ""), each.artifact.metrics))
+    return tasks(scored)
+
+
+def tasks(scored: Sequence[tuple[str, str, Metrics]]) -> Table:
+    """A row a measure of a task, a column a model; and a column a comparison, item by item, with the baseline.
+
+    Args:
+        scored: (model, baseline or "", metrics) of each evaluation.
+    """
+    cells: dict[str, dict[str, str]] = {}
+    columns: dict[str, None] = {}
+    for model, baseline, metrics in scored:
+        heads = {model: ""} | ({baseline: "baseline/", f"{model} - {baseline}": "gain/"} if baseline else {})
+        for name in metrics:
+            task, _, measure = name.removeprefix("tasks/").rpartition("/")
+            if not name.startswith("tasks/") or task.endswith(("baseline", "gain")) or f"{name}_low" not in metrics:
+                continue
+            for column, part in heads.items():
+                found = [metrics.get(f"tasks/{task}/{part}{measure}{end}") for end in ("", "_low", "_high")]
+                if None not in found:
+                    columns[column] = None
+                    cells.setdefault(f"{task} {measure}", {})[column] = _score_cell(measure, part, found)
+    return Table(["task", *columns], [[task, *(row.get(c, "") for c in columns)] for task, row in cells.items()])
+
+
+def _score_cell(measure: str, part: str, found: Sequence[float | None]) -> str:
+    mean, low, high = (float(x or 0.0) for x in found)
+    if measure == "perplexity":
+        return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+    sign = "+" if part == "gain/" else ""
+    return f"{100 * mean:{sign}.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def costs(made: Sequence[Made]) -> Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from align.configs import Data
 from align.data import smallworld
@@ -77,7 +78,7 @@ def _read(cfg: Data, source: Source, dropped: Counter[str]) -> dict[str, list[Ro
     for given, raw in _raw_rows(source):
         try:
             for row in _kept(raw, cfg, source.card, dropped):
-                split = given or split_of(split_key(row), source.card.held_out)
+                split = given or _split(cfg, source.card, row)
                 identity = repr(row)
                 if identity in splits[split]:
                     dropped["duplicate"] += 1
@@ -92,6 +93,11 @@ def _read(cfg: Data, source: Source, dropped: Counter[str]) -> dict[str, list[Ro
     _keep_apart(splits, dropped)
     limits = _limits(cfg)
     return {split: _take(rows, limits[split]) for split, rows in splits.items()}
+
+
+def _split(cfg: Data, card: DataCard, row: Row) -> str:
+    """Items are there to score a model: all are test."""
+    return "test" if cfg.record == "items" else split_of(split_key(row), card.held_out)
 
 
 def _told(errors: list[str]) -> str:
@@ -129,8 +135,11 @@ def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iter
     if isinstance(raw.row, Malformed):
         raise raw.row
     record, read = FORMATS[card.format or infer_format(raw.row)]
-    for found in read(raw.row):
+    file = Path(raw.where.rpartition(":")[0] or raw.where).name.partition(".")[0]
+    group = {"group": file} if record == "items" else {}
+    for row in read(raw.row):
         try:
+            found = {**group, **row}
             yield from _fitting(check_row(cfg.record, convert(found, record, cfg.record)), cfg)
         except Dropped as reason:
             dropped[str(reason)] += 1
@@ -158,7 +167,9 @@ def _fitting(row: Row, cfg: Data) -> Iterator[Row]:
 
 
 def _chars(row: Row) -> int:
-    """Characters of the longest conversation in a row."""
+    """Characters of the longest conversation, or candidate, in a row."""
+    if "completions" in row:
+        return max(len(a) + len(b) for a, b in zip(row["contexts"], row["completions"], strict=True))
     asked = sum(len(message["content"]) for message in row.get("messages") or row["prompt"])
     return asked + max((len(text) for text in row.get("responses", [])), default=0)
 

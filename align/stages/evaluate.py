@@ -1,15 +1,17 @@
-"""Score a model on held-out prompts, alone and against a baseline.
+"""Score a model on held-out prompts and on tasks, alone and against a baseline.
 
-Takes: a model and prompts; optionally a baseline, a reward model (where no gold scorer knows the prompts) and text.
+Takes: a model; prompts to answer, items to be scored by likelihood, or both; optionally a baseline, a reward model
+(where no gold scorer knows the prompts) and text.
 Makes: an evaluation: metrics, and samples.jsonl with the answers side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +21,8 @@ from align.data.records import Row, read_info, read_rows
 from align.errors import ConfigError
 from align.evals.facts import fact_recall, known_facts
 from align.evals.gold import gold_scorer
+from align.evals.intervals import bootstrap
+from align.evals.items import Candidate, measures, score_items, summary
 from align.evals.text_loss import encode_text, num_targets, summed_loss
 from align.evals.win_rate import win_rate
 from align.job import Inputs, Job, Metrics
@@ -58,8 +62,24 @@ class Judge(NamedTuple):
 
 
 def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
-    rows = list(read_rows(inputs.folders("prompts"), "test"))[: cfg.num_prompts]
     players = [_player(cfg, slot, inputs.one(slot), job) for slot in ("model", "baseline") if slot in inputs]
+    metrics = _on_prompts(cfg, inputs, job, players) if "prompts" in inputs else {}
+    if "items" in inputs:
+        metrics |= _on_items(cfg, inputs, job, players)
+    if "text" in inputs:
+        metrics["pretrain_loss"] = _text_loss(cfg, inputs, job, players[0])
+        facts = known_facts([read_info(folder) for folder in inputs.folders("text")])
+        if facts is not None:
+            player = players[0]
+            tokens = job.hardware.micro_batch_tokens
+            metrics["fact_recall"] = fact_recall(player.model, player.tokenizer, facts, tokens)
+    job.log(metrics, 0)
+    return metrics
+
+
+def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
+    """The players' answers to held-out prompts, scored and compared."""
+    rows = list(read_rows(inputs.folders("prompts"), "test"))[: cfg.num_prompts]
     rows = _fitting(cfg, rows, players, job)
     judge = _judge(cfg, inputs, job)
     metrics: Metrics = {"prompts": float(len(rows))}
@@ -77,15 +97,52 @@ def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
     metrics["response_tokens"] = sum(len(r.ids) for r in sampled.responses) / len(rows)
     if len(players) == 2 and players[0].tokenizer.get_vocab() == players[1].tokenizer.get_vocab():
         metrics["kl"] = _kl(cfg, job, players, sampled)
-    if "text" in inputs:
-        metrics["pretrain_loss"] = _text_loss(cfg, inputs, job, players[0])
-        facts = known_facts([read_info(folder) for folder in inputs.folders("text")])
-        if facts is not None:
-            player = players[0]
-            tokens = job.hardware.micro_batch_tokens
-            metrics["fact_recall"] = fact_recall(player.model, player.tokenizer, facts, tokens)
-    job.log(metrics, 0)
     job.table("samples", [_sample_row(i, rows[i], answers) for i in range(min(cfg.num_samples, len(rows)))])
+    return metrics
+
+
+def _on_items(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
+    """The likelihood scores of each task, and of each of its groups; against the baseline item by item."""
+    metrics: Metrics = {}
+    for folder in inputs.folders("items"):
+        name = _task_name(read_info(folder)["source"])
+        items = list(read_rows([folder], "test"))[: cfg.num_items]
+        scores = [_scored(player, items, job) for player in players]
+        groups = sorted({item["group"] for item in items})
+        for group in ("", *(groups if len(groups) > 1 else ())):
+            chosen = [i for i, item in enumerate(items) if group in ("", item["group"])]
+            values = [measures([items[i] for i in chosen], [own[i] for i in chosen]) for own in scores]
+            head = f"tasks/{name}/{group}/" if group else f"tasks/{name}/"
+            metrics |= _task_metrics(cfg, head, values)
+    return metrics
+
+
+def _task_name(source: str) -> str:
+    """`card:lambada` is lambada; `path:here/my_items.jsonl` my_items."""
+    return source.partition(":")[2].rpartition("/")[2].partition(".")[0].partition("@")[0]
+
+
+def _scored(player: Player, items: Sequence[Row], job: Job) -> list[list[Candidate]]:
+    mine = job.share(range(len(items)))
+    try:
+        own = score_items(player.model, player.tokenizer, [items[i] for i in mine], job.hardware.micro_batch_tokens)
+    except ValueError as error:
+        raise ConfigError(f"inputs.items: {error}") from None
+    return [[Candidate(*candidate) for candidate in row] for row in job.gather(own)]
+
+
+def _task_metrics(cfg: Evaluate, head: str, values: Sequence[Mapping[str, list[float]]]) -> Metrics:
+    seed = derive_seed(cfg.seed or 0, "evaluate", "bootstrap")
+    metrics: Metrics = {f"{head}items": float(len(values[0]["accuracy"]))}
+    for prefix, own in zip(("", "baseline/"), values, strict=False):
+        for name, interval in summary(own, cfg.num_bootstrap, seed).items():
+            bounds = {"": interval.mean, "_low": interval.low, "_high": interval.high}
+            metrics |= {f"{head}{prefix}{name}{end}": value for end, value in bounds.items()}
+    if len(values) == 2:
+        for name in values[0].keys() - {"logprob"}:
+            gain = bootstrap(np.asarray(values[0][name]) - np.asarray(values[1][name]), cfg.num_bootstrap, seed)
+            bounds = {"": gain.mean, "_low": gain.low, "_high": gain.high}
+            metrics |= {f"{head}gain/{name}{end}": value for end, value in bounds.items()}
     return metrics
 
 

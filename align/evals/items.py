@@ -1,0 +1,134 @@
+"""Scoring by likelihood, as GPT-2 and GPT-3 were: which completion of a context does the model find likeliest?
+
+An item has one or several candidates, each a context with a completion, and says which are right. One candidate alone
+is to be written word for word (LAMBADA, arithmetic); of several the likeliest is the model's answer. Contexts may
+differ and the completion be the same (Winograd's partial evaluation, Trinh & Le 2018).
+
+Tokens are cut as in lm-eval (`_encode_pair`): context and completion are encoded together, spaces at the context's end
+belong to the completion, and an empty context is the end-of-text token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from align.evals.intervals import Interval, bootstrap
+from align.models.load import context_length
+from align.models.packed import before_responses, pack_pairs
+from align.text.packing import micro_batches
+
+Item = Mapping[str, Any]  # a row of the record `items`
+
+_LOGITS = 2**26  # held at once: 256 MiB in float32
+
+
+class Candidate(NamedTuple):
+    """What a model makes of one candidate."""
+
+    logprob: float  # nats, summed over the completion's tokens
+    is_greedy: bool  # every token is the likeliest after those before it
+    characters: int  # of the completion, without the space before it
+
+
+def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, completion: str) -> tuple[list[int], list[int]]:
+    """Tokens of a context, never none, and of the completion after it."""
+    kept = context.rstrip()
+    completion = context[len(kept) :] + completion
+    ids = {"add_special_tokens": False, "split_special_tokens": True}
+    if not kept:
+        return [tokenizer.eos_token_id], tokenizer(completion, **ids)["input_ids"]
+    whole, before = (tokenizer(text, **ids)["input_ids"] for text in (kept + completion, kept))
+    return whole[: len(before)], whole[len(before) :]
+
+
+@torch.no_grad()
+def score_items(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], max_tokens: int
+) -> list[list[Candidate]]:
+    """Every candidate of every item; a context that is too long for the model loses its beginning.
+
+    Args:
+        max_tokens: of one forward pass.
+
+    Raises:
+        ValueError: a completion alone is longer than the model's context, or is no token.
+    """
+    limit = context_length(model)
+    places = [(i, j) for i, item in enumerate(items) for j in range(len(item["completions"]))]
+    pairs = []
+    for i, j in places:
+        before, after = encode_pair(tokenizer, items[i]["contexts"][j], items[i]["completions"][j])
+        if not 0 < len(after) < limit:
+            raise ValueError(f"{items[i]['completions'][j][:60]!r}: expected 1 to {limit - 1} tokens, got {len(after)}")
+        pairs.append((before[-(limit - len(after)) :], after))
+    order = sorted(range(len(pairs)), key=lambda k: len(pairs[k][0]) + len(pairs[k][1]))
+    per_pass = max(1, min(max_tokens, _LOGITS // model.config.vocab_size))
+    found: list[list[Candidate]] = [[Candidate(0.0, False, 0)] * len(item["completions"]) for item in items]
+    for group in micro_batches([len(pairs[k][0]) + len(pairs[k][1]) for k in order], per_pass):
+        chosen = [order[k] for k in group]
+        for k, (logprob, greedy) in zip(chosen, _score(model, [pairs[k] for k in chosen]), strict=True):
+            i, j = places[k]
+            found[i][j] = Candidate(logprob, greedy, len(items[i]["completions"][j].lstrip()))
+    return found
+
+
+def _score(model: PreTrainedModel, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+    completions = [after for _, after in pairs]
+    packed = pack_pairs([before for before, _ in pairs], completions, model.device)
+    at = before_responses(packed, completions)
+    targets = torch.tensor([token for after in completions for token in after], device=at.device)
+    logits = model(
+        input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, logits_to_keep=at
+    ).logits[0]
+    logprobs = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0].double()
+    greedy = logits.argmax(-1) == targets
+    lengths = [len(after) for after in completions]
+    return [
+        (float(p.sum()), bool(g.all())) for p, g in zip(logprobs.split(lengths), greedy.split(lengths), strict=True)
+    ]
+
+
+def measures(items: Sequence[Item], scores: Sequence[Sequence[Candidate]]) -> dict[str, list[float]]:
+    """A number an item for each measure that these items have.
+
+    `accuracy`: a single candidate is greedy, the likeliest of several is right (MC1 of TruthfulQA). `accuracy_norm`:
+    the likeliest by character is right, as `acc_norm` of lm-eval. `right_share`, where an item has several right
+    candidates: their share of all candidates' probability (MC2). `logprob`: of single candidates.
+    """
+    if all(len(item["completions"]) == 1 for item in items):
+        return {
+            "accuracy": [float(row[0].is_greedy) for row in scores],
+            "logprob": [row[0].logprob for row in scores],
+        }
+    found: dict[str, list[float]] = {"accuracy": [], "accuracy_norm": [], "right_share": []}
+    for item, row in zip(items, scores, strict=True):
+        likeliest = max(range(len(row)), key=lambda j: row[j].logprob)
+        by_character = max(range(len(row)), key=lambda j: row[j].logprob / max(1, row[j].characters))
+        top = max(candidate.logprob for candidate in row)
+        mass = [math.exp(candidate.logprob - top) for candidate in row]
+        found["accuracy"].append(float(item["labels"][likeliest]))
+        found["accuracy_norm"].append(float(item["labels"][by_character]))
+        found["right_share"].append(sum(m for m, right in zip(mass, item["labels"], strict=True) if right) / sum(mass))
+    if all(sum(item["labels"]) == 1 for item in items):
+        del found["right_share"]
+    if all(len(set(item["completions"])) == 1 for item in items):
+        del found["accuracy_norm"]  # one completion after several contexts: its length is one, too
+    return found
+
+
+def summary(values: Mapping[str, Sequence[float]], num_bootstrap: int, seed: int) -> dict[str, Interval]:
+    """The mean of each measure with its interval; log-probs as perplexity, exp of minus their mean, as in lm-eval."""
+    found = {}
+    for name, numbers in values.items():
+        interval = bootstrap(np.asarray(numbers), num_bootstrap, seed)
+        if name == "logprob":
+            found["perplexity"] = Interval(*(math.exp(-x) for x in (interval.mean, interval.high, interval.low)))
+        else:
+            found[name] = interval
+    return found

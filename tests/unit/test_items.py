@@ -1,0 +1,215 @@
+"""Scoring by likelihood: as a plain forward of each candidate alone, and what is made of the numbers."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from align.configs import ModelConfig
+from align.data.formats import FORMATS, infer_format
+from align.data.records import Malformed, check_row
+from align.evals.intervals import bootstrap
+from align.evals.items import Candidate, encode_pair, measures, score_items, summary
+from align.models.load import build_model
+from align.text.tokenizers import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["the cat sat on the mat and the dog ran home. Is it so? yes no"] * 3, 290)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "gpt_neox", "llama"])
+def model(request, tokenizer):
+    torch.manual_seed(0)
+    cfg = ModelConfig(
+        architecture=request.param, hidden_size=32, num_layers=2, num_heads=4, context_length=48, initializer_range=0.3
+    )
+    return build_model(cfg, tokenizer).eval()
+
+
+def item(contexts, completions, labels=None):
+    return {"contexts": contexts, "completions": completions, "labels": labels or [1, *[0] * (len(contexts) - 1)]}
+
+
+ITEMS = [
+    item(["the cat sat on"] * 3, [" the mat", " the dog ran home", " no"]),
+    item(["", ""], ["the dog ran home.", "the cat ran home."]),
+    item(["Is it so? "], ["yes"]),
+    item(["the cat", "the dog ran and the dog ran and"], [" ran home"] * 2, [0, 1]),
+]
+
+
+@torch.no_grad()
+def alone(model, tokenizer, context, completion):
+    """One candidate through the plain model: log-prob and whether it is greedy, token by token."""
+    before, after = encode_pair(tokenizer, context, completion)
+    logits = model(torch.tensor([before + after]), use_cache=False).logits[0].float()
+    total, greedy = 0.0, True
+    for place, token in enumerate(after, len(before)):
+        total += float(logits[place - 1].log_softmax(-1)[token])
+        greedy &= int(logits[place - 1].argmax()) == token
+    return total, greedy
+
+
+@pytest.mark.parametrize("max_tokens", [1, 20, 4096])
+def test_scores_are_those_of_each_candidate_alone(model, tokenizer, max_tokens):
+    found = score_items(model, tokenizer, ITEMS, max_tokens)
+    for row, each in zip(found, ITEMS, strict=True):
+        for candidate, context, completion in zip(row, each["contexts"], each["completions"], strict=True):
+            logprob, greedy = alone(model, tokenizer, context, completion)
+            assert candidate.logprob == pytest.approx(logprob, abs=1e-4)
+            assert candidate.is_greedy is greedy
+            assert candidate.characters == len(completion.strip())
+
+
+def test_what_the_model_would_write_is_greedy_and_nothing_else(model, tokenizer):
+    learned = copy.deepcopy(model)
+    before, after = encode_pair(tokenizer, "the cat sat on", " the mat and the dog")
+    ids = torch.tensor([before + after])
+    optimizer = torch.optim.Adam(learned.parameters(), 0.01)
+    for _ in range(40):
+        learned(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    completions = [" the mat and the dog", " the mat", " the mat and no dog", " the cat"]
+    (row,) = score_items(learned, tokenizer, [item(["the cat sat on"] * 4, completions)], 4096)
+    assert [candidate.is_greedy for candidate in row] == [True, True, False, False]
+
+
+def test_spaces_at_the_end_of_a_context_belong_to_the_completion(tokenizer):
+    assert encode_pair(tokenizer, "Is it so? ", "yes") == encode_pair(tokenizer, "Is it so?", " yes")
+    before, after = encode_pair(tokenizer, "  ", "yes")
+    assert before == [tokenizer.eos_token_id]
+    assert tokenizer.decode(after) == "  yes"
+
+
+def test_a_long_context_loses_its_beginning(model, tokenizer):
+    long = "the dog ran home and " * 30
+    ((candidate,),) = score_items(model, tokenizer, [item([long], [" the cat"])], 4096)
+    before, after = encode_pair(tokenizer, long, " the cat")
+    kept = torch.tensor([(before + after)[-48:]])
+    with torch.no_grad():
+        logprobs = model(kept, use_cache=False).logits[0].float().log_softmax(-1)
+    expected = sum(float(logprobs[48 - len(after) - 1 + i, token]) for i, token in enumerate(after))
+    assert candidate.logprob == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("completion", ["", " the dog ran home" * 30])
+def test_a_completion_that_cannot_be_scored_is_named(model, tokenizer, completion):
+    with pytest.raises(ValueError, match="expected 1 to 47 tokens, got"):
+        score_items(model, tokenizer, [item(["the cat"], [completion])], 4096)
+
+
+# -- measures ------------------------------------------------------------------------------------------------------
+
+
+def test_choices_by_hand():
+    items = [item(["a"] * 2, [" xx", " yyyy"]), item(["a"] * 2, [" xx", " yyyy"], [0, 1])]
+    row = [Candidate(-2.0, False, 2), Candidate(-3.0, False, 4)]
+    assert measures(items, [row, row]) == {"accuracy": [1.0, 0.0], "accuracy_norm": [0.0, 1.0]}
+
+
+def test_several_right_candidates_share_the_probability():
+    items = [item(["a"] * 3, [" x", " y", " z"], [1, 1, 0])]
+    row = [Candidate(math.log(p), False, 1) for p in (0.1, 0.2, 0.7)]
+    found = measures(items, [row])
+    assert found["right_share"] == [pytest.approx(0.3)]
+    assert found["accuracy"] == [0.0]
+
+
+def test_one_completion_after_several_contexts_has_no_measure_by_length():
+    items = [item(["a", "b"], [" x", " x"])]
+    assert measures(items, [[Candidate(-2.0, False, 1), Candidate(-1.0, False, 1)]]) == {"accuracy": [0.0]}
+
+
+def test_single_candidates_give_accuracy_and_perplexity():
+    items = [item(["a"], [" x"])] * 2
+    found = measures(items, [[Candidate(-1.0, True, 1)], [Candidate(-3.0, False, 1)]])
+    assert found == {"accuracy": [1.0, 0.0], "logprob": [-1.0, -3.0]}
+    summed = summary(found, 200, 0)
+    assert summed["perplexity"].mean == pytest.approx(math.exp(2.0))
+    assert math.exp(1.0) <= summed["perplexity"].low <= math.exp(2.0) <= summed["perplexity"].high <= math.exp(3.0)
+
+
+def test_a_bootstrap_interval_is_that_of_the_normal_where_there_are_many():
+    values = np.random.default_rng(1).normal(5.0, 2.0, 4000)
+    mean, low, high = bootstrap(values, 2000, 0)
+    half = 1.96 * values.std() / math.sqrt(4000)
+    assert mean == values.mean()
+    assert (low, high) == (pytest.approx(mean - half, abs=0.1 * half), pytest.approx(mean + half, abs=0.1 * half))
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------
+
+RAW = {
+    "last_word": ({"text": "He saw the dog"}, [item(["He saw the"], [" dog"])]),
+    "context_completion": ({"context": "Q: 1 + 1\nA:", "completion": " 2"}, [item(["Q: 1 + 1\nA:"], [" 2"])]),
+    "query_choices": (
+        {"query": "Question: so?", "choices": ["no", "yes"], "gold": 1},
+        [item(["Question: so?\nAnswer:"] * 2, [" no", " yes"], [0, 1])],
+    ),
+    "context_options": (
+        {"context_options": ["as Al", "as Bo"], "continuation": "ran", "gold": 0},
+        [item(["as Al", "as Bo"], [" ran", " ran"])],
+    ),
+    "commonsense_qa": (
+        {
+            "question": {"stem": "where?", "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]},
+            "answerKey": "B",
+        },
+        [item(["Question: where?\nAnswer:"] * 2, [" x", " y"], [0, 1])],
+    ),
+    "truthful_qa": (
+        {"Question": "so?", "Best Answer": "b", "Correct Answers": "b; c", "Incorrect Answers": "w; v;"},
+        [
+            {**item(["Q: so?\nA:"] * 3, [" b", " w", " v"]), "group": "mc1"},
+            {**item(["Q: so?\nA:"] * 4, [" b", " c", " w", " v"], [1, 1, 0, 0]), "group": "mc2"},
+        ],
+    ),
+    "crows_pairs": (
+        {"sent_more": "m", "sent_less": "l", "bias_type": "age"},
+        [{**item(["", ""], ["m", "l"]), "group": "age"}],
+    ),
+    "items": (item(["a", "b"], ["x", "y"]), [item(["a", "b"], ["x", "y"])]),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_published_rows_become_items(name):
+    raw, expected = RAW[name]
+    record, read = FORMATS[name]
+    assert record == "items"
+    assert [check_row("items", row) for row in read(raw)] == expected
+
+
+@pytest.mark.parametrize("name", ["context_completion", "query_choices", "context_options", "items"])
+def test_a_user_s_items_are_told_by_their_columns(name):
+    assert infer_format(RAW[name][0]) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("last_word", {"text": "one"}),
+        ("query_choices", {"gold": 2}),
+        ("query_choices", {"gold": True}),
+        ("query_choices", {"choices": "ab"}),
+        ("context_options", {"gold": None}),
+        ("commonsense_qa", {"answerKey": "C"}),
+        ("commonsense_qa", {"question": "where?"}),
+        ("truthful_qa", {"Best Answer": None}),
+        ("items", {"labels": [0, 0]}),
+        ("items", {"labels": [1]}),
+        ("items", {"labels": [1, 2]}),
+        ("items", {"completions": []}),
+        ("items", {"contexts": ["a", 3]}),
+    ],
+)
+def test_a_row_that_is_no_item_is_malformed(name, change):
+    with pytest.raises(Malformed):
+        [check_row("items", row) for row in FORMATS[name][1]({**RAW[name][0], **change})]
