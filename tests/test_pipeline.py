@@ -123,9 +123,9 @@ def test_models_are_scored_on_a_user_s_items(store: Path, tmp_path: Path) -> Non
         assert metrics[f"tasks/mine/gain/{name}"] == own - baseline
         assert metrics[f"tasks/mine/{name}_low"] <= own <= metrics[f"tasks/mine/{name}_high"]
     assert "prompts" not in metrics
-    align("evaluate", "inputs.model=toy/ppo", "inputs.baseline=toy/ppo", *given)
-    (page,) = store.glob("reports/*evaluate*.html")
-    assert "+0.0 % [0.0, 0.0]" in page.read_text()
+    done = align("evaluate", "inputs.model=toy/ppo", "inputs.baseline=toy/ppo", *given)
+    (page,) = (line.split()[1] for line in done.stdout.splitlines() if line.startswith("report:"))
+    assert "+0.0 % [0.0, 0.0]" in Path(page).read_text()
 
 
 def test_an_evaluation_wants_prompts_or_items(finished: Path) -> None:
