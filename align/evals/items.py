@@ -11,7 +11,7 @@ belong to the completion, and an empty context is the end-of-text token.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,12 +49,17 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, completion: st
 
 @torch.no_grad()
 def score_items(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], max_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    max_tokens: int,
+    advance: Callable[[int], None] = lambda candidates: None,
 ) -> list[list[Candidate]]:
     """Every candidate of every item; a context that is too long for the model loses its beginning.
 
     Args:
         max_tokens: of one forward pass.
+        advance: told of each pass's candidates.
 
     Raises:
         ValueError: a completion alone is longer than the model's context, or is no token.
@@ -75,6 +80,7 @@ def score_items(
         for k, (logprob, greedy) in zip(chosen, _score(model, [pairs[k] for k in chosen]), strict=True):
             i, j = places[k]
             found[i][j] = Candidate(logprob, greedy, len(items[i]["completions"][j].lstrip()))
+        advance(len(chosen))
     return found
 
 

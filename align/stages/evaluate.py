@@ -107,7 +107,7 @@ def _on_items(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]
     for folder in inputs.folders("items"):
         name = _task_name(read_info(folder)["source"])
         items = list(read_rows([folder], "test"))[: cfg.num_items]
-        scores = [_scored(player, items, job) for player in players]
+        scores = [_scored(cfg, player, items, job) for player in players]
         groups = sorted({item["group"] for item in items})
         for group in ("", *(groups if len(groups) > 1 else ())):
             chosen = [i for i, item in enumerate(items) if group in ("", item["group"])]
@@ -122,10 +122,12 @@ def _task_name(source: str) -> str:
     return source.partition(":")[2].rpartition("/")[2].partition(".")[0].partition("@")[0]
 
 
-def _scored(player: Player, items: Sequence[Row], job: Job) -> list[list[Candidate]]:
-    mine = job.share(range(len(items)))
+def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job) -> list[list[Candidate]]:
+    mine = [items[i] for i in job.share(range(len(items)))]
     try:
-        own = score_items(player.model, player.tokenizer, [items[i] for i in mine], job.hardware.micro_batch_tokens)
+        count = sum(len(item["completions"]) for item in mine)
+        with job.progress(count, "candidates") as advance, job.autocast(cfg.precision):
+            own = score_items(player.model, player.tokenizer, mine, job.hardware.micro_batch_tokens, advance)
     except ValueError as error:
         raise ConfigError(f"inputs.items: {error}") from None
     return [[Candidate(*candidate) for candidate in row] for row in job.gather(own)]
