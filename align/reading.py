@@ -155,10 +155,13 @@ def _players(outcome: Outcome) -> tuple[str, str]:
 
 
 def _tasks(scores: tables.Table) -> Table:
+    """The tasks whole; the report has their parts."""
     table = Table(title="Tasks, scored by likelihood", box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in scores.columns:
         table.add_column(column, overflow="fold")
     for row in scores.rows:
+        if "/" in row[0]:  # a part of a task: in the report
+            continue
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
     return table
 

@@ -172,13 +172,12 @@ def _untokenise(article: str) -> str:
 # -- tasks that are scored by likelihood -------------------------------------------------------------------------
 
 
-def _choice(context: str, choices: list[str], right: int, group: str | None = None) -> Row:
-    row: Row = {
+def _choice(context: str, choices: list[str], right: int) -> Row:
+    return {
         "contexts": [context] * len(choices),
         "completions": [f" {choice}" for choice in choices],
         "labels": [int(i == right) for i in range(len(choices))],
     }
-    return row if group is None else {**row, "group": group}
 
 
 def items(row: dict[str, Any]) -> Iterator[Row]:
@@ -233,19 +232,27 @@ def commonsense_qa(row: dict[str, Any]) -> Iterator[Row]:
     yield _choice(f"Question: {stem}\nAnswer:", list(choices.values()), list(choices).index(row["answerKey"]))
 
 
-def truthful_qa(row: dict[str, Any]) -> Iterator[Row]:
-    """TruthfulQA's table: MC1 has the best answer alone as right, MC2 all that are correct (groups mc1 and mc2)."""
-    question, best = (check_text(row.get(name), name) for name in ("Question", "Best Answer"))
+def truthful_mc1(row: dict[str, Any]) -> Iterator[Row]:
+    """TruthfulQA's table: the best answer among the wrong ones."""
+    question, _, wrong = _truthful(row)
+    best = check_text(row.get("Best Answer"), "Best Answer").strip()
+    yield _choice(question, [best, *(text for text in wrong if text != best)], 0)
+
+
+def truthful_mc2(row: dict[str, Any]) -> Iterator[Row]:
+    """TruthfulQA's table: all correct answers among the wrong ones."""
+    question, correct, wrong = _truthful(row)
+    every = [*correct, *(text for text in wrong if text not in correct)]
+    labels = [int(text in correct) for text in every]
+    yield {"contexts": [question] * len(every), "completions": [f" {text}" for text in every], "labels": labels}
+
+
+def _truthful(row: dict[str, Any]) -> tuple[str, list[str], list[str]]:
     correct, wrong = (
         list(dict.fromkeys(part.strip() for part in check_text(row.get(name), name).split(";") if part.strip()))
         for name in ("Correct Answers", "Incorrect Answers")
     )
-    context = f"Q: {question}\nA:"
-    yield _choice(context, [best.strip(), *(text for text in wrong if text != best.strip())], 0, "mc1")
-    both = [*correct, *(text for text in wrong if text not in correct)]
-    labels = [int(text in correct) for text in both]
-    completions = [f" {text}" for text in both]
-    yield {"contexts": [context] * len(both), "completions": completions, "labels": labels, "group": "mc2"}
+    return f"Q: {check_text(row.get('Question'), 'Question')}\nA:", correct, wrong
 
 
 def crows_pairs(row: dict[str, Any]) -> Iterator[Row]:
@@ -274,7 +281,8 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     "query_choices": ("items", query_choices),
     "context_options": ("items", context_options),
     "commonsense_qa": ("items", commonsense_qa),
-    "truthful_qa": ("items", truthful_qa),
+    "truthful_mc1": ("items", truthful_mc1),
+    "truthful_mc2": ("items", truthful_mc2),
     "crows_pairs": ("items", crows_pairs),
 }
 

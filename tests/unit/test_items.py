@@ -164,12 +164,13 @@ RAW = {
         },
         [item(["Question: where?\nAnswer:"] * 2, [" x", " y"], [0, 1])],
     ),
-    "truthful_qa": (
+    "truthful_mc1": (
         {"Question": "so?", "Best Answer": "b", "Correct Answers": "b; c", "Incorrect Answers": "w; v;"},
-        [
-            {**item(["Q: so?\nA:"] * 3, [" b", " w", " v"]), "group": "mc1"},
-            {**item(["Q: so?\nA:"] * 4, [" b", " c", " w", " v"], [1, 1, 0, 0]), "group": "mc2"},
-        ],
+        [item(["Q: so?\nA:"] * 3, [" b", " w", " v"])],
+    ),
+    "truthful_mc2": (
+        {"Question": "so?", "Best Answer": "b", "Correct Answers": "b; c; b", "Incorrect Answers": "w; v;"},
+        [item(["Q: so?\nA:"] * 4, [" b", " c", " w", " v"], [1, 1, 0, 0])],
     ),
     "crows_pairs": (
         {"sent_more": "m", "sent_less": "l", "bias_type": "age"},
@@ -202,7 +203,8 @@ def test_a_user_s_items_are_told_by_their_columns(name):
         ("context_options", {"gold": None}),
         ("commonsense_qa", {"answerKey": "C"}),
         ("commonsense_qa", {"question": "where?"}),
-        ("truthful_qa", {"Best Answer": None}),
+        ("truthful_mc1", {"Best Answer": None}),
+        ("truthful_mc2", {"Incorrect Answers": 3}),
         ("items", {"labels": [0, 0]}),
         ("items", {"labels": [1]}),
         ("items", {"labels": [1, 2]}),
