@@ -14,21 +14,17 @@ made to use bf16 by an environment variable. Ours has two AdamW optimizers with 
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from _peer import PEER_PYTHON, Side
 from _report import arguments, report
 from _workload import EOS, MEAN_HALF, gpt2_config, prompts_of, save_workload
 
 HERE = Path(__file__).parent
-PEER_PYTHON = HERE.parent / ".venv-peers/bin/python"
 CPU = {"layers": 4, "width": 256, "heads": 4, "episodes": 64, "prompt": 32, "response": 48, "micro_batch_tokens": 4096}
 CUDA = {
     **{"layers": 12, "width": 768, "heads": 12, "episodes": 256, "prompt": 128, "response": 128},
@@ -37,48 +33,6 @@ CUDA = {
 EPOCHS = MINIBATCHES = 4
 # Small enough that responses keep their length: at 3e-6 both sides unlearn in five iterations to end their text.
 STILL = 1e-9
-
-
-class Side:
-    """One of the two processes."""
-
-    def __init__(self, command: list[str], settings: dict[str, Any], folder: Path, environment: dict[str, str]):
-        file = folder / f"{len(list(folder.iterdir()))}.json"
-        file.write_text(json.dumps(settings))
-        self._process = subprocess.Popen(
-            [*command, str(file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, **environment},
-        )
-        self.ready = self._read()
-        self.answers: list[dict[str, Any]] = []
-
-    def turn(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        self.answers.append(self._read())
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def median(self, name: str) -> float:
-        """Of all turns but the first, which warms up."""
-        return statistics.median(answer[name] for answer in self.answers[1:])
-
-    def memory(self) -> float:
-        return self.answers[-1]["peak_rss_bytes"] - self.answers[-1]["import_rss_bytes"]
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self._process.args}: it ended early with {self._process.wait()}")
-        return json.loads(line)
 
 
 def race(size: dict[str, int], rounds: int, device: str, **knobs: Any) -> dict[str, Side]:

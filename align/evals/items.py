@@ -11,7 +11,7 @@ belong to the completion, and an empty context is the end-of-text token.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from align.text.packing import micro_batches
 Item = Mapping[str, Any]  # a row of the record `items`
 
 _LOGITS = 2**26  # held at once: 256 MiB in float32
+_WORTH_SHARING = 8  # tokens of a context from which on it is computed once for all completions
 
 
 class Candidate(NamedTuple):
@@ -64,34 +65,94 @@ def score_items(
     Raises:
         ValueError: a completion alone is longer than the model's context, or is no token.
     """
-    limit = context_length(model)
-    places = [(i, j) for i, item in enumerate(items) for j in range(len(item["completions"]))]
-    pairs = []
-    for i, j in places:
-        before, after = encode_pair(tokenizer, items[i]["contexts"][j], items[i]["completions"][j])
-        if not 0 < len(after) < limit:
-            raise ValueError(f"{items[i]['completions'][j][:60]!r}: expected 1 to {limit - 1} tokens, got {len(after)}")
-        pairs.append((before[-(limit - len(after)) :], after))
-    order = sorted(range(len(pairs)), key=lambda k: len(pairs[k][0]) + len(pairs[k][1]))
-    per_pass = max(1, min(max_tokens, _LOGITS // model.config.vocab_size))
     found: list[list[Candidate]] = [[Candidate(0.0, False, 0)] * len(item["completions"]) for item in items]
-    for group in micro_batches([len(pairs[k][0]) + len(pairs[k][1]) for k in order], per_pass):
-        chosen = [order[k] for k in group]
-        for k, (logprob, greedy) in zip(chosen, _score(model, [pairs[k] for k in chosen]), strict=True):
-            i, j = places[k]
-            found[i][j] = Candidate(logprob, greedy, len(items[i]["completions"][j].lstrip()))
-        advance(len(chosen))
+    shared: dict[tuple[int, ...], list[tuple[int, int, list[int]]]] = {}  # by context: item, place in it, completion
+    for i, item in enumerate(items):
+        for j, (before, after) in enumerate(_encoded(model, tokenizer, item)):
+            shared.setdefault(tuple(before), []).append((i, j, after))
+    per_pass = max(1, min(max_tokens, _LOGITS // model.config.vocab_size))
+    alone = [(list(c), own) for c, own in shared.items() if len(own) < 2 or len(c) < _WORTH_SHARING]
+    again = [(list(c), own) for c, own in shared.items() if not (len(own) < 2 or len(c) < _WORTH_SHARING)]
+    for score, groups in ((_score_packed, alone), (_score_shared, again)):
+        groups.sort(key=lambda group: len(group[0]))
+        sizes = [sum(len(c) + len(after) for _, _, after in own) for c, own in groups]
+        for chosen in micro_batches(sizes, per_pass):
+            contexts = [groups[k][0] for k in chosen]
+            completions = [[after for _, _, after in groups[k][1]] for k in chosen]
+            places = [(i, j) for k in chosen for i, j, _ in groups[k][1]]
+            for (i, j), (logprob, greedy) in zip(places, score(model, contexts, completions), strict=True):
+                found[i][j] = Candidate(logprob, greedy, len(items[i]["completions"][j].lstrip()))
+            advance(len(places))
     return found
 
 
-def _score(model: PreTrainedModel, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-    completions = [after for _, after in pairs]
-    packed = pack_pairs([before for before, _ in pairs], completions, model.device)
-    at = before_responses(packed, completions)
-    targets = torch.tensor([token for after in completions for token in after], device=at.device)
+def _encoded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item
+) -> Iterator[tuple[list[int], list[int]]]:
+    limit = context_length(model)
+    for context, completion in zip(item["contexts"], item["completions"], strict=True):
+        before, after = encode_pair(tokenizer, context, completion)
+        if not 0 < len(after) < limit:
+            raise ValueError(f"{completion[:60]!r}: expected 1 to {limit - 1} tokens, got {len(after)}")
+        yield before[-(limit - len(after)) :], after
+
+
+Scores = list[tuple[float, bool]]
+
+
+def _score_packed(
+    model: PreTrainedModel, contexts: Sequence[list[int]], completions: Sequence[Sequence[list[int]]]
+) -> Scores:
+    """Each context with each of its completions, end to end: nothing is shared, and nothing padded."""
+    every = [after for own in completions for after in own]
+    before = [context for context, own in zip(contexts, completions, strict=True) for _ in own]
+    packed = pack_pairs(before, every, model.device)
     logits = model(
-        input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, logits_to_keep=at
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        use_cache=False,
+        logits_to_keep=before_responses(packed, every),
     ).logits[0]
+    return _sums(logits, every)
+
+
+def _score_shared(
+    model: PreTrainedModel, contexts: Sequence[list[int]], completions: Sequence[Sequence[list[int]]]
+) -> Scores:
+    """Each context once, with its keys and values for all of its completions."""
+    width, device = max(map(len, contexts)), model.device
+    mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=device)
+    out = model(
+        input_ids=torch.tensor([[0] * (width - len(c)) + c for c in contexts], device=device),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    every = [after for own in completions for after in own]
+    rows = torch.tensor([row for row, own in enumerate(completions) for _ in own], device=device)
+    first = out.logits[:, -1][rows]
+    longest = max(map(len, every)) - 1
+    if longest == 0:
+        return _sums(first, every)
+    # The last token of a completion is only predicted; what stands after it in its row is never looked at.
+    given = torch.tensor([after[:-1] + [0] * (longest + 1 - len(after)) for after in every], device=device)
+    cache = out.past_key_values
+    cache.batch_select_indices(rows)
+    rest = model(
+        input_ids=given,
+        attention_mask=torch.cat([mask[rows], torch.ones_like(given)], 1),
+        position_ids=mask[rows].sum(1, keepdim=True) + torch.arange(longest, device=device),
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    parts = [torch.cat([first[k, None], rest[k, : len(after) - 1]]) for k, after in enumerate(every)]
+    return _sums(torch.cat(parts), every)
+
+
+def _sums(logits: torch.Tensor, completions: Sequence[list[int]]) -> Scores:
+    """`logits` [N, V] before each token of all completions, one after the other."""
+    targets = torch.tensor([token for after in completions for token in after], device=logits.device)
     logprobs = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0].double()
     greedy = logits.argmax(-1) == targets
     lengths = [len(after) for after in completions]

@@ -40,6 +40,8 @@ ITEMS = [
     item(["the cat sat on"] * 3, [" the mat", " the dog ran home", " no"]),
     item(["", ""], ["the dog ran home.", "the cat ran home."]),
     item(["Is it so? "], ["yes"]),
+    item(["the dog ran home and the cat sat on the mat and"] * 3, [" the dog ran home and", " no", " the"]),
+    item(["the dog ran home and the cat sat on"] * 2, [" the mat", " no"]),
     item(["the cat", "the dog ran and the dog ran and"], [" ran home"] * 2, [0, 1]),
 ]
 
