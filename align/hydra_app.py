@@ -83,7 +83,7 @@ def run(config_name: str, arguments: list[str], task: Task, records: bool = True
             return 0
         return _run(config_name, options, task, records)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(_explain(error, config_name)) from error
 
 
 def _run(config_name: str, options: Any, task: Task, records: bool) -> int:
@@ -135,13 +135,15 @@ def _tidy(folder: Path, keep: bool) -> None:
 # -- Hydra's errors, in one line ---------------------------------------------------------------------------------
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, config_name: str) -> str:
     text = f"{error}\n{error.__cause__ or ''}"
     missing = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in '", text)
     if missing:
         full = re.search(r"full_key: (\S+)", text)
         key = full[1] if full else next(filter(None, missing.groups()))
-        return f"{key}: no such knob{_near(key.rpartition('.')[2])}; align STAGE --help lists a stage's knobs"
+        return (
+            f"{key}: no such knob{_near(key.rpartition('.')[2], config_name)}; align STAGE --help lists a stage's knobs"
+        )
     option = re.search(
         r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config search|$)", text, re.DOTALL
     )
@@ -164,9 +166,12 @@ def _explain(error: Exception) -> str:
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0]
 
 
-def _near(name: str) -> str:
+def _near(name: str, config_name: str) -> str:
     known = {f.name for cls in (*STAGES.values(), RunConfig, HardwareConfig, TrackerConfig) for f in fields(cls)}
     near = difflib.get_close_matches(name, known, n=1)
     if near == [name]:
-        return "; a step's knob is steps.STEP." + name
+        if config_name == "run":
+            return "; a step's knob is steps.STEP." + name
+        owners = [stage for stage, cls in STAGES.items() if name in {f.name for f in fields(cls)}]
+        return f"; {', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it" if owners else ""
     return f" (did you mean {near[0]}?)" if near else ""
