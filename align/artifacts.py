@@ -55,6 +55,11 @@ class Artifact:
     def metrics(self) -> dict[str, float]:
         return self.manifest["metrics"]
 
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of its <name>.jsonl; none where it keeps none."""
+        file = self.path / f"{name}.jsonl"
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
+
     @property
     def digest(self) -> str:
         """The sha256 over the names and contents of all files."""

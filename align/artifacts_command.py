@@ -8,25 +8,20 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
 from align.artifacts import MANIFEST, Artifact, ArtifactStore
-from align.console import wide_console
+from align.console import Parser, wide_console
 from align.errors import ConfigError, StoreError
 from align.plan import flat
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"align artifacts: {message}; see align artifacts --help")
-
-
 def main(arguments: list[str]) -> int:
-    parser = _Parser(prog="align artifacts", description=__doc__)
+    parser = Parser(prog="align artifacts", description=__doc__)
     parser.add_argument("--store", default="artifacts", metavar="FOLDER", help="default: artifacts")
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, (_, operands, what) in _VERBS.items():

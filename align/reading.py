@@ -91,7 +91,10 @@ def report_on_run(outcomes: Sequence[Outcome], store: ArtifactStore, name: str, 
     out = store.root / "reports" / file_name(title)
     if member is not None:
         out, title = member.folder / f"{member.number}.html", f"{name} {' '.join(member.knobs)}"
-    if not out.exists() or not all(outcome.cached for outcome in outcomes):
+    made = not all(outcome.cached for outcome in outcomes)
+    if member is not None and not made:
+        return None  # the sweep that made it has its page
+    if made or not out.exists():
         write_report(store, [f"{o.step.label}:v{o.version}" for o in evaluations], out, title)
     return out
 
@@ -116,28 +119,20 @@ def _headline(evaluations: Sequence[Outcome]) -> Table:
         over = f"\nover {_step_name(inputs['baseline'][0].ref)}" if "baseline" in inputs else ""
         table.add_row(
             _step_name(inputs["model"][0].ref) + over,
-            _number(m, f"{score}/score"),
-            _number(m, f"greedy/{score}/score"),
+            tables.number(m, f"{score}/score"),
+            tables.number(m, f"greedy/{score}/score"),
             _interval(m, ""),
             _interval(m, "greedy/"),
-            _percent(m, "ties"),
-            _number(m, "kl", 2),
-            _number(m, "response_tokens", 1),
-            _number(m, "pretrain_loss"),
+            tables.percent(m, "ties", 0),
+            tables.number(m, "kl", 2),
+            tables.number(m, "response_tokens", 1),
+            tables.number(m, "pretrain_loss"),
         )
     return table
 
 
 def _step_name(ref: str) -> str:
     return ref.partition("/")[2] or ref
-
-
-def _number(metrics: dict[str, float], name: str, digits: int = 3) -> str:
-    return f"{metrics[name]:.{digits}f}" if name in metrics else ""
-
-
-def _percent(metrics: dict[str, float], name: str) -> str:
-    return f"{100 * metrics[name]:.0f}%" if name in metrics else ""
 
 
 def _interval(metrics: dict[str, float], prefix: str) -> str:
@@ -174,16 +169,12 @@ def _samples(evaluations: Sequence[Outcome]) -> Table:
     for outcome in evaluations:
         name = outcome.step.inputs["model"][0].ref
         table.add_column(_step_name(name), overflow="fold")
-        for row in _rows(outcome.artifact.path / "samples.jsonl"):
+        for row in outcome.artifact.rows("samples"):
             answers.setdefault(row["prompt"], {})[name] = row["response"]
     names = [outcome.step.inputs["model"][0].ref for outcome in evaluations]
     for prompt, by_model in list(answers.items())[:_NUM_SAMPLES]:
         table.add_row(*(_plain(text) for text in (prompt, *(by_model.get(name, "") for name in names))))
     return table
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _plain(text: str, limit: int = 160) -> str:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import NoReturn
 
 from align.artifacts import ArtifactStore
+from align.console import Parser
 from align.errors import ConfigError, StoreError
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"align report: {message}; see align report --help")
-
-
 def main(arguments: list[str]) -> int:
-    parser = _Parser(prog="align report", description=__doc__)
+    parser = Parser(prog="align report", description=__doc__)
     parser.add_argument(
         "refs", nargs="+", metavar="REF", help="PIPELINE (the latest of its steps), PIPELINE/STEP[:vN] or STAGE@KEY"
     )

@@ -5,25 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import NoReturn
 
 from rich.table import Table as RichTable
 
 from align.artifacts import ArtifactStore
-from align.console import wide_console
+from align.console import Parser, wide_console
 from align.errors import ConfigError, StoreError
 from align.report.sweep import members_table, objective_of, runs_of, settings_table
 from align.report.tables import Table
 from align.sweeps import read_sweep, sweeps
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"align sweep: {message}; see align sweep --help")
-
-
 def main(arguments: list[str]) -> int:
-    parser = _Parser(prog="align sweep", description=__doc__)
+    parser = Parser(prog="align sweep", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     show = verbs.add_parser("show", help="a table of its members, and a page with plots")
     show.add_argument("folder", nargs="?", help="the sweep's; default: the newest in the store")

@@ -31,7 +31,7 @@ CUDA = {
     "micro_batch_tokens": 32_768,
 }
 EPOCHS = MINIBATCHES = 4
-# Small enough that responses keep their length: at 3e-6 both sides unlearn in five iterations to end their text.
+# Small enough that responses keep their length: `mean_half/*_response_tokens` says which they have.
 STILL = 1e-9
 
 

@@ -139,7 +139,11 @@ def test_what_is_not_there_is_one_line(store, ref):
 
 @pytest.mark.parametrize(
     ("rate", "low", "high", "said"),
-    [(0.68, 0.65, 0.71, "beyond chance"), (0.3, 0.2, 0.4, "beyond chance"), (0.52, 0.48, 0.56, "not beyond chance")],
+    [
+        (0.68, 0.65, 0.71, "better, beyond chance"),
+        (0.3, 0.2, 0.4, "worse, beyond chance"),
+        (0.52, 0.48, 0.56, "not beyond chance"),
+    ],
 )
 def test_the_verdict_says_whether_the_difference_is_beyond_chance(store, rate, low, high, said):
     inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft")}

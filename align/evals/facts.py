@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.data import smallworld
-from align.models.packed import pack_pairs, response_logprobs
-from align.text.packing import micro_batches
+from align.evals.items import measures, score_items
 
 
 def known_facts(infos: Sequence[Mapping[str, Any]]) -> list[list[str]] | None:
@@ -21,7 +19,6 @@ def known_facts(infos: Sequence[Mapping[str, Any]]) -> list[list[str]] | None:
     return smallworld.world_facts(named["world_seed"])
 
 
-@torch.no_grad()
 def fact_recall(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choices: Sequence[Sequence[str]], max_tokens: int
 ) -> float:
@@ -30,17 +27,13 @@ def fact_recall(
     Args:
         max_tokens: of one forward pass.
     """
-    sentences = [f"\n{sentence}" for row in choices for sentence in row]  # as one stands between two in a document
-    encoded = tokenizer(sentences, split_special_tokens=True)["input_ids"]
-    start = [tokenizer.eos_token_id]
-    logprobs = torch.zeros(len(encoded), dtype=torch.float64)
-    for group in micro_batches([len(ids) + 1 for ids in encoded], max_tokens):
-        responses = [encoded[i] for i in group]
-        flat = response_logprobs(model, pack_pairs([start] * len(group), responses, model.device), responses)
-        sums = [part.double().sum() for part in flat.split([len(ids) for ids in responses])]
-        logprobs[group] = torch.stack(sums).cpu()
-    right, at = 0, 0
-    for row in choices:
-        right += int(logprobs[at : at + len(row)].argmax() == 0)
-        at += len(row)
-    return right / len(choices)
+    items = [
+        {
+            "contexts": [""] * len(row),
+            "completions": [f"\n{sentence}" for sentence in row],  # as one stands between two in a document
+            "labels": [1, *[0] * (len(row) - 1)],
+        }
+        for row in choices
+    ]
+    right = measures(items, score_items(model, tokenizer, items, max_tokens))["accuracy"]
+    return sum(right) / len(right)

@@ -71,9 +71,11 @@ def score_items(
         for j, (before, after) in enumerate(_encoded(model, tokenizer, item)):
             shared.setdefault(tuple(before), []).append((i, j, after))
     per_pass = max(1, min(max_tokens, _LOGITS // model.config.vocab_size))
-    alone = [(list(c), own) for c, own in shared.items() if len(own) < 2 or len(c) < _WORTH_SHARING]
-    again = [(list(c), own) for c, own in shared.items() if not (len(own) < 2 or len(c) < _WORTH_SHARING)]
-    for score, groups in ((_score_packed, alone), (_score_shared, again)):
+    once: list[tuple[list[int], list[tuple[int, int, list[int]]]]] = []
+    again: list[tuple[list[int], list[tuple[int, int, list[int]]]]] = []
+    for context, own in shared.items():
+        (again if len(own) > 1 and len(context) >= _WORTH_SHARING else once).append((list(context), own))
+    for score, groups in ((_score_packed, once), (_score_shared, again)):
         groups.sort(key=lambda group: len(group[0]))
         sizes = [sum(len(c) + len(after) for _, _, after in own) for c, own in groups]
         for chosen in micro_batches(sizes, per_pass):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from align.artifacts import Artifact, ArtifactStore
@@ -104,15 +102,11 @@ def _made(store: ArtifactStore, artifact: Artifact, only: str | None) -> Made:
         version=version or artifact.key[:8],
         artifact=artifact,
         inputs=inputs,
-        log=_rows(artifact.path / "metrics.jsonl"),
-        events=_rows(artifact.path / "events.jsonl"),
-        samples=_rows(artifact.path / "samples.jsonl"),
+        log=artifact.rows("metrics"),
+        events=artifact.rows("events"),
+        samples=artifact.rows("samples"),
         changes=_changes(store, name, version, artifact),
     )
-
-
-def _rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _changes(store: ArtifactStore, name: str, version: str, artifact: Artifact) -> list[tuple[str, str, str]]:

@@ -17,13 +17,14 @@ from align.report.charts import line_chart
 from align.report.gather import Made, gather
 from align.report.lineage import draw
 
+_SCORES = ("objective/score", "heldout/score", "gold/score")
 # Of each stage: a chart's title, then the metrics in it.
 _CURVES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "pretrain": [("loss, nats a token", ("loss", "eval/loss")), ("gradient norm", ("grad_norm",))],
     "sft": [("loss, nats a token", ("loss", "eval/loss")), ("gradient norm", ("grad_norm",))],
     "reward": [("loss, nats a pair", ("loss",)), ("gradient norm", ("grad_norm",))],
     "ppo": [
-        ("scores", ("objective/score", "heldout/score", "gold/score")),
+        ("scores", _SCORES),
         ("KL to the reference, nats a response", ("objective/kl",)),
         ("response length, tokens", ("response_tokens",)),
         ("entropy, nats a token", ("policy/entropy",)),
@@ -33,7 +34,6 @@ _CURVES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     ],
 }
 _ORDER = {stage: place for place, stage in enumerate(("ppo", "reward", "sft", "pretrain"))}
-_AGAINST_KL = ("objective/score", "heldout/score", "gold/score")
 
 
 class Charts(NamedTuple):
@@ -106,7 +106,7 @@ def curves(made: Sequence[Made]) -> list[Charts]:
             if any(series.values()):
                 pictures.append(Markup(line_chart(title, unit, series)))
         if each.stage == "ppo":
-            series = {name: _points(each, "objective/kl", name) for name in _AGAINST_KL}
+            series = {name: _points(each, "objective/kl", name) for name in _SCORES}
             chart = line_chart("scores against KL, darker is later", "KL, nats a response", series, scattered=True)
             pictures.insert(1, Markup(chart))
         if pictures:

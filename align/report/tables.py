@@ -62,7 +62,8 @@ def verdict(made: Sequence[Made]) -> list[str]:
         m, inputs = each.artifact.metrics, dict(each.inputs)
         if "baseline" not in inputs or "win_rate" not in m:
             continue
-        beyond = "beyond chance" if m["win_rate_low"] > 0.5 or m["win_rate_high"] < 0.5 else "not beyond chance"
+        better, worse = m["win_rate_low"] > 0.5, m["win_rate_high"] < 0.5
+        beyond = "better, beyond chance" if better else "worse, beyond chance" if worse else "not beyond chance"
         said.append(
             f"{names[inputs['model']]} wins {interval(m, '')} of {m['prompts']:,.0f} prompts over "
             f"{names[inputs['baseline']]}, ties counted half: {beyond}."

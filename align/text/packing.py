@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-# A bf16 product of a shape that was not seen before makes the CPU's library compile a kernel and keep it, up to a
-# thousand of them. Where no two micro-batches are of one length, that took twice the time of a product and a GiB.
+# A bf16 product of a shape that was not seen before makes the CPU's library compile a kernel and keep it, which costs
+# time and memory where no two micro-batches are of one length.
 ROUND = 64  # tokens
 
 
