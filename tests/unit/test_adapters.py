@@ -8,18 +8,18 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from align.configs import LoraConfig, ModelConfig
+from align.configs import LoraConfig
 from align.errors import ConfigError
 from align.losses.lm import TokenLogprobs
 from align.models.actors import FullActors, LoraActors, load_actors
 from align.models.adapters import FOLDER, Adapters, AdapterScalar
 from align.models.heads import ScalarModel, load_scalar, scalar_from_lm
-from align.models.load import build_model, load_model, save_model
+from align.models.load import load_model, save_model
 from align.models.packed import pack_pairs, response_logprobs, response_scores, response_values
 from align.rollout.engine import LocalEngine, Sampling
-from align.text.tokenizers import train_tokenizer
 
 PROMPTS = [[7, 8, 9], [10], [11, 12, 13, 14, 15], [16, 17]]
 RESPONSES = [[20, 21], [22, 23, 24, 25], [26], [27, 28, 29]]
@@ -30,21 +30,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["the cat sat on the mat and the dog ran home"] * 3, 280)
+    return tiny_tokenizer()
 
 
 def saved_model(tokenizer, architecture, folder, seed=0):
     torch.manual_seed(seed)
-    cfg = ModelConfig(
-        architecture=architecture,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        context_length=64,
-        dropout=0.0,
-        initializer_range=0.2,
-    )
-    save_model(build_model(cfg, tokenizer), tokenizer, folder)
+    save_model(tiny_model(architecture, 64, 0.2), tokenizer, folder)
     return folder
 
 

@@ -6,30 +6,19 @@ import math
 
 import pytest
 import torch
+from tiny_models import tiny_model, tiny_tokenizer, written_by_transformers
 
-from align.configs import ModelConfig
-from align.models.load import build_model
 from align.models.packed import pack_pairs, response_logprobs
 from align.rollout.engine import Sampling, _choose, generate, uniforms
-from align.text.tokenizers import train_tokenizer
 
 EOS, PAD = 0, 1
 
 
 def built(architecture, context=64, spread=0.3):
-    tokenizer = train_tokenizer(["the cat sat on the mat and the dog ran home"] * 3, 280)
+    tokenizer = tiny_tokenizer()
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (EOS, PAD)
     torch.manual_seed(1)
-    cfg = ModelConfig(
-        architecture=architecture,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        context_length=context,
-        dropout=0.0,
-        initializer_range=spread,
-    )
-    return build_model(cfg, tokenizer).eval()
+    return tiny_model(architecture, context, spread)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "gpt_neox", "llama"])
@@ -131,15 +120,7 @@ def test_a_seed_is_a_response_and_another_seed_another(model):
 def test_greedy_is_what_transformers_generates(model):
     responses = run(model, PROMPTS[:5], SEEDS[:5], temperature=0.0)
     for prompt, response in zip(PROMPTS, responses, strict=False):
-        out = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=12,
-            eos_token_id=EOS,
-            pad_token_id=PAD,
-        )
-        assert response.ids == out[0, len(prompt) :].tolist()
+        assert response.ids == written_by_transformers(model, prompt, 12, EOS, PAD)
 
 
 @torch.no_grad()

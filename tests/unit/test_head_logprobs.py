@@ -8,13 +8,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
-from align.configs import ModelConfig
 from align.losses.lm import head_logprobs
-from align.models.load import build_model
 from align.models.packed import pack_pairs, response_likelihoods, response_logprobs
-from align.text.tokenizers import train_tokenizer
 
 ROWS, WIDTH, VOCABULARY = 13, 8, 29
 NAMES = ("hidden", "weight", "bias")
@@ -232,17 +230,7 @@ RESPONSES = [[20, 21], [22, 23, 24, 25], [26], [27, 28, 29]]
 
 def model_of(architecture, spread=0.3, **settings):
     """Ours, and the same weights under the library's own eager attention."""
-    tokenizer = train_tokenizer(["the cat sat on the mat and the dog ran home"] * 3, 280)
-    cfg = ModelConfig(
-        architecture=architecture,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        context_length=32,
-        dropout=0.0,
-        initializer_range=spread,
-    )
-    config = build_model(cfg, tokenizer).config
+    config = tiny_model(architecture, 32, spread).config
     for name, value in settings.items():
         assert hasattr(config, name)
         setattr(config, name, value)
@@ -264,10 +252,8 @@ def unpacked(plain, temperature):
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "qwen3"])
-def test_packed_likelihoods_and_gradients_are_those_of_an_unpacked_forward(architecture, temperature):
-    ours, plain = model_of(architecture)
+def assert_as_unpacked(ours, plain, temperature):
+    """Packed log-probs, entropies and the gradients of both are those of `plain`, whose log-probs it gives."""
     got = response_likelihoods(ours, pack_pairs(PROMPTS, RESPONSES, "cpu"), RESPONSES, temperature, with_entropy=True)
     logprobs, entropies = unpacked(plain, temperature)
     near(got.logprobs, logprobs)
@@ -276,6 +262,14 @@ def test_packed_likelihoods_and_gradients_are_those_of_an_unpacked_forward(archi
     (logprobs.sum() + 0.5 * entropies.sum()).backward()
     for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4, msg=name)
+    return logprobs
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "qwen3"])
+def test_packed_likelihoods_and_gradients_are_those_of_an_unpacked_forward(architecture, temperature):
+    ours, plain = model_of(architecture)
+    assert_as_unpacked(ours, plain, temperature)
 
 
 NOT_PLAIN = [
@@ -288,16 +282,8 @@ NOT_PLAIN = [
 @pytest.mark.parametrize(("architecture", "settings"), NOT_PLAIN)
 def test_a_head_that_scales_or_caps_its_logits_gives_the_right_likelihoods(architecture, settings):
     ours, plain = model_of(architecture, **settings)
-    packed = pack_pairs(PROMPTS, RESPONSES, "cpu")
-    got = response_likelihoods(ours, packed, RESPONSES, 0.7, with_entropy=True)
-    logprobs, entropies = unpacked(plain, 0.7)
-    near(got.logprobs, logprobs)
-    near(got.entropies, entropies)
-    (got.logprobs.sum() + 0.5 * got.entropies.sum()).backward()
-    (logprobs.sum() + 0.5 * entropies.sum()).backward()
-    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4, msg=name)
-    without = response_likelihoods(ours, packed, RESPONSES, 0.7)
+    logprobs = assert_as_unpacked(ours, plain, 0.7)
+    without = response_likelihoods(ours, pack_pairs(PROMPTS, RESPONSES, "cpu"), RESPONSES, 0.7)
     assert torch.equal(without.entropies, torch.zeros(len(logprobs)))
     near(without.logprobs, logprobs)
 

@@ -7,15 +7,13 @@ import math
 
 import pytest
 import torch
+from tiny_models import tiny_model, written_by_transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from align.configs import ModelConfig
 from align.models import attention
-from align.models.load import build_model
 from align.models.packed import pack_pairs, response_logprobs
 from align.rollout.engine import LocalEngine, Response, Sampling, _choose, generate
 from align.rollout.slots import Slots
-from align.text.tokenizers import train_tokenizer
 
 EOS, PAD = 0, 1
 WINDOW = 5  # tokens that a sliding layer sees: fewer than nearly every prompt with its response
@@ -27,24 +25,14 @@ SEEDS = [7000 + i for i in range(len(PROMPTS))]
 
 def built(architecture, context=64, spread=0.3, ending=4.0, seed=1):
     """A model that ends a response with one token in some ten; `ending` is added to that token's logit."""
-    tokenizer = train_tokenizer(["the cat sat on the mat and the dog ran home"] * 3, 280)
-    cfg = ModelConfig(
-        architecture=architecture,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        context_length=context,
-        dropout=0.0,
-        initializer_range=spread,
-    )
-    config = build_model(cfg, tokenizer).config
+    config = tiny_model(architecture, context, spread).config
     if architecture in ("mistral", "qwen3"):
         config.sliding_window = WINDOW
     if architecture == "qwen3":
         config.use_sliding_window, config.layer_types = True, ["sliding_attention", "full_attention"]
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="align").eval()
-    bias = torch.zeros(len(tokenizer))
+    bias = torch.zeros(config.vocab_size)
     bias[EOS] = ending
     model.get_output_embeddings().bias = torch.nn.Parameter(bias)
     return model
@@ -119,15 +107,7 @@ def test_greedy_responses_of_refilled_slots_are_those_of_transformers(model):
     plain.get_output_embeddings().bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size))
     plain.load_state_dict(model.state_dict())
     for prompt, response in zip(PROMPTS, run(model, PROMPTS, SEEDS, temperature=0.0, batch_size=4), strict=True):
-        out = plain.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=14,
-            eos_token_id=EOS,
-            pad_token_id=PAD,
-        )
-        assert response.ids == out[0, len(prompt) :].tolist()
+        assert response.ids == written_by_transformers(plain, prompt, 14, EOS, PAD)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -1,0 +1,41 @@
+"""Models small enough for a test, of any family, and what `transformers` itself makes of one."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from align.configs import ModelConfig
+from align.models.load import build_model
+from align.text.tokenizers import train_tokenizer
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(["the cat sat on the mat and the dog ran home"] * 3, 280)
+
+
+def tiny_model(architecture: str, context: int = 64, spread: float = 0.3) -> PreTrainedModel:
+    """Two layers, 32 wide, for `tiny_tokenizer`; `spread` is the deviation of its weights."""
+    cfg = ModelConfig(
+        architecture=architecture,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        context_length=context,
+        dropout=0.0,
+        initializer_range=spread,
+    )
+    return build_model(cfg, tiny_tokenizer()).eval()
+
+
+def written_by_transformers(model: PreTrainedModel, prompt: list[int], most: int, eos: int, pad: int) -> list[int]:
+    """What the library's own `generate` writes greedily."""
+    out = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=most,
+        eos_token_id=eos,
+        pad_token_id=pad,
+    )
+    return out[0, len(prompt) :].tolist()
