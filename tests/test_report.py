@@ -168,6 +168,29 @@ def test_over_optimisation_is_said_where_gold_falls_while_the_score_rises(store,
     assert any("over-optimised" in line for line in said) is fires
 
 
+def test_tasks_are_a_row_a_measure_with_the_gain_over_the_baseline():
+    def bounds(name, mean):
+        return {name: mean, f"{name}_low": mean - 0.1, f"{name}_high": mean + 0.1}
+
+    metrics = {"prompts": 3.0, "tasks/bargain/items": 4.0, **bounds("tasks/bargain/accuracy", 0.5)}
+    metrics |= bounds("tasks/bargain/baseline/accuracy", 0.25) | bounds("tasks/bargain/gain/accuracy", 0.25)
+    metrics |= bounds("tasks/bargain/part/perplexity", 12345.6)
+    assert tables.tasks([("ppo", "sft", metrics), ("base", "", bounds("tasks/bargain/accuracy", 0.1))]) == (
+        ["task", "ppo", "sft", "ppo - sft", "base"],
+        [
+            [
+                "bargain accuracy",
+                "50.0 % [40.0, 60.0]",
+                "25.0 % [15.0, 35.0]",
+                "+25.0 % [15.0, 35.0]",
+                "10.0 % [0.0, 20.0]",
+            ],
+            ["bargain/part perplexity", "1.23e+04 [1.23e+04, 1.23e+04]", "", "", ""],
+        ],
+    )
+    assert tables.tasks([("ppo", "", {"prompts": 3.0})]).rows == []
+
+
 def test_costs_add_up(store):
     table = tables.costs(gather(store, ["toy"]))
     rows = {row[0]: row for row in table.rows}

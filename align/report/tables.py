@@ -126,7 +126,7 @@ def tasks(scored: Sequence[tuple[str, str, Metrics]]) -> Table:
         heads = {model: ""} | ({baseline: "baseline/", f"{model} - {baseline}": "gain/"} if baseline else {})
         for name in metrics:
             task, _, measure = name.removeprefix("tasks/").rpartition("/")
-            if not name.startswith("tasks/") or task.endswith(("baseline", "gain")) or f"{name}_low" not in metrics:
+            if not name.startswith("tasks/") or task.endswith(("/baseline", "/gain")) or f"{name}_low" not in metrics:
                 continue
             for column, part in heads.items():
                 found = [metrics.get(f"tasks/{task}/{part}{measure}{end}") for end in ("", "_low", "_high")]
