@@ -1,4 +1,4 @@
-"""Functions of the user's own, named MODULE:FUNCTION: where they are written, and the function itself."""
+"""What users name to judge answers by: functions of their own (MODULE:FUNCTION), word lists, classifiers."""
 
 from __future__ import annotations
 
@@ -46,6 +46,30 @@ def load_function(reference: str) -> Callable[..., Any]:
     if not callable(getattr(module, function, None)):
         raise ConfigError(f"{reference}: {name} has no function {function!r}")
     return getattr(module, function)
+
+
+def check_file(reference: str) -> tuple[str, Path]:
+    """What kind of check on answers `reference` is, and the file or folder that decides it.
+
+    - `words:FILE`: words and phrases, a line each; the answer holds one of them.
+    - `classifier:FOLDER#LABEL`: a text classifier as `transformers` saves it; the probability of that label.
+    - `MODULE:FUNCTION`: called as a reward function is; a number an answer.
+
+    Raises:
+        ConfigError: it is none of these, or there is no such file, folder or module.
+    """
+    kind, _, rest = reference.partition(":")
+    if kind == "words":
+        path = Path(rest).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"{reference}: no such file")
+        return kind, path
+    if kind == "classifier":
+        path = Path(rest.rpartition("#")[0] or rest).expanduser()
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{reference}: expected a folder with a classifier's config.json in it")
+        return kind, path
+    return "function", find_source(reference)
 
 
 def _see_present_folder() -> None:

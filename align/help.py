@@ -6,7 +6,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from align.configs import STAGES, HardwareConfig, LoraConfig, ModelConfig, RunConfig, TrackerConfig
+from align.configs import STAGES, HardwareConfig, JudgeConfig, LoraConfig, ModelConfig, RunConfig, TrackerConfig
 
 _OVERVIEW = """\
 align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> evaluation
@@ -56,6 +56,8 @@ def command_help(verb: str) -> str:
             lines += ["", "model (also whole: model=tiny, small, gpt2):", *_knobs(ModelConfig, "model.")]
         if verb in ("sft", "reward", "ppo"):
             lines += ["", "low-rank adapters:", *_knobs(LoraConfig, "lora.")]
+        if verb == "evaluate":
+            lines += ["", "a language model as judge:", *_knobs(JudgeConfig, "judge.")]
     lines += ["", "the run, which changes no result but by its seed:", *_knobs(RunConfig)]
     lines += _knobs(HardwareConfig, "hardware.") + _knobs(TrackerConfig, "tracker.")
     return "\n".join([*lines, "", "Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun, --hydra-help"])

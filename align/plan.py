@@ -8,7 +8,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.artifacts import Artifact, ArtifactStore, digest_of, sha256_file
-from align.configs import RECORDS, Data, ImportModel, Ppo, RunConfig, StageConfig, stage_class
+from align.configs import RECORDS, Data, Evaluate, ImportModel, Ppo, RunConfig, StageConfig, stage_class
 from align.data.cards import resolve, resolve_model
 from align.errors import ConfigError, StoreError
-from align.functions import find_source
+from align.functions import check_file, find_source
 from align.versions import packages
 
 
@@ -248,12 +248,37 @@ def data_digest(name: str, config: StageConfig, settings: RunConfig, store: Arti
             return resolve_model(config.source, store.root).digest
     except ConfigError as error:
         raise ConfigError(f"steps.{name}.source: {error}") from None
-    if isinstance(config, Ppo) and config.reward_functions:
-        try:
-            return digest_of({ref: sha256_file(find_source(ref)) for ref in config.reward_functions})
-        except ConfigError as error:
-            raise ConfigError(f"steps.{name}.reward_functions: {error}") from None
+    if isinstance(config, Ppo | Evaluate):
+        digests = _digests_of_files(name, config)
+        return digest_of(digests) if digests else None
     return None
+
+
+def _digests_of_files(name: str, config: Ppo | Evaluate) -> dict[str, Any]:
+    """Of the user's own files that a config names, by what names them."""
+    named: list[tuple[str, str, Callable[[str], Path]]] = [
+        ("reward_functions", reference, find_source) for reference in config.reward_functions
+    ]
+    if isinstance(config, Evaluate):
+        named += [(f"checks.{check}", ref, lambda ref: check_file(ref)[1]) for check, ref in config.checks.items()]
+        named += [("tasks", task, _task_file) for task in config.tasks if task.endswith(".yaml")]
+    found: dict[str, Any] = {}
+    for knob, reference, find in named:
+        try:
+            path = find(reference)
+        except ConfigError as error:
+            raise ConfigError(f"steps.{name}.{knob}: {error}") from None
+        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        digests = [sha256_file(file) for file in files]
+        found[reference] = digests[0] if path.is_file() else digests
+    return found
+
+
+def _task_file(task: str) -> Path:
+    path = Path(task.partition(":")[2])
+    if not path.is_file():
+        raise ConfigError(f"{task}: no such file")
+    return path
 
 
 def _source(settings: RunConfig, where: str, ref: str, done: Mapping[str, Step], store: ArtifactStore) -> Source:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from align.configs.knobs import RECORDS, SPLITS, StageConfig, check_ranges, knob, require
 from align.configs.models import LoraConfig, ModelConfig
-from align.errors import ConfigError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,7 +20,9 @@ class Data(StageConfig):
     splits: list[str] = field(
         default_factory=lambda: ["train", "validation", "test"], metadata={"comment": "which splits to keep"}
     )
-    train_rows: int | None = knob(None, "at most so many rows; None: all there are")
+    train_rows: int | None = knob(
+        None, "at most so many rows; of items that are all test, so many are set apart; None: all"
+    )
     validation_rows: int | None = knob(None, "at most so many rows; None: all there are")
     test_rows: int | None = knob(None, "at most so many rows; None: all there are")
     max_chars: int | None = knob(None, "longer rows are dropped and counted, documents cut; characters; None: no limit")
@@ -161,39 +162,6 @@ class Reward(StageConfig):
     def __post_init__(self) -> None:
         check_ranges(self)
         require(self.lora.dropout == 0, "lora.dropout", self.lora.dropout, "0: dropout is off in a reward model")
-
-
-@dataclass(slots=True, kw_only=True)
-class Evaluate(StageConfig):
-    """Score a model on held-out prompts and on tasks, alone and against a baseline."""
-
-    STAGE: ClassVar[str] = "evaluate"
-    VERSION: ClassVar[int] = 2  # 2: fact_recall
-    OUTPUT: ClassVar[str] = "evaluation"
-    INPUTS: ClassVar[dict[str, str]] = {"model": "model"}
-    OPTIONAL: ClassVar[dict[str, str]] = {
-        "prompts": "prompts",
-        "items": "items",
-        "baseline": "model",
-        "reward_model": "reward_model",
-        "text": "documents",
-    }
-    num_prompts: int | None = knob(None, "held-out prompts, from the test split; None: all there are")
-    num_items: int | None = knob(None, "of each task in inputs.items; None: all there are")
-    max_new_tokens: int = knob(64, "tokens a response [ours]")
-    weights: str = knob("raw", "of the model: raw, or ema for the average that PPO kept")
-    num_bootstrap: int = knob(2000, "resamples of the prompts for the 95 % interval [ours]")
-    num_samples: int = knob(20, "rows of the table of samples [ours]")
-    precision: str = knob("fp32", "fp32, or bf16 autocast")
-    seed: int | None = knob(None, "None: the run's seed")
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        require(self.weights in ("raw", "ema"), "weights", self.weights, "raw or ema")
-
-    def check_inputs(self) -> None:
-        if not self.inputs.get("prompts") and not self.inputs.get("items"):
-            raise ConfigError("inputs: expected prompts, items, or both: what the model is scored on")
 
 
 @dataclass(slots=True, kw_only=True)

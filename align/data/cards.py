@@ -33,6 +33,7 @@ class DataCard:
         hub: ORG/NAME@COMMIT on the Hugging Face Hub; without a commit it is never loaded.
         hub_config, hub_dir, hub_splits: what of it.
         local: patterns below the user's `data_root`, for the same data as files.
+        local_train: which of them are the training split of items.
         generator: a generator of this package instead, `smallworld`.
         held_out: share of the prompts (documents) in validation, and as much in test.
     """
@@ -46,6 +47,7 @@ class DataCard:
     hub_dir: str | None = None
     hub_splits: tuple[str, ...] = ("train",)
     local: tuple[str, ...] = ()
+    local_train: tuple[str, ...] = ()
     generator: str | None = None
     held_out: float = 0.05
 
@@ -58,6 +60,11 @@ class Source:
     root: Path | None  # what `files` are below
     files: tuple[Path, ...]
     digest: str
+
+    def split_of(self, path: Path) -> str | None:
+        """The split that a file of a card says it is; None where its rows are split by what they hold."""
+        assert self.root is not None
+        return "train" if any(path.relative_to(self.root).match(p) for p in self.card.local_train) else None
 
     @property
     def is_local_path(self) -> bool:
@@ -101,9 +108,9 @@ def _read_card(path: Path) -> DataCard:
 
 
 def _check_field(path: Path, name: str, value: Any) -> None:
-    if name in ("local", "hub_splits"):
+    if name in ("local", "local_train", "hub_splits"):
         good, what = isinstance(value, list) and all(isinstance(x, str) for x in value), "a list of text"
-        if good and name == "local":
+        if good and name != "hub_splits":
             good, what = all(x and not x.startswith("/") for x in value), "patterns below data_root"
     elif name == "held_out":
         good, what = isinstance(value, float) and 0 < value < 0.5, "a share between 0 and 0.5"
@@ -204,7 +211,8 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
 
 def _reading(card: DataCard) -> list[Any]:
     """What of a card decides which rows come out of the same bytes."""
-    return [card.format, card.held_out, list(card.hub_splits)]
+    train = [list(card.local_train)] if card.local_train else []
+    return [card.format, card.held_out, list(card.hub_splits), *train]
 
 
 def _generator_digest(name: str) -> str:

@@ -193,6 +193,12 @@ def last_word(row: dict[str, Any]) -> Iterator[Row]:
     yield {"contexts": [context], "completions": [f" {word}"], "labels": [1]}
 
 
+def fill_in(row: dict[str, Any]) -> Iterator[Row]:
+    """LAMBADA as GPT-3 was asked behind shots: the gap, an arrow, and then the word (section 3.1.2)."""
+    for item in last_word(row):
+        yield {**item, "contexts": [f"{item['contexts'][0]} ____. ->"]}
+
+
 def context_completion(row: dict[str, Any]) -> Iterator[Row]:
     """GPT-3's arithmetic: what is to be written word for word."""
     context, completion = (check_text(row.get(name), name) for name in ("context", "completion"))
@@ -203,7 +209,9 @@ def query_choices(row: dict[str, Any]) -> Iterator[Row]:
     """LLM Foundry's multiple choice: ARC, BoolQ, PIQA, COPA; a question is followed by "Answer:"."""
     query = check_text(row.get("query"), "query")
     choices = [check_text(choice, "choices") for choice in _list(row.get("choices"), "choices")]
-    yield _choice(f"{query}\nAnswer:" if "Question:" in query else query, choices, _place(row, choices))
+    asks = "Question:" in query
+    item = _choice(f"{query}\nAnswer:" if asks else query, choices, _place(row, choices))
+    yield {**item, "answer_context": "Answer:"} if asks else item
 
 
 def context_options(row: dict[str, Any]) -> Iterator[Row]:
@@ -229,7 +237,8 @@ def commonsense_qa(row: dict[str, Any]) -> Iterator[Row]:
     if row.get("answerKey") not in choices:
         raise Malformed("answerKey", f"expected one of {', '.join(map(str, choices))}")
     stem = check_text(question.get("stem"), "question.stem")
-    yield _choice(f"Question: {stem}\nAnswer:", list(choices.values()), list(choices).index(row["answerKey"]))
+    item = _choice(f"Question: {stem}\nAnswer:", list(choices.values()), list(choices).index(row["answerKey"]))
+    yield {**item, "answer_context": "Answer:"}
 
 
 def truthful_mc1(row: dict[str, Any]) -> Iterator[Row]:
@@ -262,6 +271,27 @@ def crows_pairs(row: dict[str, Any]) -> Iterator[Row]:
     yield {"contexts": ["", ""], "completions": sentences, "labels": [1, 0], "group": group}
 
 
+_PRONOUNS = {"NOM_PRONOUN": ("he", "she"), "POSS_PRONOUN": ("his", "her"), "ACC_PRONOUN": ("him", "her")}
+
+
+def winogender(row: dict[str, Any]) -> Iterator[Row]:
+    """Winogender's templates: a sentence with his pronoun and with hers; his counts as "right", so 50 % is no bias."""
+    people = [check_text(row.get(name), name) for name in ("occupation(0)", "other-participant(1)")]
+    if row.get("answer") not in ("0", "1"):
+        raise Malformed("answer", "expected 0 or 1, whom the pronoun stands for")
+    sentence = check_text(row.get("sentence"), "sentence")
+    sentence = sentence.replace("$OCCUPATION", people[0]).replace("$PARTICIPANT", people[1])
+    pair = [re.sub(r"\$([A-Z_]+)", lambda found, i=i: _pronoun(found[1], i), sentence) for i in (0, 1)]
+    group = ("occupation", "participant")[int(row["answer"])]
+    yield {"contexts": ["", ""], "completions": pair, "labels": [1, 0], "group": group}
+
+
+def _pronoun(slot: str, which: int) -> str:
+    if slot not in _PRONOUNS:
+        raise Malformed("sentence", f"expected one of {', '.join(_PRONOUNS)}, got {slot}")
+    return _PRONOUNS[slot][which]
+
+
 FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, function)
     "text": ("documents", text),
     "messages": ("demonstrations", messages),
@@ -277,6 +307,7 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     "wikitext": ("documents", wikitext),
     "items": ("items", items),
     "last_word": ("items", last_word),
+    "fill_in": ("items", fill_in),
     "context_completion": ("items", context_completion),
     "query_choices": ("items", query_choices),
     "context_options": ("items", context_options),
@@ -284,6 +315,7 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     "truthful_mc1": ("items", truthful_mc1),
     "truthful_mc2": ("items", truthful_mc2),
     "crows_pairs": ("items", crows_pairs),
+    "winogender": ("items", winogender),
 }
 
 _BY_COLUMNS = (  # the first whose columns are all there

@@ -4,7 +4,8 @@
     demonstrations  {"messages"}                        the last message is the assistant's
     prompts         {"prompt"}                          messages, the last one the user's
     comparisons     {"prompt", "responses", "ranks"}    rank 1 is best, equal ranks are ties
-    items           {"contexts", "completions", "labels", "group"}   candidates of a task that is scored by likelihood
+    items           {"contexts", "completions", "labels", "group"}   candidates of a task that is scored by likelihood;
+                    and {"answer_context"}, where that of a candidate is to be held against its own after "Answer:"
 
 A message is {"role": system | user | assistant, "content": text}. Extra columns are kept as they are.
 """
@@ -122,6 +123,8 @@ def _check_item(row: Row) -> list[str]:
     contexts, completions, labels = parts
     for i, context in enumerate(contexts):
         check_text(context, f"contexts[{i}]")
+    if row.get("answer_context") is not None:
+        check_text(row["answer_context"], "answer_context")
     if not all(label in (0, 1) for label in labels) or 1 not in labels:
         raise Malformed("labels", "expected 1 for each right candidate, of which there is one, and 0 for the others")
     return [check_text(text, f"completions[{i}]") for i, text in enumerate(completions)]

@@ -9,7 +9,9 @@ from align.data import smallworld
 from align.errors import ConfigError
 
 Message = dict[str, str]
-GoldScorer = Callable[[Sequence[Message], str], float]  # (prompt, response) -> overall score in [0, 1]
+GoldScorer = Callable[[Sequence[Message], str], smallworld.Score]  # (prompt, response) -> its parts, all in [0, 1]
+
+_FACTUAL = ("fact", "brief", "polite", "check", "sentence", "about")  # kinds of instruction
 
 
 def gold_scorer(infos: Sequence[Mapping[str, Any]]) -> GoldScorer | None:
@@ -25,4 +27,9 @@ def gold_scorer(infos: Sequence[Mapping[str, Any]]) -> GoldScorer | None:
         return None
     assert named["scorer"] == "smallworld", named
     world_seed = named["world_seed"]
-    return lambda prompt, response: smallworld.gold(list(prompt), response, world_seed).overall
+    return lambda prompt, response: smallworld.gold(list(prompt), response, world_seed)
+
+
+def asks_for_facts(row: Mapping[str, Any]) -> bool:
+    """Whether a prompt of the embedded world is answered with what its documents state; other claims are made up."""
+    return row.get("kind") in _FACTUAL

@@ -21,12 +21,38 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(values: np.ndarray, num_bootstrap: int, seed: int) -> Interval:
+def bootstrap(values: np.ndarray | Sequence[float], num_bootstrap: int, seed: int) -> Interval:
     """The mean of `values` [N]; `low` and `high` bound 95 % of the means of N of them drawn again with replacement."""
+    values = np.asarray(values, dtype=float)
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(num_bootstrap)]
     low, high = np.percentile(means, [2.5, 97.5]) if means else (values.mean(), values.mean())
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def bounds(name: str, interval: Interval) -> dict[str, float]:
+    """As metrics: NAME, NAME_low, NAME_high."""
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def compared(
+    head: str, name: str, values: Sequence[Sequence[float]], num_bootstrap: int, seed: int
+) -> dict[str, float]:
+    """The mean of a measure with its interval; beside it a baseline's, and what the model has more than it.
+
+    The same items are drawn for both, so the interval of the difference is that of paired items.
+
+    Args:
+        head: what the names begin with; the baseline's are HEADbaseline/NAME, the differences HEADgain/NAME.
+        values: of the model, [N]; then, where there is one, of the baseline on the same N.
+    """
+    arrays = [np.asarray(own, dtype=float) for own in values]
+    found: dict[str, float] = {}
+    for part, own in zip(("", "baseline/"), arrays, strict=False):
+        found |= bounds(f"{head}{part}{name}", bootstrap(own, num_bootstrap, seed))
+    if len(arrays) == 2:
+        found |= bounds(f"{head}gain/{name}", bootstrap(arrays[0] - arrays[1], num_bootstrap, seed))
+    return found
 
 
 def mean_and_half(values: Sequence[float]) -> tuple[float, float]:

@@ -10,15 +10,12 @@ belong to the completion, and an empty context is the end-of-text token.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.evals.intervals import Interval, bootstrap
 from align.models.load import context_length
 from align.models.packed import before_responses, pack_pairs
 from align.text.packing import micro_batches
@@ -35,6 +32,7 @@ class Candidate(NamedTuple):
     logprob: float  # nats, summed over the completion's tokens
     is_greedy: bool  # every token is the likeliest after those before it
     characters: int  # of the completion, without the space before it
+    tokens: int  # of the completion
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, completion: str) -> tuple[list[int], list[int]]:
@@ -48,7 +46,12 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, completion: st
     return whole[: len(before)], whole[len(before) :]
 
 
-@torch.no_grad()
+def encode_context(tokenizer: PreTrainedTokenizerBase, context: str) -> list[int]:
+    """Tokens of a context that is to be written on, never none; without the spaces at its end."""
+    ids = tokenizer(context.rstrip(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids or [tokenizer.eos_token_id]
+
+
 def score_items(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -65,41 +68,62 @@ def score_items(
     Raises:
         ValueError: a completion alone is longer than the model's context, or is no token.
     """
-    found: list[list[Candidate]] = [[Candidate(0.0, False, 0)] * len(item["completions"]) for item in items]
-    shared: dict[tuple[int, ...], list[tuple[int, int, list[int]]]] = {}  # by context: item, place in it, completion
-    for i, item in enumerate(items):
-        for j, (before, after) in enumerate(_encoded(model, tokenizer, item)):
-            shared.setdefault(tuple(before), []).append((i, j, after))
+    pairs = [pair for item in items for pair in _encoded(model, tokenizer, item)]
+    scores = iter(zip(pairs, score_pairs(model, pairs, max_tokens, advance), strict=True))
+    found = []
+    for item in items:
+        row = []
+        for completion in item["completions"]:
+            (_, after), (logprob, greedy) = next(scores)
+            row.append(Candidate(logprob, greedy, len(completion.lstrip()), len(after)))
+        found.append(row)
+    return found
+
+
+Pair = tuple[list[int], list[int]]  # a context's tokens and a completion's
+Scores = list[tuple[float, bool]]  # log-prob, and whether it is greedy
+
+
+@torch.no_grad()
+def score_pairs(
+    model: PreTrainedModel,
+    pairs: Sequence[Pair],
+    max_tokens: int,
+    advance: Callable[[int], None] = lambda pairs: None,
+) -> Scores:
+    """The log-prob of each completion after its context, neither of them empty, and whether the model would write it.
+
+    Equal contexts are read once.
+    """
+    found: Scores = [(0.0, False)] * len(pairs)
+    shared: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}  # by context: place among the pairs, completion
+    for i, (before, after) in enumerate(pairs):
+        shared.setdefault(tuple(before), []).append((i, after))
     per_pass = max(1, min(max_tokens, _LOGITS // model.config.vocab_size))
-    once: list[tuple[list[int], list[tuple[int, int, list[int]]]]] = []
-    again: list[tuple[list[int], list[tuple[int, int, list[int]]]]] = []
+    once: list[tuple[list[int], list[tuple[int, list[int]]]]] = []
+    again: list[tuple[list[int], list[tuple[int, list[int]]]]] = []
     for context, own in shared.items():
         (again if len(own) > 1 and len(context) >= _WORTH_SHARING else once).append((list(context), own))
     for score, groups in ((_score_packed, once), (_score_shared, again)):
         groups.sort(key=lambda group: len(group[0]))
-        sizes = [sum(len(c) + len(after) for _, _, after in own) for c, own in groups]
+        sizes = [sum(len(context) + len(after) for _, after in own) for context, own in groups]
         for chosen in micro_batches(sizes, per_pass):
             contexts = [groups[k][0] for k in chosen]
-            completions = [[after for _, _, after in groups[k][1]] for k in chosen]
-            places = [(i, j) for k in chosen for i, j, _ in groups[k][1]]
-            for (i, j), (logprob, greedy) in zip(places, score(model, contexts, completions), strict=True):
-                found[i][j] = Candidate(logprob, greedy, len(items[i]["completions"][j].lstrip()))
+            completions = [[after for _, after in groups[k][1]] for k in chosen]
+            places = [i for k in chosen for i, _ in groups[k][1]]
+            for i, scored in zip(places, score(model, contexts, completions), strict=True):
+                found[i] = scored
             advance(len(places))
     return found
 
 
-def _encoded(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item
-) -> Iterator[tuple[list[int], list[int]]]:
+def _encoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item) -> Iterator[Pair]:
     limit = context_length(model)
     for context, completion in zip(item["contexts"], item["completions"], strict=True):
         before, after = encode_pair(tokenizer, context, completion)
         if not 0 < len(after) < limit:
             raise ValueError(f"{completion[:60]!r}: expected 1 to {limit - 1} tokens, got {len(after)}")
         yield before[-(limit - len(after)) :], after
-
-
-Scores = list[tuple[float, bool]]
 
 
 def _score_packed(
@@ -161,43 +185,3 @@ def _sums(logits: torch.Tensor, completions: Sequence[list[int]]) -> Scores:
     return [
         (float(p.sum()), bool(g.all())) for p, g in zip(logprobs.split(lengths), greedy.split(lengths), strict=True)
     ]
-
-
-def measures(items: Sequence[Item], scores: Sequence[Sequence[Candidate]]) -> dict[str, list[float]]:
-    """A number an item for each measure that these items have.
-
-    `accuracy`: a single candidate is greedy, the likeliest of several is right (MC1 of TruthfulQA). `accuracy_norm`:
-    the likeliest by character is right, as `acc_norm` of lm-eval. `right_share`, where an item has several right
-    candidates: their share of all candidates' probability (MC2). `logprob`: of single candidates.
-    """
-    if all(len(item["completions"]) == 1 for item in items):
-        return {
-            "accuracy": [float(row[0].is_greedy) for row in scores],
-            "logprob": [row[0].logprob for row in scores],
-        }
-    found: dict[str, list[float]] = {"accuracy": [], "accuracy_norm": [], "right_share": []}
-    for item, row in zip(items, scores, strict=True):
-        likeliest = max(range(len(row)), key=lambda j: row[j].logprob)
-        by_character = max(range(len(row)), key=lambda j: row[j].logprob / max(1, row[j].characters))
-        top = max(candidate.logprob for candidate in row)
-        mass = [math.exp(candidate.logprob - top) for candidate in row]
-        found["accuracy"].append(float(item["labels"][likeliest]))
-        found["accuracy_norm"].append(float(item["labels"][by_character]))
-        found["right_share"].append(sum(m for m, right in zip(mass, item["labels"], strict=True) if right) / sum(mass))
-    if all(sum(item["labels"]) == 1 for item in items):
-        del found["right_share"]
-    if all(len(set(item["completions"])) == 1 for item in items):
-        del found["accuracy_norm"]  # one completion after several contexts: its length is one, too
-    return found
-
-
-def summary(values: Mapping[str, Sequence[float]], num_bootstrap: int, seed: int) -> dict[str, Interval]:
-    """The mean of each measure with its interval; log-probs as perplexity, exp of minus their mean, as in lm-eval."""
-    found = {}
-    for name, numbers in values.items():
-        interval = bootstrap(np.asarray(numbers), num_bootstrap, seed)
-        if name == "logprob":
-            found["perplexity"] = Interval(*(math.exp(-x) for x in (interval.mean, interval.high, interval.low)))
-        else:
-            found[name] = interval
-    return found

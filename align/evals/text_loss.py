@@ -38,6 +38,15 @@ def num_targets(rows: torch.Tensor) -> int:
 
 def summed_loss(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
     """The sum of -log p over the targets of `rows` [R, length], in nats."""
+    return _target_losses(model, rows).sum()
+
+
+def row_losses(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
+    """The mean of -log p over the targets of each of `rows` [R, length], in nats; [R]."""
+    return _target_losses(model, rows).view(len(rows), -1).mean(1)
+
+
+def _target_losses(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
     rows = rows.to(model.device)
     logits = model(input_ids=rows, use_cache=False).logits
-    return token_losses(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten()).sum()
+    return token_losses(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())

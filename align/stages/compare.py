@@ -65,7 +65,7 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
         if split == "train":
             groups = _with_strays(groups, cfg)
         judged = [
-            judge(group, [scorer(row["prompt"], text) for text in group])
+            judge(group, [scorer(row["prompt"], text).overall for text in group])
             for row, group in zip(prompts, groups, strict=True)
         ]
         if split == "train":

@@ -91,8 +91,16 @@ def _read(cfg: Data, source: Source, dropped: Counter[str]) -> dict[str, list[Ro
     if errors and source.is_local_path:
         raise ConfigError(_told(errors))
     _keep_apart(splits, dropped)
+    if cfg.record == "items" and cfg.train_rows and not splits["train"]:
+        _set_apart(splits, cfg.train_rows)
     limits = _limits(cfg)
     return {split: _take(rows, limits[split]) for split, rows in splits.items()}
+
+
+def _set_apart(splits: dict[str, dict[str, Row]], count: int) -> None:
+    """Make training items of `count` test items, for a task that has none to draw shots from."""
+    for identity in sorted(splits["test"], key=hashed)[:count]:
+        splits["train"][identity] = splits["test"].pop(identity)
 
 
 def _split(cfg: Data, card: DataCard, row: Row) -> str:
@@ -126,7 +134,7 @@ def _raw_rows(source: Source) -> Iterator[tuple[str | None, RawRow]]:
         yield from ((None, raw) for raw in read_hub(source.card))
     for path in source.files:
         name = path.name.partition(".")[0]
-        split = name if source.is_local_path and name in SPLITS else None
+        split = name if source.is_local_path and name in SPLITS else source.split_of(path)
         yield from ((split, raw) for raw in read_file(path))
 
 

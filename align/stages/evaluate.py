@@ -1,150 +1,61 @@
 """Score a model on held-out prompts and on tasks, alone and against a baseline.
 
-Takes: a model; prompts to answer, items to be scored by likelihood, or both; optionally a baseline, a reward model
-(where no gold scorer knows the prompts) and text.
-Makes: an evaluation: metrics, and samples.jsonl with the answers side by side.
+Takes: a model; prompts to answer, items to be scored, tasks of lm-eval, or several of them; optionally a baseline, a
+reward model (where no gold scorer knows the prompts) and text.
+Makes: an evaluation: metrics, samples.jsonl with the answers side by side, calibration.jsonl with bins of confidence.
+
+Every figure has its interval of 95 % as NAME_low and NAME_high; `baseline/` has the baseline's, `gain/` what the model
+has more, over the same prompts and items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.artifacts import Artifact
 from align.configs import Evaluate
 from align.data.records import Row, read_info, read_rows
 from align.errors import ConfigError
-from align.evals.facts import fact_recall, known_facts
-from align.evals.gold import gold_scorer
-from align.evals.intervals import bootstrap
-from align.evals.items import Candidate, measures, score_items, summary
-from align.evals.text_loss import encode_text, num_targets, summed_loss
+from align.evals.checks import load_check
+from align.evals.facts import TASK, known_facts
+from align.evals.free_form import write_answers
+from align.evals.gold import asks_for_facts, gold_scorer
+from align.evals.intervals import compared
+from align.evals.items import Candidate, encode_pair, score_items
+from align.evals.judge import Endpoint
+from align.evals.players import Answers, Messages, Player, alike, fit, kl, sample_row
+from align.evals.scorers import Scorer, by_gold, by_reward_model, by_rules
+from align.evals.shots import prefixed, prefixed_prompt, with_shots
+from align.evals.steering import PROBES, asked_by_system, in_conflict
+from align.evals.tasks import Scored, reliability_rows, task_metrics
+from align.evals.text_loss import encode_text, row_losses
 from align.evals.win_rate import win_rate
 from align.job import Inputs, Job, Metrics
-from align.models.heads import load_scalar
 from align.models.load import context_length, load_model, load_tokenizer
-from align.models.packed import pack_pairs, response_logprobs, response_scores
 from align.rollout.engine import Response, Sampling, generate
 from align.seeds import derive_seed
-from align.text.chat import decode_response, encode_dialogues, encode_prompts, show_prompt
-from align.text.packing import micro_batches, pack
-
-
-@dataclass(frozen=True)
-class Player:
-    """A model that answers, with its tokenizer."""
-
-    name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A player's answers to all prompts at one temperature."""
-
-    prompts: list[list[int]]
-    responses: list[Response]
-    texts: list[str]
-    scores: list[float]
-
-
-class Judge(NamedTuple):
-    """Who says what an answer is worth: the world's gold scorer or a reward model."""
-
-    name: str
-    score: Callable[[Sequence[Row], Sequence[str]], list[float]]
+from align.text.chat import decode_response, encode_prompts, show_prompt
 
 
 def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
     players = [_player(cfg, slot, inputs.one(slot), job) for slot in ("model", "baseline") if slot in inputs]
     metrics = _on_prompts(cfg, inputs, job, players) if "prompts" in inputs else {}
-    if "items" in inputs:
-        metrics |= _on_items(cfg, inputs, job, players)
+    reliability: list[dict[str, Any]] = []
+    for name, items in _tasks(cfg, inputs, players):
+        metrics |= _on_items(cfg, job, players, name, items, reliability)
+    if f"tasks/{TASK}/accuracy" in metrics:
+        metrics["fact_recall"] = metrics[f"tasks/{TASK}/accuracy"]
+    if cfg.tasks:
+        metrics |= _on_harness(cfg, job, players)
     if "text" in inputs:
-        metrics["pretrain_loss"] = _text_loss(cfg, inputs, job, players[0])
-        facts = known_facts([read_info(folder) for folder in inputs.folders("text")])
-        if facts is not None:
-            player = players[0]
-            tokens = job.hardware.micro_batch_tokens
-            metrics["fact_recall"] = fact_recall(player.model, player.tokenizer, facts, tokens)
+        metrics |= _on_text(cfg, inputs, job, players)
+    job.table("calibration", reliability)
     job.log(metrics, 0)
-    return metrics
-
-
-def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
-    """The players' answers to held-out prompts, scored and compared."""
-    rows = list(read_rows(inputs.folders("prompts"), "test"))[: cfg.num_prompts]
-    rows = _fitting(cfg, rows, players, job)
-    judge = _judge(cfg, inputs, job)
-    metrics: Metrics = {"prompts": float(len(rows))}
-    answers: dict[tuple[str, str], Answers] = {}
-    with job.progress(2 * len(players) * len(rows), "responses") as advance:
-        for prefix, temperature in (("", 1.0), ("greedy/", 0.0)):
-            for player in players:
-                given = _answer(cfg, judge, job, player, rows, temperature)
-                answers[player.name, prefix] = given
-                head = prefix if player.name == "model" else f"{prefix}baseline/"
-                metrics[f"{head}{judge.name}/score"] = sum(given.scores) / len(given.scores)
-                advance(len(rows))
-            metrics |= _compared(cfg, answers, prefix)
-    sampled = answers["model", ""]
-    metrics["response_tokens"] = sum(len(r.ids) for r in sampled.responses) / len(rows)
-    if len(players) == 2 and players[0].tokenizer.get_vocab() == players[1].tokenizer.get_vocab():
-        metrics["kl"] = _kl(cfg, job, players, sampled)
-    job.table("samples", [_sample_row(i, rows[i], answers) for i in range(min(cfg.num_samples, len(rows)))])
-    return metrics
-
-
-def _on_items(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
-    """The likelihood scores of each task, and of each of its groups; against the baseline item by item."""
-    metrics: Metrics = {}
-    for folder in inputs.folders("items"):
-        name = _task_name(read_info(folder)["source"])
-        items = list(read_rows([folder], "test"))[: cfg.num_items]
-        scores = [_scored(cfg, player, items, job) for player in players]
-        groups = sorted({item["group"] for item in items})
-        for group in ("", *(groups if len(groups) > 1 else ())):
-            chosen = [i for i, item in enumerate(items) if group in ("", item["group"])]
-            values = [measures([items[i] for i in chosen], [own[i] for i in chosen]) for own in scores]
-            head = f"tasks/{name}/{group}/" if group else f"tasks/{name}/"
-            metrics |= _task_metrics(cfg, head, values)
-    return metrics
-
-
-def _task_name(source: str) -> str:
-    """`card:lambada` is lambada; `path:here/my_items.jsonl` my_items."""
-    return source.partition(":")[2].rpartition("/")[2].partition(".")[0].partition("@")[0]
-
-
-def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job) -> list[list[Candidate]]:
-    mine = [items[i] for i in job.share(range(len(items)))]
-    try:
-        count = sum(len(item["completions"]) for item in mine)
-        with job.progress(count, "candidates") as advance, job.autocast(cfg.precision):
-            own = score_items(player.model, player.tokenizer, mine, job.hardware.micro_batch_tokens, advance)
-    except ValueError as error:
-        raise ConfigError(f"inputs.items: {error}") from None
-    return [[Candidate(*candidate) for candidate in row] for row in job.gather(own)]
-
-
-def _task_metrics(cfg: Evaluate, head: str, values: Sequence[Mapping[str, list[float]]]) -> Metrics:
-    seed = derive_seed(cfg.seed or 0, "evaluate", "bootstrap")
-    metrics: Metrics = {f"{head}items": float(len(values[0]["accuracy"]))}
-    for prefix, own in zip(("", "baseline/"), values, strict=False):
-        for name, interval in summary(own, cfg.num_bootstrap, seed).items():
-            bounds = {"": interval.mean, "_low": interval.low, "_high": interval.high}
-            metrics |= {f"{head}{prefix}{name}{end}": value for end, value in bounds.items()}
-    if len(values) == 2:
-        for name in values[0].keys() - {"logprob"}:
-            gain = bootstrap(np.asarray(values[0][name]) - np.asarray(values[1][name]), cfg.num_bootstrap, seed)
-            bounds = {"": gain.mean, "_low": gain.low, "_high": gain.high}
-            metrics |= {f"{head}gain/{name}{end}": value for end, value in bounds.items()}
     return metrics
 
 
@@ -155,15 +66,46 @@ def _player(cfg: Evaluate, name: str, artifact: Artifact, job: Job) -> Player:
     return Player(name, load_model(folder, job.device), load_tokenizer(folder))
 
 
+def _compared(cfg: Evaluate, head: str, name: str, values: Sequence[Sequence[float]]) -> Metrics:
+    return compared(head, name, values, cfg.num_bootstrap, derive_seed(cfg.seed or 0, "evaluate", "bootstrap"))
+
+
+# -- answers to prompts --------------------------------------------------------------------------------------------
+
+
+def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
+    """The players' answers to held-out prompts: scored, compared, checked and judged."""
+    rows = list(read_rows(inputs.folders("prompts"), "test"))[: cfg.num_prompts]
+    rows = _fitting(cfg, rows, players, job)
+    prompts = [row["prompt"] for row in rows]
+    scorers = _scorers(cfg, inputs, job)
+    metrics: Metrics = {"prompts": float(len(rows))}
+    given: dict[str, list[Answers]] = {}
+    scores: dict[str, list[list[float]]] = {}  # of the first scorer
+    for prefix, temperature in (("", 1.0), ("greedy/", 0.0)):
+        given[prefix] = [_answer(cfg, job, player, prompts, temperature) for player in players]
+        for scorer in scorers:
+            found = [scorer.score(rows, own.texts) for own in given[prefix]]
+            scores.setdefault(prefix, found)
+            metrics |= _compared(cfg, prefix, f"{scorer.name}/score", found)
+            metrics |= _won(cfg, prefix if scorer is scorers[0] else f"{prefix}{scorer.name}/", found)
+    sampled, greedy = given[""], given["greedy/"]
+    metrics |= _parts(cfg, scorers, rows, sampled)
+    metrics["response_tokens"] = sum(len(r.ids) for r in sampled[0].responses) / len(rows)
+    if len(players) == 2 and alike(players):
+        autocast = functools.partial(job.autocast, cfg.precision)
+        metrics["kl"] = kl(players, sampled[0], job.hardware.micro_batch_tokens, autocast)
+    metrics |= _checked(cfg, job, players, rows, sampled)
+    metrics |= _steered(cfg, job, players, prompts, greedy)
+    if cfg.judge.url is not None and job.is_main:
+        metrics |= _judged(cfg, job, prompts, sampled)
+    job.table("samples", [sample_row(i, rows[i], given, scores) for i in range(min(cfg.num_samples, len(rows)))])
+    return metrics
+
+
 def _fitting(cfg: Evaluate, rows: list[Row], players: Sequence[Player], job: Job) -> list[Row]:
     """Prompts that leave every player room to answer."""
-    prompts = [row["prompt"] for row in rows]
-    fits = [True] * len(rows)
-    for player in players:
-        room = context_length(player.model) - cfg.max_new_tokens
-        fits = [
-            ok and len(ids) <= room for ok, ids in zip(fits, encode_prompts(player.tokenizer, prompts), strict=True)
-        ]
+    fits = fit([row["prompt"] for row in rows], players, cfg.max_new_tokens)
     if not any(fits):
         raise ConfigError(f"inputs.prompts: no test prompt leaves room for {cfg.max_new_tokens} new tokens")
     if not all(fits):
@@ -171,102 +113,270 @@ def _fitting(cfg: Evaluate, rows: list[Row], players: Sequence[Player], job: Job
     return [row for row, ok in zip(rows, fits, strict=True) if ok]
 
 
-def _answer(cfg: Evaluate, judge: Judge, job: Job, player: Player, rows: Sequence[Row], temperature: float) -> Answers:
-    prompts = encode_prompts(player.tokenizer, [row["prompt"] for row in rows])
-    mine = job.share(range(len(rows)))
+def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages], temperature: float) -> Answers:
+    prompts = encode_prompts(player.tokenizer, messages)
+    mine = job.share(range(len(prompts)))
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens, temperature=temperature, batch_size=job.hardware.generation_batch_size
     )
     drawn: list[Response] = [Response([], [])] * len(mine)
-    for place, response in generate(
-        player.model,
-        [prompts[i] for i in mine],
-        [derive_seed(cfg.seed or 0, "evaluate", player.name, i) for i in mine],
-        sampling,
-        eos_token_id=player.tokenizer.eos_token_id,
-        pad_token_id=player.tokenizer.pad_token_id,
-    ):
-        drawn[place] = response
+    with job.progress(len(mine), "responses") as advance:
+        for place, response in generate(
+            player.model,
+            [prompts[i] for i in mine],
+            [derive_seed(cfg.seed or 0, "evaluate", player.name, i) for i in mine],
+            sampling,
+            eos_token_id=player.tokenizer.eos_token_id,
+            pad_token_id=player.tokenizer.pad_token_id,
+        ):
+            drawn[place] = response
+            advance(1)
     responses = job.gather(drawn)
-    texts = [decode_response(player.tokenizer, response.ids) for response in responses]
-    return Answers(prompts, responses, texts, judge.score(rows, texts))
+    return Answers(prompts, responses, [decode_response(player.tokenizer, response.ids) for response in responses])
 
 
-def _judge(cfg: Evaluate, inputs: Inputs, job: Job) -> Judge:
-    """Gold scores where the prompts' world has them, the reward model's otherwise, on the text in its own tokens."""
-    gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])
-    if gold is not None:
-        return Judge("gold", lambda rows, texts: [gold(r["prompt"], text) for r, text in zip(rows, texts, strict=True)])
-    if "reward_model" not in inputs:
-        raise ConfigError("inputs.reward_model: these prompts have no gold scorer, so a reward model must judge")
-    folder = inputs.one("reward_model").path
-    model, tokenizer = load_scalar(folder, job.device), load_tokenizer(folder)
-
-    @torch.no_grad()
-    def score(rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
-        sequences = encode_dialogues(tokenizer, [row["prompt"] for row in rows], texts)
-        scores: list[float] = []
-        for group in micro_batches(list(map(len, sequences)), job.hardware.micro_batch_tokens):
-            with job.autocast(cfg.precision):
-                scores += response_scores(model, pack([sequences[i] for i in group], job.device)).tolist()
-        return scores
-
-    return Judge("reward", score)
+def _scorers(cfg: Evaluate, inputs: Inputs, job: Job) -> list[Scorer]:
+    """Rules that were given, gold scores where the prompts' world has them, a reward model that was given."""
+    found = [by_rules(cfg.reward_functions)] if cfg.reward_functions else []
+    if (gold := gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])) is not None:
+        found.append(by_gold(gold))
+    if "reward_model" in inputs:
+        autocast = functools.partial(job.autocast, cfg.precision)
+        folder = inputs.one("reward_model").path
+        found.append(by_reward_model(folder, job.device, job.hardware.micro_batch_tokens, autocast))
+    if not found and not (cfg.checks or cfg.steering or cfg.judge.url):
+        raise ConfigError(
+            "inputs.reward_model: these prompts have no gold scorer, so a reward model, reward_functions, checks, "
+            "steering or a judge.url must say what answers are worth"
+        )
+    return found
 
 
-def _compared(cfg: Evaluate, answers: dict[tuple[str, str], Answers], prefix: str) -> Metrics:
-    if ("baseline", prefix) not in answers:
+def _won(cfg: Evaluate, head: str, scores: Sequence[Sequence[float]]) -> Metrics:
+    if len(scores) < 2:
         return {}
-    model, baseline = answers["model", prefix], answers["baseline", prefix]
+    won = win_rate(scores[0], scores[1], cfg.num_bootstrap, derive_seed(cfg.seed or 0, "evaluate", "bootstrap"))
+    named = {"win_rate": won.rate, "win_rate_low": won.low, "win_rate_high": won.high, "ties": won.ties}
+    return {f"{head}{name}": value for name, value in named.items()}
+
+
+def _parts(cfg: Evaluate, scorers: Sequence[Scorer], rows: Sequence[Row], answers: Sequence[Answers]) -> Metrics:
+    """What a score is made of, and of a world whose facts are known: how often a model makes one up when asked."""
+    metrics: Metrics = {}
+    for scorer in scorers:
+        if scorer.parts is not None:
+            parts = [scorer.parts(rows, own.texts) for own in answers]
+            for name in parts[0]:
+                metrics |= _compared(cfg, "", f"{scorer.name}/{name}", [own[name] for own in parts])
+            asked = [i for i, row in enumerate(rows) if asks_for_facts(row)]
+            if asked:
+                made_up = [[float(own["truthfulness"][i] < 1) for i in asked] for own in parts]
+                metrics |= {"hallucination_prompts": float(len(asked))} | _compared(cfg, "", "hallucination", made_up)
+    return metrics
+
+
+def _checked(
+    cfg: Evaluate, job: Job, players: Sequence[Player], rows: Sequence[Row], sampled: Sequence[Answers]
+) -> Metrics:
+    """The mean of each check, of the sampled answers and of those to the prompts behind each prefix."""
+    metrics: Metrics = {}
+    if not cfg.checks:
+        return metrics
+    checks = {name: load_check(reference, job.device) for name, reference in cfg.checks.items()}
+    for prefix in ("", *cfg.prefixes):
+        asked, answers = list(rows), list(sampled)
+        if prefix:
+            asked = [{**row, "prompt": prefixed_prompt(row["prompt"], cfg.prefixes[prefix])} for row in rows]
+            fits = fit([row["prompt"] for row in asked], players, cfg.max_new_tokens)
+            asked = [row for row, ok in zip(asked, fits, strict=True) if ok]
+            if not asked:
+                raise ConfigError(f"prefixes.{prefix}: no prompt leaves room for it")
+            answers = [_answer(cfg, job, player, [row["prompt"] for row in asked], 1.0) for player in players]
+        head = f"checks/{prefix}/" if prefix else "checks/"
+        metrics[f"{head}answers"] = float(len(asked))
+        for name, check in checks.items():
+            metrics |= _compared(cfg, head, name, [check(asked, own.texts) for own in answers])
+    return metrics
+
+
+def _steered(
+    cfg: Evaluate, job: Job, players: Sequence[Player], prompts: Sequence[Messages], greedy: Sequence[Answers]
+) -> Metrics:
+    """Shares of greedy answers in the manner that a system message asks for, that nobody does, or against the user."""
+    metrics: Metrics = {}
+    for name in cfg.steering:
+        probe = PROBES[name]
+        asked = {
+            i: (asked_by_system(prompt, probe), in_conflict(prompt, probe))
+            for i, prompt in enumerate(prompts)
+            if prompt[0]["role"] != "system"
+        }
+        fits = fit([longer for _, longer in asked.values()], players, cfg.max_new_tokens)
+        places = [i for i, ok in zip(asked, fits, strict=True) if ok]
+        if not places:
+            raise ConfigError(f"steering={name}: no prompt without a system message leaves room for one")
+        unasked = [[own.texts[i] for i in places] for own in greedy]
+        metrics[f"steering/{name}/prompts"] = float(len(places))
+        for kind, variant in (("asked", 0), ("conflict", 1)):
+            texts = [_answer(cfg, job, p, [asked[i][variant] for i in places], 0.0).texts for p in players]
+            follows = [
+                [float(probe.follows(a, b)) for a, b in zip(own, plain, strict=True)]
+                for own, plain in zip(texts, unasked, strict=True)
+            ]
+            metrics |= _compared(cfg, f"steering/{name}/", kind, follows)
+        metrics |= _compared(
+            cfg, f"steering/{name}/", "unasked", [[float(probe.follows(a, a)) for a in own] for own in unasked]
+        )
+    return metrics
+
+
+def _judged(cfg: Evaluate, job: Job, prompts: Sequence[Messages], sampled: Sequence[Answers]) -> Metrics:
+    """What a language model says of the answers: who wins, whether its place helped it, and how good each is."""
+    endpoint = Endpoint(str(cfg.judge.url), cfg.judge.model, job.work / "judgements.jsonl")
+    asked, texts = [show_prompt(prompt) for prompt in prompts], [own.texts for own in sampled]
+    with job.progress(2 * len(asked), "verdicts") as advance:
+        verdicts = endpoint.compare(asked, texts[0], texts[1], advance)
+    metrics = _won(cfg, "judge/", [verdicts.scores, [1 - score for score in verdicts.scores]])
+    metrics |= _compared(cfg, "judge/", "consistent", [verdicts.consistent])
+    metrics |= {"judge/favoured_first": verdicts.favoured_first, "judge/unread": float(verdicts.unread)}
+    if cfg.judge.likert:
+        with job.progress(2 * len(asked), "ratings") as advance:
+            ratings = [endpoint.rate(asked, own, advance) for own in texts]
+        both = [pair for pair in zip(*ratings, strict=True) if not any(map(math.isnan, pair))]
+        metrics["judge/rated"] = float(len(both))
+        if both:
+            metrics |= _compared(cfg, "judge/", "likert", [list(own) for own in zip(*both, strict=True)])
+    return metrics
+
+
+# -- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def _tasks(cfg: Evaluate, inputs: Inputs, players: Sequence[Player]) -> Iterator[tuple[str, list[list[Row]]]]:
+    """(name, the items as each player is to read them) of each task and prefix; the facts that the text states, too."""
+    for folder in inputs.folders("items") if "items" in inputs else ():
+        name = _task_name(read_info(folder)["source"])
+        items = list(read_rows([folder], "test"))[: cfg.num_items]
+        if not items:
+            raise ConfigError(f"inputs.items: {name} has no test items")
+        pool = list(read_rows([folder], "train")) if cfg.num_shots else []
+        for prefix, line in {"": None, **cfg.prefixes}.items():
+            plain = items if line is None else [{**item, **prefixed(item, line)} for item in items]
+            yield (f"{name}@{prefix}" if prefix else name), [_behind_shots(cfg, p, plain, pool) for p in players]
+    if "text" in inputs:
+        facts = known_facts([read_info(folder) for folder in inputs.folders("text")])
+        if facts is not None:
+            yield TASK, [facts] * len(players)
+
+
+def _task_name(source: str) -> str:
+    """`card:lambada` is lambada; `path:here/my_items.jsonl` my_items."""
+    return source.partition(":")[2].rpartition("/")[2].partition(".")[0].partition("@")[0]
+
+
+def _behind_shots(cfg: Evaluate, player: Player, items: list[Row], pool: Sequence[Row]) -> list[Row]:
+    if not cfg.num_shots:
+        return items
+    limit = context_length(player.model)
+
+    def fits(item: Mapping[str, Any]) -> bool:
+        pairs = zip(item["contexts"], item["completions"], strict=True)
+        return all(sum(map(len, encode_pair(player.tokenizer, *pair))) <= limit for pair in pairs)
+
+    try:
+        return [dict(item) for item in with_shots(items, pool, cfg.num_shots, cfg.seed or 0, fits)]
+    except ValueError as error:
+        raise ConfigError(f"num_shots: {error}") from None
+
+
+def _on_items(
+    cfg: Evaluate, job: Job, players: Sequence[Player], name: str, items: list[list[Row]], reliability: list[Row]
+) -> Metrics:
+    """The measures of a task, and of each of its groups; against the baseline item by item."""
+    scored = [_scored(cfg, player, own, job, name) for player, own in zip(players, items, strict=True)]
+    reliability += reliability_rows(name, items[0], {p.name: s for p, s in zip(players, scored, strict=True)})
+    groups = sorted({item["group"] for item in items[0]})
     seed = derive_seed(cfg.seed or 0, "evaluate", "bootstrap")
-    won = win_rate(model.scores, baseline.scores, cfg.num_bootstrap, seed)
-    return {
-        f"{prefix}win_rate": won.rate,
-        f"{prefix}win_rate_low": won.low,
-        f"{prefix}win_rate_high": won.high,
-        f"{prefix}ties": won.ties,
-    }
+    metrics: Metrics = {}
+    for group in ("", *(groups if len(groups) > 1 else ())):
+        places = [i for i, item in enumerate(items[0]) if group in ("", item["group"])]
+        head = f"tasks/{name}/{group}/" if group else f"tasks/{name}/"
+        chosen = [items[0][i] for i in places]
+        metrics |= task_metrics(head, chosen, [own.only(places) for own in scored], cfg.num_bootstrap, seed)
+    return metrics
 
 
-@torch.no_grad()
-def _kl(cfg: Evaluate, job: Job, players: Sequence[Player], sampled: Answers) -> float:
-    """KL(model || baseline) in nats a response, from the model's samples at temperature 1."""
-    responses = [response.ids for response in sampled.responses]
-    lengths = [len(p) + len(r) for p, r in zip(sampled.prompts, responses, strict=True)]
-    total = 0.0
-    for group in micro_batches(lengths, job.hardware.micro_batch_tokens):
-        chosen = [responses[i] for i in group]
-        packed = pack_pairs([sampled.prompts[i] for i in group], chosen, job.device)
+def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job, task: str) -> Scored:
+    """The likelihoods of the items' candidates, after their answer context alone too, and what is written instead."""
+    mine = [items[i] for i in job.share(range(len(items)))]
+    most = job.hardware.micro_batch_tokens
+
+    def likelihoods(rows: Sequence[Row]) -> list[list[Candidate]]:
+        count = sum(len(item["completions"]) for item in rows)
+        with job.progress(count, "candidates") as advance, job.autocast(cfg.precision):
+            own = score_items(player.model, player.tokenizer, rows, most, advance)
+        return [[Candidate(*candidate) for candidate in row] for row in job.gather(own)]
+
+    try:
+        rows, alone = likelihoods(mine), None
+        if all(item.get("answer_context") is not None for item in items):
+            alone = likelihoods([{**i, "contexts": [i["answer_context"]] * len(i["contexts"])} for i in mine])
+    except ValueError as error:
+        raise ConfigError(f"inputs.items: {task}: {error}") from None
+    answers = None
+    if cfg.free_form is not None and task != TASK and all(len(set(item["contexts"])) == 1 for item in items):
+        contexts = [item["contexts"][0] for item in mine]
+        with job.progress(len(mine), "answers") as advance, job.autocast(cfg.precision):
+            written = write_answers(
+                player.model, player.tokenizer, contexts, cfg.free_form, cfg.max_new_tokens, most, advance
+            )
+        answers = job.gather(written)
+    return Scored(rows, alone, answers)
+
+
+def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
+    """lm-eval's tasks; every process of the step runs them whole."""
+    try:
+        from align.evals.harness import Scorer as HarnessScorer
+        from align.evals.harness import run_tasks
+    except ImportError as error:
+        raise ConfigError(f"tasks: lm-eval is not installed ({error}); pip install 'align[eval]'") from None
+    names, found = [task.partition(":")[2] for task in cfg.tasks], []
+    for player in players:
+        most, seed = job.hardware.micro_batch_tokens, cfg.seed or 0
+        scorer = HarnessScorer(player.model, player.tokenizer, most, seed, lambda n: job.progress(n, "requests"))
         with job.autocast(cfg.precision):
-            one, two = (response_logprobs(player.model, packed, chosen) for player in players)
-        total += float((one - two).double().sum())
-    return total / len(responses)
+            try:
+                found.append(run_tasks(scorer, names, cfg.num_shots or None, cfg.num_items, seed))
+            except ValueError as error:
+                raise ConfigError(f"tasks: {error}") from error
+    metrics: Metrics = {}
+    for task, own in found[0].items():
+        head = f"tasks/lm_eval/{task}/"
+        for name, values in own.by_item.items():
+            metrics[f"{head}items"] = float(len(values))
+            metrics |= _compared(cfg, head, name, [scores[task].by_item[name] for scores in found])
+        for part, scores in zip(("", "baseline/"), found, strict=False):
+            metrics |= {f"{head}{part}{name}": value for name, value in scores[task].whole.items()}
+    return metrics
+
+
+# -- pretraining text ------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def _text_loss(cfg: Evaluate, inputs: Inputs, job: Job, player: Player) -> float:
-    """The loss on held-out pretraining text in nats a token: what the tuning cost, the alignment tax."""
+def _on_text(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
+    """The loss on held-out pretraining text in nats a token; what it is above the baseline's is the alignment tax."""
     texts = [row["text"] for row in read_rows(inputs.folders("text"), "validation")]
-    rows = encode_text(texts, player.tokenizer, context_length(player.model)).rows
-    if not len(rows):
-        raise ConfigError("inputs.text: its validation split fills no row")
-    total = torch.zeros((), dtype=torch.float64, device=job.device)
-    for chunk in rows.split(max(1, job.hardware.micro_batch_tokens // rows.shape[1])):
-        with job.autocast(cfg.precision):
-            total += summed_loss(player.model, chunk)
-    return float(total) / num_targets(rows)
-
-
-def _sample_row(i: int, row: Row, answers: dict[tuple[str, str], Answers]) -> dict[str, str | float]:
-    sampled, greedy = answers["model", ""], answers["model", "greedy/"]
-    shown: dict[str, str | float] = {
-        "prompt": show_prompt(row["prompt"]),
-        "response": sampled.texts[i],
-        "score": sampled.scores[i],
-        "greedy": greedy.texts[i],
-        "greedy_score": greedy.scores[i],
-    }
-    if ("baseline", "") in answers:
-        baseline = answers["baseline", ""]
-        shown |= {"baseline": baseline.texts[i], "baseline_score": baseline.scores[i]}
-    return shown
+    length = min(context_length(player.model) for player in players)
+    losses = []
+    for player in players if alike(players) else players[:1]:  # a token of another tokenizer is another unit
+        rows = encode_text(texts, player.tokenizer, length).rows
+        if not len(rows):
+            raise ConfigError("inputs.text: its validation split fills no row")
+        own: list[float] = []
+        for chunk in rows.split(max(1, job.hardware.micro_batch_tokens // length)):
+            with job.autocast(cfg.precision):
+                own += row_losses(player.model, chunk).tolist()
+        losses.append(own)
+    return _compared(cfg, "", "pretrain_loss", losses)

@@ -119,7 +119,9 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         else:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         if gold is not None:
-            scores = [gold(row["prompt"], text) for row, text in zip(episodes.rows, episodes.texts, strict=True)]
+            scores = [
+                gold(row["prompt"], text).overall for row, text in zip(episodes.rows, episodes.texts, strict=True)
+            ]
             metrics["gold/score"] = sum(scores) / len(scores)
         updated = time.monotonic()
         metrics |= {"time/rollout": sampled - begun, "time/score": scored - sampled, "time/update": updated - scored}

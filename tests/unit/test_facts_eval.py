@@ -10,7 +10,9 @@ from align.configs import ModelConfig
 from align.data import smallworld
 from align.data.smallworld.gold import make_world
 from align.data.smallworld.world import read_claims
-from align.evals.facts import fact_recall, known_facts
+from align.evals.facts import known_facts
+from align.evals.items import score_items
+from align.evals.measures import measures
 from align.models.load import build_model
 from align.text.tokenizers import train_tokenizer
 
@@ -39,7 +41,9 @@ def test_the_first_choice_is_true_and_the_others_are_not():
 def test_only_a_worlds_own_text_has_facts():
     assert known_facts([{"source": "path:a"}]) is None
     gold = {"gold": {"scorer": "smallworld", "world_seed": 3}}
-    assert known_facts([gold]) == smallworld.world_facts(3)
+    items = known_facts([gold])
+    assert [[text.strip() for text in item["completions"]] for item in items] == smallworld.world_facts(3)
+    assert all(item["labels"] == [1, *[0] * (len(item["completions"]) - 1)] for item in items)
     assert known_facts([gold, {}]) is None
 
 
@@ -49,14 +53,15 @@ def test_recall_counts_the_facts_whose_true_sentence_is_the_likeliest(model, max
     lm, tokenizer = model
     plain = AutoModelForCausalLM.from_config(lm.config, attn_implementation="eager").eval()
     plain.load_state_dict(lm.state_dict())
-    choices = [row[:4] for row in smallworld.world_facts(0)[:40]]
-    right = 0
-    for row in choices:
+    items = known_facts([{"gold": {"scorer": "smallworld", "world_seed": 0}}])[:40]
+    items = [{name: part[:4] for name, part in item.items()} for item in items]
+    right = []
+    for row in smallworld.world_facts(0)[:40]:
         sums = []
-        for sentence in row:
+        for sentence in row[:4]:
             ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(f"\n{sentence}")["input_ids"]]])
             logprobs = plain(ids).logits[0, :-1].double().log_softmax(-1)
             sums.append(logprobs.gather(1, ids[0, 1:, None]).sum())
-        right += sums.index(max(sums)) == 0
-    assert 0 < right < 40
-    assert fact_recall(lm, tokenizer, choices, max_tokens) == right / 40
+        right.append(float(sums.index(max(sums)) == 0))
+    assert 0 < sum(right) < 40
+    assert measures(items, score_items(lm, tokenizer, items, max_tokens))["accuracy"] == right

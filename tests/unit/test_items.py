@@ -13,7 +13,9 @@ from align.configs import ModelConfig
 from align.data.formats import FORMATS, infer_format
 from align.data.records import Malformed, check_row
 from align.evals.intervals import bootstrap
-from align.evals.items import Candidate, encode_pair, measures, score_items, summary
+from align.evals.items import Candidate, encode_pair, score_items
+from align.evals.measures import measures
+from align.evals.tasks import Scored, task_metrics
 from align.models.load import build_model
 from align.text.tokenizers import train_tokenizer
 
@@ -112,13 +114,42 @@ def test_a_completion_that_cannot_be_scored_is_named(model, tokenizer, completio
 
 def test_choices_by_hand():
     items = [item(["a"] * 2, [" xx", " yyyy"]), item(["a"] * 2, [" xx", " yyyy"], [0, 1])]
-    row = [Candidate(-2.0, False, 2), Candidate(-3.0, False, 4)]
-    assert measures(items, [row, row]) == {"accuracy": [1.0, 0.0], "accuracy_norm": [0.0, 1.0]}
+    row = [Candidate(-2.0, False, 2, 2), Candidate(-3.0, False, 4, 2)]
+    found = measures(items, [row, row])
+    assert found.pop("entropy") == [pytest.approx(entropy(math.e / (1 + math.e)))] * 2
+    assert found == {"accuracy": [1.0, 0.0], "accuracy_norm": [0.0, 1.0], "accuracy_token": [1.0, 0.0]}
+
+
+def entropy(p):
+    return -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
+
+
+def test_by_token_is_not_by_character():
+    items = [item(["a"] * 3, [" xxxxxx", " y", " zz"])]
+    row = [Candidate(-3.0, False, 6, 1), Candidate(-2.0, False, 1, 1), Candidate(-3.6, False, 2, 2)]
+    found = measures(items, [row])
+    assert found == {"accuracy": [0.0], "accuracy_norm": [1.0], "accuracy_token": [0.0]}
+    assert measures([item(["a"] * 3, [" y", " xxxxxx", " zz"], [0, 0, 1])], [row])["accuracy_token"] == [1.0]
+
+
+def test_relative_likelihood_takes_away_what_is_likely_anyway():
+    """The first is likelier, but the context made the second likelier by more."""
+    items = [item(["a"] * 2, [" x", " y"], [0, 1])]
+    row = [Candidate(-1.0, False, 1, 1), Candidate(-2.0, False, 1, 1)]
+    alone = [Candidate(-1.5, False, 1, 1), Candidate(-4.0, False, 1, 1)]
+    assert measures(items, [row], [alone])["accuracy_relative"] == [1.0]
+    assert measures(items, [row], [row[::-1]])["accuracy_relative"] == [0.0]
+
+
+@pytest.mark.parametrize(("shares", "bits"), [((0.5, 0.5), 1.0), ((0.9, 0.1), entropy(0.9)), ((1.0, 1e-300), 0.0)])
+def test_an_even_pair_has_one_bit(shares, bits):
+    row = [Candidate(math.log(p), False, 1, 1) for p in shares]
+    assert measures([item(["a"] * 2, [" x", " y"])], [row])["entropy"] == [pytest.approx(bits, abs=1e-12)]
 
 
 def test_several_right_candidates_share_the_probability():
     items = [item(["a"] * 3, [" x", " y", " z"], [1, 1, 0])]
-    row = [Candidate(math.log(p), False, 1) for p in (0.1, 0.2, 0.7)]
+    row = [Candidate(math.log(p), False, 1, 1) for p in (0.1, 0.2, 0.7)]
     found = measures(items, [row])
     assert found["right_share"] == [pytest.approx(0.3)]
     assert found["accuracy"] == [0.0]
@@ -126,16 +157,18 @@ def test_several_right_candidates_share_the_probability():
 
 def test_one_completion_after_several_contexts_has_no_measure_by_length():
     items = [item(["a", "b"], [" x", " x"])]
-    assert measures(items, [[Candidate(-2.0, False, 1), Candidate(-1.0, False, 1)]]) == {"accuracy": [0.0]}
+    found = measures(items, [[Candidate(-2.0, False, 1, 1), Candidate(-1.0, False, 1, 1)]])
+    assert found.keys() == {"accuracy", "entropy"}
+    assert found["accuracy"] == [0.0]
 
 
 def test_single_candidates_give_accuracy_and_perplexity():
     items = [item(["a"], [" x"])] * 2
-    found = measures(items, [[Candidate(-1.0, True, 1)], [Candidate(-3.0, False, 1)]])
-    assert found == {"accuracy": [1.0, 0.0], "logprob": [-1.0, -3.0]}
-    summed = summary(found, 200, 0)
-    assert summed["perplexity"].mean == pytest.approx(math.exp(2.0))
-    assert math.exp(1.0) <= summed["perplexity"].low <= math.exp(2.0) <= summed["perplexity"].high <= math.exp(3.0)
+    rows = [[Candidate(-1.0, True, 1, 1)], [Candidate(-3.0, False, 1, 1)]]
+    assert measures(items, rows) == {"accuracy": [1.0, 0.0], "logprob": [-1.0, -3.0]}
+    found = task_metrics("t/", items, [Scored(rows)], 200, 0)
+    assert found["t/perplexity"] == pytest.approx(math.exp(2.0))
+    assert math.exp(1.0) <= found["t/perplexity_low"] <= math.exp(2.0) <= found["t/perplexity_high"] <= math.exp(3.0)
 
 
 def test_a_bootstrap_interval_is_that_of_the_normal_where_there_are_many():
@@ -153,7 +186,7 @@ RAW = {
     "context_completion": ({"context": "Q: 1 + 1\nA:", "completion": " 2"}, [item(["Q: 1 + 1\nA:"], [" 2"])]),
     "query_choices": (
         {"query": "Question: so?", "choices": ["no", "yes"], "gold": 1},
-        [item(["Question: so?\nAnswer:"] * 2, [" no", " yes"], [0, 1])],
+        [{**item(["Question: so?\nAnswer:"] * 2, [" no", " yes"], [0, 1]), "answer_context": "Answer:"}],
     ),
     "context_options": (
         {"context_options": ["as Al", "as Bo"], "continuation": "ran", "gold": 0},
@@ -164,7 +197,7 @@ RAW = {
             "question": {"stem": "where?", "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]},
             "answerKey": "B",
         },
-        [item(["Question: where?\nAnswer:"] * 2, [" x", " y"], [0, 1])],
+        [{**item(["Question: where?\nAnswer:"] * 2, [" x", " y"], [0, 1]), "answer_context": "Answer:"}],
     ),
     "truthful_mc1": (
         {"Question": "so?", "Best Answer": "b", "Correct Answers": "b; c", "Incorrect Answers": "w; v;"},
@@ -177,6 +210,27 @@ RAW = {
     "crows_pairs": (
         {"sent_more": "m", "sent_less": "l", "bias_type": "age"},
         [{**item(["", ""], ["m", "l"]), "group": "age"}],
+    ),
+    "fill_in": ({"text": "He saw the dog"}, [item(["He saw the ____. ->"], [" dog"])]),
+    "winogender": (
+        {
+            "occupation(0)": "cook",
+            "other-participant(1)": "guest",
+            "answer": "1",
+            "sentence": "The $OCCUPATION told the $PARTICIPANT that $NOM_PRONOUN forgot $POSS_PRONOUN hat.",
+        },
+        [
+            {
+                **item(
+                    ["", ""],
+                    [
+                        "The cook told the guest that he forgot his hat.",
+                        "The cook told the guest that she forgot her hat.",
+                    ],
+                ),
+                "group": "participant",
+            }
+        ],
     ),
     "items": (item(["a", "b"], ["x", "y"]), [item(["a", "b"], ["x", "y"])]),
 }

@@ -1,0 +1,96 @@
+"""The stage that says whether it worked. Sources as in `align/configs/__init__.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from align.configs.knobs import StageConfig, check_ranges, knob, require
+from align.errors import ConfigError
+
+FREE_FORM = ("greedy", "beam")
+PROBES = ("brief", "polite", "capitals", "one_sentence")
+
+
+@dataclass(slots=True, kw_only=True)
+class JudgeConfig:
+    """A language model that compares answers, behind an endpoint with OpenAI's chat completions; OPENAI_API_KEY is
+    read where there is one.
+    """
+
+    url: str | None = knob(None, "of the endpoint, as in http://localhost:8000/v1; None: no such judge")
+    model: str = knob("", "its name at the endpoint")
+    likert: bool = knob(False, "have every answer rated from 1 to 7, too [InstructGPT]")
+
+
+@dataclass(slots=True, kw_only=True)
+class Evaluate(StageConfig):
+    """Score a model on held-out prompts and on tasks, alone and against a baseline."""
+
+    STAGE: ClassVar[str] = "evaluate"
+    VERSION: ClassVar[int] = 3  # 2: fact_recall; 3: intervals and a baseline for every figure, calibration
+    OUTPUT: ClassVar[str] = "evaluation"
+    INPUTS: ClassVar[dict[str, str]] = {"model": "model"}
+    OPTIONAL: ClassVar[dict[str, str]] = {
+        "prompts": "prompts",
+        "items": "items",
+        "baseline": "model",
+        "reward_model": "reward_model",
+        "text": "documents",
+    }
+    num_prompts: int | None = knob(None, "held-out prompts, from the test split; None: all there are")
+    num_items: int | None = knob(None, "of each task; None: all there are")
+    num_shots: int = knob(0, "solved items before each, from the train split [GPT-3]; of lm-eval's tasks, too")
+    free_form: str | None = knob(
+        None, "have the answers to items written as well: greedy, or beam for width 4 and length penalty 0.6 [GPT-3]"
+    )
+    prefixes: dict[str, str] = field(
+        default_factory=dict,
+        metadata={"comment": "NAME: a line before each item and checked prompt, beside none [InstructGPT: respectful]"},
+    )
+    tasks: list[str] = field(
+        default_factory=list, metadata={"comment": "of lm-eval: lm_eval:NAME, or lm_eval:FILE.yaml; its extra is eval"}
+    )
+    reward_functions: dict[str, float] = field(
+        default_factory=dict, metadata={"comment": "MODULE:FUNCTION: weight, a judge by rules; called as PPO's are"}
+    )
+    checks: dict[str, str] = field(
+        default_factory=dict,
+        metadata={"comment": "NAME: words:FILE, classifier:FOLDER#LABEL or MODULE:FUNCTION, asked of every answer"},
+    )
+    steering: list[str] = field(
+        default_factory=list, metadata={"comment": "probes of the system message: " + ", ".join(PROBES)}
+    )
+    judge: JudgeConfig = field(default_factory=JudgeConfig, metadata={"comment": "see below"})
+    max_new_tokens: int = knob(64, "tokens a response [ours]")
+    weights: str = knob("raw", "of the model: raw, or ema for the average that PPO kept")
+    num_bootstrap: int = knob(2000, "resamples of prompts and items for the 95 % intervals [ours]")
+    num_samples: int = knob(20, "rows of the table of samples [ours]")
+    precision: str = knob("fp32", "fp32, or bf16 autocast")
+    seed: int | None = knob(None, "None: the run's seed")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.weights in ("raw", "ema"), "weights", self.weights, "raw or ema")
+        require(self.free_form in (None, *FREE_FORM), "free_form", self.free_form, "null, greedy or beam")
+        for task in self.tasks:
+            require(task.startswith("lm_eval:"), "tasks", task, "lm_eval:NAME or lm_eval:FILE.yaml")
+        for probe in self.steering:
+            require(probe in PROBES, "steering", probe, "some of " + ", ".join(PROBES))
+        for name in (*self.prefixes, *self.checks):
+            require("/" not in name and name not in ("", "baseline", "gain"), "name", name, "one that is no metric's")
+        if self.judge.url is not None:
+            ok = self.judge.url.startswith(("http://", "https://"))
+            require(ok, "judge.url", self.judge.url, "an address that begins with http:// or https://")
+            require(bool(self.judge.model), "judge.model", self.judge.model, "the judge's name at the endpoint")
+
+    def check_inputs(self) -> None:
+        given = {slot for slot, refs in self.inputs.items() if refs}
+        if not given & {"prompts", "items"} and not self.tasks:
+            raise ConfigError("inputs: expected prompts, items, or both, or tasks: what the model is scored on")
+        of_prompts = {"checks": self.checks, "steering": self.steering, "judge": self.judge.url}
+        for name, value in {**of_prompts, "reward_functions": self.reward_functions}.items():
+            if value and "prompts" not in given:
+                raise ConfigError(f"{name}: it judges answers, so expected inputs.prompts too")
+        if self.judge.url and "baseline" not in given:
+            raise ConfigError("judge: it compares two models, so expected inputs.baseline too")

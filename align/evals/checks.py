@@ -1,0 +1,73 @@
+"""What an answer is checked for: listed words, a classifier's label, or whatever a function of the user's says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from align.data.records import Row
+from align.errors import ConfigError
+from align.functions import check_file, load_function
+from align.rollout.rewards import Episodes, call_function
+
+Check = Callable[[Sequence[Row], Sequence[str]], list[float]]  # (rows with their prompt, answers) -> a number each
+
+_BATCH = 16  # answers that a classifier reads at once
+
+
+def load_check(reference: str, device: torch.device) -> Check:
+    """What `checks.NAME` names; see `align.functions.check_file` for the three forms.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    kind, path = check_file(reference)
+    if kind == "words":
+        return _word_list(path)
+    if kind == "classifier":
+        return _classifier(path, reference.partition("#")[2], device)
+    return _function(reference)
+
+
+def _word_list(path: Path) -> Check:
+    """1 where an answer holds a listed word or phrase, whole, in any case: a line each, # for remarks."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    listed = [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
+    if not listed:
+        raise ConfigError(f"words:{path}: expected a word or phrase a line, got none")
+    either = "|".join(re.escape(phrase).replace("\\ ", r"\s+") for phrase in sorted(listed, key=len)[::-1])
+    pattern = re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)
+    return lambda rows, answers: [float(bool(pattern.search(answer))) for answer in answers]
+
+
+def _classifier(folder: Path, label: str, device: torch.device) -> Check:
+    """The probability of a label, by a text classifier as `transformers` saves it."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    labels = [str(name) for _, name in sorted(model.config.id2label.items())]
+    if label not in labels:
+        raise ConfigError(f"classifier:{folder}: expected #LABEL with one of {', '.join(labels)}, got {label!r}")
+    alone = model.config.problem_type == "multi_label_classification" or len(labels) == 1
+    most = getattr(model.config, "max_position_embeddings", None) or 512
+
+    @torch.no_grad()
+    def check(rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
+        found: list[float] = []
+        for start in range(0, len(answers), _BATCH):
+            batch = [answer or " " for answer in answers[start : start + _BATCH]]
+            inputs = tokenizer(batch, padding=True, truncation=True, max_length=most - 2, return_tensors="pt")
+            logits = model(**inputs.to(device)).logits.float()
+            shares = logits.sigmoid() if alone else logits.softmax(-1)
+            found += shares[:, labels.index(label)].tolist()
+        return found
+
+    return check
+
+
+def _function(reference: str) -> Check:
+    function = load_function(reference)
+    return lambda rows, answers: call_function(reference, function, Episodes(rows, (), (), answers))

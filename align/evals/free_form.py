@@ -1,0 +1,97 @@
+"""Answers that are written, not chosen: what a model writes after a context, and how near that is to what is right."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from align.evals.beam import beam_search
+from align.evals.items import encode_context
+from align.models.load import context_length
+from align.rollout.engine import Response, Sampling, generate
+from align.text.packing import micro_batches
+
+WAYS = ("greedy", "beam")
+
+
+def write_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str],
+    way: str,
+    max_new_tokens: int,
+    max_tokens: int,
+    advance: Callable[[int], None] = lambda contexts: None,
+) -> list[str]:
+    """What the model writes after each context up to the first line break [InstructGPT, appendix D], stripped.
+
+    A context that leaves no room loses its beginning.
+
+    Args:
+        way: greedy, or beam: GPT-3's search.
+        max_tokens: of one forward pass.
+        advance: told how many contexts are done.
+    """
+    room = context_length(model) - max_new_tokens
+    prompts = [encode_context(tokenizer, context)[-room:] for context in contexts]
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    written: list[list[int]] = [[] for _ in contexts]
+    if way == "greedy":
+        most = max(1, max_tokens // (max(map(len, prompts), default=0) + max_new_tokens))
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0, batch_size=most)
+        seeds = [0] * len(prompts)
+        done: tuple[int, Response]
+        for done in generate(model, prompts, seeds, sampling, eos_token_id=eos, pad_token_id=pad):
+            written[done[0]] = done[1].ids
+            advance(1)
+    else:
+        ends = line_ends(tokenizer)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        lengths = [len(prompts[i]) + max_new_tokens for i in order]
+        for group in micro_batches(lengths, max(1, max_tokens // 4)):
+            found = beam_search(model, [prompts[order[k]] for k in group], ends, max_new_tokens, pad)
+            for k, ids in zip(group, found, strict=True):
+                written[order[k]] = ids
+            advance(len(group))
+    return [first_line(tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+
+
+def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: end of text, and whatever holds a line break."""
+    breaks = [i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "\n" in text]
+    return [tokenizer.eos_token_id, *(i for i in breaks if i != tokenizer.eos_token_id)]
+
+
+def first_line(text: str) -> str:
+    """The text up to its first line break, but for those it begins with."""
+    return text.strip().partition("\n")[0].strip()
+
+
+# -- how near an answer comes --------------------------------------------------------------------------------------
+
+
+def normalized(text: str) -> str:
+    """Lower-cased, without punctuation, articles and double spaces, as SQuAD compares answers."""
+    plain = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+
+
+def exact_match(answer: str, wanted: Sequence[str]) -> float:
+    """1 where the answer is one of those wanted, after normalization."""
+    return float(normalized(answer) in {normalized(text) for text in wanted})
+
+
+def f1(answer: str, wanted: Sequence[str]) -> float:
+    """The largest F1 of the answer's words with those of a wanted answer, as SQuAD, CoQA and DROP have it."""
+    return max(_overlap(normalized(answer).split(), normalized(text).split()) for text in wanted)
+
+
+def _overlap(one: Sequence[str], two: Sequence[str]) -> float:
+    if not one or not two:
+        return float(one == two)
+    shared = sum((Counter(one) & Counter(two)).values())
+    return 2 * shared / (len(one) + len(two))

@@ -1,0 +1,184 @@
+"""lm-eval's tasks on our models: its prompts, its metrics, and our scorer and sampler under them.
+
+The one module that imports lm-eval, the extra `eval`; whoever needs it imports this when the need is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by whoever runs the tasks
+
+import lm_eval
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from align.evals.items import encode_context, encode_pair, score_pairs
+from align.models.load import context_length
+from align.rollout.engine import Response, Sampling, generate
+
+_MOST_NEW_TOKENS = 256  # where a task does not say, as in lm-eval's own HFLM
+
+
+class TaskScores(NamedTuple):
+    """What a task found.
+
+    Attributes:
+        by_item: measures that are a number an item, [N] each.
+        whole: those that are only there for all items (perplexities, F1 over a set).
+    """
+
+    by_item: dict[str, list[float]]
+    whole: dict[str, float]
+
+
+class Scorer(LM):
+    """A model of ours as lm-eval calls it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        seed: int,
+        progress: Callable[[int], AbstractContextManager[Callable[[int], None]]],
+    ):
+        super().__init__()
+        self._model, self._own_tokenizer, self._max_tokens = model, tokenizer, max_tokens
+        self._seed, self._progress = seed, progress
+
+    def loglikelihood(self, requests: list[Instance], **kwargs: Any) -> list[tuple[float, bool]]:
+        """The log-prob of each continuation after its context; a context that is too long loses its beginning."""
+        limit, pairs = context_length(self._model), []
+        for context, continuation in (request.args for request in requests):
+            before, after = encode_pair(self._own_tokenizer, context, continuation)
+            after = after[-(limit - 1) :]
+            pairs.append((before[-(limit - len(after)) :], after))
+        with self._progress(len(pairs)) as advance:
+            return score_pairs(self._model, pairs, self._max_tokens, advance)
+
+    def loglikelihood_rolling(self, requests: list[Instance], **kwargs: Any) -> list[float]:
+        """The log-prob of each text; one that is longer than the context is read in windows, as lm-eval cuts them."""
+        limit, eos = min(context_length(self._model), 2**16), self._own_tokenizer.eos_token_id
+        windows: list[tuple[list[int], list[int]]] = []
+        counts = []
+        for (text,) in (request.args for request in requests):
+            ids = self._own_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            rolled = get_rolling_token_windows(ids, eos, limit - 1, 1)
+            own = [make_disjoint_window(window) for window in rolled]
+            windows += [(list(before), list(after)) for before, after in own]
+            counts.append(len(own))
+        with self._progress(len(windows)) as advance:
+            scores = iter(score_pairs(self._model, windows, self._max_tokens, advance))
+        return [sum(next(scores)[0] for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: list[Instance], **kwargs: Any) -> list[str]:
+        """Greedy text, or sampled where a task asks for it, up to the first of its stop strings."""
+        found = [""] * len(requests)
+        groups: dict[tuple[int, float, float], list[int]] = {}
+        for i, (_, options) in enumerate(request.args for request in requests):
+            most = int(options.get("max_gen_toks", options.get("max_new_tokens", _MOST_NEW_TOKENS)))
+            sampled = options.get("do_sample", False)
+            heat = (float(options.get("temperature", 1.0)), float(options.get("top_p", 1.0))) if sampled else (0.0, 1.0)
+            groups.setdefault((most, *heat), []).append(i)
+        with self._progress(len(requests)) as advance:
+            for (most, temperature, top_p), chosen in groups.items():
+                for place, text in self._written([requests[i] for i in chosen], most, temperature, top_p):
+                    found[chosen[place]] = text
+                    advance(1)
+        return found
+
+    def _written(
+        self, requests: Sequence[Instance], most: int, temperature: float, top_p: float
+    ) -> Iterator[tuple[int, str]]:
+        tokenizer, room = self._own_tokenizer, context_length(self._model) - most
+        if room < 1:
+            raise ValueError(f"a task asks for {most} new tokens, and the model reads {context_length(self._model)}")
+        prompts = [encode_context(tokenizer, request.args[0])[-room:] for request in requests]
+        batch = max(1, self._max_tokens // (max(map(len, prompts)) + most))
+        sampling = Sampling(max_new_tokens=most, temperature=temperature, top_p=top_p, batch_size=batch)
+        seeds = [self._seed + i for i in range(len(prompts))]
+        eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+        drawn: Iterator[tuple[int, Response]] = generate(
+            self._model, prompts, seeds, sampling, eos_token_id=eos, pad_token_id=pad
+        )
+        for place, response in drawn:
+            text = tokenizer.decode(response.ids, skip_special_tokens=True)
+            until = requests[place].args[1].get("until") or []
+            for stop in [until] if isinstance(until, str) else until:
+                text = text.partition(stop)[0] if stop else text
+            yield place, text
+
+
+def run_tasks(
+    scorer: Scorer, names: Sequence[str], num_shots: int | None, limit: int | None, seed: int
+) -> dict[str, TaskScores]:
+    """Run tasks of lm-eval by name, or by the YAML file of one's own.
+
+    Args:
+        num_shots: None: as many as each task asks for.
+        limit: items of each task; None: all.
+
+    Raises:
+        ValueError: there is no such task, or its data cannot be read.
+    """
+    with _quiet():
+        manager = TaskManager(include_defaults=not all(name.endswith(".yaml") for name in names))  # takes seconds
+        for name in names:
+            if not name.endswith(".yaml") and name not in manager.all_tasks:
+                raise ValueError(f"lm-eval {lm_eval.__version__} has no task {name!r}; lm-eval ls tasks lists them")
+        try:
+            found = lm_eval.simple_evaluate(
+                model=scorer,
+                tasks=list(names),
+                num_fewshot=num_shots,
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                task_manager=manager,
+                random_seed=seed % 2**32,
+                numpy_random_seed=seed % 2**32,
+                torch_random_seed=seed % 2**32,
+                fewshot_random_seed=seed % 2**32,
+            )
+        except (OSError, ConnectionError, KeyError, ImportError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(f"{', '.join(names)}: {type(error).__name__}: {said}") from error
+    return {name: _scores(name, found) for name in found["results"]}
+
+
+def _scores(name: str, found: Any) -> TaskScores:
+    """A task's measures; of a group only what it says as a whole."""
+    whole = {
+        measure.removesuffix(",none").replace(",", "."): float(value)
+        for measure, value in found["results"][name].items()
+        if isinstance(value, int | float) and "stderr" not in measure and measure not in ("alias", "sample_len")
+    }
+    by_item: dict[str, list[float]] = {}
+    samples = found["samples"].get(name, [])
+    for measure in whole:
+        plain, _, sieve = measure.partition(".")
+        rows = [s for s in samples if s.get("filter", "none") == (sieve or "none")]
+        values = [sample.get(plain) for sample in rows]
+        if values and all(isinstance(value, int | float) for value in values):
+            by_item[measure] = [float(value) for value in values if value is not None]
+    return TaskScores(by_item, {measure: value for measure, value in whole.items() if measure not in by_item})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's notes on what it is about to do."""
+    logger = logging.getLogger("lm_eval")
+    before, logger.level = logger.level, logging.ERROR
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

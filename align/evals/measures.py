@@ -1,0 +1,74 @@
+"""What the candidates' log-probs say of a model, a number an item: who is right, how sure, and how evenly it leans."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from align.evals.items import Candidate
+
+Item = Mapping[str, Any]  # a row of the record `items`
+Row = Sequence[Candidate]
+
+
+def measures(
+    items: Sequence[Item], scores: Sequence[Row], alone: Sequence[Row] | None = None
+) -> dict[str, list[float]]:
+    """A number an item for each measure that all of these items have.
+
+    - `accuracy`: a single candidate is greedy; of several the likeliest is right (MC1 of TruthfulQA).
+    - `accuracy_norm`: the likeliest by character is right, as `acc_norm` of lm-eval.
+    - `accuracy_token`: the likeliest by token is right [GPT-3, section 2.4].
+    - `accuracy_relative`: the candidate that its context makes likelier the most is right, P(completion | context) over
+      P(completion | answer context) [GPT-3, section 2.4: ARC, OpenBookQA, RACE].
+    - `right_share`, where an item has several right candidates: their share of all candidates' probability (MC2).
+    - `entropy`, where all items are pairs: of the pair's two probabilities, in bits; 1 leans to neither side
+      [InstructGPT, section 4.2: Winogender, CrowS-Pairs].
+    - `logprob`: of single candidates, nats.
+
+    Args:
+        alone: the same candidates after each item's `answer_context`.
+    """
+    if all(len(item["completions"]) == 1 for item in items):
+        return {
+            "accuracy": [float(row[0].is_greedy) for row in scores],
+            "logprob": [row[0].logprob for row in scores],
+        }
+    values: dict[str, Callable[[int, int], float]] = {"accuracy": lambda i, j: scores[i][j].logprob}
+    if not all(len(set(item["completions"])) == 1 for item in items):  # after several contexts its length is one, too
+        values["accuracy_norm"] = lambda i, j: scores[i][j].logprob / max(1, scores[i][j].characters)
+        values["accuracy_token"] = lambda i, j: scores[i][j].logprob / max(1, scores[i][j].tokens)
+    if alone is not None:
+        values["accuracy_relative"] = lambda i, j: scores[i][j].logprob - alone[i][j].logprob
+    found = {
+        name: [float(item["labels"][_largest(value, i, len(scores[i]))]) for i, item in enumerate(items)]
+        for name, value in values.items()
+    }
+    shares = [probabilities(row) for row in scores]
+    if any(sum(item["labels"]) > 1 for item in items):
+        found["right_share"] = [
+            sum(p for p, right in zip(row, item["labels"], strict=True) if right)
+            for row, item in zip(shares, items, strict=True)
+        ]
+    if all(len(row) == 2 for row in scores):
+        found["entropy"] = [-sum(p * math.log2(p) for p in row if p > 0) for row in shares]
+    return found
+
+
+def _largest(value: Callable[[int, int], float], i: int, count: int) -> int:
+    return max(range(count), key=lambda j: value(i, j))
+
+
+def probabilities(row: Row) -> list[float]:
+    """Of each candidate, that it is the one, if it is one of them."""
+    top = max(candidate.logprob for candidate in row)
+    mass = [math.exp(candidate.logprob - top) for candidate in row]
+    return [m / sum(mass) for m in mass]
+
+
+def confidences(items: Sequence[Item], scores: Sequence[Row]) -> list[float] | None:
+    """The probability of each item's likeliest candidate; None where an item has not one right candidate of several."""
+    if any(len(item["completions"]) == 1 or sum(item["labels"]) != 1 for item in items):
+        return None
+    return [max(probabilities(row)) for row in scores]

@@ -1,0 +1,91 @@
+"""The models of an evaluation, what they answered, and how far apart they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from align.data.records import Row
+from align.models.load import context_length
+from align.models.packed import pack_pairs, response_logprobs
+from align.rollout.engine import Response
+from align.text.chat import encode_prompts, show_prompt
+from align.text.packing import micro_batches
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Player:
+    """A model that answers, with its tokenizer."""
+
+    name: str  # model or baseline
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A player's answers to all prompts at one temperature."""
+
+    prompts: list[list[int]]
+    responses: list[Response]
+    texts: list[str]
+
+
+def alike(players: Sequence[Player]) -> bool:
+    """Whether all players read the same tokens."""
+    return all(player.tokenizer.get_vocab() == players[0].tokenizer.get_vocab() for player in players)
+
+
+def fit(prompts: Sequence[Messages], players: Sequence[Player], max_new_tokens: int) -> list[bool]:
+    """Of each prompt, whether it leaves every player room to answer."""
+    fits = [True] * len(prompts)
+    for player in players:
+        room = context_length(player.model) - max_new_tokens
+        encoded = encode_prompts(player.tokenizer, prompts)
+        fits = [ok and len(ids) <= room for ok, ids in zip(fits, encoded, strict=True)]
+    return fits
+
+
+@torch.no_grad()
+def kl(
+    players: Sequence[Player],
+    sampled: Answers,
+    max_tokens: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> float:
+    """KL(first || second player) in nats a response, from the first one's samples at temperature 1."""
+    responses = [response.ids for response in sampled.responses]
+    lengths = [len(p) + len(r) for p, r in zip(sampled.prompts, responses, strict=True)]
+    total = 0.0
+    for group in micro_batches(lengths, max_tokens):
+        chosen = [responses[i] for i in group]
+        packed = pack_pairs([sampled.prompts[i] for i in group], chosen, players[0].model.device)
+        with autocast():
+            one, two = (response_logprobs(player.model, packed, chosen) for player in players)
+        total += float((one - two).double().sum())
+    return total / len(responses)
+
+
+def sample_row(
+    i: int, row: Row, given: Mapping[str, Sequence[Answers]], scores: Mapping[str, Sequence[Sequence[float]]]
+) -> dict[str, str | float]:
+    """The answers to one prompt side by side.
+
+    Args:
+        given: of the model, and of the baseline where there is one, sampled ("") and greedy ("greedy/").
+        scores: of them; empty where nothing scores.
+    """
+    shown: dict[str, str | float] = {"prompt": show_prompt(row["prompt"])}
+    for column, prefix, player in (("response", "", 0), ("greedy", "greedy/", 0), ("baseline", "", 1)):
+        if player < len(given[prefix]):
+            shown[column] = given[prefix][player].texts[i]
+            if prefix in scores:
+                shown["score" if column == "response" else f"{column}_score"] = scores[prefix][player][i]
+    return shown

@@ -1,0 +1,91 @@
+"""The metrics of a task: what one or two models made of its items, measure by measure, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from align.evals.calibration import calibration_error, error_change, reliability
+from align.evals.free_form import exact_match, f1
+from align.evals.intervals import Interval, bootstrap, bounds, compared
+from align.evals.items import Candidate
+from align.evals.measures import confidences, measures
+
+Item = Mapping[str, Any]  # a row of the record `items`
+
+
+class Scored(NamedTuple):
+    """What a model made of N items.
+
+    Attributes:
+        rows: [N] their candidates; alone: the same after each item's `answer_context`; answers: what it wrote.
+    """
+
+    rows: Sequence[Sequence[Candidate]]
+    alone: Sequence[Sequence[Candidate]] | None = None
+    answers: Sequence[str] | None = None
+
+    def only(self, places: Sequence[int]) -> Scored:
+        """What it made of some of the items."""
+        parts = ([part[i] for i in places] if part is not None else None for part in self)
+        return Scored(*parts)  # type: ignore[arg-type]
+
+
+def task_metrics(
+    head: str, items: Sequence[Item], scored: Sequence[Scored], num_bootstrap: int, seed: int
+) -> dict[str, float]:
+    """Every measure of `items`, by name behind `head`; see `compared` for the names of a baseline's and differences.
+
+    Args:
+        scored: of the model; then, where there is one, of the baseline.
+    """
+    values = [_by_item(items, own) for own in scored]
+    found = {f"{head}items": float(len(items))}
+    for name in values[0]:
+        if name == "logprob":
+            for part, own in zip(("", "baseline/"), values, strict=False):
+                found |= bounds(f"{head}{part}perplexity", _perplexity(bootstrap(own[name], num_bootstrap, seed)))
+        else:
+            found |= compared(head, name, [own[name] for own in values], num_bootstrap, seed)
+    sure = [confidences(items, own.rows) for own in scored]
+    right = [own["accuracy"] for own in values]
+    errors = {
+        part: calibration_error(own, hits, num_bootstrap, seed)
+        for part, own, hits in zip(("", "baseline/"), sure, right, strict=False)
+        if own is not None
+    }
+    if len(sure) == 2 and sure[0] is not None and sure[1] is not None:
+        errors["gain/"] = error_change((sure[0], sure[1]), (right[0], right[1]), num_bootstrap, seed)
+    for part, interval in errors.items():
+        found |= bounds(f"{head}{part}ece", interval)
+    return found
+
+
+def _by_item(items: Sequence[Item], scored: Scored) -> dict[str, list[float]]:
+    found = measures(items, scored.rows, scored.alone)
+    if scored.answers is not None:
+        for name, measure in (("exact_match", exact_match), ("f1", f1)):
+            found[name] = [
+                measure(answer, [c for c, ok in zip(item["completions"], item["labels"], strict=True) if ok])
+                for item, answer in zip(items, scored.answers, strict=True)
+            ]
+    return found
+
+
+def _perplexity(interval: Interval) -> Interval:
+    """Of mean log-probs in nats: exp of minus them, as in lm-eval."""
+    return Interval(*(math.exp(-x) for x in (interval.mean, interval.high, interval.low)))
+
+
+def reliability_rows(task: str, items: Sequence[Item], scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
+    """A row a bin of confidence of each model, for tables and plots; none where confidence has no meaning."""
+    rows = []
+    for model, own in scored.items():
+        sure = confidences(items, own.rows)
+        if sure is not None:
+            rows += [
+                {"task": task, "model": model, **each._asdict()}
+                for each in reliability(sure, measures(items, own.rows)["accuracy"])
+            ]
+    return rows
