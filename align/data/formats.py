@@ -268,7 +268,7 @@ def crows_pairs(row: dict[str, Any]) -> Iterator[Row]:
     """CrowS-Pairs: two sentences after nothing; the one that stereotypes more counts as "right", so 50 % is no bias."""
     sentences = [check_text(row.get(name), name) for name in ("sent_more", "sent_less")]
     group = check_text(row.get("bias_type"), "bias_type")
-    yield {"contexts": ["", ""], "completions": sentences, "labels": [1, 0], "group": group}
+    yield {"contexts": ["", ""], "completions": sentences, "labels": [1, 0], "group": group, "leaning": True}
 
 
 _PRONOUNS = {"NOM_PRONOUN": ("he", "she"), "POSS_PRONOUN": ("his", "her"), "ACC_PRONOUN": ("him", "her")}
@@ -281,15 +281,17 @@ def winogender(row: dict[str, Any]) -> Iterator[Row]:
         raise Malformed("answer", "expected 0 or 1, whom the pronoun stands for")
     sentence = check_text(row.get("sentence"), "sentence")
     sentence = sentence.replace("$OCCUPATION", people[0]).replace("$PARTICIPANT", people[1])
-    pair = [re.sub(r"\$([A-Z_]+)", lambda found, i=i: _pronoun(found[1], i), sentence) for i in (0, 1)]
+    pair = [_with_pronouns(sentence, which) for which in (0, 1)]
     group = ("occupation", "participant")[int(row["answer"])]
-    yield {"contexts": ["", ""], "completions": pair, "labels": [1, 0], "group": group}
+    yield {"contexts": ["", ""], "completions": pair, "labels": [1, 0], "group": group, "leaning": True}
 
 
-def _pronoun(slot: str, which: int) -> str:
-    if slot not in _PRONOUNS:
-        raise Malformed("sentence", f"expected one of {', '.join(_PRONOUNS)}, got {slot}")
-    return _PRONOUNS[slot][which]
+def _with_pronouns(sentence: str, which: int) -> str:
+    for slot, words in _PRONOUNS.items():
+        sentence = sentence.replace(f"${slot}", words[which])
+    if "$" in sentence:
+        raise Malformed("sentence", f"expected the slots {', '.join(_PRONOUNS)}, got {sentence!r}")
+    return sentence
 
 
 FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, function)

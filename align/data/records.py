@@ -5,7 +5,8 @@
     prompts         {"prompt"}                          messages, the last one the user's
     comparisons     {"prompt", "responses", "ranks"}    rank 1 is best, equal ranks are ties
     items           {"contexts", "completions", "labels", "group"}   candidates of a task that is scored by likelihood;
-                    and {"answer_context"}, where that of a candidate is to be held against its own after "Answer:"
+                    {"answer_context"} too, where that of a candidate is to be held against its own after "Answer:";
+                    and {"leaning": true}, where a label says which side a candidate is of, and neither is right
 
 A message is {"role": system | user | assistant, "content": text}. Extra columns are kept as they are.
 """

@@ -42,7 +42,8 @@ def calibration_error(confidences: Sequence[float], right: Sequence[float], num_
     """The expected calibration error: sum over bins of |accuracy - confidence| times the bin's share of the answers.
 
     The mean of the error over resamples lies above the error itself, for noise in a bin counts as distance from it; so
-    the bounds are those of the resampled errors shifted by that much (the basic bias correction of the bootstrap).
+    the bounds are those of the resampled errors shifted by that much. The error itself has that noise, too: of few
+    answers a perfectly calibrated model's is above 0.
     """
     errors = _errors(confidences, right, num_bootstrap, seed)
     return _shifted(errors[0], errors[1:])

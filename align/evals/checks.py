@@ -47,7 +47,7 @@ def _word_list(path: Path) -> Check:
 def _classifier(folder: Path, label: str, device: torch.device) -> Check:
     """The probability of a label, by a text classifier as `transformers` saves it."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="right")
     labels = [str(name) for _, name in sorted(model.config.id2label.items())]
     if label not in labels:
         raise ConfigError(f"classifier:{folder}: expected #LABEL with one of {', '.join(labels)}, got {label!r}")

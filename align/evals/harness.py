@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.evals.items import encode_context, encode_pair, score_pairs
+from align.evals.items import encode_context, encode_pair, fitting, score_pairs
 from align.models.load import context_length
 from align.rollout.engine import Response, Sampling, generate
 
@@ -60,8 +60,7 @@ class Scorer(LM):
         limit, pairs = context_length(self._model), []
         for context, continuation in (request.args for request in requests):
             before, after = encode_pair(self._own_tokenizer, context, continuation)
-            after = after[-(limit - 1) :]
-            pairs.append((before[-(limit - len(after)) :], after))
+            pairs.append(fitting(before, after[-limit:], limit))
         with self._progress(len(pairs)) as advance:
             return score_pairs(self._model, pairs, self._max_tokens, advance)
 
@@ -72,7 +71,7 @@ class Scorer(LM):
         counts = []
         for (text,) in (request.args for request in requests):
             ids = self._own_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            rolled = get_rolling_token_windows(ids, eos, limit - 1, 1)
+            rolled = get_rolling_token_windows(ids, eos, limit, 1)
             own = [make_disjoint_window(window) for window in rolled]
             windows += [(list(before), list(after)) for before, after in own]
             counts.append(len(own))

@@ -84,6 +84,11 @@ Pair = tuple[list[int], list[int]]  # a context's tokens and a completion's
 Scores = list[tuple[float, bool]]  # log-prob, and whether it is greedy
 
 
+def fitting(before: list[int], after: list[int], limit: int) -> Pair:
+    """The pair with as much of the context's end as a model of `limit` tokens reads; a last token is not read."""
+    return before[-(limit + 1 - len(after)) :], after
+
+
 @torch.no_grad()
 def score_pairs(
     model: PreTrainedModel,
@@ -121,9 +126,9 @@ def _encoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: I
     limit = context_length(model)
     for context, completion in zip(item["contexts"], item["completions"], strict=True):
         before, after = encode_pair(tokenizer, context, completion)
-        if not 0 < len(after) < limit:
-            raise ValueError(f"{completion[:60]!r}: expected 1 to {limit - 1} tokens, got {len(after)}")
-        yield before[-(limit - len(after)) :], after
+        if not 0 < len(after) <= limit:
+            raise ValueError(f"{completion[:60]!r}: expected 1 to {limit} tokens, got {len(after)}")
+        yield fitting(before, after, limit)
 
 
 def _score_packed(
@@ -132,12 +137,12 @@ def _score_packed(
     """Each context with each of its completions, end to end: nothing is shared, and nothing padded."""
     every = [after for own in completions for after in own]
     before = [context for context, own in zip(contexts, completions, strict=True) for _ in own]
-    packed = pack_pairs(before, every, model.device)
+    packed = pack_pairs(before, [after[:-1] for after in every], model.device)
     logits = model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
         use_cache=False,
-        logits_to_keep=before_responses(packed, every),
+        logits_to_keep=before_responses(packed, every) + 1,  # for the last token of each is not there
     ).logits[0]
     return _sums(logits, every)
 

@@ -23,7 +23,7 @@ def measures(
     - `accuracy_relative`: the candidate that its context makes likelier the most is right, P(completion | context) over
       P(completion | answer context) [GPT-3, section 2.4: ARC, OpenBookQA, RACE].
     - `right_share`, where an item has several right candidates: their share of all candidates' probability (MC2).
-    - `entropy`, where all items are pairs: of the pair's two probabilities, in bits; 1 leans to neither side
+    - `entropy` of `leaning` items: of the candidates' probabilities, in bits; 1 is a pair that leans to neither side
       [InstructGPT, section 4.2: Winogender, CrowS-Pairs].
     - `logprob`: of single candidates, nats.
 
@@ -51,9 +51,13 @@ def measures(
             sum(p for p, right in zip(row, item["labels"], strict=True) if right)
             for row, item in zip(shares, items, strict=True)
         ]
-    if all(len(row) == 2 for row in scores):
+    if _leaning(items):
         found["entropy"] = [-sum(p * math.log2(p) for p in row if p > 0) for row in shares]
     return found
+
+
+def _leaning(items: Sequence[Item]) -> bool:
+    return all(item.get("leaning") for item in items)
 
 
 def _largest(value: Callable[[int, int], float], i: int, count: int) -> int:
@@ -69,6 +73,6 @@ def probabilities(row: Row) -> list[float]:
 
 def confidences(items: Sequence[Item], scores: Sequence[Row]) -> list[float] | None:
     """The probability of each item's likeliest candidate; None where an item has not one right candidate of several."""
-    if any(len(item["completions"]) == 1 or sum(item["labels"]) != 1 for item in items):
+    if _leaning(items) or any(len(item["completions"]) == 1 or sum(item["labels"]) != 1 for item in items):
         return None
     return [max(probabilities(row)) for row in scores]

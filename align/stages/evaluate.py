@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from align.evals.judge import Endpoint
 from align.evals.players import Answers, Messages, Player, alike, fit, kl, sample_row
 from align.evals.scorers import Scorer, by_gold, by_reward_model, by_rules
 from align.evals.shots import prefixed, prefixed_prompt, with_shots
-from align.evals.steering import PROBES, asked_by_system, in_conflict
+from align.evals.steering import PROBES, Probe, not_asked, variants
 from align.evals.tasks import Scored, reliability_rows, task_metrics
 from align.evals.text_loss import encode_text, row_losses
 from align.evals.win_rate import win_rate
@@ -202,31 +202,31 @@ def _checked(
 def _steered(
     cfg: Evaluate, job: Job, players: Sequence[Player], prompts: Sequence[Messages], greedy: Sequence[Answers]
 ) -> Metrics:
-    """Shares of greedy answers in the manner that a system message asks for, that nobody does, or against the user."""
+    """Shares of greedy answers in the manner that a system message asks for: asked, not asked, and against the user."""
     metrics: Metrics = {}
+    if not cfg.steering:
+        return metrics
+    own = [i for i, prompt in enumerate(prompts) if prompt[0]["role"] != "system"]
+    room = [fit([asked(prompts[i]) for i in own], players, cfg.max_new_tokens) for asked in variants(cfg.steering)]
+    own = [i for i, *fits in zip(own, *room, strict=True) if all(fits)]
+    if not own:
+        raise ConfigError("steering: no prompt without a system message leaves room for one")
+    metrics["steering/prompts"] = float(len(own))
+
+    def shares(probe: Probe, asked: Callable[[Messages], Messages]) -> list[list[float]]:
+        found = []
+        for player, plain in zip(players, greedy, strict=True):
+            answers = _answer(cfg, job, player, [asked(prompts[i]) for i in own], 0.0).texts
+            found.append([float(probe.follows(a, plain.texts[i])) for a, i in zip(answers, own, strict=True)])
+        return found
+
     for name in cfg.steering:
-        probe = PROBES[name]
-        asked = {
-            i: (asked_by_system(prompt, probe), in_conflict(prompt, probe))
-            for i, prompt in enumerate(prompts)
-            if prompt[0]["role"] != "system"
-        }
-        fits = fit([longer for _, longer in asked.values()], players, cfg.max_new_tokens)
-        places = [i for i, ok in zip(asked, fits, strict=True) if ok]
-        if not places:
-            raise ConfigError(f"steering={name}: no prompt without a system message leaves room for one")
-        unasked = [[own.texts[i] for i in places] for own in greedy]
-        metrics[f"steering/{name}/prompts"] = float(len(places))
-        for kind, variant in (("asked", 0), ("conflict", 1)):
-            texts = [_answer(cfg, job, p, [asked[i][variant] for i in places], 0.0).texts for p in players]
-            follows = [
-                [float(probe.follows(a, b)) for a, b in zip(own, plain, strict=True)]
-                for own, plain in zip(texts, unasked, strict=True)
-            ]
-            metrics |= _compared(cfg, f"steering/{name}/", kind, follows)
-        metrics |= _compared(
-            cfg, f"steering/{name}/", "unasked", [[float(probe.follows(a, a)) for a in own] for own in unasked]
-        )
+        probe, head = PROBES[name], f"steering/{name}/"
+        asked, unasked = shares(probe, probe.asked), shares(probe, not_asked)
+        metrics |= _compared(cfg, head, "asked", asked) | _compared(cfg, head, "unasked", unasked)
+        metrics |= _compared(cfg, head, "conflict", shares(probe, probe.in_conflict))
+        effects = [[a - b for a, b in zip(one, two, strict=True)] for one, two in zip(asked, unasked, strict=True)]
+        metrics |= _compared(cfg, head, "effect", effects)
     return metrics
 
 
@@ -281,7 +281,7 @@ def _behind_shots(cfg: Evaluate, player: Player, items: list[Row], pool: Sequenc
 
     def fits(item: Mapping[str, Any]) -> bool:
         pairs = zip(item["contexts"], item["completions"], strict=True)
-        return all(sum(map(len, encode_pair(player.tokenizer, *pair))) <= limit for pair in pairs)
+        return all(sum(map(len, encode_pair(player.tokenizer, *pair))) <= limit + 1 for pair in pairs)
 
     try:
         return [dict(item) for item in with_shots(items, pool, cfg.num_shots, cfg.seed or 0, fits)]
@@ -324,8 +324,8 @@ def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job, task:
     except ValueError as error:
         raise ConfigError(f"inputs.items: {task}: {error}") from None
     answers = None
-    if cfg.free_form is not None and task != TASK and all(len(set(item["contexts"])) == 1 for item in items):
-        contexts = [item["contexts"][0] for item in mine]
+    if cfg.free_form is not None and all(item["contexts"][0].strip() for item in items):
+        contexts = [item["contexts"][item["labels"].index(1)] for item in mine]
         with job.progress(len(mine), "answers") as advance, job.autocast(cfg.precision):
             written = write_answers(
                 player.model, player.tokenizer, contexts, cfg.free_form, cfg.max_new_tokens, most, advance

@@ -96,16 +96,16 @@ def test_a_long_context_loses_its_beginning(model, tokenizer):
     long = "the dog ran home and " * 30
     ((candidate,),) = score_items(model, tokenizer, [item([long], [" the cat"])], 4096)
     before, after = encode_pair(tokenizer, long, " the cat")
-    kept = torch.tensor([(before + after)[-48:]])
+    kept = torch.tensor([(before + after)[-49:-1]])
     with torch.no_grad():
         logprobs = model(kept, use_cache=False).logits[0].float().log_softmax(-1)
-    expected = sum(float(logprobs[48 - len(after) - 1 + i, token]) for i, token in enumerate(after))
+    expected = sum(float(logprobs[48 - len(after) + i, token]) for i, token in enumerate(after))
     assert candidate.logprob == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("completion", ["", " the dog ran home" * 30])
 def test_a_completion_that_cannot_be_scored_is_named(model, tokenizer, completion):
-    with pytest.raises(ValueError, match="expected 1 to 47 tokens, got"):
+    with pytest.raises(ValueError, match="expected 1 to 48 tokens, got"):
         score_items(model, tokenizer, [item(["the cat"], [completion])], 4096)
 
 
@@ -116,7 +116,6 @@ def test_choices_by_hand():
     items = [item(["a"] * 2, [" xx", " yyyy"]), item(["a"] * 2, [" xx", " yyyy"], [0, 1])]
     row = [Candidate(-2.0, False, 2, 2), Candidate(-3.0, False, 4, 2)]
     found = measures(items, [row, row])
-    assert found.pop("entropy") == [pytest.approx(entropy(math.e / (1 + math.e)))] * 2
     assert found == {"accuracy": [1.0, 0.0], "accuracy_norm": [0.0, 1.0], "accuracy_token": [1.0, 0.0]}
 
 
@@ -144,7 +143,8 @@ def test_relative_likelihood_takes_away_what_is_likely_anyway():
 @pytest.mark.parametrize(("shares", "bits"), [((0.5, 0.5), 1.0), ((0.9, 0.1), entropy(0.9)), ((1.0, 1e-300), 0.0)])
 def test_an_even_pair_has_one_bit(shares, bits):
     row = [Candidate(math.log(p), False, 1, 1) for p in shares]
-    assert measures([item(["a"] * 2, [" x", " y"])], [row])["entropy"] == [pytest.approx(bits, abs=1e-12)]
+    found = measures([{**item(["a"] * 2, [" x", " y"]), "leaning": True}], [row])
+    assert found["entropy"] == [pytest.approx(bits, abs=1e-12)]
 
 
 def test_several_right_candidates_share_the_probability():
@@ -158,8 +158,7 @@ def test_several_right_candidates_share_the_probability():
 def test_one_completion_after_several_contexts_has_no_measure_by_length():
     items = [item(["a", "b"], [" x", " x"])]
     found = measures(items, [[Candidate(-2.0, False, 1, 1), Candidate(-1.0, False, 1, 1)]])
-    assert found.keys() == {"accuracy", "entropy"}
-    assert found["accuracy"] == [0.0]
+    assert found == {"accuracy": [0.0]}
 
 
 def test_single_candidates_give_accuracy_and_perplexity():
@@ -209,7 +208,7 @@ RAW = {
     ),
     "crows_pairs": (
         {"sent_more": "m", "sent_less": "l", "bias_type": "age"},
-        [{**item(["", ""], ["m", "l"]), "group": "age"}],
+        [{**item(["", ""], ["m", "l"]), "group": "age", "leaning": True}],
     ),
     "fill_in": ({"text": "He saw the dog"}, [item(["He saw the ____. ->"], [" dog"])]),
     "winogender": (
@@ -229,6 +228,7 @@ RAW = {
                     ],
                 ),
                 "group": "participant",
+                "leaning": True,
             }
         ],
     ),

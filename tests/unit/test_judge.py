@@ -1,0 +1,185 @@
+"""A language model as judge: against a real server in this process whose taste is known."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from align.errors import ConfigError
+from align.evals import judge
+from align.evals.judge import Endpoint
+
+Taste = Callable[[str], tuple[int, object]]  # what is asked -> status and body
+
+
+class Server(ThreadingHTTPServer):
+    """An endpoint with a taste."""
+
+    def __init__(self, taste: Taste):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.taste, self.asked, self.headers_seen = taste, [], []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == "/v1/chat/completions"
+        self.server.asked.append(body)
+        self.server.headers_seen.append(dict(self.headers))
+        status, answer = self.server.taste(body["messages"][0]["content"])
+        sent = json.dumps(answer).encode() if not isinstance(answer, bytes) else answer
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(sent)))
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def says(text: str) -> tuple[int, object]:
+    return 200, {"choices": [{"message": {"content": text}}]}
+
+
+def shown(asked: str) -> tuple[str, str]:
+    found = re.search(r"# Answer A\n(.*)\n\n# Answer B\n(.*)", asked, re.DOTALL)
+    return found[1], found[2]
+
+
+def longer(asked: str) -> tuple[int, object]:
+    a, b = (len(text) for text in shown(asked))
+    return says(f"I thought of [[B]] at first.\n[[{'C' if a == b else 'A' if a > b else 'B'}]]")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Taste], Server]]:
+    running = []
+
+    def start(taste: Taste) -> Server:
+        server = Server(taste)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        running.append(server)
+        return server
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+ONE, TWO = ["long answer", "no", "same", "x y z"], ["short", "yes it is", "abcd", "x"]
+PROMPTS = ["p", "q", "r", "s"]
+
+
+def compare(server: Server, folder: Path, advance: Callable[[int], None] = lambda n: None) -> judge.Verdicts:
+    return Endpoint(server.url, "some-model", folder / "kept.jsonl").compare(PROMPTS, ONE, TWO, advance)
+
+
+def test_who_likes_length_finds_the_longer_in_both_orders(serve, tmp_path):
+    server, done = serve(longer), []
+    found = compare(server, tmp_path, done.append)
+    assert found.scores == [1.0, 0.0, 0.5, 1.0]
+    assert found.consistent == [1.0] * 4
+    assert found.favoured_first == 0.5
+    assert found.unread == 0
+    assert sum(done) == 8
+    assert {shown(body["messages"][0]["content"]) for body in server.asked} == {
+        pair for a, b in zip(ONE, TWO, strict=True) for pair in ((a, b), (b, a))
+    }
+    assert {body["model"] for body in server.asked} == {"some-model"}
+    assert {body["temperature"] for body in server.asked} == {0}
+
+
+@pytest.mark.parametrize(("place", "share"), [("A", 1.0), ("B", 0.0)])
+def test_who_always_likes_a_place_calls_every_pair_a_tie(serve, tmp_path, place, share):
+    found = compare(serve(lambda asked: says(f"[[{place}]]")), tmp_path)
+    assert found.scores == [0.5] * 4
+    assert found.consistent == [0.0] * 4
+    assert found.favoured_first == share
+
+
+def test_a_win_in_one_order_and_a_tie_in_the_other_is_a_win(serve, tmp_path):
+    found = compare(serve(lambda asked: says("[[A]]" if shown(asked)[0] == ONE[0] else "[[C]]")), tmp_path)
+    assert found.scores == [1.0, 0.5, 0.5, 0.5]
+    assert found.consistent == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_what_cannot_be_made_out_is_counted_and_a_tie(serve, tmp_path):
+    found = compare(serve(lambda asked: says("A is better.")), tmp_path)
+    assert found.unread == 8
+    assert found.scores == [0.5] * 4
+
+
+def test_answers_are_kept_and_not_asked_for_again(serve, tmp_path):
+    server = serve(longer)
+    first = compare(server, tmp_path)
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("".join(kept.read_text().splitlines(keepends=True)[:5]) + '["torn')
+    assert compare(server, tmp_path) == first
+    assert len(server.asked) == 8 + 3
+
+
+def test_ratings_are_numbers_from_1_to_7(serve, tmp_path):
+    server = serve(lambda asked: says("[[9]] no: [[6]]" if "good" in asked.rpartition("# Answer")[2] else "six"))
+    endpoint = Endpoint(server.url, "m", tmp_path / "kept.jsonl")
+    first, second = endpoint.rate(["p", "q"], ["good", "bad"], lambda n: None)
+    assert first == 6.0
+    assert math.isnan(second)
+
+
+def test_a_busy_endpoint_is_asked_again(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "_WAIT", 0.0)
+    refused: set[str] = set()
+
+    def taste(asked: str) -> tuple[int, object]:
+        if asked in refused:
+            return longer(asked)
+        refused.add(asked)
+        return 429, {"error": "slow down"}
+
+    assert compare(serve(taste), tmp_path).scores == [1.0, 0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((401, {"error": "who are you?"}), r"/v1/chat/completions said 401: .*who are you"),
+        ((503, {"error": "down"}), r"failed 5 times, at last with 503: .*the same command goes on"),
+        ((200, {"answer": "A"}), "does not answer as OpenAI's chat completions do"),
+        ((200, b"<html>"), "does not answer as OpenAI's chat completions do"),
+    ],
+)
+def test_an_endpoint_that_fails_is_one_line(serve, tmp_path, monkeypatch, answer, said):
+    monkeypatch.setattr(judge, "_WAIT", 0.0)
+    with pytest.raises(ConfigError, match=said) as error:
+        compare(serve(lambda asked: answer), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_nobody_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "_WAIT", 0.0)
+    with pytest.raises(ConfigError, match=r"judge\.url: http://127\.0\.0\.1:9/v1/chat/completions failed 5 times"):
+        Endpoint("http://127.0.0.1:9/v1", "m", tmp_path / "kept").rate(["p"], ["a"], lambda n: None)
+
+
+def test_the_key_is_sent_and_kept_nowhere(serve, tmp_path, monkeypatch):
+    monkeypatch.setenv(judge.KEY_VARIABLE, "secret-word")
+    server = serve(longer)
+    compare(server, tmp_path)
+    assert {headers["Authorization"] for headers in server.headers_seen} == {"Bearer secret-word"}
+    assert "secret-word" not in (tmp_path / "kept.jsonl").read_text()
+    monkeypatch.delenv(judge.KEY_VARIABLE)
+    compare(server, tmp_path / "..")
+    (tmp_path / ".." / "kept.jsonl").unlink()
+    assert "Authorization" not in server.headers_seen[-1]
