@@ -36,6 +36,7 @@ for _name, _value in {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "true",
+    "TQDM_DISABLE": "1",  # lm-eval shows bars of its own otherwise
 }.items():
     os.environ.setdefault(_name, _value)
 

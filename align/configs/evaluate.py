@@ -77,8 +77,10 @@ class Evaluate(StageConfig):
             require(task.startswith("lm_eval:"), "tasks", task, "lm_eval:NAME or lm_eval:FILE.yaml")
         for probe in self.steering:
             require(probe in PROBES, "steering", probe, "some of " + ", ".join(PROBES))
-        for name in (*self.prefixes, *self.checks):
-            require("/" not in name and name not in ("", "baseline", "gain"), "name", name, "one that is no metric's")
+        for knob_, names in (("prefixes", self.prefixes), ("checks", self.checks)):
+            for name in names:
+                ok = "/" not in name and name not in ("", "baseline", "gain")
+                require(ok, knob_, name, "a name without a slash that is not baseline or gain")
         if self.judge.url is not None:
             ok = self.judge.url.startswith(("http://", "https://"))
             require(ok, "judge.url", self.judge.url, "an address that begins with http:// or https://")

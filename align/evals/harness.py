@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
-
-os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by whoever runs the tasks
 
 import lm_eval
 from lm_eval.api.instance import Instance

@@ -1,34 +1,56 @@
-"""What an evaluation takes besides a model: its average, and facts of its pretraining text."""
+"""What an evaluation takes besides a model: averages, facts, tasks, checks, probes, judges and a baseline for all."""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import manifests
+from judge_server import Server, says
 
-from align.artifacts import Artifact
-from align.configs import Evaluate, RunConfig
+from align.artifacts import Artifact, ArtifactStore
+from align.configs import Data, Evaluate, JudgeConfig, RunConfig
 from align.errors import ConfigError
 from align.job import Inputs, Job, Metrics
-from align.stages import evaluate
+from align.plan import data_digest
+from align.stages import data, evaluate
+
+FEW = {"num_prompts": 12, "num_bootstrap": 50, "max_new_tokens": 8, "seed": 0}
 
 
-def scores(finished: Path, folder: Path, model: str, **knobs: object) -> Metrics:
-    made = manifests(finished)
+def made(finished: Path, step: str) -> tuple[Artifact, ...]:
+    found = manifests(finished)[step]
+    place = finished / "objects" / found["stage"] / found["key"]
+    return (Artifact(found["stage"], found["key"], found["kind"], place),)
 
-    def artifact(step: str) -> tuple[Artifact, ...]:
-        found = made[step]
-        place = finished / "objects" / found["stage"] / found["key"]
-        return (Artifact(found["stage"], found["key"], found["kind"], place),)
 
+def scores(finished: Path, folder: Path, inputs: dict[str, object], **knobs: object) -> Metrics:
     (folder / "out").mkdir(parents=True)
-    inputs = Inputs(model=artifact(model), prompts=artifact("prompts"), text=artifact("text"))
-    return evaluate.run(Evaluate(max_new_tokens=8, seed=0, **knobs), inputs, Job("test", folder, RunConfig()))
+    given = {slot: made(finished, what) if isinstance(what, str) else what for slot, what in inputs.items()}
+    return evaluate.run(Evaluate(**{**FEW, **knobs}), Inputs(given), Job("test", folder, RunConfig()))
+
+
+def items(folder: Path, name: str, rows: list[dict], train: list[dict] = ()) -> tuple[Artifact, ...]:
+    """A data artifact of items, made by the stage as a user would."""
+    place = folder / name
+    place.mkdir(parents=True)
+    for split, own in (("train", train), ("test", rows)):
+        if own:
+            (place / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    job = Job("data", folder / f"{name}_made", RunConfig())
+    job.out.mkdir(parents=True)
+    data.run(Data(source=f"path:{place}", record="items"), Inputs(), job)
+    return (Artifact("data", name, "items", job.out),)
+
+
+BOTH = {"model": "ppo", "baseline": "sft"}
 
 
 def test_the_average_is_another_model(finished: Path, tmp_path: Path) -> None:
-    raw, average = (scores(finished, tmp_path / w, "ppo", weights=w) for w in ("raw", "ema"))
+    inputs = {"model": "ppo", "prompts": "prompts", "text": "text"}
+    raw, average = (scores(finished, tmp_path / w, inputs, weights=w) for w in ("raw", "ema"))
     assert raw["pretrain_loss"] != average["pretrain_loss"]
     assert raw["pretrain_loss"] == pytest.approx(average["pretrain_loss"], rel=0.05)
     assert 0 <= raw["fact_recall"] <= 1
@@ -36,4 +58,209 @@ def test_the_average_is_another_model(finished: Path, tmp_path: Path) -> None:
 
 def test_a_model_without_an_average_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"weights=ema: sft@.* keeps no average; give weights=raw"):
-        scores(finished, tmp_path, "sft", weights="ema")
+        scores(finished, tmp_path, {"model": "sft", "prompts": "prompts"}, weights="ema")
+
+
+def test_every_figure_has_a_baseline_a_difference_and_an_interval(finished: Path, tmp_path: Path) -> None:
+    found = scores(finished, tmp_path, {**BOTH, "prompts": "prompts", "text": "text"})
+    figures = ("gold/score", "gold/truthfulness", "hallucination", "pretrain_loss", "tasks/world_facts/accuracy")
+    for figure in (*figures, "tasks/world_facts/ece"):
+        head, _, name = figure.rpartition("/") if figure.startswith("tasks") else ("", "", figure)
+        head = f"{head}/" if head else ""
+        for part in ("", "baseline/", "gain/"):
+            low, mean, high = (found[f"{head}{part}{name}{end}"] for end in ("_low", "", "_high"))
+            assert low <= mean <= high
+        change = found[f"{head}{name}"] - found[f"{head}baseline/{name}"]
+        assert found[f"{head}gain/{name}"] == pytest.approx(change, abs=1e-9)
+    assert found["fact_recall"] == found["tasks/world_facts/accuracy"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "calibration.jsonl").read_text().splitlines()]
+    assert {row["model"] for row in rows} == {"model", "baseline"}
+    assert sum(row["answers"] for row in rows if row["model"] == "model") == found["tasks/world_facts/items"]
+
+
+def test_a_model_against_itself_gains_nothing(finished: Path, tmp_path: Path) -> None:
+    """Greedy, for it samples with seeds of its own as the baseline."""
+    found = scores(finished, tmp_path, {"model": "sft", "baseline": "sft", "prompts": "prompts", "text": "text"})
+    for name in ("greedy/gain/gold/score", "gain/pretrain_loss", "tasks/world_facts/gain/ece", "kl"):
+        assert found[name] == pytest.approx(0.0, abs=1e-6)
+    assert found["greedy/win_rate"] == 0.5
+    assert found["greedy/ties"] == 1.0
+
+
+def question(i: int, **more: object) -> dict:
+    choices = [f" {word}" for word in ("yes", "no", "maybe")]
+    contexts = [f"Question {i}: so?\nAnswer:"] * 3
+    return {"contexts": contexts, "completions": choices, "labels": [int(i % 3 == k) for k in range(3)], **more}
+
+
+def test_shots_come_from_the_training_split_and_change_what_is_asked(finished: Path, tmp_path: Path) -> None:
+    rows, train = [question(i, answer_context="Answer:") for i in range(9)], [question(i) for i in range(100, 110)]
+    both = items(tmp_path, "both", rows, train)
+    plain, shots, line = (
+        scores(finished, tmp_path / name, {**BOTH, "items": both}, **knobs)
+        for name, knobs in (("plain", {}), ("shots", {"num_shots": 1}), ("line", {"prefixes": {"kind": "Be kind."}}))
+    )
+    assert plain["tasks/both/items"] == 9.0
+    assert {"accuracy", "accuracy_norm", "accuracy_token", "accuracy_relative", "ece"} == {
+        name.removeprefix("tasks/both/").removesuffix("_low")
+        for name in plain
+        if name.endswith("_low") and name.count("/") == 2
+    }
+    assert plain["tasks/both/ece"] != shots["tasks/both/ece"]
+    assert line["tasks/both/ece"] == plain["tasks/both/ece"]
+    assert line["tasks/both@kind/ece"] != plain["tasks/both/ece"]
+    assert not any("kind/accuracy_relative" in name for name in plain)
+
+
+def test_shots_without_a_training_split_are_refused(finished: Path, tmp_path: Path) -> None:
+    test_only = items(tmp_path, "test_only", [question(i) for i in range(9)])
+    with pytest.raises(ConfigError, match="num_shots: expected 2 training items to draw shots from, got 0; give data"):
+        scores(finished, tmp_path / "run", {**BOTH, "items": test_only}, num_shots=2)
+
+
+@pytest.mark.parametrize("way", ["greedy", "beam"])
+def test_answers_are_written_and_compared(finished: Path, tmp_path: Path, way: str) -> None:
+    own = items(tmp_path, "own", [question(i) for i in range(4)])
+    found = scores(finished, tmp_path / "run", {**BOTH, "items": own}, free_form=way)
+    for name in ("exact_match", "f1"):
+        assert 0 <= found[f"tasks/own/{name}"] <= 1
+        assert f"tasks/own/gain/{name}_high" in found
+
+
+def test_checks_are_asked_of_every_answer_and_behind_each_prefix(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "words.txt").write_text("no_such_word\n")
+    (tmp_path / "letters.py").write_text(
+        "def count(prompts, completions, **columns):\n    return [float(len(text)) for text in completions]\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    checks = {"never": f"words:{tmp_path / 'words.txt'}", "letters": "letters:count"}
+    inputs = {**BOTH, "prompts": "prompts"}
+    found = scores(finished, tmp_path / "run", inputs, checks=checks, prefixes={"kind": "Be kind."})
+    assert found["checks/answers"] == 12.0
+    assert found["checks/never"] == found["checks/kind/never_high"] == 0.0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "out" / "samples.jsonl").read_text().splitlines()]
+    for part, column in (("", "response"), ("baseline/", "baseline")):
+        mean = sum(len(row[column]) for row in rows) / len(rows)
+        assert found[f"checks/{part}letters"] == pytest.approx(mean)
+    assert found["checks/kind/letters"] != found["checks/letters"]
+
+
+def test_rules_judge_where_they_are_given_and_gold_stands_beside_them(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "liking.py").write_text(
+        "def length(prompts, completions, **columns):\n    return [float(len(text)) for text in completions]\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    inputs = {**BOTH, "prompts": "prompts", "reward_model": "reward"}
+    found = scores(finished, tmp_path / "run", inputs, reward_functions={"liking:length": 2.0})
+    rows = [json.loads(line) for line in (tmp_path / "run" / "out" / "samples.jsonl").read_text().splitlines()]
+    assert found["rules/score"] == pytest.approx(sum(2 * len(row["response"]) for row in rows) / 12)
+    won = [
+        (len(row["response"]) > len(row["baseline"])) + (len(row["response"]) == len(row["baseline"])) / 2
+        for row in rows
+    ]
+    assert found["win_rate"] == pytest.approx(sum(won) / 12)
+    assert {"gold/win_rate", "reward/win_rate", "greedy/gold/win_rate", "gain/reward/score"} <= found.keys()
+    assert rows[0]["score"] == 2 * len(rows[0]["response"])
+
+
+def test_a_system_message_is_probed(finished: Path, tmp_path: Path) -> None:
+    found = scores(finished, tmp_path, {**BOTH, "prompts": "prompts"}, steering=["brief", "capitals"])
+    assert 0 < found["steering/prompts"] <= 12
+    for part in ("", "baseline/"):
+        effect = found[f"steering/brief/{part}asked"] - found[f"steering/brief/{part}unasked"]
+        assert found[f"steering/brief/{part}effect"] == pytest.approx(effect)
+        assert 0.0 <= found[f"steering/capitals/{part}asked"] <= 1.0
+    assert "steering/brief/gain/conflict_low" in found
+
+
+def test_a_judge_decides_and_rates(finished: Path, tmp_path: Path) -> None:
+    def first_wins(asked: str) -> tuple[int, object]:
+        return says("[[A]]" if "Answer B" in asked else "[[5]]")
+
+    server, inputs = Server(first_wins), {**BOTH, "prompts": "prompts"}
+    found = scores(finished, tmp_path, inputs, judge=JudgeConfig(url=server.url, model="m", likert=True))
+    server.close()
+    assert found["judge/win_rate"] == 0.5
+    assert found["judge/ties"] == 1.0
+    assert found["judge/favoured_first"] == 1.0
+    assert found["judge/consistent"] == 0.0
+    assert found["judge/likert"] == found["judge/baseline/likert"] == 5.0
+    assert found["judge/rated"] == 12.0
+
+
+def test_a_task_of_lm_eval_runs_and_is_compared(finished: Path, tmp_path: Path) -> None:
+    rows = [{"q": f"Question {i}: so?", "choices": ["yes", "no"], "label": i % 2} for i in range(8)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.yaml").write_text(
+        f"task: mine\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/test.jsonl}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_target: label\n"
+        "doc_to_choice: choices\nmetric_list: [{metric: acc}]\n"
+    )
+    found = scores(finished, tmp_path / "run", dict(BOTH), tasks=[f"lm_eval:{tmp_path}/mine.yaml"], num_items=6)
+    assert found["tasks/lm_eval/mine/items"] == 6.0
+    assert {"tasks/lm_eval/mine/baseline/acc_high", "tasks/lm_eval/mine/gain/acc_low"} <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"free_form": "sampled"}, "free_form: expected null, greedy or beam, got 'sampled'"),
+        ({"tasks": ["arc_easy"]}, "tasks: expected lm_eval:NAME or lm_eval:FILE.yaml, got 'arc_easy'"),
+        ({"steering": ["rude"]}, "steering: expected some of brief, polite, capitals, one_sentence, got 'rude'"),
+        (
+            {"judge": JudgeConfig(url="localhost:80", model="m")},
+            "judge.url: expected an address that begins with http://",
+        ),
+        ({"judge": JudgeConfig(url="http://a")}, "judge.model: expected the judge's name at the endpoint, got ''"),
+        ({"checks": {"a/b": "words:x"}}, "checks: expected a name without a slash"),
+        ({"prefixes": {"gain": "x"}}, "prefixes: expected a name without a slash"),
+    ],
+)
+def test_knobs_that_say_nothing_are_refused(knobs: dict, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Evaluate(**knobs)
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "inputs", "said"),
+    [
+        ({}, {}, "inputs: expected prompts, items, or both, or tasks"),
+        ({"checks": {"a": "words:x"}}, {"items": "i"}, "checks: it judges answers, so expected inputs.prompts too"),
+        ({"steering": ["brief"]}, {"items": "i"}, "steering: it judges answers, so expected inputs.prompts too"),
+        (
+            {"judge": JudgeConfig(url="http://a", model="m")},
+            {"prompts": "p"},
+            "judge: it compares two models, so expected",
+        ),
+    ],
+)
+def test_knobs_that_miss_an_input_are_refused(knobs: dict, inputs: dict, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Evaluate(**knobs, inputs=inputs).check_inputs()
+    assert str(error.value).startswith(said)
+
+
+def test_what_a_named_file_holds_is_in_the_key(finished: Path, tmp_path: Path) -> None:
+    words, task = tmp_path / "words.txt", tmp_path / "mine.yaml"
+
+    def digest() -> str | None:
+        config = Evaluate(checks={"bad": f"words:{words}"}, tasks=["lm_eval:arc_easy", f"lm_eval:{task}"])
+        return data_digest("evaluate", config, RunConfig(), ArtifactStore(finished))
+
+    found = []
+    for said, asked in (("a", "x"), ("b", "x"), ("b", "y"), ("a", "x")):
+        words.write_text(said)
+        task.write_text(asked)
+        found.append(digest())
+    assert len(set(found)) == 3
+    assert found[0] == found[3]
+    assert data_digest("evaluate", Evaluate(tasks=["lm_eval:arc_easy"]), RunConfig(), ArtifactStore(finished)) is None
+    task.unlink()
+    with pytest.raises(ConfigError, match=r"steps\.evaluate\.tasks: lm_eval:.*mine\.yaml: no such file"):
+        digest()
+    words.unlink()
+    with pytest.raises(ConfigError, match=r"steps\.evaluate\.checks\.bad: words:.*words\.txt: no such file"):
+        digest()

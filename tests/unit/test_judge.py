@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from judge_server import Server, Taste, says
 
 from align.errors import ConfigError
 from align.evals import judge
 from align.evals.judge import Endpoint
-
-Taste = Callable[[str], tuple[int, object]]  # what is asked -> status and body
-
-
-class Server(ThreadingHTTPServer):
-    """An endpoint with a taste."""
-
-    def __init__(self, taste: Taste):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.taste, self.asked, self.headers_seen = taste, [], []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert self.path == "/v1/chat/completions"
-        self.server.asked.append(body)
-        self.server.headers_seen.append(dict(self.headers))
-        status, answer = self.server.taste(body["messages"][0]["content"])
-        sent = json.dumps(answer).encode() if not isinstance(answer, bytes) else answer
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(sent)))
-        self.end_headers()
-        self.wfile.write(sent)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-def says(text: str) -> tuple[int, object]:
-    return 200, {"choices": [{"message": {"content": text}}]}
 
 
 def shown(asked: str) -> tuple[str, str]:
@@ -64,18 +27,15 @@ def longer(asked: str) -> tuple[int, object]:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Taste], Server]]:
-    running = []
+    running: list[Server] = []
 
     def start(taste: Taste) -> Server:
-        server = Server(taste)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        running.append(server)
-        return server
+        running.append(Server(taste))
+        return running[-1]
 
     yield start
     for server in running:
-        server.shutdown()
-        server.server_close()
+        server.close()
 
 
 ONE, TWO = ["long answer", "no", "same", "x y z"], ["short", "yes it is", "abcd", "x"]
