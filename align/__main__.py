@@ -88,7 +88,18 @@ def _compose(verb: str, arguments: list[str]) -> int:
     arguments = ["json=true" if word == "--json" else word for word in arguments]
     if verb in ("run", "plan"):
         return run("run", arguments, _guarded(_plan if verb == "plan" else _run), records=verb == "run")
-    return run("stage", [f"stage@_global_={verb}", *arguments], _guarded(_run))
+    return run("stage", [f"stage@_global_={verb}", *_with_inputs(verb, arguments)], _guarded(_run))
+
+
+def _with_inputs(stage: str, arguments: list[str]) -> list[str]:
+    """The arguments, with `model=REF` for `inputs.model=REF` where the stage has no knob of that name."""
+    from dataclasses import fields
+
+    from align.configs import stage_class
+
+    cls = stage_class(stage)
+    slots = {*cls.INPUTS, *cls.OPTIONAL} - {knob.name for knob in fields(cls)}
+    return [f"inputs.{word}" if word.partition("=")[0] in slots else word for word in arguments]
 
 
 def _guarded(act: Act) -> Callable[[DictConfig], int]:

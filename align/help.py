@@ -47,7 +47,10 @@ def command_help(verb: str) -> str:
         given = " inputs.NAME=..." if cls.INPUTS or cls.OPTIONAL else ""
         lines = [f"align {verb}{given} [knob=value ...]", "", str(cls.__doc__), ""]
         if cls.INPUTS or cls.OPTIONAL:
-            lines += ["inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or hf:ORG/NAME@COMMIT):"]
+            lines += [
+                "inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or hf:ORG/NAME@COMMIT), also as"
+            ]
+            lines += ["NAME=... where no knob has that name:"]
             lines += [f"  inputs.{slot:<28} {kind}" for slot, kind in cls.INPUTS.items()]
             lines += [f"  inputs.{slot:<28} {kind} (optional)" for slot, kind in cls.OPTIONAL.items()]
             lines += [""]

@@ -61,9 +61,10 @@ def show_outcomes(
     if answered:
         console.print(_headline(answered))
         console.print(_samples(answered))
-    scores = tables.tasks([(*_players(o), o.artifact.metrics) for o in evaluations])
-    if scores.rows:
-        console.print(_tasks(scores))
+    scored = [(*_players(o), o.artifact.metrics) for o in evaluations]
+    for title, figures in (("What the answers are like", tables.manners(scored)), ("Tasks", tables.tasks(scored))):
+        if figures.rows:
+            console.print(_figures(title, figures))
     if not evaluations:
         last = outcomes[-1]
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in last.artifact.metrics.items())
@@ -149,13 +150,13 @@ def _players(outcome: Outcome) -> tuple[str, str]:
     return _step_name(inputs["model"][0].ref), _step_name(inputs["baseline"][0].ref) if "baseline" in inputs else ""
 
 
-def _tasks(scores: tables.Table) -> Table:
-    """The tasks whole; the report has their parts."""
-    table = Table(title="Tasks, scored by likelihood", box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+def _figures(title: str, scores: tables.Table) -> Table:
+    """What is of all items, with 95 % intervals; the report has the parts of a task."""
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in scores.columns:
         table.add_column(column, overflow="fold")
     for row in scores.rows:
-        if "/" in row[0]:  # a part of a task: in the report
+        if title == "Tasks" and "/" in row[0].removeprefix("lm_eval/"):
             continue
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
     return table

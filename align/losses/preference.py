@@ -27,6 +27,17 @@ def kwise_loss(rewards: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
     return -F.logsigmoid(margins).sum() / max(margins.numel(), 1)
 
 
+def pair_confidences(rewards: torch.Tensor, ranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each ordered pair, how sure the rewards are and whether they are right; both [P].
+
+    A reward model says that one response is better with probability sigmoid(difference); its confidence is that of the
+    response it prefers. `ranks` [K] say which is; equal rewards of an ordered pair are half right.
+    """
+    better = ranks[:, None] < ranks[None, :]
+    margins = (rewards[:, None] - rewards[None, :])[better]
+    return torch.sigmoid(margins.abs()), (torch.sign(margins) + 1) / 2
+
+
 def pairwise_accuracy(rewards: torch.Tensor, ranks: torch.Tensor) -> tuple[float, int]:
     """(pairs that `rewards` puts in the order of `ranks`, pairs that are not tied); both arguments [K].
 

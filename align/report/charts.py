@@ -43,6 +43,21 @@ def line_chart(title: str, x_label: str, series: Mapping[str, Points], scattered
     return svg(figure, title)
 
 
+def reliability_chart(title: str, series: Mapping[str, Sequence[tuple[float, float, int]]]) -> str:
+    """How often answers of a confidence are right: (confidence, accuracy, answers) of each bin, over the diagonal."""
+    figure, axes = new_chart(title, "confidence")
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    for colour, (name, bins) in zip(SERIES, series.items(), strict=False):
+        most = max(count for _, _, count in bins)
+        axes.plot([x for x, _, _ in bins], [y for _, y, _ in bins], color=colour, label=name, linewidth=1.6)
+        sizes = [6 + 60 * count / most for _, _, count in bins]
+        axes.scatter([x for x, _, _ in bins], [y for _, y, _ in bins], s=sizes, color=colour, linewidths=0)
+    axes.set_ylim(-0.03, 1.03)
+    if len(series) > 1:
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    return svg(figure, title)
+
+
 def new_chart(title: str, x_label: str) -> tuple[Figure, Axes]:
     """An empty chart in the page's colours."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG

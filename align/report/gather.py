@@ -32,6 +32,7 @@ class Made:
     log: list[Row]
     events: list[Row]
     samples: list[Row]
+    calibration: list[Row]
     changes: list[tuple[str, str, str]]
 
     @property
@@ -105,6 +106,7 @@ def _made(store: ArtifactStore, artifact: Artifact, only: str | None) -> Made:
         log=artifact.rows("metrics"),
         events=artifact.rows("events"),
         samples=artifact.rows("samples"),
+        calibration=artifact.rows("calibration"),
         changes=_changes(store, name, version, artifact),
     )
 

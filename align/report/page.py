@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from align.artifacts import ArtifactStore
 from align.report import tables
-from align.report.charts import line_chart
+from align.report.charts import line_chart, reliability_chart
 from align.report.gather import Made, gather
 from align.report.lineage import draw
 
@@ -72,13 +72,14 @@ def render(title: str, made: Sequence[Made]) -> tuple[str, str]:
         "headline": tables.headline(made),
         "matrix": tables.matrix(made),
         "tasks": tables.task_scores(made),
+        "behaviour": tables.behaviour(made),
         "reward_models": tables.reward_models(made),
         "samples": tables.samples(made),
         "events": tables.events(made),
         "changes": tables.changes(made),
         "costs": tables.costs(made),
     }
-    pictures = {"lineage": Markup(draw(made)), "curves": curves(made)}
+    pictures = {"lineage": Markup(draw(made)), "curves": curves(made), "calibration": calibration(made)}
     html = environment.get_template("page.html.jinja").render(**facts, **pictures)
     return html, environment.get_template("page.md.jinja").render(**facts)
 
@@ -112,6 +113,23 @@ def curves(made: Sequence[Made]) -> list[Charts]:
         if pictures:
             found.append(Charts(each.name, pictures))
     return found
+
+
+def calibration(made: Sequence[Made]) -> list[Markup]:
+    """How well each reward model's and each model's sureness is founded: a chart a reward model, and a task."""
+    names = {each.key: each.name for each in made}
+    found: dict[str, dict[str, dict[float, tuple[float, float, int]]]] = {}
+    for each in made:
+        inputs = dict(each.inputs)
+        for row in each.calibration:
+            if each.stage == "reward":
+                place, who = f"{each.name}: pairs of answers", each.name
+            else:
+                place, who = row["task"], names[inputs[row["model"]]]
+            bins = found.setdefault(place, {}).setdefault(who, {})
+            bins[row["low"]] = (row["confidence"], row["accuracy"], row["answers"])
+    charts = {place: {who: list(bins.values()) for who, bins in by.items()} for place, by in found.items()}
+    return [Markup(reliability_chart(place, series)) for place, series in charts.items()]
 
 
 def _points(made: Made, x: str, y: str) -> list[tuple[float, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from align.report.gather import Made
@@ -13,6 +13,16 @@ Metrics = Mapping[str, float]
 class Table(NamedTuple):
     columns: list[str]
     rows: list[list[str]]
+
+
+Scored = tuple[str, str, Metrics]  # model, baseline or "", metrics of an evaluation
+
+_NUMBERS = ("perplexity", "entropy", "likert", "pretrain_loss", "/score")  # measures that are no shares
+_IN_HEADLINE = {
+    f"{prefix}{name}"
+    for prefix in ("", "greedy/")
+    for name in ("win_rate", "gold/score", "reward/score", "rules/score", "pretrain_loss")
+}
 
 
 class Answer(NamedTuple):
@@ -68,9 +78,29 @@ def verdict(made: Sequence[Made]) -> list[str]:
             f"{names[inputs['model']]} wins {interval(m, '')} of {m['prompts']:,.0f} prompts over "
             f"{names[inputs['baseline']]}, ties counted half: {beyond}."
         )
+        said += _changed(names[inputs["model"]], names[inputs["baseline"]], m)
     said += [line for each in made if each.stage == "ppo" for line in _over_optimised(each)]
     events = sum(len(each.events) for each in made)
     said.append(f"{events} health event{'s' * (events != 1)}." if events else "No health events.")
+    return said
+
+
+def _changed(model: str, baseline: str, m: Metrics) -> list[str]:
+    """What winning cost: facts that are made up, and the loss on pretraining text."""
+    said = []
+    if "gain/hallucination" in m:
+        more, fewer = m["gain/hallucination_low"] > 0, m["gain/hallucination_high"] < 0
+        beyond = "more often, beyond chance" if more else "less often, beyond chance" if fewer else "not beyond chance"
+        said.append(
+            f"{model} states something false in {percent(m, 'hallucination')} of {m['hallucination_prompts']:,.0f} "
+            f"answers about facts, {baseline} in {percent(m, 'baseline/hallucination')}: {beyond}."
+        )
+    if "gain/pretrain_loss" in m:
+        mean, low, high = (m[f"gain/pretrain_loss{end}"] for end in ("", "_low", "_high"))
+        said.append(
+            f"{model}'s loss on pretraining text is {mean:+.3f} [{low:+.3f}, {high:+.3f}] nats a token against "
+            f"{baseline}'s: the alignment tax."
+        )
     return said
 
 
@@ -106,42 +136,74 @@ def matrix(made: Sequence[Made]) -> Table | None:
 
 def task_scores(made: Sequence[Made]) -> Table:
     """As `tasks`, of a report's evaluations."""
+    return tasks(_scored(made))
+
+
+def behaviour(made: Sequence[Made]) -> Table:
+    """What the answers are like beside how good: parts of the gold score, checks, probes, what a judge says."""
+    return manners(_scored(made))
+
+
+def manners(scored: Sequence[Scored]) -> Table:
+    """As `tasks`, of all figures that are neither a task's nor in the headline table."""
+    return _figures(
+        scored, lambda head, name: not head.startswith("tasks/") and f"{head}{name}" not in _IN_HEADLINE, "answers"
+    )
+
+
+def tasks(scored: Sequence[Scored]) -> Table:
+    """A row a measure of a task, a column a model; and a column a comparison, item by item, with the baseline."""
+    return _figures(scored, lambda head, name: head.startswith("tasks/"), "task")
+
+
+def _scored(made: Sequence[Made]) -> list[Scored]:
     names = {each.key: each.name for each in made}
-    scored = []
+    found: list[Scored] = []
     for each in evaluations(made):
         inputs = dict(each.inputs)
-        scored.append((names[inputs["model"]], names.get(inputs.get("baseline", ""), ""), each.artifact.metrics))
-    return tasks(scored)
+        found.append((names[inputs["model"]], names.get(inputs.get("baseline", ""), ""), each.artifact.metrics))
+    return found
 
 
-def tasks(scored: Sequence[tuple[str, str, Metrics]]) -> Table:
-    """A row a measure of a task, a column a model; and a column a comparison, item by item, with the baseline.
-
-    Args:
-        scored: (model, baseline or "", metrics) of each evaluation.
-    """
+def _figures(scored: Sequence[Scored], wanted: Callable[[str, str], bool], title: str) -> Table:
     cells: dict[str, dict[str, str]] = {}
     columns: dict[str, None] = {}
     for model, baseline, metrics in scored:
-        heads = {model: ""} | ({baseline: "baseline/", f"{model} - {baseline}": "gain/"} if baseline else {})
-        for name in metrics:
-            task, _, measure = name.removeprefix("tasks/").rpartition("/")
-            if not name.startswith("tasks/") or task.endswith(("/baseline", "/gain")) or f"{name}_low" not in metrics:
+        parts = {model: ""} | ({baseline: "baseline/", f"{model} - {baseline}": "gain/"} if baseline else {})
+        for metric in metrics:
+            head, name = _head_and_name(metric)
+            if name.startswith(("baseline/", "gain/")) or head.endswith(("/baseline/", "/gain/")):
                 continue
-            for column, part in heads.items():
-                found = [metrics.get(f"tasks/{task}/{part}{measure}{end}") for end in ("", "_low", "_high")]
+            if f"{metric}_low" not in metrics or not wanted(head, name):
+                continue
+            for column, part in parts.items():
+                found = [metrics.get(f"{head}{part}{name}{end}") for end in ("", "_low", "_high")]
                 if None not in found:
                     columns[column] = None
-                    cells.setdefault(f"{task} {measure}", {})[column] = _score_cell(measure, part, found)
-    return Table(["task", *columns], [[task, *(row.get(c, "") for c in columns)] for task, row in cells.items()])
+                    row = f"{head.removeprefix('tasks/').rstrip('/')} {name}".strip()
+                    cells.setdefault(row, {})[column] = _figure(name, part, found, _is_share(metric, metrics))
+    return Table([title, *columns], [[row, *(own.get(c, "") for c in columns)] for row, own in cells.items()])
 
 
-def _score_cell(measure: str, part: str, found: Sequence[float | None]) -> str:
+def _head_and_name(metric: str) -> tuple[str, str]:
+    """What a baseline's name puts its `baseline/` between."""
+    if metric.startswith(("tasks/", "checks/", "steering/", "judge/")):
+        head, slash, name = metric.rpartition("/")
+        return head + slash, name
+    head = "greedy/" if metric.startswith("greedy/") else ""
+    return head, metric.removeprefix(head)
+
+
+def _is_share(metric: str, metrics: Metrics) -> bool:
+    return not metric.endswith(_NUMBERS) and metrics[f"{metric}_low"] >= 0 and metrics[f"{metric}_high"] <= 1
+
+
+def _figure(name: str, part: str, found: Sequence[float | None], share: bool) -> str:
     mean, low, high = (float(x or 0.0) for x in found)
-    if measure == "perplexity":
-        return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
-    sign = "+" if part == "gain/" else ""
-    return f"{100 * mean:{sign}.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    sign = "+" if part == "gain/" or name == "effect" else ""
+    if share or name == "effect":
+        return f"{100 * mean:{sign}.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{mean:{sign}.3g} [{low:.3g}, {high:.3g}]" + (" bits" if name == "entropy" else "")
 
 
 def costs(made: Sequence[Made]) -> Table:

@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from align.configs import Reward
 from align.data.records import Row, read_rows
 from align.errors import ConfigError, HealthStop
+from align.evals.calibration import calibration_error, reliability
 from align.job import Inputs, Job, Metrics
-from align.losses.preference import kwise_loss, pairwise_accuracy
+from align.losses.preference import kwise_loss, pair_confidences, pairwise_accuracy
 from align.models.adapters import Adapters
 from align.models.heads import ScalarModel, scalar_from_lm
 from align.models.load import load_tokenizer
@@ -152,9 +153,13 @@ def _scores(model: ScalarModel, rankings: Sequence[Ranking], job: Job, precision
 
 @torch.no_grad()
 def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, precision: str) -> Metrics:
-    """Shares of ordered pairs put right: by the model and by length alone against the labelers; all against gold."""
+    """Shares of ordered pairs put right: by the model and by length alone against the labelers; all against gold.
+
+    Beside them how well its sureness of the labelers' verdicts is founded, in calibration.jsonl by bins of it.
+    """
     names = ("accuracy", "length_accuracy", "gold_accuracy", "labeler_gold_accuracy")
     counts = torch.zeros(len(names), 2, device=job.device)
+    pairs: list[tuple[float, float]] = []  # confidence, and whether it was right
     mine = job.share(held_out)
     for chunk in micro_batches([ranking.tokens for ranking in mine], job.hardware.micro_batch_tokens):
         rankings = [mine[i] for i in chunk]
@@ -163,6 +168,7 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
             lengths = torch.tensor([len(sequence) for sequence in ranking.sequences])
             counts[0] += torch.tensor(pairwise_accuracy(rewards.cpu(), ranks), device=job.device)
             counts[1] += torch.tensor(pairwise_accuracy(lengths, ranks), device=job.device)
+            pairs += torch.stack(pair_confidences(rewards.cpu(), ranks), 1).tolist()
             if ranking.gold is not None:
                 gold = -torch.tensor(ranking.gold)
                 ordered = ranks[:, None] != ranks[None, :]
@@ -171,6 +177,9 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
                 counts[3] += torch.stack([(better & (ranks[:, None] < ranks[None, :])).sum(), (better & ordered).sum()])
     job.all_reduce(counts)
     shares = {name: float(right / n) for name, (right, n) in zip(names, counts, strict=True) if n > 0}
+    sure, right = zip(*job.gather(pairs, even=False), strict=True)
+    job.table("calibration", [{"task": "pairs", "model": "model", **b._asdict()} for b in reliability(sure, right)])
+    shares["ece"] = calibration_error(sure, right, 0, 0).mean
     return shares | {"held_out_prompts": float(len(held_out)), "held_out_pairs": float(counts[0, 1])}
 
 
