@@ -15,7 +15,7 @@ from align.errors import StoreError
 from align.report import tables
 from align.report.charts import line_chart, thinned
 from align.report.gather import gather
-from align.report.page import file_name, render
+from align.report.page import calibration, file_name, render
 from align.report_command import main
 
 EVIL = "<script>alert('x')</script> | *bold* & </td> http://example.com"
@@ -116,6 +116,14 @@ def test_a_pipeline_stands_for_the_latest_of_all_its_steps(store):
     assert "other_aside" not in {each.name for each in gather(store, ["toy/evaluate_ppo"])}
 
 
+def test_a_pipeline_s_report_mixes_no_members_of_a_sweep(store):
+    """The last policy that was made is not the one that was evaluated last."""
+    add(store, "toy/ppo", "model", {"policy": store.find("toy/sft")}, config={"kl_coef": 0.5}, created=8.0)
+    made = gather(store, ["toy"])
+    assert [each.version for each in made if each.name == "ppo"] == ["v0"]
+    assert [each.name for each in gather(store, ["toy/ppo"])][-1] == "ppo"
+
+
 def test_two_versions_of_a_step_are_told_apart_and_their_knobs_compared(store):
     sft = store.find("toy/sft")
     second = add(store, "toy/ppo", "model", {"policy": sft}, config={"kl_coef": 0.5}, created=5.0)
@@ -189,6 +197,72 @@ def test_tasks_are_a_row_a_measure_with_the_gain_over_the_baseline():
         ],
     )
     assert tables.tasks([("ppo", "", {"prompts": 3.0})]).rows == []
+
+
+def bounds(name, mean):
+    return {name: mean, f"{name}_low": mean - 0.1, f"{name}_high": mean + 0.1}
+
+
+def compared(head, name, model, baseline):
+    return {
+        **bounds(f"{head}{name}", model),
+        **bounds(f"{head}baseline/{name}", baseline),
+        **bounds(f"{head}gain/{name}", model - baseline),
+    }
+
+
+def test_manners_are_all_that_is_neither_a_task_s_nor_in_the_headline():
+    metrics = {
+        **compared("", "gold/score", 0.5, 0.4),
+        **compared("greedy/", "gold/score", 0.5, 0.4),
+        **compared("", "gold/manner", 0.5, 0.25),
+        **compared("checks/kind/", "toxic", 0.5, 0.25),
+        **compared("checks/", "letters", 12.0, 10.0),
+        **compared("tasks/copa/", "accuracy", 0.5, 0.25),
+        **bounds("judge/win_rate", 0.6),
+        **bounds("win_rate", 0.6),
+        "judge/unread": 3.0,
+    }
+    assert tables.manners([("ppo", "sft", metrics)]) == (
+        ["answers", "ppo", "sft", "ppo - sft"],
+        [
+            ["gold/manner", "50.0 % [40.0, 60.0]", "25.0 % [15.0, 35.0]", "+25.0 % [15.0, 35.0]"],
+            ["checks/kind toxic", "50.0 % [40.0, 60.0]", "25.0 % [15.0, 35.0]", "+25.0 % [15.0, 35.0]"],
+            ["checks letters", "12 [11.9, 12.1]", "10 [9.9, 10.1]", "+2 [1.9, 2.1]"],
+            ["judge win_rate", "60.0 % [50.0, 70.0]", "", ""],
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(0.3, "more often, beyond chance"), (-0.3, "less often, beyond chance"), (0.05, "not beyond chance")],
+)
+def test_what_winning_cost_is_said(store, change, said):
+    inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft")}
+    metrics = evaluation(0.6, 0.5, 0.7) | {"hallucination_prompts": 260.0}
+    metrics |= compared("", "hallucination", 0.5 + change, 0.5) | compared("", "pretrain_loss", 2.75, 2.5)
+    add(store, "toy/evaluate_more", "evaluation", inputs, metrics)
+    _, facts, tax, *_ = tables.verdict(gather(store, ["toy/evaluate_more"]))
+    assert facts == (
+        f"ppo states something false in {50 + 100 * change:.1f} % of 260 answers about facts, sft in 50.0 %: {said}."
+    )
+    assert tax == (
+        "ppo's loss on pretraining text is +0.250 [+0.150, +0.350] nats a token against sft's: the alignment tax."
+    )
+
+
+def test_calibration_is_a_chart_a_task_and_a_reward_model(store):
+    bins = [{"low": 0.5, "high": 0.6, "answers": 9, "confidence": 0.55, "accuracy": 0.5}]
+    of_reward = [{"task": "pairs", "model": "model", **row} for row in bins]
+    reward = add(store, "toy/reward", "reward_model", {}, calibration=of_reward)
+    of_task = [{"task": "copa", "model": model, **row} for model in ("model", "baseline") for row in bins]
+    inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft"), "reward_model": reward}
+    add(store, "toy/evaluate_more", "evaluation", inputs, evaluation(0.6, 0.5, 0.7), calibration=of_task)
+    one, two = map(str, calibration(gather(store, ["toy/evaluate_more"])))
+    assert "reward: pairs of answers" in one
+    assert "copa" in two
+    assert all(name in two for name in (">ppo<", ">sft<"))
 
 
 def test_costs_add_up(store):

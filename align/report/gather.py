@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,14 +50,18 @@ class Made:
 
 
 def gather(store: ArtifactStore, refs: Sequence[str]) -> list[Made]:
-    """Everything that `refs` were made from, and themselves; a pipeline's name stands for the latest of all its steps.
+    """Everything that `refs` were made from, and themselves.
+
+    A pipeline's name stands for its latest evaluations and what they were made from, and for the latest of the steps
+    that have no part in them: after a sweep whose members ran side by side, the latest of each step may be of different
+    members.
 
     Raises:
         StoreError: there is no such artifact.
     """
     order: dict[str, Artifact] = {}
     for ref in refs:
-        for artifact in _named(store, ref):
+        for artifact in _named(store, ref, order):
             for each in reversed(store.lineage(artifact)):
                 order.setdefault(each.key, each)
     pipelines = {ref.partition("/")[0] for ref in refs if "@" not in ref}
@@ -67,14 +71,20 @@ def gather(store: ArtifactStore, refs: Sequence[str]) -> list[Made]:
     return [replace(each, name=f"{each.name}:{each.version}") if count[each.name] > 1 else each for each in made]
 
 
-def _named(store: ArtifactStore, ref: str) -> list[Artifact]:
+def _named(store: ArtifactStore, ref: str, order: Mapping[str, Artifact]) -> Iterator[Artifact]:
+    """What `ref` stands for; `order` is what is there by the time the next is asked for."""
     if "/" in ref or "@" in ref:
-        return [store.find(ref)]
+        yield store.find(ref)
+        return
     names = [name for name in store.names() if name.startswith(f"{ref}/")]
     if not names:
         known = ", ".join(sorted({name.partition("/")[0] for name in store.names()})) or "none yet"
         raise StoreError(f"{ref}: no pipeline of that name in {store.root}; pipelines: {known}")
-    return [store.find(name) for name in names]
+    latest = {name: store.find(name) for name in names}
+    for name, artifact in sorted(latest.items(), key=lambda item: item[1].kind != "evaluation"):
+        versions = {record["key"] for record in store.versions(name).values()}
+        if artifact.kind == "evaluation" or not versions & order.keys():
+            yield artifact
 
 
 def _parents_first(artifacts: dict[str, Artifact]) -> list[Artifact]:

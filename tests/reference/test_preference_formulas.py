@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 
-from align.losses.preference import kwise_loss, pairwise_accuracy
+from align.losses.preference import kwise_loss, pair_confidences, pairwise_accuracy
 
 
 def pairs(rewards: list[float], ranks: list[int]) -> list[float]:
@@ -52,3 +52,16 @@ def test_pairwise_accuracy_counts_pairs(tied):
         margins = pairs(rewards, ranks)
         right = sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins)
         assert pairwise_accuracy(torch.tensor(rewards), torch.tensor(ranks)) == (right, len(margins))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_confidence_is_the_preferred_response_s_and_right_where_it_is_the_labeler_s(tied):
+    for rewards, ranks in rankings(tied):
+        sure, right = pair_confidences(torch.tensor(rewards, dtype=torch.float64), torch.tensor(ranks))
+        margins = pairs(rewards, ranks)
+        assert sorted(sure.tolist()) == pytest.approx(sorted(1 / (1 + math.exp(-abs(m))) for m in margins))
+        wanted = sorted((1 / (1 + math.exp(-abs(m))), 1.0 if m > 0 else 0.5 if m == 0 else 0.0) for m in margins)
+        for found, (confidence, hit) in zip(
+            sorted(zip(sure.tolist(), right.tolist(), strict=True)), wanted, strict=True
+        ):
+            assert found == (pytest.approx(confidence), hit)

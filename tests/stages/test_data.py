@@ -263,3 +263,26 @@ def test_nothing_is_left_beside_the_store(here):
     (here / "a.jsonl").write_text(lines(*prompts(5)))
     assert data("source=path:a.jsonl", "record=prompts") == 0
     assert sorted(path.name for path in Path().iterdir()) == ["a.jsonl", "store"]
+
+
+@pytest.mark.parametrize(("asked", "train", "test"), [("null", 0, 30), ("8", 8, 22)])
+def test_items_that_are_all_test_are_set_apart_for_shots_where_that_is_asked(here, asked, train, test):
+    (here / "sums.jsonl").write_text(lines(*({"context": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(30))))
+    assert data("source=path:sums.jsonl", "record=items", f"train_rows={asked}") == 0
+    made = splits(here)
+    assert (len(made.get("train", [])), len(made["test"])) == (train, test)
+    assert len({row["contexts"][0] for rows in made.values() for row in rows}) == 30
+
+
+def test_the_training_items_of_a_published_set_are_told_by_their_file(here):
+    """CommonsenseQA has a file a split; the card says which one is for training."""
+    question = {"stem": "where?", "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]}
+    (here / "all" / "commonsense_qa").mkdir(parents=True)
+    for name, stem in (("train_rand_split", "here?"), ("dev_rand_split", "there?")):
+        row = {"question": {**question, "stem": stem}, "answerKey": "A"}
+        (here / "all" / "commonsense_qa" / f"{name}.jsonl").write_text(lines(row))
+    assert data("source=card:commonsense_qa", "record=items", "data_root=all") == 0
+    assert {split: [row["contexts"][0] for row in rows] for split, rows in splits(here).items()} == {
+        "train": ["Question: here?\nAnswer:"],
+        "test": ["Question: there?\nAnswer:"],
+    }

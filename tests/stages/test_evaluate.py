@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from judge_server import Server, says
 from align.artifacts import Artifact, ArtifactStore
 from align.configs import Data, Evaluate, JudgeConfig, RunConfig
 from align.errors import ConfigError
+from align.evals.players import Answers
+from align.evals.scorers import Scorer
+from align.evals.steering import PROBES
 from align.job import Inputs, Job, Metrics
 from align.plan import data_digest
 from align.stages import data, evaluate
@@ -165,9 +169,22 @@ def test_rules_judge_where_they_are_given_and_gold_stands_beside_them(
     assert rows[0]["score"] == 2 * len(rows[0]["response"])
 
 
-def test_a_system_message_is_probed(finished: Path, tmp_path: Path) -> None:
+def test_a_fact_that_is_made_up_is_counted_among_the_prompts_that_ask_for_one() -> None:
+    kinds, truths = ["fact", "harm", "about", "check", "rewrite"], [0.5, 0.0, 1.0, 0.0, 0.5]
+    scorer = Scorer("gold", lambda rows, texts: truths, lambda rows, texts: {"truthfulness": truths})
+    answers = [Answers([], [], [""] * 5)]
+    found = evaluate._parts(Evaluate(**FEW), [scorer], [{"kind": kind} for kind in kinds], answers)
+    assert found["hallucination_prompts"] == 3.0
+    assert found["hallucination"] == pytest.approx(2 / 3)
+    assert found["gold/truthfulness"] == pytest.approx(0.4)
+
+
+def test_a_system_message_is_probed(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = itertools.cycle([True, False, True, True, False])  # for the toy's answers follow nothing
+    monkeypatch.setitem(PROBES, "brief", PROBES["brief"]._replace(follows=lambda answer, plain: next(turns)))
     found = scores(finished, tmp_path, {**BOTH, "prompts": "prompts"}, steering=["brief", "capitals"])
     assert 0 < found["steering/prompts"] <= 12
+    assert 0 < found["steering/brief/unasked"] < 1
     for part in ("", "baseline/"):
         effect = found[f"steering/brief/{part}asked"] - found[f"steering/brief/{part}unasked"]
         assert found[f"steering/brief/{part}effect"] == pytest.approx(effect)

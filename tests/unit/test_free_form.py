@@ -54,6 +54,35 @@ def test_a_wide_beam_finds_the_best_continuation_there_is(model, alpha):
         hook.remove()
 
 
+@torch.no_grad()
+def plain_beam(model, prompt, ends, most, width, alpha):
+    """Beam search to the last token in plain Python, a forward of its own for every beam, nothing stopped early."""
+    live, over = [(0.0, [])], []
+    for length in range(1, most + 1):
+        longer = []
+        for score, ids in live:
+            logits = model(torch.tensor([prompt + ids]), use_cache=False).logits[0, -1].float().log_softmax(-1)
+            longer += [(score + float(p), [*ids, token]) for token, p in enumerate(logits)]
+        longer.sort(reverse=True)
+        ended = [beam for beam in longer[:width] if beam[1][-1] in ends]
+        live = [beam for beam in longer if beam[1][-1] not in ends][:width]
+        over += [(score / ((5 + length) / 6) ** alpha, ids) for score, ids in ended]
+    over += [(score / ((5 + most) / 6) ** alpha, ids) for score, ids in live]
+    best = max(over)[1]
+    return best[:-1] if best[-1] in ends else best
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+def test_a_narrow_beam_is_the_plain_one_though_it_stops_early(model, alpha):
+    """Many tokens end a text, so that beams end at every length, and the model is sure, so that long ones may win."""
+    prompts, ends = [[20 + i, 31, 40 + 2 * i, 7][: 2 + i % 3] for i in range(8)], list(range(100, 200))
+    hook = model.get_output_embeddings().register_forward_hook(lambda module, given, out: 4 * out)
+    expected = [plain_beam(model, prompt, ends, 5, 3, alpha) for prompt in prompts]
+    assert beam_search(model, prompts, ends, 5, 0, width=3, alpha=alpha) == expected
+    assert [beam_search(model, [prompt], ends, 5, 0, width=3, alpha=alpha)[0] for prompt in prompts] == expected
+    hook.remove()
+
+
 def test_a_beam_of_one_without_penalty_is_greedy(model):
     prompt, eos = [20, 21, 22, 23], 1
     (found,) = beam_search(model, [prompt], [eos], 12, 0, width=1, alpha=0.0)

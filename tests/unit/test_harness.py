@@ -151,6 +151,20 @@ def test_a_task_s_figures_are_those_of_lm_eval_s_own_model(ours, theirs, folder,
     assert len(found["choices"].by_item["acc"]) == 16
 
 
+def test_text_ends_before_a_stop_string_as_lm_eval_s_own_model_ends_it(ours, theirs):
+    def written(scorer, until):
+        options = {"until": until, "max_gen_toks": 8, "do_sample": False}
+        requests = [Instance("generate_until", {}, (text, options), i) for i, text in enumerate(["the cat", "the dog"])]
+        return scorer.generate_until(requests, disable_tqdm=True)
+
+    whole = written(ours, [])
+    assert all(len(text) > 4 for text in whole)
+    stops = [text[2:4] for text in whole]
+    ended = written(ours, stops)
+    assert ended == written(theirs, stops)
+    assert [len(text) <= 2 for text in ended] == [True, True]
+
+
 def test_a_limit_is_kept(ours, folder):
     found = run_tasks(ours, [str(folder / "choices.yaml")], None, 5, 0)
     assert len(found["choices"].by_item["acc"]) == 5
