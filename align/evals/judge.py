@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.artifacts import digest_of
-from align.errors import ConfigError
+from align.errors import AlignError, ConfigError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 LIKERT_MOST = 7  # the scale of InstructGPT's labelers, 1 to 7
@@ -79,7 +79,8 @@ class Endpoint:
         """Ask about each pair of answers in both orders.
 
         Raises:
-            ConfigError: the endpoint refuses, cannot be reached, or is none.
+            ConfigError: the endpoint refuses, or is none.
+            AlignError: it cannot be reached; what it answered so far is kept.
         """
         asked = [
             _COMPARE.format(prompt=prompt, first=first, second=second)
@@ -101,7 +102,7 @@ class Endpoint:
         """A number from 1 to 7 for each answer; NaN where none could be made out.
 
         Raises:
-            ConfigError: as `compare`.
+            ConfigError, AlignError: as `compare`.
         """
         asked = [_RATE.format(prompt=p, answer=a) for p, a in zip(prompts, answers, strict=True)]
         return [_rating(text) for text in self._answers(asked, advance)]
@@ -165,7 +166,7 @@ class Endpoint:
                 ) from None
             if attempt < _ATTEMPTS:
                 time.sleep(_WAIT * 2 ** (attempt - 1))
-        raise ConfigError(
+        raise AlignError(
             f"judge.url: {address} failed {_ATTEMPTS} times, at last with {problem}; the answers so far are kept, so "
             "the same command goes on"
         )

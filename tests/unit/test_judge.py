@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from judge_server import Server, Taste, says
 
-from align.errors import ConfigError
+from align.errors import AlignError, ConfigError
 from align.evals import judge
 from align.evals.judge import Endpoint
 
@@ -122,14 +122,15 @@ def test_a_busy_endpoint_is_asked_again(serve, tmp_path, monkeypatch):
 )
 def test_an_endpoint_that_fails_is_one_line(serve, tmp_path, monkeypatch, answer, said):
     monkeypatch.setattr(judge, "_WAIT", 0.0)
-    with pytest.raises(ConfigError, match=said) as error:
+    with pytest.raises(AlignError, match=said) as error:
         compare(serve(lambda asked: answer), tmp_path)
     assert "\n" not in str(error.value)
+    assert isinstance(error.value, ConfigError) is (answer[0] != 503)  # what may pass loses no answers
 
 
 def test_nobody_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "_WAIT", 0.0)
-    with pytest.raises(ConfigError, match=r"judge\.url: http://127\.0\.0\.1:9/v1/chat/completions failed 5 times"):
+    with pytest.raises(AlignError, match=r"judge\.url: http://127\.0\.0\.1:9/v1/chat/completions failed 5 times"):
         Endpoint("http://127.0.0.1:9/v1", "m", tmp_path / "kept").rate(["p"], ["a"], lambda n: None)
 
 
