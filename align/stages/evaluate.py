@@ -213,18 +213,19 @@ def _steered(
         raise ConfigError("steering: no prompt without a system message leaves room for one")
     metrics["steering/prompts"] = float(len(own))
 
-    def shares(probe: Probe, asked: Callable[[Messages], Messages]) -> list[list[float]]:
-        found = []
-        for player, plain in zip(players, greedy, strict=True):
-            answers = _answer(cfg, job, player, [asked(prompts[i]) for i in own], 0.0).texts
-            found.append([float(probe.follows(a, plain.texts[i])) for a, i in zip(answers, own, strict=True)])
-        return found
+    def answers(asked: Callable[[Messages], Messages]) -> list[list[str]]:
+        return [_answer(cfg, job, player, [asked(prompts[i]) for i in own], 0.0).texts for player in players]
 
+    def follow(probe: Probe, texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        each = zip(texts, greedy, strict=True)
+        return [[float(probe.follows(a, plain.texts[i])) for a, i in zip(t, own, strict=True)] for t, plain in each]
+
+    neutral = answers(not_asked)
     for name in cfg.steering:
         probe, head = PROBES[name], f"steering/{name}/"
-        asked, unasked = shares(probe, probe.asked), shares(probe, not_asked)
+        asked, unasked = follow(probe, answers(probe.asked)), follow(probe, neutral)
         metrics |= _compared(cfg, head, "asked", asked) | _compared(cfg, head, "unasked", unasked)
-        metrics |= _compared(cfg, head, "conflict", shares(probe, probe.in_conflict))
+        metrics |= _compared(cfg, head, "conflict", follow(probe, answers(probe.in_conflict)))
         effects = [[a - b for a, b in zip(one, two, strict=True)] for one, two in zip(asked, unasked, strict=True)]
         metrics |= _compared(cfg, head, "effect", effects)
     return metrics
