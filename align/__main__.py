@@ -87,8 +87,20 @@ def _compose(verb: str, arguments: list[str]) -> int:
 
     arguments = ["json=true" if word == "--json" else word for word in arguments]
     if verb in ("run", "plan"):
-        return run("run", arguments, _guarded(_plan if verb == "plan" else _run), records=verb == "run")
-    return run("stage", [f"stage@_global_={verb}", *arguments], _guarded(_run))
+        if verb == "plan":
+            return run("run", arguments, _guarded(_plan), records=False)
+        return run("run", arguments, _guarded(_run), _planned)
+    return run("stage", [f"stage@_global_={verb}", *arguments], _guarded(_run), _planned)
+
+
+def _planned(cfg: DictConfig) -> tuple[RunConfig, list[Step], ArtifactStore]:
+    """Everything that can be known before it runs; raises an AlignError where it cannot."""
+    from align.artifacts import ArtifactStore
+    from align.plan import plan, split_config
+
+    settings, nodes = split_config(cfg)
+    store = ArtifactStore(settings.store)
+    return settings, plan(settings, nodes, store), store
 
 
 def _guarded(act: Act) -> Callable[[DictConfig], int]:
@@ -98,18 +110,15 @@ def _guarded(act: Act) -> Callable[[DictConfig], int]:
     def task(cfg: DictConfig) -> int:
         if stopped:
             return stopped[0]
-        from align.artifacts import ArtifactStore
         from align.hydra_app import sweep_member
-        from align.plan import plan, split_config
         from align.sweeps import recorded
 
         debug = bool(cfg.get("debug"))
         member = sweep_member()
         try:
             with recorded(member if act is _run else None) as outcomes:
-                settings, nodes = split_config(cfg)
-                store = ArtifactStore(settings.store)
-                outcomes.extend(act(settings, plan(settings, nodes, store), store, member))
+                settings, steps, store = _planned(cfg)
+                outcomes.extend(act(settings, steps, store, member))
             return 0
         except BrokenPipeError:
             raise

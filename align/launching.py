@@ -1,0 +1,235 @@
+"""Launch the members of a sweep through Hydra's launchers, with what those leave open.
+
+Members that run at once share the cores. A member that is killed stops no other: joblib ends its whole pool when one
+of its processes is killed, and submitit stops waiting for the others. A stop reaches those that run, and the others do
+not begin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, TextIO
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
+
+from align.cores import cores
+from align.errors import AlignError, Preempted
+from align.sweeps import KILLED, fates
+
+Task = Callable[[DictConfig], int]
+_STOPPED = "stopped"  # a file in the sweep's folder: who has not begun shall not
+_STOPPED_CODE = 143
+
+
+class MemberTask:
+    """What a launcher runs as a member: the task, but for those that have ended before and after a stop."""
+
+    def __init__(self, task: Task, folder: Path):
+        self.task, self.folder = task, folder
+        self.ended: dict[int, int] = {}  # exit codes of those that a pool launched anew shall not do again
+        self.at_once = 1
+
+    def __call__(self, config: DictConfig) -> int:
+        number = HydraConfig.get().job.num
+        if number in self.ended:
+            return self.ended[number]
+        if (self.folder / _STOPPED).exists():
+            return _STOPPED_CODE
+        with _stoppable(), _numbered(number) if self.at_once > 1 else contextlib.nullcontext():
+            return self.task(config)
+
+
+class Launcher:
+    """A launcher for Hydra's sweeper around the one that was asked for.
+
+    Args:
+        inner: Hydra's basic, joblib or submitit launcher.
+        settings: its config, `hydra.launcher`.
+        task: the one that `inner` was set up with.
+        prepare: composes and checks every member; gives their configs by number. Called before the first begins.
+    """
+
+    def __init__(
+        self, inner: Any, settings: DictConfig, task: MemberTask, prepare: Callable[[], dict[int, DictConfig]]
+    ):
+        self.inner, self.settings, self.task, self.prepare = inner, settings, task, prepare
+        self.kind = str(settings.get("_target_")).rpartition(".")[2].removesuffix("Launcher").lower()
+        self.configs: dict[int, DictConfig] = {}
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run a batch of members; what each returns is its exit code."""
+        if not self.configs:
+            self.configs = self.prepare()
+        members = {initial_job_idx + i: list(overrides) for i, overrides in enumerate(job_overrides)}
+        self.task.at_once = members_at_once(self.kind, self.settings, len(members))
+        if self.task.at_once > 1:
+            members = self._sharing_cores(members)
+        if self.kind == "joblib":
+            run = self._in_a_pool
+        elif self.kind == "local":
+            run = self._each_by_itself
+        else:
+            return self.inner.launch(list(members.values()), initial_job_idx)
+        with _stop_reaches(self.task.folder):
+            return run(members)
+
+    def _sharing_cores(self, members: dict[int, list[str]]) -> dict[int, list[str]]:
+        """An equal share of the cores to each member that does not say how many threads it wants."""
+        told = f"-- {len(members)} members, {self.task.at_once} at once"
+        shared = {}
+        for number, overrides in members.items():
+            hardware = self.configs[number].hardware
+            if hardware.threads is None:
+                share = max(1, cores() // (self.task.at_once * hardware.num_processes))
+                told += f", {share} of {cores()} cores each" if not shared else ""
+                overrides = [*overrides, f"hardware.threads={share}"]  # noqa: PLW2901
+            shared[number] = overrides
+        where = self.settings.get("submitit_folder")
+        told += f"; what they print: {Path(where).parent}" if where else ""
+        print(told, file=sys.stderr, flush=True)
+        return shared
+
+    def _in_a_pool(self, members: dict[int, list[str]]) -> list[JobReturn]:
+        """In joblib's pool; where it breaks down, those that were cut off are tried alone, then the others go on."""
+        first, codes = min(members), self.task.ended
+        for _ in members:
+            try:
+                return self.inner.launch(list(members.values()), first)
+            except BrokenProcessPool:
+                known = {number: fate for number, fate in fates(self.task.folder).items() if number in members}
+            cut = [number for number, fate in known.items() if fate.state == "killed" and number not in codes]
+            codes |= {number: fate.code for number, fate in known.items() if number not in cut}
+            if (self.task.folder / _STOPPED).exists():
+                return [_returned(codes.get(number, _STOPPED_CODE)) for number in members]
+            if not cut:
+                continue  # it was none of ours that ran
+            names = ", ".join(map(str, cut))
+            told = f"-- a member's process was killed (out of memory?) and joblib ended its pool: {names} cut off; "
+            print(told + ("each" if len(cut) > 1 else "it") + " goes on by itself", file=sys.stderr, flush=True)
+            for number in cut:  # so that the one whose fault it is takes no other with it
+                codes[number] = self._alone(members[number], number).return_value
+        raise AlignError("joblib's processes are killed before a member begins in them; try launcher=basic")
+
+    def _each_by_itself(self, members: dict[int, list[str]]) -> list[JobReturn]:
+        """Each as a job of submitit's own, as many at once as there are cores for."""
+        with ThreadPoolExecutor(self.task.at_once) as pool:
+            return list(pool.map(self._alone, members.values(), members.keys()))
+
+    def _alone(self, overrides: list[str], number: int) -> JobReturn:
+        try:
+            (returned,) = self.inner.launch([overrides], number)
+        except BrokenProcessPool:
+            returned = _returned(KILLED)
+        except Exception as error:
+            if not type(error).__module__.startswith("submitit."):
+                raise
+            returned = _returned(KILLED)
+        if self.kind == "local":
+            fate = fates(self.task.folder).get(number)
+            print(f"-- {number}: {fate.state if fate else 'not begun'}", file=sys.stderr, flush=True)
+        return returned
+
+
+def members_at_once(kind: str, settings: DictConfig, count: int) -> int:
+    """How many of `count` members share this machine: joblib's n_jobs; a submitit process for each cpus_per_task.
+
+    A member of SLURM has its cores from the cluster: it shares them with none.
+    """
+    if kind == "joblib":
+        jobs = settings.n_jobs
+        return min(count, jobs if jobs > 0 else max(1, cores() + 1 + jobs))
+    if kind == "local":
+        return min(count, max(1, cores() // (settings.cpus_per_task or 1)))
+    return 1
+
+
+def _returned(code: int) -> JobReturn:
+    returned = JobReturn(status=JobStatus.COMPLETED)
+    returned.return_value = code
+    return returned
+
+
+# -- stopping ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _stop_reaches(folder: Path) -> Iterator[None]:
+    """Pass SIGTERM and Ctrl-C on to the members of a sweep that run on this machine; no other begins then."""
+
+    def stop(number: int, frame: object) -> None:
+        (folder / _STOPPED).touch()
+        print("\nstopping the members that run at their next step", file=sys.stderr, flush=True)
+        for fate in fates(folder).values():
+            if fate.state == "running" and fate.pid not in (None, os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    if number == signal.SIGTERM or os.getpgid(fate.pid) != os.getpgrp():  # the terminal told the others
+                        os.kill(fate.pid, signal.SIGTERM)
+
+    previous = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        (folder / _STOPPED).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Between steps, and while another process is waited for, a stop ends the member as in the middle of a step."""
+
+    def stop(number: int, frame: object) -> None:
+        error = Preempted("stopped; give the same command to go on from here")
+        error.exit_code = 128 + number
+        raise error
+
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    previous = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+# -- telling members apart ---------------------------------------------------------------------------------------
+
+
+class _Numbered:
+    """Standard error with the member's number before every line; no terminal, so progress is plain lines."""
+
+    def __init__(self, stream: TextIO, number: int):
+        self._stream, self._head, self._line = stream, f"{number}| ", ""
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        if lines:  # whole lines at once, so that those of two members do not run into each other
+            self._stream.write("".join(f"{self._head}{line}\n" if line else "\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _numbered(number: int) -> Iterator[None]:
+    with contextlib.redirect_stderr(_Numbered(sys.stderr, number)):
+        yield
