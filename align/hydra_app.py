@@ -192,7 +192,7 @@ def _tidy(folder: Path, keep: bool) -> None:
         lock.unlink()
     if not keep:
         (folder / "multirun.yaml").unlink(missing_ok=True)
-    for path in (*folder.glob("*"), folder, folder.parent, folder.parent.parent):
+    for path in (*folder.glob("*/%j"), *folder.glob("*"), folder, folder.parent, folder.parent.parent):
         with contextlib.suppress(OSError):
             path.rmdir()  # only where it is empty
 

@@ -80,7 +80,7 @@ class Launcher:
             run = self._each_by_itself
         else:
             return self.inner.launch(list(members.values()), initial_job_idx)
-        with _stop_reaches(self.task.folder):
+        with _stop_reaches(self.task.folder, by_terminal=self.kind == "joblib"):
             return run(members)
 
     def _sharing_cores(self, members: dict[int, list[str]]) -> dict[int, list[str]]:
@@ -122,7 +122,9 @@ class Launcher:
 
     def _each_by_itself(self, members: dict[int, list[str]]) -> list[JobReturn]:
         """Each as a job of submitit's own, as many at once as there are cores for."""
-        with ThreadPoolExecutor(self.task.at_once) as pool:
+        # Ctrl-C would end submitit's process over the member, and the member with it: blocked here, it is blocked there.
+        blocked = (signal.SIG_BLOCK, [signal.SIGINT])
+        with ThreadPoolExecutor(self.task.at_once, initializer=signal.pthread_sigmask, initargs=blocked) as pool:
             return list(pool.map(self._alone, members.values(), members.keys()))
 
     def _alone(self, overrides: list[str], number: int) -> JobReturn:
@@ -163,17 +165,19 @@ def _returned(code: int) -> JobReturn:
 
 
 @contextlib.contextmanager
-def _stop_reaches(folder: Path) -> Iterator[None]:
-    """Pass SIGTERM and Ctrl-C on to the members of a sweep that run on this machine; no other begins then."""
+def _stop_reaches(folder: Path, by_terminal: bool) -> Iterator[None]:
+    """Pass SIGTERM and Ctrl-C on to the members of a sweep that run on this machine; no other begins then.
+
+    `by_terminal`: their terminal tells them of Ctrl-C already, and a second signal would end them at once.
+    """
 
     def stop(number: int, frame: object) -> None:
         (folder / _STOPPED).touch()
         print("\nstopping the members that run at their next step", file=sys.stderr, flush=True)
         for fate in fates(folder).values():
-            if fate.state == "running" and fate.pid not in (None, os.getpid()):
+            if fate.state == "running" and fate.pid and not (by_terminal and number == signal.SIGINT):
                 with contextlib.suppress(ProcessLookupError):
-                    if number == signal.SIGTERM or os.getpgid(fate.pid) != os.getpgrp():  # the terminal told the others
-                        os.kill(fate.pid, signal.SIGTERM)
+                    os.kill(fate.pid, signal.SIGTERM)
 
     previous = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
