@@ -116,13 +116,11 @@ def _run(config_name: str, options: Any, task: Task, check: Check | None, record
     return max(codes, default=0)
 
 
-def _sweep(
-    hydra: Hydra, config_name: str, task: MemberTask, check: Check | None, overrides: list[str]
-) -> list[int]:
+def _sweep(hydra: Hydra, config_name: str, task: MemberTask, check: Check | None, overrides: list[str]) -> list[int]:
     """Hydra's own multirun, its launcher inside ours; the exit code of each member."""
     config = hydra.compose_config(config_name, overrides, RunMode.MULTIRUN)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
-    sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
+    sweeper: Any = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
 
     def prepare() -> dict[int, DictConfig]:
         members = [list(member) for batch in sweeper.overrides for member in batch]
@@ -142,7 +140,7 @@ def _checked(hydra: Hydra, config: DictConfig, overrides: list[str], check: Chec
     try:
         composed = hydra.config_loader.load_sweep_config(config, overrides)
         if check is not None:
-            check(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]))
+            check(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{name}: {_explain(error, str(config.hydra.job.config_name))}; no member was run") from error
     except AlignError as error:

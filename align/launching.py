@@ -86,7 +86,7 @@ class Launcher:
     def _sharing_cores(self, members: dict[int, list[str]]) -> dict[int, list[str]]:
         """An equal share of the cores to each member that does not say how many threads it wants."""
         told = f"-- {len(members)} members, {self.task.at_once} at once"
-        shared = {}
+        shared: dict[int, list[str]] = {}
         for number, overrides in members.items():
             hardware = self.configs[number].hardware
             if hardware.threads is None:
@@ -122,7 +122,7 @@ class Launcher:
 
     def _each_by_itself(self, members: dict[int, list[str]]) -> list[JobReturn]:
         """Each as a job of submitit's own, as many at once as there are cores for."""
-        # Ctrl-C would end submitit's process over the member, and the member with it: blocked here, it is blocked there.
+        # Ctrl-C would end submitit's process over a member, and so the member: blocked here, it is blocked there.
         blocked = (signal.SIG_BLOCK, [signal.SIGINT])
         with ThreadPoolExecutor(self.task.at_once, initializer=signal.pthread_sigmask, initargs=blocked) as pool:
             return list(pool.map(self._alone, members.values(), members.keys()))

@@ -84,7 +84,8 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, group: str, wor
         reads = isinstance(step.config, Data | ImportModel)
         if reads and data_digest(step.name, step.config, settings, store) != step.data_digest:
             raise ConfigError(f"steps.{step.name}.source: changed while it was read; give the same command again")
-        artifact = store.commit(step.stage, step.key, work / "out", _manifest(step, inputs, metrics, begun, settings.hardware))
+        manifest = _manifest(step, inputs, metrics, begun, settings.hardware)
+        artifact = store.commit(step.stage, step.key, work / "out", manifest)
         tracker.log_artifact(step.label, len(store.versions(step.label)), artifact)
     except BaseException as error:
         tracker.finish(exit_code=1)
