@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from align.configs import STAGES, HardwareConfig, RunConfig, TrackerConfig
 from align.errors import AlignError, ConfigError
-from align.launching import Launcher, MemberTask
+from align.launching import STOPPED, Launcher, MemberTask
 from align.sweeps import Member, fates
 
 Task = Callable[[DictConfig], int]  # returns an exit code
@@ -186,8 +186,8 @@ def sweep_member() -> Member | None:
 
 def _tidy(folder: Path, keep: bool) -> None:
     """Remove the empty folders that Hydra makes for the members of a sweep; its record too, of one that ran nothing."""
-    for lock in folder.glob("members/*.lock"):
-        lock.unlink()
+    for done_with in (*folder.glob("members/*.lock"), folder / STOPPED):
+        done_with.unlink(missing_ok=True)
     if not keep:
         (folder / "multirun.yaml").unlink(missing_ok=True)
     for path in (*folder.glob("*/%j"), *folder.glob("*"), folder, folder.parent, folder.parent.parent):

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,10 +25,10 @@ from omegaconf import DictConfig
 
 from align.cores import cores
 from align.errors import AlignError, Preempted
-from align.sweeps import KILLED, fates
+from align.sweeps import KILLED, Fate, fates
 
 Task = Callable[[DictConfig], int]
-_STOPPED = "stopped"  # a file in the sweep's folder: who has not begun shall not
+STOPPED = "stopped"  # a file in the sweep's folder: who has not begun shall not
 _STOPPED_CODE = 143
 
 
@@ -43,7 +44,7 @@ class MemberTask:
         number = HydraConfig.get().job.num
         if number in self.ended:
             return self.ended[number]
-        if (self.folder / _STOPPED).exists():
+        if (self.folder / STOPPED).exists():
             return _STOPPED_CODE
         with _stoppable(), _numbered(number) if self.at_once > 1 else contextlib.nullcontext():
             return self.task(config)
@@ -68,12 +69,14 @@ class Launcher:
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of members; what each returns is its exit code."""
+        members = {initial_job_idx + i: list(overrides) for i, overrides in enumerate(job_overrides)}
         if not self.configs:
             self.configs = self.prepare()
-        members = {initial_job_idx + i: list(overrides) for i, overrides in enumerate(job_overrides)}
-        self.task.at_once = members_at_once(self.kind, self.settings, len(members))
+            # Of several batches the first is the largest; all get its share, so that members are alike.
+            self.task.at_once = members_at_once(self.kind, self.settings, len(members))
+            self._tell()
         if self.task.at_once > 1:
-            members = self._sharing_cores(members)
+            members = {number: self._with_share(number, overrides) for number, overrides in members.items()}
         if self.kind == "joblib":
             run = self._in_a_pool
         elif self.kind == "local":
@@ -83,21 +86,25 @@ class Launcher:
         with _stop_reaches(self.task.folder, by_terminal=self.kind == "joblib"):
             return run(members)
 
-    def _sharing_cores(self, members: dict[int, list[str]]) -> dict[int, list[str]]:
-        """An equal share of the cores to each member that does not say how many threads it wants."""
-        told = f"-- {len(members)} members, {self.task.at_once} at once"
-        shared: dict[int, list[str]] = {}
-        for number, overrides in members.items():
-            hardware = self.configs[number].hardware
-            if hardware.threads is None:
-                share = max(1, cores() // (self.task.at_once * hardware.num_processes))
-                told += f", {share} of {cores()} cores each" if not shared else ""
-                overrides = [*overrides, f"hardware.threads={share}"]  # noqa: PLW2901
-            shared[number] = overrides
-        where = self.settings.get("submitit_folder")
-        told += f"; what they print: {Path(where).parent}" if where else ""
-        print(told, file=sys.stderr, flush=True)
-        return shared
+    def _tell(self) -> None:
+        told, where = f"-- {len(self.configs)} members", self.settings.get("submitit_folder")
+        if self.task.at_once > 1:
+            shares = [share for number in self.configs if (share := self._share(number)) is not None]
+            told += f", {self.task.at_once} at once"
+            told += f", {min(shares)} of {cores()} cores for each process" if shares else ""
+        if where is not None:
+            told += f"; what they print: {Path(where).parent}"
+        if self.task.at_once > 1 or where is not None:
+            print(told, file=sys.stderr, flush=True)
+
+    def _share(self, number: int) -> int | None:
+        """An equal share of the cores for each process of a member; None where it says how many threads it wants."""
+        hardware = self.configs[number].hardware
+        return max(1, cores() // (self.task.at_once * hardware.num_processes)) if hardware.threads is None else None
+
+    def _with_share(self, number: int, overrides: list[str]) -> list[str]:
+        share = self._share(number)
+        return overrides if share is None else [*overrides, f"hardware.threads={share}"]
 
     def _in_a_pool(self, members: dict[int, list[str]]) -> list[JobReturn]:
         """In joblib's pool; where it breaks down, those that were cut off are tried alone, then the others go on."""
@@ -106,10 +113,10 @@ class Launcher:
             try:
                 return self.inner.launch(list(members.values()), first)
             except BrokenProcessPool:
-                known = {number: fate for number, fate in fates(self.task.folder).items() if number in members}
+                known = self._settled(members)
             cut = [number for number, fate in known.items() if fate.state == "killed" and number not in codes]
             codes |= {number: fate.code for number, fate in known.items() if number not in cut}
-            if (self.task.folder / _STOPPED).exists():
+            if (self.task.folder / STOPPED).exists():
                 return [_returned(codes.get(number, _STOPPED_CODE)) for number in members]
             if not cut:
                 continue  # it was none of ours that ran
@@ -119,6 +126,14 @@ class Launcher:
             for number in cut:  # so that the one whose fault it is takes no other with it
                 codes[number] = self._alone(members[number], number).return_value
         raise AlignError("joblib's processes are killed before a member begins in them; try launcher=basic")
+
+    def _settled(self, members: dict[int, list[str]]) -> dict[int, Fate]:
+        """The fates of those that have begun, once the processes of a broken pool are gone."""
+        while True:
+            known = {number: fate for number, fate in fates(self.task.folder).items() if number in members}
+            if all(fate.state != "running" for fate in known.values()):
+                return known
+            time.sleep(0.05)
 
     def _each_by_itself(self, members: dict[int, list[str]]) -> list[JobReturn]:
         """Each as a job of submitit's own, as many at once as there are cores for."""
@@ -172,7 +187,7 @@ def _stop_reaches(folder: Path, by_terminal: bool) -> Iterator[None]:
     """
 
     def stop(number: int, frame: object) -> None:
-        (folder / _STOPPED).touch()
+        (folder / STOPPED).touch()
         print("\nstopping the members that run at their next step", file=sys.stderr, flush=True)
         for fate in fates(folder).values():
             if fate.state == "running" and fate.pid and not (by_terminal and number == signal.SIGINT):
@@ -185,7 +200,6 @@ def _stop_reaches(folder: Path, by_terminal: bool) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        (folder / _STOPPED).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
