@@ -89,8 +89,8 @@ def _compose(verb: str, arguments: list[str]) -> int:
     if verb in ("run", "plan"):
         if verb == "plan":
             return run("run", arguments, _guarded(_plan), records=False)
-        return run("run", arguments, _guarded(_run), _planned)
-    return run("stage", [f"stage@_global_={verb}", *arguments], _guarded(_run), _planned)
+        return run("run", arguments, _guarded(_run), _has_work)
+    return run("stage", [f"stage@_global_={verb}", *arguments], _guarded(_run), _has_work)
 
 
 def _planned(cfg: DictConfig) -> tuple[RunConfig, list[Step], ArtifactStore]:
@@ -101,6 +101,10 @@ def _planned(cfg: DictConfig) -> tuple[RunConfig, list[Step], ArtifactStore]:
     settings, nodes = split_config(cfg)
     store = ArtifactStore(settings.store)
     return settings, plan(settings, nodes, store), store
+
+
+def _has_work(cfg: DictConfig) -> bool:
+    return not all(step.cached for step in _planned(cfg)[1])
 
 
 def _guarded(act: Act) -> Callable[[DictConfig], int]:

@@ -31,11 +31,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from align.configs import STAGES, HardwareConfig, RunConfig, TrackerConfig
 from align.errors import AlignError, ConfigError
-from align.launching import STOPPED, Launcher, MemberTask
+from align.launching import STOPPED, Launcher, MemberTask, Prepared
 from align.sweeps import Member, fates
 
 Task = Callable[[DictConfig], int]  # returns an exit code
-Check = Callable[[DictConfig], object]  # raises an AlignError at a config that cannot run
+Check = Callable[[DictConfig], bool]  # whether there is work left; raises an AlignError at a config that cannot run
 
 
 def conf_folder() -> Path:
@@ -122,7 +122,7 @@ def _sweep(hydra: Hydra, config_name: str, task: MemberTask, check: Check | None
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     sweeper: Any = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
 
-    def prepare() -> dict[int, DictConfig]:
+    def prepare() -> dict[int, Prepared]:
         members = [list(member) for batch in sweeper.overrides for member in batch]
         varied = [i for i, column in enumerate(zip(*members, strict=True)) if len(set(column)) > 1]
         return {
@@ -136,16 +136,16 @@ def _sweep(hydra: Hydra, config_name: str, task: MemberTask, check: Check | None
     return [int(member.return_value) for batch in batches for member in batch]
 
 
-def _checked(hydra: Hydra, config: DictConfig, overrides: list[str], check: Check | None, name: str) -> DictConfig:
+def _checked(hydra: Hydra, config: DictConfig, overrides: list[str], check: Check | None, name: str) -> Prepared:
     try:
         composed = hydra.config_loader.load_sweep_config(config, overrides)
-        if check is not None:
-            check(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+        own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        to_do = check is None or check(own)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{name}: {_explain(error, str(config.hydra.job.config_name))}; no member was run") from error
     except AlignError as error:
         raise type(error)(f"{name}: {error}; no member was run") from error
-    return composed
+    return Prepared(composed.hardware.threads, composed.hardware.num_processes, to_do)
 
 
 def _own_folder(folder: Path) -> Path:

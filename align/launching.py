@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -50,6 +50,14 @@ class MemberTask:
             return self.task(config)
 
 
+class Prepared(NamedTuple):
+    """A member that was composed and checked."""
+
+    threads: int | None  # that it asks for
+    num_processes: int  # of each of its steps
+    to_do: bool  # whether anything is left to do
+
+
 class Launcher:
     """A launcher for Hydra's sweeper around the one that was asked for.
 
@@ -57,23 +65,23 @@ class Launcher:
         inner: Hydra's basic, joblib or submitit launcher.
         settings: its config, `hydra.launcher`.
         task: the one that `inner` was set up with.
-        prepare: composes and checks every member; gives their configs by number. Called before the first begins.
+        prepare: composes and checks every member. Called before the first begins.
     """
 
-    def __init__(
-        self, inner: Any, settings: DictConfig, task: MemberTask, prepare: Callable[[], dict[int, DictConfig]]
-    ):
+    def __init__(self, inner: Any, settings: DictConfig, task: MemberTask, prepare: Callable[[], dict[int, Prepared]]):
         self.inner, self.settings, self.task, self.prepare = inner, settings, task, prepare
         self.kind = str(settings.get("_target_")).rpartition(".")[2].removesuffix("Launcher").lower()
-        self.configs: dict[int, DictConfig] = {}
+        self.members: dict[int, Prepared] = {}
+        self.sharing = 1  # members that compute at once
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of members; what each returns is its exit code."""
         members = {initial_job_idx + i: list(overrides) for i, overrides in enumerate(job_overrides)}
-        if not self.configs:
-            self.configs = self.prepare()
+        if not self.members:
+            self.members = self.prepare()
             # Of several batches the first is the largest; all get its share, so that members are alike.
             self.task.at_once = members_at_once(self.kind, self.settings, len(members))
+            self.sharing = max(1, min(self.task.at_once, sum(member.to_do for member in self.members.values())))
             self._tell()
         if self.task.at_once > 1:
             members = {number: self._with_share(number, overrides) for number, overrides in members.items()}
@@ -87,9 +95,9 @@ class Launcher:
             return run(members)
 
     def _tell(self) -> None:
-        told, where = f"-- {len(self.configs)} members", self.settings.get("submitit_folder")
+        told, where = f"-- {len(self.members)} members", self.settings.get("submitit_folder")
         if self.task.at_once > 1:
-            shares = [share for number in self.configs if (share := self._share(number)) is not None]
+            shares = [share for number in self.members if (share := self._share(number)) is not None]
             told += f", {self.task.at_once} at once"
             told += f", {min(shares)} of {cores()} cores for each process" if shares else ""
         if where is not None:
@@ -99,8 +107,8 @@ class Launcher:
 
     def _share(self, number: int) -> int | None:
         """An equal share of the cores for each process of a member; None where it says how many threads it wants."""
-        hardware = self.configs[number].hardware
-        return max(1, cores() // (self.task.at_once * hardware.num_processes)) if hardware.threads is None else None
+        threads, num_processes, _ = self.members[number]
+        return max(1, cores() // (self.sharing * num_processes)) if threads is None else None
 
     def _with_share(self, number: int, overrides: list[str]) -> list[str]:
         share = self._share(number)
