@@ -107,7 +107,8 @@ def _state(path: Path, row: dict[str, Any]) -> str:
         return "running"
     except FileNotFoundError:
         pass
-    return _read(path)["state"] if _read(path)["state"] != "running" else "killed"  # it may have ended just now
+    now = _read(path)["state"]  # it may have ended just before the lock was tried
+    return "killed" if now == "running" else now
 
 
 def sweeps(store: ArtifactStore) -> list[Path]:
