@@ -86,9 +86,11 @@ def _compose(verb: str, arguments: list[str]) -> int:
     from align.hydra_app import run
 
     arguments = ["json=true" if word == "--json" else word for word in arguments]
-    if verb in ("run", "plan"):
-        return run("run", arguments, _guarded(_plan if verb == "plan" else _run), records=verb == "run")
-    return run("stage", [f"stage@_global_={verb}", *_with_inputs(verb, arguments)], _guarded(_run))
+    if verb == "plan":
+        return run("run", arguments, _guarded(_plan), records=False)
+    if verb == "run":
+        return run("run", arguments, _guarded(_run), _has_work)
+    return run("stage", [f"stage@_global_={verb}", *_with_inputs(verb, arguments)], _guarded(_run), _has_work)
 
 
 def _with_inputs(stage: str, arguments: list[str]) -> list[str]:
@@ -102,6 +104,20 @@ def _with_inputs(stage: str, arguments: list[str]) -> list[str]:
     return [f"inputs.{word}" if word.partition("=")[0] in slots else word for word in arguments]
 
 
+def _planned(cfg: DictConfig) -> tuple[RunConfig, list[Step], ArtifactStore]:
+    """Everything that can be known before it runs; raises an AlignError where it cannot."""
+    from align.artifacts import ArtifactStore
+    from align.plan import plan, split_config
+
+    settings, nodes = split_config(cfg)
+    store = ArtifactStore(settings.store)
+    return settings, plan(settings, nodes, store), store
+
+
+def _has_work(cfg: DictConfig) -> bool:
+    return not all(step.cached for step in _planned(cfg)[1])
+
+
 def _guarded(act: Act) -> Callable[[DictConfig], int]:
     """A task for Hydra that never raises, so that a failed member of a sweep does not stop the others."""
     stopped: list[int] = []  # the exit code of a member that was asked to stop: those after it do not begin
@@ -109,18 +125,15 @@ def _guarded(act: Act) -> Callable[[DictConfig], int]:
     def task(cfg: DictConfig) -> int:
         if stopped:
             return stopped[0]
-        from align.artifacts import ArtifactStore
         from align.hydra_app import sweep_member
-        from align.plan import plan, split_config
         from align.sweeps import recorded
 
         debug = bool(cfg.get("debug"))
         member = sweep_member()
         try:
             with recorded(member if act is _run else None) as outcomes:
-                settings, nodes = split_config(cfg)
-                store = ArtifactStore(settings.store)
-                outcomes.extend(act(settings, plan(settings, nodes, store), store, member))
+                settings, steps, store = _planned(cfg)
+                outcomes.extend(act(settings, steps, store, member))
             return 0
         except BrokenPipeError:
             raise

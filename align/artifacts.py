@@ -166,7 +166,8 @@ class ArtifactStore:
                 yield folder
             finally:
                 if self.object_path(stage, key).is_dir() or [p.name for p in folder.iterdir()] == ["lock"]:
-                    shutil.rmtree(folder)
+                    with contextlib.suppress(OSError):  # not empty: the next claimant is in it already
+                        shutil.rmtree(folder)
                     for parent in (folder.parent, folder.parent.parent, self.root):
                         with contextlib.suppress(OSError):
                             parent.rmdir()  # only where it is empty
@@ -357,8 +358,14 @@ def _is_locked(folder: Path) -> bool:
 def _locked(folder: Path, waiting: str) -> Iterator[None]:
     """Hold `folder`/lock. Who waited may hold the lock of a folder that was removed meanwhile, and tries again."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            opened = (folder / "lock").open("w")
+        except (FileNotFoundError, FileExistsError):  # who held it removed the folder meanwhile
+            if folder.is_file():
+                raise
+            continue
+        with opened as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

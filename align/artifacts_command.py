@@ -95,6 +95,7 @@ def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
         ("config", {k: v for k, v in flat(m["config"]).items() if not k.startswith("inputs")}),
         ("metrics", {k: f"{v:.4g}" for k, v in m["metrics"].items()}),
         ("files", {name: f"{_size(f['size'])}  sha256 {f['sha256'][:12]}" for name, f in m["files"].items()}),
+        ("hardware", m.get("hardware", {})),
         ("packages", m["packages"]),
     ):
         if values:
@@ -195,6 +196,7 @@ def _parts(one: Artifact, two: Artifact) -> list[tuple[str, dict[str, Any], dict
         ("inputs", inputs(a), inputs(b)),
         ("metrics", a["metrics"], b["metrics"]),
         ("code", a["code"], b["code"]),
+        ("hardware", a.get("hardware", {}), b.get("hardware", {})),
         ("packages", a["packages"], b["packages"]),
         ("files", files(a), files(b)),
     ]

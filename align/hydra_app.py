@@ -17,21 +17,25 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.configs import STAGES, HardwareConfig, RunConfig, TrackerConfig
-from align.errors import ConfigError
-from align.sweeps import Member
+from align.errors import AlignError, ConfigError
+from align.launching import STOPPED, Launcher, MemberTask, Prepared
+from align.sweeps import Member, fates
 
 Task = Callable[[DictConfig], int]  # returns an exit code
+Check = Callable[[DictConfig], bool]  # whether there is work left; raises an AlignError at a config that cannot run
 
 
 def conf_folder() -> Path:
@@ -50,13 +54,14 @@ def register_schemas() -> None:
     store.store(group="tracker", name="schema", node=TrackerConfig)
 
 
-def run(config_name: str, arguments: list[str], task: Task, records: bool = True) -> int:
+def run(config_name: str, arguments: list[str], task: Task, check: Check | None = None, records: bool = True) -> int:
     """Compose `config_name` with the overrides in `arguments` and call `task`, once a member with `--multirun`.
 
     Args:
         config_name: run or stage.
         arguments: the command line's, after the verb.
         task: called with each composed config.
+        check: called with the config of every member of a sweep before the first runs.
         records: whether a sweep leaves its overrides in the store.
 
     Returns:
@@ -81,12 +86,12 @@ def run(config_name: str, arguments: list[str], task: Task, records: bool = True
         if options.cfg or options.info or options.shell_completion or options.hydra_help:
             _run_hydra(options, parser, task, str(conf_folder()), config_name)
             return 0
-        return _run(config_name, options, task, records)
+        return _run(config_name, options, task, check, records)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, config_name)) from error
 
 
-def _run(config_name: str, options: Any, task: Task, records: bool) -> int:
+def _run(config_name: str, options: Any, task: Task, check: Check | None, records: bool) -> int:
     search_path = create_config_search_path(f"file://{conf_folder()}")
     if options.config_dir is not None:
         folder = Path(options.config_dir).absolute()
@@ -99,18 +104,72 @@ def _run(config_name: str, options: Any, task: Task, records: bool) -> int:
         returned = hydra.run(config_name, task, options.overrides)
         return int(returned.return_value)
     probe = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN, with_log_configuration=False)
-    folder = Path(probe.hydra.sweep.dir)
-    batches = []
+    folder = _own_folder(Path(probe.hydra.sweep.dir))
+    codes = []
     try:
         here = f"hydra.sweep.dir='{folder}'"  # it holds the time of day, which may be another when it is composed again
-        batches = hydra.multirun(config_name, task, [*options.overrides, here])
+        codes = _sweep(hydra, config_name, MemberTask(task, folder), check, [*options.overrides, here])
     finally:
-        _tidy(folder, keep=records and bool(batches))
-    members = [member.return_value for batch in batches for member in batch]
+        _tidy(folder, keep=records and bool(codes or fates(folder)))
     if records:
-        done = f"{members.count(0)} of {len(members)} members done"
-        print(f"-- {done}; align sweep show {folder}", file=sys.stderr, flush=True)
-    return max(map(int, members), default=0)
+        _tell_ends(folder, codes)
+    return max(codes, default=0)
+
+
+def _sweep(hydra: Hydra, config_name: str, task: MemberTask, check: Check | None, overrides: list[str]) -> list[int]:
+    """Hydra's own multirun, its launcher inside ours; the exit code of each member."""
+    config = hydra.compose_config(config_name, overrides, RunMode.MULTIRUN)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+    sweeper: Any = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
+
+    def prepare() -> dict[int, Prepared]:
+        members = [list(member) for batch in sweeper.overrides for member in batch]
+        varied = [i for i, column in enumerate(zip(*members, strict=True)) if len(set(column)) > 1]
+        return {
+            number: _checked(hydra, config, member, check, f"member {number} ({' '.join(member[i] for i in varied)})")
+            for number, member in enumerate(members)
+        }
+
+    sweeper.launcher = Launcher(sweeper.launcher, config.hydra.launcher, task, prepare)
+    sweeper.validate_batch_is_legal = lambda batch: None  # every batch is checked before the first runs
+    batches = sweeper.sweep(arguments=list(config.hydra.overrides.task))
+    return [int(member.return_value) for batch in batches for member in batch]
+
+
+def _checked(hydra: Hydra, config: DictConfig, overrides: list[str], check: Check | None, name: str) -> Prepared:
+    try:
+        composed = hydra.config_loader.load_sweep_config(config, overrides)
+        own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        to_do = check is None or check(own)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{name}: {_explain(error, str(config.hydra.job.config_name))}; no member was run") from error
+    except AlignError as error:
+        raise type(error)(f"{name}: {error}; no member was run") from error
+    return Prepared(composed.hardware.threads, composed.hardware.num_processes, to_do)
+
+
+def _own_folder(folder: Path) -> Path:
+    """`folder`, or one beside it where another sweep, begun in the same second, has it."""
+    for number in range(1, 1000):
+        own = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        own.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            own.mkdir()
+            return own
+    raise ConfigError(f"hydra.sweep.dir={folder}: there is one already; give another")
+
+
+def _tell_ends(folder: Path, codes: list[int]) -> None:
+    """Which members are not done and why, in a line each, and where the rest is to be read."""
+    known = fates(folder)
+    for number, code in enumerate(codes):
+        fate = known.get(number)
+        if code and fate is not None:
+            log = f"; what it printed: {fate.log}" if fate.log else ""
+            print(f"-- {number}: {': '.join(filter(None, (fate.state, fate.error)))}{log}", file=sys.stderr)
+    again = "" if max(codes, default=0) == 0 else "; the same command does what is left"
+    done = f"{codes.count(0)} of {len(codes)} members done"
+    print(f"-- {done}{again}; align sweep show {folder}", file=sys.stderr, flush=True)
 
 
 def sweep_member() -> Member | None:
@@ -120,14 +179,18 @@ def sweep_member() -> Member | None:
         return None
     overrides = list(hydra.overrides.task)
     print(f"-- {hydra.job.num}: {' '.join(overrides)}", file=sys.stderr, flush=True)
-    return Member(Path(hydra.sweep.dir), hydra.job.num, overrides)
+    log = hydra.launcher.get("submitit_folder")
+    log = str(log).replace("%j", str(hydra.job.id)) if log else None
+    return Member(Path(hydra.sweep.dir), hydra.job.num, overrides, log)
 
 
 def _tidy(folder: Path, keep: bool) -> None:
     """Remove the empty folders that Hydra makes for the members of a sweep; its record too, of one that ran nothing."""
+    for done_with in (*folder.glob("members/*.lock"), folder / STOPPED):
+        done_with.unlink(missing_ok=True)
     if not keep:
         (folder / "multirun.yaml").unlink(missing_ok=True)
-    for path in (*folder.glob("*"), folder, folder.parent, folder.parent.parent):
+    for path in (*folder.glob("*/%j"), *folder.glob("*"), folder, folder.parent, folder.parent.parent):
         with contextlib.suppress(OSError):
             path.rmdir()  # only where it is empty
 

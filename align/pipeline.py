@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from align.artifacts import Artifact, ArtifactStore
-from align.configs import Data, ImportModel, RunConfig
+from align.configs import Data, HardwareConfig, ImportModel, RunConfig
+from align.cores import cores
 from align.errors import ConfigError
 from align.plan import Source, Step, data_digest
 from align.stop import Stop
@@ -83,7 +84,8 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, group: str, wor
         reads = isinstance(step.config, Data | ImportModel)
         if reads and data_digest(step.name, step.config, settings, store) != step.data_digest:
             raise ConfigError(f"steps.{step.name}.source: changed while it was read; give the same command again")
-        artifact = store.commit(step.stage, step.key, work / "out", _manifest(step, inputs, metrics, begun))
+        manifest = _manifest(step, inputs, metrics, begun, settings.hardware)
+        artifact = store.commit(step.stage, step.key, work / "out", manifest)
         tracker.log_artifact(step.label, len(store.versions(step.label)), artifact)
     except BaseException as error:
         tracker.finish(exit_code=1)
@@ -108,7 +110,11 @@ def _verified(source: Source, store: ArtifactStore) -> Artifact:
 
 
 def _manifest(
-    step: Step, inputs: dict[str, tuple[Artifact, ...]], metrics: dict[str, float], begun: float
+    step: Step,
+    inputs: dict[str, tuple[Artifact, ...]],
+    metrics: dict[str, float],
+    begun: float,
+    hardware: HardwareConfig,
 ) -> dict[str, Any]:
     refs = {slot: [source.ref for source in sources] for slot, sources in step.inputs.items()}
     return {
@@ -123,6 +129,7 @@ def _manifest(
             for slot, artifacts in inputs.items()
         },
         "metrics": metrics,
+        "hardware": {**asdict(hardware), "cores": cores()},  # outside the key: it changes nothing beyond rounding
         "seconds": round(time.monotonic() - begun, 3),
         "created": time.time(),
         "code": code_version(),

@@ -1,13 +1,16 @@
 """What the members of a sweep leave behind: a file each, of its overrides, how it ended and what it made.
 
-`SWEEP/members/NUMBER.json`; it says "running" until the member ends, so one that was killed is told from one that
-failed.
+`SWEEP/members/NUMBER.json` says "running" until the member ends, and NUMBER.lock is held for as long: where nobody
+holds it any more, the member was killed. Nothing has to be written by a process that is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +19,7 @@ from align.artifacts import Artifact, ArtifactStore, write_json
 from align.errors import StoreError
 
 _FOLDER = "members"
+KILLED = 137  # what a shell says of a process that ended by SIGKILL
 
 
 class Member(NamedTuple):
@@ -24,6 +28,7 @@ class Member(NamedTuple):
     folder: Path  # the sweep's
     number: int
     overrides: list[str]
+    log: str | None = None  # the folder with what it prints, where that is not the console
 
     @property
     def knobs(self) -> list[str]:
@@ -36,9 +41,20 @@ class Record(NamedTuple):
 
     number: int
     knobs: dict[str, str]
-    state: str  # running, done, failed
+    state: str  # running, done, failed, killed
     error: str
     made: dict[str, Artifact]
+    tries: int = 1
+
+
+class Fate(NamedTuple):
+    """How far a member has come: what its file says, and whether the process that wrote it still is."""
+
+    state: str  # as a record's
+    code: int  # its exit code; 0 while it runs
+    error: str
+    pid: int | None  # of the process that runs it, where that is on this machine
+    log: str | None
 
 
 @contextlib.contextmanager
@@ -48,17 +64,51 @@ def recorded(member: Member | None) -> Iterator[list[Any]]:
     if member is None:
         yield outcomes
         return
-    folder = member.folder / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"overrides": member.overrides, "state": "running", "steps": []}
-    write_json(folder / f"{member.number}.json", record)
+    file = member.folder / _FOLDER / f"{member.number}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"overrides": member.overrides, "state": "running", "steps": [], "log": member.log}
+    record |= {"pid": os.getpid(), "host": socket.gethostname(), "tries": _read(file).get("tries", 0) + 1}
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_json(file, record)
+        try:
+            yield outcomes
+        except Exception as error:
+            code = getattr(error, "exit_code", 1)
+            write_json(file, record | {"state": "failed", "error": str(error), "code": code})
+            raise
+        steps = [{"name": o.step.label, "stage": o.artifact.stage, "key": o.artifact.key} for o in outcomes]
+        write_json(file, record | {"state": "done", "steps": steps, "code": 0})
+
+
+def fates(folder: Path) -> dict[int, Fate]:
+    """How far each member of a sweep has come that has begun, by its number."""
+    found = {}
+    for path in sorted((folder / _FOLDER).glob("*.json"), key=lambda path: int(path.stem)):
+        row = _read(path)
+        state = _state(path, row)
+        code = KILLED if state == "killed" else row.get("code", 0)
+        pid = row.get("pid") if row.get("host") == socket.gethostname() else None
+        found[int(path.stem)] = Fate(state, code, row.get("error", ""), pid, row.get("log"))
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _state(path: Path, row: dict[str, Any]) -> str:
+    if row["state"] != "running":
+        return row["state"]
     try:
-        yield outcomes
-    except Exception as error:
-        write_json(folder / f"{member.number}.json", record | {"state": "failed", "error": str(error)})
-        raise
-    steps = [{"name": o.step.label, "stage": o.artifact.stage, "key": o.artifact.key} for o in outcomes]
-    write_json(folder / f"{member.number}.json", record | {"state": "done", "steps": steps})
+        with path.with_suffix(".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "running"
+    except FileNotFoundError:
+        pass
+    now = _read(path)["state"]  # it may have ended just before the lock was tried
+    return "killed" if now == "running" else now
 
 
 def sweeps(store: ArtifactStore) -> list[Path]:
@@ -75,7 +125,7 @@ def read_sweep(store: ArtifactStore, folder: Path) -> list[Record]:
     files = sorted((folder / _FOLDER).glob("*.json"), key=lambda path: int(path.stem))
     if not files:
         raise StoreError(f"{folder}: no sweep's members are recorded here")
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    rows = [_read(path) for path in files]
     overrides = [dict(word.lstrip("+").split("=", 1) for word in row["overrides"] if "=" in word) for row in rows]
     names = list(dict.fromkeys(name for given in overrides for name in given))
     varied = [name for name in names if len(rows) == 1 or len({given.get(name) for given in overrides}) > 1]
@@ -86,9 +136,10 @@ def read_sweep(store: ArtifactStore, folder: Path) -> list[Record]:
             Record(
                 number=int(path.stem),
                 knobs={name: given.get(name, "") for name in varied},
-                state=row["state"],
+                state=_state(path, row),
                 error=row.get("error", ""),
                 made={name: artifact for name, artifact in made.items() if artifact is not None},
+                tries=row.get("tries", 1),
             )
         )
     return records

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from align.artifacts import Artifact, ArtifactStore, write_json
 from align.configs import RunConfig, StageConfig, stage_class
+from align.cores import cores
 from align.errors import AlignError, StoreError
 from align.job import Inputs, Job, Metrics, emulates_bf16
 from align.seeds import derive_seed
@@ -85,7 +86,7 @@ def run_ranks(
     result.unlink(missing_ok=True)
     launcher = f"torch.distributed.run --standalone --nproc-per-node={settings.hardware.num_processes} -m align.worker"
     command = [sys.executable, "-m", *launcher.split(), str(work)]
-    threads = settings.hardware.threads or max(1, (os.cpu_count() or 1) // settings.hardware.num_processes)
+    threads = settings.hardware.threads or max(1, cores() // settings.hardware.num_processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     ranks = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)  # noqa: PLW1509
     told = False

@@ -97,8 +97,8 @@ def test_a_planned_sweep_is_a_line_of_json_a_member(finished: Path) -> None:
 
 
 def test_a_failed_member_does_not_stop_a_sweep(store: Path) -> None:
-    done = run_toy(store, "steps.evaluate.num_prompts=4,-1,6", "step=evaluate", "-m", check=2)
-    assert "num_prompts: expected a number from 0 up, got -1" in done.stderr
+    done = run_toy(store, "steps.evaluate.num_prompts=4,0,6", "step=evaluate", "-m", check=2)
+    assert "error: inputs.prompts: no test prompt leaves room for 12 new tokens" in done.stderr
     assert len(list((store / "names/toy/evaluate").glob("v*.json"))) == 3
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from conftest import align, run_toy
 from align.artifacts import ArtifactStore
 from align.errors import AlignError, StoreError
 from align.evals.intervals import mean_and_half, student
-from align.report.sweep import Run, objective_of, pareto, runs_of, settings_of, settings_table
+from align.report.sweep import Run, members_table, objective_of, pareto, runs_of, settings_of, settings_table
 from align.report.sweep_charts import _axis
-from align.sweeps import Member, Record, read_sweep, recorded, sweeps
+from align.sweeps import Member, Record, fates, read_sweep, recorded, sweeps
 
 
 def run_of(number, value, seed="0", **metrics):
@@ -41,9 +42,21 @@ def test_members_say_how_they_ended(tmp_path):
     assert [(r.number, r.state, r.error, r.knobs) for r in records] == [
         (0, "done", "", {"seed": "0"}),
         (1, "failed", "it went wrong", {"seed": "1"}),
-        (10, "running", "", {"seed": "2"}),
+        (10, "killed", "", {"seed": "2"}),
     ]
     assert sweeps(store) == [folder]
+    assert [(fate.state, fate.code) for fate in fates(folder).values()] == [("done", 0), ("failed", 1), ("killed", 137)]
+
+
+def test_a_member_that_begins_again_says_how_often(tmp_path):
+    store, folder = ArtifactStore(tmp_path), tmp_path / "sweeps" / "one"
+    with pytest.raises(KeyboardInterrupt), recorded(member(folder, 0, "seed=0")):
+        raise KeyboardInterrupt
+    with recorded(member(folder, 0, "seed=0")):
+        assert fates(folder)[0].pid == os.getpid()
+    (record,) = read_sweep(store, folder)
+    assert (record.state, record.tries) == ("done", 2)
+    assert members_table([record]).rows[0][-1] == "done at try 2"
 
 
 def test_a_folder_that_is_no_sweep_s_is_one_line(tmp_path):
@@ -135,7 +148,7 @@ def test_an_interval_by_hand():
 @pytest.fixture(scope="module")
 def swept(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Path(shutil.copytree(finished, tmp_path_factory.mktemp("swept") / "artifacts"))
-    run_toy(store, "steps.evaluate.num_prompts=4,-1,6", "steps.evaluate.seed=0,1", "step=evaluate", "-m", check=2)
+    run_toy(store, "steps.evaluate.num_prompts=4,0,6", "steps.evaluate.seed=0,1", "step=evaluate", "-m", check=2)
     return store
 
 
@@ -144,10 +157,10 @@ def test_a_sweep_is_a_table_with_every_member(swept: Path) -> None:
     head, *rows = done.stdout.splitlines()
     assert head.split()[:3] == ["member", "evaluate.num_prompts", "evaluate.seed"]
     assert [row.split()[:3] for row in rows[:6]] == [
-        [str(i), value, seed] for i, (value, seed) in enumerate((v, s) for v in ("4", "-1", "6") for s in "01")
+        [str(i), value, seed] for i, (value, seed) in enumerate((v, s) for v in ("4", "0", "6") for s in "01")
     ]
     assert [row.rstrip().endswith("done") for row in rows[:6]] == [True, True, False, False, True, True]
-    assert rows[2].count("num_prompts: expected a number from 0 up, got -1") == 1
+    assert rows[2].count("inputs.prompts: no test prompt leaves room for 12 new tokens") == 1
     assert "means over seeds" in done.stdout
 
 

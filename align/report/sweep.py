@@ -70,6 +70,7 @@ def members_table(records: Sequence[Record]) -> Table:
     for record in records:
         metrics = by_number[record.number].metrics if record.number in by_number else {}
         state = f"{record.state}: {record.error}" if record.error else record.state
+        state += f" at try {record.tries}" if record.tries > 1 and not record.error else ""
         values = [_value(metrics[name]) if name in metrics else "" for name in shown]
         rows.append([str(record.number), *record.knobs.values(), *values, state])
     return Table(["member", *map(short, knobs), *shown, "state"], rows)

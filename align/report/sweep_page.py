@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from align.report.sweep import (
     short,
 )
 from align.report.sweep_charts import knob_chart, parallel_chart, pareto_chart
+from align.report.tables import Table
 from align.sweeps import Record
 
 _COSTS = ("kl", "objective/kl")
@@ -32,7 +34,8 @@ def write_page(folder: Path, records: Sequence[Record], objective: str | None) -
         .get_template("sweep.html.jinja")
         .render(
             title=f"sweep {folder.name}",
-            members=members_table(records),
+            members=_linked(members_table(records), folder),
+            ends=", ".join(f"{n} {state}" for state, n in Counter(record.state for record in records).items()),
             means=settings_table(runs),
             objective=objective,
             charts=[Markup(chart) for chart in charts(runs, objective)] if objective else [],
@@ -41,6 +44,16 @@ def write_page(folder: Path, records: Sequence[Record], objective: str | None) -
     out = folder / "sweep.html"
     write_whole(out, page)
     return out
+
+
+def _linked(members: Table, folder: Path) -> Table:
+    """The members' table with how each ended beside its number, and the number a link to its own page."""
+    rows = []
+    for number, *values, state in members.rows:
+        own = f"{number}.html"
+        link = Markup('<a href="{}">{}</a>').format(own, number) if (folder / own).exists() else number
+        rows.append([link, state, *values])
+    return Table(["member", "state", *members.columns[1:-1]], rows)
 
 
 def charts(runs: Sequence[Run], objective: str) -> list[str]:

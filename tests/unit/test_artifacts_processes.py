@@ -68,6 +68,24 @@ def test_eight_processes_publish_two_hundred_versions_and_none_is_lost(tmp_path)
     assert not [p for p in (tmp_path / "names").rglob("*") if p.name.startswith(".")]
 
 
+_CLAIM = """
+for i in range(400):
+    with store.claim("data", "a"):
+        pass
+    if i % 4 == 0:
+        make(f"{i:064x}", "the same")
+"""
+
+
+def test_a_folder_that_goes_while_another_claims_it_is_made_again(tmp_path):
+    """Every claim that leaves nothing behind removes its work folder, under the hands of those who wait for it."""
+    running = [start(tmp_path, _CLAIM) for _ in range(4)]
+    for process in running:
+        assert process.wait(60) == 0, process.stderr.read()
+    assert len(list(tmp_path.glob("objects/data/*"))) == 100
+    assert not list(tmp_path.glob("work/*/*"))
+
+
 def test_a_second_claimant_waits_and_finds_it_made(tmp_path):
     key = "a" * 64
     first = start(tmp_path, _HOLD + f"make({key!r}, 'first')")

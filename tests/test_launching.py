@@ -1,0 +1,301 @@
+"""Members of a sweep through the launchers: checked before any begins, cores shared, killed, stopped, gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import CONF, align, run_toy
+
+from align.__main__ import main
+from align.cores import cores
+from align.launching import MemberTask, _Numbered, members_at_once
+from align.sweeps import Fate, fates
+
+ROOT = Path(__file__).parent.parent
+SWEEPS = [path.stem for path in (ROOT / "conf/sweep").glob("*.yaml") if path.stem != "none"]
+LONG = ("step=ppo", "steps.ppo.num_iterations=16", "hardware.checkpoint_seconds=0")
+
+
+# -- what is ready-made --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_ready_made_sweep_asks_something_and_plans_by_its_own_command(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / f"conf/sweep/{name}.yaml").read_text()
+    comment = "".join(re.findall(r"^# ?(.*)$", text, re.MULTILINE))
+    assert "?" in comment
+    (command,) = re.findall(rf"align run (pipeline=\w+ sweep={name}(?: step=\w+)?) -m", comment)
+    assert main(["plan", *command.split(), "seed=0", "--json", "-m"]) == 0
+    members = [json.loads(line)["steps"] for line in capsys.readouterr().out.splitlines()]
+    varied = {k: v for k, v in yaml.safe_load(text)["hydra"]["sweeper"]["params"].items() if k != "seed"}
+    assert len(members) == max([len(values.split(",")) for values in varied.values()], default=1)
+    last = [steps[-1]["key"] for steps in members]
+    assert len(set(last)) == len(last)
+    shared = set.intersection(*({step["key"] for step in steps} for steps in members))
+    assert len(shared) >= 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_reward_model_s_size_changes_nothing_of_the_policy(tmp_path: Path) -> None:
+    """At the policy's own width, its model is the policy's."""
+    done = align(
+        "plan", "pipeline=quickstart", "sweep=reward_model_size", "seed=0", f"store={tmp_path}", "--json", "-m"
+    )
+    for line in done.stdout.splitlines():
+        member = json.loads(line)
+        keys = {step["step"].partition("/")[2]: step["key"] for step in member["steps"]}
+        alike = "steps.pretrain_reward.model.hidden_size=96" in member["overrides"]
+        assert (keys["pretrain_reward"] == keys["pretrain"]) is alike
+        assert (keys["sft_reward"] == keys["sft"]) is alike
+
+
+@pytest.mark.parametrize(
+    ("launcher", "expected"),
+    [
+        ("joblib", {"n_jobs": 2}),
+        ("submitit_local", {"cpus_per_task": 1, "timeout_min": 43200}),
+        ("slurm", {"cpus_per_task": 16, "timeout_min": 1440, "gres": "gpu:1", "array_parallelism": 256}),
+    ],
+)
+def test_a_launcher_composes(launcher: str, expected: dict[str, object]) -> None:
+    arguments = ("run", "pipeline=quickstart", f"launcher={launcher}", "--cfg", "hydra", "--package", "hydra.launcher")
+    composed = yaml.safe_load(align(*arguments).stdout)
+    assert composed.items() >= expected.items()
+    assert composed["_target_"].startswith("hydra_plugins.")
+    if "submitit" in composed["_target_"]:
+        assert composed["submitit_folder"] == "${hydra.sweep.dir}/logs/%j"
+
+
+# -- before any member begins --------------------------------------------------------------------------------------
+
+WRONG = {
+    "steps.ppo.kl_coef=0.1,-1": "2 member 1 (steps.ppo.kl_coef=-1): steps.ppo.kl_coef: expected a number from 0 up",
+    "steps.ppo.kl_coef=0.1,high": "2 member 1 (steps.ppo.kl_coef=high): steps.ppo.kl_coef: Value 'high'",
+    "steps.ppo.kl_cof=0.1,0.2": "2 member 0 (steps.ppo.kl_cof=0.1): steps.ppo.kl_cof: no such knob (did you mean",
+    "step=ppo,pppo": "2 member 1 (step=pppo): step=pppo: no such step (did you mean ppo?)",
+    "steps.text.source=card:smallworld,card:no": r"2 member 1 (steps.text.source=card\:no): steps.text.source: card:no",
+    "steps.ppo.inputs.policy=sft,a/b": "3 member 1 (steps.ppo.inputs.policy=a/b): steps.ppo.inputs.policy: a/b: no",
+    "hardware.threads=1,0": "2 member 1 (hardware.threads=0): threads: expected",
+}
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_value_stops_a_sweep_before_it_begins(
+    wrong: str, launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = main(["run", "pipeline=quickstart", wrong, f"launcher={launcher}", "tracker=none", "-m"])
+    said = capsys.readouterr().err
+    assert f"{code} {said.removeprefix('error: ')}".startswith(WRONG[wrong])
+    assert said.count("\n") == 1
+    assert said.endswith("; no member was run\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_batches_the_last_is_checked_before_the_first_begins(tmp_path: Path) -> None:
+    given = ("steps.text.train_rows=10,20,-1", "step=text", "hydra.sweeper.max_batch_size=1", "-m")
+    done = run_toy(tmp_path / "artifacts", *given, check=2)
+    assert done.stderr.startswith("error: member 2 (steps.text.train_rows=-1): ")
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_two_sweeps_of_one_second_have_a_folder_each(finished: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
+    for _ in range(2):
+        run_toy(store, "step=text,prompts", f"hydra.sweep.dir={store}/sweeps/now", "-m")
+    assert sorted(path.name for path in store.glob("sweeps/*")) == ["now", "now-2"]
+
+
+# -- cores ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "count", "expected"),
+    [
+        ("joblib", {"n_jobs": 2}, 12, 2),
+        ("joblib", {"n_jobs": 8}, 3, 3),
+        ("joblib", {"n_jobs": -1}, 12, 8),
+        ("joblib", {"n_jobs": -3}, 12, 6),
+        ("joblib", {"n_jobs": -20}, 12, 1),
+        ("local", {"cpus_per_task": 1}, 12, 8),
+        ("local", {"cpus_per_task": 3}, 12, 2),
+        ("local", {"cpus_per_task": None}, 4, 4),
+        ("local", {"cpus_per_task": 16}, 4, 1),
+        ("slurm", {"cpus_per_task": 16}, 12, 1),
+        ("basic", {}, 12, 1),
+    ],
+)
+def test_how_many_members_share_this_machine(
+    kind: str, settings: dict[str, int], count: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("align.launching.cores", lambda: 8)
+    assert members_at_once(kind, SimpleNamespace(**settings), count) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_cores_are_those_that_this_process_may_use() -> None:
+    code = "import os; from align.cores import cores; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    done = subprocess.run([sys.executable, "-c", code + "; print(cores())"], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+def test_lines_of_members_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = _Numbered(sys.stderr, 3)
+    print("one\n\ntwo", end="", file=stream)
+    print(" goes on", file=stream)
+    assert capsys.readouterr().err == "3| one\n\n3| two goes on\n"
+
+
+# -- joblib --------------------------------------------------------------------------------------------------------
+
+
+def start_sweep(store: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "align", "run", "pipeline=toy", "--config-dir", str(CONF), f"store={store}"]
+    given = [*command, "tracker=none", *arguments, "-m"]
+    return subprocess.Popen(given, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def when(process: subprocess.Popen[str], store: Path, seen: Callable[[dict[int, Fate]], int | None]) -> int:
+    """What `seen` makes of the members' fates once it makes anything of them."""
+    while process.poll() is None:
+        for folder in store.glob("sweeps/*"):
+            found = seen(fates(folder))
+            if found is not None:
+                return found
+        time.sleep(0.01)
+    raise AssertionError(process.stderr.read() if process.stderr else "")
+
+
+def process_of(number: int, tries: int, store: Path) -> Callable[[dict[int, Fate]], int | None]:
+    """The process of a member at a try, once it is in the middle of its last step."""
+
+    def seen(known: dict[int, Fate]) -> int | None:
+        if number not in known or known[number].state != "running" or not list(store.glob("work/ppo/*/checkpoints/*")):
+            return None
+        (file,) = store.glob(f"sweeps/*/members/{number}.json")
+        return known[number].pid if json.loads(file.read_text())["tries"] == tries else None
+
+    return seen
+
+
+def test_a_member_killed_twice_takes_no_other_with_it_and_is_all_that_is_left(store: Path) -> None:
+    command = ("steps.ppo.seed=1,2,3", *LONG, "launcher=joblib")
+    process = start_sweep(store, *command)
+    for tries in (1, 2):
+        os.kill(when(process, store, process_of(0, tries, store)), signal.SIGKILL)
+    _, told = process.communicate()
+    assert process.returncode == 137, told
+    assert "Traceback" not in told
+    assert told.count("joblib ended its pool: 0") == 1
+    assert "-- 0: killed\n-- 2 of 3 members done; the same command does what is left; align sweep show" in told
+    (folder,) = store.glob("sweeps/*")
+    assert [fate.state for fate in fates(folder).values()] == ["killed", "done", "done"]
+    assert len(list((store / "objects/ppo").iterdir())) == 3
+    made = [json.loads(path.read_text()) for path in store.glob("objects/ppo/*/manifest.json")]
+    shares = {m["hardware"]["threads"] for m in made if m["config"]["num_iterations"] == 16}
+    assert shares == {max(1, cores() // 2)}
+    plans = align("plan", "pipeline=toy", "--config-dir", CONF, f"store={store}", *command, "--json", "-m").stdout
+    left = [[step["step"] for step in json.loads(line)["steps"] if not step["cached"]] for line in plans.splitlines()]
+    assert sorted(left) == [[], [], ["toy/ppo"]]
+
+
+@pytest.mark.slow
+def test_asked_to_stop_members_side_by_side_save_and_no_other_begins(store: Path) -> None:
+    command = ("steps.ppo.seed=1,2,3", *LONG, "launcher=joblib")
+    process = start_sweep(store, *command)
+    when(process, store, lambda known: len(list(store.glob("work/ppo/*/checkpoints"))) == 2 or None)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate()
+    assert process.returncode == 143, told
+    assert "Traceback" not in told
+    (folder,) = store.glob("sweeps/*")
+    assert {number: fate.error for number, fate in fates(folder).items()} == dict.fromkeys(
+        (0, 1), "stopped; give the same command to go on from here"
+    )
+    assert not (folder / "stopped").exists()
+    done = run_toy(store, *command, "-m")
+    assert done.stderr.count("going on from") == 2
+    assert len(list((store / "objects/ppo").iterdir())) == 4
+
+
+def test_a_pool_launched_anew_does_not_do_again_what_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = MemberTask(lambda config: 0, tmp_path)
+    monkeypatch.setattr(
+        "align.launching.HydraConfig", SimpleNamespace(get=lambda: SimpleNamespace(job=SimpleNamespace(num=7)))
+    )
+    assert task(None) == 0  # type: ignore[arg-type]
+    task.ended[7] = 4
+    assert task(None) == 4  # type: ignore[arg-type]
+    task.ended.clear()
+    (tmp_path / "stopped").touch()
+    assert task(None) == 143  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_twelve_members_at_once_build_what_they_share_once_and_one_that_is_killed_goes_on(tmp_path: Path) -> None:
+    store = tmp_path / "artifacts"
+    command = ("steps.ppo.seed=1,2,3,4,5,6", "steps.ppo.kl_coef=0.01,0.1", *LONG, "launcher=joblib")
+    process = start_sweep(store, *command, "hydra.launcher.n_jobs=4")
+    os.kill(when(process, store, process_of(5, 1, store)), signal.SIGKILL)
+    _, told = process.communicate()
+    assert process.returncode == 0, told
+    assert len(re.findall(r"joblib ended its pool: .*\b5\b.* cut off", told)) == 1
+    assert re.search(r"toy/\w+: another process makes it; waiting", told)
+    assert "-- 12 of 12 members done; align sweep show" in told
+    shared = dict.fromkeys(("tokenizer", "pretrain", "sft", "compare", "reward"), 1)
+    made = {folder.name: len(list(folder.iterdir())) for folder in (store / "objects").iterdir()}
+    assert made == {**shared, "data": 3, "ppo": 12}
+    for label in ("text", "tokenizer", "pretrain", "sft", "compare", "reward"):
+        built = re.findall(rf"toy/{label}  [\d.]+ s  toy/{label}:v(\d+)", told)
+        assert set(built) == {"0"}, label
+    done = run_toy(store, *command, "-m")
+    assert len(re.findall("cached  toy/", done.stderr)) == 12 * 9
+    assert align("artifacts", "--store", store, "verify").returncode == 0
+
+
+# -- submitit ------------------------------------------------------------------------------------------------------
+
+
+def test_submitit_runs_a_process_a_member_and_says_where_it_prints(store: Path) -> None:
+    given = ("step=prompts", "steps.prompts.splits=[train]", "steps.prompts.train_rows=10,0", "launcher=submitit_local")
+    done = run_toy(store, *given, "-m", check=2)
+    (folder,) = store.glob("sweeps/*")
+    known = fates(folder)
+    assert [fate.state for fate in known.values()] == ["done", "failed"]
+    assert f"what they print: {folder}/logs" in done.stderr or cores() == 1
+    assert f"-- 1: failed: {known[1].error}; what it printed: {known[1].log}\n" in done.stderr
+    assert known[1].error in "".join(path.read_text() for path in Path(str(known[1].log)).glob("*.err"))
+    assert sorted(path.name for path in folder.iterdir()) == ["logs", "members", "multirun.yaml"]
+
+
+@pytest.mark.slow
+def test_of_submitit_s_processes_one_is_killed_and_the_others_go_on(store: Path) -> None:
+    command = ("steps.ppo.seed=1,2", *LONG, "launcher=submitit_local")
+    process = start_sweep(store, *command)
+    os.kill(when(process, store, process_of(0, 1, store)), signal.SIGKILL)
+    _, told = process.communicate()
+    assert process.returncode == 137, told
+    assert "Traceback" not in told
+    (folder,) = store.glob("sweeps/*")
+    assert [fate.state for fate in fates(folder).values()] == ["killed", "done"]
+    assert f"-- 0: killed; what it printed: {folder}/logs/" in told
+    done = run_toy(store, *command[:-1], "-m")
+    assert "-- 2 of 2 members done" in done.stderr
+    assert len(re.findall(r"toy/ppo  [\d.]+ s", done.stderr)) == 1
+    assert len(list((store / "objects/ppo").iterdir())) == 3
