@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +24,7 @@ _LOOKUP_SECONDS = 10  # for one question about an artifact, and for all of a ste
 _FINISH_SECONDS = 60.0  # for what was told to arrive; what did not is in W&B's folder, for `wandb sync`
 _TAG_LENGTH = 64  # W&B refuses longer ones
 _AXES = {"ppo": "iteration"}  # what a stage counts, where that is not optimizer steps
+_said: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,7 @@ class WandbTracker:
         self._run: Any = None
         self._tracked = Tracked(name="", stage="", group="")
         self._folder: Path | None = None  # of a run that has not begun
+        self._seen = 0.0  # the last step that the service has of an earlier process
 
     def start(self, tracked: Tracked, folder: Path) -> None:
         """Name the run of a step, which begins with the first thing it is told: a refused step leaves none.
@@ -97,7 +102,11 @@ class WandbTracker:
         self._tracked, self._folder = tracked, folder
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        self._try(lambda run: run.log({**self._named(metrics), axis_of(self._tracked.stage): step}))
+        def send(run: Any) -> None:
+            if step >= self._seen:  # what is done again after a kill comes to the same numbers
+                run.log({**self._named(metrics), axis_of(self._tracked.stage): step})
+
+        self._try(send)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         def send(run: Any) -> None:
@@ -163,40 +172,59 @@ class WandbTracker:
         folder, self._folder = self._folder, None
         try:
             if folder is not None:
-                self._run = self._begun(self._tracked, folder)
-                _use_parents(self._run, self._tracked)
+                self._begin(folder)
             if self._run is not None:
                 send(self._run)
         except Exception as error:
-            _warn("W&B stopped taking this step's numbers (%s); metrics.jsonl has them", error)
+            _say(self._tracked.name, f"W&B stopped taking this step's numbers ({error}); metrics.jsonl has them")
             self._run = None
 
-    def _begun(self, tracked: Tracked, folder: Path) -> Any:
-        """The run; offline where the service does not take it, and then so for the rest of the command."""
+    def _begin(self, folder: Path) -> None:
+        """Begin the run, or go on with it; offline where the service does not take it, and for the rest of the command.
+
+        `folder` keeps its id.
+        """
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(_LOOKUP_SECONDS))
         os.environ.setdefault("WANDB_DATA_DIR", str(self._root / "wandb"))  # or `wandb sync` needs this home folder
         import wandb
 
         logging.getLogger("wandb").setLevel(logging.ERROR)
+        self._root.mkdir(parents=True, exist_ok=True)
         id_file = folder / "wandb_run_id"
         if not id_file.is_file():
             id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
         run_id = id_file.read_text(encoding="utf-8")
-        self._root.mkdir(parents=True, exist_ok=True)
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+        out = folder / "out"  # gone when the stage is done, and a process of its own has told all of it
+        for left in self._root.glob(f"wandb/offline-run-*-{run_id}") if out.is_dir() else ():
+            shutil.rmtree(left, ignore_errors=True)  # of a killed process: often cut off, which `wandb sync` refuses
         try:
-            return self._init(tracked, run_id, mode)
+            self._run = self._init(run_id, mode)
         except Exception as error:
             if mode != "online":
                 raise
-            _warn("W&B does not answer or refuses (%s); tracked offline from here on, for wandb sync", error)
+            what = "W&B does not answer or refuses; tracked offline from here on, for wandb sync"
+            _say(self._tracked.name, f"{what} ({error})")
             os.environ["WANDB_MODE"] = "offline"
-            return self._init(tracked, run_id, "offline")
+            self._run = self._init(run_id, "offline")
+        _use_parents(self._run, self._tracked)
+        self._catch_up(out)
 
-    def _init(self, tracked: Tracked, run_id: str, mode: str) -> Any:
+    def _catch_up(self, out: Path) -> None:
+        """Tell what a process that was killed had logged; the service may lack all of it, or the end."""
+        if self._run.resumed:
+            self._seen = self._run.summary.get(axis_of(self._tracked.stage)) or 0.0
+        else:
+            for event in _rows(out / "events.jsonl"):
+                self._run.alert(title=event["name"], text=event["message"])
+        for row in _rows(out / "metrics.jsonl"):
+            self.log(row, int(row.pop("step")))
+
+    def _init(self, run_id: str, mode: str) -> Any:
         import wandb
 
+        tracked = self._tracked
         run = wandb.init(
             project=self._config.project,
             entity=self._config.entity,
@@ -255,8 +283,9 @@ def _use_parents(run: Any, tracked: Tracked) -> None:
                 continue
         else:
             missing.append(names[0] if names else digest[:12])
-    if missing:
-        _warn("W&B does not know %s, so its lineage begins here; the run's config has the digests", ", ".join(missing))
+    if unsaid := [name for name in missing if name not in _said]:
+        _said.update(unsaid)
+        _say(tracked.name, f"W&B does not know {', '.join(unsaid)}; the digests are in the run's config")
 
 
 def _mirror_name(name: str) -> str:
@@ -267,5 +296,9 @@ def _digest_alias(digest: str) -> str:
     return f"sha256-{digest[:12]}"
 
 
-def _warn(message: str, about: object) -> None:
-    logging.getLogger("align").warning(message, about)
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def _say(name: str, message: str) -> None:
+    print(f"  {name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
