@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import sys
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +22,10 @@ from align.configs import TrackerConfig
 if TYPE_CHECKING:
     from align.artifacts import Artifact
 
-_INIT_SECONDS = 15.0  # for W&B to answer that a run may begin; then the rest of the command is tracked offline
+_ASK_SECONDS = 5.0  # for W&B to answer at all; then the rest of the command is tracked offline
+_INIT_SECONDS = 15.0  # for it to answer that a run may begin
 _LOOKUP_SECONDS = 10  # for one question about an artifact, and for all of a step's
-_FINISH_SECONDS = 60.0  # for what was told to arrive; what did not is in W&B's folder, for `wandb sync`
+_FINISH_SECONDS = 30.0  # for what was told to arrive; what did not is in W&B's folder, for `wandb sync`
 _TAG_LENGTH = 64  # W&B refuses longer ones
 _AXES = {"ppo": "iteration"}  # what a stage counts, where that is not optimizer steps
 _said: set[str] = set()
@@ -152,16 +156,16 @@ class WandbTracker:
         self._try(send)
 
     def finish(self, exit_code: int = 0) -> None:
-        def send(run: Any) -> None:
-            try:
-                run.finish(exit_code=exit_code)
-            except TimeoutError:
-                os.environ["WANDB_MODE"] = "offline"
-                raise
-
         self._folder = None
-        self._try(send)
-        self._run = None
+        run, self._run = self._run, None
+        if run is None:
+            return
+        try:
+            run.finish(exit_code=exit_code)
+        except Exception as error:
+            os.environ["WANDB_MODE"] = "offline"
+            kept = Path(run.dir).parent
+            _say(self._tracked.name, f"not all reached W&B ({error}); wandb sync {kept} sends it; offline from here on")
 
     def _named(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {metric_name(self._tracked.stage, name): value for name, value in values.items()}
@@ -177,7 +181,7 @@ class WandbTracker:
                 send(self._run)
         except Exception as error:
             _say(self._tracked.name, f"W&B stopped taking this step's numbers ({error}); metrics.jsonl has them")
-            self._run = None
+            self.finish(exit_code=1)
 
     def _begin(self, folder: Path) -> None:
         """Begin the run, or go on with it; offline where the service does not take it, and for the rest of the command.
@@ -195,18 +199,22 @@ class WandbTracker:
         if not id_file.is_file():
             id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
         run_id = id_file.read_text(encoding="utf-8")
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
         out = folder / "out"  # gone when the stage is done, and a process of its own has told all of it
         for left in self._root.glob(f"wandb/offline-run-*-{run_id}") if out.is_dir() else ():
             shutil.rmtree(left, ignore_errors=True)  # of a killed process: often cut off, which `wandb sync` refuses
+        mode = os.environ.get("WANDB_MODE", "")
         try:
+            mode = mode or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+            if mode == "online":
+                _ask(wandb.setup().settings.base_url)
             self._run = self._init(run_id, mode)
         except Exception as error:
-            if mode != "online":
+            if mode not in ("", "online"):
                 raise
             what = "W&B does not answer or refuses; tracked offline from here on, for wandb sync"
             _say(self._tracked.name, f"{what} ({error})")
             os.environ["WANDB_MODE"] = "offline"
+            wandb.teardown()  # it would hold on to the run's id, and ask until the command ends
             self._run = self._init(run_id, "offline")
         _use_parents(self._run, self._tracked)
         self._catch_up(out)
@@ -234,6 +242,7 @@ class WandbTracker:
             tags=[tag[:_TAG_LENGTH] for tag in tracked.tags],
             id=run_id,
             resume="allow",
+            reinit="create_new",  # a run of the user's own, in a reward function perhaps, is left alone
             config=tracked.config,
             dir=str(self._root),
             mode=mode,  # type: ignore[arg-type]
@@ -266,6 +275,12 @@ def make_tracker(config: TrackerConfig, store: Path) -> Tracker:
     if config.backend == "none":
         return NoTracker()
     return WandbTracker(config, Path(os.environ.get("WANDB_DIR") or store))
+
+
+def _ask(url: str) -> None:
+    """Raise where nothing answers; the client itself asks for longer, and holds the command up when it ends."""
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(url, timeout=_ASK_SECONDS).close()
 
 
 def _use_parents(run: Any, tracked: Tracked) -> None:
