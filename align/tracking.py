@@ -252,6 +252,7 @@ class WandbTracker:
                 init_timeout=_INIT_SECONDS,
                 finish_timeout=_FINISH_SECONDS,
                 finish_timeout_raises=True,
+                x_graphql_retry_max=1,
             ),
         )
         # W&B's own count of steps goes on where a killed run was, so what is done again has the same place on ours.
