@@ -149,7 +149,7 @@ class WandbTracker:
                 },
             )
             mirror.add_reference(artifact.path.as_uri())
-            run.summary.update(self._named(artifact.metrics))
+            run.summary.update(self._named({**artifact.metrics, "time/seconds": artifact.manifest["seconds"]}))
             run.log_artifact(mirror, aliases=[*aliases, f"align-v{version}", _digest_alias(artifact.digest)])
             run.name = f"{self._tracked.name}:v{version}"
 

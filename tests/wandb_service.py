@@ -115,6 +115,10 @@ class Service(http.server.ThreadingHTTPServer):
         files = [{"name": name, "uploadUrl": f"{self.url}/storage/{name}"} for name in given["files"]]
         return {"createRunFiles": {"runID": given["runName"] if "runName" in given else "R", "uploadHeaders": [], "files": files}}
 
+    def _UpsertView2(self, given: dict[str, Any]) -> Any:
+        self.views.append(given)
+        return {"upsertView": {"view": {"id": "V", "name": given["name"]}, "inserted": True}}
+
     # -- artifacts -----------------------------------------------------------------------------------------------
 
     def _CreateArtifact(self, given: dict[str, Any]) -> Any:
