@@ -98,7 +98,9 @@ def run_ranks(
         return outcome["metrics"]
     if stop.signal is not None:
         raise stop.error()
-    error = AlignError(outcome.get("error", f"{tracked.name}: a process ended with exit code {ranks.returncode}; see above"))
+    error = AlignError(
+        outcome.get("error", f"{tracked.name}: a process ended with exit code {ranks.returncode}; see above")
+    )
     error.exit_code = outcome.get("exit_code", 1)
     raise error
 

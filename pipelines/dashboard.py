@@ -79,7 +79,10 @@ SECTIONS: dict[str, list[Panel]] = {
         Bars("held-out pairs in the right order", ["reward/accuracy", "reward/length_accuracy"]),
         Lines("loss", "reward/step", ["reward/loss"]),
         Lines("learning rate", "reward/step", ["reward/learning_rate"]),
-        Bars("labelers agree: with each other, with gold", ["compare/labelers/agreement", "compare/labelers/gold_agreement"]),
+        Bars(
+            "labelers agree: with each other, with gold",
+            ["compare/labelers/agreement", "compare/labelers/gold_agreement"],
+        ),
         Rows(["compare/samples"]),
     ],
     "Supervised tuning": [
@@ -116,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import wandb
         import wandb_workspaces.reports.v2 as reports
-        import wandb_workspaces.workspaces as workspaces
+        from wandb_workspaces import workspaces
     except ImportError as error:
         print(f"error: {error}; pip install -e '.[dashboard]'", file=sys.stderr)
         return 2

@@ -80,6 +80,8 @@ def read_run(folder: Path) -> OfflineRun:
 
 def records(data: bytes) -> Iterator[Record]:
     """Every whole record; of one that was cut off by a kill, nothing."""
+    if not data:
+        return
     mark, magic, _ = struct.unpack_from("<4sHB", data)
     assert (mark, magic) == (b":W&B", 0xBEE1)
     place, parts = 7, b""

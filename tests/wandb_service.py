@@ -65,6 +65,9 @@ class Service(http.server.ThreadingHTTPServer):
         viewer = {"id": "U", "username": "us", "entity": "us", "name": "us", "email": "", "admin": False, "flags": "{}"}
         return {"viewer": viewer | {"teams": teams}}
 
+    def _GetDefaultEntity(self, given: dict[str, Any]) -> Any:
+        return {"viewer": {"id": "U", "entity": "us"}}
+
     def _ServerFeaturesQuery(self, given: dict[str, Any]) -> Any:
         return {"serverInfo": {"features": []}}
 
@@ -96,7 +99,13 @@ class Service(http.server.ThreadingHTTPServer):
         run = self.runs.setdefault(
             given["name"], {"tags": [], "config": {}, "history": [], "summary": {}, "exit": None, "starts": 0}
         )
-        fields = {"displayName": "name", "groupName": "group", "jobType": "job_type", "tags": "tags", "project": "project"}
+        fields = {
+            "displayName": "name",
+            "groupName": "group",
+            "jobType": "job_type",
+            "tags": "tags",
+            "project": "project",
+        }
         run |= {ours: given[theirs] for theirs, ours in fields.items() if given.get(theirs)}
         if given.get("config"):
             run["config"] = {key: value["value"] for key, value in json.loads(given["config"]).items()}
@@ -113,7 +122,13 @@ class Service(http.server.ThreadingHTTPServer):
 
     def _CreateRunFiles(self, given: dict[str, Any]) -> Any:
         files = [{"name": name, "uploadUrl": f"{self.url}/storage/{name}"} for name in given["files"]]
-        return {"createRunFiles": {"runID": given["runName"] if "runName" in given else "R", "uploadHeaders": [], "files": files}}
+        return {
+            "createRunFiles": {
+                "runID": given["runName"] if "runName" in given else "R",
+                "uploadHeaders": [],
+                "files": files,
+            }
+        }
 
     def _UpsertView2(self, given: dict[str, Any]) -> Any:
         self.views.append(given)
@@ -138,7 +153,9 @@ class Service(http.server.ThreadingHTTPServer):
             other["aliases"] = [alias for alias in other["aliases"] if alias not in artifact["aliases"]]
         self.artifacts.append(artifact)
         sequence = {"id": f"S{artifact['name']}", "latestArtifact": None}
-        return {"createArtifact": {"artifact": {"id": artifact["id"], "state": "PENDING", "artifactSequence": sequence}}}
+        return {
+            "createArtifact": {"artifact": {"id": artifact["id"], "state": "PENDING", "artifactSequence": sequence}}
+        }
 
     def _CreateArtifactManifest(self, given: dict[str, Any]) -> Any:
         url = f"{self.url}/storage/manifest/{given['artifactID']}"
