@@ -1,7 +1,7 @@
-"""Lay out a W&B project's panels: `python pipelines/dashboard.py --project align` saves a view of it and prints its URL.
+"""Lay out the panels of a W&B project: saves a view of it and prints where that is.
 
-It needs a key (`wandb login`, or WANDB_API_KEY) and `pip install -e '.[dashboard]'`. Every metric named here is one that
-a run of all stages logs; a test holds that.
+Needs a key (`wandb login`, or WANDB_API_KEY) and `pip install -e '.[dashboard]'`. Every metric named here is one that a
+run of all stages logs; a test holds that.
 """
 
 from __future__ import annotations

@@ -52,15 +52,8 @@ def run(store: Path, url: str | None, *arguments: str) -> subprocess.CompletedPr
 
 def sync(store: Path, service: Service) -> None:
     folders = [str(folder) for folder in store.glob("wandb/offline-run-*")]
-    command = [sys.executable, "-m", "wandb", "sync", *folders]
-    done = subprocess.run(
-        command,
-        env=environment(store.parent, service.url),
-        cwd=store.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command, told = [sys.executable, "-m", "wandb", "sync", *folders], environment(store.parent, service.url)
+    done = subprocess.run(command, env=told, cwd=store.parent, capture_output=True, text=True, check=False)
     assert "ERROR" not in done.stderr, done.stderr
 
 
@@ -101,11 +94,16 @@ def shape(server: Service) -> Any:
             *(run["job_type"], sorted(run["tags"]), run["exit"]),
             [{name: value for name, value in row.items() if _is_number(name, value)} for row in run["history"]],
             {name: value for name, value in run["summary"].items() if _is_number(name, value)},
-            [(a["name"], a["type"], sorted(a["aliases"]), a["metadata"]["version"]) for a in server.outputs(run_id)],
+            [(a["name"], a["type"], _names(a["aliases"]), a["metadata"]["version"]) for a in server.outputs(run_id)],
         )
         for run_id, run in server.runs.items()
     }
     return runs
+
+
+def _names(aliases: list[str]) -> list[str]:
+    """Without the digest's, which knows how long PPO's iterations took."""
+    return sorted(alias for alias in aliases if not alias.startswith("sha256-"))
 
 
 def _is_number(name: str, value: object) -> bool:

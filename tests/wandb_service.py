@@ -122,13 +122,7 @@ class Service(http.server.ThreadingHTTPServer):
 
     def _CreateRunFiles(self, given: dict[str, Any]) -> Any:
         files = [{"name": name, "uploadUrl": f"{self.url}/storage/{name}"} for name in given["files"]]
-        return {
-            "createRunFiles": {
-                "runID": given["runName"] if "runName" in given else "R",
-                "uploadHeaders": [],
-                "files": files,
-            }
-        }
+        return {"createRunFiles": {"runID": "R", "uploadHeaders": [], "files": files}}
 
     def _UpsertView2(self, given: dict[str, Any]) -> Any:
         self.views.append(given)
