@@ -255,7 +255,7 @@ class WandbTracker:
                 x_graphql_retry_max=1,
             ),
         )
-        # W&B's own count of steps goes on where a killed run was, so what is done again has the same place on ours.
+        # W&B's own count of steps is one of calls: a table is one, and a killed run's do not begin at 0 again.
         run.define_metric(axis_of(tracked.stage))
         run.define_metric(f"{tracked.stage}/*", step_metric=axis_of(tracked.stage))
         return run
@@ -275,7 +275,7 @@ def make_tracker(config: TrackerConfig, store: Path) -> Tracker:
     """The tracker of one step; W&B's files go to WANDB_DIR or the store."""
     if config.backend == "none":
         return NoTracker()
-    return WandbTracker(config, Path(os.environ.get("WANDB_DIR") or store))
+    return WandbTracker(config, Path(os.environ.get("WANDB_DIR") or store).absolute())
 
 
 def _ask(url: str) -> None:

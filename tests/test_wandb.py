@@ -223,6 +223,7 @@ def test_a_service_that_is_down_costs_seconds_and_changes_nothing(finished: Path
     assert sorted(offline_runs(store)) == ["toy/ppo:v0", "toy/reward:v0"]
 
 
+@pytest.mark.slow
 def test_without_wandb_the_results_are_the_same(finished: Path, tmp_path: Path) -> None:
     store = without(finished, tmp_path, "reward")
     script = "import sys; sys.modules['wandb'] = None; from align.__main__ import main; sys.exit(main(sys.argv[1:]))"

@@ -79,6 +79,8 @@ def test_a_run_says_what_it_is_of_and_has_an_axis_of_its_own(tmp_path: Path) -> 
     assert [(row["ppo/iteration"], row["ppo/objective/kl"]) for row in run.history[:2]] == [(1, 0.1), (2, 0.2)]
     assert run.history[0]["ppo/clip_fraction"] == 0.5
     assert run.tables["ppo/samples"]["nrows"] == 2
+    assert list(tmp_path.glob("wandb/artifacts/staging/*"))  # what `wandb sync` sends is all in one place
+    assert not list((tmp_path / "home").rglob("staging"))
     (file,) = tmp_path.glob("wandb/offline-run-*/files/" + run.tables["ppo/samples"]["path"])
     assert json.loads(file.read_text())["data"] == [["a", "b"], ["c", "d"]]
     assert run.alerts == [("cut_off", "raise max_new_tokens")]
