@@ -185,6 +185,35 @@ def test_an_override_is_of_what_comes_after_it_alone(finished: Path, tmp_path: P
 # -- trouble ------------------------------------------------------------------------------------------------------
 
 
+_CUT_BACK = """
+import json, sys
+from pathlib import Path
+from align.configs import TrackerConfig
+from align.tracking import Tracked, make_tracker
+
+root = Path(sys.argv[1])
+(root / "work/out").mkdir(parents=True)
+for begin, kept, end in ((1, 0, 5), (4, 3, 6)):  # five steps, cut back to the third
+    rows = [json.dumps({"step": step, "objective/kl": step / 10}) + chr(10) for step in range(1, kept + 1)]
+    (root / "work/out/metrics.jsonl").write_text("".join(rows))
+    tracker = make_tracker(TrackerConfig(), root)
+    tracker.start(Tracked(name="mine/ppo", stage="ppo", group="mine-1"), root / "work")
+    for step in range(begin, end + 1):
+        tracker.log({"objective/kl": step / 10}, step)
+    tracker.finish()
+"""
+
+
+def test_what_the_service_has_is_not_told_again(tmp_path: Path, service: Service) -> None:
+    command = [sys.executable, "-c", _CUT_BACK, str(tmp_path)]
+    subprocess.run(command, env=environment(tmp_path, service.url), check=True)
+    ((_, told),) = service.runs.items()
+    rows = [(row["ppo/iteration"], row["ppo/objective/kl"]) for row in told["history"]]
+    assert rows == [(step, step / 10) for step in (1, 2, 3, 4, 5, 5, 6)]  # the last may have had more lines
+    counts = [row["_step"] for row in told["history"]]
+    assert counts == sorted(set(counts))
+
+
 @pytest.mark.slow
 def test_killed_it_goes_on_in_the_same_run_without_a_gap(finished: Path, tmp_path: Path, service: Service) -> None:
     store = without(finished, tmp_path, "ppo")
@@ -221,6 +250,18 @@ def test_a_service_that_is_down_costs_seconds_and_changes_nothing(finished: Path
     assert done.stderr.count("W&B does not answer") == 1
     assert digests(store) == digests(finished)
     assert sorted(offline_runs(store)) == ["toy/ppo:v0", "toy/reward:v0"]
+
+
+@pytest.mark.slow
+def test_a_service_that_falls_silent_holds_one_step_up(finished: Path, tmp_path: Path, service: Service) -> None:
+    store = without(finished, tmp_path, "reward", "ppo")
+    service.silent_after = "UpsertBucket"
+    begun = time.monotonic()
+    done = run(store, service.url, "step=ppo")
+    assert time.monotonic() - begun < 120
+    assert done.stderr.count("offline from here on") == 1
+    assert digests(store) == digests(finished)
+    assert sorted(offline_runs(store)) == ["toy/ppo:v0"]
 
 
 @pytest.mark.slow

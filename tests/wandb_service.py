@@ -34,6 +34,8 @@ class Service(http.server.ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.unknown: list[str] = []
+        self.silent_after = ""  # an operation after which it still accepts, and answers nothing
+        self.ended = threading.Event()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that ends takes its connections with it."""
@@ -230,6 +232,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self._body()
+        if self.server.silent_after in self.server.asked:
+            self.server.ended.wait()
         if self.path == "/graphql":
             asked = json.loads(body)
             named = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
@@ -284,5 +288,6 @@ def serving() -> Iterator[Service]:
         try:
             yield service
         finally:
+            service.ended.set()
             service.shutdown()
             thread.join()
