@@ -92,7 +92,7 @@ class Service(http.server.ThreadingHTTPServer):
             "config": json.dumps({key: {"value": value} for key, value in run["config"].items()}),
             "summaryMetrics": json.dumps(run["summary"]),
             "tags": run["tags"],
-            "wandbConfig": "{}",
+            "wandbConfig": json.dumps(run["config"].get("_wandb", {})),  # without its "t" a run counts as never begun
         }
         return {"model": {"id": "M", "name": "align", "entity": _PROJECT["entity"], "bucket": bucket}}
 
