@@ -173,7 +173,7 @@ def _run(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: M
     from align.pipeline import run_pipeline
     from align.reading import report_on_run, show_outcomes
 
-    outcomes = run_pipeline(steps, store, settings)
+    outcomes = run_pipeline(steps, store, settings, member)
     report = report_on_run(outcomes, store, settings.name, member)
     tracked = settings.tracker.backend == "wandb"
     show_outcomes(outcomes, store, settings.json, tracked=tracked, member=member, report=report)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -90,9 +89,9 @@ class Job:
         """Add a line to metrics.jsonl and to the tracker; `step` is the stage's own axis."""
         if not self.is_main:
             return
+        self._tracker.log(metrics, step)  # first: what it finds in the file is of an earlier process
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._tracker.log(metrics, step)
         self._progress.show(metrics)
 
     def logged(self) -> list[Metrics]:
@@ -113,9 +112,9 @@ class Job:
         if not self.is_main:
             return
         self.info(f"{name}: {message}")
+        self._tracker.alert(name, message)
         with (self.out / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "name": name, "message": message}) + "\n")
-        self._tracker.alert(name, message)
 
     def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """Keep rows with equal keys as <name>.jsonl, and send them to the tracker as a table."""
@@ -359,6 +358,3 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"])
-
-
-logging.getLogger("align").addHandler(logging.StreamHandler())

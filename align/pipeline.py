@@ -10,9 +10,11 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from align.artifacts import Artifact, ArtifactStore
 from align.configs import Data, HardwareConfig, ImportModel, RunConfig
@@ -20,7 +22,11 @@ from align.cores import cores
 from align.errors import ConfigError
 from align.plan import Source, Step, data_digest
 from align.stop import Stop
+from align.sweeps import Member
+from align.tracking import Tracked, make_tracker
 from align.versions import code_version, packages
+
+Lineage = dict[str, list[dict[str, str]]]
 
 
 @dataclass(slots=True)
@@ -46,7 +52,7 @@ class Outcome:
         }
 
 
-def run_step(step: Step, store: ArtifactStore, settings: RunConfig, group: str) -> Outcome:
+def run_step(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracked) -> Outcome:
     """Make the step's artifact unless it is there, and point its name at it."""
     begun, stop = time.monotonic(), Stop()
     waiting = f"  {step.label}: another process makes it; waiting"
@@ -55,16 +61,15 @@ def run_step(step: Step, store: ArtifactStore, settings: RunConfig, group: str) 
         cached = artifact is not None
         if artifact is None:
             with stop.listening():
-                artifact = _make(step, store, settings, group, work, stop)
+                artifact = _make(step, store, settings, tracked, work, stop)
     version = store.publish(step.label, artifact)
     if stop.signal is not None:  # it came too late for the stage to notice
         raise stop.error()
     return Outcome(step, artifact, version, cached, time.monotonic() - begun)
 
 
-def _make(step: Step, store: ArtifactStore, settings: RunConfig, group: str, work: Path, stop: Stop) -> Artifact:
+def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracked, work: Path, stop: Stop) -> Artifact:
     from align.job import Inputs, Job
-    from align.tracking import make_tracker
     from align.worker import run_ranks, run_stage
 
     inputs = Inputs(
@@ -72,21 +77,24 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, group: str, wor
     )
     begun = time.monotonic()
     (work / "out").mkdir(exist_ok=True)
-    tracker = make_tracker(settings.tracker, group, store.root)
-    run = (step.label, step.stage, asdict(step.config), work)
+    tracker = make_tracker(settings.tracker, store.root)
     try:
-        tracker.start(*run)
+        lineage = _lineage(step, inputs)
+        tracked = _with_parents(tracked, lineage, inputs, store)
+        tracker.start(tracked, work)
         if settings.hardware.num_processes > 1 and step.config.PARALLEL:
-            metrics = run_ranks(step.config, inputs, step.label, work, settings, group, stop)
+            metrics = run_ranks(step.config, inputs, tracked, work, settings, stop)
         else:
             metrics = run_stage(step.config, inputs, Job(step.label, work, settings, tracker, stop))
         # A function of the user's own was read once, when it was imported; data is read as long as the step runs.
         reads = isinstance(step.config, Data | ImportModel)
         if reads and data_digest(step.name, step.config, settings, store) != step.data_digest:
             raise ConfigError(f"steps.{step.name}.source: changed while it was read; give the same command again")
-        manifest = _manifest(step, inputs, metrics, begun, settings.hardware)
+        manifest = _manifest(step, lineage, metrics, begun, settings.hardware)
         artifact = store.commit(step.stage, step.key, work / "out", manifest)
-        tracker.log_artifact(step.label, len(store.versions(step.label)), artifact)
+        version = store.publish(step.label, artifact)
+        aliases = [alias for alias, number in store.aliases(step.label).items() if number == version]
+        tracker.log_artifact(version, aliases, artifact)
     except BaseException as error:
         tracker.finish(exit_code=1)
         if isinstance(error, ConfigError) and not any((work / name).exists() for name in ("checkpoints", "trainer")):
@@ -94,6 +102,15 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, group: str, wor
         raise
     tracker.finish()
     return artifact
+
+
+def _with_parents(
+    tracked: Tracked, lineage: Lineage, inputs: dict[str, tuple[Artifact, ...]], store: ArtifactStore
+) -> Tracked:
+    artifacts = [artifact for group in inputs.values() for artifact in group]
+    names = [[name.partition(":")[0] for name in store.names_of(artifact)] for artifact in artifacts]
+    parents = [(known, artifact.digest) for known, artifact in zip(names, artifacts, strict=True)]
+    return replace(tracked, config=tracked.config | {"parents": lineage}, parents=parents)
 
 
 def _clear(work: Path) -> None:
@@ -109,25 +126,26 @@ def _verified(source: Source, store: ArtifactStore) -> Artifact:
     return artifact
 
 
-def _manifest(
-    step: Step,
-    inputs: dict[str, tuple[Artifact, ...]],
-    metrics: dict[str, float],
-    begun: float,
-    hardware: HardwareConfig,
-) -> dict[str, Any]:
+def _lineage(step: Step, inputs: dict[str, tuple[Artifact, ...]]) -> Lineage:
+    """What the step reads, by input: as it was named, and as no name can move it."""
     refs = {slot: [source.ref for source in sources] for slot, sources in step.inputs.items()}
+    return {
+        slot: [
+            {"ref": ref, "stage": a.stage, "key": a.key, "digest": a.digest}
+            for ref, a in zip(refs[slot], artifacts, strict=True)
+        ]
+        for slot, artifacts in inputs.items()
+    }
+
+
+def _manifest(
+    step: Step, lineage: Lineage, metrics: dict[str, float], begun: float, hardware: HardwareConfig
+) -> dict[str, Any]:
     return {
         "kind": step.config.output,
         "config": asdict(step.config),
         "data": step.data_digest,
-        "inputs": {
-            slot: [
-                {"ref": ref, "stage": a.stage, "key": a.key, "digest": a.digest}
-                for ref, a in zip(refs[slot], artifacts, strict=True)
-            ]
-            for slot, artifacts in inputs.items()
-        },
+        "inputs": lineage,
         "metrics": metrics,
         "hardware": {**asdict(hardware), "cores": cores()},  # outside the key: it changes nothing beyond rounding
         "seconds": round(time.monotonic() - begun, 3),
@@ -137,16 +155,43 @@ def _manifest(
     }
 
 
-def run_pipeline(steps: Sequence[Step], store: ArtifactStore, settings: RunConfig) -> list[Outcome]:
-    """Run every step in order; a line to standard error for each."""
+def run_pipeline(
+    steps: Sequence[Step], store: ArtifactStore, settings: RunConfig, member: Member | None = None
+) -> list[Outcome]:
+    """Run every step in order, for a member of a sweep or by itself; a line to standard error for each."""
     group = f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     outcomes = []
     for number, step in enumerate(steps, 1):
         head = f"[{number}/{len(steps)}] {step.label}"
         if not step.cached:
             print(f"{head}  {step.reason}", file=sys.stderr, flush=True)
-        outcome = run_step(step, store, settings, group)
+        outcome = run_step(step, store, settings, _tracked(step, steps, group, member))
         outcomes.append(outcome)
         done = "cached" if outcome.cached else f"{outcome.seconds:.1f} s"
         print(f"{head}  {done}  {step.label}:v{outcome.version}", file=sys.stderr, flush=True)
     return outcomes
+
+
+def _tracked(step: Step, steps: Sequence[Step], group: str, member: Member | None) -> Tracked:
+    """What a tracker is told; of a member's overrides, those of the step and of the steps before it."""
+    tags, config = [step.pipeline, step.stage], asdict(step.config)
+    if member is not None:
+        group = f"sweep-{member.folder.name}"
+        own = [word.lstrip("+") for word in member.overrides if _matters(word.lstrip("+"), step, steps)]
+        tags += [group, *(word.removeprefix("steps.") for word in own)]
+        config["overrides"] = OmegaConf.to_container(OmegaConf.from_dotlist(own))
+    return Tracked(name=step.label, stage=step.stage, group=group, tags=tags, config=config)
+
+
+def _matters(override: str, step: Step, steps: Sequence[Step]) -> bool:
+    """True of an override of the step or of one it is made from."""
+    key = override.partition("=")[0].split(".")
+    if key[0] == "steps":
+        return key[1] in _upstream(step, steps)
+    return key[0] == "seed" or key[0] in {knob.name for knob in fields(step.config)}  # of a stage by itself
+
+
+def _upstream(step: Step, steps: Sequence[Step]) -> set[str]:
+    """The names of the step and of all it is made from."""
+    read = {source.key for sources in step.inputs.values() for source in sources}
+    return {step.name}.union(*(_upstream(other, steps) for other in steps if other.key in read))

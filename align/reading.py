@@ -75,7 +75,8 @@ def show_outcomes(
     console.print(f"artifacts: {store.root}   (align artifacts --store {store.root} ls)", soft_wrap=True)
     if tracked and ran:
         folder = Path(os.environ.get("WANDB_DIR") or store.root) / "wandb"
-        console.print(f"W&B runs:  {folder}   (wandb sync {folder}/offline-run-*)", soft_wrap=True)
+        unsent = f"   (wandb sync {folder}/offline-run-*)" if any(folder.glob("offline-run-*")) else ""
+        console.print(f"W&B runs:  {folder}{unsent}", soft_wrap=True)
 
 
 def report_on_run(outcomes: Sequence[Outcome], store: ArtifactStore, name: str, member: Member | None) -> Path | None:

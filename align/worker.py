@@ -29,7 +29,7 @@ from align.errors import AlignError, StoreError
 from align.job import Inputs, Job, Metrics, emulates_bf16
 from align.seeds import derive_seed
 from align.stop import Stop
-from align.tracking import NoTracker, Tracker, make_tracker
+from align.tracking import NoTracker, Tracked, Tracker, make_tracker
 
 for _name, _value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL's trainers report their use otherwise
@@ -70,16 +70,15 @@ def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
 
 
 def run_ranks(
-    config: StageConfig, inputs: Inputs, label: str, work: Path, settings: RunConfig, group: str, stop: Stop
+    config: StageConfig, inputs: Inputs, tracked: Tracked, work: Path, settings: RunConfig, stop: Stop
 ) -> Metrics:
     """Run the stage under torchrun."""
     request = {
         "stage": config.STAGE,
         "config": asdict(config),
         "inputs": {slot: [[a.stage, a.key] for a in artifacts] for slot, artifacts in inputs.items()},
-        "label": label,
+        "tracked": asdict(tracked),
         "settings": {**asdict(settings), "store": str(Path(settings.store).absolute())},
-        "group": group,
     }
     write_json(work / "request.json", request)
     result = work / "result.json"
@@ -101,7 +100,9 @@ def run_ranks(
         return outcome["metrics"]
     if stop.signal is not None:
         raise stop.error()
-    error = AlignError(outcome.get("error", f"{label}: a process ended with exit code {ranks.returncode}; see above"))
+    error = AlignError(
+        outcome.get("error", f"{tracked.name}: a process ended with exit code {ranks.returncode}; see above")
+    )
     error.exit_code = outcome.get("exit_code", 1)
     raise error
 
@@ -125,11 +126,12 @@ def _run_rank(work: Path, settings: RunConfig, request: dict[str, Any]) -> None:
     inputs = Inputs({slot: tuple(_input(store, *ref) for ref in refs) for slot, refs in request["inputs"].items()})
     config = _typed(stage_class(request["stage"]), request["config"])
     stop = Stop()
+    tracked = Tracked(**request["tracked"])
     tracker: Tracker = NoTracker()
     if dist.get_rank() == 0:
-        tracker = make_tracker(settings.tracker, request["group"], store.root)
-        tracker.start(request["label"], config.STAGE, request["config"], work)
-    job = Job(request["label"], work, settings, tracker, stop, dist.get_rank(), dist.get_world_size())
+        tracker = make_tracker(settings.tracker, store.root)
+        tracker.start(tracked, work)
+    job = Job(tracked.name, work, settings, tracker, stop, dist.get_rank(), dist.get_world_size())
     with stop.listening(), _telling(work, job.is_main) as outcome:
         outcome["metrics"] = run_stage(config, inputs, job)
     tracker.finish()
