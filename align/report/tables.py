@@ -202,7 +202,8 @@ def _figure(name: str, part: str, found: Sequence[float | None], share: bool) ->
     mean, low, high = (float(x or 0.0) for x in found)
     sign = "+" if part == "gain/" or name == "effect" else ""
     if share or name == "effect":
-        return f"{100 * mean:{sign}.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        mean, low, high = (round(100 * x, 1) + 0.0 for x in (mean, low, high))  # no -0.0
+        return f"{mean:{sign}.1f} % [{low:.1f}, {high:.1f}]"
     return f"{mean:{sign}.3g} [{low:.3g}, {high:.3g}]" + (" bits" if name == "entropy" else "")
 
 
