@@ -82,7 +82,7 @@ def logged(store: Path, stages: Sequence[str] = STAGES) -> set[str]:
         log = folder / "metrics.jsonl"
         rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         own = {"time/seconds", *manifest["metrics"], *(name for row in rows for name in row if name != "step")}
-        tables = {path.stem for path in folder.glob("samples.jsonl")}
+        tables = {name for name in ("samples", "calibration") if (folder / f"{name}.jsonl").exists()}
         names |= {metric_name(stage, name) for name in own | tables} | ({axis_of(stage)} if rows or tables else set())
     return names
 

@@ -43,11 +43,10 @@ def task_metrics(
     values = [_by_item(items, own) for own in scored]
     found = {f"{head}items": float(len(items))}
     for name in values[0]:
+        found |= compared(head, name, [own[name] for own in values], num_bootstrap, seed)
         if name == "logprob":
             for part, own in zip(("", "baseline/"), values, strict=False):
                 found |= bounds(f"{head}{part}perplexity", _perplexity(bootstrap(own[name], num_bootstrap, seed)))
-        else:
-            found |= compared(head, name, [own[name] for own in values], num_bootstrap, seed)
     sure = [confidences(items, own.rows) for own in scored]
     right = [own["accuracy"] for own in values]
     errors = {

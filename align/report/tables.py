@@ -17,7 +17,7 @@ class Table(NamedTuple):
 
 Scored = tuple[str, str, Metrics]  # model, baseline or "", metrics of an evaluation
 
-_NUMBERS = ("perplexity", "entropy", "likert", "pretrain_loss", "/score")  # measures that are no shares
+_NUMBERS = ("perplexity", "logprob", "entropy", "likert", "pretrain_loss", "/score")  # measures that are no shares
 _IN_HEADLINE = {
     f"{prefix}{name}"
     for prefix in ("", "greedy/")
