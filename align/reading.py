@@ -153,7 +153,14 @@ def _players(outcome: Outcome) -> tuple[str, str]:
 
 def _figures(title: str, scores: tables.Table) -> Table:
     """What is of all items, with 95 % intervals; the report has the parts of a task."""
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(
+        title=title,
+        caption="With 95 % intervals; * is a difference beyond chance.",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        pad_edge=False,
+    )
     for column in scores.columns:
         table.add_column(column, overflow="fold")
     for row in scores.rows:

@@ -190,7 +190,7 @@ def test_tasks_are_a_row_a_measure_with_the_gain_over_the_baseline():
                 "bargain accuracy",
                 "50.0 % [40.0, 60.0]",
                 "25.0 % [15.0, 35.0]",
-                "+25.0 % [15.0, 35.0]",
+                "+25.0 % [15.0, 35.0] *",
                 "10.0 % [0.0, 20.0]",
             ],
             ["bargain/part perplexity", "1.23e+04 [1.23e+04, 1.23e+04]", "", "", ""],
@@ -226,9 +226,9 @@ def test_manners_are_all_that_is_neither_a_task_s_nor_in_the_headline():
     assert tables.manners([("ppo", "sft", metrics)]) == (
         ["answers", "ppo", "sft", "ppo - sft"],
         [
-            ["gold/manner", "50.0 % [40.0, 60.0]", "25.0 % [15.0, 35.0]", "+25.0 % [15.0, 35.0]"],
-            ["checks/kind toxic", "50.0 % [40.0, 60.0]", "25.0 % [15.0, 35.0]", "+25.0 % [15.0, 35.0]"],
-            ["checks letters", "12 [11.9, 12.1]", "10 [9.9, 10.1]", "+2 [1.9, 2.1]"],
+            ["gold/manner", "50.0 % [40.0, 60.0]", "25.0 % [15.0, 35.0]", "+25.0 % [15.0, 35.0] *"],
+            ["checks/kind toxic", "50.0 % [40.0, 60.0]", "25.0 % [15.0, 35.0]", "+25.0 % [15.0, 35.0] *"],
+            ["checks letters", "12 [11.9, 12.1]", "10 [9.9, 10.1]", "+2 [1.9, 2.1] *"],
             ["judge win_rate", "60.0 % [50.0, 70.0]", "", ""],
         ],
     )

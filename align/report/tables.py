@@ -201,10 +201,11 @@ def _is_share(metric: str, metrics: Metrics) -> bool:
 def _figure(name: str, part: str, found: Sequence[float | None], share: bool) -> str:
     mean, low, high = (float(x or 0.0) for x in found)
     sign = "+" if part == "gain/" or name == "effect" else ""
+    beyond = " *" if part == "gain/" and (low > 0 or high < 0) else ""
     if share or name == "effect":
         mean, low, high = (round(100 * x, 1) + 0.0 for x in (mean, low, high))  # no -0.0
-        return f"{mean:{sign}.1f} % [{low:.1f}, {high:.1f}]"
-    return f"{mean:{sign}.3g} [{low:.3g}, {high:.3g}]" + (" bits" if name == "entropy" else "")
+        return f"{mean:{sign}.1f} % [{low:.1f}, {high:.1f}]{beyond}"
+    return f"{mean:{sign}.3g} [{low:.3g}, {high:.3g}]" + (" bits" if name == "entropy" else "") + beyond
 
 
 def costs(made: Sequence[Made]) -> Table:
