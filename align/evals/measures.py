@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from align.evals.items import Candidate
+from align.evals.items import Candidate, Item
 
-Item = Mapping[str, Any]  # a row of the record `items`
 Row = Sequence[Candidate]
 
 

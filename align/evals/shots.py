@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from align.evals.items import Item
 from align.seeds import derive_seed
-
-Item = Mapping[str, Any]  # a row of the record `items`
 
 _BETWEEN = "\n\n"  # shots [GPT-3, section 2.4: one or two newlines]
 

@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 from align.evals.calibration import calibration_error, error_change, reliability
 from align.evals.free_form import exact_match, f1
 from align.evals.intervals import Interval, bootstrap, bounds, compared
-from align.evals.items import Candidate
+from align.evals.items import Candidate, Item
 from align.evals.measures import confidences, measures
-
-Item = Mapping[str, Any]  # a row of the record `items`
 
 
 class Scored(NamedTuple):
