@@ -107,7 +107,9 @@ def _run(config_name: str, options: Any, task: Task, check: Check | None, record
     folder = _own_folder(Path(probe.hydra.sweep.dir))
     codes = []
     try:
-        here = f"hydra.sweep.dir='{folder}'"  # it holds the time of day, which may be another when it is composed again
+        here = (
+            "hydra.sweep.dir='" + str(folder).replace("'", "\\'") + "'"
+        )  # it holds the time of day, which may be another when it is composed again
         codes = _sweep(hydra, config_name, MemberTask(task, folder), check, [*options.overrides, here])
     finally:
         _tidy(folder, keep=records and bool(codes or fates(folder)))

@@ -97,7 +97,9 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracke
         tracker.log_artifact(version, aliases, artifact)
     except BaseException as error:
         tracker.finish(exit_code=1)
-        if isinstance(error, ConfigError) and not any((work / name).exists() for name in ("checkpoints", "trainer")):
+        if isinstance(error, ConfigError) and not any(
+            (work / name).exists() for name in ("checkpoints", "trainer", "judgements.jsonl")
+        ):
             _clear(work)  # nothing was begun that could be gone on with
         raise
     tracker.finish()
@@ -187,7 +189,7 @@ def _matters(override: str, step: Step, steps: Sequence[Step]) -> bool:
     """True of an override of the step or of one it is made from."""
     key = override.partition("=")[0].split(".")
     if key[0] == "steps":
-        return key[1] in _upstream(step, steps)
+        return len(key) == 1 or key[1] in _upstream(step, steps)
     return key[0] == "seed" or key[0] in {knob.name for knob in fields(step.config)}  # of a stage by itself
 
 

@@ -23,6 +23,8 @@ from align.errors import ConfigError, StoreError
 from align.functions import check_file, find_source
 from align.versions import packages
 
+_ITEMS = 2  # what is made of a row of a task; 2: its answer context, and whether it only leans to a side
+
 
 @dataclass(frozen=True)
 class Source:
@@ -243,7 +245,8 @@ def data_digest(name: str, config: StageConfig, settings: RunConfig, store: Arti
     """The digest of what a step reads from outside the store; None for a step that reads nothing there."""
     try:
         if isinstance(config, Data):
-            return resolve(config.source, settings.data_root, store.root).digest
+            digest = resolve(config.source, settings.data_root, store.root).digest
+            return digest_of([digest, _ITEMS]) if config.record == "items" else digest
         if isinstance(config, ImportModel):
             return resolve_model(config.source, store.root).digest
     except ConfigError as error:
@@ -259,10 +262,11 @@ def _digests_of_files(name: str, config: Ppo | Evaluate) -> dict[str, Any]:
     named: list[tuple[str, str, Callable[[str], Path]]] = [
         ("reward_functions", reference, find_source) for reference in config.reward_functions
     ]
+    found: dict[str, Any] = {}
     if isinstance(config, Evaluate):
         named += [(f"checks.{check}", ref, lambda ref: check_file(ref)[1]) for check, ref in config.checks.items()]
         named += [("tasks", task, _task_file) for task in config.tasks if task.endswith(".yaml")]
-    found: dict[str, Any] = {}
+        found |= {"lm_eval": packages().get("lm_eval")} if config.tasks else {}
     for knob, reference, find in named:
         try:
             path = find(reference)
@@ -275,7 +279,7 @@ def _digests_of_files(name: str, config: Ppo | Evaluate) -> dict[str, Any]:
 
 
 def _task_file(task: str) -> Path:
-    path = Path(task.partition(":")[2])
+    path = Path(task.partition(":")[2]).expanduser()
     if not path.is_file():
         raise ConfigError(f"{task}: no such file")
     return path
@@ -303,7 +307,7 @@ def changed_knobs(config: Any, default: Any = None) -> dict[str, Any]:
     changed = {}
     for knob in fields(config):
         value, usual = getattr(config, knob.name), getattr(default, knob.name)
-        if knob.name == "inputs" or value == usual:
+        if knob.name == "inputs" or value == usual or knob.metadata.get("outside_key"):
             continue
         if knob.name == "seed" and value == 0:  # the run's seed is 0 unless it is given
             continue

@@ -61,7 +61,7 @@ def show_outcomes(
     if answered:
         console.print(_headline(answered))
         console.print(_samples(answered))
-    scored = [(*_players(o), o.artifact.metrics) for o in evaluations]
+    scored = [(o.step.name, *_players(o), o.artifact.metrics) for o in evaluations]
     for title, figures in (("What the answers are like", tables.manners(scored)), ("Tasks", tables.tasks(scored))):
         if figures.rows:
             console.print(_figures(title, figures))
@@ -103,7 +103,8 @@ def report_on_run(outcomes: Sequence[Outcome], store: ArtifactStore, name: str, 
 
 def _headline(evaluations: Sequence[Outcome]) -> Table:
     """One row an evaluation: scores sampled and greedy, win rate against its baseline, KL, length, pretraining loss."""
-    score = "gold" if any("gold/score" in o.artifact.metrics for o in evaluations) else "reward"
+    scorers = dict.fromkeys(tables.scorer(o.artifact.metrics) for o in evaluations)
+    score = ", ".join(name for name in scorers if name)
     table = Table(
         title="Evaluation on held-out prompts, sampled at temperature 1 and greedily",
         caption="Wins over the model below, a tie counting half, and their 95 % interval.",
@@ -121,8 +122,8 @@ def _headline(evaluations: Sequence[Outcome]) -> Table:
         over = f"\nover {_step_name(inputs['baseline'][0].ref)}" if "baseline" in inputs else ""
         table.add_row(
             _step_name(inputs["model"][0].ref) + over,
-            tables.number(m, f"{score}/score"),
-            tables.number(m, f"greedy/{score}/score"),
+            tables.number(m, f"{tables.scorer(m)}/score"),
+            tables.number(m, f"greedy/{tables.scorer(m)}/score"),
             _interval(m, ""),
             _interval(m, "greedy/"),
             tables.percent(m, "ties", 0),
@@ -155,7 +156,7 @@ def _figures(title: str, scores: tables.Table) -> Table:
     """What is of all items, with 95 % intervals; the report has the parts of a task."""
     table = Table(
         title=title,
-        caption="With 95 % intervals; * is a difference beyond chance.",
+        caption="With 95 % intervals; * is beyond chance.",
         box=SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",

@@ -38,6 +38,8 @@ class Handler(BaseHTTPRequestHandler):
         status, answer = self.server.taste(body["messages"][0]["content"])
         sent = json.dumps(answer).encode() if not isinstance(answer, bytes) else answer
         self.send_response(status)
+        if status == 302:
+            self.send_header("Location", f"{answer['location']}/chat/completions")
         self.send_header("Content-Length", str(len(sent)))
         self.end_headers()
         self.wfile.write(sent)

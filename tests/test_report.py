@@ -151,6 +151,7 @@ def test_what_is_not_there_is_one_line(store, ref):
         (0.68, 0.65, 0.71, "better, beyond chance"),
         (0.3, 0.2, 0.4, "worse, beyond chance"),
         (0.52, 0.48, 0.56, "not beyond chance"),
+        (0.52, 0.52, 0.52, "not beyond chance"),
     ],
 )
 def test_the_verdict_says_whether_the_difference_is_beyond_chance(store, rate, low, high, said):
@@ -158,7 +159,7 @@ def test_the_verdict_says_whether_the_difference_is_beyond_chance(store, rate, l
     add(store, "toy/evaluate_more", "evaluation", inputs, evaluation(rate, low, high))
     first = tables.verdict(gather(store, ["toy/evaluate_more"]))[0]
     assert first == (
-        f"ppo wins {100 * rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of 600 prompts over sft, "
+        f"ppo wins {100 * rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of 600 prompts over sft by gold score, "
         f"ties counted half: {said}."
     )
 
@@ -183,7 +184,7 @@ def test_tasks_are_a_row_a_measure_with_the_gain_over_the_baseline():
     metrics = {"prompts": 3.0, "tasks/bargain/items": 4.0, **bounds("tasks/bargain/accuracy", 0.5)}
     metrics |= bounds("tasks/bargain/baseline/accuracy", 0.25) | bounds("tasks/bargain/gain/accuracy", 0.25)
     metrics |= bounds("tasks/bargain/part/perplexity", 12345.6)
-    assert tables.tasks([("ppo", "sft", metrics), ("base", "", bounds("tasks/bargain/accuracy", 0.1))]) == (
+    assert tables.tasks([("e", "ppo", "sft", metrics), ("f", "base", "", bounds("tasks/bargain/accuracy", 0.1))]) == (
         ["task", "ppo", "sft", "ppo - sft", "base"],
         [
             [
@@ -196,7 +197,7 @@ def test_tasks_are_a_row_a_measure_with_the_gain_over_the_baseline():
             ["bargain/part perplexity", "1.23e+04 [1.23e+04, 1.23e+04]", "", "", ""],
         ],
     )
-    assert tables.tasks([("ppo", "", {"prompts": 3.0})]).rows == []
+    assert tables.tasks([("e", "ppo", "", {"prompts": 3.0})]).rows == []
 
 
 def bounds(name, mean):
@@ -223,15 +224,41 @@ def test_manners_are_all_that_is_neither_a_task_s_nor_in_the_headline():
         **bounds("win_rate", 0.6),
         "judge/unread": 3.0,
     }
-    assert tables.manners([("ppo", "sft", metrics)]) == (
+    assert tables.manners([("e", "ppo", "sft", metrics)]) == (
         ["answers", "ppo", "sft", "ppo - sft"],
         [
             ["gold/manner", "50.0 % [40.0, 60.0]", "25.0 % [15.0, 35.0]", "+25.0 % [15.0, 35.0] *"],
-            ["checks/kind toxic", "50.0 % [40.0, 60.0]", "25.0 % [15.0, 35.0]", "+25.0 % [15.0, 35.0] *"],
+            ["checks/kind toxic", "0.5 [0.4, 0.6]", "0.25 [0.15, 0.35]", "+0.25 [0.15, 0.35] *"],
             ["checks letters", "12 [11.9, 12.1]", "10 [9.9, 10.1]", "+2 [1.9, 2.1] *"],
             ["judge win_rate", "60.0 % [50.0, 70.0]", "", ""],
         ],
     )
+
+
+def test_a_model_that_figures_differently_twice_has_a_column_more():
+    one, two = bounds("tasks/copa/accuracy", 0.5), bounds("tasks/copa/accuracy", 0.75)
+    table = tables.tasks([("plain", "ppo", "", one), ("shots", "ppo", "", two), ("again", "ppo", "", one)])
+    assert table.columns == ["task", "ppo", "ppo (shots)"]
+    assert table.rows == [["copa accuracy", "50.0 % [40.0, 60.0]", "75.0 % [65.0, 85.0]"]]
+
+
+def test_a_calibration_error_stands_beside_what_chance_makes_of_it():
+    def ece(value):
+        return {"tasks/copa/ece": value, "tasks/copa/ece_chance": 0.03, "tasks/copa/ece_chance_high": 0.05}
+
+    table = tables.tasks([("e", "ppo", "", ece(0.2)), ("f", "sft", "", ece(0.04))])
+    assert table.rows == [["copa ece", "20.0 % (chance: to 5.0) *", "4.0 % (chance: to 5.0)"]]
+
+
+def test_who_decides_the_wins_is_named_and_no_score_is_lost(store):
+    inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft")}
+    metrics = evaluation(0.9, 0.8, 0.95) | {"rules/score": 40.0} | compared("", "gold/score", 0.2, 0.3)
+    add(store, "toy/evaluate_more", "evaluation", inputs, metrics)
+    made = gather(store, ["toy/evaluate_more"])
+    (row,) = tables.headline(made).rows
+    assert dict(zip(tables.headline(made).columns, row, strict=True))["rules score"] == "40.000"
+    assert "over sft by rules score, ties counted half: better" in tables.verdict(made)[0]
+    assert tables.behaviour(made).rows[0][0] == "gold/score"
 
 
 @pytest.mark.parametrize(

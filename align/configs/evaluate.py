@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from align.configs.knobs import StageConfig, check_ranges, knob, require
 from align.errors import ConfigError
 
 FREE_FORM = ("greedy", "beam")
 PROBES = ("brief", "polite", "capitals", "one_sentence")
+
+RESERVED = ("", "baseline", "gain", "answers", "items")  # what a group, a check or a prefix cannot be called
 
 
 @dataclass(slots=True, kw_only=True)
@@ -18,7 +21,13 @@ class JudgeConfig:
     read where there is one.
     """
 
-    url: str | None = knob(None, "of the endpoint, as in http://localhost:8000/v1; None: no such judge")
+    url: str | None = field(
+        default=None,
+        metadata={
+            "comment": "of the endpoint, as in http://localhost:8000/v1; None: no such judge; not in the key",
+            "outside_key": True,
+        },
+    )
     model: str = knob("", "its name at the endpoint")
     likert: bool = knob(False, "have every answer rated from 1 to 7, too [InstructGPT]")
 
@@ -79,11 +88,12 @@ class Evaluate(StageConfig):
             require(probe in PROBES, "steering", probe, "some of " + ", ".join(PROBES))
         for knob_, names in (("prefixes", self.prefixes), ("checks", self.checks)):
             for name in names:
-                ok = "/" not in name and name not in ("", "baseline", "gain")
-                require(ok, knob_, name, "a name without a slash that is not baseline or gain")
+                ok = "/" not in name and name not in RESERVED
+                require(ok, knob_, name, f"a name without a slash, and none of {', '.join(RESERVED[1:])}")
         if self.judge.url is not None:
-            ok = self.judge.url.startswith(("http://", "https://"))
-            require(ok, "judge.url", self.judge.url, "an address that begins with http:// or https://")
+            require(
+                _is_address(self.judge.url), "judge.url", self.judge.url, "http(s)://HOST[:PORT][/PATH], without a key"
+            )
             require(bool(self.judge.model), "judge.model", self.judge.model, "the judge's name at the endpoint")
 
     def check_inputs(self) -> None:
@@ -96,3 +106,12 @@ class Evaluate(StageConfig):
                 raise ConfigError(f"{name}: it judges answers, so expected inputs.prompts too")
         if self.judge.url and "baseline" not in given:
             raise ConfigError("judge: it compares two models, so expected inputs.baseline too")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc

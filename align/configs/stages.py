@@ -20,11 +20,10 @@ class Data(StageConfig):
     splits: list[str] = field(
         default_factory=lambda: ["train", "validation", "test"], metadata={"comment": "which splits to keep"}
     )
-    train_rows: int | None = knob(
-        None, "at most so many rows; of items that are all test, so many are set apart; None: all"
-    )
+    train_rows: int | None = knob(None, "at most so many rows; None: all there are")
     validation_rows: int | None = knob(None, "at most so many rows; None: all there are")
     test_rows: int | None = knob(None, "at most so many rows; None: all there are")
+    shot_rows: int = knob(0, "of items that are all test: so many are set apart as train, to draw shots from [ours]")
     max_chars: int | None = knob(None, "longer rows are dropped and counted, documents cut; characters; None: no limit")
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"comment": "of a card that generates its rows: world_seed, flaw_share"}

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from align.evals.intervals import Interval
-
 NUM_BINS = 10  # of equal width, as in GPT-4's figure
 
 
@@ -38,41 +36,30 @@ def reliability(confidences: Sequence[float], right: Sequence[float]) -> list[Bi
     ]
 
 
-def calibration_error(confidences: Sequence[float], right: Sequence[float], num_bootstrap: int, seed: int) -> Interval:
+def calibration_error(confidences: Sequence[float], right: Sequence[float]) -> float:
     """The expected calibration error: sum over bins of |accuracy - confidence| times the bin's share of the answers.
 
-    The mean of the error over resamples lies above the error itself, for noise in a bin counts as distance from it; so
-    the bounds are those of the resampled errors shifted by that much. The error itself has that noise, too: of few
-    answers a perfectly calibrated model's is above 0.
+    Noise in a bin counts as distance from it, so of few answers it is well above 0 for a model that is calibrated to
+    perfection; `chance_error` says how far, and resampling the answers says nothing of it.
     """
-    errors = _errors(confidences, right, num_bootstrap, seed)
-    return _shifted(errors[0], errors[1:])
-
-
-def error_change(
-    confidences: tuple[Sequence[float], Sequence[float]],
-    right: tuple[Sequence[float], Sequence[float]],
-    num_bootstrap: int,
-    seed: int,
-) -> Interval:
-    """The first model's error less the second's, on the same items, drawn again together."""
-    one, two = (_errors(c, r, num_bootstrap, seed) for c, r in zip(confidences, right, strict=True))
-    return _shifted(one[0] - two[0], one[1:] - two[1:])
-
-
-def _errors(confidences: Sequence[float], right: Sequence[float], num_bootstrap: int, seed: int) -> np.ndarray:
-    """The error of the answers, then of each resample of them."""
     sure = np.asarray(confidences, dtype=float)
-    gap, place, rng = np.asarray(right, dtype=float) - sure, _places(sure), np.random.default_rng(seed)
-    draws = [np.arange(len(sure)), *(rng.integers(0, len(sure), len(sure)) for _ in range(num_bootstrap))]
-    return np.array([np.abs(np.bincount(place[d], gap[d], NUM_BINS)).sum() / len(sure) for d in draws])
+    return _error(np.asarray(right, dtype=float) - sure, _places(sure))
 
 
-def _shifted(error: float, resampled: np.ndarray) -> Interval:
-    if not len(resampled):
-        return Interval(float(error), float(error), float(error))
-    low, high = np.percentile(resampled, [2.5, 97.5]) - (resampled.mean() - error)
-    return Interval(float(error), float(low), float(high))
+def chance_error(confidences: Sequence[float], draws: int, seed: int) -> tuple[float, float]:
+    """What the error is for a model that is exactly as sure as it is right: the mean, and the 95 % quantile.
+
+    Its answers are drawn, right with the probability that it says, `draws` times. An error beyond the quantile is one
+    of calibration, and not of chance.
+    """
+    sure, rng = np.asarray(confidences, dtype=float), np.random.default_rng(seed)
+    place = _places(sure)
+    errors = [_error((rng.uniform(size=len(sure)) < sure) - sure, place) for _ in range(max(1, draws))]
+    return float(np.mean(errors)), float(np.percentile(errors, 95))
+
+
+def _error(gap: np.ndarray, place: np.ndarray) -> float:
+    return float(np.abs(np.bincount(place, gap, NUM_BINS)).sum() / len(gap))
 
 
 def _places(sure: np.ndarray) -> np.ndarray:

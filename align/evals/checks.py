@@ -29,13 +29,13 @@ def load_check(reference: str, device: torch.device) -> Check:
     if kind == "words":
         return _word_list(path)
     if kind == "classifier":
-        return _classifier(path, reference.partition("#")[2], device)
+        return _classifier(path, reference.rpartition("#")[2] if "#" in reference else "", device)
     return _function(reference)
 
 
 def _word_list(path: Path) -> Check:
     """1 where an answer holds a listed word or phrase, whole, in any case: a line each, # for remarks."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     listed = [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
     if not listed:
         raise ConfigError(f"words:{path}: expected a word or phrase a line, got none")
@@ -46,7 +46,12 @@ def _word_list(path: Path) -> Check:
 
 def _classifier(folder: Path, label: str, device: torch.device) -> Check:
     """The probability of a label, by a text classifier as `transformers` saves it."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False).to(device).eval()
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        folder, trust_remote_code=False, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        raise ConfigError(f"classifier:{folder}: it holds no classifier ({min(loading['missing_keys'])} is missing)")
+    model = model.to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="right")
     labels = [str(name) for _, name in sorted(model.config.id2label.items())]
     if label not in labels:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.evals.beam import beam_search
+from align.evals.beam import WIDTH, beam_search
 from align.evals.items import encode_context
 from align.models.load import context_length
 from align.rollout.engine import Response, Sampling, generate
@@ -29,15 +29,22 @@ def write_answers(
 ) -> list[str]:
     """What the model writes after each context up to the first line break [InstructGPT, appendix D], stripped.
 
-    A context that leaves no room loses its beginning.
+    A context that leaves no room loses its beginning, and spaces at its end are not read.
 
     Args:
         way: greedy, or beam: GPT-3's search.
         max_tokens: of one forward pass.
         advance: told how many contexts are done.
+
+    Raises:
+        ValueError: `max_new_tokens` leaves no room for a context.
     """
     room = context_length(model) - max_new_tokens
-    prompts = [encode_context(tokenizer, context)[-room:] for context in contexts]
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}: expected fewer than the model reads, {room + max_new_tokens}"
+        )
+    prompts = [encode_context(tokenizer, context.rstrip())[-room:] for context in contexts]
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     written: list[list[int]] = [[] for _ in contexts]
     if way == "greedy":
@@ -52,7 +59,7 @@ def write_answers(
         ends = line_ends(tokenizer)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         lengths = [len(prompts[i]) + max_new_tokens for i in order]
-        for group in micro_batches(lengths, max(1, max_tokens // 4)):
+        for group in micro_batches(lengths, max(1, max_tokens // WIDTH)):
             found = beam_search(model, [prompts[order[k]] for k in group], ends, max_new_tokens, pad)
             for k, ids in zip(group, found, strict=True):
                 written[order[k]] = ids
@@ -67,8 +74,8 @@ def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def first_line(text: str) -> str:
-    """The text up to its first line break, but for those it begins with."""
-    return text.strip().partition("\n")[0].strip()
+    """The text up to its first line break."""
+    return text.partition("\n")[0].strip()
 
 
 # -- how near an answer comes --------------------------------------------------------------------------------------

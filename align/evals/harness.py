@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.evals.items import encode_context, encode_pair, fitting, score_pairs
+from align.evals.items import encode_context, encode_pair, fitting, score_pairs, start_token
 from align.models.load import context_length
 from align.rollout.engine import Response, Sampling, generate
 
@@ -63,12 +64,12 @@ class Scorer(LM):
 
     def loglikelihood_rolling(self, requests: list[Instance], **kwargs: Any) -> list[float]:
         """The log-prob of each text; one that is longer than the context is read in windows, as lm-eval cuts them."""
-        limit, eos = min(context_length(self._model), 2**16), self._own_tokenizer.eos_token_id
+        limit, first = min(context_length(self._model), 2**16), start_token(self._own_tokenizer)
         windows: list[tuple[list[int], list[int]]] = []
         counts = []
         for (text,) in (request.args for request in requests):
-            ids = self._own_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            rolled = get_rolling_token_windows(ids, eos, limit, 1)
+            ids = self._own_tokenizer(text, split_special_tokens=True)["input_ids"]
+            rolled = get_rolling_token_windows(ids, first, limit, 1)
             own = [make_disjoint_window(window) for window in rolled]
             windows += [(list(before), list(after)) for before, after in own]
             counts.append(len(own))
@@ -160,12 +161,15 @@ def _scores(name: str, found: Any) -> TaskScores:
     }
     by_item: dict[str, list[float]] = {}
     samples = found["samples"].get(name, [])
-    for measure in whole:
+    for measure, mean in whole.items():
         plain, _, sieve = measure.partition(".")
         rows = [s for s in samples if s.get("filter", "none") == (sieve or "none")]
         values = [sample.get(plain) for sample in rows]
         if values and all(isinstance(value, int | float) for value in values):
-            by_item[measure] = [float(value) for value in values if value is not None]
+            numbers = [float(value) for value in values]
+            # What lm-eval makes of the items' numbers otherwise, a perplexity from log-probs, is no mean of them.
+            if math.isclose(sum(numbers) / len(numbers), mean, rel_tol=1e-9, abs_tol=1e-12):
+                by_item[measure] = numbers
     return TaskScores(by_item, {measure: value for measure, value in whole.items() if measure not in by_item})
 
 

@@ -4,12 +4,13 @@ An item has one or several candidates, each a context with a completion, and say
 is to be written word for word (LAMBADA, arithmetic); of several the likeliest is the model's answer. Contexts may
 differ and the completion be the same (Winograd's partial evaluation, Trinh & Le 2018).
 
-Tokens are cut as in lm-eval (`_encode_pair`): context and completion are encoded together, spaces at the context's end
-belong to the completion, and an empty context is the end-of-text token.
+Tokens are cut as in lm-eval (`_encode_pair`): context and completion are encoded together, with the special tokens that
+the tokenizer puts there by itself, and spaces at the context's end belong to the completion.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,17 +40,21 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, completion: st
     """Tokens of a context, never none, and of the completion after it."""
     kept = context.rstrip()
     completion = context[len(kept) :] + completion
-    ids = {"add_special_tokens": False, "split_special_tokens": True}
     if not kept:
-        return [tokenizer.eos_token_id], tokenizer(completion, **ids)["input_ids"]
-    whole, before = (tokenizer(text, **ids)["input_ids"] for text in (kept + completion, kept))
+        alone = tokenizer(completion, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [start_token(tokenizer)], alone
+    whole, before = (tokenizer(text, split_special_tokens=True)["input_ids"] for text in (kept + completion, kept))
     return whole[: len(before)], whole[len(before) :]
 
 
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands before text that nothing stands before: the token for its beginning, else for a text's end."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
 def encode_context(tokenizer: PreTrainedTokenizerBase, context: str) -> list[int]:
-    """Tokens of a context that is to be written on, never none; without the spaces at its end."""
-    ids = tokenizer(context.rstrip(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return ids or [tokenizer.eos_token_id]
+    """Tokens of a context that is to be written on, never none."""
+    return tokenizer(context, split_special_tokens=True)["input_ids"] or [start_token(tokenizer)]
 
 
 def score_items(
@@ -66,7 +71,7 @@ def score_items(
         advance: told of each pass's candidates.
 
     Raises:
-        ValueError: a completion alone is longer than the model's context, or is no token.
+        ValueError: a completion alone is longer than the model's context, or is no token; a log-prob is not finite.
     """
     pairs = [pair for item in items for pair in _encoded(model, tokenizer, item)]
     scores = iter(zip(pairs, score_pairs(model, pairs, max_tokens, advance), strict=True))
@@ -75,6 +80,8 @@ def score_items(
         row = []
         for completion in item["completions"]:
             (_, after), (logprob, greedy) = next(scores)
+            if not math.isfinite(logprob):
+                raise ValueError(f"{completion[:60]!r}: its log-prob is {logprob}; is the model whole?")
             row.append(Candidate(logprob, greedy, len(completion.lstrip()), len(after)))
         found.append(row)
     return found
@@ -107,8 +114,10 @@ def score_pairs(
     per_pass = max(1, min(max_tokens, _LOGITS // model.config.vocab_size))
     once: list[tuple[list[int], list[tuple[int, list[int]]]]] = []
     again: list[tuple[list[int], list[tuple[int, list[int]]]]] = []
-    for context, own in shared.items():
-        (again if len(own) > 1 and len(context) >= _WORTH_SHARING else once).append((list(context), own))
+    for context, every in shared.items():
+        groups = again if len(every) > 1 and len(context) >= _WORTH_SHARING else once
+        for chosen in micro_batches([len(context) + len(after) for _, after in every], per_pass):
+            groups.append((list(context), [every[k] for k in chosen]))
     for score, groups in ((_score_packed, once), (_score_shared, again)):
         groups.sort(key=lambda group: len(group[0]))
         sizes = [sum(len(context) + len(after) for _, after in own) for context, own in groups]

@@ -7,6 +7,7 @@ first" calls every pair a tie. The key is read from the environment and goes now
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -30,6 +31,20 @@ _ATTEMPTS = 5
 _WAIT = 1.0  # seconds before the second attempt; twice as long before each further one
 _TIMEOUT = 120.0  # seconds
 
+
+class _Refused(Exception):
+    """This one request was refused: too long, or filtered."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The key is for the address that was given, and goes to no other."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
 _COMPARE = (
     "Below are a request to an assistant and two answers to it, A and B. Say which answer serves the person better: "
     "first whether it does what was asked, then whether what it says is true, then whether it does no harm. The order "
@@ -48,14 +63,14 @@ class Verdicts(NamedTuple):
 
     Attributes:
         scores: [N] of the first model's answer: 1 for a win, 1/2 for a tie, 0 for a loss, of both orders together.
-        consistent: [N] 1 where both orders gave the same verdict on the answers.
-        favoured_first: share of the decided verdicts that went to the answer shown first; 1/2 is no bias.
+        consistent: 1 where both orders gave the same verdict, of the pairs with two that could be made out.
+        favoured_first: 1 for each decided verdict that went to the answer shown first; half of them is no bias.
         unread: verdicts that could not be made out, counted as ties.
     """
 
     scores: list[float]
     consistent: list[float]
-    favoured_first: float
+    favoured_first: list[float]
     unread: int
 
 
@@ -93,8 +108,8 @@ class Endpoint:
         decided = [verdict for verdict in found if verdict in (0.0, 1.0)]
         return Verdicts(
             scores=[float(total > 1) if total != 1 else 0.5 for total in sums],
-            consistent=[float(_known(a) == _known(b)) for a, b in zip(forward, backward, strict=True)],
-            favoured_first=sum(decided) / len(decided) if decided else 0.5,
+            consistent=[float(a == b) for a, b in zip(forward, backward, strict=True) if None not in (a, b)],
+            favoured_first=[verdict for verdict in decided if verdict is not None],
             unread=found.count(None),
         )
 
@@ -109,13 +124,17 @@ class Endpoint:
 
     def _answers(self, asked: Sequence[str], advance: Callable[[int], None]) -> list[str]:
         known = self._read_kept()
-        keys = [digest_of([self.url, self.model, text]) for text in asked]
+        keys = [digest_of([self.model, text]) for text in asked]
         missing = {key: text for key, text in zip(keys, asked, strict=True) if key not in known}
         advance(len(asked) - len(missing))
-        lock = threading.Lock()
+        lock, refused = threading.Lock(), dict[str, str]()
 
         def ask(item: tuple[str, str]) -> None:
-            answer = self._ask(item[1])
+            try:
+                answer = self._ask(item[1])
+            except _Refused as refusal:
+                refused[item[0]] = str(refusal)
+                return
             with lock, self.kept.open("a", encoding="utf-8") as file:
                 known[item[0]] = answer
                 file.write(json.dumps([item[0], answer]) + "\n")
@@ -129,18 +148,18 @@ class Endpoint:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return [known[key] for key in keys]
+        if refused and not known:  # all of them: it is no matter of what is asked
+            raise ConfigError(next(iter(refused.values())))
+        return [known.get(key, "") for key in keys]
 
     def _read_kept(self) -> dict[str, str]:
-        known = {}
-        if self.kept.is_file():
-            for line in self.kept.read_text(encoding="utf-8").splitlines():
-                try:
-                    key, answer = json.loads(line)
-                except ValueError:  # the last line of a process that was killed while it wrote
-                    continue
-                known[key] = answer
-        return known
+        if not self.kept.is_file():
+            return {}
+        text = self.kept.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # not the last line of a process that was killed while it wrote
+        if whole != text:
+            self.kept.write_text(whole, encoding="utf-8")
+        return dict(json.loads(line) for line in whole.splitlines())
 
     def _ask(self, text: str) -> str:
         body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": text}]}
@@ -151,15 +170,17 @@ class Endpoint:
         for attempt in range(1, _ATTEMPTS + 1):
             request = urllib.request.Request(address, json.dumps(body).encode(), headers)
             try:
-                with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+                with _OPENER.open(request, timeout=_TIMEOUT) as response:
                     return str(json.load(response)["choices"][0]["message"]["content"] or "")
             except urllib.error.HTTPError as error:
                 said = error.read(300).decode("utf-8", "replace")
-                if error.code not in (408, 409, 429) and error.code < 500:
-                    raise ConfigError(f"judge.url: {address} said {error.code}: {_in_a_line(said)}") from None
                 problem = f"{error.code}: {_in_a_line(said)}"
-            except (OSError, TimeoutError) as error:
-                problem = str(getattr(error, "reason", error))
+                if error.code in (400, 413, 422):
+                    raise _Refused(f"judge.url: {address} said {problem}") from None
+                if error.code not in (408, 409, 429) and error.code < 500:
+                    raise ConfigError(f"judge.url: {address} said {problem}") from None
+            except (OSError, http.client.HTTPException) as error:
+                problem = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
             except (ValueError, KeyError, IndexError, TypeError) as error:
                 raise ConfigError(
                     f"judge.url: {address} does not answer as OpenAI's chat completions do ({type(error).__name__})"

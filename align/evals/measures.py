@@ -27,8 +27,14 @@ def measures(
 
     Args:
         alone: the same candidates after each item's `answer_context`.
+
+    Raises:
+        ValueError: some items have one candidate, others several: those are right or wrong in another sense.
     """
-    if all(len(item["completions"]) == 1 for item in items):
+    single = [len(item["completions"]) == 1 for item in items]
+    if any(single) and not all(single):
+        raise ValueError("items with one candidate are mixed with others; give them as two tasks")
+    if all(single):
         return {
             "accuracy": [float(row[0].is_greedy) for row in scores],
             "logprob": [row[0].logprob for row in scores],

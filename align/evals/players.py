@@ -59,18 +59,21 @@ def kl(
     sampled: Answers,
     max_tokens: int,
     autocast: Callable[[], AbstractContextManager[Any]],
-) -> float:
-    """KL(first || second player) in nats a response, from the first one's samples at temperature 1."""
+) -> list[float]:
+    """Of each of the first player's samples at temperature 1, its log-prob less the second's, in nats.
+
+    The mean is KL(first || second) of a response.
+    """
     responses = [response.ids for response in sampled.responses]
     lengths = [len(p) + len(r) for p, r in zip(sampled.prompts, responses, strict=True)]
-    total = 0.0
+    found: list[float] = []
     for group in micro_batches(lengths, max_tokens):
         chosen = [responses[i] for i in group]
         packed = pack_pairs([sampled.prompts[i] for i in group], chosen, players[0].model.device)
         with autocast():
             one, two = (response_logprobs(player.model, packed, chosen) for player in players)
-        total += float((one - two).double().sum())
-    return total / len(responses)
+        found += [float(each.sum()) for each in (one - two).double().split(list(map(len, chosen)))]
+    return found
 
 
 def sample_row(

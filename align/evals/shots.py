@@ -39,7 +39,7 @@ def with_shots(
         if len(texts) - copies[own] < num_shots:
             raise ValueError(
                 f"expected {num_shots} training items to draw shots from, got {len(texts) - copies[own]}; give data "
-                "that has a train split, or set some rows apart for it with train_rows"
+                "that has a train split, or set some apart with shot_rows"
             )
         rng = np.random.default_rng(derive_seed(seed, "shots", i))
         order = rng.choice(len(texts), num_shots + copies[own], replace=False)

@@ -1,8 +1,8 @@
 """Does the system message steer the model? Each probe asks for a manner that can be checked without a judge.
 
-Three shares a probe: of answers in that manner when the system message asks for it; behind a system message that asks
-for nothing; and when it asks and the user then asks for the opposite, where the system message is to be followed
-[GPT-4, system card: steerability].
+Four shares a probe: of answers in that manner when the system message asks for it and behind one that asks for nothing;
+and where the user asks for the opposite, with that system message (it is to be followed [GPT-4, system card:
+steerability]) and without. The message's effect is what it adds, in each of the two.
 """
 
 from __future__ import annotations
@@ -32,13 +32,21 @@ class Probe(NamedTuple):
     def asked(self, prompt: Messages) -> Messages:
         return [{"role": "system", "content": self.system}, *prompt]
 
-    def in_conflict(self, prompt: Messages) -> Messages:
-        *before, last = self.asked(prompt)
+    def opposed(self, prompt: Messages) -> Messages:
+        *before, last = prompt
         return [*before, {**last, "content": f"{last['content']} {self.opposite}"}]
+
+    def in_conflict(self, prompt: Messages) -> Messages:
+        return self.asked(self.opposed(prompt))
 
 
 def not_asked(prompt: Messages) -> Messages:
     return [{"role": "system", "content": _NEUTRAL}, *prompt]
+
+
+def effects(with_message: Sequence[Sequence[float]], without: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Model by model and prompt by prompt, what the message adds."""
+    return [[a - b for a, b in zip(*own, strict=True)] for own in zip(with_message, without, strict=True)]
 
 
 def variants(probes: Sequence[str]) -> Iterator[Callable[[Messages], Messages]]:
@@ -46,7 +54,7 @@ def variants(probes: Sequence[str]) -> Iterator[Callable[[Messages], Messages]]:
     yield not_asked
     for name in probes:
         yield PROBES[name].asked
-        yield PROBES[name].in_conflict
+        yield PROBES[name].in_conflict  # the longest: what is opposed alone fits where this does
 
 
 def _words(text: str) -> list[str]:

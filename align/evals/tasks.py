@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from align.evals.calibration import calibration_error, error_change, reliability
+from align.evals.calibration import calibration_error, chance_error, reliability
 from align.evals.free_form import exact_match, f1
 from align.evals.intervals import Interval, bootstrap, bounds, compared
 from align.evals.items import Candidate, Item
 from align.evals.measures import confidences, measures
+
+_LARGEST = 700.0  # whose exp is still a float
 
 
 class Scored(NamedTuple):
@@ -44,18 +46,27 @@ def task_metrics(
         found |= compared(head, name, [own[name] for own in values], num_bootstrap, seed)
         if name == "logprob":
             for part, own in zip(("", "baseline/"), values, strict=False):
-                found |= bounds(f"{head}{part}perplexity", _perplexity(bootstrap(own[name], num_bootstrap, seed)))
+                interval = bootstrap(own[name], num_bootstrap, seed)
+                if interval.low > -_LARGEST:  # beyond it a perplexity is no number any more; the log-prob is
+                    found |= bounds(f"{head}{part}perplexity", _perplexity(interval))
     sure = [confidences(items, own.rows) for own in scored]
-    right = [own["accuracy"] for own in values]
-    errors = {
-        part: calibration_error(own, hits, num_bootstrap, seed)
-        for part, own, hits in zip(("", "baseline/"), sure, right, strict=False)
-        if own is not None
-    }
-    if len(sure) == 2 and sure[0] is not None and sure[1] is not None:
-        errors["gain/"] = error_change((sure[0], sure[1]), (right[0], right[1]), num_bootstrap, seed)
-    for part, interval in errors.items():
-        found |= bounds(f"{head}{part}ece", interval)
+    if sure[0] is not None:
+        found |= _calibration(
+            head, [own or [] for own in sure], [own["accuracy"] for own in values], num_bootstrap, seed
+        )
+    return found
+
+
+def _calibration(
+    head: str, sure: Sequence[Sequence[float]], right: Sequence[Sequence[float]], num_bootstrap: int, seed: int
+) -> dict[str, float]:
+    """How far confidence is from accuracy: bin by bin, beside what chance makes of it, and on the whole."""
+    over = [[c - r for c, r in zip(*own, strict=True)] for own in zip(sure, right, strict=True)]
+    found = compared(head, "overconfidence", over, num_bootstrap, seed)
+    for part, own, hits in zip(("", "baseline/"), sure, right, strict=False):
+        mean, most = chance_error(own, num_bootstrap, seed)
+        found[f"{head}{part}ece"] = calibration_error(own, hits)
+        found |= {f"{head}{part}ece_chance": mean, f"{head}{part}ece_chance_high": most}
     return found
 
 

@@ -126,8 +126,11 @@ def calibration(made: Sequence[Made]) -> list[Markup]:
                 place, who = f"{each.name}: pairs of answers", each.name
             else:
                 place, who = row["task"], names[inputs[row["model"]]]
-            bins = found.setdefault(place, {}).setdefault(who, {})
-            bins[row["low"]] = (row["confidence"], row["accuracy"], row["answers"])
+            of_models = found.setdefault(place, {})
+            one = (row["confidence"], row["accuracy"], row["answers"])
+            if of_models.get(who, {}).get(row["low"], one) != one:
+                who = f"{who} ({each.name})"
+            of_models.setdefault(who, {})[row["low"]] = one
     charts = {place: {who: list(bins.values()) for who, bins in by.items()} for place, by in found.items()}
     return [Markup(reliability_chart(place, series)) for place, series in charts.items()]
 

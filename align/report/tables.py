@@ -15,14 +15,13 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-Scored = tuple[str, str, Metrics]  # model, baseline or "", metrics of an evaluation
+Scored = tuple[str, str, str, Metrics]  # evaluation, its model, its baseline or "", its metrics
 
-_NUMBERS = ("perplexity", "logprob", "entropy", "likert", "pretrain_loss", "/score")  # measures that are no shares
-_IN_HEADLINE = {
-    f"{prefix}{name}"
-    for prefix in ("", "greedy/")
-    for name in ("win_rate", "gold/score", "reward/score", "rules/score", "pretrain_loss")
-}
+_SCORERS = ("rules", "gold", "reward")  # the first that scored decides who wins
+_SHARES = (  # figures that are shares of prompts or items, by how their name begins
+    *("accuracy", "acc", "exact_match", "f1", "right_share", "overconfidence", "win_rate", "hallucination"),
+    *("asked", "unasked", "conflict", "opposed", "effect", "consistent", "favoured_first", "gold/"),
+)
 
 
 class Answer(NamedTuple):
@@ -39,18 +38,20 @@ class Sample(NamedTuple):
 
 def headline(made: Sequence[Made]) -> Table:
     """A row an evaluation; columns that none of them has are left out."""
-    names, score = {each.key: each.name for each in made}, _score(made)
+    names, scorers = {each.key: each.name for each in made}, {scorer(e.artifact.metrics) for e in evaluations(made)}
     rows = []
     for each in evaluations(made):
         m, inputs = each.artifact.metrics, dict(each.inputs)
         if "prompts" not in m:
             continue
+        score = scorer(m)
         rows.append(
             {
                 "model": names[inputs["model"]],
                 "over": names[inputs["baseline"]] if "baseline" in inputs else "",
                 "prompts": number(m, "prompts", 0),
-                f"{score} score": number(m, f"{score}/score"),
+                "scored by": score if len(scorers - {""}) > 1 else "",
+                f"{score} score" if len(scorers - {""}) == 1 else "score": number(m, f"{score}/score"),
                 "greedy": number(m, f"greedy/{score}/score"),
                 "wins": interval(m, ""),
                 "wins, greedy": interval(m, "greedy/"),
@@ -61,8 +62,14 @@ def headline(made: Sequence[Made]) -> Table:
                 "facts recalled": percent(m, "fact_recall"),
             }
         )
-    columns = [c for c in (rows[0] if rows else ()) if any(row[c] for row in rows)]
-    return Table(columns, [[row[c] for c in columns] for row in rows])
+    names_of = dict.fromkeys(column for row in rows for column in row)
+    columns = [c for c in names_of if any(row.get(c) for row in rows)]
+    return Table(columns, [[row.get(c, "") for c in columns] for row in rows])
+
+
+def scorer(metrics: Metrics) -> str:
+    """Whose score an evaluation's wins are by; "" where nobody scored."""
+    return next((name for name in _SCORERS if f"{name}/score" in metrics), "")
 
 
 def verdict(made: Sequence[Made]) -> list[str]:
@@ -72,11 +79,10 @@ def verdict(made: Sequence[Made]) -> list[str]:
         m, inputs = each.artifact.metrics, dict(each.inputs)
         if "baseline" not in inputs or "win_rate" not in m:
             continue
-        better, worse = m["win_rate_low"] > 0.5, m["win_rate_high"] < 0.5
-        beyond = "better, beyond chance" if better else "worse, beyond chance" if worse else "not beyond chance"
+        by = f" by {scorer(m)} score" if scorer(m) else ""
         said.append(
             f"{names[inputs['model']]} wins {interval(m, '')} of {m['prompts']:,.0f} prompts over "
-            f"{names[inputs['baseline']]}, ties counted half: {beyond}."
+            f"{names[inputs['baseline']]}{by}, ties counted half: {_beyond(m, 'win_rate', 0.5, 'better', 'worse')}."
         )
         said += _changed(names[inputs["model"]], names[inputs["baseline"]], m)
     said += [line for each in made if each.stage == "ppo" for line in _over_optimised(each)]
@@ -89,8 +95,7 @@ def _changed(model: str, baseline: str, m: Metrics) -> list[str]:
     """What winning cost: facts that are made up, and the loss on pretraining text."""
     said = []
     if "gain/hallucination" in m:
-        more, fewer = m["gain/hallucination_low"] > 0, m["gain/hallucination_high"] < 0
-        beyond = "more often, beyond chance" if more else "less often, beyond chance" if fewer else "not beyond chance"
+        beyond = _beyond(m, "gain/hallucination", 0.0, "more often", "less often")
         said.append(
             f"{model} states something false in {percent(m, 'hallucination')} of {m['hallucination_prompts']:,.0f} "
             f"answers about facts, {baseline} in {percent(m, 'baseline/hallucination')}: {beyond}."
@@ -102,6 +107,16 @@ def _changed(model: str, baseline: str, m: Metrics) -> list[str]:
             f"{baseline}'s: the alignment tax."
         )
     return said
+
+
+def _beyond(m: Metrics, name: str, null: float, above: str, below: str) -> str:
+    """Whether the interval of a figure lies on one side of `null`; one without width says nothing."""
+    low, high = m[f"{name}_low"], m[f"{name}_high"]
+    if low == high:
+        return "not beyond chance"
+    return (
+        f"{above}, beyond chance" if low > null else f"{below}, beyond chance" if high < null else "not beyond chance"
+    )
 
 
 def _over_optimised(ppo: Made) -> list[str]:
@@ -146,14 +161,20 @@ def behaviour(made: Sequence[Made]) -> Table:
 
 def manners(scored: Sequence[Scored]) -> Table:
     """As `tasks`, of all figures that are neither a task's nor in the headline table."""
-    return _figures(
-        scored, lambda head, name: not head.startswith("tasks/") and f"{head}{name}" not in _IN_HEADLINE, "answers"
-    )
+    return _figures(scored, lambda name, m: not name.startswith("tasks/") and name not in _in_headline(m), "answers")
 
 
 def tasks(scored: Sequence[Scored]) -> Table:
-    """A row a measure of a task, a column a model; and a column a comparison, item by item, with the baseline."""
-    return _figures(scored, lambda head, name: head.startswith("tasks/"), "task")
+    """A row a measure of a task, a column a model; and a column a comparison, item by item, with the baseline.
+
+    A model that figures differently in another evaluation, behind shots perhaps, has a column more.
+    """
+    return _figures(scored, lambda name, m: name.startswith("tasks/"), "task")
+
+
+def _in_headline(m: Metrics) -> set[str]:
+    shown = ("win_rate", f"{scorer(m)}/score", "kl", "pretrain_loss")
+    return {f"{prefix}{name}" for prefix in ("", "greedy/") for name in shown}
 
 
 def _scored(made: Sequence[Made]) -> list[Scored]:
@@ -161,27 +182,31 @@ def _scored(made: Sequence[Made]) -> list[Scored]:
     found: list[Scored] = []
     for each in evaluations(made):
         inputs = dict(each.inputs)
-        found.append((names[inputs["model"]], names.get(inputs.get("baseline", ""), ""), each.artifact.metrics))
+        model, baseline = names[inputs["model"]], names.get(inputs.get("baseline", ""), "")
+        found.append((each.name, model, baseline, each.artifact.metrics))
     return found
 
 
-def _figures(scored: Sequence[Scored], wanted: Callable[[str, str], bool], title: str) -> Table:
+def _figures(scored: Sequence[Scored], wanted: Callable[[str, Metrics], bool], title: str) -> Table:
     cells: dict[str, dict[str, str]] = {}
     columns: dict[str, None] = {}
-    for model, baseline, metrics in scored:
+    for evaluation, model, baseline, metrics in scored:
         parts = {model: ""} | ({baseline: "baseline/", f"{model} - {baseline}": "gain/"} if baseline else {})
         for metric in metrics:
             head, name = _head_and_name(metric)
             if name.startswith(("baseline/", "gain/")) or head.endswith(("/baseline/", "/gain/")):
                 continue
-            if f"{metric}_low" not in metrics or not wanted(head, name):
+            if not wanted(metric, metrics):
                 continue
+            row = f"{head.removeprefix('tasks/').rstrip('/')} {name}".strip()
             for column, part in parts.items():
-                found = [metrics.get(f"{head}{part}{name}{end}") for end in ("", "_low", "_high")]
-                if None not in found:
-                    columns[column] = None
-                    row = f"{head.removeprefix('tasks/').rstrip('/')} {name}".strip()
-                    cells.setdefault(row, {})[column] = _figure(name, part, found, _is_share(metric, metrics))
+                shown = _figure(metrics, f"{head}{part}{name}", name, part)
+                if not shown:
+                    continue
+                taken = cells.get(row, {}).get(column, shown) != shown
+                place = f"{column} ({evaluation})" if taken else column
+                columns[place] = None
+                cells.setdefault(row, {})[place] = shown
     return Table([title, *columns], [[row, *(own.get(c, "") for c in columns)] for row, own in cells.items()])
 
 
@@ -194,15 +219,17 @@ def _head_and_name(metric: str) -> tuple[str, str]:
     return head, metric.removeprefix(head)
 
 
-def _is_share(metric: str, metrics: Metrics) -> bool:
-    return not metric.endswith(_NUMBERS) and metrics[f"{metric}_low"] >= 0 and metrics[f"{metric}_high"] <= 1
-
-
-def _figure(name: str, part: str, found: Sequence[float | None], share: bool) -> str:
-    mean, low, high = (float(x or 0.0) for x in found)
-    sign = "+" if part == "gain/" or name == "effect" else ""
-    beyond = " *" if part == "gain/" and (low > 0 or high < 0) else ""
-    if share or name == "effect":
+def _figure(metrics: Metrics, metric: str, name: str, part: str) -> str:
+    """A figure with its interval, a share in percent; a calibration error with what chance makes of it."""
+    if f"{metric}_chance_high" in metrics:
+        error, most = 100 * metrics[metric], 100 * metrics[f"{metric}_chance_high"]
+        return f"{error:.1f} % (chance: to {most:.1f})" + (" *" if error > most else "")
+    if f"{metric}_low" not in metrics:
+        return ""
+    mean, low, high = (metrics[f"{metric}{end}"] for end in ("", "_low", "_high"))
+    sign = "+" if part == "gain/" or name.startswith("effect") or name == "overconfidence" else ""
+    beyond = " *" if part == "gain/" and "not" not in _beyond(metrics, metric, 0.0, "", "") else ""
+    if name.startswith(_SHARES) and not name.endswith("/score"):
         mean, low, high = (round(100 * x, 1) + 0.0 for x in (mean, low, high))  # no -0.0
         return f"{mean:{sign}.1f} % [{low:.1f}, {high:.1f}]{beyond}"
     return f"{mean:{sign}.3g} [{low:.3g}, {high:.3g}]" + (" bits" if name == "entropy" else "") + beyond
@@ -291,10 +318,6 @@ def interval(metrics: Metrics, prefix: str) -> str:
         return ""
     rate, low, high = (100 * metrics[name] for name in names)
     return f"{rate:.1f} % [{low:.1f}, {high:.1f}]"
-
-
-def _score(made: Sequence[Made]) -> str:
-    return "gold" if any("gold/score" in each.artifact.metrics for each in evaluations(made)) else "reward"
 
 
 def _shown(row: Mapping[str, object], name: str) -> str:

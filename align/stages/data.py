@@ -91,8 +91,8 @@ def _read(cfg: Data, source: Source, dropped: Counter[str]) -> dict[str, list[Ro
     if errors and source.is_local_path:
         raise ConfigError(_told(errors))
     _keep_apart(splits, dropped)
-    if cfg.record == "items" and cfg.train_rows and not splits["train"]:
-        _set_apart(splits, cfg.train_rows)
+    if cfg.shot_rows and not splits["train"]:
+        _set_apart(splits, cfg.shot_rows)
     limits = _limits(cfg)
     return {split: _take(rows, limits[split]) for split, rows in splits.items()}
 

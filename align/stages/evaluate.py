@@ -19,6 +19,7 @@ import torch
 
 from align.artifacts import Artifact
 from align.configs import Evaluate
+from align.configs.evaluate import RESERVED
 from align.data.records import Row, read_info, read_rows
 from align.errors import ConfigError
 from align.evals.checks import load_check
@@ -31,7 +32,7 @@ from align.evals.judge import Endpoint
 from align.evals.players import Answers, Messages, Player, alike, fit, kl, sample_row
 from align.evals.scorers import Scorer, by_gold, by_reward_model, by_rules
 from align.evals.shots import prefixed, prefixed_prompt, with_shots
-from align.evals.steering import PROBES, Probe, not_asked, variants
+from align.evals.steering import PROBES, Probe, effects, not_asked, variants
 from align.evals.tasks import Scored, reliability_rows, task_metrics
 from align.evals.text_loss import encode_text, row_losses
 from align.evals.win_rate import win_rate
@@ -44,8 +45,8 @@ from align.text.chat import decode_response, encode_prompts, show_prompt
 
 def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
     players = [_player(cfg, slot, inputs.one(slot), job) for slot in ("model", "baseline") if slot in inputs]
-    metrics = _on_prompts(cfg, inputs, job, players) if "prompts" in inputs else {}
     reliability: list[dict[str, Any]] = []
+    metrics: Metrics = {}
     for name, items in _tasks(cfg, inputs, players):
         metrics |= _on_items(cfg, job, players, name, items, reliability)
     if f"tasks/{TASK}/accuracy" in metrics:
@@ -54,6 +55,8 @@ def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
         metrics |= _on_harness(cfg, job, players)
     if "text" in inputs:
         metrics |= _on_text(cfg, inputs, job, players)
+    if "prompts" in inputs:
+        metrics |= _on_prompts(cfg, inputs, job, players)
     job.table("calibration", reliability)
     job.log(metrics, 0)
     return metrics
@@ -94,12 +97,12 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     metrics["response_tokens"] = sum(len(r.ids) for r in sampled[0].responses) / len(rows)
     if len(players) == 2 and alike(players):
         autocast = functools.partial(job.autocast, cfg.precision)
-        metrics["kl"] = kl(players, sampled[0], job.hardware.micro_batch_tokens, autocast)
+        metrics |= _compared(cfg, "", "kl", [kl(players, sampled[0], job.hardware.micro_batch_tokens, autocast)])
     metrics |= _checked(cfg, job, players, rows, sampled)
     metrics |= _steered(cfg, job, players, prompts, greedy)
-    if cfg.judge.url is not None and job.is_main:
-        metrics |= _judged(cfg, job, prompts, sampled)
     job.table("samples", [sample_row(i, rows[i], given, scores) for i in range(min(cfg.num_samples, len(rows)))])
+    if cfg.judge.url is not None and job.is_main:  # last, for the other processes wait for nothing after it
+        metrics |= _judged(cfg, job, prompts, sampled)
     return metrics
 
 
@@ -124,7 +127,7 @@ def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages
         for place, response in generate(
             player.model,
             [prompts[i] for i in mine],
-            [derive_seed(cfg.seed or 0, "evaluate", player.name, i) for i in mine],
+            [derive_seed(cfg.seed or 0, "evaluate", "model", i) for i in mine],  # whoever it is: a model is one model
             sampling,
             eos_token_id=player.tokenizer.eos_token_id,
             pad_token_id=player.tokenizer.pad_token_id,
@@ -225,9 +228,10 @@ def _steered(
         probe, head = PROBES[name], f"steering/{name}/"
         asked, unasked = follow(probe, answers(probe.asked)), follow(probe, neutral)
         metrics |= _compared(cfg, head, "asked", asked) | _compared(cfg, head, "unasked", unasked)
-        metrics |= _compared(cfg, head, "conflict", follow(probe, answers(probe.in_conflict)))
-        effects = [[a - b for a, b in zip(one, two, strict=True)] for one, two in zip(asked, unasked, strict=True)]
-        metrics |= _compared(cfg, head, "effect", effects)
+        metrics |= _compared(cfg, head, "effect", effects(asked, unasked))
+        conflict, opposed = follow(probe, answers(probe.in_conflict)), follow(probe, answers(probe.opposed))
+        metrics |= _compared(cfg, head, "conflict", conflict) | _compared(cfg, head, "opposed", opposed)
+        metrics |= _compared(cfg, head, "effect_in_conflict", effects(conflict, opposed))
     return metrics
 
 
@@ -238,8 +242,9 @@ def _judged(cfg: Evaluate, job: Job, prompts: Sequence[Messages], sampled: Seque
     with job.progress(2 * len(asked), "verdicts") as advance:
         verdicts = endpoint.compare(asked, texts[0], texts[1], advance)
     metrics = _won(cfg, "judge/", [verdicts.scores, [1 - score for score in verdicts.scores]])
-    metrics |= _compared(cfg, "judge/", "consistent", [verdicts.consistent])
-    metrics |= {"judge/favoured_first": verdicts.favoured_first, "judge/unread": float(verdicts.unread)}
+    metrics["judge/unread"] = float(verdicts.unread)
+    for name, values in (("consistent", verdicts.consistent), ("favoured_first", verdicts.favoured_first)):
+        metrics |= _compared(cfg, "judge/", name, [values]) if values else {}
     if cfg.judge.likert:
         with job.progress(2 * len(asked), "ratings") as advance:
             ratings = [endpoint.rate(asked, own, advance) for own in texts]
@@ -255,15 +260,20 @@ def _judged(cfg: Evaluate, job: Job, prompts: Sequence[Messages], sampled: Seque
 
 def _tasks(cfg: Evaluate, inputs: Inputs, players: Sequence[Player]) -> Iterator[tuple[str, list[list[Row]]]]:
     """(name, the items as each player is to read them) of each task and prefix; the facts that the text states, too."""
+    known: set[str] = set()
     for folder in inputs.folders("items") if "items" in inputs else ():
         name = _task_name(read_info(folder)["source"])
         items = list(read_rows([folder], "test"))[: cfg.num_items]
-        if not items:
-            raise ConfigError(f"inputs.items: {name} has no test items")
+        if not items or name in known:
+            raise ConfigError(
+                f"inputs.items: {f'two tasks are called {name}' if items else f'{name} has no test items'}"
+            )
+        if bad := {item["group"] for item in items} & {*RESERVED}:
+            raise ConfigError(f"inputs.items: {name}: a group cannot be called {min(bad)!r}")
+        known.add(name)
         pool = list(read_rows([folder], "train")) if cfg.num_shots else []
-        for prefix, line in {"": None, **cfg.prefixes}.items():
-            plain = items if line is None else [{**item, **prefixed(item, line)} for item in items]
-            yield (f"{name}@{prefix}" if prefix else name), [_behind_shots(cfg, p, plain, pool) for p in players]
+        for prefix, line in {"": "", **cfg.prefixes}.items():
+            yield (f"{name}@{prefix}" if prefix else name), [_behind(cfg, p, items, pool, line) for p in players]
     if "text" in inputs:
         facts = known_facts([read_info(folder) for folder in inputs.folders("text")])
         if facts is not None:
@@ -272,22 +282,25 @@ def _tasks(cfg: Evaluate, inputs: Inputs, players: Sequence[Player]) -> Iterator
 
 def _task_name(source: str) -> str:
     """`card:lambada` is lambada; `path:here/my_items.jsonl` my_items."""
-    return source.partition(":")[2].rpartition("/")[2].partition(".")[0].partition("@")[0]
+    return source.partition(":")[2].rstrip("/").rpartition("/")[2].partition(".")[0].partition("@")[0]
 
 
-def _behind_shots(cfg: Evaluate, player: Player, items: list[Row], pool: Sequence[Row]) -> list[Row]:
-    if not cfg.num_shots:
-        return items
+def _behind(cfg: Evaluate, player: Player, items: list[Row], pool: Sequence[Row], line: str) -> list[Row]:
+    """The items behind the line, where there is one, and the shots."""
     limit = context_length(player.model)
 
+    def behind_line(item: Mapping[str, Any]) -> Row:
+        return dict(prefixed(item, line) if line else item)
+
     def fits(item: Mapping[str, Any]) -> bool:
-        pairs = zip(item["contexts"], item["completions"], strict=True)
+        pairs = zip(behind_line(item)["contexts"], item["completions"], strict=True)
         return all(sum(map(len, encode_pair(player.tokenizer, *pair))) <= limit + 1 for pair in pairs)
 
     try:
-        return [dict(item) for item in with_shots(items, pool, cfg.num_shots, cfg.seed or 0, fits)]
+        shown = with_shots(items, pool, cfg.num_shots, cfg.seed or 0, fits) if cfg.num_shots else items
     except ValueError as error:
         raise ConfigError(f"num_shots: {error}") from None
+    return [behind_line(item) for item in shown]
 
 
 def _on_items(
@@ -318,21 +331,22 @@ def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job, task:
             own = score_items(player.model, player.tokenizer, rows, most, advance)
         return [[Candidate(*candidate) for candidate in row] for row in job.gather(own)]
 
+    def written() -> list[str]:
+        contexts = [item["contexts"][item["labels"].index(1)] for item in mine]
+        model, tokenizer, way = player.model, player.tokenizer, str(cfg.free_form)
+        with job.progress(len(mine), "answers") as advance, job.autocast(cfg.precision):
+            own = write_answers(model, tokenizer, contexts, way, cfg.max_new_tokens, most, advance)
+        return job.gather(own)
+
     try:
-        rows, alone = likelihoods(mine), None
+        rows, alone, answers = likelihoods(mine), None, None
         if all(item.get("answer_context") is not None for item in items):
             alone = likelihoods([{**i, "contexts": [i["answer_context"]] * len(i["contexts"])} for i in mine])
+        if cfg.free_form is not None and all(item["contexts"][0].strip() for item in items):
+            answers = written()
+        return Scored(rows, alone, answers)
     except ValueError as error:
         raise ConfigError(f"inputs.items: {task}: {error}") from None
-    answers = None
-    if cfg.free_form is not None and all(item["contexts"][0].strip() for item in items):
-        contexts = [item["contexts"][item["labels"].index(1)] for item in mine]
-        with job.progress(len(mine), "answers") as advance, job.autocast(cfg.precision):
-            written = write_answers(
-                player.model, player.tokenizer, contexts, cfg.free_form, cfg.max_new_tokens, most, advance
-            )
-        answers = job.gather(written)
-    return Scored(rows, alone, answers)
 
 
 def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:

@@ -177,9 +177,11 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
                 counts[3] += torch.stack([(better & (ranks[:, None] < ranks[None, :])).sum(), (better & ordered).sum()])
     job.all_reduce(counts)
     shares = {name: float(right / n) for name, (right, n) in zip(names, counts, strict=True) if n > 0}
-    sure, right = zip(*job.gather(pairs, even=False), strict=True)
-    job.table("calibration", [{"task": "pairs", "model": "model", **b._asdict()} for b in reliability(sure, right)])
-    shares["ece"] = calibration_error(sure, right, 0, 0).mean
+    if every := job.gather(pairs, even=False):
+        sure, right = zip(*every, strict=True)
+        bins = [{"task": "pairs", "model": "model", **each._asdict()} for each in reliability(sure, right)]
+        job.table("calibration", bins)
+        shares["ece"] = calibration_error(sure, right)
     return shares | {"held_out_prompts": float(len(held_out)), "held_out_pairs": float(counts[0, 1])}
 
 

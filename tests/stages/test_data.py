@@ -265,10 +265,10 @@ def test_nothing_is_left_beside_the_store(here):
     assert sorted(path.name for path in Path().iterdir()) == ["a.jsonl", "store"]
 
 
-@pytest.mark.parametrize(("asked", "train", "test"), [("null", 0, 30), ("8", 8, 22)])
+@pytest.mark.parametrize(("asked", "train", "test"), [(0, 0, 30), (8, 8, 22)])
 def test_items_that_are_all_test_are_set_apart_for_shots_where_that_is_asked(here, asked, train, test):
     (here / "sums.jsonl").write_text(lines(*({"context": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(30))))
-    assert data("source=path:sums.jsonl", "record=items", f"train_rows={asked}") == 0
+    assert data("source=path:sums.jsonl", "record=items", f"shot_rows={asked}") == 0
     made = splits(here)
     assert (len(made.get("train", [])), len(made["test"])) == (train, test)
     assert len({row["contexts"][0] for rows in made.values() for row in rows}) == 30

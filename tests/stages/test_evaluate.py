@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,12 @@ from judge_server import Server, says
 from align.artifacts import Artifact, ArtifactStore
 from align.configs import Data, Evaluate, JudgeConfig, RunConfig
 from align.errors import ConfigError
-from align.evals.players import Answers
+from align.evals.players import Answers, Player
 from align.evals.scorers import Scorer
 from align.evals.steering import PROBES
 from align.job import Inputs, Job, Metrics
 from align.plan import data_digest
+from align.rollout.engine import Response
 from align.stages import data, evaluate
 
 FEW = {"num_prompts": 12, "num_bootstrap": 50, "max_new_tokens": 8, "seed": 0}
@@ -68,7 +69,7 @@ def test_a_model_without_an_average_is_refused(finished: Path, tmp_path: Path) -
 def test_every_figure_has_a_baseline_a_difference_and_an_interval(finished: Path, tmp_path: Path) -> None:
     found = scores(finished, tmp_path, {**BOTH, "prompts": "prompts", "text": "text"})
     figures = ("gold/score", "gold/truthfulness", "hallucination", "pretrain_loss", "tasks/world_facts/accuracy")
-    for figure in (*figures, "tasks/world_facts/ece"):
+    for figure in (*figures, "tasks/world_facts/overconfidence"):
         head, _, name = figure.rpartition("/") if figure.startswith("tasks") else ("", "", figure)
         head = f"{head}/" if head else ""
         for part in ("", "baseline/", "gain/"):
@@ -76,6 +77,10 @@ def test_every_figure_has_a_baseline_a_difference_and_an_interval(finished: Path
             assert low <= mean <= high
         change = found[f"{head}{name}"] - found[f"{head}baseline/{name}"]
         assert found[f"{head}gain/{name}"] == pytest.approx(change, abs=1e-9)
+    for part in ("", "baseline/"):
+        head = f"tasks/world_facts/{part}ece"
+        assert 0 < found[f"{head}_chance"] < found[f"{head}_chance_high"]
+        assert 0 <= found[head] <= 1
     assert found["fact_recall"] == found["tasks/world_facts/accuracy"]
     rows = [json.loads(line) for line in (tmp_path / "out" / "calibration.jsonl").read_text().splitlines()]
     assert {row["model"] for row in rows} == {"model", "baseline"}
@@ -83,12 +88,13 @@ def test_every_figure_has_a_baseline_a_difference_and_an_interval(finished: Path
 
 
 def test_a_model_against_itself_gains_nothing(finished: Path, tmp_path: Path) -> None:
-    """Greedy, for it samples with seeds of its own as the baseline."""
     found = scores(finished, tmp_path, {"model": "sft", "baseline": "sft", "prompts": "prompts", "text": "text"})
-    for name in ("greedy/gain/gold/score", "gain/pretrain_loss", "tasks/world_facts/gain/ece", "kl"):
-        assert found[name] == pytest.approx(0.0, abs=1e-6)
-    assert found["greedy/win_rate"] == 0.5
-    assert found["greedy/ties"] == 1.0
+    assert found["kl"] == pytest.approx(0.0, abs=1e-6)
+    gains = {name: value for name, value in found.items() if "gain/" in name}
+    assert len(gains) > 20
+    assert set(gains.values()) == {0.0}
+    assert found["win_rate"] == found["greedy/win_rate"] == 0.5
+    assert found["ties"] == 1.0
 
 
 def question(i: int, **more: object) -> dict:
@@ -105,7 +111,7 @@ def test_shots_come_from_the_training_split_and_change_what_is_asked(finished: P
         for name, knobs in (("plain", {}), ("shots", {"num_shots": 1}), ("line", {"prefixes": {"kind": "Be kind."}}))
     )
     assert plain["tasks/both/items"] == 9.0
-    assert {"accuracy", "accuracy_norm", "accuracy_token", "accuracy_relative", "ece"} == {
+    assert {"accuracy", "accuracy_norm", "accuracy_token", "accuracy_relative", "overconfidence"} == {
         name.removeprefix("tasks/both/").removesuffix("_low")
         for name in plain
         if name.endswith("_low") and name.count("/") == 2
@@ -113,7 +119,25 @@ def test_shots_come_from_the_training_split_and_change_what_is_asked(finished: P
     assert plain["tasks/both/ece"] != shots["tasks/both/ece"]
     assert line["tasks/both/ece"] == plain["tasks/both/ece"]
     assert line["tasks/both@kind/ece"] != plain["tasks/both/ece"]
-    assert not any("kind/accuracy_relative" in name for name in plain)
+    assert {"tasks/both@kind/accuracy_relative", "tasks/both@kind/gain/accuracy_high"} <= line.keys()
+
+
+def test_two_tasks_of_one_name_are_refused(finished: Path, tmp_path: Path) -> None:
+    one, two = (items(tmp_path / name, "mine", [question(i) for i in range(3)]) for name in ("a", "b"))
+    with pytest.raises(ConfigError, match=r"inputs\.items: two tasks are called mine"):
+        scores(finished, tmp_path / "run", {**BOTH, "items": (*one, *two)})
+
+
+def test_a_group_that_has_a_baseline_s_name_is_refused(finished: Path, tmp_path: Path) -> None:
+    own = items(tmp_path, "mine", [question(i, group="gain") for i in range(3)])
+    with pytest.raises(ConfigError, match=r"inputs\.items: mine: a group cannot be called 'gain'"):
+        scores(finished, tmp_path / "run", {**BOTH, "items": own})
+
+
+def test_written_answers_need_room(finished: Path, tmp_path: Path) -> None:
+    own = items(tmp_path, "mine", [question(i) for i in range(3)])
+    with pytest.raises(ConfigError, match=r"inputs\.items: mine: max_new_tokens=4000: expected fewer than the model"):
+        scores(finished, tmp_path / "run", {**BOTH, "items": own}, free_form="beam", max_new_tokens=4000)
 
 
 def test_shots_without_a_training_split_are_refused(finished: Path, tmp_path: Path) -> None:
@@ -180,11 +204,34 @@ def test_a_fact_that_is_made_up_is_counted_among_the_prompts_that_ask_for_one() 
 
 
 def test_a_system_message_is_probed(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = itertools.cycle([True, False, True, True, False])  # for the toy's answers follow nothing
-    monkeypatch.setitem(PROBES, "brief", PROBES["brief"]._replace(follows=lambda answer, plain: next(turns)))
+    def written(cfg: Evaluate, job: Job, player: Player, messages: list, temperature: float) -> Answers:
+        """What was asked, as the answer: so it is known which answers a share is of."""
+        texts = [f"{player.name}: {' '.join(m['content'] for m in prompt)}" for prompt in messages]
+        return Answers([[1]] * len(texts), [Response([1], [0.0])] * len(texts), texts)
+
+    def of(*words: str) -> dict[str, Callable[[str, str], bool]]:
+        return {"follows": lambda answer, plain: all(word in answer for word in words) and "Be brief" not in plain}
+
+    monkeypatch.setattr(evaluate, "_answer", written)
+    shares = {}
+    for words in (("Be brief",), ("Answer the user",), ("Answer at length",), ("baseline:",)):
+        monkeypatch.setitem(PROBES, "brief", PROBES["brief"]._replace(**of(*words)))
+        folder = tmp_path / words[0].replace(" ", "_")
+        found = scores(finished, folder, {**BOTH, "prompts": "prompts"}, steering=["brief"])
+        kinds = ("asked", "unasked", "conflict", "opposed", "effect", "effect_in_conflict")
+        shares[words[0]] = [found[f"steering/brief/{kind}"] for kind in kinds]
+        assert found["steering/brief/baseline/asked"] == float(words[0] in ("Be brief", "baseline:"))
+    assert shares == {
+        "Be brief": [1.0, 0.0, 1.0, 0.0, 1.0, 1.0],
+        "Answer the user": [0.0, 1.0, 0.0, 0.0, -1.0, 0.0],
+        "Answer at length": [0.0, 0.0, 1.0, 1.0, 0.0, 0.0],
+        "baseline:": [0.0] * 6,
+    }
+
+
+def test_the_system_s_probes_run_on_real_answers(finished: Path, tmp_path: Path) -> None:
     found = scores(finished, tmp_path, {**BOTH, "prompts": "prompts"}, steering=["brief", "capitals"])
     assert 0 < found["steering/prompts"] <= 12
-    assert 0 < found["steering/brief/unasked"] < 1
     for part in ("", "baseline/"):
         effect = found[f"steering/brief/{part}asked"] - found[f"steering/brief/{part}unasked"]
         assert found[f"steering/brief/{part}effect"] == pytest.approx(effect)
@@ -201,7 +248,7 @@ def test_a_judge_decides_and_rates(finished: Path, tmp_path: Path) -> None:
     server.close()
     assert found["judge/win_rate"] == 0.5
     assert found["judge/ties"] == 1.0
-    assert found["judge/favoured_first"] == 1.0
+    assert found["judge/favoured_first"] == found["judge/favoured_first_low"] == 1.0
     assert found["judge/consistent"] == 0.0
     assert found["judge/likert"] == found["judge/baseline/likert"] == 5.0
     assert found["judge/rated"] == 12.0
@@ -228,10 +275,12 @@ def test_a_task_of_lm_eval_runs_and_is_compared(finished: Path, tmp_path: Path) 
         ({"steering": ["rude"]}, "steering: expected some of brief, polite, capitals, one_sentence, got 'rude'"),
         (
             {"judge": JudgeConfig(url="localhost:80", model="m")},
-            "judge.url: expected an address that begins with http://",
+            "judge.url: expected http(s)://HOST",
         ),
         ({"judge": JudgeConfig(url="http://a")}, "judge.model: expected the judge's name at the endpoint, got ''"),
+        ({"judge": JudgeConfig(url="http://me:secret@a", model="m")}, "judge.url: expected http(s)://HOST"),
         ({"checks": {"a/b": "words:x"}}, "checks: expected a name without a slash"),
+        ({"checks": {"answers": "words:x"}}, "checks: expected a name without a slash"),
         ({"prefixes": {"gain": "x"}}, "prefixes: expected a name without a slash"),
     ],
 )
@@ -274,7 +323,7 @@ def test_what_a_named_file_holds_is_in_the_key(finished: Path, tmp_path: Path) -
         found.append(digest())
     assert len(set(found)) == 3
     assert found[0] == found[3]
-    assert data_digest("evaluate", Evaluate(tasks=["lm_eval:arc_easy"]), RunConfig(), ArtifactStore(finished)) is None
+    assert data_digest("evaluate", Evaluate(), RunConfig(), ArtifactStore(finished)) is None
     task.unlink()
     with pytest.raises(ConfigError, match=r"steps\.evaluate\.tasks: lm_eval:.*mine\.yaml: no such file"):
         digest()

@@ -133,8 +133,9 @@ def test_every_token_with_a_line_break_ends_an_answer():
     assert all("\n" in tokenizer.decode([i]) for i in ends[1:])
 
 
-def test_the_first_line_is_the_first_that_says_something():
-    assert first_line("\n  Paris \nLondon") == "Paris"
+def test_the_first_line_ends_with_the_first_break():
+    assert first_line("  Paris \nLondon") == "Paris"
+    assert first_line("\nLondon") == ""
     assert first_line("  ") == ""
 
 

@@ -66,6 +66,16 @@ doc_to_target: " {{choices[label]}}"
 generation_kwargs: {until: ["\\n", " dog"], max_gen_toks: 8, do_sample: false}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """,
+    "last": """
+task: last
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/test.jsonl}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{q}}"
+doc_to_target: " {{choices[0]}}"
+metric_list: [{metric: perplexity}, {metric: acc}]
+""",
     "text": """
 task: text
 dataset_path: json
@@ -149,6 +159,9 @@ def test_a_task_s_figures_are_those_of_lm_eval_s_own_model(ours, theirs, folder,
             assert value == pytest.approx(figures[measure], rel=1e-4)
         assert (means | scores.whole).keys() == {k for k in figures if not k.endswith("_stderr")}
     assert len(found["choices"].by_item["acc"]) == 16
+    if num_shots is None:
+        assert found["last"].by_item.keys() == {"acc"}
+        assert found["last"].whole.keys() == {"perplexity"}
 
 
 def test_text_ends_before_a_stop_string_as_lm_eval_s_own_model_ends_it(ours, theirs):

@@ -12,7 +12,7 @@ import torch
 from align.configs import ModelConfig
 from align.data.formats import FORMATS, infer_format
 from align.data.records import Malformed, check_row
-from align.evals.intervals import bootstrap
+from align.evals.intervals import bootstrap, compared
 from align.evals.items import Candidate, encode_pair, score_items
 from align.evals.measures import measures
 from align.evals.tasks import Scored, task_metrics
@@ -159,6 +159,46 @@ def test_one_completion_after_several_contexts_has_no_measure_by_length():
     items = [item(["a", "b"], [" x", " x"])]
     found = measures(items, [[Candidate(-2.0, False, 1, 1), Candidate(-1.0, False, 1, 1)]])
     assert found == {"accuracy": [0.0]}
+
+
+def test_items_with_one_candidate_are_not_mixed_with_others():
+    rows = [[Candidate(-1.0, True, 1, 1)], [Candidate(-1.0, True, 1, 1), Candidate(-2.0, True, 1, 1)]]
+    with pytest.raises(ValueError, match="items with one candidate are mixed with others"):
+        measures([item(["a"], [" x"]), item(["a"] * 2, [" x", " y"])], rows)
+
+
+def test_a_model_that_is_broken_is_said(tokenizer, model):
+    broken = copy.deepcopy(model)
+    broken.get_input_embeddings().weight.data.fill_(math.nan)
+    with pytest.raises(ValueError, match="its log-prob is nan"):
+        score_items(broken, tokenizer, ITEMS[:1], 4096)
+
+
+def test_no_pass_holds_more_than_it_may_however_many_share_a_context(tokenizer, model):
+    sizes = []
+    hook = model.register_forward_pre_hook(
+        lambda m, given, kept: sizes.append(kept["input_ids"].numel()), with_kwargs=True
+    )
+    short = [item(["the cat sat on the mat"], [" and"]) for _ in range(100)]
+    found = score_items(model, tokenizer, short, 64)
+    hook.remove()
+    assert max(sizes) <= 64 + 64  # rounded up
+    assert len({round(row[0].logprob, 4) for row in found}) == 1
+
+
+def test_a_gain_is_over_the_same_items():
+    """Every item is one better, so the difference has no width, however far the items lie apart."""
+    values = np.random.default_rng(0).normal(0.0, 10.0, 50)
+    found = compared("t/", "x", [values + 1, values], 200, 0)
+    assert [found[f"t/gain/x{end}"] for end in ("", "_low", "_high")] == pytest.approx([1.0] * 3)
+    assert found["t/x_high"] - found["t/x_low"] > 2
+
+
+@pytest.mark.parametrize(("logprob", "there"), [(-3.0, True), (-900.0, False)])
+def test_a_perplexity_that_no_float_can_hold_is_left_out(logprob, there):
+    found = task_metrics("t/", [item(["a"], [" x"])], [Scored([[Candidate(logprob, True, 1, 1)]])], 10, 0)
+    assert ("t/perplexity" in found) is there
+    assert found["t/logprob"] == logprob
 
 
 def test_single_candidates_give_accuracy_and_perplexity():

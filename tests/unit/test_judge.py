@@ -51,7 +51,7 @@ def test_who_likes_length_finds_the_longer_in_both_orders(serve, tmp_path):
     found = compare(server, tmp_path, done.append)
     assert found.scores == [1.0, 0.0, 0.5, 1.0]
     assert found.consistent == [1.0] * 4
-    assert found.favoured_first == 0.5
+    assert found.favoured_first == [1.0, 0.0, 0.0, 1.0, 1.0, 0.0]
     assert found.unread == 0
     assert sum(done) == 8
     assert {shown(body["messages"][0]["content"]) for body in server.asked} == {
@@ -61,12 +61,12 @@ def test_who_likes_length_finds_the_longer_in_both_orders(serve, tmp_path):
     assert {body["temperature"] for body in server.asked} == {0}
 
 
-@pytest.mark.parametrize(("place", "share"), [("A", 1.0), ("B", 0.0)])
-def test_who_always_likes_a_place_calls_every_pair_a_tie(serve, tmp_path, place, share):
+@pytest.mark.parametrize(("place", "first"), [("A", 1.0), ("B", 0.0)])
+def test_who_always_likes_a_place_calls_every_pair_a_tie(serve, tmp_path, place, first):
     found = compare(serve(lambda asked: says(f"[[{place}]]")), tmp_path)
     assert found.scores == [0.5] * 4
     assert found.consistent == [0.0] * 4
-    assert found.favoured_first == share
+    assert found.favoured_first == [first] * 8
 
 
 def test_a_win_in_one_order_and_a_tie_in_the_other_is_a_win(serve, tmp_path):
@@ -79,6 +79,7 @@ def test_what_cannot_be_made_out_is_counted_and_a_tie(serve, tmp_path):
     found = compare(serve(lambda asked: says("A is better.")), tmp_path)
     assert found.unread == 8
     assert found.scores == [0.5] * 4
+    assert found.consistent == []
 
 
 def test_answers_are_kept_and_not_asked_for_again(serve, tmp_path):
@@ -88,6 +89,9 @@ def test_answers_are_kept_and_not_asked_for_again(serve, tmp_path):
     kept.write_text("".join(kept.read_text().splitlines(keepends=True)[:5]) + '["torn')
     assert compare(server, tmp_path) == first
     assert len(server.asked) == 8 + 3
+    other = serve(longer)
+    assert compare(other, tmp_path) == first  # the same judge at another address
+    assert other.asked == []
 
 
 def test_ratings_are_numbers_from_1_to_7(serve, tmp_path):
@@ -115,6 +119,7 @@ def test_a_busy_endpoint_is_asked_again(serve, tmp_path, monkeypatch):
     ("answer", "said"),
     [
         ((401, {"error": "who are you?"}), r"/v1/chat/completions said 401: .*who are you"),
+        ((400, {"error": "no such model"}), r"said 400: .*no such model"),
         ((503, {"error": "down"}), r"failed 5 times, at last with 503: .*the same command goes on"),
         ((200, {"answer": "A"}), "does not answer as OpenAI's chat completions do"),
         ((200, b"<html>"), "does not answer as OpenAI's chat completions do"),
@@ -126,6 +131,26 @@ def test_an_endpoint_that_fails_is_one_line(serve, tmp_path, monkeypatch, answer
         compare(serve(lambda asked: answer), tmp_path)
     assert "\n" not in str(error.value)
     assert isinstance(error.value, ConfigError) is (answer[0] != 503)  # what may pass loses no answers
+
+
+def test_a_request_that_is_refused_among_others_is_unread_and_nothing_is_lost(serve, tmp_path):
+    def taste(asked: str) -> tuple[int, object]:
+        return (400, {"error": "content_filter"}) if "yes it is" in asked and len(server.asked) > 1 else longer(asked)
+
+    server = serve(taste)
+    found = compare(server, tmp_path)
+    assert found.unread == 2
+    assert found.scores == [1.0, 0.5, 0.5, 1.0]
+    assert len(found.consistent) == 3
+
+
+def test_the_key_follows_no_redirect(serve, tmp_path, monkeypatch):
+    monkeypatch.setenv(judge.KEY_VARIABLE, "secret-word")
+    thief = serve(longer)
+    server = serve(lambda asked: (302, {"location": thief.url}))
+    with pytest.raises(ConfigError, match="said 302"):
+        compare(server, tmp_path)
+    assert thief.asked == []
 
 
 def test_nobody_there_is_one_line(tmp_path, monkeypatch):
