@@ -3,14 +3,17 @@
     python benchmarks/agreement.py MODEL_FOLDER DATA_FOLDER [--items 300] [--json FILE]
 
 MODEL_FOLDER is a model artifact's (align artifacts show REF says where it lies), DATA_FOLDER what `data_root` is. Each
-task's items are given to lm-eval 0.4.13 as a local task of its own kind and scored there by its HFLM in float32, one at
-a time; here by `align.evals`. `_gap` is the difference of the two means.
+task's items are given to lm-eval 0.4.13 as a local task of its own kind and scored by its HFLM in float32, one at a
+time (`lm-eval`); by our scorer under that task, as `align evaluate tasks=[lm_eval:...]` does (`lm_eval:`); and as our
+own items (`items`). `_gap` is the largest difference from lm-eval's figure, of a perplexity's logarithm.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.configs import Data, RunConfig
 from align.data.records import read_rows
+from align.evals.harness import Scorer, run_tasks
 from align.evals.items import score_items
 from align.evals.measures import measures
 from align.job import Inputs, Job
@@ -41,7 +45,7 @@ CARDS = (
     "commonsense_qa",
     "truthfulqa_mc1",
 )
-THEIRS = {"accuracy": "acc", "accuracy_norm": "acc_norm"}
+THEIRS = {"accuracy": "acc", "accuracy_norm": "acc_norm", "perplexity": "perplexity"}
 
 
 def items_of(card: str, root: str, count: int, folder: Path) -> list[dict[str, Any]]:
@@ -91,22 +95,29 @@ def main() -> None:
     mine = load_model(Path(options.model))
     plain = AutoModelForCausalLM.from_pretrained(options.model, attn_implementation="eager")
     peer = HFLM(pretrained=plain, tokenizer=tokenizer, device="cpu", batch_size=1)
+    scorer = Scorer(mine, tokenizer, 4096, 0, lambda total: contextlib.nullcontext(lambda done: None))
     figures: dict[str, float] = {}
-    print("| task | items | measure | align | lm-eval |\n|---|---|---|---|---|")
+    print("| task | items | measure | items | lm_eval: | lm-eval |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
         for card in CARDS:
             items = items_of(card, options.data, options.items, folder)
             found = measures(items, score_items(mine, tokenizer, items, 4096))
+            own = {measure: sum(values) / len(values) for measure, values in found.items()}
+            own |= {"perplexity": math.exp(-own["logprob"])} if "logprob" in own else {}
             task = as_task(card, items, folder)
+            under = run_tasks(scorer, [task], None, None, 0)[card]
+            harness = {m: sum(values) / len(values) for m, values in under.by_item.items()} | under.whole
             theirs = lm_eval.simple_evaluate(
                 model=peer, tasks=[task], bootstrap_iters=0, task_manager=TaskManager(include_defaults=False)
             )["results"][card]
             for name, measure in THEIRS.items():
-                if name in found and f"{measure},none" in theirs:
-                    one, two = sum(found[name]) / len(items), theirs[f"{measure},none"]
-                    figures[f"{card}/{name}_gap"] = abs(one - two)
-                    print(f"| {card} | {len(items)} | {name} | {100 * one:.2f} % | {100 * two:.2f} % |", flush=True)
+                if name in own and f"{measure},none" in theirs:
+                    three = (own[name], harness[measure], theirs[f"{measure},none"])
+                    scaled = [math.log(x) for x in three] if name == "perplexity" else three
+                    figures[f"{card}/{name}_gap"] = max(abs(x - scaled[2]) for x in scaled)
+                    shown = [f"{x:.6g}" if name == "perplexity" else f"{100 * x:.2f} %" for x in three]
+                    print(f"| {card} | {len(items)} | {name} | {' | '.join(shown)} |", flush=True)
     print(f"\nlargest gap: {max(figures.values()):.2g}", file=sys.stderr)
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=1))
