@@ -63,6 +63,19 @@ def _run(seed: int, store: str) -> dict[str, float]:
         "sft/text_loss": sft["pretrain_loss"],
         "ppo/text_loss": ppo["pretrain_loss"],
         "reward/held_out_prompts": metrics["reward"]["held_out_prompts"],
+    } | {
+        f"{who}/{name}": own[f"{head}{name}"]
+        for who, own in (("base", base), ("sft", sft), ("ppo", ppo))
+        for head, name in (
+            *(("", "hallucination"), ("tasks/world_facts/", "ece"), ("tasks/world_facts/", "ece_chance_high")),
+            *(("", "gold/helpfulness"), ("", "gold/manner"), ("", "gold/harmlessness"), ("", "fact_recall")),
+            *(
+                ("steering/", "polite/effect"),
+                ("steering/", "brief/effect"),
+                ("steering/", "polite/effect_in_conflict"),
+            ),
+        )
+        if f"{head}{name}" in own
     }
 
 
