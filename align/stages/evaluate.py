@@ -40,7 +40,7 @@ from align.job import Inputs, Job, Metrics
 from align.models.load import context_length, load_model, load_tokenizer
 from align.rollout.engine import Response, Sampling, generate
 from align.seeds import derive_seed
-from align.text.chat import decode_response, encode_prompts, show_prompt
+from align.text.chat import decode_response, encode_prompts, transcript
 
 
 def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
@@ -238,7 +238,7 @@ def _steered(
 def _judged(cfg: Evaluate, job: Job, prompts: Sequence[Messages], sampled: Sequence[Answers]) -> Metrics:
     """What a language model says of the answers: who wins, whether its place helped it, and how good each is."""
     endpoint = Endpoint(str(cfg.judge.url), cfg.judge.model, job.work / "judgements.jsonl")
-    asked, texts = [show_prompt(prompt) for prompt in prompts], [own.texts for own in sampled]
+    asked, texts = [transcript(prompt) for prompt in prompts], [own.texts for own in sampled]
     with job.progress(2 * len(asked), "verdicts") as advance:
         verdicts = endpoint.compare(asked, texts[0], texts[1], advance)
     metrics = _won(cfg, "judge/", [verdicts.scores, [1 - score for score in verdicts.scores]])

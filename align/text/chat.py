@@ -80,6 +80,13 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
+def transcript(prompt: Sequence[Message]) -> str:
+    """A prompt as somebody reads it who has no chat template: what the user says, or all turns by who says them."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in prompt)
+
+
 def show_prompt(prompt: Sequence[Message]) -> str:
     """A prompt in one line, for tables of samples."""
     return " | ".join(m["content"] if m["role"] == "user" else f"[{m['role']}] {m['content']}" for m in prompt)

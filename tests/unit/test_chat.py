@@ -6,7 +6,14 @@ import jinja2
 import pytest
 from transformers import AutoTokenizer
 
-from align.text.chat import decode_response, encode_conversations, encode_dialogues, encode_prompts, show_prompt
+from align.text.chat import (
+    decode_response,
+    encode_conversations,
+    encode_dialogues,
+    encode_prompts,
+    show_prompt,
+    transcript,
+)
 from align.text.tokenizers import train_tokenizer
 
 TEXTS = ["The cat sat on the mat. The dog ran home.", "Who sat on the mat? The cat.", "Be brief."] * 5
@@ -127,6 +134,8 @@ def test_an_unknown_role_is_refused(tokenizer):
 def test_a_prompt_in_one_line():
     prompt = [system("Be brief."), user("Who sat?"), assistant("The cat."), user("Who ran?")]
     assert show_prompt(prompt) == "[system] Be brief. | Who sat? | [assistant] The cat. | Who ran?"
+    assert transcript(prompt) == "System: Be brief.\n\nUser: Who sat?\n\nAssistant: The cat.\n\nUser: Who ran?"
+    assert transcript(prompt[-1:]) == "Who ran?"
 
 
 @pytest.mark.parametrize("token", ["<|assistant|>", "<|user|>", "<|system|>", "<|endoftext|>", "<|pad|>"])
