@@ -18,7 +18,7 @@ from align.evals.players import Answers, Player
 from align.evals.scorers import Scorer
 from align.evals.steering import PROBES
 from align.job import Inputs, Job, Metrics
-from align.plan import data_digest
+from align.plan import changed_knobs, data_digest
 from align.rollout.engine import Response
 from align.stages import data, evaluate
 
@@ -330,3 +330,8 @@ def test_what_a_named_file_holds_is_in_the_key(finished: Path, tmp_path: Path) -
     words.unlink()
     with pytest.raises(ConfigError, match=r"steps\.evaluate\.checks\.bad: words:.*words\.txt: no such file"):
         digest()
+
+
+def test_the_judge_s_name_is_in_the_key_and_its_address_is_not() -> None:
+    keys = [changed_knobs(Evaluate(judge=JudgeConfig(url=url, model="m"))) for url in ("http://a:1", "http://b:2")]
+    assert keys == [{"judge": {"model": "m"}}] * 2
