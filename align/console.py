@@ -21,4 +21,4 @@ class Parser(argparse.ArgumentParser):
 
 def wide_console() -> Console:
     """As wide as the terminal; where there is none, wide enough to cut nothing that a program would look for."""
-    return Console(width=None if sys.stdout.isatty() else 250)
+    return Console(width=None if sys.stdout.isatty() else 400)

@@ -179,7 +179,7 @@ def sweep_member() -> Member | None:
     hydra = HydraConfig.get()
     if OmegaConf.is_missing(hydra.job, "num"):
         return None
-    overrides = list(hydra.overrides.task)
+    overrides = [word for word in hydra.overrides.task if not word.startswith("stage@")]
     print(f"-- {hydra.job.num}: {' '.join(overrides)}", file=sys.stderr, flush=True)
     log = hydra.launcher.get("submitit_folder")
     log = str(log).replace("%j", str(hydra.job.id)) if log else None
@@ -206,6 +206,9 @@ def _explain(error: Exception, config_name: str) -> str:
     if missing:
         full = re.search(r"full_key: (\S+)", text)
         key = full[1] if full else next(filter(None, missing.groups()))
+        if key.partition(".")[0] in _by_name() or key.rpartition(".")[0].rpartition(".")[2] in _by_name():
+            whole = key.rpartition(".")[0]
+            return f"{whole}: it holds names of your own, so write '+{whole}={{NAME: ...}}', with the plus sign"
         return (
             f"{key}: no such knob{_near(key.rpartition('.')[2], config_name)}; align STAGE --help lists a stage's knobs"
         )
@@ -229,6 +232,11 @@ def _explain(error: Exception, config_name: str) -> str:
         first = "quickstart" if "quickstart" in names else names[0]
         return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0]
+
+
+def _by_name() -> set[str]:
+    """The knobs that hold names of the user's own."""
+    return {f.name for cls in STAGES.values() for f in fields(cls) if f.default_factory is dict and f.name != "inputs"}
 
 
 def _near(name: str, config_name: str) -> str:

@@ -344,7 +344,7 @@ def _differences(step: Step, manifest: dict[str, Any]) -> list[str]:
     found = [
         f"{knob} {before.get(knob)} -> {now.get(knob)}"
         for knob in sorted(now.keys() | before.keys())
-        if not knob.startswith("inputs") and now.get(knob) != before.get(knob)
+        if not knob.startswith(("inputs", "judge.url")) and now.get(knob) != before.get(knob)
     ]
     for slot in sorted(step.inputs.keys() | manifest["inputs"].keys()):
         keys = [source.key for source in step.inputs.get(slot, ())]

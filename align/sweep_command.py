@@ -60,6 +60,7 @@ def _show(store: ArtifactStore, folder: Path, options: argparse.Namespace) -> No
                 "knobs": r.knobs,
                 "state": r.state,
                 "error": r.error,
+                "made": {name: artifact.ref for name, artifact in r.made.items()},
                 "metrics": by_number.get(r.number),
             }
             for r in records

@@ -93,6 +93,12 @@ def fates(folder: Path) -> dict[int, Fate]:
     return found
 
 
+def _pair(override: str) -> tuple[str, str]:
+    """The knob and its value, without what Hydra's grammar puts before a colon."""
+    name, _, value = override.lstrip("+").partition("=")
+    return name, value.replace("\\:", ":")
+
+
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -126,7 +132,7 @@ def read_sweep(store: ArtifactStore, folder: Path) -> list[Record]:
     if not files:
         raise StoreError(f"{folder}: no sweep's members are recorded here")
     rows = [_read(path) for path in files]
-    overrides = [dict(word.lstrip("+").split("=", 1) for word in row["overrides"] if "=" in word) for row in rows]
+    overrides = [dict(_pair(word) for word in row["overrides"] if "=" in word) for row in rows]
     names = list(dict.fromkeys(name for given in overrides for name in given))
     varied = [name for name in names if len(rows) == 1 or len({given.get(name) for given in overrides}) > 1]
     records = []

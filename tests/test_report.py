@@ -184,11 +184,16 @@ def test_tasks_are_a_row_a_measure_with_the_gain_over_the_baseline():
     metrics = {"prompts": 3.0, "tasks/bargain/items": 4.0, **bounds("tasks/bargain/accuracy", 0.5)}
     metrics |= bounds("tasks/bargain/baseline/accuracy", 0.25) | bounds("tasks/bargain/gain/accuracy", 0.25)
     metrics |= bounds("tasks/bargain/part/perplexity", 12345.6)
-    assert tables.tasks([("e", "ppo", "sft", metrics), ("f", "base", "", bounds("tasks/bargain/accuracy", 0.1))]) == (
+    assert tables.tasks(
+        [
+            ("e", "ppo", "sft", metrics),
+            ("f", "base", "", {"tasks/bargain/items": 4.0, **bounds("tasks/bargain/accuracy", 0.1)}),
+        ]
+    ) == (
         ["task", "ppo", "sft", "ppo - sft", "base"],
         [
             [
-                "bargain accuracy",
+                "bargain accuracy (n=4)",
                 "50.0 % [40.0, 60.0]",
                 "25.0 % [15.0, 35.0]",
                 "+25.0 % [15.0, 35.0] *",

@@ -12,7 +12,7 @@ from align.errors import ConfigError
 FREE_FORM = ("greedy", "beam")
 PROBES = ("brief", "polite", "capitals", "one_sentence")
 
-RESERVED = ("", "baseline", "gain", "answers", "items")  # what a group, a check or a prefix cannot be called
+RESERVED = ("", "baseline", "gain", "answers")  # what a group, a check or a prefix cannot be called
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Evaluate(StageConfig):
     )
     prefixes: dict[str, str] = field(
         default_factory=dict,
-        metadata={"comment": "NAME: a line before each item and checked prompt, beside none [InstructGPT: respectful]"},
+        metadata={"comment": "'+prefixes={NAME: LINE}': before each item and checked prompt [InstructGPT: respectful]"},
     )
     tasks: list[str] = field(
         default_factory=list, metadata={"comment": "of lm-eval: lm_eval:NAME, or lm_eval:FILE.yaml; its extra is eval"}
@@ -65,7 +65,9 @@ class Evaluate(StageConfig):
     )
     checks: dict[str, str] = field(
         default_factory=dict,
-        metadata={"comment": "NAME: words:FILE, classifier:FOLDER#LABEL or MODULE:FUNCTION, asked of every answer"},
+        metadata={
+            "comment": "'+checks={NAME: words:FILE}', or classifier:FOLDER#LABEL, MODULE:FUNCTION; of every answer"
+        },
     )
     steering: list[str] = field(
         default_factory=list, metadata={"comment": "probes of the system message: " + ", ".join(PROBES)}
@@ -98,8 +100,8 @@ class Evaluate(StageConfig):
 
     def check_inputs(self) -> None:
         given = {slot for slot, refs in self.inputs.items() if refs}
-        if not given & {"prompts", "items"} and not self.tasks:
-            raise ConfigError("inputs: expected prompts, items, or both, or tasks: what the model is scored on")
+        if not given & {"prompts", "items", "text"} and not self.tasks:
+            raise ConfigError("inputs: expected prompts, items or text, some or all, or tasks: what it is scored on")
         of_prompts = {"checks": self.checks, "steering": self.steering, "judge": self.judge.url}
         for name, value in {**of_prompts, "reward_functions": self.reward_functions}.items():
             if value and "prompts" not in given:

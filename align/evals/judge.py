@@ -82,11 +82,13 @@ class Endpoint:
         url: what `/chat/completions` is put behind, as in http://localhost:8000/v1.
         model: its name there.
         kept: a file of answers already given; a killed evaluation does not ask again.
+        say: told that it is waited for.
     """
 
     url: str
     model: str
     kept: Path
+    say: Callable[[str], None] = print
 
     def compare(
         self, prompts: Sequence[str], one: Sequence[str], two: Sequence[str], advance: Callable[[int], None]
@@ -186,6 +188,7 @@ class Endpoint:
                     f"judge.url: {address} does not answer as OpenAI's chat completions do ({type(error).__name__})"
                 ) from None
             if attempt < _ATTEMPTS:
+                self.say(f"the judge failed ({problem}); asked again in {_WAIT * 2 ** (attempt - 1):.0f} s")
                 time.sleep(_WAIT * 2 ** (attempt - 1))
         raise AlignError(
             f"judge.url: {address} failed {_ATTEMPTS} times, at last with {problem}; the answers so far are kept, so "

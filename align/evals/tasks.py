@@ -86,6 +86,20 @@ def _perplexity(interval: Interval) -> Interval:
     return Interval(*(math.exp(-x) for x in (interval.mean, interval.high, interval.low)))
 
 
+def written_rows(items: Sequence[Item], scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
+    """What each model wrote to items, beside what is right; none where nothing was written."""
+    if any(own.answers is None for own in scored.values()):
+        return []
+    return [
+        {
+            "context": item["contexts"][item["labels"].index(1)],
+            "right": item["completions"][item["labels"].index(1)].strip(),
+            **{model: own.answers[i] for model, own in scored.items() if own.answers is not None},
+        }
+        for i, item in enumerate(items)
+    ]
+
+
 def reliability_rows(task: str, items: Sequence[Item], scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
     """A row a bin of confidence of each model, for tables and plots; none where confidence has no meaning."""
     rows = []

@@ -69,11 +69,12 @@ def members_table(records: Sequence[Record]) -> Table:
     rows = []
     for record in records:
         metrics = by_number[record.number].metrics if record.number in by_number else {}
-        state = f"{record.state}: {record.error}" if record.error else record.state
+        state = f"{record.state}: {record.error.splitlines()[0]}" if record.error else record.state
         state += f" at try {record.tries}" if record.tries > 1 and not record.error else ""
         values = [_value(metrics[name]) if name in metrics else "" for name in shown]
-        rows.append([str(record.number), *record.knobs.values(), *values, state])
-    return Table(["member", *map(short, knobs), *shown, "state"], rows)
+        made = next((artifact.ref for artifact in reversed(record.made.values())), "")
+        rows.append([str(record.number), *record.knobs.values(), *values, made, state])
+    return Table(["member", *map(short, knobs), *shown, "made", "state"], rows)
 
 
 def settings_table(runs: Sequence[Run]) -> Table | None:
@@ -92,7 +93,8 @@ def settings_table(runs: Sequence[Run]) -> Table | None:
 
 def shown_metrics(runs: Sequence[Run]) -> list[str]:
     """The metrics worth a column: the known ones, or else the first few that there are."""
-    names = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    every = dict.fromkeys(name for run in runs for name in run.metrics)
+    names = [name for name in every if not name.endswith(("_low", "_high", "_chance"))]
     return [name for name in _SHOWN if name in names][:9] or names[:6]
 
 

@@ -84,11 +84,29 @@ def verdict(made: Sequence[Made]) -> list[str]:
             f"{names[inputs['model']]} wins {interval(m, '')} of {m['prompts']:,.0f} prompts over "
             f"{names[inputs['baseline']]}{by}, ties counted half: {_beyond(m, 'win_rate', 0.5, 'better', 'worse')}."
         )
+        said += _judge_says(names[inputs["model"]], names[inputs["baseline"]], m)
         said += _changed(names[inputs["model"]], names[inputs["baseline"]], m)
     said += [line for each in made if each.stage == "ppo" for line in _over_optimised(each)]
     events = sum(len(each.events) for each in made)
     said.append(f"{events} health event{'s' * (events != 1)}." if events else "No health events.")
     return said
+
+
+def _judge_says(model: str, baseline: str, m: Metrics) -> list[str]:
+    """Who wins by the language model that was asked, and how far it can be trusted."""
+    if "judge/win_rate" not in m:
+        return []
+    asked, trust = 2 * m["prompts"], []
+    if "judge/consistent" in m:
+        trust.append(f"both orders agree in {percent(m, 'judge/consistent')}")
+    if "judge/favoured_first" in m:
+        trust.append(f"{percent(m, 'judge/favoured_first')} of its choices are the answer shown first")
+    if m["judge/unread"]:
+        trust.append(f"{m['judge/unread']:,.0f} of {asked:,.0f} verdicts could not be made out and count as ties")
+    return [
+        f"By the judge {model} wins {interval(m, 'judge/')} over {baseline}: "
+        f"{_beyond(m, 'judge/win_rate', 0.5, 'better', 'worse')}; {', '.join(trust)}."
+    ]
 
 
 def _changed(model: str, baseline: str, m: Metrics) -> list[str]:
@@ -199,6 +217,7 @@ def _figures(scored: Sequence[Scored], wanted: Callable[[str, Metrics], bool], t
             if not wanted(metric, metrics):
                 continue
             row = f"{head.removeprefix('tasks/').rstrip('/')} {name}".strip()
+            row += f" (n={metrics[f'{head}items']:,.0f})" if f"{head}items" in metrics else ""
             for column, part in parts.items():
                 shown = _figure(metrics, f"{head}{part}{name}", name, part)
                 if not shown:

@@ -33,7 +33,7 @@ from align.evals.players import Answers, Messages, Player, alike, fit, kl, sampl
 from align.evals.scorers import Scorer, by_gold, by_reward_model, by_rules
 from align.evals.shots import prefixed, prefixed_prompt, with_shots
 from align.evals.steering import PROBES, Probe, effects, not_asked, variants
-from align.evals.tasks import Scored, reliability_rows, task_metrics
+from align.evals.tasks import Scored, reliability_rows, task_metrics, written_rows
 from align.evals.text_loss import encode_text, row_losses
 from align.evals.win_rate import win_rate
 from align.job import Inputs, Job, Metrics
@@ -237,7 +237,7 @@ def _steered(
 
 def _judged(cfg: Evaluate, job: Job, prompts: Sequence[Messages], sampled: Sequence[Answers]) -> Metrics:
     """What a language model says of the answers: who wins, whether its place helped it, and how good each is."""
-    endpoint = Endpoint(str(cfg.judge.url), cfg.judge.model, job.work / "judgements.jsonl")
+    endpoint = Endpoint(str(cfg.judge.url), cfg.judge.model, job.work / "judgements.jsonl", job.info)
     asked, texts = [transcript(prompt) for prompt in prompts], [own.texts for own in sampled]
     with job.progress(2 * len(asked), "verdicts") as advance:
         verdicts = endpoint.compare(asked, texts[0], texts[1], advance)
@@ -265,11 +265,11 @@ def _tasks(cfg: Evaluate, inputs: Inputs, players: Sequence[Player]) -> Iterator
         name = _task_name(read_info(folder)["source"])
         items = list(read_rows([folder], "test"))[: cfg.num_items]
         if not items or name in known:
-            raise ConfigError(
-                f"inputs.items: {f'two tasks are called {name}' if items else f'{name} has no test items'}"
-            )
-        if bad := {item["group"] for item in items} & {*RESERVED}:
-            raise ConfigError(f"inputs.items: {name}: a group cannot be called {min(bad)!r}")
+            what = "two tasks, told by their files, are called" if items else "no test items in"
+            raise ConfigError(f"inputs.items: {what} {name}")
+        groups = {item["group"] for item in items}
+        if len(groups) > 1 and (bad := groups & {*RESERVED}):
+            raise ConfigError(f"inputs.items: {name}: a group (a file, or the column) cannot be called {min(bad)!r}")
         known.add(name)
         pool = list(read_rows([folder], "train")) if cfg.num_shots else []
         for prefix, line in {"": "", **cfg.prefixes}.items():
@@ -308,7 +308,9 @@ def _on_items(
 ) -> Metrics:
     """The measures of a task, and of each of its groups; against the baseline item by item."""
     scored = [_scored(cfg, player, own, job, name) for player, own in zip(players, items, strict=True)]
-    reliability += reliability_rows(name, items[0], {p.name: s for p, s in zip(players, scored, strict=True)})
+    by_player = {player.name: own for player, own in zip(players, scored, strict=True)}
+    reliability += reliability_rows(name, items[0], by_player)
+    job.table(f"answers_{name}", written_rows(items[0][: cfg.num_samples], by_player))
     groups = sorted({item["group"] for item in items[0]})
     seed = derive_seed(cfg.seed or 0, "evaluate", "bootstrap")
     metrics: Metrics = {}

@@ -124,13 +124,15 @@ def test_shots_come_from_the_training_split_and_change_what_is_asked(finished: P
 
 def test_two_tasks_of_one_name_are_refused(finished: Path, tmp_path: Path) -> None:
     one, two = (items(tmp_path / name, "mine", [question(i) for i in range(3)]) for name in ("a", "b"))
-    with pytest.raises(ConfigError, match=r"inputs\.items: two tasks are called mine"):
+    with pytest.raises(ConfigError, match=r"inputs\.items: two tasks, told by their files, are called mine"):
         scores(finished, tmp_path / "run", {**BOTH, "items": (*one, *two)})
 
 
 def test_a_group_that_has_a_baseline_s_name_is_refused(finished: Path, tmp_path: Path) -> None:
-    own = items(tmp_path, "mine", [question(i, group="gain") for i in range(3)])
-    with pytest.raises(ConfigError, match=r"inputs\.items: mine: a group cannot be called 'gain'"):
+    own = items(tmp_path, "mine", [question(i, group=("gain", "b")[i % 2]) for i in range(3)])
+    with pytest.raises(
+        ConfigError, match=r"inputs\.items: mine: a group \(a file, or the column\) cannot be called 'gain'"
+    ):
         scores(finished, tmp_path / "run", {**BOTH, "items": own})
 
 
@@ -153,6 +155,9 @@ def test_answers_are_written_and_compared(finished: Path, tmp_path: Path, way: s
     for name in ("exact_match", "f1"):
         assert 0 <= found[f"tasks/own/{name}"] <= 1
         assert f"tasks/own/gain/{name}_high" in found
+    rows = [json.loads(line) for line in (tmp_path / "run" / "out" / "answers_own.jsonl").read_text().splitlines()]
+    assert {row["context"] for row in rows} == {f"Question {i}: so?\nAnswer:" for i in range(4)}
+    assert {"right", "model", "baseline"} <= rows[0].keys()
 
 
 def test_checks_are_asked_of_every_answer_and_behind_each_prefix(finished: Path, tmp_path: Path, monkeypatch) -> None:
@@ -293,7 +298,7 @@ def test_knobs_that_say_nothing_are_refused(knobs: dict, said: str) -> None:
 @pytest.mark.parametrize(
     ("knobs", "inputs", "said"),
     [
-        ({}, {}, "inputs: expected prompts, items, or both, or tasks"),
+        ({}, {}, "inputs: expected prompts, items or text, some or all, or tasks"),
         ({"checks": {"a": "words:x"}}, {"items": "i"}, "checks: it judges answers, so expected inputs.prompts too"),
         ({"steering": ["brief"]}, {"items": "i"}, "steering: it judges answers, so expected inputs.prompts too"),
         (
