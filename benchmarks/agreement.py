@@ -75,7 +75,7 @@ def as_task(card: str, items: list[dict[str, Any]], folder: Path) -> str:
         "test_split": "test",
         "output_type": "loglikelihood" if single else "multiple_choice",
         "doc_to_text": "{{context}}",
-        "doc_to_target": "{{choices[0]}}" if single else "label",
+        "doc_to_target": "{{' ' + choices[0]}}" if single else "label",  # a single one gets no delimiter
         "target_delimiter": " ",
         "metric_list": [{"metric": metric} for metric in metrics],
     }

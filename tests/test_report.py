@@ -219,6 +219,7 @@ def compared(head, name, model, baseline):
 
 def test_manners_are_all_that_is_neither_a_task_s_nor_in_the_headline():
     metrics = {
+        "prompts": 3.0,
         **compared("", "gold/score", 0.5, 0.4),
         **compared("greedy/", "gold/score", 0.5, 0.4),
         **compared("", "gold/manner", 0.5, 0.25),

@@ -4,8 +4,9 @@ An item has one or several candidates, each a context with a completion, and say
 is to be written word for word (LAMBADA, arithmetic); of several the likeliest is the model's answer. Contexts may
 differ and the completion be the same (Winograd's partial evaluation, Trinh & Le 2018).
 
-Tokens are cut as in lm-eval (`_encode_pair`): context and completion are encoded together, with the special tokens that
-the tokenizer puts there by itself, and spaces at the context's end belong to the completion.
+Tokens are cut as in lm-eval (`_encode_pair`): the completion's are what follows in the tokens of both together after as
+many as the context has alone, with the special tokens that the tokenizer puts there by itself; spaces at the context's
+end belong to the completion.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, completion: st
         alone = tokenizer(completion, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [start_token(tokenizer)], alone
     whole, before = (tokenizer(text, split_special_tokens=True)["input_ids"] for text in (kept + completion, kept))
-    return whole[: len(before)], whole[len(before) :]
+    return before, whole[len(before) :]
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -191,7 +191,7 @@ def tasks(scored: Sequence[Scored]) -> Table:
 
 
 def _in_headline(m: Metrics) -> set[str]:
-    shown = ("win_rate", f"{scorer(m)}/score", "kl", "pretrain_loss")
+    shown = ("win_rate", f"{scorer(m)}/score", "kl", "pretrain_loss") if "prompts" in m else ()
     return {f"{prefix}{name}" for prefix in ("", "greedy/") for name in shown}
 
 

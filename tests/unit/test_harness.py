@@ -117,6 +117,10 @@ def _no_traces(monkeypatch, tmp_path):
 def test_log_probs_are_those_of_lm_eval_s_own_model(ours, theirs):
     long = "the cat sat on the mat and " * 20
     pairs = [("the cat", " sat on the mat"), ("", "the dog"), ("the dog ran ", "home"), (long, " home")]
+    pairs += [
+        ("the cat sat on the m", "at and the dog ran"),
+        ("the c", "at sat on the mat"),
+    ]  # tokens across the border
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     expected = theirs.loglikelihood(requests, disable_tqdm=True)
     for (logprob, greedy), (other, other_greedy) in zip(ours.loglikelihood(requests), expected, strict=True):
