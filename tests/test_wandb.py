@@ -40,7 +40,7 @@ def environment(home: Path, url: str | None) -> dict[str, str]:
 
 def toy(store: Path, url: str | None, *arguments: str) -> list[str]:
     command = [sys.executable, "-m", "align", "run", "pipeline=toy", "--config-dir", str(CONF), f"store={store}"]
-    return [*command, "hardware.threads=1", *arguments]
+    return [*command, *arguments]
 
 
 def run(store: Path, url: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
