@@ -247,7 +247,7 @@ def test_a_service_that_is_down_costs_seconds_and_changes_nothing(finished: Path
             listener.listen()
         begun = time.monotonic()
         done = run(store, url, "step=ppo")
-    assert time.monotonic() - begun < 30  # 5 of them are the question's; import torch and two steps are the rest
+    assert time.monotonic() - begun < 90  # it was minutes when each question was asked anew; a busy machine has room
     assert done.stderr.count("W&B does not answer") == 1
     assert digests(store) == digests(finished)
     assert sorted(offline_runs(store)) == ["toy/ppo:v0", "toy/reward:v0"]
@@ -288,7 +288,8 @@ def test_two_processes_tell_one_run(finished: Path, tmp_path: Path, service: Ser
     run(store, service.url, "step=reward", "hardware=two_processes")
     ((run_id, told),) = service.runs.items()
     assert told["name"] == "toy/reward:v0"
-    assert [row["reward/step"] for row in told["history"]] == [1, 2, 3, 4, 5, 6, 7]
+    steps = [row["reward/step"] for row in told["history"] if "reward/loss" in row]
+    assert steps == [1, 2, 3, 4, 5, 6, 7]
     assert [output["name"] for output in service.outputs(run_id)] == ["toy.reward"]
 
 
