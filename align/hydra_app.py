@@ -49,7 +49,11 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for name, cls in STAGES.items():
         slots = dict.fromkeys([*cls.INPUTS, *cls.OPTIONAL])
-        store.store(group="stage", name=name, node=OmegaConf.create({"stage": name, **asdict(cls()), "inputs": slots}))
+        node = OmegaConf.create({"stage": name, **asdict(cls()), "inputs": slots})
+        for knob in fields(cls):
+            if knob.default_factory is dict and knob.name != "inputs":
+                OmegaConf.set_struct(node[knob.name], False)  # it holds names of the user's own
+        store.store(group="stage", name=name, node=node)
     store.store(group="hardware", name="schema", node=HardwareConfig)
     store.store(group="tracker", name="schema", node=TrackerConfig)
 
@@ -107,9 +111,8 @@ def _run(config_name: str, options: Any, task: Task, check: Check | None, record
     folder = _own_folder(Path(probe.hydra.sweep.dir))
     codes = []
     try:
-        here = (
-            "hydra.sweep.dir='" + str(folder).replace("'", "\\'") + "'"
-        )  # it holds the time of day, which may be another when it is composed again
+        quoted = str(folder).replace("'", "\\'")
+        here = f"hydra.sweep.dir='{quoted}'"  # it holds the time of day, which may be another when composed again
         codes = _sweep(hydra, config_name, MemberTask(task, folder), check, [*options.overrides, here])
     finally:
         _tidy(folder, keep=records and bool(codes or fates(folder)))
@@ -206,9 +209,6 @@ def _explain(error: Exception, config_name: str) -> str:
     if missing:
         full = re.search(r"full_key: (\S+)", text)
         key = full[1] if full else next(filter(None, missing.groups()))
-        if key.partition(".")[0] in _by_name() or key.rpartition(".")[0].rpartition(".")[2] in _by_name():
-            whole = key.rpartition(".")[0]
-            return f"{whole}: it holds names of your own, so write '+{whole}={{NAME: ...}}', with the plus sign"
         return (
             f"{key}: no such knob{_near(key.rpartition('.')[2], config_name)}; align STAGE --help lists a stage's knobs"
         )
@@ -219,7 +219,7 @@ def _explain(error: Exception, config_name: str) -> str:
         group, name, options = option[1], option[2], [o for o in option[3].split() if o != "schema"]
         if group == "hydra/launcher":
             return (
-                f"launcher: hydra's {name} launcher is not installed; pip install 'align[sweep]', or use launcher=basic"
+                f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use launcher=basic"
             )
         near = difflib.get_close_matches(name, options, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -232,11 +232,6 @@ def _explain(error: Exception, config_name: str) -> str:
         first = "quickstart" if "quickstart" in names else names[0]
         return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0]
-
-
-def _by_name() -> set[str]:
-    """The knobs that hold names of the user's own."""
-    return {f.name for cls in STAGES.values() for f in fields(cls) if f.default_factory is dict and f.name != "inputs"}
 
 
 def _near(name: str, config_name: str) -> str:

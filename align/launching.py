@@ -24,12 +24,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from align.cores import cores
-from align.errors import AlignError, Preempted
+from align.errors import AlignError
+from align.stop import STOPPED_CODE, on_stop, stopped
 from align.sweeps import KILLED, Fate, fates
 
 Task = Callable[[DictConfig], int]
 STOPPED = "stopped"  # a file in the sweep's folder: who has not begun shall not
-_STOPPED_CODE = 143
 
 
 class MemberTask:
@@ -45,7 +45,7 @@ class MemberTask:
         if number in self.ended:
             return self.ended[number]
         if (self.folder / STOPPED).exists():
-            return _STOPPED_CODE
+            return STOPPED_CODE
         with _stoppable(), _numbered(number) if self.at_once > 1 else contextlib.nullcontext():
             return self.task(config)
 
@@ -125,7 +125,7 @@ class Launcher:
             cut = [number for number, fate in known.items() if fate.state == "killed" and number not in codes]
             codes |= {number: fate.code for number, fate in known.items() if number not in cut}
             if (self.task.folder / STOPPED).exists():
-                return [_returned(codes.get(number, _STOPPED_CODE)) for number in members]
+                return [_returned(codes.get(number, STOPPED_CODE)) for number in members]
             if not cut:
                 continue  # it was none of ours that ran
             names = ", ".join(map(str, cut))
@@ -187,8 +187,7 @@ def _returned(code: int) -> JobReturn:
 # -- stopping ----------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _stop_reaches(folder: Path, by_terminal: bool) -> Iterator[None]:
+def _stop_reaches(folder: Path, by_terminal: bool) -> contextlib.AbstractContextManager[None]:
     """Pass SIGTERM and Ctrl-C on to the members of a sweep that run on this machine; no other begins then.
 
     `by_terminal`: their terminal tells them of Ctrl-C already, and a second signal would end them at once.
@@ -202,32 +201,18 @@ def _stop_reaches(folder: Path, by_terminal: bool) -> Iterator[None]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(fate.pid, signal.SIGTERM)
 
-    previous = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    return on_stop(stop)
 
 
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
+def _stoppable() -> contextlib.AbstractContextManager[None]:
     """Between steps, and while another process is waited for, a stop ends the member as in the middle of a step."""
 
     def stop(number: int, frame: object) -> None:
-        error = Preempted("stopped; give the same command to go on from here")
-        error.exit_code = 128 + number
-        raise error
+        raise stopped(number)
 
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
-        yield
-        return
-    previous = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        return contextlib.nullcontext()
+    return on_stop(stop)
 
 
 # -- telling members apart ---------------------------------------------------------------------------------------

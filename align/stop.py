@@ -5,9 +5,29 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from align.errors import Preempted
+
+STOPPED_CODE = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
+
+
+@contextlib.contextmanager
+def on_stop(act: Callable[[int, object], None]) -> Iterator[None]:
+    """Have SIGTERM and Ctrl-C call `act` with their number; what they did before, they do again afterwards."""
+    previous = {s: signal.signal(s, act) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def stopped(number: int) -> Preempted:
+    """The error of a process that the signal `number` asked to stop."""
+    error = Preempted("stopped; give the same command to go on from here")
+    error.exit_code = 128 + number
+    return error
 
 
 class Stop:
@@ -16,14 +36,8 @@ class Stop:
     def __init__(self) -> None:
         self.signal: int | None = None
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        previous = {s: signal.signal(s, self._set) for s in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    def listening(self) -> contextlib.AbstractContextManager[None]:
+        return on_stop(self._set)
 
     def _set(self, number: int, frame: object) -> None:
         self.signal = number
@@ -31,6 +45,4 @@ class Stop:
         print("\nstopping at the next step; again to stop at once", file=sys.stderr, flush=True)
 
     def error(self) -> Preempted:
-        error = Preempted("stopped; give the same command to go on from here")
-        error.exit_code = 128 + int(self.signal or signal.SIGTERM)
-        return error
+        return stopped(self.signal or signal.SIGTERM)

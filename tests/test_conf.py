@@ -87,6 +87,11 @@ def test_hydras_own_cfg_shows_the_composed_config(here: Path) -> None:
     assert "kl_coef: 0.1" in shown
 
 
+def test_a_knob_of_names_takes_the_users_own(here: Path) -> None:
+    shown = align("run", "pipeline=quickstart", "steps.evaluate_ppo.checks={rude: 'words:x'}", "--cfg", "job").stdout
+    assert "      rude: words:x" in shown
+
+
 def test_tab_completion_knows_verbs_and_knobs(here: Path) -> None:
     code = (
         "import os, sys; os.environ['COMP_LINE'] = sys.argv[1]; os.environ['COMP_POINT'] = str(len(sys.argv[1]));"

@@ -264,7 +264,7 @@ def test_who_decides_the_wins_is_named_and_no_score_is_lost(store):
     (row,) = tables.headline(made).rows
     assert dict(zip(tables.headline(made).columns, row, strict=True))["rules score"] == "40.000"
     assert "over sft by rules score, ties counted half: better" in tables.verdict(made)[0]
-    assert tables.behaviour(made).rows[0][0] == "gold/score"
+    assert tables.manners(tables.scored(made)).rows[0][0] == "gold/score"
 
 
 @pytest.mark.parametrize(

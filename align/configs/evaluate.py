@@ -55,7 +55,7 @@ class Evaluate(StageConfig):
     )
     prefixes: dict[str, str] = field(
         default_factory=dict,
-        metadata={"comment": "'+prefixes={NAME: LINE}': before each item and checked prompt [InstructGPT: respectful]"},
+        metadata={"comment": "'prefixes={NAME: LINE}': before each item and checked prompt [InstructGPT: respectful]"},
     )
     tasks: list[str] = field(
         default_factory=list, metadata={"comment": "of lm-eval: lm_eval:NAME, or lm_eval:FILE.yaml; its extra is eval"}
@@ -66,7 +66,7 @@ class Evaluate(StageConfig):
     checks: dict[str, str] = field(
         default_factory=dict,
         metadata={
-            "comment": "'+checks={NAME: words:FILE}', or classifier:FOLDER#LABEL, MODULE:FUNCTION; of every answer"
+            "comment": "'checks={NAME: \"words:FILE\"}', or classifier:FOLDER#LABEL, MODULE:FUNCTION; of every answer"
         },
     )
     steering: list[str] = field(

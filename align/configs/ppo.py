@@ -64,7 +64,7 @@ class Ppo(StageConfig):
         default_factory=dict,
         metadata={
             "comment": "MODULE:FUNCTION -> weight, of f(prompts=, completions=, **columns) -> floats [TRL]; in YAML or "
-            r"as '+reward_functions={MODULE\:FUNCTION:1.0}'; it sees a process's share of a rollout, and must not "
+            r"as 'reward_functions={MODULE\:FUNCTION:1.0}'; it sees a process's share of a rollout, and must not "
             "draw random numbers, which no checkpoint keeps"
         },
     )

@@ -15,8 +15,6 @@ from align.models.load import context_length
 from align.rollout.engine import Response, Sampling, generate
 from align.text.packing import micro_batches
 
-WAYS = ("greedy", "beam")
-
 
 def write_answers(
     model: PreTrainedModel,

@@ -25,7 +25,6 @@ from align.artifacts import digest_of
 from align.errors import AlignError, ConfigError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-LIKERT_MOST = 7  # the scale of InstructGPT's labelers, 1 to 7
 _AT_ONCE = 8  # requests
 _ATTEMPTS = 5
 _WAIT = 1.0  # seconds before the second attempt; twice as long before each further one
@@ -88,7 +87,7 @@ class Endpoint:
     url: str
     model: str
     kept: Path
-    say: Callable[[str], None] = print
+    say: Callable[[str], None]
 
     def compare(
         self, prompts: Sequence[str], one: Sequence[str], two: Sequence[str], advance: Callable[[int], None]
@@ -116,7 +115,7 @@ class Endpoint:
         )
 
     def rate(self, prompts: Sequence[str], answers: Sequence[str], advance: Callable[[int], None]) -> list[float]:
-        """A number from 1 to 7 for each answer; NaN where none could be made out.
+        """A number from 1 to 7, InstructGPT's scale, for each answer; NaN where none could be made out.
 
         Raises:
             ConfigError, AlignError: as `compare`.

@@ -127,14 +127,15 @@ def _changed(model: str, baseline: str, m: Metrics) -> list[str]:
     return said
 
 
-def _beyond(m: Metrics, name: str, null: float, above: str, below: str) -> str:
-    """Whether the interval of a figure lies on one side of `null`; one without width says nothing."""
+def _side(m: Metrics, name: str, null: float) -> int:
+    """On which side of `null` the interval of a figure lies, 1 or -1; 0 where it holds it, or has no width."""
     low, high = m[f"{name}_low"], m[f"{name}_high"]
-    if low == high:
-        return "not beyond chance"
-    return (
-        f"{above}, beyond chance" if low > null else f"{below}, beyond chance" if high < null else "not beyond chance"
-    )
+    return 0 if low == high else int(low > null) - int(high < null)
+
+
+def _beyond(m: Metrics, name: str, null: float, above: str, below: str) -> str:
+    side = _side(m, name, null)
+    return f"{above if side > 0 else below}, beyond chance" if side else "not beyond chance"
 
 
 def _over_optimised(ppo: Made) -> list[str]:
@@ -167,27 +168,17 @@ def matrix(made: Sequence[Made]) -> Table | None:
     return Table(["", *baselines], [[m, *(wins.get((m, b), "") for b in baselines)] for m in models])
 
 
-def task_scores(made: Sequence[Made]) -> Table:
-    """As `tasks`, of a report's evaluations."""
-    return tasks(_scored(made))
-
-
-def behaviour(made: Sequence[Made]) -> Table:
-    """What the answers are like beside how good: parts of the gold score, checks, probes, what a judge says."""
-    return manners(_scored(made))
-
-
-def manners(scored: Sequence[Scored]) -> Table:
+def manners(evaluated: Sequence[Scored]) -> Table:
     """As `tasks`, of all figures that are neither a task's nor in the headline table."""
-    return _figures(scored, lambda name, m: not name.startswith("tasks/") and name not in _in_headline(m), "answers")
+    return _figures(evaluated, lambda name, m: not name.startswith("tasks/") and name not in _in_headline(m), "answers")
 
 
-def tasks(scored: Sequence[Scored]) -> Table:
+def tasks(evaluated: Sequence[Scored]) -> Table:
     """A row a measure of a task, a column a model; and a column a comparison, item by item, with the baseline.
 
     A model that figures differently in another evaluation, behind shots perhaps, has a column more.
     """
-    return _figures(scored, lambda name, m: name.startswith("tasks/"), "task")
+    return _figures(evaluated, lambda name, m: name.startswith("tasks/"), "task")
 
 
 def _in_headline(m: Metrics) -> set[str]:
@@ -195,7 +186,8 @@ def _in_headline(m: Metrics) -> set[str]:
     return {f"{prefix}{name}" for prefix in ("", "greedy/") for name in shown}
 
 
-def _scored(made: Sequence[Made]) -> list[Scored]:
+def scored(made: Sequence[Made]) -> list[Scored]:
+    """A report's evaluations, for `tasks` and `manners`."""
     names = {each.key: each.name for each in made}
     found: list[Scored] = []
     for each in evaluations(made):
@@ -205,10 +197,10 @@ def _scored(made: Sequence[Made]) -> list[Scored]:
     return found
 
 
-def _figures(scored: Sequence[Scored], wanted: Callable[[str, Metrics], bool], title: str) -> Table:
+def _figures(evaluated: Sequence[Scored], wanted: Callable[[str, Metrics], bool], title: str) -> Table:
     cells: dict[str, dict[str, str]] = {}
     columns: dict[str, None] = {}
-    for evaluation, model, baseline, metrics in scored:
+    for evaluation, model, baseline, metrics in evaluated:
         parts = {model: ""} | ({baseline: "baseline/", f"{model} - {baseline}": "gain/"} if baseline else {})
         for metric in metrics:
             head, name = _head_and_name(metric)
@@ -247,7 +239,7 @@ def _figure(metrics: Metrics, metric: str, name: str, part: str) -> str:
         return ""
     mean, low, high = (metrics[f"{metric}{end}"] for end in ("", "_low", "_high"))
     sign = "+" if part == "gain/" or name.startswith("effect") or name == "overconfidence" else ""
-    beyond = " *" if part == "gain/" and "not" not in _beyond(metrics, metric, 0.0, "", "") else ""
+    beyond = " *" if part == "gain/" and _side(metrics, metric, 0.0) else ""
     if name.startswith(_SHARES) and not name.endswith("/score"):
         mean, low, high = (round(100 * x, 1) + 0.0 for x in (mean, low, high))  # no -0.0
         return f"{mean:{sign}.1f} % [{low:.1f}, {high:.1f}]{beyond}"

@@ -1,11 +1,10 @@
 """Score a model on held-out prompts and on tasks, alone and against a baseline.
 
-Takes: a model; prompts to answer, items to be scored, tasks of lm-eval, or several of them; optionally a baseline, a
-reward model (where no gold scorer knows the prompts) and text.
-Makes: an evaluation: metrics, samples.jsonl with the answers side by side, calibration.jsonl with bins of confidence.
+Takes: a model; prompts to answer, items to be scored, pretraining text, tasks of lm-eval, or several of them;
+optionally a baseline, and a reward model (where no gold scorer knows the prompts).
+Makes: an evaluation: metrics, samples.jsonl (answers side by side), calibration.jsonl, answers_TASK.jsonl.
 
-Every figure has its interval of 95 % as NAME_low and NAME_high; `baseline/` has the baseline's, `gain/` what the model
-has more, over the same prompts and items.
+Means have intervals of 95 %, NAME_low to NAME_high; `baseline/` is the baseline's, `gain/` what the model has more.
 """
 
 from __future__ import annotations
@@ -344,7 +343,8 @@ def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job, task:
         rows, alone, answers = likelihoods(mine), None, None
         if all(item.get("answer_context") is not None for item in items):
             alone = likelihoods([{**i, "contexts": [i["answer_context"]] * len(i["contexts"])} for i in mine])
-        if cfg.free_form is not None and all(item["contexts"][0].strip() for item in items):
+        asks = all(item["contexts"][0].strip() and not item.get("leaning") for item in items)
+        if cfg.free_form is not None and asks:
             answers = written()
         return Scored(rows, alone, answers)
     except ValueError as error:
@@ -357,7 +357,7 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
         from align.evals.harness import Scorer as HarnessScorer
         from align.evals.harness import run_tasks
     except ImportError as error:
-        raise ConfigError(f"tasks: lm-eval is not installed ({error}); pip install 'align[eval]'") from None
+        raise ConfigError(f"tasks: lm-eval is not installed ({error}); pip install -e '.[eval]'") from None
     names, found = [task.partition(":")[2] for task in cfg.tasks], []
     for player in players:
         most, seed = job.hardware.micro_batch_tokens, cfg.seed or 0
@@ -370,8 +370,8 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
     metrics: Metrics = {}
     for task, own in found[0].items():
         head = f"tasks/lm_eval/{task}/"
-        for name, values in own.by_item.items():
-            metrics[f"{head}items"] = float(len(values))
+        for name in [name for name in own.by_item if all(name in scores[task].by_item for scores in found)]:
+            metrics[f"{head}items"] = float(len(own.by_item[name]))
             metrics |= _compared(cfg, head, name, [scores[task].by_item[name] for scores in found])
         for part, scores in zip(("", "baseline/"), found, strict=False):
             metrics |= {f"{head}{part}{name}": value for name, value in scores[task].whole.items()}

@@ -43,7 +43,8 @@ PROMPTS = ["p", "q", "r", "s"]
 
 
 def compare(server: Server, folder: Path, advance: Callable[[int], None] = lambda n: None) -> judge.Verdicts:
-    return Endpoint(server.url, "some-model", folder / "kept.jsonl").compare(PROMPTS, ONE, TWO, advance)
+    endpoint = Endpoint(server.url, "some-model", folder / "kept.jsonl", lambda said: None)
+    return endpoint.compare(PROMPTS, ONE, TWO, advance)
 
 
 def test_who_likes_length_finds_the_longer_in_both_orders(serve, tmp_path):
@@ -96,7 +97,7 @@ def test_answers_are_kept_and_not_asked_for_again(serve, tmp_path):
 
 def test_ratings_are_numbers_from_1_to_7(serve, tmp_path):
     server = serve(lambda asked: says("[[9]] no: [[6]]" if "good" in asked.rpartition("# Answer")[2] else "six"))
-    endpoint = Endpoint(server.url, "m", tmp_path / "kept.jsonl")
+    endpoint = Endpoint(server.url, "m", tmp_path / "kept.jsonl", lambda said: None)
     first, second = endpoint.rate(["p", "q"], ["good", "bad"], lambda n: None)
     assert first == 6.0
     assert math.isnan(second)
@@ -156,7 +157,7 @@ def test_the_key_follows_no_redirect(serve, tmp_path, monkeypatch):
 def test_nobody_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "_WAIT", 0.0)
     with pytest.raises(AlignError, match=r"judge\.url: http://127\.0\.0\.1:9/v1/chat/completions failed 5 times"):
-        Endpoint("http://127.0.0.1:9/v1", "m", tmp_path / "kept").rate(["p"], ["a"], lambda n: None)
+        Endpoint("http://127.0.0.1:9/v1", "m", tmp_path / "kept", lambda said: None).rate(["p"], ["a"], lambda n: None)
 
 
 def test_the_key_is_sent_and_kept_nowhere(serve, tmp_path, monkeypatch):
