@@ -8,7 +8,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from align.configs import RECORDS, Data, Evaluate, ImportModel, Ppo, RunConfig, 
 from align.data.cards import resolve, resolve_model
 from align.errors import ConfigError, StoreError
 from align.functions import check_file, find_source
+from align.implied import add_implied_steps, expected_kind, refs_of
 from align.versions import packages
 
 _ITEMS = 2  # what is made of a row of a task; 2: its answer context, and whether it only leans to a side
@@ -120,7 +121,7 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
         StoreError: an artifact that is named or cached is gone or damaged.
     """
     configs = {name: _step_config(name, node, settings.seed) for name, node in nodes.items()}
-    _add_sources(configs)
+    add_implied_steps(configs, store)
     order = _in_order(configs)
     if settings.step is not None:
         order = _needed(settings.step, order, configs)
@@ -128,41 +129,6 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
     for name in order:
         steps[name] = _resolve_step(settings, name, configs[name], steps, store)
     return list(steps.values())
-
-
-def _refs(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
-    for slot, refs in config.inputs.items():
-        yield slot, [refs] if isinstance(refs, str) else list(refs)
-
-
-def _add_sources(configs: dict[str, StageConfig]) -> None:
-    """Make a step of every input that names data or a model outside the store."""
-    for name, config in list(configs.items()):
-        for slot, refs in _refs(config):
-            kind = _expected_kind(name, config, slot)
-            for i, ref in enumerate(refs):
-                if ref.partition(":")[0] not in ("card", "path", "hf"):
-                    continue
-                made = f"{name}.{slot}" + (f".{i}" if len(refs) > 1 else "")
-                if kind == "model":
-                    configs[made] = ImportModel(source=ref)
-                elif kind in ("tokenizer", "reward_model", "evaluation"):
-                    raise ConfigError(f"steps.{name}.inputs.{slot}: expected an artifact of kind {kind}, got {ref}")
-                else:
-                    source, _, split = ref.partition("/") if ref.startswith("card:") else (ref, "", "")
-                    data = configs[made] = Data(source=source, record=kind)
-                    data.splits = [split] if split else data.splits
-                refs[i] = made
-            config.inputs[slot] = refs
-
-
-def _expected_kind(name: str, config: StageConfig, slot: str) -> str:
-    slots = {**config.INPUTS, **config.OPTIONAL}
-    if slot not in slots:
-        near = difflib.get_close_matches(slot, slots, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"steps.{name}.inputs.{slot}: unknown input{hint}; inputs: {', '.join(slots) or 'none'}")
-    return slots[slot]
 
 
 def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
@@ -176,7 +142,7 @@ def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
         if name in path:
             raise ConfigError(f"steps.{name}.inputs: goes round in a circle: {' -> '.join([*path, name])}")
         path.append(name)
-        for _, refs in _refs(configs[name]):
+        for _, refs in refs_of(configs[name]):
             for ref in refs:
                 if ref in configs:
                     visit(ref)
@@ -196,14 +162,14 @@ def _needed(target: str, order: list[str], configs: Mapping[str, StageConfig]) -
     while queue:
         name = queue.pop()
         needed.add(name)
-        queue += [ref for _, refs in _refs(configs[name]) for ref in refs if ref in configs]
+        queue += [ref for _, refs in refs_of(configs[name]) for ref in refs if ref in configs]
     return [name for name in order if name in needed]
 
 
 def _resolve_step(
     settings: RunConfig, name: str, config: StageConfig, done: Mapping[str, Step], store: ArtifactStore
 ) -> Step:
-    given = dict(_refs(config))
+    given = dict(refs_of(config))
     for slot in config.INPUTS:
         if slot not in given:
             raise ConfigError(
@@ -216,7 +182,7 @@ def _resolve_step(
         raise ConfigError(f"steps.{name}.{error}") from None
     inputs = {}
     for slot, refs in given.items():
-        where, expected = f"steps.{name}.inputs.{slot}", _expected_kind(name, config, slot)
+        where, expected = f"steps.{name}.inputs.{slot}", expected_kind(name, config, slot)
         inputs[slot] = sources = tuple(_source(settings, where, ref, done, store) for ref in refs)
         for source in sources:
             if source.kind != expected:

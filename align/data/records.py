@@ -208,6 +208,14 @@ def read_rows(folders: Iterable[Path], split: str) -> Iterator[Row]:
                 yield from batch.to_pylist()
 
 
+def count_rows(folder: Path, split: str) -> int:
+    """How many rows a split of a dataset has."""
+    import pyarrow.parquet as pq
+
+    path = folder / f"{split}.parquet"
+    return pq.read_metadata(path).num_rows if path.is_file() else 0
+
+
 def write_info(folder: Path, **info: Any) -> None:
     """What the rows do not say of themselves: where they come from and who can score them."""
     (folder / DATASET_INFO).write_text(json.dumps(info, indent=1, sort_keys=True), encoding="utf-8")
