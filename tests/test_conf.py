@@ -164,7 +164,7 @@ REFUSED = {
     ),
     "pretraining from nothing": (
         ["pretrain", "inputs.data=card:smallworld"],
-        "2 steps.pretrain.inputs: expected a tokenizer",
+        "2 steps.pretrain.tokens.inputs: expected a tokenizer",
     ),
     "a share of no text": (
         ["run", "pipeline=quickstart", "steps.sft.text_share=0.1"],
