@@ -311,8 +311,11 @@ def changed_knobs(config: Any, default: Any = None) -> dict[str, Any]:
             continue
         if knob.name == "seed" and value == 0:  # the run's seed is 0 unless it is given
             continue
-        nested = is_dataclass(value) and not isinstance(value, type)
-        changed[knob.name] = changed_knobs(value, usual) if nested else value
+        if is_dataclass(value) and not isinstance(value, type):
+            value = changed_knobs(value, usual)
+            if not value:  # what differs is outside the key
+                continue
+        changed[knob.name] = value
     return changed
 
 

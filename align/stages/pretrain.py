@@ -18,7 +18,8 @@ from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop
 from align.evals.text_loss import TextRows, encode_text, num_targets, summed_loss
 from align.job import Inputs, Job, Metrics
-from align.models.load import build_model, context_length, load_model, load_tokenizer, save_model
+from align.models.build import build_model
+from align.models.load import context_length, load_model, load_tokenizer, save_model
 from align.optimizers import cosine_factor, pretraining_optimizers, set_learning_rate
 from align.seeds import derive_seed
 

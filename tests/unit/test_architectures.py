@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.configs import ModelConfig
 from align.errors import ConfigError
-from align.models.load import build_model, load_model
+from align.models.build import build_model
+from align.models.load import load_model
 from align.optimizers import pretraining_optimizers
 from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from align.configs import ModelConfig
 from align.models.attention import packed_layout
-from align.models.load import build_model
+from align.models.build import build_model
 from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer
 
