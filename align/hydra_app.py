@@ -199,6 +199,12 @@ def sweep_member() -> Member | None:
     return Member(Path(hydra.sweep.dir), hydra.job.num, overrides, log)
 
 
+def chosen(group: str) -> tuple[str, bool]:
+    """What was chosen from a config group for the run under way, and whether all in it was left as it is."""
+    hydra = HydraConfig.get()
+    return str(hydra.runtime.choices[group]), not any(w.startswith(f"{group}.") for w in hydra.overrides.task)
+
+
 def _tidy(folder: Path, keep: bool) -> None:
     """Remove the empty folders that Hydra makes for the members of a sweep; its record too, of one that ran nothing."""
     for done_with in (*folder.glob("members/*.lock"), folder / STOPPED):

@@ -14,6 +14,8 @@ from align.configs import ModelConfig
 
 OPTIMIZERS = ("adamw", "muon", "adafactor")
 
+_GPT3_WINDOW = 256  # tokens, where none is given; align/models/gpt3.py
+
 # Options that change no weight's shape, of any architecture that has a formula here.
 _SHAPELESS = (
     *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "initializer_factor", "use_cache", "layer_types"),
@@ -31,11 +33,11 @@ class Weight(NamedTuple):
 
     place: str
     shape: tuple[int, ...]
-    count: int
+    copies: int
 
     @property
     def numbers(self) -> int:
-        return self.count * math.prod(self.shape)
+        return self.copies * math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ def memory(weights: Sequence[Weight], optimizer: str, precision: str) -> Memory:
     cast = sum(w.numbers for w in weights if w.place in ("matrix", "head", "tied")) if precision == "bf16" else 0
     number = parameters(weights)
     return Memory(
-        weights=4 * number + 2 * cast, gradients=4 * number, optimizer=4 * sum(w.count * state(w) for w in weights)
+        weights=4 * number + 2 * cast, gradients=4 * number, optimizer=4 * sum(w.copies * state(w) for w in weights)
     )
 
 
@@ -93,6 +95,7 @@ def training_flops(cfg: ModelConfig, weights: Sequence[Weight], length: int) -> 
     6 N + 12 * layers * width of all heads * keys [Chowdhery et al. 2022 (PaLM), appendix B]. N leaves out what is only
     looked up: positions, and the embedding of tokens where the head has a matrix of its own. Keys are those of the
     whole row, without halving for what a causal mask hides, as in PaLM; a layer with a window has that many at most.
+    Every parameter is taken to be at work for every token, which a mixture of experts is not.
     Of an encoder-decoder a token meets one half: 3 N [GPT-3, appendix D]; a decoder's token has as many keys again
     from the encoder.
     """
@@ -106,11 +109,11 @@ def training_flops(cfg: ModelConfig, weights: Sequence[Weight], length: int) -> 
 
 def _keys(cfg: ModelConfig, length: int) -> Iterator[int]:
     """Keys that a token may see in each layer."""
-    window = cfg.options.get("sliding_window")
+    window: int = cfg.options.get("sliding_window") or _GPT3_WINDOW
     alternating = [("full_attention", "sliding_attention")[i % 2] for i in range(cfg.num_layers)]
     kinds = cfg.options.get("layer_types") or (alternating if cfg.architecture == "gpt3" else [])
     for layer in range(cfg.num_layers):
-        banded = window and layer < len(kinds) and kinds[layer] == "sliding_attention"
+        banded = layer < len(kinds) and kinds[layer] == "sliding_attention"
         yield min(length, window) if banded else length
 
 
@@ -205,5 +208,8 @@ _FORMULAS: dict[str, tuple[_Formula, tuple[str, ...]]] = {
     "gpt3": (_gpt2, ("tie_word_embeddings",)),
     "gpt_neox": (_gpt_neox, ("tie_word_embeddings", "attention_bias")),
     "llama": (_llama, ("tie_word_embeddings", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias")),
-    "t5": (_t5, ("d_kv", "num_decoder_layers", "feed_forward_proj", "relative_attention_num_buckets")),
+    "t5": (
+        _t5,
+        ("tie_word_embeddings", "d_kv", "num_decoder_layers", "feed_forward_proj", "relative_attention_num_buckets"),
+    ),
 }

@@ -57,6 +57,7 @@ class Pretrain(StageConfig):
     """Train a decoder-only GPT on documents, from scratch or on from a model."""
 
     STAGE: ClassVar[str] = "pretrain"
+    VERSION: ClassVar[int] = 2  # GPT-2's positions begin half as wide as its other weights
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"data": "documents"}
     OPTIONAL: ClassVar[dict[str, str]] = {"tokenizer": "tokenizer", "model": "model"}
@@ -86,6 +87,9 @@ class Pretrain(StageConfig):
     def check_inputs(self) -> None:
         given = [slot for slot in ("tokenizer", "model") if self.inputs.get(slot)]
         require(len(given) == 1, "inputs", given, "a tokenizer (to begin) or a model (to train on), and not both")
+        architecture = self.model.architecture
+        decoder = architecture != "t5" or given == ["model"]
+        require(decoder, "model.architecture", architecture, "a model that is a decoder alone; t5 has an encoder too")
 
 
 @dataclass(slots=True, kw_only=True)

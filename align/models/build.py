@@ -31,7 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import align.models.gpt1  # noqa: F401  it takes the place of the library's openai-gpt
+import align.models.load  # noqa: F401  it registers align's own architectures
 from align.configs import ModelConfig
 from align.errors import ConfigError
 from align.models.attention import ATTENTION
@@ -152,7 +152,7 @@ def _check(cfg: ModelConfig, names: Mapping[str, str]) -> None:
     cls: Any = CONFIG_MAPPING[cfg.architecture]
     theirs = {theirs: ours for ours, theirs in names.items() if theirs}
     theirs |= {cls.attribute_map[name]: ours for name, ours in theirs.items() if name in cls.attribute_map}
-    known = {f.name for f in fields(cls)} | set(cls.attribute_map)
+    known = {f.name for f in fields(cls)} | set(cls.attribute_map) | {"tie_word_embeddings"}
     for option in cfg.options:
         if option in theirs:
             raise ConfigError(f"model.options.{option}: it is the knob model.{theirs[option]}; give that")

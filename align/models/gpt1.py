@@ -115,10 +115,10 @@ class OpenAIGPTModel(_PreTrained):
         self.h = torch.nn.ModuleList([_Block(config, i) for i in range(config.n_layer)])
         self.post_init()
 
-    def get_input_embeddings(self) -> torch.nn.Module:
+    def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.tokens_embed
 
-    def set_input_embeddings(self, new_embeddings: torch.nn.Module) -> None:
+    def set_input_embeddings(self, new_embeddings: torch.nn.Embedding) -> None:
         self.tokens_embed = new_embeddings
 
     def forward(
