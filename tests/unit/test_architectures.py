@@ -98,7 +98,9 @@ def test_a_model_that_masks_or_places_by_itself_is_refused(tmp_path, tokenizer):
             load_model(folder)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama", "qwen3", "mistral", "gemma3_text", "phi3"])
+@pytest.mark.parametrize(
+    "architecture", ["gpt2", "openai-gpt", "gpt_neox", "llama", "qwen3", "mistral", "gemma3_text", "phi3"]
+)
 def test_a_model_whose_attention_is_ours_is_loaded(tmp_path, tokenizer, architecture):
     tiny(tokenizer, architecture, num_heads=8).save_pretrained(tmp_path)
     assert load_model(tmp_path).config._attn_implementation == "align"

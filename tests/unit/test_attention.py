@@ -14,7 +14,7 @@ from align.models.build import build_model
 from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer
 
-ARCHITECTURES = ["gpt2", "gpt_neox", "llama"]
+ARCHITECTURES = ["gpt2", "gpt_neox", "llama", "openai-gpt"]
 
 
 @pytest.fixture(scope="module")
