@@ -277,9 +277,21 @@ def changed_knobs(config: Any, default: Any = None) -> dict[str, Any]:
             continue
         if knob.name == "seed" and value == 0:  # the run's seed is 0 unless it is given
             continue
-        nested = is_dataclass(value) and not isinstance(value, type)
-        changed[knob.name] = changed_knobs(value, usual) if nested else value
+        if is_dataclass(value) and not isinstance(value, type):
+            value = changed_knobs(value, usual)
+            if not value:  # what differs is outside the key
+                continue
+        changed[knob.name] = value
     return changed
+
+
+def _outside_key(config: Any, prefix: str = "") -> Iterable[str]:
+    """The knobs that no key holds, nested ones as `judge.url`."""
+    for knob in fields(config):
+        if knob.metadata.get("outside_key"):
+            yield prefix + knob.name
+        elif is_dataclass(getattr(config, knob.name)):
+            yield from _outside_key(getattr(config, knob.name), f"{prefix}{knob.name}.")
 
 
 # -- why a step runs ---------------------------------------------------------------------------------------------
@@ -306,11 +318,13 @@ def _why(step: Step, artifact: Artifact | None, store: ArtifactStore) -> str:
 def _differences(step: Step, manifest: dict[str, Any]) -> list[str]:
     if manifest["stage"] != step.stage:
         return [f"stage {manifest['stage']} -> {step.stage}"]
-    now, before = flat(asdict(step.config)), flat(manifest["config"])
+    usual = asdict(type(step.config)())  # of a knob that is younger than the manifest
+    now, before = flat(asdict(step.config)), flat(usual) | flat(manifest["config"])
+    outside = ("inputs", *_outside_key(step.config))
     found = [
         f"{knob} {before.get(knob)} -> {now.get(knob)}"
         for knob in sorted(now.keys() | before.keys())
-        if not knob.startswith(("inputs", "judge.url")) and now.get(knob) != before.get(knob)
+        if not knob.startswith(outside) and now.get(knob) != before.get(knob)
     ]
     for slot in sorted(step.inputs.keys() | manifest["inputs"].keys()):
         keys = [source.key for source in step.inputs.get(slot, ())]

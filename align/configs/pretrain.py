@@ -32,7 +32,7 @@ class Pretrain(StageConfig):
     """Train a decoder-only GPT on documents, from scratch or on from a model."""
 
     STAGE: ClassVar[str] = "pretrain"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 2  # GPT-2's positions begin half as wide as its other weights
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"data": "tokens"}
     OPTIONAL: ClassVar[dict[str, str]] = {"tokenizer": "tokenizer", "model": "model"}
@@ -88,3 +88,6 @@ class Pretrain(StageConfig):
         count = 1 if isinstance(data, str) else len(data)
         ok = not self.weights or len(self.weights) == count
         require(ok, "weights", self.weights, f"one for each of inputs.data, which are {count}")
+        architecture = self.model.architecture
+        decoder = architecture != "t5" or bool(self.inputs.get("model"))
+        require(decoder, "model.architecture", architecture, "a decoder alone; t5 has an encoder too: see text_to_text")

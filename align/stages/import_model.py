@@ -16,7 +16,8 @@ from align.configs import ImportModel
 from align.data.cards import resolve_model
 from align.errors import ConfigError
 from align.job import Inputs, Job, Metrics
-from align.models.load import fuse_activation, save_model
+from align.models.build import fuse_activation
+from align.models.load import save_model
 from align.text.chat import CHAT_TEMPLATE, ROLE_TOKENS
 from align.text.tokenizers import PAD
 

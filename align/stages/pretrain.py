@@ -17,7 +17,8 @@ from align.configs import Pretrain
 from align.errors import ConfigError
 from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job, Metrics
-from align.models.load import build_model, context_length, load_model, load_tokenizer, save_model
+from align.models.build import build_model
+from align.models.load import context_length, load_model, load_tokenizer, save_model
 from align.optimizers import cosine_factor, inverse_square_root_factor, pretraining_optimizers, set_learning_rate
 from align.seeds import derive_seed
 from align.spikes import Guard

@@ -17,7 +17,7 @@ def run(cfg: Tokens, inputs: Inputs, job: Job) -> Metrics:
     tokenizer = load_tokenizer(inputs.one("tokenizer" if "tokenizer" in inputs else "model").path)
     data = inputs.one("data").path
     counts: dict[str, Counts] = {}
-    metrics: Metrics = {}
+    metrics: Metrics = {"vocab_size": float(len(tokenizer))}
     for split in SPLITS:
         texts = (row["text"] for row in read_rows([data], split))
         with job.progress(count_rows(data, split), "documents") as advance:

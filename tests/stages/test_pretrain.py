@@ -21,7 +21,8 @@ from align.artifacts import Artifact
 from align.configs import HardwareConfig, ModelConfig, Pretrain, RunConfig
 from align.errors import ConfigError, HealthStop, Preempted
 from align.job import Inputs, Job
-from align.models.load import build_model, load_tokenizer, save_model
+from align.models.build import build_model
+from align.models.load import load_tokenizer, save_model
 from align.stages import pretrain
 from align.stop import Stop
 from align.text.rows import Mixture
