@@ -76,6 +76,15 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedMo
     return model
 
 
+def fresh_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """A model of the same architecture and sizes whose weights have learned nothing, float32, in eval mode."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION)
+    model = model.to(device).eval()
+    check_attention(model)
+    return model
+
+
 @torch.no_grad()
 def check_attention(model: PreTrainedModel) -> None:
     """Refuse a model that our attention does not fit: where it masks by itself, or has terms that ours lacks.
