@@ -134,4 +134,5 @@ def save_classifier(
     classifier.base_model.load_state_dict(lm.base_model.state_dict())
     classifier.score.weight.copy_(score * goal.deviation)
     classifier.save_pretrained(folder, safe_serialization=True)
+    tokenizer.padding_side = "right"  # `transformers` counts positions from the left, padding among them
     tokenizer.save_pretrained(folder)

@@ -23,7 +23,6 @@ Row = dict[str, Any]
 Ids = list[int]
 
 START, DELIMITER, EXTRACT = "<|start|>", "<|delimiter|>", "<|extract|>"
-_NUM_TEXTS = {"classification": (1,), "entailment": (2,), "similarity": (2,), "multiple_choice": (1, 2)}
 
 
 class TaskTokens(NamedTuple):
@@ -122,12 +121,12 @@ def _check(task: str, kind: str, split: str, row: Row) -> None:
             f"task: {task} takes rows with {' or '.join(what[k] for k in allowed)}, and {split} has rows with "
             f"{what[own]}; give task={fits[own]}"
         )
-    if len(row["texts"]) not in _NUM_TEXTS[task]:
-        other = "give task=entailment or task=similarity" if task == "classification" else "give task=classification"
-        raise ConfigError(
-            f"task: {task} takes {' or '.join(map(str, _NUM_TEXTS[task]))} texts a row, and {split} has rows with "
-            f"{len(row['texts'])}; {other}"
-        )
+    pair = len(row["texts"]) == 2
+    if task != "multiple_choice" and pair == (task == "classification"):
+        takes, has, other = ("one text", "two", "entailment or similarity")
+        if not pair:
+            takes, has, other = ("two texts", "one", "classification")
+        raise ConfigError(f"task: {task} takes {takes} a row, and {split} has rows with {has}; give task={other}")
 
 
 # -- as tokens -----------------------------------------------------------------------------------------------------
