@@ -1,4 +1,4 @@
-"""A language model under a linear layer: packed as alone, its losses, its dropout, and what plain Transformers opens."""
+"""A language model under a linear layer: packed as alone, its losses, dropout, and what plain Transformers opens."""
 
 from __future__ import annotations
 
