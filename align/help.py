@@ -87,7 +87,7 @@ def command_help(verb: str) -> str:
         lines += ["knobs:", *_knobs(cls)]
         if verb == "pretrain":
             lines += ["", "model, also whole as model=NAME:", _folded(models()), *_knobs(ModelConfig, "model.")]
-        if verb in ("sft", "reward", "ppo"):
+        if verb in ("finetune", "sft", "reward", "ppo"):
             lines += ["", "low-rank adapters:", *_knobs(LoraConfig, "lora.")]
         if verb == "evaluate":
             lines += ["", "a language model as judge:", *_knobs(JudgeConfig, "judge.")]

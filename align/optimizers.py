@@ -152,6 +152,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
+def linear_factor(step: int, total: int, warmup_fraction: float) -> float:
+    """GPT-1's: linear over the first part of training, times what is left of it; never 0 at a step that is made.
+
+    Source: openai/finetune-transformer-lm, opt.py (`warmup_linear`), which counts from 0: its first step has rate 0.
+    """
+    progress = (step + 1) / (total + 1)
+    return (min(1.0, progress / warmup_fraction) if warmup_fraction > 0 else 1.0) * (1 - progress)
+
+
 def scheduled_factor(name: str, step: int, total: int, warmup: int, final: float) -> float:
     """PPO's: linear from a tenth of the peak over `warmup` steps; then constant, linear or a cosine to `final`."""
     if step < warmup:

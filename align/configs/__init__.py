@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 
 from align.configs.evaluate import Evaluate, JudgeConfig
+from align.configs.finetune import TASKS, Finetune
 from align.configs.knobs import PRECISIONS, RECORDS, SPLITS, StageConfig, check_ranges, knob, require
 from align.configs.models import LoraConfig, ModelConfig
 from align.configs.ppo import Ppo
@@ -23,7 +24,8 @@ from align.configs.stages import Compare, Data, ImportModel, Reward, Sft, Tokeni
 from align.errors import ConfigError
 
 STAGES: dict[str, type[StageConfig]] = {
-    cls.STAGE: cls for cls in (Data, Tokenizer, Tokens, Pretrain, Sft, Compare, Reward, Ppo, Evaluate, ImportModel)
+    cls.STAGE: cls
+    for cls in (Data, Tokenizer, Tokens, Pretrain, Finetune, Sft, Compare, Reward, Ppo, Evaluate, ImportModel)
 }
 
 

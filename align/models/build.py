@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,10 +32,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import align.models.load  # noqa: F401  it registers align's own architectures
 from align.configs import ModelConfig
 from align.errors import ConfigError
 from align.models.attention import ATTENTION
+from align.models.load import check_attention  # which registers align's own architectures, too
 from align.sizes import Weight
 
 # GPT-2's activation is the tanh form of GELU; this is the same function in one kernel instead of eight.
@@ -72,7 +73,14 @@ def build_model(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         "pad_token_id": tokenizer.pad_token_id,
         "decoder_start_token_id": tokenizer.pad_token_id,  # [T5]
     }
-    return _fresh(cfg, architecture_config(cfg, len(tokenizer), tokens))
+    return _fresh(architecture_config(cfg, len(tokenizer), tokens))
+
+
+def fresh_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """A causal model of the architecture and sizes of a saved one, its weights drawn anew; float32, in eval mode."""
+    model = _fresh(AutoConfig.from_pretrained(folder, trust_remote_code=False)).to(device).eval()
+    check_attention(model)
+    return model
 
 
 def meta_model(cfg: ModelConfig) -> PreTrainedModel:
@@ -83,7 +91,7 @@ def meta_model(cfg: ModelConfig) -> PreTrainedModel:
     """
     config = architecture_config(cfg, cfg.vocab_size, dict.fromkeys(_TOKENS))
     with torch.device("meta"):
-        return _fresh(cfg, config)
+        return _fresh(config)
 
 
 def weights_of(model: PreTrainedModel) -> list[Weight]:
@@ -136,7 +144,7 @@ def architecture_config(cfg: ModelConfig, vocab_size: int, tokens: Mapping[str, 
             if hasattr(config, name) and name not in cfg.options:
                 setattr(config, name, cfg.dropout)
     except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise _refused(cfg, error) from None
+        raise _refused(cfg.architecture, error) from None
     fuse_activation(config)
     return config
 
@@ -169,18 +177,18 @@ def _check(cfg: ModelConfig, names: Mapping[str, str]) -> None:
         )
 
 
-def _fresh(cfg: ModelConfig, config: PreTrainedConfig) -> PreTrainedModel:
+def _fresh(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         if config.is_encoder_decoder:
             return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION)
     except (ValueError, KeyError) as error:
-        raise _refused(cfg, error) from None
-    if cfg.architecture in _HALVED_POSITIONS:
+        raise _refused(config.model_type, error) from None
+    if config.model_type in _HALVED_POSITIONS:
         with torch.no_grad():
             model.transformer.wpe.weight.mul_(0.5)  # 0.01 where the rest has 0.02
     return model
 
 
-def _refused(cfg: ModelConfig, error: Exception) -> ConfigError:
-    return ConfigError(f"model.architecture={cfg.architecture}: {' '.join(str(error).split())[:300]}")
+def _refused(architecture: str, error: Exception) -> ConfigError:
+    return ConfigError(f"model.architecture={architecture}: {' '.join(str(error).split())[:300]}")
