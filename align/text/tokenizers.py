@@ -7,20 +7,20 @@ is why documents are encoded with `split_special_tokens=True`.
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from align.text.chat import CHAT_TEMPLATE, ROLE_TOKENS
+from align.text.chat import CHAT_TEMPLATE, ROLE_TOKENS, SPACELESS_CHAT_TEMPLATE
+from align.text.unigram import learn_pieces
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"  # never the end-of-text token: a mask made from padding would erase it from every label
 SENTINEL = "<extra_id_{}>"
 _T5 = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # ids 0, 1, 2, as in T5
-_SCORE_DIGITS = 6
 
 
 def train_tokenizer(
@@ -35,7 +35,7 @@ def train_tokenizer(
 
     Args:
         texts: documents; they are read once.
-        vocab_size: entries in all, special tokens, the 256 bytes and the sentinels among them.
+        vocab_size: entries in all, special tokens, the 256 bytes and the sentinels among them; little text gives fewer.
         algorithm: bpe (GPT-2's kind) or unigram (T5's: <pad> 0, </s> 1, <unk> 2). Departs from T5's SentencePiece:
             pieces are of bytes, so no text needs to be normalised, gets a space before it or falls back to a token
             that stands for any character.
@@ -81,31 +81,10 @@ def _train_bpe(texts: Iterable[str], size: int, special: list[str], pieces: pre_
 def _train_unigram(
     texts: Iterable[str], size: int, special: list[str], pieces: pre_tokenizers.PreTokenizer
 ) -> Tokenizer:
-    """A unigram model that comes out the same each time.
-
-    The library goes through words in an order that changes from run to run. Scores then differ in their last digits,
-    and bytes that `texts` do not hold get theirs in that order. So scores are rounded, those bytes share the lowest
-    one, and pieces of one score stand in the order of their spelling.
-    """
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pieces
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size,
-        special_tokens=special,
-        unk_token=_T5["unk_token"],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    learned = json.loads(tokenizer.to_str())["model"]["vocab"][len(special) :]
-    lowest = min(score for _, score in learned)
-    rare = lowest + 1e-4 * (len(alphabet) + 1)  # the library puts them above the lowest, 1e-4 apart
-    scores = {p: lowest if p in alphabet and score < rare else score for p, score in learned}
-    ranked = sorted((-round(score, _SCORE_DIGITS), piece) for piece, score in scores.items())
-    vocabulary = [*((token, 0.0) for token in special), *((piece, -score) for score, piece in ranked)]
-    tokenizer.model = models.Unigram(vocabulary, unk_id=special.index(_T5["unk_token"]), byte_fallback=False)
-    return tokenizer
+    words = Counter(word for text in texts for word, _ in pieces.pre_tokenize_str(text))
+    learned = learn_pieces(words, pre_tokenizers.ByteLevel.alphabet(), size - len(special))
+    vocabulary = [*((token, 0.0) for token in special), *learned]
+    return Tokenizer(models.Unigram(vocabulary, unk_id=special.index(_T5["unk_token"]), byte_fallback=False))
 
 
 def as_fast(tokenizer: Tokenizer, **named: Any) -> PreTrainedTokenizerFast:
@@ -136,7 +115,7 @@ def complete(tokenizer: PreTrainedTokenizerBase, *, chat: bool = True) -> list[s
         added.append("a padding token")
     if chat and "{% generation %}" not in (tokenizer.chat_template or ""):
         _add_special(tokenizer, list(ROLE_TOKENS.values()))
-        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.chat_template = SPACELESS_CHAT_TEMPLATE if is_gpt1(tokenizer) else CHAT_TEMPLATE
         added.append("our chat template")
     return added
 
@@ -156,7 +135,7 @@ def add_sentinels(tokenizer: PreTrainedTokenizerBase, count: int) -> None:
 
 def is_gpt1(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether words end as in GPT-1's vocabulary: no other published causal language model marks them so."""
-    return "the</w>" in tokenizer.get_vocab()
+    return any(token.endswith("</w>") for token in tokenizer.get_vocab())
 
 
 def _add_special(tokenizer: PreTrainedTokenizerBase, names: list[str]) -> None:
