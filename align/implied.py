@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 from align.artifacts import ArtifactStore
-from align.configs import Data, ImportModel, StageConfig, Tokens
+from align.configs import MODELS, Data, ImportModel, StageConfig, Tokenizer, Tokens
+from align.data.cards import model_kind
 from align.errors import ConfigError, StoreError
 
 
@@ -41,9 +42,11 @@ def _number(i: int, refs: list[str]) -> str:
 
 
 def _add_source(configs: dict[str, StageConfig], made: str, ref: str, kind: str, where: str) -> str:
-    if kind == "model":
-        configs[made] = ImportModel(source=ref)
-    elif kind in ("tokenizer", "reward_model", "evaluation"):
+    if kind in MODELS:
+        configs[made] = ImportModel(source=ref, kind=model_kind(ref) or kind)
+    elif kind == "tokenizer":
+        configs[made] = Tokenizer(source=ref)
+    elif kind in ("reward_model", "evaluation"):
         raise ConfigError(f"steps.{where}: expected an artifact of kind {kind}, got {ref}")
     else:
         source, _, split = ref.partition("/") if ref.startswith("card:") else (ref, "", "")

@@ -17,8 +17,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.artifacts import Artifact, ArtifactStore, digest_of, sha256_file
-from align.configs import RECORDS, Data, Evaluate, ImportModel, Ppo, RunConfig, StageConfig, stage_class
-from align.data.cards import resolve, resolve_model
+from align.configs import (
+    RECORDS,
+    Data,
+    Evaluate,
+    ImportModel,
+    Ppo,
+    RunConfig,
+    StageConfig,
+    Tokenizer,
+    stage_class,
+)
+from align.data.cards import model_kind, resolve, resolve_model, resolve_tokenizer
 from align.errors import ConfigError, StoreError
 from align.functions import check_file, find_source
 from align.implied import add_implied_steps, expected_kind, refs_of
@@ -102,6 +112,8 @@ def _step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
     values = {k: v for k, v in node.items() if k != "stage"}
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(stage_class(node.stage)), values))
+        if isinstance(config, ImportModel):
+            config.kind = model_kind(config.source) or config.kind
     except ConfigError as error:
         raise ConfigError(f"steps.{name}.{error}") from None
     except OmegaConfBaseException as error:
@@ -215,6 +227,8 @@ def data_digest(name: str, config: StageConfig, settings: RunConfig, store: Arti
             return digest_of([digest, _ITEMS]) if config.record == "items" else digest
         if isinstance(config, ImportModel):
             return resolve_model(config.source, store.root).digest
+        if isinstance(config, Tokenizer) and config.source:
+            return resolve_tokenizer(config.source, store.root).digest
     except ConfigError as error:
         raise ConfigError(f"steps.{name}.source: {error}") from None
     if isinstance(config, Ppo | Evaluate):

@@ -181,12 +181,12 @@ def convert(row: Row, record: str, wanted: str) -> Row:
 def split_key(row: Row) -> str:
     """What a row's split hangs on: what is asked, so that the same prompt never stands in two splits of any dataset.
 
-    Of labelled rows it is the first text: a premise, or a passage, with all that is asked of it.
+    Of labelled rows it is the first text: a premise, or a passage, with all that is asked of it; of a chapter its book.
     """
     if "texts" in row:
         return row["texts"][0]
     if "text" in row:
-        return row["text"]
+        return str(row.get("book") or row["text"])
     if "completions" in row:
         return "\n".join([*row["contexts"], *row["completions"]])
     asked = row["prompt"] if "prompt" in row else row["messages"][:-1]
