@@ -28,7 +28,8 @@ def add_implied_steps(configs: dict[str, StageConfig], store: ArtifactStore) -> 
                     )
             config.inputs[slot] = refs
     for name, config in list(configs.items()):
-        for slot in [slot for slot, kind in config.INPUTS.items() if kind == "tokens" and slot in config.inputs]:
+        kinds = {**config.INPUTS, **config.OPTIONAL}
+        for slot in [slot for slot, kind in kinds.items() if kind == "tokens" and slot in config.inputs]:
             refs = config.inputs[slot]
             for i, ref in enumerate(refs):
                 if _kind(ref, configs, store) == "documents":
@@ -43,7 +44,7 @@ def _number(i: int, refs: list[str]) -> str:
 def _add_source(configs: dict[str, StageConfig], made: str, ref: str, kind: str, where: str) -> str:
     if kind == "model":
         configs[made] = ImportModel(source=ref)
-    elif kind in ("tokenizer", "reward_model", "evaluation"):
+    elif kind in ("tokenizer", "seq2seq_model", "reward_model", "evaluation"):
         raise ConfigError(f"steps.{where}: expected an artifact of kind {kind}, got {ref}")
     else:
         source, _, split = ref.partition("/") if ref.startswith("card:") else (ref, "", "")
@@ -63,7 +64,9 @@ def _kind(ref: str, configs: dict[str, StageConfig], store: ArtifactStore) -> st
 
 
 def _add_tokens(configs: dict[str, StageConfig], made: str, documents: str, config: StageConfig) -> str:
-    given = {slot: config.inputs[slot] for slot in ("tokenizer", "model") if config.inputs.get(slot)}
+    kinds = {**config.INPUTS, **config.OPTIONAL}
+    takes = {kind: slot for slot, kind in Tokens.OPTIONAL.items()}  # whatever has a tokenizer
+    given = {takes[kinds[slot]]: refs for slot, refs in config.inputs.items() if kinds[slot] in takes and refs}
     configs[made] = Tokens(inputs={"data": [documents], **given})
     return made
 

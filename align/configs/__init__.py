@@ -20,10 +20,12 @@ from align.configs.ppo import Ppo
 from align.configs.pretrain import Pretrain, Tokens
 from align.configs.run import HardwareConfig, RunConfig, TrackerConfig
 from align.configs.stages import Compare, Data, ImportModel, Reward, Sft, Tokenizer
+from align.configs.text_to_text import TextToText
 from align.errors import ConfigError
 
 STAGES: dict[str, type[StageConfig]] = {
-    cls.STAGE: cls for cls in (Data, Tokenizer, Tokens, Pretrain, Sft, Compare, Reward, Ppo, Evaluate, ImportModel)
+    cls.STAGE: cls
+    for cls in (Data, Tokenizer, Tokens, Pretrain, TextToText, Sft, Compare, Reward, Ppo, Evaluate, ImportModel)
 }
 
 

@@ -24,7 +24,9 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class StageConfig:
-    """What every stage has. Kinds of artifact: the `RECORDS`, tokenizer, model, reward_model, evaluation."""
+    """What every stage has. Kinds of artifact: the `RECORDS`, tokenizer, tokens, model (decoder-only), seq2seq_model
+    (encoder-decoder), reward_model, evaluation.
+    """
 
     STAGE: ClassVar[str]
     VERSION: ClassVar[int] = 1
