@@ -50,9 +50,9 @@ def sentinel_tokenizer(num_sentinels: int = 100) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_t5(tokenizer: PreTrainedTokenizerFast, dropout: float = 0.0) -> PreTrainedModel:
-    """Two layers each, 32 wide."""
+def tiny_t5(tokenizer: PreTrainedTokenizerFast, layers: int = 2) -> PreTrainedModel:
+    """An encoder and a decoder, 32 wide."""
     cfg = ModelConfig(
-        architecture="t5", hidden_size=32, num_layers=2, num_heads=4, dropout=dropout, initializer_range=1.0
+        architecture="t5", hidden_size=32, num_layers=layers, num_heads=4, dropout=0.0, initializer_range=1.0
     )
     return build_seq2seq(cfg, tokenizer).eval()
