@@ -78,9 +78,8 @@ def noise_mask(spans: Spans, generator: torch.Generator) -> torch.Tensor:
     """
     kept = _parts(spans.length - spans.noise, spans.num_spans, generator)
     taken = _parts(spans.noise, spans.num_spans, generator)
-    return (
-        torch.tensor([False, True]).repeat(spans.num_spans).repeat_interleave(torch.stack([kept, taken], 1).flatten())
-    )
+    lengths = torch.stack([kept, taken], 1).flatten()
+    return torch.tensor([False, True]).repeat(spans.num_spans).repeat_interleave(lengths)
 
 
 def _parts(total: int, count: int, generator: torch.Generator) -> torch.Tensor:
