@@ -1,4 +1,4 @@
-"""The command line: `align run`, `align plan`, `align STAGE`, `align report`, `align sweep`, `align artifacts`.
+"""The command line: `align run`, `align plan`, `align STAGE`, and what is asked of a store: `report`, `sample`, ...
 
 Help needs neither Hydra nor torch; planning needs no torch.
 """
@@ -62,6 +62,10 @@ def _dispatch(arguments: list[str]) -> int:
         from align.report_command import main as report
 
         return report(rest)
+    if verb == "sample":
+        from align.sample_command import main as sample
+
+        return sample(rest)
     if verb == "sweep":
         from align.sweep_command import main as sweep
 
@@ -77,7 +81,7 @@ def _compose(verb: str, arguments: list[str]) -> int:
         try:
             stage_class(verb)
         except ConfigError as error:
-            raise ConfigError(f"{error}; verbs: run, plan, report, sweep, artifacts") from None
+            raise ConfigError(f"{error}; verbs: run, plan, report, sample, sweep, artifacts") from None
     if "-h" in arguments or "--help" in arguments:
         from align.help import command_help
 
@@ -193,7 +197,7 @@ def _complete(arguments: list[str]) -> int:
     from align.hydra_app import run
 
     words = os.environ.get("COMP_LINE", "").split(" ")
-    verbs = ["run", "plan", "report", "sweep", "artifacts", *STAGES]
+    verbs = ["run", "plan", "report", "sample", "sweep", "artifacts", *STAGES]
     if any(word.startswith("query=") for word in arguments):
         if len(words) < 3 or words[1] not in verbs:
             print(" ".join(verb for verb in verbs if verb.startswith(words[-1])))

@@ -24,6 +24,7 @@ align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> e
   align plan pipeline=NAME [--json]                           what would run, what is cached, and why
   align STAGE inputs.NAME=... [knob=value ...]                one stage by itself; align STAGE --help lists its knobs
   align report PIPELINE|PIPELINE/STEP[:vN] ...                did it work? one HTML page, and Markdown
+  align sample PIPELINE/STEP [TEXT] [--temperature T,T]       what a language model writes
   align sweep show|ls [FOLDER]                                what a sweep's members did, as a table and a page
   align artifacts ls|show|lineage|verify|diff|tag|export|gc   what has been made
 
