@@ -182,7 +182,10 @@ REFUSED = {
         ["sft", "inputs.data=card:smallworld"],
         "2 steps.sft.inputs.model: sft needs a model here",
     ),
-    "another stage's knob": (["sft", "inputs.model=a/b", "num_steps=3"], "2 num_steps: no such knob; pretrain has it"),
+    "another stage's knob": (
+        ["sft", "inputs.model=a/b", "num_steps=3"],
+        "2 num_steps: no such knob; pretrain, text_to_text have it",
+    ),
     "an unknown input": (["sft", "inputs.modl=a/b"], "2 inputs.modl: no such knob"),
     "an artifact that is not there": (["sft", "inputs.model=quickstart/sft", "inputs.data=card:smallworld"], "3 "),
     "an unknown card": (["data", "source=card:smalworld"], "2 steps.data.source: card:smalworld: no such data card"),
