@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from align.configs import ModelConfig
 from align.errors import ConfigError
+from align.models import gpt3  # noqa: F401 - from here on `transformers` knows it
 from align.models.attention import ATTENTION
 
 disable_progress_bar()  # loading a model is not what anybody waits for
