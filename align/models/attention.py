@@ -45,6 +45,8 @@ def packed_layout(starts: torch.Tensor, window: int | None = None) -> PackedLayo
     """`starts` [N] bool: True where a sequence begins; `starts[0]` must be True."""
     first = starts.nonzero().squeeze(1)
     lengths = torch.diff(first, append=first.new_tensor([starts.numel()]))
+    if window is not None and window >= int(lengths.max()):
+        window = None
     # Within a group padding at most doubles a sequence, but short ones are all together: many small products are slow.
     doublings = torch.log2(lengths.float()).ceil().clamp(min=_SHORT.bit_length() - 1)
     groups, padding, taken = [], [], 0

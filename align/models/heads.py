@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from align.models import gpt3  # noqa: F401 - from here on `transformers` knows it
 from align.models.attention import ATTENTION
 
 SHIFT = "align_reward_shift"
