@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import sdpa_mask
 
 from align.errors import ConfigError
-from align.models.banded import attention_gradients, attention_probs, banded_attention, unseen
+from align.models.banded import banded_attention
+from align.models.kernels import attention_gradients, attention_probs, fused_attention, unseen
 
 ATTENTION = "align"
 
@@ -77,7 +77,7 @@ def _mask(
     attention_mask: torch.Tensor | None = None,
     allow_is_causal_skip: bool = True,
     device: torch.device | str = "cpu",
-    **kwargs: object,
+    **kwargs: Any,
 ) -> torch.Tensor | PackedLayout | None:
     window = kwargs.get("local_size")
     bare = attention_mask is None or (window is not None and bool(attention_mask.all()))
@@ -146,9 +146,7 @@ def _attend(
     elif query.device.type == "cpu" and query.shape[2] == 1:
         out = _one_token(query, key, value, attention_mask, scaling)
     else:
-        if query.device.type == "cpu":  # the fused kernel is 3x slower in bf16 than in fp32
-            query, key, value = query.float(), key.float(), value.float()
-        out = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
+        out = fused_attention(query, key, value, attention_mask, dropout, scaling)
     return out.to(dtype).transpose(1, 2).contiguous(), None
 
 
@@ -224,9 +222,7 @@ def _causal(
         return banded_attention(query, key, value, window, dropout, scale)
     plain = query.device.type == "cpu" and length <= _PLAIN_UP_TO and key.shape[-2] == length
     if not plain or dropout > 0:
-        if query.device.type == "cpu":  # the fused kernel is 3x slower in bf16 than in fp32
-            query, key, value = query.float(), key.float(), value.float()
-        return F.scaled_dot_product_attention(query, key, value, None, dropout, is_causal=True, scale=scale)
+        return fused_attention(query, key, value, None, dropout, scale, causal=True)
     return _PlainCausal.apply(query, key, value, scale)
 
 

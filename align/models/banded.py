@@ -6,12 +6,13 @@ the length and not with its square. The result is that of dense attention under 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from align.models.kernels import attention_gradients, attention_probs, fused_attention, unseen
 
 # Small blocks compute less that lies outside the band, large ones are better products.
 _BLOCK = 128  # queries
@@ -22,44 +23,9 @@ def banded_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, dropout: float, scale: float
 ) -> torch.Tensor:
     """softmax(q k^T * scale) v over the band; [S, H, L, D] each, every row a sequence from its first token on."""
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" or dropout > 0:
         return _at_once(query, key, value, window, dropout, scale)
-    if dropout > 0:  # the library's kernels are slower in bf16 than in fp32
-        wide = torch.promote_types(query.dtype, torch.float32)
-        return _at_once(query.to(wide), key.to(wide), value.to(wide), window, dropout, scale)
     return _InBlocks.apply(query, key, value, window, scale)
-
-
-def attention_probs(query: torch.Tensor, key: torch.Tensor, unseen: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(q k^T * scale + unseen), at least float32 inside, in the dtype of `query`; `unseen` is 0 or -inf."""
-    scores = torch.matmul(query, key.mT)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return scores.mul_(scale).add_(unseen).softmax(-1).to(query.dtype)
-
-
-def attention_gradients(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    probs: torch.Tensor,
-    gradient: torch.Tensor,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of query, key and value, from the gradient of `probs @ value`."""
-    d_value = torch.matmul(probs.mT, gradient)
-    d_probs = torch.matmul(gradient, value.mT)
-    wide = torch.promote_types(probs.dtype, torch.float32)
-    d_scores = torch._softmax_backward_data(d_probs.to(wide), probs.to(wide), -1, wide)
-    d_scores = d_scores.mul_(scale).to(query.dtype)
-    return torch.matmul(d_scores, key), torch.matmul(d_scores.mT, query), d_value
-
-
-@functools.lru_cache(maxsize=32)
-@torch.inference_mode(False)  # sampling may be the first to ask, and what it makes is of no use in training
-def unseen(queries: int, keys: int, window: int) -> torch.Tensor:
-    """-inf where a query may not look, else 0, [queries, keys]; the last query and the last key are one token."""
-    distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
-    return torch.zeros(queries, keys).masked_fill_((distance < 0) | (distance >= window), float("-inf"))
 
 
 def _reach(window: int) -> int:
@@ -122,5 +88,5 @@ def _at_once(
     place = torch.arange(span, device=device) + torch.arange(-reach, length - reach, _BLOCK, device=device)[:, None]
     # What is padding before a sequence is seen by nobody; what is padding after it is seen only by what is left out.
     seen = (distance >= 0) & (distance < window) & (place >= 0)[:, None]
-    out = F.scaled_dot_product_attention(queries, keys, values, seen[None], dropout, scale=scale)
+    out = fused_attention(queries, keys, values, seen[None], dropout, scale)
     return out.flatten(1, 2)[:, :length].unflatten(0, (rows, heads))
