@@ -68,6 +68,7 @@ def test_a_pipeline_of_real_data_plans_with_local_files(
         ["--help"],
         ["run", "--help"],
         ["ppo", "--help"],
+        ["model", "--help"],
         ["plan", "pipeline=instructgpt"],
         ["plan", "pipeline=quickstart"],
     ],
@@ -107,6 +108,7 @@ def test_tab_completion_knows_verbs_and_knobs(here: Path) -> None:
         ("align pre", "pretrain"),
         ("align run pipeline=qui", "quickstart"),
         ("align ppo kl_co", "kl_coef"),
+        ("align model model=gpt3_1", "gpt3_13b"),
     ):
         done = subprocess.run([sys.executable, "-c", code, typed], capture_output=True, text=True, check=False)
         assert wanted in done.stdout, (typed, done.stderr)
