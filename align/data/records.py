@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from align.text.text_to_text import as_text_to_text
+
 Row = dict[str, Any]
 Message = dict[str, str]
 
@@ -165,8 +167,11 @@ def _kind(value: object) -> str:
     return "nothing" if value is None else f"{type(value).__name__} {json.dumps(value, default=str)[:60]}"
 
 
-def convert(row: Row, record: str, wanted: str) -> Row:
-    """A row of one record as another, where that makes sense: what was answered or compared can be asked again."""
+def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
+    """A row of one record as another, where that makes sense: what was answered or compared can be asked again.
+
+    A labelled row of the task `name` becomes a demonstration as T5 writes tasks.
+    """
     if record == wanted:
         return row
     if wanted == "prompts" and record == "demonstrations":
@@ -175,6 +180,8 @@ def convert(row: Row, record: str, wanted: str) -> Row:
         return {"prompt": row["prompt"]}
     if wanted == "documents" and record == "demonstrations":
         return {"text": "\n\n".join(m["content"] for m in row["messages"])}
+    if wanted == "demonstrations" and record == "labelled":
+        return {"messages": as_text_to_text(row, name)}
     raise ValueError(f"{record} cannot become {wanted}")
 
 

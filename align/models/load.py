@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-import align.models.gpt1  # noqa: F401  it takes the place of the library's openai-gpt
+import align.models.gpt1
+import align.models.gpt3  # noqa: F401  both make themselves known to `transformers`
 from align.errors import ConfigError
-from align.models import gpt3  # noqa: F401 - from here on `transformers` knows it
 from align.models.attention import ATTENTION
 
 disable_progress_bar()  # loading a model is not what anybody waits for

@@ -245,7 +245,7 @@ def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iter
     for row in read(raw.row):
         try:
             found = {**group, **row}
-            yield from _fitting(check_row(cfg.record, convert(found, record, cfg.record)), cfg)
+            yield from _fitting(check_row(cfg.record, convert(found, record, cfg.record, card.name)), cfg)
         except Dropped as reason:
             dropped[str(reason)] += 1
         except ValueError as error:
