@@ -10,6 +10,7 @@ from align.errors import ConfigError
 RECORDS = ("documents", "demonstrations", "comparisons", "prompts", "items", "labelled")
 SPLITS = ("train", "validation", "test")
 PRECISIONS = ("fp32", "bf16")
+MODELS = ("model", "seq2seq_model")  # decoder-only; encoder-decoder
 
 
 def knob(default: Any, comment: str) -> Any:
@@ -26,7 +27,7 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 class StageConfig:
     """What every stage has.
 
-    Kinds of artifact: the `RECORDS`, tokenizer, model, reward_model, classifier, evaluation.
+    Kinds of artifact: the `RECORDS` and `MODELS`, tokenizer, tokens, reward_model, classifier, evaluation.
     """
 
     STAGE: ClassVar[str]

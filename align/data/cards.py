@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,20 @@ from typing import Any
 import yaml
 
 from align.artifacts import digest_of, sha256_file, write_json
-from align.data.files import SUFFIXES, suffix_of
+from align.data.files import PACKED, SUFFIXES, suffix_of
 from align.data.formats import FORMATS
 from align.errors import ConfigError
 
 _HERE = Path(__file__).resolve().parent
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".npy")
+# A published vocabulary and its merges: the names of GPT-1's release, of GPT-2's, and of both on the Hub.
+VOCABULARIES = (
+    ("encoder_bpe_40000.json", "vocab_40000.bpe"),
+    ("encoder.json", "vocab.bpe"),
+    ("vocab.json", "merges.txt"),
+)
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +83,13 @@ class Source:
     def _matches(self, path: Path, patterns: tuple[str, ...]) -> bool:
         assert self.root is not None
         return any(path.relative_to(self.root).match(pattern) for pattern in patterns)
+
+    @property
+    def pretrained(self) -> dict[str, Any]:
+        """Where `from_pretrained` finds it: its arguments, with the commit of what is on the Hub."""
+        name, _, commit = str(self.card.hub).partition("@")
+        place = {"pretrained_model_name_or_path": self.root or name, "trust_remote_code": False}
+        return place if self.root is not None else {**place, "revision": commit}
 
     @property
     def is_local_path(self) -> bool:
@@ -158,17 +174,59 @@ def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
 
 
 def resolve_model(source: str, store: Path | None) -> Source:
-    """A model's source, `hf:ORG/NAME@COMMIT` or `path:FOLDER`, down to the bytes it stands for."""
+    """A model's source, `hf:ORG/NAME@COMMIT` or `path:FOLDER`, down to the bytes it stands for.
+
+    A folder holds a model as `transformers` saves it, or GPT-1's parameters as OpenAI published them.
+    """
+    return _resolve_folder(
+        source,
+        store,
+        lambda names: bool({"config.json", "params_shapes.json"} & names),
+        "a model's config.json in it (or params_shapes.json, of GPT-1's released parameters)",
+    )
+
+
+def resolve_tokenizer(source: str, store: Path | None) -> Source:
+    """A tokenizer's source, `hf:ORG/NAME@COMMIT` or `path:FOLDER`, down to the bytes it stands for."""
+    pairs = ", ".join(" and ".join(pair) for pair in VOCABULARIES)
+    return _resolve_folder(
+        source,
+        store,
+        lambda names: bool(names & {*_TOKENIZERS}) or any(names.issuperset(pair) for pair in VOCABULARIES),
+        f"a tokenizer in it: {pairs}, or {' or '.join(_TOKENIZERS)}",
+        without=_WEIGHTS,
+    )
+
+
+def model_kind(source: str) -> str | None:
+    """The kind of artifact that a model's source becomes; None where that is not known without opening the network."""
+    scheme, _, rest = source.partition(":")
+    folder = Path(rest).expanduser()
+    if scheme == "path" and (folder / "params_shapes.json").is_file():
+        return "model"
+    config = folder / "config.json"
+    if scheme != "path" or not config.is_file():
+        return None
+    try:
+        read = json.loads(config.read_text(encoding="utf-8"))
+        return "seq2seq_model" if read.get("is_encoder_decoder") else "model"
+    except (ValueError, AttributeError):
+        raise ConfigError(f"source {source!r}: config.json in it is not the JSON of a model's config") from None
+
+
+def _resolve_folder(
+    source: str, store: Path | None, fits: Callable[[set[str]], bool], wanted: str, without: tuple[str, ...] = ()
+) -> Source:
+    """A pinned repository of the Hub, or a folder whose files' names fit; files ending as in `without` do not count."""
     scheme, _, rest = source.partition(":")
     if scheme == "hf" and rest:
         _require_pinned(rest, source)
         return Source(DataCard(name=rest.partition("@")[0], hub=rest), None, (), digest_of(rest))
     folder = Path(rest).expanduser()
-    if scheme != "path" or not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with a model's config.json in it"
-        )
-    files = sorted(p for p in folder.iterdir() if p.is_file())
+    known = scheme == "path" and rest and folder.is_dir()
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in without) if known else []
+    if not fits({p.name for p in files}):
+        raise ConfigError(f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with {wanted}")
     digests = file_digests(files, store)
     return Source(
         DataCard(name=folder.name, licence="yours"),
@@ -210,7 +268,9 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
         what = f"holds no {', '.join(SUFFIXES)} file" if path.is_dir() else "no such file or folder"
         raise ConfigError(f"{source}: {what}")
     if suffix_of(files[0]) not in SUFFIXES:
-        raise ConfigError(f"{source}: expected a file ending in {', '.join(SUFFIXES)} (or that and .gz)")
+        raise ConfigError(
+            f"{source}: expected a file ending in {', '.join(SUFFIXES)} (or that and {', '.join(PACKED)})"
+        )
     root = path if path.is_dir() else path.parent
     names = [p.relative_to(root).as_posix() for p in files]
     digests = file_digests(files, store)

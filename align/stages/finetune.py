@@ -26,8 +26,9 @@ from align.evals.glue import choice_metrics, class_metrics, score_metrics
 from align.job import Inputs, Job, Metrics
 from align.losses.tasks import joint_loss, row_outputs, task_loss
 from align.models.adapters import Adapters
+from align.models.build import fresh_model
 from align.models.classifier import TaskModel, add_embeddings, require_classifier, save_classifier
-from align.models.load import context_length, fresh_model, load_model, load_tokenizer
+from align.models.load import context_length, load_model, load_tokenizer
 from align.optimizers import adamw, linear_factor, set_learning_rate
 from align.seeds import derive_seed
 from align.text.packing import micro_batches

@@ -10,7 +10,7 @@ import torch
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from align.configs import ModelConfig
-from align.models.load import build_model
+from align.models.build import build_model
 from align.optimizers import (
     Muon,
     adamw,
