@@ -45,7 +45,7 @@ _TOLD_EVERY = 1000  # rows
 _IN_MEMORY = 2**27  # bytes of rows; what is more goes through a file
 _SHARED = "also in a held-out split"
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
@@ -177,7 +177,7 @@ def _asked(row: Row) -> bytes:
     return digest(whole_key(row))
 
 
-def _watched(rows: Iterable[T], advance: Callable[[int], None]) -> Iterator[T]:
+def _watched(rows: Iterable[_T], advance: Callable[[int], None]) -> Iterator[_T]:
     """The rows; after every thousand, and the last, `advance` is told, which may stop here."""
     number = 0
     for number, row in enumerate(rows, 1):
