@@ -18,7 +18,7 @@ from align.models.classifier import TaskModel, add_embeddings, require_classifie
 from align.models.load import load_model, save_model
 from align.text.task_formats import Example, Goal, add_task_tokens, lay_out
 
-ARCHITECTURES = ["gpt2", "gpt_neox", "llama"]
+ARCHITECTURES = ["openai-gpt", "gpt2", "gpt_neox", "llama"]
 CLASSES = Goal("class", ("no", "maybe", "yes"), 0, 1.0)
 SCORE = Goal("score", (), 3.5, 0.8)
 CHOICE = Goal("choice", (), 0, 1.0)
@@ -59,8 +59,7 @@ def alone(model, sequence):
     plain = AutoModelForCausalLM.from_config(copy.deepcopy(model.lm.config), attn_implementation="eager").eval()
     plain.load_state_dict(model.lm.state_dict())
     ids = torch.tensor([sequence])
-    out = plain(ids, labels=ids, output_hidden_states=True)
-    return out.hidden_states[-1][0, -1], out.loss
+    return plain.base_model(ids).last_hidden_state[0, -1], plain(ids, labels=ids).loss
 
 
 def near(a, b):

@@ -11,7 +11,7 @@ PAIR = {"texts": ["a", "b"], "label": "yes"}
 ASKED = {"texts": ["where?"], "choices": ["x", "y"], "label": 1}
 SICK = (
     "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
-    '1\tA "man" runs\tA man moves\t4.5\tENTAILMENT\n'
+    '1\t"A man" runs\tA man moves\t4.5\tENTAILMENT\n'
     "2\tA dog\tNo dog\t2\tCONTRADICTION\n"
 )
 
@@ -92,7 +92,7 @@ def test_choices_are_read(what):
 def test_a_table_in_plain_text_is_read_line_by_line():
     """SICK's tables are tab-separated, end in .txt, and quote nothing."""
     raw = {"text": SICK, "file": "SICK_train.txt"}
-    texts = [['A "man" runs', "A man moves"], ["A dog", "No dog"]]
+    texts = [['"A man" runs', "A man moves"], ["A dog", "No dog"]]
     labels, marks = read(raw, "sick_entailment"), read(raw, "sick_relatedness")
     assert labels == [{"texts": texts[0], "label": "ENTAILMENT"}, {"texts": texts[1], "label": "CONTRADICTION"}]
     assert marks == [{"texts": texts[0], "score": 4.5}, {"texts": texts[1], "score": 2.0}]
