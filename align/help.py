@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> e
 
   align run pipeline=NAME [step=STEP] [knob=value ...] [-m]   run a pipeline; what is done already is not done again
   align plan pipeline=NAME [--json]                           what would run, what is cached, and why
+  align model model=NAME [knob=value ...] [--json]            what a model holds and costs: parameters, memory, FLOPs
   align STAGE inputs.NAME=... [knob=value ...]                one stage by itself; align STAGE --help lists its knobs
   align report PIPELINE|PIPELINE/STEP[:vN] ...                did it work? one HTML page, and Markdown
+  align sample PIPELINE/STEP [TEXT] [--temperature T,T]       what a language model writes
   align sweep show|ls [FOLDER]                                what a sweep's members did, as a table and a page
   align artifacts ls|show|lineage|verify|diff|tag|export|gc   what has been made
 
@@ -27,21 +30,48 @@ A knob of a step is steps.STEP.KNOB=value. Several values, as in steps.ppo.kl_co
 Your own configs: --config-dir FOLDER. Tab completion: eval "$(align -sc install=bash)"."""
 
 
+_MODEL_HELP = """\
+align model model=NAME [knob=value ...] [tokens=N] [--json]
+
+What a model holds and costs, counted on the model itself, built without storage: parameters, the memory of training
+by precision and optimizer, and floating-point operations. Nothing is trained or written.
+
+models:
+{models}
+
+knobs (model. may be left out):
+{knobs}
+  tokens                              null           trained on, for the FLOPs; null: as published, else 20 a parameter
+
+Your own models: FOLDER/model/NAME.yaml with --config-dir FOLDER."""
+
+
 def overview() -> str:
     return _OVERVIEW.format(pipelines=", ".join(pipelines()), stages=", ".join(STAGES))
 
 
 def pipelines() -> list[str]:
+    return _group("pipeline")
+
+
+def models() -> list[str]:
+    return _group("model")
+
+
+def _group(name: str) -> list[str]:
+    """The configs that the package ships in a group."""
     here = Path(__file__).resolve().parent
-    return sorted({p.stem for folder in (here, here.parent) for p in folder.glob("conf/pipeline/*.yaml")})
+    return sorted({p.stem for folder in (here, here.parent) for p in folder.glob(f"conf/{name}/*.yaml")})
 
 
 def command_help(verb: str) -> str:
-    """Help of `run`, `plan` or a stage: its inputs and every knob with default, unit and source."""
+    """Help of `run`, `plan`, `model` or a stage: its inputs and every knob with default, unit and source."""
     if verb in ("run", "plan"):
         what = "Run a pipeline." if verb == "run" else "Show what would run, what is cached, and why a step is not."
         head = [f"align {verb} pipeline=NAME [knob=value ...]", "", what, f"Pipelines: {', '.join(pipelines())}", ""]
         lines = head
+    elif verb == "model":
+        return _MODEL_HELP.format(models=_folded(models()), knobs="\n".join(_knobs(ModelConfig, "model.")))
     else:
         cls = STAGES[verb]
         given = " inputs.NAME=..." if cls.INPUTS or cls.OPTIONAL else ""
@@ -56,14 +86,18 @@ def command_help(verb: str) -> str:
             lines += [""]
         lines += ["knobs:", *_knobs(cls)]
         if verb == "pretrain":
-            lines += ["", "model (also whole: model=tiny, small, gpt2):", *_knobs(ModelConfig, "model.")]
-        if verb in ("sft", "reward", "ppo"):
+            lines += ["", "model, also whole as model=NAME:", _folded(models()), *_knobs(ModelConfig, "model.")]
+        if verb in ("finetune", "sft", "reward", "ppo"):
             lines += ["", "low-rank adapters:", *_knobs(LoraConfig, "lora.")]
         if verb == "evaluate":
             lines += ["", "a language model as judge:", *_knobs(JudgeConfig, "judge.")]
     lines += ["", "the run, which changes no result but by its seed:", *_knobs(RunConfig)]
     lines += _knobs(HardwareConfig, "hardware.") + _knobs(TrackerConfig, "tracker.")
     return "\n".join([*lines, "", "Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun, --hydra-help"])
+
+
+def _folded(names: list[str]) -> str:
+    return textwrap.fill(", ".join(names), 118, initial_indent="  ", subsequent_indent="  ")
 
 
 def _knobs(cls: Any, prefix: str = "") -> list[str]:

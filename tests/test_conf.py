@@ -164,7 +164,7 @@ REFUSED = {
     ),
     "pretraining from nothing": (
         ["pretrain", "inputs.data=card:smallworld"],
-        "2 steps.pretrain.inputs: expected a tokenizer",
+        "2 steps.pretrain.tokens.inputs: expected a tokenizer",
     ),
     "a share of no text": (
         ["run", "pipeline=quickstart", "steps.sft.text_share=0.1"],
@@ -293,3 +293,20 @@ def test_a_corrupt_input_stops_the_run_before_it_is_used(store: Path) -> None:
     assert "model.safetensors has sha256" in done.stderr.splitlines()[-1]
     assert len(list((store / "objects/ppo").iterdir())) == 1
     assert align("artifacts", "--store", store, "verify", check=3).stderr.startswith("error: ")
+
+
+def test_a_model_writes_at_each_temperature(finished: Path) -> None:
+    def written(*arguments: str) -> str:
+        return align("sample", "toy/pretrain", "--store", finished, "--tokens", "8", *arguments).stdout
+
+    both = written("Ada lives", "--temperature", "0,1")
+    assert both.index("temperature 0") < both.index("temperature 1")
+    assert both.count("Ada lives") == 2
+    assert both == written("Ada lives", "--temperature", "0,1")
+    assert written("Ada lives", "--temperature", "1", "--seed", "1") not in both
+    for arguments, told in (
+        (("toy/reward",), "toy/reward: expected a model, got a reward_model"),
+        (("toy/pretrain", "--temperature", "warm"), "align sample: argument --temperature: invalid"),
+        (("toy/pretrain", "--top-p", "2"), "--top-p: expected a number above 0 and at most 1, got 2"),
+    ):
+        assert told in align("sample", *arguments, "--store", finished, check=2).stderr

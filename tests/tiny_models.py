@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from align.configs import ModelConfig
-from align.models.load import build_model
+from align.models.build import build_model
 from align.text.tokenizers import train_tokenizer
 
 

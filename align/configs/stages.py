@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from align.configs.knobs import MODELS, RECORDS, SPLITS, StageConfig, check_ranges, knob, require
-from align.configs.models import LoraConfig, ModelConfig
+from align.configs.models import LoraConfig
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,42 +71,6 @@ class Tokenizer(StageConfig):
     def check_inputs(self) -> None:
         given = [name for name in ("data",) if self.inputs.get(name)] + ["source"] * bool(self.source)
         require(len(given) == 1, "inputs", given, "data (to train on) or a source (a published vocabulary), not both")
-
-
-@dataclass(slots=True, kw_only=True)
-class Pretrain(StageConfig):
-    """Train a decoder-only GPT on documents, from scratch or on from a model."""
-
-    STAGE: ClassVar[str] = "pretrain"
-    OUTPUT: ClassVar[str] = "model"
-    INPUTS: ClassVar[dict[str, str]] = {"data": "documents"}
-    OPTIONAL: ClassVar[dict[str, str]] = {"tokenizer": "tokenizer", "model": "model"}
-    model: ModelConfig = field(default_factory=ModelConfig, metadata={"comment": "see below"})
-    num_steps: int = knob(10_000, "optimizer steps")
-    batch_size: int = knob(512, "rows an optimizer step [GPT-2]")
-    sequence_length: int | None = knob(None, "tokens a row; None: the model's context")
-    optimizer: str = knob(
-        "adamw",
-        "adamw, or muon for the hidden matrices with undecayed adamw for the rest [GPT-3; Muon]",
-    )
-    learning_rate: float = knob(6e-4, "peak [GPT-3 small]")
-    warmup_steps: int = knob(200, "linear, from 0 [ours; GPT-3: 375M tokens]")
-    final_learning_rate_fraction: float = knob(0.1, "of the peak, where the cosine ends [GPT-3]")
-    weight_decay: float = knob(0.1, "decoupled, on matrices only [GPT-3]")
-    beta1: float = knob(0.9, "Adam [GPT-3]")
-    beta2: float = knob(0.95, "Adam [GPT-3]")
-    max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-3]")
-    eval_every: int = knob(200, "steps between held-out losses [ours]")
-    precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights")
-    seed: int | None = knob(None, "None: the run's seed")
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        require(self.optimizer in ("adamw", "muon"), "optimizer", self.optimizer, "adamw or muon")
-
-    def check_inputs(self) -> None:
-        given = [slot for slot in ("tokenizer", "model") if self.inputs.get(slot)]
-        require(len(given) == 1, "inputs", given, "a tokenizer (to begin) or a model (to train on), and not both")
 
 
 @dataclass(slots=True, kw_only=True)

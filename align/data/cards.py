@@ -42,7 +42,8 @@ class DataCard:
         hub: ORG/NAME@COMMIT on the Hugging Face Hub; without a commit it is never loaded.
         hub_config, hub_dir, hub_splits: what of it.
         local: patterns below the user's `data_root`, for the same data as files.
-        local_train: which of them are the training split of items.
+        local_train, local_validation: which of them are these splits as published; the others are the test split.
+            Where no training file is there, rows are split by what they hold.
         generator: a generator of this package instead, `smallworld`.
         held_out: share of the prompts (documents) in validation, and as much in test.
     """
@@ -57,6 +58,7 @@ class DataCard:
     hub_splits: tuple[str, ...] = ("train",)
     local: tuple[str, ...] = ()
     local_train: tuple[str, ...] = ()
+    local_validation: tuple[str, ...] = ()
     generator: str | None = None
     held_out: float = 0.05
 
@@ -71,9 +73,16 @@ class Source:
     digest: str
 
     def split_of(self, path: Path) -> str | None:
-        """The split that a file of a card says it is; None where its rows are split by what they hold."""
+        """The split that a file of a card is, as published; None where its rows are split by what they hold."""
+        if not any(self._matches(file, self.card.local_train) for file in self.files):
+            return None
+        if self._matches(path, self.card.local_train):
+            return "train"
+        return "validation" if self._matches(path, self.card.local_validation) else "test"
+
+    def _matches(self, path: Path, patterns: tuple[str, ...]) -> bool:
         assert self.root is not None
-        return "train" if any(path.relative_to(self.root).match(p) for p in self.card.local_train) else None
+        return any(path.relative_to(self.root).match(pattern) for pattern in patterns)
 
     @property
     def pretrained(self) -> dict[str, Any]:
@@ -124,7 +133,7 @@ def _read_card(path: Path) -> DataCard:
 
 
 def _check_field(path: Path, name: str, value: Any) -> None:
-    if name in ("local", "local_train", "hub_splits"):
+    if name in ("local", "local_train", "local_validation", "hub_splits"):
         good, what = isinstance(value, list) and all(isinstance(x, str) for x in value), "a list of text"
         if good and name != "hub_splits":
             good, what = all(x and not x.startswith("/") for x in value), "patterns below data_root"
@@ -269,8 +278,8 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
 
 def _reading(card: DataCard) -> list[Any]:
     """What of a card decides which rows come out of the same bytes."""
-    train = [list(card.local_train)] if card.local_train else []
-    return [card.format, card.held_out, list(card.hub_splits), *train]
+    published = [list(patterns) for patterns in (card.local_train, card.local_validation) if patterns]
+    return [card.format, card.held_out, list(card.hub_splits), *published]
 
 
 def _generator_digest(name: str) -> str:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from align.data.labelled import LABELLED, infer_labelled
 from align.data.records import Dropped, Malformed, Message, Row, check_messages, check_text
 
 Format = Callable[[dict[str, Any]], Iterator[Row]]
@@ -319,6 +320,7 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     "crows_pairs": ("items", crows_pairs),
     "winogender": ("items", winogender),
 }
+FORMATS |= {name: ("labelled", read) for name, read in LABELLED.items() if name not in FORMATS}
 
 _BY_COLUMNS = (  # the first whose columns are all there
     ("prompt_responses_ranks", {"prompt", "responses", "ranks"}),
@@ -337,8 +339,15 @@ _BY_COLUMNS = (  # the first whose columns are all there
 )
 
 
-def infer_format(row: dict[str, Any]) -> str:
-    """The format of a user's row, by its columns."""
+def reader(name: str, record: str) -> tuple[str, Format]:
+    """The record that a format's rows are, and its function; some raw rows are items or labelled, as `record` asks."""
+    return ("labelled", LABELLED[name]) if record == "labelled" and name in LABELLED else FORMATS[name]
+
+
+def infer_format(row: dict[str, Any], record: str = "documents") -> str:
+    """The format of a user's row, by its columns; a text beside a label is one thing as documents, another labelled."""
+    if record == "labelled":
+        return infer_labelled(row)
     for name, columns in _BY_COLUMNS:
         if columns <= row.keys():
             return name

@@ -14,7 +14,7 @@ from align.configs import Data
 from align.data import smallworld
 from align.data.cards import DataCard, Source, resolve
 from align.data.files import RawRow, read_file
-from align.data.formats import FORMATS, infer_format
+from align.data.formats import infer_format, reader
 from align.data.records import (
     SPLITS,
     Dropped,
@@ -25,6 +25,7 @@ from align.data.records import (
     hashed,
     split_key,
     split_of,
+    whole_key,
     write_info,
     write_rows,
 )
@@ -119,11 +120,11 @@ def _keep_apart(splits: dict[str, dict[str, Row]], dropped: Counter[str]) -> Non
     """Where files were split by their names, what is asked in a held-out one is taken out of those before it."""
     held_out: set[str] = set()
     for split in reversed(SPLITS):
-        shared = [identity for identity, row in splits[split].items() if split_key(row) in held_out]
+        shared = [identity for identity, row in splits[split].items() if whole_key(row) in held_out]
         for identity in shared:
             del splits[split][identity]
             dropped["also in a held-out split"] += 1
-        held_out |= {split_key(row) for row in splits[split].values()}
+        held_out |= {whole_key(row) for row in splits[split].values()}
 
 
 def _raw_rows(source: Source) -> Iterator[tuple[str | None, RawRow]]:
@@ -142,7 +143,7 @@ def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iter
     """What a raw row gives of the wanted record; a book gives many rows, of which some may be dropped."""
     if isinstance(raw.row, Malformed):
         raise raw.row
-    record, read = FORMATS[card.format or infer_format(raw.row)]
+    record, read = reader(card.format or infer_format(raw.row, cfg.record), cfg.record)
     file = Path(raw.where.rpartition(":")[0] or raw.where).name.partition(".")[0]
     group = {"group": file} if record == "items" else {}
     for row in read(raw.row):
@@ -175,9 +176,11 @@ def _fitting(row: Row, cfg: Data) -> Iterator[Row]:
 
 
 def _chars(row: Row) -> int:
-    """Characters of the longest conversation, or candidate, in a row."""
+    """Characters of the longest conversation, candidate, or choice with what it answers, in a row."""
     if "completions" in row:
         return max(len(a) + len(b) for a, b in zip(row["contexts"], row["completions"], strict=True))
+    if "texts" in row:
+        return sum(map(len, row["texts"])) + max(map(len, row.get("choices") or [""]))
     asked = sum(len(message["content"]) for message in row.get("messages") or row["prompt"])
     return asked + max((len(text) for text in row.get("responses", [])), default=0)
 

@@ -22,8 +22,9 @@ from align.configs import ImportModel
 from align.data.cards import Source, resolve_model
 from align.errors import ConfigError
 from align.job import Inputs, Job, Metrics
+from align.models.build import fuse_activation
 from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
-from align.models.load import fuse_activation, save_model
+from align.models.load import save_model
 from align.text.published import open_tokenizer
 from align.text.tokenizers import complete
 

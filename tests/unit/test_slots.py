@@ -377,7 +377,7 @@ def test_a_response_is_ids_and_logprobs_as_plain_numbers():
         assert all(type(p) is float for p in response.logprobs)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama", "qwen3"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama", "qwen3", "openai-gpt"])
 def test_a_model_that_sampled_first_can_be_trained(architecture):
     """What sampling makes is of no use in training if it is kept: masks, positions, tables of rotations."""
     attention._future.cache_clear()
