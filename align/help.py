@@ -8,7 +8,16 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
-from align.configs import STAGES, HardwareConfig, JudgeConfig, LoraConfig, ModelConfig, RunConfig, TrackerConfig
+from align.configs import (
+    STAGES,
+    HardwareConfig,
+    JudgeConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    TextToText,
+    TrackerConfig,
+)
 
 _OVERVIEW = """\
 align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> evaluation
@@ -88,6 +97,8 @@ def command_help(verb: str) -> str:
         lines += ["knobs:", *_knobs(cls)]
         if verb == "pretrain":
             lines += ["", "model, also whole as model=NAME:", _folded(models()), *_knobs(ModelConfig, "model.")]
+        if verb == "text_to_text":
+            lines += ["", "model, also whole as model=NAME:", *_knobs(TextToText().model, "model.")]
         if verb in ("finetune", "sft", "reward", "ppo"):
             lines += ["", "low-rank adapters:", *_knobs(LoraConfig, "lora.")]
         if verb == "evaluate":
@@ -101,16 +112,17 @@ def _folded(names: list[str]) -> str:
     return textwrap.fill(", ".join(names), 118, initial_indent="  ", subsequent_indent="  ")
 
 
-def _knobs(cls: Any, prefix: str = "") -> list[str]:
+def _knobs(config: Any, prefix: str = "") -> list[str]:
+    """A line a knob: of a class with its defaults, of an object with what it has."""
     return [
-        f"  {prefix + knob.name:<35} {_default(knob):<14} {knob.metadata['comment'].replace('None:', 'null:')}"
-        for knob in fields(cls)
+        f"  {prefix + knob.name:<35} {_default(knob, config):<14} {knob.metadata['comment'].replace('None:', 'null:')}"
+        for knob in fields(config)
         if "comment" in knob.metadata
     ]
 
 
-def _default(knob: Field[Any]) -> str:
-    value = knob.default
+def _default(knob: Field[Any], config: Any) -> str:
+    value = knob.default if isinstance(config, type) else getattr(config, knob.name)
     if value is MISSING:
         value = knob.default_factory() if knob.default_factory is not MISSING else ""
     if is_dataclass(value):

@@ -29,7 +29,8 @@ def add_implied_steps(configs: dict[str, StageConfig], store: ArtifactStore) -> 
                     )
             config.inputs[slot] = refs
     for name, config in list(configs.items()):
-        for slot in [slot for slot, kind in config.INPUTS.items() if kind == "tokens" and slot in config.inputs]:
+        kinds = {**config.INPUTS, **config.OPTIONAL}
+        for slot in [slot for slot, kind in kinds.items() if kind == "tokens" and slot in config.inputs]:
             refs = config.inputs[slot]
             for i, ref in enumerate(refs):
                 if _kind(ref, configs, store) == "documents":
@@ -66,7 +67,9 @@ def _kind(ref: str, configs: dict[str, StageConfig], store: ArtifactStore) -> st
 
 
 def _add_tokens(configs: dict[str, StageConfig], made: str, documents: str, config: StageConfig) -> str:
-    given = {slot: config.inputs[slot] for slot in ("tokenizer", "model") if config.inputs.get(slot)}
+    kinds = {**config.INPUTS, **config.OPTIONAL}
+    takes = {kind: slot for slot, kind in Tokens.OPTIONAL.items()}  # whatever has a tokenizer
+    given = {takes[kinds[slot]]: refs for slot, refs in config.inputs.items() if kinds[slot] in takes and refs}
     configs[made] = Tokens(inputs={"data": [documents], **given})
     return made
 

@@ -132,8 +132,9 @@ class Job:
                 advance(1)
 
     @contextlib.contextmanager
-    def progress(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """As `steps`, for work that comes in uneven pieces: call what it gives with the number done.
+    def progress(self, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        """As `steps`, for work that comes in uneven pieces: call what it gives with the number done. No total, no time
+        left.
 
         Raises:
             Preempted: from that call; such work begins again when it is gone on with.

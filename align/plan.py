@@ -17,7 +17,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.artifacts import Artifact, ArtifactStore, digest_of, sha256_file
-from align.configs import RECORDS, Data, Evaluate, ImportModel, Ppo, RunConfig, StageConfig, Tokenizer, stage_class
+from align.configs import (
+    RECORDS,
+    Data,
+    Evaluate,
+    ImportModel,
+    Ppo,
+    RunConfig,
+    StageConfig,
+    Tokenizer,
+    stage_class,
+)
 from align.data.cards import model_kind, resolve, resolve_model, resolve_tokenizer
 from align.errors import ConfigError, StoreError
 from align.functions import check_file, find_source

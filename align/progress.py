@@ -33,8 +33,8 @@ class Progress:
         self._latest |= {name: value for name, value in metrics.items() if name in _SHOWN}
 
     @contextlib.contextmanager
-    def over(self, total: int, start: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Give a function to call with the number of units done since the last call."""
+    def over(self, total: int | None, start: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """Give a function to call with the number of units done since the last call; None: nobody knows how many."""
         if self._silent:
             yield lambda count: None
         elif self._console.is_terminal:
@@ -44,7 +44,7 @@ class Progress:
             yield self._plain(total, start, unit)
 
     @contextlib.contextmanager
-    def _bar(self, total: int, start: int, unit: str) -> Iterator[Callable[[int], None]]:
+    def _bar(self, total: int | None, start: int, unit: str) -> Iterator[Callable[[int], None]]:
         columns = (
             TextColumn(f"  {self._label}"),
             BarColumn(16),
@@ -66,7 +66,7 @@ class Progress:
 
             yield advance
 
-    def _plain(self, total: int, start: int, unit: str) -> Callable[[int], None]:
+    def _plain(self, total: int | None, start: int, unit: str) -> Callable[[int], None]:
         begun = shown = time.monotonic()
         done = start
 
@@ -76,8 +76,8 @@ class Progress:
             if time.monotonic() - shown >= _PLAIN_SECONDS:
                 shown = time.monotonic()
                 rate = _rate(done - start, begun)
-                left = _clock((total - done) / rate)
-                line = f"  {self._label}: {done:,}/{total:,} {unit}  {_short(rate)}/s  {left} left  {self._numbers()}"
+                of, left = ("", "") if total is None else (f"/{total:,}", f"{_clock((total - done) / rate)} left  ")
+                line = f"  {self._label}: {done:,}{of} {unit}  {_short(rate)}/s  {left}{self._numbers()}"
                 print(line.rstrip(), file=sys.stderr, flush=True)
 
         return advance

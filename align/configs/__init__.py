@@ -21,12 +21,11 @@ from align.configs.ppo import Ppo
 from align.configs.pretrain import Pretrain, Tokens
 from align.configs.run import HardwareConfig, RunConfig, TrackerConfig
 from align.configs.stages import Compare, Data, ImportModel, Reward, Sft, Tokenizer
+from align.configs.text_to_text import TextToText
 from align.errors import ConfigError
 
-STAGES: dict[str, type[StageConfig]] = {
-    cls.STAGE: cls
-    for cls in (Data, Tokenizer, Tokens, Pretrain, Finetune, Sft, Compare, Reward, Ppo, Evaluate, ImportModel)
-}
+_ALL = (Data, Tokenizer, Tokens, Pretrain, Finetune, TextToText, Sft, Compare, Reward, Ppo, Evaluate, ImportModel)
+STAGES: dict[str, type[StageConfig]] = {cls.STAGE: cls for cls in _ALL}
 
 
 def stage_class(name: str) -> type[StageConfig]:

@@ -27,7 +27,7 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 class StageConfig:
     """What every stage has.
 
-    Kinds of artifact: the `RECORDS` and `MODELS`, tokenizer, reward_model, classifier, evaluation.
+    Kinds of artifact: the `RECORDS` and `MODELS`, tokenizer, tokens, reward_model, classifier, evaluation.
     """
 
     STAGE: ClassVar[str]

@@ -20,10 +20,14 @@ class Tokens(StageConfig):
     PARALLEL: ClassVar[bool] = False
     OUTPUT: ClassVar[str] = "tokens"
     INPUTS: ClassVar[dict[str, str]] = {"data": "documents"}
-    OPTIONAL: ClassVar[dict[str, str]] = {"tokenizer": "tokenizer", "model": "model"}
+    OPTIONAL: ClassVar[dict[str, str]] = {
+        "tokenizer": "tokenizer",
+        "model": "model",
+        "seq2seq_model": "seq2seq_model",
+    }
 
     def check_inputs(self) -> None:
-        given = [slot for slot in ("tokenizer", "model") if self.inputs.get(slot)]
+        given = [slot for slot in self.OPTIONAL if self.inputs.get(slot)]
         require(len(given) == 1, "inputs", given, "a tokenizer (to begin) or a model (to train on), and not both")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from align.artifacts import digest_of, sha256_file, write_json
-from align.data.files import SUFFIXES, suffix_of
+from align.data.files import PACKED, SUFFIXES, suffix_of
 from align.data.formats import FORMATS
 from align.errors import ConfigError
 
@@ -268,7 +268,9 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
         what = f"holds no {', '.join(SUFFIXES)} file" if path.is_dir() else "no such file or folder"
         raise ConfigError(f"{source}: {what}")
     if suffix_of(files[0]) not in SUFFIXES:
-        raise ConfigError(f"{source}: expected a file ending in {', '.join(SUFFIXES)} (or that and .gz)")
+        raise ConfigError(
+            f"{source}: expected a file ending in {', '.join(SUFFIXES)} (or that and {', '.join(PACKED)})"
+        )
     root = path if path.is_dir() else path.parent
     names = [p.relative_to(root).as_posix() for p in files]
     digests = file_digests(files, store)

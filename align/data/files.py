@@ -1,20 +1,26 @@
-"""Rows out of files: JSON lines, JSON, CSV, TSV, Parquet and plain text, gzipped or not."""
+"""Rows out of files: JSON lines, JSON, CSV, TSV, Parquet and plain text, compressed or not.
+
+JSON lines, tables and Parquet are read in the memory of some rows. A `.json` list and a text are read whole: JSON's
+end is what shows that it is a list, and what a text is cut into is for its format to say.
+"""
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from align.data.records import Malformed
+from align.data.records import Malformed, read_parquet
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
+PACKED = (".gz", ".bz2", ".zst")  # may follow those that are text
 
 
 class RawRow(NamedTuple):
@@ -25,7 +31,7 @@ class RawRow(NamedTuple):
 
 
 def suffix_of(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix.lower()
+    return Path(path.name.removesuffix(path.suffix) if path.suffix in PACKED else path.name).suffix.lower()
 
 
 def read_file(path: Path) -> Iterator[RawRow]:
@@ -52,21 +58,25 @@ def read_file(path: Path) -> Iterator[RawRow]:
 
 def _open(path: Path, keep_newlines: bool) -> TextIO:
     """As text; the csv module wants line ends as they are, everything else has them made alike."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    return io.TextIOWrapper(opener(path, "rb"), encoding="utf-8-sig", newline="" if keep_newlines else None)
+    openers: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _open_zst}
+    file = openers[path.suffix](path) if path.suffix in openers else path.open("rb")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="" if keep_newlines else None)
+
+
+def _open_zst(path: Path) -> Any:
+    import pyarrow as pa  # Python's own library reads it from 3.14 on
+
+    return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
 
 
 def _parquet(path: Path) -> Iterator[RawRow]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(path).to_pylist()
+        for number, row in enumerate(read_parquet(path), 1):
+            yield RawRow(f"{path}:{number}", row)
     except (pa.ArrowException, OSError) as error:
         yield RawRow(str(path), Malformed("file", f"expected Parquet ({' '.join(str(error).split())[:100]})"))
-        return
-    for number, row in enumerate(rows, 1):
-        yield RawRow(f"{path}:{number}", row)
 
 
 def _table(path: Path, reader: csv.DictReader[str]) -> Iterator[RawRow]:

@@ -146,12 +146,15 @@ def task_instances(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def book(row: dict[str, Any]) -> Iterator[Row]:
-    """A book in Markdown: the title block and the chapter marks go, a chapter is a document."""
+    """A book in Markdown: the title block and the chapter marks go, a chapter is a document.
+
+    A book is wholly in one split.
+    """
     content = check_text(row.get("text"), "text")
     body = re.split(r"^-{5,}\s*$", content, maxsplit=1, flags=re.MULTILINE)[-1]
     for chapter in re.split(r"^#+ .*$", body, flags=re.MULTILINE):
         if chapter.strip():  # two headings in a row have nothing between them
-            yield {"text": chapter.strip(), "file": row.get("file", "")}
+            yield {"text": chapter.strip(), "book": row.get("file", "")}
 
 
 def wikitext(row: dict[str, Any]) -> Iterator[Row]:

@@ -16,12 +16,15 @@ A message is {"role": system | user | assistant, "content": text}. Extra columns
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from align.text.text_to_text import as_text_to_text
 
 Row = dict[str, Any]
 Message = dict[str, str]
@@ -30,6 +33,8 @@ ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "validation", "test")
 DATASET_INFO = "dataset.json"
 _GROUP_ROWS = 10_000
+_GROUP_CHARS = 2**26
+_BATCH_ROWS = 1000
 _COLUMNS = ("text", "messages", "prompt", "responses", "ranks", "gold", "contexts", "completions", "labels")
 _LISTS = ("texts", "choices")  # of labelled rows; in others a user's own
 
@@ -162,8 +167,11 @@ def _kind(value: object) -> str:
     return "nothing" if value is None else f"{type(value).__name__} {json.dumps(value, default=str)[:60]}"
 
 
-def convert(row: Row, record: str, wanted: str) -> Row:
-    """A row of one record as another, where that makes sense: what was answered or compared can be asked again."""
+def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
+    """A row of one record as another, where that makes sense: what was answered or compared can be asked again.
+
+    A labelled row of the task `name` becomes a demonstration as T5 writes tasks.
+    """
     if record == wanted:
         return row
     if wanted == "prompts" and record == "demonstrations":
@@ -172,18 +180,20 @@ def convert(row: Row, record: str, wanted: str) -> Row:
         return {"prompt": row["prompt"]}
     if wanted == "documents" and record == "demonstrations":
         return {"text": "\n\n".join(m["content"] for m in row["messages"])}
+    if wanted == "demonstrations" and record == "labelled":
+        return {"messages": as_text_to_text(row, name)}
     raise ValueError(f"{record} cannot become {wanted}")
 
 
 def split_key(row: Row) -> str:
     """What a row's split hangs on: what is asked, so that the same prompt never stands in two splits of any dataset.
 
-    Of labelled rows it is the first text: a premise, or a passage, with all that is asked of it.
+    Of labelled rows it is the first text: a premise, or a passage, with all that is asked of it; of a chapter its book.
     """
     if "texts" in row:
         return row["texts"][0]
     if "text" in row:
-        return row["text"]
+        return str(row.get("book") or row["text"])
     if "completions" in row:
         return "\n".join([*row["contexts"], *row["completions"]])
     asked = row["prompt"] if "prompt" in row else row["messages"][:-1]
@@ -197,8 +207,12 @@ def whole_key(row: Row) -> str:
     return "\n".join([*row["texts"], *(row.get("choices") or [])]) if "texts" in row else split_key(row)
 
 
+def digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
 def hashed(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return int.from_bytes(digest(text)[:8], "big")
 
 
 def split_of(key: str, held_out: float) -> str:
@@ -210,41 +224,136 @@ def split_of(key: str, held_out: float) -> str:
 # -- the dataset artifact ----------------------------------------------------------------------------------------
 
 
-def write_rows(folder: Path, split: str, rows: Iterable[Row]) -> int:
-    """Write `folder`/<split>.parquet and return the number of rows; nothing is written when there are none."""
-    import pyarrow as pa
+def write_rows(
+    folder: Path, split: str, rows: Iterable[Row], advance: Callable[[int], None] = lambda count: None
+) -> int:
+    """Write `folder`/<split>.parquet and return the number of rows; nothing is written when there are none.
+
+    Memory is that of a row group. The type of a column is that of all its values: where a later group has what the
+    groups before it cannot hold, the file is begun again with a wider type.
+
+    Args:
+        folder: where.
+        split: its name.
+        rows: to be read once or several times; an iterator, which cannot be, is held in memory.
+        advance: called with the number of rows written since its last call; negative when the file is begun again.
+    """
+    rows = list(rows) if isinstance(rows, Iterator) else rows
+    types: dict[str, Any] = {}
+    while True:
+        written, whole = 0, True
+        with _parquet_file(folder / f"{split}.parquet") as write:
+            for group in _groups(rows):
+                whole = write(_table(group, types))
+                if not whole:
+                    break
+                written += len(group)
+                advance(len(group))
+        if whole:
+            return written
+        advance(-written)
+
+
+@contextlib.contextmanager
+def _parquet_file(path: Path) -> Iterator[Callable[[Any], bool]]:
+    """Give a function that adds a table as a row group, or is False of one with other columns than the first."""
     import pyarrow.parquet as pq
 
-    kept = list(rows)
-    names = dict.fromkeys(name for row in kept for name in row)
-    if kept:
-        table = pa.table({name: _column(name, [row.get(name) for row in kept]) for name in names})
-        pq.write_table(table, folder / f"{split}.parquet", row_group_size=_GROUP_ROWS)
-    return len(kept)
+    writer = None
+
+    def write(table: Any) -> bool:
+        nonlocal writer
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        if table.schema != writer.schema:
+            return False
+        writer.write_table(table, row_group_size=_GROUP_ROWS)
+        return True
+
+    try:
+        yield write
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        if writer is not None:
+            writer.close()
 
 
-def _column(name: str, values: list[Any]) -> Any:
+def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows as they are written together: many, or fewer where they are long."""
+    group, size = [], 0
+    for row in rows:
+        group.append(row)
+        size += _length(row)
+        if len(group) == _GROUP_ROWS or size >= _GROUP_CHARS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _length(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_length, value.values()))
+    return sum(map(_length, value)) if isinstance(value, list | tuple) else 0
+
+
+def _table(rows: list[Row], types: dict[str, Any]) -> Any:
+    """Rows as Arrow has them; `types` learns of new columns, and of what those that it knows hold besides."""
+    import pyarrow as pa
+
+    for name in dict.fromkeys(name for row in rows for name in row):
+        types.setdefault(name, pa.null())
+    return pa.table({name: _column(name, [row.get(name) for row in rows], types) for name in types})
+
+
+def _column(name: str, values: list[Any], types: dict[str, Any]) -> Any:
     """The values as Arrow has them; a user's own column that mixes types, or nests them, as JSON text."""
     import pyarrow as pa
 
-    if name in (*_COLUMNS, *_LISTS) or not any(isinstance(value, dict | list | tuple | bytes) for value in values):
+    ours = name in (*_COLUMNS, *_LISTS)
+    if types[name] is not None and (
+        ours or not any(isinstance(value, dict | list | tuple | bytes) for value in values)
+    ):
         try:
-            return pa.array(values)
+            types[name] = _wider(types[name], pa.infer_type(values))
+            return pa.array(values, types[name])
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
             if name in _COLUMNS:
                 raise
-    return pa.array([None if value is None else json.dumps(value, default=str) for value in values])
+    types[name] = None  # JSON, from now on
+    return pa.array([None if value is None else json.dumps(value, default=str) for value in values], pa.string())
+
+
+def _wider(first: Any, second: Any) -> Any:
+    """The type that Arrow finds for values of one type and then of another; the first where there is none."""
+    import pyarrow as pa
+
+    if second in (first, pa.null()):
+        return first
+    one, other = (pa.schema([("", kind)]) for kind in (first, second))
+    with contextlib.suppress(pa.ArrowException):
+        return pa.unify_schemas([one, other], promote_options="permissive").field(0).type
+    return first
 
 
 def read_rows(folders: Iterable[Path], split: str) -> Iterator[Row]:
     """The rows of one split of several datasets, one after the other; none where a dataset lacks the split."""
-    import pyarrow.parquet as pq
-
     for folder in folders:
         path = folder / f"{split}.parquet"
         if path.is_file():
-            for batch in pq.ParquetFile(path).iter_batches():
-                yield from batch.to_pylist()
+            yield from read_parquet(path)
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """The rows of a Parquet file, in the memory of some of them however long its row groups are."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+            yield from batch.to_pylist()
 
 
 def count_rows(folder: Path, split: str) -> int:

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-import align.models.gpt1  # noqa: F401  it takes the place of the library's openai-gpt
+import align.models.gpt1
+import align.models.gpt3  # noqa: F401  both make themselves known to `transformers`
 from align.errors import ConfigError
 from align.models.attention import ATTENTION
 
@@ -29,12 +30,18 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedMo
 def check_attention(model: PreTrainedModel) -> None:
     """Refuse a model that our attention does not fit: where it masks by itself, or has terms that ours lacks.
 
+    A window is narrowed meanwhile to less than the sequences have, for it is in no other way felt by so few tokens.
+
     Raises:
         ConfigError: two short sequences in one packed row are not what each is alone with the library's own attention.
     """
     one, two = (torch.arange(3, 7, device=model.device), torch.arange(2, 5, device=model.device))
     place = torch.cat([torch.arange(len(one)), torch.arange(len(two))])[None].to(model.device)
+    config = model.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None)
     try:
+        if window is not None:
+            config.sliding_window = min(window, 2)
         packed = model(input_ids=torch.cat([one, two])[None], position_ids=place, use_cache=False).logits[0]
         model.set_attn_implementation("eager")
         alone = torch.cat([model(input_ids=ids[None], use_cache=False).logits[0] for ids in (one, two)])
@@ -42,6 +49,8 @@ def check_attention(model: PreTrainedModel) -> None:
         raise ConfigError(f"{model.config.model_type}: align's attention does not fit it: {error}") from None
     finally:
         model.set_attn_implementation(ATTENTION)
+        if window is not None:
+            config.sliding_window = window
     if not torch.allclose(packed, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max())):
         raise ConfigError(
             f"{model.config.model_type}: its attention is not one that align computes; choose a model with plain, "

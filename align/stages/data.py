@@ -6,9 +6,16 @@ Makes: a dataset artifact: <split>.parquet for each split that has rows, and dat
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from align.configs import Data
 from align.data import smallworld
@@ -22,17 +29,23 @@ from align.data.records import (
     Row,
     check_row,
     convert,
-    hashed,
+    digest,
     split_key,
     split_of,
     whole_key,
     write_info,
     write_rows,
 )
-from align.errors import ConfigError
+from align.data.sorting import RowSorter
+from align.errors import ConfigError, StoreError
 from align.job import Inputs, Job, Metrics
 
 _SHOWN_ERRORS = 20
+_TOLD_EVERY = 1000  # rows
+_IN_MEMORY = 2**27  # bytes of rows; what is more goes through a file
+_SHARED = "also in a held-out split"
+
+_T = TypeVar("_T")
 
 
 def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
@@ -41,19 +54,21 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
             raise ConfigError(f"splits: expected {', '.join(SPLITS)}, got {split!r}")
     source = resolve(cfg.source, job.data_root, None)
     dropped: Counter[str] = Counter()
-    if source.card.generator:
-        rows = smallworld.rows(cfg.record, cfg.splits, _limits(cfg), cfg.options)
-        info = smallworld.info(cfg.options)
-    else:
-        rows, info = _read(cfg, source, dropped), {}
-    metrics: Metrics = {}
-    for split in cfg.splits:
-        metrics[f"rows/{split}"] = write_rows(job.out, split, rows.get(split, []))
+    rows: Mapping[str, list[Row] | _Rows]
+    with _nothing_left_on_error(job), tempfile.TemporaryFile(dir=job.work) as file:
+        if source.card.generator:
+            rows = smallworld.rows(cfg.record, cfg.splits, _limits(cfg), cfg.options)
+            info = smallworld.info(cfg.options)
+        else:
+            rows, info = _read(cfg, source, RowSorter(file, _IN_MEMORY), job, dropped), {}
+        kept = {split: rows.get(split, []) for split in cfg.splits}
+        with job.progress(sum(map(len, kept.values())), "rows written") as advance:
+            metrics: Metrics = {f"rows/{s}": write_rows(job.out, s, kept[s], advance) for s in cfg.splits}
     if not any(metrics.values()):
         raise ConfigError(f"source {cfg.source!r}: no row is left; dropped: {_counted(dropped) or 'none'}")
     write_info(job.out, record=cfg.record, source=cfg.source, licence=source.card.licence, dropped=dropped, **info)
-    kept = ", ".join(f"{metrics[f'rows/{split}']:,} {split}" for split in cfg.splits)
-    job.info(f"{kept}" + (f"; dropped {sum(dropped.values()):,}: {_counted(dropped)}" if dropped else ""))
+    told = ", ".join(f"{metrics[f'rows/{split}']:,} {split}" for split in cfg.splits)
+    job.info(told + (f"; dropped {sum(dropped.values()):,}: {_counted(dropped)}" if dropped else ""))
     return metrics | {f"dropped/{reason}": count for reason, count in dropped.items()}
 
 
@@ -61,7 +76,8 @@ def check_rows(cfg: Data, data_root: str | None) -> None:
     """Read every row of a data step and raise what `run` would; for `align plan check_data=true`."""
     source = resolve(cfg.source, data_root, None)
     if not source.card.generator:
-        _read(cfg, source, Counter())
+        for _ in _records(_raw_rows(source), cfg, source, Counter()):
+            pass  # nothing is kept; what is wrong with some is raised behind the last
 
 
 def _limits(cfg: Data) -> dict[str, int | None]:
@@ -72,36 +88,123 @@ def _counted(dropped: Counter[str]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in dropped.most_common())
 
 
-def _read(cfg: Data, source: Source, dropped: Counter[str]) -> dict[str, list[Row]]:
-    """Rows by split. A malformed row of the user's own file is an error; of a published set, a count."""
-    splits: dict[str, dict[str, Row]] = {split: {} for split in SPLITS}
+@contextlib.contextmanager
+def _nothing_left_on_error(job: Job) -> Iterator[None]:
+    """Take back files that lack rows, and tell of a full disk in one line."""
+    try:
+        yield
+    except BaseException as error:
+        for path in job.out.glob("*.parquet"):
+            path.unlink()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StoreError(
+                f"{job.work}: {os.strerror(error.errno)}; rows beyond what memory holds are there twice for a while, "
+                f"sorted and as a dataset: make room, or give store=FOLDER on a larger disk"
+            ) from None
+        raise
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a split, as often as they are asked for: those from `begin` to `end`, when the ones that ask what a
+    held-out split asks are taken out.
+    """
+
+    sorter: RowSorter
+    split: str
+    held_out: tuple[set[bytes], ...]
+    begin: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.begin
+
+    def __iter__(self) -> Iterator[Row]:
+        rows = self.sorter.rows(self.split)
+        if any(self.held_out):
+            rows = (row for row in rows if not any(_asked(row) in asked for asked in self.held_out))
+        return itertools.islice(rows, self.begin, self.end)
+
+
+def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, dropped: Counter[str]) -> dict[str, _Rows]:
+    """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
+    count, any_given = 0, False
+    with job.progress(None, "rows read") as advance:
+        for given, row in _records(_watched(_raw_rows(source), advance), cfg, source, dropped):
+            sorter.add(given or _split(cfg, source.card, row), row)
+            count, any_given = count + 1, any_given or given is not None
+    with job.progress(None, "rows compared") as advance:
+        splits = _kept_apart(sorter, any_given, advance, dropped)
+    if duplicates := count - sum(map(len, splits.values())) - dropped[_SHARED]:
+        dropped["duplicate"] = duplicates
+    if cfg.shot_rows and not splits["train"]:  # for a task that has none to draw shots from
+        test = splits["test"]
+        shots = min(cfg.shot_rows, test.end)
+        splits |= {"train": replace(test, end=shots), "test": replace(test, begin=shots)}
+    limits = _limits(cfg)
+    for split, rows in splits.items():
+        if (limit := limits[split]) is not None:
+            splits[split] = replace(rows, end=min(rows.end, rows.begin + limit))
+    return splits
+
+
+def _kept_apart(
+    sorter: RowSorter, any_given: bool, advance: Callable[[int], None], dropped: Counter[str]
+) -> dict[str, _Rows]:
+    """All rows by split, where what is asked in a held-out one is taken out of those before it.
+
+    Only where a file's name said its split can that be: `any_given`. Then 32 bytes of each held-out row are in memory.
+    """
+    splits: dict[str, _Rows] = {}
+    held_out: tuple[set[bytes], ...] = ()
+    for split in reversed(SPLITS):
+        differ = sum(1 for _ in _watched(sorter.keys(split), advance))
+        rows = _Rows(sorter, split, held_out, 0, differ)
+        if any_given:
+            asked, left = set(), 0
+            for row in _watched(rows, advance):
+                left += 1
+                if split != "train":
+                    asked.add(_asked(row))
+            if left < differ:
+                dropped[_SHARED] += differ - left
+            rows, held_out = replace(rows, end=left), (*held_out, asked)
+        splits[split] = rows
+    return splits
+
+
+def _asked(row: Row) -> bytes:
+    return digest(whole_key(row))
+
+
+def _watched(rows: Iterable[_T], advance: Callable[[int], None]) -> Iterator[_T]:
+    """The rows; after every thousand, and the last, `advance` is told, which may stop here."""
+    number = 0
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number % _TOLD_EVERY == 0:
+            advance(_TOLD_EVERY)
+    advance(number % _TOLD_EVERY)
+
+
+def _records(
+    raw_rows: Iterable[tuple[str | None, RawRow]], cfg: Data, source: Source, dropped: Counter[str]
+) -> Iterator[tuple[str | None, Row]]:
+    """Rows of the wanted record. A malformed row of the user's own file is an error; of a published set, a count."""
     errors: list[str] = []
-    for given, raw in _raw_rows(source):
+    for given, raw in raw_rows:
         try:
             for row in _kept(raw, cfg, source.card, dropped):
-                split = given or _split(cfg, source.card, row)
-                identity = repr(row)
-                if identity in splits[split]:
-                    dropped["duplicate"] += 1
-                splits[split][identity] = row
+                yield given, row
         except Dropped as reason:
             dropped[str(reason)] += 1
         except Malformed as problem:
             dropped["malformed"] += 1
-            errors.append(f"{raw.where}: {problem}")
+            error = f"{raw.where}: {problem}"
+            if len(errors) < _SHOWN_ERRORS or (len(errors) == _SHOWN_ERRORS and not _alike([*errors, error])):
+                errors.append(error)  # one more than is shown says that not all are alike
     if errors and source.is_local_path:
-        raise ConfigError(_told(errors))
-    _keep_apart(splits, dropped)
-    if cfg.shot_rows and not splits["train"]:
-        _set_apart(splits, cfg.shot_rows)
-    limits = _limits(cfg)
-    return {split: _take(rows, limits[split]) for split, rows in splits.items()}
-
-
-def _set_apart(splits: dict[str, dict[str, Row]], count: int) -> None:
-    """Make training items of `count` test items, for a task that has none to draw shots from."""
-    for identity in sorted(splits["test"], key=hashed)[:count]:
-        splits["train"][identity] = splits["test"].pop(identity)
+        raise ConfigError(_told(errors, dropped["malformed"]))
 
 
 def _split(cfg: Data, card: DataCard, row: Row) -> str:
@@ -109,22 +212,15 @@ def _split(cfg: Data, card: DataCard, row: Row) -> str:
     return "test" if cfg.record == "items" else split_of(split_key(row), card.held_out)
 
 
-def _told(errors: list[str]) -> str:
+def _told(errors: list[str], count: int) -> str:
     """One line an error, the first of them; where every row has the same, only that."""
-    shown = 1 if len({error.partition(": ")[2] for error in errors}) == 1 else _SHOWN_ERRORS
-    more = f" (and {len(errors) - shown:,} more)" if len(errors) > shown else ""
+    shown = 1 if _alike(errors) else _SHOWN_ERRORS
+    more = f" (and {count - shown:,} more)" if count > shown else ""
     return "\nerror: ".join(errors[:shown]) + more
 
 
-def _keep_apart(splits: dict[str, dict[str, Row]], dropped: Counter[str]) -> None:
-    """Where files were split by their names, what is asked in a held-out one is taken out of those before it."""
-    held_out: set[str] = set()
-    for split in reversed(SPLITS):
-        shared = [identity for identity, row in splits[split].items() if whole_key(row) in held_out]
-        for identity in shared:
-            del splits[split][identity]
-            dropped["also in a held-out split"] += 1
-        held_out |= {whole_key(row) for row in splits[split].values()}
+def _alike(errors: list[str]) -> bool:
+    return len({error.partition(": ")[2] for error in errors}) == 1
 
 
 def _raw_rows(source: Source) -> Iterator[tuple[str | None, RawRow]]:
@@ -149,7 +245,7 @@ def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iter
     for row in read(raw.row):
         try:
             found = {**group, **row}
-            yield from _fitting(check_row(cfg.record, convert(found, record, cfg.record)), cfg)
+            yield from _fitting(check_row(cfg.record, convert(found, record, cfg.record, card.name)), cfg)
         except Dropped as reason:
             dropped[str(reason)] += 1
         except ValueError as error:
@@ -183,9 +279,3 @@ def _chars(row: Row) -> int:
         return sum(map(len, row["texts"])) + max(map(len, row.get("choices") or [""]))
     asked = sum(len(message["content"]) for message in row.get("messages") or row["prompt"])
     return asked + max((len(text) for text in row.get("responses", [])), default=0)
-
-
-def _take(rows: dict[str, Row], limit: int | None) -> list[Row]:
-    """Rows in an order that looks random and hangs on their content alone, the first `limit` of them."""
-    ordered = [rows[identity] for identity in sorted(rows, key=hashed)]
-    return ordered[:limit]

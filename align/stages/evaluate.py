@@ -386,8 +386,7 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
 def _on_text(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
     """The loss on held-out pretraining text in nats a token; what it is above the baseline's is the alignment tax."""
     texts = [row["text"] for row in read_rows(inputs.folders("text"), "validation")]
-    length = min(context_length(player.model) for player in players)
-    losses = []
+    losses, length = [], min(context_length(player.model) for player in players)
     for player in players if alike(players) else players[:1]:  # a token of another tokenizer is another unit
         rows = encode_text(texts, player.tokenizer, length)
         if not len(rows):

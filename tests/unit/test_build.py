@@ -72,6 +72,7 @@ def test_biases_begin_at_0_and_gains_at_1(architecture: str) -> None:
             assert torch.equal(parameter, torch.full_like(parameter, 0.0 if name.endswith("bias") else 1.0)), name
 
 
+@torch.no_grad()
 def test_t5_begins_with_the_scale_of_attention_in_its_queries() -> None:
     """Deviations of Mesh TensorFlow: queries (width * head width) ** -0.5, else 1 over the root of what comes in."""
     model = built("t5", initializer_range=1.0, intermediate_size=512, options={"d_kv": 16})

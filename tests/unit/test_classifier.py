@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from align.errors import ConfigError
 from align.losses.tasks import joint_loss, row_outputs, segment_means, task_loss
+from align.models.build import fresh_model
 from align.models.classifier import TaskModel, add_embeddings, require_classifier, save_classifier
-from align.models.load import fresh_model, load_model, save_model
+from align.models.load import load_model, save_model
 from align.text.task_formats import Example, Goal, add_task_tokens, lay_out
 
 ARCHITECTURES = ["gpt2", "gpt_neox", "llama"]
