@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import MISSING, Field, fields, is_dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def command_help(verb: str) -> str:
     else:
         cls = STAGES[verb]
         given = " inputs.NAME=..." if cls.INPUTS or cls.OPTIONAL else ""
-        lines = [f"align {verb}{given} [knob=value ...]", "", str(cls.__doc__), ""]
+        lines = [f"align {verb}{given} [knob=value ...]", "", cleandoc(str(cls.__doc__)), ""]
         if cls.INPUTS or cls.OPTIONAL:
             lines += [
                 "inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or hf:ORG/NAME@COMMIT), also as"

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import gzip
 import json
 import subprocess
 from collections import Counter
 from pathlib import Path
 
 from _report import report
+from _texts import PEER_PYTHON, lines_of
 
 from align.data.cards import resolve_tokenizer
 from align.text.published import open_tokenizer
@@ -27,23 +27,12 @@ from align.text.published import open_tokenizer
 HERE = Path(__file__).parent
 
 
-def lines_of(places: list[Path]) -> list[str]:
-    files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
-    texts = [_read(file) for file in files if file.is_file()]
-    return [line for text in texts for line in text.split("\n") if line.strip()]
-
-
-def _read(file: Path) -> str:
-    content = file.read_bytes()
-    return (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("text", type=Path, nargs="+")
     parser.add_argument("--json", metavar="FILE", type=Path)
-    parser.add_argument("--peer", type=Path, default=HERE.parent / ".venv-words/bin/python")
+    parser.add_argument("--peer", type=Path, default=PEER_PYTHON)
     parser.add_argument("--shown", type=int, default=20, help="so many of the commonest differences")
     options = parser.parse_args()
     lines = lines_of(options.text)

@@ -45,10 +45,10 @@ class Data(StageConfig):
 class Tokenizer(StageConfig):
     """Train a tokenizer on documents, or take a published vocabulary; either with a chat template.
 
-    align tokenizer data=card:wikitext                                                                    # GPT-2's kind
-    align tokenizer data=card:wikitext algorithm=unigram vocab_size=32100 num_sentinels=100                  # T5's kind
-    align tokenizer data=card:wikitext vocab_size=32000 split_digits=true                                 # LLaMA's kind
-    align tokenizer source=path:FOLDER      # GPT-1's or GPT-2's vocabulary and merges, or what AutoTokenizer opens
+    align tokenizer data=card:wikitext                                                        # GPT-2's kind
+    align tokenizer data=card:wikitext algorithm=unigram vocab_size=32100 num_sentinels=100   # T5's kind
+    align tokenizer data=card:wikitext vocab_size=32000 split_digits=true                     # LLaMA's kind
+    align tokenizer source=path:FOLDER       # GPT-1's or GPT-2's release, or what AutoTokenizer opens
     """
 
     STAGE: ClassVar[str] = "tokenizer"

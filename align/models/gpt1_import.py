@@ -49,7 +49,6 @@ def gpt1_from_release(folder: Path) -> OpenAIGPTLMHeadModel:
     left = model.load_state_dict({f"transformer.{name}": array for name, array in state.items()}, strict=False)
     assert left.missing_keys in ([], ["lm_head.weight"])
     assert not left.unexpected_keys
-    model.tie_weights()
     return model.eval()
 
 

@@ -204,6 +204,7 @@ def test_an_encoder_decoder_becomes_a_seq2seq_model_with_its_own_tokenizer(here:
     assert manifest["kind"] == "seq2seq_model"
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(here / "t5").get_vocab()
+    assert tokenizer.chat_template is None
     ids, labels = torch.arange(3, 20)[None], torch.arange(5, 12)[None]
     logits = [m(input_ids=ids, labels=labels).logits for m in (model, original)]
     assert torch.equal(*logits)
