@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from align.configs import ModelConfig
-from align.models.attention import packed_layout
+from align.models.attention import _mask, packed_layout
 from align.models.build import build_model
 from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer
@@ -100,6 +100,48 @@ def test_layout_goes_there_and_back_in_groups_of_similar_length(lengths):
             (owner,) = set(sequence[row].tolist())
             assert row[: lengths[owner]].tolist() == (sequence == owner).nonzero().flatten().tolist()
             assert width <= 64 or width < 2 * lengths[owner]
+
+
+OTHERS = {
+    "chunks": lambda q, k: (k <= q) & (k // 4 == q // 4),
+    "both ways": lambda q, k: q + k >= 0,
+    "a band both ways": lambda q, k: (q - k).abs() < 3,
+    "a prefix seen by all": lambda q, k: (k <= q) | (k < 3),
+    "a wider band": lambda q, k: (k <= q) & (q - k < 4),
+    "a narrower band": lambda q, k: (k <= q) & (q - k < 2),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_mask_of_another_shape_stays_a_mask(name, window):
+    def function(row, head, q, k):
+        return OTHERS[name](q, k)
+
+    got = _mask(2, 12, 12, function, allow_is_causal_skip=False, local_size=window)
+    expected = OTHERS[name](torch.arange(12)[:, None], torch.arange(12)[None])
+    if window is None and name == "chunks":  # they are sequences of 4 tokens
+        assert got.shapes == ((6, 4),)
+    else:
+        assert torch.equal(got, expected.expand(2, 1, -1, -1))
+
+
+@pytest.mark.parametrize("window", [1, 3, 11])
+def test_a_band_becomes_a_layout(window):
+    def function(row, head, q, k):
+        return (k <= q) & (q - k < window)
+
+    got = _mask(2, 12, 12, function, local_size=window)
+    if window == 1:  # each token is a sequence of its own
+        assert (got.shapes, got.window) == (((24, 1),), None)
+    else:
+        assert (got.shapes, got.window) == (((2, 12),), window)
+    padding = torch.ones(2, 12, dtype=torch.bool)
+    assert _mask(2, 12, 12, function, padding, local_size=window).shapes == got.shapes
+    padding[1, :2] = False
+    seen = function(None, None, torch.arange(12)[:, None], torch.arange(12)[None])
+    masked = _mask(2, 12, 12, function, padding, local_size=window)
+    assert torch.equal(masked[:, 0], seen & padding[:, None])
 
 
 @torch.no_grad()

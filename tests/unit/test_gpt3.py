@@ -202,6 +202,20 @@ def test_sampled_logprobs_are_those_of_whole_forward_passes(window, batch_size):
 
 @torch.no_grad()
 @pytest.mark.parametrize("implementation", [ATTENTION, "eager"])
+@pytest.mark.parametrize("cuts", [(9,), (3, 4), (1, 2, 14)])
+def test_the_librarys_sliding_cache_goes_on_where_it_ended(implementation, cuts):
+    model = built(implementation=implementation)
+    (sequence,) = sequences_of([20], seed=4)
+    cache, found = None, []
+    for begin, end in zip((0, *cuts), (*cuts, 20), strict=True):
+        out = model(torch.tensor([sequence[begin:end]]), past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        found.append(out.logits[0])
+    near(torch.cat(found), alone_logits(model, [sequence]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("implementation", [ATTENTION, "eager"])
 def test_the_librarys_generate_with_its_sliding_cache_writes_the_same(implementation):
     model = built(implementation=implementation)
     sampling = Sampling(max_new_tokens=12, temperature=0.0)
