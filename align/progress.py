@@ -45,13 +45,14 @@ class Progress:
 
     @contextlib.contextmanager
     def _bar(self, total: int | None, start: int, unit: str) -> Iterator[Callable[[int], None]]:
+        known = total is not None
         columns = (
             TextColumn(f"  {self._label}"),
             BarColumn(16),
-            MofNCompleteColumn(),
+            MofNCompleteColumn() if known else TextColumn("{task.completed:,.0f}"),
             TextColumn(f"{unit}  {{task.fields[rate]}}/s "),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left  {task.fields[numbers]}", table_column=Column(ratio=1, no_wrap=True)),
+            *([TimeRemainingColumn(compact=True), TextColumn("left ")] if known else []),
+            TextColumn("{task.fields[numbers]}", table_column=Column(ratio=1, no_wrap=True)),
         )
         begun = time.monotonic()
         with Bar(*columns, console=self._console, transient=True, expand=True) as bar:

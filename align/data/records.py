@@ -331,8 +331,6 @@ def _wider(first: Any, second: Any) -> Any:
     """The type that Arrow finds for values of one type and then of another; the first where there is none."""
     import pyarrow as pa
 
-    if second in (first, pa.null()):
-        return first
     one, other = (pa.schema([("", kind)]) for kind in (first, second))
     with contextlib.suppress(pa.ArrowException):
         return pa.unify_schemas([one, other], promote_options="permissive").field(0).type

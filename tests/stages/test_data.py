@@ -1,16 +1,26 @@
 """Rows from a user's file to a dataset artifact, through the command line."""
 
+import contextlib
 import gzip
+import hashlib
 import json
 import os
+import random
+import resource
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from memory import peak_memory
 
 from align.__main__ import main
 from align.artifacts import ArtifactStore
+from align.configs import Data, RunConfig
+from align.errors import Preempted
+from align.job import Inputs, Job
+from align.stages import data as stage
+from align.stop import Stop
 
 
 @pytest.fixture
@@ -274,6 +284,17 @@ def test_items_that_are_all_test_are_set_apart_for_shots_where_that_is_asked(her
     assert len({row["contexts"][0] for rows in made.values() for row in rows}) == 30
 
 
+def test_limits_count_the_items_behind_those_set_apart_for_shots(here):
+    sums = [{"context": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(30)]
+    (here / "sums.jsonl").write_text(lines(*sums))
+    made = []
+    for knobs in (["shot_rows=0"], ["shot_rows=8", "train_rows=5", "test_rows=20"]):
+        assert data("source=path:sums.jsonl", "record=items", *knobs) == 0
+        made.append(splits(here))
+    whole = made[0]["test"]
+    assert made[1] == {"train": whole[:5], "test": whole[8:28]}
+
+
 def test_the_training_items_of_a_published_set_are_told_by_their_file(here):
     """CommonsenseQA has a file a split; the card says which one is for training."""
     question = {"stem": "where?", "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]}
@@ -329,3 +350,155 @@ def test_long_labelled_rows_are_dropped_by_what_is_asked_and_the_longest_choice(
     (here / "a.jsonl").write_text(lines(*rows, {"texts": ["t" * 5, "u" * 5], "choices": ["v", "w"], "label": 0}))
     assert data("source=path:a.jsonl", "record=labelled", "max_chars=10") == 0
     assert [len(row["choices"][1]) for rows in splits(here).values() for row in rows] == [5]
+
+
+# -- more rows than memory holds ---------------------------------------------------------------------------------
+
+
+def test_rows_are_in_the_order_of_their_sha256(here):
+    (here / "a.jsonl").write_text(lines(*prompts(200)))
+    assert data("source=path:a.jsonl", "record=prompts") == 0
+    for rows in splits(here).values():
+        assert rows == sorted(rows, key=lambda row: hashlib.sha256(repr(row).encode()).digest())
+
+
+def asked(first, last, answers=1):
+    return [{"prompt": f"What is {i}?", "completion": f"It is {a}"} for i in range(first, last) for a in range(answers)]
+
+
+CORPORA = {  # files below mine, and the knobs
+    "documents": ({"a": [{"text": f"Document {i % 400}\nits end"} for i in range(500)]}, ["max_chars=15"]),
+    "named splits": (
+        {"train": asked(0, 200, 3), "validation": asked(90, 120), "test": asked(100, 110, 2), "more": asked(50, 300)},
+        ["record=demonstrations", "train_rows=300", "validation_rows=15"],
+    ),
+    "a held-out split that is not kept": (
+        {"train": asked(0, 100), "test": asked(50, 80)},
+        ["record=demonstrations", "splits=[train]"],
+    ),
+    "items": (
+        {"a": [{"context": f"{i % 90} + 1 =", "completion": f" {i % 90 + 1}"} for i in range(100)]},
+        ["record=items", "shot_rows=7", "train_rows=5", "test_rows=50"],
+    ),
+    "few items": (
+        {"a": [{"context": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(5)]},
+        ["record=items", "shot_rows=9"],
+    ),
+}
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_the_files_are_the_same_whether_memory_holds_the_rows_or_not(here, monkeypatch, corpus):
+    files, knobs = CORPORA[corpus]
+    (here / "mine").mkdir()
+    for name, rows in files.items():
+        (here / "mine" / f"{name}.jsonl").write_text(lines(*rows))
+    made = []
+    for budget in (10**9, 2000):
+        monkeypatch.setattr(stage, "_IN_MEMORY", budget)
+        assert data("source=path:mine", *knobs) == 0
+        found = artifact(here)
+        made.append((found.metrics, {path.name: path.read_bytes() for path in found.path.glob("*.parquet")}))
+        assert not list((here / "store" / "work").glob("*/*"))
+        (here / "store").rename(here / f"store with {budget}")  # or the second is cached
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("budget", [10**9, 2000])
+def test_what_a_held_out_file_asks_is_taken_out_of_those_before_it(here, monkeypatch, budget):
+    monkeypatch.setattr(stage, "_IN_MEMORY", budget)
+    (here / "mine").mkdir()
+    train = [*asked(0, 60, 3), *asked(90, 95)]
+    for name, rows in (("train", train), ("validation", asked(40, 80)), ("test", asked(70, 100))):
+        (here / "mine" / f"{name}.jsonl").write_text(lines(*rows, rows[0]))
+    assert data("source=path:mine", "record=demonstrations") == 0
+    made = {split: {row["messages"][0]["content"] for row in rows} for split, rows in splits(here).items()}
+    expected = {"train": range(40), "validation": range(40, 70), "test": range(70, 100)}
+    assert made == {split: {f"What is {i}?" for i in numbers} for split, numbers in expected.items()}
+    assert artifact(here).metrics == {
+        "rows/train": 120,
+        "rows/validation": 30,
+        "rows/test": 30,
+        "dropped/also in a held-out split": 20 * 3 + 5 + 10,
+        "dropped/duplicate": 3,
+    }
+
+
+class StopAtThe(Stop):
+    """Asked to stop, as it is looked at for the n-th time."""
+
+    def __init__(self, n):
+        self.left = n
+
+    @property
+    def signal(self):
+        self.left -= 1
+        return 15 if self.left < 0 else None
+
+
+def test_a_stop_leaves_nothing_wherever_it_comes(here, monkeypatch):
+    monkeypatch.setattr(stage, "_IN_MEMORY", 20_000)
+    monkeypatch.setattr(stage, "_TOLD_EVERY", 100)
+    (here / "a.jsonl").write_text(lines(*prompts(400)))
+    cfg = Data(source="path:a.jsonl", record="prompts")
+    for stopped in range(100):
+        (here / f"{stopped}/out").mkdir(parents=True)
+        job = Job("data", here / str(stopped), RunConfig(), stop=StopAtThe(stopped))
+        try:
+            metrics = stage.run(cfg, Inputs(), job)
+            break
+        except Preempted:
+            assert [path.name for path in (here / str(stopped)).rglob("*")] == ["out"]
+    assert sum(metrics.values()) == 400
+    assert stopped > 10  # it came while they were read, compared and written
+
+
+@contextlib.contextmanager
+def short_files():
+    """No file of this process may grow beyond 200,000 bytes, which is the nearest to a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("budget", [10**9, 2000])
+def test_a_full_disk_is_told_in_one_line_and_nothing_is_left(here, monkeypatch, capsys, budget):
+    monkeypatch.setattr(stage, "_IN_MEMORY", budget)
+    (here / "a.jsonl").write_text(lines(*({"prompt": f"{i} {os.urandom(300).hex()}"} for i in range(1500))))
+    with short_files():
+        assert data("source=path:a.jsonl", "record=prompts") == 3
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1
+    assert "File too large; rows beyond what memory holds are there twice" in told[0]
+    assert not [name for name in written(here) if name.endswith(".parquet") or name.startswith(("objects", "names"))]
+
+
+COMMAND = "import sys; from align.__main__ import main; assert main(sys.argv[1:]) == 0"
+CHECK = """
+import sys; from align.configs import Data; from align.stages.data import check_rows
+check_rows(Data(source=sys.argv[1]), None)
+"""
+READ = """
+import sys; from pathlib import Path; from align.data.records import read_rows
+assert sum(len(row["text"]) for row in read_rows([Path(sys.argv[1])], "train")) > 10**7
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_corpus(here):
+    """200 MB and 800 MB, by the command, as `align plan check_data=true` checks them, and as a consumer reads them."""
+    peaks = []
+    for megabytes in (200, 800):
+        with (here / f"{megabytes}.jsonl").open("w") as file:
+            while file.tell() < megabytes * 1e6:
+                row = {"text": os.urandom(random.randrange(100, 3000)).hex(), "source": random.choice(["web", None])}
+                file.write(lines(row) * random.choice([1, 1, 1, 2]))
+        source = f"source=path:{megabytes}.jsonl"
+        ran = peak_memory(COMMAND, "data", source, "tracker=none", "store=store", "name=mine/data")
+        checked = peak_memory(CHECK, source.removeprefix("source="))
+        peaks.append((ran, checked, peak_memory(READ, artifact(here).path)))
+    grown = [large - small for small, large in zip(*peaks, strict=True)]
+    assert max(grown) < 60e6, (peaks, grown)

@@ -1,5 +1,6 @@
 """Rows out of files, whole and broken."""
 
+import bz2
 import gzip
 import json
 
@@ -20,6 +21,10 @@ def rows_of(tmp_path, name, content):
     return [(where[len(str(tmp_path)) + 1 :], str(r) if isinstance(r, Malformed) else r) for where, r in rows]
 
 
+def zst(content):
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
 LINES = b'{"text": "a"}\n{"text": "b"}\n'
 
 
@@ -34,6 +39,8 @@ LINES = b'{"text": "a"}\n{"text": "b"}\n'
         ("UPPER.JSONL", LINES),
         ("zipped.jsonl.gz", gzip.compress(LINES)),
         ("two-members.jsonl.gz", gzip.compress(LINES[:14]) + gzip.compress(LINES[14:])),
+        ("two-members.jsonl.bz2", bz2.compress(LINES[:14]) + bz2.compress(LINES[14:])),
+        ("two-members.jsonl.zst", zst(LINES[:14]) + zst(LINES[14:])),
     ],
 )
 def test_json_lines_are_read(tmp_path, name, content):
@@ -170,12 +177,29 @@ def test_parquet_rows_are_read(tmp_path):
     ]
 
 
+def test_the_rows_before_a_damaged_place_of_a_parquet_file_are_read(tmp_path):
+    with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("text", pa.string())])) as writer:
+        for text in "abc":
+            writer.write_table(pa.table({"text": [text * 100] * 2000}))
+    place = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(0).dictionary_page_offset
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[place : place + 20] = b"\xff" * 20
+    *good, (where, problem) = rows_of(tmp_path, "a.parquet", bytes(content))
+    assert good == [(f"a.parquet:{i}", {"text": "a" * 100}) for i in range(1, 2001)]
+    assert where == "a.parquet"
+    assert problem.startswith("file: expected Parquet (")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("cut.jsonl.gz", gzip.compress(LINES * 1000)[:-20]),
         ("plain.jsonl.gz", LINES),
         ("damaged.jsonl.gz", gzip.compress(LINES * 1000)[:40] + b"\x00" * 40),
+        ("cut.jsonl.bz2", bz2.compress(LINES * 1000)[:-20]),
+        ("plain.jsonl.bz2", LINES),
+        ("cut.jsonl.zst", zst(LINES * 1000)[:-20]),
+        ("plain.jsonl.zst", LINES),
         ("bad.parquet", b"PAR1 and no more"),
         ("empty.parquet", b""),
     ],
@@ -188,7 +212,16 @@ def test_a_broken_container_is_malformed(tmp_path, name, content):
 
 @pytest.mark.parametrize(
     ("name", "suffix"),
-    [("a.jsonl", ".jsonl"), ("a.JSON.gz", ".json"), ("a.b.csv", ".csv"), (".jsonl", ""), ("a", ""), ("a.gz", "")],
+    [
+        ("a.jsonl", ".jsonl"),
+        ("a.JSON.gz", ".json"),
+        ("a.jsonl.zst", ".jsonl"),
+        ("a.csv.bz2", ".csv"),
+        ("a.b.csv", ".csv"),
+        (".jsonl", ""),
+        ("a", ""),
+        ("a.gz", ""),
+    ],
 )
-def test_the_suffix_is_seen_through_gz_and_capitals(tmp_path, name, suffix):
+def test_the_suffix_is_seen_through_what_packs_it_and_capitals(tmp_path, name, suffix):
     assert suffix_of(tmp_path / name) == suffix

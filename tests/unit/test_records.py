@@ -2,8 +2,11 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from align.data import records
 from align.data.records import (
     Dropped,
     Malformed,
@@ -194,6 +197,71 @@ def test_nested_rows_come_back_as_they_were(tmp_path):
 def test_a_column_that_the_first_row_lacks_is_kept(tmp_path):
     write_rows(tmp_path, "train", [{"text": "a"}, {"text": "b", "source": "mine"}])
     assert list(read_rows([tmp_path], "train")) == [{"text": "a", "source": None}, {"text": "b", "source": "mine"}]
+
+
+def test_rows_of_several_groups_make_the_file_that_arrow_makes_of_the_whole(tmp_path):
+    rows = [{"text": f"Document {i}", "n": i % 7, "source": "web" if i % 3 else None} for i in range(25_000)]
+    assert write_rows(tmp_path, "train", rows) == 25_000
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "whole.parquet", row_group_size=10_000)
+    assert (tmp_path / "train.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+COLUMNS = {  # values over three groups of two; as JSON, those that Arrow has no one type for
+    "nothing before the last": ([None, None, None, None, None, "x"], False),
+    "nothing at all": ([None] * 6, False),
+    "whole numbers, then others": ([1, 2, 3, 4, None, 5.5], False),
+    "others, then whole numbers": ([0.5, 1, 3, 4, 5, 6], False),
+    "text behind numbers": ([1, 2, 3, 4, 5, "x"], True),
+    "numbers behind text": (["x", "y", None, None, 5, 6], True),
+    "a truth behind numbers": ([1, 2, True, 4, 5, 6], True),
+    "a number behind truths": ([True, False, True, True, 5.0, True], True),
+    "too large for floats": ([0.5, 1.5, 2**60 + 1, 2, 3, 4], True),
+    "too large for Arrow": ([1, 2, 3, 4, 5, 2**70], True),
+    "nested in the last": (["a", None, "b", "c", "d", {"e": [1]}], True),
+    "nested in the first, then nothing": ([["a"], None, None, None, None, None], True),
+    "half of a surrogate pair": (["a", "b", "c", "d", "e", "\ud800"], True),
+    "several surprises": ([None, None, 1, 2.5, None, "x"], True),
+}
+
+
+@pytest.mark.parametrize("what", COLUMNS)
+@pytest.mark.parametrize("once", [False, True], ids=["list", "iterator"])
+def test_a_column_has_the_type_of_all_its_values_whatever_group_they_are_in(tmp_path, monkeypatch, what, once):
+    values, as_json = COLUMNS[what]
+    monkeypatch.setattr(records, "_GROUP_ROWS", 2)
+    rows = [{"text": str(i), "own": value, f"only {i}": i} for i, value in enumerate(values)]
+    told = []
+    assert write_rows(tmp_path, "train", iter(rows) if once else rows, told.append) == sum(told) == 6
+    texts = [None if value is None else json.dumps(value) for value in values]
+    expected = {"text": [row["text"] for row in rows], "own": texts if as_json else values}
+    expected |= {f"only {i}": [i if i == j else None for j in range(6)] for i in range(6)}
+    found = pq.ParquetFile(tmp_path / "train.parquet")
+    assert found.num_row_groups == 3
+    assert found.read() == pa.table(expected)
+
+
+def test_long_rows_are_written_in_smaller_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_GROUP_CHARS", 100)
+    rows = [{"messages": [{**USER, "content": "x" * length}, ASSISTANT]} for length in (10, 10, 100, 10, 300, 300)]
+    write_rows(tmp_path, "train", rows)
+    found = pq.ParquetFile(tmp_path / "train.parquet").metadata
+    assert [found.row_group(i).num_rows for i in range(found.num_row_groups)] == [3, 2, 1]
+    assert list(read_rows([tmp_path], "train")) == rows
+
+
+def test_rows_that_end_in_an_error_leave_no_file(tmp_path, monkeypatch):
+    def rows():
+        yield from ({"text": str(i)} for i in range(5))
+        raise InterruptedError
+
+    class Rows:
+        def __iter__(self):
+            return rows()
+
+    monkeypatch.setattr(records, "_GROUP_ROWS", 2)
+    with pytest.raises(InterruptedError):
+        write_rows(tmp_path, "train", Rows())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_info_comes_back(tmp_path):
