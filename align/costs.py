@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from align.artifacts import ArtifactStore
-from align.configs import ModelConfig, Ppo, Pretrain, Reward, Sft, Tokenizer, Tokens
+from align.configs import Finetune, ModelConfig, Ppo, Pretrain, Reward, Sft, TextToText, Tokenizer
 from align.plan import Source, Step
 from align.sizes import Weight, parameters, training_flops, weights
 
@@ -32,43 +32,49 @@ def step_costs(steps: Sequence[Step], store: ArtifactStore) -> dict[str, Cost]:
 
 def _cost(step: Step, steps: dict[str, Step], store: ArtifactStore) -> Cost:
     config = step.config
-    if not isinstance(config, Pretrain | Sft | Reward | Ppo) or (isinstance(config, Ppo) and config.lora.rank):
+    measured = Cost(_measured(step.stage, step.key, "parameters", store))
+    if isinstance(config, Finetune):  # how many tokens it adds is its tokenizer's to say
+        return measured
+    if not isinstance(config, Pretrain | TextToText | Sft | Reward | Ppo):
+        return Cost()
+    if isinstance(config, Ppo) and config.lora.rank is not None:
         return Cost()
     made = _made(step.key, steps, store)
     if made is None:  # what it begins from is not of this plan
-        return Cost(_measured(step.stage, step.key, "parameters", store))
-    if isinstance(config, Sft):
-        return Cost(parameters(made[1]))
+        return measured
+    if isinstance(config, Pretrain):
+        length = config.sequence_length or made[0].context_length
+        known = config.num_epochs is None and config.ramp_tokens is None
+        flops = training_flops(*made, length) * config.num_steps * config.batch_size * length if known else None
+        return Cost(parameters(made[1]), flops)
+    if isinstance(config, TextToText):
+        tokens = config.num_steps * config.batch_size * (config.input_length + config.target_length)
+        return Cost(parameters(made[1]), training_flops(*made, config.input_length) * tokens)
     if isinstance(config, Reward):
         return Cost(_as_scalar(made))
     if isinstance(config, Ppo):
-        start = step.inputs[config.value_from][0]
-        value = _made(start.key, steps, store)
+        value = _made(step.inputs[config.value_from][0].key, steps, store)
         return Cost(parameters(made[1]) + _as_scalar(value) if value is not None else None)
-    if config.num_epochs is not None:
-        return Cost(parameters(made[1]))
-    length = config.sequence_length or made[0].context_length
-    tokens = config.num_steps * config.batch_size * length
-    return Cost(parameters(made[1]), training_flops(*made, length) * tokens)
+    return Cost(parameters(made[1]))
 
 
 def _made(key: str, steps: dict[str, Step], store: ArtifactStore) -> Made | None:
-    """The language model of a planned step, or under its head; it has the size that pretraining gave it.
+    """The language model of a planned step, or under its head; it has the size that training from scratch gave it.
 
-    None where that pretraining is not in the plan, or its architecture has no formula.
+    None where that is not in the plan, or its architecture has no formula.
     """
     if key not in steps:
         return None
     step = steps[key]
-    if isinstance(step.config, Pretrain) and "model" not in step.inputs:
-        vocab_size = _vocab_size(step.inputs["data"][0], steps, store)
-        made_of = weights(step.config.model, vocab_size) if vocab_size is not None else None
-        return (step.config.model, made_of) if made_of is not None else None
     for slot in ("model", "policy"):
         if slot in step.inputs:
-            source = step.inputs[slot][0]
-            return _made(source.key, steps, store)
-    return None
+            return _made(step.inputs[slot][0].key, steps, store)
+    if not isinstance(step.config, Pretrain | TextToText):
+        return None
+    source = step.inputs.get("tokenizer") or step.inputs.get("data")
+    vocab_size = _vocab_size(source[0], steps, store) if source else None
+    made_of = weights(step.config.model, vocab_size) if vocab_size is not None else None
+    return (step.config.model, made_of) if made_of is not None else None
 
 
 def _as_scalar(made: Made) -> int:
@@ -78,16 +84,14 @@ def _as_scalar(made: Made) -> int:
 
 
 def _vocab_size(source: Source, steps: dict[str, Step], store: ArtifactStore) -> int | None:
-    """Entries of a tokenizer, or of the one that made tokens: as it was made, or as it is asked for."""
+    """Entries of a tokenizer, or of the one that tokens were made with: as it was made, or as it is asked for."""
     measured = _measured(source.stage, source.key, "vocab_size", store)
-    step = steps.get(source.key)
-    if measured is not None or step is None:
+    if measured is not None or source.key not in steps:
         return measured
-    if isinstance(step.config, Tokens):  # those of its tokenizer
-        return _vocab_size(
-            next(step.inputs[slot][0] for slot in ("tokenizer", "model") if slot in step.inputs), steps, store
-        )
-    return step.config.vocab_size if isinstance(step.config, Tokenizer) else None
+    step = steps[source.key]
+    if isinstance(step.config, Tokenizer):
+        return None if step.config.source else step.config.vocab_size  # what is published is read when it is made
+    return _vocab_size(step.inputs["tokenizer"][0], steps, store) if "tokenizer" in step.inputs else None
 
 
 def _measured(stage: str, key: str, metric: str, store: ArtifactStore) -> int | None:

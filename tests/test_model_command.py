@@ -119,6 +119,27 @@ def test_what_a_plan_cannot_know_is_left_out(here: Path, capsys: pytest.CaptureF
     assert all(step["parameters"] is None and step["flops"] is None for step in steps.values())
 
 
+def test_an_encoder_decoder_is_counted_and_a_published_vocabulary_not_guessed(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = here / "pipeline/mine.yaml"
+    pipeline.parent.mkdir()
+    pipeline.write_text(
+        "# @package _global_\n"
+        "defaults: [quickstart, /stage@steps.t5: text_to_text, /model@steps.t5.model: t5_tiny, _self_]\nname: mine\n"
+        "steps: {t5: {inputs: {data: text, tokenizer: tokenizer}, num_steps: 10, batch_size: 4}}\n"
+    )
+    own = ("pipeline=mine", "--config-dir", str(here))
+    found = planned(capsys, *own)["t5"]
+    numbers = 849_760 - 2 * 32 * 4  # all but the relative biases
+    a_token = 3 * numbers + 12 * (3 + 3 + 3) / 2 * 96 * 512
+    assert (found["parameters"], found["flops"]) == (849_760, a_token * 10 * 4 * (512 + 114))
+    (here / "tokenizer.json").write_text("{}")
+    taken = (f"steps.tokenizer.source='path:{here}'", "steps.tokenizer.inputs.data=null")
+    unknown = planned(capsys, *own, *taken, "steps.tokenizer.vocab_size=50257")
+    assert all(unknown[name]["parameters"] is None for name in ("t5", "pretrain", "ppo"))
+
+
 def test_a_plan_fits_100_columns(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "pipeline=miniature"]) == 0
     shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
@@ -163,5 +184,5 @@ def test_why_a_step_runs_names_options_and_no_vocabulary(
 def test_an_encoder_decoder_is_not_pretrained_as_a_decoder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "pipeline=quickstart", "model@steps.pretrain.model=t5_tiny"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: steps.pretrain.model.architecture: expected a model that is a decoder alone")
+    assert err.startswith("error: steps.pretrain.model.architecture: expected a decoder alone")
     assert err.count("\n") == 1
