@@ -244,13 +244,26 @@ def test_a_saved_model_opens_as_each_kind(tmp_path):
     near(scalar(packed.input_ids, packed.position_ids, packed.ends), scalar.classifier.score(last)[:, 0])
 
 
-def test_transformers_alone_refuses_it(tmp_path):
-    """Rather than compute dense attention everywhere."""
+ALONE = """
+import sys
+from transformers import AutoConfig
+try:
+    AutoConfig.from_pretrained(sys.argv[1])
+except ValueError as error:
+    print(str(error).splitlines()[0])
+from align.models.heads import load_scalar
+print(type(load_scalar(sys.argv[1]).classifier).__name__)
+"""
+
+
+def test_transformers_alone_refuses_it_rather_than_compute_dense_attention(tmp_path):
+    """And knows it once any of our loaders is imported."""
     built().save_pretrained(tmp_path)
-    code = f"from transformers import AutoConfig; AutoConfig.from_pretrained({str(tmp_path)!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "model type `gpt3`" in done.stderr
+    scalar_from_lm(tmp_path).save(tmp_path)
+    done = subprocess.run([sys.executable, "-c", ALONE, tmp_path], capture_output=True, text=True, check=True)
+    refusal, opened = done.stdout.splitlines()
+    assert "model type `gpt3`" in refusal
+    assert opened == "Gpt3ForSequenceClassification"
 
 
 @pytest.mark.parametrize(
