@@ -1,4 +1,4 @@
-"""The command line: `align run`, `align plan`, `align STAGE`, `align report`, `align sweep`, `align artifacts`.
+"""The command line: `align run`, `align plan`, `align STAGE`, `align model`, and what is asked of a store.
 
 Help needs neither Hydra nor torch; planning needs no torch.
 """
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from align.sweeps import Member
 
     Act = Callable[[RunConfig, list[Step], ArtifactStore, Member | None], list[Outcome]]
+
+_COMPOSED = ("run", "plan", "model")
+_VERBS = (*_COMPOSED, "report", "sample", "sweep", "artifacts")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,6 +65,10 @@ def _dispatch(arguments: list[str]) -> int:
         from align.report_command import main as report
 
         return report(rest)
+    if verb == "sample":
+        from align.sample_command import main as sample
+
+        return sample(rest)
     if verb == "sweep":
         from align.sweep_command import main as sweep
 
@@ -70,14 +77,14 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _compose(verb: str, arguments: list[str]) -> int:
-    """`run`, `plan` or a stage, whose knobs Hydra composes."""
+    """`run`, `plan`, `model` or a stage, whose knobs Hydra composes."""
     from align.configs import stage_class
 
-    if verb not in ("run", "plan"):
+    if verb not in _COMPOSED:
         try:
             stage_class(verb)
         except ConfigError as error:
-            raise ConfigError(f"{error}; verbs: run, plan, report, sweep, artifacts") from None
+            raise ConfigError(f"{error}; verbs: {', '.join(_VERBS)}") from None
     if "-h" in arguments or "--help" in arguments:
         from align.help import command_help
 
@@ -90,6 +97,8 @@ def _compose(verb: str, arguments: list[str]) -> int:
         return run("run", arguments, _guarded(_plan), records=False)
     if verb == "run":
         return run("run", arguments, _guarded(_run), _has_work)
+    if verb == "model":
+        return run("model_sizes", _of_model(arguments), _model, records=False)
     return run("stage", [f"stage@_global_={verb}", *_with_inputs(verb, arguments)], _guarded(_run), _has_work)
 
 
@@ -102,6 +111,26 @@ def _with_inputs(stage: str, arguments: list[str]) -> list[str]:
     cls = stage_class(stage)
     slots = {*cls.INPUTS, *cls.OPTIONAL} - {knob.name for knob in fields(cls)}
     return [f"inputs.{word}" if word.partition("=")[0] in slots else word for word in arguments]
+
+
+def _of_model(arguments: list[str]) -> list[str]:
+    """The arguments, with `hidden_size=96` for `model.hidden_size=96`."""
+    from dataclasses import fields
+
+    from align.configs import ModelConfig
+
+    knobs = {knob.name for knob in fields(ModelConfig)}
+    return [f"model.{word}" if word.partition("=")[0].partition(".")[0] in knobs else word for word in arguments]
+
+
+def _model(cfg: DictConfig) -> int:
+    from align.hydra_app import chosen
+    from align.model_command import show
+
+    try:
+        return show(cfg, *chosen("model"))
+    except AlignError as error:
+        return _told(error, bool(cfg.debug))
 
 
 def _planned(cfg: DictConfig) -> tuple[RunConfig, list[Step], ArtifactStore]:
@@ -156,6 +185,7 @@ def _guarded(act: Act) -> Callable[[DictConfig], int]:
 
 
 def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: Member | None) -> list[Outcome]:
+    from align.costs import step_costs
     from align.reading import show_plan
 
     if settings.check_data:
@@ -165,7 +195,7 @@ def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: 
         for step in steps:
             if isinstance(step.config, Data):
                 check_rows(step.config, settings.data_root)
-    show_plan(steps, as_json=settings.json, member=member)
+    show_plan(steps, step_costs(steps, store), as_json=settings.json, member=member)
     return []
 
 
@@ -193,7 +223,7 @@ def _complete(arguments: list[str]) -> int:
     from align.hydra_app import run
 
     words = os.environ.get("COMP_LINE", "").split(" ")
-    verbs = ["run", "plan", "report", "sweep", "artifacts", *STAGES]
+    verbs = [*_VERBS, *STAGES]
     if any(word.startswith("query=") for word in arguments):
         if len(words) < 3 or words[1] not in verbs:
             print(" ".join(verb for verb in verbs if verb.startswith(words[-1])))
@@ -202,6 +232,8 @@ def _complete(arguments: list[str]) -> int:
         os.environ["COMP_LINE"] = " ".join([words[0], *stage, *words[2:]])
         if stage:
             return run("stage", [*stage, *arguments], lambda cfg: 0)
+        if words[1] == "model":
+            return run("model_sizes", arguments, lambda cfg: 0)
     return run("run", arguments, lambda cfg: 0)
 
 

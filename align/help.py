@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import MISSING, Field, fields, is_dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
-from align.configs import STAGES, HardwareConfig, JudgeConfig, LoraConfig, ModelConfig, RunConfig, TrackerConfig
+from align.configs import (
+    STAGES,
+    HardwareConfig,
+    JudgeConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    TextToText,
+    TrackerConfig,
+)
 
 _OVERVIEW = """\
 align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> evaluation
 
   align run pipeline=NAME [step=STEP] [knob=value ...] [-m]   run a pipeline; what is done already is not done again
   align plan pipeline=NAME [--json]                           what would run, what is cached, and why
+  align model model=NAME [knob=value ...] [--json]            what a model holds and costs: parameters, memory, FLOPs
   align STAGE inputs.NAME=... [knob=value ...]                one stage by itself; align STAGE --help lists its knobs
   align report PIPELINE|PIPELINE/STEP[:vN] ...                did it work? one HTML page, and Markdown
+  align sample PIPELINE/STEP [TEXT] [--temperature T,T]       what a language model writes
   align sweep show|ls [FOLDER]                                what a sweep's members did, as a table and a page
   align artifacts ls|show|lineage|verify|diff|tag|export|gc   what has been made
 
@@ -27,25 +40,52 @@ A knob of a step is steps.STEP.KNOB=value. Several values, as in steps.ppo.kl_co
 Your own configs: --config-dir FOLDER. Tab completion: eval "$(align -sc install=bash)"."""
 
 
+_MODEL_HELP = """\
+align model model=NAME [knob=value ...] [tokens=N] [--json]
+
+What a model holds and costs, counted on the model itself, built without storage: parameters, the memory of training
+by precision and optimizer, and floating-point operations. Nothing is trained or written.
+
+models:
+{models}
+
+knobs (model. may be left out):
+{knobs}
+  tokens                              null           trained on, for the FLOPs; null: as published, else 20 a parameter
+
+Your own models: FOLDER/model/NAME.yaml with --config-dir FOLDER."""
+
+
 def overview() -> str:
     return _OVERVIEW.format(pipelines=", ".join(pipelines()), stages=", ".join(STAGES))
 
 
 def pipelines() -> list[str]:
+    return _group("pipeline")
+
+
+def models() -> list[str]:
+    return _group("model")
+
+
+def _group(name: str) -> list[str]:
+    """The configs that the package ships in a group."""
     here = Path(__file__).resolve().parent
-    return sorted({p.stem for folder in (here, here.parent) for p in folder.glob("conf/pipeline/*.yaml")})
+    return sorted({p.stem for folder in (here, here.parent) for p in folder.glob(f"conf/{name}/*.yaml")})
 
 
 def command_help(verb: str) -> str:
-    """Help of `run`, `plan` or a stage: its inputs and every knob with default, unit and source."""
+    """Help of `run`, `plan`, `model` or a stage: its inputs and every knob with default, unit and source."""
     if verb in ("run", "plan"):
         what = "Run a pipeline." if verb == "run" else "Show what would run, what is cached, and why a step is not."
         head = [f"align {verb} pipeline=NAME [knob=value ...]", "", what, f"Pipelines: {', '.join(pipelines())}", ""]
         lines = head
+    elif verb == "model":
+        return _MODEL_HELP.format(models=_folded(models()), knobs="\n".join(_knobs(ModelConfig, "model.")))
     else:
         cls = STAGES[verb]
         given = " inputs.NAME=..." if cls.INPUTS or cls.OPTIONAL else ""
-        lines = [f"align {verb}{given} [knob=value ...]", "", str(cls.__doc__), ""]
+        lines = [f"align {verb}{given} [knob=value ...]", "", cleandoc(str(cls.__doc__)), ""]
         if cls.INPUTS or cls.OPTIONAL:
             lines += [
                 "inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or hf:ORG/NAME@COMMIT), also as"
@@ -56,8 +96,10 @@ def command_help(verb: str) -> str:
             lines += [""]
         lines += ["knobs:", *_knobs(cls)]
         if verb == "pretrain":
-            lines += ["", "model (also whole: model=tiny, small, gpt2):", *_knobs(ModelConfig, "model.")]
-        if verb in ("sft", "reward", "ppo"):
+            lines += ["", "model, also whole as model=NAME:", _folded(models()), *_knobs(ModelConfig, "model.")]
+        if verb == "text_to_text":
+            lines += ["", "model, also whole as model=NAME:", *_knobs(TextToText().model, "model.")]
+        if verb in ("finetune", "sft", "reward", "ppo"):
             lines += ["", "low-rank adapters:", *_knobs(LoraConfig, "lora.")]
         if verb == "evaluate":
             lines += ["", "a language model as judge:", *_knobs(JudgeConfig, "judge.")]
@@ -66,16 +108,21 @@ def command_help(verb: str) -> str:
     return "\n".join([*lines, "", "Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun, --hydra-help"])
 
 
-def _knobs(cls: Any, prefix: str = "") -> list[str]:
+def _folded(names: list[str]) -> str:
+    return textwrap.fill(", ".join(names), 118, initial_indent="  ", subsequent_indent="  ")
+
+
+def _knobs(config: Any, prefix: str = "") -> list[str]:
+    """A line a knob: of a class with its defaults, of an object with what it has."""
     return [
-        f"  {prefix + knob.name:<35} {_default(knob):<14} {knob.metadata['comment'].replace('None:', 'null:')}"
-        for knob in fields(cls)
+        f"  {prefix + knob.name:<35} {_default(knob, config):<14} {knob.metadata['comment'].replace('None:', 'null:')}"
+        for knob in fields(config)
         if "comment" in knob.metadata
     ]
 
 
-def _default(knob: Field[Any]) -> str:
-    value = knob.default
+def _default(knob: Field[Any], config: Any) -> str:
+    value = knob.default if isinstance(config, type) else getattr(config, knob.name)
     if value is MISSING:
         value = knob.default_factory() if knob.default_factory is not MISSING else ""
     if is_dataclass(value):

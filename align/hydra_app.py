@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from align.configs import STAGES, HardwareConfig, RunConfig, TrackerConfig
+from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
 from align.errors import AlignError, ConfigError
 from align.launching import STOPPED, Launcher, MemberTask, Prepared
 from align.sweeps import Member, fates
@@ -50,19 +50,29 @@ def register_schemas() -> None:
     for name, cls in STAGES.items():
         slots = dict.fromkeys([*cls.INPUTS, *cls.OPTIONAL])
         node = OmegaConf.create({"stage": name, **asdict(cls()), "inputs": slots})
-        for knob in fields(cls):
-            if knob.default_factory is dict and knob.name != "inputs":
-                OmegaConf.set_struct(node[knob.name], False)  # it holds names of the user's own
+        _open_names(node, cls)
         store.store(group="stage", name=name, node=node)
+    node = OmegaConf.create({"model": asdict(ModelConfig())})
+    _open_names(node.model, ModelConfig)
+    store.store(name="model_schema", node=node)
     store.store(group="hardware", name="schema", node=HardwareConfig)
     store.store(group="tracker", name="schema", node=TrackerConfig)
+
+
+def _open_names(node: DictConfig, cls: Any) -> None:
+    """Let the knobs that hold names of the user's own take them."""
+    for knob in fields(cls):
+        if knob.default_factory is dict and knob.name != "inputs":
+            OmegaConf.set_struct(node[knob.name], False)
+        elif is_dataclass(knob.default_factory):
+            _open_names(node[knob.name], knob.default_factory)
 
 
 def run(config_name: str, arguments: list[str], task: Task, check: Check | None = None, records: bool = True) -> int:
     """Compose `config_name` with the overrides in `arguments` and call `task`, once a member with `--multirun`.
 
     Args:
-        config_name: run or stage.
+        config_name: run, stage or model_sizes.
         arguments: the command line's, after the verb.
         task: called with each composed config.
         check: called with the config of every member of a sweep before the first runs.
@@ -189,6 +199,12 @@ def sweep_member() -> Member | None:
     return Member(Path(hydra.sweep.dir), hydra.job.num, overrides, log)
 
 
+def chosen(group: str) -> tuple[str, bool]:
+    """What was chosen from a config group for the run under way, and whether all in it was left as it is."""
+    hydra = HydraConfig.get()
+    return str(hydra.runtime.choices[group]), not any(w.startswith(f"{group}.") for w in hydra.overrides.task)
+
+
 def _tidy(folder: Path, keep: bool) -> None:
     """Remove the empty folders that Hydra makes for the members of a sweep; its record too, of one that ran nothing."""
     for done_with in (*folder.glob("members/*.lock"), folder / STOPPED):
@@ -235,7 +251,9 @@ def _explain(error: Exception, config_name: str) -> str:
 
 
 def _near(name: str, config_name: str) -> str:
-    known = {f.name for cls in (*STAGES.values(), RunConfig, HardwareConfig, TrackerConfig) for f in fields(cls)}
+    known = {
+        f.name for cls in (*STAGES.values(), ModelConfig, RunConfig, HardwareConfig, TrackerConfig) for f in fields(cls)
+    }
     near = difflib.get_close_matches(name, known, n=1)
     if near == [name]:
         if config_name == "run":

@@ -16,7 +16,8 @@ from align.models.actors import Actors
 from align.models.packed import pack_pairs, response_logprobs
 from align.optimizers import adamw_for, set_learning_rate
 from align.rollout.collect import Layout, Rollouts, packed_group
-from align.seeds import derive_seed
+from align.text.rows import rows_in_order
+from align.text.tokens import TextRows
 
 Totals = dict[str, torch.Tensor]
 
@@ -42,10 +43,10 @@ class Learner:
     """The two optimizers, the policy's average, and the pretraining text that PPO-ptx mixes in.
 
     Args:
-        text: packed rows of tokens [R, length]; None without PPO-ptx.
+        text: rows of tokens; None without PPO-ptx.
     """
 
-    def __init__(self, cfg: Ppo, actors: Actors, job: Job, text: torch.Tensor | None):
+    def __init__(self, cfg: Ppo, actors: Actors, job: Job, text: TextRows | None):
         self._cfg, self._actors, self._job, self._text = cfg, actors, job, text
         betas = (0.9, cfg.beta2)
         self._optimizers = {
@@ -203,9 +204,10 @@ class Learner:
         for parameter in parameters:
             parameter.grad = None
         steps = cfg.num_epochs * (cfg.rollout_batch_size // cfg.minibatch_size)
-        rows = text[text_rows(iteration * steps + number, cfg.ptx_rows, len(text), cfg.seed or 0)]
+        first = (iteration * steps + number) * cfg.ptx_rows
+        rows = text[rows_in_order(first, cfg.ptx_rows, len(text), cfg.seed or 0, "ppo", "text")]
         total = torch.zeros((), device=job.device)
-        per_pass = max(1, job.hardware.micro_batch_tokens // text.shape[1])
+        per_pass = max(1, job.hardware.micro_batch_tokens // rows.shape[1])
         mine = rows[job.rank :: job.world_size].tolist()
         for start in range(0, len(mine), per_pass):
             chunk = mine[start : start + per_pass]
@@ -272,15 +274,3 @@ class Learner:
 def _add(totals: Totals, names: Sequence[str], parts: Sequence[torch.Tensor]) -> None:
     for name, part in zip(names, parts, strict=True):
         totals[name] += part
-
-
-def text_rows(step: int, count: int, num_rows: int, seed: int) -> torch.Tensor:
-    """Which rows of text optimizer step `step` takes: `count` of them, each once before any comes again."""
-    places = torch.arange(step * count, (step + 1) * count)
-    rows = torch.empty_like(places)
-    for epoch in (places // num_rows).unique():
-        generator = torch.Generator().manual_seed(derive_seed(seed, "ppo", "text", int(epoch)))
-        order = torch.randperm(num_rows, generator=generator)
-        here = places // num_rows == epoch
-        rows[here] = order[places[here] % num_rows]
-    return rows

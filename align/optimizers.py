@@ -32,20 +32,28 @@ def adamw_for(
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
     """As `adamw`, of these parameters."""
+    return torch.optim.AdamW(decayed_groups(parameters, weight_decay), learning_rate, betas=betas, eps=eps, fused=True)
+
+
+def decayed_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices, which decay, and the rest, which does not."""
     parameters = list(parameters)
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], learning_rate, betas=betas, eps=eps, fused=True)
+    return [group for group in groups if group["params"]]
 
 
 def pretraining_optimizers(
     model: PreTrainedModel, name: str, learning_rate: float, betas: tuple[float, float], weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """What to step, in turn: AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
+    """What to step, in turn: AdamW or Adafactor for all, or Muon for the blocks' matrices and AdamW for the rest."""
     if name == "adamw":
         return [adamw(model, learning_rate, betas, weight_decay)]
+    if name == "adafactor":
+        groups = decayed_groups((p for p in model.parameters() if p.requires_grad), weight_decay)
+        return [torch.optim.Adafactor(groups, learning_rate)]
     embeddings = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
     head = model.get_output_embeddings()
     embeddings |= {id(p) for p in head.parameters()} if head is not None else set()
@@ -144,6 +152,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
+def linear_factor(step: int, total: int, warmup_fraction: float) -> float:
+    """GPT-1's: linear over the first part of training, times what is left of it; never 0 at a step that is made.
+
+    Source: openai/finetune-transformer-lm, opt.py (`warmup_linear`), which counts from 0: its first step has rate 0.
+    """
+    progress = (step + 1) / (total + 1)
+    return (min(1.0, progress / warmup_fraction) if warmup_fraction > 0 else 1.0) * (1 - progress)
+
+
 def scheduled_factor(name: str, step: int, total: int, warmup: int, final: float) -> float:
     """PPO's: linear from a tenth of the peak over `warmup` steps; then constant, linear or a cosine to `final`."""
     if step < warmup:
@@ -154,9 +171,18 @@ def scheduled_factor(name: str, step: int, total: int, warmup: int, final: float
     return 1.0 if name == "constant" else final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def cosine_factor(step: int, total: int, warmup: int, final: float) -> float:
-    """Of the peak learning rate at `step` of `total`: linear over `warmup` steps, then a cosine to `final`."""
+def cosine_factor(step: float, total: float, warmup: float, final: float) -> float:
+    """Of the peak learning rate at `step`: linear over `warmup`, a cosine to `final` at `total`, and flat after it.
+
+    Steps, or tokens, of which `step` are done.
+    """
     if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
+        return min(1.0, (step + 1) / warmup)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def inverse_square_root_factor(step: int, flat: int) -> float:
+    """sqrt(flat / max(step, flat)): T5's 1 / sqrt(max(n, 10^4)) for a peak of 0.01 [T5, section 3.1.2]."""
+    flat = max(1, flat)
+    return math.sqrt(flat / max(step, flat))

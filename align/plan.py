@@ -17,10 +17,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.artifacts import Artifact, ArtifactStore, digest_of, sha256_file
-from align.configs import RECORDS, Data, Evaluate, ImportModel, Ppo, RunConfig, StageConfig, stage_class
-from align.data.cards import resolve, resolve_model
+from align.configs import (
+    RECORDS,
+    Data,
+    Evaluate,
+    ImportModel,
+    Ppo,
+    RunConfig,
+    StageConfig,
+    Tokenizer,
+    stage_class,
+)
+from align.data.cards import model_kind, resolve, resolve_model, resolve_tokenizer
 from align.errors import ConfigError, StoreError
 from align.functions import check_file, find_source
+from align.implied import add_implied_steps, expected_kind, refs_of
 from align.versions import packages
 
 _ITEMS = 2  # what is made of a row of a task; 2: its answer context, and whether it only leans to a side
@@ -101,6 +112,8 @@ def _step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
     values = {k: v for k, v in node.items() if k != "stage"}
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(stage_class(node.stage)), values))
+        if isinstance(config, ImportModel):
+            config.kind = model_kind(config.source) or config.kind
     except ConfigError as error:
         raise ConfigError(f"steps.{name}.{error}") from None
     except OmegaConfBaseException as error:
@@ -120,7 +133,7 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
         StoreError: an artifact that is named or cached is gone or damaged.
     """
     configs = {name: _step_config(name, node, settings.seed) for name, node in nodes.items()}
-    _add_sources(configs)
+    add_implied_steps(configs, store)
     order = _in_order(configs)
     if settings.step is not None:
         order = _needed(settings.step, order, configs)
@@ -128,41 +141,6 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
     for name in order:
         steps[name] = _resolve_step(settings, name, configs[name], steps, store)
     return list(steps.values())
-
-
-def _refs(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
-    for slot, refs in config.inputs.items():
-        yield slot, [refs] if isinstance(refs, str) else list(refs)
-
-
-def _add_sources(configs: dict[str, StageConfig]) -> None:
-    """Make a step of every input that names data or a model outside the store."""
-    for name, config in list(configs.items()):
-        for slot, refs in _refs(config):
-            kind = _expected_kind(name, config, slot)
-            for i, ref in enumerate(refs):
-                if ref.partition(":")[0] not in ("card", "path", "hf"):
-                    continue
-                made = f"{name}.{slot}" + (f".{i}" if len(refs) > 1 else "")
-                if kind == "model":
-                    configs[made] = ImportModel(source=ref)
-                elif kind in ("tokenizer", "reward_model", "evaluation"):
-                    raise ConfigError(f"steps.{name}.inputs.{slot}: expected an artifact of kind {kind}, got {ref}")
-                else:
-                    source, _, split = ref.partition("/") if ref.startswith("card:") else (ref, "", "")
-                    data = configs[made] = Data(source=source, record=kind)
-                    data.splits = [split] if split else data.splits
-                refs[i] = made
-            config.inputs[slot] = refs
-
-
-def _expected_kind(name: str, config: StageConfig, slot: str) -> str:
-    slots = {**config.INPUTS, **config.OPTIONAL}
-    if slot not in slots:
-        near = difflib.get_close_matches(slot, slots, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"steps.{name}.inputs.{slot}: unknown input{hint}; inputs: {', '.join(slots) or 'none'}")
-    return slots[slot]
 
 
 def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
@@ -176,7 +154,7 @@ def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
         if name in path:
             raise ConfigError(f"steps.{name}.inputs: goes round in a circle: {' -> '.join([*path, name])}")
         path.append(name)
-        for _, refs in _refs(configs[name]):
+        for _, refs in refs_of(configs[name]):
             for ref in refs:
                 if ref in configs:
                     visit(ref)
@@ -196,14 +174,14 @@ def _needed(target: str, order: list[str], configs: Mapping[str, StageConfig]) -
     while queue:
         name = queue.pop()
         needed.add(name)
-        queue += [ref for _, refs in _refs(configs[name]) for ref in refs if ref in configs]
+        queue += [ref for _, refs in refs_of(configs[name]) for ref in refs if ref in configs]
     return [name for name in order if name in needed]
 
 
 def _resolve_step(
     settings: RunConfig, name: str, config: StageConfig, done: Mapping[str, Step], store: ArtifactStore
 ) -> Step:
-    given = dict(_refs(config))
+    given = dict(refs_of(config))
     for slot in config.INPUTS:
         if slot not in given:
             raise ConfigError(
@@ -216,7 +194,7 @@ def _resolve_step(
         raise ConfigError(f"steps.{name}.{error}") from None
     inputs = {}
     for slot, refs in given.items():
-        where, expected = f"steps.{name}.inputs.{slot}", _expected_kind(name, config, slot)
+        where, expected = f"steps.{name}.inputs.{slot}", expected_kind(name, config, slot)
         inputs[slot] = sources = tuple(_source(settings, where, ref, done, store) for ref in refs)
         for source in sources:
             if source.kind != expected:
@@ -249,6 +227,8 @@ def data_digest(name: str, config: StageConfig, settings: RunConfig, store: Arti
             return digest_of([digest, _ITEMS]) if config.record == "items" else digest
         if isinstance(config, ImportModel):
             return resolve_model(config.source, store.root).digest
+        if isinstance(config, Tokenizer) and config.source:
+            return resolve_tokenizer(config.source, store.root).digest
     except ConfigError as error:
         raise ConfigError(f"steps.{name}.source: {error}") from None
     if isinstance(config, Ppo | Evaluate):
@@ -311,9 +291,21 @@ def changed_knobs(config: Any, default: Any = None) -> dict[str, Any]:
             continue
         if knob.name == "seed" and value == 0:  # the run's seed is 0 unless it is given
             continue
-        nested = is_dataclass(value) and not isinstance(value, type)
-        changed[knob.name] = changed_knobs(value, usual) if nested else value
+        if is_dataclass(value) and not isinstance(value, type):
+            value = changed_knobs(value, usual)
+            if not value:  # what differs is outside the key
+                continue
+        changed[knob.name] = value
     return changed
+
+
+def _outside_key(config: Any, prefix: str = "") -> Iterable[str]:
+    """The knobs that no key holds, nested ones as `judge.url`."""
+    for knob in fields(config):
+        if knob.metadata.get("outside_key"):
+            yield prefix + knob.name
+        elif is_dataclass(getattr(config, knob.name)):
+            yield from _outside_key(getattr(config, knob.name), f"{prefix}{knob.name}.")
 
 
 # -- why a step runs ---------------------------------------------------------------------------------------------
@@ -340,11 +332,13 @@ def _why(step: Step, artifact: Artifact | None, store: ArtifactStore) -> str:
 def _differences(step: Step, manifest: dict[str, Any]) -> list[str]:
     if manifest["stage"] != step.stage:
         return [f"stage {manifest['stage']} -> {step.stage}"]
-    now, before = flat(asdict(step.config)), flat(manifest["config"])
+    usual = asdict(type(step.config)())  # of a knob that is younger than the manifest
+    now, before = flat(asdict(step.config)), flat(usual) | flat(manifest["config"])
+    outside = ("inputs", *_outside_key(step.config))
     found = [
         f"{knob} {before.get(knob)} -> {now.get(knob)}"
         for knob in sorted(now.keys() | before.keys())
-        if not knob.startswith(("inputs", "judge.url")) and now.get(knob) != before.get(knob)
+        if not knob.startswith(outside) and now.get(knob) != before.get(knob)
     ]
     for slot in sorted(step.inputs.keys() | manifest["inputs"].keys()):
         keys = [source.key for source in step.inputs.get(slot, ())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from align.artifacts import ArtifactStore
-from align.console import wide_console
+from align.console import short, wide_console
+from align.costs import Cost
 from align.pipeline import Outcome
 from align.plan import Step
 from align.report import tables
@@ -22,15 +23,20 @@ from align.sweeps import Member
 _NUM_SAMPLES = 5
 
 
-def show_plan(steps: Sequence[Step], as_json: bool, member: Member | None) -> None:
+def show_plan(steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, member: Member | None) -> None:
     if as_json:
-        _print_json([step.described() for step in steps], member)
+        _print_json([step.described() | costs[step.label]._asdict() for step in steps], member)
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("step", "stage", "key", "", "why"):
-        table.add_column(column, overflow="fold", no_wrap=column == "step")
+    for column in ("step", "stage", "key", "", "weights", "FLOPs", "why"):
+        right = column in ("weights", "FLOPs")
+        table.add_column(
+            column, overflow="fold", no_wrap=right or column == "step", justify="right" if right else "left"
+        )
     for step in steps:
-        table.add_row(step.label, step.stage, step.key[:12], "cached" if step.cached else "run", step.reason)
+        cost, state = costs[step.label], "cached" if step.cached else "run"
+        numbers = short(cost.parameters), f"{cost.flops:.2g}" if cost.flops else ""
+        table.add_row(step.label, step.stage, step.key[:12], state, *numbers, step.reason)
     todo = sum(not step.cached for step in steps)
     console = wide_console()
     console.print(table)

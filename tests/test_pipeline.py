@@ -188,6 +188,7 @@ def test_a_model_folder_can_be_imported(store: Path, finished: Path) -> None:
 # What shows that a stage is in the middle of its work.
 MARKS = {
     "tokenizer": "out",
+    "tokens": "out",
     "pretrain": "checkpoints/step-[3-9]",
     "sft": "trainer/checkpoint-[3-9]/align.json",
     "compare": "out",

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from align.configs import ModelConfig
-from align.models.load import build_model
+from align.models.build import build_model
 from align.text.tokenizers import train_tokenizer
 
 
@@ -39,3 +39,19 @@ def written_by_transformers(model: PreTrainedModel, prompt: list[int], most: int
         pad_token_id=pad,
     )
     return out[0, len(prompt) :].tolist()
+
+
+def sentinel_tokenizer(num_sentinels: int = 100) -> PreTrainedTokenizerFast:
+    """`tiny_tokenizer` with T5's sentinels: <extra_id_0> is the last entry of the vocabulary, the others go down."""
+    tokenizer = tiny_tokenizer()
+    names = [f"<extra_id_{i}>" for i in range(num_sentinels)]
+    tokenizer.add_special_tokens({"additional_special_tokens": names[::-1]}, replace_extra_special_tokens=False)
+    return tokenizer
+
+
+def tiny_t5(tokenizer: PreTrainedTokenizerFast, layers: int = 2) -> PreTrainedModel:
+    """An encoder and a decoder, 32 wide."""
+    cfg = ModelConfig(
+        architecture="t5", hidden_size=32, num_layers=layers, num_heads=4, dropout=0.0, initializer_range=1.0
+    )
+    return build_model(cfg, tokenizer).eval()

@@ -4,8 +4,9 @@ A knob's comment is what `align STAGE --help` prints. A stage's key (see `pipeli
 from the defaults here, so changing a default, or what a knob means, raises the stage's `VERSION`; adding one does not.
 
 Sources: [InstructGPT] Ouyang et al. 2022; [Ziegler] Ziegler et al. 2019 and openai/lm-human-preferences;
-[GPT-2] openai/gpt-2; [GPT-3] Brown et al. 2020; [GPT-4] OpenAI 2023; [LoRA] Hu et al. 2021; [Muon] Jordan et al. 2024
-with the scale of Liu et al. 2025; [ours] measured or judged here.
+[GPT-1] Radford et al. 2018 and openai/finetune-transformer-lm; [GPT-2] openai/gpt-2; [GPT-3] Brown et al. 2020;
+[GPT-4] OpenAI 2023; [T5] Raffel et al. 2020; [LLaMA] Touvron et al. 2023; [LoRA] Hu et al. 2021; [Muon] Jordan et al.
+2024 with the scale of Liu et al. 2025; [ours] measured or judged here.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from __future__ import annotations
 import difflib
 
 from align.configs.evaluate import Evaluate, JudgeConfig
-from align.configs.knobs import PRECISIONS, RECORDS, SPLITS, StageConfig, check_ranges, knob, require
+from align.configs.finetune import TASKS, Finetune
+from align.configs.knobs import MODELS, PRECISIONS, RECORDS, SPLITS, StageConfig, check_ranges, knob, require
 from align.configs.models import LoraConfig, ModelConfig
 from align.configs.ppo import Ppo
+from align.configs.pretrain import Pretrain, Tokens
 from align.configs.run import HardwareConfig, RunConfig, TrackerConfig
-from align.configs.stages import Compare, Data, ImportModel, Pretrain, Reward, Sft, Tokenizer
+from align.configs.stages import Compare, Data, ImportModel, Reward, Sft, Tokenizer
+from align.configs.text_to_text import TextToText
 from align.errors import ConfigError
 
-STAGES: dict[str, type[StageConfig]] = {
-    cls.STAGE: cls for cls in (Data, Tokenizer, Pretrain, Sft, Compare, Reward, Ppo, Evaluate, ImportModel)
-}
+_ALL = (Data, Tokenizer, Tokens, Pretrain, Finetune, TextToText, Sft, Compare, Reward, Ppo, Evaluate, ImportModel)
+STAGES: dict[str, type[StageConfig]] = {cls.STAGE: cls for cls in _ALL}
 
 
 def stage_class(name: str) -> type[StageConfig]:

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 from align.errors import ConfigError
 
-RECORDS = ("documents", "demonstrations", "comparisons", "prompts", "items")
+RECORDS = ("documents", "demonstrations", "comparisons", "prompts", "items", "labelled")
 SPLITS = ("train", "validation", "test")
 PRECISIONS = ("fp32", "bf16")
+MODELS = ("model", "seq2seq_model")  # decoder-only; encoder-decoder
 
 
 def knob(default: Any, comment: str) -> Any:
@@ -24,7 +25,10 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class StageConfig:
-    """What every stage has. Kinds of artifact: the `RECORDS`, tokenizer, model, reward_model, evaluation."""
+    """What every stage has.
+
+    Kinds of artifact: the `RECORDS` and `MODELS`, tokenizer, tokens, reward_model, classifier, evaluation.
+    """
 
     STAGE: ClassVar[str]
     VERSION: ClassVar[int] = 1

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from align.configs.knobs import check_ranges, knob
 
 
 @dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only model, built from the `transformers` config of that architecture."""
+    """A model's size, built from the `transformers` config of that architecture; t5 is encoder and decoder."""
 
-    architecture: str = knob("gpt2", "a model type of transformers: gpt2, gpt_neox, llama, qwen3, ... [GPT-2]")
+    architecture: str = knob(
+        "gpt2", "a model type of transformers: gpt2, openai-gpt, gpt3, gpt_neox, llama, t5, qwen3, ... [GPT-2]"
+    )
     hidden_size: int = knob(768, "width [GPT-2 small]")
-    num_layers: int = knob(12, "[GPT-2 small]")
+    num_layers: int = knob(12, "blocks; of t5 in the encoder, and as many in the decoder [GPT-2 small]")
     num_heads: int = knob(12, "attention heads [GPT-2 small]")
     intermediate_size: int | None = knob(None, "width of the MLP; None: 4 times hidden_size [GPT-2]")
     context_length: int = knob(1024, "tokens [GPT-2]")
     dropout: float = knob(0.1, "in pretraining and SFT, of embeddings, attention and residuals [GPT-2]")
-    initializer_range: float = knob(0.02, "standard deviation of the initial weights [GPT-2]")
+    initializer_range: float = knob(
+        0.02, "standard deviation of the initial weights; of t5 a factor on its own, 1.0 as published [GPT-2]"
+    )
+    vocab_size: int = field(
+        default=50_257,
+        metadata={
+            "comment": "entries of the published model's embedding, for which `align model` counts; what is trained "
+            "has its tokenizer's; not in the key [GPT-2]",
+            "outside_key": True,
+        },
+    )
+    options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "comment": "further fields of the architecture's transformers config, as it names them: rms_norm_eps"
+        },
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -16,6 +16,8 @@ class HardwareConfig:
     threads: int | None = knob(None, "of each process on the CPU; None: torch's own choice")
     micro_batch_tokens: int = knob(4096, "tokens of one forward and backward pass")
     generation_batch_size: int = knob(256, "responses sampled at once")
+    activation_checkpointing: bool = knob(False, "of pretrain: compute activations twice, to hold fewer in memory")
+    compile: bool = knob(False, "of pretrain: torch.compile each layer, which needs a C++ compiler on a CPU")
     checkpoint_seconds: float = knob(20.0, "at least so long between checkpoints; 0: one after every step")
 
     def __post_init__(self) -> None:

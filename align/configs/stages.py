@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from align.configs.knobs import RECORDS, SPLITS, StageConfig, check_ranges, knob, require
-from align.configs.models import LoraConfig, ModelConfig
+from align.configs.knobs import MODELS, RECORDS, SPLITS, StageConfig, check_ranges, knob, require
+from align.configs.models import LoraConfig
 
 
 @dataclass(slots=True, kw_only=True)
@@ -14,6 +14,7 @@ class Data(StageConfig):
     """Rows from a card, a file or the Hub, checked and split, as a dataset artifact."""
 
     STAGE: ClassVar[str] = "data"
+    VERSION: ClassVar[int] = 2  # a book is wholly in one split
     PARALLEL: ClassVar[bool] = False
     source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT")
     record: str = knob("documents", "what the rows become: " + ", ".join(RECORDS))
@@ -42,50 +43,35 @@ class Data(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class Tokenizer(StageConfig):
-    """Train a byte-level BPE tokenizer with a chat template."""
+    """Train a tokenizer on documents, or take a published vocabulary; either with a chat template.
+
+    align tokenizer data=card:wikitext                                                        # GPT-2's kind
+    align tokenizer data=card:wikitext algorithm=unigram vocab_size=32100 num_sentinels=100   # T5's kind
+    align tokenizer data=card:wikitext vocab_size=32000 split_digits=true                     # LLaMA's kind
+    align tokenizer source=path:FOLDER       # GPT-1's or GPT-2's release, or what AutoTokenizer opens
+    """
 
     STAGE: ClassVar[str] = "tokenizer"
     PARALLEL: ClassVar[bool] = False
     OUTPUT: ClassVar[str] = "tokenizer"
-    INPUTS: ClassVar[dict[str, str]] = {"data": "documents"}
-    vocab_size: int = knob(50_257, "entries, special tokens and the 256 bytes among them [GPT-2]")
+    OPTIONAL: ClassVar[dict[str, str]] = {"data": "documents"}
+    source: str = knob("", "a published vocabulary, path:FOLDER or hf:ORG/NAME@COMMIT, instead of inputs.data")
+    algorithm: str = knob("bpe", "bpe or unigram, both on bytes [GPT-2; T5: unigram]")
+    vocab_size: int = knob(50_257, "entries, special tokens, 256 bytes and sentinels among them [GPT-2; T5: 32,100]")
     num_documents: int | None = knob(None, "train on the first so many; None: all")
-
-
-@dataclass(slots=True, kw_only=True)
-class Pretrain(StageConfig):
-    """Train a decoder-only GPT on documents, from scratch or on from a model."""
-
-    STAGE: ClassVar[str] = "pretrain"
-    OUTPUT: ClassVar[str] = "model"
-    INPUTS: ClassVar[dict[str, str]] = {"data": "documents"}
-    OPTIONAL: ClassVar[dict[str, str]] = {"tokenizer": "tokenizer", "model": "model"}
-    model: ModelConfig = field(default_factory=ModelConfig, metadata={"comment": "see below"})
-    num_steps: int = knob(10_000, "optimizer steps")
-    batch_size: int = knob(512, "rows an optimizer step [GPT-2]")
-    sequence_length: int | None = knob(None, "tokens a row; None: the model's context")
-    optimizer: str = knob(
-        "adamw",
-        "adamw, or muon for the hidden matrices with undecayed adamw for the rest [GPT-3; Muon]",
-    )
-    learning_rate: float = knob(6e-4, "peak [GPT-3 small]")
-    warmup_steps: int = knob(200, "linear, from 0 [ours; GPT-3: 375M tokens]")
-    final_learning_rate_fraction: float = knob(0.1, "of the peak, where the cosine ends [GPT-3]")
-    weight_decay: float = knob(0.1, "decoupled, on matrices only [GPT-3]")
-    beta1: float = knob(0.9, "Adam [GPT-3]")
-    beta2: float = knob(0.95, "Adam [GPT-3]")
-    max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-3]")
-    eval_every: int = knob(200, "steps between held-out losses [ours]")
-    precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights")
-    seed: int | None = knob(None, "None: the run's seed")
+    split_digits: bool = knob(False, "each digit is a token of its own [GPT-2; LLaMA: true]")
+    num_sentinels: int = knob(0, "tokens <extra_id_0>, ..., ids from the highest down, for span corruption [T5: 100]")
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        require(self.optimizer in ("adamw", "muon"), "optimizer", self.optimizer, "adamw or muon")
+        require(self.algorithm in ("bpe", "unigram"), "algorithm", self.algorithm, "bpe or unigram")
+        for name in ("algorithm", "vocab_size", "num_documents", "split_digits") if self.source else ():
+            untouched = getattr(self, name) == type(self).__dataclass_fields__[name].default
+            require(untouched, name, getattr(self, name), "no value beside source: a published vocabulary has its own")
 
     def check_inputs(self) -> None:
-        given = [slot for slot in ("tokenizer", "model") if self.inputs.get(slot)]
-        require(len(given) == 1, "inputs", given, "a tokenizer (to begin) or a model (to train on), and not both")
+        given = [name for name in ("data",) if self.inputs.get(name)] + ["source"] * bool(self.source)
+        require(len(given) == 1, "inputs", given, "data (to train on) or a source (a published vocabulary), not both")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -165,9 +151,17 @@ class Reward(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class ImportModel(StageConfig):
-    """Bring a causal language model in from the Hub or a local folder."""
+    """Bring a language model in from the Hub or a local folder."""
 
     STAGE: ClassVar[str] = "import_model"
     PARALLEL: ClassVar[bool] = False
-    OUTPUT: ClassVar[str] = "model"
     source: str = knob("", "hf:ORG/NAME@COMMIT or path:FOLDER")
+    kind: str = knob("model", "model, or seq2seq_model for an encoder-decoder (T5) of the Hub; a folder says it itself")
+
+    @property
+    def output(self) -> str:
+        return self.kind
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.kind in MODELS, "kind", self.kind, " or ".join(MODELS))

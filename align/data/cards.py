@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,14 @@ from align.errors import ConfigError
 
 _HERE = Path(__file__).resolve().parent
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".npy")
+# A published vocabulary and its merges: the names of GPT-1's release, of GPT-2's, and of both on the Hub.
+VOCABULARIES = (
+    ("encoder_bpe_40000.json", "vocab_40000.bpe"),
+    ("encoder.json", "vocab.bpe"),
+    ("vocab.json", "merges.txt"),
+)
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +42,8 @@ class DataCard:
         hub: ORG/NAME@COMMIT on the Hugging Face Hub; without a commit it is never loaded.
         hub_config, hub_dir, hub_splits: what of it.
         local: patterns below the user's `data_root`, for the same data as files.
-        local_train: which of them are the training split of items.
+        local_train, local_validation: which of them are these splits as published; the others are the test split.
+            Where no training file is there, rows are split by what they hold.
         generator: a generator of this package instead, `smallworld`.
         held_out: share of the prompts (documents) in validation, and as much in test.
     """
@@ -48,6 +58,7 @@ class DataCard:
     hub_splits: tuple[str, ...] = ("train",)
     local: tuple[str, ...] = ()
     local_train: tuple[str, ...] = ()
+    local_validation: tuple[str, ...] = ()
     generator: str | None = None
     held_out: float = 0.05
 
@@ -62,9 +73,23 @@ class Source:
     digest: str
 
     def split_of(self, path: Path) -> str | None:
-        """The split that a file of a card says it is; None where its rows are split by what they hold."""
+        """The split that a file of a card is, as published; None where its rows are split by what they hold."""
+        if not any(self._matches(file, self.card.local_train) for file in self.files):
+            return None
+        if self._matches(path, self.card.local_train):
+            return "train"
+        return "validation" if self._matches(path, self.card.local_validation) else "test"
+
+    def _matches(self, path: Path, patterns: tuple[str, ...]) -> bool:
         assert self.root is not None
-        return "train" if any(path.relative_to(self.root).match(p) for p in self.card.local_train) else None
+        return any(path.relative_to(self.root).match(pattern) for pattern in patterns)
+
+    @property
+    def pretrained(self) -> dict[str, Any]:
+        """Where `from_pretrained` finds it: its arguments, with the commit of what is on the Hub."""
+        name, _, commit = str(self.card.hub).partition("@")
+        place = {"pretrained_model_name_or_path": self.root or name, "trust_remote_code": False}
+        return place if self.root is not None else {**place, "revision": commit}
 
     @property
     def is_local_path(self) -> bool:
@@ -108,7 +133,7 @@ def _read_card(path: Path) -> DataCard:
 
 
 def _check_field(path: Path, name: str, value: Any) -> None:
-    if name in ("local", "local_train", "hub_splits"):
+    if name in ("local", "local_train", "local_validation", "hub_splits"):
         good, what = isinstance(value, list) and all(isinstance(x, str) for x in value), "a list of text"
         if good and name != "hub_splits":
             good, what = all(x and not x.startswith("/") for x in value), "patterns below data_root"
@@ -149,17 +174,59 @@ def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
 
 
 def resolve_model(source: str, store: Path | None) -> Source:
-    """A model's source, `hf:ORG/NAME@COMMIT` or `path:FOLDER`, down to the bytes it stands for."""
+    """A model's source, `hf:ORG/NAME@COMMIT` or `path:FOLDER`, down to the bytes it stands for.
+
+    A folder holds a model as `transformers` saves it, or GPT-1's parameters as OpenAI published them.
+    """
+    return _resolve_folder(
+        source,
+        store,
+        lambda names: bool({"config.json", "params_shapes.json"} & names),
+        "a model's config.json in it (or params_shapes.json, of GPT-1's released parameters)",
+    )
+
+
+def resolve_tokenizer(source: str, store: Path | None) -> Source:
+    """A tokenizer's source, `hf:ORG/NAME@COMMIT` or `path:FOLDER`, down to the bytes it stands for."""
+    pairs = ", ".join(" and ".join(pair) for pair in VOCABULARIES)
+    return _resolve_folder(
+        source,
+        store,
+        lambda names: bool(names & {*_TOKENIZERS}) or any(names.issuperset(pair) for pair in VOCABULARIES),
+        f"a tokenizer in it: {pairs}, or {' or '.join(_TOKENIZERS)}",
+        without=_WEIGHTS,
+    )
+
+
+def model_kind(source: str) -> str | None:
+    """The kind of artifact that a model's source becomes; None where that is not known without opening the network."""
+    scheme, _, rest = source.partition(":")
+    folder = Path(rest).expanduser()
+    if scheme == "path" and (folder / "params_shapes.json").is_file():
+        return "model"
+    config = folder / "config.json"
+    if scheme != "path" or not config.is_file():
+        return None
+    try:
+        read = json.loads(config.read_text(encoding="utf-8"))
+        return "seq2seq_model" if read.get("is_encoder_decoder") else "model"
+    except (ValueError, AttributeError):
+        raise ConfigError(f"source {source!r}: config.json in it is not the JSON of a model's config") from None
+
+
+def _resolve_folder(
+    source: str, store: Path | None, fits: Callable[[set[str]], bool], wanted: str, without: tuple[str, ...] = ()
+) -> Source:
+    """A pinned repository of the Hub, or a folder whose files' names fit; files ending as in `without` do not count."""
     scheme, _, rest = source.partition(":")
     if scheme == "hf" and rest:
         _require_pinned(rest, source)
         return Source(DataCard(name=rest.partition("@")[0], hub=rest), None, (), digest_of(rest))
     folder = Path(rest).expanduser()
-    if scheme != "path" or not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with a model's config.json in it"
-        )
-    files = sorted(p for p in folder.iterdir() if p.is_file())
+    known = scheme == "path" and rest and folder.is_dir()
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in without) if known else []
+    if not fits({p.name for p in files}):
+        raise ConfigError(f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with {wanted}")
     digests = file_digests(files, store)
     return Source(
         DataCard(name=folder.name, licence="yours"),
@@ -213,8 +280,8 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
 
 def _reading(card: DataCard) -> list[Any]:
     """What of a card decides which rows come out of the same bytes."""
-    train = [list(card.local_train)] if card.local_train else []
-    return [card.format, card.held_out, list(card.hub_splits), *train]
+    published = [list(patterns) for patterns in (card.local_train, card.local_validation) if patterns]
+    return [card.format, card.held_out, list(card.hub_splits), *published]
 
 
 def _generator_digest(name: str) -> str:

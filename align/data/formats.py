@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from align.data.labelled import LABELLED, infer_labelled
 from align.data.records import Dropped, Malformed, Message, Row, check_messages, check_text
 
 Format = Callable[[dict[str, Any]], Iterator[Row]]
@@ -145,12 +146,15 @@ def task_instances(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def book(row: dict[str, Any]) -> Iterator[Row]:
-    """A book in Markdown: the title block and the chapter marks go, a chapter is a document."""
+    """A book in Markdown: the title block and the chapter marks go, a chapter is a document.
+
+    A book is wholly in one split.
+    """
     content = check_text(row.get("text"), "text")
     body = re.split(r"^-{5,}\s*$", content, maxsplit=1, flags=re.MULTILINE)[-1]
     for chapter in re.split(r"^#+ .*$", body, flags=re.MULTILINE):
         if chapter.strip():  # two headings in a row have nothing between them
-            yield {"text": chapter.strip(), "file": row.get("file", "")}
+            yield {"text": chapter.strip(), "book": row.get("file", "")}
 
 
 def wikitext(row: dict[str, Any]) -> Iterator[Row]:
@@ -319,6 +323,7 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     "crows_pairs": ("items", crows_pairs),
     "winogender": ("items", winogender),
 }
+FORMATS |= {name: ("labelled", read) for name, read in LABELLED.items() if name not in FORMATS}
 
 _BY_COLUMNS = (  # the first whose columns are all there
     ("prompt_responses_ranks", {"prompt", "responses", "ranks"}),
@@ -337,8 +342,15 @@ _BY_COLUMNS = (  # the first whose columns are all there
 )
 
 
-def infer_format(row: dict[str, Any]) -> str:
-    """The format of a user's row, by its columns."""
+def reader(name: str, record: str) -> tuple[str, Format]:
+    """The record that a format's rows are, and its function; some raw rows are items or labelled, as `record` asks."""
+    return ("labelled", LABELLED[name]) if record == "labelled" and name in LABELLED else FORMATS[name]
+
+
+def infer_format(row: dict[str, Any], record: str = "documents") -> str:
+    """The format of a user's row, by its columns; a text beside a label is one thing as documents, another labelled."""
+    if record == "labelled":
+        return infer_labelled(row)
     for name, columns in _BY_COLUMNS:
         if columns <= row.keys():
             return name

@@ -1,4 +1,4 @@
-"""What a row is: five records, the checks that make a row one of them, and the dataset artifact that holds them.
+"""What a row is: six records, the checks that make a row one of them, and the dataset artifact that holds them.
 
     documents       {"text"}
     demonstrations  {"messages"}                        the last message is the assistant's
@@ -7,6 +7,9 @@
     items           {"contexts", "completions", "labels", "group"}   candidates of a task that is scored by likelihood;
                     {"answer_context"} too, where that of a candidate is to be held against its own after "Answer:";
                     and {"leaning": true}, where a label says which side a candidate is of, and neither is right
+    labelled        {"texts", "label"}                  one text or a pair, and the class of it as text;
+                    {"texts", "choices", "label"}       what is asked, the answers, and the place of the right one;
+                    {"texts", "score"}                  a pair, and how alike its texts are, as a number
 
 A message is {"role": system | user | assistant, "content": text}. Extra columns are kept as they are.
 """
@@ -16,9 +19,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from align.text.text_to_text import as_text_to_text
 
 Row = dict[str, Any]
 Message = dict[str, str]
@@ -30,6 +36,7 @@ _GROUP_ROWS = 10_000
 _GROUP_CHARS = 2**26
 _BATCH_ROWS = 1000
 _COLUMNS = ("text", "messages", "prompt", "responses", "ranks", "gold", "contexts", "completions", "labels")
+_LISTS = ("texts", "choices")  # of labelled rows; in others a user's own
 
 
 class Malformed(Exception):
@@ -86,6 +93,8 @@ def check_row(record: str, row: Row) -> Row:
         row = {**row, "messages": messages}
     elif record == "items":
         texts = _check_item(row)
+    elif record == "labelled":
+        texts = _check_labelled(row)
     else:
         prompt = check_messages(row.get("prompt"), "prompt")
         _expect_last(prompt, "user", "prompt")
@@ -134,12 +143,35 @@ def _check_item(row: Row) -> list[str]:
     return [check_text(text, f"completions[{i}]") for i, text in enumerate(completions)]
 
 
+def _check_labelled(row: Row) -> list[str]:
+    texts, choices, label, score = (row.get(name) for name in ("texts", "choices", "label", "score"))
+    if not isinstance(texts, list) or len(texts) not in (1, 2):
+        raise Malformed("texts", "expected a list of one text, or of two")
+    found = [check_text(text, f"texts[{i}]") for i, text in enumerate(texts)]
+    if (label is None) == (score is None):
+        raise Malformed("label", "expected a label or a score, and not both")
+    if choices is not None:
+        if not isinstance(choices, list) or len(choices) < 2:
+            raise Malformed("choices", "expected at least two")
+        if type(label) is not int or not 0 <= label < len(choices):
+            raise Malformed("label", f"expected the place of the right choice, 0 to {len(choices) - 1}")
+        return found + [check_text(choice, f"choices[{i}]") for i, choice in enumerate(choices)]
+    if score is not None:
+        if isinstance(score, bool) or not isinstance(score, float) or not math.isfinite(score):
+            raise Malformed("score", f"expected a finite number, got {_kind(score)}")
+        return found
+    return [*found, check_text(label, "label")]
+
+
 def _kind(value: object) -> str:
     return "nothing" if value is None else f"{type(value).__name__} {json.dumps(value, default=str)[:60]}"
 
 
-def convert(row: Row, record: str, wanted: str) -> Row:
-    """A row of one record as another, where that makes sense: what was answered or compared can be asked again."""
+def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
+    """A row of one record as another, where that makes sense: what was answered or compared can be asked again.
+
+    A labelled row of the task `name` becomes a demonstration as T5 writes tasks.
+    """
     if record == wanted:
         return row
     if wanted == "prompts" and record == "demonstrations":
@@ -148,17 +180,31 @@ def convert(row: Row, record: str, wanted: str) -> Row:
         return {"prompt": row["prompt"]}
     if wanted == "documents" and record == "demonstrations":
         return {"text": "\n\n".join(m["content"] for m in row["messages"])}
+    if wanted == "demonstrations" and record == "labelled":
+        return {"messages": as_text_to_text(row, name)}
     raise ValueError(f"{record} cannot become {wanted}")
 
 
 def split_key(row: Row) -> str:
-    """What a row's split hangs on: what is asked, so that the same prompt never stands in two splits of any dataset."""
+    """What a row's split hangs on: what is asked, so that the same prompt never stands in two splits of any dataset.
+
+    Of labelled rows it is the first text: a premise, or a passage, with all that is asked of it; of a chapter its book.
+    """
+    if "texts" in row:
+        return row["texts"][0]
     if "text" in row:
-        return row["text"]
+        return str(row.get("book") or row["text"])
     if "completions" in row:
         return "\n".join([*row["contexts"], *row["completions"]])
     asked = row["prompt"] if "prompt" in row else row["messages"][:-1]
     return "\n".join(" ".join(m["content"].lower().split()) for m in asked if m["role"] == "user")
+
+
+def whole_key(row: Row) -> str:
+    """What makes two rows of two splits the same: what is asked; of labelled rows every text, for published splits
+    share premises.
+    """
+    return "\n".join([*row["texts"], *(row.get("choices") or [])]) if "texts" in row else split_key(row)
 
 
 def digest(text: str) -> bytes:
@@ -267,7 +313,7 @@ def _column(name: str, values: list[Any], types: dict[str, Any]) -> Any:
     """The values as Arrow has them; a user's own column that mixes types, or nests them, as JSON text."""
     import pyarrow as pa
 
-    ours = name in _COLUMNS
+    ours = name in (*_COLUMNS, *_LISTS)
     if types[name] is not None and (
         ours or not any(isinstance(value, dict | list | tuple | bytes) for value in values)
     ):
@@ -275,7 +321,7 @@ def _column(name: str, values: list[Any], types: dict[str, Any]) -> Any:
             types[name] = _wider(types[name], pa.infer_type(values))
             return pa.array(values, types[name])
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-            if ours:
+            if name in _COLUMNS:
                 raise
     types[name] = None  # JSON, from now on
     return pa.array([None if value is None else json.dumps(value, default=str) for value in values], pa.string())
@@ -306,6 +352,14 @@ def read_parquet(path: Path) -> Iterator[Row]:
     with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
         for batch in file.iter_batches(batch_size=_BATCH_ROWS):
             yield from batch.to_pylist()
+
+
+def count_rows(folder: Path, split: str) -> int:
+    """How many rows a split of a dataset has."""
+    import pyarrow.parquet as pq
+
+    path = folder / f"{split}.parquet"
+    return pq.read_metadata(path).num_rows if path.is_file() else 0
 
 
 def write_info(folder: Path, **info: Any) -> None:

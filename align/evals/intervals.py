@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,19 @@ def bootstrap(values: np.ndarray | Sequence[float], num_bootstrap: int, seed: in
     means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(num_bootstrap)]
     low, high = np.percentile(means, [2.5, 97.5]) if means else (values.mean(), values.mean())
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def bootstrap_statistic(
+    statistic: Callable[..., float], columns: Sequence[np.ndarray], num_bootstrap: int, seed: int
+) -> Interval:
+    """As `bootstrap`, of what is no mean: `statistic` of `columns` ([N] each), whose rows are drawn again together."""
+    rng = np.random.default_rng(seed)
+    count = len(columns[0])
+    drawn = (rng.integers(0, count, count) for _ in range(num_bootstrap))
+    values = [statistic(*(column[rows] for column in columns)) for rows in drawn]
+    whole = float(statistic(*columns))
+    low, high = np.percentile(values, [2.5, 97.5]) if values else (whole, whole)
+    return Interval(whole, float(low), float(high))
 
 
 def bounds(name: str, interval: Interval) -> dict[str, float]:

@@ -9,17 +9,17 @@ Use it by `attn_implementation=ATTENTION`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import sdpa_mask
 
 from align.errors import ConfigError
+from align.models.banded import banded_attention
+from align.models.kernels import attention_gradients, attention_probs, fused_attention, unseen
 
 ATTENTION = "align"
 
@@ -38,12 +38,15 @@ class PackedLayout(NamedTuple):
     shapes: tuple[tuple[int, int], ...]  # (S, L) of each group
     places: torch.Tensor  # [N] index into the M: where each token stands in `tokens`
     padding: torch.Tensor  # indices into the M that are padding
+    window: int | None = None  # tokens that each token sees, itself included; None: all up to itself
 
 
-def packed_layout(starts: torch.Tensor) -> PackedLayout:
+def packed_layout(starts: torch.Tensor, window: int | None = None) -> PackedLayout:
     """`starts` [N] bool: True where a sequence begins; `starts[0]` must be True."""
     first = starts.nonzero().squeeze(1)
     lengths = torch.diff(first, append=first.new_tensor([starts.numel()]))
+    if window is not None and window >= int(lengths.max()):
+        window = None
     # Within a group padding at most doubles a sequence, but short ones are all together: many small products are slow.
     doublings = torch.log2(lengths.float()).ceil().clamp(min=_SHORT.bit_length() - 1)
     groups, padding, taken = [], [], 0
@@ -63,7 +66,7 @@ def packed_layout(starts: torch.Tensor) -> PackedLayout:
     shapes = tuple((len(tokens), tokens.shape[1]) for tokens in groups)
     in_place = len(groups) == 1 and taken == starts.numel()
     whole = None if in_place else torch.cat([tokens.flatten() for tokens in groups])
-    return PackedLayout(whole, shapes, places, torch.cat(padding))
+    return PackedLayout(whole, shapes, places, torch.cat(padding), window)
 
 
 def _mask(
@@ -74,17 +77,15 @@ def _mask(
     attention_mask: torch.Tensor | None = None,
     allow_is_causal_skip: bool = True,
     device: torch.device | str = "cpu",
-    **kwargs: object,
+    **kwargs: Any,
 ) -> torch.Tensor | PackedLayout | None:
-    if attention_mask is None and q_length == kv_length and not allow_is_causal_skip and not kwargs.get("use_vmap"):
-        # Packed rows: a sequence begins wherever a token may not see the one before it.
-        rows = torch.arange(batch_size, device=device)[:, None]
-        after = torch.arange(1, q_length, device=device)[None, :]
-        joined = mask_function(rows, torch.zeros_like(rows), after, after - 1)
-        starts = torch.ones(batch_size, q_length, dtype=torch.bool, device=device)
-        starts[:, 1:] = ~joined
-        if _sees_all(mask_function, starts):
-            return packed_layout(starts.flatten())
+    window = kwargs.get("local_size")
+    bare = attention_mask is None or (window is not None and bool(attention_mask.all()))
+    if bare and q_length == kv_length and not kwargs.get("use_vmap") and not (window is None and allow_is_causal_skip):
+        # Packed rows, and rows under a band: a sequence begins wherever a token may not see the one before it.
+        starts = _starts(mask_function, batch_size, q_length, device)
+        if _fits(mask_function, starts, window):
+            return packed_layout(starts.flatten(), window)
     return sdpa_mask(
         batch_size,
         q_length,
@@ -97,12 +98,25 @@ def _mask(
     )
 
 
-def _sees_all(mask_function: Callable, starts: torch.Tensor) -> bool:
-    """True when each token sees its whole sequence; False under a sliding window shorter than a sequence."""
+def _starts(mask_function: Callable, rows: int, length: int, device: torch.device | str) -> torch.Tensor:
+    """[rows, length] bool: True where a token may not see the one before it."""
+    starts = torch.ones(rows, length, dtype=torch.bool, device=device)
+    row = torch.arange(rows, device=device)[:, None]
+    after = torch.arange(1, length, device=device)[None, :]
+    starts[:, 1:] = ~mask_function(row, torch.zeros_like(row), after, after - 1)
+    return starts
+
+
+def _fits(mask_function: Callable, starts: torch.Tensor, window: int | None) -> bool:
+    """True when each token sees its sequence up to itself, or as much of it as the window has, and no more."""
     place = torch.arange(starts.shape[1], device=starts.device).expand_as(starts)
     first = torch.where(starts, place, 0).cummax(1).values
     rows = torch.arange(len(starts), device=starts.device)[:, None]
-    return bool(mask_function(rows, torch.zeros_like(rows), place, first).all())
+    head = torch.zeros_like(rows)
+    last = first if window is None else torch.maximum(first, place - window + 1)
+    beyond = mask_function(rows, head, place, (last - 1).clamp(min=0)) & (last > first)
+    future = mask_function(rows, head, place[:, :-1], place[:, 1:])
+    return bool(mask_function(rows, head, place, last).all() and not beyond.any() and not future.any())
 
 
 def _attend(
@@ -132,9 +146,7 @@ def _attend(
     elif query.device.type == "cpu" and query.shape[2] == 1:
         out = _one_token(query, key, value, attention_mask, scaling)
     else:
-        if query.device.type == "cpu":  # the fused kernel is 3x slower in bf16 than in fp32
-            query, key, value = query.float(), key.float(), value.float()
-        out = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
+        out = fused_attention(query, key, value, attention_mask, dropout, scaling)
     return out.to(dtype).transpose(1, 2).contiguous(), None
 
 
@@ -156,7 +168,8 @@ def _attend_packed(
             part.view(*shape, heads, width).transpose(1, 2) for part, shape in zip(parts, layout.shapes, strict=True)
         ]
 
-    out = [_causal(q, k, v, dropout, scaling) for q, k, v in zip(apart(query), apart(key), apart(value), strict=True)]
+    groups = zip(apart(query), apart(key), apart(value), strict=True)
+    out = [_causal(q, k, v, dropout, scaling, layout.window) for q, k, v in groups]
     together = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in out])
     if layout.tokens is not None:
         together = _Gather.apply(together, layout)
@@ -196,15 +209,21 @@ class _Gather(torch.autograd.Function):
 
 
 def _causal(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+    window: int | None = None,
 ) -> torch.Tensor:
     length, width = query.shape[-2:]
+    scale = scaling or width**-0.5
+    if window is not None and window < length:
+        return banded_attention(query, key, value, window, dropout, scale)
     plain = query.device.type == "cpu" and length <= _PLAIN_UP_TO and key.shape[-2] == length
     if not plain or dropout > 0:
-        if query.device.type == "cpu":  # the fused kernel is 3x slower in bf16 than in fp32
-            query, key, value = query.float(), key.float(), value.float()
-        return F.scaled_dot_product_attention(query, key, value, None, dropout, is_causal=True, scale=scaling)
-    return _PlainCausal.apply(query, key, value, scaling or width**-0.5)
+        return fused_attention(query, key, value, None, dropout, scale, causal=True)
+    return _PlainCausal.apply(query, key, value, scale)
 
 
 class _PlainCausal(torch.autograd.Function):
@@ -213,8 +232,8 @@ class _PlainCausal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         with torch.autocast(query.device.type, enabled=False):
-            scores = torch.matmul(query, key.mT).float()
-            probs = scores.mul_(scale).add_(_future(scores.shape[-1])).softmax(-1).to(query.dtype)
+            length = query.shape[-2]
+            probs = attention_probs(query, key, unseen(length, length, length), scale)
             ctx.save_for_backward(query, key, value, probs)
             ctx.scale = scale
             return torch.matmul(probs, value)
@@ -222,11 +241,7 @@ class _PlainCausal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         query, key, value, probs = ctx.saved_tensors
-        d_value = torch.matmul(probs.mT, gradient)
-        d_probs = torch.matmul(gradient, value.mT)
-        d_scores = torch._softmax_backward_data(d_probs.float(), probs.float(), -1, torch.float32)
-        d_scores = d_scores.mul_(ctx.scale).to(query.dtype)
-        return torch.matmul(d_scores, key), torch.matmul(d_scores.mT, query), d_value, None
+        return *attention_gradients(query, key, value, probs, gradient, ctx.scale), None
 
 
 def _one_token(
@@ -237,12 +252,6 @@ def _one_token(
     if mask is not None:
         scores.masked_fill_(~mask, float("-inf"))
     return torch.matmul(scores.softmax(-1).to(value.dtype), value)
-
-
-@functools.lru_cache(maxsize=8)
-@torch.inference_mode(False)  # sampling may be the first to ask, and what it makes is of no use in training
-def _future(length: int) -> torch.Tensor:
-    return torch.full((length, length), float("-inf")).triu_(1)
 
 
 AttentionInterface.register(ATTENTION, _attend)

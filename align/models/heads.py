@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+import align.models.load  # noqa: F401  it registers align's own architectures
 from align.models.attention import ATTENTION
 
 SHIFT = "align_reward_shift"

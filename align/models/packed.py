@@ -80,10 +80,13 @@ def head_is_plain(model: PreTrainedModel) -> bool:
         return False
     if model not in _PLAIN:
         head, ids = model.get_output_embeddings(), torch.arange(4, device=model.device)[None]
+        training = model.training
+        model.eval()  # dropout would make two passes differ, and draw random numbers
         with torch.autocast(model.device.type, enabled=False):
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             expected = model(input_ids=ids, use_cache=False).logits
             _PLAIN[model] = isinstance(head, torch.nn.Linear) and torch.allclose(head(hidden), expected, atol=1e-4)
+        model.train(training)
     return _PLAIN[model]
 
 

@@ -21,6 +21,11 @@ _SCORES = ("objective/score", "heldout/score", "gold/score")
 # Of each stage: a chart's title, then the metrics in it.
 _CURVES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "pretrain": [("loss, nats a token", ("loss", "eval/loss")), ("gradient norm", ("grad_norm",))],
+    "text_to_text": [
+        ("loss, nats a token", ("loss", "eval/text/loss", "eval/tasks/loss")),
+        ("share of answers that are right", ("eval/tasks/accuracy",)),
+        ("gradient norm", ("grad_norm",)),
+    ],
     "sft": [("loss, nats a token", ("loss", "eval/loss")), ("gradient norm", ("grad_norm",))],
     "reward": [("loss, nats a pair", ("loss",)), ("gradient norm", ("grad_norm",))],
     "ppo": [
@@ -33,7 +38,7 @@ _CURVES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("loss on pretraining text, nats a token", ("ptx/loss",)),
     ],
 }
-_ORDER = {stage: place for place, stage in enumerate(("ppo", "reward", "sft", "pretrain"))}
+_ORDER = {stage: place for place, stage in enumerate(("ppo", "reward", "sft", "text_to_text", "pretrain"))}
 
 
 class Charts(NamedTuple):

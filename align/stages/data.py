@@ -21,7 +21,7 @@ from align.configs import Data
 from align.data import smallworld
 from align.data.cards import DataCard, Source, resolve
 from align.data.files import RawRow, read_file
-from align.data.formats import FORMATS, infer_format
+from align.data.formats import infer_format, reader
 from align.data.records import (
     SPLITS,
     Dropped,
@@ -32,6 +32,7 @@ from align.data.records import (
     digest,
     split_key,
     split_of,
+    whole_key,
     write_info,
     write_rows,
 )
@@ -44,7 +45,7 @@ _TOLD_EVERY = 1000  # rows
 _IN_MEMORY = 2**27  # bytes of rows; what is more goes through a file
 _SHARED = "also in a held-out split"
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
@@ -173,10 +174,10 @@ def _kept_apart(
 
 
 def _asked(row: Row) -> bytes:
-    return digest(split_key(row))
+    return digest(whole_key(row))
 
 
-def _watched(rows: Iterable[T], advance: Callable[[int], None]) -> Iterator[T]:
+def _watched(rows: Iterable[_T], advance: Callable[[int], None]) -> Iterator[_T]:
     """The rows; after every thousand, and the last, `advance` is told, which may stop here."""
     number = 0
     for number, row in enumerate(rows, 1):
@@ -238,13 +239,13 @@ def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iter
     """What a raw row gives of the wanted record; a book gives many rows, of which some may be dropped."""
     if isinstance(raw.row, Malformed):
         raise raw.row
-    record, read = FORMATS[card.format or infer_format(raw.row)]
+    record, read = reader(card.format or infer_format(raw.row, cfg.record), cfg.record)
     file = Path(raw.where.rpartition(":")[0] or raw.where).name.partition(".")[0]
     group = {"group": file} if record == "items" else {}
     for row in read(raw.row):
         try:
             found = {**group, **row}
-            yield from _fitting(check_row(cfg.record, convert(found, record, cfg.record)), cfg)
+            yield from _fitting(check_row(cfg.record, convert(found, record, cfg.record, card.name)), cfg)
         except Dropped as reason:
             dropped[str(reason)] += 1
         except ValueError as error:
@@ -271,8 +272,10 @@ def _fitting(row: Row, cfg: Data) -> Iterator[Row]:
 
 
 def _chars(row: Row) -> int:
-    """Characters of the longest conversation, or candidate, in a row."""
+    """Characters of the longest conversation, candidate, or choice with what it answers, in a row."""
     if "completions" in row:
         return max(len(a) + len(b) for a, b in zip(row["contexts"], row["completions"], strict=True))
+    if "texts" in row:
+        return sum(map(len, row["texts"])) + max(map(len, row.get("choices") or [""]))
     asked = sum(len(message["content"]) for message in row.get("messages") or row["prompt"])
     return asked + max((len(text) for text in row.get("responses", [])), default=0)

@@ -33,13 +33,14 @@ from align.evals.scorers import Scorer, by_gold, by_reward_model, by_rules
 from align.evals.shots import prefixed, prefixed_prompt, with_shots
 from align.evals.steering import PROBES, Probe, effects, not_asked, variants
 from align.evals.tasks import Scored, reliability_rows, task_metrics, written_rows
-from align.evals.text_loss import encode_text, row_losses
+from align.evals.text_loss import row_losses
 from align.evals.win_rate import win_rate
 from align.job import Inputs, Job, Metrics
 from align.models.load import context_length, load_model, load_tokenizer
 from align.rollout.engine import Response, Sampling, generate
 from align.seeds import derive_seed
 from align.text.chat import decode_response, encode_prompts, transcript
+from align.text.tokens import encode_text
 
 
 def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
@@ -385,14 +386,13 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
 def _on_text(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
     """The loss on held-out pretraining text in nats a token; what it is above the baseline's is the alignment tax."""
     texts = [row["text"] for row in read_rows(inputs.folders("text"), "validation")]
-    length = min(context_length(player.model) for player in players)
-    losses = []
+    losses, length = [], min(context_length(player.model) for player in players)
     for player in players if alike(players) else players[:1]:  # a token of another tokenizer is another unit
-        rows = encode_text(texts, player.tokenizer, length).rows
+        rows = encode_text(texts, player.tokenizer, length)
         if not len(rows):
             raise ConfigError("inputs.text: its validation split fills no row")
         own: list[float] = []
-        for chunk in rows.split(max(1, job.hardware.micro_batch_tokens // length)):
+        for chunk in rows[:].split(max(1, job.hardware.micro_batch_tokens // length)):
             with job.autocast(cfg.precision):
                 own += row_losses(player.model, chunk).tolist()
         losses.append(own)

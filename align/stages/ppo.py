@@ -25,7 +25,6 @@ from align.configs import Ppo
 from align.data.records import Row, read_info, read_rows
 from align.errors import ConfigError, HealthStop
 from align.evals.gold import gold_scorer
-from align.evals.text_loss import encode_text
 from align.functions import load_function
 from align.health import Health
 from align.job import Inputs, Job, Metrics
@@ -58,6 +57,7 @@ from align.rollout.rewards import (
 from align.seeds import derive_seed
 from align.text.chat import encode_prompts
 from align.text.packing import micro_batches
+from align.text.tokens import TextRows, encode_text
 
 
 @dataclass(frozen=True)
@@ -183,13 +183,13 @@ def _prompts(
     return Prompts([rows[i] for i in fitting], [encoded[i] for i in fitting])
 
 
-def _text(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor | None:
+def _text(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase) -> TextRows | None:
     if cfg.ptx_coef == 0:
         return None
-    texts = [row["text"] for row in read_rows(inputs.folders("text"), "train")]
+    texts = (row["text"] for row in read_rows(inputs.folders("text"), "train"))
     with actors.policy_model() as policy:
         length = min(cfg.ptx_length or context_length(policy), context_length(policy))
-    rows = encode_text(texts, tokenizer, length).rows
+    rows = encode_text(texts, tokenizer, length)
     if not len(rows):
         raise ConfigError(f"inputs.text: its training split does not fill one row of {length} tokens; give ptx_length")
     return rows

@@ -1,136 +1,229 @@
 """Train a decoder-only GPT on documents.
 
-Takes: documents and a tokenizer; or documents and a model, to train on.
+Takes: tokens, or documents and a tokenizer; and a model, to train on from.
 Makes: a model.
-Departs from GPT-3: no ramp of the batch size; documents are shuffled as rows, once an epoch.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.configs import Pretrain
-from align.data.records import read_rows
-from align.errors import ConfigError, HealthStop
-from align.evals.text_loss import TextRows, encode_text, num_targets, summed_loss
+from align.errors import ConfigError
+from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job, Metrics
-from align.models.load import build_model, context_length, load_model, load_tokenizer, save_model
-from align.optimizers import cosine_factor, pretraining_optimizers, set_learning_rate
+from align.models.build import build_model
+from align.models.load import context_length, load_model, load_tokenizer, save_model
+from align.optimizers import cosine_factor, inverse_square_root_factor, pretraining_optimizers, set_learning_rate
 from align.seeds import derive_seed
+from align.spikes import Guard
+from align.text.packing import document_positions
+from align.text.rows import Mixture, batch_sizes
+from align.text.tokens import TextRows, read_tokens
+
+Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
-    model, tokenizer = _model(cfg, inputs, job)
-    length = cfg.sequence_length or context_length(model)
-    if length > context_length(model):
-        raise ConfigError(
-            f"sequence_length: expected at most the model's context of {context_length(model)}, got {length}"
-        )
-    train, _ = _text(inputs, "train", tokenizer, length)
-    held_out, bytes_per_token = _text(inputs, "validation", tokenizer, length)
-    if len(train) < cfg.batch_size:
-        raise ConfigError(
-            f"batch_size: the documents fill only {len(train)} rows of {length} tokens, got {cfg.batch_size}"
-        )
+    tokenizer = _tokenizer(inputs)
+    model = _model(cfg, inputs, tokenizer, job)
+    length = _length(cfg, model)
+    text = Mixture(_text(inputs, "train", length), cfg.weights, cfg.seed or 0)
+    held_out = [source for source in _text(inputs, "validation", length) if len(source)]
+    sizes = _batch_sizes(cfg, text, length)
+    rates = _learning_rates(cfg, sizes, length)
     betas = (cfg.beta1, cfg.beta2)
     optimizers = pretraining_optimizers(model, cfg.optimizer, cfg.learning_rate, betas, cfg.weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    guard = Guard(cfg.max_loss_rise, cfg.on_nonfinite == "skip")
+    loss_of = _loss(cfg, model, tokenizer)
     start = 0
     if saved := job.resume():
         start, state = saved
         model.load_state_dict(state["model"])
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)
+        text.taken, guard.recent = state["taken"], state["recent"]
 
     model.train()
     if job.world_size > 1 and not saved:
         torch.manual_seed(derive_seed(cfg.seed or 0, "pretrain", "dropout", job.rank))  # the weights are drawn alike
-    for step in job.steps(cfg.num_steps, start):
-        rate = cfg.learning_rate * cosine_factor(
-            step, cfg.num_steps, cfg.warmup_steps, cfg.final_learning_rate_fraction
-        )
-        rows = train[_batch(step, cfg.batch_size, len(train), cfg.seed or 0)]
-        loss = _accumulate(model, rows, job, cfg.precision)
+    for step in job.steps(len(sizes), start):
+        pairs = text.draw(step, sizes[step])
+        loss = _accumulate(loss_of, text.tokens(job.share(pairs)), len(pairs) * (length - 1), job, cfg.precision)
         job.sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm)
-        if not math.isfinite(loss) or not torch.isfinite(norm):
-            raise HealthStop(
-                f"step {step}: the loss is {loss} and the gradient's norm {float(norm)}; lower learning_rate"
-            )
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm))
+        left_out = guard.refuses(step, loss, norm)
+        if left_out:
+            job.event(step + 1, "step_left_out", left_out)
         for optimizer in optimizers:
-            set_learning_rate(optimizer, rate)
-            optimizer.step()
+            if not left_out:
+                set_learning_rate(optimizer, rates[step])
+                optimizer.step()
             optimizer.zero_grad()
-        metrics = {"loss": loss, "grad_norm": float(norm), "learning_rate": rate}
-        if len(held_out) and (step + 1) % cfg.eval_every == 0:
-            metrics["eval/loss"] = _evaluate(model, held_out, job, cfg.precision)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rates[step]} | _passes(text)
+        if held_out and (step + 1) % cfg.eval_every == 0:
+            metrics |= _evaluate(model, loss_of, held_out, job, cfg.precision)
         job.log(metrics, step + 1)
         job.checkpoint(
-            step + 1, lambda: {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+            step + 1,
+            lambda: {
+                "model": model.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers],
+                "taken": text.taken,
+                "recent": guard.recent,
+            },
         )
 
     if job.is_main:
         save_model(model, tokenizer, job.out)
-    result = {"tokens": float(cfg.num_steps * cfg.batch_size * length), "parameters": float(model.num_parameters())}
-    if len(held_out):
-        nats = _evaluate(model, held_out, job, cfg.precision)
-        result |= {"eval/loss": nats, "eval/bits_per_byte": nats / math.log(2) / bytes_per_token}
-    return result
+    result = {"tokens": float(sum(sizes) * length), "parameters": float(model.num_parameters())}
+    return result | (_evaluate(model, loss_of, held_out, job, cfg.precision) if held_out else {})
 
 
-def _model(cfg: Pretrain, inputs: Inputs, job: Job) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+# -- what is trained, and on what --------------------------------------------------------------------------------
+
+
+def _tokenizer(inputs: Inputs) -> PreTrainedTokenizerBase:
+    folders = inputs.folders("data") + (inputs.folders("model") if "model" in inputs else [])
+    first, *others = [load_tokenizer(folder) for folder in folders]
+    if any(other.get_vocab() != first.get_vocab() for other in others):
+        raise ConfigError("inputs: expected tokens of one tokenizer, the model's where there is one, got several")
+    return first
+
+
+def _model(cfg: Pretrain, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> PreTrainedModel:
     if "model" in inputs:
-        folder = inputs.one("model").path
-        return load_model(folder, job.device), load_tokenizer(folder)
-    tokenizer = load_tokenizer(inputs.one("tokenizer").path)
-    return build_model(cfg.model, tokenizer).to(job.device), tokenizer
+        model = load_model(inputs.one("model").path, job.device)
+    else:
+        model = build_model(cfg.model, tokenizer).to(job.device)
+    if job.hardware.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
-def _text(inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int) -> TextRows:
-    return encode_text([row["text"] for row in read_rows(inputs.folders("data"), split)], tokenizer, length)
+def _length(cfg: Pretrain, model: PreTrainedModel) -> int:
+    length = cfg.sequence_length or context_length(model)
+    if length > context_length(model):
+        raise ConfigError(
+            f"sequence_length: expected at most the model's context of {context_length(model)}, got {length}"
+        )
+    return length
 
 
-def _batch(step: int, batch_size: int, num_rows: int, seed: int) -> torch.Tensor:
-    """Which rows step `step` takes: each once an epoch, in that epoch's own order; what fills no batch is left out."""
-    epoch, place = divmod(step, num_rows // batch_size)
-    return _order(num_rows, seed, epoch)[place * batch_size : (place + 1) * batch_size]
+def _text(inputs: Inputs, split: str, length: int) -> list[TextRows]:
+    """Each source's rows of a split, its name told apart from those before it."""
+    sources = [read_tokens(folder, split, length) for folder in inputs.folders("data")]
+    for number, source in enumerate(sources):
+        if source.name in [other.name for other in sources[:number]]:
+            source.name = f"{source.name}_{number}"
+    return sources
 
 
-@functools.lru_cache(maxsize=2)
-def _order(num_rows: int, seed: int, epoch: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(derive_seed(seed, "pretrain", "rows", epoch))
-    return torch.randperm(num_rows, generator=generator)
+def _batch_sizes(cfg: Pretrain, text: Mixture, length: int) -> list[int]:
+    """Rows of every step."""
+    for source in text.sources:
+        if not len(source) and (cfg.weights or not len(text)):
+            raise ConfigError(
+                f"inputs.data: the training documents of {source.name} do not fill one row of {length} tokens; "
+                f"give sequence_length"
+            )
+    if len(text) < cfg.batch_size:
+        raise ConfigError(
+            f"batch_size: the documents fill only {len(text)} rows of {length} tokens, got {cfg.batch_size}"
+        )
+    steps = cfg.num_steps if cfg.num_epochs is None else math.ceil(cfg.num_epochs * len(text) / cfg.batch_size)
+    first = max(1, round(cfg.ramp_start_tokens / length))
+    return batch_sizes(steps, cfg.batch_size, (cfg.ramp_tokens or 0) / length, first)
 
 
-def _accumulate(model: PreTrainedModel, rows: torch.Tensor, job: Job, precision: str) -> float:
-    """Add the gradient of the batch's mean loss, this process's share of it; return the loss of the whole batch."""
+def _learning_rates(cfg: Pretrain, sizes: Sequence[int], length: int) -> list[float]:
+    """The learning rate of every step; a cosine that is told in tokens goes by the tokens before the step."""
+    seen: list[float] = [0, *itertools.accumulate(size * length for size in sizes)]
+    final = cfg.final_learning_rate_fraction
+    if cfg.schedule == "constant":
+        factors = [min(1.0, (step + 1) / max(1, cfg.warmup_steps)) for step in range(len(sizes))]
+    elif cfg.schedule == "inverse_square_root":
+        factors = [inverse_square_root_factor(step, cfg.warmup_steps) for step in range(len(sizes))]
+    elif cfg.warmup_tokens is None and cfg.decay_tokens is None:
+        factors = [cosine_factor(step, len(sizes), cfg.warmup_steps, final) for step in range(len(sizes))]
+    else:
+        warmup = seen[min(cfg.warmup_steps, len(sizes))] if cfg.warmup_tokens is None else cfg.warmup_tokens
+        factors = [cosine_factor(tokens, cfg.decay_tokens or seen[-1], warmup, final) for tokens in seen[:-1]]
+    return [cfg.learning_rate * factor for factor in factors]
+
+
+def _loss(cfg: Pretrain, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Loss:
+    """The summed loss over rows [R, length], as the config wants documents seen."""
+    if not cfg.isolate_documents:
+        return lambda rows: summed_loss(model, rows)
+    return lambda rows: summed_loss(model, rows, document_positions(rows, tokenizer.eos_token_id))
+
+
+# -- steps -------------------------------------------------------------------------------------------------------
+
+
+def _accumulate(loss_of: Loss, mine: torch.Tensor, count: int, job: Job, precision: str) -> float:
+    """Add the gradient of this process's rows to the batch's mean loss; return the loss of the whole batch.
+
+    Args:
+        mine: this process's rows of the batch.
+        count: tokens that the whole batch predicts.
+    """
     total = torch.zeros((), device=job.device)
-    for chunk in _micro_batches(rows, job):
+    for chunk in _micro_batches(mine, job):
         with job.autocast(precision):
-            loss = summed_loss(model, chunk) / num_targets(rows)
+            loss = loss_of(chunk) / count
         loss.backward()
         total += loss.detach()
     job.all_reduce(total)
     return float(total)
 
 
-def _micro_batches(rows: torch.Tensor, job: Job) -> tuple[torch.Tensor, ...]:
-    mine = rows[job.rank :: job.world_size]
-    return mine.split(max(1, job.hardware.micro_batch_tokens // rows.shape[1])) if len(mine) else ()
+def _micro_batches(rows: torch.Tensor, job: Job) -> Sequence[torch.Tensor]:
+    return rows.split(max(1, job.hardware.micro_batch_tokens // rows.shape[1])) if len(rows) else ()
+
+
+def _passes(text: Mixture) -> Metrics:
+    """How often each source was gone through, where there are several."""
+    if len(text.sources) == 1:
+        return {}
+    return {f"passes/{source.name}": passes for source, passes in zip(text.sources, text.passes, strict=True)}
 
 
 @torch.no_grad()
-def _evaluate(model: PreTrainedModel, rows: torch.Tensor, job: Job, precision: str) -> float:
-    """The mean loss over held-out rows, in nats a token."""
+def _evaluate(model: PreTrainedModel, loss_of: Loss, held_out: Sequence[TextRows], job: Job, precision: str) -> Metrics:
+    """Held-out loss in nats a token, perplexity, and bits a byte: of all held-out text, and of each source."""
     model.eval()
-    total = torch.zeros((), dtype=torch.float64, device=job.device)
-    for chunk in _micro_batches(rows, job):
-        with job.autocast(precision):
-            total += summed_loss(model, chunk)
-    job.all_reduce(total)
+    nats, tokens, size = [], [], []
+    for source in held_out:
+        total = torch.zeros((), dtype=torch.float64, device=job.device)
+        for first in range(job.rank, len(source), job.world_size * 64):
+            rows = source[slice(first, first + job.world_size * 64, job.world_size)]
+            for chunk in _micro_batches(rows, job):
+                with job.autocast(precision):
+                    total += loss_of(chunk)
+        job.all_reduce(total)
+        nats.append(float(total))
+        tokens.append(num_targets(source[:1]) * len(source))
+        size.append(source.bytes_per_token * tokens[-1])
     model.train()
-    return float(total) / num_targets(rows)
+    metrics = _text_metrics("eval", sum(nats), sum(tokens), sum(size))
+    if len(held_out) > 1:
+        for source, *own in zip(held_out, nats, tokens, size, strict=True):
+            metrics |= _text_metrics(f"eval/{source.name}", *own)
+    return metrics
+
+
+def _text_metrics(head: str, nats: float, tokens: float, size: float) -> Metrics:
+    loss = nats / tokens
+    return {
+        f"{head}/loss": loss,
+        f"{head}/perplexity": math.exp(min(loss, 700.0)),
+        f"{head}/bits_per_byte": nats / math.log(2) / size,
+    }

@@ -31,13 +31,13 @@ from align.artifacts import sha256_file, write_json
 from align.configs import Sft
 from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop
-from align.evals.text_loss import encode_text
 from align.job import Inputs, Job, Metrics
 from align.losses.lm import token_losses
 from align.models.load import context_length, load_model, load_tokenizer, save_model
 from align.seeds import derive_seed
 from align.text.chat import encode_conversations
 from align.text.packing import micro_batches, pack
+from align.text.tokens import encode_text
 
 _SEAL = "align.json"  # in a checkpoint folder of the trainer: the sha256 of its files, written last
 
@@ -110,7 +110,7 @@ def _text_examples(
     if cfg.text_share == 0:
         return []
     tokens = sum(len(example["input_ids"]) for example in train) * cfg.text_share / (1 - cfg.text_share)
-    rows = encode_text([row["text"] for row in read_rows(inputs.folders("text"), "train")], tokenizer, length).rows
+    rows = encode_text((row["text"] for row in read_rows(inputs.folders("text"), "train")), tokenizer, length)
     generator = torch.Generator().manual_seed(derive_seed(cfg.seed or 0, "sft", "text"))
     if len(rows) * length < tokens:
         job.info(f"text_share={cfg.text_share} takes {tokens:,.0f} tokens, and the text has {len(rows) * length:,}")

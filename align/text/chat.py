@@ -24,6 +24,11 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+# The same for a tokenizer whose words hold no spaces, GPT-1's: what the assistant writes begins with a word, since the
+# library finds where that is by the token of its first character, and there a space has none.
+SPACELESS_CHAT_TEMPLATE = CHAT_TEMPLATE.replace(
+    "{{ '<|assistant|>' }}{% generation %}{{ ' ' + message", "{{ '<|assistant|> ' }}{% generation %}{{ message"
+)
 
 
 class Encoded(NamedTuple):

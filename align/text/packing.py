@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,11 +51,9 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]
         yield group
 
 
-def pack_documents(documents: Iterable[Sequence[int]], length: int) -> torch.Tensor:
-    """Documents, each already ended by its end-of-text token, cut into rows [R, length]; the tail is left out.
-
-    Documents may cross rows and see each other within one, as in GPT-3 (section 2.1: no mask between documents).
-    """
-    flat = torch.tensor([token for document in documents for token in document])
-    rows = len(flat) // length
-    return flat[: rows * length].view(rows, length)
+def document_positions(rows: torch.Tensor, end: int) -> torch.Tensor:
+    """Positions [R, length] that begin anew after each `end`, which keeps the documents of a row apart."""
+    places = torch.arange(rows.shape[1]).expand_as(rows)
+    begins = torch.zeros_like(rows, dtype=torch.bool)
+    begins[:, 1:] = rows[:, :-1] == end
+    return places - torch.where(begins, places, 0).cummax(1).values

@@ -309,6 +309,49 @@ def test_the_training_items_of_a_published_set_are_told_by_their_file(here):
     }
 
 
+def snli(name, *pairs):
+    """A file of SNLI, as published."""
+    folder = Path("all/snli")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"sentence1": a, "sentence2": b, "gold_label": label} for a, b, label in pairs]
+    (folder / f"snli_1.0_{name}.jsonl").write_text(lines(*rows))
+
+
+def test_published_splits_are_kept_where_their_training_file_is_there(here):
+    """Premises may stand in several of them, but no whole row does."""
+    snli("train", ("a man", "he runs", "neutral"), ("a man", "he is", "entailment"), ("a dog", "it is", "-"))
+    snli("dev", ("a cat", "it is", "entailment"))
+    snli("test", ("a man", "he is not", "contradiction"), ("a man", "he runs", "neutral"))
+    assert data("source=card:snli", "record=labelled", "data_root=all") == 0
+    texts = {split: {tuple(row["texts"]) for row in rows} for split, rows in splits(here).items()}
+    assert texts == {
+        "train": {("a man", "he is")},
+        "validation": {("a cat", "it is")},
+        "test": {("a man", "he is not"), ("a man", "he runs")},
+    }
+    dropped = {name: n for name, n in artifact(here).metrics.items() if name.startswith("dropped/")}
+    assert dropped == {"dropped/no label": 1, "dropped/also in a held-out split": 1}
+
+
+def test_without_a_training_file_rows_are_split_by_premise(here):
+    for name, first in (("dev", 0), ("test", 200)):
+        asked = [(f"caption {i}", f"claim {j}", "neutral") for i in range(first, first + 200) for j in range(3)]
+        snli(name, *asked)
+    assert data("source=card:snli", "record=labelled", "data_root=all") == 0
+    made = {split: [row["texts"][0] for row in rows] for split, rows in splits(here).items()}
+    assert {split: 3 * len(set(premises)) for split, premises in made.items()} == {k: len(v) for k, v in made.items()}
+    assert sum(map(len, made.values())) == 1200
+    assert len(set.union(*map(set, made.values()))) == sum(len(set(premises)) for premises in made.values())
+    assert len(made["train"]) > 900
+
+
+def test_long_labelled_rows_are_dropped_by_what_is_asked_and_the_longest_choice(here):
+    rows = [{"question": "q" * 5, "choices": ["x", "y" * size], "answerKey": "A"} for size in (5, 6)]
+    (here / "a.jsonl").write_text(lines(*rows, {"texts": ["t" * 5, "u" * 5], "choices": ["v", "w"], "label": 0}))
+    assert data("source=path:a.jsonl", "record=labelled", "max_chars=10") == 0
+    assert [len(row["choices"][1]) for rows in splits(here).values() for row in rows] == [5]
+
+
 # -- more rows than memory holds ---------------------------------------------------------------------------------
 
 

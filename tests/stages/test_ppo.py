@@ -22,10 +22,11 @@ from align.configs import HardwareConfig, LoraConfig, Ppo, RunConfig
 from align.errors import ConfigError, HealthStop, Preempted
 from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job
-from align.learner import Learner, text_rows
+from align.learner import Learner
 from align.models import actors as actors_module
 from align.stages import ppo
 from align.stop import Stop
+from align.text.rows import rows_in_order
 
 KNOBS: dict[str, Any] = {
     "num_iterations": 3,
@@ -234,7 +235,7 @@ def test_ptx_adds_its_gradient_times_its_coefficient(inputs, tmp_path, gradients
     (row,) = run(inputs, tmp_path / "mixed", **once, **text)
     plain, mixed = gradients
     actors, learner = watched["actors"], watched["learner"]
-    rows = learner._text[text_rows(0, 4, len(learner._text), KNOBS["seed"])]
+    rows = learner._text[rows_in_order(0, 4, len(learner._text), KNOBS["seed"], "ppo", "text")]
     loss = summed_loss(actors.policy, rows) / num_targets(rows)
     loss.backward()
     expected = {
@@ -276,13 +277,6 @@ def test_the_ptx_gradient_is_the_slope_of_ppo_loss_plus_text_loss(inputs, tmp_pa
     run(inputs, tmp_path, ptx_coef=0.7, ptx_examples_per_episode=0.5, **knobs)
     ((analytic, numeric),) = slopes
     assert numeric == pytest.approx(analytic, rel=1e-2)
-
-
-def test_text_comes_once_before_it_comes_again():
-    taken = torch.cat([text_rows(step, 6, 20, 3) for step in range(10)])
-    for epoch in range(3):
-        assert sorted(taken[epoch * 20 : (epoch + 1) * 20].tolist()) == list(range(20))
-    assert taken[:20].tolist() != taken[20:40].tolist()
 
 
 def test_the_average_is_of_every_optimizer_step(inputs, tmp_path, watched):

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.configs import ModelConfig
 from align.errors import ConfigError
-from align.models.load import build_model, load_model
+from align.models.build import build_model
+from align.models.load import load_model
 from align.optimizers import pretraining_optimizers
 from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer
@@ -97,7 +98,9 @@ def test_a_model_that_masks_or_places_by_itself_is_refused(tmp_path, tokenizer):
             load_model(folder)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama", "qwen3", "mistral", "gemma3_text", "phi3"])
+@pytest.mark.parametrize(
+    "architecture", ["gpt2", "openai-gpt", "gpt_neox", "llama", "qwen3", "mistral", "gemma3_text", "phi3"]
+)
 def test_a_model_whose_attention_is_ours_is_loaded(tmp_path, tokenizer, architecture):
     tiny(tokenizer, architecture, num_heads=8).save_pretrained(tmp_path)
     assert load_model(tmp_path).config._attn_implementation == "align"

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from align.configs import ModelConfig
 from align.models.attention import packed_layout
-from align.models.load import build_model
+from align.models.build import build_model
 from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer
 
-ARCHITECTURES = ["gpt2", "gpt_neox", "llama"]
+ARCHITECTURES = ["gpt2", "gpt_neox", "llama", "openai-gpt"]
 
 
 @pytest.fixture(scope="module")

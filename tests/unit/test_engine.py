@@ -21,7 +21,7 @@ def built(architecture, context=64, spread=0.3):
     return tiny_model(architecture, context, spread)
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gpt_neox", "llama"])
+@pytest.fixture(scope="module", params=["gpt2", "gpt_neox", "llama", "openai-gpt"])
 def model(request):
     return built(request.param)
 

@@ -13,7 +13,7 @@ from align.data.smallworld.world import read_claims
 from align.evals.facts import known_facts
 from align.evals.items import score_items
 from align.evals.measures import measures
-from align.models.load import build_model
+from align.models.build import build_model
 from align.text.tokenizers import train_tokenizer
 
 

@@ -112,7 +112,7 @@ ARTICLES = """
             "book",
             {"text": "# The Hen\nby A. Fox\n\n-----\n\n# One\n\nIt rained.\n\n## Two\n\n# Three\n\nIt -- stopped.\n",
              "file": "hen.md"},
-            [{"text": "It rained.", "file": "hen.md"}, {"text": "It -- stopped.", "file": "hen.md"}],
+            [{"text": "It rained.", "book": "hen.md"}, {"text": "It -- stopped.", "book": "hen.md"}],
         ),
         ("book", {"text": "No rule, no heading."}, [{"text": "No rule, no heading.", "file": ""}]),
         (

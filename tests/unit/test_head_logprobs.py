@@ -266,7 +266,7 @@ def assert_as_unpacked(ours, plain, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "qwen3"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "qwen3", "openai-gpt"])
 def test_packed_likelihoods_and_gradients_are_those_of_an_unpacked_forward(architecture, temperature):
     ours, plain = model_of(architecture)
     assert_as_unpacked(ours, plain, temperature)

@@ -16,7 +16,7 @@ from align.evals.intervals import bootstrap, compared
 from align.evals.items import Candidate, encode_pair, score_items
 from align.evals.measures import measures
 from align.evals.tasks import Scored, task_metrics
-from align.models.load import build_model
+from align.models.build import build_model
 from align.text.tokenizers import train_tokenizer
 
 

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from align.configs import ModelConfig
 from align.losses.lm import token_losses
+from align.models.build import build_model
 from align.models.heads import ScalarModel, load_scalar, scalar_from_lm
-from align.models.load import build_model, save_model
+from align.models.load import save_model
 from align.models.packed import (
     before_responses,
     pack_pairs,

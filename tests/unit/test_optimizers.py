@@ -10,8 +10,16 @@ import torch
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from align.configs import ModelConfig
-from align.models.load import build_model
-from align.optimizers import Muon, adamw, cosine_factor, orthogonalize, pretraining_optimizers, set_learning_rate
+from align.models.build import build_model
+from align.optimizers import (
+    Muon,
+    adamw,
+    cosine_factor,
+    linear_factor,
+    orthogonalize,
+    pretraining_optimizers,
+    set_learning_rate,
+)
 from align.text.tokenizers import train_tokenizer
 
 SHAPES = [(8, 32), (32, 8), (24, 64), (64, 24), (16, 48), (1, 20)]
@@ -220,6 +228,20 @@ def test_cosine_factor_falls_after_the_warmup():
     factors = [cosine_factor(s, 50, 5, 0.2) for s in range(5, 51)]
     assert factors == sorted(factors, reverse=True)
     assert len(set(factors)) == 46
+
+
+@pytest.mark.parametrize("warmup", [0.002, 0.1])
+def test_linear_factor_is_that_of_the_paper_s_code(warmup):
+    """Linear to 1 at `warmup` of training and times what is left of it, but for its first step, where that is 0."""
+    total = 2999
+    for x in (0.001, 0.05, 0.5, 0.999):
+        expected = (x / warmup if x <= warmup else 1.0) * (1 - x)
+        assert linear_factor(round(x * (total + 1)) - 1, total, warmup) == pytest.approx(expected, rel=1e-9)
+    factors = [linear_factor(step, total, warmup) for step in range(total)]
+    assert min(factors) > 0
+    assert factors[-1] == pytest.approx(1 / 3000, rel=1e-9)
+    assert linear_factor(0, 1, warmup) == pytest.approx(0.5)
+    assert linear_factor(4, 9, 0.0) == pytest.approx(0.5)
 
 
 def test_set_learning_rate_sets_every_group(tokenizer):

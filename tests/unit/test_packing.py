@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from align.text.packing import micro_batches, pack, pack_documents
+from align.text.packing import document_positions, micro_batches, pack
 
 
 def test_pack_by_hand():
@@ -62,15 +62,7 @@ def test_a_sequence_over_the_limit_stands_alone():
     assert list(micro_batches([], 4)) == []
 
 
-def test_documents_run_on_across_rows_and_the_tail_is_left_out():
-    rows = pack_documents([[1, 2, 0], [3, 0], [4, 5, 6, 0]], 4)
-    assert rows.tolist() == [[1, 2, 0, 3], [0, 4, 5, 6]]
-    assert rows.dtype == torch.int64
-
-
-def test_documents_that_fill_rows_exactly_lose_nothing():
-    assert pack_documents([[1, 2], [3, 4]], 2).tolist() == [[1, 2], [3, 4]]
-
-
-def test_too_few_tokens_make_no_row():
-    assert pack_documents([[1, 2]], 4).shape == (0, 4)
+def test_positions_begin_anew_after_each_end():
+    rows = torch.tensor([[5, 0, 6, 7, 0, 0, 8], [0, 5, 5, 5, 5, 5, 5]])
+    assert document_positions(rows, 0).tolist() == [[0, 1, 0, 1, 2, 0, 0], [0, 0, 1, 2, 3, 4, 5]]
+    assert document_positions(rows, 9).tolist() == [list(range(7))] * 2

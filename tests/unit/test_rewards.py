@@ -16,8 +16,9 @@ import torch
 from align.configs import ModelConfig
 from align.errors import ConfigError
 from align.functions import find_source, load_function
+from align.models.build import build_model
 from align.models.heads import scalar_from_lm
-from align.models.load import build_model, save_model
+from align.models.load import save_model
 from align.models.packed import pack_pairs, response_scores
 from align.rollout.rewards import Episodes, RewardModel, RewardTerms, call_function, make_episodes
 from align.text.chat import encode_dialogues

@@ -1,13 +1,17 @@
 """The loss of a language model on text, against sums done by hand."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from align.evals.text_loss import encode_text, num_targets, summed_loss
+from align.evals.text_loss import num_targets, row_losses, summed_loss
+from align.models.attention import ATTENTION
+from align.text.packing import document_positions
+from align.text.tokens import encode_text
 
 END, FIRST = 0, 1  # ids: the end-of-text token, then one for each byte
 
@@ -29,40 +33,8 @@ def model():
     return GPT2LMHeadModel(config).eval()
 
 
-def test_documents_end_with_the_end_and_lie_end_to_end(tokenizer):
-    rows, bytes_per_token = encode_text(["abc", "de", "f"], tokenizer, 3)
-    ids = {letter: tokenizer(letter)["input_ids"][0] for letter in "abcdef"}
-    a, b, c, d, e, f = (ids[letter] for letter in "abcdef")
-    assert rows.tolist() == [[a, b, c], [END, d, e], [END, f, END]]
-    assert bytes_per_token == 6 / 9  # the three ends are tokens of no byte
-
-
-@pytest.mark.parametrize(("letters", "count"), [(2, 0), (3, 1), (4, 1), (6, 1), (7, 2), (8, 2), (11, 3)])
-def test_the_tail_that_fills_no_row_is_left_out(tokenizer, letters, count):
-    rows, bytes_per_token = encode_text(["x" * letters], tokenizer, 4)
-    assert tuple(rows.shape) == (count, 4)
-    assert rows.dtype == torch.long
-    assert num_targets(rows) == 3 * count
-    assert bytes_per_token == letters / (letters + 1)  # of all the text, the tail too
-
-
-def test_bytes_are_counted_not_letters(tokenizer):
-    rows, bytes_per_token = encode_text(["é🌍", "a"], tokenizer, 9)
-    assert tuple(rows.shape) == (1, 9)
-    assert bytes_per_token == (2 + 4 + 1) / 9
-
-
-def test_no_text_gives_no_rows(tokenizer):
-    rows, bytes_per_token = encode_text([], tokenizer, 5)
-    assert tuple(rows.shape) == (0, 5)
-    assert math.isnan(bytes_per_token)
-    assert num_targets(rows) == 0
-
-
-def test_an_empty_document_is_its_end_alone(tokenizer):
-    rows, bytes_per_token = encode_text(["", "", "ab"], tokenizer, 5)
-    assert rows[0, :2].tolist() == [END, END]
-    assert bytes_per_token == 2 / 5
+def rows_of(texts, tokenizer, length):
+    return encode_text(texts, tokenizer, length)[:]
 
 
 def by_hand(model, rows):
@@ -78,14 +50,14 @@ def by_hand(model, rows):
 
 @torch.no_grad()
 def test_the_loss_is_the_sum_of_minus_log_p_over_all_targets(tokenizer, model):
-    rows, _ = encode_text(["The hen sat.", "Röd", "a long line of text"], tokenizer, 8)
+    rows = rows_of(["The hen sat.", "Röd", "a long line of text"], tokenizer, 8)
     assert rows.shape[0] == 4
     assert float(summed_loss(model, rows)) == pytest.approx(by_hand(model, rows), rel=1e-5)
 
 
 @torch.no_grad()
 def test_rows_apart_and_together_have_one_sum(tokenizer, model):
-    rows, _ = encode_text(["The hen sat by the lake and slept."], tokenizer, 8)
+    rows = rows_of(["The hen sat by the lake and slept."], tokenizer, 8)
     apart = sum(float(summed_loss(model, row[None])) for row in rows)
     assert float(summed_loss(model, rows)) == pytest.approx(apart, rel=1e-5)
 
@@ -95,7 +67,8 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(tokenizer, model):
     blank = GPT2LMHeadModel(model.config).eval()
     for parameter in blank.parameters():
         parameter.zero_()
-    rows, bytes_per_token = encode_text(["abcdefg"], tokenizer, 8)
+    text = encode_text(["abcdefg"], tokenizer, 8)
+    rows, bytes_per_token = text[:], text.bytes_per_token
     nats = float(summed_loss(blank, rows)) / num_targets(rows)
     assert nats == pytest.approx(math.log(257), rel=1e-6)
     # seven letters and an end: each token costs log2(257) bits and stands for 7/8 of a byte
@@ -104,7 +77,7 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(tokenizer, model):
 
 @torch.no_grad()
 def test_a_loss_in_half_precision_is_summed_in_full(tokenizer, model):
-    rows, _ = encode_text(["The hen sat by the lake and slept. " * 20], tokenizer, 8)
+    rows = rows_of(["The hen sat by the lake and slept. " * 20], tokenizer, 8)
     half = GPT2LMHeadModel(model.config).eval()
     half.load_state_dict(model.state_dict())
     half.to(torch.bfloat16)
@@ -114,7 +87,32 @@ def test_a_loss_in_half_precision_is_summed_in_full(tokenizer, model):
 
 
 def test_the_loss_can_be_learned_from(tokenizer, model):
-    rows, _ = encode_text(["abcdefgh"], tokenizer, 8)
+    rows = rows_of(["abcdefgh"], tokenizer, 8)
     model.zero_grad()
     summed_loss(model, rows).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@torch.no_grad()
+def test_a_row_s_loss_is_its_mean(tokenizer, model):
+    rows = rows_of(["The hen sat by the lake and slept."], tokenizer, 8)
+    assert row_losses(model, rows).sum() * 7 == pytest.approx(float(summed_loss(model, rows)), rel=1e-6)
+
+
+@torch.no_grad()
+def test_documents_apart_have_the_loss_that_each_has_alone(tokenizer):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=257, n_positions=16, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5)
+    plain = GPT2LMHeadModel(config).eval()
+    ours = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION).eval()
+    ours.load_state_dict(plain.state_dict())
+    (row,) = rows_of(["abcd", "xyz", "some"], tokenizer, 14)
+    ends = [0, 5, 9, 14]
+    alone = 0.0
+    for begin, end in itertools.pairwise(ends):
+        logits = plain(input_ids=row[None, begin:end]).logits[0].log_softmax(-1)
+        following = row[begin + 1 : end + 1]  # the first token of the next document is predicted from this one's end
+        alone -= float(logits[: len(following)].gather(1, following[:, None]).sum())
+    apart = float(summed_loss(ours, row[None], document_positions(row[None], END)))
+    assert apart == pytest.approx(alone, rel=1e-5)
+    assert float(summed_loss(ours, row[None])) != pytest.approx(apart, rel=1e-3)

@@ -1,0 +1,46 @@
+"""GPT-1's second half. Sources as in `align/configs/__init__.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from align.configs.knobs import StageConfig, check_ranges, knob, require
+from align.configs.models import LoraConfig
+
+TASKS = ("classification", "entailment", "similarity", "multiple_choice")
+
+
+@dataclass(slots=True, kw_only=True)
+class Finetune(StageConfig):
+    """Tune a language model on a labelled task with GPT-1's input transformations and auxiliary loss."""
+
+    STAGE: ClassVar[str] = "finetune"
+    OUTPUT: ClassVar[str] = "classifier"
+    INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "labelled"}
+    task: str = knob("classification", "classification, entailment, similarity or multiple_choice [GPT-1, figure 1]")
+    from_scratch: bool = knob(False, "forget the model's weights and begin anew; [GPT-1]'s ablation, table 5")
+    num_train_rows: int | None = knob(None, "learn from the first so many training rows; None: all there are")
+    num_epochs: int = knob(3, "passes over the training rows [GPT-1]")
+    batch_size: int = knob(32, "rows an optimizer step [GPT-1]")
+    learning_rate: float = knob(6.25e-5, "peak [GPT-1]")
+    warmup_fraction: float = knob(0.002, "of training, linear; the rate falls linearly to 0 all the while [GPT-1]")
+    lm_coef: float = knob(0.5, "of the language-model loss beside the task's; 0: none [GPT-1]")
+    classifier_dropout: float = knob(0.1, "before the task's linear layer; the rest drops out as in the model [GPT-1]")
+    weight_decay: float = knob(0.01, "decoupled, on matrices only [GPT-1]")
+    beta1: float = knob(0.9, "Adam [GPT-1]")
+    beta2: float = knob(0.999, "Adam [GPT-1]")
+    adam_epsilon: float = knob(1e-8, "Adam [GPT-1]")
+    max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-1]")
+    lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
+    precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights; the task's linear layer is always fp32")
+    seed: int | None = knob(None, "None: the run's seed")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.task in TASKS, "task", self.task, ", ".join(TASKS[:-1]) + " or " + TASKS[-1])
+        enough = self.num_train_rows is None or self.num_train_rows > 0
+        require(enough, "num_train_rows", self.num_train_rows, "a number above 0, or null")
+        require(self.classifier_dropout < 1, "classifier_dropout", self.classifier_dropout, "a number below 1")
+        trains = not self.from_scratch or self.lora.rank is None
+        require(trains, "from_scratch", self.from_scratch, "false with lora.rank: a model of no knowledge stays frozen")

@@ -1,0 +1,97 @@
+"""Tokens, and pretraining on them. Sources as in `align/configs/__init__.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from align.configs.knobs import StageConfig, check_ranges, knob, require
+from align.configs.models import ModelConfig
+
+SCHEDULES = ("cosine", "inverse_square_root", "constant")
+OPTIMIZERS = ("adamw", "muon", "adafactor")
+
+
+@dataclass(slots=True, kw_only=True)
+class Tokens(StageConfig):
+    """Tokenise documents once, for every run that trains on them; `plan` puts it before a step that needs it."""
+
+    STAGE: ClassVar[str] = "tokens"
+    PARALLEL: ClassVar[bool] = False
+    OUTPUT: ClassVar[str] = "tokens"
+    INPUTS: ClassVar[dict[str, str]] = {"data": "documents"}
+    OPTIONAL: ClassVar[dict[str, str]] = {
+        "tokenizer": "tokenizer",
+        "model": "model",
+        "seq2seq_model": "seq2seq_model",
+    }
+
+    def check_inputs(self) -> None:
+        given = [slot for slot in self.OPTIONAL if self.inputs.get(slot)]
+        require(len(given) == 1, "inputs", given, "a tokenizer (to begin) or a model (to train on), and not both")
+
+
+@dataclass(slots=True, kw_only=True)
+class Pretrain(StageConfig):
+    """Train a decoder-only GPT on documents, from scratch or on from a model."""
+
+    STAGE: ClassVar[str] = "pretrain"
+    VERSION: ClassVar[int] = 2  # GPT-2's positions begin half as wide as its other weights
+    OUTPUT: ClassVar[str] = "model"
+    INPUTS: ClassVar[dict[str, str]] = {"data": "tokens"}
+    OPTIONAL: ClassVar[dict[str, str]] = {"tokenizer": "tokenizer", "model": "model"}
+    MANY: ClassVar[tuple[str, ...]] = ("data",)
+    model: ModelConfig = field(default_factory=ModelConfig, metadata={"comment": "see below"})
+    num_steps: int = knob(10_000, "optimizer steps")
+    num_epochs: float | None = knob(None, "passes over all data, in place of num_steps; 100 in [GPT-1]")
+    batch_size: int = knob(512, "rows an optimizer step [GPT-2]")
+    ramp_tokens: float | None = knob(None, "over which a batch grows linearly to its size; 4e9 to 12e9 in [GPT-3]")
+    ramp_start_tokens: int = knob(32_000, "tokens in the first batch of a ramp [GPT-3]")
+    sequence_length: int | None = knob(None, "tokens a row; None: the model's context")
+    isolate_documents: bool = knob(False, "no token sees another document; false: all in its row [GPT-3]")
+    weights: list[float] = field(
+        default_factory=list,
+        metadata={"comment": "of inputs.data in turn, made to sum to 1 [GPT-3]; []: as many rows as each has"},
+    )
+    optimizer: str = knob(
+        "adamw",
+        "adamw; muon for the hidden matrices with undecayed adamw for the rest; adafactor [GPT-3; Muon; T5]",
+    )
+    learning_rate: float = knob(6e-4, "peak [GPT-3 small]")
+    schedule: str = knob(
+        "cosine", "cosine [GPT-1, GPT-3]; inverse_square_root, of steps, flat over the warm-up [T5]; constant"
+    )
+    warmup_steps: int = knob(200, "linear, from 0 [ours; GPT-1: 2,000; T5: 10,000]")
+    warmup_tokens: float | None = knob(None, "in place of warmup_steps; 375e6 in [GPT-3]")
+    decay_tokens: float | None = knob(None, "where the cosine ends, 260e9 in [GPT-3]; None: with the run")
+    final_learning_rate_fraction: float = knob(0.1, "of the peak, where the cosine ends [GPT-3; GPT-1: 0]")
+    weight_decay: float = knob(0.1, "decoupled, on matrices only [GPT-3; GPT-1: 0.01]")
+    beta1: float = knob(0.9, "Adam [GPT-3]")
+    beta2: float = knob(0.95, "Adam [GPT-3; GPT-1: 0.999]")
+    max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-3]")
+    max_loss_rise: float | None = knob(
+        None, "nats above the recent median at which a step is left out [ours]; None: none is"
+    )
+    on_nonfinite: str = knob("stop", "stop or skip, where a loss or gradient is not finite")
+    eval_every: int = knob(200, "steps between held-out losses [ours]")
+    precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights")
+    seed: int | None = knob(None, "None: the run's seed")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, ", ".join(OPTIMIZERS))
+        require(self.schedule in SCHEDULES, "schedule", self.schedule, ", ".join(SCHEDULES))
+        require(self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip")
+        require(all(w > 0 for w in self.weights), "weights", self.weights, "numbers above 0")
+        in_tokens = self.warmup_tokens is not None or self.decay_tokens is not None
+        ok = not in_tokens or self.schedule == "cosine"
+        require(ok, "schedule", self.schedule, "cosine, where warmup_tokens or decay_tokens is given")
+
+    def check_inputs(self) -> None:
+        data = self.inputs.get("data") or []
+        count = 1 if isinstance(data, str) else len(data)
+        ok = not self.weights or len(self.weights) == count
+        require(ok, "weights", self.weights, f"one for each of inputs.data, which are {count}")
+        architecture = self.model.architecture
+        decoder = architecture != "t5" or bool(self.inputs.get("model"))
+        require(decoder, "model.architecture", architecture, "a decoder alone; t5 has an encoder too: see text_to_text")

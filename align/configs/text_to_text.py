@@ -1,0 +1,77 @@
+"""Training of encoder-decoders. Sources as in `align/configs/__init__.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from align.configs.knobs import StageConfig, check_ranges, knob, require
+from align.configs.models import ModelConfig
+
+
+def _t5_base() -> ModelConfig:
+    return ModelConfig(architecture="t5", initializer_range=1.0)
+
+
+@dataclass(slots=True, kw_only=True)
+class TextToText(StageConfig):
+    """Train an encoder-decoder: to fill in spans taken out of text, on tasks written as text, or on both at once."""
+
+    STAGE: ClassVar[str] = "text_to_text"
+    OUTPUT: ClassVar[str] = "seq2seq_model"
+    OPTIONAL: ClassVar[dict[str, str]] = {
+        "data": "tokens",
+        "tasks": "demonstrations",
+        "tokenizer": "tokenizer",
+        "model": "seq2seq_model",
+    }
+    MANY: ClassVar[tuple[str, ...]] = ("data",)
+    model: ModelConfig = field(default_factory=_t5_base, metadata={"comment": "see below"})
+    num_steps: int = knob(2**19, "optimizer steps [T5, the baseline's pre-training; 2^18 to fine-tune]")
+    batch_size: int = knob(128, "rows an optimizer step [T5]")
+    input_length: int = knob(512, "tokens of an input, its end among them; a longer task is left out [T5]")
+    target_length: int = knob(114, "tokens of a target, its end among them; a longer task is left out [T5]")
+    tasks_share: float = knob(0.5, "of a step's rows, where there is data as well; else all rows are of what is [ours]")
+    noise_density: float = knob(0.15, "share of a row's tokens that is taken out [T5]")
+    mean_span_length: float = knob(3.0, "tokens a span [T5]")
+    optimizer: str = knob("adafactor", "adafactor, whose steps are in proportion to the weights [T5]; adamw")
+    learning_rate: float = knob(0.01, "peak [T5, pre-training; 0.001 to fine-tune]")
+    schedule: str = knob(
+        "inverse_square_root", "inverse_square_root, of steps, flat over warmup_steps [T5]; constant [T5, to fine-tune]"
+    )
+    warmup_steps: int = knob(10_000, "at the peak, before an inverse square root falls [T5]")
+    max_grad_norm: float | None = knob(None, "global norm of the gradient; None: no limit [T5: Adafactor has its own]")
+    max_loss_rise: float | None = knob(
+        None, "nats above the recent median at which a step is left out [ours]; None: none is"
+    )
+    on_nonfinite: str = knob("stop", "stop or skip, where a loss or gradient is not finite")
+    eval_every: int = knob(1000, "steps between held-out losses and answers [ours]")
+    eval_rows: int | None = knob(1000, "held-out rows of each task, the first so many [ours]; None: all there are")
+    precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights")
+    seed: int | None = knob(None, "None: the run's seed")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.model.architecture == "t5", "model.architecture", self.model.architecture, "t5")
+        require(self.optimizer in ("adafactor", "adamw"), "optimizer", self.optimizer, "adafactor or adamw")
+        ok = self.schedule in ("inverse_square_root", "constant")
+        require(ok, "schedule", self.schedule, "inverse_square_root or constant")
+        require(self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip")
+        ok = 0 < self.noise_density < 1
+        require(ok, "noise_density", self.noise_density, "a number between 0 and 1")
+        require(self.mean_span_length >= 1, "mean_span_length", self.mean_span_length, "1 token or more")
+        require(self.eval_rows is None or self.eval_rows >= 1, "eval_rows", self.eval_rows, "at least 1, or null")
+
+    def check_inputs(self) -> None:
+        data, tasks, tokenizer, model = (bool(self.inputs.get(slot)) for slot in self.OPTIONAL)
+        given = list(self.inputs)
+        require(data or tasks, "inputs", given, "data (text to take spans out of), tasks (demonstrations), or both")
+        known = model or tokenizer or data  # tokens have theirs
+        require(known, "inputs", given, "a tokenizer (to begin) or a model (to train on)")
+        require(not (model and tokenizer), "inputs", given, "a tokenizer (to begin) or a model (to train on), not both")
+        ok = not (data and tasks) or 0 < self.task_rows(data, tasks) < self.batch_size
+        require(ok, "tasks_share", self.tasks_share, f"one that makes 1 to {self.batch_size - 1} rows of batch_size")
+
+    def task_rows(self, has_data: bool, has_tasks: bool) -> int:
+        """Rows of a step that are tasks; the others are text."""
+        return round(self.batch_size * (self.tasks_share if has_data and has_tasks else float(has_tasks)))

@@ -1,0 +1,180 @@
+"""From raw rows of classification, entailment, similarity and multiple choice, as GLUE and others publish them, to
+labelled rows. What a format is stands in `align/data/formats.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from align.data.records import Dropped, Malformed, Row, check_text
+
+# Columns of two texts, what is judged second: a hypothesis after its premise, a question after its passage.
+_PAIRS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("sentence_A", "sentence_B"),
+    ("passage", "question"),
+    ("sentence", "question"),
+)
+_SINGLES = ("sentence", "text")
+_LABELS = ("gold_label", "label", "answer", "score")
+_ASKED = (("article", "question"), ("context", "question"), ("question",), ("context",), ("sent1",), ("ctx",))
+_CHOICES = ("choices", "options", "endings")
+_RIGHT = ("answerKey", "label", "answer", "gold")
+
+
+def labelled(row: dict[str, Any]) -> Iterator[Row]:
+    """Rows as they are kept; a number for a class or a score is taken, too."""
+    if row.get("choices") is not None:
+        yield row
+    else:
+        others = {name: value for name, value in row.items() if name not in ("label", "score", "choices")}
+        yield {**others, **_labelled(row, ("label", "score"))}
+
+
+def labelled_texts(row: dict[str, Any]) -> Iterator[Row]:
+    """One text or a pair in columns of their own, and a label: the class; or a score: a number."""
+    yield {"texts": _texts(row), **_labelled(row, _LABELS)}
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    pair = next((pair for pair in _PAIRS if row.keys() >= set(pair)), None)
+    names = pair or next(((name,) for name in _SINGLES if name in row), None)
+    if names is None:
+        raise Malformed("row", f"expected a text, or two: {', '.join(_SINGLES)}; {_listed(_PAIRS)}")
+    return [check_text(row[name], name) for name in names]
+
+
+def _labelled(row: dict[str, Any], names: tuple[str, ...]) -> Row:
+    """{"label": text} of a class, or {"score": float}: a fraction is a score, whatever its column is called."""
+    name = next((name for name in names if row.get(name) is not None), None)
+    if name is None:
+        raise Dropped("no label")
+    value = row[name]
+    if name == "score" or isinstance(value, float):
+        return {"score": _number(value, name)}
+    if isinstance(value, bool | int):
+        value = str(value).lower()
+    if check_text(value, name).strip() in ("", "-", "-1"):  # SNLI's annotators did not agree; GLUE's test sets
+        raise Dropped("no label")
+    return {"label": value.strip()}
+
+
+def _number(value: Any, field: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise Malformed(field, f"expected a number, got {type(value).__name__}") from None
+
+
+def labelled_choices(row: dict[str, Any]) -> Iterator[Row]:
+    """Multiple choice: what is asked, the answers as texts or with letters, and which is right, by place or letter."""
+    asked = row.get("question")
+    if isinstance(asked, dict):  # CommonsenseQA's and ARC's own files
+        row = {**row, "question": asked.get("stem"), "choices": asked.get("choices")}
+    names = next((names for names in _ASKED if row.keys() >= set(names)), None)
+    column = next((name for name in _CHOICES if row.get(name) is not None), None)
+    if names is None or column is None:
+        raise Malformed("row", f"expected what is asked ({_listed(_ASKED)}) and one of {', '.join(_CHOICES)}")
+    letters, choices = _lettered(row[column], column)
+    texts = [check_text(row[name], name) for name in names]
+    yield {"texts": texts, "choices": choices, "label": _right(row, letters)}
+
+
+def _lettered(value: Any, field: str) -> tuple[list[str], list[str]]:
+    """What the choices are called, A, B, ... where they have no names, and their texts."""
+    if isinstance(value, dict):  # the Hub's way: two lists
+        names, texts = value.get("label"), value.get("text")
+    elif isinstance(value, list) and all(isinstance(choice, dict) for choice in value):
+        names, texts = ([choice.get(key) for choice in value] for key in ("label", "text"))
+    else:
+        names, texts = None, value
+    if not isinstance(texts, list) or (names is not None and (not isinstance(names, list) or len(names) != len(texts))):
+        raise Malformed(field, "expected a list of texts, or of label and text")
+    called = names or [chr(ord("A") + i) for i in range(len(texts))]
+    return [str(name) for name in called], [check_text(text, field) for text in texts]
+
+
+def _right(row: dict[str, Any], letters: list[str]) -> int:
+    name = next((name for name in _RIGHT if row.get(name) not in (None, "", -1, "-1")), None)
+    if name is None:
+        raise Dropped("no label")
+    value = row[name]
+    if value in letters:
+        return letters.index(value)
+    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, str) and value.isdecimal())):
+        raise Malformed(name, f"expected one of {', '.join(letters)}, or its place from 0")
+    return int(value)
+
+
+def query_choices(row: dict[str, Any]) -> Iterator[Row]:
+    """LLM Foundry's multiple choice; a passage with a yes-no question (BoolQ) is a pair, of the class yes or no."""
+    query = check_text(row.get("query"), "query")
+    (found,) = labelled_choices({"question": query.strip(), "choices": row.get("choices"), "gold": row.get("gold")})
+    passage, _, question = query.rpartition("\nQuestion: ")
+    if passage and sorted(found["choices"]) == ["no", "yes"] and found["label"] in (0, 1):
+        texts = [passage.removeprefix("Passage: ").strip(), question.strip()]
+        found = {"texts": texts, "label": found["choices"][found["label"]]}
+    yield found
+
+
+def sick_entailment(row: dict[str, Any]) -> Iterator[Row]:
+    """SICK's pairs, of which the first entails the second, contradicts it, or neither."""
+    for pair in _table(row):
+        label = pair.get("entailment_judgment", pair.get("label"))
+        yield {"texts": _texts(pair), **_labelled({"label": label}, ("label",))}
+
+
+def sick_relatedness(row: dict[str, Any]) -> Iterator[Row]:
+    """SICK's pairs with how much they have to do with each other, 1 to 5."""
+    for pair in _table(row):
+        yield {"texts": _texts(pair), **_labelled({"score": pair.get("relatedness_score")}, ("score",))}
+
+
+def _table(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of a table that was read as plain text, for it is tab-separated and its name ends in .txt."""
+    if "text" not in row:
+        return iter([row])
+    lines = io.StringIO(check_text(row["text"], "text"))
+    return iter(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _listed(names: tuple[tuple[str, ...], ...]) -> str:
+    return "; ".join(" and ".join(each) for each in names)
+
+
+LABELLED: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
+    "labelled": labelled,
+    "labelled_texts": labelled_texts,
+    "labelled_choices": labelled_choices,
+    "query_choices": query_choices,
+    "commonsense_qa": labelled_choices,
+    "sick_entailment": sick_entailment,
+    "sick_relatedness": sick_relatedness,
+}
+
+
+def infer_labelled(row: dict[str, Any]) -> str:
+    """The format of a user's labelled row, by its columns."""
+    if "texts" in row:
+        return "labelled"
+    if {"query", "choices", "gold"} <= row.keys():
+        return "query_choices"
+    asked = any(row.keys() >= set(names) for names in _ASKED)
+    if asked and (any(name in row for name in _CHOICES) or isinstance(row.get("question"), dict)):
+        return "labelled_choices"
+    texts = any(row.keys() >= set(pair) for pair in _PAIRS) or any(name in row for name in _SINGLES)
+    if texts and any(name in row for name in _LABELS):
+        return "labelled_texts"
+    raise Malformed(
+        "row",
+        f"columns {', '.join(map(str, row)) or 'none'} make no labelled row; expected a text ({', '.join(_SINGLES)}) "
+        f"or a pair ({_listed(_PAIRS)}) with one of {', '.join(_LABELS)}; or what is asked ({_listed(_ASKED)}) with "
+        f"one of {', '.join(_CHOICES)} and one of {', '.join(_RIGHT)}",
+    )

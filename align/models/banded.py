@@ -1,0 +1,92 @@
+"""Causal attention in a band: a token sees the `window` tokens that end with itself (GPT-3, section 2.1).
+
+Queries are taken in blocks, each with the few keys that any of its tokens may see, so that time and memory grow with
+the length and not with its square. The result is that of dense attention under a mask of 0 <= i - j < window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from align.models.kernels import attention_gradients, attention_probs, fused_attention, unseen
+
+# Small blocks compute less that lies outside the band, large ones are better products.
+_BLOCK = 128  # queries
+_ROUND = 16  # keys; few different shapes, as in align/text/packing.py
+
+
+def banded_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, dropout: float, scale: float
+) -> torch.Tensor:
+    """softmax(q k^T * scale) v over the band; [S, H, L, D] each, every row a sequence from its first token on."""
+    if query.device.type != "cpu" or dropout > 0:
+        return _at_once(query, key, value, window, dropout, scale)
+    return _InBlocks.apply(query, key, value, window, scale)
+
+
+def _reach(window: int) -> int:
+    """Keys before a block that its first query may see, rounded up."""
+    return window - 1 + (1 - window) % _ROUND
+
+
+def _blocks(length: int, window: int) -> Iterator[tuple[slice, slice]]:
+    """Where the queries of each block lie, and the keys that they may see."""
+    for begin in range(0, length, _BLOCK):
+        end = min(begin + _BLOCK, length)
+        yield slice(begin, end), slice(max(0, begin - _reach(window)), end)
+
+
+class _InBlocks(torch.autograd.Function):
+    """Block after block, as matrix products in the precision of the inputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, scale: float
+    ) -> torch.Tensor:
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        out, kept = torch.empty_like(value), []
+        with torch.autocast(query.device.type, enabled=False):
+            for of, seen in _blocks(query.shape[2], window):
+                mask = unseen(of.stop - of.start, seen.stop - seen.start, window)
+                probs = attention_probs(query[:, :, of], key[:, :, seen], mask, scale)
+                out[:, :, of] = torch.matmul(probs, value[:, :, seen])
+                kept.append(probs)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.window, ctx.scale = window, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
+        query, key, value, *kept = ctx.saved_tensors
+        wide = torch.promote_types(key.dtype, torch.float32)  # a key gets its gradient from several blocks
+        d_query, d_key, d_value = torch.empty_like(query), key.new_zeros(key.shape, dtype=wide), None
+        d_value = value.new_zeros(value.shape, dtype=wide)
+        for probs, (of, seen) in zip(kept, _blocks(query.shape[2], ctx.window), strict=True):
+            parts = query[:, :, of], key[:, :, seen], value[:, :, seen]
+            by_query, by_key, by_value = attention_gradients(*parts, probs, gradient[:, :, of], ctx.scale)
+            d_query[:, :, of] = by_query
+            d_key[:, :, seen] += by_key
+            d_value[:, :, seen] += by_value
+        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None
+
+
+def _at_once(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, dropout: float, scale: float
+) -> torch.Tensor:
+    """All blocks side by side through the library's kernel: one call, for copies of the keys that blocks share."""
+    rows, heads, length, _ = query.shape
+    reach, tail = _reach(window), -length % _BLOCK
+    span = reach + _BLOCK
+    queries = F.pad(query, (0, 0, 0, tail)).flatten(0, 1).unflatten(1, (-1, _BLOCK))  # [S x H, blocks, _BLOCK, D]
+    keys, values = (F.pad(x, (0, 0, reach, tail)).flatten(0, 1).unfold(1, span, _BLOCK).mT for x in (key, value))
+    device = query.device
+    distance = torch.arange(reach, span, device=device)[:, None] - torch.arange(span, device=device)
+    place = torch.arange(span, device=device) + torch.arange(-reach, length - reach, _BLOCK, device=device)[:, None]
+    # What is padding before a sequence is seen by nobody; what is padding after it is seen only by what is left out.
+    seen = (distance >= 0) & (distance < window) & (place >= 0)[:, None]
+    out = fused_attention(queries, keys, values, seen[None], dropout, scale)
+    return out.flatten(1, 2)[:, :length].unflatten(0, (rows, heads))

@@ -1,0 +1,56 @@
+"""What attention is computed with: the library's fused kernel, or plain matrix products and their gradients."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+
+def fused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scale: float | None,
+    causal: bool = False,
+) -> torch.Tensor:
+    """The library's kernel; on CPUs in float32, for it is 3x slower in bf16, which autocast would go back to."""
+    if query.device.type == "cpu":
+        query, key, value = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal, scale=scale)
+
+
+def attention_probs(query: torch.Tensor, key: torch.Tensor, unseen: torch.Tensor, scale: float) -> torch.Tensor:
+    """softmax(q k^T * scale + unseen), at least float32 inside, in the dtype of `query`; `unseen` is 0 or -inf."""
+    scores = torch.matmul(query, key.mT)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return scores.mul_(scale).add_(unseen).softmax(-1).to(query.dtype)
+
+
+def attention_gradients(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    probs: torch.Tensor,
+    gradient: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of query, key and value, from the gradient of `probs @ value`."""
+    d_value = torch.matmul(probs.mT, gradient)
+    d_probs = torch.matmul(gradient, value.mT)
+    wide = torch.promote_types(probs.dtype, torch.float32)
+    d_scores = torch._softmax_backward_data(d_probs.to(wide), probs.to(wide), -1, wide)
+    d_scores = d_scores.mul_(scale).to(query.dtype)
+    return torch.matmul(d_scores, key), torch.matmul(d_scores.mT, query), d_value
+
+
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)  # sampling may be the first to ask, and what it makes is of no use in training
+def unseen(queries: int, keys: int, window: int) -> torch.Tensor:
+    """-inf where a query may not look, else 0, [queries, keys]; the last query and the last key are one token."""
+    distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
+    return torch.zeros(queries, keys).masked_fill_((distance < 0) | (distance >= window), float("-inf"))

@@ -1,0 +1,77 @@
+"""`align sample`: what a language model writes, from a beginning or from nothing."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from align.artifacts import Artifact, ArtifactStore
+from align.console import Parser, wide_console
+from align.errors import ConfigError, StoreError
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(prog="align sample", description=__doc__)
+    parser.add_argument("ref", metavar="REF", help="a model: PIPELINE/STEP[:vN] or STAGE@KEY")
+    parser.add_argument("prompt", nargs="*", help="how a text begins; none: a new text")
+    parser.add_argument(
+        "--temperature", type=_numbers, default=[0.7, 1.0], metavar="T,T", help="0: the likeliest; default: 0.7,1"
+    )
+    parser.add_argument("--tokens", type=int, default=100, metavar="N", help="at most so many; default: 100")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sampled from; default: 1")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--store", default="artifacts", metavar="FOLDER", help="default: artifacts")
+    options = parser.parse_intermixed_args(arguments)
+    for name, value, ok, allowed in (
+        ("--temperature", min(options.temperature), min(options.temperature) >= 0, "numbers from 0 up"),
+        ("--tokens", options.tokens, options.tokens > 0, "a number above 0"),
+        ("--top-p", options.top_p, 0 < options.top_p <= 1, "a number above 0 and at most 1"),
+    ):
+        if not ok:
+            raise ConfigError(f"{name}: expected {allowed}, got {value:g}")
+    store = ArtifactStore(options.store)
+    if not store.root.is_dir():
+        raise StoreError(f"{store.root}: no artifacts here yet; run a pipeline, or say where with --store FOLDER")
+    artifact = store.find(options.ref)
+    if artifact.kind != "model":
+        raise ConfigError(f"{options.ref}: expected a model, got a {artifact.kind}")
+    store.verify(artifact)
+    _write(artifact, options.prompt or [""], options)
+    return 0
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _write(artifact: Artifact, prompts: list[str], options: Namespace) -> None:
+    """A paragraph a prompt and temperature; what was given is bold."""
+    from rich.text import Text
+
+    from align.models.load import context_length, load_model, load_tokenizer
+    from align.rollout.engine import Sampling, generate
+    from align.seeds import derive_seed
+
+    model, tokenizer = load_model(artifact.path), load_tokenizer(artifact.path)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    encoded = [
+        tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"] if prompt else [end]
+        for prompt in prompts
+    ]
+    room = context_length(model) - max(map(len, encoded))
+    if room <= 0:
+        raise ConfigError(f"prompt: expected less than the model's context of {context_length(model)} tokens")
+    console = wide_console()
+    for temperature in options.temperature:
+        console.print(Text(f"temperature {temperature:g}", style="dim"))
+        settings = Sampling(
+            max_new_tokens=min(options.tokens, room),
+            temperature=temperature,
+            top_p=options.top_p,
+        )
+        seeds = [derive_seed(options.seed, "sample", i) for i in range(len(prompts))]
+        written = dict(generate(model, encoded, seeds, settings, eos_token_id=end, pad_token_id=pad))
+        for i, prompt in enumerate(prompts):
+            ids = [token for token in written[i].ids if token != end]
+            answer = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            console.print(Text.assemble((prompt, "bold"), answer), soft_wrap=True)
+            console.print()

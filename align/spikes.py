@@ -1,0 +1,51 @@
+"""Steps that a training run is better off without."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from align.errors import HealthStop
+
+_RECENT = 50  # losses that a median is taken of
+_FEWEST = 10  # of them, before any is refused
+_IN_A_ROW = 10  # steps left out, after which something else is wrong
+
+
+class Guard:
+    """Tell which steps to leave out: a loss far above the recent ones, or a number that is not finite.
+
+    PaLM (section 5.1) goes back to before a spike and leaves out some hundred batches; this leaves out the one.
+
+    Attributes:
+        recent: losses of the last steps that were taken, None for one left out; all the state there is.
+
+    Args:
+        max_rise: nats above the recent median; None: no loss is too high.
+        skips_nonfinite: False: a number that is not finite ends the run.
+    """
+
+    def __init__(self, max_rise: float | None, skips_nonfinite: bool):
+        self._max_rise, self._skips_nonfinite = max_rise, skips_nonfinite
+        self.recent: list[float | None] = []
+
+    def refuses(self, step: int, loss: float, norm: float) -> str | None:
+        """Why step `step` is to be left out; None where it is to be taken.
+
+        Raises:
+            HealthStop: a number is not finite, or ten steps in a row were to be left out.
+        """
+        known = [loss for loss in self.recent if loss is not None]
+        reason = None
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            reason = f"step {step}: the loss is {loss} and the gradient's norm {norm}"
+            if not self._skips_nonfinite:
+                raise HealthStop(f"{reason}; lower learning_rate, or give on_nonfinite=skip")
+        elif self._max_rise is not None and len(known) >= _FEWEST:
+            usual = statistics.median(known)
+            if loss > usual + self._max_rise:
+                reason = f"step {step}: the loss is {loss:.3f}, and {usual:.3f} is the recent median"
+        self.recent = [*self.recent, None if reason else loss][-_RECENT:]
+        if self.recent[-_IN_A_ROW:] == [None] * _IN_A_ROW:
+            raise HealthStop(f"{reason}; it is the tenth left out in a row; lower learning_rate")
+        return reason

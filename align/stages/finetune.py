@@ -1,0 +1,200 @@
+"""Tune a language model on a labelled task, as GPT-1 was.
+
+Takes: a model and labelled rows.
+Makes: a classifier: a Hugging Face sequence classifier with its tokenizer, read at the token `<|extract|>`; in adapter/
+what was trained of it with LoRA; predictions.jsonl has the test rows.
+Departs from GPT-1: the linear layer has no bias, as no sequence classifier of `transformers` has; scores are learned
+standardised, by squared error; the context cuts the first text alone, where the paper's code halves it among both; no
+step has the learning rate 0; the last weights are kept, not those that did best on validation rows. With LoRA the new
+tokens' embeddings stay as they were drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from align.configs import Finetune
+from align.data.records import SPLITS, Row, read_rows
+from align.errors import HealthStop
+from align.evals.glue import choice_metrics, class_metrics, score_metrics
+from align.job import Inputs, Job, Metrics
+from align.losses.tasks import joint_loss, row_outputs, task_loss
+from align.models.adapters import Adapters
+from align.models.build import fresh_model
+from align.models.classifier import TaskModel, add_embeddings, require_classifier, save_classifier
+from align.models.load import context_length, load_model, load_tokenizer
+from align.optimizers import adamw, linear_factor, set_learning_rate
+from align.seeds import derive_seed
+from align.text.packing import micro_batches
+from align.text.task_formats import Example, Goal, add_task_tokens, encode_rows, find_goal
+
+_ADAPTER = "finetune"
+
+
+def run(cfg: Finetune, inputs: Inputs, job: Job) -> Metrics:
+    rows = {split: list(read_rows(inputs.folders("data"), split)) for split in SPLITS}
+    rows["train"] = rows["train"][: cfg.num_train_rows]
+    goal = find_goal(cfg.task, rows)
+    folder = inputs.one("model").path
+    model, tokenizer = _model(cfg, folder, goal, job)
+    context = context_length(model.lm)
+    encoded = {split: encode_rows(tokenizer, cfg.task, goal, rows[split], context) for split in SPLITS}
+    examples = {split: found for split, (found, _) in encoded.items()}
+    num_cut = sum(cut for _, cut in encoded.values())
+    _tell(goal, num_cut, rows, context, job)
+    adapters = _adapters(cfg, folder, model)
+    _train(cfg, model, examples["train"], goal.kind, job)
+
+    metrics = {f"rows/{split}": float(len(found)) for split, found in examples.items()}
+    metrics["cut"] = float(num_cut)
+    metrics["tokens"] = float(cfg.num_epochs * sum(example.tokens for example in examples["train"]))
+    metrics["parameters"] = float(model.lm.num_parameters() + model.score.weight.numel())
+    for split in ("validation", "test"):
+        if rows[split]:
+            outputs = _predict(model, examples[split], goal, job, cfg.precision)
+            metrics |= _scored(f"{split}/", goal, rows[split], outputs, cfg.seed or 0)
+            if split == "test":
+                job.table("predictions", _predictions(goal, rows[split], outputs))
+    if job.is_main:
+        lm = model.lm
+        if adapters is not None:
+            adapters.save(_ADAPTER, job.out)
+            lm = adapters.merged(_ADAPTER)
+        save_classifier(lm, model.score.weight, tokenizer, cfg.task, goal, job.out)
+    return metrics
+
+
+def _model(cfg: Finetune, folder: Path, goal: Goal, job: Job) -> tuple[TaskModel, PreTrainedTokenizerBase]:
+    """The language model under a fresh linear layer, and its tokenizer, both with the tokens that the task needs."""
+    lm, tokenizer = (fresh_model if cfg.from_scratch else load_model)(folder, job.device), load_tokenizer(folder)
+    require_classifier(lm.config)
+    _, new = add_task_tokens(tokenizer)
+    add_embeddings(lm, new)
+    return TaskModel(lm, goal.num_outputs, cfg.classifier_dropout), tokenizer
+
+
+def _tell(goal: Goal, num_cut: int, rows: dict[str, list[Row]], context: int, job: Job) -> None:
+    if num_cut:
+        job.info(f"{num_cut} rows are longer than the context of {context} tokens, and their first text is cut")
+    if len(goal.labels) == 2:
+        job.info(f"f1 is of the class {goal.labels[1]!r}")
+    if lacking := [split for split in ("validation", "test") if not rows[split]]:
+        job.info(f"there are no {' and no '.join(lacking)} rows, so nothing will say how well it does on them")
+
+
+def _adapters(cfg: Finetune, folder: Path, model: TaskModel) -> Adapters | None:
+    """With LoRA: the model frozen but for an adapter and the linear layer."""
+    if cfg.lora.rank is None:
+        return None
+    adapters = Adapters(model.lm, f"{folder.parent.name}/{folder.name}")
+    adapters.add(_ADAPTER, cfg.lora)
+    adapters.turn_on(_ADAPTER)
+    return adapters
+
+
+def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job: Job) -> None:
+    betas = (cfg.beta1, cfg.beta2)
+    optimizer = adamw(model, cfg.learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    per_epoch = math.ceil(len(train) / cfg.batch_size)
+    start = 0
+    if saved := job.resume():
+        start, state = saved
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+
+    model.train()
+    if job.world_size > 1 and not saved:
+        torch.manual_seed(derive_seed(cfg.seed or 0, "finetune", "dropout", job.rank))  # the weights are drawn alike
+    total = cfg.num_epochs * per_epoch
+    for step in job.steps(total, start):
+        epoch, place = divmod(step, per_epoch)
+        batch = [train[i] for i in _order(len(train), cfg.seed or 0, epoch)[place * cfg.batch_size :][: cfg.batch_size]]
+        losses = _accumulate(cfg, model, batch, kind, job)
+        job.sum_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm)
+        if not math.isfinite(losses["loss"]) or not torch.isfinite(norm):
+            raise HealthStop(
+                f"step {step}: the loss is {losses['loss']} and the gradient's norm {float(norm)}; lower learning_rate"
+            )
+        rate = cfg.learning_rate * linear_factor(step, total, cfg.warmup_fraction)
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
+        optimizer.zero_grad()
+        job.log(losses | {"grad_norm": float(norm), "learning_rate": rate}, step + 1)
+        job.checkpoint(step + 1, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+
+
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "finetune", "rows", epoch))
+    return torch.randperm(count, generator=generator).tolist()
+
+
+def _accumulate(cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind: str, job: Job) -> Metrics:
+    """Add the gradient of the batch's mean loss over rows, this process's share; return the whole batch's losses."""
+    mine = job.share(batch)
+    totals = torch.zeros(2, device=job.device)
+    for chunk in micro_batches([example.tokens for example in mine], job.hardware.micro_batch_tokens):
+        examples = [mine[i] for i in chunk]
+        counts = [len(example.sequences) for example in examples]
+        with job.autocast(cfg.precision):
+            logits, lm_losses = model(examples, with_lm=cfg.lm_coef > 0)
+        outputs = row_outputs(logits, counts, kind)
+        task = torch.stack([task_loss(o, e.target, kind) for o, e in zip(outputs, examples, strict=True)]).sum()
+        lm = torch.zeros_like(task)
+        if lm_losses is not None:
+            lm = torch.stack([part.mean() for part in lm_losses.split(counts)]).sum()
+        (joint_loss(task, lm, cfg.lm_coef) / len(batch)).backward()
+        totals += torch.stack([task.detach(), lm.detach()]) / len(batch)
+    job.all_reduce(totals)
+    named: Metrics = {"loss": float(joint_loss(totals[0], totals[1], cfg.lm_coef)), "task_loss": float(totals[0])}
+    return named | ({"lm_loss": float(totals[1])} if cfg.lm_coef > 0 else {})
+
+
+# -- how well it does ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _predict(model: TaskModel, examples: Sequence[Example], goal: Goal, job: Job, precision: str) -> list[torch.Tensor]:
+    """Of each example the logits of classes, or of answers; or its score, as the rows have scores."""
+    model.eval()
+    mine = job.share(examples)
+    found: list[list[float]] = []
+    for chunk in micro_batches([example.tokens for example in mine], job.hardware.micro_batch_tokens):
+        group = [mine[i] for i in chunk]
+        with job.autocast(precision):
+            logits = model(group, with_lm=False).logits
+        found += [o.tolist() for o in row_outputs(logits, [len(e.sequences) for e in group], goal.kind)]
+    outputs = [torch.tensor(output) for output in job.gather(found)]
+    return [o * goal.deviation + goal.usual for o in outputs] if goal.kind == "score" else outputs
+
+
+def _scored(head: str, goal: Goal, rows: Sequence[Row], outputs: Sequence[torch.Tensor], seed: int) -> Metrics:
+    gold = [goal.place(row) for row in rows]
+    if goal.kind == "score":
+        return score_metrics(head, gold, [float(output) for output in outputs], goal.usual, seed)
+    truth, said = [int(place) for place in gold], [int(output.argmax()) for output in outputs]
+    if goal.kind == "choice":
+        return choice_metrics(head, truth, said, int(goal.usual), seed)
+    return class_metrics(head, truth, said, int(goal.usual), len(goal.labels), seed)
+
+
+def _predictions(goal: Goal, rows: Sequence[Row], outputs: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
+    """What each row is, what the model takes it for, and how probable it holds that."""
+    table = []
+    for row, output in zip(rows, outputs, strict=True):
+        texts = {"texts": row["texts"]} | ({"choices": row["choices"]} if goal.kind == "choice" else {})
+        if goal.kind == "score":
+            table.append({**texts, "score": row["score"], "predicted": float(output)})
+            continue
+        best = int(output.argmax())
+        predicted = goal.labels[best] if goal.kind == "class" else best
+        probability = float(output.softmax(0)[best])
+        table.append({**texts, "label": row["label"], "predicted": predicted, "probability": probability})
+    return table

@@ -1,0 +1,377 @@
+"""Train an encoder-decoder to write text from text.
+
+Takes: tokens, or documents and a tokenizer: spans are taken out of the rows, and are to be written; or tasks, which are
+demonstrations: what the user says is the input, what the assistant says the target; or both, mixed in every step; and
+a model, to train on from.
+Makes: a seq2seq_model; predictions.jsonl, some answers to held-out tasks.
+Departs from T5: a task that is too long is left out, where T5 cuts it; rows of text go on over the ends of documents,
+which stand in them as tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from align.configs import TextToText
+from align.data.records import read_info, read_rows
+from align.errors import ConfigError
+from align.evals.intervals import bootstrap, bounds
+from align.job import Inputs, Job, Metrics
+from align.models.build import build_model
+from align.models.load import load_tokenizer, save_model
+from align.models.seq2seq import greedy_answers, load_seq2seq, target_logprobs
+from align.optimizers import inverse_square_root_factor, pretraining_optimizers, set_learning_rate
+from align.seeds import derive_seed
+from align.spikes import Guard
+from align.text.pairs import Texts, encode_pairs, pad, similar_groups, texts_of
+from align.text.rows import Mixture, rows_in_order
+from align.text.spans import Corruption, Pair, longest_row, sentinels_of
+from align.text.tokens import TextRows, read_tokens
+
+_CHUNK = 256  # held-out rows of a process that are made at once
+_RESAMPLES = 2000  # for an interval
+_SHOWN = 20  # answers of a task that are kept
+
+
+class _Task(NamedTuple):
+    """A split of one set of demonstrations."""
+
+    name: str
+    texts: list[Texts]
+    pairs: list[Pair]
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens to be written."""
+        return sum(len(pair.target) for pair in self.pairs)
+
+
+class _HeldOut(NamedTuple):
+    """What a model is measured on."""
+
+    head: str  # of its metrics' names
+    text: list[TextRows]
+    tasks: list[_Task]
+    max_new_tokens: int
+
+
+class _Score(NamedTuple):
+    """How a model does on a task."""
+
+    name: str
+    nats: float
+    tokens: int
+    right: list[bool]  # a row
+
+
+def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
+    tokenizer = _tokenizer(inputs)
+    model = _model(cfg, inputs, tokenizer, job)
+    corruption = _corruption(cfg, tokenizer) if "data" in inputs else None
+    rows = _rows(cfg, inputs, tokenizer, corruption, job)
+    held_out = [
+        _HeldOut(head, _text(inputs, split, corruption), _tasks(cfg, inputs, split, tokenizer)[0], rows.longest_target)
+        for head, split in (("eval", "validation"), ("test", "test"))
+    ]
+    optimizers = pretraining_optimizers(model, cfg.optimizer, cfg.learning_rate, (0.9, 0.999), 0.0)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    guard = Guard(cfg.max_loss_rise, cfg.on_nonfinite == "skip")
+    measure = functools.partial(_evaluate, cfg, model, tokenizer, corruption, job)
+    start = 0
+    if saved := job.resume():
+        start, state = saved
+        model.load_state_dict(state["model"])
+        for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
+        rows.text.taken, guard.recent = state["taken"], state["recent"]
+
+    model.train()
+    if job.world_size > 1 and not saved:
+        torch.manual_seed(derive_seed(cfg.seed or 0, "text_to_text", "dropout", job.rank))  # weights are drawn alike
+    for step in job.steps(cfg.num_steps, start):
+        drawn = rows.draw(step)
+        pairs = [rows.pair(row) for row in job.share(drawn)]
+        loss = _accumulate(model, pairs, sum(map(rows.num_targets, drawn)), job, cfg.precision)
+        job.sum_gradients(parameters)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm or math.inf))
+        left_out = guard.refuses(step, loss, norm)
+        if left_out:
+            job.event(step + 1, "step_left_out", left_out)
+        for optimizer in optimizers:
+            if not left_out:
+                set_learning_rate(optimizer, _learning_rate(cfg, step))
+                optimizer.step()
+            optimizer.zero_grad()
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": _learning_rate(cfg, step)}
+        if (step + 1) % cfg.eval_every == 0:
+            metrics |= measure(held_out[0])[0]
+        job.log(metrics, step + 1)
+        job.checkpoint(
+            step + 1,
+            lambda: {
+                "model": model.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers],
+                "taken": rows.text.taken,
+                "recent": guard.recent,
+            },
+        )
+
+    if job.is_main:
+        save_model(model, tokenizer, job.out)
+    (found, answers), (more, last_answers) = map(measure, held_out)
+    job.table("predictions", last_answers or answers)
+    return {"parameters": float(model.num_parameters()), **found, **more}
+
+
+# -- what is trained, and on what ----------------------------------------------------------------------------------
+
+
+def _tokenizer(inputs: Inputs) -> PreTrainedTokenizerBase:
+    folders = [folder for slot in ("tokenizer", "model", "data") if slot in inputs for folder in inputs.folders(slot)]
+    first, *others = [load_tokenizer(folder) for folder in folders]
+    if any(other.get_vocab() != first.get_vocab() for other in others):
+        raise ConfigError("inputs: expected tokens of one tokenizer, the model's where there is one, got several")
+    return first
+
+
+def _model(cfg: TextToText, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> PreTrainedModel:
+    if "model" in inputs:
+        return load_seq2seq(inputs.one("model").path, job.device)
+    return build_model(cfg.model, tokenizer).to(job.device)
+
+
+def _learning_rate(cfg: TextToText, step: int) -> float:
+    constant = cfg.schedule == "constant"
+    return cfg.learning_rate * (1.0 if constant else inverse_square_root_factor(step, cfg.warmup_steps))
+
+
+def _corruption(cfg: TextToText, tokenizer: PreTrainedTokenizerBase) -> Corruption:
+    """What is taken out of a row of text, so that its input fills `cfg.input_length`."""
+    try:
+        spans = longest_row(cfg.input_length, cfg.noise_density, cfg.mean_span_length)
+    except ValueError:
+        raise ConfigError(f"input_length: too short for a row with a span taken out, got {cfg.input_length}") from None
+    if spans.target_length > cfg.target_length:
+        raise ConfigError(
+            f"target_length: what is taken out of a row makes {spans.target_length} tokens, got {cfg.target_length}; "
+            f"give a longer target or a shorter input"
+        )
+    sentinels = sentinels_of(tokenizer)
+    if len(sentinels) < spans.num_spans:
+        raise ConfigError(
+            f"inputs.data: a row has {spans.num_spans} spans taken out, a sentinel in place of each (<extra_id_0> and "
+            f"on), and the tokenizer has {len(sentinels)}; give num_sentinels=100 when it is trained"
+        )
+    return Corruption(spans, sentinels, tokenizer.eos_token_id)
+
+
+def _text(inputs: Inputs, split: str, corruption: Corruption | None) -> list[TextRows]:
+    if corruption is None:
+        return []
+    return [read_tokens(folder, split, corruption.spans.length) for folder in inputs.folders("data")]
+
+
+def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[_Task], int]:
+    """Each set's rows of a split that fit, its name told apart from those before it; and how many do not fit."""
+    found: list[_Task] = []
+    dropped = 0
+    for number, folder in enumerate(inputs.folders("tasks") if "tasks" in inputs else []):
+        texts = [texts_of(row["messages"]) for row in read_rows([folder], split)]
+        texts = texts if split == "train" else texts[: cfg.eval_rows]
+        both = list(zip(texts, encode_pairs(tokenizer, texts), strict=True))
+        kept = [(t, p) for t, p in both if len(p.input) <= cfg.input_length and len(p.target) <= cfg.target_length]
+        dropped += len(both) - len(kept)
+        name = Path(read_info(folder)["source"].rpartition(":")[2].partition("@")[0]).stem
+        name = f"{name}_{number}" if name in (task.name for task in found) else name
+        if kept:
+            found.append(_Task(name, [t for t, _ in kept], [p for _, p in kept]))
+    return found, dropped
+
+
+# -- rows of a step ------------------------------------------------------------------------------------------------
+
+
+class _Drawn(NamedTuple):
+    """A row of a step."""
+
+    source: int | None  # of the text; None: a task
+    row: int
+    seed: int  # of what is taken out of a row of text
+
+
+class _Rows:
+    """Which rows a step takes: a function of the seed, the step, and of what was taken of the text before it."""
+
+    def __init__(self, cfg: TextToText, text: list[TextRows], corruption: Corruption | None, tasks: list[Pair]):
+        self._seed, self._corruption, self._tasks = cfg.seed or 0, corruption, tasks
+        self.text = Mixture(text, [], self._seed)
+        self._num_tasks = cfg.task_rows(bool(text), bool(tasks))
+        self._num_text = cfg.batch_size - self._num_tasks
+
+    @property
+    def longest_target(self) -> int:
+        """Of the tasks, in tokens: no answer needs to be longer."""
+        return max((len(pair.target) for pair in self._tasks), default=0)
+
+    def draw(self, step: int) -> list[_Drawn]:
+        drawn = []
+        if self._num_text:
+            pairs = self.text.draw(step, self._num_text)
+            drawn += [
+                _Drawn(source, row, derive_seed(self._seed, "text_to_text", "spans", step, place))
+                for place, (source, row) in enumerate(pairs)
+            ]
+        if self._num_tasks:
+            first = step * self._num_tasks
+            rows = rows_in_order(first, self._num_tasks, len(self._tasks), self._seed, "text_to_text", "tasks")
+            drawn += [_Drawn(None, row, 0) for row in rows.tolist()]
+        return drawn
+
+    def pair(self, drawn: _Drawn) -> Pair:
+        if drawn.source is None:
+            return self._tasks[drawn.row]
+        assert self._corruption is not None
+        return self._corruption(self.text.sources[drawn.source][drawn.row], drawn.seed)
+
+    def num_targets(self, drawn: _Drawn) -> int:
+        """Tokens that a row has to be written of, known before it is made."""
+        if drawn.source is None:
+            return len(self._tasks[drawn.row].target)
+        assert self._corruption is not None
+        return self._corruption.spans.target_length
+
+
+def _rows(
+    cfg: TextToText, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, corruption: Corruption | None, job: Job
+) -> _Rows:
+    text = _text(inputs, "train", corruption)
+    tasks, dropped = _tasks(cfg, inputs, "train", tokenizer)
+    if dropped:
+        job.info(
+            f"{dropped} tasks are left out: longer than {cfg.input_length} tokens, or {cfg.target_length} to write"
+        )
+    if "tasks" in inputs and not tasks:
+        raise ConfigError(f"inputs.tasks: none has at most {cfg.input_length} tokens and {cfg.target_length} to write")
+    if corruption is not None and not any(map(len, text)):
+        raise ConfigError(
+            f"inputs.data: the training documents do not fill one row of {corruption.spans.length} tokens; "
+            f"give input_length"
+        )
+    return _Rows(cfg, text, corruption, [pair for task in tasks for pair in task.pairs])
+
+
+# -- losses and answers --------------------------------------------------------------------------------------------
+
+
+def _accumulate(model: PreTrainedModel, pairs: Sequence[Pair], count: int, job: Job, precision: str) -> float:
+    """Add the gradient of this process's rows to the batch's mean loss; return the loss of the whole batch.
+
+    Args:
+        count: tokens that the whole batch has to write.
+    """
+    total = torch.zeros((), device=job.device)
+    for nats in _losses(model, pairs, job, precision):
+        loss = nats / count
+        loss.backward()
+        total += loss.detach()
+    job.all_reduce(total)
+    return float(total)
+
+
+def _losses(model: PreTrainedModel, pairs: Sequence[Pair], job: Job, precision: str) -> Iterator[torch.Tensor]:
+    """-log p of all target tokens, nats, of one group of like pairs after the other."""
+    for group in similar_groups(pairs, job.hardware.micro_batch_tokens):
+        batch = pad([pairs[i] for i in group], model.config.pad_token_id, job.device)
+        with job.autocast(precision):
+            nats = -target_logprobs(model, batch).sum()
+        yield nats
+
+
+@torch.no_grad()
+def _evaluate(
+    cfg: TextToText,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corruption: Corruption | None,
+    job: Job,
+    held_out: _HeldOut,
+) -> tuple[Metrics, list[dict[str, Any]]]:
+    """Held-out losses in nats a token, and shares of tasks that are answered right; and some of the answers."""
+    model.eval()
+    metrics: Metrics = {}
+    if corruption is not None and any(map(len, held_out.text)):
+        metrics[f"{held_out.head}/text/loss"] = _text_loss(model, corruption, held_out.text, job, cfg.precision)
+    scores, shown = [], []
+    for task in held_out.tasks:
+        answers = _answers(cfg, model, tokenizer, task, held_out.max_new_tokens, job)
+        right = [answer.strip() == text.target.strip() for answer, text in zip(answers, task.texts, strict=True)]
+        scores.append(_Score(task.name, _nats(model, task.pairs, job, cfg.precision), task.num_targets, right))
+        some = list(zip(task.texts, answers, strict=True))[:_SHOWN]
+        shown += [{"task": task.name, "prompt": t.input, "target": t.target, "answer": answer} for t, answer in some]
+    model.train()
+    if len(scores) > 1:
+        nats, tokens = sum(score.nats for score in scores), sum(score.tokens for score in scores)
+        metrics |= _score_metrics(held_out.head, _Score("tasks", nats, tokens, [x for s in scores for x in s.right]))
+    elif scores:
+        scores = [scores[0]._replace(name="tasks")]
+    for score in scores:
+        metrics |= _score_metrics(held_out.head, score)
+    return metrics, shown
+
+
+def _score_metrics(head: str, score: _Score) -> Metrics:
+    interval = bootstrap([float(right) for right in score.right], _RESAMPLES, 0)
+    named = {"loss": score.nats / score.tokens, "rows": float(len(score.right)), **bounds("accuracy", interval)}
+    return {f"{head}/{score.name}/{name}": value for name, value in named.items()}
+
+
+def _text_loss(
+    model: PreTrainedModel, corruption: Corruption, sources: Sequence[TextRows], job: Job, precision: str
+) -> float:
+    """Nats a token of what is taken out of all rows of text: the same of each every time, whatever the seed."""
+    rows = [(source, row) for source in sources for row in range(len(source))]
+    nats = 0.0
+    for first in range(0, len(rows), _CHUNK):
+        places = range(first, min(first + _CHUNK, len(rows)))
+        seeds = [derive_seed(0, "text_to_text", "held-out", place) for place in places]
+        pairs = [corruption(rows[i][0][rows[i][1]], seed) for i, seed in zip(places, seeds, strict=True)]
+        nats += _nats(model, pairs, job, precision)
+    return nats / (len(rows) * corruption.spans.target_length)
+
+
+def _nats(model: PreTrainedModel, pairs: Sequence[Pair], job: Job, precision: str) -> float:
+    """-log p of all targets, over all processes."""
+    total = torch.zeros((), dtype=torch.float64, device=job.device)
+    for nats in _losses(model, job.share(pairs), job, precision):
+        total += nats
+    job.all_reduce(total)
+    return float(total)
+
+
+def _answers(
+    cfg: TextToText,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: _Task,
+    max_new_tokens: int,
+    job: Job,
+) -> list[str]:
+    """What the model writes to each input, the likeliest token each time."""
+    mine = job.share([pair.input for pair in task.pairs])
+    order = sorted(range(len(mine)), key=lambda i: len(mine[i]))
+    written = [""] * len(mine)
+    size = job.hardware.generation_batch_size
+    for first in range(0, len(order), size):
+        batch = order[first : first + size]
+        with job.autocast(cfg.precision):
+            answers = greedy_answers(model, [mine[i] for i in batch], max_new_tokens)
+        for i, ids in zip(batch, answers, strict=True):
+            written[i] = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return job.gather(written)

@@ -1,0 +1,97 @@
+"""Which rows of text a step takes: a pure function of the seed and of what was taken before."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+from collections.abc import Sequence
+
+import torch
+
+from align.seeds import derive_seed
+from align.text.tokens import TextRows
+
+
+def rows_in_order(first: int, count: int, num_rows: int, seed: int, *purpose: str) -> torch.Tensor:
+    """The `count` rows from the `first` on of an endless row of passes, each in an order of its own; [count], int64.
+
+    No row comes again before all have come; what `purpose` names has orders of its own.
+    """
+    places = torch.arange(first, first + count)
+    rows = torch.empty_like(places)
+    for epoch in (places // num_rows).unique().tolist():
+        here = places // num_rows == epoch
+        rows[here] = _order(num_rows, seed, epoch, *purpose)[places[here] % num_rows]
+    return rows
+
+
+@functools.lru_cache(maxsize=8)
+def _order(num_rows: int, seed: int, epoch: int, *purpose: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(seed, *purpose, epoch))
+    return torch.randperm(num_rows, generator=generator)
+
+
+class Mixture:
+    """Rows of several sources in proportions that are given, each source without replacement [GPT-3, section 2.2].
+
+    Attributes:
+        sources: what is mixed.
+        taken: rows taken of each so far, which is all the state there is.
+
+    Args:
+        weights: of the sources, of any sum; none: the sources are one, so that every row comes once a pass.
+    """
+
+    def __init__(self, sources: Sequence[TextRows], weights: Sequence[float], seed: int):
+        self.sources, self._seed = sources, seed
+        self._weights = torch.tensor(weights, dtype=torch.float64)
+        self.taken = [0] * len(sources)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    @property
+    def passes(self) -> list[float]:
+        """How often each source was gone through."""
+        return [taken / len(source) for taken, source in zip(self.taken, self.sources, strict=True)]
+
+    def draw(self, step: int, count: int) -> list[tuple[int, int]]:
+        """`count` pairs of a source and a row of it, for one step; what is drawn counts as taken."""
+        if not len(self._weights):
+            return self._of_one(sum(self.taken), count)
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "pretrain", "mixture", step))
+        drawn = torch.multinomial(self._weights, count, replacement=True, generator=generator)
+        pairs: list[tuple[int, int]] = []
+        for number, source in enumerate(self.sources):
+            own = int((drawn == number).sum())
+            rows = rows_in_order(self.taken[number], own, len(source), self._seed, "pretrain", "rows", str(number))
+            pairs += [(number, row) for row in rows.tolist()]
+            self.taken[number] += own
+        return pairs
+
+    def _of_one(self, first: int, count: int) -> list[tuple[int, int]]:
+        ends = list(itertools.accumulate(map(len, self.sources)))
+        pairs = []
+        for place in rows_in_order(first, count, len(self), self._seed, "pretrain", "rows").tolist():
+            number = bisect.bisect_right(ends, place)
+            pairs.append((number, place - ends[number] + len(self.sources[number])))
+            self.taken[number] += 1
+        return pairs
+
+    def tokens(self, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Token ids [R, length]."""
+        return torch.stack([self.sources[number][row] for number, row in pairs])
+
+
+def batch_sizes(num_steps: int, full: int, ramp: float, first: int) -> list[int]:
+    """Rows of each step's batch: growing linearly with the rows seen, from `first` to `full` over `ramp` rows.
+
+    [GPT-3, appendix B]
+    """
+    sizes, seen = [], 0
+    for _ in range(num_steps):
+        grown = first + (full - first) * seen / ramp if seen < ramp else full
+        sizes.append(max(1, min(full, round(grown))))
+        seen += sizes[-1]
+    return sizes

@@ -1,0 +1,204 @@
+"""Labelled rows as token sequences: GPT-1's input transformations, which leave the model as it is.
+
+    classification   start text extract
+    entailment       start premise delimiter hypothesis extract
+    similarity       start a delimiter b extract, and start b delimiter a extract
+    multiple_choice  start context question delimiter answer extract, of each answer
+
+Source: Radford et al. 2018, section 3.3 and figure 1.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from align.errors import ConfigError
+
+Row = dict[str, Any]
+Ids = list[int]
+
+START, DELIMITER, EXTRACT = "<|start|>", "<|delimiter|>", "<|extract|>"
+
+
+class TaskTokens(NamedTuple):
+    start: int
+    delimiter: int
+    extract: int
+
+
+class Example(NamedTuple):
+    """A row as the model sees it."""
+
+    sequences: list[Ids]  # two of a pair in both orders, one an answer of multiple choice, else one
+    target: float  # the class, the place of the right answer, or the score, standardised
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.sequences))
+
+
+class Goal(NamedTuple):
+    """What is to be predicted."""
+
+    kind: str  # class, choice or score
+    labels: tuple[str, ...]  # of classes
+    usual: float  # of the training rows: their most frequent class or place, or their mean score
+    deviation: float  # of the training rows' scores; 1 of what is no score
+
+    @property
+    def num_outputs(self) -> int:
+        return max(1, len(self.labels))
+
+    def place(self, row: Row) -> float:
+        """What a row says, as a number: its class, the place of its right choice, or its score."""
+        if self.kind == "class":
+            return self.labels.index(row["label"])
+        return row["label"] if self.kind == "choice" else row["score"]
+
+    def target(self, row: Row) -> float:
+        """As `place`; of scores how many standard deviations above the mean."""
+        return (self.place(row) - self.usual) / self.deviation if self.kind == "score" else self.place(row)
+
+
+# -- what the rows ask ---------------------------------------------------------------------------------------------
+
+
+def find_goal(task: str, splits: dict[str, list[Row]]) -> Goal:
+    """What `task` is to predict of these rows.
+
+    Raises:
+        ConfigError: there is nothing to learn from, or the rows are not of the task.
+    """
+    if not splits["train"]:
+        raise ConfigError("inputs.data: there are no training rows")
+    kind = _kind(splits["train"][0])
+    for split, rows in splits.items():
+        for row in rows:
+            _check(task, kind, split, row)
+    if kind == "score":
+        scores = [row["score"] for row in splits["train"]]
+        if len(set(scores)) == 1:
+            raise ConfigError(f"inputs.data: every training row has the score {scores[0]}; there is nothing to learn")
+        return Goal(kind, (), statistics.fmean(scores), statistics.pstdev(scores))
+    counts = Counter(row["label"] for row in splits["train"])
+    if kind == "choice":
+        return Goal(kind, (), _most_frequent(counts), 1.0)
+    labels = sorted(counts, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))
+    if len(labels) == 1:
+        raise ConfigError(f"inputs.data: every training row is of the class {labels[0]!r}; there is nothing to learn")
+    for split, rows in splits.items():
+        if unknown := sorted({row["label"] for row in rows} - counts.keys()):
+            raise ConfigError(
+                f"inputs.data: {split} rows of the classes {', '.join(unknown)}, which no training row has; "
+                f"training rows are of {', '.join(labels)}; take more of them, or leave such rows out"
+            )
+    return Goal(kind, tuple(labels), labels.index(_most_frequent(counts)), 1.0)
+
+
+def _most_frequent(counts: Counter[Any]) -> Any:
+    """Of several that are equally frequent, the first in order."""
+    return min(counts, key=lambda label: (-counts[label], label))
+
+
+def _kind(row: Row) -> str:
+    return "choice" if row.get("choices") is not None else "score" if row.get("score") is not None else "class"
+
+
+def _check(task: str, kind: str, split: str, row: Row) -> None:
+    own = _kind(row)
+    if own != kind:
+        raise ConfigError(f"inputs.data: rows with a {own} among rows with a {kind}; give them to a step each")
+    allowed = {"multiple_choice": ("choice",), "similarity": ("class", "score")}.get(task, ("class",))
+    if own not in allowed:
+        what = {"class": "a label", "choice": "choices", "score": "a score"}
+        fits = {"class": "classification, entailment or similarity", "choice": "multiple_choice", "score": "similarity"}
+        raise ConfigError(
+            f"task: {task} takes rows with {' or '.join(what[k] for k in allowed)}, and {split} has rows with "
+            f"{what[own]}; give task={fits[own]}"
+        )
+    pair = len(row["texts"]) == 2
+    if task != "multiple_choice" and pair == (task == "classification"):
+        takes, has, other = ("one text", "two", "entailment or similarity")
+        if not pair:
+            takes, has, other = ("two texts", "one", "classification")
+        raise ConfigError(f"task: {task} takes {takes} a row, and {split} has rows with {has}; give task={other}")
+
+
+# -- as tokens -----------------------------------------------------------------------------------------------------
+
+
+def add_task_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[TaskTokens, list[int]]:
+    """The ids of start, delimiter and extract, and which of them are new: what the tokenizer lacks it is given."""
+    lacking = [token for token in (START, DELIMITER, EXTRACT) if token not in tokenizer.get_vocab()]
+    if lacking:
+        tokenizer.add_special_tokens({"additional_special_tokens": lacking}, replace_extra_special_tokens=False)
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in (START, DELIMITER, EXTRACT)]
+    return TaskTokens(*ids), [tokenizer.convert_tokens_to_ids(token) for token in lacking]
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase, task: str, goal: Goal, rows: Sequence[Row], context: int
+) -> tuple[list[Example], int]:
+    """The rows as examples that fit into `context` tokens, and how many of them had to be cut.
+
+    Raises:
+        ConfigError: an answer alone is longer than the context.
+    """
+    tokens, _ = add_task_tokens(tokenizer)
+    texts = [text for row in rows for text in (*row["texts"], *(row.get("choices") or []))]
+    encoded = iter(_encode(tokenizer, texts))
+    examples, num_cut = [], 0
+    for row in rows:
+        asked = [next(encoded) for _ in row["texts"]]
+        answers = [next(encoded) for _ in row.get("choices") or []]
+        fitting = fit(asked, answers, context)
+        num_cut += fitting != asked
+        examples.append(Example(lay_out(task, tokens, fitting, answers), goal.target(row)))
+    return examples, num_cut
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
+    """Each after a space, as words are in the middle of a text; what spells a special token is no special token."""
+    if not texts:
+        return []
+    spaced = [f" {text.strip()}" for text in texts]
+    return tokenizer(spaced, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def fit(texts: list[Ids], answers: list[Ids], context: int) -> list[Ids]:
+    """`texts` without the end of the first, and where that is not enough of the second, so that all fits.
+
+    Special tokens and answers stay whole, and before every answer stands the same.
+    """
+    longest = max(map(len, answers), default=0)
+    room = context - (2 if len(texts) == 1 and not answers else 3) - longest
+    if room < 0:
+        raise ConfigError(
+            f"inputs.data: an answer has {longest} tokens, and the model's context is {context}; leave such rows out "
+            f"(align data max_chars=N), or take a model with a longer context"
+        )
+    excess = max(0, sum(map(len, texts)) - room)
+    kept = []
+    for text in texts:
+        cut = min(excess, len(text))
+        kept.append(text[: len(text) - cut])
+        excess -= cut
+    return kept
+
+
+def lay_out(task: str, tokens: TaskTokens, texts: list[Ids], answers: list[Ids]) -> list[Ids]:
+    """The sequences of one row; their last token is always extract, at which the model is read."""
+    start, delimiter, extract = ([token] for token in tokens)
+    if task == "multiple_choice":
+        asked = [token for text in texts for token in text]
+        return [start + asked + delimiter + answer + extract for answer in answers]
+    if task == "classification":
+        return [start + texts[0] + extract]
+    first, second = texts
+    orders = [(first, second), (second, first)] if task == "similarity" else [(first, second)]
+    return [start + one + delimiter + other + extract for one, other in orders]

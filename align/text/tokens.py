@@ -1,0 +1,145 @@
+"""Text as tokens on disk: written once as a stream, read as a memory map, so that no corpus need fit into memory.
+
+A folder holds <split>.npy for each split, flat, every document ended by the end-of-text token; tokens.json; and the
+tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+INFO = "tokens.json"
+_CHARS = 2**22  # tokenised at a time
+
+
+class Counts(NamedTuple):
+    """How much text a split holds."""
+
+    documents: int
+    tokens: int  # the ends of documents among them
+    bytes: int  # of the text as UTF-8
+
+    def plus(self, other: Counts) -> Counts:
+        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[np.ndarray, Counts]]:
+    """Some megabytes of documents at a time, as tokens end to end, each document ended by the end-of-text token.
+
+    What looks like a special token in a text is text: no document can end itself or speak for a role.
+    """
+    dtype = token_dtype(len(tokenizer))
+    end = np.array([tokenizer.eos_token_id], dtype)
+    backend = tokenizer.backend_tokenizer
+    for group in _groups(texts):
+        special, backend.encode_special_tokens = backend.encode_special_tokens, True
+        try:
+            encodings = backend.encode_batch_fast(group, add_special_tokens=False)
+        finally:
+            backend.encode_special_tokens = special
+        flat = np.concatenate([part for e in encodings for part in (np.array(e.ids, dtype), end)])
+        size = sum(len(text.encode("utf-8", "surrogatepass")) for text in group)
+        yield flat, Counts(len(group), len(flat), size)
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= _CHARS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
+    return np.uint16 if vocab_size <= 2**16 else np.uint32
+
+
+def write_tokens(
+    folder: Path,
+    split: str,
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    advance: Callable[[int], None],
+) -> Counts:
+    """Write `folder`/<split>.npy; nothing where there are no texts. `advance` is told of the documents done."""
+    total, path = Counts(0, 0, 0), folder / f"{split}.npy"
+    dtype = np.dtype(token_dtype(len(tokenizer)))
+    with path.open("wb") as file:
+        _write_header(file, dtype, 0)
+        for flat, counts in encode_documents(texts, tokenizer):
+            file.write(flat.tobytes())
+            total = total.plus(counts)
+            advance(counts.documents)
+        file.seek(0)
+        _write_header(file, dtype, total.tokens)  # as long as the first: NumPy leaves room for the length to grow
+    if not total.documents:
+        path.unlink()
+    return total
+
+
+def _write_header(file: Any, dtype: np.dtype, length: int) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def write_info(folder: Path, source: str, splits: dict[str, Counts]) -> None:
+    info = {"source": source, "splits": {name: counts._asdict() for name, counts in splits.items()}}
+    (folder / INFO).write_text(json.dumps(info, indent=1, sort_keys=True), encoding="utf-8")
+
+
+class TextRows:
+    """A split's tokens, cut into rows; the tail that fills no row is left out.
+
+    Documents may cross rows and see each other within one, as in GPT-3 (section 2.1: no mask between documents).
+
+    Attributes:
+        name: the last part of where the documents come from.
+    """
+
+    def __init__(self, flat: np.ndarray, length: int, counts: Counts, name: str = "text"):
+        self.name, self.counts = name, counts
+        self._rows = flat[: len(flat) // length * length].reshape(-1, length)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: int | slice | torch.Tensor) -> torch.Tensor:
+        """Token ids [R, length], or [length] of one row."""
+        at = rows.numpy() if isinstance(rows, torch.Tensor) else rows
+        return torch.from_numpy(self._rows[at].astype(np.int64))
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.counts.bytes / self.counts.tokens if self.counts.tokens else math.nan
+
+
+def encode_text(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) -> TextRows:
+    """Documents as rows of tokens in memory, two bytes a token where the vocabulary allows."""
+    parts, total = [np.empty(0, token_dtype(len(tokenizer)))], Counts(0, 0, 0)
+    for flat, counts in encode_documents(texts, tokenizer):
+        parts.append(flat)
+        total = total.plus(counts)
+    return TextRows(np.concatenate(parts), length, total)
+
+
+def read_tokens(folder: Path, split: str, length: int) -> TextRows:
+    """The rows of a split of a tokens artifact; none where it has no such split."""
+    info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    path = folder / f"{split}.npy"
+    flat = np.load(path, mmap_mode="r") if path.is_file() else np.empty(0, np.uint16)
+    counts = Counts(**info["splits"].get(split, {"documents": 0, "tokens": 0, "bytes": 0}))
+    name = Path(info["source"].rpartition(":")[2].partition("@")[0]).stem or "text"
+    return TextRows(flat, length, counts, name)

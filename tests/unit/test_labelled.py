@@ -1,0 +1,201 @@
+"""Labelled rows: what GLUE's and others' columns become, what is none, and how rows and splits are told apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from align.data.formats import FORMATS, infer_format, reader
+from align.data.records import Dropped, Malformed, check_row, read_rows, split_key, whole_key, write_rows
+
+PAIR = {"texts": ["a", "b"], "label": "yes"}
+ASKED = {"texts": ["where?"], "choices": ["x", "y"], "label": 1}
+SICK = (
+    "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
+    '1\t"A man" runs\tA man moves\t4.5\tENTAILMENT\n'
+    "2\tA dog\tNo dog\t2\tCONTRADICTION\n"
+)
+
+
+def read(row, name=None):
+    """As the data stage reads a user's row, or with a card's format."""
+    record, function = reader(name or infer_format(row, "labelled"), "labelled")
+    assert record == "labelled"
+    return [check_row("labelled", found) for found in function(row)]
+
+
+# -- what is read, and as what -------------------------------------------------------------------------------------
+
+TEXTS = {
+    "SST-2 and CoLA on the Hub": ({"sentence": "fine", "label": 1, "idx": 0}, {"texts": ["fine"], "label": "1"}),
+    "a text in a CSV file": ({"text": "fine", "label": "pos"}, {"texts": ["fine"], "label": "pos"}),
+    "MRPC and RTE": ({"sentence1": "a", "sentence2": "b", "label": 0}, {"texts": ["a", "b"], "label": "0"}),
+    "MNLI": ({"premise": "a", "hypothesis": "b", "label": 2}, {"texts": ["a", "b"], "label": "2"}),
+    "SNLI": ({"sentence1": "a", "sentence2": "b", "gold_label": "neutral"}, {"texts": ["a", "b"], "label": "neutral"}),
+    "QQP": ({"question1": "a", "question2": "b", "label": 1}, {"texts": ["a", "b"], "label": "1"}),
+    "QNLI": ({"question": "q", "sentence": "s", "label": 1}, {"texts": ["s", "q"], "label": "1"}),
+    "BoolQ": ({"question": "q", "passage": "p", "answer": True}, {"texts": ["p", "q"], "label": "true"}),
+    "STS-B on the Hub": ({"sentence1": "a", "sentence2": "b", "label": 3.8}, {"texts": ["a", "b"], "score": 3.8}),
+    "a score in a TSV file": (
+        {"sentence1": "a", "sentence2": "b", "score": "4"},
+        {"texts": ["a", "b"], "score": 4.0},
+    ),
+    "a record": ({**PAIR, "id": 3}, {**PAIR, "id": 3}),
+    "a record with a number for a class": ({"texts": ["a"], "label": 1}, {"texts": ["a"], "label": "1"}),
+    "a record with a whole score": ({"texts": ["a", "b"], "score": 4}, {"texts": ["a", "b"], "score": 4.0}),
+}
+CHOICES = {
+    "a record": (ASKED, ASKED),
+    "CommonsenseQA on the Hub": (
+        {"question": "where?", "choices": {"label": ["A", "B"], "text": ["x", "y"]}, "answerKey": "B"},
+        ASKED,
+    ),
+    "CommonsenseQA's own files": (
+        {
+            "question": {"stem": "where?", "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]},
+            "answerKey": "B",
+        },
+        ASKED,
+    ),
+    "ARC, some with numbers": (
+        {"question": "where?", "choices": {"label": ["1", "2"], "text": ["x", "y"]}, "answerKey": "2"},
+        ASKED,
+    ),
+    "RACE": (
+        {"article": "text", "question": "where?", "options": ["x", "y"], "answer": "B"},
+        {**ASKED, "texts": ["text", "where?"]},
+    ),
+    "HellaSwag": ({"ctx": "where?", "endings": ["x", "y"], "label": "1"}, ASKED),
+    "a context and a question": (
+        {"context": "text", "question": "where?", "choices": ["x", "y"], "label": 1},
+        {**ASKED, "texts": ["text", "where?"]},
+    ),
+    "LLM Foundry": ({"query": "where?\n", "choices": ["x", "y"], "gold": 1}, ASKED),
+    "LLM Foundry's BoolQ": (
+        {"query": "Passage: It is.\nQuestion: is it?", "choices": ["no", "yes"], "gold": 1},
+        {"texts": ["It is.", "is it?"], "label": "yes"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TEXTS)
+def test_texts_with_a_label_are_read(what):
+    row, expected = TEXTS[what]
+    assert read(row) == [expected]
+
+
+@pytest.mark.parametrize("what", CHOICES)
+def test_choices_are_read(what):
+    row, expected = CHOICES[what]
+    assert read(row) == [expected]
+
+
+def test_a_table_in_plain_text_is_read_line_by_line():
+    """SICK's tables are tab-separated, end in .txt, and quote nothing."""
+    raw = {"text": SICK, "file": "SICK_train.txt"}
+    texts = [['"A man" runs', "A man moves"], ["A dog", "No dog"]]
+    labels, marks = read(raw, "sick_entailment"), read(raw, "sick_relatedness")
+    assert labels == [{"texts": texts[0], "label": "ENTAILMENT"}, {"texts": texts[1], "label": "CONTRADICTION"}]
+    assert marks == [{"texts": texts[0], "score": 4.5}, {"texts": texts[1], "score": 2.0}]
+    on_the_hub = {"sentence_A": "A dog", "sentence_B": "No dog", "label": 2, "relatedness_score": 2.0}
+    assert read(on_the_hub, "sick_entailment") == [{"texts": texts[1], "label": "2"}]
+    assert read(on_the_hub, "sick_relatedness") == marks[1:]
+
+
+def test_a_card_of_items_is_read_as_labelled_where_that_is_asked():
+    for name in ("query_choices", "commonsense_qa"):
+        assert reader(name, "items") == FORMATS[name]
+        assert reader(name, "items")[0] == "items"
+        assert reader(name, "labelled")[0] == "labelled"
+    assert reader("text", "labelled")[0] == "documents"
+
+
+def test_a_text_beside_a_label_is_a_document_where_no_label_is_wanted():
+    row = {"text": "a", "label": "b"}
+    assert infer_format(row) == "text"
+    assert infer_format(row, "labelled") == "labelled_texts"
+
+
+@pytest.mark.parametrize("label", ["-", "", " ", None, -1, "-1"])
+def test_a_row_without_a_label_is_dropped(label):
+    with pytest.raises(Dropped, match=r"^no label$"):
+        read({"sentence1": "a", "sentence2": "b", "label": label})
+    with pytest.raises(Dropped, match=r"^no label$"):
+        read({"question": "a", "choices": ["x", "y"], "answerKey": None if label in ("-", " ") else label})
+
+
+# -- what is not ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({**PAIR, "texts": "a"}, "texts"),
+        ({**PAIR, "texts": []}, "texts"),
+        ({**PAIR, "texts": ["a", "b", "c"]}, "texts"),
+        ({**PAIR, "texts": ["a", 3]}, "texts[1]"),
+        ({**PAIR, "label": 3}, "label"),
+        ({"texts": ["a"]}, "label"),
+        ({**PAIR, "score": 1.0}, "label"),
+        ({**ASKED, "choices": ["x"]}, "choices"),
+        ({**ASKED, "choices": "xy"}, "choices"),
+        ({**ASKED, "choices": ["x", None]}, "choices[1]"),
+        ({**ASKED, "label": 2}, "label"),
+        ({**ASKED, "label": -1}, "label"),
+        ({**ASKED, "label": True}, "label"),
+        ({**ASKED, "label": "y"}, "label"),
+        ({"texts": ["a", "b"], "score": float("nan")}, "score"),
+        ({"texts": ["a", "b"], "score": "4"}, "score"),
+    ],
+)
+def test_a_row_that_is_not_labelled_is_malformed_at(row, field):
+    with pytest.raises(Malformed) as caught:
+        check_row("labelled", row)
+    assert str(caught.value).startswith(f"{field}: expected ")
+
+
+@pytest.mark.parametrize("row", [{**PAIR, "texts": ["a", " "]}, {**ASKED, "choices": ["x", ""]}])
+def test_an_empty_text_is_dropped(row):
+    with pytest.raises(Dropped, match=r"^empty text$"):
+        check_row("labelled", row)
+
+
+@pytest.mark.parametrize("row", [{}, {"text": "a"}, {"label": 1}, {"question": "a", "label": 1}, {"premise": "a"}])
+def test_columns_of_no_labelled_row_are_malformed(row):
+    with pytest.raises(Malformed, match=r"^row: columns .* make no labelled row; expected a text"):
+        infer_format(row, "labelled")
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"sentence1": "a", "sentence2": "b", "score": "much"}, "score"),
+        ({"sentence1": "a", "sentence2": None, "label": 1}, "sentence2"),
+        ({"sentence": "a", "label": ["b"]}, "label"),
+        ({"question": "a", "choices": ["x", "y"], "answerKey": "C"}, "answerKey"),
+        ({"question": "a", "choices": ["x", 3], "answerKey": "A"}, "choices"),
+        ({"question": "a", "choices": {"text": ["x"], "label": ["A", "B"]}, "answerKey": "A"}, "choices"),
+    ],
+)
+def test_columns_that_hold_something_else_are_malformed_at(row, field):
+    with pytest.raises(Malformed) as caught:
+        read(row)
+    assert str(caught.value).startswith(f"{field}: expected ")
+
+
+# -- kept, and split -----------------------------------------------------------------------------------------------
+
+
+def test_labelled_rows_come_back_as_they_were(tmp_path):
+    for rows in ([PAIR, {"texts": ["c"], "label": "no"}], [ASKED, {**ASKED, "label": 0}]):
+        write_rows(tmp_path, "train", rows)
+        assert list(read_rows([tmp_path], "train")) == rows
+
+
+def test_rows_of_one_premise_stay_in_one_split_and_only_the_same_row_is_taken_out_of_another():
+    other = {**PAIR, "texts": ["a", "c"]}
+    assert split_key(PAIR) == split_key(other)
+    assert whole_key(PAIR) != whole_key(other)
+    assert whole_key(PAIR) == whole_key({**PAIR, "label": "no"})
+    assert whole_key(ASKED) != whole_key({**ASKED, "choices": ["x", "z"]})
+    prompt = {"prompt": [{"role": "user", "content": "Why?"}]}
+    assert whole_key(prompt) == split_key(prompt)

@@ -1,0 +1,52 @@
+"""Which steps are left out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from align.errors import HealthStop
+from align.spikes import Guard
+
+
+def test_a_loss_far_above_the_recent_ones_is_left_out_and_not_remembered():
+    guard = Guard(1.0, skips_nonfinite=False)
+    losses = [5.0 - 0.1 * i for i in range(20)]
+    assert [guard.refuses(i, loss, 1.0) for i, loss in enumerate(losses)] == [None] * 20
+    usual = (losses[9] + losses[10]) / 2
+    assert (
+        guard.refuses(20, usual + 1.01, 1.0)
+        == f"step 20: the loss is {usual + 1.01:.3f}, and 4.050 is the recent median"
+    )
+    assert guard.refuses(21, usual + 0.99, 1.0) is None
+
+
+def test_the_first_losses_are_all_taken():
+    guard = Guard(0.1, skips_nonfinite=False)
+    assert [guard.refuses(i, 9.0 if i == 9 else 1.0, 1.0) for i in range(10)] == [None] * 10
+    assert guard.refuses(10, 9.0, 1.0)
+
+
+def test_without_a_limit_only_what_is_not_finite_counts():
+    guard = Guard(None, skips_nonfinite=True)
+    assert [guard.refuses(i, 1.0, 1.0) for i in range(20)] == [None] * 20
+    assert guard.refuses(20, 1e9, 1.0) is None
+    for loss, norm in ((math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)):
+        assert guard.refuses(21, loss, norm)
+
+
+def test_what_is_not_finite_ends_a_run_that_does_not_skip_it():
+    with pytest.raises(HealthStop, match=r"step 3: the loss is nan .*; lower learning_rate, or give on_nonfinite=skip"):
+        Guard(None, skips_nonfinite=False).refuses(3, math.nan, 1.0)
+
+
+def test_ten_in_a_row_end_the_run():
+    guard = Guard(None, skips_nonfinite=True)
+    for step in range(9):
+        assert guard.refuses(step, math.nan, 1.0)
+    guard.refuses(9, 1.0, 1.0)
+    for step in range(10, 19):
+        assert guard.refuses(step, math.nan, 1.0)
+    with pytest.raises(HealthStop, match="tenth left out in a row"):
+        guard.refuses(19, math.nan, 1.0)
