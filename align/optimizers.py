@@ -147,6 +147,19 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x.mT if tall else x
 
 
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:
+    """Scale all gradients so that their global norm is at most `max_norm`; the norm they had.
+
+    `torch.nn.utils.clip_grad_norm_` multiplies by 1, too, which is a pass over all gradients for nothing.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if float(norm) > max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return float(norm)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

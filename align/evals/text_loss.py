@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel
 
-from align.losses.lm import head_logprobs, token_losses
+from align.losses.lm import head_logprobs, summed_head_loss, token_losses
 from align.models.packed import head_is_plain
 
 
@@ -20,7 +22,11 @@ def summed_loss(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.
     Args:
         position_ids: [R, length], where they begin anew within a row: what comes before is then not seen.
     """
-    return _target_losses(model, rows, position_ids).sum()
+    if not head_is_plain(model):
+        return _target_losses(model, rows, position_ids).sum()
+    rows = rows.to(model.device)
+    head = model.get_output_embeddings()
+    return summed_head_loss(_states(model, rows, position_ids), head.weight, head.bias, rows[:, 1:].flatten())
 
 
 def row_losses(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
@@ -31,12 +37,19 @@ def row_losses(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
 def _target_losses(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
     """[R * (length - 1)], float32; logits exist for some rows at a time."""
     rows = rows.to(model.device)
-    where = {"input_ids": rows, "use_cache": False}
-    if position_ids is not None:
-        where["position_ids"] = position_ids.to(model.device)
     targets = rows[:, 1:].flatten()
     if not head_is_plain(model):
-        return token_losses(model(**where).logits[:, :-1].flatten(0, 1), targets)
-    hidden = model.base_model(**where).last_hidden_state[:, :-1].flatten(0, 1)
+        logits = model(**_where(model, rows, position_ids)).logits
+        return token_losses(logits[:, :-1].flatten(0, 1), targets)
     head = model.get_output_embeddings()
-    return -head_logprobs(hidden, head.weight, head.bias, targets).logprobs
+    return -head_logprobs(_states(model, rows, position_ids), head.weight, head.bias, targets).logprobs
+
+
+def _states(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+    """The last hidden state before each target, [R * (length - 1), H]."""
+    return model.base_model(**_where(model, rows, position_ids)).last_hidden_state[:, :-1].flatten(0, 1)
+
+
+def _where(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None) -> dict[str, Any]:
+    where = {"input_ids": rows, "use_cache": False}
+    return where if position_ids is None else where | {"position_ids": position_ids.to(model.device)}

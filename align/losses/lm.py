@@ -9,11 +9,85 @@ import torch
 import torch.nn.functional as F
 
 _CHUNK = 2**23  # logits held at once: 32 MiB in float32
+_SUMMED_CHUNK = 2**25  # where only their gradient is held: 64 MiB in bfloat16
+_CACHED = 2**19  # logits that a softmax goes through at once: what a core's cache holds
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """-log p(target) in nats. `logits` [N, V] and `targets` [N] -> [N], float32."""
     return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def summed_head_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+) -> torch.Tensor:
+    """The sum of -log softmax(hidden weight^T + bias) at `targets`, in nats, as `head_logprobs` has them.
+
+    Where it is learned from, the gradient is made in the forward pass, so that logits are computed once.
+
+    Args:
+        hidden: [N, H]; weight: [V, H]; bias: [V] or None; targets: [N].
+    """
+    if not torch.is_grad_enabled():
+        return -head_logprobs(hidden, weight, bias, targets).logprobs.sum()
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    with torch.autocast(kind, enabled=False):
+        return _SummedHeadLoss.apply(hidden.to(dtype), weight, bias, targets)
+
+
+class _SummedHeadLoss(torch.autograd.Function):
+    """d loss / d logit_j = p_j - 1[j = y]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
+        low = weight.to(hidden.dtype)
+        low_bias = None if bias is None else bias.to(hidden.dtype)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        d_hidden = torch.empty_like(hidden)
+        learns = ctx.needs_input_grad[1]  # not where adapters are trained on a frozen model
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learns else None
+        d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        rows = 2 ** int(math.log2(max(1, _SUMMED_CHUNK // len(weight))))  # few different shapes
+        for start in range(0, len(hidden), rows):
+            at = slice(start, start + rows)
+            gradient = F.linear(hidden[at], low, low_bias)
+            total += _softmax_minus_one(gradient, targets[at])
+            d_hidden[at] = gradient @ low
+            if d_weight is not None:
+                d_weight += gradient.mT @ hidden[at]
+            if d_bias is not None:
+                d_bias += gradient.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        return total.to(torch.promote_types(hidden.dtype, torch.float32))
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: torch.Tensor) -> tuple[Any, ...]:
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        dtype, bias_dtype = ctx.dtypes
+        return (
+            d_hidden * d_loss,
+            None if d_weight is None else (d_weight * d_loss).to(dtype),
+            None if d_bias is None else (d_bias * d_loss).to(bias_dtype),
+            None,
+        )
+
+
+def _softmax_minus_one(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Make of `logits` [N, V], in place, p_j - 1[j = y]; the sum of -log p_y, in float64."""
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    for start in range(0, len(logits), rows):
+        part, places = logits[start : start + rows], targets[start : start + rows, None]
+        every = part.to(torch.promote_types(part.dtype, torch.float32), copy=True)
+        total_log = every.logsumexp(1, keepdim=True)
+        total += (total_log - every.gather(1, places)).sum(dtype=torch.float64)
+        every.sub_(total_log).exp_().scatter_add_(1, places, torch.full_like(total_log, -1.0))
+        part.copy_(every)
+    return total
 
 
 class TokenLogprobs(NamedTuple):

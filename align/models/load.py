@@ -58,6 +58,14 @@ def check_attention(model: PreTrainedModel) -> None:
         )
 
 
+def compile_layers(model: PreTrainedModel) -> None:
+    """Have `torch.compile` make one program of each kind of layer; the weights keep their names."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList):
+            for layer in module:
+                layer.compile()
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model or tokenizer artifact.
 

@@ -18,8 +18,14 @@ from align.errors import ConfigError
 from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job, Metrics
 from align.models.build import build_model
-from align.models.load import context_length, load_model, load_tokenizer, save_model
-from align.optimizers import cosine_factor, inverse_square_root_factor, pretraining_optimizers, set_learning_rate
+from align.models.load import compile_layers, context_length, load_model, load_tokenizer, save_model
+from align.optimizers import (
+    clip_gradients,
+    cosine_factor,
+    inverse_square_root_factor,
+    pretraining_optimizers,
+    set_learning_rate,
+)
 from align.seeds import derive_seed
 from align.spikes import Guard
 from align.text.packing import document_positions
@@ -57,7 +63,7 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
         pairs = text.draw(step, sizes[step])
         loss = _accumulate(loss_of, text.tokens(job.share(pairs)), len(pairs) * (length - 1), job, cfg.precision)
         job.sum_gradients(parameters)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm))
+        norm = clip_gradients(parameters, cfg.max_grad_norm)
         left_out = guard.refuses(step, loss, norm)
         if left_out:
             job.event(step + 1, "step_left_out", left_out)
@@ -104,6 +110,8 @@ def _model(cfg: Pretrain, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, jo
         model = build_model(cfg.model, tokenizer).to(job.device)
     if job.hardware.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if job.hardware.compile:
+        compile_layers(model)
     return model
 
 

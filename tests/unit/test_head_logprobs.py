@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
-from align.losses.lm import head_logprobs
+from align.losses import lm
+from align.losses.lm import head_logprobs, summed_head_loss
 from align.models.packed import pack_pairs, response_likelihoods, response_logprobs
 
 ROWS, WIDTH, VOCABULARY = 13, 8, 29
@@ -338,3 +339,56 @@ def test_the_head_runs_for_response_tokens_alone(monkeypatch):
     response_logprobs(ours, packed, responses)
     assert seen == [64 * math.ceil(sum(map(len, responses)) / 64)]
     assert seen[0] < packed.input_ids.numel()
+
+
+# -- the summed loss, whose gradient is made on the way ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(("chunk", "cached"), [(2**25, 2**19), (4 * VOCABULARY, 2 * VOCABULARY), (1, 1)])
+def test_the_summed_loss_and_its_gradient_are_those_of_cross_entropy(targets, monkeypatch, with_bias, chunk, cached):
+    monkeypatch.setattr(lm, "_SUMMED_CHUNK", chunk)
+    monkeypatch.setattr(lm, "_CACHED", cached)
+    inputs = drawn(with_bias)
+    loss = summed_head_loss(*inputs, targets)
+    hidden, weight, bias = (None if x is None else x.detach().double().requires_grad_() for x in inputs)
+    expected = F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum")
+    near(loss, expected)
+    found, wanted = gradients_of(loss / 7, inputs), gradients_of(expected / 7, (hidden, weight, bias))
+    for name, gradient in found.items():
+        near(gradient, wanted[name])
+
+
+def test_the_summed_loss_of_float64_passes_the_finite_differences(targets):
+    inputs = drawn(dtype=torch.float64)
+    hidden, weight, bias = inputs
+    loss = summed_head_loss(*inputs, targets)
+    moved = torch.zeros_like(hidden)
+    moved[3, 2] = 1e-6
+    slope = (summed_head_loss(hidden + moved, weight, bias, targets) - summed_head_loss(*inputs, targets)) / 1e-6
+    assert float(torch.autograd.grad(loss, hidden)[0][3, 2]) == pytest.approx(slope.item(), rel=1e-4)
+
+
+def test_the_summed_loss_in_bf16_is_near_and_its_gradients_are_float32(targets):
+    inputs = drawn()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = summed_head_loss(*inputs, targets)
+    assert loss.dtype == torch.float32
+    near(loss, -head_logprobs(*(x.detach() for x in inputs), targets).logprobs.sum(), 2e-2)
+    found = gradients_of(loss, inputs)
+    assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+    for name, gradient in gradients_of(summed_head_loss(*inputs, targets), inputs).items():
+        near(found[name], gradient, 5e-2)
+
+
+def test_a_frozen_head_gets_no_gradient(targets):
+    hidden, weight, bias = drawn()
+    loss = summed_head_loss(hidden, weight.detach(), bias.detach(), targets)
+    (gradient,) = torch.autograd.grad(loss, [hidden])
+    assert gradient.shape == hidden.shape
+
+
+def test_without_a_gradient_the_sum_is_the_same(targets):
+    inputs = drawn()
+    with torch.no_grad():
+        near(summed_head_loss(*inputs, targets), summed_head_loss(*drawn(), targets))

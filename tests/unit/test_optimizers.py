@@ -14,7 +14,9 @@ from align.models.build import build_model
 from align.optimizers import (
     Muon,
     adamw,
+    clip_gradients,
     cosine_factor,
+    inverse_square_root_factor,
     linear_factor,
     orthogonalize,
     pretraining_optimizers,
@@ -248,3 +250,26 @@ def test_set_learning_rate_sets_every_group(tokenizer):
     optimizer = adamw(built(tokenizer), 0.1)
     set_learning_rate(optimizer, 0.025)
     assert [g["lr"] for g in optimizer.param_groups] == [0.025, 0.025]
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_clipping_is_torch_s(size):
+    ours, theirs = ([torch.nn.Parameter(normal(4, 3)) for _ in range(3)] for _ in range(2))
+    for i, pair in enumerate(zip(ours, theirs, strict=True)):
+        for parameter in pair:
+            parameter.grad = size * normal(4, 3, seed=i)
+    norm = clip_gradients(ours, 1.0)
+    assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(theirs, 1.0)), rel=1e-6)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_t5_s_factor_is_flat_and_then_falls():
+    assert [inverse_square_root_factor(n, 10_000) for n in (0, 9_999, 10_000)] == [1.0, 1.0, 1.0]
+    assert 0.01 * inverse_square_root_factor(10**6, 10_000) == pytest.approx(0.001)
+
+
+def test_a_cosine_stays_at_its_end():
+    assert cosine_factor(400, 100, 4, 0.1) == pytest.approx(0.1)
+    assert cosine_factor(3e8, 260e9, 375e6, 0.1) == pytest.approx(0.8)  # GPT-3's warm-up, by tokens
+    assert cosine_factor(375e6, 260e9, 375e6, 0.1) == 1.0
