@@ -126,21 +126,33 @@ def test_autocast_leaves_the_precision_alone():
     assert torch.equal(got, ours(*inputs, 20))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_leaves_out_probabilities_and_makes_up_for_them(dtype):
+@pytest.mark.parametrize("kernel", [banded_attention, _at_once])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-5)])
+def test_dropout_leaves_out_probabilities_and_makes_up_for_them(kernel, dtype, tolerance):
     length, window, rate = 200, 50, 0.25
     query, key, _ = tensors(length, dtype, rows=1)
     # With the identity for values, what comes out are the probabilities themselves.
     value = torch.eye(length, dtype=dtype).expand(1, 3, -1, -1)
     torch.manual_seed(0)
-    got = banded_attention(query, key, value, window, rate, SCALE)[0].double()
+    got = kernel(query, key, value, window, rate, SCALE)[0].double()
     full = dense(query.double(), key.double(), value.double(), window)[0]
     inside = band(length, window).expand(3, -1, -1)
     assert (got[~inside] == 0).all()
     kept = got[inside] > 0
-    torch.testing.assert_close(got[inside][kept], full[inside][kept] / (1 - rate), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(got[inside][kept], full[inside][kept] / (1 - rate), rtol=tolerance, atol=1e-7)
     deviation = math.sqrt(rate * (1 - rate) / kept.numel())
     assert 1 - kept.double().mean().item() == pytest.approx(rate, abs=4 * deviation)
+
+
+@pytest.mark.parametrize("kernel", [banded_attention, _at_once])
+def test_gradients_under_dropout_are_finite_differences(monkeypatch, kernel):
+    monkeypatch.setattr(banded, "_BLOCK", 4)
+
+    def dropped(*inputs):
+        torch.manual_seed(1)
+        return kernel(*inputs, 6, 0.3, SCALE)
+
+    assert torch.autograd.gradcheck(dropped, [x.requires_grad_() for x in tensors(11, rows=1, heads=2, width=3)])
 
 
 class _Largest(TorchDispatchMode):
