@@ -7,6 +7,7 @@ prints what it holds at its peak beyond what the process held before, in bytes.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,6 @@ from transformers import AttentionInterface
 from transformers.models.gpt2.modeling_gpt2 import eager_attention_forward
 
 from align.models.attention import ATTENTION, packed_layout
-from align.worker import reuse_freed_memory
 
 HEADS, HEAD_WIDTH, WINDOW = 12, 64, 256
 
@@ -83,9 +83,9 @@ def _resident(field: str) -> int:
 
 def main() -> None:
     way, context = sys.argv[1], int(sys.argv[2])
-    reuse_freed_memory()  # as `run_stage` does
     step(way, 2 * WINDOW)()  # what the libraries set up once
     work = step(way, context)
+    ctypes.CDLL(None).malloc_trim(0)  # or what is free already would be used, and not be counted
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = _resident("VmRSS")
     work()

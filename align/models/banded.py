@@ -6,7 +6,8 @@ the length and not with its square. The result is that of dense attention under 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -23,9 +24,9 @@ def banded_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, dropout: float, scale: float
 ) -> torch.Tensor:
     """softmax(q k^T * scale) v over the band; [S, H, L, D] each, every row a sequence from its first token on."""
-    if query.device.type != "cpu" or dropout > 0:
-        return _at_once(query, key, value, window, dropout, scale)
-    return _InBlocks.apply(query, key, value, window, scale)
+    if query.device.type == "cpu":
+        return _InBlocks.apply(query, key, value, window, dropout, scale)
+    return _at_once(query, key, value, window, dropout, scale)
 
 
 def _reach(window: int) -> int:
@@ -45,33 +46,46 @@ class _InBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, scale: float
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        window: int,
+        dropout: float,
+        scale: float,
     ) -> torch.Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        out, kept = torch.empty_like(value), []
+        out, saved = torch.empty_like(value), []
         with torch.autocast(query.device.type, enabled=False):
             for of, seen in _blocks(query.shape[2], window):
                 mask = unseen(of.stop - of.start, seen.stop - seen.start, window)
                 probs = attention_probs(query[:, :, of], key[:, :, seen], mask, scale)
+                saved.append(probs)
+                if dropout > 0:  # the library's own takes several times as long
+                    keep = torch.empty(probs.shape, dtype=torch.bool).bernoulli_(1 - dropout)
+                    saved.append(keep)
+                    probs = probs * keep
                 out[:, :, of] = torch.matmul(probs, value[:, :, seen])
-                kept.append(probs)
-        ctx.save_for_backward(query, key, value, *kept)
-        ctx.window, ctx.scale = window, scale
-        return out
+        ctx.save_for_backward(query, key, value, *saved)
+        ctx.window, ctx.dropout, ctx.scale = window, dropout, scale
+        return out.div_(1 - dropout) if dropout > 0 else out
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
-        query, key, value, *kept = ctx.saved_tensors
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, *saved = ctx.saved_tensors
+        kept: Iterable[torch.Tensor | None] = repeat(None)
+        if ctx.dropout > 0:
+            gradient, saved, kept = gradient / (1 - ctx.dropout), saved[::2], saved[1::2]
         wide = torch.promote_types(key.dtype, torch.float32)  # a key gets its gradient from several blocks
-        d_query, d_key, d_value = torch.empty_like(query), key.new_zeros(key.shape, dtype=wide), None
-        d_value = value.new_zeros(value.shape, dtype=wide)
-        for probs, (of, seen) in zip(kept, _blocks(query.shape[2], ctx.window), strict=True):
-            parts = query[:, :, of], key[:, :, seen], value[:, :, seen]
-            by_query, by_key, by_value = attention_gradients(*parts, probs, gradient[:, :, of], ctx.scale)
+        d_query = torch.empty_like(query)
+        d_key, d_value = (x.new_zeros(x.shape, dtype=wide) for x in (key, value))
+        for (of, seen), probs, keep in zip(_blocks(query.shape[2], ctx.window), saved, kept, strict=False):
+            parts = query[:, :, of], key[:, :, seen], value[:, :, seen], probs, gradient[:, :, of]
+            by_query, by_key, by_value = attention_gradients(*parts, ctx.scale, keep)
             d_query[:, :, of] = by_query
             d_key[:, :, seen] += by_key
             d_value[:, :, seen] += by_value
-        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None
+        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
 
 
 def _at_once(

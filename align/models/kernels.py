@@ -17,11 +17,13 @@ def fused_attention(
     scale: float | None,
     causal: bool = False,
 ) -> torch.Tensor:
-    """The library's kernel; on CPUs in float32, for it is 3x slower in bf16, which autocast would go back to."""
+    """The library's kernel; on CPUs in float32, whose backward is the faster one where sequences are short.
+
+    Where autocast is on, it goes back to bf16 all the same.
+    """
     if query.device.type == "cpu":
         query, key, value = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal, scale=scale)
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal, scale=scale)
 
 
 def attention_probs(query: torch.Tensor, key: torch.Tensor, unseen: torch.Tensor, scale: float) -> torch.Tensor:
@@ -38,10 +40,13 @@ def attention_gradients(
     probs: torch.Tensor,
     gradient: torch.Tensor,
     scale: float,
+    keep: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of query, key and value, from the gradient of `probs @ value`."""
-    d_value = torch.matmul(probs.mT, gradient)
+    """Of query, key and value, from the gradient of `(probs * keep) @ value`; `keep` is False where dropout fell."""
+    d_value = torch.matmul((probs if keep is None else probs * keep).mT, gradient)
     d_probs = torch.matmul(gradient, value.mT)
+    if keep is not None:
+        d_probs.mul_(keep)
     wide = torch.promote_types(probs.dtype, torch.float32)
     d_scores = torch._softmax_backward_data(d_probs.to(wide), probs.to(wide), -1, wide)
     d_scores = d_scores.mul_(scale).to(query.dtype)
