@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 _CHUNK = 2**23  # logits held at once: 32 MiB in float32
 _SUMMED_CHUNK = 2**25  # where only their gradient is held: 64 MiB in bfloat16
-_CACHED = 2**19  # logits that a softmax goes through at once: what a core's cache holds
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -53,8 +52,8 @@ class _SummedHeadLoss(torch.autograd.Function):
         rows = 2 ** int(math.log2(max(1, _SUMMED_CHUNK // len(weight))))  # few different shapes
         for start in range(0, len(hidden), rows):
             at = slice(start, start + rows)
-            gradient = F.linear(hidden[at], low, low_bias)
-            total += _softmax_minus_one(gradient, targets[at])
+            gradient = F.linear(hidden[at], low, low_bias).softmax(1)
+            total += _loss_and_gradient(gradient, targets[at, None])
             d_hidden[at] = gradient @ low
             if d_weight is not None:
                 d_weight += gradient.mT @ hidden[at]
@@ -76,18 +75,17 @@ class _SummedHeadLoss(torch.autograd.Function):
         )
 
 
-def _softmax_minus_one(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Make of `logits` [N, V], in place, p_j - 1[j = y]; the sum of -log p_y, in float64."""
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    for start in range(0, len(logits), rows):
-        part, places = logits[start : start + rows], targets[start : start + rows, None]
-        every = part.to(torch.promote_types(part.dtype, torch.float32), copy=True)
-        total_log = every.logsumexp(1, keepdim=True)
-        total += (total_log - every.gather(1, places)).sum(dtype=torch.float64)
-        every.sub_(total_log).exp_().scatter_add_(1, places, torch.full_like(total_log, -1.0))
-        part.copy_(every)
-    return total
+def _loss_and_gradient(probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Make of `probs` [N, V], in place, p_j - 1[j = y]; the sum of -log p_y, in float64. `targets` [N, 1].
+
+    In bfloat16 1 - p_y would be lost where p_y is nearly 1; the sum of the others is as precise as they are, and
+    log p_y is taken against it. A probability that underflows counts as the smallest there is.
+    """
+    of_target = probs.gather(1, targets)
+    others = probs.scatter_(1, targets, 0.0).sum(1, keepdim=True)  # sums are in float32 inside
+    probs.scatter_(1, targets, -others)
+    one, rest = of_target.double().clamp_(min=torch.finfo(probs.dtype).tiny), others.double()
+    return ((one + rest).log() - one.log()).sum()
 
 
 class TokenLogprobs(NamedTuple):

@@ -19,13 +19,13 @@ from transformers.masking_utils import sdpa_mask
 
 from align.errors import ConfigError
 from align.models.banded import banded_attention
-from align.models.kernels import attention_gradients, attention_probs, fused_attention, unseen
+from align.models.kernels import fused_attention
 
 ATTENTION = "align"
 
-# On CPUs the fused kernel's backward is slower than plain matrix products for short sequences (half the speed at 48
-# tokens, even at 256); for long ones the plain products need memory by the length squared.
-_PLAIN_UP_TO = 256
+# On CPUs blocks of plain matrix products are faster than the fused kernel in either precision, with dropout above all;
+# but they keep the probabilities for the backward pass, whose memory grows with the length squared.
+_IN_BLOCKS_UP_TO = 1024  # tokens
 _SHORT = 64  # tokens
 _ROUND = 16  # tokens; few different shapes, as in align/text/packing.py
 
@@ -220,28 +220,9 @@ def _causal(
     scale = scaling or width**-0.5
     if window is not None and window < length:
         return banded_attention(query, key, value, window, dropout, scale)
-    plain = query.device.type == "cpu" and length <= _PLAIN_UP_TO and key.shape[-2] == length
-    if not plain or dropout > 0:
-        return fused_attention(query, key, value, None, dropout, scale, causal=True)
-    return _PlainCausal.apply(query, key, value, scale)
-
-
-class _PlainCausal(torch.autograd.Function):
-    """softmax(q k^T * scale) v over what is not in the future, as matrix products; [S, H, L, D] each."""
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        with torch.autocast(query.device.type, enabled=False):
-            length = query.shape[-2]
-            probs = attention_probs(query, key, unseen(length, length, length), scale)
-            ctx.save_for_backward(query, key, value, probs)
-            ctx.scale = scale
-            return torch.matmul(probs, value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
-        query, key, value, probs = ctx.saved_tensors
-        return *attention_gradients(query, key, value, probs, gradient, ctx.scale), None
+    if query.device.type == "cpu" and length <= _IN_BLOCKS_UP_TO and key.shape[-2] == length:
+        return banded_attention(query, key, value, length, dropout, scale)
+    return fused_attention(query, key, value, None, dropout, scale, causal=True)
 
 
 def _one_token(

@@ -23,7 +23,10 @@ _ROUND = 16  # keys; few different shapes, as in align/text/packing.py
 def banded_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, dropout: float, scale: float
 ) -> torch.Tensor:
-    """softmax(q k^T * scale) v over the band; [S, H, L, D] each, every row a sequence from its first token on."""
+    """softmax(q k^T * scale) v over the band; [S, H, L, D] each, every row a sequence from its first token on.
+
+    With a window as long as the sequence it is dense causal attention; what lies in the future is mostly not computed.
+    """
     if query.device.type == "cpu":
         return _InBlocks.apply(query, key, value, window, dropout, scale)
     return _at_once(query, key, value, window, dropout, scale)
@@ -58,7 +61,7 @@ class _InBlocks(torch.autograd.Function):
         out, saved = torch.empty_like(value), []
         with torch.autocast(query.device.type, enabled=False):
             for of, seen in _blocks(query.shape[2], window):
-                mask = unseen(of.stop - of.start, seen.stop - seen.start, window)
+                mask = unseen(of.stop - of.start, seen.stop - seen.start, window, query.dtype)
                 probs = attention_probs(query[:, :, of], key[:, :, seen], mask, scale)
                 saved.append(probs)
                 if dropout > 0:  # the library's own takes several times as long
@@ -73,6 +76,8 @@ class _InBlocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, *saved = ctx.saved_tensors
+        if ctx.dropout == 0 and len(saved) == 1:  # one block
+            return *attention_gradients(query, key, value, saved[0], gradient, ctx.scale), None, None, None
         kept: Iterable[torch.Tensor | None] = repeat(None)
         if ctx.dropout > 0:
             gradient, saved, kept = gradient / (1 - ctx.dropout), saved[::2], saved[1::2]

@@ -27,10 +27,8 @@ def fused_attention(
 
 
 def attention_probs(query: torch.Tensor, key: torch.Tensor, unseen: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(q k^T * scale + unseen), at least float32 inside, in the dtype of `query`; `unseen` is 0 or -inf."""
-    scores = torch.matmul(query, key.mT)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return scores.mul_(scale).add_(unseen).softmax(-1).to(query.dtype)
+    """softmax(q k^T * scale + unseen) in the dtype of `query`, sums in float32; `unseen` is 0 or -inf."""
+    return torch.matmul(query * scale, key.mT).add_(unseen).softmax(-1)
 
 
 def attention_gradients(
@@ -47,15 +45,14 @@ def attention_gradients(
     d_probs = torch.matmul(gradient, value.mT)
     if keep is not None:
         d_probs.mul_(keep)
-    wide = torch.promote_types(probs.dtype, torch.float32)
-    d_scores = torch._softmax_backward_data(d_probs.to(wide), probs.to(wide), -1, wide)
-    d_scores = d_scores.mul_(scale).to(query.dtype)
-    return torch.matmul(d_scores, key), torch.matmul(d_scores.mT, query), d_value
+    d_scores = torch._softmax_backward_data(d_probs, probs, -1, probs.dtype)
+    return torch.matmul(d_scores, key).mul_(scale), torch.matmul(d_scores.mT, query).mul_(scale), d_value
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)  # sampling may be the first to ask, and what it makes is of no use in training
-def unseen(queries: int, keys: int, window: int) -> torch.Tensor:
+def unseen(queries: int, keys: int, window: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """-inf where a query may not look, else 0, [queries, keys]; the last query and the last key are one token."""
     distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
-    return torch.zeros(queries, keys).masked_fill_((distance < 0) | (distance >= window), float("-inf"))
+    mask = torch.zeros(queries, keys, dtype=dtype)
+    return mask.masked_fill_((distance < 0) | (distance >= window), float("-inf"))
