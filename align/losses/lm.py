@@ -22,7 +22,8 @@ def summed_head_loss(
 ) -> torch.Tensor:
     """The sum of -log softmax(hidden weight^T + bias) at `targets`, in nats, as `head_logprobs` has them.
 
-    Where it is learned from, the gradient is made in the forward pass, so that logits are computed once.
+    Where it is learned from, the gradient is made in the forward pass, so that logits are computed once; one backward
+    pass is all there can be.
 
     Args:
         hidden: [N, H]; weight: [V, H]; bias: [V] or None; targets: [N].
@@ -53,7 +54,7 @@ class _SummedHeadLoss(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             at = slice(start, start + rows)
             gradient = F.linear(hidden[at], low, low_bias).softmax(1)
-            total += _loss_and_gradient(gradient, targets[at, None])
+            total += _loss_and_gradient(gradient, targets[at])
             d_hidden[at] = gradient @ low
             if d_weight is not None:
                 d_weight += gradient.mT @ hidden[at]
@@ -69,21 +70,23 @@ class _SummedHeadLoss(torch.autograd.Function):
         dtype, bias_dtype = ctx.dtypes
         return (
             d_hidden * d_loss,
-            None if d_weight is None else (d_weight * d_loss).to(dtype),
+            None if d_weight is None else d_weight.mul_(d_loss).to(dtype),  # in place: it is as large as the head
             None if d_bias is None else (d_bias * d_loss).to(bias_dtype),
             None,
         )
 
 
 def _loss_and_gradient(probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Make of `probs` [N, V], in place, p_j - 1[j = y]; the sum of -log p_y, in float64. `targets` [N, 1].
+    """Make of `probs` [N, V], in place, p_j - 1[j = y]; the sum of -log p_y, in float64. `targets` [N].
 
     In bfloat16 1 - p_y would be lost where p_y is nearly 1; the sum of the others is as precise as they are, and
     log p_y is taken against it. A probability that underflows counts as the smallest there is.
     """
-    of_target = probs.gather(1, targets)
-    others = probs.scatter_(1, targets, 0.0).sum(1, keepdim=True)  # sums are in float32 inside
-    probs.scatter_(1, targets, -others)
+    rows = torch.arange(len(probs), device=probs.device)  # `scatter_` would copy all of `probs`, and back
+    of_target = probs[rows, targets]
+    probs[rows, targets] = 0.0
+    others = probs.sum(1)  # in float32 inside
+    probs[rows, targets] = -others
     one, rest = of_target.double().clamp_(min=torch.finfo(probs.dtype).tiny), others.double()
     return ((one + rest).log() - one.log()).sum()
 
