@@ -37,7 +37,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], folder: Pa
 # -- what composes -----------------------------------------------------------------------------------------------
 
 
-LOCAL = ("assistant", "gpt2")  # of cards whose sets are not pinned on the Hub
+LOCAL = ("assistant", "gpt1", "gpt2", "t5")  # of cards whose sets are not pinned on the Hub
 
 
 def test_the_quickstart_has_the_steps_that_its_users_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

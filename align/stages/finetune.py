@@ -29,7 +29,7 @@ from align.models.adapters import Adapters
 from align.models.build import fresh_model
 from align.models.classifier import TaskModel, add_embeddings, require_classifier, save_classifier
 from align.models.load import context_length, load_model, load_tokenizer
-from align.optimizers import adamw, linear_factor, set_learning_rate
+from align.optimizers import adamw, clip_gradients, linear_factor, set_learning_rate
 from align.seeds import derive_seed
 from align.text.packing import micro_batches
 from align.text.task_formats import Example, Goal, add_task_tokens, encode_rows, find_goal
@@ -118,16 +118,16 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
         batch = [train[i] for i in _order(len(train), cfg.seed or 0, epoch)[place * cfg.batch_size :][: cfg.batch_size]]
         losses = _accumulate(cfg, model, batch, kind, job)
         job.sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm)
-        if not math.isfinite(losses["loss"]) or not torch.isfinite(norm):
+        norm = clip_gradients(parameters, cfg.max_grad_norm)
+        if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
             raise HealthStop(
-                f"step {step}: the loss is {losses['loss']} and the gradient's norm {float(norm)}; lower learning_rate"
+                f"step {step}: the loss is {losses['loss']} and the gradient's norm {norm}; lower learning_rate"
             )
         rate = cfg.learning_rate * linear_factor(step, total, cfg.warmup_fraction)
         set_learning_rate(optimizer, rate)
         optimizer.step()
         optimizer.zero_grad()
-        job.log(losses | {"grad_norm": float(norm), "learning_rate": rate}, step + 1)
+        job.log(losses | {"grad_norm": norm, "learning_rate": rate}, step + 1)
         job.checkpoint(step + 1, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
 

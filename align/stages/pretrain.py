@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -59,7 +60,9 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
     model.train()
     if job.world_size > 1 and not saved:
         torch.manual_seed(derive_seed(cfg.seed or 0, "pretrain", "dropout", job.rank))  # the weights are drawn alike
+    seen = float(sum(sizes[:start]) * length)
     for step in job.steps(len(sizes), start):
+        begun = time.perf_counter()
         pairs = text.draw(step, sizes[step])
         loss = _accumulate(loss_of, text.tokens(job.share(pairs)), len(pairs) * (length - 1), job, cfg.precision)
         job.sum_gradients(parameters)
@@ -72,7 +75,10 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
                 set_learning_rate(optimizer, rates[step])
                 optimizer.step()
             optimizer.zero_grad()
-        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rates[step]} | _passes(text)
+        seen += sizes[step] * length
+        rate = sizes[step] * length / (time.perf_counter() - begun)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rates[step], "tokens": seen} | _passes(text)
+        metrics["time/tokens_per_second"] = rate
         if held_out and (step + 1) % cfg.eval_every == 0:
             metrics |= _evaluate(model, loss_of, held_out, job, cfg.precision)
         job.log(metrics, step + 1)

@@ -27,7 +27,7 @@ from align.job import Inputs, Job, Metrics
 from align.models.build import build_model
 from align.models.load import load_tokenizer, save_model
 from align.models.seq2seq import greedy_answers, load_seq2seq, target_logprobs
-from align.optimizers import inverse_square_root_factor, pretraining_optimizers, set_learning_rate
+from align.optimizers import clip_gradients, inverse_square_root_factor, pretraining_optimizers, set_learning_rate
 from align.seeds import derive_seed
 from align.spikes import Guard
 from align.text.pairs import Texts, encode_pairs, pad, similar_groups, texts_of
@@ -100,7 +100,7 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
         pairs = [rows.pair(row) for row in job.share(drawn)]
         loss = _accumulate(model, pairs, sum(map(rows.num_targets, drawn)), job, cfg.precision)
         job.sum_gradients(parameters)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm or math.inf))
+        norm = clip_gradients(parameters, cfg.max_grad_norm or math.inf)
         left_out = guard.refuses(step, loss, norm)
         if left_out:
             job.event(step + 1, "step_left_out", left_out)

@@ -72,7 +72,12 @@ def job_at(folder: Path, kind: type[Job] = Job, stop: Stop | None = None, **hard
 def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **knobs: Any) -> list[dict[str, float]]:
     """The metrics of each step."""
     pretrain.run(Pretrain(**{**KNOBS, **knobs}), inputs, job_at(folder, **(hardware or {})))
-    return [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
+    return log_of(folder)
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -80,8 +85,10 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in (folder / "out").rglob("*") if p.is_file())
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    """Every published file's sha256, but the log's times."""
+    files = {p.name: p.read_bytes() for p in sorted((folder / "out").rglob("*")) if p.is_file()}
+    files["metrics.jsonl"] = json.dumps(log_of(folder)).encode()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], atol: float) -> None:
