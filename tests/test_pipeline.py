@@ -46,7 +46,7 @@ def test_a_second_run_runs_nothing(finished: Path) -> None:
     begun = time.monotonic()
     outcomes = json.loads(run_toy(finished, "--json").stdout)
     assert [outcome["step"] for outcome in outcomes if not outcome["cached"]] == []
-    assert len(outcomes) == 10
+    assert len(outcomes) == 11
     assert all(outcome["ref"].endswith(":v0") for outcome in outcomes)
     assert time.monotonic() - begun < 5  # torch is not imported
 
@@ -93,7 +93,7 @@ def test_a_planned_sweep_is_a_line_of_json_a_member(finished: Path) -> None:
     )
     members = [json.loads(line) for line in done.stdout.splitlines()]
     assert [member["overrides"][2] for member in members] == ["steps.ppo.kl_coef=0.1", "steps.ppo.kl_coef=0.2"]
-    assert all(len(member["steps"]) == 10 for member in members)
+    assert all(len(member["steps"]) == 11 for member in members)
 
 
 def test_a_failed_member_does_not_stop_a_sweep(store: Path) -> None:
@@ -155,7 +155,8 @@ ALONE = {
 @pytest.mark.parametrize("stage", [name for name in ALONE if name != "tokenizer"])
 def test_each_stage_runs_by_itself(store: Path, stage: str) -> None:
     done = align(stage, *ALONE[stage], f"store={store}", "tracker=none", "name=mine/it", "--json")
-    (outcome,) = json.loads(done.stdout)
+    *implied, outcome = json.loads(done.stdout)
+    assert [other["ref"] for other in implied] == ["mine/it.tokens:v0"] * (stage == "pretrain")
     assert outcome["ref"] == "mine/it:v0"
     assert not outcome["cached"]
 
@@ -290,7 +291,7 @@ def test_killed_after_its_last_step_ppo_keeps_its_metrics(finished: Path, tmp_pa
 def test_every_stage_runs_in_bf16(tmp_path: Path) -> None:
     knobs = [f"steps.{stage}.precision=bf16" for stage in ("pretrain", "sft", "reward", "ppo", "evaluate")]
     outcomes = json.loads(run_toy(tmp_path / "artifacts", *knobs, "--json").stdout)
-    assert len(outcomes) == 10
+    assert len(outcomes) == 11
 
 
 @pytest.mark.parametrize(

@@ -140,4 +140,5 @@ def test_lineage_leads_from_the_policy_to_the_data(finished: Path) -> None:
     data = [node for node in nodes if node["stage"] == "data"]
     assert {node["config"]["source"] for node in data} == {"card:smallworld"}
     assert all(len(node["data"]) == 64 for node in data)
-    assert {node["stage"] for node in nodes} == {"ppo", "sft", "reward", "compare", "pretrain", "tokenizer", "data"}
+    made_by = {"ppo", "sft", "reward", "compare", "pretrain", "tokens", "tokenizer", "data"}
+    assert {node["stage"] for node in nodes} == made_by

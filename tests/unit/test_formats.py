@@ -114,7 +114,7 @@ ARTICLES = """
              "file": "hen.md"},
             [{"text": "It rained.", "book": "hen.md"}, {"text": "It -- stopped.", "book": "hen.md"}],
         ),
-        ("book", {"text": "No rule, no heading."}, [{"text": "No rule, no heading.", "file": ""}]),
+        ("book", {"text": "No rule, no heading."}, [{"text": "No rule, no heading.", "book": ""}]),
         (
             "wikitext",
             {"text": ARTICLES},
