@@ -32,10 +32,12 @@ def add_implied_steps(configs: dict[str, StageConfig], store: ArtifactStore) -> 
         kinds = {**config.INPUTS, **config.OPTIONAL}
         for slot in [slot for slot, kind in kinds.items() if kind == "tokens" and slot in config.inputs]:
             refs = config.inputs[slot]
+            found = [_kind(ref, configs, store) for ref in refs]
             for i, ref in enumerate(refs):
-                if _kind(ref, configs, store) == "documents":
+                if found[i] == "documents":
                     refs[i] = _add_tokens(configs, f"{name}.tokens{_number(i, refs)}", ref, config)
-            config.inputs.pop("tokenizer", None)  # the tokens have it
+            if config.inputs.pop("tokenizer", None) and set(found) == {"tokens"}:
+                raise ConfigError(f"steps.{name}.inputs.tokenizer: the tokens have theirs; leave it out")
 
 
 def _number(i: int, refs: list[str]) -> str:

@@ -84,9 +84,7 @@ def ours(settings: dict[str, Any], folder: Path) -> None:
         precision=settings["precision"],
         seed=0,
     )
-    hardware = HardwareConfig(
-        checkpoint_seconds=1e9, compile=settings["compile"], micro_batch_tokens=settings["micro_batch_tokens"]
-    )
+    hardware = HardwareConfig(checkpoint_seconds=1e9, compile=settings["compile"])
     job = Turns("bench", work, RunConfig(hardware=hardware))
     pretrain.Mixture.draw = timed(pretrain.Mixture.draw)
     pretrain.Mixture.tokens = timed(pretrain.Mixture.tokens)

@@ -23,10 +23,10 @@ SHOWN = ("gold/score", "greedy/gold/score", "win_rate", "greedy/win_rate", "kl",
 TRAINED = ("objective/score", "heldout/score", "gold/score", "objective/kl", "response_tokens")
 
 
-def versions(store: Path, step: str) -> list[dict[str, Any]]:
+def versions(store: Path, pipeline: str, step: str) -> list[dict[str, Any]]:
     """The manifests of every version of a step."""
     found = []
-    files = (store / "names/miniature" / step).glob("v*.json")
+    files = (store / "names" / pipeline / step).glob("v*.json")
     for file in sorted(files, key=lambda path: int(path.stem[1:])):
         record = json.loads(file.read_text())
         found.append(manifest(store, record["stage"], record["key"]))
@@ -39,13 +39,13 @@ def manifest(store: Path, stage: str, key: str) -> dict[str, Any]:
 
 def by_seed(store: Path, step: str) -> dict[int, dict[str, float]]:
     """The newest figures of each seed."""
-    return {made["config"]["seed"]: made["metrics"] for made in versions(store, step)}
+    return {made["config"]["seed"]: made["metrics"] for made in versions(store, "miniature", step)}
 
 
 def by_beta(store: Path) -> dict[float, list[dict[str, float]]]:
     """What evaluation and training say of each `kl_coef`, a run a seed."""
     found: dict[float, dict[int, dict[str, float]]] = defaultdict(dict)
-    for made in versions(store, "evaluate_ppo"):
+    for made in versions(store, "miniature", "evaluate_ppo"):
         (trained,) = made["inputs"]["model"]
         policy = manifest(store, "ppo", trained["key"])
         metrics = {f"train/{name}": policy["metrics"][name] for name in TRAINED}

@@ -4,7 +4,7 @@
 
 Every side is a process of its own that starts from the same weights, sees the same rows in the same order (8 rows of
 256 tokens a step, no dropout), and they take turns, a step each. Ours is the stage in bf16 with
-`hardware.compile=true`, `ours_eager` without, the 124M model in two micro-batches a step; the trainer is as its
+`hardware.compile=true`, `ours_eager` without; the trainer is as its
 defaults have it on a CPU (fp32); the plain loop is forward, backward, clipping and AdamW, in fp32 and in bf16 autocast.
 The peak is a bf16 product of two 2048 x 2048 matrices, the best of 20, taken by our process before the race and again
 after it. Model FLOPs are 6 for each parameter of a matrix (the tied embedding once, as the head) and a token, and 6 L d
@@ -33,8 +33,8 @@ from transformers import AutoModelForCausalLM
 
 HERE = Path(__file__).parent
 SIZES = {
-    "14m": {"layers": 6, "width": 384, "heads": 6, "vocabulary": 8192, "context": 256, "micro": 2048},
-    "124m": {"layers": 12, "width": 768, "heads": 12, "vocabulary": 50_257, "context": 1024, "micro": 1024},
+    "14m": {"layers": 6, "width": 384, "heads": 6, "vocabulary": 8192, "context": 256},
+    "124m": {"layers": 12, "width": 768, "heads": 12, "vocabulary": 50_257, "context": 1024},
 }
 ROWS, LENGTH = 8, 256
 LOSS_STEPS = 150
@@ -75,7 +75,6 @@ def race(size: dict[str, int], rounds: int, names: tuple[str, ...], learning_rat
             "batch_size": ROWS,
             "length": LENGTH,
             "learning_rate": learning_rate,
-            "micro_batch_tokens": size["micro"],
         }
         sides = {}
         for name in names:

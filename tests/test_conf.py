@@ -321,3 +321,15 @@ def test_a_model_writes_at_each_temperature(finished: Path) -> None:
         (("toy/pretrain", "--top-p", "2"), "--top-p: expected a number above 0 and at most 1, got 2"),
     ):
         assert told in align("sample", *arguments, "--store", finished, check=2).stderr
+
+
+def test_a_tokenizer_beside_tokens_is_refused(finished: Path) -> None:
+    data = ("data=toy/pretrain.tokens", "num_steps=1", f"store={finished}")
+    done = align("plan", "pipeline=toy", "--config-dir", CONF, f"store={finished}", "--json")
+    assert "toy/pretrain.tokens" in done.stdout
+    told = align("pretrain", *data, "tokenizer=toy/tokenizer", check=2).stderr
+    assert told == "error: steps.pretrain.inputs.tokenizer: the tokens have theirs; leave it out\n"
+    assert (
+        "no step 'tokns'"
+        in align("pretrain", "data=tokns", "tokenizer=toy/tokenizer", f"store={finished}", check=2).stderr
+    )

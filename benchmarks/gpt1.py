@@ -1,0 +1,55 @@
+"""GPT-1's ablations in miniature: what the runs of pipeline=gpt1 in a store say, as a table.
+
+    align run pipeline=gpt1 data_root=FOLDER of_all.lm_coef=0.5,0 seed=0,1,2 -m
+    align run pipeline=gpt1 data_root=FOLDER of_all.from_scratch=true seed=0,1,2 -m
+    python benchmarks/gpt1.py [--store artifacts] [--json FILE]
+
+Test rows; accuracy in percent, of `relatedness` Pearson's correlation times 100. Means over seeds, `+-` is half of the
+95 % interval of the mean, by Student's t. `baseline` says always what the training rows say most often.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from _report import arguments, report
+from claims import versions
+
+from align.evals.intervals import mean_and_half
+
+TASKS = {
+    "boolq": "test/accuracy",
+    "snli": "test/accuracy",
+    "sick": "test/accuracy",
+    "relatedness": "test/pearson",
+    "commonsense": "test/accuracy",
+}
+CASES = {
+    "pretrained, with LM loss": (False, 0.5),
+    "pretrained, without": (False, 0.0),
+    "from scratch, with LM loss": (True, 0.5),
+}
+
+
+def main() -> None:
+    options = arguments(__doc__, store=str)
+    store = Path(options.store or "artifacts")
+    bars: dict[str, float] = {}
+    for task, metric in TASKS.items():
+        found = versions(store, "gpt1", task)
+        for name, (from_scratch, lm_coef) in CASES.items():
+            by_seed = {
+                made["config"]["seed"]: made["metrics"]
+                for made in found
+                if (made["config"]["from_scratch"], made["config"]["lm_coef"]) == (from_scratch, lm_coef)
+            }
+            values = [100 * metrics[metric] for metrics in by_seed.values()]
+            if len(values) > 1:
+                bars[f"{task}/{name}"], bars[f"{task}/{name} +-"] = mean_and_half(values)
+        if found and "test/baseline/accuracy" in found[-1]["metrics"]:
+            bars[f"{task}/baseline"] = 100 * found[-1]["metrics"]["test/baseline/accuracy"]
+    report(bars, options.json)
+
+
+if __name__ == "__main__":
+    main()
