@@ -14,7 +14,10 @@ from align.errors import ConfigError, StoreError
 def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
     """Each input of a step, and what it names."""
     for slot, refs in config.inputs.items():
-        yield slot, [refs] if isinstance(refs, str) else list(refs)
+        found = [refs] if isinstance(refs, str) else refs
+        if not isinstance(found, list) or not all(isinstance(ref, str) for ref in found):
+            raise ConfigError(f"inputs.{slot}: expected a reference, or a list of them, got {refs!r}")
+        yield slot, list(found)
 
 
 def add_implied_steps(configs: dict[str, StageConfig], store: ArtifactStore) -> None:

@@ -29,6 +29,7 @@ from align.configs import (
     stage_class,
 )
 from align.data.cards import model_kind, resolve, resolve_model, resolve_tokenizer
+from align.data.formats import LABELLED
 from align.errors import ConfigError, StoreError
 from align.functions import check_file, find_source
 from align.implied import add_implied_steps, expected_kind, refs_of
@@ -223,8 +224,10 @@ def data_digest(name: str, config: StageConfig, settings: RunConfig, store: Arti
     """The digest of what a step reads from outside the store; None for a step that reads nothing there."""
     try:
         if isinstance(config, Data):
-            digest = resolve(config.source, settings.data_root, store.root).digest
-            return digest_of([digest, _ITEMS]) if config.record == "items" else digest
+            source = resolve(config.source, settings.data_root, store.root)
+            if config.record == "demonstrations" and source.card.format in LABELLED:
+                return digest_of([source.digest, source.card.name])  # T5 writes the task's name into every row
+            return digest_of([source.digest, _ITEMS]) if config.record == "items" else source.digest
         if isinstance(config, ImportModel):
             return resolve_model(config.source, store.root).digest
         if isinstance(config, Tokenizer) and config.source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from argparse import Namespace
 
 from align.artifacts import Artifact, ArtifactStore
@@ -40,7 +41,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers, as in 0.7,1, got {text}") from None
 
 
 def _write(artifact: Artifact, prompts: list[str], options: Namespace) -> None:

@@ -317,7 +317,10 @@ def test_a_model_writes_at_each_temperature(finished: Path) -> None:
     assert written("Ada lives", "--temperature", "1", "--seed", "1") not in both
     for arguments, told in (
         (("toy/reward",), "toy/reward: expected a model, got a reward_model"),
-        (("toy/pretrain", "--temperature", "warm"), "align sample: argument --temperature: invalid"),
+        (
+            ("toy/pretrain", "--temperature", "warm"),
+            "align sample: argument --temperature: expected numbers, as in 0.7,1, got warm",
+        ),
         (("toy/pretrain", "--top-p", "2"), "--top-p: expected a number above 0 and at most 1, got 2"),
     ):
         assert told in align("sample", *arguments, "--store", finished, check=2).stderr

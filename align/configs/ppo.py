@@ -14,7 +14,7 @@ class Ppo(StageConfig):
     """Tune a policy against a reward model, held near where it started."""
 
     STAGE: ClassVar[str] = "ppo"
-    VERSION: ClassVar[int] = 2  # 2: ema_decay is on; text is counted by the episode
+    VERSION: ClassVar[int] = 3  # 2: ema_decay is on; text is counted by the episode; 3: attention, as sft's 2
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"policy": "model", "reward_model": "reward_model", "prompts": "prompts"}
     OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents", "heldout_reward_model": "reward_model"}

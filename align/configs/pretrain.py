@@ -55,7 +55,8 @@ class Pretrain(StageConfig):
     )
     optimizer: str = knob(
         "adamw",
-        "adamw; muon for the hidden matrices with undecayed adamw for the rest; adafactor [GPT-3; Muon; T5]",
+        "adamw [GPT-3]; muon for the hidden matrices, undecayed adamw for the rest [Muon]; adafactor, whose rate is at "
+        "most 1 / sqrt(step) [T5]",
     )
     learning_rate: float = knob(6e-4, "peak [GPT-3 small]")
     schedule: str = knob(

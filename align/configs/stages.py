@@ -79,6 +79,7 @@ class Sft(StageConfig):
     """Supervised tuning on demonstrations with trl.SFTTrainer: loss on the assistant's tokens only."""
 
     STAGE: ClassVar[str] = "sft"
+    VERSION: ClassVar[int] = 2  # attention's softmax is in the precision of its products; text has no begin token
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "demonstrations"}
     OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents"}
@@ -130,6 +131,7 @@ class Reward(StageConfig):
     """Train a reward model on rankings with InstructGPT's K-wise loss."""
 
     STAGE: ClassVar[str] = "reward"
+    VERSION: ClassVar[int] = 2  # attention's softmax is in the precision of its products
     OUTPUT: ClassVar[str] = "reward_model"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "comparisons"}
     OPTIONAL: ClassVar[dict[str, str]] = {"demonstrations": "demonstrations"}

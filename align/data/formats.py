@@ -344,7 +344,8 @@ _BY_COLUMNS = (  # the first whose columns are all there
 
 def reader(name: str, record: str) -> tuple[str, Format]:
     """The record that a format's rows are, and its function; some raw rows are items or labelled, as `record` asks."""
-    return ("labelled", LABELLED[name]) if record == "labelled" and name in LABELLED else FORMATS[name]
+    labelled = record in ("labelled", "demonstrations") and name in LABELLED
+    return ("labelled", LABELLED[name]) if labelled else FORMATS[name]
 
 
 def infer_format(row: dict[str, Any], record: str = "documents") -> str:

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.openai import modeling_openai as library
@@ -75,7 +75,7 @@ def _eager(
     return torch.matmul(dropped, value).transpose(1, 2), probs
 
 
-class _Block(torch.nn.Module):
+class _Block(GradientCheckpointingLayer):
     def __init__(self, config: OpenAIGPTConfig, layer_idx: int):
         super().__init__()
         self.attn = _Attention(config, layer_idx)
@@ -91,6 +91,7 @@ class _Block(torch.nn.Module):
 
 class _PreTrained(library.OpenAIGPTPreTrainedModel):
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     _supports_attention_backend = True
     _no_split_modules = ("_Block",)
     _skip_keys_device_placement = ("past_key_values",)

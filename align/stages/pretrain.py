@@ -56,6 +56,7 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)
         text.taken, guard.recent = state["taken"], state["recent"]
+    job.cut_events(start)
 
     model.train()
     if job.world_size > 1 and not saved:
@@ -76,9 +77,8 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
                 optimizer.step()
             optimizer.zero_grad()
         seen += sizes[step] * length
-        rate = sizes[step] * length / (time.perf_counter() - begun)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rates[step], "tokens": seen} | _passes(text)
-        metrics["time/tokens_per_second"] = rate
+        metrics["time/tokens_per_second"] = sizes[step] * length / (time.perf_counter() - begun)
         if held_out and (step + 1) % cfg.eval_every == 0:
             metrics |= _evaluate(model, loss_of, held_out, job, cfg.precision)
         job.log(metrics, step + 1)
@@ -115,7 +115,7 @@ def _model(cfg: Pretrain, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, jo
     else:
         model = build_model(cfg.model, tokenizer).to(job.device)
     if job.hardware.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable()
     if job.hardware.compile:
         compile_layers(model)
     return model
@@ -142,7 +142,7 @@ def _text(inputs: Inputs, split: str, length: int) -> list[TextRows]:
 def _batch_sizes(cfg: Pretrain, text: Mixture, length: int) -> list[int]:
     """Rows of every step."""
     for source in text.sources:
-        if not len(source) and (cfg.weights or not len(text)):
+        if not len(source):
             raise ConfigError(
                 f"inputs.data: the training documents of {source.name} do not fill one row of {length} tokens; "
                 f"give sequence_length"
@@ -151,9 +151,11 @@ def _batch_sizes(cfg: Pretrain, text: Mixture, length: int) -> list[int]:
         raise ConfigError(
             f"batch_size: the documents fill only {len(text)} rows of {length} tokens, got {cfg.batch_size}"
         )
-    steps = cfg.num_steps if cfg.num_epochs is None else math.ceil(cfg.num_epochs * len(text) / cfg.batch_size)
     first = max(1, round(cfg.ramp_start_tokens / length))
-    return batch_sizes(steps, cfg.batch_size, (cfg.ramp_tokens or 0) / length, first)
+    ramp = cfg.batch_size, (cfg.ramp_tokens or 0) / length, first
+    if cfg.num_epochs is None:
+        return batch_sizes(*ramp, cfg.num_steps)
+    return batch_sizes(*ramp, None, cfg.num_epochs * len(text))
 
 
 def _learning_rates(cfg: Pretrain, sizes: Sequence[int], length: int) -> list[float]:

@@ -77,7 +77,7 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
     corruption = _corruption(cfg, tokenizer) if "data" in inputs else None
     rows = _rows(cfg, inputs, tokenizer, corruption, job)
     held_out = [
-        _HeldOut(head, _text(inputs, split, corruption), _tasks(cfg, inputs, split, tokenizer)[0], rows.longest_target)
+        _HeldOut(head, _text(inputs, split, corruption), _tasks(cfg, inputs, split, tokenizer)[0], cfg.target_length)
         for head, split in (("eval", "validation"), ("test", "test"))
     ]
     optimizers = pretraining_optimizers(model, cfg.optimizer, cfg.learning_rate, (0.9, 0.999), 0.0)
@@ -91,6 +91,7 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)
         rows.text.taken, guard.recent = state["taken"], state["recent"]
+    job.cut_events(start)
 
     model.train()
     if job.world_size > 1 and not saved:
@@ -214,11 +215,6 @@ class _Rows:
         self.text = Mixture(text, [], self._seed)
         self._num_tasks = cfg.task_rows(bool(text), bool(tasks))
         self._num_text = cfg.batch_size - self._num_tasks
-
-    @property
-    def longest_target(self) -> int:
-        """Of the tasks, in tokens: no answer needs to be longer."""
-        return max((len(pair.target) for pair in self._tasks), default=0)
 
     def draw(self, step: int) -> list[_Drawn]:
         drawn = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -80,17 +81,20 @@ class Mixture:
         return pairs
 
     def tokens(self, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Token ids [R, length]."""
+        """Token ids [R, length]; R may be 0, of a process that has no share of a small batch."""
+        if not pairs:
+            return self.sources[0][:0]
         return torch.stack([self.sources[number][row] for number, row in pairs])
 
 
-def batch_sizes(num_steps: int, full: int, ramp: float, first: int) -> list[int]:
+def batch_sizes(full: int, ramp: float, first: int, num_steps: int | None, num_rows: float = math.inf) -> list[int]:
     """Rows of each step's batch: growing linearly with the rows seen, from `first` to `full` over `ramp` rows.
 
-    [GPT-3, appendix B]
+    As many as `num_steps`; None: until `num_rows` are seen. [GPT-3, appendix B]
     """
-    sizes, seen = [], 0
-    for _ in range(num_steps):
+    sizes: list[int] = []
+    seen = 0
+    while seen < num_rows and (num_steps is None or len(sizes) < num_steps):
         grown = first + (full - first) * seen / ramp if seen < ramp else full
         sizes.append(max(1, min(full, round(grown))))
         seen += sizes[-1]

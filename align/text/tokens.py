@@ -39,6 +39,8 @@ def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -
     dtype = token_dtype(len(tokenizer))
     end = np.array([tokenizer.eos_token_id], dtype)
     backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # what was saved with it would cut documents, or fill them up
+    backend.no_padding()
     for group in _groups(texts):
         special, backend.encode_special_tokens = backend.encode_special_tokens, True
         try:

@@ -81,7 +81,7 @@ def test_weights_are_normalised(scale):
 
 
 def test_a_batch_grows_linearly_with_what_was_seen():
-    sizes = batch_sizes(400, 100, 5000.0, 4)
+    sizes = batch_sizes(100, 5000.0, 4, 400)
     assert sizes[0] == 4
     assert sizes == sorted(sizes)
     assert sizes[-1] == 100
@@ -92,5 +92,14 @@ def test_a_batch_grows_linearly_with_what_was_seen():
 
 
 def test_without_a_ramp_all_batches_are_alike():
-    assert batch_sizes(5, 7, 0.0, 2) == [7] * 5
-    assert batch_sizes(3, 2, 1000.0, 4)[0] == 2  # never above the whole batch
+    assert batch_sizes(7, 0.0, 2, 5) == [7] * 5
+    assert batch_sizes(2, 1000.0, 4, 3)[0] == 2  # never above the whole batch
+
+
+def test_until_all_rows_are_seen():
+    sizes = batch_sizes(100, 5000.0, 4, None, 20_000)
+    assert sum(sizes[:-1]) < 20_000 <= sum(sizes)
+
+
+def test_a_process_may_have_no_row_of_a_batch():
+    assert Mixture([source(5)], [], 0).tokens([]).shape == (0, 2)

@@ -67,6 +67,14 @@ def test_what_looks_like_the_end_is_text(tokenizer):
     assert text[0].tolist() == [*ids_of("<end>", tokenizer), END]
 
 
+def test_what_a_tokenizer_was_saved_with_cuts_and_fills_nothing(tokenizer):
+    kept = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
+    kept.eos_token = "<end>"
+    kept.backend_tokenizer.enable_truncation(2)
+    kept.backend_tokenizer.enable_padding(length=9)
+    assert encode_text(["abcdefg"], kept, 8)[0].tolist() == [*ids_of("abcdefg", tokenizer), END]
+
+
 def test_a_stream_is_written_as_it_would_be_at_once(tokenizer, tmp_path, monkeypatch):
     texts = ["abc", "", "é" * 7, "de" * 5, "f"]
     whole = encode_text(texts, tokenizer, 1)[:].flatten().tolist()
