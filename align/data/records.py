@@ -369,3 +369,8 @@ def write_info(folder: Path, **info: Any) -> None:
 
 def read_info(folder: Path) -> dict[str, Any]:
     return json.loads((folder / DATASET_INFO).read_text(encoding="utf-8"))
+
+
+def source_name(source: str) -> str:
+    """What a source is called in metrics: the last part of where its rows come from."""
+    return Path(source.rpartition(":")[2].partition("@")[0]).stem or "text"

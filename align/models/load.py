@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -78,6 +79,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: its tokenizer has no padding token apart from end-of-text; import it with hf: or path:"
         )
     return tokenizer
+
+
+def load_one_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
+    """The tokenizer that all of these artifacts have.
+
+    Raises:
+        ConfigError: they have several, or it is one that `load_tokenizer` refuses.
+    """
+    first, *others = [load_tokenizer(folder) for folder in folders]
+    if any(other.get_vocab() != first.get_vocab() for other in others):
+        raise ConfigError("inputs: expected tokens of one tokenizer, the model's where there is one, got several")
+    return first
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

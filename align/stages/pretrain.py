@@ -19,7 +19,7 @@ from align.errors import ConfigError
 from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job, Metrics
 from align.models.build import build_model
-from align.models.load import compile_layers, context_length, load_model, load_tokenizer, save_model
+from align.models.load import compile_layers, context_length, load_model, load_one_tokenizer, save_model
 from align.optimizers import (
     clip_gradients,
     cosine_factor,
@@ -37,7 +37,7 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
-    tokenizer = _tokenizer(inputs)
+    tokenizer = load_one_tokenizer([f for slot in ("data", "model") if slot in inputs for f in inputs.folders(slot)])
     model = _model(cfg, inputs, tokenizer, job)
     length = _length(cfg, model)
     text = Mixture(_text(inputs, "train", length), cfg.weights, cfg.seed or 0)
@@ -99,14 +99,6 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
 
 
 # -- what is trained, and on what --------------------------------------------------------------------------------
-
-
-def _tokenizer(inputs: Inputs) -> PreTrainedTokenizerBase:
-    folders = inputs.folders("data") + (inputs.folders("model") if "model" in inputs else [])
-    first, *others = [load_tokenizer(folder) for folder in folders]
-    if any(other.get_vocab() != first.get_vocab() for other in others):
-        raise ConfigError("inputs: expected tokens of one tokenizer, the model's where there is one, got several")
-    return first
 
 
 def _model(cfg: Pretrain, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> PreTrainedModel:

@@ -13,19 +13,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.configs import TextToText
-from align.data.records import read_info, read_rows
+from align.data.records import read_info, read_rows, source_name
 from align.errors import ConfigError
 from align.evals.intervals import bootstrap, bounds
 from align.job import Inputs, Job, Metrics
 from align.models.build import build_model
-from align.models.load import load_tokenizer, save_model
+from align.models.load import load_one_tokenizer, save_model
 from align.models.seq2seq import greedy_answers, load_seq2seq, target_logprobs
 from align.optimizers import clip_gradients, inverse_square_root_factor, pretraining_optimizers, set_learning_rate
 from align.seeds import derive_seed
@@ -72,7 +71,8 @@ class _Score(NamedTuple):
 
 
 def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
-    tokenizer = _tokenizer(inputs)
+    slots = [slot for slot in ("tokenizer", "model", "data") if slot in inputs]
+    tokenizer = load_one_tokenizer([folder for slot in slots for folder in inputs.folders(slot)])
     model = _model(cfg, inputs, tokenizer, job)
     corruption = _corruption(cfg, tokenizer) if "data" in inputs else None
     rows = _rows(cfg, inputs, tokenizer, corruption, job)
@@ -134,14 +134,6 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
 # -- what is trained, and on what ----------------------------------------------------------------------------------
 
 
-def _tokenizer(inputs: Inputs) -> PreTrainedTokenizerBase:
-    folders = [folder for slot in ("tokenizer", "model", "data") if slot in inputs for folder in inputs.folders(slot)]
-    first, *others = [load_tokenizer(folder) for folder in folders]
-    if any(other.get_vocab() != first.get_vocab() for other in others):
-        raise ConfigError("inputs: expected tokens of one tokenizer, the model's where there is one, got several")
-    return first
-
-
 def _model(cfg: TextToText, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> PreTrainedModel:
     if "model" in inputs:
         return load_seq2seq(inputs.one("model").path, job.device)
@@ -189,7 +181,7 @@ def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTok
         both = list(zip(texts, encode_pairs(tokenizer, texts), strict=True))
         kept = [(t, p) for t, p in both if len(p.input) <= cfg.input_length and len(p.target) <= cfg.target_length]
         dropped += len(both) - len(kept)
-        name = Path(read_info(folder)["source"].rpartition(":")[2].partition("@")[0]).stem
+        name = source_name(read_info(folder)["source"])
         name = f"{name}_{number}" if name in (task.name for task in found) else name
         if kept:
             found.append(_Task(name, [t for t, _ in kept], [p for _, p in kept]))

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from align.data.records import source_name
+
 INFO = "tokens.json"
 _CHARS = 2**22  # tokenised at a time
 
@@ -143,5 +145,4 @@ def read_tokens(folder: Path, split: str, length: int) -> TextRows:
     path = folder / f"{split}.npy"
     flat = np.load(path, mmap_mode="r") if path.is_file() else np.empty(0, np.uint16)
     counts = Counts(**info["splits"].get(split, {"documents": 0, "tokens": 0, "bytes": 0}))
-    name = Path(info["source"].rpartition(":")[2].partition("@")[0]).stem or "text"
-    return TextRows(flat, length, counts, name)
+    return TextRows(flat, length, counts, source_name(info["source"]))

@@ -389,6 +389,7 @@ def test_sentinels_too_few_for_the_spans_of_a_row_are_refused(tmp_path):
 def test_tasks_alone_need_no_sentinels(inputs, tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path / "plain")
     run(Inputs(tasks=inputs["tasks"], tokenizer=artifact(tmp_path / "plain", "tokenizer")), tmp_path, num_steps=1)
+    assert (tmp_path / "out/model.safetensors").is_file()
 
 
 def test_lengths_that_do_not_go_together_are_refused(inputs, tmp_path):
