@@ -11,9 +11,10 @@ from rich.table import Table
 
 from align.configs import ModelConfig
 from align.configs.knobs import PRECISIONS
+from align.configs.pretrain import OPTIMIZERS
 from align.console import short, wide_console
 from align.errors import ConfigError
-from align.sizes import OPTIMIZERS, memory, parameters, training_flops, without_embeddings
+from align.sizes import memory, parameters, training_flops, without_embeddings
 
 if TYPE_CHECKING:
     from align.sizes import Weight

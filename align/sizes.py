@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from align.configs import ModelConfig
-from align.configs.pretrain import OPTIMIZERS  # noqa: F401  those that `memory` knows
 
 _GPT3_WINDOW = 256  # tokens, where none is given; align/models/gpt3.py
 

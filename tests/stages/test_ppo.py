@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import manifests
+from stage_jobs import job_at, log_of
 from transformers import AutoModelForCausalLM
 
 from align.artifacts import Artifact
 from align.checkpoints import load_checkpoint
-from align.configs import HardwareConfig, LoraConfig, Ppo, RunConfig
+from align.configs import LoraConfig, Ppo
 from align.errors import ConfigError, HealthStop, Preempted
 from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job
@@ -65,22 +66,10 @@ def inputs(finished: Path) -> Inputs:
     )
 
 
-def job_at(folder: Path, kind: type[Job] = Job, stop: Stop | None = None, **hardware: Any) -> Job:
-    (folder / "out").mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)  # as whoever runs a stage does
-    settings = RunConfig(hardware=HardwareConfig(**{"checkpoint_seconds": 1e9, "device": "cpu", **hardware}))
-    return kind("test", folder, settings, stop=stop)
-
-
 def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **knobs: Any) -> list[dict[str, float]]:
     """The metrics of each iteration."""
     ppo.run(Ppo(**{**KNOBS, **knobs}), inputs, job_at(folder, **(hardware or {})))
     return log_of(folder)
-
-
-def log_of(folder: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
 def result_of(folder: Path) -> dict[str, str]:

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import manifests
+from stage_jobs import job_at, log_of
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from align.artifacts import Artifact
-from align.configs import HardwareConfig, ModelConfig, Pretrain, RunConfig
+from align.configs import ModelConfig, Pretrain
 from align.errors import ConfigError, HealthStop, Preempted
 from align.job import Inputs, Job
 from align.models.build import build_model
@@ -62,22 +63,10 @@ def first(inputs: Inputs) -> Inputs:
     return Inputs(data=inputs["data"][:1])
 
 
-def job_at(folder: Path, kind: type[Job] = Job, stop: Stop | None = None, **hardware: Any) -> Job:
-    (folder / "out").mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)  # as whoever runs a stage does
-    settings = RunConfig(hardware=HardwareConfig(**{"checkpoint_seconds": 1e9, "device": "cpu", **hardware}))
-    return kind("test", folder, settings, stop=stop)
-
-
 def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **knobs: Any) -> list[dict[str, float]]:
     """The metrics of each step."""
     pretrain.run(Pretrain(**{**KNOBS, **knobs}), inputs, job_at(folder, **(hardware or {})))
     return log_of(folder)
-
-
-def log_of(folder: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
