@@ -85,8 +85,7 @@ def fates(folder: Path) -> dict[int, Fate]:
     """How far each member of a sweep has come that has begun, by its number."""
     found = {}
     for path in sorted((folder / _FOLDER).glob("*.json"), key=lambda path: int(path.stem)):
-        row = _read(path)
-        state = _state(path, row)
+        state, row = _state(path)
         code = KILLED if state == "killed" else row.get("code", 0)
         pid = row.get("pid") if row.get("host") == socket.gethostname() else None
         found[int(path.stem)] = Fate(state, code, row.get("error", ""), pid, row.get("log"))
@@ -103,18 +102,21 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _state(path: Path, row: dict[str, Any]) -> str:
+def _state(path: Path) -> tuple[str, dict[str, Any]]:
+    """The state of a member, and what its file says, read after the lock was tried: it may have ended or begun anew."""
+    row = _read(path)
     if row["state"] != "running":
-        return row["state"]
+        return row["state"], row
+    held = False
     try:
         with path.with_suffix(".lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return "running"
+        held = True
     except FileNotFoundError:
         pass
-    now = _read(path)["state"]  # it may have ended just before the lock was tried
-    return "killed" if now == "running" else now
+    row = _read(path)
+    return "killed" if row["state"] == "running" and not held else row["state"], row
 
 
 def sweeps(store: ArtifactStore) -> list[Path]:
@@ -131,18 +133,19 @@ def read_sweep(store: ArtifactStore, folder: Path) -> list[Record]:
     files = sorted((folder / _FOLDER).glob("*.json"), key=lambda path: int(path.stem))
     if not files:
         raise StoreError(f"{folder}: no sweep's members are recorded here")
-    rows = [_read(path) for path in files]
+    states = [_state(path) for path in files]
+    rows = [row for _, row in states]
     overrides = [dict(_pair(word) for word in row["overrides"] if "=" in word) for row in rows]
     names = list(dict.fromkeys(name for given in overrides for name in given))
     varied = [name for name in names if len(rows) == 1 or len({given.get(name) for given in overrides}) > 1]
     records = []
-    for path, row, given in zip(files, rows, overrides, strict=True):
+    for path, (state, row), given in zip(files, states, overrides, strict=True):
         made = {step["name"]: store.get(step["stage"], step["key"]) for step in row["steps"]}
         records.append(
             Record(
                 number=int(path.stem),
                 knobs={name: given.get(name, "") for name in varied},
-                state=_state(path, row),
+                state=state,
                 error=row.get("error", ""),
                 made={name: artifact for name, artifact in made.items() if artifact is not None},
                 tries=row.get("tries", 1),

@@ -189,7 +189,8 @@ def process_of(number: int, tries: int, store: Path) -> Callable[[dict[int, Fate
         if number not in known or known[number].state != "running" or not list(store.glob("work/ppo/*/checkpoints/*")):
             return None
         (file,) = store.glob(f"sweeps/*/members/{number}.json")
-        return known[number].pid if json.loads(file.read_text())["tries"] == tries else None
+        row = json.loads(file.read_text())  # a later try may have begun since `known` was read
+        return row["pid"] if row["tries"] == tries else None
 
     return seen
 
