@@ -49,10 +49,19 @@ def attention_gradients(
     return torch.matmul(d_scores, key).mul_(scale), torch.matmul(d_scores.mT, query).mul_(scale), d_value
 
 
-@functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)  # sampling may be the first to ask, and what it makes is of no use in training
 def unseen(queries: int, keys: int, window: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """-inf where a query may not look, else 0, [queries, keys]; the last query and the last key are one token."""
+    # A compiler makes the mask where it is used, and warns of any cache.
+    return (_unseen if torch.compiler.is_compiling() else _kept_unseen)(queries, keys, window, dtype)
+
+
+def _unseen(queries: int, keys: int, window: int, dtype: torch.dtype) -> torch.Tensor:
     distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
     mask = torch.zeros(queries, keys, dtype=dtype)
     return mask.masked_fill_((distance < 0) | (distance >= window), float("-inf"))
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # sampling may be the first to ask, and what it makes is of no use in training
+def _kept_unseen(queries: int, keys: int, window: int, dtype: torch.dtype) -> torch.Tensor:
+    return _unseen(queries, keys, window, dtype)

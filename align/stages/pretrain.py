@@ -62,6 +62,7 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
     if job.world_size > 1 and not saved:
         torch.manual_seed(derive_seed(cfg.seed or 0, "pretrain", "dropout", job.rank))  # the weights are drawn alike
     seen = float(sum(sizes[:start]) * length)
+    measured: Metrics = {}
     for step in job.steps(len(sizes), start):
         begun = time.perf_counter()
         pairs = text.draw(step, sizes[step])
@@ -79,8 +80,9 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
         seen += sizes[step] * length
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rates[step], "tokens": seen} | _passes(text)
         metrics["time/tokens_per_second"] = sizes[step] * length / (time.perf_counter() - begun)
-        if held_out and (step + 1) % cfg.eval_every == 0:
-            metrics |= _evaluate(model, loss_of, held_out, job, cfg.precision)
+        if held_out and ((step + 1) % cfg.eval_every == 0 or step + 1 == len(sizes)):
+            measured = _evaluate(model, loss_of, held_out, job, cfg.precision)
+            metrics |= measured
         job.log(metrics, step + 1)
         job.checkpoint(
             step + 1,
@@ -95,7 +97,9 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
     if job.is_main:
         save_model(model, tokenizer, job.out)
     result = {"tokens": float(sum(sizes) * length), "parameters": float(model.num_parameters())}
-    return result | (_evaluate(model, loss_of, held_out, job, cfg.precision) if held_out else {})
+    if held_out and not measured:  # gone on with after the last step
+        measured = _evaluate(model, loss_of, held_out, job, cfg.precision)
+    return result | measured
 
 
 # -- what is trained, and on what --------------------------------------------------------------------------------

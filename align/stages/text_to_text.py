@@ -96,6 +96,7 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
     model.train()
     if job.world_size > 1 and not saved:
         torch.manual_seed(derive_seed(cfg.seed or 0, "text_to_text", "dropout", job.rank))  # weights are drawn alike
+    measured = None
     for step in job.steps(cfg.num_steps, start):
         drawn = rows.draw(step)
         pairs = [rows.pair(row) for row in job.share(drawn)]
@@ -111,8 +112,9 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
                 optimizer.step()
             optimizer.zero_grad()
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": _learning_rate(cfg, step)}
-        if (step + 1) % cfg.eval_every == 0:
-            metrics |= measure(held_out[0])[0]
+        if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.num_steps:
+            measured = measure(held_out[0])
+            metrics |= measured[0]
         job.log(metrics, step + 1)
         job.checkpoint(
             step + 1,
@@ -126,7 +128,8 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
 
     if job.is_main:
         save_model(model, tokenizer, job.out)
-    (found, answers), (more, last_answers) = map(measure, held_out)
+    found, answers = measured or measure(held_out[0])  # nothing is measured yet where the last step was gone on from
+    more, last_answers = measure(held_out[1])
     job.table("predictions", last_answers or answers)
     return {"parameters": float(model.num_parameters()), **found, **more}
 
