@@ -15,7 +15,7 @@ from align.errors import StoreError
 from align.report import tables
 from align.report.charts import line_chart, thinned
 from align.report.gather import gather
-from align.report.page import calibration, file_name, render
+from align.report.page import calibration, curves, file_name, render
 from align.report_command import main
 
 EVIL = "<script>alert('x')</script> | *bold* & </td> http://example.com"
@@ -296,6 +296,29 @@ def test_calibration_is_a_chart_a_task_and_a_reward_model(store):
     assert "reward: pairs of answers" in one
     assert "copa" in two
     assert all(name in two for name in (">ppo<", ">sft<"))
+
+
+def test_training_steps_tell_what_they_came_to_on_held_out_rows(store):
+    text = {"eval/loss": 2.5, "eval/books/loss": 2.25, "tokens": 9.0}
+    add(store, "toy/pretrain_books", "model", {}, text, log=[{"step": 1, "loss": 3.0}])
+    ends = {"": 0.5, "_low": 0.5, "_high": 0.75}
+    task = {f"test/{part}accuracy{end}": x for part in ("", "baseline/", "gain/") for end, x in ends.items()}
+    log = [{"step": 1, "loss": 2.0, "task_loss": 1.0, "lm_loss": 2.0}]
+    add(store, "toy/finetune_snli", "classifier", {}, {"rows/test": 8.0, "validation/accuracy": 0.9, **task}, log=log)
+    made = gather(store, ["toy/pretrain_books", "toy/finetune_snli"])
+    assert tables.learned(made) == tables.Table(
+        ["step", "measure", "figure", "commonest answer", "difference"],
+        [
+            ["pretrain_books", "books/loss", "2.250", "", ""],
+            ["pretrain_books", "loss", "2.500", "", ""],
+            ["finetune_snli", "accuracy", *["50.0 % [50.0, 75.0]"] * 2, "+50.0 % [50.0, 75.0] *"],
+        ],
+    )
+    assert [(own.step, len(own.pictures)) for own in curves(made)] == [("finetune_snli", 2), ("pretrain_books", 1)]
+    page, markdown = render("toy", made)
+    assert "Held-out rows" in page
+    assert "Held-out rows" in markdown
+    assert "No evaluation" not in page
 
 
 def test_costs_add_up(store):

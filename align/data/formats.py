@@ -6,6 +6,7 @@ not of its format and `Dropped` where it is but holds nothing to learn from.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -352,9 +353,12 @@ def infer_format(row: dict[str, Any], record: str = "documents") -> str:
     """The format of a user's row, by its columns; a text beside a label is one thing as documents, another labelled."""
     if record == "labelled":
         return infer_labelled(row)
-    for name, columns in _BY_COLUMNS:
-        if columns <= row.keys():
-            return name
+    found = next((name for name, columns in _BY_COLUMNS if columns <= row.keys()), None)
+    if record == "demonstrations" and found in (None, "text"):
+        with contextlib.suppress(Malformed):
+            return infer_labelled(row)
+    if found is not None:
+        return found
     known = "; ".join(", ".join(sorted(columns)) for _, columns in _BY_COLUMNS)
     raise Malformed(
         "row", f"columns {', '.join(map(str, row)) or 'none'} make no known format; expected one of: {known}"

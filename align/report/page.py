@@ -26,6 +26,11 @@ _CURVES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("share of answers that are right", ("eval/tasks/accuracy",)),
         ("gradient norm", ("grad_norm",)),
     ],
+    "finetune": [
+        ("loss on the task, nats or squared error", ("task_loss",)),
+        ("loss on its text, nats a token", ("lm_loss",)),
+        ("gradient norm", ("grad_norm",)),
+    ],
     "sft": [("loss, nats a token", ("loss", "eval/loss")), ("gradient norm", ("grad_norm",))],
     "reward": [("loss, nats a pair", ("loss",)), ("gradient norm", ("grad_norm",))],
     "ppo": [
@@ -38,7 +43,7 @@ _CURVES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("loss on pretraining text, nats a token", ("ptx/loss",)),
     ],
 }
-_ORDER = {stage: place for place, stage in enumerate(("ppo", "reward", "sft", "text_to_text", "pretrain"))}
+_ORDER = {stage: place for place, stage in enumerate(("ppo", "reward", "sft", "finetune", "text_to_text", "pretrain"))}
 
 
 class Charts(NamedTuple):
@@ -78,6 +83,7 @@ def render(title: str, made: Sequence[Made]) -> tuple[str, str]:
         "matrix": tables.matrix(made),
         "tasks": tables.tasks(tables.scored(made)),
         "manners": tables.manners(tables.scored(made)),
+        "learned": tables.learned(made),
         "reward_models": tables.reward_models(made),
         "samples": tables.samples(made),
         "events": tables.events(made),

@@ -292,9 +292,31 @@ def reward_models(made: Sequence[Made]) -> Table:
         if each.stage == "reward":
             m = each.artifact.metrics
             rows.append([each.name, number(m, "held_out_pairs", 0), *(percent(m, name) for name in shown.values())])
-    columns = ["reward model", "held-out pairs", *shown]
-    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    return Table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    return _without_empty(Table(["reward model", "held-out pairs", *shown], rows))
+
+
+def learned(made: Sequence[Made]) -> Table:
+    """What pretraining and fine-tuning came to on held-out rows; on test rows, where there are any."""
+    rows = []
+    for each in made:
+        m = each.artifact.metrics
+        if each.stage not in ("pretrain", "text_to_text", "finetune"):
+            continue
+        head = next((head for head in ("test/", "validation/", "eval/") if any(n.startswith(head) for n in m)), "eval/")
+        for metric, value in m.items():
+            path = metric.removeprefix(head)
+            if path == metric or path.startswith(("baseline/", "gain/")) or path.endswith(("_low", "_high", "rows")):
+                continue
+            name = path.rpartition("/")[2]
+            beside = [_figure(m, f"{head}{part}{path}", name, part) for part in ("baseline/", "gain/")]
+            rows.append([each.name, path, _figure(m, metric, name, "") or f"{value:,.3f}", *beside])
+    return _without_empty(Table(["step", "measure", "figure", "commonest answer", "difference"], rows))
+
+
+def _without_empty(table: Table) -> Table:
+    """Without the columns in which no row has anything."""
+    kept = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]
+    return Table([table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows])
 
 
 def samples(made: Sequence[Made]) -> list[Sample]:

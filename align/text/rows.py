@@ -21,16 +21,28 @@ def rows_in_order(first: int, count: int, num_rows: int, seed: int, *purpose: st
     """
     places = torch.arange(first, first + count)
     rows = torch.empty_like(places)
+    passes = _passes(num_rows, seed, *purpose)
     for epoch in (places // num_rows).unique().tolist():
         here = places // num_rows == epoch
-        rows[here] = _order(num_rows, seed, epoch, *purpose)[places[here] % num_rows]
+        rows[here] = passes.order(epoch)[places[here] % num_rows]
     return rows
 
 
-@functools.lru_cache(maxsize=8)
-def _order(num_rows: int, seed: int, epoch: int, *purpose: str) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(derive_seed(seed, *purpose, epoch))
-    return torch.randperm(num_rows, generator=generator)
+class _Passes:
+    """The order of rows in each pass; that of the last one asked for is kept."""
+
+    def __init__(self, num_rows: int, seed: int, *purpose: str):
+        self._num_rows, self._seed, self._purpose = num_rows, seed, purpose
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def order(self, epoch: int) -> torch.Tensor:
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, *self._purpose, epoch))
+            self._epoch, self._order = epoch, torch.randperm(self._num_rows, generator=generator)
+        return self._order
+
+
+_passes = functools.lru_cache(maxsize=1024)(_Passes)  # more than anybody mixes sources
 
 
 class Mixture:

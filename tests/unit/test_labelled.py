@@ -112,7 +112,15 @@ def test_a_card_of_items_is_read_as_labelled_where_that_is_asked():
 def test_a_text_beside_a_label_is_a_document_where_no_label_is_wanted():
     row = {"text": "a", "label": "b"}
     assert infer_format(row) == "text"
-    assert infer_format(row, "labelled") == "labelled_texts"
+    assert infer_format(row, "labelled") == infer_format(row, "demonstrations") == "labelled_texts"
+    assert infer_format({"text": "a"}, "demonstrations") == "text"
+
+
+def test_a_demonstration_is_taken_for_labelled_only_where_its_columns_say_nothing_else():
+    assert infer_format({"premise": "a", "hypothesis": "b", "label": "c"}, "demonstrations") == "labelled_texts"
+    assert infer_format({"messages": [], "text": "a", "label": "c"}, "demonstrations") == "messages"
+    with pytest.raises(Malformed, match=r"columns a make no known format; expected one of: .*prompt"):
+        infer_format({"a": 1}, "demonstrations")
 
 
 @pytest.mark.parametrize("label", ["-", "", " ", None, -1, "-1"])

@@ -127,10 +127,7 @@ def test_the_state_of_an_optimizer_is_as_large_as_it_says(architecture: str, opt
     model = build_model(small(architecture), tiny_tokenizer())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    if optimizer == "adafactor":
-        used: list[torch.optim.Optimizer] = [torch.optim.Adafactor(model.parameters())]
-    else:
-        used = pretraining_optimizers(model, optimizer, 1e-3, (0.9, 0.95), 0.0)
+    used = pretraining_optimizers(model, optimizer, 1e-3, (0.9, 0.95), 0.0)
     for each in used:
         each.step()
     said = memory(weights_of(model), optimizer, "fp32")
