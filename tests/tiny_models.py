@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from align.configs import ModelConfig
 from align.models.build import build_model
+from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer
+
+END, FIRST = 0, 1  # ids of `byte_tokenizer`: the end-of-text token, then one for each byte
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -55,3 +61,30 @@ def tiny_t5(tokenizer: PreTrainedTokenizerFast, layers: int = 2) -> PreTrainedMo
         architecture="t5", hidden_size=32, num_layers=layers, num_heads=4, dropout=0.0, initializer_range=1.0
     )
     return build_model(cfg, tokenizer).eval()
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, so that every length can be told by looking."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<end>": END, **{letter: FIRST + i for i, letter in enumerate(letters)}}
+    built = Tokenizer(models.BPE(vocabulary, merges=[]))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=built, eos_token="<end>")
+
+
+def sequences_of(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    """Random tokens of `tiny_tokenizer`, none of them special."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(5, 260, (n,), generator=generator).tolist() for n in lengths]
+
+
+def packed_logits(model: PreTrainedModel, sequences: Sequence[list[int]]) -> torch.Tensor:
+    """Of sequences one behind the other in a packed row."""
+    packed = pack(sequences)
+    logits = model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits[0]
+    return logits[: sum(map(len, sequences))]
+
+
+def alone_logits(model: PreTrainedModel, sequences: Sequence[list[int]]) -> torch.Tensor:
+    """Of each sequence by itself."""
+    return torch.cat([model(input_ids=torch.tensor([s]), use_cache=False).logits[0] for s in sequences])

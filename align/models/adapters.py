@@ -136,6 +136,14 @@ class Adapters:
             value.requires_grad_(trained)  # peft freezes what it switches off: a graph not yet gone back would lose it
 
 
+def fresh_adapter(base: PreTrainedModel, folder: Path, lora: LoraConfig, name: str) -> Adapters:
+    """One adapter on the model of the artifact `folder`, to be trained by itself: all else of the model is frozen."""
+    adapters = Adapters(base, f"{folder.parent.name}/{folder.name}")
+    adapters.add(name, lora)
+    adapters.turn_on(name)
+    return adapters
+
+
 def _linear_names(model: PreTrainedModel) -> set[str]:
     """What the linear layers of the trunk are called; the head is not among them."""
     kinds = (torch.nn.Linear, Conv1D)

@@ -25,7 +25,7 @@ from align.errors import HealthStop
 from align.evals.glue import choice_metrics, class_metrics, score_metrics
 from align.job import Inputs, Job, Metrics
 from align.losses.tasks import joint_loss, row_outputs, task_loss
-from align.models.adapters import Adapters
+from align.models.adapters import fresh_adapter
 from align.models.build import fresh_model
 from align.models.classifier import TaskModel, add_embeddings, require_classifier, save_classifier
 from align.models.load import context_length, load_model, load_tokenizer
@@ -48,7 +48,7 @@ def run(cfg: Finetune, inputs: Inputs, job: Job) -> Metrics:
     examples = {split: found for split, (found, _) in encoded.items()}
     num_cut = sum(cut for _, cut in encoded.values())
     _tell(goal, num_cut, rows, context, job)
-    adapters = _adapters(cfg, folder, model)
+    adapters = None if cfg.lora.rank is None else fresh_adapter(model.lm, folder, cfg.lora, _ADAPTER)
     _train(cfg, model, examples["train"], goal.kind, job)
 
     metrics = {f"rows/{split}": float(len(found)) for split, found in examples.items()}
@@ -86,16 +86,6 @@ def _tell(goal: Goal, num_cut: int, rows: dict[str, list[Row]], context: int, jo
         job.info(f"f1 is of the class {goal.labels[1]!r}")
     if lacking := [split for split in ("validation", "test") if not rows[split]]:
         job.info(f"there are no {' and no '.join(lacking)} rows, so nothing will say how well it does on them")
-
-
-def _adapters(cfg: Finetune, folder: Path, model: TaskModel) -> Adapters | None:
-    """With LoRA: the model frozen but for an adapter and the linear layer."""
-    if cfg.lora.rank is None:
-        return None
-    adapters = Adapters(model.lm, f"{folder.parent.name}/{folder.name}")
-    adapters.add(_ADAPTER, cfg.lora)
-    adapters.turn_on(_ADAPTER)
-    return adapters
 
 
 def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job: Job) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from align.errors import ConfigError, HealthStop
 from align.evals.calibration import calibration_error, reliability
 from align.job import Inputs, Job, Metrics
 from align.losses.preference import kwise_loss, pair_confidences, pairwise_accuracy
-from align.models.adapters import Adapters
+from align.models.adapters import fresh_adapter
 from align.models.heads import ScalarModel, scalar_from_lm
 from align.models.load import load_tokenizer
 from align.models.packed import response_scores
@@ -56,7 +55,10 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         job.info(f"{dropped} rankings are left out: all tied, or longer than the context of {context} tokens")
     if not train:
         raise ConfigError("inputs.data: no ranking is left to learn from")
-    adapters = _adapters(cfg, folder, model)
+    adapters = None
+    if cfg.lora.rank is not None:
+        adapters = fresh_adapter(model.classifier, folder, cfg.lora, _ADAPTER)
+        model.classifier.score.requires_grad_(True)
     optimizer = adamw(model, cfg.learning_rate, weight_decay=cfg.weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
     per_epoch = math.ceil(len(train) / cfg.batch_size)
@@ -97,17 +99,6 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         model.save(job.out)
         tokenizer.save_pretrained(job.out)
     return metrics
-
-
-def _adapters(cfg: Reward, folder: Path, model: ScalarModel) -> Adapters | None:
-    """With LoRA: the model frozen but for an adapter and its head."""
-    if cfg.lora.rank is None:
-        return None
-    adapters = Adapters(model.classifier, f"{folder.parent.name}/{folder.name}")
-    adapters.add(_ADAPTER, cfg.lora)
-    adapters.turn_on(_ADAPTER)
-    model.classifier.score.requires_grad_(True)
-    return adapters
 
 
 def _rankings(rows: list[Row], tokenizer: PreTrainedTokenizerBase, context: int) -> tuple[list[Ranking], int]:

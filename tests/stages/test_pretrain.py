@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from conftest import manifests
 from stage_jobs import job_at, log_of
 from tiny_models import tiny_model, tiny_tokenizer
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from align.artifacts import Artifact
@@ -121,6 +123,16 @@ def test_three_steps_are_those_of_a_plain_loop(inputs, tmp_path):
 def test_how_a_batch_goes_through_changes_nothing_beyond_rounding(inputs, tmp_path, hardware):
     run(inputs, tmp_path / "one")
     run(inputs, tmp_path / "other", hardware)
+    close(weights_of(tmp_path / "one"), weights_of(tmp_path / "other"), atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler here")
+def test_compiled_layers_learn_the_same_and_keep_their_names(inputs, tmp_path):
+    run(inputs, tmp_path / "one")
+    counters.clear()
+    run(inputs, tmp_path / "other", {"compile": True})
+    assert counters["stats"]["unique_graphs"] > 0
     close(weights_of(tmp_path / "one"), weights_of(tmp_path / "other"), atol=2e-5)
 
 

@@ -6,55 +6,31 @@ import copy
 
 import pytest
 import torch
+from tiny_models import alone_logits, packed_logits, sequences_of, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from align.configs import ModelConfig
 from align.models.attention import _mask, packed_layout
 from align.models.build import build_model
 from align.text.packing import pack
-from align.text.tokenizers import train_tokenizer
 
 ARCHITECTURES = ["gpt2", "gpt_neox", "llama", "openai-gpt"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["the cat sat on the mat and the dog ran home"] * 3, 280)
-
-
-def sequences_of(lengths, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(5, 260, (n,), generator=generator).tolist() for n in lengths]
+    return tiny_tokenizer()
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def models(request, tokenizer):
+def models(request):
     """Ours, and the same weights under the library's own eager attention."""
     torch.manual_seed(0)
-    cfg = ModelConfig(
-        architecture=request.param,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        context_length=320,
-        dropout=0.0,
-        initializer_range=0.2,
-    )
-    ours = build_model(cfg, tokenizer).eval()
+    ours = tiny_model(request.param, context=320, spread=0.2)
     plain = AutoModelForCausalLM.from_config(copy.deepcopy(ours.config), attn_implementation="eager").eval()
     plain.load_state_dict(ours.state_dict())
     assert ours.config._attn_implementation != plain.config._attn_implementation
     return ours, plain
-
-
-def packed_logits(model, sequences):
-    packed = pack(sequences)
-    logits = model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits[0]
-    return logits[: sum(map(len, sequences))]
-
-
-def alone_logits(model, sequences):
-    return torch.cat([model(input_ids=torch.tensor([s]), use_cache=False).logits[0] for s in sequences])
 
 
 def padded_logits(model, sequences):

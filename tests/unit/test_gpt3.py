@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from tiny_models import tiny_tokenizer, written_by_transformers
+from tiny_models import alone_logits, packed_logits, sequences_of, tiny_tokenizer, written_by_transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from align.errors import ConfigError
@@ -53,21 +53,6 @@ def gpt2(model, implementation=ATTENTION):
     other = GPT2LMHeadModel._from_config(GPT2Config(**options), attn_implementation=implementation).eval()
     other.load_state_dict(model.state_dict())
     return other
-
-
-def sequences_of(lengths, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(5, 260, (n,), generator=generator).tolist() for n in lengths]
-
-
-def packed_logits(model, sequences):
-    packed = pack(sequences)
-    logits = model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits[0]
-    return logits[: sum(map(len, sequences))]
-
-
-def alone_logits(model, sequences):
-    return torch.cat([model(input_ids=torch.tensor([s]), use_cache=False).logits[0] for s in sequences])
 
 
 def near(a, b):

@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
+from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from align.configs import ModelConfig
 from align.losses.lm import token_losses
-from align.models.build import build_model
 from align.models.heads import ScalarModel, load_scalar, scalar_from_lm
 from align.models.load import save_model
 from align.models.packed import (
@@ -20,7 +19,6 @@ from align.models.packed import (
     response_scores,
     response_values,
 )
-from align.text.tokenizers import train_tokenizer
 
 PROMPTS = [[7, 8, 9], [10], [11, 12, 13, 14, 15], [16, 17]]
 RESPONSES = [[20, 21], [22, 23, 24, 25], [26], [27, 28, 29]]
@@ -29,22 +27,13 @@ PAIRS = list(zip(PROMPTS, RESPONSES, strict=True))
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["the cat sat on the mat and the dog ran home"] * 3, 280)
+    return tiny_tokenizer()
 
 
 @pytest.fixture(scope="module", params=["gpt2", "gpt_neox", "llama"])
-def policy(request, tokenizer):
+def policy(request):
     torch.manual_seed(0)
-    cfg = ModelConfig(
-        architecture=request.param,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        context_length=32,
-        dropout=0.0,
-        initializer_range=0.3,
-    )
-    return build_model(cfg, tokenizer).eval()
+    return tiny_model(request.param, context=32)
 
 
 @pytest.fixture(scope="module")

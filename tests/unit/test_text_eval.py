@@ -5,25 +5,18 @@ import math
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from tiny_models import END, byte_tokenizer
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from align.evals.text_loss import num_targets, row_losses, summed_loss
 from align.models.attention import ATTENTION
 from align.text.packing import document_positions
 from align.text.tokens import encode_text
 
-END, FIRST = 0, 1  # ids: the end-of-text token, then one for each byte
-
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One token a byte, so that every length can be told by looking."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<end>": END, **{letter: FIRST + i for i, letter in enumerate(letters)}}
-    built = Tokenizer(models.BPE(vocabulary, merges=[]))
-    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=built, eos_token="<end>")
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -6,22 +6,17 @@ import math
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_models import END, FIRST, byte_tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from align.text import tokens
 from align.text.tokens import Counts, TextRows, encode_text, read_tokens, token_dtype, write_info, write_tokens
 
-END, FIRST = 0, 1  # ids: the end-of-text token, then one for each byte
-
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<end>": END, **{letter: FIRST + i for i, letter in enumerate(letters)}}
-    built = Tokenizer(models.BPE(vocabulary, merges=[]))
-    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=built, eos_token="<end>")
+    return byte_tokenizer()
 
 
 def ids_of(text, tokenizer):
