@@ -232,12 +232,12 @@ def _explain(error: Exception, config_name: str) -> str:
         r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config search|$)", text, re.DOTALL
     )
     if option:
-        group, _, rest = option[1].partition("/")
-        name, options = "/".join(filter(None, (rest, option[2]))), [o for o in option[3].split() if o != "schema"]
-        if option[1] == "hydra/launcher":
+        group, name, options = option[1], option[2], [o for o in option[3].split() if o != "schema"]
+        if group.startswith("model/"):  # a name with a slash is an artifact's
+            group, name = "model", f"{group.removeprefix('model/')}/{name}"
+        if group == "hydra/launcher":
             return (
-                f"launcher: hydra's {option[2]} launcher is not installed; pip install -e '.[sweep]', or use "
-                f"launcher=basic"
+                f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use launcher=basic"
             )
         near = difflib.get_close_matches(name, options, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""

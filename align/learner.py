@@ -16,7 +16,7 @@ from align.models.actors import Actors
 from align.models.packed import pack_pairs, response_logprobs
 from align.optimizers import adamw_for, set_learning_rate
 from align.rollout.collect import Layout, Rollouts, packed_group
-from align.text.rows import rows_in_order
+from align.text.rows import RowOrder
 from align.text.tokens import TextRows
 
 Totals = dict[str, torch.Tensor]
@@ -48,6 +48,7 @@ class Learner:
 
     def __init__(self, cfg: Ppo, actors: Actors, job: Job, text: TextRows | None):
         self._cfg, self._actors, self._job, self._text = cfg, actors, job, text
+        self._text_order = RowOrder(0 if text is None else len(text), cfg.seed or 0, "ppo", "text")
         betas = (0.9, cfg.beta2)
         self._optimizers = {
             name: adamw_for(parameters.values(), rate, betas, cfg.weight_decay, cfg.adam_epsilon)
@@ -205,7 +206,7 @@ class Learner:
             parameter.grad = None
         steps = cfg.num_epochs * (cfg.rollout_batch_size // cfg.minibatch_size)
         first = (iteration * steps + number) * cfg.ptx_rows
-        rows = text[rows_in_order(first, cfg.ptx_rows, len(text), cfg.seed or 0, "ppo", "text")]
+        rows = text[self._text_order.take(first, cfg.ptx_rows)]
         total = torch.zeros((), device=job.device)
         per_pass = max(1, job.hardware.micro_batch_tokens // rows.shape[1])
         mine = rows[job.rank :: job.world_size].tolist()

@@ -225,7 +225,7 @@ def data_digest(name: str, config: StageConfig, settings: RunConfig, store: Arti
     try:
         if isinstance(config, Data):
             source = resolve(config.source, settings.data_root, store.root)
-            if config.record == "demonstrations" and source.card.format in LABELLED:
+            if config.record == "demonstrations" and (source.card.format is None or source.card.format in LABELLED):
                 return digest_of([source.digest, source.card.name])  # T5 writes the task's name into every row
             return digest_of([source.digest, _ITEMS]) if config.record == "items" else source.digest
         if isinstance(config, ImportModel):

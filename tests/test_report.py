@@ -307,7 +307,7 @@ def test_training_steps_tell_what_they_came_to_on_held_out_rows(store):
     add(store, "toy/finetune_snli", "classifier", {}, {"rows/test": 8.0, "validation/accuracy": 0.9, **task}, log=log)
     made = gather(store, ["toy/pretrain_books", "toy/finetune_snli"])
     assert tables.learned(made) == tables.Table(
-        ["step", "measure", "figure", "commonest answer", "difference"],
+        ["step", "measure", "figure", "baseline", "difference"],
         [
             ["pretrain_books", "books/loss", "2.250", "", ""],
             ["pretrain_books", "loss", "2.500", "", ""],

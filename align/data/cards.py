@@ -167,7 +167,7 @@ def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
         return Source(card, None, (), digest_of([card.hub, card.hub_config, card.hub_dir, _reading(card)]))
     if scheme == "hf" and rest:
         _require_pinned(rest, source)
-        return Source(DataCard(name=rest.partition("@")[0], hub=rest), None, (), digest_of(rest))
+        return Source(DataCard(name=rest.partition("@")[0].rpartition("/")[2], hub=rest), None, (), digest_of(rest))
     if scheme == "path" and rest:
         return _users(source, Path(rest).expanduser(), store)
     raise ConfigError(f"source {source!r}: expected card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT")
@@ -221,7 +221,7 @@ def _resolve_folder(
     scheme, _, rest = source.partition(":")
     if scheme == "hf" and rest:
         _require_pinned(rest, source)
-        return Source(DataCard(name=rest.partition("@")[0], hub=rest), None, (), digest_of(rest))
+        return Source(DataCard(name=rest.partition("@")[0].rpartition("/")[2], hub=rest), None, (), digest_of(rest))
     folder = Path(rest).expanduser()
     known = scheme == "path" and rest and folder.is_dir()
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in without) if known else []
@@ -274,7 +274,7 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
     root = path if path.is_dir() else path.parent
     names = [p.relative_to(root).as_posix() for p in files]
     digests = file_digests(files, store)
-    card = DataCard(name=path.stem, licence="yours")
+    card = DataCard(name=path.name.partition(".")[0], licence="yours")
     return Source(card, root, tuple(files), digest_of([*zip(names, digests, strict=True)]))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch._functorch.config as functorch_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
@@ -14,9 +13,6 @@ import align.models.gpt1
 import align.models.gpt3  # noqa: F401  both make themselves known to `transformers`
 from align.errors import ConfigError
 from align.models.attention import ATTENTION
-
-# Share of a compiled layer's activations that are kept for the backward pass; what is cheapest to compute again is not.
-_KEPT = 0.6  # benchmarks/pretrain.py: a sixth less memory at 124M parameters, in the same time
 
 disable_progress_bar()  # loading a model is not what anybody waits for
 
@@ -61,15 +57,6 @@ def check_attention(model: PreTrainedModel) -> None:
             f"{model.config.model_type}: its attention is not one that align computes; choose a model with plain, "
             f"grouped or sliding-window attention (gpt2, gpt_neox, llama, mistral, qwen2, qwen3, ...)"
         )
-
-
-def compile_layers(model: PreTrainedModel) -> None:
-    """Have `torch.compile` make one program of each kind of layer; the weights keep their names."""
-    functorch_config.activation_memory_budget = _KEPT
-    for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList):
-            for layer in module:
-                layer.compile()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -310,7 +310,7 @@ def learned(made: Sequence[Made]) -> Table:
             name = path.rpartition("/")[2]
             beside = [_figure(m, f"{head}{part}{path}", name, part) for part in ("baseline/", "gain/")]
             rows.append([each.name, path, _figure(m, metric, name, "") or f"{value:,.3f}", *beside])
-    return _without_empty(Table(["step", "measure", "figure", "commonest answer", "difference"], rows))
+    return _without_empty(Table(["step", "measure", "figure", "baseline", "difference"], rows))
 
 
 def _without_empty(table: Table) -> Table:

@@ -130,8 +130,8 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, dropped: Count
     """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
     count, any_given = 0, False
     with job.progress(None, "rows read") as advance:
-        for given, row in _records(_watched(_raw_rows(source), advance), cfg, source, dropped):
-            sorter.add(given or _split(cfg, source.card, row), row)
+        for given, split, row in _records(_watched(_raw_rows(source), advance), cfg, source, dropped):
+            sorter.add(given or split, row)
             count, any_given = count + 1, any_given or given is not None
     with job.progress(None, "rows compared") as advance:
         splits = _kept_apart(sorter, any_given, advance, dropped)
@@ -189,13 +189,16 @@ def _watched(rows: Iterable[_T], advance: Callable[[int], None]) -> Iterator[_T]
 
 def _records(
     raw_rows: Iterable[tuple[str | None, RawRow]], cfg: Data, source: Source, dropped: Counter[str]
-) -> Iterator[tuple[str | None, Row]]:
-    """Rows of the wanted record. A malformed row of the user's own file is an error; of a published set, a count."""
+) -> Iterator[tuple[str | None, str, Row]]:
+    """Rows of the wanted record, each with the split that its file is, and the one that its content falls into.
+
+    A malformed row of the user's own file is an error; of a published set, a count.
+    """
     errors: list[str] = []
     for given, raw in raw_rows:
         try:
-            for row in _kept(raw, cfg, source.card, dropped):
-                yield given, row
+            for split, row in _kept(raw, cfg, source.card, dropped):
+                yield given, split, row
         except Dropped as reason:
             dropped[str(reason)] += 1
         except Malformed as problem:
@@ -235,8 +238,11 @@ def _raw_rows(source: Source) -> Iterator[tuple[str | None, RawRow]]:
         yield from ((split, raw) for raw in read_file(path))
 
 
-def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iterator[Row]:
-    """What a raw row gives of the wanted record; a book gives many rows, of which some may be dropped."""
+def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iterator[tuple[str, Row]]:
+    """What a raw row gives of the wanted record, with its split; a book gives many rows, of which some may be dropped.
+
+    A labelled row is in one split, whatever is made of it.
+    """
     if isinstance(raw.row, Malformed):
         raise raw.row
     record, read = reader(card.format or infer_format(raw.row, cfg.record), cfg.record)
@@ -245,7 +251,8 @@ def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iter
     for row in read(raw.row):
         try:
             found = {**group, **row}
-            yield from _fitting(check_row(cfg.record, convert(found, record, cfg.record, card.name)), cfg)
+            for made in _fitting(check_row(cfg.record, convert(found, record, cfg.record, card.name)), cfg):
+                yield _split(cfg, card, found if record == "labelled" else made), made
         except Dropped as reason:
             dropped[str(reason)] += 1
         except ValueError as error:

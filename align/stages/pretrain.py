@@ -19,7 +19,8 @@ from align.errors import ConfigError
 from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job, Metrics
 from align.models.build import build_model
-from align.models.load import compile_layers, context_length, load_model, load_one_tokenizer, save_model
+from align.models.compiled import compile_layers
+from align.models.load import context_length, load_model, load_one_tokenizer, save_model
 from align.optimizers import (
     clip_gradients,
     cosine_factor,

@@ -30,7 +30,7 @@ from align.optimizers import clip_gradients, inverse_square_root_factor, pretrai
 from align.seeds import derive_seed
 from align.spikes import Guard
 from align.text.pairs import Texts, encode_pairs, pad, similar_groups, texts_of
-from align.text.rows import Mixture, rows_in_order
+from align.text.rows import Mixture, RowOrder
 from align.text.spans import Corruption, Pair, longest_row, sentinels_of
 from align.text.tokens import TextRows, read_tokens
 
@@ -208,6 +208,7 @@ class _Rows:
     def __init__(self, cfg: TextToText, text: list[TextRows], corruption: Corruption | None, tasks: list[Pair]):
         self._seed, self._corruption, self._tasks = cfg.seed or 0, corruption, tasks
         self.text = Mixture(text, [], self._seed)
+        self._order = RowOrder(len(tasks), self._seed, "text_to_text", "tasks")
         self._num_tasks = cfg.task_rows(bool(text), bool(tasks))
         self._num_text = cfg.batch_size - self._num_tasks
 
@@ -221,8 +222,7 @@ class _Rows:
             ]
         if self._num_tasks:
             first = step * self._num_tasks
-            rows = rows_in_order(first, self._num_tasks, len(self._tasks), self._seed, "text_to_text", "tasks")
-            drawn += [_Drawn(None, row, 0) for row in rows.tolist()]
+            drawn += [_Drawn(None, row, 0) for row in self._order.take(first, self._num_tasks).tolist()]
         return drawn
 
     def pair(self, drawn: _Drawn) -> Pair:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -14,35 +13,31 @@ from align.seeds import derive_seed
 from align.text.tokens import TextRows
 
 
-def rows_in_order(first: int, count: int, num_rows: int, seed: int, *purpose: str) -> torch.Tensor:
-    """The `count` rows from the `first` on of an endless row of passes, each in an order of its own; [count], int64.
+class RowOrder:
+    """Rows in endless passes over all of them, each pass in an order of its own.
 
-    No row comes again before all have come; what `purpose` names has orders of its own.
+    A pure function of the seed and of `purpose`, which tells apart what is drawn by one seed. The order of the pass
+    that was asked for last is kept, 8 bytes a row.
     """
-    places = torch.arange(first, first + count)
-    rows = torch.empty_like(places)
-    passes = _passes(num_rows, seed, *purpose)
-    for epoch in (places // num_rows).unique().tolist():
-        here = places // num_rows == epoch
-        rows[here] = passes.order(epoch)[places[here] % num_rows]
-    return rows
-
-
-class _Passes:
-    """The order of rows in each pass; that of the last one asked for is kept."""
 
     def __init__(self, num_rows: int, seed: int, *purpose: str):
         self._num_rows, self._seed, self._purpose = num_rows, seed, purpose
         self._epoch, self._order = -1, torch.empty(0)
 
-    def order(self, epoch: int) -> torch.Tensor:
+    def take(self, first: int, count: int) -> torch.Tensor:
+        """The `count` rows from the `first` on; [count], int64."""
+        places = torch.arange(first, first + count)
+        rows = torch.empty_like(places)
+        for epoch in (places // self._num_rows).unique().tolist():
+            here = places // self._num_rows == epoch
+            rows[here] = self._pass(epoch)[places[here] % self._num_rows]
+        return rows
+
+    def _pass(self, epoch: int) -> torch.Tensor:
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self._seed, *self._purpose, epoch))
             self._epoch, self._order = epoch, torch.randperm(self._num_rows, generator=generator)
         return self._order
-
-
-_passes = functools.lru_cache(maxsize=1024)(_Passes)  # more than anybody mixes sources
 
 
 class Mixture:
@@ -60,6 +55,8 @@ class Mixture:
         self.sources, self._seed = sources, seed
         self._weights = torch.tensor(weights, dtype=torch.float64)
         self.taken = [0] * len(sources)
+        self._order = RowOrder(len(self), seed, "pretrain", "rows")
+        self._orders = [RowOrder(len(own), seed, "pretrain", "rows", str(i)) for i, own in enumerate(sources)]
 
     def __len__(self) -> int:
         return sum(map(len, self.sources))
@@ -76,9 +73,9 @@ class Mixture:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "pretrain", "mixture", step))
         drawn = torch.multinomial(self._weights, count, replacement=True, generator=generator)
         pairs: list[tuple[int, int]] = []
-        for number, source in enumerate(self.sources):
+        for number in range(len(self.sources)):
             own = int((drawn == number).sum())
-            rows = rows_in_order(self.taken[number], own, len(source), self._seed, "pretrain", "rows", str(number))
+            rows = self._orders[number].take(self.taken[number], own)
             pairs += [(number, row) for row in rows.tolist()]
             self.taken[number] += own
         return pairs
@@ -86,7 +83,7 @@ class Mixture:
     def _of_one(self, first: int, count: int) -> list[tuple[int, int]]:
         ends = list(itertools.accumulate(map(len, self.sources)))
         pairs = []
-        for place in rows_in_order(first, count, len(self), self._seed, "pretrain", "rows").tolist():
+        for place in self._order.take(first, count).tolist():
             number = bisect.bisect_right(ends, place)
             pairs.append((number, place - ends[number] + len(self.sources[number])))
             self.taken[number] += 1

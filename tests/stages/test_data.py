@@ -345,6 +345,24 @@ def test_without_a_training_file_rows_are_split_by_premise(here):
     assert len(made["train"]) > 900
 
 
+def test_demonstrations_of_a_labelled_file_are_split_as_its_rows_are_and_bear_the_file_s_name(here):
+    rows = [{"premise": f"Man {i}.", "hypothesis": f"{n} men.", "label": "no"} for i in range(100) for n in range(3)]
+    (here / "snli.jsonl.gz").write_bytes(gzip.compress(lines(*rows).encode()))
+    premises = {}
+    for record in ("labelled", "demonstrations"):
+        assert data("source=path:snli.jsonl.gz", f"record={record}") == 0
+        made = splits(here)
+        texts = {s: [r["texts"][0] if "texts" in r else r["messages"][0]["content"] for r in made[s]] for s in made}
+        if record == "demonstrations":
+            assert all(text.startswith("snli premise: Man ") for own in texts.values() for text in own)
+        premises[record] = {s: {text.partition("Man ")[2].partition(".")[0] for text in texts[s]} for s in texts}
+    assert premises["labelled"] == premises["demonstrations"]
+    assert all(premises["labelled"].values())
+    (here / "snli.jsonl.gz").rename(here / "mnli.jsonl.gz")
+    assert data("source=path:mnli.jsonl.gz", "record=demonstrations") == 0
+    assert splits(here)["train"][0]["messages"][0]["content"].startswith("mnli premise: ")
+
+
 def test_long_labelled_rows_are_dropped_by_what_is_asked_and_the_longest_choice(here):
     rows = [{"question": "q" * 5, "choices": ["x", "y" * size], "answerKey": "A"} for size in (5, 6)]
     (here / "a.jsonl").write_text(lines(*rows, {"texts": ["t" * 5, "u" * 5], "choices": ["v", "w"], "label": 0}))

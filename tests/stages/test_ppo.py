@@ -27,7 +27,7 @@ from align.learner import Learner
 from align.models import actors as actors_module
 from align.stages import ppo
 from align.stop import Stop
-from align.text.rows import rows_in_order
+from align.text.rows import RowOrder
 
 KNOBS: dict[str, Any] = {
     "num_iterations": 3,
@@ -224,7 +224,7 @@ def test_ptx_adds_its_gradient_times_its_coefficient(inputs, tmp_path, gradients
     (row,) = run(inputs, tmp_path / "mixed", **once, **text)
     plain, mixed = gradients
     actors, learner = watched["actors"], watched["learner"]
-    rows = learner._text[rows_in_order(0, 4, len(learner._text), KNOBS["seed"], "ppo", "text")]
+    rows = learner._text[RowOrder(len(learner._text), KNOBS["seed"], "ppo", "text").take(0, 4)]
     loss = summed_loss(actors.policy, rows) / num_targets(rows)
     loss.backward()
     expected = {

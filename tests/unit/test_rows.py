@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.text.rows import Mixture, batch_sizes, rows_in_order
+from align.text.rows import Mixture, RowOrder, batch_sizes
 from align.text.tokens import Counts, TextRows
 
 
@@ -18,20 +18,21 @@ def source(rows: int, first: int = 0, length: int = 2) -> TextRows:
 
 
 def test_every_row_comes_once_before_any_comes_again():
-    taken = torch.cat([rows_in_order(6 * step, 6, 20, 3, "x") for step in range(10)])
+    taken = torch.cat([RowOrder(20, 3, "x").take(6 * step, 6) for step in range(10)])
     for epoch in range(3):
         assert sorted(taken[epoch * 20 : (epoch + 1) * 20].tolist()) == list(range(20))
     assert taken[:20].tolist() != taken[20:40].tolist()
 
 
 def test_an_order_is_of_its_seed_and_purpose():
-    orders = {tuple(rows_in_order(0, 20, 20, seed, name).tolist()) for seed in (0, 1) for name in ("a", "b")}
+    orders = {tuple(RowOrder(20, seed, name).take(0, 20).tolist()) for seed in (0, 1) for name in ("a", "b")}
     assert len(orders) == 4
 
 
 def test_more_than_a_pass_at_once():
-    taken = rows_in_order(5, 50, 7, 0, "x").tolist()
-    assert taken == [int(rows_in_order(i, 1, 7, 0, "x")) for i in range(5, 55)]
+    order = RowOrder(7, 0, "x")
+    taken = order.take(5, 50).tolist()
+    assert taken == [int(order.take(i, 1)) for i in range(5, 55)]
 
 
 def test_without_weights_every_row_of_every_source_comes_once_a_pass():
