@@ -2,10 +2,10 @@
 
     python benchmarks/pretrain.py [--json FILE] [--rounds 7]
 
-Every side is a process of its own that starts from the same weights, sees the same rows in the same order (8 rows of
-256 tokens a step, no dropout), and they take turns, a step each. Ours is the stage in bf16 with
-`hardware.compile=true`, `ours_eager` without; the trainer is as its defaults have it on a CPU (fp32); the plain loop is
-forward, backward, clipping and AdamW, in fp32 and in bf16 autocast.
+Every side is a process of its own that starts from the same weights and sees the same rows (8 of 256 tokens a step, no
+dropout), and they take turns, a step each. Ours is the stage in bf16 with `hardware.compile=true`, `ours_eager`
+without; the trainer is as its defaults have it on a CPU (fp32), in an order of its own, its clock begun with the batch
+at hand; the plain loop is forward, backward, clipping and AdamW, in fp32 and in bf16 autocast.
 The peak is a bf16 product of two 2048 x 2048 matrices, the best of 20, taken by our process before the race and again
 after it. Model FLOPs are 6 for each parameter of a matrix (the tied embedding once, as the head) and a token, and 6 L d
 T for causal attention. Memory is the peak resident size of a process less what its imports take.
