@@ -64,8 +64,9 @@ def pipelines() -> list[str]:
     return _group("pipeline")
 
 
-def models() -> list[str]:
-    return _group("model")
+def models(t5: bool | None = None) -> list[str]:
+    """All, or those that are T5's or are not."""
+    return [name for name in _group("model") if t5 in (None, name.startswith("t5"))]
 
 
 def _group(name: str) -> list[str]:
@@ -96,9 +97,10 @@ def command_help(verb: str) -> str:
             lines += [""]
         lines += ["knobs:", *_knobs(cls)]
         if verb == "pretrain":
-            lines += ["", "model, also whole as model=NAME:", _folded(models()), *_knobs(ModelConfig, "model.")]
+            lines += ["", "model, also whole as model=NAME:", _folded(models(t5=False)), *_knobs(ModelConfig, "model.")]
         if verb == "text_to_text":
-            lines += ["", "model, also whole as model=NAME:", *_knobs(TextToText().model, "model.")]
+            lines += ["", "model, also whole as model=NAME:", _folded(models(t5=True))]
+            lines += _knobs(TextToText().model, "model.")
         if verb in ("finetune", "sft", "reward", "ppo"):
             lines += ["", "low-rank adapters:", *_knobs(LoraConfig, "lora.")]
         if verb == "evaluate":

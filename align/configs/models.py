@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align.configs.knobs import check_ranges, knob
+from align.errors import ConfigError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +42,14 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+def require_one_model(given: ModelConfig, left_out: ModelConfig, inputs: dict[str, Any]) -> None:
+    """Raise `ConfigError` where sizes are given beside a model that has its own."""
+    if inputs.get("model") and given != left_out:
+        raise ConfigError(
+            f"model: sizes of a {given.architecture} are given beside inputs.model, which has its own; leave one out"
+        )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from align.configs.knobs import StageConfig, check_ranges, knob, require
-from align.configs.models import ModelConfig
+from align.configs.models import ModelConfig, require_one_model
 
 SCHEDULES = ("cosine", "inverse_square_root", "constant")
 OPTIMIZERS = ("adamw", "muon", "adafactor")
@@ -93,6 +93,10 @@ class Pretrain(StageConfig):
         count = 1 if isinstance(data, str) else len(data)
         ok = not self.weights or len(self.weights) == count
         require(ok, "weights", self.weights, f"one for each of inputs.data, which are {count}")
+        require_one_model(self.model, ModelConfig(), self.inputs)
+        known = None if self.inputs.get("model") else self.model.context_length
+        ok = known is None or self.sequence_length is None or self.sequence_length <= known
+        require(ok, "sequence_length", self.sequence_length, f"at most model.context_length, {known}")
         architecture = self.model.architecture
         decoder = architecture != "t5" or bool(self.inputs.get("model"))
         require(decoder, "model.architecture", architecture, "a decoder alone; t5 has an encoder too: see text_to_text")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from align.configs.knobs import StageConfig, check_ranges, knob, require
-from align.configs.models import ModelConfig
+from align.configs.models import ModelConfig, require_one_model
 
 
 def _t5_base() -> ModelConfig:
@@ -69,6 +69,7 @@ class TextToText(StageConfig):
         known = model or tokenizer or data  # tokens have theirs
         require(known, "inputs", given, "a tokenizer (to begin) or a model (to train on)")
         require(not (model and tokenizer), "inputs", given, "a tokenizer (to begin) or a model (to train on), not both")
+        require_one_model(self.model, _t5_base(), self.inputs)
         ok = not (data and tasks) or 0 < self.task_rows(data, tasks) < self.batch_size
         require(ok, "tasks_share", self.tasks_share, f"one that makes 1 to {self.batch_size - 1} rows of batch_size")
 

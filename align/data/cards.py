@@ -249,9 +249,9 @@ def _local(card: DataCard, source: str, root: Path, store: Path | None) -> Sourc
     files = sorted({path for pattern in card.local for path in root.glob(pattern) if path.is_file()})
     if not files:
         patterns = ", ".join(card.local) or "no files"
-        raise ConfigError(
-            f"{source}: nothing in data_root={root} matches {patterns}; leave data_root out to use the Hub"
-        )
+        pinned = card.hub is not None and _COMMIT.fullmatch(card.hub.partition("@")[2])
+        hub = "; leave data_root out to use the Hub" if pinned else f"; data_cards/{card.name}.md says which set it is"
+        raise ConfigError(f"{source}: nothing in data_root={root} matches {patterns}{hub}")
     digests = file_digests(files, store)
     names = [path.relative_to(root).as_posix() for path in files]
     return Source(card, root, tuple(files), digest_of([_reading(card), *zip(names, digests, strict=True)]))

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -227,15 +228,27 @@ def _alike(errors: list[str]) -> bool:
 
 
 def _raw_rows(source: Source) -> Iterator[tuple[str | None, RawRow]]:
-    """Rows, each with the split that the name of the user's file says (train.jsonl, validation.jsonl, test.jsonl)."""
+    """Rows, each with the split that its file is, where that is known."""
     if not source.files:
         from align.data.hub import read_hub
 
         yield from ((None, raw) for raw in read_hub(source.card))
+    named = {path: _named_split(path) for path in source.files} if source.is_local_path else {}
+    if any(named.values()) and not all(named.values()):
+        odd = next(path.name for path, split in named.items() if split is None)
+        raise ConfigError(
+            f"{source.root}: {odd} is named as no split, and other files are; rename it to train, validation (dev, "
+            f"val, valid) or test, or take it away"
+        )
     for path in source.files:
-        name = path.name.partition(".")[0]
-        split = name if source.is_local_path and name in SPLITS else source.split_of(path)
+        split = named[path] if source.is_local_path else source.split_of(path)
         yield from ((split, raw) for raw in read_file(path))
+
+
+def _named_split(path: Path) -> str | None:
+    """The split that the name of a user's file says: train.jsonl, dev.csv, test-00000-of-00002.parquet."""
+    name = re.fullmatch(r"(train|validation|valid|val|dev|test)([-_]\d.*)?", path.name.partition(".")[0])
+    return None if name is None else {"train": "train", "test": "test"}.get(name[1], "validation")
 
 
 def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iterator[tuple[str, Row]]:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.configs import Finetune
 from align.data.records import SPLITS, Row, read_rows
-from align.errors import HealthStop
+from align.errors import ConfigError, HealthStop
 from align.evals.glue import choice_metrics, class_metrics, score_metrics
 from align.job import Inputs, Job, Metrics
 from align.losses.tasks import joint_loss, row_outputs, task_loss
@@ -48,6 +48,8 @@ def run(cfg: Finetune, inputs: Inputs, job: Job) -> Metrics:
     examples = {split: found for split, (found, _) in encoded.items()}
     num_cut = sum(cut for _, cut in encoded.values())
     _tell(goal, num_cut, rows, context, job)
+    if cfg.batch_size > (count := len(examples["train"])):
+        raise ConfigError(f"batch_size: expected at most the {count} training rows, got {cfg.batch_size}")
     adapters = None if cfg.lora.rank is None else fresh_adapter(model.lm, folder, cfg.lora, _ADAPTER)
     _train(cfg, model, examples["train"], goal.kind, job)
 
@@ -81,7 +83,10 @@ def _model(cfg: Finetune, folder: Path, goal: Goal, job: Job) -> tuple[TaskModel
 
 def _tell(goal: Goal, num_cut: int, rows: dict[str, list[Row]], context: int, job: Job) -> None:
     if num_cut:
-        job.info(f"{num_cut} rows are longer than the context of {context} tokens, and their first text is cut")
+        job.info(
+            f"{num_cut} rows are longer than the context of {context} tokens, and lose the end of their first text, or "
+            f"all of it and the end of the second"
+        )
     if len(goal.labels) == 2:
         job.info(f"f1 is of the class {goal.labels[1]!r}")
     if lacking := [split for split in ("validation", "test") if not rows[split]]:

@@ -20,7 +20,7 @@ from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job, Metrics
 from align.models.build import build_model
 from align.models.compiled import compile_layers
-from align.models.load import context_length, load_model, load_one_tokenizer, save_model
+from align.models.load import check_attention, context_length, load_model, load_one_tokenizer, save_model
 from align.optimizers import (
     clip_gradients,
     cosine_factor,
@@ -42,7 +42,7 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
     model = _model(cfg, inputs, tokenizer, job)
     length = _length(cfg, model)
     text = Mixture(_text(inputs, "train", length), cfg.weights, cfg.seed or 0)
-    held_out = [source for source in _text(inputs, "validation", length) if len(source)]
+    held_out = _held_out(inputs, length, job)
     sizes = _batch_sizes(cfg, text, length)
     rates = _learning_rates(cfg, sizes, length)
     betas = (cfg.beta1, cfg.beta2)
@@ -110,7 +110,8 @@ def _model(cfg: Pretrain, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, jo
     if "model" in inputs:
         model = load_model(inputs.one("model").path, job.device)
     else:
-        model = build_model(cfg.model, tokenizer).to(job.device)
+        model = build_model(cfg.model, tokenizer).to(job.device).eval()
+        check_attention(model)
     if job.hardware.activation_checkpointing:
         model.activation_checkpointing_enable()
     if job.hardware.compile:
@@ -133,6 +134,13 @@ def _text(inputs: Inputs, split: str, length: int) -> list[TextRows]:
     for number, source in enumerate(sources):
         if source.name in [other.name for other in sources[:number]]:
             source.name = f"{source.name}_{number}"
+    return sources
+
+
+def _held_out(inputs: Inputs, length: int, job: Job) -> list[TextRows]:
+    sources = [source for source in _text(inputs, "validation", length) if len(source)]
+    if not sources:
+        job.info("there is no row of validation text, so nothing will say how well it does on text it has not seen")
     return sources
 
 

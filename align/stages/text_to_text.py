@@ -80,6 +80,8 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
         _HeldOut(head, _text(inputs, split, corruption), _tasks(cfg, inputs, split, tokenizer)[0], cfg.target_length)
         for head, split in (("eval", "validation"), ("test", "test"))
     ]
+    if not any(map(len, held_out[0].text)) and not held_out[0].tasks:
+        job.info("there are no validation rows, so nothing will say how well it does on text it was not trained on")
     optimizers = pretraining_optimizers(model, cfg.optimizer, cfg.learning_rate, (0.9, 0.999), 0.0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     guard = Guard(cfg.max_loss_rise, cfg.on_nonfinite == "skip")
@@ -212,6 +214,11 @@ class _Rows:
         self._num_tasks = cfg.task_rows(bool(text), bool(tasks))
         self._num_text = cfg.batch_size - self._num_tasks
 
+    @property
+    def shares(self) -> tuple[tuple[str, int, int], ...]:
+        """Of text and of tasks, the rows that a step takes, and how many there are."""
+        return ("text", self._num_text, len(self.text)), ("tasks", self._num_tasks, len(self._tasks))
+
     def draw(self, step: int) -> list[_Drawn]:
         drawn = []
         if self._num_text:
@@ -255,7 +262,11 @@ def _rows(
             f"inputs.data: the training documents do not fill one row of {corruption.spans.length} tokens; "
             f"give input_length"
         )
-    return _Rows(cfg, text, corruption, [pair for task in tasks for pair in task.pairs])
+    rows = _Rows(cfg, text, corruption, [pair for task in tasks for pair in task.pairs])
+    for what, wanted, there in rows.shares:
+        if wanted > there:
+            raise ConfigError(f"batch_size: {wanted} rows of a step are {what}, and there are only {there}")
+    return rows
 
 
 # -- losses and answers --------------------------------------------------------------------------------------------

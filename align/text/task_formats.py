@@ -117,9 +117,10 @@ def _check(task: str, kind: str, split: str, row: Row) -> None:
     if own not in allowed:
         what = {"class": "a label", "choice": "choices", "score": "a score"}
         fits = {"class": "classification, entailment or similarity", "choice": "multiple_choice", "score": "similarity"}
+        score = ", or write labels without a fraction: 1, not 1.0" if own == "score" else ""
         raise ConfigError(
             f"task: {task} takes rows with {' or '.join(what[k] for k in allowed)}, and {split} has rows with "
-            f"{what[own]}; give task={fits[own]}"
+            f"{what[own]}; give task={fits[own]}{score}"
         )
     pair = len(row["texts"]) == 2
     if task != "multiple_choice" and pair == (task == "classification"):

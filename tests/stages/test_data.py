@@ -345,6 +345,25 @@ def test_without_a_training_file_rows_are_split_by_premise(here):
     assert len(made["train"]) > 900
 
 
+@pytest.mark.parametrize("name", ["dev", "valid", "val_0", "validation-00001-of-00002"])
+def test_files_named_after_a_split_are_that_split(here, name):
+    (here / "mine").mkdir()
+    for file, rows in (("train", prompts(20)), (name, prompts(5, 100))):
+        (here / "mine" / f"{file}.jsonl").write_text(lines(*rows))
+    assert data("source=path:mine", "record=prompts") == 0
+    assert {split: len(rows) for split, rows in splits(here).items()} == {"train": 20, "validation": 5}
+
+
+@pytest.mark.parametrize("name", ["tset", "training", "trains"])
+def test_a_file_that_is_no_split_among_files_that_are_is_refused(here, capsys, name):
+    (here / "mine").mkdir()
+    for file in ("train", name):
+        (here / "mine" / f"{file}.jsonl").write_text(lines(*prompts(20)))
+    assert data("source=path:mine", "record=prompts") == 2
+    assert f"mine: {name}.jsonl is named as no split, and other files are; rename it" in capsys.readouterr().err
+    assert not list((here / "store").glob("objects/*"))
+
+
 def test_demonstrations_of_a_labelled_file_are_split_as_its_rows_are_and_bear_the_file_s_name(here):
     rows = [{"premise": f"Man {i}.", "hypothesis": f"{n} men.", "label": "no"} for i in range(100) for n in range(3)]
     (here / "snli.jsonl.gz").write_bytes(gzip.compress(lines(*rows).encode()))
@@ -387,7 +406,12 @@ def asked(first, last, answers=1):
 CORPORA = {  # files below mine, and the knobs
     "documents": ({"a": [{"text": f"Document {i % 400}\nits end"} for i in range(500)]}, ["max_chars=15"]),
     "named splits": (
-        {"train": asked(0, 200, 3), "validation": asked(90, 120), "test": asked(100, 110, 2), "more": asked(50, 300)},
+        {
+            "train": asked(0, 200, 3),
+            "validation": asked(90, 120),
+            "test": asked(100, 110, 2),
+            "train-2": asked(50, 300),
+        },
         ["record=demonstrations", "train_rows=300", "validation_rows=15"],
     ),
     "a held-out split that is not kept": (

@@ -256,6 +256,12 @@ def test_rows_are_checked_before_the_model_is_read(tmp_path: Path) -> None:
         run(inputs, tmp_path / "work", task="classification")
 
 
+def test_a_batch_of_more_rows_than_there_are_is_refused(model: Path, tmp_path: Path) -> None:
+    inputs = inputs_of(model, tmp_path / "data", train=pairs(8))
+    with pytest.raises(ConfigError, match="batch_size: expected at most the 8 training rows, got 9"):
+        run(inputs, tmp_path / "work", task="entailment", batch_size=9)
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -12,6 +13,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import manifests
@@ -124,6 +126,20 @@ def test_how_a_batch_goes_through_changes_nothing_beyond_rounding(inputs, tmp_pa
     run(inputs, tmp_path / "one")
     run(inputs, tmp_path / "other", hardware)
     close(weights_of(tmp_path / "one"), weights_of(tmp_path / "other"), atol=2e-5)
+
+
+def test_a_model_that_sees_the_future_is_refused_before_the_first_step(inputs, tmp_path):
+    with pytest.raises(ConfigError, match="bert: its attention is not one that align computes"):
+        run(inputs, tmp_path, model=dataclasses.replace(KNOBS["model"], architecture="bert"))
+
+
+def test_it_is_said_when_nothing_is_held_out(inputs, tmp_path, capsys):
+    (folder,) = {artifact.path for artifact in first(inputs)["data"]}
+    bare = Path(shutil.copytree(folder, tmp_path / "bare"))
+    tokens = np.load(bare / "validation.npy")
+    np.save(bare / "validation.npy", tokens[:0])
+    run(Inputs(data=(Artifact("tokens", "bare", "tokens", bare),)), tmp_path)
+    assert "there is no row of validation text" in capsys.readouterr().err
 
 
 @pytest.mark.slow

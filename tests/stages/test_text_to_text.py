@@ -470,6 +470,13 @@ def test_what_takes_a_decoder_alone_refuses_an_encoder_decoder(tmp_path, capsys)
     assert "steps.reward.inputs.model: expected model, but trial/t5 is seq2seq_model" in told
 
 
+@pytest.mark.parametrize("slot", ["data", "tasks"])
+def test_a_batch_of_more_rows_than_there_are_is_refused(inputs, tasks_alone, tmp_path, slot):
+    given = tasks_alone if slot == "tasks" else Inputs(data=inputs["data"])
+    with pytest.raises(ConfigError, match=r"batch_size: 100000 rows of a step are \w+, and there are only"):
+        run(given, tmp_path, batch_size=100_000)
+
+
 REFUSED = {
     "steps.tuned.inputs={data: null, tasks: null, model: t5}": "steps.tuned.inputs: expected data",
     "steps.tuned.inputs={data: null, tasks: tasks, model: null}": "steps.tuned.inputs: expected a tokenizer",
