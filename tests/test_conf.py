@@ -165,14 +165,6 @@ REFUSED = {
         ["run", "pipeline=quickstart", "steps.text.splits=[trian]"],
         "2 steps.text.splits: expected train",
     ),
-    "sizes beside a model that has its own": (
-        ["pretrain", "inputs.data=card:smallworld", "inputs.model=mine/pretrain", "model=gpt2_xl"],
-        "2 steps.pretrain.model: sizes of a gpt2 are given beside inputs.model, which has its own; leave one out",
-    ),
-    "rows longer than the context": (
-        ["pretrain", "inputs.data=card:smallworld", "tokenizer=mine/tokenizer", "sequence_length=2000"],
-        "2 steps.pretrain.sequence_length: expected at most model.context_length, 1024, got 2000",
-    ),
     "pretraining from nothing": (
         ["pretrain", "inputs.data=card:smallworld"],
         "2 steps.pretrain.tokens.inputs: expected a tokenizer",

@@ -23,7 +23,7 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from align.artifacts import Artifact
-from align.configs import ModelConfig, Pretrain
+from align.configs import ModelConfig, Pretrain, TextToText
 from align.errors import ConfigError, HealthStop, Preempted
 from align.job import Inputs, Job
 from align.models.build import build_model
@@ -126,6 +126,23 @@ def test_how_a_batch_goes_through_changes_nothing_beyond_rounding(inputs, tmp_pa
     run(inputs, tmp_path / "one")
     run(inputs, tmp_path / "other", hardware)
     close(weights_of(tmp_path / "one"), weights_of(tmp_path / "other"), atol=2e-5)
+
+
+def test_sizes_beside_a_model_that_has_its_own_are_refused_when_it_is_planned():
+    given = {"data": "mine/text", "model": "mine/pretrain"}
+    Pretrain(inputs=given).check_inputs()
+    TextToText(inputs=given).check_inputs()
+    with pytest.raises(ConfigError, match="model: sizes of a gpt2 are given beside inputs.model, which has its own"):
+        Pretrain(inputs=given, model=KNOBS["model"]).check_inputs()
+    with pytest.raises(ConfigError, match="model: sizes of a t5 are given beside inputs.model, which has its own"):
+        TextToText(inputs=given, model=ModelConfig(architecture="t5", num_layers=2)).check_inputs()
+
+
+def test_rows_longer_than_the_context_are_refused_when_they_are_planned():
+    given = {"data": "mine/text", "tokenizer": "mine/tokenizer"}
+    Pretrain(inputs=given, sequence_length=1024).check_inputs()
+    with pytest.raises(ConfigError, match=r"sequence_length: expected at most model.context_length, 1024, got 1025"):
+        Pretrain(inputs=given, sequence_length=1025).check_inputs()
 
 
 def test_a_model_that_sees_the_future_is_refused_before_the_first_step(inputs, tmp_path):
