@@ -132,9 +132,9 @@ def test_sizes_beside_a_model_that_has_its_own_are_refused_when_it_is_planned():
     given = {"data": "mine/text", "model": "mine/pretrain"}
     Pretrain(inputs=given).check_inputs()
     TextToText(inputs=given).check_inputs()
-    with pytest.raises(ConfigError, match="model: sizes of a gpt2 are given beside inputs.model, which has its own"):
+    with pytest.raises(ConfigError, match=r"model: sizes of a gpt2 are given beside inputs\.model, which has its own"):
         Pretrain(inputs=given, model=KNOBS["model"]).check_inputs()
-    with pytest.raises(ConfigError, match="model: sizes of a t5 are given beside inputs.model, which has its own"):
+    with pytest.raises(ConfigError, match=r"model: sizes of a t5 are given beside inputs\.model, which has its own"):
         TextToText(inputs=given, model=ModelConfig(architecture="t5", num_layers=2)).check_inputs()
 
 
