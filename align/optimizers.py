@@ -165,6 +165,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
+def step_all(optimizers: Sequence[torch.optim.Optimizer], learning_rate: float | None) -> None:
+    """A step of each at this rate, its gradients then forgotten; None: they are only forgotten."""
+    for optimizer in optimizers:
+        if learning_rate is not None:
+            set_learning_rate(optimizer, learning_rate)
+            optimizer.step()
+        optimizer.zero_grad()
+
+
 def linear_factor(step: int, total: int, warmup_fraction: float) -> float:
     """GPT-1's: linear over the first part of training, times what is left of it; never 0 at a step that is made.
 

@@ -26,7 +26,7 @@ from align.optimizers import (
     cosine_factor,
     inverse_square_root_factor,
     pretraining_optimizers,
-    set_learning_rate,
+    step_all,
 )
 from align.seeds import derive_seed
 from align.spikes import Guard
@@ -73,15 +73,11 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
         left_out = guard.refuses(step, loss, norm)
         if left_out:
             job.event(step + 1, "step_left_out", left_out)
-        for optimizer in optimizers:
-            if not left_out:
-                set_learning_rate(optimizer, rates[step])
-                optimizer.step()
-            optimizer.zero_grad()
+        step_all(optimizers, None if left_out else rates[step])
         seen += sizes[step] * length
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rates[step], "tokens": seen} | _passes(text)
         metrics["time/tokens_per_second"] = sizes[step] * length / (time.perf_counter() - begun)
-        if held_out and ((step + 1) % cfg.eval_every == 0 or step + 1 == len(sizes)):
+        if (step + 1) % cfg.eval_every == 0 or step + 1 == len(sizes):
             measured = _evaluate(model, loss_of, held_out, job, cfg.precision)
             metrics |= measured
         job.log(metrics, step + 1)
@@ -98,9 +94,7 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
     if job.is_main:
         save_model(model, tokenizer, job.out)
     result = {"tokens": float(sum(sizes) * length), "parameters": float(model.num_parameters())}
-    if held_out and not measured:  # gone on with after the last step
-        measured = _evaluate(model, loss_of, held_out, job, cfg.precision)
-    return result | measured
+    return result | (measured or _evaluate(model, loss_of, held_out, job, cfg.precision))  # or: gone on with at the end
 
 
 # -- what is trained, and on what --------------------------------------------------------------------------------
@@ -220,6 +214,8 @@ def _passes(text: Mixture) -> Metrics:
 @torch.no_grad()
 def _evaluate(model: PreTrainedModel, loss_of: Loss, held_out: Sequence[TextRows], job: Job, precision: str) -> Metrics:
     """Held-out loss in nats a token, perplexity, and bits a byte: of all held-out text, and of each source."""
+    if not held_out:
+        return {}
     model.eval()
     nats, tokens, size = [], [], []
     for source in held_out:

@@ -26,7 +26,7 @@ from align.job import Inputs, Job, Metrics
 from align.models.build import build_model
 from align.models.load import load_one_tokenizer, save_model
 from align.models.seq2seq import greedy_answers, load_seq2seq, target_logprobs
-from align.optimizers import clip_gradients, inverse_square_root_factor, pretraining_optimizers, set_learning_rate
+from align.optimizers import clip_gradients, inverse_square_root_factor, pretraining_optimizers, step_all
 from align.seeds import derive_seed
 from align.spikes import Guard
 from align.text.pairs import Texts, encode_pairs, pad, similar_groups, texts_of
@@ -100,7 +100,7 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
         torch.manual_seed(derive_seed(cfg.seed or 0, "text_to_text", "dropout", job.rank))  # weights are drawn alike
     measured = None
     for step in job.steps(cfg.num_steps, start):
-        drawn = rows.draw(step)
+        drawn, rate = rows.draw(step), _learning_rate(cfg, step)
         pairs = [rows.pair(row) for row in job.share(drawn)]
         loss = _accumulate(model, pairs, sum(map(rows.num_targets, drawn)), job, cfg.precision)
         job.sum_gradients(parameters)
@@ -108,12 +108,8 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
         left_out = guard.refuses(step, loss, norm)
         if left_out:
             job.event(step + 1, "step_left_out", left_out)
-        for optimizer in optimizers:
-            if not left_out:
-                set_learning_rate(optimizer, _learning_rate(cfg, step))
-                optimizer.step()
-            optimizer.zero_grad()
-        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": _learning_rate(cfg, step)}
+        step_all(optimizers, None if left_out else rate)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.num_steps:
             measured = measure(held_out[0])
             metrics |= measured[0]
