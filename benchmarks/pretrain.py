@@ -11,8 +11,8 @@ after it. Model FLOPs are 6 for each parameter of a matrix (the tied embedding o
 T for causal attention. Memory is the peak resident size of a process less what its imports take.
 
 `loss_gap` is how far our loss is from the plain fp32 loop's, the mean of the last ten of LOSS_STEPS steps on documents
-of smallworld, where both are still falling; the plain bf16 loop's is printed beside them. `tokenise` is our writing of tokens to disk against the bare
-`encode_batch_fast` of the same text.
+of smallworld, where both are still falling; the plain bf16 loop's is printed beside them. `tokenise` is our writing of
+tokens to disk against the bare `encode_batch_fast` of the same text.
 """
 
 from __future__ import annotations
