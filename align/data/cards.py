@@ -166,8 +166,7 @@ def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
         _require_pinned(card.hub, source)
         return Source(card, None, (), digest_of([card.hub, card.hub_config, card.hub_dir, _reading(card)]))
     if scheme == "hf" and rest:
-        _require_pinned(rest, source)
-        return Source(DataCard(name=rest.partition("@")[0].rpartition("/")[2], hub=rest), None, (), digest_of(rest))
+        return _on_hub(rest, source)
     if scheme == "path" and rest:
         return _users(source, Path(rest).expanduser(), store)
     raise ConfigError(f"source {source!r}: expected card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT")
@@ -220,8 +219,7 @@ def _resolve_folder(
     """A pinned repository of the Hub, or a folder whose files' names fit; files ending as in `without` do not count."""
     scheme, _, rest = source.partition(":")
     if scheme == "hf" and rest:
-        _require_pinned(rest, source)
-        return Source(DataCard(name=rest.partition("@")[0].rpartition("/")[2], hub=rest), None, (), digest_of(rest))
+        return _on_hub(rest, source)
     folder = Path(rest).expanduser()
     known = scheme == "path" and rest and folder.is_dir()
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in without) if known else []
@@ -243,6 +241,11 @@ def _require_pinned(hub: str | None, source: str) -> None:
             f"{source}: the Hub is read at a full commit hash only, and none is known{known}; "
             f"use hf:ORG/NAME@COMMIT, or give the files with data_root=FOLDER"
         )
+
+
+def _on_hub(rest: str, source: str) -> Source:
+    _require_pinned(rest, source)
+    return Source(DataCard(name=rest.partition("@")[0].rpartition("/")[2], hub=rest), None, (), digest_of(rest))
 
 
 def _local(card: DataCard, source: str, root: Path, store: Path | None) -> Source:

@@ -131,8 +131,8 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, dropped: Count
     """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
     count, any_given = 0, False
     with job.progress(None, "rows read") as advance:
-        for given, split, row in _records(_watched(_raw_rows(source), advance), cfg, source, dropped):
-            sorter.add(given or split, row)
+        for given, whole, row in _records(_watched(_raw_rows(source), advance), cfg, source, dropped):
+            sorter.add(given or _split(cfg, source.card, whole), row)
             count, any_given = count + 1, any_given or given is not None
     with job.progress(None, "rows compared") as advance:
         splits = _kept_apart(sorter, any_given, advance, dropped)
@@ -190,16 +190,16 @@ def _watched(rows: Iterable[_T], advance: Callable[[int], None]) -> Iterator[_T]
 
 def _records(
     raw_rows: Iterable[tuple[str | None, RawRow]], cfg: Data, source: Source, dropped: Counter[str]
-) -> Iterator[tuple[str | None, str, Row]]:
-    """Rows of the wanted record, each with the split that its file is, and the one that its content falls into.
+) -> Iterator[tuple[str | None, Row, Row]]:
+    """The split that a row's file is, what its split hangs on otherwise, and the row of the wanted record.
 
     A malformed row of the user's own file is an error; of a published set, a count.
     """
     errors: list[str] = []
     for given, raw in raw_rows:
         try:
-            for split, row in _kept(raw, cfg, source.card, dropped):
-                yield given, split, row
+            for whole, row in _kept(raw, cfg, source.card, dropped):
+                yield given, whole, row
         except Dropped as reason:
             dropped[str(reason)] += 1
         except Malformed as problem:
@@ -251,10 +251,10 @@ def _named_split(path: Path) -> str | None:
     return None if name is None else {"train": "train", "test": "test"}.get(name[1], "validation")
 
 
-def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iterator[tuple[str, Row]]:
-    """What a raw row gives of the wanted record, with its split; a book gives many rows, of which some may be dropped.
+def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iterator[tuple[Row, Row]]:
+    """What a raw row gives of the wanted record; a book gives many rows, of which some may be dropped.
 
-    A labelled row is in one split, whatever is made of it.
+    Before each stands what its split hangs on: a labelled row itself, so that it is in one split whatever is made of it.
     """
     if isinstance(raw.row, Malformed):
         raise raw.row
@@ -265,7 +265,7 @@ def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iter
         try:
             found = {**group, **row}
             for made in _fitting(check_row(cfg.record, convert(found, record, cfg.record, card.name)), cfg):
-                yield _split(cfg, card, found if record == "labelled" else made), made
+                yield found if record == "labelled" else made, made
         except Dropped as reason:
             dropped[str(reason)] += 1
         except ValueError as error:
