@@ -34,8 +34,8 @@ def main(arguments: list[str]) -> int:
         raise StoreError(f"{store.root}: no artifacts here yet; run a pipeline, or say where with --store FOLDER")
     artifact = store.find(options.ref)
     if artifact.kind != "model":
-        written = "; some of its answers are in predictions.jsonl of its folder" if artifact.kind == "seq2seq_model" else ""
-        raise ConfigError(f"{options.ref}: expected a model, got a {artifact.kind}{written}")
+        told = "; its folder has some of its answers, in predictions.jsonl" if artifact.kind == "seq2seq_model" else ""
+        raise ConfigError(f"{options.ref}: expected a model, got a {artifact.kind}{told}")
     store.verify(artifact)
     _write(artifact, options.prompt or [""], options)
     return 0

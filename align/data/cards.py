@@ -19,6 +19,7 @@ import yaml
 from align.artifacts import digest_of, sha256_file, write_json
 from align.data.files import PACKED, SUFFIXES, suffix_of
 from align.data.formats import FORMATS
+from align.data.records import source_name
 from align.errors import ConfigError
 
 _HERE = Path(__file__).resolve().parent
@@ -245,7 +246,7 @@ def _require_pinned(hub: str | None, source: str) -> None:
 
 def _on_hub(rest: str, source: str) -> Source:
     _require_pinned(rest, source)
-    return Source(DataCard(name=rest.partition("@")[0].rpartition("/")[2], hub=rest), None, (), digest_of(rest))
+    return Source(DataCard(name=source_name(source), hub=rest), None, (), digest_of(rest))
 
 
 def _local(card: DataCard, source: str, root: Path, store: Path | None) -> Source:
@@ -277,7 +278,7 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
     root = path if path.is_dir() else path.parent
     names = [p.relative_to(root).as_posix() for p in files]
     digests = file_digests(files, store)
-    card = DataCard(name=path.name.partition(".")[0], licence="yours")
+    card = DataCard(name=source_name(source), licence="yours")
     return Source(card, root, tuple(files), digest_of([*zip(names, digests, strict=True)]))
 
 

@@ -372,5 +372,5 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def source_name(source: str) -> str:
-    """What a source is called in metrics: the last part of where its rows come from."""
-    return Path(source.rpartition(":")[2].partition("@")[0]).stem or "text"
+    """What a source is called: the last part of where its rows come from, without what follows a dot."""
+    return Path(source.rpartition(":")[2].partition("@")[0]).name.partition(".")[0] or "text"

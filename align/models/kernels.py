@@ -52,7 +52,7 @@ def attention_gradients(
 def unseen(queries: int, keys: int, window: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """-inf where a query may not look, else 0, [queries, keys]; the last query and the last key are one token."""
     # A compiler makes the mask where it is used, and warns of any cache.
-    return (_unseen if torch.compiler.is_compiling() else kept_unseen)(queries, keys, window, dtype)
+    return (_unseen if torch.compiler.is_compiling() else _kept_unseen)(queries, keys, window, dtype)
 
 
 def _unseen(queries: int, keys: int, window: int, dtype: torch.dtype) -> torch.Tensor:
@@ -61,8 +61,4 @@ def _unseen(queries: int, keys: int, window: int, dtype: torch.dtype) -> torch.T
     return mask.masked_fill_((distance < 0) | (distance >= window), float("-inf"))
 
 
-@functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)  # sampling may be the first to ask, and what it makes is of no use in training
-def kept_unseen(queries: int, keys: int, window: int, dtype: torch.dtype) -> torch.Tensor:
-    """As `unseen`, made once for each of the last sizes that were asked for."""
-    return _unseen(queries, keys, window, dtype)
+_kept_unseen = functools.lru_cache(maxsize=64)(_unseen)

@@ -254,7 +254,7 @@ def _named_split(path: Path) -> str | None:
 def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iterator[tuple[Row, Row]]:
     """What a raw row gives of the wanted record; a book gives many rows, of which some may be dropped.
 
-    Before each stands what its split hangs on: a labelled row itself, so that it is in one split whatever is made of it.
+    Before each stands what its split hangs on: the labelled row, so that it is in one split whatever is made of it.
     """
     if isinstance(raw.row, Malformed):
         raise raw.row

@@ -380,7 +380,7 @@ def test_a_response_is_ids_and_logprobs_as_plain_numbers():
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama", "qwen3", "openai-gpt"])
 def test_a_model_that_sampled_first_can_be_trained(architecture):
     """What sampling makes is of no use in training if it is kept: masks, positions, tables of rotations."""
-    kernels.kept_unseen.cache_clear()
+    kernels._kept_unseen.cache_clear()
     model = built(architecture)
     prompts = [[9] * 11] * 3
     ids = [r.ids for r in run(model, prompts, [1, 2, 3], eos=-1, max_new_tokens=5)]
@@ -388,7 +388,7 @@ def test_a_model_that_sampled_first_can_be_trained(architecture):
     run(model, whole, [1, 2, 3], max_new_tokens=2)  # now of the very lengths that training will see
     response_logprobs(model, pack_pairs(prompts, ids, "cpu"), ids).sum().backward()
     fresh = built(architecture)
-    kernels.kept_unseen.cache_clear()
+    kernels._kept_unseen.cache_clear()
     response_logprobs(fresh, pack_pairs(prompts, ids, "cpu"), ids).sum().backward()
     for (name, a), b in zip(model.named_parameters(), fresh.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6, msg=name)
