@@ -48,6 +48,8 @@ def _cost(step: Step, steps: dict[str, Step], store: ArtifactStore) -> Cost:
         flops = training_flops(*made, length) * config.num_steps * config.batch_size * length if known else None
         return Cost(parameters(made[1]), flops)
     if isinstance(config, TextToText):
+        if "tasks" in step.inputs:  # how long those are is not known before they are tokens
+            return Cost(parameters(made[1]))
         tokens = config.num_steps * config.batch_size * (config.input_length + config.target_length)
         return Cost(parameters(made[1]), training_flops(*made, config.input_length) * tokens)
     if isinstance(config, Reward):

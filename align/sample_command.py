@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from align.artifacts import Artifact, ArtifactStore
 from align.console import Parser, wide_console
 from align.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def main(arguments: list[str]) -> int:
@@ -59,7 +63,7 @@ def _write(artifact: Artifact, prompts: list[str], options: Namespace) -> None:
     model, tokenizer = load_model(artifact.path), load_tokenizer(artifact.path)
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     encoded = [
-        tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"] if prompt else [end]
+        tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"] or [end]
         for prompt in prompts
     ]
     room = context_length(model) - max(map(len, encoded))
@@ -76,7 +80,12 @@ def _write(artifact: Artifact, prompts: list[str], options: Namespace) -> None:
         seeds = [derive_seed(options.seed, "sample", i) for i in range(len(prompts))]
         written = dict(generate(model, encoded, seeds, settings, eos_token_id=end, pad_token_id=pad))
         for i, prompt in enumerate(prompts):
-            ids = [token for token in written[i].ids if token != end]
-            answer = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-            console.print(Text.assemble((prompt, "bold"), answer), soft_wrap=True)
+            text = continued(tokenizer, encoded[i], [token for token in written[i].ids if token != end])
+            console.print(Text.assemble((prompt, "bold"), text), soft_wrap=True)
             console.print()
+
+
+def continued(tokenizer: PreTrainedTokenizerBase, prompt: list[int], written: list[int]) -> str:
+    """What was written, with the space before it, which some decoders have only between words."""
+    before, whole = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (prompt, prompt + written))
+    return whole[len(before) :]

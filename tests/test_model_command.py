@@ -130,6 +130,8 @@ def test_an_encoder_decoder_is_counted_and_a_published_vocabulary_not_guessed(
         "steps: {t5: {inputs: {data: text, tokenizer: tokenizer}, num_steps: 10, batch_size: 4}}\n"
     )
     own = ("pipeline=mine", "--config-dir", str(here))
+    tuned = planned(capsys, *own, "steps.t5.inputs={tasks: demonstrations, tokenizer: tokenizer}")["t5"]
+    assert (tuned["parameters"], tuned["flops"]) == (849_760, None)  # rows of tasks have lengths of their own
     found = planned(capsys, *own)["t5"]
     numbers = 849_760 - 2 * 32 * 4  # all but the relative biases
     a_token = 3 * numbers + 12 * (3 + 3 + 3) / 2 * 96 * 512

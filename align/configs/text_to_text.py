@@ -34,7 +34,9 @@ class TextToText(StageConfig):
     tasks_share: float = knob(0.5, "of a step's rows, where there is data as well; else all rows are of what is [ours]")
     noise_density: float = knob(0.15, "share of a row's tokens that is taken out [T5]")
     mean_span_length: float = knob(3.0, "tokens a span [T5]")
-    optimizer: str = knob("adafactor", "adafactor, whose steps are in proportion to the weights [T5]; adamw")
+    optimizer: str = knob(
+        "adafactor", "adafactor, with steps in proportion to the weights, its rate at most 1 / sqrt(step) [T5]; adamw"
+    )
     learning_rate: float = knob(0.01, "peak [T5, pre-training; 0.001 to fine-tune]")
     schedule: str = knob(
         "inverse_square_root", "inverse_square_root, of steps, flat over warmup_steps [T5]; constant [T5, to fine-tune]"

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from align.data.labelled import LABELLED, infer_labelled
 from align.data.records import Dropped, Malformed, Message, Row, check_messages, check_text
 
 Format = Callable[[dict[str, Any]], Iterator[Row]]
+
+_ARTICLE_TITLE = re.compile(r"^ = (?!=).*[^=] = $", re.MULTILINE)  # of WikiText
 
 
 def _user(text: str) -> list[Message]:
@@ -160,9 +162,21 @@ def book(row: dict[str, Any]) -> Iterator[Row]:
 
 def wikitext(row: dict[str, Any]) -> Iterator[Row]:
     """WikiText: articles begin at " = Title = "; its spaces around punctuation and its @-@ marks are undone."""
-    for article in re.split(r"^ = (?!=).*[^=] = $", check_text(row.get("text"), "text"), flags=re.MULTILINE):
+    for article in _ARTICLE_TITLE.split(check_text(row.get("text"), "text")):
         if article.strip():  # what stands before the first title
             yield {"text": _untokenise(article)}
+
+
+def wikitext_articles(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of a line each, as the Hub has WikiText, as rows of an article each."""
+    article: list[str] = []
+    for row in lines:
+        if article and _ARTICLE_TITLE.match(row["text"]):
+            yield {"text": "\n".join(article)}
+            article = []
+        article.append(row["text"].rstrip("\n"))
+    if article:
+        yield {"text": "\n".join(article)}
 
 
 def _untokenise(article: str) -> str:

@@ -8,6 +8,7 @@ import datasets
 
 from align.data.cards import DataCard
 from align.data.files import RawRow
+from align.data.formats import wikitext_articles
 from align.errors import ConfigError
 
 
@@ -21,5 +22,5 @@ def read_hub(card: DataCard) -> Iterator[RawRow]:
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(f"hf:{card.hub}, split {split}: {reason}; give the files with data_root=FOLDER") from None
-        for number, row in enumerate(rows):
+        for number, row in enumerate(wikitext_articles(rows) if card.format == "wikitext" else rows):
             yield RawRow(f"hf:{repository}/{split}[{number}]", dict(row))

@@ -373,4 +373,5 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 def source_name(source: str) -> str:
     """What a source is called: the last part of where its rows come from, without what follows a dot."""
-    return Path(source.rpartition(":")[2].partition("@")[0]).name.partition(".")[0] or "text"
+    place = source.partition("@")[0] if source.startswith("hf:") else source
+    return Path(place.rpartition(":")[2]).name.partition(".")[0] or "text"

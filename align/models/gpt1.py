@@ -46,6 +46,7 @@ class _Attention(torch.nn.Module):
         self.head_dim = config.n_embd // config.n_head
         self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        self.attention_dropout = config.attn_pdrop
         self.resid_dropout = torch.nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: torch.Tensor, mask: Any, cache: Cache | None) -> torch.Tensor:
@@ -55,7 +56,7 @@ class _Attention(torch.nn.Module):
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         attend = AttentionInterface().get_interface(self.config._attn_implementation, _eager)
-        dropout = self.config.attn_pdrop if self.training else 0.0
+        dropout = self.attention_dropout if self.training else 0.0
         out, _ = attend(self, query, key, value, mask, dropout=dropout, scaling=self.head_dim**-0.5)
         return self.resid_dropout(self.c_proj(out.reshape(rows, length, width)))
 

@@ -131,9 +131,11 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, dropped: Count
     """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
     count, any_given = 0, False
     with job.progress(None, "rows read") as advance:
-        for given, whole, row in _records(_watched(_raw_rows(source), advance), cfg, source, dropped):
-            sorter.add(given or _split(cfg, source.card, whole), row)
-            count, any_given = count + 1, any_given or given is not None
+        for given, whole, made in _records(_watched(_raw_rows(source), advance), cfg, source, dropped):
+            split = given or _split(cfg, source.card, whole)
+            for row in made:
+                sorter.add(split, row)
+            count, any_given = count + len(made), any_given or given is not None
     with job.progress(None, "rows compared") as advance:
         splits = _kept_apart(sorter, any_given, advance, dropped)
     if duplicates := count - sum(map(len, splits.values())) - dropped[_SHARED]:
@@ -190,16 +192,16 @@ def _watched(rows: Iterable[_T], advance: Callable[[int], None]) -> Iterator[_T]
 
 def _records(
     raw_rows: Iterable[tuple[str | None, RawRow]], cfg: Data, source: Source, dropped: Counter[str]
-) -> Iterator[tuple[str | None, Row, Row]]:
-    """The split that a row's file is, what its split hangs on otherwise, and the row of the wanted record.
+) -> Iterator[tuple[str | None, Row, list[Row]]]:
+    """The split that a row's file is, what its split hangs on otherwise, and what it makes of the wanted record.
 
     A malformed row of the user's own file is an error; of a published set, a count.
     """
     errors: list[str] = []
     for given, raw in raw_rows:
         try:
-            for whole, row in _kept(raw, cfg, source.card, dropped):
-                yield given, whole, row
+            for whole, made in _kept(raw, cfg, source.card, dropped):
+                yield given, whole, made
         except Dropped as reason:
             dropped[str(reason)] += 1
         except Malformed as problem:
@@ -251,10 +253,11 @@ def _named_split(path: Path) -> str | None:
     return None if name is None else {"train": "train", "test": "test"}.get(name[1], "validation")
 
 
-def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iterator[tuple[Row, Row]]:
+def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iterator[tuple[Row, list[Row]]]:
     """What a raw row gives of the wanted record; a book gives many rows, of which some may be dropped.
 
-    Before each stands what its split hangs on: the labelled row, so that it is in one split whatever is made of it.
+    Before them stands what their split hangs on: the row as it was found, so that a labelled one is in one split
+    whatever is made of it, and the pieces of a document are, too.
     """
     if isinstance(raw.row, Malformed):
         raise raw.row
@@ -264,8 +267,8 @@ def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iter
     for row in read(raw.row):
         try:
             found = {**group, **row}
-            for made in _fitting(check_row(cfg.record, convert(found, record, cfg.record, card.name)), cfg):
-                yield found if record == "labelled" else made, made
+            made = check_row(cfg.record, convert(found, record, cfg.record, card.name))
+            yield found, list(_fitting(made, cfg))
         except Dropped as reason:
             dropped[str(reason)] += 1
         except ValueError as error:

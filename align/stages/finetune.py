@@ -32,6 +32,7 @@ from align.models.load import context_length, load_model, load_tokenizer
 from align.optimizers import adamw, clip_gradients, linear_factor, set_learning_rate
 from align.seeds import derive_seed
 from align.text.packing import micro_batches
+from align.text.rows import RowOrder
 from align.text.task_formats import Example, Goal, add_task_tokens, encode_rows, find_goal
 
 _ADAPTER = "finetune"
@@ -50,13 +51,14 @@ def run(cfg: Finetune, inputs: Inputs, job: Job) -> Metrics:
     _tell(goal, num_cut, rows, context, job)
     if cfg.batch_size > (count := len(examples["train"])):
         raise ConfigError(f"batch_size: expected at most the {count} training rows, got {cfg.batch_size}")
+    num_parameters = model.lm.num_parameters() + model.score.weight.numel()
     adapters = None if cfg.lora.rank is None else fresh_adapter(model.lm, folder, cfg.lora, _ADAPTER)
     _train(cfg, model, examples["train"], goal.kind, job)
 
     metrics = {f"rows/{split}": float(len(found)) for split, found in examples.items()}
     metrics["cut"] = float(num_cut)
     metrics["tokens"] = float(cfg.num_epochs * sum(example.tokens for example in examples["train"]))
-    metrics["parameters"] = float(model.lm.num_parameters() + model.score.weight.numel())
+    metrics["parameters"] = float(num_parameters)
     for split in ("validation", "test"):
         if rows[split]:
             outputs = _predict(model, examples[split], goal, job, cfg.precision)
@@ -97,7 +99,7 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
     betas = (cfg.beta1, cfg.beta2)
     optimizer = adamw(model, cfg.learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    per_epoch = math.ceil(len(train) / cfg.batch_size)
+    order = RowOrder(len(train), cfg.seed or 0, "finetune", "rows")
     start = 0
     if saved := job.resume():
         start, state = saved
@@ -107,10 +109,9 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
     model.train()
     if job.world_size > 1 and not saved:
         torch.manual_seed(derive_seed(cfg.seed or 0, "finetune", "dropout", job.rank))  # the weights are drawn alike
-    total = cfg.num_epochs * per_epoch
+    total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
     for step in job.steps(total, start):
-        epoch, place = divmod(step, per_epoch)
-        batch = [train[i] for i in _order(len(train), cfg.seed or 0, epoch)[place * cfg.batch_size :][: cfg.batch_size]]
+        batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
         losses = _accumulate(cfg, model, batch, kind, job)
         job.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm)
@@ -124,11 +125,6 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
         optimizer.zero_grad()
         job.log(losses | {"grad_norm": norm, "learning_rate": rate}, step + 1)
         job.checkpoint(step + 1, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-
-
-def _order(count: int, seed: int, epoch: int) -> list[int]:
-    generator = torch.Generator().manual_seed(derive_seed(seed, "finetune", "rows", epoch))
-    return torch.randperm(count, generator=generator).tolist()
 
 
 def _accumulate(cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind: str, job: Job) -> Metrics:

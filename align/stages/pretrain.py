@@ -132,10 +132,10 @@ def _text(inputs: Inputs, split: str, length: int) -> list[TextRows]:
 
 
 def _held_out(inputs: Inputs, length: int, job: Job) -> list[TextRows]:
-    sources = [source for source in _text(inputs, "validation", length) if len(source)]
-    if not sources:
-        job.info("there is no row of validation text, so nothing will say how well it does on text it has not seen")
-    return sources
+    sources = _text(inputs, "validation", length)
+    if lacking := [source.name for source in sources if not len(source)]:
+        job.info(f"there is no row of validation text of {', '.join(lacking)}: nothing will say how well it does there")
+    return [source for source in sources if len(source)]
 
 
 def _batch_sizes(cfg: Pretrain, text: Mixture, length: int) -> list[int]:

@@ -26,9 +26,9 @@ from align.models.heads import ScalarModel, scalar_from_lm
 from align.models.load import load_tokenizer
 from align.models.packed import response_scores
 from align.optimizers import adamw, cosine_factor, set_learning_rate
-from align.seeds import derive_seed
 from align.text.chat import encode_conversations, encode_dialogues
 from align.text.packing import micro_batches, pack
+from align.text.rows import RowOrder
 
 _ADAPTER = "reward"
 
@@ -55,13 +55,13 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         job.info(f"{dropped} rankings are left out: all tied, or longer than the context of {context} tokens")
     if not train:
         raise ConfigError("inputs.data: no ranking is left to learn from")
-    adapters = None
+    num_parameters, adapters = model.classifier.num_parameters(), None
     if cfg.lora.rank is not None:
         adapters = fresh_adapter(model.classifier, folder, cfg.lora, _ADAPTER)
         model.classifier.score.requires_grad_(True)
     optimizer = adamw(model, cfg.learning_rate, weight_decay=cfg.weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    per_epoch = math.ceil(len(train) / cfg.batch_size)
+    order = RowOrder(len(train), cfg.seed or 0, "reward", "rows")
     start = 0
     if saved := job.resume():
         start, state = saved
@@ -69,10 +69,9 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         optimizer.load_state_dict(state["optimizer"])
 
     model.eval()  # dropout stays off: a score must not change when it is asked for again
-    total = cfg.num_epochs * per_epoch
+    total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
     for step in job.steps(total, start):
-        epoch, place = divmod(step, per_epoch)
-        batch = [train[i] for i in _order(len(train), cfg.seed or 0, epoch)[place * cfg.batch_size :][: cfg.batch_size]]
+        batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
         loss = _accumulate(model, batch, job, cfg.precision)
         job.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm)
@@ -89,7 +88,7 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
 
     metrics = {"rankings": float(len(train)), "dropped": float(dropped)}
     metrics["tokens"] = float(cfg.num_epochs * sum(ranking.tokens for ranking in train))
-    metrics["parameters"] = float(model.classifier.num_parameters())
+    metrics["parameters"] = float(num_parameters)
     metrics |= _accuracies(model, held_out, job, cfg.precision) if held_out else {}
     metrics |= _centre(model, inputs, tokenizer, context, job, cfg.precision)
     if job.is_main:
@@ -112,11 +111,6 @@ def _rankings(rows: list[Row], tokenizer: PreTrainedTokenizerBase, context: int)
         if len(set(row["ranks"])) > 1 and max(map(len, sequences)) <= context:
             rankings.append(Ranking(sequences, row["ranks"], row.get("gold")))
     return rankings, len(rows) - len(rankings)
-
-
-def _order(count: int, seed: int, epoch: int) -> list[int]:
-    generator = torch.Generator().manual_seed(derive_seed(seed, "reward", "rows", epoch))
-    return torch.randperm(count, generator=generator).tolist()
 
 
 def _accumulate(model: ScalarModel, batch: Sequence[Ranking], job: Job, precision: str) -> float:

@@ -4,8 +4,8 @@ Takes: tokens, or documents and a tokenizer: spans are taken out of the rows, an
 demonstrations: what the user says is the input, what the assistant says the target; or both, mixed in every step; and
 a model, to train on from.
 Makes: a seq2seq_model; predictions.jsonl, some answers to held-out tasks.
-Departs from T5: a task that is too long is left out, where T5 cuts it; rows of text go on over the ends of documents,
-which stand in them as tokens.
+Departs from T5: a task that is too long is left out (a held-out one is answered wrong), where T5 cuts it; rows of text
+go on over the ends of documents, which stand in them as tokens.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class _Task(NamedTuple):
     name: str
     texts: list[Texts]
     pairs: list[Pair]
+    num_left_out: int  # rows that are too long
 
     @property
     def num_targets(self) -> int:
@@ -77,7 +78,7 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
     corruption = _corruption(cfg, tokenizer) if "data" in inputs else None
     rows = _rows(cfg, inputs, tokenizer, corruption, job)
     held_out = [
-        _HeldOut(head, _text(inputs, split, corruption), _tasks(cfg, inputs, split, tokenizer)[0], cfg.target_length)
+        _HeldOut(head, _text(inputs, split, corruption), _tasks(cfg, inputs, split, tokenizer, job), cfg.target_length)
         for head, split in (("eval", "validation"), ("test", "test"))
     ]
     if not any(map(len, held_out[0].text)) and not held_out[0].tasks:
@@ -172,21 +173,27 @@ def _text(inputs: Inputs, split: str, corruption: Corruption | None) -> list[Tex
     return [read_tokens(folder, split, corruption.spans.length) for folder in inputs.folders("data")]
 
 
-def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[_Task], int]:
-    """Each set's rows of a split that fit, its name told apart from those before it; and how many do not fit."""
+def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, job: Job) -> list[_Task]:
+    """Each set's rows of a split that fit, its name told apart from those before it and from what stands for all."""
     found: list[_Task] = []
-    dropped = 0
+    taken = {"text", "tasks"}
     for number, folder in enumerate(inputs.folders("tasks") if "tasks" in inputs else []):
         texts = [texts_of(row["messages"]) for row in read_rows([folder], split)]
         texts = texts if split == "train" else texts[: cfg.eval_rows]
         both = list(zip(texts, encode_pairs(tokenizer, texts), strict=True))
         kept = [(t, p) for t, p in both if len(p.input) <= cfg.input_length and len(p.target) <= cfg.target_length]
-        dropped += len(both) - len(kept)
         name = source_name(read_info(folder)["source"])
-        name = f"{name}_{number}" if name in (task.name for task in found) else name
+        name = f"{name}_{number}" if name in taken else name
+        taken.add(name)
+        if dropped := len(both) - len(kept):
+            job.info(
+                f"{dropped} {split} rows of {name} are left out"
+                + ("" if split == "train" else ", which counts as answered wrong")
+                + f": longer than {cfg.input_length} tokens, or {cfg.target_length} to write"
+            )
         if kept:
-            found.append(_Task(name, [t for t, _ in kept], [p for _, p in kept]))
-    return found, dropped
+            found.append(_Task(name, [t for t, _ in kept], [p for _, p in kept], dropped))
+    return found
 
 
 # -- rows of a step ------------------------------------------------------------------------------------------------
@@ -246,11 +253,7 @@ def _rows(
     cfg: TextToText, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, corruption: Corruption | None, job: Job
 ) -> _Rows:
     text = _text(inputs, "train", corruption)
-    tasks, dropped = _tasks(cfg, inputs, "train", tokenizer)
-    if dropped:
-        job.info(
-            f"{dropped} tasks are left out: longer than {cfg.input_length} tokens, or {cfg.target_length} to write"
-        )
+    tasks = _tasks(cfg, inputs, "train", tokenizer, job)
     if "tasks" in inputs and not tasks:
         raise ConfigError(f"inputs.tasks: none has at most {cfg.input_length} tokens and {cfg.target_length} to write")
     if corruption is not None and not any(map(len, text)):
@@ -310,6 +313,7 @@ def _evaluate(
     for task in held_out.tasks:
         answers = _answers(cfg, model, tokenizer, task, held_out.max_new_tokens, job)
         right = [answer.strip() == text.target.strip() for answer, text in zip(answers, task.texts, strict=True)]
+        right += [False] * task.num_left_out
         scores.append(_Score(task.name, _nats(model, task.pairs, job, cfg.precision), task.num_targets, right))
         some = list(zip(task.texts, answers, strict=True))[:_SHOWN]
         shown += [{"task": task.name, "prompt": t.input, "target": t.target, "answer": answer} for t, answer in some]

@@ -33,6 +33,11 @@ class RowOrder:
             rows[here] = self._pass(epoch)[places[here] % self._num_rows]
         return rows
 
+    def of_step(self, step: int, batch_size: int) -> torch.Tensor:
+        """The rows of a step where no step has rows of two passes: the last of a pass has what is left."""
+        epoch, place = divmod(step, math.ceil(self._num_rows / batch_size))
+        return self._pass(epoch)[place * batch_size : (place + 1) * batch_size]
+
     def _pass(self, epoch: int) -> torch.Tensor:
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self._seed, *self._purpose, epoch))

@@ -9,7 +9,7 @@ from typing import Any
 
 Message = dict[str, str]
 
-# What the two texts of a pair are called, in their order; others are sentence1 and sentence2, one alone sentence.
+# What the two texts of a pair are called; others are sentence1 and sentence2, one alone sentence.
 _PAIRS = {
     "snli": ("premise", "hypothesis"),
     "mnli": ("premise", "hypothesis"),
@@ -23,11 +23,12 @@ _PAIRS = {
 def as_text_to_text(row: dict[str, Any], name: str) -> list[Message]:
     """A labelled row as a demonstration: the task's name and what is given, and the answer.
 
-        snli premise: A man sleeps. hypothesis: He is awake.                      contradiction
+        mnli hypothesis: He is awake. premise: A man sleeps.                      contradiction
         stsb sentence1: A man sleeps. sentence2: A boy sleeps.                    3.2
-        copa question: The man slept. choice1: He was tired. choice2: He woke.    He was tired.
+        copa choice1: He was tired. choice2: He woke. question: The man slept.    He was tired.
 
-    A score becomes the nearest multiple of 0.2, so that it is one of few texts; the answer to choices is written out.
+    What is given stands in the order of its names, as T5 has it. A score becomes the nearest multiple of 0.2, so that
+    it is one of few texts; unlike T5, the answer to choices is written out, not its name.
 
     Args:
         row: {"texts", "label"}, {"texts", "choices", "label"} or {"texts", "score"}.
@@ -36,11 +37,11 @@ def as_text_to_text(row: dict[str, Any], name: str) -> list[Message]:
     texts = row["texts"]
     choices = row.get("choices")
     if choices is not None:
-        given = {"question": " ".join(texts)} | {f"choice{i}": choice for i, choice in enumerate(choices, 1)}
+        given = {f"choice{i}": choice for i, choice in enumerate(choices, 1)} | {"question": " ".join(texts)}
         answer = choices[row["label"]]
     else:
         names = ("sentence",) if len(texts) == 1 else _PAIRS.get(name, ("sentence1", "sentence2"))
-        given = dict(zip(names, texts, strict=True))
+        given = dict(sorted(zip(names, texts, strict=True)))
         score = row.get("score")
         answer = row["label"] if score is None else f"{round(score * 5) / 5:.1f}"
     asked = " ".join([name, *(f"{key}: {text}" for key, text in given.items())])

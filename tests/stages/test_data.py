@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 from pathlib import Path
 
@@ -244,6 +245,15 @@ def test_long_rows_are_dropped_and_documents_are_cut_at_line_ends(here):
     assert {r["text"] for rows in splits(here).values() for r in rows} == {"one\ntwo\n", "three\n"}
 
 
+def test_the_pieces_of_a_document_are_in_one_split(here):
+    documents = [{"text": "".join(f"{i} {line}\n" for line in range(12))} for i in range(60)]
+    (here / "a.jsonl").write_text(lines(*documents))
+    assert data("source=path:a.jsonl", "max_chars=20") == 0
+    found = {split: {row["text"].split()[0] for row in rows} for split, rows in splits(here).items()}
+    assert sum(map(len, found.values())) == len(set().union(*found.values())) == 60
+    assert all(found.values())
+
+
 def test_no_piece_of_a_document_is_blank(here):
     (here / "b.txt").write_text("one line\n" + "\n" * 20 + "another\n")
     assert data("source=path:b.txt", "max_chars=9") == 0
@@ -373,13 +383,15 @@ def test_demonstrations_of_a_labelled_file_are_split_as_its_rows_are_and_bear_th
         made = splits(here)
         texts = {s: [r["texts"][0] if "texts" in r else r["messages"][0]["content"] for r in made[s]] for s in made}
         if record == "demonstrations":
-            assert all(text.startswith("snli premise: Man ") for own in texts.values() for text in own)
+            assert all(
+                re.match(r"snli hypothesis: \d men\. premise: Man ", text) for own in texts.values() for text in own
+            )
         premises[record] = {s: {text.partition("Man ")[2].partition(".")[0] for text in texts[s]} for s in texts}
     assert premises["labelled"] == premises["demonstrations"]
     assert all(premises["labelled"].values())
     (here / "snli.jsonl.gz").rename(here / "mnli.jsonl.gz")
     assert data("source=path:mnli.jsonl.gz", "record=demonstrations") == 0
-    assert splits(here)["train"][0]["messages"][0]["content"].startswith("mnli premise: ")
+    assert splits(here)["train"][0]["messages"][0]["content"].startswith("mnli hypothesis: ")
 
 
 def test_long_labelled_rows_are_dropped_by_what_is_asked_and_the_longest_choice(here):

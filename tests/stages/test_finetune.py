@@ -166,7 +166,9 @@ def test_from_scratch_nothing_of_the_model_is_left(model: Path, tmp_path: Path) 
 
 def test_with_adapters_the_rest_of_the_model_stays(model: Path, tmp_path: Path) -> None:
     inputs = inputs_of(model, tmp_path / "data", train=pairs(16))
-    run(inputs, tmp_path / "work", task="entailment", lora=LoraConfig(rank=2), learning_rate=0.05)
+    knobs = {"task": "entailment", "learning_rate": 0.05}
+    found = run(inputs, tmp_path / "work", **knobs, lora=LoraConfig(rank=2))
+    assert found["parameters"] == run(inputs, tmp_path / "whole", **knobs)["parameters"]
     before, after = load_file(model / "model.safetensors"), load_file(tmp_path / "work/out/model.safetensors")
     size = len(before["transformer.wte.weight"])
     assert torch.equal(after["transformer.wte.weight"][:size], before["transformer.wte.weight"])

@@ -156,7 +156,7 @@ def test_it_is_said_when_nothing_is_held_out(inputs, tmp_path, capsys):
     tokens = np.load(bare / "validation.npy")
     np.save(bare / "validation.npy", tokens[:0])
     run(Inputs(data=(Artifact("tokens", "bare", "tokens", bare),)), tmp_path)
-    assert "there is no row of validation text" in capsys.readouterr().err
+    assert "there is no row of validation text of cats: nothing" in capsys.readouterr().err
 
 
 @pytest.mark.slow

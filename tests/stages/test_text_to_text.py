@@ -39,6 +39,14 @@ KNOBS: dict[str, Any] = {
     "warmup_steps": 4,
     "seed": 3,
 }
+# Enough to write words in reverse.
+LEARNING: dict[str, Any] = {
+    "model": dataclasses.replace(SMALL, hidden_size=64),
+    "batch_size": 32,
+    "learning_rate": 0.05,
+    "warmup_steps": 100,
+    "eval_rows": None,
+}
 
 
 def artifact(folder: Path, kind: str) -> tuple[Artifact, ...]:
@@ -123,13 +131,9 @@ def test_it_learns_to_write_words_in_reverse(tasks_alone, tmp_path):
     found = run(
         tasks_alone,
         tmp_path,
-        model=dataclasses.replace(SMALL, hidden_size=64),
+        **LEARNING,
         num_steps=250,
-        batch_size=32,
-        learning_rate=0.05,
-        warmup_steps=100,
         eval_every=125,
-        eval_rows=None,
     )
     for split in ("eval", "test"):
         assert found[f"{split}/tasks/accuracy"] > 0.6
@@ -236,6 +240,25 @@ def test_several_tasks_are_told_apart_and_together(tasks_alone, tmp_path):
     each = [found[f"test/{name}/loss"] for name in ("reverse", "again")]
     assert min(each) < found["test/tasks/loss"] < max(each)
     assert found["test/tasks/rows"] == found["test/reverse/rows"] + found["test/again/rows"] == 32
+
+
+def test_held_out_rows_that_are_too_long_are_answered_wrong_and_told(tasks_alone, tokenizer, tmp_path, capsys):
+    answers = [row["messages"][1]["content"] for row in read_rows(tasks_alone.folders("tasks"), "test")]
+    long = sum(len(tokenizer(answer)["input_ids"]) + 1 > 4 for answer in answers)  # 1 for the end
+    assert 20 <= long < 40  # so that all that are kept are shown
+    found = run(tasks_alone, tmp_path, **LEARNING, num_steps=100, target_length=4)
+    told = capsys.readouterr().err
+    assert f"{long} test rows of reverse are left out, which counts as answered wrong: longer than 32 tokens" in told
+    answered = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    right = sum(row["answer"] == row["target"] for row in answered)
+    assert (len(answered), found["test/tasks/rows"]) == (40 - long, 40)
+    assert 0 < found["test/tasks/accuracy"] == right / 40
+
+
+def test_a_set_called_as_what_stands_for_all_has_metrics_of_its_own(tasks_alone, tmp_path):
+    both = (tasks_alone.one("tasks"), *artifact(made_tasks(tmp_path / "tasks", seed=1), "demonstrations"))
+    found = run(Inputs(tasks=both, tokenizer=tasks_alone["tokenizer"]), tmp_path / "job", num_steps=2)
+    assert found["test/tasks/rows"] == found["test/reverse/rows"] + found["test/tasks_1/rows"] == 32
 
 
 def test_the_learning_rate_is_flat_and_then_falls_with_the_square_root(tasks_alone, tmp_path):

@@ -29,6 +29,13 @@ def test_dropout_is_seen_in_every_architecture(architecture):
     assert not compiled._drops_out(small(architecture, 0.0))
 
 
+def test_dropout_of_attention_alone_is_seen():
+    options = {"attn_pdrop": 0.1}
+    sizes = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "context_length": 32, "dropout": 0.0}
+    config = ModelConfig(architecture="openai-gpt", options=options, **sizes)
+    assert compiled._drops_out(build_model(config, tiny_tokenizer()))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler here")
 def test_the_gradient_is_of_the_very_masks_that_dropped_out(monkeypatch):

@@ -1,8 +1,12 @@
 """From raw rows, as people and data sets write them, to records; and what is none of them."""
 
+import json
+
 import pytest
 
+from align.data.cards import DataCard
 from align.data.formats import FORMATS, infer_format
+from align.data.hub import read_hub
 from align.data.records import Dropped, Malformed
 
 
@@ -124,6 +128,16 @@ ARTICLES = """
 )  # fmt: skip
 def test_reads(name, row, expected):
     assert read(name, row) == expected
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_lines_of_the_hub_make_the_articles_of_the_file(end, tmp_path):
+    """Through the loader of the Hub's data sets, which opens a folder as well."""
+    in_lines = "".join(json.dumps({"text": line + end}) + "\n" for line in ARTICLES.split("\n"))
+    (tmp_path / "train.jsonl").write_text(in_lines)
+    rows = list(read_hub(DataCard(name="mine", hub=f"{tmp_path}@{'0' * 40}", format="wikitext")))
+    assert len(rows) == 3  # with what stands before the first title
+    assert [row for raw in rows for row in read("wikitext", raw.row)] == read("wikitext", {"text": ARTICLES})
 
 
 @pytest.mark.parametrize(

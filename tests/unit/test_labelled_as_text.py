@@ -16,8 +16,14 @@ CASES = [
     (
         "snli",
         {"texts": PAIR, "label": "contradiction"},
-        "snli premise: A man sleeps. hypothesis: He is awake.",
+        "snli hypothesis: He is awake. premise: A man sleeps.",
         "contradiction",
+    ),
+    (
+        "qnli",
+        {"texts": ["He lies there.", "Where is he?"], "label": "entailment"},
+        "qnli question: Where is he? sentence: He lies there.",
+        "entailment",
     ),
     (
         "qqp",
@@ -37,7 +43,7 @@ CASES = [
     (
         "copa",
         {"texts": ["He slept."], "choices": ["He was tired.", "He woke."], "label": 0},
-        "copa question: He slept. choice1: He was tired. choice2: He woke.",
+        "copa choice1: He was tired. choice2: He woke. question: He slept.",
         "He was tired.",
     ),
 ]

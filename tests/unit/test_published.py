@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, OpenAIGPTTokenizer
 
 from align.data.cards import resolve_tokenizer
 from align.errors import ConfigError
+from align.sample_command import continued
 from align.text.chat import decode_response, encode_conversations, encode_dialogues, encode_prompts
 from align.text.published import open_tokenizer
 from align.text.tokenizers import EOS, PAD, add_sentinels, complete, train_tokenizer
@@ -141,6 +142,12 @@ def test_what_the_assistant_says_is_known_where_a_space_is_no_token(tmp_path: Pa
     assert prompt == got.ids[:4]
     assert dialogue == got.ids[:8]
     assert decode_response(tokenizer, dialogue[4:]) == "a cat b"
+
+
+def test_what_is_sampled_begins_with_its_space_where_a_space_is_no_token(tmp_path: Path) -> None:
+    tokenizer = opened(folder_of(tmp_path, ("vocab.json", "merges.txt"), GPT1_VOCABULARY, GPT1_MERGES))
+    prompt, written = (tokenizer(text)["input_ids"] for text in ("a cat", "cat b"))
+    assert continued(tokenizer, prompt, written) == " cat b"
 
 
 def test_another_tokenizer_without_an_end_of_text_token_is_refused() -> None:

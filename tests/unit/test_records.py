@@ -15,6 +15,7 @@ from align.data.records import (
     convert,
     read_info,
     read_rows,
+    source_name,
     split_key,
     split_of,
     write_info,
@@ -268,3 +269,17 @@ def test_the_info_comes_back(tmp_path):
     write_info(tmp_path, record="prompts", dropped={"empty text": 2}, licence="é")
     assert read_info(tmp_path) == {"record": "prompts", "dropped": {"empty text": 2}, "licence": "é"}
     json.loads((tmp_path / "dataset.json").read_text(encoding="ascii"))
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("card:snli", "snli"),
+        ("path:work/snli.jsonl.gz", "snli"),
+        ("path:me@work/snli.jsonl", "snli"),
+        ("hf:org/sets@0123", "sets"),
+        ("path:.", "text"),
+    ],
+)
+def test_a_source_is_called_by_its_last_part(source, name):
+    assert source_name(source) == name

@@ -35,6 +35,15 @@ def test_more_than_a_pass_at_once():
     assert taken == [int(order.take(i, 1)) for i in range(5, 55)]
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 20, 33])
+def test_where_passes_do_not_mix_the_last_step_of_one_is_short(batch_size):
+    order, whole = RowOrder(20, 3, "x"), RowOrder(20, 3, "x").take(0, 60).tolist()
+    per_pass = -(-20 // batch_size)
+    steps = [order.of_step(step, batch_size).tolist() for step in range(3 * per_pass)]
+    assert [row for step in steps for row in step] == whole
+    assert all(len(step) == batch_size for i, step in enumerate(steps, 1) if i % per_pass)
+
+
 def test_without_weights_every_row_of_every_source_comes_once_a_pass():
     mixture = Mixture([source(3), source(5, 100), source(1, 200)], [], 0)
     rows = [tuple(row) for step in range(6) for row in mixture.tokens(mixture.draw(step, 3)).tolist()]
