@@ -12,7 +12,7 @@ help: ## list the targets
 setup: $(READY) ## make .venv and install everything, pinned
 
 $(READY): constraints.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "align needs Python 3.11 or newer; give one with make PYTHON=...")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "align needs Python 3.11, 3.12 or 3.13; give one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -41,6 +41,13 @@ bench: setup peers ## speed, beside a peer and the machine's limit; figures in b
 	for file in $(filter-out benchmarks/claims.py benchmarks/gpt1.py benchmarks/agreement.py benchmarks/gpt1_words.py benchmarks/unigram.py,$(wildcard benchmarks/[a-z]*.py)); do \
 		$(BIN)/python $$file --json benchmarks/results/$$(basename $$file .py).json || exit 1; \
 	done
+
+peers: .venv-peers/.ready ## make .venv-peers, in which the peers of the benchmarks run
+
+.venv-peers/.ready: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
+	touch $@
 
 clean: ## remove what the tools left, but no artifacts and no .venv
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist

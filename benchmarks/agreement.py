@@ -97,7 +97,7 @@ def main() -> None:
     peer = HFLM(pretrained=plain, tokenizer=tokenizer, device="cpu", batch_size=1)
     scorer = Scorer(mine, tokenizer, 4096, 0, lambda total: contextlib.nullcontext(lambda done: None))
     figures: dict[str, float] = {}
-    print("| task | items | measure | items | lm_eval: | lm-eval |\n|---|---|---|---|---|---|")
+    print("| task | number | measure | as items | as `lm_eval:` | lm-eval itself |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
         for card in CARDS:

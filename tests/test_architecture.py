@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def test_a_module_is_short_and_so_are_its_functions(module: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_every_target_of_make_has_a_rule() -> None:
+    """A phony target without one counts as made."""
+    rules = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", rules, re.MULTILINE)
+    assert phony.split() == re.findall(r"^([a-z-]+):.* ## ", rules, re.MULTILINE)
 
 
 def test_no_module_is_named_after_nothing() -> None:

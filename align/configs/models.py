@@ -21,7 +21,7 @@ class ModelConfig:
     num_heads: int = knob(12, "attention heads [GPT-2 small]")
     intermediate_size: int | None = knob(None, "width of the MLP; None: 4 times hidden_size [GPT-2]")
     context_length: int = knob(1024, "tokens [GPT-2]")
-    dropout: float = knob(0.1, "in pretraining and SFT, of embeddings, attention and residuals [GPT-2]")
+    dropout: float = knob(0.1, "in pretraining and fine-tuning, of embeddings, attention and residuals [GPT-2]")
     initializer_range: float = knob(
         0.02, "standard deviation of the initial weights; of t5 a factor on its own, 1.0 as published [GPT-2]"
     )

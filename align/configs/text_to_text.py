@@ -31,7 +31,7 @@ class TextToText(StageConfig):
     batch_size: int = knob(128, "rows an optimizer step [T5]")
     input_length: int = knob(512, "tokens of an input, its end among them; a longer task is left out [T5]")
     target_length: int = knob(114, "tokens of a target, its end among them; a longer task is left out [T5]")
-    tasks_share: float = knob(0.5, "of a step's rows, where there is data as well; else all rows are of what is [ours]")
+    tasks_share: float = knob(0.5, "of a step's rows that are tasks, where data and tasks are given [ours]")
     noise_density: float = knob(0.15, "share of a row's tokens that is taken out [T5]")
     mean_span_length: float = knob(3.0, "tokens a span [T5]")
     optimizer: str = knob(
