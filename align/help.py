@@ -107,7 +107,7 @@ def command_help(verb: str) -> str:
             lines += ["", "a language model as judge:", *_knobs(JudgeConfig, "judge.")]
     lines += ["", "the run, which changes no result but by its seed:", *_knobs(RunConfig)]
     lines += _knobs(HardwareConfig, "hardware.") + _knobs(TrackerConfig, "tracker.")
-    lines += ["", "[GPT-3] and such: where a default is from, see align/configs/__init__.py; [ours]: measured or judged"]
+    lines += ["", "[GPT-3] etc.: where a default is from, see align/configs/__init__.py; [ours]: measured or judged"]
     return "\n".join([*lines, "Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun, --hydra-help"])
 
 
