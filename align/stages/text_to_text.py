@@ -187,7 +187,7 @@ def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTok
         taken.add(name)
         if dropped := len(both) - len(kept):
             job.info(
-                f"{dropped} {split} rows of {name} are left out"
+                f"{dropped:,} of {len(both):,} {split} rows of {name} are left out"
                 + ("" if split == "train" else ", which counts as answered wrong")
                 + f": longer than {cfg.input_length} tokens, or {cfg.target_length} to write"
             )
