@@ -138,7 +138,8 @@ def test_a_classifier_is_the_library_s(folder: Path, tmp_path: Path) -> None:
 
 def test_attention_drops_out_in_training_alone() -> None:
     model = tiny_model("openai-gpt")
-    model.config.attn_pdrop = 0.5
+    for block in model.transformer.h:
+        block.attn.attention_dropout = 0.5
     assert torch.equal(model(IDS).logits, model(IDS).logits)
     model.train()
     assert not torch.equal(model(IDS, use_cache=False).logits, model(IDS, use_cache=False).logits)
