@@ -113,7 +113,6 @@ def test_dropout_falls_where_the_library_s_does(folder: Path) -> None:
     """With the same draws: on the sum of embeddings and on what each block adds; attention's own is off."""
     ours, plain = load_model(folder), library.OpenAIGPTLMHeadModel.from_pretrained(folder)
     for each in (ours, plain):
-        each.config.attn_pdrop = 0.0
         for module in each.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0 if module in [block.attn.attn_dropout for block in plain.transformer.h] else 0.3
