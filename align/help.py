@@ -64,9 +64,8 @@ def pipelines() -> list[str]:
     return _group("pipeline")
 
 
-def models(t5: bool | None = None) -> list[str]:
-    """All, or those that are T5's or are not."""
-    return [name for name in _group("model") if t5 in (None, name.startswith("t5"))]
+def models() -> list[str]:
+    return _group("model")
 
 
 def _group(name: str) -> list[str]:
@@ -96,11 +95,11 @@ def command_help(verb: str) -> str:
             lines += [f"  inputs.{slot:<28} {kind} (optional)" for slot, kind in cls.OPTIONAL.items()]
             lines += [""]
         lines += ["knobs:", *_knobs(cls)]
-        if verb == "pretrain":
-            lines += ["", "model, also whole as model=NAME:", _folded(models(t5=False)), *_knobs(ModelConfig, "model.")]
-        if verb == "text_to_text":
-            lines += ["", "model, also whole as model=NAME:", _folded(models(t5=True))]
-            lines += _knobs(TextToText().model, "model.")
+        if verb in ("pretrain", "text_to_text"):
+            t5 = verb == "text_to_text"
+            names = [name for name in models() if name.startswith("t5") == t5]
+            knobs = _knobs(TextToText().model if t5 else ModelConfig, "model.")
+            lines += ["", "model, also whole as model=NAME:", _folded(names), *knobs]
         if verb in ("finetune", "sft", "reward", "ppo"):
             lines += ["", "low-rank adapters:", *_knobs(LoraConfig, "lora.")]
         if verb == "evaluate":

@@ -136,7 +136,7 @@ def speed(name: str, rounds: int) -> dict[str, float]:
 def loss_gap() -> dict[str, float]:
     size = SIZES["14m"]
     names = ("ours", "plain_fp32", "plain_bf16")
-    sides = race(size, LOSS_STEPS, names, document_tokens(size["vocabulary"]), 3e-4)  # higher, runs part by chance
+    sides = race(size, LOSS_STEPS, names, document_tokens(size["vocabulary"]), 3e-4)
     last = {name: statistics.mean(answer["loss"] for answer in side.answers[-10:]) for name, side in sides.items()}
     first = sides["ours"].answers[0]["loss"]
     return {
