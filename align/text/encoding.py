@@ -1,0 +1,219 @@
+"""Turn text into token ids so that nothing a user wrote becomes markup.
+
+A tokenizer finds its control tokens (`<|im_end|>`, `[INST]`, `</s>`) wherever they are spelled, in a user's text too: a
+row could end its own turn or speak for the assistant. So text is encoded by a copy of the tokenizer in which control
+tokens have the same ids and other spellings, made of Unicode's noncharacters. What a chat template writes is respelled
+before it is encoded; what a user wrote is not, so it falls into ordinary pieces. All else is as in plain Transformers:
+rules of spacing, entries of whitespace, words that somebody added.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import re
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+Span = tuple[int, int]  # from the first character to the one after the last
+
+# U+FDD0 to U+FDEF: noncharacters, which no text that people exchange holds [Unicode, section 23.7].
+_DIGITS = "".join(map(chr, range(0xFDD0, 0xFDDA)))
+_CONTROL, _QUOTE, _CLOSE = "\ufdda", "\ufddb", "\ufddc"
+_NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
+_CONTROL_SPELLING = re.compile(r"<\|.*\|>|<[^<>\s]*_[^<>\s]*>|\[/?[A-Z_]+\]")
+
+
+class Encoder:
+    """Encodes text with a copy of a tokenizer in which no text spells a control token.
+
+    Attributes:
+        controls: the control tokens as they are spelled in the tokenizer; the longest first.
+        begin: ids that the tokenizer puts before a text by itself: its BOS, or nothing.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.controls = sorted(control_tokens(tokenizer), key=len, reverse=True)
+        self._numbers = {token: i for i, token in enumerate(self.controls)}
+        self._special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        self._any = _one_of(self.controls)
+        self._any_special = _one_of([token for token in self.controls if token in self._special])
+        self._rendered = re.compile(f"{_QUOTE}([{_DIGITS}]+){_CLOSE}|({self._any.pattern})")
+        self._copy = _respelled(tokenizer, {token: self.respelled(token) for token in self.controls})
+        self.begin = _ids_before(tokenizer)
+
+    def respelled(self, token: str) -> str:
+        """The spelling of a control token in the copy."""
+        return _CONTROL + _digits(self._numbers[token]) + _CLOSE
+
+    def quoted(self, text: str, *, by_assistant: bool = False) -> str:
+        """A user's text for a chat template, marked where it spells control tokens; `revealed` takes the marks out.
+
+        An assistant may write the control tokens that are not special, as `<think>`: they are its own vocabulary.
+        """
+        text = _NONCHARACTERS.sub("\ufffd", text)  # as Unicode advises; nobody can write our spellings
+        found = self._any_special if by_assistant else self._any
+        return found.sub(lambda match: _QUOTE + _digits(self._numbers[match[0]]) + _CLOSE, text)
+
+    def revealed(self, rendered: str, spans: Sequence[Span] = ()) -> tuple[str, list[Span]]:
+        """What a template made of quoted texts: its own control tokens respelled, the users' as they wrote them.
+
+        Args:
+            rendered: the template's output.
+            spans: places in it; they come back as places in the result.
+        """
+        parts, begins, shifts = [], [0], [0]
+        place = length = 0
+        for match in self._rendered.finditer(rendered):
+            number, control = match.groups()
+            new = self.controls[_number(number)] if number else self.respelled(control)
+            parts += [rendered[place : match.start()], new]
+            length += match.start() - place + len(new)
+            place = match.end()
+            begins.append(place)
+            shifts.append(length - place)
+        parts.append(rendered[place:])
+
+        def moved(at: int) -> int:
+            return at + shifts[bisect.bisect_right(begins, at) - 1]
+
+        return "".join(parts), [(moved(start), moved(end)) for start, end in spans]
+
+    @staticmethod
+    def has_control(text: str) -> bool:
+        """Whether a respelled control token stands in a text."""
+        return _CONTROL in text
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Ids and places in the text of each token, without BOS."""
+        return self._copy.encode_batch(list(texts), add_special_tokens=False)
+
+    def encode_fast(self, texts: Sequence[str]) -> list[Encoding]:
+        """As `encode`, without the places."""
+        return self._copy.encode_batch_fast(list(texts), add_special_tokens=False)
+
+
+_ENCODERS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, Encoder]] = weakref.WeakKeyDictionary()
+
+
+def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """The encoder of a tokenizer, made when it is first asked for, and again when tokens or the template changed."""
+    state = (len(tokenizer), str(tokenizer.chat_template))
+    known = _ENCODERS.get(tokenizer)
+    if known is None or known[0] != state:
+        known = _ENCODERS[tokenizer] = (state, Encoder(tokenizer))
+    return known[1]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, begin: bool = False) -> list[list[int]]:
+    """Token ids of texts in which everything is text.
+
+    Args:
+        tokenizer: of any family that has a fast version.
+        texts: what people wrote.
+        begin: put the tokenizer's BOS first, once, as `tokenizer(text)` does where it has one.
+    """
+    encoder = encoder_of(tokenizer)
+    before = encoder.begin if begin else []
+    return [[*before, *encoding.ids] for encoding in encoder.encode_fast(texts)]
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The added tokens that act as markup.
+
+    Special tokens; those that `chat_control_tokens` of the tokenizer lists or the chat template writes, as in
+    `apply_chat_template(sanitize_control_tokens=True)` of transformers; and those that are spelled as markup, for a
+    model may use them outside its chat template (`<|file_sep|>`). Entries of whitespace and added words are text.
+    """
+    written = _literals(tokenizer)
+    listed = set(getattr(tokenizer, "chat_control_tokens", None) or ())
+    found = set()
+    for token in tokenizer.added_tokens_decoder.values():
+        text = token.content
+        spelled = text in listed or text in written or _CONTROL_SPELLING.fullmatch(text) is not None
+        if token.special or (spelled and not text.isspace()):
+            found.add(text)
+    return found
+
+
+def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The text of the chat template; of several named ones, the default."""
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def _literals(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that a chat template writes of itself; NUL keeps two pieces from spelling a token together."""
+    template = chat_template_of(tokenizer)
+    if not template:
+        return ""
+    kept = [text for _, kind, text in jinja2.Environment().lex(template) if kind in ("data", "string")]
+    return "\0".join(kept)
+
+
+def _respelled(tokenizer: PreTrainedTokenizerBase, spellings: dict[str, str]) -> Tokenizer:
+    """A copy of the fast tokenizer with other spellings of some tokens, and the same ids."""
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} has no fast version (a tokenizer.json), which align needs")
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["truncation"] = state["padding"] = None  # what was saved with it would cut documents, or fill them up
+    for token in state["added_tokens"]:
+        token["content"] = spellings.get(token["content"], token["content"])
+    model = state["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {spellings.get(text, text): i for text, i in model["vocab"].items()}
+    else:
+        model["vocab"] = [[spellings.get(text, text), score] for text, score in model["vocab"]]
+    if model.get("unk_token") in spellings:
+        model["unk_token"] = spellings[model["unk_token"]]
+    if "merges" in model:
+        # A merge into a control token could only make one from text.
+        model["merges"] = [
+            merge for merge in model["merges"] if spellings.keys().isdisjoint({*_pair(merge), "".join(_pair(merge))})
+        ]
+    _keep_whole_offsets(state.get("post_processor"))
+    copy = Tokenizer.from_str(json.dumps(state))
+    for token, spelling in spellings.items():
+        if copy.token_to_id(spelling) != tokenizer.convert_tokens_to_ids(token):
+            raise ValueError(f"the tokenizer's entry for {token!r} cannot be told from text")
+    return copy
+
+
+def _pair(merge: str | list[str]) -> list[str]:
+    return merge.split(" ") if isinstance(merge, str) else merge
+
+
+def _keep_whole_offsets(post_processor: Any) -> None:
+    """Let a token's place include the space before its word, or a mask would not know whose that space is."""
+    if isinstance(post_processor, dict):
+        if "trim_offsets" in post_processor:
+            post_processor["trim_offsets"] = False
+        for part in post_processor.get("processors", ()):
+            _keep_whole_offsets(part)
+
+
+def _ids_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that `tokenizer(text)` has before those of the text alone."""
+    whole = tokenizer("a")["input_ids"]
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    return []
+
+
+def _one_of(tokens: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+
+
+def _digits(number: int) -> str:
+    return "".join(_DIGITS[int(digit)] for digit in str(number))
+
+
+def _number(digits: str) -> int:
+    return int("".join(str(_DIGITS.index(digit)) for digit in digits))
