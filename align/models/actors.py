@@ -58,7 +58,7 @@ class FullActors:
 
     def __init__(self, policy: Path, value: Path, device: torch.device):
         self.policy, self.reference = load_model(policy, device), load_model(policy, device).requires_grad_(False)
-        self.value: ScalarModel = load_scalar(value, device)
+        self.value: ScalarModel = load_scalar(value, device, fresh_head=value == policy)
         if value == policy:
             torch.nn.init.zeros_(self.value.classifier.score.weight)
         self.policy_parameters = dict(self.policy.named_parameters())
@@ -94,7 +94,8 @@ class LoraActors:
         self._adapters.add("policy", lora)
         if value == policy:
             self._adapters.add("value", lora)
-            head = torch.nn.Linear(self._adapters.base.config.hidden_size, 1, bias=False, device=device)
+            width = self._adapters.base.config.get_text_config(decoder=True).hidden_size
+            head = torch.nn.Linear(width, 1, bias=False, device=device)
             torch.nn.init.zeros_(head.weight)
             self._value = AdapterScalar(self._adapters, "value", head)
         else:

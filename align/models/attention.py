@@ -41,7 +41,7 @@ class PackedLayout(NamedTuple):
     window: int | None = None  # tokens that each token sees, itself included; None: all up to itself
 
 
-def packed_layout(starts: torch.Tensor, window: int | None = None) -> PackedLayout:
+def packed_layout(starts: torch.Tensor, window: int | None = None, rounding: int = _ROUND) -> PackedLayout:
     """`starts` [N] bool: True where a sequence begins; `starts[0]` must be True."""
     first = starts.nonzero().squeeze(1)
     lengths = torch.diff(first, append=first.new_tensor([starts.numel()]))
@@ -55,7 +55,7 @@ def packed_layout(starts: torch.Tensor, window: int | None = None) -> PackedLayo
     for doubling in doublings.unique():
         begin, length = first[doublings == doubling], lengths[doublings == doubling]
         longest = int(length.max())
-        longest += -longest % _ROUND if varied else 0
+        longest += -longest % rounding if varied else 0
         offsets = torch.arange(longest, device=starts.device).expand(len(begin), -1)
         tokens = begin[:, None] + torch.minimum(offsets, length[:, None] - 1)
         real = offsets < length[:, None]
@@ -79,7 +79,7 @@ def _mask(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> torch.Tensor | PackedLayout | None:
-    window = kwargs.get("local_size")
+    window = kwargs.get("local_size") or None  # 0 in the config of a model whose layers all see everything
     bare = attention_mask is None or (window is not None and bool(attention_mask.all()))
     if bare and q_length == kv_length and not kwargs.get("use_vmap") and not (window is None and allow_is_causal_skip):
         # Packed rows, and rows under a band: a sequence begins wherever a token may not see the one before it.
@@ -158,14 +158,15 @@ def _attend_packed(
     dropout: float,
     scaling: float | None,
 ) -> torch.Tensor:
-    batch, heads, length, width = query.shape
+    batch, heads, length, _ = query.shape
     sizes = [count * longest for count, longest in layout.shapes]
 
     def apart(x: torch.Tensor) -> list[torch.Tensor]:  # [B, H, length, D] -> [S, H, L, D] of each group
         flat = x.transpose(1, 2).flatten(0, 1)
         parts = (flat if layout.tokens is None else _Spread.apply(flat, layout)).split(sizes)
         return [
-            part.view(*shape, heads, width).transpose(1, 2) for part, shape in zip(parts, layout.shapes, strict=True)
+            part.view(*shape, heads, x.shape[-1]).transpose(1, 2)
+            for part, shape in zip(parts, layout.shapes, strict=True)
         ]
 
     groups = zip(apart(query), apart(key), apart(value), strict=True)

@@ -6,25 +6,55 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 import align.models.gpt1
 import align.models.gpt3  # noqa: F401  both make themselves known to `transformers`
 from align.errors import ConfigError
 from align.models.attention import ATTENTION
+from align.models.padded import read_padded
+from align.text.chat import stop_ids
 
 disable_progress_bar()  # loading a model is not what anybody waits for
 
 
+# How a model reads packed rows, in its config: absent where our attention does, else PADDED (see `padded.py`).
+WAY = "align_attention"
+PADDED = "padded"
+
+
 def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """The causal language model of a model artifact, float32, in eval mode."""
+    """The causal language model of a model artifact, in eval mode; float32, whatever it is stored in."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
+        folder, dtype=torch.float32, attn_implementation=attention_of(config), trust_remote_code=False
     )
     model = model.to(device).eval()
-    check_attention(model)
+    model.stored_dtype = stored_dtype(config)
+    fit_as_recorded(model)
+    if getattr(model.config, WAY, None) != PADDED:
+        check_attention(model)
     return model
+
+
+def attention_of(config: PreTrainedConfig) -> str:
+    """What to open a model with: our attention, or the model's own where its import found that ours does not fit."""
+    return "eager" if getattr(config, WAY, None) == PADDED else ATTENTION
+
+
+def fit_as_recorded(model: PreTrainedModel) -> None:
+    """Have an opened model read packed rows in the way that its config names."""
+    if getattr(model.config, WAY, None) == PADDED:
+        read_padded(model)
 
 
 @torch.no_grad()
@@ -86,11 +116,97 @@ def load_one_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` open."""
-    model.save_pretrained(folder, safe_serialization=True)
+    """A folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` open.
+
+    The weights are left rounded to the precision they are stored in. Of what the model's publisher wrote down for
+    `generate`, only the tokens are kept, in step with the tokenizer: sampling settings are the stages' own.
+    """
+    ends = stop_ids(tokenizer)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    save_weights(model, folder)
     tokenizer.save_pretrained(folder)
 
 
+def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
+    """The precision that a model's weights are stored in; float32 where its config does not say."""
+    named = getattr(config, "dtype", None) or torch.float32
+    return getattr(torch, named) if isinstance(named, str) else named
+
+
+def precision_lines(model: PreTrainedModel) -> list[str]:
+    """What to tell a user of the precision of a model that was opened; nothing where it is float32 throughout."""
+    stored = getattr(model, "stored_dtype", torch.float32)
+    if stored == torch.float32:
+        return []
+    name = str(stored).removeprefix("torch.")
+    return [f"the model is stored in {name}; it is trained in float32 and stored in {name} again"]
+
+
+@torch.no_grad()
+def round_to_stored(model: PreTrainedModel) -> None:
+    """Round float32 weights to the precision they will be stored in, so that what is measured is what is saved."""
+    dtype = getattr(model, "stored_dtype", torch.float32)
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+
+
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Save weights and config in the precision that the model came in; they are left rounded to it.
+
+    Buffers stay as they are: rotary frequencies in bf16 are other frequencies.
+    """
+    dtype = getattr(model, "stored_dtype", torch.float32)
+    own = [(parameter, parameter.dtype) for parameter in model.parameters()]
+    for parameter, _ in own:
+        parameter.data = parameter.data.to(dtype)
+    model.save_pretrained(folder, safe_serialization=True)
+    for parameter, before in own:
+        parameter.data = parameter.data.to(before)
+
+
 def context_length(model: PreTrainedModel) -> int:
-    """Tokens a sequence may have; unlimited where the architecture sets no limit."""
-    return getattr(model.config, "max_position_embeddings", None) or 2**31
+    """Tokens a sequence may have."""
+    return context_of(model.config)
+
+
+# What configs call the most tokens that a sequence may have.
+_CONTEXTS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length", "context_length")
+_NO_LIMIT = 2048  # tokens, where a config names no limit: what BLOOM, which has none, was trained on
+
+
+def context_of(config: PreTrainedConfig) -> int:
+    """Tokens a sequence may have.
+
+    Where rotary frequencies depend on the longest sequence of a batch, it is the length up to which they do not:
+    beyond it, a sequence would have other log-probs beside a longer one.
+    """
+    text = config.get_text_config(decoder=True)
+    named = (getattr(text, name, None) for name in _CONTEXTS)
+    context = next((length for length in named if isinstance(length, int) and length > 0), _NO_LIMIT)
+    return min([context, *(length for kind, length in _ropes(text) if kind in ("longrope", "dynamic") and length)])
+
+
+def rope_limit(config: PreTrainedConfig) -> str | None:
+    """The line that says why a model's context is shorter here than its config says; None where it is not."""
+    text = config.get_text_config(decoder=True)
+    written = getattr(text, "max_position_embeddings", None)
+    context = context_of(config)
+    kinds = [kind for kind, length in _ropes(text) if kind in ("longrope", "dynamic") and length]
+    if not kinds or not written or context >= written:
+        return None
+    return (
+        f"{kinds[0]} changes the rotary frequencies beyond {context:,} tokens with the longest sequence of a batch; "
+        f"the context is {context:,} tokens, not {written:,}"
+    )
+
+
+def _ropes(config: PreTrainedConfig) -> list[tuple[str, int | None]]:
+    """The kind of each set of rotary frequencies, and the length that it was trained on where one is named."""
+    given = getattr(config, "rope_parameters", None) or {}
+    sets = [given] if "rope_type" in given else [each for each in given.values() if isinstance(each, dict)]
+    whole = getattr(config, "original_max_position_embeddings", None)
+    return [(each.get("rope_type", ""), each.get("original_max_position_embeddings") or whole) for each in sets]

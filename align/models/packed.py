@@ -76,7 +76,8 @@ def head_is_plain(model: PreTrainedModel) -> bool:
 
     A config that says so is believed, for a cap is not felt while logits are small; what no config says is measured.
     """
-    if any(getattr(model.config, name, None) not in (None, 1.0) for name in _AFTER_HEAD):
+    config = model.config.get_text_config(decoder=True)
+    if any(getattr(config, name, None) not in (None, 1.0) for name in _AFTER_HEAD):
         return False
     if model not in _PLAIN:
         head, ids = model.get_output_embeddings(), torch.arange(4, device=model.device)[None]

@@ -14,7 +14,16 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from align.models.load import context_of
 from align.models.packed import head_is_plain
+from align.models.padded import is_padded
+
+ATTENTION_LAYERS = {
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "attention",
+}  # what a cache suffices for
 
 
 @dataclass
@@ -71,17 +80,19 @@ class Slots:
 
     def __init__(self, model: PreTrainedModel, count: int, longest: int, room: int, pad_token_id: int):
         self._model, self._longest, self._pad_token_id = model, longest, pad_token_id
+        if is_padded(model):  # some have a table of masks or slopes that is as wide as their context
+            room = min(room, max(1, context_of(model.config) - longest))
         self._columns = longest + room
         self._window = _Window(count, longest, longest)
         decoder = model.config.get_text_config(decoder=True)
-        strange = set(getattr(decoder, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        strange = set(getattr(decoder, "layer_types", None) or ()) - ATTENTION_LAYERS
         if not strange and model._is_stateful:
             strange = {"a state of another kind"}
         if strange:
             raise ValueError(
                 f"{decoder.model_type}: expected attention in every layer, got {', '.join(sorted(strange))}"
             )
-        self._last_position = (getattr(decoder, "max_position_embeddings", None) or 2**31) - 1
+        self._last_position = context_of(model.config) - 1
         layers = [_Layer(self._window, self._columns) for _ in range(decoder.num_hidden_layers)]
         self._cache = Cache(layers=layers)
         self._seen = torch.zeros(count, self._columns, dtype=torch.long, device=model.device)  # 1: a token of this row

@@ -1,0 +1,299 @@
+"""Whether a model runs here, found out by numbers before anything is made of it.
+
+A model is compared with itself: what its own eager attention says of each sequence alone is what every other path here
+must say, too. A few short forwards; a large model on a CPU takes minutes, not hours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from align.errors import ConfigError
+from align.models.attention import ATTENTION
+from align.models.heads import ScalarModel, classifier_class
+from align.models.load import PADDED, WAY, context_length, rope_limit
+from align.models.packed import response_likelihoods, response_scores
+from align.models.padded import read_padded
+from align.rollout.slots import ATTENTION_LAYERS, Slots
+from align.text.packing import pack
+
+_LENGTHS = (13, 1, 6, 2, 12)  # tokens; three windows of `_WINDOW`, and short sequences beside them
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+_WINDOW = 4  # tokens that a window is narrowed to, for so few tokens would not feel a wider one
+_STEPS = 3  # tokens that are sampled
+_NOISE = 30.0  # times the rounding that a longer sequence shows
+_FLOOR = 2e-5  # of the largest number that is compared: as much as rounding may be where none shows
+_CEILING = 2e-3  # of the largest number: more than this is no rounding
+_GRADIENT = 1e-2  # of a gradient's norm
+_CHOOSE = "choose a model whose layers are all attention (gpt2, llama, mistral, qwen3, ...)"
+
+
+def fit_model(model: PreTrainedModel) -> list[str]:
+    """Choose how a language model reads packed rows, record it in its config, and check all that the stages do with it.
+
+    Args:
+        model: in float32.
+
+    Returns:
+        Lines to tell the user: that packed rows are padded, that the context is shorter than the config says.
+
+    Raises:
+        ConfigError: it does not run here; one line with the reason.
+    """
+    _refuse_states(model)
+    _find_trunk(model)
+    with _evaluating(model), _narrow_windows(model):
+        _choose_way(model, _logits, (_compare_packed, _compare_sampled))
+    _check_head(model)
+    return _said(model)
+
+
+def fit_reward_model(classifier: PreTrainedModel) -> list[str]:
+    """The same for a published reward model, whose scores are to be those of plain `transformers`.
+
+    Args:
+        classifier: as `align.models.heads.open_classifier` gives it, in float32.
+    """
+    _find_trunk(classifier)
+    with _evaluating(classifier), _narrow_windows(classifier):
+        _choose_way(classifier, _scores, (_compare_scores,))
+    return _said(classifier)
+
+
+def _said(model: PreTrainedModel) -> list[str]:
+    said = [rope_limit(model.config)]
+    if getattr(model.config, WAY, None) == PADDED:
+        said.append("align's packed attention does not fit it: its own runs, on padded batches, which is slower")
+    return [line for line in said if line is not None]
+
+
+def _refuse_states(model: PreTrainedModel) -> None:
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS
+    if kinds or model._is_stateful:
+        what = f"layers of kind {', '.join(sorted(kinds))} keep" if kinds else "its layers keep"
+        raise ConfigError(
+            f"{model.config.model_type}: {what} a state, and align samples from attention caches only; {_CHOOSE}"
+        )
+
+
+def _find_trunk(model: PreTrainedModel) -> None:
+    if model.base_model is model:
+        raise ConfigError(
+            f"{model.config.model_type}: transformers gives no trunk of it apart from its head, which reward and value "
+            f"models need; {_CHOOSE}"
+        )
+
+
+# What a model says of each token of a sequence: [L, V] log-probs, or [L, 1] scores. Alone, with its own attention.
+Reading = Callable[[PreTrainedModel, torch.Tensor, torch.Tensor | None], torch.Tensor]
+Comparison = Callable[[PreTrainedModel, "list[list[int]]", "list[torch.Tensor]", float], None]
+
+
+def _logits(model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+    places = {} if position_ids is None else {"position_ids": position_ids}
+    return model(input_ids=input_ids, use_cache=False, **places).logits[0].float().log_softmax(-1)
+
+
+def _scores(model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+    places = {} if position_ids is None else {"position_ids": position_ids}
+    return model.score(model.base_model(input_ids=input_ids, use_cache=False, **places).last_hidden_state[0].float())
+
+
+@torch.no_grad()
+def _choose_way(model: PreTrainedModel, read: Reading, comparisons: Sequence[Comparison]) -> None:
+    """Try our attention, then the model's own on padded batches; what fails is told of the latter."""
+    name = model.config.model_type
+    sequences = _sequences(model)
+    with _in_a_line(name, "it fails in transformers, with its own attention"):
+        model.set_attn_implementation("eager")
+        expected = [read(model, _row(model, ids), None) for ids in sequences]
+        longer = read(model, _row(model, sequences[0] + sequences[1]), None)
+    largest = max(float(each.abs().max()) for each in expected)
+    noise = float((longer[: len(sequences[0])] - expected[0]).abs().max())
+    if not noise <= _CEILING * largest:
+        raise ConfigError(
+            f"{name}: what follows a token changes what the model says of it (by {noise:.2g}), so it is no causal "
+            f"language model; {_CHOOSE}"
+        )
+    tolerance = min(max(_NOISE * noise, _FLOOR * largest), _CEILING * largest)
+    refused: ConfigError | None = None
+    for way in (None, PADDED):
+        try:
+            _read_by(model, way)
+            packed = pack(sequences, model.device)
+            with _in_a_line(name, "packed rows fail"):
+                got = read(model, packed.input_ids, packed.position_ids)[: int(packed.ends[-1]) + 1]
+                _within(model, tolerance, got, torch.cat(expected), "what it says of packed sequences")
+                _compare_gradients(model, sequences, read)
+                for compare in comparisons:
+                    compare(model, sequences, expected, tolerance)
+        except ConfigError as error:
+            refused = error
+            continue
+        return
+    assert refused is not None
+    raise refused
+
+
+def _read_by(model: PreTrainedModel, way: str | None) -> None:
+    if way == PADDED:
+        model.set_attn_implementation("eager")
+        read_padded(model)
+        setattr(model.config, WAY, PADDED)
+        return
+    with _in_a_line(model.config.model_type, "align's attention does not fit"):
+        model.set_attn_implementation(ATTENTION)
+    if hasattr(model.config, WAY):
+        delattr(model.config, WAY)
+    if model.config.get_text_config(decoder=True)._attn_implementation != ATTENTION:
+        raise ConfigError(f"{model.config.model_type}: it takes no attention but its own")
+
+
+def _compare_gradients(model: PreTrainedModel, sequences: list[list[int]], read: Reading) -> None:
+    """Gradients of packed sequences; of small parameters, for a gradient of everything is as large as the model."""
+    learned = [value for value in model.parameters() if value.requires_grad]
+    fewest = min(value.numel() for value in learned)
+    small = [value for value in learned if value.dim() == 1 or value.numel() == fewest]
+    model.requires_grad_(False)
+    found = []
+    try:
+        for value in small:
+            value.requires_grad_(True)
+        for group in ([sequences], [[ids] for ids in sequences]):
+            total = torch.zeros((), device=model.device)
+            for chosen in group:
+                packed = pack(chosen, model.device)
+                with torch.enable_grad():
+                    said = read(model, packed.input_ids, packed.position_ids)[: int(packed.ends[-1]) + 1]
+                    total = total + said[:, 0].sum()
+            found.append(torch.autograd.grad(total, small, allow_unused=True))
+    finally:
+        for value in learned:
+            value.requires_grad_(True)
+    for packed_one, alone in zip(*found, strict=True):
+        if alone is not None and not float((packed_one - alone).norm()) <= _GRADIENT * float(alone.norm()) + 1e-6:
+            raise ConfigError(f"{model.config.model_type}: gradients of packed sequences are not those of each alone")
+
+
+def _compare_packed(
+    model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
+) -> None:
+    """Log-probs of packed sequences by the path that PPO takes through the head: all but the first as a response."""
+    rests = [ids[1:] for ids in sequences]
+    likely = response_likelihoods(model, pack(sequences, model.device), rests).logprobs
+    targets = torch.tensor([token for rest in rests for token in rest], device=model.device)
+    before = torch.cat([each[:-1] for each in expected])
+    _within(model, tolerance, likely, before.gather(1, targets[:, None])[:, 0], "log-probs of packed responses")
+
+
+def _compare_scores(
+    model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
+) -> None:
+    """Scores at the last token, where plain `transformers` reads them."""
+    scores = response_scores(ScalarModel(model), pack(sequences, model.device))
+    plain = torch.cat([model(input_ids=_row(model, ids), use_cache=False).logits[:, 0] for ids in sequences])
+    _within(model, tolerance, scores, plain, "scores")
+
+
+def _compare_sampled(
+    model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
+) -> None:
+    """Steps of sampling from two prompts of different lengths; the second one's slot is then filled again."""
+    long, short, again = sequences[0], sequences[2], sequences[4]
+    prompts = [ids[: len(ids) - _STEPS] for ids in (long, short, again)]
+    slots = Slots(model, 2, max(map(len, prompts)), 2 * _STEPS, getattr(model.config, "pad_token_id", None) or 0)
+    rows = torch.arange(2, device=model.device)
+
+    def compare(logits: torch.Tensor, places: Sequence[tuple[int, int]]) -> None:
+        for row, (which, place) in zip(logits.float(), places, strict=True):
+            said = row.log_softmax(-1)
+            _within(model, tolerance, said, expected[which][place], "log-probs of sampling with a cache")
+
+    with torch.inference_mode():
+        ends = [len(prompt) for prompt in prompts]
+        compare(slots.admit(rows, prompts[:2]), [(0, ends[0] - 1), (2, ends[1] - 1)])
+        for step in range(_STEPS - 1):
+            tokens = torch.tensor([long[ends[0] + step], short[ends[1] + step]], device=model.device)
+            compare(slots.step(tokens), [(0, ends[0] + step), (2, ends[1] + step)])
+        slots.release(rows[1:])
+        compare(slots.admit(rows[1:], prompts[2:]), [(4, ends[2] - 1)])
+        tokens = torch.tensor([long[ends[0] + _STEPS - 1], again[ends[2]]], device=model.device)
+        compare(slots.step(tokens), [(0, ends[0] + _STEPS - 1), (4, ends[2])])
+
+
+def _within(model: PreTrainedModel, tolerance: float, got: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    gap = float((got - expected).abs().max())
+    if not gap <= tolerance:  # not a number, too
+        raise ConfigError(
+            f"{model.config.model_type}: {what} differ by {gap:.2g} nats from those of each sequence alone in plain "
+            f"transformers; {_CHOOSE}"
+        )
+
+
+def _check_head(model: PreTrainedModel) -> None:
+    """A reward model and a value model are this trunk under a scalar head."""
+    with _in_a_line(model.config.model_type, "a scalar head cannot be put on it"), torch.device("meta"):
+        classifier = classifier_class(model.config)(copy.deepcopy(model.config))
+    ours, theirs = (set(each.base_model.state_dict()) for each in (model, classifier))
+    if ours != theirs or not isinstance(classifier.score, torch.nn.Linear):
+        raise ConfigError(
+            f"{model.config.model_type}: the trunk of its sequence classifier is not that of the language model"
+        )
+
+
+def _sequences(model: PreTrainedModel) -> list[list[int]]:
+    """Random tokens, none of them special."""
+    config = model.config.get_text_config(decoder=True)
+    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "eos", "bos")}
+    usual = torch.tensor([i for i in range(min(config.vocab_size, 10_000)) if i not in special])
+    generator = torch.Generator().manual_seed(0)
+    return [
+        usual[torch.randint(len(usual), (min(length, context_length(model)),), generator=generator)].tolist()
+        for length in _LENGTHS
+    ]
+
+
+def _row(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
+    return torch.tensor([ids], device=model.device)
+
+
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
+def _narrow_windows(model: PreTrainedModel) -> Iterator[None]:
+    """Make the windows of the config so narrow that short sequences feel them."""
+    config = model.config.get_text_config(decoder=True)
+    before = {name: getattr(config, name) for name in _WINDOWS if getattr(config, name, None)}
+    try:
+        for name, window in before.items():
+            setattr(config, name, min(window, _WINDOW))
+        yield
+    finally:
+        for name, window in before.items():
+            setattr(config, name, window)
+
+
+@contextlib.contextmanager
+def _in_a_line(name: str, what: str) -> Iterator[None]:
+    """Tell whatever goes wrong inside a model of the library as its refusal, in one line."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{name}: {what}: {type(error).__name__}: {said}") from error

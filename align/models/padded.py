@@ -1,0 +1,134 @@
+"""Packed rows through a model that our attention does not fit: as a right-padded batch, with the model's own attention.
+
+Whoever calls the model gives it a packed row and gets a packed row back. Between the two, each sequence lies in a row
+of its own, and padding stands after it, where causal attention does not look.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from align.models.attention import PackedLayout, packed_layout
+
+
+def read_padded(model: PreTrainedModel) -> None:
+    """Have the model's trunk read packed rows as right-padded batches; a second call changes nothing."""
+    trunk = _trunk(model)
+    if isinstance(trunk.forward, PaddedForward):
+        return
+    trunk.forward = PaddedForward(trunk.forward, _takes_positions(trunk))
+    if not _takes_positions(model):
+        model.register_forward_pre_hook(_hand_on_positions, with_kwargs=True)
+
+
+def is_padded(model: PreTrainedModel) -> bool:
+    return isinstance(_trunk(model).forward, PaddedForward)
+
+
+def _trunk(model: PreTrainedModel) -> torch.nn.Module:
+    """What every path through the model calls; OPT's head calls the one part of its trunk, and not the trunk."""
+    parts = list(model.base_model.children())
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], PreTrainedModel) else model.base_model
+
+
+def _takes_positions(module: torch.nn.Module) -> bool:
+    return "position_ids" in inspect.signature(module.forward).parameters
+
+
+def _hand_on_positions(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Bloom and MPT drop the positions before their trunk sees them; with these a packed row would be one sequence."""
+    reader = _trunk(model).forward
+    assert isinstance(reader, PaddedForward)
+    reader.handed_on = kwargs.pop("position_ids", None)
+    return args, kwargs
+
+
+@dataclass
+class PaddedForward:
+    """A trunk's forward that takes packed rows, too.
+
+    A class and not a closure, so that a deep copy of the model has one of its own.
+
+    Attributes:
+        forward: the trunk's own.
+        takes_positions: False where the trunk counts positions by itself, or has none.
+        handed_on: positions that the model does not pass to its trunk; used once.
+    """
+
+    forward: Callable[..., Any]
+    takes_positions: bool
+    handed_on: torch.Tensor | None = None
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *args: Any,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if position_ids is None:
+            position_ids, self.handed_on = self.handed_on, None
+        if position_ids is not None and input_ids is not None and not args:
+            whole = kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None
+            starts = _starts(position_ids.expand_as(input_ids)) if whole else None
+            if starts is not None and bool(starts[:, 1:].any()):
+                return self._packed(input_ids, position_ids.expand_as(input_ids), starts, kwargs)
+        if position_ids is not None and self.takes_positions:
+            kwargs["position_ids"] = position_ids
+        return self.forward(input_ids, *args, **kwargs)
+
+    def _packed(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, starts: torch.Tensor, kwargs: dict[str, Any]
+    ) -> Any:
+        """One pass for each group of sequences of similar length; results stand where their tokens stood."""
+        # Not a token more than the longest sequence: some models have a table of as many positions as their context.
+        layout = packed_layout(starts.flatten(), rounding=1)
+        real = torch.ones(sum(rows * width for rows, width in layout.shapes), dtype=torch.long, device=input_ids.device)
+        real[layout.padding] = 0
+        flat_ids, flat_positions = input_ids.flatten(), position_ids.flatten()
+        if layout.tokens is not None:
+            flat_ids, flat_positions = flat_ids[layout.tokens], flat_positions[layout.tokens]
+        given = {name: value for name, value in kwargs.items() if name not in ("attention_mask", "use_cache")}
+        found, begin = [], 0
+        for shape in layout.shapes:
+            at = slice(begin, begin + shape[0] * shape[1])
+            begin = at.stop
+            # Padding repeats the last position of its sequence, so that none lies outside the context.
+            places = {"position_ids": flat_positions[at].view(shape)} if self.takes_positions else {}
+            mask = real[at].view(shape)
+            found.append(
+                self.forward(
+                    input_ids=flat_ids[at].view(shape), attention_mask=mask, use_cache=False, **places, **given
+                )
+            )
+        return _together(found, layout, input_ids.shape)
+
+
+def _starts(position_ids: torch.Tensor) -> torch.Tensor:
+    """[R, N] bool: True where a sequence begins."""
+    starts = torch.ones_like(position_ids, dtype=torch.bool)
+    starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    return starts
+
+
+def _together(found: Sequence[Any], layout: PackedLayout, shape: torch.Size) -> Any:
+    """The outputs of all groups as one, with a row for each packed row wherever a tensor has a row for each token."""
+    first = found[0]
+    if isinstance(first, torch.Tensor) and first.dim() > 0:
+        flat = [
+            part.flatten(0, 1) if part.shape[:2] == size else part
+            for part, size in zip(found, layout.shapes, strict=True)
+        ]
+        joined = torch.cat(flat).index_select(0, layout.places)
+        return joined.view(*shape, *joined.shape[1:]) if first.shape[:2] == layout.shapes[0] else joined
+    if isinstance(first, dict):  # an output of `transformers` is one
+        return type(first)(**{name: _together([part[name] for part in found], layout, shape) for name in first})
+    if isinstance(first, tuple):
+        return tuple(_together(parts, layout, shape) for parts in zip(*found, strict=True))
+    return first
