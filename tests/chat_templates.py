@@ -1106,7 +1106,7 @@ def cases() -> dict[str, Case]:
         tail = published.closing + published.end
         found[name] = Case(
             published.tokenizer(),
-            "prefixes",
+            "answers",
             published.end,
             published.stops,
             turns=(texts[0] + tail, published.opening + texts[1] + tail),
@@ -1122,7 +1122,7 @@ def cases() -> dict[str, Case]:
         versions = [
             ("training", "markers", training[name], training[name], known.openings, ends),
             ("published", "trl", originals[name], training[name], known.openings, ends),
-            ("unknown", "prefixes", unknown, unknown, own_openings, own_ends),
+            ("unknown", "answers", unknown, unknown, own_openings, own_ends),
         ]
         for version, way, template, learnt_from, opening, end in versions:
             found[f"{name}-{version}"] = Case(

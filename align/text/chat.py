@@ -7,18 +7,21 @@ break, Phi-3's second end token) is left out.
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import itertools
+import os
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from align.errors import ConfigError
-from align.text.encoding import Encoder, Span, chat_template_of, encoder_of
+from align.text.encoding import Encoder, Span, chat_template_of, encode_texts, encoder_of
 
 Message = dict[str, str]
 
@@ -41,7 +44,13 @@ SPACELESS_CHAT_TEMPLATE = CHAT_TEMPLATE.replace(
     "{{ '<|assistant|>' }}{% generation %}{{ ' ' + message", "{{ '<|assistant|> ' }}{% generation %}{{ message"
 )
 
-STOP_TOKENS = "stop_tokens"  # in tokenizer_config.json: further tokens at which the published model stops
+# In tokenizer_config.json: further tokens at which the published model stops; whether dialogues keep what the template
+# writes after the last turn, as plain Transformers reads them.
+STOP_TOKENS, WHOLE_DIALOGUES = "align_stop_tokens", "align_whole_dialogues"
+
+# What a user wrote cannot hold these (see `Encoder.quoted`): they stand before and after an answer while it is rendered.
+_BEFORE, _AFTER = "\ufddd", "\ufdde"
+_MARKS = re.compile(f"[{_BEFORE}{_AFTER}]")
 
 # Two rounds: a template may end the last turn otherwise than those before it (gpt-oss).
 _PROBE = [
@@ -59,18 +68,34 @@ class Encoded(NamedTuple):
     by_assistant: list[bool]
 
 
-class ChatFormat(NamedTuple):
-    """How a model's chat template is read.
+class TemplateRefusal(ConfigError):
+    """A chat template does not take a conversation, such as one with a system message.
 
     Attributes:
-        way: how the assistant's tokens are found: by the template's generation "markers", by those of TRL's training
-            version of it ("trl"), or as what each turn adds to the prompt before it ("prefixes").
+        index: which of those given, from 0.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, where: str, index: int, reason: str):
+        super().__init__(f"{where} {index + 1}: {reason}")
+        self.index, self.reason = index, reason
+
+
+class ChatFormat(NamedTuple):
+    """How a model's chat template is read. Texts are respelled, as `Encoder.revealed` gives them.
+
+    Attributes:
+        way: what says which tokens are the assistant's: the template's generation "markers"; those of TRL's training
+            version of it ("trl"); or where its "answers" stand, from the end of the prompt to the end of the turn.
         end: id of the token that ends the assistant's turn.
         stops: ids at which a response ends: `end`, the end of text, and what the published model stops at besides.
         template: what dialogues to learn from are rendered with; prompts have the model's own.
-        ends: respelled tokens (see `Encoder`) that end an assistant's turn, the last turn's first.
-        opening: what the template writes at the end of a prompt for the assistant to go on from.
-        closing: what it writes after the last answer where no token ends a turn; None where one does.
+        tails: what it writes after an answer, up to the token that ends the turn; the last turn's first.
+        opening: what it adds to a prompt for the assistant to go on from; `head` is as much of it as every turn has.
+        head: see `opening`.
+        lead: what it writes between the prompt's end and the last answer: a space, an empty thought.
+        unshared: what prompts end with and no dialogue has there: the beginning of a thought. It is left out.
+        own_words: control tokens that an assistant may write: those that are not special and part no turns.
         in_parts: whether contents are lists of parts, as templates of multimodal models want them.
     """
 
@@ -78,10 +103,30 @@ class ChatFormat(NamedTuple):
     end: int
     stops: tuple[int, ...]
     template: str
-    ends: tuple[str, ...]
+    tails: tuple[str, ...]
     opening: str
-    closing: str | None
+    head: str
+    lead: str
+    unshared: str
+    own_words: frozenset[str]
     in_parts: bool
+
+
+class _Rendered(NamedTuple):
+    """A dialogue as text for the encoder, and places in it."""
+
+    text: str
+    marked: list[Span]  # between the template's generation markers
+    begins: list[int]  # of answers; empty where they are not marked
+    closes: list[int]  # the ends of answers
+
+
+class _Turn(NamedTuple):
+    """A turn of the assistant in a rendered dialogue."""
+
+    start: int  # after the prompt
+    close: int  # after the answer
+    stop: int  # after the token that ends the turn
 
 
 _FORMATS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Encoder, ChatFormat]] = weakref.WeakKeyDictionary()
@@ -107,6 +152,74 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(chat_format(tokenizer).stops)
 
 
+def keep_stops(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> None:
+    """Note in the tokenizer the tokens at which the published model stops besides its end of text."""
+    ends = getattr(generation_config, "eos_token_id", None)
+    ids = [ends] if isinstance(ends, int) else list(ends or ())
+    known = tokenizer.get_vocab().values()
+    further = [i for i in ids if i != tokenizer.eos_token_id and i in known]
+    if further:
+        tokenizer.init_kwargs[STOP_TOKENS] = tokenizer.convert_ids_to_tokens(further)
+
+
+def read_whole_dialogues(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Encode dialogues to the end of what the template writes, where a published reward model learned to be read."""
+    tokenizer.init_kwargs[WHOLE_DIALOGUES] = True
+
+
+def read_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers make the same ids of a dialogue, so that one model can read what the other wrote."""
+    if one.get_vocab() != other.get_vocab():
+        return False
+    answer = _PROBE[-1]["content"]
+    both = [encode_dialogues(tokenizer, [_PROBE[:-1]], [answer]) for tokenizer in (one, other)]
+    return both[0] == both[1]
+
+
+def check_chat(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Encode a dialogue and check all that training, sampling and scoring count on; say what was found.
+
+    Raises:
+        ValueError: one line on what does not hold.
+    """
+    style = chat_format(tokenizer)
+    asked, answer = _PROBE[:1], {"role": "assistant", "content": "It is a cat \U0001f408"}  # it ends with several tokens
+    hint = "give chat_template=align, or path:FILE with one that marks what the assistant says"
+    try:
+        (encoded,) = encode_conversations(tokenizer, [[*asked, answer]], "the dialogue")
+        (prompt,) = encode_prompts(tokenizer, [asked], "the dialogue")
+        (answered,) = encode_dialogues(tokenizer, [asked], [answer["content"]], "the dialogue")
+    except TemplateRefusal as error:
+        raise ValueError(f"{error.reason}; {hint}") from None
+    message = {"role": "user", "content": [{"type": "text", "text": _PROBE[0]["content"]}] if style.in_parts else _PROBE[0]["content"]}
+    plain = tokenizer.apply_chat_template([message], add_generation_prompt=True, return_dict=True)["input_ids"]
+    mine = [token for token, by in zip(encoded.ids, encoded.by_assistant, strict=True) if by]
+    if prompt != plain[: len(prompt)] or (len(prompt) < len(plain) and not style.unshared):
+        raise ValueError(f"its chat template encodes to other tokens than in plain Transformers; {hint}")
+    if not mine or decode_response(tokenizer, mine).split() != _as_decoded(tokenizer, answer["content"]).split():
+        raise ValueError(f"the assistant's words cannot be told from the rest of its chat template; {hint}")
+    if mine[-1] != style.end or style.end not in style.stops:
+        raise ValueError(f"its chat template ends no turn of the assistant, so no response could end; {hint}")
+    if answered[: len(prompt)] != prompt or encoded.ids[: len(prompt)] != prompt:
+        raise ValueError(f"its chat template writes a prompt otherwise once it is answered; {hint}")
+    names = tokenizer.convert_ids_to_tokens(list(style.stops))
+    ways = {
+        "markers": "its own marks say what the assistant writes",
+        "trl": "TRL's training version of it says what the assistant writes",
+        "answers": "what follows a prompt is the assistant's",
+    }
+    said = [f"chat template: {ways[style.way]}; a turn ends with {names[0]}, sampling stops at {', '.join(names)}"]
+    if style.unshared:
+        shown = tokenizer.decode(plain[len(prompt) :])
+        said.append(f"prompts leave out {shown!r}, with which its template opens a thought: dialogues have no thoughts")
+    return said
+
+
+def _as_decoded(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A text as it comes back from a tokenizer that keeps no case or lacks characters."""
+    return tokenizer.decode(encode_texts(tokenizer, [text])[0], skip_special_tokens=True)
+
+
 def has_generation_markers(template: str) -> bool:
     """Whether the template's body, not a comment or a string in it, has a `{% generation %}` block."""
     pieces = [(kind, text) for _, kind, text in jinja2.Environment().lex(template) if kind != "whitespace"]
@@ -127,7 +240,7 @@ def encode_conversations(
         where: what an error calls a conversation, before its number.
 
     Raises:
-        ConfigError: the template refuses a conversation, such as one with a system message.
+        TemplateRefusal: the template does not take a conversation.
     """
     if not conversations:
         return []
@@ -151,7 +264,7 @@ def encode_prompts(
     """Token ids of prompts, up to where the assistant begins.
 
     Raises:
-        ConfigError: as `encode_conversations`.
+        TemplateRefusal: as `encode_conversations`.
     """
     return _encoded(tokenizer, prompts, where, answered=False)
 
@@ -165,14 +278,19 @@ def encode_dialogues(
     """Token ids of prompts, each with its response as the assistant's turn, up to the token that ends it.
 
     Raises:
-        ConfigError: as `encode_conversations`.
+        TemplateRefusal: as `encode_conversations`.
     """
     turns = [[*p, {"role": "assistant", "content": r}] for p, r in zip(prompts, responses, strict=True)]
     return _encoded(tokenizer, turns, where, answered=True)
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a response, without the token that ended it, special tokens and space around it."""
+    """The text of a response, without the token that ended it, special tokens and what the template writes around it."""
+    ids = list(ids)
+    if chat_template_of(tokenizer) is not None:
+        style = chat_format(tokenizer)
+        lead = encoder_of(tokenizer).encode([style.lead])[0].ids if style.lead.strip() else []
+        ids = ids[len(lead) :] if ids[: len(lead)] == lead else ids
     if ids and ids[-1] in stop_ids(tokenizer):
         ids = ids[:-1]
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
@@ -196,134 +314,133 @@ def _encoded(
     if not conversations:
         return []
     style, encoder = chat_format(tokenizer), encoder_of(tokenizer)
-    own, texts = str(chat_template_of(tokenizer)), []
+    render = _Renderer(tokenizer, encoder, str(chat_template_of(tokenizer)), style.in_parts, style.own_words)
+    texts = []
     for i, messages in enumerate(conversations):
         try:
-            text = _render(tokenizer, encoder, own, messages, prompt=not answered, in_parts=style.in_parts)[0]
-            texts.append(_ended(tokenizer, encoder, style, text) if answered else text)
+            if answered:
+                texts.append(_up_to_the_end(tokenizer, encoder, style, render(messages)))
+            else:
+                texts.append(render(messages, prompt=True).text.removesuffix(style.unshared))
         except (jinja2.TemplateError, ValueError) as error:
             raise _refused(where, i, error) from None
-    return [encoding.ids for encoding in encoder.encode_fast(texts)]
+    return [encoding.ids for encoding in encoder.encode(texts)]
 
 
-def _refused(where: str, i: int, error: Exception) -> ConfigError:
-    said = " ".join(str(error).split())
-    return ConfigError(f"{where} {i + 1}: the model's chat template refuses it: {said}")
+def _up_to_the_end(
+    tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, found: _Rendered
+) -> str:
+    """A rendered dialogue up to the token that ends its last turn, which is added where the template writes none."""
+    if tokenizer.init_kwargs.get(WHOLE_DIALOGUES):
+        return found.text
+    if not found.closes:
+        raise ValueError("it leaves out what the assistant says")
+    close = found.closes[-1]
+    for tail in style.tails:
+        if found.text.startswith(tail, close):
+            return found.text[: close + len(tail)]
+    return found.text[:close] + encoder.respelled(tokenizer.convert_ids_to_tokens(style.end))
+
+
+def _refused(where: str, i: int, error: Exception) -> TemplateRefusal:
+    return TemplateRefusal(where, i, f"the model's chat template refuses it: {' '.join(str(error).split())}")
 
 
 # -- rendering -----------------------------------------------------------------------------------------------------
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase,
-    encoder: Encoder,
-    template: str,
-    messages: Sequence[Message],
-    *,
-    prompt: bool = False,
-    marked: bool = False,
-    in_parts: bool = False,
-) -> tuple[str, list[Span]]:
-    """A dialogue as text for `encoder`, and the spans between the template's generation markers."""
-    quoted: list[dict[str, Any]] = []
-    for message in messages:
-        text = encoder.quoted(message["content"], by_assistant=message["role"] == "assistant")
-        quoted.append({**message, "content": [{"type": "text", "text": text}] if in_parts else text})
-    rendered, spans = render_jinja_template(
-        conversations=[quoted],
-        chat_template=template,
-        add_generation_prompt=prompt,
-        return_assistant_tokens_mask=marked,
-        **tokenizer.special_tokens_map,
-    )
-    return encoder.revealed(rendered[0], spans[0] if marked else ())
+class _Renderer(NamedTuple):
+    """Renders dialogues with one template; what people wrote in them stays text."""
+
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    template: str
+    in_parts: bool
+    own_words: frozenset[str] = frozenset()
+    marks_beginnings: bool = False  # a mark before an answer may hide from a template what the answer begins with
+
+    def __call__(self, messages: Sequence[Message], *, prompt: bool = False, with_markers: bool = False) -> _Rendered:
+        rendered, spans = render_jinja_template(
+            conversations=[[self._shaped(message, prompt) for message in messages]],
+            chat_template=self.template,
+            add_generation_prompt=prompt,
+            return_assistant_tokens_mask=with_markers,
+            **self.tokenizer.special_tokens_map,
+        )
+        return _unmarked(*self.encoder.revealed(rendered[0], spans[0] if with_markers else ()))
+
+    def _shaped(self, message: Message, in_prompt: bool) -> dict[str, Any]:
+        """A message as the template takes it.
+
+        Space around an answer is left out, as it is of sampled ones: it could join the end of the prompt in one token.
+        """
+        text = message["content"]
+        if message["role"] == "assistant":
+            text = self.encoder.quoted(text.strip(), self.own_words)
+            if not in_prompt:
+                text = f"{_BEFORE if self.marks_beginnings else ''}{text}{_AFTER}"
+        else:
+            text = self.encoder.quoted(text)
+        return {**message, "content": [{"type": "text", "text": text}] if self.in_parts else text}
+
+
+def _unmarked(text: str, spans: Sequence[Span]) -> _Rendered:
+    """A rendered text without the marks around answers, and where they stood."""
+    places = [(match.start(), match[0]) for match in _MARKS.finditer(text)]
+    begins = [place - i for i, (place, mark) in enumerate(places) if mark == _BEFORE]
+    closes = [place - i for i, (place, mark) in enumerate(places) if mark == _AFTER]
+    at = [place for place, _ in places]
+    moved = [(start - bisect.bisect_left(at, start), stop - bisect.bisect_left(at, stop)) for start, stop in spans]
+    return _Rendered(_MARKS.sub("", text), moved, begins, closes)
 
 
 def _located(
     tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, messages: Sequence[Message]
 ) -> tuple[str, list[Span]]:
-    """A dialogue as text that ends where its last answer does, and where in it the assistant's turns are."""
-    if style.way == "prefixes":
-        text, spans = _by_prefixes(tokenizer, encoder, style, messages)
-    else:
-        text, found = _render(tokenizer, encoder, style.template, messages, marked=True, in_parts=style.in_parts)
-        spans = [span for span in (_trimmed(text, style, *each) for each in found) if span[0] < span[1]]
-    if not spans:
-        raise ValueError("it writes nothing of the assistant")
-    if style.closing is not None:
-        text = text[: spans[-1][1]] + encoder.respelled(tokenizer.eos_token)
-        spans[-1] = (spans[-1][0], len(text))
-    return text[: spans[-1][1]], spans
+    """A dialogue as text that ends where its last turn does, and where in it the assistant's tokens are."""
+    by_control = encoder.has_control(style.head)
+    render = _Renderer(tokenizer, encoder, style.template, style.in_parts, style.own_words, not by_control)
+    found = render(messages, with_markers=style.way != "answers")
+    turns = _turns(style, found, by_control)
+    if len(turns) != sum(message["role"] == "assistant" for message in messages):
+        raise ValueError("it leaves out some of what the assistant says")
+    text = found.text[: turns[-1].stop]
+    if turns[-1].stop == turns[-1].close:  # nothing ends it
+        text += encoder.respelled(tokenizer.convert_ids_to_tokens(style.end))
+        turns[-1] = turns[-1]._replace(stop=len(text))
+    spans = [(turn.start, turn.stop) for turn in turns]
+    return text, spans if style.way == "answers" else _within_markers(turns, found.marked)
 
 
-def _trimmed(text: str, style: ChatFormat, start: int, stop: int) -> Span:
-    """A marked span without the opening of the turn, which prompts hold, and up to the token that ends the turn."""
-    if style.opening and text.startswith(style.opening, start):
-        start += len(style.opening)
-    for end in style.ends:
-        if text.startswith(end, stop):
-            return start, stop + len(end)
-        if text[start:stop].rstrip().endswith(end):
-            return start, start + len(text[start:stop].rstrip())
-    return start, stop
-
-
-def _by_prefixes(
-    tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, messages: Sequence[Message]
-) -> tuple[str, list[Span]]:
-    """Each of the assistant's turns is what follows the prompt before it, up to the token that ends a turn."""
-
-    def render(upto: int, prompt: bool) -> str:
-        return _render(
-            tokenizer, encoder, style.template, messages[:upto], prompt=prompt, in_parts=style.in_parts
-        )[0]
-
-    whole, spans = render(len(messages), prompt=False), []
-    for i in [i for i, message in enumerate(messages) if message["role"] == "assistant"]:
-        before = render(i, prompt=True)
-        if not whole.startswith(before):  # it rewrites earlier turns, as to drop what the assistant thought
-            return whole, _by_openings(encoder, whole, style)
-        start, stop = len(before), len(whole)
-        if style.closing is None:
-            stop = _end_after(whole, style.ends, start)
+def _turns(style: ChatFormat, found: _Rendered, by_control: bool) -> list[_Turn]:
+    """The assistant's turns, each from the end of the prompt before it to the token that ends it."""
+    turns, low, text = [], 0, found.text
+    for i, close in enumerate(found.closes):
+        if by_control:  # no text can spell it, so the last one before the answer opens its turn
+            place = text.rfind(style.head, low, close)
+            if place < 0:
+                raise ValueError("no control token opens a turn of the assistant's")
+            start = place + len(style.opening if text.startswith(style.opening, place) else style.head)
         else:
-            upto = render(i + 1, prompt=False)
-            if not whole.startswith(upto[: len(upto) - len(style.closing)]):
-                raise ValueError("it rewrites earlier turns and ends none by a token")
-            stop = len(upto) - len(style.closing)
-        spans.append((start, stop))
-    return whole, spans
+            start = found.begins[i] - len(style.lead)
+        tail = next((tail for tail in style.tails if text.startswith(tail, close)), "")
+        low = close + len(tail)
+        turns.append(_Turn(start, close, low))
+    return turns
 
 
-def _by_openings(encoder: Encoder, whole: str, style: ChatFormat) -> list[Span]:
-    """Turns by the control tokens that open them, which no text can spell."""
-    if style.closing is not None or not encoder.has_control(style.opening):
-        raise ValueError("it rewrites earlier turns, and no control token opens the assistant's")
-    spans, place = [], whole.find(style.opening)
-    while place >= 0:
-        start = place + len(style.opening)
-        stop = _end_after(whole, style.ends, start)
-        spans.append((start, stop))
-        place = whole.find(style.opening, stop)
+def _within_markers(turns: Sequence[_Turn], marked: Sequence[Span]) -> list[Span]:
+    """What of the turns the template marks, and the token that ends a turn with it."""
+    spans: list[Span] = []
+    for turn in turns:
+        inside = [(max(start, turn.start), min(stop, turn.stop)) for start, stop in marked]
+        inside = [(start, stop) for start, stop in inside if start < stop]
+        if inside and inside[-1][1] >= turn.close:
+            inside[-1] = (inside[-1][0], turn.stop)
+        spans += inside
+    if not spans:
+        raise ValueError("it marks nothing of the assistant")
     return spans
-
-
-def _end_after(text: str, ends: Sequence[str], start: int) -> int:
-    """The place after the first of `ends` from `start` on."""
-    found = [text.find(end, start) + len(end) for end in ends if text.find(end, start) >= 0]
-    if not found:
-        raise ValueError("no token ends the assistant's turn")
-    return min(found)
-
-
-def _ended(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, text: str) -> str:
-    """A rendered dialogue up to the end of its last turn."""
-    if style.closing is not None:
-        return text[: len(text) - len(style.closing)] + encoder.respelled(tokenizer.eos_token)
-    place = text.rfind(style.ends[0])
-    if place < 0:
-        raise ValueError("no token ends the assistant's turn")
-    return text[: place + len(style.ends[0])]
 
 
 def _marked(ids: list[int], places: Sequence[Span], spans: Sequence[Span]) -> Encoded:
@@ -346,22 +463,29 @@ def _find_format(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> ChatFo
     own = chat_template_of(tokenizer)
     if not own:
         raise ValueError("it has no chat template")
-    way, template = _training_template(tokenizer, own)
     try:
+        way, template = _training_template(tokenizer, own)
         in_parts = _wants_parts(tokenizer, encoder, own)
-        ends, closing = _find_ends(tokenizer, encoder, template, in_parts)
-        opening = _find_opening(tokenizer, encoder, own, in_parts)
+        renderers = [_Renderer(tokenizer, encoder, each, in_parts, marks_beginnings=True) for each in (template, own)]
+        probes = [render(_PROBE) for render in renderers]
+        if any(len(probe.begins) != 2 or len(probe.closes) != 2 for probe in probes):
+            raise ValueError("its chat template leaves out some of what the assistant says")
+        tails = tuple(dict.fromkeys(tail for probe in probes for tail in _tails(encoder, probe) if tail))
+        unshared = _unshared(encoder, renderers)
+        opening = _opening(renderers[1]).removesuffix(unshared)
+        head = _head(opening, probes[0])
+        lead = _lead(encoder, probes[0], renderers[1], opening, head, unshared)
     except jinja2.TemplateError as error:
         raise ValueError(f"its chat template fails: {' '.join(str(error).split())}") from None
-    last = encoder.respelled(tokenizer.eos_token) if closing is not None else ends[0]
-    (end,) = encoder.encode_fast([last])[0].ids
+    (end,) = encoder.encode([_controls(encoder, tails[0])[-1]])[0].ids if tails else [tokenizer.eos_token_id]
     further = tokenizer.convert_tokens_to_ids(tokenizer.init_kwargs.get(STOP_TOKENS) or [])
     stops = tuple(dict.fromkeys([end, tokenizer.eos_token_id, *further]))
-    return ChatFormat(way, end, stops, template, ends, opening, closing, in_parts)
+    own_words = frozenset(_own_words(encoder, renderers[0], lead))
+    return ChatFormat(way, end, stops, template, tails, opening, head, lead, unshared, own_words, in_parts)
 
 
 def _training_template(tokenizer: PreTrainedTokenizerBase, own: str) -> tuple[str, str]:
-    """The way to find the assistant's tokens, and the template that dialogues are rendered with."""
+    """What says which tokens are the assistant's, and the template that dialogues are rendered with."""
     if has_generation_markers(own):
         return "markers", own
     from trl.chat_template_utils import get_training_chat_template
@@ -370,41 +494,108 @@ def _training_template(tokenizer: PreTrainedTokenizerBase, own: str) -> tuple[st
         known = get_training_chat_template(tokenizer)
     except (ValueError, TypeError, jinja2.TemplateError):  # none that TRL knows
         known = None
-    return ("trl", known) if known and has_generation_markers(known) else ("prefixes", own)
+    return ("trl", known) if known and has_generation_markers(known) else ("answers", own)
 
 
 def _wants_parts(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, template: str) -> bool:
     """Whether the template writes contents only where they are lists of parts."""
     for in_parts in (False, True):
         try:
-            text, _ = _render(tokenizer, encoder, template, _PROBE, in_parts=in_parts)
+            text = _Renderer(tokenizer, encoder, template, in_parts)(_PROBE).text
         except (jinja2.TemplateError, TypeError):
             continue
         if all(message["content"] in text for message in _PROBE[2:]) and "'type'" not in text:
             return in_parts
-    text, _ = _render(tokenizer, encoder, template, _PROBE)  # for the error that it raises
+    _Renderer(tokenizer, encoder, template, False)(_PROBE)  # for the error that it raises
     raise ValueError("its chat template does not write what the user and the assistant say")
 
 
-def _find_ends(
-    tokenizer: PreTrainedTokenizerBase, encoder: Encoder, template: str, in_parts: bool
-) -> tuple[tuple[str, ...], str | None]:
-    """The control tokens that follow an answer, the last turn's first; or what else follows the last answer."""
-    text, _ = _render(tokenizer, encoder, template, _PROBE, in_parts=in_parts)
-    control = re.compile("|".join(re.escape(encoder.respelled(token)) for token in encoder.controls) or "(?!)")
-    ends = []
-    for answer in (_PROBE[3]["content"], _PROBE[1]["content"]):
-        after = text[text.rindex(answer) + len(answer) :]
-        found = control.search(after)
-        if answer == _PROBE[3]["content"] and found is None:
-            return (), after
-        if found is not None and not after[: found.start()].strip():
-            ends.append(found[0])
-    return tuple(dict.fromkeys(ends)), None
+def _controls(encoder: Encoder, text: str) -> list[str]:
+    """The respelled control tokens in a text."""
+    return encoder.spelling.findall(text)
 
 
-def _find_opening(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, template: str, in_parts: bool) -> str:
+def _tails(encoder: Encoder, probe: _Rendered) -> list[str]:
+    """What follows the last answer and the first, each up to the token that ends the turn; "" where none does.
+
+    That is the last control token that follows both answers alike; where nothing does, the first that follows each.
+    """
+    after = [probe.text[close:] for close in reversed(probe.closes)]
+    shared = os.path.commonprefix(after)
+    whole = list(encoder.spelling.finditer(shared))
+    if whole:
+        return [shared[: whole[-1].end()]]
+    tails = []
+    for text in after:
+        found = encoder.spelling.search(text)
+        tails.append(text[: found.end()] if found and not text[: found.start()].strip() else "")
+    return tails if tails[0] else []
+
+
+def _own_words(encoder: Encoder, render: _Renderer, lead: str) -> Iterator[str]:
+    """The control tokens that are not special and that the template writes nowhere but around what is thought."""
+    special = {token.content for token in render.tokenizer.added_tokens_decoder.values() if token.special}
+    texts = [render(_PROBE).text]
+    with contextlib.suppress(jinja2.TemplateError):  # it may know no system
+        texts.append(render([{"role": "system", "content": "Be brief."}, *_PROBE]).text)
+    around = {token for text in texts for token in _controls(encoder, text.replace(lead, "") if lead else text)}
+    for token in encoder.controls:
+        if token not in special and encoder.respelled(token) not in around:
+            yield token
+
+
+def _opening(render: _Renderer) -> str:
     """What is added to a prompt for the assistant to go on from."""
-    bare, _ = _render(tokenizer, encoder, template, _PROBE[:1], in_parts=in_parts)
-    prompt, _ = _render(tokenizer, encoder, template, _PROBE[:1], prompt=True, in_parts=in_parts)
+    bare, prompt = render(_PROBE[:1]).text, render(_PROBE[:1], prompt=True).text
     return prompt.removeprefix(bare) if prompt.startswith(bare) else ""
+
+
+def _unshared(encoder: Encoder, renderers: Sequence[_Renderer]) -> str:
+    """The end of a prompt that no dialogue has there, token by token: `<think>` for thoughts that none holds."""
+    prompt = renderers[1](_PROBE[:1], prompt=True).text
+    dialogues = [render(_PROBE[:2]).text for render in renderers]
+    asked, *answered = encoder.encode([prompt, *dialogues])
+    shared = min(len(os.path.commonprefix([asked.ids, each.ids])) for each in answered)
+    if shared == len(asked.ids):
+        return ""
+    rest = prompt[: asked.offsets[shared - 1][1] if shared else 0]
+    # A thought that is begun and never ended: its first token goes with it, for the model writes it by itself.
+    last = encoder.spelling.findall(rest)[-1:]
+    if last and rest.endswith(last[0]) and _closed(encoder, last[0]) in dialogues[1][len(rest) :].strip()[:80]:
+        rest = rest.removesuffix(last[0])
+    return prompt[len(rest) :]
+
+
+def _closed(encoder: Encoder, token: str) -> str:
+    """`</think>` of `<think>`, respelled where it is a control token."""
+    name = next(name for name in encoder.controls if encoder.respelled(name) == token)
+    closing = name.replace("<", "</", 1)
+    return encoder.respelled(closing) if closing in encoder.controls else closing
+
+
+def _head(opening: str, probe: _Rendered) -> str:
+    """As much of the opening as stands before every answer."""
+    head, after = opening, 0
+    for asked, begin in zip((_PROBE[0], _PROBE[2]), probe.begins, strict=True):
+        asked_at = probe.text.rfind(asked["content"], after, begin)
+        between = probe.text[asked_at + len(asked["content"]) if asked_at >= 0 else after : begin]
+        while head and head not in between:
+            head = head[:-1]
+        after = begin
+    return head if head.count("\ufdda") == head.count("\ufddc") else head[: head.rindex("\ufdda")]
+
+
+def _lead(
+    encoder: Encoder, probe: _Rendered, render: _Renderer, opening: str, head: str, unshared: str
+) -> str:
+    """What stands between the end of the prompt and the last answer."""
+    begin = probe.begins[-1]
+    if encoder.has_control(head):
+        place = probe.text.rfind(head, 0, begin)
+        start = place + len(opening if probe.text.startswith(opening, place) else head)
+        return probe.text[start:begin]
+    prompt, dialogue = render(_PROBE[:1], prompt=True).text.removesuffix(unshared), render(_PROBE[:2])
+    if dialogue.text.startswith(prompt):
+        return dialogue.text[len(prompt) : dialogue.begins[0]]
+    text = probe.text[:begin]
+    return text[len(text.rstrip()) :]

@@ -13,11 +13,11 @@ import bisect
 import json
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jinja2
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding, Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]  # from the first character to the one after the last
@@ -26,7 +26,7 @@ Span = tuple[int, int]  # from the first character to the one after the last
 _DIGITS = "".join(map(chr, range(0xFDD0, 0xFDDA)))
 _CONTROL, _QUOTE, _CLOSE = "\ufdda", "\ufddb", "\ufddc"
 _NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
-_CONTROL_SPELLING = re.compile(r"<\|.*\|>|<[^<>\s]*_[^<>\s]*>|\[/?[A-Z_]+\]")
+_CONTROL_SPELLING = re.compile("<[|\uff5c].*[|\uff5c]>|<[^<>\\s]*_[^<>\\s]*>|\\[/?[A-Z_]+\\]")
 
 
 class Encoder:
@@ -35,14 +35,15 @@ class Encoder:
     Attributes:
         controls: the control tokens as they are spelled in the tokenizer; the longest first.
         begin: ids that the tokenizer puts before a text by itself: its BOS, or nothing.
+        spelling: finds respelled control tokens.
     """
+
+    spelling = re.compile(f"{_CONTROL}[{_DIGITS}]+{_CLOSE}")
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.controls = sorted(control_tokens(tokenizer), key=len, reverse=True)
         self._numbers = {token: i for i, token in enumerate(self.controls)}
-        self._special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
         self._any = _one_of(self.controls)
-        self._any_special = _one_of([token for token in self.controls if token in self._special])
         self._rendered = re.compile(f"{_QUOTE}([{_DIGITS}]+){_CLOSE}|({self._any.pattern})")
         self._copy = _respelled(tokenizer, {token: self.respelled(token) for token in self.controls})
         self.begin = _ids_before(tokenizer)
@@ -51,14 +52,18 @@ class Encoder:
         """The spelling of a control token in the copy."""
         return _CONTROL + _digits(self._numbers[token]) + _CLOSE
 
-    def quoted(self, text: str, *, by_assistant: bool = False) -> str:
+    def quoted(self, text: str, kept: Collection[str] = ()) -> str:
         """A user's text for a chat template, marked where it spells control tokens; `revealed` takes the marks out.
 
-        An assistant may write the control tokens that are not special, as `<think>`: they are its own vocabulary.
+        Args:
+            text: what somebody wrote.
+            kept: control tokens that it may write, as `<think>` in an answer.
         """
-        text = _NONCHARACTERS.sub("\ufffd", text)  # as Unicode advises; nobody can write our spellings
-        found = self._any_special if by_assistant else self._any
-        return found.sub(lambda match: _QUOTE + _digits(self._numbers[match[0]]) + _CLOSE, text)
+
+        def quote(match: re.Match[str]) -> str:
+            return match[0] if match[0] in kept else _QUOTE + _digits(self._numbers[match[0]]) + _CLOSE
+
+        return self._any.sub(quote, _without_noncharacters(text))
 
     def revealed(self, rendered: str, spans: Sequence[Span] = ()) -> tuple[str, list[Span]]:
         """What a template made of quoted texts: its own control tokens respelled, the users' as they wrote them.
@@ -89,13 +94,13 @@ class Encoder:
         """Whether a respelled control token stands in a text."""
         return _CONTROL in text
 
-    def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Ids and places in the text of each token, without BOS."""
-        return self._copy.encode_batch(list(texts), add_special_tokens=False)
+    def encode(self, revealed: Sequence[str]) -> list[Encoding]:
+        """Ids and places of the tokens of what `revealed` gave, without BOS."""
+        return self._copy.encode_batch(list(revealed), add_special_tokens=False)
 
-    def encode_fast(self, texts: Sequence[str]) -> list[Encoding]:
-        """As `encode`, without the places."""
-        return self._copy.encode_batch_fast(list(texts), add_special_tokens=False)
+    def encode_text(self, texts: Sequence[str]) -> list[Encoding]:
+        """Ids of what people wrote, all of it text, without BOS and without places."""
+        return self._copy.encode_batch_fast([_without_noncharacters(text) for text in texts], add_special_tokens=False)
 
 
 _ENCODERS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, Encoder]] = weakref.WeakKeyDictionary()
@@ -120,7 +125,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, be
     """
     encoder = encoder_of(tokenizer)
     before = encoder.begin if begin else []
-    return [[*before, *encoding.ids] for encoding in encoder.encode_fast(texts)]
+    return [[*before, *encoding.ids] for encoding in encoder.encode_text(texts)]
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
@@ -162,6 +167,9 @@ def _respelled(tokenizer: PreTrainedTokenizerBase, spellings: dict[str, str]) ->
         raise ValueError(f"{type(tokenizer).__name__} has no fast version (a tokenizer.json), which align needs")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["truncation"] = state["padding"] = None  # what was saved with it would cut documents, or fill them up
+    letters = set(pre_tokenizers.ByteLevel.alphabet()) if '"ByteLevel"' in json.dumps(state["pre_tokenizer"]) else set()
+    if taken := letters & spellings.keys() & tokenizer.get_vocab().keys():
+        raise ValueError(f"{min(taken)!r} is a control token and a byte of ordinary text, which cannot be told apart")
     for token in state["added_tokens"]:
         token["content"] = spellings.get(token["content"], token["content"])
     model = state["model"]
@@ -205,6 +213,11 @@ def _ids_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if whole[start : start + len(plain)] == plain:
             return whole[:start]
     return []
+
+
+def _without_noncharacters(text: str) -> str:
+    """U+FFFD in their place, as Unicode advises, so that nobody can write our spellings."""
+    return text if text.isascii() else _NONCHARACTERS.sub("\ufffd", text)
 
 
 def _one_of(tokens: Sequence[str]) -> re.Pattern[str]:

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from align.text.chat import Message
+from align.text.encoding import encode_texts
 from align.text.spans import Pair
 
 _ROUND = 16  # tokens that a padded width is a multiple of: as in align/text/packing.py, few different shapes
@@ -41,7 +42,7 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Texts]) -> l
     if not rows:
         return []
     texts = [text for row in rows for text in row]
-    ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = encode_texts(tokenizer, texts)
     ended = [[*one, tokenizer.eos_token_id] for one in ids]
     return [Pair(*both) for both in zip(ended[::2], ended[1::2], strict=True)]
 

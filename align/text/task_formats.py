@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from align.errors import ConfigError
+from align.text.encoding import encode_texts
 
 Row = dict[str, Any]
 Ids = list[int]
@@ -165,10 +166,7 @@ def encode_rows(
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
     """Each after a space, as words are in the middle of a text; what spells a special token is no special token."""
-    if not texts:
-        return []
-    spaced = [f" {text.strip()}" for text in texts]
-    return tokenizer(spaced, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return encode_texts(tokenizer, [f" {text.strip()}" for text in texts])
 
 
 def fit(texts: list[Ids], answers: list[Ids], context: int) -> list[Ids]:

@@ -14,12 +14,14 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from align.text.chat import CHAT_TEMPLATE, ROLE_TOKENS, SPACELESS_CHAT_TEMPLATE
+from align.text.chat import CHAT_TEMPLATE, ROLE_TOKENS, SPACELESS_CHAT_TEMPLATE, stop_ids
+from align.text.encoding import chat_template_of
 from align.text.unigram import learn_pieces
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"  # never the end-of-text token: a mask made from padding would erase it from every label
 SENTINEL = "<extra_id_{}>"
+KEEP, ALIGN = "keep", "align"  # which chat template a published tokenizer gets
 _T5 = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # ids 0, 1, 2, as in T5
 
 
@@ -94,12 +96,16 @@ def as_fast(tokenizer: Tokenizer, **named: Any) -> PreTrainedTokenizerFast:
     )
 
 
-def complete(tokenizer: PreTrainedTokenizerBase, *, chat: bool = True) -> list[str]:
+def complete(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = KEEP) -> list[str]:
     """Give a tokenizer what the stages count on and it lacks, above its own ids, and say what that was.
 
     An end-of-text token for GPT-1's, which has none (its paper packs books without one, and its code adds _start_,
-    _delimiter_ and _classify_ for tasks); a padding token apart from end-of-text; with `chat`, role tokens and a chat
-    template that marks what the assistant says.
+    _delimiter_ and _classify_ for tasks); a chat template; a padding token that ends nothing.
+
+    Args:
+        tokenizer: it is changed.
+        chat_template: "keep" its own, and give it ours (with role tokens) only where it has none; "align": ours; the
+            text of another; None: it needs none.
 
     Raises:
         ValueError: it has no end-of-text token and is not GPT-1's.
@@ -110,10 +116,15 @@ def complete(tokenizer: PreTrainedTokenizerBase, *, chat: bool = True) -> list[s
             raise ValueError("its tokenizer has no end-of-text token, so no text and no response could end")
         tokenizer.add_special_tokens({"eos_token": EOS, "bos_token": EOS})
         added.append("an end-of-text token")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if chat_template not in (None, KEEP, ALIGN):
+        tokenizer.chat_template = chat_template
+        added.append("the chat template given")
+    ours = chat_template == ALIGN or (chat_template == KEEP and chat_template_of(tokenizer) is None)
+    ends = [tokenizer.eos_token_id] if ours or chat_template is None else stop_ids(tokenizer)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         tokenizer.add_special_tokens({"pad_token": PAD})
         added.append("a padding token")
-    if chat and "{% generation %}" not in (tokenizer.chat_template or ""):
+    if ours:
         _add_special(tokenizer, list(ROLE_TOKENS.values()))
         tokenizer.chat_template = SPACELESS_CHAT_TEMPLATE if is_gpt1(tokenizer) else CHAT_TEMPLATE
         added.append("our chat template")

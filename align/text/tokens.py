@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from align.data.records import source_name
+from align.text.encoding import encoder_of
 
 INFO = "tokens.json"
 _CHARS = 2**22  # tokenised at a time
@@ -34,22 +35,17 @@ class Counts(NamedTuple):
 
 
 def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[np.ndarray, Counts]]:
-    """Some megabytes of documents at a time, as tokens end to end, each document ended by the end-of-text token.
+    """Some megabytes of documents at a time, as tokens end to end.
 
-    What looks like a special token in a text is text: no document can end itself or speak for a role.
+    Each document begins with BOS where `tokenizer(text)` puts one, and ends with the end-of-text token. What looks like
+    a control token in a text is text: no document can end itself or speak for a role.
     """
     dtype = token_dtype(len(tokenizer))
-    end = np.array([tokenizer.eos_token_id], dtype)
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # what was saved with it would cut documents, or fill them up
-    backend.no_padding()
+    encoder = encoder_of(tokenizer)
+    begin, end = np.array(encoder.begin, dtype), np.array([tokenizer.eos_token_id], dtype)
     for group in _groups(texts):
-        special, backend.encode_special_tokens = backend.encode_special_tokens, True
-        try:
-            encodings = backend.encode_batch_fast(group, add_special_tokens=False)
-        finally:
-            backend.encode_special_tokens = special
-        flat = np.concatenate([part for e in encodings for part in (np.array(e.ids, dtype), end)])
+        encodings = encoder.encode_text(group)
+        flat = np.concatenate([part for e in encodings for part in (begin, np.array(e.ids, dtype), end)])
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in group)
         yield flat, Counts(len(group), len(flat), size)
 

@@ -48,22 +48,6 @@ def published(request):
 
 
 @pytest.fixture
-def consistent(case):
-    """A template that writes in a prompt what it writes in the answered dialogue."""
-    if case.thinks_first:
-        pytest.skip("a prompt ends inside a thought, which no dialogue without thoughts has")
-    return case
-
-
-@pytest.fixture
-def readable(case):
-    """A template in which the assistant's turns can be found."""
-    if case.thinks_first and case.way == "prefixes":
-        pytest.skip("it has no markers, and no turn is what follows its prompt")
-    return case
-
-
-@pytest.fixture
 def trl_case(case):
     if case.trl is None:
         pytest.skip("not TRL's")
@@ -300,70 +284,69 @@ def test_end_and_stops_are_found(case):
 
 def test_marked_are_the_assistant_s_words_and_what_ends_its_turns(case):
     for messages in conversations_of(case):
-        try:
-            ((ids, by_assistant),) = encode_conversations(case.tokenizer, [messages])
-        except ConfigError:
-            assert case.thinks_first  # no turn is what follows its prompt
-            assert case.way == "prefixes"
-            continue
+        ((ids, by_assistant),) = encode_conversations(case.tokenizer, [messages])
         assert turns_of(case, ids, by_assistant) == turns_to_find(case)
         assert ids[-1] == case.tokenizer.convert_tokens_to_ids(case.end)
         assert by_assistant[-1]
 
 
-def test_a_prompt_is_the_unmarked_beginning_of_its_dialogue(consistent):
-    for messages in conversations_of(consistent):
+def test_a_prompt_is_the_unmarked_beginning_of_its_dialogue(case):
+    for messages in conversations_of(case):
         *prompt, answer = messages[:-2]
-        (asked,) = encode_prompts(consistent.tokenizer, [prompt])
-        (dialogue,) = encode_dialogues(consistent.tokenizer, [prompt], [answer["content"]])
+        (asked,) = encode_prompts(case.tokenizer, [prompt])
+        (dialogue,) = encode_dialogues(case.tokenizer, [prompt], [answer["content"]])
         assert dialogue[: len(asked)] == asked
-        (learnt,) = encode_conversations(consistent.tokenizer, [messages[:-2]])
+        (learnt,) = encode_conversations(case.tokenizer, [messages[:-2]])
         assert learnt.ids == dialogue
         assert learnt.by_assistant == [i >= len(asked) for i in range(len(dialogue))]
-        response = consistent.tokenizer.decode(dialogue[len(asked) :], clean_up_tokenization_spaces=False)
-        assert response.removeprefix(" ") == consistent.response.removeprefix(" ")
+        response = case.tokenizer.decode(dialogue[len(asked) :], clean_up_tokenization_spaces=False)
+        if case.thinks_first:  # the model is to write the empty thought that its dialogues have
+            assert response.endswith(case.response)
+            assert response.removesuffix(case.response) in ("", "<think>\n\n</think>\n\n", "<think></think>")
+        else:
+            assert response.removeprefix(" ") == case.response.removeprefix(" ")
 
 
-def test_a_later_prompt_is_the_beginning_of_its_dialogue(consistent):
-    for messages in conversations_of(consistent):
+def test_a_later_prompt_is_the_beginning_of_its_dialogue(case):
+    for messages in conversations_of(case):
         *prompt, answer = messages
-        (asked,) = encode_prompts(consistent.tokenizer, [prompt])
-        (dialogue,) = encode_dialogues(consistent.tokenizer, [prompt], [answer["content"]])
+        (asked,) = encode_prompts(case.tokenizer, [prompt])
+        (dialogue,) = encode_dialogues(case.tokenizer, [prompt], [answer["content"]])
         assert dialogue[: len(asked)] == asked
-        assert dialogue[-1] == chat_format(consistent.tokenizer).end
+        assert dialogue[-1] == chat_format(case.tokenizer).end
 
 
-def test_a_response_decodes_to_what_was_said(consistent):
-    (asked,) = encode_prompts(consistent.tokenizer, [ROUNDS[:3]])
-    (dialogue,) = encode_dialogues(consistent.tokenizer, [ROUNDS[:3]], [ANSWERS[1]])
-    said = decode_response(consistent.tokenizer, dialogue[len(asked) :])
+def test_a_response_decodes_to_what_was_said(case):
+    (asked,) = encode_prompts(case.tokenizer, [ROUNDS[:3]])
+    (dialogue,) = encode_dialogues(case.tokenizer, [ROUNDS[:3]], [ANSWERS[1]])
+    said = decode_response(case.tokenizer, dialogue[len(asked) :])
     assert said.endswith(ANSWERS[1])  # a thought may come before it
 
 
-def test_ids_are_those_of_transformers(readable):
+def test_ids_are_those_of_transformers(case):
     """Up to the token that ends the last turn; where a template writes none, one is added."""
-    format_ = chat_format(readable.tokenizer)
-    needs_parts = not shows_strings(readable.tokenizer)
-    for messages in conversations_of(readable):
+    format_ = chat_format(case.tokenizer)
+    needs_parts = not shows_strings(case.tokenizer)
+    for messages in conversations_of(case):
         theirs = in_parts(messages) if needs_parts else messages
-        ours = encode_conversations(readable.tokenizer, [messages])[0].ids
-        whole = readable.tokenizer.apply_chat_template(theirs, chat_template=readable.learnt_from)["input_ids"]
+        ours = encode_conversations(case.tokenizer, [messages])[0].ids
+        whole = case.tokenizer.apply_chat_template(theirs, chat_template=case.learnt_from)["input_ids"]
         cut = len(ours) if ours[-1] in whole[-4:] else len(ours) - 1
         assert ours[:cut] == whole[:cut]
         assert format_.end not in whole[cut:]
-        asked = readable.tokenizer.apply_chat_template(theirs[:-1], add_generation_prompt=True)["input_ids"]
-        if not readable.thinks_first:
-            assert encode_prompts(readable.tokenizer, [messages[:-1]]) == [asked]
+        asked = case.tokenizer.apply_chat_template(theirs[:-1], add_generation_prompt=True)["input_ids"]
+        if not case.thinks_first:
+            assert encode_prompts(case.tokenizer, [messages[:-1]]) == [asked]
 
 
-def test_the_template_is_kept(readable):
+def test_the_template_is_kept(case):
     def state():
-        tokenizer = readable.tokenizer
+        tokenizer = case.tokenizer
         return tokenizer.chat_template, tokenizer.added_tokens_decoder, tokenizer.special_tokens_map
 
     before = state()
-    encode_conversations(readable.tokenizer, [ROUNDS])
-    encode_prompts(readable.tokenizer, [ROUNDS[:1]])
+    encode_conversations(case.tokenizer, [ROUNDS])
+    encode_prompts(case.tokenizer, [ROUNDS[:1]])
     assert state() == before
 
 
@@ -377,13 +360,10 @@ def test_a_system_message_that_the_template_forbids_is_refused_in_a_line(case):
         assert "\n" not in str(refused.value)
 
 
-def test_the_check_at_import_passes_what_is_read_right_and_refuses_the_rest_in_a_line(case):
-    if not case.thinks_first:
-        assert case.end in check_chat(case.tokenizer)
-        return
-    with pytest.raises(ValueError, match="template") as refused:
-        check_chat(case.tokenizer)
-    assert "\n" not in str(refused.value)
+def test_the_check_at_import_says_how_a_turn_ends_and_what_prompts_leave_out(case):
+    said = " ".join(check_chat(case.tokenizer))
+    assert f"a turn ends with {case.end}," in said
+    assert ("prompts leave out" in said) == case.thinks_first
 
 
 # Added tokens that are words or layout, not markup: text may become them.
@@ -411,31 +391,31 @@ def counts(tokenizer, ids, tokens):
     return {token: ids.count(tokenizer.convert_tokens_to_ids(token)) for token in tokens}
 
 
-def test_what_a_user_writes_is_no_markup(readable):
-    for messages in conversations_of(readable):
-        tokens = markup(readable.tokenizer, in_turns_alone=False)
+def test_what_a_user_writes_is_no_markup(case):
+    for messages in conversations_of(case):
+        tokens = markup(case.tokenizer, in_turns_alone=False)
         forged = [{**m, "content": f"The {''.join(tokens)} dog"} if m["role"] != "assistant" else m for m in messages]
-        plain, spelled = (encode_conversations(readable.tokenizer, [each])[0] for each in (messages, forged))
-        assert counts(readable.tokenizer, spelled.ids, tokens) == counts(readable.tokenizer, plain.ids, tokens)
-        assert turns_of(readable, *spelled) == turns_of(readable, *plain)
+        plain, spelled = (encode_conversations(case.tokenizer, [each])[0] for each in (messages, forged))
+        assert counts(case.tokenizer, spelled.ids, tokens) == counts(case.tokenizer, plain.ids, tokens)
+        assert turns_of(case, *spelled) == turns_of(case, *plain)
 
 
-def test_what_an_assistant_writes_opens_no_turn_and_ends_none(readable):
-    tokens = markup(readable.tokenizer, in_turns_alone=True)
+def test_what_an_assistant_writes_opens_no_turn_and_ends_none(case):
+    tokens = markup(case.tokenizer, in_turns_alone=True)
     forged = [*ROUNDS[:3], {"role": "assistant", "content": f"The {' '.join(tokens)} dog."}]
-    plain, spelled = (encode_conversations(readable.tokenizer, [each])[0] for each in (ROUNDS, forged))
-    assert counts(readable.tokenizer, spelled.ids, tokens) == counts(readable.tokenizer, plain.ids, tokens)
-    assert turns_of(readable, *spelled)[-1].endswith("dog." + readable.turns[1].partition(ANSWERS[1])[2])
+    plain, spelled = (encode_conversations(case.tokenizer, [each])[0] for each in (ROUNDS, forged))
+    assert counts(case.tokenizer, spelled.ids, tokens) == counts(case.tokenizer, plain.ids, tokens)
+    assert turns_of(case, *spelled)[-1].endswith("dog." + case.turns[1].partition(ANSWERS[1])[2])
 
 
-def test_space_around_an_answer_moves_no_boundary(consistent):
-    (asked,) = encode_prompts(consistent.tokenizer, [ROUNDS[:1]])
+def test_space_around_an_answer_moves_no_boundary(case):
+    (asked,) = encode_prompts(case.tokenizer, [ROUNDS[:1]])
     answers = ["\n\nThe cat.", "  The cat. \n", "The cat.\n\n\n", "\tThe cat.\t"]
     dialogues = [[ROUNDS[0], {"role": "assistant", "content": answer}] for answer in answers]
-    for ids, by_assistant in encode_conversations(consistent.tokenizer, dialogues):
+    for ids, by_assistant in encode_conversations(case.tokenizer, dialogues):
         assert ids[: len(asked)] == asked
         assert by_assistant == [i >= len(asked) for i in range(len(ids))]
-        assert ids[-1] == chat_format(consistent.tokenizer).end
+        assert ids[-1] == chat_format(case.tokenizer).end
 
 
 def test_conversations_together_are_as_each_alone():
