@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -17,7 +18,7 @@ from align.errors import ConfigError
 from align.models.attention import ATTENTION
 from align.models.heads import ScalarModel, classifier_class
 from align.models.load import PADDED, WAY, context_length, rope_limit
-from align.models.packed import response_likelihoods, response_scores
+from align.models.packed import head_is_plain, response_likelihoods, response_scores
 from align.models.padded import read_padded
 from align.rollout.slots import ATTENTION_LAYERS, Slots
 from align.text.packing import pack
@@ -28,7 +29,7 @@ _WINDOW = 4  # tokens that a window is narrowed to, for so few tokens would not 
 _STEPS = 3  # tokens that are sampled
 _NOISE = 30.0  # times the rounding that a longer sequence shows
 _FLOOR = 2e-5  # of the largest number that is compared: as much as rounding may be where none shows
-_CEILING = 2e-3  # of the largest number: more than this is no rounding
+_CEILING = 2e-3  # of the largest number: more than this is no rounding, whatever a longer sequence shows
 _GRADIENT = 1e-2  # of a gradient's norm
 _CHOOSE = "choose a model whose layers are all attention (gpt2, llama, mistral, qwen3, ...)"
 
@@ -48,7 +49,7 @@ def fit_model(model: PreTrainedModel) -> list[str]:
     _refuse_states(model)
     _find_trunk(model)
     with _evaluating(model), _narrow_windows(model):
-        _choose_way(model, _logits, (_compare_packed, _compare_sampled))
+        _choose_way(model, _logits, (_compare_packed, _compare_trained, _compare_sampled))
     _check_head(model)
     return _said(model)
 
@@ -116,10 +117,10 @@ def _choose_way(model: PreTrainedModel, read: Reading, comparisons: Sequence[Com
         longer = read(model, _row(model, sequences[0] + sequences[1]), None)
     largest = max(float(each.abs().max()) for each in expected)
     noise = float((longer[: len(sequences[0])] - expected[0]).abs().max())
-    if not noise <= _CEILING * largest:
+    if not noise <= _CEILING * largest or _sees_future(model, sequences[0], read):
         raise ConfigError(
-            f"{name}: what follows a token changes what the model says of it (by {noise:.2g}), so it is no causal "
-            f"language model; {_CHOOSE}"
+            f"{name}: what follows a token changes what the model says of it, so it is no causal language model; "
+            f"choose one that reads from left to right (gpt2, llama, mistral, qwen3, ...)"
         )
     tolerance = min(max(_NOISE * noise, _FLOOR * largest), _CEILING * largest)
     refused: ConfigError | None = None
@@ -127,18 +128,39 @@ def _choose_way(model: PreTrainedModel, read: Reading, comparisons: Sequence[Com
         try:
             _read_by(model, way)
             packed = pack(sequences, model.device)
-            with _in_a_line(name, "packed rows fail"):
+            with _in_a_line(name, "packed rows fail in transformers"):
                 got = read(model, packed.input_ids, packed.position_ids)[: int(packed.ends[-1]) + 1]
                 _within(model, tolerance, got, torch.cat(expected), "what it says of packed sequences")
                 _compare_gradients(model, sequences, read)
-                for compare in comparisons:
-                    compare(model, sequences, expected, tolerance)
+            for compare in comparisons:
+                compare(model, sequences, expected, tolerance)
         except ConfigError as error:
             refused = error
             continue
         return
     assert refused is not None
     raise refused
+
+
+def _sees_future(model: PreTrainedModel, ids: list[int], read: Reading) -> bool:
+    """True where a gradient reaches the last token from what is said before it; it is exactly 0 where nothing looks."""
+    embedded: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        embedded.append(output if output.requires_grad else output.requires_grad_())
+        return output
+
+    hook = model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        with (
+            torch.enable_grad(),
+            _in_a_line(model.config.model_type, "it fails in transformers, with its own attention"),
+        ):
+            before = read(model, _row(model, ids), None)[:-1, 0].sum()
+            (gradient,) = torch.autograd.grad(before, embedded[:1])
+    finally:
+        hook.remove()
+    return bool(gradient.reshape(len(ids), -1)[-1].any())
 
 
 def _read_by(model: PreTrainedModel, way: str | None) -> None:
@@ -192,6 +214,29 @@ def _compare_packed(
     _within(model, tolerance, likely, before.gather(1, targets[:, None])[:, 0], "log-probs of packed responses")
 
 
+def _compare_trained(
+    model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
+) -> None:
+    """Log-probs as trl's trainer computes them for supervised tuning: it knows some heads by their configs alone."""
+    if head_is_plain(model):
+        return
+    from trl.trainer.utils import add_fused_lm_head  # here, for it takes seconds
+
+    packed = pack(sequences, model.device)
+    firsts = packed.position_ids == 0
+    try:
+        with _in_a_line(model.config.model_type, "supervised tuning with trl fails"):
+            add_fused_lm_head(model)
+            where = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
+            got = model(**where, labels=packed.input_ids.masked_fill(firsts, -100), fused_lm_head=True).log_probs[0]
+    finally:
+        vars(model).pop("forward", None)
+    targets = torch.tensor([token for ids in sequences for token in ids[1:]], device=model.device)
+    before = torch.cat([each[:-1] for each in expected]).gather(1, targets[:, None])[:, 0]
+    got = got[~firsts[0, 1:]][: len(before)]
+    _within(model, tolerance, got, before, "log-probs that trl's trainer computes of a head like this")
+
+
 def _compare_scores(
     model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
 ) -> None:
@@ -215,7 +260,7 @@ def _compare_sampled(
             said = row.log_softmax(-1)
             _within(model, tolerance, said, expected[which][place], "log-probs of sampling with a cache")
 
-    with torch.inference_mode():
+    with torch.inference_mode(), _in_a_line(model.config.model_type, "sampling with a cache fails in transformers"):
         ends = [len(prompt) for prompt in prompts]
         compare(slots.admit(rows, prompts[:2]), [(0, ends[0] - 1), (2, ends[1] - 1)])
         for step in range(_STEPS - 1):

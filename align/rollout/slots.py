@@ -14,6 +14,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from align.errors import ConfigError
 from align.models.load import context_of
 from align.models.packed import head_is_plain
 from align.models.padded import is_padded
@@ -67,6 +68,14 @@ class _Layer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+
+def can_sample_in_bf16(model: PreTrainedModel) -> bool:
+    """False where code of the library's meets the cache, which is float32 on CPUs, and refuses to mix precisions.
+
+    That is a model's own attention, and the projection that latent attention makes keys and values with.
+    """
+    return not is_padded(model) and not hasattr(model.config.get_text_config(decoder=True), "kv_lora_rank")
 
 
 class Slots:
@@ -126,7 +135,11 @@ class Slots:
         self._seen[rows] = 0
         self._seen[rows, begin : window.end] = mask
         self._position[rows] = mask.sum(1)
-        for ours, new in zip(self._cache.layers, cache.layers, strict=True):
+        if not cache.layers:
+            raise ConfigError(
+                f"{self._model.config.model_type}: it fills no attention cache, and align samples from one"
+            )
+        for ours, new in zip(self._cache.layers, cache.layers, strict=False):  # some last layers share earlier ones'
             if not ours.is_initialized:
                 ours.lazy_initialization(new.keys, new.values)
             ours.keys[rows, :, begin : window.end] = new.keys.to(ours.keys.dtype)
@@ -159,11 +172,14 @@ class Slots:
         """Give up all slots but the first `count`; before, `rows` move into the free slots `places` among those."""
         window = self._window
         used = slice(window.begin, window.end)
-        for layer in self._cache.layers:
+        for layer in self._filled():
             layer.keys[places, :, used] = layer.keys[rows, :, used]
             layer.values[places, :, used] = layer.values[rows, :, used]
         self._seen[places], self._position[places] = self._seen[rows], self._position[rows]
         window.rows = count
+
+    def _filled(self) -> list[CacheLayerMixin]:
+        return [layer for layer in self._cache.layers if layer.is_initialized]
 
     def _move(self) -> None:
         """Move what rows still see to the front of the buffers, leaving room for the longest prompt before its end."""
@@ -173,7 +189,7 @@ class Slots:
         length = window.end - first
         begin = max(0, self._longest - length)
         old, new = slice(first, window.end), slice(begin, begin + length)
-        for layer in self._cache.layers:
+        for layer in self._filled():
             layer.keys[:, :, new] = layer.keys[:, :, old].clone()
             layer.values[:, :, new] = layer.values[:, :, old].clone()
         self._seen[:, new] = self._seen[:, old].clone()

@@ -37,7 +37,13 @@ _SIZES: dict[str, Any] = {
 }
 _DROPOUTS = ("dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "embd_pdrop", "attn_pdrop")
 _DROPOUTS += ("resid_pdrop", "resid_dropout", "embed_dropout", "embedding_dropout", "layerdrop", "attn_dropout")
-_DROPOUTS += ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout_prob", "resid_dropout_p")
+_DROPOUTS += (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "attention_dropout_prob",
+    "resid_dropout_p",
+    "residual_dropout",
+)
 
 _LONG = {"rope_type": "longrope", "long_factor": [4.0] * 4, "short_factor": [1.0] * 4, "rope_theta": 10000.0}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
@@ -118,6 +124,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0]},
     "glm": {},
     "glm4": {},
+    "cwm": {},
+    "gemma4_text": {},
+    "granite_swa": {},
+    "hyperclovax": {},
+    "iquestcoder": {},
+    "diffllama": {},
+    "doge": {},
     "exaone4": {"layer_types": ["sliding_attention", "full_attention"]},
     "hunyuan_v1_dense": {},
     "helium": {},
@@ -158,8 +171,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "minimax": {"layer_types": ["full_attention", "full_attention"]},
     "minimax_linear": {"model_type": "minimax", "layer_types": ["linear_attention", "full_attention"]},
     "minimax_m2": {},
+    "exaone_moe": {},
+    "cohere2_moe": {},
+    "afmoe": {},
+    "solar_open": {},
+    "hy_v3": {},
+    "mimo_v2_flash": {},
+    "laguna": {},
+    "mellum": {},
     "llama4_text": {"intermediate_size_mlp": 48, "attention_chunk_size": WINDOW, "no_rope_layers": [1, 0]},
-    "dbrx": {"max_seq_len": CONTEXT},
     "jetmoe": {"kv_channels": 8},
     # layers that keep a state
     "mamba": {},
@@ -170,7 +190,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
     "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 8},
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": WINDOW, "block_types": ["recurrent", "attention"]},
-    "zamba2": {"mamba_headdim": 8, "n_mamba_heads": 8, "mamba_d_state": 8, "mamba_ngroups": 1},
+    "zamba2": {
+        "layer_types": ["mamba", "hybrid"],
+        "mamba_headdim": 8,
+        "n_mamba_heads": 8,
+        "mamba_d_state": 8,
+        "mamba_ngroups": 1,
+    },
     "qwen3_next": {
         "linear_num_value_heads": 4,
         "linear_num_key_heads": 2,
@@ -190,10 +216,54 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "xlstm": {},
     # shells around a language model, and models of another kind
     "gemma3": {"text_config": {"model_type": "gemma3_text", "query_pre_attn_scalar": 8}, "vision_config": {}},
-    "gemma3n_text": {},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0, 0.0],
+    },
+    "gemma3n_shared": {
+        "model_type": "gemma3n_text",
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "intermediate_size": [48] * 4,
+    },
     "xlnet": {"n_layer": 2, "n_head": 4, "d_model": 32, "d_inner": 48},
     "bert-generation": {"is_decoder": True},
-    "reformer": {},
+    "bert": {},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local", "local"]},
+}
+
+# name -> what its refusal says.
+_STATE = "keep a state, and align samples from attention caches only"
+REFUSED: dict[str, str] = {
+    "minimax": "cache of its own",
+    "minimax_linear": f"layers of kind linear_attention {_STATE}",
+    "llama4_text": "transformers gives no trunk of it apart from its head",
+    "mamba": _STATE,
+    "mamba2": _STATE,
+    "falcon_mamba": _STATE,
+    "rwkv": f"its layers {_STATE}",
+    "jamba": _STATE,
+    "bamba": _STATE,
+    "falcon_h1": f"layers of kind hybrid {_STATE}",
+    "recurrent_gemma": _STATE,
+    "zamba2": _STATE,
+    "qwen3_next": _STATE,
+    "lfm2": f"layers of kind conv {_STATE}",
+    "granitemoehybrid": _STATE,
+    "xlstm": _STATE,
+    "modernbert-decoder": "log-probs that trl's trainer computes of a head like this",
+    "xlnet": "what follows a token changes what the model says of it",
+    "bert": "what follows a token changes what the model says of it",
+    "reformer": "it fails in transformers",
 }
 
 

@@ -1,0 +1,279 @@
+"""Architectures that `transformers` has: each runs as it runs there, or is refused in one line.
+
+Six of different kinds are in the default tests: plain, grouped, latent and multi-query attention, mixtures of experts,
+and three that keep their own attention. The others are slow only because there are so many.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from catalogue import ARCHITECTURES, REFUSED, WINDOW, tiny
+from five_stages import STAGES, run_stages, write_data, write_source
+from tiny_models import sequences_of, tiny_tokenizer, written_by_transformers
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from align.errors import ConfigError
+from align.models.check import fit_model, fit_reward_model
+from align.models.heads import ScalarModel, load_scalar, open_classifier, scalar_from_lm
+from align.models.load import context_of, load_model, rope_limit, save_model
+from align.models.packed import response_logprobs, response_scores
+from align.models.padded import is_padded, read_padded
+from align.rollout.engine import Sampling, generate
+from align.text.packing import pack
+
+RUN = [name for name in ARCHITECTURES if name not in REFUSED]
+FAST = ["opt", "bloom", "gemma2", "qwen2_moe", "deepseek_v2", "phi3_longrope"]
+PADDED = ["opt", "bloom", "mpt", "gpt_neo", "gptj", "falcon_alibi", "gemma2", "gpt_oss", "xglm", "bert-generation"]
+EOS, PAD = 0, 1
+
+
+def all_of(names: list[str]) -> list:
+    """The names; those not in `FAST` are slow."""
+    return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def fitted(name: str, folder: Path) -> PreTrainedModel:
+    """The model as the stages open it after an import."""
+    model = tiny(name)
+    fit_model(model)
+    save_model(model, tiny_tokenizer(), folder)
+    return load_model(folder)
+
+
+def lengths_of(model: PreTrainedModel) -> list[int]:
+    """1 to 3 windows, in an order in which short ones stand beside long ones, and one in another group of lengths."""
+    context = context_of(model.config)
+    return [n for n in (1, 3 * WINDOW, 2, WINDOW, 70, 1, WINDOW + 1, 3 * WINDOW - 1, 5) if n <= context]
+
+
+@torch.no_grad()
+def plain_logprobs(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """log p of each token but the first, by `transformers` alone."""
+    logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+    return logits[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", all_of(RUN))
+def test_packed_log_probs_are_those_of_each_sequence_alone(name: str, tmp_path: Path) -> None:
+    ours, plain = fitted(name, tmp_path), tiny(name)
+    assert plain.config._attn_implementation == "eager"
+    sequences = sequences_of(lengths_of(ours))
+    got = response_logprobs(ours, pack(sequences), [ids[1:] for ids in sequences])
+    expected = torch.cat([plain_logprobs(plain, ids) for ids in sequences])
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", all_of(RUN))
+def test_greedy_samples_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    """With two slots for four prompts, so that one is filled while another is written."""
+    ours, plain = fitted(name, tmp_path), tiny(name)
+    prompts, most = sequences_of([3, 2 * WINDOW + 1, 1, WINDOW], seed=1), WINDOW
+    sampling = Sampling(max_new_tokens=most, temperature=0.0, batch_size=2)
+    found = dict(generate(ours, prompts, range(4), sampling, eos_token_id=EOS, pad_token_id=PAD))
+    for i, prompt in enumerate(prompts):
+        assert found[i].ids == written_by_transformers(plain, prompt, most, EOS, PAD)
+        whole = plain_logprobs(plain, [*prompt, *found[i].ids])
+        torch.testing.assert_close(
+            torch.tensor(found[i].logprobs), whole[len(prompt) - 1 :], rtol=0, atol=1e-4, msg=f"prompt {i}"
+        )
+
+
+@pytest.mark.parametrize("name", all_of(RUN))
+def test_the_recipe_runs_from_import_to_evaluation(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_source(tiny(name), tmp_path / "source")
+    write_data(tmp_path)
+    assert run_stages(tmp_path / "source", tmp_path) == (list(STAGES), "")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_run_is_refused_by_the_import_in_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(name)
+    with pytest.raises(ConfigError, match=f"^{model.config.model_type}: .*{REFUSED[name]}"):
+        fit_model(model)
+    monkeypatch.chdir(tmp_path)
+    write_source(model, tmp_path / "source")
+    done, error = run_stages(tmp_path / "source", tmp_path)
+    assert done == []
+    assert error.startswith("error: source ")
+    assert REFUSED[name] in error
+
+
+def test_a_weak_model_is_told_apart_as_well() -> None:
+    """With weights as they are drawn before any training, a wrong mask moves log-probs by less than 0.001."""
+    for name, way in (("opt", "padded"), ("gemma2", "padded"), ("gpt_oss", "padded"), ("llama", None), ("qwen3", None)):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(tiny(name).config, attn_implementation="eager")
+        fit_model(model)
+        assert getattr(model.config, "align_attention", None) == way, name
+
+
+# -- packed rows as padded batches ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PADDED)
+def test_a_packed_row_goes_through_a_padded_batch_and_back(name: str) -> None:
+    """Two rows at once, sequences of a token, and lengths so far apart that they make several batches."""
+    plain, ours = tiny(name), tiny(name)
+    read_padded(ours)
+    rows = [sequences_of([1, 90, 3, 2]), sequences_of([70, 1, 24, 1], seed=1)]
+    packed = [pack(row) for row in rows]
+    width = min(p.input_ids.shape[1] for p in packed)
+    ids, places = (torch.cat([p[k][:, :width] for p in packed]) for k in (0, 1))
+    logits = ours(input_ids=ids, position_ids=places, use_cache=False).logits
+    assert logits.shape[:2] == ids.shape
+    for row, sequences in zip(logits, rows, strict=True):
+        expected = torch.cat([plain(input_ids=torch.tensor([s]), use_cache=False).logits[0] for s in sequences])
+        torch.testing.assert_close(row[: len(expected)], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["opt", "mpt", "gemma2"])
+def test_gradients_through_a_padded_batch_are_those_of_each_sequence(name: str) -> None:
+    plain, ours = tiny(name), tiny(name)
+    read_padded(ours)
+    sequences = sequences_of([1, 70, 3, 12])
+    packed = pack(sequences)
+    logits = ours(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits[0]
+    alone = torch.cat([plain(input_ids=torch.tensor([s]), use_cache=False).logits[0] for s in sequences])
+    targets = torch.cat([torch.tensor(s).roll(-1) for s in sequences])
+    for found in (logits[: len(alone)], alone):
+        torch.nn.functional.cross_entropy(found, targets).backward()
+    for (where, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6, msg=where)
+
+
+@torch.no_grad()
+def test_a_copy_of_a_padded_model_is_a_model_of_its_own() -> None:
+    """Sampling in bf16 makes one."""
+    model = tiny("opt")
+    read_padded(model)
+    twin = copy.deepcopy(model)
+    packed = pack(sequences_of([5, 9, 1]))
+    where = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
+    before = model(**where).logits
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert is_padded(twin)
+    assert torch.equal(twin(**where).logits, before)
+
+
+@torch.no_grad()
+def test_what_is_no_packed_row_passes_untouched() -> None:
+    plain, ours = tiny("gptj"), tiny("gptj")
+    read_padded(ours)
+    ids = torch.tensor(sequences_of([9, 9]))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    for given in ({}, {"attention_mask": mask, "position_ids": places}, {"position_ids": torch.arange(9)[None]}):
+        got = ours(input_ids=ids, use_cache=True, **given)
+        expected = plain(input_ids=ids, use_cache=True, **given)
+        assert torch.equal(got.logits, expected.logits)
+        assert got.past_key_values.get_seq_length() == 9
+
+
+@torch.no_grad()
+def test_the_router_s_logits_come_back_token_by_token() -> None:
+    model = tiny("mixtral")
+    read_padded(model)
+    sequences = sequences_of([3, 70, 1])
+    packed = pack(sequences)
+    where = {"position_ids": packed.position_ids, "use_cache": False, "output_router_logits": True}
+    got = model(input_ids=packed.input_ids, **where).router_logits
+    alone = [model(input_ids=torch.tensor([s]), output_router_logits=True).router_logits for s in sequences]
+    for layer, found in enumerate(got):
+        expected = torch.cat([each[layer] for each in alone])
+        torch.testing.assert_close(found[: len(expected)], expected, rtol=1e-4, atol=1e-4)
+
+
+# -- contexts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_context_ends_where_frequencies_begin_to_depend_on_the_batch() -> None:
+    config = tiny("phi3_longrope").config
+    assert context_of(config) == 32
+    assert rope_limit(config).startswith("longrope changes the rotary frequencies beyond 32 tokens")
+    assert context_of(tiny("llama_dynamic").config) == 128
+    assert rope_limit(tiny("llama_yarn").config) is None
+    assert context_of(tiny("gemma3").config) == 128  # of the language model in a shell
+    assert context_of(tiny("bloom").config) == 2048  # which has no limit of its own
+
+
+def test_no_sample_goes_beyond_such_a_context(tmp_path: Path) -> None:
+    model = fitted("phi3_longrope", tmp_path)
+    with pytest.raises(ValueError, match="context of 32"):
+        list(generate(model, sequences_of([25]), [0], Sampling(max_new_tokens=8), eos_token_id=EOS, pad_token_id=PAD))
+
+
+# -- scalar heads --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", all_of(RUN))
+def test_a_scalar_head_stands_on_the_trunk_of_the_language_model(name: str, tmp_path: Path) -> None:
+    """What it reads are the hidden states of plain `transformers`; saved and loaded, it says the same."""
+    fitted(name, tmp_path / "model")
+    torch.manual_seed(3)
+    scalar, plain = scalar_from_lm(tmp_path / "model").eval(), tiny(name)
+    sequences = sequences_of([5, 1, 12])
+    scores = response_scores(scalar, pack(sequences))
+    hidden = [plain.base_model(torch.tensor([s]), use_cache=False).last_hidden_state[0, -1] for s in sequences]
+    expected = scalar.classifier.score(torch.stack(hidden))[:, 0]
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+    scalar.shift = 0.25
+    scalar.save(tmp_path / "reward")
+    assert torch.equal(response_scores(load_scalar(tmp_path / "reward"), pack(sequences)), scores - 0.25)
+
+
+@torch.no_grad()
+def test_a_classifier_that_transformers_has_no_class_for_opens_without_its_head(tmp_path: Path) -> None:
+    fitted("bitnet", tmp_path / "model")
+    scalar_from_lm(tmp_path / "model").save(tmp_path / "reward")
+    with pytest.raises(ValueError, match="Unrecognized configuration class"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    trunk, plain = AutoModel.from_pretrained(tmp_path / "reward"), tiny("bitnet")
+    ids = torch.tensor(sequences_of([9]))
+    torch.testing.assert_close(trunk(ids).last_hidden_state, plain.model(ids).last_hidden_state, rtol=1e-4, atol=1e-5)
+
+
+def published_reward_model(name: str, folder: Path, bias: float | None) -> PreTrainedModel:
+    config = tiny(name).config
+    config.num_labels = 1
+    torch.manual_seed(4)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    if bias is not None:
+        model.score = torch.nn.Linear(32, 1)
+        torch.nn.init.constant_(model.score.bias, bias)
+    model.save_pretrained(folder)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "opt", "qwen3_moe"])
+@pytest.mark.parametrize("bias", [None, 0.7])
+def test_a_published_head_is_read_as_it_is_with_a_bias_or_without(
+    name: str, bias: float | None, tmp_path: Path
+) -> None:
+    plain = published_reward_model(name, tmp_path, bias)
+    sequences = sequences_of([4, 11, 1])
+    expected = torch.cat([plain(torch.tensor([s])).logits[:, 0] for s in sequences])
+    classifier, _ = open_classifier(plain.config, pretrained_model_name_or_path=tmp_path, dtype=torch.float32)
+    fit_reward_model(classifier.eval())  # as an import does
+    ScalarModel(classifier).save(tmp_path / "imported")
+    scores = response_scores(load_scalar(tmp_path / "imported"), pack(sequences))
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+
+
+def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
+    fitted("llama", tmp_path)
+    with pytest.raises(ConfigError, match=r"its weights lack score\.weight"):
+        load_scalar(tmp_path)
