@@ -34,8 +34,8 @@ from transformers import (
 
 from align.configs import ModelConfig
 from align.errors import ConfigError
-from align.models.attention import ATTENTION
-from align.models.load import check_attention  # which registers align's own architectures, too
+from align.models.load import attention_of, check_attention, fit_as_recorded  # align's own architectures, too
+from align.models.padded import is_padded
 from align.sizes import Weight
 
 # GPT-2's activation is the tanh form of GELU; this is the same function in one kernel instead of eight.
@@ -79,7 +79,9 @@ def build_model(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrai
 def fresh_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
     """A causal model of the architecture and sizes of a saved one, its weights drawn anew; float32, in eval mode."""
     model = _fresh(AutoConfig.from_pretrained(folder, trust_remote_code=False)).to(device).eval()
-    check_attention(model)
+    fit_as_recorded(model)
+    if not is_padded(model):
+        check_attention(model)
     return model
 
 
@@ -181,7 +183,7 @@ def _fresh(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         if config.is_encoder_decoder:
             return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention_of(config))
     except (ValueError, KeyError) as error:
         raise _refused(config.model_type, error) from None
     if config.model_type in _HALVED_POSITIONS:

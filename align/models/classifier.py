@@ -19,7 +19,7 @@ from transformers import (
 from align.errors import ConfigError
 from align.losses.lm import head_logprobs
 from align.losses.tasks import segment_means
-from align.models.attention import ATTENTION
+from align.models.load import attention_of
 from align.models.packed import before_responses, head_is_plain, response_logprobs
 from align.text.packing import ROUND, Packed, pack
 from align.text.task_formats import Example, Goal
@@ -47,7 +47,9 @@ class TaskModel(torch.nn.Module):
     def __init__(self, lm: PreTrainedModel, num_outputs: int, dropout: float):
         super().__init__()
         self.lm, self._dropout = lm, dropout
-        self.score = torch.nn.Linear(lm.config.hidden_size, num_outputs, bias=False, device=lm.device)
+        self.score = torch.nn.Linear(
+            lm.config.get_text_config(decoder=True).hidden_size, num_outputs, bias=False, device=lm.device
+        )
         torch.nn.init.normal_(self.score.weight, std=_DEVIATION)
         self._plain = head_is_plain(lm)  # measured now, while nothing drops out
 
@@ -129,7 +131,7 @@ def save_classifier(
     if goal.kind == "score":
         setattr(config, MEAN, goal.usual)
     classifier = AutoModelForSequenceClassification.from_config(
-        config, dtype=torch.float32, attn_implementation=ATTENTION
+        config, dtype=torch.float32, attn_implementation=attention_of(config)
     )
     classifier.base_model.load_state_dict(lm.base_model.state_dict())
     classifier.score.weight.copy_(score * goal.deviation)

@@ -21,7 +21,7 @@ import align.models.gpt1
 import align.models.gpt3  # noqa: F401  both make themselves known to `transformers`
 from align.errors import ConfigError
 from align.models.attention import ATTENTION
-from align.models.padded import read_padded
+from align.models.padded import is_padded, read_padded
 from align.text.chat import stop_ids
 
 disable_progress_bar()  # loading a model is not what anybody waits for
@@ -41,7 +41,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedMo
     model = model.to(device).eval()
     model.stored_dtype = stored_dtype(config)
     fit_as_recorded(model)
-    if getattr(model.config, WAY, None) != PADDED:
+    if not is_padded(model):
         check_attention(model)
     return model
 

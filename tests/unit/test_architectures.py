@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.configs import ModelConfig
 from align.errors import ConfigError
-from align.models.build import build_model
+from align.models.build import build_model, fresh_model
 from align.models.load import load_model
 from align.optimizers import pretraining_optimizers
 from align.text.packing import pack
@@ -76,7 +76,7 @@ def test_muon_makes_each_projection_of_gpt_neox_orthogonal(tokenizer):
     assert norms[0].item() == pytest.approx(norms[1].item(), rel=0.1)
 
 
-def test_a_model_that_masks_or_places_by_itself_is_refused(tmp_path, tokenizer):
+def test_a_model_that_masks_or_places_by_itself_is_refused_where_no_import_fitted_it(tmp_path, tokenizer):
     """OPT makes a mask of its own, so that packed sequences would see each other; BLOOM adds a slope to its scores."""
     for name, sizes in (
         ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 32, "max_position_embeddings": 64}),
@@ -96,6 +96,20 @@ def test_a_model_that_masks_or_places_by_itself_is_refused(tmp_path, tokenizer):
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         with pytest.raises(ConfigError, match=f"^{name}: "):
             load_model(folder)
+
+
+@torch.no_grad()
+def test_a_model_with_fresh_weights_reads_packed_rows_as_the_one_it_is_like(tmp_path):
+    """OPT with its own attention, as its import found; what one sequence says does not reach another."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 32}
+    config = AutoConfig.for_model("opt", vocab_size=280, ffn_dim=32, max_position_embeddings=64, init_std=0.3, **sizes)
+    config.align_attention = "padded"
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = fresh_model(tmp_path)
+    assert model.config._attn_implementation == "eager"
+    near, far = ([packed.input_ids, packed.position_ids] for packed in (pack([[5, 6, 7], [8, 9]]), pack([[8, 9]])))
+    logits = [model(input_ids=i, position_ids=p, use_cache=False).logits[0] for i, p in (near, far)]
+    torch.testing.assert_close(logits[0][3:5], logits[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

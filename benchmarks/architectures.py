@@ -1,0 +1,146 @@
+"""Which architectures of `transformers` run here? Each as a tiny random model through all five stages; a table.
+
+    python benchmarks/architectures.py [--only NAME,NAME] [--json FILE] [--table docs/models.md]
+
+For each: how packed rows are read, the largest difference of a packed log-prob from plain `transformers` (its own eager
+attention, each sequence alone, 1 to 3 sliding windows long), and how many of import, supervised tuning, reward model,
+PPO and evaluation end well. What an import refuses, it refuses in one line; anything else is counted as a crash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "models")]
+
+from catalogue import ARCHITECTURES, WINDOW, tiny  # noqa: E402
+from five_stages import STAGES, run_stages, write_data, write_source  # noqa: E402
+from tiny_models import sequences_of  # noqa: E402
+
+from align.errors import ConfigError  # noqa: E402
+from align.models.check import fit_model  # noqa: E402
+from align.models.load import context_of  # noqa: E402
+from align.models.packed import response_logprobs  # noqa: E402
+from align.models.padded import is_padded  # noqa: E402
+from align.text.packing import pack  # noqa: E402
+
+LENGTHS = (1, 3 * WINDOW, 2, WINDOW, 70, 1, WINDOW + 1, 3 * WINDOW - 1, 5)
+BOUND = 1e-4  # nats
+
+HEAD = f"""# Models
+
+Any causal language model that `transformers` knows can be imported: `align import_model source=hf:ORG/NAME@COMMIT`.
+The import compares the model with itself and refuses, in one line, what would not run or would give wrong numbers.
+
+This table is made by `python benchmarks/architectures.py --table docs/models.md`. Each architecture is a model of two
+layers with random weights. Its columns:
+
+- **reads packed rows**: *packed*, by align's own attention, without padding; *padded*, by the model's own attention on
+  right-padded batches, which is slower and gives the same numbers; or *refused*, and why.
+- **difference**: the largest difference of a log-prob, in nats, between packed rows here and plain `transformers` on
+  each sequence alone. Sequences have 1 to {3 * WINDOW} tokens, which is three sliding windows, and one has 70.
+- **stages**: how many of import, supervised tuning, reward model, PPO and evaluation ran, of 5.
+
+Where rotary frequencies depend on the longest sequence of a batch (longrope, dynamic), the context ends where they
+begin to, so that a sequence has the same log-probs alone and beside others. `import_model` says so.
+"""
+
+
+class Outcome(NamedTuple):
+    """What became of one architecture."""
+
+    way: str
+    difference: float | None
+    done: int
+    error: str
+
+
+@torch.no_grad()
+def difference(name: str) -> tuple[str, float]:
+    """How packed rows are read, and the largest difference of a log-prob from plain `transformers`."""
+    ours, plain = tiny(name), tiny(name)
+    fit_model(ours)
+    sequences = sequences_of([n for n in LENGTHS if n <= context_of(ours.config)])
+    got = response_logprobs(ours, pack(sequences), [ids[1:] for ids in sequences])
+    expected = []
+    for ids in sequences:
+        logits = plain(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+        expected.append(logits[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0])
+    return "padded" if is_padded(ours) else "packed", float((got - torch.cat(expected)).abs().max())
+
+
+def outcome(name: str, folder: Path) -> Outcome:
+    """Run one architecture in an empty folder."""
+    try:
+        way, gap = difference(name)
+    except ConfigError as error:
+        way, gap = f"refused: {str(error).partition(': ')[2]}", None
+    write_source(tiny(name), folder / "source")
+    write_data(folder)
+    os.chdir(folder)
+    done, error = run_stages(folder / "source", folder)
+    return Outcome(way, gap, len(done), error)
+
+
+def verdict(found: Outcome) -> str:
+    """runs, refused (in one line, by the import) or crashed."""
+    if found.difference is None:
+        ok = found.done == 0 and found.error.startswith("error: source ") and "a defect" not in found.error
+        return "refused" if ok else "crashed"
+    return "runs" if found.done == len(STAGES) and found.difference <= BOUND else "crashed"
+
+
+def table(found: dict[str, Outcome]) -> str:
+    counts = {each: sum(verdict(o) == each for o in found.values()) for each in ("runs", "refused", "crashed")}
+    said = f"Of {len(found)} architectures, {counts['runs']} run all five stages and {counts['refused']} are refused"
+    said += f"; {counts['crashed']} crash or differ by more than {BOUND:g} nats."
+    rows = ["| architecture | reads packed rows | difference | stages |", "|---|---|---|---|"]
+    for name, each in found.items():
+        gap = "" if each.difference is None else f"{each.difference:.1e}"
+        rows.append(f"| `{name}` | {each.way.replace('|', ' ')} | {gap} | {each.done} |")
+    return f"{HEAD}\n{said}\n\n" + "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="names, with commas between them; default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome there")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table there")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    targets = {file: file.resolve() for file in (options.json, options.table) if file is not None}
+    found: dict[str, Outcome] = {}
+    for name in options.only.split(",") if options.only else ARCHITECTURES:
+        begun = perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = outcome(name, Path(folder))
+            os.chdir(ROOT)
+        each = found[name]
+        gap = "" if each.difference is None else f"{each.difference:.1e}"
+        print(f"{name:20} {verdict(each):8} {each.way[:40]:40} {gap:8} {each.done} {perf_counter() - begun:.1f} s")
+        if verdict(each) == "crashed":
+            print(f"    {each.error}")
+        sys.stdout.flush()
+    if options.json:
+        rows = {name: each._asdict() | {"verdict": verdict(each)} for name, each in found.items()}
+        targets[options.json].write_text(json.dumps(rows, indent=1) + "\n")
+    if options.table:
+        targets[options.table].write_text(table(found), encoding="utf-8")
+    if any(verdict(each) == "crashed" for each in found.values()):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
