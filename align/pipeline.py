@@ -6,6 +6,7 @@ folder, commits what it left there and points the step's name at it. Nothing her
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from align.artifacts import Artifact, ArtifactStore
 from align.configs import Data, HardwareConfig, ImportModel, RunConfig
 from align.cores import cores
-from align.errors import ConfigError
+from align.errors import ConfigError, HealthStop
 from align.plan import Source, Step, data_digest
 from align.stop import Stop
 from align.sweeps import Member
@@ -86,6 +87,11 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracke
             metrics = run_ranks(step.config, inputs, tracked, work, settings, stop)
         else:
             metrics = run_stage(step.config, inputs, Job(step.label, work, settings, tracker, stop))
+        if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            raise HealthStop(
+                f"{step.label}: {', '.join(broken)}: not a finite number, so nothing is published; "
+                f"metrics.jsonl in {work / 'out'} shows where it began"
+            )
         # A function of the user's own was read once, when it was imported; data is read as long as the step runs.
         reads = isinstance(step.config, Data | ImportModel)
         if reads and data_digest(step.name, step.config, settings, store) != step.data_digest:

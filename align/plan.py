@@ -34,6 +34,7 @@ from align.errors import ConfigError, StoreError
 from align.functions import check_file, find_source
 from align.implied import add_implied_steps, expected_kind, refs_of
 from align.versions import packages
+from align.vocabularies import differ, tokenizer_file
 
 _ITEMS = 2  # what is made of a row of a task; 2: its answer context, and whether it only leans to a side
 
@@ -217,7 +218,36 @@ def _resolve_step(
     )
     step = Step(settings.name, name, config, inputs, digest, key)
     artifact = store.get(config.STAGE, key)
-    return replace(step, cached=artifact is not None, reason=_why(step, artifact, store))
+    reason = _why(step, artifact, store)
+    if artifact is None and (note := _encoded_again(step, done, store)):
+        reason = f"{reason}; {note}"
+    return replace(step, cached=artifact is not None, reason=reason)
+
+
+def _encoded_again(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> str:
+    """What follows where a reward model of PPO is known to have a tokenizer of its own."""
+    if not isinstance(step.config, Ppo):
+        return ""
+    steps = {(other.stage, other.key): other for other in done.values()}
+
+    def tokenizer(source: Source) -> Path | None:
+        artifact = store.get(source.stage, source.key)
+        if artifact is not None:
+            return tokenizer_file(artifact.path)
+        made = steps.get((source.stage, source.key))
+        if made is None:
+            return None
+        if isinstance(made.config, ImportModel):
+            scheme, _, folder = made.config.source.partition(":")
+            return tokenizer_file(Path(folder).expanduser()) if scheme == "path" else None
+        parents = [made.inputs[slot][0] for slot in ("model", "policy", "tokenizer") if slot in made.inputs]
+        return tokenizer(parents[0]) if parents else None
+
+    (policy,), reward_models = step.inputs["policy"], step.inputs["reward_model"]
+    if not any(differ(tokenizer(policy), tokenizer(model)) for model in reward_models):
+        return ""
+    value = "; the value model starts from the policy" if step.config.value_from == "reward_model" else ""
+    return f"the reward model has a tokenizer of its own, so text is encoded for it again{value}"
 
 
 def data_digest(name: str, config: StageConfig, settings: RunConfig, store: ArtifactStore) -> str | None:
@@ -229,7 +259,7 @@ def data_digest(name: str, config: StageConfig, settings: RunConfig, store: Arti
                 return digest_of([source.digest, source.card.name])  # T5 writes the task's name into every row
             return digest_of([source.digest, _ITEMS]) if config.record == "items" else source.digest
         if isinstance(config, ImportModel):
-            return resolve_model(config.source, store.root).digest
+            return _imported_digest(config, store)
         if isinstance(config, Tokenizer) and config.source:
             return resolve_tokenizer(config.source, store.root).digest
     except ConfigError as error:
@@ -238,6 +268,17 @@ def data_digest(name: str, config: StageConfig, settings: RunConfig, store: Arti
         digests = _digests_of_files(name, config)
         return digest_of(digests) if digests else None
     return None
+
+
+def _imported_digest(config: ImportModel, store: ArtifactStore) -> str:
+    """Of the model's files, and of the file of a chat template that was given."""
+    digest = resolve_model(config.source, store.root).digest
+    if not config.chat_template.startswith("path:"):
+        return digest
+    template = Path(config.chat_template.removeprefix("path:")).expanduser()
+    if not template.is_file():
+        raise ConfigError(f"chat_template={config.chat_template}: no such file")
+    return digest_of([digest, sha256_file(template)])
 
 
 def _digests_of_files(name: str, config: Ppo | Evaluate) -> dict[str, Any]:

@@ -56,16 +56,15 @@ def _write(artifact: Artifact, prompts: list[str], options: Namespace) -> None:
     """A paragraph a prompt and temperature; what was given is bold."""
     from rich.text import Text
 
+    from align.evals.items import encode_context
     from align.models.load import context_length, load_model, load_tokenizer
     from align.rollout.engine import Sampling, generate
     from align.seeds import derive_seed
+    from align.text.chat import stop_ids
 
     model, tokenizer = load_model(artifact.path), load_tokenizer(artifact.path)
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    encoded = [
-        tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"] or [end]
-        for prompt in prompts
-    ]
+    ends, pad = stop_ids(tokenizer), tokenizer.pad_token_id
+    encoded = [encode_context(tokenizer, prompt) for prompt in prompts]
     room = context_length(model) - max(map(len, encoded))
     if room <= 0:
         raise ConfigError(f"prompt: expected less than the model's context of {context_length(model)} tokens")
@@ -78,9 +77,9 @@ def _write(artifact: Artifact, prompts: list[str], options: Namespace) -> None:
             top_p=options.top_p,
         )
         seeds = [derive_seed(options.seed, "sample", i) for i in range(len(prompts))]
-        written = dict(generate(model, encoded, seeds, settings, eos_token_id=end, pad_token_id=pad))
+        written = dict(generate(model, encoded, seeds, settings, eos_token_id=ends, pad_token_id=pad))
         for i, prompt in enumerate(prompts):
-            text = continued(tokenizer, encoded[i], [token for token in written[i].ids if token != end])
+            text = continued(tokenizer, encoded[i], [token for token in written[i].ids if token not in ends])
             console.print(Text.assemble((prompt, "bold"), text), soft_wrap=True)
             console.print()
 

@@ -17,10 +17,8 @@ NESTED = {"model", "hardware", "tracker", "inputs"}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_is_short_and_so_are_its_functions(module: Path) -> None:
-    text = module.read_text()
-    assert text.count("\n") < 400
-    for node in ast.walk(ast.parse(text)):
+def test_functions_are_short(module: Path) -> None:
+    for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
 

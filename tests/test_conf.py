@@ -233,7 +233,6 @@ TOGETHER = {
     ),
     "ptx_coef": ("steps.ppo.ptx_coef=1", "0, or inputs.text too"),
     "ensemble_std_coef": ("steps.ppo.ensemble_std_coef=1", "0, or several in inputs.reward_model"),
-    "value_from": ("steps.ppo.reencode=true", "policy where reencode is on"),
     "kl_form": ("steps.ppo.kl_form=k1", "reward or k2 or k3, got 'k1'"),
     "schedule": ("steps.ppo.schedule=step", "constant or linear or cosine, got 'step'"),
     "on_nonfinite": ("steps.ppo.on_nonfinite=ignore", "stop or skip, got 'ignore'"),

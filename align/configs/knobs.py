@@ -10,7 +10,7 @@ from align.errors import ConfigError
 RECORDS = ("documents", "demonstrations", "comparisons", "prompts", "items", "labelled")
 SPLITS = ("train", "validation", "test")
 PRECISIONS = ("fp32", "bf16")
-MODELS = ("model", "seq2seq_model")  # decoder-only; encoder-decoder
+MODELS = ("model", "seq2seq_model", "reward_model")  # decoder-only; encoder-decoder; sequence classifier, one label
 
 
 def knob(default: Any, comment: str) -> Any:
@@ -27,7 +27,7 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 class StageConfig:
     """What every stage has.
 
-    Kinds of artifact: the `RECORDS` and `MODELS`, tokenizer, tokens, reward_model, classifier, evaluation.
+    Kinds of artifact: the `RECORDS` and `MODELS`, tokenizer, tokens, classifier, evaluation.
     """
 
     STAGE: ClassVar[str]

@@ -14,7 +14,7 @@ class Ppo(StageConfig):
     """Tune a policy against a reward model, held near where it started."""
 
     STAGE: ClassVar[str] = "ppo"
-    VERSION: ClassVar[int] = 3  # 2: ema_decay is on; text is counted by the episode; 3: attention, as sft's 2
+    VERSION: ClassVar[int] = 4  # 2: ema_decay is on; text is counted by the episode; 3: attention; 4: no reencode
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"policy": "model", "reward_model": "reward_model", "prompts": "prompts"}
     OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents", "heldout_reward_model": "reward_model"}
@@ -32,7 +32,11 @@ class Ppo(StageConfig):
     warmup_iterations: int = knob(10, "linear from a tenth of the peak [InstructGPT]")
     schedule: str = knob("constant", "after the warm-up: constant, linear or cosine [InstructGPT; Ziegler: linear]")
     final_learning_rate_fraction: float = knob(0.0, "of the peak, where linear and cosine end [Ziegler]")
-    value_from: str = knob("reward_model", "what the value model starts from: reward_model or policy [InstructGPT]")
+    value_from: str = knob(
+        "reward_model",
+        "what the value model starts from: reward_model or policy; always the policy where the reward model has a "
+        "tokenizer of its own [InstructGPT]",
+    )
     value_warmup_iterations: int = knob(0, "first iterations that train the value model alone [ours]")
     update: str = knob("joint", "joint, or policy: the value model stays as its warm-up left it [InstructGPT]")
 
@@ -73,7 +77,6 @@ class Ppo(StageConfig):
     missing_eos_reward: float | None = knob(None, "instead: the whole reward of one that was cut off [Ziegler: -1]")
     reward_clip: float | None = knob(None, "the summed reward is clipped to +- this; None: no [ours]")
     whiten_rewards: bool = knob(False, "scale a rollout's rewards to a deviation of 1, mean kept [ours; Ziegler: on]")
-    reencode: bool = knob(False, "reward models may have another tokenizer: the text is encoded again for them [ours]")
 
     ptx_coef: float = knob(
         0.0, "PPO-ptx: weight of the pretraining loss, mean nats a token; needs text [InstructGPT: 27.8]"
@@ -168,12 +171,6 @@ class Ppo(StageConfig):
             "ensemble_std_coef",
             self.ensemble_std_coef,
             "0, or several in inputs.reward_model",
-        )
-        require(
-            not (self.reencode and self.value_from == "reward_model"),
-            "value_from",
-            self.value_from,
-            "policy where reencode is on: the value model reads the policy's own tokens",
         )
 
     @property

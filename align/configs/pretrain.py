@@ -17,6 +17,7 @@ class Tokens(StageConfig):
     """Tokenise documents once, for every run that trains on them; `plan` puts it before a step that needs it."""
 
     STAGE: ClassVar[str] = "tokens"
+    VERSION: ClassVar[int] = 2  # a document begins with BOS where its tokenizer puts one
     PARALLEL: ClassVar[bool] = False
     OUTPUT: ClassVar[str] = "tokens"
     INPUTS: ClassVar[dict[str, str]] = {"data": "documents"}

@@ -52,6 +52,7 @@ class Tokenizer(StageConfig):
     """
 
     STAGE: ClassVar[str] = "tokenizer"
+    VERSION: ClassVar[int] = 2  # a published tokenizer keeps its chat template
     PARALLEL: ClassVar[bool] = False
     OUTPUT: ClassVar[str] = "tokenizer"
     OPTIONAL: ClassVar[dict[str, str]] = {"data": "documents"}
@@ -153,12 +154,20 @@ class Reward(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class ImportModel(StageConfig):
-    """Bring a language model in from the Hub or a local folder."""
+    """Bring a model in from the Hub, a folder or a GGUF file, in its own precision and with its own chat template."""
 
     STAGE: ClassVar[str] = "import_model"
+    VERSION: ClassVar[int] = 2  # the chat template and the precision are kept; new rows are drawn apart
     PARALLEL: ClassVar[bool] = False
-    source: str = knob("", "hf:ORG/NAME@COMMIT or path:FOLDER")
-    kind: str = knob("model", "model, or seq2seq_model for an encoder-decoder (T5) of the Hub; a folder says it itself")
+    source: str = knob("", "hf:ORG/NAME@COMMIT, path:FOLDER or path:FILE.gguf")
+    kind: str = knob(
+        "model",
+        "of what is on the Hub: model, seq2seq_model (T5) or reward_model (a sequence classifier with one label); a "
+        "folder says it itself",
+    )
+    chat_template: str = knob(
+        "keep", "keep: the model's own, ours only where it has none; align: ours; path:FILE: a Jinja file [ours]"
+    )
 
     @property
     def output(self) -> str:
@@ -167,3 +176,5 @@ class ImportModel(StageConfig):
     def __post_init__(self) -> None:
         check_ranges(self)
         require(self.kind in MODELS, "kind", self.kind, " or ".join(MODELS))
+        known = self.chat_template in ("keep", "align") or self.chat_template.startswith("path:")
+        require(known, "chat_template", self.chat_template, "keep, align or path:FILE")

@@ -90,7 +90,14 @@ class Source:
         """Where `from_pretrained` finds it: its arguments, with the commit of what is on the Hub."""
         name, _, commit = str(self.card.hub).partition("@")
         place = {"pretrained_model_name_or_path": self.root or name, "trust_remote_code": False}
-        return place if self.root is not None else {**place, "revision": commit}
+        # A local folder is all there is: without this, the Hub is asked for files that the folder does not have.
+        return {**place, "local_files_only": True} if self.root is not None else {**place, "revision": commit}
+
+    @property
+    def gguf(self) -> str | None:
+        """The name of the GGUF file that holds the model, where there is no config.json."""
+        names = [path.name for path in self.files]
+        return next((name for name in names if name.endswith(".gguf") and "config.json" not in names), None)
 
     @property
     def is_local_path(self) -> bool:
@@ -174,16 +181,27 @@ def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
 
 
 def resolve_model(source: str, store: Path | None) -> Source:
-    """A model's source, `hf:ORG/NAME@COMMIT` or `path:FOLDER`, down to the bytes it stands for.
+    """A model's source, `hf:ORG/NAME@COMMIT`, `path:FOLDER` or `path:FILE.gguf`, down to the bytes it stands for.
 
-    A folder holds a model as `transformers` saves it, or GPT-1's parameters as OpenAI published them.
+    A folder holds a model as `transformers` saves it, one GGUF file, or GPT-1's parameters as OpenAI published them.
     """
-    return _resolve_folder(
+    scheme, _, rest = source.partition(":")
+    folder = Path(rest).expanduser()
+    if scheme == "path" and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"source {source!r}: it holds an adapter alone; merge it into its base model first "
+            "(peft: model.merge_and_unload().save_pretrained(FOLDER)), then import that folder"
+        )
+    found = _resolve_folder(
         source,
         store,
-        lambda names: bool({"config.json", "params_shapes.json"} & names),
-        "a model's config.json in it (or params_shapes.json, of GPT-1's released parameters)",
+        lambda names: bool({"config.json", "params_shapes.json"} & names) or any(n.endswith(".gguf") for n in names),
+        "a model's config.json or a .gguf file in it (or params_shapes.json, of GPT-1's released parameters)",
     )
+    several = [path.name for path in found.files if path.suffix == ".gguf"]
+    if found.gguf and len(several) > 1:
+        raise ConfigError(f"source {source!r}: it holds several GGUF files ({', '.join(several)}); name one of them")
+    return found
 
 
 def resolve_tokenizer(source: str, store: Path | None) -> Source:
@@ -209,6 +227,9 @@ def model_kind(source: str) -> str | None:
         return None
     try:
         read = json.loads(config.read_text(encoding="utf-8"))
+        named = str((read.get("architectures") or [""])[0])
+        if named.endswith("ForSequenceClassification"):
+            return "reward_model"
         return "seq2seq_model" if read.get("is_encoder_decoder") else "model"
     except (ValueError, AttributeError):
         raise ConfigError(f"source {source!r}: config.json in it is not the JSON of a model's config") from None
@@ -224,6 +245,8 @@ def _resolve_folder(
     folder = Path(rest).expanduser()
     known = scheme == "path" and rest and folder.is_dir()
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in without) if known else []
+    if scheme == "path" and folder.suffix == ".gguf" and folder.is_file():
+        folder, files = folder.parent, [folder]
     if not fits({p.name for p in files}):
         raise ConfigError(f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with {wanted}")
     digests = file_digests(files, store)

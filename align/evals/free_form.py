@@ -13,6 +13,7 @@ from align.evals.beam import WIDTH, beam_search
 from align.evals.items import encode_context
 from align.models.load import context_length
 from align.rollout.engine import Response, Sampling, generate
+from align.text.chat import stop_ids
 from align.text.packing import micro_batches
 
 
@@ -43,14 +44,14 @@ def write_answers(
             f"max_new_tokens={max_new_tokens}: expected fewer than the model reads, {room + max_new_tokens}"
         )
     prompts = [encode_context(tokenizer, context.rstrip())[-room:] for context in contexts]
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ends, pad = stop_ids(tokenizer), tokenizer.pad_token_id
     written: list[list[int]] = [[] for _ in contexts]
     if way == "greedy":
         most = max(1, max_tokens // (max(map(len, prompts), default=0) + max_new_tokens))
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0, batch_size=most)
         seeds = [0] * len(prompts)
         done: tuple[int, Response]
-        for done in generate(model, prompts, seeds, sampling, eos_token_id=eos, pad_token_id=pad):
+        for done in generate(model, prompts, seeds, sampling, eos_token_id=ends, pad_token_id=pad):
             written[done[0]] = done[1].ids
             advance(1)
     else:
@@ -66,9 +67,9 @@ def write_answers(
 
 
 def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: end of text, and whatever holds a line break."""
+    """The tokens that end an answer: those that end any text, and whatever holds a line break."""
     breaks = [i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "\n" in text]
-    return [tokenizer.eos_token_id, *(i for i in breaks if i != tokenizer.eos_token_id)]
+    return list(dict.fromkeys([*stop_ids(tokenizer), *breaks]))
 
 
 def first_line(text: str) -> str:

@@ -22,6 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.evals.items import encode_context, encode_pair, fitting, score_pairs, start_token
 from align.models.load import context_length
 from align.rollout.engine import Response, Sampling, generate
+from align.text.chat import stop_ids
+from align.text.encoding import encode_texts
 
 _MOST_NEW_TOKENS = 256  # where a task does not say, as in lm-eval's own HFLM
 
@@ -68,7 +70,7 @@ class Scorer(LM):
         windows: list[tuple[list[int], list[int]]] = []
         counts = []
         for (text,) in (request.args for request in requests):
-            ids = self._own_tokenizer(text, split_special_tokens=True)["input_ids"]
+            (ids,) = encode_texts(self._own_tokenizer, [text])  # the first window begins with BOS
             rolled = get_rolling_token_windows(ids, first, limit, 1)
             own = [make_disjoint_window(window) for window in rolled]
             windows += [(list(before), list(after)) for before, after in own]
@@ -103,9 +105,13 @@ class Scorer(LM):
         batch = max(1, self._max_tokens // (max(map(len, prompts)) + most))
         sampling = Sampling(max_new_tokens=most, temperature=temperature, top_p=top_p, batch_size=batch)
         seeds = [self._seed + i for i in range(len(prompts))]
-        eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
         drawn: Iterator[tuple[int, Response]] = generate(
-            self._model, prompts, seeds, sampling, eos_token_id=eos, pad_token_id=pad
+            self._model,
+            prompts,
+            seeds,
+            sampling,
+            eos_token_id=stop_ids(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
         )
         for place, response in drawn:
             text = tokenizer.decode(response.ids, skip_special_tokens=True)

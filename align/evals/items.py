@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.models.load import context_length
 from align.models.packed import before_responses, pack_pairs
+from align.text.encoding import encode_texts
 from align.text.packing import micro_batches
 
 Item = Mapping[str, Any]  # a row of the record `items`
@@ -42,9 +43,9 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, completion: st
     kept = context.rstrip()
     completion = context[len(kept) :] + completion
     if not kept:
-        alone = tokenizer(completion, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        (alone,) = encode_texts(tokenizer, [completion])
         return [start_token(tokenizer)], alone
-    whole, before = (tokenizer(text, split_special_tokens=True)["input_ids"] for text in (kept + completion, kept))
+    whole, before = encode_texts(tokenizer, [kept + completion, kept], begin=True)
     return before, whole[len(before) :]
 
 
@@ -55,7 +56,8 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def encode_context(tokenizer: PreTrainedTokenizerBase, context: str) -> list[int]:
     """Tokens of a context that is to be written on, never none."""
-    return tokenizer(context, split_special_tokens=True)["input_ids"] or [start_token(tokenizer)]
+    (ids,) = encode_texts(tokenizer, [context], begin=True)
+    return ids or [start_token(tokenizer)]
 
 
 def score_items(

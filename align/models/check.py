@@ -51,6 +51,7 @@ def fit_model(model: PreTrainedModel) -> list[str]:
     with _evaluating(model), _narrow_windows(model):
         _choose_way(model, _logits, (_compare_packed, _compare_trained, _compare_sampled))
     _check_head(model)
+    _name_router(model)
     return _said(model)
 
 
@@ -290,6 +291,21 @@ def _check_head(model: PreTrainedModel) -> None:
         raise ConfigError(
             f"{model.config.model_type}: the trunk of its sequence classifier is not that of the language model"
         )
+
+
+@torch.no_grad()
+def _name_router(model: PreTrainedModel) -> None:
+    """Write into the config what trl's trainer looks for to balance a mixture's experts; 0 where nothing is routed."""
+    config = model.config.get_text_config(decoder=True)
+    if not hasattr(config, "output_router_logits") or not getattr(config, "router_aux_loss_coef", 0.0):
+        return
+    with _in_a_line(model.config.model_type, "its router fails in transformers"):
+        routed = model.base_model(input_ids=_row(model, [0, 1]), use_cache=False, output_router_logits=True)
+    logits = getattr(routed, "router_logits", None)
+    if not logits:
+        config.router_aux_loss_coef = 0.0
+    elif not hasattr(config, "num_experts"):
+        config.num_experts = logits[0].shape[-1]
 
 
 def _sequences(model: PreTrainedModel) -> list[list[int]]:

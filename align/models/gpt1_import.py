@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from transformers import OpenAIGPTConfig
 
 from align.errors import ConfigError
+from align.models.gpt1 import OpenAIGPTLMHeadModel
 
 SHAPES = "params_shapes.json"
 _FILES = [f"params_{i}.npy" for i in range(10)]

@@ -43,14 +43,14 @@ def make_samples(
     prompts: list[list[int]],
     responses: list[list[int]],
     logprobs: Sequence[Sequence[float]],
-    eos_token_id: int,
+    stops: Sequence[int],
     device: torch.device,
 ) -> Samples:
-    """Pad what the engine gave; the end-of-text token is looked for in the response alone."""
+    """Pad what the engine gave; the tokens that end a response, `stops`, are looked for in the response alone."""
     lengths = torch.tensor([len(response) for response in responses], device=device)
     mask = torch.arange(int(lengths.max()), device=device)[None, :] < lengths[:, None]
     flat = torch.tensor([logprob for row in logprobs for logprob in row], device=device)
-    ended = torch.tensor([response[-1] == eos_token_id for response in responses], device=device)
+    ended = torch.tensor([response[-1] in stops for response in responses], device=device)
     return Samples(ids, prompts, responses, padded(flat, mask), mask, ended)
 
 

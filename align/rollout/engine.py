@@ -15,7 +15,8 @@ from typing import NamedTuple, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from align.rollout.slots import Slots
+from align.models.load import context_of
+from align.rollout.slots import Slots, can_sample_in_bf16
 
 _SPARE = 0.15  # share of the slots that are free before they are filled again
 _ROUND = 8  # slots that are given up at a time: few different shapes, as in align/text/packing.py
@@ -30,7 +31,7 @@ class Sampling:
     """How to sample.
 
     Attributes:
-        max_new_tokens: tokens, the end-of-text token included.
+        max_new_tokens: tokens, the one that ends the response included.
         temperature: divides the logits; 0 takes the likeliest token.
         top_p: share of the probability that is sampled from, its likeliest tokens; below 1 the log-probs are those of
             the truncated distribution, whose normaliser PPO's ratio must be corrected for.
@@ -44,7 +45,7 @@ class Sampling:
 
 
 class Response(NamedTuple):
-    """One sampled response; `ids` ends with the end-of-text token unless it was cut off."""
+    """One sampled response; `ids` ends with the token that ended it unless it was cut off."""
 
     ids: list[int]
     logprobs: list[float]  # nats, of the distribution that was sampled (at temperature 1 when greedy)
@@ -65,12 +66,12 @@ class Engine(Protocol):
 class LocalEngine:
     """Samples in this process, with the policy itself or, in bf16, with a copy of it that is half as large."""
 
-    def __init__(self, precision: str, eos_token_id: int, pad_token_id: int):
+    def __init__(self, precision: str, eos_token_id: int | Sequence[int], pad_token_id: int):
         self._precision, self._eos_token_id, self._pad_token_id = precision, eos_token_id, pad_token_id
         self._model: PreTrainedModel | None = None
 
     def load(self, policy: PreTrainedModel) -> None:
-        if self._precision == "fp32":
+        if self._precision == "fp32" or not can_sample_in_bf16(policy):
             self._model = policy
         elif self._model is None:
             self._model = copy.deepcopy(policy).requires_grad_(False)
@@ -115,7 +116,7 @@ def generate(
     seeds: Sequence[int],
     sampling: Sampling,
     *,
-    eos_token_id: int,
+    eos_token_id: int | Sequence[int],
     pad_token_id: int,
 ) -> Iterator[tuple[int, Response]]:
     """Sample one response to each prompt; yields (index into `prompts`, response) as each ends.
@@ -126,21 +127,24 @@ def generate(
         model: any `transformers` causal language model; it is used as it is (set `eval()` first).
         prompts: token ids, without padding.
         seeds: one integer below 2**63 a prompt.
+        eos_token_id: the token that ends a response, or several that do.
+        pad_token_id: what fills the rows of shorter prompts.
 
     Raises:
         ValueError: a prompt leaves no room for `max_new_tokens` in the model's context.
     """
     if not prompts:
         return
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = context_of(model.config)
     longest = max(map(len, prompts))
-    if context is not None and longest + sampling.max_new_tokens > context:
+    if longest + sampling.max_new_tokens > context:
         raise ValueError(
             f"a prompt of {longest} tokens and {sampling.max_new_tokens} new tokens do not fit in the model's "
             f"context of {context}; shorten the prompts or max_new_tokens"
         )
     with torch.inference_mode():
-        flight = _Flight(model, prompts, seeds, sampling, eos_token_id, pad_token_id)
+        ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+        flight = _Flight(model, prompts, seeds, sampling, ends, pad_token_id)
     while flight.under_way:
         with torch.inference_mode():  # an eighth faster than no_grad; ended before control goes back to the caller
             done = flight.advance()
@@ -156,13 +160,14 @@ class _Flight:
         prompts: Sequence[list[int]],
         seeds: Sequence[int],
         sampling: Sampling,
-        eos_token_id: int,
+        ends: list[int],
         pad_token_id: int,
     ):
         device, length = model.device, sampling.max_new_tokens
-        self._prompts, self._sampling, self._eos_token_id = prompts, sampling, eos_token_id
+        self._prompts, self._sampling = prompts, sampling
+        self._ends = torch.tensor(ends, device=device)
         self._numbers = uniforms(torch.tensor(seeds, device=device), length)
-        self._ids = torch.full((len(prompts), length), eos_token_id, device=device)
+        self._ids = torch.zeros(len(prompts), length, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(len(prompts), length, device=device)
         self._queue = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
         count = min(sampling.batch_size, len(prompts))
@@ -199,7 +204,7 @@ class _Flight:
         token, logprob = _choose(logits.float(), self._numbers[request, place], sampling.temperature, sampling.top_p)
         self._ids[request, place], self._logprobs[request, place] = token, logprob
         self._token[rows], self._written[rows] = token, place + 1
-        ended = (token == self._eos_token_id) | (place + 1 == sampling.max_new_tokens)
+        ended = (token[:, None] == self._ends).any(1) | (place + 1 == sampling.max_new_tokens)
         self._alive[rows] = ~ended
         done, lengths = request[ended].tolist(), (place + 1)[ended].tolist()
         if done:

@@ -45,12 +45,14 @@ class RewardModel:
     Attributes:
         tokenizer: None where it reads the policy's own tokens; else the text is encoded again with this one.
         context: tokens that it can read.
+        ends: the policy's tokens that end a response, the one that ends a turn first; it was trained at that one.
     """
 
     name: str
     model: Scalar
     tokenizer: PreTrainedTokenizerBase | None
     context: int
+    ends: Sequence[int] = ()
 
     @torch.no_grad()
     def __call__(
@@ -66,7 +68,7 @@ class RewardModel:
         """
         if self.tokenizer is None:
             # The very tokens that were sampled: encoding their text again may split it otherwise.
-            sequences = [[*p, *r] for p, r in zip(episodes.prompts, episodes.responses, strict=True)]
+            sequences = [[*p, *self._ended(r)] for p, r in zip(episodes.prompts, episodes.responses, strict=True)]
         else:
             whole = encode_dialogues(self.tokenizer, [row["prompt"] for row in episodes.rows], list(episodes.texts))
             sequences = [ids[: self.context] for ids in whole]
@@ -75,6 +77,10 @@ class RewardModel:
             with autocast():
                 scores[group] = response_scores(self.model, pack([sequences[i] for i in group], device))
         return scores
+
+    def _ended(self, response: Sequence[int]) -> Sequence[int]:
+        """The response with the token that ends a turn in the place of any other that ended it."""
+        return [*response[:-1], self.ends[0]] if response and response[-1] in self.ends else response
 
 
 class Rewards(NamedTuple):

@@ -23,7 +23,7 @@ from align.labelling.simulated import Judged, Labelers, agreeing_pairs, judge
 from align.models.load import context_length, load_model, load_tokenizer
 from align.rollout.engine import Sampling, generate
 from align.seeds import derive_seed
-from align.text.chat import decode_response, encode_prompts
+from align.text.chat import decode_response, encode_prompts, stop_ids
 
 _CALIBRATION_PROMPTS = 400
 
@@ -43,7 +43,7 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     rows: dict[str, list[Row]] = {}
     for split, (skipped, limit) in limits.items():
         found = list(read_rows(folders, split))
-        encoded = encode_prompts(tokenizer, [row["prompt"] for row in found])
+        encoded = encode_prompts(tokenizer, [row["prompt"] for row in found], f"inputs.prompts: {split} row")
         fitting = [row for row, ids in zip(found, encoded, strict=True) if len(ids) <= room]
         if len(fitting) < len(found):
             job.info(f"{len(found) - len(fitting)} {split} prompts are longer than {room} tokens and left out")
@@ -103,7 +103,7 @@ def _sample(
             [ids for _, ids, _ in mine],
             [seed for _, _, seed in mine],
             sampling,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=stop_ids(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
         ):
             texts[place] = decode_response(tokenizer, response.ids)

@@ -39,7 +39,7 @@ from align.job import Inputs, Job, Metrics
 from align.models.load import context_length, load_model, load_tokenizer
 from align.rollout.engine import Response, Sampling, generate
 from align.seeds import derive_seed
-from align.text.chat import decode_response, encode_prompts, transcript
+from align.text.chat import decode_response, encode_prompts, stop_ids, transcript
 from align.text.tokens import encode_text
 
 
@@ -129,7 +129,7 @@ def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages
             [prompts[i] for i in mine],
             [derive_seed(cfg.seed or 0, "evaluate", "model", i) for i in mine],  # whoever it is: a model is one model
             sampling,
-            eos_token_id=player.tokenizer.eos_token_id,
+            eos_token_id=stop_ids(player.tokenizer),
             pad_token_id=player.tokenizer.pad_token_id,
         ):
             drawn[place] = response

@@ -1,60 +1,89 @@
-"""Bring a language model in from the Hub or a local folder.
+"""Bring a model in from the Hub, a local folder or a GGUF file.
 
-Takes: nothing from the store; a source outside it: a model as `transformers` saves it, decoder-only or an
-encoder-decoder, or GPT-1's parameters and vocabulary as OpenAI published them.
-Makes: a model, with what the other stages count on: a padding token that is not the end-of-text token, and a chat
-template that marks what the assistant says; or, of an encoder-decoder, a seq2seq_model with its own tokenizer, to which
-nothing but a missing padding token is added, so that its sentinels keep their place.
+Takes: nothing from the store; a source outside it: a model as `transformers` saves it, decoder-only, an
+encoder-decoder or a reward model; a GGUF file; or GPT-1's parameters and vocabulary as OpenAI published them.
+Makes: a model in the precision it came in, with its own tokenizer and its own chat template, and with what the other
+stages count on: a padding token that ends nothing, and our chat template where it has none. Of an encoder-decoder, a
+seq2seq_model to which nothing but a missing padding token is added, so that its sentinels keep their place. Of a
+sequence classifier with one label, a reward_model, read where plain Transformers reads it.
 """
 
 from __future__ import annotations
 
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.configs import ImportModel
-from align.data.cards import Source, resolve_model
+from align.data.cards import resolve_model
 from align.errors import ConfigError
 from align.job import Inputs, Job, Metrics
 from align.models.build import fuse_activation
-from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
+from align.models.check import fit_model, fit_reward_model
+from align.models.heads import ScalarModel
 from align.models.load import save_model
+from align.models.published import open_model
+from align.models.vocabulary import draw_rows
+from align.seeds import derive_seed
+from align.text.chat import check_chat, keep_stops, read_whole_dialogues
 from align.text.published import open_tokenizer
-from align.text.tokenizers import complete
+from align.text.tokenizers import ALIGN, KEEP, complete
 
 
 def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
-    model, tokenizer = _open(cfg, resolve_model(cfg.source, None))
+    source = resolve_model(cfg.source, None)
     try:
-        added = complete(tokenizer, chat=cfg.kind == "model")
-    except ValueError as error:
-        raise ConfigError(f"source {cfg.source!r}: {error}") from None
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))  # new rows start at the mean of the old ones
+        model, drift = open_model(source, cfg.kind)
+        tokenizer = open_tokenizer(source)
+        _say_precision(model, drift, job)
+        if cfg.kind != "seq2seq_model":
+            for line in fit_model(model) if cfg.kind == "model" else fit_reward_model(model):
+                job.info(line)
+            keep_stops(tokenizer, getattr(model, "generation_config", None))
+        _complete(cfg, model, tokenizer, job)
+        if cfg.kind != "seq2seq_model":
+            for line in check_chat(tokenizer):
+                job.info(line)
+    except (OSError, ValueError, ConfigError) as error:
+        raise ConfigError(f"source {cfg.source!r}: {' '.join(str(error).split())[:400]}") from None
+    model.config.bos_token_id = tokenizer.bos_token_id
     model.config.pad_token_id, model.config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     fuse_activation(model.config)
+    metrics = {"parameters": float(model.num_parameters())} | ({} if drift is None else {"bf16_drift": drift})
+    if cfg.kind == "reward_model":
+        ScalarModel(model).save(job.out)
+        tokenizer.save_pretrained(job.out)
+    else:
+        save_model(model, tokenizer, job.out)
+    return metrics
+
+
+def _say_precision(model: PreTrainedModel, drift: float | None, job: Job) -> None:
+    name = str(model.stored_dtype).removeprefix("torch.")
+    if drift is None:
+        job.info(f"weights stay in {name}, as they came; training computes on float32 copies")
+    else:
+        job.info(f"GGUF: weights are dequantised and stored in bfloat16, which moves log-probs by {drift:.4f} nats")
+
+
+def _complete(cfg: ImportModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
+    """Give the tokenizer what it lacks, and the model a row for each token."""
+    before = set(tokenizer.get_vocab().values())
+    added = complete(tokenizer, None if cfg.kind == "seq2seq_model" else _template(cfg.chat_template))
+    if cfg.kind == "reward_model":
+        read_whole_dialogues(tokenizer)
+    rows = model.get_input_embeddings().num_embeddings
+    without = sorted(i for i in before if i >= rows)
+    if without:
+        added.append(f"rows for {len(without)} entries of its tokenizer that the model had none for")
+    new = {*without, *(set(tokenizer.get_vocab().values()) - before)}
+    draw_rows(model, sorted(new), derive_seed(0, "import_model", "rows"))
     if added:
         job.info(f"added {', '.join(added)}")
-    save_model(model, tokenizer, job.out)
-    return {"parameters": float(model.num_parameters())}
 
 
-def _open(cfg: ImportModel, source: Source) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and its tokenizer, as they were published."""
-    try:
-        if source.root is not None and is_gpt1_release(source.root):
-            return gpt1_from_release(source.root), open_tokenizer(source)
-        found = "seq2seq_model" if AutoConfig.from_pretrained(**source.pretrained).is_encoder_decoder else "model"
-        if found != cfg.kind:
-            what = "an encoder-decoder" if found == "seq2seq_model" else "no encoder-decoder"
-            raise ConfigError(f"source {cfg.source!r}: it is {what}; say kind={found}")
-        auto = AutoModelForSeq2SeqLM if found == "seq2seq_model" else AutoModelForCausalLM
-        return auto.from_pretrained(**source.pretrained, dtype=torch.float32), open_tokenizer(source)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"source {cfg.source!r}: {' '.join(str(error).split())[:300]}") from None
+def _template(named: str) -> str:
+    """keep, align, or the text of a template file."""
+    if named in (KEEP, ALIGN):
+        return named
+    return Path(named.removeprefix("path:")).expanduser().read_text(encoding="utf-8")

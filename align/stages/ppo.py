@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ from align.losses.ppo import (
     token_rewards,
 )
 from align.models.actors import Actors, load_actors
-from align.models.load import context_length, load_tokenizer
+from align.models.load import context_length, context_of, load_tokenizer, precision_lines
 from align.optimizers import scheduled_factor
 from align.rollout.collect import Layout, Rollouts, Samples, make_samples, packed_group, padded
 from align.rollout.engine import Engine, LocalEngine, Sampling
@@ -55,7 +56,7 @@ from align.rollout.rewards import (
     make_episodes,
 )
 from align.seeds import derive_seed
-from align.text.chat import encode_prompts
+from align.text.chat import encode_prompts, read_alike, stop_ids
 from align.text.packing import micro_batches
 from align.text.tokens import TextRows, encode_text
 
@@ -80,12 +81,13 @@ class Judges:
 def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     policy, reward_models = inputs.one("policy").path, inputs.folders("reward_model")
     tokenizer = load_tokenizer(policy)
-    actors = load_actors(policy, reward_models[0] if cfg.value_from == "reward_model" else policy, cfg.lora, job.device)
-    judges = _judges(cfg, inputs, actors, tokenizer)
+    actors = load_actors(policy, _value_start(cfg, policy, reward_models[0], tokenizer, job), cfg.lora, job.device)
+    _say_precision(actors, job)
+    judges = _judges(cfg, inputs, actors, tokenizer, job)
     readers = [m.context for m in (*judges.models, judges.heldout) if m is not None and m.tokenizer is None]
     prompts = _prompts(cfg, inputs, actors, readers, tokenizer, job)
     learner = Learner(cfg, actors, job, _text(cfg, inputs, actors, tokenizer))
-    engine: Engine = LocalEngine(cfg.sampling_precision, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
     health = Health(cfg.kl_goal, cfg.value_warmup_iterations, corrected=cfg.importance_cap is not None)
     start, kl_coef = 0, cfg.kl_coef
@@ -139,18 +141,35 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
 # -- what PPO starts from ----------------------------------------------------------------------------------------
 
 
-def _judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase) -> Judges:
+def _value_start(cfg: Ppo, policy: Path, reward_model: Path, tokenizer: PreTrainedTokenizerBase, job: Job) -> Path:
+    """The model that the value model starts from: it reads the policy's tokens, so it needs the policy's vocabulary."""
+    if cfg.value_from == "policy":
+        return policy
+    if load_tokenizer(reward_model).get_vocab() == tokenizer.get_vocab():
+        return reward_model
+    job.info("the reward model has a tokenizer of its own, so the value model starts from the policy")
+    return policy
+
+
+def _say_precision(actors: Actors, job: Job) -> None:
+    with actors.policy_model() as model:
+        for line in precision_lines(model):
+            job.info(line)
+
+
+def _judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job) -> Judges:
     def model(slot: str, place: int) -> RewardModel:
         folder = inputs.folders(slot)[place]
-        own = load_tokenizer(folder)
-        same = own.get_vocab() == tokenizer.get_vocab() and own.chat_template == tokenizer.chat_template
-        if not same and not cfg.reencode:
-            raise ConfigError(
-                f"inputs.{slot}: expected one with the policy's own tokenizer and chat template; "
-                f"give reencode=true (and value_from=policy) to encode the text again for this one"
+        own: PreTrainedTokenizerBase | None = load_tokenizer(folder)
+        if read_alike(own, tokenizer):
+            own = None
+        else:
+            job.info(
+                f"{slot} {place + 1} encodes dialogues otherwise than the policy: their text is encoded for it again"
             )
-        limit = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None) or 2**31
-        return RewardModel(f"{slot}_{place}", actors.reward_model(folder), None if same else own, limit)
+        limit = context_of(AutoConfig.from_pretrained(folder))
+        ends = stop_ids(tokenizer)
+        return RewardModel(f"{slot}_{place}", actors.reward_model(folder), own, limit, ends)
 
     return Judges(
         models=[model("reward_model", place) for place in range(len(inputs["reward_model"]))],
@@ -169,7 +188,7 @@ def _prompts(
 ) -> Prompts:
     """Training prompts that leave room for a response in the policy's context and in those of who reads its tokens."""
     rows = list(read_rows(inputs.folders("prompts"), "train"))
-    encoded = encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    encoded = encode_prompts(tokenizer, [row["prompt"] for row in rows], "inputs.prompts: train row")
     with actors.policy_model() as policy:
         context = min([context_length(policy), *contexts])
     room = context - cfg.max_new_tokens
@@ -234,7 +253,7 @@ def _sample(
     drawn = job.gather(drawn)
     responses, logprobs = [ids for ids, _ in drawn], [row for _, row in drawn]
     encoded = [prompts.encoded[i] for i in chosen]
-    return make_samples(chosen, encoded, responses, logprobs, tokenizer.eos_token_id, job.device)
+    return make_samples(chosen, encoded, responses, logprobs, stop_ids(tokenizer), job.device)
 
 
 def _layout(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) -> Layout:

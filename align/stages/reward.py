@@ -16,17 +16,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from align.configs import Reward
-from align.data.records import Row, read_rows
+from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop
 from align.evals.calibration import calibration_error, reliability
 from align.job import Inputs, Job, Metrics
 from align.losses.preference import kwise_loss, pair_confidences, pairwise_accuracy
 from align.models.adapters import fresh_adapter
 from align.models.heads import ScalarModel, scalar_from_lm
-from align.models.load import load_tokenizer
+from align.models.load import context_length, load_tokenizer, precision_lines, round_to_stored
 from align.models.packed import response_scores
 from align.optimizers import adamw, cosine_factor, set_learning_rate
-from align.text.chat import encode_conversations, encode_dialogues
+from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues
 from align.text.packing import micro_batches, pack
 from align.text.rows import RowOrder
 
@@ -48,9 +48,11 @@ class Ranking(NamedTuple):
 def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     folder = inputs.one("model").path
     model, tokenizer = scalar_from_lm(folder, job.device), load_tokenizer(folder)
-    context = getattr(model.classifier.config, "max_position_embeddings", None) or 2**31
-    train, dropped = _rankings(list(read_rows(inputs.folders("data"), "train")), tokenizer, context)
-    held_out, _ = _rankings(list(read_rows(inputs.folders("data"), "validation")), tokenizer, context)
+    for line in precision_lines(model.classifier):
+        job.info(line)
+    context = context_length(model.classifier)
+    train, dropped = _rankings(inputs, "train", tokenizer, context)
+    held_out, _ = _rankings(inputs, "validation", tokenizer, context)
     if dropped:
         job.info(f"{dropped} rankings are left out: all tied, or longer than the context of {context} tokens")
     if not train:
@@ -86,6 +88,9 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         job.log({"loss": loss, "grad_norm": float(norm), "learning_rate": cfg.learning_rate * factor}, step + 1)
         job.checkpoint(step + 1, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
+    if adapters is not None:
+        model = ScalarModel(adapters.merged(_ADAPTER))
+    round_to_stored(model.classifier)  # before it is measured
     metrics = {"rankings": float(len(train)), "dropped": float(dropped)}
     metrics["tokens"] = float(cfg.num_epochs * sum(ranking.tokens for ranking in train))
     metrics["parameters"] = float(num_parameters)
@@ -94,17 +99,23 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     if job.is_main:
         if adapters is not None:
             adapters.save(_ADAPTER, job.out)
-            model = ScalarModel(adapters.merged(_ADAPTER))
         model.save(job.out)
         tokenizer.save_pretrained(job.out)
     return metrics
 
 
-def _rankings(rows: list[Row], tokenizer: PreTrainedTokenizerBase, context: int) -> tuple[list[Ranking], int]:
+def _rankings(
+    inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, context: int
+) -> tuple[list[Ranking], int]:
     """Rankings with an order in them that fit into the context, and how many do not."""
+    rows = list(read_rows(inputs.folders("data"), split))
     count = [len(row["responses"]) for row in rows]
-    prompts = [row["prompt"] for row, k in zip(rows, count, strict=True) for _ in range(k)]
-    encoded = iter(encode_dialogues(tokenizer, prompts, [text for row in rows for text in row["responses"]]))
+    owners = [i for i, k in enumerate(count) for _ in range(k)]
+    responses = [text for row in rows for text in row["responses"]]
+    try:
+        encoded = iter(encode_dialogues(tokenizer, [rows[i]["prompt"] for i in owners], responses))
+    except TemplateRefusal as error:
+        raise ConfigError(f"inputs.data: {split} row {owners[error.index] + 1}: {error.reason}") from None
     rankings = []
     for row, k in zip(rows, count, strict=True):
         sequences = [next(encoded) for _ in range(k)]
@@ -179,7 +190,8 @@ def _centre(
         job.info("no demonstrations were given, so the scores stay where they are")
         return {}
     rows = list(read_rows(inputs.folders("demonstrations"), "train"))
-    sequences = [e.ids for e in encode_conversations(tokenizer, [row["messages"] for row in rows])]
+    conversations = [row["messages"] for row in rows]
+    sequences = [e.ids for e in encode_conversations(tokenizer, conversations, "inputs.demonstrations: train row")]
     sequences = [ids for ids in sequences if len(ids) <= context]
     if not sequences:
         raise ConfigError(f"inputs.demonstrations: none fits into the context of {context} tokens")

@@ -33,7 +33,15 @@ from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop
 from align.job import Inputs, Job, Metrics
 from align.losses.lm import token_losses
-from align.models.load import context_length, load_model, load_tokenizer, save_model
+from align.models.load import (
+    context_length,
+    load_model,
+    load_tokenizer,
+    precision_lines,
+    round_to_stored,
+    save_model,
+)
+from align.models.vocabulary import DRAWN
 from align.seeds import derive_seed
 from align.text.chat import encode_conversations
 from align.text.packing import micro_batches, pack
@@ -45,6 +53,8 @@ _SEAL = "align.json"  # in a checkpoint folder of the trainer: the sha256 of its
 def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     folder = inputs.one("model").path
     model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
+    for line in precision_lines(model):
+        job.info(line)
     length = cfg.sequence_length or context_length(model)
     train, dropped = _examples(inputs.folders("data"), "train", tokenizer, length)
     held_out, _ = _examples(inputs.folders("data"), "validation", tokenizer, length)
@@ -52,28 +62,34 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
         job.info(f"{dropped} demonstrations are longer than {length} tokens and left out")
     if not train:
         raise ConfigError(f"inputs.data: no demonstration fits into {length} tokens")
+    if not any(label != -100 for example in train for label in example["labels"]):
+        raise ConfigError("inputs.data: no demonstration has a token of the assistant's to learn; is its text empty?")
     if not held_out:
         job.info("there are no validation rows, so nothing will say how well it learns")
     num_demonstrations = len(train)
     train += _text_examples(cfg, inputs, train, tokenizer, length, job)
     arguments = _arguments(cfg, job, length, bool(held_out))
+    as_published = dict(vars(model.config))
     trainer = SFTTrainer(
         model=model,
         args=arguments,
         train_dataset=datasets.Dataset.from_list(train),
         eval_dataset=datasets.Dataset.from_list(held_out) if held_out else None,
         processing_class=tokenizer,
-        peft_config=_lora(cfg),
+        peft_config=_lora(cfg, model),
         callbacks=[_Reporter(job)],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log as a dict
     trainer.train(resume_from_checkpoint=_newest_sealed(Path(str(arguments.output_dir)), job))
 
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    if job.is_main:
-        if isinstance(trained, PeftModel):
+    if isinstance(trained, PeftModel):
+        if job.is_main:
             trained.save_pretrained(job.out / "adapter")
-            trained = trained.merge_and_unload()
+        trained = trained.merge_and_unload()
+    _restore_config(trained, as_published)
+    round_to_stored(trained)  # before it is measured
+    if job.is_main:
         save_model(trained, tokenizer, job.out)
     metrics = {"demonstrations": float(num_demonstrations), "dropped": float(dropped)}
     metrics["tokens"] = float(cfg.num_epochs * sum(len(example["input_ids"]) for example in train))
@@ -86,7 +102,7 @@ def _examples(
 ) -> tuple[list[dict[str, list[int]]], int]:
     """Token ids and labels, -100 where the assistant did not write; and how many were too long."""
     conversations = [row["messages"] for row in read_rows(folders, split)]
-    encoded = encode_conversations(tokenizer, conversations) if conversations else []
+    encoded = encode_conversations(tokenizer, conversations, f"inputs.data: {split} row")
     fitting = [
         {
             "input_ids": e.ids,
@@ -178,7 +194,17 @@ def _arguments(cfg: Sft, job: Job, length: int, has_held_out: bool) -> SFTConfig
     )
 
 
-def _lora(cfg: Sft) -> LoraConfig | None:
+def _restore_config(model: PreTrainedModel, before: dict[str, Any]) -> None:
+    """Undo what the trainer set in the config: a mixture of experts would go on returning its router's logits."""
+    now = vars(model.config)
+    for name in now.keys() - before.keys():
+        del now[name]
+    now.update(before)
+    now.pop(DRAWN, None)  # the rows of new tokens are trained now
+
+
+def _lora(cfg: Sft, model: PreTrainedModel) -> LoraConfig | None:
+    """Adapters on every linear layer; the rows of tokens that import added are trained whole, or they stay noise."""
     if cfg.lora.rank is None:
         return None
     return LoraConfig(
@@ -186,6 +212,7 @@ def _lora(cfg: Sft) -> LoraConfig | None:
         lora_alpha=cfg.lora.alpha,
         lora_dropout=cfg.lora.dropout,
         target_modules="all-linear",
+        trainable_token_indices=getattr(model.config, DRAWN, None),
         task_type="CAUSAL_LM",
     )
 

@@ -18,6 +18,7 @@ from align.data.cards import resolve_tokenizer
 from align.data.records import read_rows
 from align.errors import ConfigError
 from align.job import Inputs, Job, Metrics
+from align.text.encoding import encode_texts
 from align.text.published import open_tokenizer
 from align.text.tokenizers import add_sentinels, complete, train_tokenizer
 
@@ -32,7 +33,7 @@ def run(cfg: Tokenizer, inputs: Inputs, job: Job) -> Metrics:
     metrics = {"vocab_size": float(len(tokenizer))}
     held_out = [] if cfg.source else [row["text"] for row in read_rows(inputs.folders("data"), "validation")]
     if held_out:
-        tokens = sum(map(len, tokenizer(held_out, split_special_tokens=True)["input_ids"]))
+        tokens = sum(map(len, encode_texts(tokenizer, held_out)))
         metrics["bytes_per_token"] = sum(len(text.encode()) for text in held_out) / tokens
     return metrics
 

@@ -643,16 +643,13 @@ def test_a_model_that_is_only_watched_changes_nothing(inputs, tmp_path):
     assert watched == plain
 
 
-def test_another_template_needs_to_be_encoded_again(inputs, tmp_path):
+def test_a_reward_model_with_another_template_has_the_text_encoded_again(inputs, tmp_path):
     reward = inputs.one("reward_model")
     folder = Path(shutil.copytree(reward.path, tmp_path / "other"))
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("{{ '<|assistant|>' }}{% gen", "{{ ' A:' }}{% gen"))
     other = Inputs(inputs | {"reward_model": (dataclasses.replace(reward, path=folder),)})
-    with pytest.raises(ConfigError, match=r"inputs.reward_model: .*give reencode=true"):
-        run(other, tmp_path / "refused")
-    knobs = {"reencode": True, "value_from": "policy", "num_iterations": 1}
-    again, own = (run(i, tmp_path / n, **knobs)[0] for n, i in (("again", other), ("own", inputs)))
+    again, own = (run(i, tmp_path / n, num_iterations=1)[0] for n, i in (("again", other), ("own", inputs)))
     assert again["objective/score"] != own["objective/score"]
     assert again["response_tokens"] == own["response_tokens"]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import jinja2
 import pytest
 from transformers import AutoTokenizer
 
+from align.errors import ConfigError
 from align.text.chat import (
     decode_response,
     encode_conversations,
@@ -127,8 +127,9 @@ def test_each_prompt_needs_its_response(tokenizer):
 
 
 def test_an_unknown_role_is_refused(tokenizer):
-    with pytest.raises(jinja2.exceptions.TemplateError, match="unknown role bot"):
-        encode_prompts(tokenizer, [[{"role": "bot", "content": "hm"}]])
+    said = "inputs.data: train row 2: the model's chat template refuses it: unknown role bot"
+    with pytest.raises(ConfigError, match=f"^{said}$"):
+        encode_prompts(tokenizer, [[user("Who?")], [{"role": "bot", "content": "hm"}]], "inputs.data: train row")
 
 
 def test_a_prompt_in_one_line():

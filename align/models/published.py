@@ -1,0 +1,159 @@
+"""Open a model as somebody published it, and refuse one of which anything is missing, left over or broken.
+
+`transformers` draws what a checkpoint lacks at random and drops what it has no place for, with a warning at most. Here
+both are errors: what is loaded is what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from align.data.cards import Source
+from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
+from align.models.heads import open_classifier
+from align.models.load import stored_dtype
+
+_NAMES = {
+    "model": "a decoder-only language model",
+    "seq2seq_model": "an encoder-decoder",
+    "reward_model": "a sequence classifier",
+}
+
+
+class Published(NamedTuple):
+    """A model in float32, in eval mode.
+
+    Attributes:
+        model: its `stored_dtype` is the precision that it came in.
+        drift: mean change of a log-prob by storing dequantised weights in bf16, nats; None where nothing is rounded.
+    """
+
+    model: PreTrainedModel
+    drift: float | None
+
+
+def open_model(source: Source, kind: str) -> Published:
+    """Open a published model whole.
+
+    Args:
+        source: a folder, a GGUF file, or a repository at a commit.
+        kind: model, seq2seq_model or reward_model.
+
+    Raises:
+        ValueError: one line on what is wrong with it.
+    """
+    if source.root is not None and is_gpt1_release(source.root):
+        released = gpt1_from_release(source.root)
+        released.stored_dtype = released.dtype
+        return Published(released, None)
+    gguf = {"gguf_file": source.gguf} if source.gguf else {}
+    config = _open_config(source, gguf)
+    found = _kind_of(config)
+    if found != kind:
+        raise ValueError(f"it is {_NAMES[found]}, not {_NAMES[kind]}; give kind={found}")
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None and not gguf:
+        method = dict(quantised).get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        raise ValueError(
+            f"its weights are quantised ({method}), which cannot be trained on; take the full weights, or a GGUF file"
+        )
+    if kind == "reward_model" and config.num_labels != 1:
+        raise ValueError(f"it has {config.num_labels} labels, and a reward model has one")
+    given = {**source.pretrained, **gguf, "dtype": torch.float32 if gguf else "auto"}
+    try:
+        if kind == "reward_model":
+            model, info = open_classifier(config, **given)
+        else:
+            auto = AutoModelForCausalLM if kind == "model" else AutoModelForSeq2SeqLM
+            model, info = auto.from_pretrained(**given, output_loading_info=True)
+    except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
+        raise ValueError(_one_line(error)) from None
+    _require_whole(model, info, kind)
+    model.stored_dtype = stored_dtype(model.config)
+    model = model.float().eval()
+    return Published(*_dequantised(model)) if gguf else Published(model, None)
+
+
+def _open_config(source: Source, gguf: dict[str, str]) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(**source.pretrained, **gguf)
+    except Exception as error:  # as in `open_model`
+        raise ValueError(_one_line(error)) from None
+
+
+def _kind_of(config: PreTrainedConfig) -> str:
+    named = (getattr(config, "architectures", None) or [""])[0]
+    if named.endswith("ForSequenceClassification"):
+        return "reward_model"
+    return "seq2seq_model" if config.is_encoder_decoder else "model"
+
+
+def _require_whole(model: PreTrainedModel, info: dict[str, Any], kind: str) -> None:
+    """Raise `ValueError` where the checkpoint and the model differ in any weight, or a weight is no number."""
+    for name, said in (
+        ("missing_keys", "its weights lack"),
+        ("unexpected_keys", "its weights hold what the model has no place for:"),
+        ("mismatched_keys", "its weights have other sizes than its config says:"),
+    ):
+        if info.get(name):
+            hint = "; is it a reward model? give kind=reward_model" if kind == "model" and _has_score(info) else ""
+            raise ValueError(f"{said} {_some(info[name])}{hint}")
+    if info.get("error_msgs"):
+        raise ValueError(_one_line(info["error_msgs"][0]))
+    broken = [name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(f"its weights hold NaN or infinity: {_some(broken)}")
+
+
+def _has_score(info: dict[str, Any]) -> bool:
+    return any("score" in str(name) or "classifier" in str(name) for name in info.get("unexpected_keys") or ())
+
+
+def _some(names: Collection[Any]) -> str:
+    """The first few of many names."""
+    every = sorted(name if isinstance(name, str) else str(name[0]) for name in names)
+    more = f" and {len(every) - 3} more" if len(every) > 3 else ""
+    return ", ".join(every[:3]) + more
+
+
+@torch.no_grad()
+def _dequantised(model: PreTrainedModel) -> tuple[PreTrainedModel, float]:
+    """A plain model with the weights of a GGUF file, rounded to bf16, and how far its log-probs moved by that.
+
+    A dequantised model refuses to be saved: it still calls itself quantised.
+    """
+    config = type(model.config)(**{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+    plain = type(model)._from_config(config, dtype=torch.float32).eval()
+    plain.load_state_dict(model.state_dict())
+    ids = torch.arange(1, 65)[None] % config.get_text_config().vocab_size
+    before = plain(ids, use_cache=False).logits.log_softmax(-1)
+    for parameter in plain.parameters():
+        parameter.copy_(parameter.bfloat16())
+    after = plain(ids, use_cache=False).logits.log_softmax(-1)
+    plain.stored_dtype = torch.bfloat16
+    likely = before.exp()
+    return plain, float((likely * (before - after).abs()).sum(-1).mean())
+
+
+def _one_line(error: Exception | str) -> str:
+    """What a library said, without its hints on how to switch its own checks off."""
+    text = " ".join(str(error).split())
+    if "custom code" in text or "trust_remote_code" in text:
+        return "it needs code of its own repository, and align runs no such code (trust_remote_code stays off)"
+    if "does not recognize this architecture" in text:
+        return f"{text.partition(' but Transformers')[0].removeprefix('The ')}, which transformers does not know"
+    if type(error).__name__ == "SafetensorError":
+        return f"a file of weights is cut or damaged ({text})"
+    if "ignore_mismatched_sizes" in text:
+        return "its weights have other sizes than its config says"
+    return text[:300]
