@@ -125,7 +125,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "glm": {},
     "glm4": {},
     "cwm": {},
-    "gemma4_text": {},
+    "gemma4_text": {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8},
     "granite_swa": {},
     "hyperclovax": {},
     "iquestcoder": {},
