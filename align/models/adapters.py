@@ -102,11 +102,15 @@ class Adapters:
     def merged(self, name: str) -> PreTrainedModel:
         """A copy of the model with one adapter in its weights, as if there had never been any."""
         model = copy.deepcopy(self.base)
-        for place, layer in list(model.named_modules()):
-            if isinstance(layer, BaseTunerLayer):
-                layer.merge(adapter_names=[name])
-                parent, _, attribute = place.rpartition(".")
-                setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
+        layers = {place: layer for place, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+        for place, layer in layers.items():
+            layer.merge(adapter_names=[name])
+            parent, _, attribute = place.rpartition(".")
+            if parent in layers:
+                continue  # the experts of a mixture are wrapped once for each of their matrices: the outermost goes
+            while isinstance(layer, BaseTunerLayer):
+                layer = layer.get_base_layer()  # noqa: PLW2901
+            setattr(model.get_submodule(parent), attribute, layer)
         return model
 
     def _inject(self, name: str, config: peft.LoraConfig) -> None:

@@ -154,6 +154,16 @@ def round_to_stored(model: PreTrainedModel) -> None:
         parameter.copy_(parameter.to(dtype))
 
 
+@torch.no_grad()
+def drift_of_storing(model: PreTrainedModel, ids: Sequence[int]) -> float:
+    """Round a model to what it will be stored in; the mean change of a log-prob by that after each of `ids`, nats."""
+    row = torch.tensor([list(ids)], device=model.device)
+    before = model(row, use_cache=False).logits.log_softmax(-1)
+    round_to_stored(model)
+    after = model(row, use_cache=False).logits.log_softmax(-1)
+    return float((before.exp() * (before - after).abs()).sum(-1).mean())
+
+
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
     """Save weights and config in the precision that the model came in; they are left rounded to it.
 

@@ -7,7 +7,7 @@ both are errors: what is loaded is what is there.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import (
@@ -30,20 +30,8 @@ _NAMES = {
 }
 
 
-class Published(NamedTuple):
-    """A model in float32, in eval mode.
-
-    Attributes:
-        model: its `stored_dtype` is the precision that it came in.
-        drift: mean change of a log-prob by storing dequantised weights in bf16, nats; None where nothing is rounded.
-    """
-
-    model: PreTrainedModel
-    drift: float | None
-
-
-def open_model(source: Source, kind: str) -> Published:
-    """Open a published model whole.
+def open_model(source: Source, kind: str) -> PreTrainedModel:
+    """Open a published model whole: float32, in eval mode, its `stored_dtype` the precision that it came in.
 
     Args:
         source: a folder, a GGUF file, or a repository at a commit.
@@ -55,7 +43,7 @@ def open_model(source: Source, kind: str) -> Published:
     if source.root is not None and is_gpt1_release(source.root):
         released = gpt1_from_release(source.root)
         released.stored_dtype = released.dtype
-        return Published(released, None)
+        return released.eval()
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
     config = _open_config(source, gguf)
     found = _kind_of(config)
@@ -79,9 +67,10 @@ def open_model(source: Source, kind: str) -> Published:
     except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
         raise ValueError(_one_line(error)) from None
     _require_whole(model, info, kind)
+    if gguf:
+        return _dequantised(model)
     model.stored_dtype = stored_dtype(model.config)
-    model = model.float().eval()
-    return Published(*_dequantised(model)) if gguf else Published(model, None)
+    return model.float().eval()
 
 
 def _open_config(source: Source, gguf: dict[str, str]) -> PreTrainedConfig:
@@ -126,23 +115,13 @@ def _some(names: Collection[Any]) -> str:
     return ", ".join(every[:3]) + more
 
 
-@torch.no_grad()
-def _dequantised(model: PreTrainedModel) -> tuple[PreTrainedModel, float]:
-    """A plain model with the weights of a GGUF file, rounded to bf16, and how far its log-probs moved by that.
-
-    A dequantised model refuses to be saved: it still calls itself quantised.
-    """
+def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
+    """A plain model with the weights of a GGUF file: as opened, it calls itself quantised and refuses to be saved."""
     config = type(model.config)(**{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
-    plain = type(model)._from_config(config, dtype=torch.float32).eval()
+    plain = type(model)._from_config(config, dtype=torch.float32)
     plain.load_state_dict(model.state_dict())
-    ids = torch.arange(1, 65)[None] % config.get_text_config().vocab_size
-    before = plain(ids, use_cache=False).logits.log_softmax(-1)
-    for parameter in plain.parameters():
-        parameter.copy_(parameter.bfloat16())
-    after = plain(ids, use_cache=False).logits.log_softmax(-1)
-    plain.stored_dtype = torch.bfloat16
-    likely = before.exp()
-    return plain, float((likely * (before - after).abs()).sum(-1).mean())
+    plain.stored_dtype = torch.bfloat16  # the file holds less; float32 would hold twice as much of nothing
+    return plain.eval()
 
 
 def _one_line(error: Exception | str) -> str:
@@ -151,7 +130,10 @@ def _one_line(error: Exception | str) -> str:
     if "custom code" in text or "trust_remote_code" in text:
         return "it needs code of its own repository, and align runs no such code (trust_remote_code stays off)"
     if "does not recognize this architecture" in text:
-        return f"{text.partition(' but Transformers')[0].removeprefix('The ')}, which transformers does not know"
+        named = text.partition("model type `")[2].partition("`")[0]
+        return f"its config.json names the model type {named}, which transformers does not know"
+    if "no file named model.safetensors" in text:
+        return "it holds no weights (model.safetensors)"
     if type(error).__name__ == "SafetensorError":
         return f"a file of weights is cut or damaged ({text})"
     if "ignore_mismatched_sizes" in text:

@@ -15,13 +15,13 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.configs import ImportModel
-from align.data.cards import resolve_model
+from align.data.cards import Source, resolve_model
 from align.errors import ConfigError
 from align.job import Inputs, Job, Metrics
 from align.models.build import fuse_activation
 from align.models.check import fit_model, fit_reward_model
 from align.models.heads import ScalarModel
-from align.models.load import save_model
+from align.models.load import drift_of_storing, save_model
 from align.models.published import open_model
 from align.models.vocabulary import draw_rows
 from align.seeds import derive_seed
@@ -33,9 +33,8 @@ from align.text.tokenizers import ALIGN, KEEP, complete
 def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
     source = resolve_model(cfg.source, None)
     try:
-        model, drift = open_model(source, cfg.kind)
-        tokenizer = open_tokenizer(source)
-        _say_precision(model, drift, job)
+        model, tokenizer = open_model(source, cfg.kind), _open_tokenizer(source)
+        metrics = _precision(model, tokenizer, source, job)
         if cfg.kind != "seq2seq_model":
             for line in fit_model(model) if cfg.kind == "model" else fit_reward_model(model):
                 job.info(line)
@@ -49,21 +48,33 @@ def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
     model.config.bos_token_id = tokenizer.bos_token_id
     model.config.pad_token_id, model.config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     fuse_activation(model.config)
-    metrics = {"parameters": float(model.num_parameters())} | ({} if drift is None else {"bf16_drift": drift})
     if cfg.kind == "reward_model":
         ScalarModel(model).save(job.out)
         tokenizer.save_pretrained(job.out)
     else:
         save_model(model, tokenizer, job.out)
-    return metrics
+    return metrics | {"parameters": float(model.num_parameters())}
 
 
-def _say_precision(model: PreTrainedModel, drift: float | None, job: Job) -> None:
+def _open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    try:
+        return open_tokenizer(source)
+    except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"no tokenizer opens; put its tokenizer.json beside the weights ({said})") from None
+
+
+def _precision(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Source, job: Job) -> Metrics:
+    """Say what the weights are stored in; of a GGUF file, also how far its log-probs move by that."""
     name = str(model.stored_dtype).removeprefix("torch.")
-    if drift is None:
+    if not source.gguf:
         job.info(f"weights stay in {name}, as they came; training computes on float32 copies")
-    else:
-        job.info(f"GGUF: weights are dequantised and stored in bfloat16, which moves log-probs by {drift:.4f} nats")
+        return {}
+    drift = drift_of_storing(model, tokenizer("The cat sat on the mat. Who sat on the mat? The cat.")["input_ids"])
+    job.info(
+        f"GGUF: weights are dequantised and stored in {name}, which moves log-probs by {drift:.4f} nats on average"
+    )
+    return {"bf16_drift": drift}
 
 
 def _complete(cfg: ImportModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:

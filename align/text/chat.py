@@ -204,7 +204,7 @@ def encode_dialogues(
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a response, without the token that ended it, special tokens and what the template writes before it."""
+    """The text of a response, without its end, special tokens and what the template writes before an answer."""
     ids = list(ids)
     if chat_template_of(tokenizer) is not None:
         style = chat_format(tokenizer)

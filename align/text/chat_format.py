@@ -25,7 +25,7 @@ Message = dict[str, str]
 # In tokenizer_config.json: further tokens at which the published model stops.
 STOP_TOKENS = "align_stop_tokens"
 
-# They stand before and after an answer while it is rendered; nothing that a user wrote can hold them (`Encoder.quoted`).
+# They stand around an answer while it is rendered; nothing that a user wrote can hold them (see `Encoder.quoted`).
 _BEFORE, _AFTER = "\ufddd", "\ufdde"
 _MARKS = re.compile(f"[{_BEFORE}{_AFTER}]")
 

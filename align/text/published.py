@@ -15,7 +15,7 @@ Merges = list[tuple[str, str]]
 
 
 def open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or of a pinned repository on the Hub, as it was published.
+    """The tokenizer of a folder, a GGUF file or a pinned repository on the Hub, as it was published.
 
     A folder with a vocabulary and its merges, and nothing that tells `AutoTokenizer` what they are, is GPT-1's where
     words end in </w>, else GPT-2's.
@@ -29,7 +29,8 @@ def open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         for pair in VOCABULARIES:
             if names.issuperset(pair) and source.root is not None:
                 return _read(*(source.root / name for name in pair))
-    return AutoTokenizer.from_pretrained(**source.pretrained)
+    gguf = {"gguf_file": source.gguf} if source.gguf else {}
+    return AutoTokenizer.from_pretrained(**source.pretrained, **gguf)
 
 
 def gpt1_tokenizer(vocabulary: dict[str, int], merges: Merges) -> PreTrainedTokenizerFast:
