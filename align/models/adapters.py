@@ -34,7 +34,7 @@ class Adapters:
 
     def __init__(self, base: PreTrainedModel, name: str):
         self.base, self._name = base.requires_grad_(False), name
-        self._targets = sorted(_linear_names(base))
+        self._targets = sorted(linear_names(base))
         self._configs: dict[str, peft.LoraConfig] = {}
         self._on: str | None = None
 
@@ -55,7 +55,7 @@ class Adapters:
         """One that was saved by `save`.
 
         Raises:
-            ConfigError: it was trained on another base.
+            ConfigError: it was trained on another base, or peft cannot read it back.
         """
         config = peft.LoraConfig.from_pretrained(artifact / FOLDER)
         if not self.fits(artifact):
@@ -65,9 +65,14 @@ class Adapters:
             )
         self._inject(name, config)
         weights = load_file(artifact / FOLDER / _WEIGHTS, device=str(self.base.device))
-        peft.set_peft_model_state_dict(
+        found = peft.set_peft_model_state_dict(
             self.base, {key.removeprefix(_PREFIX): value for key, value in weights.items()}, adapter_name=name
         )
+        if found.unexpected_keys:
+            raise ConfigError(
+                f"{self.base.config.model_type}: peft has no place for {min(found.unexpected_keys)} of a saved "
+                f"adapter; give lora.rank=null"
+            )
 
     def fits(self, artifact: Path) -> bool:
         """True where the artifact has an adapter, and it was trained on this base."""
@@ -148,10 +153,24 @@ def fresh_adapter(base: PreTrainedModel, folder: Path, lora: LoraConfig, name: s
     return adapters
 
 
-def _linear_names(model: PreTrainedModel) -> set[str]:
+def linear_names(model: PreTrainedModel) -> set[str]:
     """What the linear layers of the trunk are called; the head is not among them."""
-    kinds = (torch.nn.Linear, Conv1D)
-    return {name.rpartition(".")[2] for name, module in model.base_model.named_modules() if isinstance(module, kinds)}
+    names = set()
+    for path, module in model.base_model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and _gives_a_tensor(module):
+            parent, _, name = path.rpartition(".")
+            # A number is a place in a list, and would name the layers of the model, too.
+            names.add(f"{parent.rpartition('.')[2]}.{name}" if name.isdigit() else name)
+    return names
+
+
+@torch.no_grad()
+def _gives_a_tensor(module: torch.nn.Module) -> bool:
+    """False for the router of PhiMoE, a linear layer whose forward gives several: an adapter cannot be added to it."""
+    if type(module).forward in (torch.nn.Linear.forward, Conv1D.forward):
+        return True
+    weight = module.get_parameter("weight")
+    return isinstance(module(weight.new_zeros(1, weight.shape[1])), torch.Tensor)
 
 
 def _adapter_of(key: str) -> str | None:

@@ -312,7 +312,8 @@ def _sequences(model: PreTrainedModel) -> list[list[int]]:
     """Random tokens, none of them special."""
     config = model.config.get_text_config(decoder=True)
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "eos", "bos")}
-    usual = torch.tensor([i for i in range(min(config.vocab_size, 10_000)) if i not in special])
+    size = min(config.vocab_size, 10_000)
+    usual = torch.tensor([i for i in range(size) if i not in special] or [*range(size)])
     generator = torch.Generator().manual_seed(0)
     return [
         usual[torch.randint(len(usual), (min(length, context_length(model)),), generator=generator)].tolist()

@@ -16,7 +16,9 @@ from five_stages import STAGES, run_stages, write_data, write_source
 from tiny_models import sequences_of, tiny_tokenizer, written_by_transformers
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from align.configs import LoraConfig
 from align.errors import ConfigError
+from align.models.adapters import Adapters
 from align.models.check import fit_model, fit_reward_model
 from align.models.heads import ScalarModel, load_scalar, open_classifier, scalar_from_lm
 from align.models.load import context_of, load_model, rope_limit, save_model
@@ -277,3 +279,40 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
     fitted("llama", tmp_path)
     with pytest.raises(ConfigError, match=r"its weights lack score\.weight"):
         load_scalar(tmp_path)
+
+
+# -- adapters ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_an_adapter_that_peft_cannot_read_back_is_refused(tmp_path: Path) -> None:
+    adapters = Adapters(fitted("laguna", tmp_path / "model"), "here")
+    adapters.add("one", LoraConfig(rank=2))
+    adapters.save("one", tmp_path)
+    with pytest.raises(ConfigError, match=r"^laguna: peft has no place for .*; give lora\.rank=null$"):
+        adapters.load("other", tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", all_of([name for name in RUN if name != "laguna"]))
+def test_an_adapter_merged_or_loaded_says_what_it_says_beside_the_model(name: str, tmp_path: Path) -> None:
+    """Of a mixture, peft wraps the experts once for each of their matrices."""
+    adapters = Adapters(fitted(name, tmp_path / "model"), "here")
+    adapters.add("one", LoraConfig(rank=2))
+    generator = torch.Generator().manual_seed(5)
+    for parameter in adapters.parameters("one").values():
+        parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    sequences = sequences_of([3, 14, 1])
+    packed, rests = pack(sequences), [ids[1:] for ids in sequences]
+    with adapters.using("one") as model:
+        with_adapter = response_logprobs(model, packed, rests)
+    with adapters.using(None) as model:
+        without = response_logprobs(model, packed, rests)
+    assert (with_adapter - without).abs().max() > 0.01
+    merged = response_logprobs(adapters.merged("one"), packed, rests)
+    torch.testing.assert_close(merged, with_adapter, rtol=0, atol=1e-4)
+    adapters.save("one", tmp_path)
+    again = Adapters(load_model(tmp_path / "model"), "here")
+    again.load("other", tmp_path)
+    with again.using("other") as model:
+        torch.testing.assert_close(response_logprobs(model, packed, rests), with_adapter, rtol=0, atol=1e-5)
