@@ -46,12 +46,13 @@ def fit_model(model: PreTrainedModel) -> list[str]:
     Raises:
         ConfigError: it does not run here; one line with the reason.
     """
-    _refuse_states(model)
-    _find_trunk(model)
-    with _evaluating(model), _narrow_windows(model):
-        _choose_way(model, _logits, (_compare_packed, _compare_trained, _compare_sampled))
-    _check_head(model)
-    _name_router(model)
+    with _in_a_line(model.config.model_type, "it does not run in transformers as a causal language model does"):
+        _refuse_states(model)
+        _find_trunk(model)
+        with _evaluating(model), _narrow_windows(model):
+            _choose_way(model, _logits, (_compare_packed, _compare_trained, _compare_sampled))
+        _check_head(model)
+        _name_router(model)
     return _said(model)
 
 
@@ -61,9 +62,10 @@ def fit_reward_model(classifier: PreTrainedModel) -> list[str]:
     Args:
         classifier: as `align.models.heads.open_classifier` gives it, in float32.
     """
-    _find_trunk(classifier)
-    with _evaluating(classifier), _narrow_windows(classifier):
-        _choose_way(classifier, _scores, (_compare_scores,))
+    with _in_a_line(classifier.config.model_type, "it does not run in transformers as a causal language model does"):
+        _find_trunk(classifier)
+        with _evaluating(classifier), _narrow_windows(classifier):
+            _choose_way(classifier, _scores, (_compare_scores,))
     return _said(classifier)
 
 
@@ -311,7 +313,10 @@ def _name_router(model: PreTrainedModel) -> None:
 def _sequences(model: PreTrainedModel) -> list[list[int]]:
     """Random tokens, none of them special."""
     config = model.config.get_text_config(decoder=True)
-    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "eos", "bos")}
+    special: set[int | None] = set()
+    for name in ("pad", "eos", "bos"):
+        token = getattr(config, f"{name}_token_id", None)
+        special.update(token if isinstance(token, list) else [token])
     size = min(config.vocab_size, 10_000)
     usual = torch.tensor([i for i in range(size) if i not in special] or [*range(size)])
     generator = torch.Generator().manual_seed(0)

@@ -24,7 +24,7 @@ from align.models.heads import ScalarModel, load_scalar, open_classifier, scalar
 from align.models.load import context_of, load_model, rope_limit, save_model
 from align.models.packed import response_logprobs, response_scores
 from align.models.padded import is_padded, read_padded
-from align.rollout.engine import Sampling, generate
+from align.rollout.engine import LocalEngine, Sampling, generate
 from align.text.packing import pack
 
 RUN = [name for name in ARCHITECTURES if name not in REFUSED]
@@ -118,6 +118,13 @@ def test_a_weak_model_is_told_apart_as_well() -> None:
         assert getattr(model.config, "align_attention", None) == way, name
 
 
+def test_a_model_with_several_end_tokens_is_fitted() -> None:
+    """LLaMA 3 ends a text with one token and a turn with another."""
+    model = tiny("llama")
+    model.config.eos_token_id, model.config.pad_token_id = [0, 3], None
+    assert fit_model(model) == []
+
+
 # -- packed rows as padded batches ---------------------------------------------------------------------------------
 
 
@@ -166,6 +173,18 @@ def test_a_copy_of_a_padded_model_is_a_model_of_its_own() -> None:
         parameter.zero_()
     assert is_padded(twin)
     assert torch.equal(twin(**where).logits, before)
+
+
+@pytest.mark.parametrize("name", ["opt", "deepseek_v2"])
+def test_what_cannot_sample_in_bf16_samples_as_in_fp32(name: str, tmp_path: Path) -> None:
+    """On CPUs the cache is float32, which the library's own attention and latent attention refuse beside bf16."""
+    model = fitted(name, tmp_path)
+    found = []
+    for precision in ("fp32", "bf16"):
+        engine = LocalEngine(precision, EOS, PAD)
+        engine.load(model)
+        found.append(dict(engine.generate(sequences_of([3, 9]), [0, 1], Sampling(max_new_tokens=8))))
+    assert found[0] == found[1]
 
 
 @torch.no_grad()
