@@ -26,6 +26,7 @@ from align.models.published import open_model
 from align.models.vocabulary import draw_rows
 from align.seeds import derive_seed
 from align.text.chat import check_chat, keep_stops, read_whole_dialogues
+from align.text.encoding import chat_template_of
 from align.text.published import open_tokenizer
 from align.text.tokenizers import ALIGN, KEEP, complete
 
@@ -35,13 +36,11 @@ def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
     try:
         model, tokenizer = open_model(source, cfg.kind), _open_tokenizer(source)
         metrics = _precision(model, tokenizer, source, job)
-        if cfg.kind != "seq2seq_model":
-            for line in fit_model(model) if cfg.kind == "model" else fit_reward_model(model):
-                job.info(line)
-            keep_stops(tokenizer, getattr(model, "generation_config", None))
+        keep_stops(tokenizer, getattr(model, "generation_config", None))
         _complete(cfg, model, tokenizer, job)
         if cfg.kind != "seq2seq_model":
-            for line in check_chat(tokenizer):
+            fitted = fit_model if cfg.kind == "model" else fit_reward_model
+            for line in (*check_chat(tokenizer), *fitted(model)):
                 job.info(line)
     except (OSError, ValueError, ConfigError) as error:
         raise ConfigError(f"source {cfg.source!r}: {' '.join(str(error).split())[:400]}") from None
@@ -79,6 +78,11 @@ def _precision(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sourc
 
 def _complete(cfg: ImportModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
     """Give the tokenizer what it lacks, and the model a row for each token."""
+    if cfg.kind == "reward_model" and cfg.chat_template == KEEP and chat_template_of(tokenizer) is None:
+        raise ValueError(
+            "its tokenizer has no chat template, so nothing says how a reward model reads a dialogue; give "
+            "chat_template=path:FILE"
+        )
     before = set(tokenizer.get_vocab().values())
     added = complete(tokenizer, None if cfg.kind == "seq2seq_model" else _template(cfg.chat_template))
     if cfg.kind == "reward_model":

@@ -62,8 +62,6 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
         job.info(f"{dropped} demonstrations are longer than {length} tokens and left out")
     if not train:
         raise ConfigError(f"inputs.data: no demonstration fits into {length} tokens")
-    if not any(label != -100 for example in train for label in example["labels"]):
-        raise ConfigError("inputs.data: no demonstration has a token of the assistant's to learn; is its text empty?")
     if not held_out:
         job.info("there are no validation rows, so nothing will say how well it learns")
     num_demonstrations = len(train)
@@ -80,6 +78,9 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
         callbacks=[_Reporter(job)],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log as a dict
+    head = model.get_output_embeddings()
+    if not hasattr(head, "bias"):
+        head.bias = None  # peft's wrapper of a tied head has none, and the trainer asks for it
     trainer.train(resume_from_checkpoint=_newest_sealed(Path(str(arguments.output_dir)), job))
 
     trained = trainer.accelerator.unwrap_model(trainer.model)

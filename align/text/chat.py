@@ -106,6 +106,7 @@ def check_chat(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     Raises:
         ValueError: one line on what does not hold.
     """
+    _require_words(tokenizer)
     style = chat_format(tokenizer)
     asked, answer = PROBE[:1], {"role": "assistant", "content": "It is a cat \U0001f408"}  # it ends with several tokens
     hint = "give chat_template=align, or path:FILE with one that marks what the assistant says"
@@ -139,6 +140,18 @@ def check_chat(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         shown = tokenizer.decode(plain[len(prompt) :])
         said.append(f"prompts leave out {shown!r}, with which its template opens a thought: dialogues have no thoughts")
     return said
+
+
+def _require_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ValueError` where the tokenizer knows nothing of plain text, as one that was trained on nothing."""
+    try:
+        known = _as_decoded(tokenizer, PROBE[0]["content"])
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library raises nothing narrower
+            raise
+        raise ValueError(f"its tokenizer cannot encode plain text ({' '.join(str(error).split())})") from None
+    if not known.strip():
+        raise ValueError("its tokenizer makes nothing but unknown tokens of plain text")
 
 
 def _as_decoded(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -206,3 +207,15 @@ def test_a_prompt_that_leaves_no_room_is_refused():
 
 def test_no_prompts_give_no_responses(fixed):
     assert run(fixed[0], [], []) == []
+
+
+def test_a_response_ends_at_whichever_of_several_tokens_comes_first():
+    """As the endless response, cut after the first of them; each token in turn ends some response alone."""
+    model, prompts, seeds = tiny_model("gpt2"), [[5, 6, 7]] * 12, list(range(12))
+    endless = [r.ids for r in run(model, prompts, seeds, eos=-1, max_new_tokens=30)]
+    common = [token for token, _ in Counter(token for ids in endless for token in ids).most_common(3)]
+    got = [r.ids for r in run(model, prompts, seeds, eos=common, max_new_tokens=30)]
+    for ids, whole in zip(got, endless, strict=True):
+        ends = [i for i, token in enumerate(whole) if token in common]
+        assert ids == whole[: ends[0] + 1 if ends else None]
+    assert {ids[-1] for ids in got} >= set(common)
