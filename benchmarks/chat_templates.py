@@ -36,12 +36,12 @@ The assistant's tokens are found in one of three ways:
 
 * **markers**: the template has `{{% generation %}}` blocks.
 * **trl**: TRL {trl} knows the template and has a version of it with markers.
-* **prefixes**: otherwise, a turn is what it adds to the prompt before it.
+* **answers**: otherwise, a turn reaches from the end of its prompt to the token that ends it, around its answer.
 
 A mask is right if it covers what the assistant says and the token that ends its turn, in whole tokens and in each of
-two turns, with and without a system message; and if a prompt is the part of its dialogue before the mask. "dialogue"
-says that the mask is right and the prompt is no such part: it ends inside a thought that the dialogue has not.
-"refused" says that align stops with an error.
+two turns, with and without a system message; and if a prompt is the part of its dialogue before the mask. Some templates
+end a prompt with the beginning of a thought (`<think>`), which dialogues without thoughts do not have: import says so,
+and prompts leave it out. "refused" says that align stops with an error.
 
 The formats of the first table are written after their public descriptions, with small tokenizers of the same kind; a
 model's own file may differ.
@@ -64,7 +64,7 @@ def verdict(case: Case) -> str:
     except (ConfigError, ValueError):
         return "refused"
     if dialogue[: len(prompt)] != prompt:
-        return "dialogue" if case.thinks_first else "no"
+        return "no"
     return "yes" if ids == dialogue and by_assistant == [i >= len(prompt) for i in range(len(ids))] else "no"
 
 
