@@ -251,14 +251,16 @@ def test_an_encoder_decoder_of_the_hub_is_asked_for_by_its_kind(here: Path) -> N
     source = f"hf:mine/t5@{COMMIT}"
     tiny_t5(hub_of(here, "mine/t5"))
     error = from_hub(here, "import_model", f"source={source}", code=2).strip().splitlines()[-1]
-    assert error == f"error: source '{source}': it is an encoder-decoder, not a decoder-only language model; give kind=seq2seq_model"
+    reason = "it is an encoder-decoder, not a decoder-only language model; give kind=seq2seq_model"
+    assert error == f"error: source '{source}': {reason}"
     assert not list(Path("artifacts/objects").glob("import_model/*"))
     assert step("import_model", source=source, kind="seq2seq_model").config.output == "seq2seq_model"
 
 
 def test_what_is_no_model_is_refused(here: Path) -> None:
     assert "path:FOLDER with a model's config.json or a .gguf file in it" in refused("import_model", source="path:none")
-    assert "kind: expected model or seq2seq_model or reward_model" in refused("import_model", source="path:x", kind="encoder")
+    kinds = "kind: expected model or seq2seq_model or reward_model"
+    assert kinds in refused("import_model", source="path:x", kind="encoder")
     (here / "odd").mkdir()
     (here / "odd/config.json").write_text("[]")
     assert "config.json in it is not the JSON of a model's config" in refused("import_model", source="path:odd")

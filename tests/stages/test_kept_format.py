@@ -266,9 +266,7 @@ def test_lora_trains_the_rows_of_new_tokens_and_no_others(here: Path, tied: bool
 # -- precision -------------------------------------------------------------------------------------------------------
 
 
-def test_bf16_stays_bf16_and_what_is_measured_is_what_is_stored(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bf16_stays_bf16_and_what_is_measured_is_what_is_stored(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish("published", PUBLISHED["llama3"].tokenizer(), dtype=torch.bfloat16)
     assert run("import_model", "source=path:published", "name=mine/model") == 0
     published, kept = (load_file(folder / "model.safetensors") for folder in (Path("published"), made("mine/model")))
@@ -319,11 +317,9 @@ def test_demonstrations_without_a_token_of_the_assistant_are_refused(
         + "{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    own = "It is a cat"
-    write(
-        "demonstrations.jsonl",
-        [{"messages": [{"role": "user", "content": f"Who? {i}"}, {"role": "assistant", "content": own}]} for i in range(20)],
-    )
+    answer = {"role": "assistant", "content": "It is a cat"}
+    rows = [{"messages": [{"role": "user", "content": f"Who? {i}"}, answer]} for i in range(20)]
+    write("demonstrations.jsonl", rows)
     assert sft("path:published") == 2
     assert "marks nothing of the assistant" in said(capsys)
 

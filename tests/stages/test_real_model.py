@@ -52,7 +52,8 @@ MOST = 24  # new tokens
 @pytest.fixture(scope="module")
 def dequantised() -> LlamaForCausalLM:
     """The file's weights in float32, by plain Transformers, as a model that can be saved."""
-    opened = AutoModelForCausalLM.from_pretrained(CACHE, gguf_file=GGUF.name, dtype=torch.float32, local_files_only=True)
+    where = {"gguf_file": GGUF.name, "local_files_only": True}
+    opened = AutoModelForCausalLM.from_pretrained(CACHE, dtype=torch.float32, **where)
     config = {name: value for name, value in opened.config.to_dict().items() if name != "quantization_config"}
     plain = LlamaForCausalLM(LlamaConfig(**config)).eval()
     plain.load_state_dict(opened.state_dict())
@@ -111,7 +112,8 @@ def test_greedy_answers_are_those_of_plain_transformers(imported, dequantised, o
 @pytest.mark.parametrize("name", ["folder", "gguf"])
 def test_packed_log_probs_are_those_of_plain_transformers(imported, name):
     model, tokenizer = load_model(imported[name]), load_tokenizer(imported[name])
-    plain = AutoModelForCausalLM.from_pretrained(imported[name], dtype=torch.float32, attn_implementation="eager").eval()
+    how = {"dtype": torch.float32, "attn_implementation": "eager"}
+    plain = AutoModelForCausalLM.from_pretrained(imported[name], **how).eval()
     prompts = encode_prompts(tokenizer, [[{"role": "user", "content": question}] for question in QUESTIONS[:6]])
     responses = [tokenizer(f"It is {'very ' * i}well known.")["input_ids"] for i in range(6)]
     got = response_logprobs(model, pack_pairs(prompts, responses, "cpu"), responses)

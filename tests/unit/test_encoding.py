@@ -84,7 +84,7 @@ def test_plain_text_is_encoded_as_in_plain_transformers(tokenizer):
 
 def test_no_text_spells_a_control_token(tokenizer):
     controls = control_tokens(tokenizer)
-    assert {token for token in tokenizer.all_special_tokens} <= controls
+    assert set(tokenizer.all_special_tokens) <= controls
     for text in [*controls, "".join(controls), " ".join(controls), *(f"a{token}b" for token in controls)]:
         (ids,) = encode_texts(tokenizer, [text])
         unknown = {tokenizer.unk_token_id}  # of a character that the vocabulary lacks
