@@ -126,6 +126,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=ends if len(ends) > 1 else ends[0],
         pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
     save_weights(model, folder)
     tokenizer.save_pretrained(folder)
@@ -147,11 +148,18 @@ def precision_lines(model: PreTrainedModel) -> list[str]:
 
 
 @torch.no_grad()
-def round_to_stored(model: PreTrainedModel) -> None:
-    """Round float32 weights to the precision they will be stored in, so that what is measured is what is saved."""
+def round_to_stored(model: PreTrainedModel) -> bool:
+    """Round float32 weights to the precision they will be stored in, so that what is measured is what is saved.
+
+    Returns:
+        False where they are stored in float32 and nothing changed.
+    """
     dtype = getattr(model, "stored_dtype", torch.float32)
+    if dtype == torch.float32:
+        return False
     for parameter in model.parameters():
         parameter.copy_(parameter.to(dtype))
+    return True
 
 
 @torch.no_grad()

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
 
 from align.errors import ConfigError
 from align.losses.lm import head_logprobs
+from align.models.load import stored_dtype
 from align.text.pairs import Padded, pad
 from align.text.spans import Pair
 
@@ -20,8 +21,10 @@ def load_seq2seq(folder: Path, device: torch.device | str = "cpu") -> PreTrained
     Raises:
         ConfigError: what follows its decoder is not what follows T5's.
     """
+    stored = stored_dtype(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     model = model.to(device).eval()
+    model.stored_dtype = stored
     _check_head(model)
     return model
 

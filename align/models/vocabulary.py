@@ -12,7 +12,7 @@ DRAWN = "align_drawn_tokens"
 
 
 @torch.no_grad()
-def draw_rows(model: PreTrainedModel, ids: Sequence[int], seed: int) -> None:
+def draw_rows(model: PreTrainedModel, ids: Sequence[int], seed: int, untrained: Sequence[int] = ()) -> None:
     """Draw the rows of tokens, where the model reads them and where it predicts them, as its trained rows are spread.
 
     Each row is drawn apart, from N(mean, deviation) of each dimension over the other rows: the mean itself, which
@@ -22,6 +22,7 @@ def draw_rows(model: PreTrainedModel, ids: Sequence[int], seed: int) -> None:
         model: changed in place, its config too.
         ids: of the new tokens.
         seed: of the draw.
+        untrained: which of them training never sees, as padding.
     """
     if not ids:
         return
@@ -39,4 +40,5 @@ def draw_rows(model: PreTrainedModel, ids: Sequence[int], seed: int) -> None:
         layer.weight[list(ids)] = (old.mean(0) + old.std(0) * noise).to(layer.weight)
         if getattr(layer, "bias", None) is not None:
             layer.bias[list(ids)] = layer.bias[:known].mean()
-    setattr(model.config, DRAWN, sorted(ids))
+    if learned := sorted(set(ids) - set(untrained)):
+        setattr(model.config, DRAWN, learned)

@@ -92,7 +92,7 @@ def _complete(cfg: ImportModel, model: PreTrainedModel, tokenizer: PreTrainedTok
     if without:
         added.append(f"rows for {len(without)} entries of its tokenizer that the model had none for")
     new = {*without, *(set(tokenizer.get_vocab().values()) - before)}
-    draw_rows(model, sorted(new), derive_seed(0, "import_model", "rows"))
+    draw_rows(model, sorted(new), derive_seed(0, "import_model", "rows"), untrained=[tokenizer.pad_token_id])
     if added:
         job.info(f"added {', '.join(added)}")
 

@@ -20,7 +20,14 @@ from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job, Metrics
 from align.models.build import build_model
 from align.models.compiled import compile_layers
-from align.models.load import check_attention, context_length, load_model, load_one_tokenizer, save_model
+from align.models.load import (
+    check_attention,
+    context_length,
+    load_model,
+    load_one_tokenizer,
+    round_to_stored,
+    save_model,
+)
 from align.optimizers import (
     clip_gradients,
     cosine_factor,
@@ -91,6 +98,8 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
             },
         )
 
+    if round_to_stored(model):
+        measured = {}
     if job.is_main:
         save_model(model, tokenizer, job.out)
     result = {"tokens": float(sum(sizes) * length), "parameters": float(model.num_parameters())}

@@ -25,6 +25,7 @@ from align.models.adapters import fresh_adapter
 from align.models.heads import ScalarModel, scalar_from_lm
 from align.models.load import context_length, load_tokenizer, precision_lines, round_to_stored
 from align.models.packed import response_scores
+from align.models.vocabulary import DRAWN
 from align.optimizers import adamw, cosine_factor, set_learning_rate
 from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues
 from align.text.packing import micro_batches, pack
@@ -48,8 +49,7 @@ class Ranking(NamedTuple):
 def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     folder = inputs.one("model").path
     model, tokenizer = scalar_from_lm(folder, job.device), load_tokenizer(folder)
-    for line in precision_lines(model.classifier):
-        job.info(line)
+    _say_what_is_trained(cfg, model, job)
     context = context_length(model.classifier)
     train, dropped = _rankings(inputs, "train", tokenizer, context)
     held_out, _ = _rankings(inputs, "validation", tokenizer, context)
@@ -102,6 +102,13 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         model.save(job.out)
         tokenizer.save_pretrained(job.out)
     return metrics
+
+
+def _say_what_is_trained(cfg: Reward, model: ScalarModel, job: Job) -> None:
+    for line in precision_lines(model.classifier):
+        job.info(line)
+    if cfg.lora.rank is not None and getattr(model.classifier.config, DRAWN, None):
+        job.info("the rows of new tokens stay as they were drawn, for these adapters do not reach them; run sft first")
 
 
 def _rankings(

@@ -24,7 +24,7 @@ from align.errors import ConfigError
 from align.evals.intervals import bootstrap, bounds
 from align.job import Inputs, Job, Metrics
 from align.models.build import build_model
-from align.models.load import load_one_tokenizer, save_model
+from align.models.load import load_one_tokenizer, round_to_stored, save_model
 from align.models.seq2seq import greedy_answers, load_seq2seq, target_logprobs
 from align.optimizers import clip_gradients, inverse_square_root_factor, pretraining_optimizers, step_all
 from align.seeds import derive_seed
@@ -125,6 +125,8 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
             },
         )
 
+    if round_to_stored(model):
+        measured = None
     if job.is_main:
         save_model(model, tokenizer, job.out)
     found, answers = measured or measure(held_out[0])  # nothing is measured yet where the last step was gone on from
