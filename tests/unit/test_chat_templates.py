@@ -31,13 +31,14 @@ from align.text.chat import (
     encode_prompts,
 )
 
-VERSIONS = ("training", "published", "unknown")
-CASES = [*PUBLISHED, *(f"{name}-{version}" for name in TRL for version in VERSIONS)]
+OF_TRL = [f"{name}-published" for name in TRL]
+OTHERS = [f"{name}-{version}" for name in TRL for version in ("training", "unknown")]
+TRL_CASES = [*OF_TRL, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 ANSWERS = (ROUNDS[1]["content"], ROUNDS[3]["content"])
 
 
 # Module-wide, so that all tests of a template run side by side while Transformers has it compiled.
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=[*PUBLISHED, *TRL_CASES])
 def case(request):
     return cases()[request.param]
 
@@ -47,11 +48,9 @@ def published(request):
     return PUBLISHED[request.param]
 
 
-@pytest.fixture
-def trl_case(case):
-    if case.trl is None:
-        pytest.skip("not TRL's")
-    return case
+@pytest.fixture(scope="module", params=TRL_CASES)
+def trl_case(request):
+    return cases()[request.param]
 
 
 def render(tokenizer, messages, **options):
