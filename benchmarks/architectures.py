@@ -1,6 +1,7 @@
 """Which architectures of `transformers` run here? Each as a tiny random model through all five stages; a table.
 
-    python benchmarks/architectures.py [--only NAME,NAME] [--json FILE] [--table docs/models.md]
+    python benchmarks/architectures.py [--json FILE] [--table docs/models.md]
+    python benchmarks/architectures.py --only NAME,NAME --json FILE --table docs/models.md   # the rest from FILE
 
 For each: how packed rows are read, the largest difference of a packed log-prob from plain `transformers` (its own eager
 attention, each sequence alone, 1 to 3 sliding windows long), and how many of import, supervised tuning, reward model,
@@ -122,6 +123,9 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     targets = {file: file.resolve() for file in (options.json, options.table) if file is not None}
     found: dict[str, Outcome] = {}
+    if options.only and options.json and options.json.exists():
+        for name, each in json.loads(options.json.read_text()).items():
+            found[name] = Outcome(*(each[field] for field in Outcome._fields))
     for name in options.only.split(",") if options.only else ARCHITECTURES:
         begun = perf_counter()
         with tempfile.TemporaryDirectory() as folder:
@@ -133,6 +137,7 @@ def main() -> None:
         if verdict(each) == "crashed":
             print(f"    {each.error}")
         sys.stdout.flush()
+    found = {name: found[name] for name in ARCHITECTURES if name in found}
     if options.json:
         rows = {name: each._asdict() | {"verdict": verdict(each)} for name, each in found.items()}
         targets[options.json].write_text(json.dumps(rows, indent=1) + "\n")

@@ -136,6 +136,8 @@ def check_chat(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         "answers": "what follows a prompt is the assistant's",
     }
     said = [f"chat template: {ways[style.way]}; a turn ends with {names[0]}, sampling stops at {', '.join(names)}"]
+    if "strftime_now" in style.template:
+        said.append("its chat template writes the day's date, so the same step on another day reads other tokens")
     if style.unshared:
         shown = tokenizer.decode(plain[len(prompt) :])
         said.append(f"prompts leave out {shown!r}, with which its template opens a thought: dialogues have no thoughts")

@@ -165,7 +165,7 @@ def _find_format(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> ChatFo
         tails = tuple(dict.fromkeys(tail for probe in probes for tail in _tails(encoder, probe) if tail))
         unshared = _unshared(encoder, renderers)
         opening = _opening(renderers[1]).removesuffix(unshared)
-        head = _head(opening, probes[0])
+        head = _head(encoder, opening, probes[0])
         lead = _lead(encoder, probes[0], renderers[1], opening, head, unshared)
     except jinja2.TemplateError as error:
         raise ValueError(f"its chat template fails: {' '.join(str(error).split())}") from None
@@ -273,7 +273,7 @@ def _closed(encoder: Encoder, token: str) -> str:
     return encoder.respelled(closing) if closing in encoder.controls else closing
 
 
-def _head(opening: str, probe: Rendered) -> str:
+def _head(encoder: Encoder, opening: str, probe: Rendered) -> str:
     """As much of the opening as stands before every answer."""
     head, after = opening, 0
     for asked, begin in zip((PROBE[0], PROBE[2]), probe.begins, strict=True):
@@ -282,7 +282,7 @@ def _head(opening: str, probe: Rendered) -> str:
         while head and head not in between:
             head = head[:-1]
         after = begin
-    return head if head.count("\ufdda") == head.count("\ufddc") else head[: head.rindex("\ufdda")]
+    return encoder.without_half_a_control(head)
 
 
 def _lead(encoder: Encoder, probe: Rendered, render: Renderer, opening: str, head: str, unshared: str) -> str:

@@ -94,6 +94,12 @@ class Encoder:
         """Whether a respelled control token stands in a text."""
         return _CONTROL in text
 
+    @staticmethod
+    def without_half_a_control(text: str) -> str:
+        """A text that was cut, without a respelled control token of which only the beginning is left."""
+        begin = text.rfind(_CONTROL)
+        return text[:begin] if begin >= 0 and _CLOSE not in text[begin:] else text
+
     def encode(self, revealed: Sequence[str]) -> list[Encoding]:
         """Ids and places of the tokens of what `revealed` gave, without BOS."""
         return self._copy.encode_batch(list(revealed), add_special_tokens=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from catalogue import ARCHITECTURES, REFUSED, WINDOW, tiny
+from catalogue import ARCHITECTURES, CONTEXT, REFUSED, WINDOW, tiny
 from five_stages import STAGES, run_stages, write_data, write_source
 from tiny_models import sequences_of, tiny_tokenizer, written_by_transformers
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
@@ -109,13 +109,27 @@ def test_what_does_not_run_is_refused_by_the_import_in_one_line(
     assert REFUSED[name] in error
 
 
-def test_a_weak_model_is_told_apart_as_well() -> None:
-    """With weights as they are drawn before any training, a wrong mask moves log-probs by less than 0.001."""
-    for name, way in (("opt", "padded"), ("gemma2", "padded"), ("gpt_oss", "padded"), ("llama", None), ("qwen3", None)):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(tiny(name).config, attn_implementation="eager")
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *[(name, "padded") for name in ("opt", "biogpt", "bert-generation", "gemma2", "gpt_oss")],
+        *[(name, "packed") for name in ("llama", "qwen2_moe", "deepseek_v2", "cohere2", "gemma3_text")],
+    ],
+)
+def test_which_way_fits_is_told_of_weak_weights_as_well(name: str, way: str) -> None:
+    """With weights as they are drawn before any training, a wrong mask moves log-probs by as little as 0.005 nats."""
+    torch.manual_seed(0)
+    weak = AutoModelForCausalLM.from_config(tiny(name).config, attn_implementation="eager")
+    for model in (weak, tiny(name)):
         fit_model(model)
-        assert getattr(model.config, "align_attention", None) == way, name
+        assert ("padded" if is_padded(model) else "packed") == way
+
+
+def test_a_weak_model_that_reads_both_ways_is_refused() -> None:
+    torch.manual_seed(0)
+    both_ways = AutoModelForCausalLM.from_config(tiny("bert").config, attn_implementation="eager")
+    with pytest.raises(ConfigError, match="what follows a token changes"):
+        fit_model(both_ways)
 
 
 def test_a_model_with_several_end_tokens_is_fitted() -> None:
@@ -134,7 +148,7 @@ def test_a_packed_row_goes_through_a_padded_batch_and_back(name: str) -> None:
     """Two rows at once, sequences of a token, and lengths so far apart that they make several batches."""
     plain, ours = tiny(name), tiny(name)
     read_padded(ours)
-    rows = [sequences_of([1, 90, 3, 2]), sequences_of([70, 1, 24, 1], seed=1)]
+    rows = [sequences_of([1, CONTEXT - 1, 3, 2]), sequences_of([70, 1, 24, 1], seed=1)]
     packed = [pack(row) for row in rows]
     width = min(p.input_ids.shape[1] for p in packed)
     ids, places = (torch.cat([p[k][:, :width] for p in packed]) for k in (0, 1))
@@ -223,9 +237,9 @@ def test_a_context_ends_where_frequencies_begin_to_depend_on_the_batch() -> None
     config = tiny("phi3_longrope").config
     assert context_of(config) == 32
     assert rope_limit(config).startswith("longrope changes the rotary frequencies beyond 32 tokens")
-    assert context_of(tiny("llama_dynamic").config) == 128
+    assert context_of(tiny("llama_dynamic").config) == CONTEXT
     assert rope_limit(tiny("llama_yarn").config) is None
-    assert context_of(tiny("gemma3").config) == 128  # of the language model in a shell
+    assert context_of(tiny("gemma3").config) == CONTEXT  # of the language model in a shell
     assert context_of(tiny("bloom").config) == 2048  # which has no limit of its own
 
 
