@@ -46,6 +46,11 @@ def fitted(name: str, folder: Path) -> PreTrainedModel:
     return load_model(folder)
 
 
+def plainly(folder: Path) -> PreTrainedModel:
+    """The same files as `transformers` opens them, with the model's own attention."""
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
 def lengths_of(model: PreTrainedModel) -> list[int]:
     """1 to 3 windows, in an order in which short ones stand beside long ones, and one in another group of lengths."""
     context = context_of(model.config)
@@ -62,8 +67,7 @@ def plain_logprobs(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("name", all_of(RUN))
 def test_packed_log_probs_are_those_of_each_sequence_alone(name: str, tmp_path: Path) -> None:
-    ours, plain = fitted(name, tmp_path), tiny(name)
-    assert plain.config._attn_implementation == "eager"
+    ours, plain = fitted(name, tmp_path), plainly(tmp_path)
     sequences = sequences_of(lengths_of(ours))
     got = response_logprobs(ours, pack(sequences), [ids[1:] for ids in sequences])
     expected = torch.cat([plain_logprobs(plain, ids) for ids in sequences])
@@ -74,16 +78,19 @@ def test_packed_log_probs_are_those_of_each_sequence_alone(name: str, tmp_path: 
 @pytest.mark.parametrize("name", all_of(RUN))
 def test_greedy_samples_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     """With two slots for four prompts, so that one is filled while another is written."""
-    ours, plain = fitted(name, tmp_path), tiny(name)
+    ours, plain = fitted(name, tmp_path), plainly(tmp_path)
     prompts, most = sequences_of([3, 2 * WINDOW + 1, 1, WINDOW], seed=1), WINDOW
     sampling = Sampling(max_new_tokens=most, temperature=0.0, batch_size=2)
     found = dict(generate(ours, prompts, range(4), sampling, eos_token_id=EOS, pad_token_id=PAD))
     for i, prompt in enumerate(prompts):
-        assert found[i].ids == written_by_transformers(plain, prompt, most, EOS, PAD)
+        if name != "moshi":  # whose `generate` departs from its own forward pass once the window is full
+            assert found[i].ids == written_by_transformers(plain, prompt, most, EOS, PAD)
         whole = plain_logprobs(plain, [*prompt, *found[i].ids])
         torch.testing.assert_close(
             torch.tensor(found[i].logprobs), whole[len(prompt) - 1 :], rtol=0, atol=1e-4, msg=f"prompt {i}"
         )
+        logits = plain(input_ids=torch.tensor([[*prompt, *found[i].ids]]), use_cache=False).logits[0]
+        assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == found[i].ids
 
 
 @pytest.mark.parametrize("name", all_of(RUN))
