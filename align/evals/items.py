@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.models.load import context_length
 from align.models.packed import before_responses, pack_pairs
+from align.models.padded import is_padded
 from align.text.encoding import encode_texts
 from align.text.packing import micro_batches
 
@@ -114,11 +115,13 @@ def score_pairs(
     shared: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}  # by context: place among the pairs, completion
     for i, (before, after) in enumerate(pairs):
         shared.setdefault(tuple(before), []).append((i, after))
-    per_pass = max(1, min(max_tokens, _LOGITS // model.config.vocab_size))
+    per_pass = max(1, min(max_tokens, _LOGITS // model.config.get_text_config(decoder=True).vocab_size))
     once: list[tuple[list[int], list[tuple[int, list[int]]]]] = []
     again: list[tuple[list[int], list[tuple[int, list[int]]]]] = []
     for context, every in shared.items():
-        groups = again if len(every) > 1 and len(context) >= _WORTH_SHARING else once
+        # Padded side by side, a long context and a long completion of two items may exceed a model's own mask.
+        worth = len(every) > 1 and len(context) >= _WORTH_SHARING and not is_padded(model)
+        groups = again if worth else once
         for chosen in micro_batches([len(context) + len(after) for _, after in every], per_pass):
             groups.append((list(context), [every[k] for k in chosen]))
     for score, groups in ((_score_packed, once), (_score_shared, again)):

@@ -17,6 +17,7 @@ import datasets
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import (
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -33,6 +34,7 @@ from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop
 from align.job import Inputs, Job, Metrics
 from align.losses.lm import token_losses
+from align.models.adapters import linear_names
 from align.models.load import (
     context_length,
     load_model,
@@ -67,7 +69,8 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     num_demonstrations = len(train)
     train += _text_examples(cfg, inputs, train, tokenizer, length, job)
     arguments = _arguments(cfg, job, length, bool(held_out))
-    as_published = dict(vars(model.config))
+    configs = [model.config, model.config.get_text_config(decoder=True)]
+    as_published = [dict(vars(config)) for config in configs]
     trainer = SFTTrainer(
         model=model,
         args=arguments,
@@ -88,7 +91,8 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
         if job.is_main:
             trained.save_pretrained(job.out / "adapter")
         trained = trained.merge_and_unload()
-    _restore_config(trained, as_published)
+    for config, before in zip(configs, as_published, strict=True):
+        _restore(config, before)
     round_to_stored(trained)  # before it is measured
     if job.is_main:
         save_model(trained, tokenizer, job.out)
@@ -195,9 +199,9 @@ def _arguments(cfg: Sft, job: Job, length: int, has_held_out: bool) -> SFTConfig
     )
 
 
-def _restore_config(model: PreTrainedModel, before: dict[str, Any]) -> None:
-    """Undo what the trainer set in the config: a mixture of experts would go on returning its router's logits."""
-    now = vars(model.config)
+def _restore(config: PreTrainedConfig, before: dict[str, Any]) -> None:
+    """Undo what the trainer set in a config: a mixture of experts would go on returning its router's logits."""
+    now = vars(config)
     for name in now.keys() - before.keys():
         del now[name]
     now.update(before)
@@ -212,7 +216,7 @@ def _lora(cfg: Sft, model: PreTrainedModel) -> LoraConfig | None:
         r=cfg.lora.rank,
         lora_alpha=cfg.lora.alpha,
         lora_dropout=cfg.lora.dropout,
-        target_modules="all-linear",
+        target_modules=sorted(linear_names(model)),
         trainable_token_indices=getattr(model.config, DRAWN, None),
         task_type="CAUSAL_LM",
     )

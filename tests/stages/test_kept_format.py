@@ -17,6 +17,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -281,6 +283,24 @@ def test_bf16_stays_bf16_and_what_is_measured_is_what_is_stored(here: Path, caps
     first, again = (metrics_of(made(name))["eval/loss"] for name in ("mine/sft", "mine/again"))
     assert first == pytest.approx(again, abs=1e-6)
     assert load_model(made("mine/sft")).dtype == torch.float32
+
+
+# -- the config ------------------------------------------------------------------------------------------------------
+
+
+def test_the_trainer_leaves_nothing_in_the_config(here: Path) -> None:
+    """Of a mixture of experts it asks for the router's logits, which later stages do not take."""
+    tokenizer = PUBLISHED["chatml"].tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = MixtralConfig(vocab_size=len(tokenizer), num_local_experts=4, num_key_value_heads=2, **sizes)
+    MixtralForCausalLM(config).save_pretrained("published")
+    tokenizer.save_pretrained("published")
+    assert run("import_model", "source=path:published", "name=mine/model") == 0
+    assert sft("mine/model") == 0
+    before, after = (json.loads((made(name) / "config.json").read_text()) for name in ("mine/model", "mine/sft"))
+    assert before["output_router_logits"] is False
+    assert before == after
 
 
 # -- nothing to learn ------------------------------------------------------------------------------------------------
