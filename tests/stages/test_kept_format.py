@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from chat_templates import PUBLISHED
@@ -283,6 +284,29 @@ def test_bf16_stays_bf16_and_what_is_measured_is_what_is_stored(here: Path, caps
     first, again = (metrics_of(made(name))["eval/loss"] for name in ("mine/sft", "mine/again"))
     assert first == pytest.approx(again, abs=1e-6)
     assert load_model(made("mine/sft")).dtype == torch.float32
+
+
+def test_the_scores_of_a_bf16_reward_model_are_shifted_as_it_is_stored(here: Path) -> None:
+    """The stored model's mean score of the demonstrations is 0, not that of the weights before they were rounded."""
+    publish("published", PUBLISHED["llama3"].tokenizer(), dtype=torch.bfloat16)
+    inputs = ("inputs.model=path:published", "inputs.data=path:comparisons.jsonl")
+    given = ("inputs.demonstrations=path:demonstrations.jsonl", "batch_size=8", "learning_rate=0.003")
+    assert run("reward", *inputs, *given, "name=mine/reward") == 0
+    scalar, tokenizer = load_scalar(made("mine/reward")), load_tokenizer(made("mine/reward"))
+    (data,) = [path.parent for path in Path("artifacts/objects/data").glob("*/manifest.json") if rows_of(path.parent)]
+    dialogues = encode_conversations(tokenizer, [row["messages"] for row in rows_of(data)])
+    with torch.no_grad():
+        scores = [
+            scalar(torch.tensor([ids]), torch.arange(len(ids))[None], torch.tensor([len(ids) - 1]))[0]
+            for ids, _ in dialogues
+        ]
+    assert torch.stack(scores).mean().item() == pytest.approx(0.0, abs=1e-5)
+
+
+def rows_of(folder: Path) -> list[dict]:
+    """The training rows of a data artifact of demonstrations; none of another record."""
+    rows = pq.read_table(folder / "train.parquet").to_pylist()
+    return rows if "messages" in rows[0] else []
 
 
 # -- the config ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from align.text.chat import (
     show_prompt,
     transcript,
 )
+from align.text.chat_format import has_generation_markers
 from align.text.tokenizers import train_tokenizer
 
 TEXTS = ["The cat sat on the mat. The dog ran home.", "Who sat on the mat? The cat.", "Be brief."] * 5
@@ -149,3 +150,19 @@ def test_what_a_user_writes_is_never_a_special_token(tokenizer, token):
 
 def test_no_conversations_give_none(tokenizer):
     assert encode_conversations(tokenizer, []) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "has"),
+    [
+        ("{% generation %}{{ m }}{% endgeneration %}", True),
+        ("{%- generation -%}{{ m }}{%- endgeneration -%}", True),
+        ("{%+ generation %}{{ m }}{% endgeneration %}", True),
+        ("{#- uses {% generation %} markers -#}{{ m }}", False),
+        ("{{ '{% generation %}' }}{{ m }}", False),
+        ("{% raw %}{% generation %}{% endraw %}{{ m }}", False),
+        ("{% set generation = 1 %}{{ m }}", False),
+    ],
+)
+def test_markers_count_in_the_body_of_a_template_alone(template, has):
+    assert has_generation_markers(template) == has
