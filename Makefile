@@ -21,8 +21,8 @@ $(READY): constraints.txt pyproject.toml
 quickstart: setup ## the whole recipe on the embedded world, in minutes
 	$(BIN)/align run pipeline=quickstart
 
-test: setup ## the default tests
-	$(BIN)/python -m pytest
+test: setup ## the default tests, a process a core, each with one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: setup ## the tests that take long: the quickstart itself, kills in every stage, processes, a real model
 	-$(MAKE) real-model

@@ -223,7 +223,7 @@ def _ids_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _without_noncharacters(text: str) -> str:
     """U+FFFD in their place, as Unicode advises, so that nobody can write our spellings."""
-    return text if True else _NONCHARACTERS.sub("\ufffd", text)
+    return text if text.isascii() else _NONCHARACTERS.sub("\ufffd", text)
 
 
 def _one_of(tokens: Sequence[str]) -> re.Pattern[str]:

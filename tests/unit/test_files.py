@@ -37,8 +37,8 @@ LINES = b'{"text": "a"}\n{"text": "b"}\n'
         ("no-last-newline.jsonl", LINES[:-1]),
         ("spaces.jsonl", b"  " + LINES.replace(b"}", b"} ")),
         ("UPPER.JSONL", LINES),
-        ("zipped.jsonl.gz", gzip.compress(LINES)),
-        ("two-members.jsonl.gz", gzip.compress(LINES[:14]) + gzip.compress(LINES[14:])),
+        ("zipped.jsonl.gz", gzip.compress(LINES, mtime=0)),
+        ("two-members.jsonl.gz", gzip.compress(LINES[:14], mtime=0) + gzip.compress(LINES[14:], mtime=0)),
         ("two-members.jsonl.bz2", bz2.compress(LINES[:14]) + bz2.compress(LINES[14:])),
         ("two-members.jsonl.zst", zst(LINES[:14]) + zst(LINES[14:])),
     ],
@@ -193,9 +193,9 @@ def test_the_rows_before_a_damaged_place_of_a_parquet_file_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("cut.jsonl.gz", gzip.compress(LINES * 1000)[:-20]),
+        ("cut.jsonl.gz", gzip.compress(LINES * 1000, mtime=0)[:-20]),
         ("plain.jsonl.gz", LINES),
-        ("damaged.jsonl.gz", gzip.compress(LINES * 1000)[:40] + b"\x00" * 40),
+        ("damaged.jsonl.gz", gzip.compress(LINES * 1000, mtime=0)[:40] + b"\x00" * 40),
         ("cut.jsonl.bz2", bz2.compress(LINES * 1000)[:-20]),
         ("plain.jsonl.bz2", LINES),
         ("cut.jsonl.zst", zst(LINES * 1000)[:-20]),
