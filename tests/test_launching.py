@@ -195,6 +195,7 @@ def process_of(number: int, tries: int, store: Path) -> Callable[[dict[int, Fate
     return seen
 
 
+@pytest.mark.slow
 def test_a_member_killed_twice_takes_no_other_with_it_and_is_all_that_is_left(store: Path) -> None:
     command = ("steps.ppo.seed=1,2,3", *LONG, "launcher=joblib")
     process = start_sweep(store, *command)

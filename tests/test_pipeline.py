@@ -214,6 +214,7 @@ def wait_for(process: subprocess.Popen[bytes], store: Path, stage: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_it_goes_on_to_the_same_artifacts(finished: Path, tmp_path: Path) -> None:
     store = tmp_path / "artifacts"
     for stage in MARKS:
@@ -227,6 +228,7 @@ def test_killed_in_every_stage_it_goes_on_to_the_same_artifacts(finished: Path, 
     assert not list((store / "work").glob("*/*"))
 
 
+@pytest.mark.slow
 def test_dropout_and_every_other_stream_resume_exactly(tmp_path: Path) -> None:
     dropout = "steps.pretrain.model.dropout=0.1"
     run_toy(tmp_path / "whole", dropout, "step=pretrain")

@@ -125,14 +125,20 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
             },
         )
 
-    if round_to_stored(model):
+    if _publish(model, tokenizer, job):
         measured = None
-    if job.is_main:
-        save_model(model, tokenizer, job.out)
     found, answers = measured or measure(held_out[0])  # nothing is measured yet where the last step was gone on from
     more, last_answers = measure(held_out[1])
     job.table("predictions", last_answers or answers)
     return {"parameters": float(model.num_parameters()), **found, **more}
+
+
+def _publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> bool:
+    """Save the model; True where its weights were rounded for that, and what was measured before is of others."""
+    rounded = round_to_stored(model)
+    if job.is_main:
+        save_model(model, tokenizer, job.out)
+    return rounded
 
 
 # -- what is trained, and on what ----------------------------------------------------------------------------------
