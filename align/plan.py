@@ -115,7 +115,10 @@ def _step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(stage_class(node.stage)), values))
         if isinstance(config, ImportModel):
-            config.kind = model_kind(config.source) or config.kind
+            found = model_kind(config.source) or config.kind
+            if config.kind not in (found, "model"):
+                raise ConfigError(f"kind: {config.source} is a {found} by its config.json, got {config.kind!r}")
+            config.kind = found
     except ConfigError as error:
         raise ConfigError(f"steps.{name}.{error}") from None
     except OmegaConfBaseException as error:
@@ -246,7 +249,8 @@ def _encoded_again(step: Step, done: Mapping[str, Step], store: ArtifactStore) -
     (policy,), reward_models = step.inputs["policy"], step.inputs["reward_model"]
     if not any(differ(tokenizer(policy), tokenizer(model)) for model in reward_models):
         return ""
-    value = "; the value model starts from the policy" if step.config.value_from == "reward_model" else ""
+    first = step.config.value_from == "reward_model" and differ(tokenizer(policy), tokenizer(reward_models[0]))
+    value = "; the value model starts from the policy" if first else ""
     return f"the reward model has a tokenizer of its own, so text is encoded for it again{value}"
 
 

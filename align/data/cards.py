@@ -6,11 +6,13 @@ again and reads. Nothing here imports torch or opens the network.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,17 @@ class Source:
         place = {"pretrained_model_name_or_path": self.root or name, "trust_remote_code": False}
         # A local folder is all there is: without this, the Hub is asked for files that the folder does not have.
         return {**place, "local_files_only": True} if self.root is not None else {**place, "revision": commit}
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Source]:
+        """A GGUF file in a folder of its own: a tokenizer that lies beside it would be opened in place of its own."""
+        if self.gguf is None or self.root is None:
+            yield self
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / self.gguf
+            link.symlink_to((self.root / self.gguf).resolve())
+            yield replace(self, root=Path(folder), files=(link,))
 
     @property
     def gguf(self) -> str | None:

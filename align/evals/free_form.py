@@ -13,7 +13,7 @@ from align.evals.beam import WIDTH, beam_search
 from align.evals.items import encode_context
 from align.models.load import context_length
 from align.rollout.engine import Response, Sampling, generate
-from align.text.chat import stop_ids
+from align.text.chat import stop_ids, without_end
 from align.text.packing import micro_batches
 
 
@@ -63,7 +63,7 @@ def write_answers(
             for k, ids in zip(group, found, strict=True):
                 written[order[k]] = ids
             advance(len(group))
-    return [first_line(tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+    return [first_line(tokenizer.decode(without_end(tokenizer, ids), skip_special_tokens=True)) for ids in written]
 
 
 def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.evals.items import encode_context, encode_pair, fitting, score_pairs, start_token
 from align.models.load import context_length
 from align.rollout.engine import Response, Sampling, generate
-from align.text.chat import stop_ids
+from align.text.chat import stop_ids, without_end
 from align.text.encoding import encode_texts
 
 _MOST_NEW_TOKENS = 256  # where a task does not say, as in lm-eval's own HFLM
@@ -114,7 +114,7 @@ class Scorer(LM):
             pad_token_id=tokenizer.pad_token_id,
         )
         for place, response in drawn:
-            text = tokenizer.decode(response.ids, skip_special_tokens=True)
+            text = tokenizer.decode(without_end(tokenizer, response.ids), skip_special_tokens=True)
             until = requests[place].args[1].get("until") or []
             for stop in [until] if isinstance(until, str) else until:
                 text = text.partition(stop)[0] if stop else text

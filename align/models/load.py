@@ -147,17 +147,35 @@ def precision_lines(model: PreTrainedModel) -> list[str]:
     return [f"the model is stored in {name}; it is trained in float32 and stored in {name} again"]
 
 
+# Bits of a float32 that a half format has no room for.
+_LOST_BITS = {torch.bfloat16: 16, torch.float16: 13}
+
+
 @torch.no_grad()
-def round_to_stored(model: PreTrainedModel) -> bool:
+def round_to_stored(model: PreTrainedModel, *, to_nearest: bool = False) -> bool:
     """Round float32 weights to the precision they will be stored in, so that what is measured is what is saved.
+
+    A weight is rounded up or down at random, the nearer value more often, so that its expectation stays [Gupta et al.
+    2015, section 3.1]. To the nearest, most updates would be lost: a step of 1e-5 is less than half of the distance
+    between two bf16 numbers around 0.02. Weights that did not change stay as they are. The draw is always the same.
+
+    Args:
+        model: changed in place.
+        to_nearest: instead, for weights that nobody trained.
 
     Returns:
         False where they are stored in float32 and nothing changed.
     """
     dtype = getattr(model, "stored_dtype", torch.float32)
-    if dtype == torch.float32:
+    if dtype not in _LOST_BITS:
         return False
+    lost = 2 ** _LOST_BITS[dtype]
+    generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
+        if not to_nearest and parameter.dtype == torch.float32:
+            noise = torch.randint(lost, parameter.shape, generator=generator, dtype=torch.int32)
+            bits = (parameter.detach().view(torch.int32) + noise.to(parameter.device)) & -lost
+            parameter.copy_(bits.view(torch.float32))
         parameter.copy_(parameter.to(dtype))
     return True
 
@@ -167,16 +185,17 @@ def drift_of_storing(model: PreTrainedModel, ids: Sequence[int]) -> float:
     """Round a model to what it will be stored in; the mean change of a log-prob by that after each of `ids`, nats."""
     row = torch.tensor([list(ids)], device=model.device)
     before = model(row, use_cache=False).logits.log_softmax(-1)
-    round_to_stored(model)
+    round_to_stored(model, to_nearest=True)
     after = model(row, use_cache=False).logits.log_softmax(-1)
     return float((before.exp() * (before - after).abs()).sum(-1).mean())
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Save weights and config in the precision that the model came in; they are left rounded to it.
+    """Save weights and config in the precision that the model came in; weights are left rounded to it.
 
     Buffers stay as they are: rotary frequencies in bf16 are other frequencies.
     """
+    round_to_stored(model)
     dtype = getattr(model, "stored_dtype", torch.float32)
     own = [(parameter, parameter.dtype) for parameter in model.parameters()]
     for parameter, _ in own:

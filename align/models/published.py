@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,7 +22,6 @@ from transformers import (
 from align.data.cards import Source
 from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
 from align.models.heads import open_classifier
-from align.models.load import stored_dtype
 
 _NAMES = {
     "model": "a decoder-only language model",
@@ -57,8 +57,9 @@ def open_model(source: Source, kind: str) -> PreTrainedModel:
         )
     if kind == "reward_model" and config.num_labels != 1:
         raise ValueError(f"it has {config.num_labels} labels, and a reward model has one")
-    given = {**source.pretrained, **gguf, "dtype": torch.float32 if gguf else "auto"}
     try:
+        dtype = torch.float32 if gguf else _dtype_of_files(source) or "auto"
+        given = {**source.pretrained, **gguf, "dtype": dtype}
         if kind == "reward_model":
             model, info = open_classifier(config, **given)
         else:
@@ -69,7 +70,8 @@ def open_model(source: Source, kind: str) -> PreTrainedModel:
     _require_whole(model, info, kind)
     if gguf:
         return _dequantised(model)
-    model.stored_dtype = stored_dtype(model.config)
+    _keep_apart(model)
+    model.stored_dtype = model.dtype
     return model.float().eval()
 
 
@@ -95,13 +97,37 @@ def _require_whole(model: PreTrainedModel, info: dict[str, Any], kind: str) -> N
         ("mismatched_keys", "its weights have other sizes than its config says:"),
     ):
         if info.get(name):
-            hint = "; is it a reward model? give kind=reward_model" if kind == "model" and _has_score(info) else ""
+            hint = "; a reward model has ...ForSequenceClassification in the architectures of its config.json"
+            hint = hint if kind == "model" and _has_score(info) else ""
             raise ValueError(f"{said} {_some(info[name])}{hint}")
     if info.get("error_msgs"):
         raise ValueError(_one_line(info["error_msgs"][0]))
     broken = [name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
     if broken:
         raise ValueError(f"its weights hold NaN or infinity: {_some(broken)}")
+
+
+def _dtype_of_files(source: Source) -> torch.dtype | None:
+    """The widest floating type of the weights in a local folder; its config may say another, and round them."""
+    widths = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+    found = set()
+    for path in source.files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                found |= {widths.get(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+    found.discard(None)
+    if len(found) > 1:  # neither half format holds the other
+        return torch.float32
+    return found.pop() if found else None
+
+
+def _keep_apart(model: PreTrainedModel) -> None:
+    """Say in the config that a head of its own is no copy of the embeddings: growing the vocabulary would tie them."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embeddings.weight:
+        for config in (model.config, model.config.get_text_config(decoder=True)):
+            if getattr(config, "tie_word_embeddings", False):
+                config.tie_word_embeddings = False
 
 
 def _has_score(info: dict[str, Any]) -> bool:

@@ -34,7 +34,8 @@ from align.text.tokenizers import ALIGN, KEEP, complete
 def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
     source = resolve_model(cfg.source, None)
     try:
-        model, tokenizer = open_model(source, cfg.kind), _open_tokenizer(source)
+        with source.alone() as opened:
+            model, tokenizer = open_model(opened, cfg.kind), _open_tokenizer(opened)
         metrics = _precision(model, tokenizer, source, job)
         keep_stops(tokenizer, getattr(model, "generation_config", None))
         _complete(cfg, model, tokenizer, job)
@@ -78,15 +79,16 @@ def _precision(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sourc
 
 def _complete(cfg: ImportModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
     """Give the tokenizer what it lacks, and the model a row for each token."""
-    if cfg.kind == "reward_model" and cfg.chat_template == KEEP and chat_template_of(tokenizer) is None:
+    no_template = cfg.chat_template == KEEP and chat_template_of(tokenizer) is None
+    if cfg.kind == "reward_model" and (no_template or cfg.chat_template == ALIGN):
         raise ValueError(
-            "its tokenizer has no chat template, so nothing says how a reward model reads a dialogue; give "
-            "chat_template=path:FILE"
+            "a reward model reads dialogues in the format that it was trained on: its tokenizer's own chat template, "
+            "or the one that you give by chat_template=path:FILE"
         )
     before = set(tokenizer.get_vocab().values())
     added = complete(tokenizer, None if cfg.kind == "seq2seq_model" else _template(cfg.chat_template))
     if cfg.kind == "reward_model":
-        read_whole_dialogues(tokenizer)
+        read_whole_dialogues(tokenizer, model.config.pad_token_id)
     rows = model.get_input_embeddings().num_embeddings
     without = sorted(i for i in before if i >= rows)
     if without:

@@ -84,8 +84,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     actors = load_actors(policy, _value_start(cfg, policy, reward_models[0], tokenizer, job), cfg.lora, job.device)
     _say_precision(actors, job)
     judges = _judges(cfg, inputs, actors, tokenizer, job)
-    readers = [m.context for m in (*judges.models, judges.heldout) if m is not None and m.tokenizer is None]
-    prompts = _prompts(cfg, inputs, actors, readers, tokenizer, job)
+    prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
     learner = Learner(cfg, actors, job, _text(cfg, inputs, actors, tokenizer))
     engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
@@ -164,9 +163,7 @@ def _judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedToken
         if read_alike(own, tokenizer):
             own = None
         else:
-            job.info(
-                f"{slot} {place + 1} encodes dialogues otherwise than the policy: their text is encoded for it again"
-            )
+            job.info(f"{slot} {place + 1} has another tokenizer or chat template: responses are tokenized again for it")
         limit = context_of(AutoConfig.from_pretrained(folder))
         ends = stop_ids(tokenizer)
         return RewardModel(f"{slot}_{place}", actors.reward_model(folder), own, limit, ends)
@@ -179,24 +176,28 @@ def _judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedToken
 
 
 def _prompts(
-    cfg: Ppo,
-    inputs: Inputs,
-    actors: Actors,
-    contexts: Sequence[int],
-    tokenizer: PreTrainedTokenizerBase,
-    job: Job,
+    cfg: Ppo, inputs: Inputs, actors: Actors, judges: Judges, tokenizer: PreTrainedTokenizerBase, job: Job
 ) -> Prompts:
-    """Training prompts that leave room for a response in the policy's context and in those of who reads its tokens."""
+    """Training prompts that leave room for a response in the contexts of the policy and of every reward model."""
     rows = list(read_rows(inputs.folders("prompts"), "train"))
-    encoded = encode_prompts(tokenizer, [row["prompt"] for row in rows], "inputs.prompts: train row")
+    asked = [row["prompt"] for row in rows]
+    encoded = encode_prompts(tokenizer, asked, "inputs.prompts: train row")
+    readers = [model for model in (*judges.models, judges.heldout) if model is not None]
     with actors.policy_model() as policy:
-        context = min([context_length(policy), *contexts])
+        context = min([context_length(policy), *(model.context for model in readers if model.tokenizer is None)])
     room = context - cfg.max_new_tokens
     if room <= 0:
         raise ConfigError(f"max_new_tokens: expected less than the context of {context} tokens")
     fitting = [i for i, ids in enumerate(encoded) if len(ids) <= room]
     if len(fitting) < len(rows):
         job.info(f"{len(rows) - len(fitting)} prompts are longer than {room} tokens and left out")
+    for model in readers:
+        if model.tokenizer is not None:  # also so that a prompt it does not take is named now, not in some rollout
+            theirs = encode_prompts(model.tokenizer, asked, f"inputs.prompts: for {model.name}, train row")
+            left = [i for i in fitting if len(theirs[i]) + cfg.max_new_tokens <= model.context]
+            if len(left) < len(fitting):
+                job.info(f"{len(fitting) - len(left)} prompts are too long for {model.name} and left out")
+            fitting = left
     if len(fitting) < cfg.rollout_batch_size:
         raise ConfigError(f"inputs.prompts: {len(fitting)} prompts do not fill a rollout of {cfg.rollout_batch_size}")
     return Prompts([rows[i] for i in fitting], [encoded[i] for i in fitting])

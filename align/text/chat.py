@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jinja2
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.errors import ConfigError
@@ -38,7 +37,7 @@ SPACELESS_CHAT_TEMPLATE = CHAT_TEMPLATE.replace(
 
 # In tokenizer_config.json: whether dialogues keep what the template writes after the last turn, as plain Transformers
 # reads them.
-WHOLE_DIALOGUES = "align_whole_dialogues"
+WHOLE_DIALOGUES, UNREAD_END = "align_whole_dialogues", "align_unread_end"
 
 
 class Encoded(NamedTuple):
@@ -76,6 +75,11 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(chat_format(tokenizer).stops)
 
 
+def without_end(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Sequence[int]:
+    """Sampled tokens without the one that ended them: not every such token is special, so decoding may keep it."""
+    return ids[:-1] if ids and ids[-1] in stop_ids(tokenizer) else ids
+
+
 def keep_stops(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> None:
     """Note in the tokenizer the tokens at which the published model stops besides its end of text."""
     ends = getattr(generation_config, "eos_token_id", None)
@@ -86,14 +90,22 @@ def keep_stops(tokenizer: PreTrainedTokenizerBase, generation_config: Generation
         tokenizer.init_kwargs[STOP_TOKENS] = tokenizer.convert_ids_to_tokens(further)
 
 
-def read_whole_dialogues(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Encode dialogues to the end of what the template writes, where a published reward model learned to be read."""
+def read_whole_dialogues(tokenizer: PreTrainedTokenizerBase, pad_token_id: int | None) -> None:
+    """Encode dialogues to the last token at which plain Transformers reads a published reward model.
+
+    Args:
+        tokenizer: it keeps a note of this.
+        pad_token_id: of the published model's config. Transformers skips it at the end, also where it ends a turn.
+    """
     tokenizer.init_kwargs[WHOLE_DIALOGUES] = True
+    if pad_token_id is not None:
+        tokenizer.init_kwargs[UNREAD_END] = tokenizer.convert_ids_to_tokens(pad_token_id)
 
 
 def read_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers make the same ids of a dialogue, so that one model can read what the other wrote."""
-    if one.get_vocab() != other.get_vocab():
+    states = [(t.get_vocab(), chat_template_of(t), t.special_tokens_map) for t in (one, other)]
+    if states[0] != states[1]:
         return False
     answer = PROBE[-1]["content"]
     both = [encode_dialogues(tokenizer, [PROBE[:-1]], [answer]) for tokenizer in (one, other)]
@@ -184,7 +196,7 @@ def encode_conversations(
     for i, messages in enumerate(conversations):
         try:
             located.append(_located(tokenizer, encoder, style, messages))
-        except (jinja2.TemplateError, ValueError) as error:
+        except Exception as error:  # a template is a program, and may raise anything
             raise _refused(where, i, error) from None
     encodings = encoder.encode([text for text, _ in located])
     return [
@@ -225,8 +237,7 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
         style = chat_format(tokenizer)
         lead = encoder_of(tokenizer).encode([style.lead])[0].ids if style.lead.strip() else []
         ids = ids[len(lead) :] if ids[: len(lead)] == lead else ids
-    if ids and ids[-1] in stop_ids(tokenizer):
-        ids = ids[:-1]
+    ids = without_end(tokenizer, ids)
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
@@ -252,11 +263,16 @@ def _encoded(
     texts = []
     for i, messages in enumerate(conversations):
         try:
-            if answered:
-                texts.append(_up_to_the_end(tokenizer, encoder, style, render(messages)))
-            else:
+            if not answered:
                 texts.append(render(messages, prompt=True).text.removesuffix(style.unshared))
-        except (jinja2.TemplateError, ValueError) as error:
+            elif style.way == "trl" and not tokenizer.init_kwargs.get(WHOLE_DIALOGUES):
+                # As it is learned: the model's own template may drop what the assistant thought.
+                prompt = render(messages[:-1], prompt=True).text.removesuffix(style.unshared)
+                text, turns, _ = _rendered_turns(tokenizer, encoder, style, messages)
+                texts.append(prompt + text[turns[-1].start :])
+            else:
+                texts.append(_up_to_the_end(tokenizer, encoder, style, render(messages)))
+        except Exception as error:  # a template is a program, and may raise anything
             raise _refused(where, i, error) from None
     return [encoding.ids for encoding in encoder.encode(texts)]
 
@@ -264,7 +280,8 @@ def _encoded(
 def _up_to_the_end(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, found: Rendered) -> str:
     """A rendered dialogue up to the token that ends its last turn, which is added where the template writes none."""
     if tokenizer.init_kwargs.get(WHOLE_DIALOGUES):
-        return found.text
+        unread = tokenizer.init_kwargs.get(UNREAD_END)
+        return found.text if unread is None else _stripped(found.text, encoder.respelled(unread))
     if not found.closes:
         raise ValueError("it leaves out what the assistant says")
     close = found.closes[-1]
@@ -272,6 +289,13 @@ def _up_to_the_end(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: 
         if found.text.startswith(tail, close):
             return found.text[: close + len(tail)]
     return found.text[:close] + encoder.respelled(tokenizer.convert_ids_to_tokens(style.end))
+
+
+def _stripped(text: str, token: str) -> str:
+    """A text without a token at its end, however often it stands there."""
+    while text.endswith(token):
+        text = text.removesuffix(token)
+    return text
 
 
 def _refused(where: str, i: int, error: Exception) -> TemplateRefusal:
@@ -282,6 +306,15 @@ def _located(
     tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, messages: Sequence[Message]
 ) -> tuple[str, list[Span]]:
     """A dialogue as text that ends where its last turn does, and where in it the assistant's tokens are."""
+    text, turns, marked = _rendered_turns(tokenizer, encoder, style, messages)
+    spans = [(turn.start, turn.stop) for turn in turns]
+    return text, spans if style.way == "answers" else _within_markers(turns, marked)
+
+
+def _rendered_turns(
+    tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, messages: Sequence[Message]
+) -> tuple[str, list[_Turn], list[Span]]:
+    """A dialogue up to the end of its last turn, the assistant's turns in it, and what the template marks of it."""
     by_control = encoder.has_control(style.head)
     render = Renderer(tokenizer, encoder, style.template, style.in_parts, style.own_words, not by_control)
     found = render(messages, with_markers=style.way != "answers")
@@ -292,8 +325,7 @@ def _located(
     if turns[-1].stop == turns[-1].close:  # nothing ends it
         text += encoder.respelled(tokenizer.convert_ids_to_tokens(style.end))
         turns[-1] = turns[-1]._replace(stop=len(text))
-    spans = [(turn.start, turn.stop) for turn in turns]
-    return text, spans if style.way == "answers" else _within_markers(turns, found.marked)
+    return text, turns, found.marked
 
 
 def _turns(style: ChatFormat, found: Rendered, by_control: bool) -> list[_Turn]:
@@ -305,6 +337,8 @@ def _turns(style: ChatFormat, found: Rendered, by_control: bool) -> list[_Turn]:
             if place < 0:
                 raise ValueError("no control token opens a turn of the assistant's")
             start = place + len(style.opening if text.startswith(style.opening, place) else style.head)
+        elif len(found.begins) != len(found.closes):
+            raise ValueError("it leaves out some of what the assistant says")
         else:
             start = found.begins[i] - len(style.lead)
         tail = next((tail for tail in style.tails if text.startswith(tail, close)), "")

@@ -167,8 +167,11 @@ def _find_format(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> ChatFo
         opening = _opening(renderers[1]).removesuffix(unshared)
         head = _head(encoder, opening, probes[0])
         lead = _lead(encoder, probes[0], renderers[1], opening, head, unshared)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"its chat template fails: {' '.join(str(error).split())}") from None
+    except ValueError:
+        raise
+    except Exception as error:  # a template is a program, and may raise anything
+        said = " ".join(str(error).split())
+        raise ValueError(f"its chat template fails: {type(error).__name__}: {said}") from None
     (end,) = encoder.encode([_controls(encoder, tails[0])[-1]])[0].ids if tails else [tokenizer.eos_token_id]
     further = tokenizer.convert_tokens_to_ids(tokenizer.init_kwargs.get(STOP_TOKENS) or [])
     stops = tuple(dict.fromkeys([end, tokenizer.eos_token_id, *further]))
@@ -194,7 +197,7 @@ def _wants_parts(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, template:
     for in_parts in (False, True):
         try:
             text = Renderer(tokenizer, encoder, template, in_parts)(PROBE).text
-        except (jinja2.TemplateError, TypeError):
+        except Exception:  # a template is a program, and may raise anything
             continue
         if all(message["content"] in text for message in PROBE[2:]) and "'type'" not in text:
             return in_parts

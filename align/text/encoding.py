@@ -114,7 +114,7 @@ _ENCODERS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, Encoder
 
 def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """The encoder of a tokenizer, made when it is first asked for, and again when tokens or the template changed."""
-    state = (len(tokenizer), str(tokenizer.chat_template))
+    state = (len(tokenizer), str(tokenizer.chat_template), str(tokenizer.special_tokens_map))
     known = _ENCODERS.get(tokenizer)
     if known is None or known[0] != state:
         known = _ENCODERS[tokenizer] = (state, Encoder(tokenizer))
@@ -163,8 +163,11 @@ def _literals(tokenizer: PreTrainedTokenizerBase) -> str:
     template = chat_template_of(tokenizer)
     if not template:
         return ""
-    kept = [text for _, kind, text in jinja2.Environment().lex(template) if kind in ("data", "string")]
-    return "\0".join(kept)
+    try:
+        pieces = list(jinja2.Environment().lex(template))
+    except jinja2.TemplateSyntaxError:  # `chat_format` says so
+        return template
+    return "\0".join(text for _, kind, text in pieces if kind in ("data", "string"))
 
 
 def _respelled(tokenizer: PreTrainedTokenizerBase, spellings: dict[str, str]) -> Tokenizer:

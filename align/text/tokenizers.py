@@ -111,6 +111,9 @@ def complete(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = KEE
         ValueError: it has no end-of-text token and is not GPT-1's.
     """
     added = []
+    if chat_template == KEEP and tokenizer.chat_template and chat_template_of(tokenizer) is None:
+        names = ", ".join(sorted(tokenizer.chat_template))
+        raise ValueError(f"it has several chat templates ({names}) and no default; give one by chat_template=path:FILE")
     if tokenizer.eos_token_id is None:
         if not is_gpt1(tokenizer):
             raise ValueError("its tokenizer has no end-of-text token, so no text and no response could end")

@@ -154,7 +154,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "sizes that do not divide": (edited(num_attention_heads=5), "not a multiple of the number of attention heads"),
     "a reward model called a language model": (
         reward_model,
-        "its weights lack lm_head.weight; is it a reward model? give kind=reward_model",
+        "its weights lack lm_head.weight; a reward model has ...ForSequenceClassification in the architectures",
     ),
     "a classifier of three labels": (
         replaced_by(lambda: LlamaForSequenceClassification(config_of(num_labels=3))),

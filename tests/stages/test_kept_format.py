@@ -28,7 +28,7 @@ from align.__main__ import main
 from align.models.heads import load_scalar
 from align.models.load import context_length, load_model, load_tokenizer
 from align.rollout.rewards import RewardModel, make_episodes
-from align.text.chat import encode_conversations, encode_prompts, stop_ids
+from align.text.chat import encode_conversations, encode_prompts, read_alike, stop_ids
 
 QUESTIONS = ["Who sat on the mat?", "And who ran home?", "Who is brief?", "Is the cat kind?"]
 ANSWERS = ["The cat.", "The dog ran home.", "The mat is brief.", "Yes, the cat is kind."]
@@ -188,9 +188,12 @@ def test_a_row_that_the_template_refuses_is_named(here: Path, capsys: pytest.Cap
     write("demonstrations.jsonl", [{"messages": dialogue(i, "Be brief." if i == 7 else None)} for i in range(30)])
     assert sft("mine/model") == 2
     line = said(capsys)
-    assert line.startswith("error: inputs.data: ")
-    assert "the model's chat template refuses it" in line
-    assert "row " in line
+    (place,) = [
+        i + 1
+        for i, row in enumerate(pq.read_table(next(Path("artifacts").glob("objects/data/*/train.parquet"))).to_pylist())
+        if row["messages"][0]["role"] == "system"
+    ]
+    assert line.startswith(f"error: inputs.data: train row {place}: the model's chat template refuses it: ")
 
 
 # -- where a sequence ends -------------------------------------------------------------------------------------------
@@ -327,6 +330,58 @@ def test_the_trainer_leaves_nothing_in_the_config(here: Path) -> None:
     assert before == after
 
 
+def test_a_head_of_its_own_under_a_config_that_ties_it_is_kept(here: Path) -> None:
+    """Also where a padding token makes the vocabulary grow, which would tie them."""
+    folder = publish("published", PUBLISHED["llama3"].tokenizer(), tie_word_embeddings=False)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert run("import_model", "source=path:published", "name=mine/model") == 0
+    model, published = load_model(made("mine/model")), load_file(folder / "model.safetensors")
+    head = model.get_output_embeddings().weight
+    assert torch.equal(head[: len(published["lm_head.weight"])], published["lm_head.weight"])
+    assert not torch.equal(head, model.get_input_embeddings().weight)
+
+
+def test_weights_are_stored_as_their_files_hold_them_whatever_the_config_says(here: Path) -> None:
+    folder = publish("published", PUBLISHED["llama3"].tokenizer())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert run("import_model", "source=path:published", "name=mine/model") == 0
+    published, kept = (load_file(path / "model.safetensors") for path in (folder, made("mine/model")))
+    assert all(torch.equal(kept[name][: len(weight)], weight) for name, weight in published.items())
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 'abc }}", "its chat template fails: TemplateSyntaxError"),
+        ("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}", "its chat template fails: TypeError"),
+        ("{{ 1 / 0 }}", "its chat template fails: ZeroDivisionError"),
+    ],
+)
+def test_a_template_that_fails_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], template: str, reason: str
+) -> None:
+    publish("published", PUBLISHED["chatml"].tokenizer())
+    Path("t.jinja").write_text(template)
+    assert run("import_model", "source=path:published", "chat_template=path:t.jinja") == 2
+    assert reason in said(capsys)
+
+
+def test_several_templates_without_a_default_ask_for_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = PUBLISHED["chatml"].tokenizer()
+    tokenizer.chat_template = {"rag": tokenizer.chat_template, "tool_use": tokenizer.chat_template}
+    publish("published", tokenizer)
+    assert run("import_model", "source=path:published") == 2
+    assert "several chat templates (rag, tool_use) and no default" in said(capsys)
+
+
+def test_another_kind_than_asked_for_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish("published", PUBLISHED["chatml"].tokenizer())
+    assert run("import_model", "source=path:published", "kind=reward_model") == 2
+    assert "path:published is a model by its config.json, got 'reward_model'" in said(capsys)
+
+
 # -- nothing to learn ------------------------------------------------------------------------------------------------
 
 
@@ -384,6 +439,7 @@ OTHERS = {
     "another tokenizer": ("qwen2_5", {}),
     "another head": ("llama3", {"bias": True}),
     "the policy's tokens, read after the line break that its template ends with": ("chatml", {}),
+    "an end that is padding, too, before which plain Transformers reads": ("vicuna", {"pad": "</s>"}),
 }
 
 
@@ -393,9 +449,10 @@ def test_a_published_reward_model_scores_in_ppo_as_in_plain_transformers(
 ) -> None:
     family, head = OTHERS[name]
     tokenizer = PUBLISHED[family].tokenizer()
-    publish("reward", tokenizer, kind=LlamaForSequenceClassification, num_labels=1)
+    pad = tokenizer.convert_tokens_to_ids(head["pad"]) if "pad" in head else None
+    publish("reward", tokenizer, kind=LlamaForSequenceClassification, num_labels=1, pad_token_id=pad)
     classifier = LlamaForSequenceClassification.from_pretrained("reward").eval()
-    if head:
+    if "bias" in head:
         weight = classifier.score.weight.data
         classifier.score = torch.nn.Linear(32, 1)
         classifier.score.weight.data, classifier.score.bias.data = weight, torch.tensor([0.7])
@@ -409,7 +466,7 @@ def test_a_published_reward_model_scores_in_ppo_as_in_plain_transformers(
     planned = "not made yet; the reward model has a tokenizer of its own, so text is encoded for it again"
     assert (planned in told) == (not same)
     assert ("so the value model starts from the policy" in told) == (not same)
-    assert "encodes dialogues otherwise than the policy" in told
+    assert "has another tokenizer or chat template: responses are tokenized again for it" in told
     every = [path.parent for path in Path("artifacts/objects/import_model").glob("*/manifest.json")]
     (folder,) = [folder for folder in every if kind_of(folder) == "reward_model"]
     own = load_tokenizer(folder)
@@ -423,8 +480,7 @@ def test_a_published_reward_model_scores_in_ppo_as_in_plain_transformers(
     expected = []
     for i in range(4):
         ids = tokenizer.apply_chat_template(dialogue(i), return_tensors="pt", return_dict=True)["input_ids"]
-        hidden = classifier.model(ids).last_hidden_state[:, -1]
-        expected.append(classifier.score(hidden)[0, 0])
+        expected.append(classifier(ids).logits[0, 0])
     torch.testing.assert_close(got, torch.stack(expected).detach(), rtol=0, atol=1e-4)
 
 
@@ -437,4 +493,27 @@ def test_a_reward_model_without_a_template_needs_one(here: Path, capsys: pytest.
     tokenizer.chat_template = None
     publish("reward", tokenizer, kind=LlamaForSequenceClassification, num_labels=1)
     assert run("import_model", "source=path:reward") == 2
-    assert "nothing says how a reward model reads a dialogue" in said(capsys)
+    assert "a reward model reads dialogues in the format that it was trained on" in said(capsys)
+    assert run("import_model", "source=path:reward", "chat_template=align") == 2
+    assert "a reward model reads dialogues in the format that it was trained on" in said(capsys)
+
+
+def test_a_prompt_that_a_reward_model_does_not_take_is_named_before_the_first_rollout(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish("reward", PUBLISHED["gemma"].tokenizer(), kind=LlamaForSequenceClassification, num_labels=1)
+    publish("policy", PUBLISHED["chatml"].tokenizer())
+    write("prompts.jsonl", [{"prompt": dialogue(i, "Be brief.")[:2]} for i in range(30)])
+    inputs = ("inputs.policy=path:policy", "inputs.reward_model=path:reward", "inputs.prompts=path:prompts.jsonl")
+    assert run("ppo", *inputs, "num_iterations=1", "rollout_batch_size=8", "minibatch_size=8") == 2
+    line = said(capsys)
+    assert "inputs.prompts: for reward_model_0, train row 1: the model's chat template refuses it" in line
+
+
+def test_two_templates_that_differ_in_the_system_message_alone_are_not_read_alike(here: Path) -> None:
+    one, other = PUBLISHED["llama3"].tokenizer(), PUBLISHED["llama3"].tokenizer()
+    assert read_alike(one, other)
+    other.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + (
+        one.chat_template
+    )
+    assert not read_alike(one, other)

@@ -7,10 +7,12 @@ import math
 
 import pytest
 import torch
+from chat_templates import PUBLISHED
 from tiny_models import tiny_model, tiny_tokenizer, written_by_transformers
 
 from align.evals.beam import beam_search, length_penalty
 from align.evals.free_form import exact_match, f1, first_line, line_ends, write_answers
+from align.text.chat import without_end
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -153,3 +155,13 @@ def test_the_first_line_ends_with_the_first_break():
 def test_answers_are_compared_as_squad_does(answer, wanted, exact, share):
     assert exact_match(answer, wanted) == exact
     assert math.isclose(f1(answer, wanted), share)
+
+
+def test_an_end_that_is_not_special_is_no_part_of_an_answer():
+    """Gemma's `<end_of_turn>`, which decoding keeps."""
+    tokenizer = PUBLISHED["gemma"].tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    answer = [*tokenizer("The cat", add_special_tokens=False)["input_ids"], end]
+    assert "<end_of_turn>" in tokenizer.decode(answer, skip_special_tokens=True)
+    assert tokenizer.decode(without_end(tokenizer, answer), skip_special_tokens=True).strip() == "The cat"
+    assert without_end(tokenizer, answer[:-1]) == answer[:-1]
