@@ -41,7 +41,7 @@ BOUND = 1e-4  # nats
 
 HEAD = f"""# Models
 
-Any causal language model that `transformers` knows can be imported: `align import_model source=hf:ORG/NAME@COMMIT`.
+Import decides by numbers whether a model runs here: `align import_model source=hf:ORG/NAME@COMMIT`.
 The import compares the model with itself and refuses, in one line, what would not run or would give wrong numbers.
 
 This table is made by `python benchmarks/architectures.py --table docs/models.md`. Each architecture is a model of two

@@ -41,7 +41,7 @@ The assistant's tokens are found in one of three ways:
 A mask is right if it covers what the assistant says and the token that ends its turn, in whole tokens and in each of
 two turns, with and without a system message; and if a prompt is the part of its dialogue before the mask. Some
 templates end a prompt with the beginning of a thought (`<think>`), which dialogues without thoughts do not have: import
-says so, and prompts leave it out. "refused" says that align stops with an error.
+says so, and prompts leave it out. A template that align could not read would say "refused".
 
 The formats of the first table are written after their public descriptions, with small tokenizers of the same kind; a
 model's own file may differ.

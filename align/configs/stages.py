@@ -162,8 +162,8 @@ class ImportModel(StageConfig):
     source: str = knob("", "hf:ORG/NAME@COMMIT, path:FOLDER or path:FILE.gguf")
     kind: str = knob(
         "model",
-        "of what is on the Hub: model, seq2seq_model (T5) or reward_model (a sequence classifier with one label); a "
-        "folder says it itself",
+        "expected kind, for hf: sources: model, seq2seq_model (T5) or reward_model (a sequence classifier with one "
+        "label); for path: its config.json decides",
     )
     chat_template: str = knob(
         "keep", "keep: the model's own, ours only where it has none; align: ours; path:FILE: a Jinja file [ours]"

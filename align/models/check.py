@@ -1,7 +1,7 @@
 """Whether a model runs here, found out by numbers before anything is made of it.
 
-A model is compared with itself: what its own eager attention says of each sequence alone is what every other path here
-must say, too. A few short forwards; a large model on a CPU takes minutes, not hours.
+A model is compared with itself: every path here must give the numbers that its own eager attention gives on one sequence.
+A few short forwards; a large model on a CPU takes minutes, not hours.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def fit_reward_model(classifier: PreTrainedModel) -> list[str]:
 def _said(model: PreTrainedModel) -> list[str]:
     said = [rope_limit(model.config)]
     if getattr(model.config, WAY, None) == PADDED:
-        said.append("align's packed attention does not fit it: its own runs, on padded batches, which is slower")
+        said.append(
+            "packed attention gives other numbers for this model, so its own attention reads padded batches, which is slower"
+        )
     return [line for line in said if line is not None]
 
 
@@ -122,7 +124,7 @@ def _choose_way(model: PreTrainedModel, read: Reading, comparisons: Sequence[Com
     noise = float((longer[: len(sequences[0])] - expected[0]).abs().max())
     if not noise <= _CEILING * largest or _sees_future(model, sequences[0], read):
         raise ConfigError(
-            f"{name}: what follows a token changes what the model says of it, so it is no causal language model; "
+            f"{name}: not causal: later tokens change earlier predictions; "
             f"choose one that reads from left to right (gpt2, llama, mistral, qwen3, ...)"
         )
     tolerance = min(max(_NOISE * noise, _FLOOR * largest), _CEILING * largest)

@@ -116,7 +116,7 @@ def _load(folder: Path, device: torch.device | str, fresh_head: bool = False) ->
     missing = {name for name in loading["missing_keys"] if not (fresh_head and name.startswith("score."))}
     if missing:
         raise ConfigError(
-            f"{folder.name[:12]}: its weights lack {min(missing)}; a reward model is the trunk of a language model "
+            f"{folder.name[:12]}: missing weights: {min(missing)}; a reward model is the trunk of a language model "
             f"and one linear layer called score"
         )
     fit_as_recorded(classifier)

@@ -92,8 +92,8 @@ def _kind_of(config: PreTrainedConfig) -> str:
 def _require_whole(model: PreTrainedModel, info: dict[str, Any], kind: str) -> None:
     """Raise `ValueError` where the checkpoint and the model differ in any weight, or a weight is no number."""
     for name, said in (
-        ("missing_keys", "its weights lack"),
-        ("unexpected_keys", "its weights hold what the model has no place for:"),
+        ("missing_keys", "missing weights:"),
+        ("unexpected_keys", "unexpected weights:"),
         ("mismatched_keys", "its weights have other sizes than its config says:"),
     ):
         if info.get(name):

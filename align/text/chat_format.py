@@ -1,7 +1,7 @@
 """How a model's chat template is read: what opens the assistant's turn, what ends it, and what stands between.
 
-It is found out by rendering a dialogue of two rounds with marks around its answers. Nothing is known of any template in
-particular, but that TRL has training versions of some.
+It is found out by rendering a dialogue of two rounds with marks around its answers. No template is special-cased; TRL's
+training version is used if there is one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ChatFormat(NamedTuple):
         opening: what it adds to a prompt for the assistant to go on from; `head` is as much of it as every turn has.
         head: see `opening`.
         lead: what it writes between the prompt's end and the last answer: a space, an empty thought.
-        unshared: what prompts end with and no dialogue has there: the beginning of a thought. It is left out.
+        unshared: a suffix of prompts that dialogues lack, such as an opened `<think>`; prompts drop it.
         own_words: control tokens that an assistant may write: those that are not special and part no turns.
         in_parts: whether contents are lists of parts, as templates of multimodal models want them.
     """

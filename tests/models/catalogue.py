@@ -264,8 +264,8 @@ REFUSED: dict[str, str] = {
     "granitemoehybrid": _STATE,
     "xlstm": _STATE,
     "modernbert-decoder": "log-probs that trl's trainer computes of a head like this",
-    "xlnet": "what follows a token changes what the model says of it",
-    "bert": "what follows a token changes what the model says of it",
+    "xlnet": "not causal: later tokens change earlier predictions",
+    "bert": "not causal: later tokens change earlier predictions",
     "reformer": "it fails in transformers",
 }
 

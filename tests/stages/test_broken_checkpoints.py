@@ -116,17 +116,17 @@ def first(state: dict[str, torch.Tensor]) -> torch.Tensor:
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "a weight is missing": (
         weights(lambda state: state.pop("model.layers.1.mlp.up_proj.weight")),
-        "its weights lack model.layers.1.mlp.up_proj.weight",
+        "missing weights: model.layers.1.mlp.up_proj.weight",
     ),
-    "the head is missing": (weights(lambda state: state.pop("lm_head.weight")), "its weights lack lm_head.weight"),
+    "the head is missing": (weights(lambda state: state.pop("lm_head.weight")), "missing weights: lm_head.weight"),
     "a layer is left over": (
         edited(num_hidden_layers=1),
-        "its weights hold what the model has no place for: model.layers.1.",
+        "unexpected weights: model.layers.1.",
     ),
     "sizes differ": (edited(intermediate_size=40), "its weights have other sizes than its config says"),
     "a file is cut": (cut, "a file of weights is cut or damaged"),
     "a file is empty": (lambda folder: (folder / WEIGHTS).write_bytes(b""), "a file of weights is cut or damaged"),
-    "no tensor in it": (weights(dict.clear), "its weights lack lm_head.weight, model.embed_tokens.weight"),
+    "no tensor in it": (weights(dict.clear), "missing weights: lm_head.weight, model.embed_tokens.weight"),
     "no weights": (without(WEIGHTS), "it holds no weights"),
     "a shard is lost": (lost_shard, "model-00002-of-00002.safetensors"),
     "not a number": (
@@ -154,13 +154,13 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "sizes that do not divide": (edited(num_attention_heads=5), "not a multiple of the number of attention heads"),
     "a reward model called a language model": (
         reward_model,
-        "its weights lack lm_head.weight; a reward model has ...ForSequenceClassification in the architectures",
+        "missing weights: lm_head.weight; a reward model has ...ForSequenceClassification in the architectures",
     ),
     "a classifier of three labels": (
         replaced_by(lambda: LlamaForSequenceClassification(config_of(num_labels=3))),
         "it has 3 labels, and a reward model has one",
     ),
-    "an encoder": (replaced_by(bert), "it is no causal language model"),
+    "an encoder": (replaced_by(bert), "not causal: later tokens change earlier predictions"),
     "GGUF that is cut": (gguf_cut, "source 'path:broken'"),
 }
 
