@@ -1,7 +1,7 @@
 """Whether a model runs here, found out by numbers before anything is made of it.
 
-A model is compared with itself: every path here must give the numbers that its own eager attention gives on one sequence.
-A few short forwards; a large model on a CPU takes minutes, not hours.
+A model is compared with itself: every path here must give the numbers that its own eager attention gives on one
+sequence. A few short forwards; a large model on a CPU takes minutes, not hours.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def fit_reward_model(classifier: PreTrainedModel) -> list[str]:
 def _said(model: PreTrainedModel) -> list[str]:
     said = [rope_limit(model.config)]
     if getattr(model.config, WAY, None) == PADDED:
-        said.append(
-            "packed attention gives other numbers for this model, so its own attention reads padded batches, which is slower"
-        )
+        said.append("our packed attention gives other numbers, so the model's own reads padded batches, which is slower")
     return [line for line in said if line is not None]
 
 
