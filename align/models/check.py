@@ -72,7 +72,7 @@ def fit_reward_model(classifier: PreTrainedModel) -> list[str]:
 def _said(model: PreTrainedModel) -> list[str]:
     said = [rope_limit(model.config)]
     if getattr(model.config, WAY, None) == PADDED:
-        said.append("our packed attention gives other numbers, so the model's own reads padded batches, which is slower")
+        said.append("our packed attention gives other numbers, so its own reads padded batches, which is slower")
     return [line for line in said if line is not None]
 
 

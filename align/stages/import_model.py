@@ -3,9 +3,9 @@
 Takes: nothing from the store; a source outside it: a model as `transformers` saves it, decoder-only, an
 encoder-decoder or a reward model; a GGUF file; or GPT-1's parameters and vocabulary as OpenAI published them.
 Makes: a model in the precision it came in, with its own tokenizer and its own chat template. It gets a padding token
-that ends nothing, and our chat template if it has none. An encoder-decoder becomes a seq2seq_model. Only a missing padding
-token is added, so sentinel ids stay. A sequence classifier with one label becomes a reward_model, which is read where
-plain Transformers reads it.
+that ends nothing, and our chat template if it has none. An encoder-decoder becomes a seq2seq_model; only a missing
+padding token is added, so sentinel ids stay. A sequence classifier with one label becomes a reward_model, which is read
+where plain Transformers reads it.
 """
 
 from __future__ import annotations
