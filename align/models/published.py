@@ -66,7 +66,7 @@ def open_model(source: Source, kind: str) -> PreTrainedModel:
             auto = AutoModelForCausalLM if kind == "model" else AutoModelForSeq2SeqLM
             model, info = auto.from_pretrained(**given, output_loading_info=True)
     except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
-        raise ValueError(_one_line(error)) from None
+        raise ValueError(_one_line(error, source.gguf)) from None
     _require_whole(model, info, kind)
     if gguf:
         return _dequantised(model)
@@ -79,7 +79,7 @@ def _open_config(source: Source, gguf: dict[str, str]) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(**source.pretrained, **gguf)
     except Exception as error:  # as in `open_model`
-        raise ValueError(_one_line(error)) from None
+        raise ValueError(_one_line(error, source.gguf)) from None
 
 
 def _kind_of(config: PreTrainedConfig) -> str:
@@ -150,9 +150,11 @@ def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
     return plain.eval()
 
 
-def _one_line(error: Exception | str) -> str:
+def _one_line(error: Exception | str, gguf: str | None = None) -> str:
     """What a library said, without its hints on how to switch its own checks off."""
     text = " ".join(str(error).split())
+    if gguf:
+        return f"its GGUF file is cut or damaged, or of an architecture that transformers cannot read ({text[:200]})"
     if "custom code" in text or "trust_remote_code" in text:
         return "it needs code of its own repository, and align runs no such code (trust_remote_code stays off)"
     if "does not recognize this architecture" in text:

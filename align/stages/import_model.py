@@ -30,6 +30,8 @@ from align.text.encoding import chat_template_of
 from align.text.published import open_tokenizer
 from align.text.tokenizers import ALIGN, KEEP, complete
 
+_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "encoder", "tekken")
+
 
 def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
     source = resolve_model(cfg.source, None)
@@ -57,18 +59,22 @@ def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
 
 
 def _open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    names = [path.name for path in source.files]
+    if source.root is not None and not any(name.startswith(_TOKENIZER_FILES) or name == source.gguf for name in names):
+        # For some architectures transformers then makes an empty tokenizer, without a word.
+        raise ValueError("it holds no tokenizer; put its tokenizer.json beside the weights")
     try:
         return open_tokenizer(source)
     except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
         said = " ".join(str(error).split())[:200]
-        raise ValueError(f"no tokenizer opens; put its tokenizer.json beside the weights ({said})") from None
+        raise ValueError(f"its tokenizer does not open ({said})") from None
 
 
 def _precision(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Source, job: Job) -> Metrics:
     """Say what the weights are stored in; of a GGUF file, also how far its log-probs move by that."""
     name = str(model.stored_dtype).removeprefix("torch.")
     if not source.gguf:
-        job.info(f"weights stay in {name}, as they came; training computes on float32 copies")
+        job.info(f"weights stay in {name}, as they came")
         return {}
     drift = drift_of_storing(model, tokenizer("The cat sat on the mat. Who sat on the mat? The cat.")["input_ids"])
     job.info(

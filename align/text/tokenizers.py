@@ -120,17 +120,17 @@ def complete(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = KEE
         tokenizer.add_special_tokens({"eos_token": EOS, "bos_token": EOS})
         added.append("an end-of-text token")
     if chat_template not in (None, KEEP, ALIGN):
+        added.append("the chat template given" + (", in place of its own" if tokenizer.chat_template else ""))
         tokenizer.chat_template = chat_template
-        added.append("the chat template given")
     ours = chat_template == ALIGN or (chat_template == KEEP and chat_template_of(tokenizer) is None)
     ends = [tokenizer.eos_token_id] if ours or chat_template is None else stop_ids(tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         tokenizer.add_special_tokens({"pad_token": PAD})
         added.append("a padding token")
     if ours:
+        added.append("our chat template" + (", in place of its own" if tokenizer.chat_template else ""))
         _add_special(tokenizer, list(ROLE_TOKENS.values()))
         tokenizer.chat_template = SPACELESS_CHAT_TEMPLATE if is_gpt1(tokenizer) else CHAT_TEMPLATE
-        added.append("our chat template")
     return added
 
 

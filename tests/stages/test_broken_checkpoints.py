@@ -141,7 +141,12 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         "its weights are quantised (bitsandbytes)",
     ),
     "an adapter alone": (adapter_alone, "it holds an adapter alone; merge it into its base model first"),
-    "no tokenizer": (without("tokenizer*", "chat_template*"), "no tokenizer opens; put its tokenizer.json beside"),
+    "no tokenizer": (without("tokenizer*", "chat_template*"), "it holds no tokenizer; put its tokenizer.json beside"),
+    "a tokenizer that is cut": (
+        lambda folder: (folder / "tokenizer.json").write_text('{"version": "1.0", "added'),
+        "its tokenizer does not open",
+    ),
+    "fp8": (edited(quantization_config={"quant_method": "fp8"}), "its weights are quantised (fp8)"),
     "no config": (without("config.json"), "expected hf:ORG/NAME@COMMIT or path:FOLDER with a model's config.json"),
     "a model type that nobody knows": (
         edited(model_type="foo_bar", architectures=["FooBar"]),
@@ -161,7 +166,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         "it has 3 labels, and a reward model has one",
     ),
     "an encoder": (replaced_by(bert), "not causal: later tokens change earlier predictions"),
-    "GGUF that is cut": (gguf_cut, "source 'path:broken'"),
+    "GGUF that is cut": (gguf_cut, "its GGUF file is cut or damaged"),
 }
 
 
