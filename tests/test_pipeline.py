@@ -242,6 +242,7 @@ def test_dropout_and_every_other_stream_resume_exactly(tmp_path: Path) -> None:
     assert_same(tmp_path / "whole", store)
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_saves_and_says_so(finished: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
     shutil.rmtree(store / "objects/ppo")

@@ -119,7 +119,8 @@ def test_every_panel_names_what_a_stage_logs(finished: Path) -> None:
     assert named_metrics() - logged(finished) == set()
 
 
-@pytest.mark.parametrize("stages", [("reward", "ppo", "evaluate"), pytest.param(STAGES, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [("reward", "ppo", "evaluate"), STAGES])
 def test_online_and_offline_say_the_same_and_change_nothing(
     finished: Path, tmp_path: Path, service: Service, stages: Sequence[str]
 ) -> None:
