@@ -240,12 +240,16 @@ def model_kind(source: str) -> str | None:
         return None
     try:
         read = json.loads(config.read_text(encoding="utf-8"))
-        named = str((read.get("architectures") or [""])[0])
-        if named.endswith("ForSequenceClassification"):
-            return "reward_model"
-        return "seq2seq_model" if read.get("is_encoder_decoder") else "model"
+        return kind_of(read.get("architectures"), bool(read.get("is_encoder_decoder")))
     except (ValueError, AttributeError):
         raise ConfigError(f"source {source!r}: config.json in it is not the JSON of a model's config") from None
+
+
+def kind_of(architectures: list[str] | None, is_encoder_decoder: bool) -> str:
+    """The kind of artifact that a model becomes, by two fields of its config."""
+    if str((architectures or [""])[0]).endswith("ForSequenceClassification"):
+        return "reward_model"
+    return "seq2seq_model" if is_encoder_decoder else "model"
 
 
 def _resolve_folder(

@@ -20,7 +20,7 @@ from align.models.heads import ScalarModel, classifier_class
 from align.models.load import PADDED, WAY, context_length, rope_limit
 from align.models.packed import head_is_plain, response_likelihoods, response_scores
 from align.models.padded import read_padded
-from align.rollout.slots import ATTENTION_LAYERS, Slots
+from align.rollout.slots import Slots, kinds_with_state
 from align.text.packing import pack
 
 _LENGTHS = (13, 1, 6, 2, 12)  # tokens; three windows of `_WINDOW`, and short sequences beside them
@@ -77,13 +77,9 @@ def _said(model: PreTrainedModel) -> list[str]:
 
 
 def _refuse_states(model: PreTrainedModel) -> None:
-    config = model.config.get_text_config(decoder=True)
-    kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS
-    if kinds or model._is_stateful:
-        what = f"layers of kind {', '.join(sorted(kinds))} keep" if kinds else "its layers keep"
-        raise ConfigError(
-            f"{model.config.model_type}: {what} a state, and align samples from attention caches only; {_CHOOSE}"
-        )
+    if kinds := kinds_with_state(model):
+        what = f"layers of kind {', '.join(kinds)} keep a state"
+        raise ConfigError(f"{model.config.model_type}: {what}, and align samples from attention caches only; {_CHOOSE}")
 
 
 def _find_trunk(model: PreTrainedModel) -> None:
@@ -111,7 +107,7 @@ def _scores(model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch
 
 @torch.no_grad()
 def _choose_way(model: PreTrainedModel, read: Reading, comparisons: Sequence[Comparison]) -> None:
-    """Try our attention, then the model's own on padded batches; what fails is told of the latter."""
+    """Try our attention, then the model's own on padded batches. If both fail, the error is that of the second."""
     name = model.config.model_type
     sequences = _sequences(model)
     with _in_a_line(name, "it fails in transformers, with its own attention"):

@@ -33,7 +33,7 @@ PADDED = "padded"
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """The causal language model of a model artifact, in eval mode; float32, whatever it is stored in."""
+    """Load the causal language model of an artifact in float32 and in eval mode; `stored_dtype` is its type on disk."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention_of(config), trust_remote_code=False

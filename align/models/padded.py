@@ -1,7 +1,7 @@
 """Packed rows through a model that our attention does not fit: as a right-padded batch, with the model's own attention.
 
-Whoever calls the model gives it a packed row and gets a packed row back. Between the two, each sequence lies in a row
-of its own, and padding stands after it, where causal attention does not look.
+Callers pass a packed row and get a packed row. In between, each sequence is a row of its own. Padding comes last, where
+causal attention does not look.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from align.data.cards import Source
+from align.data.cards import Source, kind_of
 from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
 from align.models.heads import open_classifier
 
@@ -46,7 +46,7 @@ def open_model(source: Source, kind: str) -> PreTrainedModel:
         return released.eval()
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
     config = _open_config(source, gguf)
-    found = _kind_of(config)
+    found = kind_of(getattr(config, "architectures", None), config.is_encoder_decoder)
     if found != kind:
         raise ValueError(f"it is {_NAMES[found]}, not {_NAMES[kind]}; give kind={found}")
     quantised = getattr(config, "quantization_config", None)
@@ -80,13 +80,6 @@ def _open_config(source: Source, gguf: dict[str, str]) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(**source.pretrained, **gguf)
     except Exception as error:  # as in `open_model`
         raise ValueError(_one_line(error, source.gguf)) from None
-
-
-def _kind_of(config: PreTrainedConfig) -> str:
-    named = (getattr(config, "architectures", None) or [""])[0]
-    if named.endswith("ForSequenceClassification"):
-        return "reward_model"
-    return "seq2seq_model" if config.is_encoder_decoder else "model"
 
 
 def _require_whole(model: PreTrainedModel, info: dict[str, Any], kind: str) -> None:

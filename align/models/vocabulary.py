@@ -27,7 +27,7 @@ def draw_rows(model: PreTrainedModel, ids: Sequence[int], seed: int, untrained: 
     if not ids:
         return
     rows = model.get_input_embeddings().num_embeddings
-    known = min(*ids, rows)  # rows that stand before all new ones are trained
+    known = min(*ids, rows)  # rows below the first new one are trained
     if max(ids) >= rows:
         model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)

@@ -19,12 +19,8 @@ from align.models.load import context_of
 from align.models.packed import head_is_plain
 from align.models.padded import is_padded
 
-ATTENTION_LAYERS = {
-    "full_attention",
-    "sliding_attention",
-    "chunked_attention",
-    "attention",
-}  # what a cache suffices for
+# Kinds of layers that need nothing but keys and values to go on.
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
 
 @dataclass
@@ -70,6 +66,13 @@ class _Layer(CacheLayerMixin):
         return -1
 
 
+def kinds_with_state(model: PreTrainedModel) -> list[str]:
+    """The kinds of the model's layers that keep a state, which this cache does not hold."""
+    decoder = model.config.get_text_config(decoder=True)
+    kinds = sorted(set(getattr(decoder, "layer_types", None) or ()) - _ATTENTION_LAYERS)
+    return kinds or (["recurrent"] if model._is_stateful else [])
+
+
 def can_sample_in_bf16(model: PreTrainedModel) -> bool:
     """False where code of the library's meets the cache, which is float32 on CPUs, and refuses to mix precisions.
 
@@ -94,13 +97,8 @@ class Slots:
         self._columns = longest + room
         self._window = _Window(count, longest, longest)
         decoder = model.config.get_text_config(decoder=True)
-        strange = set(getattr(decoder, "layer_types", None) or ()) - ATTENTION_LAYERS
-        if not strange and model._is_stateful:
-            strange = {"a state of another kind"}
-        if strange:
-            raise ValueError(
-                f"{decoder.model_type}: expected attention in every layer, got {', '.join(sorted(strange))}"
-            )
+        if kinds := kinds_with_state(model):
+            raise ValueError(f"{decoder.model_type}: expected attention in every layer, got {', '.join(kinds)}")
         self._last_position = context_of(model.config) - 1
         layers = [_Layer(self._window, self._columns) for _ in range(decoder.num_hidden_layers)]
         self._cache = Cache(layers=layers)

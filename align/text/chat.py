@@ -99,7 +99,7 @@ def read_whole_dialogues(tokenizer: PreTrainedTokenizerBase, pad_token_id: int |
     """
     tokenizer.init_kwargs[WHOLE_DIALOGUES] = True
     if pad_token_id is not None:
-        tokenizer.init_kwargs[UNREAD_END] = tokenizer.convert_ids_to_tokens(pad_token_id)
+        tokenizer.init_kwargs[UNREAD_END] = pad_token_id
 
 
 def read_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
@@ -274,14 +274,22 @@ def _encoded(
                 texts.append(_up_to_the_end(tokenizer, encoder, style, render(messages)))
         except Exception as error:  # a template is a program, and may raise anything
             raise _refused(where, i, error) from None
-    return [encoding.ids for encoding in encoder.encode(texts)]
+    encoded = [encoding.ids for encoding in encoder.encode(texts)]
+    unread = tokenizer.init_kwargs.get(UNREAD_END)
+    return encoded if unread is None else [_without_last(ids, unread) for ids in encoded]
+
+
+def _without_last(ids: list[int], unread: int) -> list[int]:
+    """Ids without one at the end, however often it is there."""
+    while ids and ids[-1] == unread:
+        ids = ids[:-1]
+    return ids
 
 
 def _up_to_the_end(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, found: Rendered) -> str:
     """A rendered dialogue up to the token that ends its last turn, which is added where the template writes none."""
     if tokenizer.init_kwargs.get(WHOLE_DIALOGUES):
-        unread = tokenizer.init_kwargs.get(UNREAD_END)
-        return found.text if unread is None else _stripped(found.text, encoder.respelled(unread))
+        return found.text
     if not found.closes:
         raise ValueError("it leaves out what the assistant says")
     close = found.closes[-1]
@@ -289,13 +297,6 @@ def _up_to_the_end(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: 
         if found.text.startswith(tail, close):
             return found.text[: close + len(tail)]
     return found.text[:close] + encoder.respelled(tokenizer.convert_ids_to_tokens(style.end))
-
-
-def _stripped(text: str, token: str) -> str:
-    """A text without a token at its end, however often it stands there."""
-    while text.endswith(token):
-        text = text.removesuffix(token)
-    return text
 
 
 def _refused(where: str, i: int, error: Exception) -> TemplateRefusal:

@@ -1,4 +1,4 @@
-"""How a model's chat template is read: what opens the assistant's turn, what ends it, and what stands between.
+"""Find out how a chat template writes an assistant's turn: its opening, its end, and what precedes the answer.
 
 It is found out by rendering a dialogue of two rounds with marks around its answers. No template is special-cased; TRL's
 training version is used if there is one.
@@ -277,7 +277,7 @@ def _closed(encoder: Encoder, token: str) -> str:
 
 
 def _head(encoder: Encoder, opening: str, probe: Rendered) -> str:
-    """As much of the opening as stands before every answer."""
+    """The longest prefix of the opening that precedes every answer."""
     head, after = opening, 0
     for asked, begin in zip((PROBE[0], PROBE[2]), probe.begins, strict=True):
         asked_at = probe.text.rfind(asked["content"], after, begin)
@@ -289,7 +289,7 @@ def _head(encoder: Encoder, opening: str, probe: Rendered) -> str:
 
 
 def _lead(encoder: Encoder, probe: Rendered, render: Renderer, opening: str, head: str, unshared: str) -> str:
-    """What stands between the end of the prompt and the last answer."""
+    """The template's text between the end of the prompt and the last answer."""
     begin = probe.begins[-1]
     if encoder.has_control(head):
         place = probe.text.rfind(head, 0, begin)

@@ -52,7 +52,7 @@ def plainly(folder: Path) -> PreTrainedModel:
 
 
 def lengths_of(model: PreTrainedModel) -> list[int]:
-    """1 to 3 windows, in an order in which short ones stand beside long ones, and one in another group of lengths."""
+    """Lengths from 1 token to 3 windows, short next to long, and one long enough for a group of its own."""
     context = context_of(model.config)
     return [n for n in (1, 3 * WINDOW, 2, WINDOW, 70, 1, WINDOW + 1, 3 * WINDOW - 1, 5) if n <= context]
 

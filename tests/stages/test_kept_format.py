@@ -440,6 +440,7 @@ OTHERS = {
     "another head": ("llama3", {"bias": True}),
     "the policy's tokens, read after the line break that its template ends with": ("chatml", {}),
     "an end that is padding, too, before which plain Transformers reads": ("vicuna", {"pad": "</s>"}),
+    "a padding token that is a word": ("qwen2_5", {"pad": "a"}),
 }
 
 

@@ -192,7 +192,7 @@ def test_each_family_has_its_own_spaces():
     assert spaced("llama3", "Who ran") == "Who\u0120ran"
     # Phi-3's tokens take the space after them along.
     assert spaced("phi3", "<|user|>\n Who") == "<|user|>\u2581Who"
-    # Newlines side by side are one token, whoever wrote them.
+    # A user's newline and the template's next to it merge into one token.
     assert plainly(PUBLISHED["llama3"].tokenizer(), "<|end_header_id|>\n\nWho")[1] == "\u010a\u010a"
 
 

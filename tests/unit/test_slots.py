@@ -304,7 +304,7 @@ SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_atten
     [
         ({"architecture": "mamba", "state_size": 4}, "linear_attention"),
         ({"architecture": "lfm2", "layer_types": ["conv", "full_attention"], "num_key_value_heads": 2}, "conv"),
-        ({"architecture": "rwkv", "context_length": 32}, "a state of another kind"),
+        ({"architecture": "rwkv", "context_length": 32}, "recurrent"),
     ],
 )
 def test_a_model_with_layers_that_are_not_attention_is_refused(kind, layers):

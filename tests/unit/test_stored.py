@@ -32,6 +32,15 @@ def test_updates_far_below_a_step_of_the_format_are_kept_on_average(dtype, step)
     assert torch.equal(layer.weight, layer.weight.to(dtype).float())
 
 
+def test_to_the_nearest_most_of_a_small_update_is_lost():
+    """Why trained weights are not rounded so."""
+    layer, before = trained(torch.bfloat16, 1e-5)
+    update = layer.weight.detach() - before
+    round_to_stored(layer, to_nearest=True)
+    kept = layer.weight.detach() - before
+    assert float((kept * update).sum() / (update * update).sum()) < 0.1
+
+
 def test_a_rounded_model_is_left_as_it_is_and_every_draw_is_the_same():
     (one, _), (other, _) = trained(torch.bfloat16, 1e-4), trained(torch.bfloat16, 1e-4)
     for layer in (one, other):
