@@ -253,7 +253,7 @@ REFUSED: dict[str, str] = {
     "mamba": _STATE,
     "mamba2": _STATE,
     "falcon_mamba": _STATE,
-    "rwkv": f"its layers {_STATE}",
+    "rwkv": f"layers of kind recurrent {_STATE}",
     "jamba": _STATE,
     "bamba": _STATE,
     "falcon_h1": f"layers of kind hybrid {_STATE}",
