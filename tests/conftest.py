@@ -1,5 +1,6 @@
 """A store in which the toy pipeline (tests/conf/pipeline/toy.yaml) has run once; tests read it or work on a copy."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -40,9 +41,16 @@ def manifests(store: Path) -> dict[str, dict]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read only."""
-    store = tmp_path_factory.mktemp("finished") / "artifacts"
-    run_toy(store)
+    """Read only; the processes of one test run share it, and the first to need it makes it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    store = folder / "finished" / "artifacts"
+    with (folder / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not store.with_name("whole").exists():
+            run_toy(store)
+            store.with_name("whole").touch()
     return store
 
 
