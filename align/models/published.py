@@ -46,17 +46,9 @@ def open_model(source: Source, kind: str) -> PreTrainedModel:
         return released.eval()
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
     config = _open_config(source, gguf)
-    found = kind_of(getattr(config, "architectures", None), config.is_encoder_decoder)
-    if found != kind:
-        raise ValueError(f"it is {_NAMES[found]}, not {_NAMES[kind]}; give kind={found}")
-    quantised = getattr(config, "quantization_config", None)
-    if quantised is not None and not gguf:
-        method = dict(quantised).get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
-        raise ValueError(
-            f"its weights are quantised ({method}), which cannot be trained on; take the full weights, or a GGUF file"
-        )
-    if kind == "reward_model" and config.num_labels != 1:
-        raise ValueError(f"it has {config.num_labels} labels, and a reward model has one")
+    _require_fitting(config, kind)
+    if not gguf:
+        _require_full_weights(config)
     try:
         dtype = torch.float32 if gguf else _dtype_of_files(source) or "auto"
         given = {**source.pretrained, **gguf, "dtype": dtype}
@@ -80,6 +72,25 @@ def _open_config(source: Source, gguf: dict[str, str]) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(**source.pretrained, **gguf)
     except Exception as error:  # as in `open_model`
         raise ValueError(_one_line(error, source.gguf)) from None
+
+
+def _require_fitting(config: PreTrainedConfig, kind: str) -> None:
+    """Raise `ValueError` where the config is that of another kind of model."""
+    found = kind_of(getattr(config, "architectures", None), config.is_encoder_decoder)
+    if found != kind:
+        raise ValueError(f"it is {_NAMES[found]}, not {_NAMES[kind]}; give kind={found}")
+    if kind == "reward_model" and config.num_labels != 1:
+        raise ValueError(f"it has {config.num_labels} labels, and a reward model has one")
+
+
+def _require_full_weights(config: PreTrainedConfig) -> None:
+    """Raise `ValueError` where the weights are quantised in a format that no training can start from."""
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        raise ValueError(
+            f"its weights are quantised ({method}), which cannot be trained on; take the full weights, or a GGUF file"
+        )
 
 
 def _require_whole(model: PreTrainedModel, info: dict[str, Any], kind: str) -> None:

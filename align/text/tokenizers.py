@@ -108,30 +108,37 @@ def complete(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = KEE
             text of another; None: it needs none.
 
     Raises:
-        ValueError: it has no end-of-text token and is not GPT-1's.
+        ValueError: it has no end-of-text token and is not GPT-1's, or several chat templates and no default.
     """
     added = []
-    if chat_template == KEEP and tokenizer.chat_template and chat_template_of(tokenizer) is None:
-        names = ", ".join(sorted(tokenizer.chat_template))
-        raise ValueError(f"it has several chat templates ({names}) and no default; give one by chat_template=path:FILE")
+    if chat_template == KEEP:
+        _require_one_template(tokenizer)
     if tokenizer.eos_token_id is None:
         if not is_gpt1(tokenizer):
             raise ValueError("its tokenizer has no end-of-text token, so no text and no response could end")
         tokenizer.add_special_tokens({"eos_token": EOS, "bos_token": EOS})
         added.append("an end-of-text token")
+    instead = ", in place of its own" if tokenizer.chat_template else ""
     if chat_template not in (None, KEEP, ALIGN):
-        added.append("the chat template given" + (", in place of its own" if tokenizer.chat_template else ""))
         tokenizer.chat_template = chat_template
+        added.append(f"the chat template given{instead}")
     ours = chat_template == ALIGN or (chat_template == KEEP and chat_template_of(tokenizer) is None)
     ends = [tokenizer.eos_token_id] if ours or chat_template is None else stop_ids(tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         tokenizer.add_special_tokens({"pad_token": PAD})
         added.append("a padding token")
     if ours:
-        added.append("our chat template" + (", in place of its own" if tokenizer.chat_template else ""))
         _add_special(tokenizer, list(ROLE_TOKENS.values()))
         tokenizer.chat_template = SPACELESS_CHAT_TEMPLATE if is_gpt1(tokenizer) else CHAT_TEMPLATE
+        added.append(f"our chat template{instead}")
     return added
+
+
+def _require_one_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ValueError` where the tokenizer has named chat templates and none of them is the default."""
+    if tokenizer.chat_template and chat_template_of(tokenizer) is None:
+        names = ", ".join(sorted(tokenizer.chat_template))
+        raise ValueError(f"it has several chat templates ({names}) and no default; give one by chat_template=path:FILE")
 
 
 def add_sentinels(tokenizer: PreTrainedTokenizerBase, count: int) -> None:
