@@ -22,6 +22,7 @@ from align.tracking import NoTracker, Tracker
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from align.checkpoints import Frozen
 
@@ -315,6 +316,14 @@ class Job:
             import torch.distributed as dist
 
             dist.barrier()
+
+    def limit_activations(self, model: PreTrainedModel, precision: str) -> None:
+        """Turn activation checkpointing on as `hardware.activation_checkpointing` says, and say so where it is auto."""
+        from align.models.activations import limit_activations
+
+        asked, max_tokens = self.hardware.activation_checkpointing, self.hardware.micro_batch_tokens
+        if line := limit_activations(model, asked, max_tokens, self.autocast(precision)):
+            self.info(line)
 
     def autocast(self, precision: str) -> contextlib.AbstractContextManager[Any]:
         """bf16 where the config asks for it, over fp32 weights."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from align.configs import Ppo
+from align.configs import Ppo, filled
 from align.errors import HealthStop
 from align.evals.text_loss import num_targets
 from align.job import Job, Metrics
@@ -50,11 +50,12 @@ class Learner:
         self._cfg, self._actors, self._job, self._text = cfg, actors, job, text
         self._text_order = RowOrder(0 if text is None else len(text), cfg.seed or 0, "ppo", "text")
         betas = (0.9, cfg.beta2)
+        self._peaks = {"policy": filled(cfg.learning_rate), "value": filled(cfg.value_learning_rate)}
         self._optimizers = {
             name: adamw_for(parameters.values(), rate, betas, cfg.weight_decay, cfg.adam_epsilon)
             for name, parameters, rate in (
-                ("policy", actors.policy_parameters, cfg.learning_rate),
-                ("value", actors.value_parameters, cfg.value_learning_rate),
+                ("policy", actors.policy_parameters, self._peaks["policy"]),
+                ("value", actors.value_parameters, self._peaks["value"]),
             )
         }
         self._parameters = {
@@ -100,8 +101,8 @@ class Learner:
         """An optimizer step a minibatch; losses are means over all its response tokens. Gives means over the steps."""
         cfg, steps = self._cfg, 0
         sums: dict[str, float] = {}
-        set_learning_rate(self._optimizers["policy"], cfg.learning_rate * plan.policy_rate)
-        set_learning_rate(self._optimizers["value"], cfg.value_learning_rate * plan.value_rate)
+        set_learning_rate(self._optimizers["policy"], self._peaks["policy"] * plan.policy_rate)
+        set_learning_rate(self._optimizers["value"], self._peaks["value"] * plan.value_rate)
         for number, minibatch in enumerate(minibatch for layout in plan.layouts for minibatch in layout):
             self._job.stop_if_asked()
             totals = self._gradients(plan, minibatch, number)

@@ -33,6 +33,7 @@ from align.data.formats import LABELLED
 from align.errors import ConfigError, StoreError
 from align.functions import check_file, find_source
 from align.implied import add_implied_steps, expected_kind, refs_of
+from align.precision import bf16_is_fast
 from align.versions import packages
 from align.vocabularies import differ, tokenizer_file
 
@@ -139,6 +140,8 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
     """
     configs = {name: _step_config(name, node, settings.seed) for name, node in nodes.items()}
     add_implied_steps(configs, store)
+    for config in configs.values():
+        config.fill_in(bf16_is_fast(settings.hardware.device))
     order = _in_order(configs)
     if settings.step is not None:
         order = _needed(settings.step, order, configs)

@@ -15,7 +15,7 @@ import difflib
 
 from align.configs.evaluate import Evaluate, JudgeConfig
 from align.configs.finetune import TASKS, Finetune
-from align.configs.knobs import MODELS, PRECISIONS, RECORDS, SPLITS, StageConfig, check_ranges, knob, require
+from align.configs.knobs import MODELS, PRECISIONS, RECORDS, SPLITS, StageConfig, check_ranges, filled, knob, require
 from align.configs.models import LoraConfig, ModelConfig
 from align.configs.ppo import Ppo
 from align.configs.pretrain import Pretrain, Tokens

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from align.configs.knobs import StageConfig, check_ranges, knob, require
+from align.configs.knobs import StageConfig, check_ranges, knob, max_new_tokens_knob, precision_knob, require
 from align.errors import ConfigError
 
 FREE_FORM = ("greedy", "beam")
@@ -37,7 +37,7 @@ class Evaluate(StageConfig):
     """Score a model on held-out prompts and on tasks, alone and against a baseline."""
 
     STAGE: ClassVar[str] = "evaluate"
-    VERSION: ClassVar[int] = 4  # 2: fact_recall; 3: intervals, baselines, calibration; 4: attention, as sft's 2
+    VERSION: ClassVar[int] = 5  # 2: fact_recall; 3: intervals, calibration; 4: attention; 5: new defaults
     OUTPUT: ClassVar[str] = "evaluation"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model"}
     OPTIONAL: ClassVar[dict[str, str]] = {
@@ -73,11 +73,11 @@ class Evaluate(StageConfig):
         default_factory=list, metadata={"comment": "probes of the system message: " + ", ".join(PROBES)}
     )
     judge: JudgeConfig = field(default_factory=JudgeConfig, metadata={"comment": "see below"})
-    max_new_tokens: int = knob(64, "tokens a response [ours]")
+    max_new_tokens: int | None = max_new_tokens_knob()
     weights: str = knob("raw", "of the model: raw, or ema for the average that PPO kept")
     num_bootstrap: int = knob(2000, "resamples of prompts and items for the 95 % intervals [ours]")
     num_samples: int = knob(20, "rows of the table of samples [ours]")
-    precision: str = knob("fp32", "fp32, or bf16 autocast")
+    precision: str = precision_knob()
     seed: int | None = knob(None, "None: the run's seed")
 
     def __post_init__(self) -> None:

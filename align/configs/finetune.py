@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from align.configs.knobs import StageConfig, check_ranges, knob, require
+from align.configs.knobs import StageConfig, check_ranges, knob, precision_knob, require
 from align.configs.models import LoraConfig
 
 TASKS = ("classification", "entailment", "similarity", "multiple_choice")
@@ -16,6 +16,7 @@ class Finetune(StageConfig):
     """Tune a language model on a labelled task with GPT-1's input transformations and auxiliary loss."""
 
     STAGE: ClassVar[str] = "finetune"
+    VERSION: ClassVar[int] = 2  # precision is auto
     OUTPUT: ClassVar[str] = "classifier"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "labelled"}
     task: str = knob("classification", "classification, entailment, similarity or multiple_choice [GPT-1, figure 1]")
@@ -33,7 +34,7 @@ class Finetune(StageConfig):
     adam_epsilon: float = knob(1e-8, "Adam [GPT-1]")
     max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-1]")
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
-    precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights; the task's linear layer is always fp32")
+    precision: str = precision_knob()
     seed: int | None = knob(None, "None: the run's seed")
 
     def __post_init__(self) -> None:

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from align.errors import ConfigError
+
+T = TypeVar("T")
 
 RECORDS = ("documents", "demonstrations", "comparisons", "prompts", "items", "labelled")
 SPLITS = ("train", "validation", "test")
 PRECISIONS = ("fp32", "bf16")
+AUTO = "auto"  # a precision that `plan` decides by the machine
 MODELS = ("model", "seq2seq_model", "reward_model")  # decoder-only; encoder-decoder; sequence classifier, one label
 
 
 def knob(default: Any, comment: str) -> Any:
     """A dataclass field with its explanation: what it is, its unit, the source of its default."""
     return field(default=default, metadata={"comment": comment})
+
+
+def precision_knob() -> Any:
+    return knob(
+        AUTO, "fp32, or bf16 autocast over fp32 weights; auto: bf16 where the machine computes it in hardware [ours]"
+    )
+
+
+def filled(value: T | None) -> T:
+    """The value of a knob that `fill_in`, or a stage, has put in the place of None."""
+    if value is None:
+        raise ValueError("a knob is still None; call fill_in on its config first")
+    return value
+
+
+def max_new_tokens_knob() -> Any:
+    return knob(None, "tokens a response; None: 256, or half the model's context where that is less [ours]")
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -44,6 +64,15 @@ class StageConfig:
         """The kind of artifact this stage makes."""
         return self.OUTPUT
 
+    def fill_in(self, bf16_is_fast: bool) -> None:
+        """Replace knobs that are left to the plan by the values they stand for, so that the key holds those.
+
+        Args:
+            bf16_is_fast: whether the machine computes bf16 in hardware.
+        """
+        if getattr(self, "precision", None) == AUTO:
+            self.precision = "bf16" if bf16_is_fast else "fp32"  # type: ignore[misc]
+
     def check_inputs(self) -> None:
         """Raise `ConfigError` where a knob needs an input that is not given; inputs are known when it is planned."""
 
@@ -56,7 +85,7 @@ def check_ranges(config: Any) -> None:
     for knob_ in fields(config):
         name, value = knob_.name, getattr(config, knob_.name)
         if name == "precision":
-            require(value in PRECISIONS, name, value, " or ".join(PRECISIONS))
+            require(value in (AUTO, *PRECISIONS), name, value, f"{AUTO}, {' or '.join(PRECISIONS)}")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if name.endswith(_ABOVE_0):

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from align.configs.knobs import PRECISIONS, StageConfig, check_ranges, knob, require
+from align.configs.knobs import (
+    PRECISIONS,
+    StageConfig,
+    check_ranges,
+    knob,
+    max_new_tokens_knob,
+    precision_knob,
+    require,
+)
 from align.configs.models import LoraConfig
 
 
@@ -14,21 +22,29 @@ class Ppo(StageConfig):
     """Tune a policy against a reward model, held near where it started."""
 
     STAGE: ClassVar[str] = "ppo"
-    VERSION: ClassVar[int] = 4  # 2: ema_decay is on; text is counted by the episode; 3: attention; 4: no reencode
+    VERSION: ClassVar[int] = (
+        5  # 2: ema_decay is on; text is counted by the episode; 3: attention; 4: no reencode; 5: new defaults
+    )
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"policy": "model", "reward_model": "reward_model", "prompts": "prompts"}
     OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents", "heldout_reward_model": "reward_model"}
     MANY: ClassVar[tuple[str, ...]] = ("reward_model",)
 
     num_iterations: int = knob(500, "rollouts and their updates [InstructGPT: 256k episodes / 512]")
-    rollout_batch_size: int = knob(512, "episodes a rollout [InstructGPT]")
-    minibatch_size: int = knob(64, "episodes an optimizer step [InstructGPT]")
+    rollout_batch_size: int = knob(64, "episodes a rollout [ours, so that few prompts do; InstructGPT: 512]")
+    minibatch_size: int = knob(16, "episodes an optimizer step [ours; InstructGPT: 64]")
     num_epochs: int = knob(1, "passes over each rollout [InstructGPT]")
     target_kl: float | None = knob(
         None, "an iteration's passes end once a minibatch's ppo/approx_kl, nats a token, is above; None: never [ours]"
     )
-    learning_rate: float = knob(5e-6, "of the policy [InstructGPT: 2.55e-6 to 2.55e-5, final value not printed]")
-    value_learning_rate: float = knob(9e-6, "of the value model [InstructGPT]")
+    learning_rate: float | None = knob(
+        None,
+        "of the policy; None: 5e-6, with lora.rank 1e-4 [InstructGPT: 2.55e-6 to 2.55e-5, final value not printed; "
+        "ours with adapters]",
+    )
+    value_learning_rate: float | None = knob(
+        None, "of the value model; None: 9e-6, with lora.rank 1e-4 [InstructGPT; ours with adapters]"
+    )
     warmup_iterations: int = knob(10, "linear from a tenth of the peak [InstructGPT]")
     schedule: str = knob("constant", "after the warm-up: constant, linear or cosine [InstructGPT; Ziegler: linear]")
     final_learning_rate_fraction: float = knob(0.0, "of the peak, where linear and cosine end [Ziegler]")
@@ -37,7 +53,9 @@ class Ppo(StageConfig):
         "what the value model starts from: reward_model or policy; always the policy where the reward model has a "
         "tokenizer of its own [InstructGPT]",
     )
-    value_warmup_iterations: int = knob(0, "first iterations that train the value model alone [ours]")
+    value_warmup_iterations: int | None = knob(
+        None, "first iterations that train the value model alone; None: a tenth of them, at most 10 [ours]"
+    )
     update: str = knob("joint", "joint, or policy: the value model stays as its warm-up left it [InstructGPT]")
 
     kl_coef: float = knob(0.02, "beta, per nat of KL to the first policy [InstructGPT]")
@@ -50,12 +68,12 @@ class Ppo(StageConfig):
     gae_lambda: float = knob(0.95, "[Ziegler]")
     normalize_advantages: bool = knob(True, "to mean 0 and deviation 1 over the whole rollout [Ziegler]")
     clip_range: float = knob(0.2, "of the probability ratio [InstructGPT]")
-    value_clip_range: float | None = knob(0.2, "of the value, in reward units; None: no clipping [Ziegler]")
+    value_clip_range: float | None = knob(None, "of the value, in reward units; None: no clipping [ours; Ziegler: 0.2]")
     entropy_coef: float = knob(0.0, "weight of the mean entropy, nats a token, that is added to what PPO seeks [ours]")
 
     temperature: float = knob(1.0, "of sampling, and of every log-prob [InstructGPT]")
     top_p: float = knob(1.0, "share of the probability that is sampled; below 1 needs importance_cap [InstructGPT]")
-    max_new_tokens: int = knob(64, "tokens a response [ours; InstructGPT: 1,024]")
+    max_new_tokens: int | None = max_new_tokens_knob()
     sampling_precision: str = knob(
         "fp32", "fp32, or bf16: faster, but samples then hang on hardware.generation_batch_size, by rounding"
     )
@@ -94,7 +112,7 @@ class Ppo(StageConfig):
     on_nonfinite: str = knob(
         "stop", "what a number that is not finite does: stop, or skip its minibatch (in a rollout: the rollout) [ours]"
     )
-    precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights")
+    precision: str = precision_knob()
     seed: int | None = knob(None, "None: the run's seed")
 
     def __post_init__(self) -> None:
@@ -140,7 +158,7 @@ class Ppo(StageConfig):
             "missing_eos_penalty=0 beside it: a reward is replaced or reduced, not both",
         )
         require(
-            self.value_warmup_iterations < self.num_iterations,
+            (self.value_warmup_iterations or 0) < self.num_iterations,
             "value_warmup_iterations",
             self.value_warmup_iterations,
             f"fewer than num_iterations ({self.num_iterations}), or the policy never learns",
@@ -162,6 +180,16 @@ class Ppo(StageConfig):
             self.ptx_length,
             "at least 2, for the first token of a row is not predicted",
         )
+
+    def fill_in(self, bf16_is_fast: bool) -> None:
+        super(Ppo, self).fill_in(bf16_is_fast)
+        full = self.lora.rank is None
+        if self.learning_rate is None:
+            self.learning_rate = 5e-6 if full else 1e-4
+        if self.value_learning_rate is None:
+            self.value_learning_rate = 9e-6 if full else 1e-4
+        if self.value_warmup_iterations is None:
+            self.value_warmup_iterations = min(10, self.num_iterations // 10)
 
     def check_inputs(self) -> None:
         require(self.ptx_coef == 0 or bool(self.inputs.get("text")), "ptx_coef", self.ptx_coef, "0, or inputs.text too")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from align.configs.knobs import StageConfig, check_ranges, knob, require
+from align.configs.knobs import StageConfig, check_ranges, knob, precision_knob, require
 from align.configs.models import ModelConfig, require_one_model
 
 SCHEDULES = ("cosine", "inverse_square_root", "constant")
@@ -37,7 +37,7 @@ class Pretrain(StageConfig):
     """Train a decoder-only GPT on documents, from scratch or on from a model."""
 
     STAGE: ClassVar[str] = "pretrain"
-    VERSION: ClassVar[int] = 2  # GPT-2's positions begin half as wide as its other weights
+    VERSION: ClassVar[int] = 3  # 2: GPT-2's positions begin half as wide as its other weights; 3: precision is auto
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"data": "tokens"}
     OPTIONAL: ClassVar[dict[str, str]] = {"tokenizer": "tokenizer", "model": "model"}
@@ -76,7 +76,7 @@ class Pretrain(StageConfig):
     )
     on_nonfinite: str = knob("stop", "stop or skip, where a loss or gradient is not finite")
     eval_every: int = knob(200, "steps between held-out losses [ours]")
-    precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights")
+    precision: str = precision_knob()
     seed: int | None = knob(None, "None: the run's seed")
 
     def __post_init__(self) -> None:

@@ -16,7 +16,9 @@ class HardwareConfig:
     threads: int | None = knob(None, "of each process on the CPU; None: torch's own choice")
     micro_batch_tokens: int = knob(4096, "tokens of one forward and backward pass")
     generation_batch_size: int = knob(256, "responses sampled at once")
-    activation_checkpointing: bool = knob(False, "of pretrain: compute activations twice, to hold fewer in memory")
+    activation_checkpointing: bool | None = knob(
+        None, "compute activations twice, to hold fewer; None: where they would take a quarter of the free memory"
+    )
     compile: bool = knob(False, "of pretrain: torch.compile each layer, which needs a C++ compiler on a CPU")
     checkpoint_seconds: float = knob(20.0, "at least so long between checkpoints; 0: one after every step")
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from align.configs.knobs import MODELS, RECORDS, SPLITS, StageConfig, check_ranges, knob, require
+from align.configs.knobs import (
+    MODELS,
+    RECORDS,
+    SPLITS,
+    StageConfig,
+    check_ranges,
+    knob,
+    max_new_tokens_knob,
+    precision_knob,
+    require,
+)
 from align.configs.models import LoraConfig
 
 
@@ -77,25 +87,34 @@ class Tokenizer(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class Sft(StageConfig):
-    """Supervised tuning on demonstrations with trl.SFTTrainer: loss on the assistant's tokens only."""
+    """Supervised tuning on demonstrations: loss on the assistant's tokens only."""
 
     STAGE: ClassVar[str] = "sft"
-    VERSION: ClassVar[int] = 2  # attention's softmax is in the precision of its products; text has no begin token
+    VERSION: ClassVar[int] = 3  # 2: attention, text has no begin token; 3: batches of demonstrations, new defaults
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "demonstrations"}
     OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents"}
     num_epochs: int = knob(2, "passes over the demonstrations [InstructGPT, the model RL starts from]")
-    batch_size: int = knob(32, "packed rows an optimizer step [InstructGPT, 1.3B: 32 demonstrations]")
-    sequence_length: int | None = knob(None, "tokens a packed row; None: the model's context")
-    learning_rate: float = knob(5e-6, "peak [InstructGPT, 1.3B]")
+    batch_size: int = knob(32, "demonstrations an optimizer step [InstructGPT, 1.3B]")
+    sequence_length: int | None = knob(
+        None, "tokens; longer demonstrations are left out; None: the model's context, at most 2,048 [ours]"
+    )
+    learning_rate: float | None = knob(
+        None, "peak; None: 2e-5, with lora.rank 2e-4 [ours, models of 0.1B to 8B; InstructGPT, 1.3B: 9.65e-6]"
+    )
     warmup_steps: int = knob(0, "linear [InstructGPT]")
     final_learning_rate_fraction: float = knob(0.1, "of the peak, where the cosine ends [InstructGPT]")
     weight_decay: float = knob(0.0, "decoupled [ours]")
     max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-3]")
     text_share: float = knob(0.0, "share of pretraining text in the training tokens; [InstructGPT] has 0.1 before RL")
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
-    precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights")
+    precision: str = precision_knob()
     seed: int | None = knob(None, "None: the run's seed")
+
+    def fill_in(self, bf16_is_fast: bool) -> None:
+        super(Sft, self).fill_in(bf16_is_fast)
+        if self.learning_rate is None:
+            self.learning_rate = 2e-5 if self.lora.rank is None else 2e-4
 
     def check_inputs(self) -> None:
         ok = self.text_share == 0 or (self.text_share < 1 and bool(self.inputs.get("text")))
@@ -107,6 +126,7 @@ class Compare(StageConfig):
     """Sample several responses to each prompt and have simulated labelers rank them."""
 
     STAGE: ClassVar[str] = "compare"
+    VERSION: ClassVar[int] = 2  # max_new_tokens is 256
     OUTPUT: ClassVar[str] = "comparisons"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
     num_prompts: int | None = knob(None, "training prompts; None: all there are")
@@ -115,7 +135,7 @@ class Compare(StageConfig):
     num_responses: int = knob(4, "sampled for each prompt, K [InstructGPT: 4 to 9]")
     num_strays: int = knob(0, "responses to other prompts added to each training ranking [ours; the paper has none]")
     temperature: float = knob(1.0, "of sampling [InstructGPT, RL]")
-    max_new_tokens: int = knob(64, "tokens a response [ours]")
+    max_new_tokens: int | None = max_new_tokens_knob()
     num_labelers: int = knob(40, "[InstructGPT: about 40]")
     agreement: float = knob(0.73, "share of pairs that two labelers order alike [InstructGPT: 72.6 +- 1.5 %]")
     tie_width: float = knob(0.05, "liking closer than this is ranked a tie, in gold score [ours]")
@@ -132,24 +152,36 @@ class Reward(StageConfig):
     """Train a reward model on rankings with InstructGPT's K-wise loss."""
 
     STAGE: ClassVar[str] = "reward"
-    VERSION: ClassVar[int] = 2  # attention's softmax is in the precision of its products
+    VERSION: ClassVar[int] = 3  # 2: attention; 3: new defaults
     OUTPUT: ClassVar[str] = "reward_model"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "comparisons"}
     OPTIONAL: ClassVar[dict[str, str]] = {"demonstrations": "demonstrations"}
     num_epochs: int = knob(1, "passes; a second one overfits [InstructGPT]")
     batch_size: int = knob(64, "prompts an optimizer step, all responses of each [InstructGPT]")
-    learning_rate: float = knob(9e-6, "peak [InstructGPT, 6B]")
+    sequence_length: int | None = knob(
+        None,
+        "tokens of a prompt and a response; rankings with a longer one are left out; None: the model's context, at "
+        "most 2,048 [ours]",
+    )
+    learning_rate: float | None = knob(
+        None, "peak; None: 1e-5, with lora.rank 1e-4 [InstructGPT, 6B: 9e-6; ours with adapters]"
+    )
     warmup_steps: int = knob(0, "linear [InstructGPT]")
     final_learning_rate_fraction: float = knob(0.1, "of the peak, where the cosine ends [InstructGPT]")
     weight_decay: float = knob(0.0, "decoupled, on matrices only [ours]")
     max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-3]")
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
-    precision: str = knob("fp32", "of the forward pass; the score itself is always fp32")
+    precision: str = precision_knob()
     seed: int | None = knob(None, "None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)
         require(self.lora.dropout == 0, "lora.dropout", self.lora.dropout, "0: dropout is off in a reward model")
+
+    def fill_in(self, bf16_is_fast: bool) -> None:
+        super(Reward, self).fill_in(bf16_is_fast)
+        if self.learning_rate is None:
+            self.learning_rate = 1e-5 if self.lora.rank is None else 1e-4
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from align.configs.knobs import StageConfig, check_ranges, knob, require
+from align.configs.knobs import StageConfig, check_ranges, knob, precision_knob, require
 from align.configs.models import ModelConfig, require_one_model
 
 
@@ -18,6 +18,7 @@ class TextToText(StageConfig):
     """Train an encoder-decoder: to fill in spans taken out of text, on tasks written as text, or on both at once."""
 
     STAGE: ClassVar[str] = "text_to_text"
+    VERSION: ClassVar[int] = 2  # precision is auto
     OUTPUT: ClassVar[str] = "seq2seq_model"
     OPTIONAL: ClassVar[dict[str, str]] = {
         "data": "tokens",
@@ -49,7 +50,7 @@ class TextToText(StageConfig):
     on_nonfinite: str = knob("stop", "stop or skip, where a loss or gradient is not finite")
     eval_every: int = knob(1000, "steps between held-out losses and answers [ours]")
     eval_rows: int | None = knob(1000, "held-out rows of each task, the first so many [ours]; None: all there are")
-    precision: str = knob("fp32", "fp32, or bf16 autocast over fp32 weights")
+    precision: str = precision_knob()
     seed: int | None = knob(None, "None: the run's seed")
 
     def __post_init__(self) -> None:

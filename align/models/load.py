@@ -31,6 +31,9 @@ disable_progress_bar()  # loading a model is not what anybody waits for
 WAY = "align_attention"
 PADDED = "padded"
 
+USUAL_LENGTH = 2048  # tokens: few demonstrations and comparisons are longer, and memory grows with it
+USUAL_ANSWER = 256  # tokens
+
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
     """Load the causal language model of an artifact in float32 and in eval mode; `stored_dtype` is its type on disk."""
@@ -130,6 +133,30 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     )
     save_weights(model, folder)
     tokenizer.save_pretrained(folder)
+
+
+def sequence_length(asked: int | None, model: PreTrainedModel) -> int:
+    """Tokens of the longest sequence to train on: as asked, else the model's context, at most `USUAL_LENGTH`.
+
+    Raises:
+        ConfigError: more were asked for than the context holds.
+    """
+    context = context_length(model)
+    if asked is not None and asked > context:
+        raise ConfigError(f"sequence_length: expected at most the model's context of {context} tokens, got {asked}")
+    return min(context, USUAL_LENGTH) if asked is None else asked
+
+
+def answer_length(asked: int | None, context: int) -> int:
+    """Tokens of the longest response: as asked, else `USUAL_ANSWER`, or half the context where that is less.
+
+    Raises:
+        ConfigError: what was asked leaves no room for a prompt.
+    """
+    length = min(USUAL_ANSWER, context // 2) if asked is None else asked
+    if length >= context:
+        raise ConfigError(f"max_new_tokens: expected less than the context of {context} tokens, got {length}")
+    return length
 
 
 def stored_dtype(config: PreTrainedConfig) -> torch.dtype:

@@ -53,6 +53,30 @@ def response_likelihoods(
     """
     at = before_responses(packed, responses)
     targets = torch.tensor([token for response in responses for token in response], device=at.device)
+    return _likelihoods(model, packed, at, targets, temperature, with_entropy)
+
+
+def learned_logprobs(model: PreTrainedModel, packed: Packed, learned: torch.Tensor) -> torch.Tensor:
+    """log p of each learned token given what precedes it in its sequence, nats; flat, float32.
+
+    Args:
+        learned: [N'] bool, True at the tokens whose loss counts; the first token of a sequence never is. N' may be less
+            than the packed row, which may end with filler.
+    """
+    targets = learned.nonzero()[:, 0]
+    ids = packed.input_ids[0, targets]
+    return _likelihoods(model, packed, targets - 1, ids, 1.0, with_entropy=False).logprobs
+
+
+def _likelihoods(
+    model: PreTrainedModel,
+    packed: Packed,
+    at: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    with_entropy: bool,
+) -> TokenLogprobs:
+    """log p of `targets` [n] after the tokens at `at` [n] of a packed row; logits are computed there alone."""
     count = len(at)
     at, targets = (F.pad(x, (0, -count % ROUND)) for x in (at, targets))  # the first token again, for nothing
     where = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}

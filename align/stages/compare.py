@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.configs import Compare
+from align.configs import Compare, filled
 from align.data.records import Row, read_info, read_rows, write_info, write_rows
 from align.errors import ConfigError
 from align.evals.gold import gold_scorer
 from align.job import Inputs, Job, Metrics
 from align.labelling.simulated import Judged, Labelers, agreeing_pairs, judge
-from align.models.load import context_length, load_model, load_tokenizer
+from align.models.load import answer_length, context_length, load_model, load_tokenizer
 from align.rollout.engine import Sampling, generate
 from align.seeds import derive_seed
 from align.text.chat import decode_response, encode_prompts, stop_ids
@@ -39,7 +40,10 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     limits = {"train": (cfg.skip_prompts, cfg.num_prompts), "validation": (0, cfg.num_validation_prompts)}
     folder = inputs.one("model").path
     model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
-    room = context_length(model) - cfg.max_new_tokens
+    context = context_length(model)
+    max_new_tokens = answer_length(cfg.max_new_tokens, context)
+    cfg = replace(cfg, max_new_tokens=max_new_tokens)
+    room = context - max_new_tokens
     rows: dict[str, list[Row]] = {}
     for split, (skipped, limit) in limits.items():
         found = list(read_rows(folders, split))
@@ -51,7 +55,7 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     if not rows["train"]:
         raise ConfigError(
             f"inputs.prompts: after {cfg.skip_prompts} that are skipped, no training prompt leaves room for "
-            f"{cfg.max_new_tokens} new tokens"
+            f"{max_new_tokens} new tokens"
         )
     responses = _sample(cfg, job, model, tokenizer, [row["prompt"] for split in rows for row in rows[split]])
     if not job.is_main:
@@ -92,7 +96,7 @@ def _sample(
     ]
     mine = job.share(requests)
     sampling = Sampling(
-        max_new_tokens=cfg.max_new_tokens,
+        max_new_tokens=filled(cfg.max_new_tokens),
         temperature=cfg.temperature,
         batch_size=job.hardware.generation_batch_size,
     )

@@ -12,12 +12,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from align.artifacts import Artifact
-from align.configs import Evaluate
+from align.configs import Evaluate, filled
 from align.configs.evaluate import RESERVED
 from align.data.records import Row, read_info, read_rows
 from align.errors import ConfigError
@@ -36,7 +37,7 @@ from align.evals.tasks import Scored, reliability_rows, task_metrics, written_ro
 from align.evals.text_loss import row_losses
 from align.evals.win_rate import win_rate
 from align.job import Inputs, Job, Metrics
-from align.models.load import context_length, load_model, load_tokenizer
+from align.models.load import answer_length, context_length, load_model, load_tokenizer
 from align.rollout.engine import Response, Sampling, generate
 from align.seeds import derive_seed
 from align.text.chat import decode_response, encode_prompts, stop_ids, transcript
@@ -45,6 +46,8 @@ from align.text.tokens import encode_text
 
 def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
     players = [_player(cfg, slot, inputs.one(slot), job) for slot in ("model", "baseline") if slot in inputs]
+    context = min(context_length(player.model) for player in players)
+    cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, context))
     reliability: list[dict[str, Any]] = []
     metrics: Metrics = {}
     for name, items in _tasks(cfg, inputs, players):
@@ -108,7 +111,7 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
 
 def _fitting(cfg: Evaluate, rows: list[Row], players: Sequence[Player], job: Job) -> list[Row]:
     """Prompts that leave every player room to answer."""
-    fits = fit([row["prompt"] for row in rows], players, cfg.max_new_tokens)
+    fits = fit([row["prompt"] for row in rows], players, filled(cfg.max_new_tokens))
     if not any(fits):
         raise ConfigError(f"inputs.prompts: no test prompt leaves room for {cfg.max_new_tokens} new tokens")
     if not all(fits):
@@ -120,7 +123,9 @@ def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages
     prompts = encode_prompts(player.tokenizer, messages)
     mine = job.share(range(len(prompts)))
     sampling = Sampling(
-        max_new_tokens=cfg.max_new_tokens, temperature=temperature, batch_size=job.hardware.generation_batch_size
+        max_new_tokens=filled(cfg.max_new_tokens),
+        temperature=temperature,
+        batch_size=job.hardware.generation_batch_size,
     )
     drawn: list[Response] = [Response([], [])] * len(mine)
     with job.progress(len(mine), "responses") as advance:
@@ -190,7 +195,7 @@ def _checked(
         asked, answers = list(rows), list(sampled)
         if prefix:
             asked = [{**row, "prompt": prefixed_prompt(row["prompt"], cfg.prefixes[prefix])} for row in rows]
-            fits = fit([row["prompt"] for row in asked], players, cfg.max_new_tokens)
+            fits = fit([row["prompt"] for row in asked], players, filled(cfg.max_new_tokens))
             asked = [row for row, ok in zip(asked, fits, strict=True) if ok]
             if not asked:
                 raise ConfigError(f"prefixes.{prefix}: no prompt leaves room for it")
@@ -210,7 +215,9 @@ def _steered(
     if not cfg.steering:
         return metrics
     own = [i for i, prompt in enumerate(prompts) if prompt[0]["role"] != "system"]
-    room = [fit([asked(prompts[i]) for i in own], players, cfg.max_new_tokens) for asked in variants(cfg.steering)]
+    room = [
+        fit([asked(prompts[i]) for i in own], players, filled(cfg.max_new_tokens)) for asked in variants(cfg.steering)
+    ]
     own = [i for i, *fits in zip(own, *room, strict=True) if all(fits)]
     if not own:
         raise ConfigError("steering: no prompt without a system message leaves room for one")
@@ -337,7 +344,7 @@ def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job, task:
         contexts = [item["contexts"][item["labels"].index(1)] for item in mine]
         model, tokenizer, way = player.model, player.tokenizer, str(cfg.free_form)
         with job.progress(len(mine), "answers") as advance, job.autocast(cfg.precision):
-            own = write_answers(model, tokenizer, contexts, way, cfg.max_new_tokens, most, advance)
+            own = write_answers(model, tokenizer, contexts, way, filled(cfg.max_new_tokens), most, advance)
         return job.gather(own)
 
     try:

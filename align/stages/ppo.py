@@ -15,14 +15,14 @@ import functools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from align.configs import Ppo
+from align.configs import Ppo, filled
 from align.data.records import Row, read_info, read_rows
 from align.errors import ConfigError, HealthStop
 from align.evals.gold import gold_scorer
@@ -42,7 +42,7 @@ from align.losses.ppo import (
     token_rewards,
 )
 from align.models.actors import Actors, load_actors
-from align.models.load import context_length, context_of, load_tokenizer, precision_lines
+from align.models.load import answer_length, context_length, context_of, load_tokenizer, precision_lines
 from align.optimizers import scheduled_factor
 from align.rollout.collect import Layout, Rollouts, Samples, make_samples, packed_group, padded
 from align.rollout.engine import Engine, LocalEngine, Sampling
@@ -77,6 +77,11 @@ class Judges:
     functions: dict[str, RewardFunction]
     heldout: RewardModel | None  # watched, never learned from
 
+    @property
+    def readers(self) -> list[RewardModel]:
+        """Every reward model, also the one that is watched."""
+        return [*self.models, *([self.heldout] if self.heldout is not None else [])]
+
 
 def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     policy, reward_models = inputs.one("policy").path, inputs.folders("reward_model")
@@ -84,11 +89,12 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     actors = load_actors(policy, _value_start(cfg, policy, reward_models[0], tokenizer, job), cfg.lora, job.device)
     _say_precision(actors, job)
     judges = _judges(cfg, inputs, actors, tokenizer, job)
+    cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
     learner = Learner(cfg, actors, job, _text(cfg, inputs, actors, tokenizer))
     engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
-    health = Health(cfg.kl_goal, cfg.value_warmup_iterations, corrected=cfg.importance_cap is not None)
+    health = Health(cfg.kl_goal, filled(cfg.value_warmup_iterations), corrected=cfg.importance_cap is not None)
     start, kl_coef = 0, cfg.kl_coef
     metrics: Metrics = {}
     if saved := job.resume():
@@ -175,6 +181,12 @@ def _judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedToken
     )
 
 
+def _context(actors: Actors, judges: Judges) -> int:
+    """Tokens that the policy, and every reward model which reads its tokens, can read."""
+    with actors.policy_model() as policy:
+        return min([context_length(policy), *(model.context for model in judges.readers if model.tokenizer is None)])
+
+
 def _prompts(
     cfg: Ppo, inputs: Inputs, actors: Actors, judges: Judges, tokenizer: PreTrainedTokenizerBase, job: Job
 ) -> Prompts:
@@ -182,19 +194,16 @@ def _prompts(
     rows = list(read_rows(inputs.folders("prompts"), "train"))
     asked = [row["prompt"] for row in rows]
     encoded = encode_prompts(tokenizer, asked, "inputs.prompts: train row")
-    readers = [model for model in (*judges.models, judges.heldout) if model is not None]
-    with actors.policy_model() as policy:
-        context = min([context_length(policy), *(model.context for model in readers if model.tokenizer is None)])
-    room = context - cfg.max_new_tokens
-    if room <= 0:
-        raise ConfigError(f"max_new_tokens: expected less than the context of {context} tokens")
+    context = _context(actors, judges)
+    max_new_tokens = filled(cfg.max_new_tokens)
+    room = context - max_new_tokens
     fitting = [i for i, ids in enumerate(encoded) if len(ids) <= room]
     if len(fitting) < len(rows):
         job.info(f"{len(rows) - len(fitting)} prompts are longer than {room} tokens and left out")
-    for model in readers:
+    for model in judges.readers:
         if model.tokenizer is not None:  # also so that a prompt it does not take is named now, not in some rollout
             theirs = encode_prompts(model.tokenizer, asked, f"inputs.prompts: for {model.name}, train row")
-            left = [i for i in fitting if len(theirs[i]) + cfg.max_new_tokens <= model.context]
+            left = [i for i in fitting if len(theirs[i]) + max_new_tokens <= model.context]
             if len(left) < len(fitting):
                 job.info(f"{len(fitting) - len(left)} prompts are too long for {model.name} and left out")
             fitting = left
@@ -238,7 +247,7 @@ def _sample(
     """A response to each prompt; its seed is the run's, the iteration's and the prompt's, so that it is no state."""
     mine = job.share(chosen)
     sampling = Sampling(
-        max_new_tokens=cfg.max_new_tokens,
+        max_new_tokens=filled(cfg.max_new_tokens),
         temperature=cfg.temperature,
         top_p=cfg.top_p,
         batch_size=job.hardware.generation_batch_size,
@@ -375,14 +384,15 @@ def _plan(
         at, of = iteration - passed, cfg.num_iterations - passed
         return scheduled_factor(cfg.schedule, at, of, cfg.warmup_iterations, cfg.final_learning_rate_fraction)
 
-    warm = iteration >= cfg.value_warmup_iterations
+    warmup = filled(cfg.value_warmup_iterations)
+    warm = iteration >= warmup
     return Plan(
         iteration,
         rollouts,
         advantages,
         layouts,
         kl_coef,
-        policy_rate=rate(cfg.value_warmup_iterations) if warm else 0.0,
+        policy_rate=rate(warmup) if warm else 0.0,
         value_rate=rate(0),
         moves_policy=warm,
         moves_value=not warm or cfg.update == "joint",

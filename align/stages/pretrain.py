@@ -115,8 +115,7 @@ def _model(cfg: Pretrain, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, jo
     else:
         model = build_model(cfg.model, tokenizer).to(job.device).eval()
         check_attention(model)
-    if job.hardware.activation_checkpointing:
-        model.activation_checkpointing_enable()
+    job.limit_activations(model, cfg.precision)
     if job.hardware.compile:
         compile_layers(model)
     return model

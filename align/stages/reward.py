@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align.configs import Reward
+from align.configs import Reward, filled
 from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop
 from align.evals.calibration import calibration_error, reliability
@@ -61,7 +61,9 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     if cfg.lora.rank is not None:
         adapters = fresh_adapter(model.classifier, folder, cfg.lora, _ADAPTER)
         model.classifier.score.requires_grad_(True)
-    optimizer = adamw(model, cfg.learning_rate, weight_decay=cfg.weight_decay)
+    job.limit_activations(model.classifier, cfg.precision)
+    peak = filled(cfg.learning_rate)
+    optimizer = adamw(model, peak, weight_decay=cfg.weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
     order = RowOrder(len(train), cfg.seed or 0, "reward", "rows")
     start = 0
@@ -82,10 +84,10 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
                 f"step {step}: the loss is {loss} and the gradient's norm {float(norm)}; lower learning_rate"
             )
         factor = cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction)
-        set_learning_rate(optimizer, cfg.learning_rate * factor)
+        set_learning_rate(optimizer, peak * factor)
         optimizer.step()
         optimizer.zero_grad()
-        job.log({"loss": loss, "grad_norm": float(norm), "learning_rate": cfg.learning_rate * factor}, step + 1)
+        job.log({"loss": loss, "grad_norm": float(norm), "learning_rate": peak * factor}, step + 1)
         job.checkpoint(step + 1, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
     if adapters is not None:

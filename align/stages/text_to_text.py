@@ -75,6 +75,7 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
     slots = [slot for slot in ("tokenizer", "model", "data") if slot in inputs]
     tokenizer = load_one_tokenizer([folder for slot in slots for folder in inputs.folders(slot)])
     model = _model(cfg, inputs, tokenizer, job)
+    job.limit_activations(model, cfg.precision)
     corruption = _corruption(cfg, tokenizer) if "data" in inputs else None
     rows = _rows(cfg, inputs, tokenizer, corruption, job)
     held_out = [

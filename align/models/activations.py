@@ -1,0 +1,100 @@
+"""Memory for activations: how much a pass keeps for its backward pass, and layers that compute theirs twice instead."""
+
+from __future__ import annotations
+
+import functools
+import types
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from align.models.load import context_length
+
+_SAMPLE_TOKENS = 64  # enough that what a pass keeps besides its activations counts little
+_SHARE = 0.25  # of the free memory that activations may take before they are computed twice
+
+
+def limit_activations(
+    model: PreTrainedModel, asked: bool | None, max_tokens: int, autocast: AbstractContextManager[Any]
+) -> str | None:
+    """Turn activation checkpointing on where it is asked for, or where memory is too small to do without.
+
+    Args:
+        model: with the parameters that are trained marked so; changed in place.
+        asked: on or off; None: on where the activations of one pass would take more than a quarter of the free memory.
+        max_tokens: of one forward and backward pass.
+        autocast: the precision of the pass.
+
+    Returns:
+        A line for the user where it was turned on by itself.
+    """
+    if asked is False:
+        return None
+    line = None
+    if asked is None:
+        needed = max_tokens * activation_bytes(model, autocast)
+        free = free_memory(model.device)
+        if needed <= _SHARE * free:
+            return None
+        line = (
+            f"activation checkpointing is on: the activations of {max_tokens:,} tokens would take "
+            f"{needed / 2**30:.1f} of {free / 2**30:.1f} GiB free"
+        )
+    checkpoint_layers(model)
+    return line
+
+
+def activation_bytes(model: PreTrainedModel, autocast: AbstractContextManager[Any]) -> float:
+    """Bytes a token that a forward pass keeps for the backward pass, without the weights; measured by a short pass."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    num_tokens = min(_SAMPLE_TOKENS, context_length(model))
+    place = torch.arange(num_tokens, device=model.device)[None]
+    ids = place % model.get_input_embeddings().num_embeddings
+    given = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {"position_ids": place}
+    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast:
+        output = model.base_model(input_ids=ids, use_cache=False, **given)
+    del output  # while it lives, so does all that was counted, each at an address of its own
+    return sum(kept.values()) / num_tokens
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had: of the GPU, or of the machine within the limit of its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Have each layer keep its input alone and compute its activations again in the backward pass.
+
+    The library's own switch works in training mode only; PPO and reward models train in eval mode, without dropout.
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            # A bound method: a deep copy of the model gets one that is bound to its own layer.
+            layer.forward = types.MethodType(_forward_twice, layer)
+
+
+def _forward_twice(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    forward = functools.partial(type(layer).forward, layer, **kwargs)
+    if not torch.is_grad_enabled():
+        return forward(*args)
+    return checkpoint(forward, *args, use_reentrant=False)
