@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,37 +20,22 @@ from align.artifacts import fsync_folder, sha256_file, write_json
 
 _MANIFEST = "manifest.json"
 
-
-class Frozen(NamedTuple):
-    """A state as it was at one moment: nothing that moves on changes it."""
-
-    skeleton: Any
-    tensors: dict[str, torch.Tensor]
-
-
-def freeze(state: Any) -> Frozen:
-    """A copy of `state` in the memory of the host."""
-    tensors: dict[str, torch.Tensor] = {}
-    return Frozen(_strip(state, "", tensors), tensors)
+Parameters = dict[str, torch.nn.Parameter]
 
 
 def save_checkpoint(folder: Path, step: int, state: Any) -> None:
-    """Save `state` as `folder`/step-<step>, and then remove older ones."""
-    write_checkpoint(folder, step, freeze(state))
-
-
-def write_checkpoint(folder: Path, step: int, frozen: Frozen) -> None:
-    """As `save_checkpoint`, of a state that was frozen before.
+    """Save `state` as `folder`/step-<step>, and then remove older ones.
 
     Everything is written to a temporary folder beside its place and fsynced, the manifest last, then renamed: a
-    checkpoint that has its name is whole.
+    checkpoint that has its name is whole. Tensors on the CPU are written from where they are, without a copy.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".step-{step}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    skeleton, tensors = frozen
-    save_file(tensors, temporary / "tensors.safetensors")
+    tensors: dict[str, torch.Tensor] = {}
+    skeleton = _strip(state, "", tensors)
+    save_file(_apart(tensors), temporary / "tensors.safetensors")
     (temporary / "state.json").write_text(json.dumps(skeleton), encoding="utf-8")
     for name in ("tensors.safetensors", "state.json"):
         with (temporary / name).open("rb+") as file:
@@ -77,6 +62,13 @@ def load_checkpoint(folder: Path) -> tuple[int, Any] | None:
     return None
 
 
+@torch.no_grad()
+def restore_parameters(parameters: Parameters, saved: dict[str, torch.Tensor]) -> None:
+    """Give parameters the values that a checkpoint has for their names."""
+    for name, parameter in parameters.items():
+        parameter.copy_(saved[name])
+
+
 def _is_whole(place: Path) -> bool:
     """True when the manifest is there and every file is as it says."""
     try:
@@ -86,18 +78,23 @@ def _is_whole(place: Path) -> bool:
         return False
 
 
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    """In the host's memory, once."""
-    tensor = tensor.detach()
-    if tensor.device.type == "cpu":
-        return tensor.clone(memory_format=torch.contiguous_format)
-    return tensor.cpu().contiguous()
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on the CPU, contiguous and in memory of their own, which is what safetensors takes."""
+    apart, taken = {}, set()
+    for name, tensor in tensors.items():
+        host = tensor.cpu().contiguous()
+        place = host.untyped_storage().data_ptr()
+        if place in taken or host.untyped_storage().nbytes() != host.nbytes:
+            host = host.clone()
+        taken.add(host.untyped_storage().data_ptr())
+        apart[name] = host
+    return apart
 
 
 def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
-        tensors[name] = _copied(value)  # safetensors refuses tensors that share memory
+        tensors[name] = value.detach()
         return {"tensor": name}
     if isinstance(value, dict):
         for key in value:

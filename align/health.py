@@ -132,6 +132,13 @@ class Health:
             return None
         return f"the sampler's log-probs are {recent:.3f} nats a token (k3) from the trainer's; give importance_cap"
 
+    def drowned_by_text(self) -> str | None:
+        """Less than 5 % of the policy's steps come from PPO, the rest from the pretraining text [ours]."""
+        recent = self._recent("ptx/policy_share")
+        if recent is None or recent >= 0.05:
+            return None
+        return f"PPO is {recent:.1%} of the policy's gradient and pretraining text the rest; lower ptx_coef"
+
     def reward_hacking(self) -> str | None:
         """Over three windows the reward model's score rises and the held-out one's falls [Gao et al. 2022]."""
         names = ("objective/score", "heldout/score")
@@ -160,6 +167,7 @@ _RULES: dict[str, Callable[[Health], str | None]] = {
         Health.approx_kl,
         Health.explained_variance,
         Health.sampling_gap,
+        Health.drowned_by_text,
         Health.reward_hacking,
     )
 }

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from align.checkpoints import Frozen
 
 T = TypeVar("T")
+
+_GRACE_SECONDS = 30.0  # from SIGTERM on, in which a step may still end; SLURM's usual KillWait
+_SAVES_APART = 20  # times what the last checkpoint took: saving then costs at most a twentieth of the time
 Metrics = dict[str, float]
 
 
@@ -70,7 +72,8 @@ class Job:
         self._stop = stop or Stop()
         self._progress = Progress(label, silent=rank != 0)
         self._saved = time.monotonic()
-        self._kept: tuple[int, Frozen | None] | None = None  # the last boundary, where it is not written
+        self._save_seconds = 0.0  # that the last checkpoint took
+        self._step_begun, self._step_seconds = self._saved, 0.0  # of the step before
 
     # -- telling -------------------------------------------------------------------------------------------------
 
@@ -129,7 +132,9 @@ class Job:
         """`range(start, total)` with progress, rate and time left."""
         with self._progress.over(total, start, unit) as advance:
             for step in range(start, total):
+                self._step_begun = time.monotonic()
                 yield step
+                self._step_seconds = time.monotonic() - self._step_begun
                 advance(1)
 
     @contextlib.contextmanager
@@ -158,75 +163,56 @@ class Job:
             Preempted: the process was asked to stop; the state is saved.
         """
         if self.wants_checkpoint():
-            self.save(step, state())
-            self.saved()
-
-    def boundary(self, step: int, state: Callable[[], Any]) -> None:
-        """As `checkpoint`, where a step is too long to be ended first: what is not written is kept in memory.
-
-        `stop_if_asked`, called in the middle of the next step, writes what was kept and stops there.
-        """
-        if self.wants_checkpoint():
-            self._kept = None
-            self.save(step, state())
-            self.saved()
-        else:
-            self._kept = None  # two copies at once would be one too many
-            self._kept = (step, self._frozen(state()))
+            self._save(step, state)
+            if self._any(self._stop.signal is not None):
+                raise self._stop.error()
 
     def stop_if_asked(self) -> None:
-        """In the middle of a step: the state of the last boundary is saved, and what was done since is done again.
+        """Call it in the middle of a long step: a process that was asked to stop does so here, or ends the step first.
+
+        The step is ended where that takes at most `_GRACE_SECONDS` from the signal on, as long as the step before took.
+        Otherwise the last checkpoint is what counts.
 
         Raises:
             Preempted: the process was asked to stop.
         """
-        if not self._any(self._stop.signal is not None):
-            return
-        if self._kept is not None:
-            self._write(*self._kept)
-        self.barrier()
-        raise self._stop.error()
+        asked = self._stop.asked_at
+        must = asked is not None and self._step_ends() > asked + _GRACE_SECONDS
+        if self._any(must):
+            self.barrier()
+            raise self._stop.error()
+
+    def _step_ends(self) -> float:
+        """When the step is expected to end; now, where no step has ended yet to go by."""
+        return max(time.monotonic(), self._step_begun + self._step_seconds)
 
     def wants_checkpoint(self) -> bool:
         """True when it is time to save, or the process is to stop; the same in all processes of the step."""
-        due = time.monotonic() - self._saved >= self.hardware.checkpoint_seconds
+        due = time.monotonic() - self._saved >= self._interval()
         return self._any(due or self._stop.signal is not None)
 
-    def saved(self) -> None:
-        """Call it when a checkpoint is whole: this is where a process that is to stop does.
+    def _interval(self) -> float:
+        """Seconds between checkpoints: as asked, or more where saving takes long. 0 is one after every step."""
+        asked = self.hardware.checkpoint_seconds
+        return 0.0 if asked == 0 else max(asked, _SAVES_APART * self._save_seconds)
 
-        Raises:
-            Preempted: the process was asked to stop.
-        """
+    def _save(self, step: int, state: Callable[[], Any]) -> None:
+        """Save now. The random state of every process and the length of the log go with it."""
+        begun = time.monotonic()
+        random_states = self.gather([_random_state(self.device)])
+        if self.is_main:
+            from align.checkpoints import save_checkpoint
+
+            whole = {
+                "state": state(),
+                "random": random_states,
+                "logged": self.logged_bytes(),
+                "world_size": self.world_size,
+            }
+            save_checkpoint(self.work / "checkpoints", step, whole)
         self.barrier()
         self._saved = time.monotonic()
-        if self._any(self._stop.signal is not None):
-            raise self._stop.error()
-
-    def save(self, step: int, state: Any) -> None:
-        """Save now. The random state of every process and the length of the log go with it."""
-        self._write(step, self._frozen(state))
-
-    def _write(self, step: int, frozen: Frozen | None) -> None:
-        if frozen is not None:
-            from align.checkpoints import write_checkpoint
-
-            write_checkpoint(self.work / "checkpoints", step, frozen)
-
-    def _frozen(self, state: Any) -> Frozen | None:
-        """A copy of `state` and of what belongs to it, in the first process; None in the others."""
-        from align.checkpoints import freeze
-
-        random_states = self.gather([_random_state(self.device)])
-        if not self.is_main:
-            return None
-        whole = {
-            "state": state,
-            "random": random_states,
-            "logged": self.logged_bytes(),
-            "world_size": self.world_size,
-        }
-        return freeze(whole)
+        self._save_seconds = self._saved - begun
 
     def resume(self) -> tuple[int, Any] | None:
         """(step, state) as last saved, with the log cut back to it and the random state restored; None if fresh."""

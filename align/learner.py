@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from align.checkpoints import restore_parameters
 from align.configs import Ppo, filled
 from align.errors import HealthStop
 from align.evals.text_loss import num_targets
@@ -23,6 +24,7 @@ Totals = dict[str, torch.Tensor]
 
 _POLICY = ("policy/loss", "ppo/clip_fraction", "ppo/approx_kl", "ppo/ratio")
 _VALUE = ("value/loss", "value/clip_fraction")
+_OF_ALL_PROCESSES = ("grad_norm", "grad_cosine", "policy_share")  # metrics of gradients that are already summed
 
 
 class Plan(NamedTuple):
@@ -69,8 +71,8 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """All that an update changes."""
         return {
-            "policy": {name: p.detach() for name, p in self._actors.policy_parameters.items()},
-            "value": {name: p.detach() for name, p in self._actors.value_parameters.items()},
+            "policy": self._actors.policy_parameters,
+            "value": self._actors.value_parameters,
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
             "average": self._average,
         }
@@ -78,12 +80,8 @@ class Learner:
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `state` gave."""
-        for saved, now in (
-            (state["policy"], self._actors.policy_parameters),
-            (state["value"], self._actors.value_parameters),
-        ):
-            for name, parameter in now.items():
-                parameter.copy_(saved[name])
+        restore_parameters(self._actors.policy_parameters, state["policy"])
+        restore_parameters(self._actors.value_parameters, state["value"])
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         if self._average is not None:
@@ -127,11 +125,12 @@ class Learner:
         if mixes:
             totals |= self._mix_text(plan.iteration, number)
         for name, part in totals.items():
-            if not name.endswith(("grad_norm", "grad_cosine")):
+            if not name.endswith(_OF_ALL_PROCESSES):
                 self._job.all_reduce(part)
         for name in self._moving(plan):
-            if not (mixes and name == "policy"):
-                self._job.sum_gradients(self._parameters[name])
+            if mixes and name == "policy":
+                continue  # its two gradients were summed and clipped each by itself
+            self._job.sum_gradients(self._parameters[name])
             totals[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(
                 self._parameters[name], self._cfg.max_grad_norm
             )
@@ -196,7 +195,8 @@ class Learner:
     def _mix_text(self, iteration: int, number: int) -> Totals:
         """PPO-ptx: add `ptx_coef` times the gradient of the mean loss a token of the pretraining text.
 
-        The policy's own gradient is summed over processes here, so that the two can be told apart and compared.
+        Each of the two gradients is clipped before they are added. Clipping their sum would leave their ratio as it is,
+        and at the paper's 27.8 the text's is so much larger that PPO's was half a percent of a step.
         """
         cfg, job, text = self._cfg, self._job, self._text
         assert text is not None
@@ -220,15 +220,17 @@ class Learner:
             total += loss.detach()
         job.sum_gradients(parameters)
         texts = [cfg.ptx_coef * p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        norms = [torch.stack(torch._foreach_norm(gradients)).norm() for gradients in (own, texts)]
         product = torch.stack([(a * b).sum() for a, b in zip(own, texts, strict=True)]).sum()
+        own_norm, text_norm = (_clip(gradients, cfg.max_grad_norm) for gradients in (own, texts))
         for parameter, a, b in zip(parameters, own, texts, strict=True):
-            parameter.grad = a + b
+            parameter.grad = a.add_(b)
+        own_clipped, text_clipped = (norm.clamp(max=cfg.max_grad_norm) for norm in (own_norm, text_norm))
         return {
             "ptx/loss": total,
-            "ptx/ppo_grad_norm": norms[0],
-            "ptx/text_grad_norm": norms[1],
-            "ptx/grad_cosine": product / (norms[0] * norms[1]).clamp(min=1e-30),
+            "policy/grad_norm": own_norm,
+            "ptx/text_grad_norm": text_norm,
+            "ptx/grad_cosine": product / (own_norm * text_norm).clamp(min=1e-30),
+            "ptx/policy_share": own_clipped / (own_clipped + text_clipped).clamp(min=1e-30),
         }
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -271,6 +273,13 @@ class Learner:
             values = self._actors.values(packed, responses)
         taken = (plan.advantages.advantages[[i]][mask], plan.advantages.returns[[i]][mask])
         return all(bool(torch.isfinite(x).all()) for x in (new, values, *taken))
+
+
+def _clip(gradients: Sequence[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Scale gradients, in place, so that their global norm is at most `max_norm`; give the norm they had."""
+    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    torch._foreach_mul_(list(gradients), (max_norm / norm.clamp(min=1e-30)).clamp(max=1.0))
+    return norm
 
 
 def _add(totals: Totals, names: Sequence[str], parts: Sequence[torch.Tensor]) -> None:

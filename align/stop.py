@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from align.errors import Preempted
@@ -35,12 +36,13 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.asked_at: float | None = None  # of `time.monotonic`
 
     def listening(self) -> contextlib.AbstractContextManager[None]:
         return on_stop(self._set)
 
     def _set(self, number: int, frame: object) -> None:
-        self.signal = number
+        self.signal, self.asked_at = number, time.monotonic()
         signal.signal(number, signal.SIG_DFL)
         print("\nstopping at the next step; again to stop at once", file=sys.stderr, flush=True)
 

@@ -8,9 +8,15 @@ from typing import Any
 
 import torch
 
-from align.configs import HardwareConfig, RunConfig
+from align.configs import HardwareConfig, RunConfig, StageConfig
 from align.job import Job
 from align.stop import Stop
+
+
+def planned(config: StageConfig) -> Any:
+    """The config as `plan` gives it to a stage on a machine without fast bf16."""
+    config.fill_in(bf16_is_fast=False)
+    return config
 
 
 def job_at(folder: Path, kind: type[Job] = Job, stop: Stop | None = None, **hardware: Any) -> Job:

@@ -20,7 +20,9 @@ class HardwareConfig:
         None, "compute activations twice, to hold fewer; None: where they would take a quarter of the free memory"
     )
     compile: bool = knob(False, "of pretrain: torch.compile each layer, which needs a C++ compiler on a CPU")
-    checkpoint_seconds: float = knob(20.0, "at least so long between checkpoints; 0: one after every step")
+    checkpoint_seconds: float = knob(
+        20.0, "at least so long between checkpoints, and 20 times what one takes; 0: one after every step"
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.models.load import context_length
 
-_SAMPLE_TOKENS = 64  # enough that what a pass keeps besides its activations counts little
+_SAMPLE_TOKENS = 32, 64  # of the two passes that are compared
 _SHARE = 0.25  # of the free memory that activations may take before they are computed twice
 
 
@@ -51,24 +51,31 @@ def limit_activations(
 
 
 def activation_bytes(model: PreTrainedModel, autocast: AbstractContextManager[Any]) -> float:
-    """Bytes a token that a forward pass keeps for the backward pass, without the weights; measured by a short pass."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    """Bytes a token that a forward pass keeps for the backward pass, by two short passes.
+
+    What both passes keep alike, such as weights cast to bf16, is no activation.
+    """
+    few, many = (min(tokens, context_length(model)) for tokens in _SAMPLE_TOKENS)
+    if few == many:
+        return _kept_bytes(model, many, autocast) / many
+    return (_kept_bytes(model, many, autocast) - _kept_bytes(model, few, autocast)) / (many - few)
+
+
+def _kept_bytes(model: PreTrainedModel, num_tokens: int, autocast: AbstractContextManager[Any]) -> int:
     kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    num_tokens = min(_SAMPLE_TOKENS, context_length(model))
     place = torch.arange(num_tokens, device=model.device)[None]
     ids = place % model.get_input_embeddings().num_embeddings
     given = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {"position_ids": place}
     with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast:
         output = model.base_model(input_ids=ids, use_cache=False, **given)
     del output  # while it lives, so does all that was counted, each at an address of its own
-    return sum(kept.values()) / num_tokens
+    return sum(kept.values())
 
 
 def free_memory(device: torch.device) -> int:

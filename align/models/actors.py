@@ -46,6 +46,9 @@ class Actors(Protocol):
     def reward_model(self, folder: Path) -> Scalar:
         """A frozen reward model, of the artifact in `folder`."""
 
+    def trained_models(self) -> list[PreTrainedModel]:
+        """The models whose weights, or whose adapters, learn."""
+
     def policy_model(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
         """The policy as a plain model, for as long as the context lasts: to sample from."""
 
@@ -77,6 +80,9 @@ class FullActors:
 
     def reward_model(self, folder: Path) -> Scalar:
         return load_scalar(folder, self.policy.device).requires_grad_(False)
+
+    def trained_models(self) -> list[PreTrainedModel]:
+        return [self.policy, self.value.classifier]
 
     @contextlib.contextmanager
     def policy_model(self) -> Iterator[PreTrainedModel]:
@@ -126,6 +132,9 @@ class LoraActors:
         for parameter in (*self._adapters.parameters(f"reward_{self._rewards}").values(), scalar.head.weight):
             parameter.requires_grad_(False)
         return scalar
+
+    def trained_models(self) -> list[PreTrainedModel]:
+        return [self._adapters.base]
 
     @contextlib.contextmanager
     def policy_model(self) -> Iterator[PreTrainedModel]:

@@ -91,6 +91,8 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     judges = _judges(cfg, inputs, actors, tokenizer, job)
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
+    for model in actors.trained_models():
+        job.limit_activations(model, cfg.precision)
     learner = Learner(cfg, actors, job, _text(cfg, inputs, actors, tokenizer))
     engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
@@ -135,7 +137,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         job.log(metrics, iteration + 1)
         for event in health.look(iteration + 1, metrics) if job.is_main else ():
             job.event(*event)
-        job.boundary(iteration + 1, functools.partial(_state, learner, kl_coef, metrics))
+        job.checkpoint(iteration + 1, functools.partial(_state, learner, kl_coef, metrics))
 
     _publish(cfg, actors, learner, tokenizer, job)
     kept = ("objective/kl", "objective/score", "gold/score", "heldout/score", "value/explained_variance")

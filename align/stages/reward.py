@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from align.checkpoints import restore_parameters
 from align.configs import Reward, filled
 from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop
@@ -23,7 +24,7 @@ from align.job import Inputs, Job, Metrics
 from align.losses.preference import kwise_loss, pair_confidences, pairwise_accuracy
 from align.models.adapters import fresh_adapter
 from align.models.heads import ScalarModel, scalar_from_lm
-from align.models.load import context_length, load_tokenizer, precision_lines, round_to_stored
+from align.models.load import load_tokenizer, precision_lines, round_to_stored, sequence_length
 from align.models.packed import response_scores
 from align.models.vocabulary import DRAWN
 from align.optimizers import adamw, cosine_factor, set_learning_rate
@@ -50,26 +51,71 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     folder = inputs.one("model").path
     model, tokenizer = scalar_from_lm(folder, job.device), load_tokenizer(folder)
     _say_what_is_trained(cfg, model, job)
-    context = context_length(model.classifier)
-    train, dropped = _rankings(inputs, "train", tokenizer, context)
-    held_out, _ = _rankings(inputs, "validation", tokenizer, context)
+    length = sequence_length(cfg.sequence_length, model.classifier)
+    train, dropped = _rankings(inputs, "train", tokenizer, length)
+    held_out, _ = _rankings(inputs, "validation", tokenizer, length)
     if dropped:
-        job.info(f"{dropped} rankings are left out: all tied, or longer than the context of {context} tokens")
+        job.info(f"{dropped:,} rankings are left out: all tied, or longer than sequence_length, {length:,} tokens")
     if not train:
-        raise ConfigError("inputs.data: no ranking is left to learn from")
+        raise ConfigError(f"inputs.data: no ranking is left to learn from within {length:,} tokens")
     num_parameters, adapters = model.classifier.num_parameters(), None
     if cfg.lora.rank is not None:
         adapters = fresh_adapter(model.classifier, folder, cfg.lora, _ADAPTER)
         model.classifier.score.requires_grad_(True)
+    _train(cfg, model, train, job)
+    if adapters is not None:
+        model = ScalarModel(adapters.merged(_ADAPTER))
+    round_to_stored(model.classifier)  # before it is measured
+    metrics = {"rankings": float(len(train)), "dropped": float(dropped)}
+    metrics["tokens"] = float(cfg.num_epochs * sum(ranking.tokens for ranking in train))
+    metrics["parameters"] = float(num_parameters)
+    metrics |= _accuracies(model, held_out, job, cfg.precision) if held_out else {}
+    metrics |= _centre(model, inputs, tokenizer, length, job, cfg.precision)
+    if job.is_main:
+        if adapters is not None:
+            adapters.save(_ADAPTER, job.out)
+        model.save(job.out)
+        tokenizer.save_pretrained(job.out)
+    return metrics
+
+
+def _say_what_is_trained(cfg: Reward, model: ScalarModel, job: Job) -> None:
+    for line in precision_lines(model.classifier):
+        job.info(line)
+    if cfg.lora.rank is not None and getattr(model.classifier.config, DRAWN, None):
+        job.info("the rows of new tokens stay as they were drawn, for these adapters do not reach them; run sft first")
+
+
+def _rankings(inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[list[Ranking], int]:
+    """Rankings with an order in them whose sequences fit into `length` tokens, and how many are no such rankings."""
+    rows = list(read_rows(inputs.folders("data"), split))
+    count = [len(row["responses"]) for row in rows]
+    owners = [i for i, k in enumerate(count) for _ in range(k)]
+    responses = [text for row in rows for text in row["responses"]]
+    try:
+        encoded = iter(encode_dialogues(tokenizer, [rows[i]["prompt"] for i in owners], responses))
+    except TemplateRefusal as error:
+        raise ConfigError(f"inputs.data: {split} row {owners[error.index] + 1}: {error.reason}") from None
+    rankings = []
+    for row, k in zip(rows, count, strict=True):
+        sequences = [next(encoded) for _ in range(k)]
+        if len(set(row["ranks"])) > 1 and max(map(len, sequences)) <= length:
+            rankings.append(Ranking(sequences, row["ranks"], row.get("gold")))
+    return rankings, len(rows) - len(rankings)
+
+
+def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) -> None:
+    """Train the parameters that are marked so."""
     job.limit_activations(model.classifier, cfg.precision)
     peak = filled(cfg.learning_rate)
     optimizer = adamw(model, peak, weight_decay=cfg.weight_decay)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = list(trained.values())
     order = RowOrder(len(train), cfg.seed or 0, "reward", "rows")
     start = 0
     if saved := job.resume():
         start, state = saved
-        model.load_state_dict(state["model"])
+        restore_parameters(trained, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
 
     model.eval()  # dropout stays off: a score must not change when it is asked for again
@@ -88,64 +134,52 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         optimizer.step()
         optimizer.zero_grad()
         job.log({"loss": loss, "grad_norm": float(norm), "learning_rate": peak * factor}, step + 1)
-        job.checkpoint(step + 1, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-
-    if adapters is not None:
-        model = ScalarModel(adapters.merged(_ADAPTER))
-    round_to_stored(model.classifier)  # before it is measured
-    metrics = {"rankings": float(len(train)), "dropped": float(dropped)}
-    metrics["tokens"] = float(cfg.num_epochs * sum(ranking.tokens for ranking in train))
-    metrics["parameters"] = float(num_parameters)
-    metrics |= _accuracies(model, held_out, job, cfg.precision) if held_out else {}
-    metrics |= _centre(model, inputs, tokenizer, context, job, cfg.precision)
-    if job.is_main:
-        if adapters is not None:
-            adapters.save(_ADAPTER, job.out)
-        model.save(job.out)
-        tokenizer.save_pretrained(job.out)
-    return metrics
-
-
-def _say_what_is_trained(cfg: Reward, model: ScalarModel, job: Job) -> None:
-    for line in precision_lines(model.classifier):
-        job.info(line)
-    if cfg.lora.rank is not None and getattr(model.classifier.config, DRAWN, None):
-        job.info("the rows of new tokens stay as they were drawn, for these adapters do not reach them; run sft first")
-
-
-def _rankings(
-    inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, context: int
-) -> tuple[list[Ranking], int]:
-    """Rankings with an order in them that fit into the context, and how many do not."""
-    rows = list(read_rows(inputs.folders("data"), split))
-    count = [len(row["responses"]) for row in rows]
-    owners = [i for i, k in enumerate(count) for _ in range(k)]
-    responses = [text for row in rows for text in row["responses"]]
-    try:
-        encoded = iter(encode_dialogues(tokenizer, [rows[i]["prompt"] for i in owners], responses))
-    except TemplateRefusal as error:
-        raise ConfigError(f"inputs.data: {split} row {owners[error.index] + 1}: {error.reason}") from None
-    rankings = []
-    for row, k in zip(rows, count, strict=True):
-        sequences = [next(encoded) for _ in range(k)]
-        if len(set(row["ranks"])) > 1 and max(map(len, sequences)) <= context:
-            rankings.append(Ranking(sequences, row["ranks"], row.get("gold")))
-    return rankings, len(rows) - len(rankings)
+        job.checkpoint(step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()})
 
 
 def _accumulate(model: ScalarModel, batch: Sequence[Ranking], job: Job, precision: str) -> float:
     """Add the gradient of the batch's mean loss over prompts, this process's share; return the whole batch's loss."""
-    mine = job.share(batch)
+    mine, max_tokens = job.share(batch), job.hardware.micro_batch_tokens
     total = torch.zeros((), device=job.device)
-    for chunk in micro_batches([ranking.tokens for ranking in mine], job.hardware.micro_batch_tokens):
+    for chunk in micro_batches([ranking.tokens for ranking in mine], max_tokens):
         rankings = [mine[i] for i in chunk]
-        rewards = _scores(model, rankings, job, precision)
-        losses = [kwise_loss(r, torch.tensor(q.ranks, device=r.device)) for r, q in zip(rewards, rankings, strict=True)]
-        loss = torch.stack(losses).sum() / len(batch)
-        loss.backward()
+        if rankings[0].tokens > max_tokens:
+            loss = _backward_in_parts(model, rankings[0], len(batch), job, precision)
+        else:
+            loss = _losses(_scores(model, rankings, job, precision), rankings).sum() / len(batch)
+            loss.backward()
         total += loss.detach()
     job.all_reduce(total)
     return float(total)
+
+
+def _losses(scores: Sequence[torch.Tensor], rankings: Sequence[Ranking]) -> torch.Tensor:
+    pairs = zip(scores, rankings, strict=True)
+    return torch.stack([kwise_loss(own, torch.tensor(r.ranks, device=own.device)) for own, r in pairs])
+
+
+def _backward_in_parts(
+    model: ScalarModel, ranking: Ranking, num_prompts: int, job: Job, precision: str
+) -> torch.Tensor:
+    """Add the gradient of one ranking whose responses are too many tokens for one pass; return its part of the loss.
+
+    The loss needs all scores at once. So they are computed without a graph first, and each response goes through the
+    model a second time with the gradient of its score known [Gao et al. 2021, gradient caching].
+    """
+    groups = list(micro_batches(list(map(len, ranking.sequences)), job.hardware.micro_batch_tokens))
+
+    def score(group: list[int]) -> torch.Tensor:
+        with job.autocast(precision):
+            return response_scores(model, pack([ranking.sequences[i] for i in group], job.device))
+
+    with torch.no_grad():
+        scores = torch.cat([score(group) for group in groups])
+    scores.requires_grad_(True)
+    loss = _losses([scores], [ranking]).sum() / num_prompts
+    (gradient,) = torch.autograd.grad(loss, scores)
+    for group in groups:
+        score(group).backward(gradient[group])
+    return loss.detach()
 
 
 def _scores(model: ScalarModel, rankings: Sequence[Ranking], job: Job, precision: str) -> tuple[torch.Tensor, ...]:
@@ -192,7 +226,7 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
 
 @torch.no_grad()
 def _centre(
-    model: ScalarModel, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, context: int, job: Job, precision: str
+    model: ScalarModel, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, length: int, job: Job, precision: str
 ) -> Metrics:
     """Shift the scores so that the demonstrations' mean is 0 [InstructGPT, section 3.5]."""
     if "demonstrations" not in inputs:
@@ -201,9 +235,9 @@ def _centre(
     rows = list(read_rows(inputs.folders("demonstrations"), "train"))
     conversations = [row["messages"] for row in rows]
     sequences = [e.ids for e in encode_conversations(tokenizer, conversations, "inputs.demonstrations: train row")]
-    sequences = [ids for ids in sequences if len(ids) <= context]
+    sequences = [ids for ids in sequences if len(ids) <= length]
     if not sequences:
-        raise ConfigError(f"inputs.demonstrations: none fits into the context of {context} tokens")
+        raise ConfigError(f"inputs.demonstrations: none fits into {length:,} tokens")
     mine = job.share(sequences)
     total = torch.zeros(2, dtype=torch.float64, device=job.device)
     for chunk in micro_batches(list(map(len, mine)), job.hardware.micro_batch_tokens):

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from align.checkpoints import Parameters, restore_parameters
 from align.configs import Sft, filled
 from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop
@@ -39,7 +40,6 @@ from align.text.rows import RowOrder
 from align.text.tokens import encode_text
 
 _ADAPTER = "sft"
-Parameters = dict[str, torch.nn.Parameter]
 
 
 class Example(NamedTuple):
@@ -143,7 +143,7 @@ def _train(
     start = 0
     if saved := job.resume():
         start, state = saved
-        _restore(parameters, state["parameters"])
+        restore_parameters(parameters, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
         best.loss, best.step = state["best_loss"], state["best_step"]
     elif job.world_size > 1:
@@ -246,14 +246,8 @@ class BestEpoch:
         if self.step in (0, last_step):
             return
         self._job.barrier()  # the first process may still be writing
-        _restore(self._parameters, load_file(self._file, device=str(self._job.device)))
+        restore_parameters(self._parameters, load_file(self._file, device=str(self._job.device)))
         self._job.info(f"the weights of step {self.step} are kept: their validation loss is the lowest")
-
-
-@torch.no_grad()
-def _restore(parameters: Parameters, saved: dict[str, torch.Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(saved[name])
 
 
 # -- what the user is told ---------------------------------------------------------------------------------------

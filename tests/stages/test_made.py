@@ -34,7 +34,14 @@ def one_minibatch(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     """What the first iteration logs of a PPO whose rollout is one minibatch."""
     store = shutil.copytree(finished, tmp_path_factory.mktemp("ppo") / "artifacts")
     inputs = ("inputs.policy=toy/sft", "inputs.reward_model=toy/reward", "inputs.prompts=toy/prompts")
-    knobs = ("num_iterations=1", "rollout_batch_size=16", "minibatch_size=16", "max_new_tokens=8", "kl_coef=0.5")
+    knobs = (
+        "precision=fp32",
+        "num_iterations=1",
+        "rollout_batch_size=16",
+        "minibatch_size=16",
+        "max_new_tokens=8",
+        "kl_coef=0.5",
+    )
     done = align("ppo", *inputs, *knobs, f"store={store}", "tracker=none", "name=mine/ppo", "--json")
     (outcome,) = json.loads(done.stdout)
     return json.loads((Path(outcome["path"]) / "metrics.jsonl").read_text())
