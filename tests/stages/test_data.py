@@ -131,7 +131,8 @@ def test_each_bad_row_has_its_line_and_no_artifact_is_made(here, capsys):
         "error: a.jsonl:3: row",
         "error: a.jsonl:4: prompt[0].role",
     ]
-    assert told[3].startswith("error: a.jsonl:5: row: columns other make no known format")
+    assert told[3].startswith("error: a.jsonl:5: columns: prompts need prompt (or ")
+    assert "the file has other; give columns='{prompt: COLUMN}', with a column's name in place" in told[3]
     assert len(told) == 4
     assert not [name for name in written(here) if name.startswith(("objects", "names"))]
 
@@ -142,12 +143,24 @@ def test_a_bad_row_leaves_nothing_at_all(here):
     assert not (here / "store").exists()
 
 
-def test_twenty_bad_rows_are_shown_and_the_others_counted(here, capsys):
-    (here / "a.jsonl").write_text('{"prompt": 3}\n' * 32 + '{"prompt": true}\n')
+def test_each_kind_of_error_is_shown_once_with_its_count(here, capsys):
+    (here / "a.jsonl").write_text('{"prompt": 3}\n' * 32 + '{"prompt": true}\n' + '{"prompt": 4}\n')
+    assert data("source=path:a.jsonl", "record=prompts") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[-2:] == [
+        "error: a.jsonl:1: prompt: expected text or messages, got int (and 32 more rows like it)",
+        "error: a.jsonl:33: prompt: expected text or messages, got bool",
+    ]
+
+
+def test_twenty_kinds_of_error_are_shown_and_the_others_counted(here, capsys):
+    rows = [{"prompt": [{"role": f"bot {chr(97 + i)}", "content": "x"}]} for i in range(23)]
+    (here / "a.jsonl").write_text(lines(*rows, rows[0]).replace("bot ", "bot_"))
     assert data("source=path:a.jsonl", "record=prompts") == 2
     told = capsys.readouterr().err
     assert told.count("error: a.jsonl:") == 20
-    assert "(and 13 more)" in told
+    assert told.count("(and 1 more row like it)") == 1
+    assert told.endswith("(and 3 rows with other problems)\n")
 
 
 def test_what_is_wrong_with_every_row_is_said_once(here, capsys):
@@ -155,7 +168,7 @@ def test_what_is_wrong_with_every_row_is_said_once(here, capsys):
     assert data("source=path:a.jsonl", "record=prompts") == 2
     told = capsys.readouterr().err
     assert told.count("error: a.jsonl:") == 1
-    assert "(and 32 more)" in told
+    assert "(and 32 more rows like it)" in told
 
 
 @pytest.mark.parametrize(
