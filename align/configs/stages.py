@@ -14,8 +14,8 @@ class Data(StageConfig):
     """Rows from a card, a file or the Hub, checked and split, as a dataset artifact."""
 
     STAGE: ClassVar[str] = "data"
-    # 2: a book is wholly in one split; 3: so is a cut document; T5's order; 4: system columns, weights and bad labels are
-    # used, and prompts keep every column that is not the prompt.
+    # 2: a book is wholly in one split; 3: so is a cut document; T5's order; 4: system columns, weights of messages and
+    # KTO's bad labels are used; turns between in pairs of messages stay; prompts are split by what they ask alone.
     VERSION: ClassVar[int] = 4
     PARALLEL: ClassVar[bool] = False
     source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT")

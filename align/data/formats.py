@@ -384,10 +384,10 @@ LAYOUTS = (  # the first that matches and is of the record wanted; else the firs
     _layout("instruction", "instruction output"),
     _layout("instruction", "instruction response"),
     _layout("task_instances", "instruction instances"),
-    _layout("prompt_response", "prompt response"),
     _layout("prompt", "prompt", lambda row: not oasst.is_tree(row)),
     _layout("question", "question"),
     _layout("query", "query"),
+    _layout("prompt_response", "prompt response"),
     _layout("text", "text"),
     _layout("question_answer", "question answer"),
     _layout("question_response", "question response"),
@@ -429,8 +429,11 @@ def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
     if record == "labelled":
         return infer_labelled(dict(row))
     matching = [layout for layout in LAYOUTS if layout.matches(row)]
-    if record != "documents":
-        matching.sort(key=lambda layout: layout.record != record)  # a stable sort: the table's order otherwise
+    # Stable sorts: the table's order otherwise.
+    if record in ("demonstrations", "comparisons", "items"):
+        matching.sort(key=lambda layout: layout.record != record)
+    elif record == "prompts":
+        matching.sort(key=lambda layout: layout.format in _BY_VERDICT)
     found = next((layout for layout in matching if (layout.record, record) in CONVERTS), None)
     if record == "demonstrations" and (found is None or found.format in _LESS_THAN_LABELLED):
         with contextlib.suppress(Malformed):
@@ -440,6 +443,8 @@ def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
     raise Malformed("columns", _no_layout(row, record, matching))
 
 
+# They leave out what is asked where no answer to it is good, or all are.
+_BY_VERDICT = ("unpaired", "unpaired_ranked", "helpsteer")
 # A question and an answer may be a row of multiple choice or of a passage, which become demonstrations as T5 writes them.
 _LESS_THAN_LABELLED = ("question_answer", "question_response", "query_response", "input_output", "text")
 

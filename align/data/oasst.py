@@ -56,7 +56,7 @@ def _node(row: Mapping[str, Any], raw: Any, where: str) -> Node | None:
     """A message and all that answers it; None for a deleted one."""
     if not isinstance(raw, dict):
         raise Malformed(where, "expected a message with text, role and replies")
-    skip(row, "prompt", (f"{name}" for name, value in raw.items() if name not in _NODE and value is not None))
+    skip(row, "replies", (name for name, value in raw.items() if name not in _NODE and value is not None))
     replies = raw.get("replies") or []
     if not isinstance(replies, list):
         raise Malformed(f"{where}.replies", "expected a list of messages")

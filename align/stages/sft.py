@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from trl import SFTConfig, SFTTrainer
 
 from align.artifacts import sha256_file, write_json
 from align.configs import Sft
-from align.data.records import read_rows
+from align.data.records import Row, read_rows
 from align.errors import ConfigError, HealthStop
 from align.job import Inputs, Job, Metrics
 from align.losses.lm import token_losses
@@ -45,7 +46,7 @@ from align.models.load import (
 )
 from align.models.vocabulary import DRAWN
 from align.seeds import derive_seed
-from align.text.chat import encode_conversations
+from align.text.chat import Encoded, TemplateRefusal, encode_conversations, takes_tools, uses_tools
 from align.text.packing import micro_batches, pack
 from align.text.tokens import encode_text
 
@@ -58,12 +59,12 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     for line in precision_lines(model):
         job.info(line)
     length = cfg.sequence_length or context_length(model)
-    train, dropped = _examples(inputs.folders("data"), "train", tokenizer, length)
-    held_out, _ = _examples(inputs.folders("data"), "validation", tokenizer, length)
+    train, dropped = _examples(inputs.folders("data"), "train", tokenizer, length, job)
+    held_out, _ = _examples(inputs.folders("data"), "validation", tokenizer, length, job)
     if dropped:
         job.info(f"{dropped} demonstrations are longer than {length} tokens and left out")
     if not train:
-        raise ConfigError(f"inputs.data: no demonstration fits into {length} tokens")
+        raise ConfigError(f"inputs.data: no demonstration is left that fits into {length} tokens")
     if not held_out:
         job.info("there are no validation rows, so nothing will say how well it learns")
     num_demonstrations = len(train)
@@ -103,11 +104,10 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
 
 
 def _examples(
-    folders: list[Path], split: str, tokenizer: PreTrainedTokenizerBase, length: int
+    folders: list[Path], split: str, tokenizer: PreTrainedTokenizerBase, length: int, job: Job
 ) -> tuple[list[dict[str, list[int]]], int]:
-    """Token ids and labels, -100 where the assistant did not write; and how many were too long."""
-    conversations = [row["messages"] for row in read_rows(folders, split)]
-    encoded = encode_conversations(tokenizer, conversations, f"inputs.data: {split} row")
+    """Token ids and labels, -100 where nothing is learned; and how many were too long."""
+    encoded = _encode(list(read_rows(folders, split)), split, tokenizer, job)
     fitting = [
         {
             "input_ids": e.ids,
@@ -117,6 +117,34 @@ def _examples(
         if len(e.ids) <= length
     ]
     return fitting, len(encoded) - len(fitting)
+
+
+def _encode(rows: list[Row], split: str, tokenizer: PreTrainedTokenizerBase, job: Job) -> list[Encoded]:
+    """Encode demonstrations; those with tools that the chat template cannot write are left out, and that is said.
+
+    Any other conversation that the template refuses is an error.
+    """
+    with_tools = takes_tools(tokenizer)
+    if unread := sum(row.get("tools") is not None for row in rows) * (not with_tools):
+        job.info(f"the model's chat template writes no list of tools: {unread:,} {split} rows are read without theirs")
+    encoded: list[Encoded | None] = [None] * len(rows)
+    plain = [i for i, row in enumerate(rows) if row.get("tools") is None and not uses_tools(row["messages"])]
+    conversations = [rows[i]["messages"] for i in plain]
+    try:
+        for i, found in zip(plain, encode_conversations(tokenizer, conversations), strict=True):
+            encoded[i] = found
+    except TemplateRefusal as error:
+        raise ConfigError(f"inputs.data: {split} row {plain[error.index] + 1}: {error.reason}") from None
+    refused: Counter[str] = Counter()
+    for i in sorted(set(range(len(rows))).difference(plain)):
+        tools = rows[i].get("tools") if with_tools else None
+        try:
+            (encoded[i],) = encode_conversations(tokenizer, [rows[i]["messages"]], tools=[tools])
+        except TemplateRefusal as error:
+            refused[error.reason] += 1
+    for reason, count in refused.items():
+        job.info(f"{count:,} {split} rows with tools are left out: {reason}")
+    return [found for found in encoded if found is not None]
 
 
 def _text_examples(
