@@ -30,7 +30,9 @@ class Data(StageConfig):
     max_chars: int | None = knob(None, "longer rows are dropped and counted, documents cut; characters; None: no limit")
     columns: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"comment": "record field: the file's column, as {prompt: my_question}; {}: by the columns' names [ours]"},
+        metadata={
+            "comment": "record field: the file's column, as {prompt: my_question}; {}: by the columns' names [ours]"
+        },
     )
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"comment": "of a card that generates its rows: world_seed, flaw_share"}

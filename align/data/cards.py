@@ -146,8 +146,8 @@ def _read_card(path: Path) -> DataCard:
     for field in front.keys() - known:
         raise ConfigError(f"{path}: unknown field {field!r}; fields: {', '.join(sorted(known))}")
     if front.get("format") not in [None, *FORMATS, *GROUPED]:
-        known = ", ".join([*FORMATS, *GROUPED])
-        raise ConfigError(f"{path}: format: expected one of {known}, got {front['format']!r}")
+        names = ", ".join([*FORMATS, *GROUPED])
+        raise ConfigError(f"{path}: format: expected one of {names}, got {front['format']!r}")
     for name, value in front.items():
         _check_field(path, name, value)
     front = {k: tuple(v) if isinstance(v, list) else v for k, v in front.items()}

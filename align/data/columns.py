@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_NOTHING = (None, "", [], {})
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
 class Columns(dict[str, Any]):
@@ -50,7 +50,8 @@ def holds_something(value: Any) -> bool:
 
 def first_of(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
     """The first of the columns that a row has with something in it; asking does not count as reading."""
-    return next((name for name in names if name in row and holds_something(dict.get(row, name))), None)  # type: ignore[arg-type]
+    filled = {name for name, value in row.items() if holds_something(value)}
+    return next((name for name in names if name in filled), None)
 
 
 def number(value: Any) -> float | None:

@@ -152,6 +152,9 @@ def letters(row: Mapping[str, Any]) -> list[int]:
 def majority(row: Mapping[str, Any]) -> list[int]:
     """PandaLM's three annotators, each 1, 2 or 0 for a tie: what two of them say."""
     votes = [number(row.get(f"annotator{i}")) for i in (1, 2, 3)]
+    for i, vote in enumerate(votes, 1):
+        if vote not in (0, 1, 2):
+            raise Malformed(f"annotator{i}", f"expected 1, 2 or 0 for a tie, got {row.get(f'annotator{i}')!r}")
     agreed = next((vote for vote in (0, 1, 2) if votes.count(vote) >= 2), None)
     if agreed is None:
         raise Dropped("no two annotators agree")

@@ -58,7 +58,7 @@ def is_good(row: Mapping[str, Any]) -> bool:
 
 
 def instruction(row: dict[str, Any]) -> Iterator[Row]:
-    """Alpaca's columns; Dolly's `context` and `response` are read too, and LLaMA-Factory's `history` of earlier turns."""
+    """Alpaca's columns, Dolly's `context` and `response`, and LLaMA-Factory's `history` of earlier turns."""
     answered = "response" if "response" in row and "output" not in row else "output"
     answer = check_text(row.get(answered), answered)
     messages = [*_history(row), *asked_with_input(row), assistant(answer)]

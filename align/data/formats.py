@@ -445,7 +445,7 @@ def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
 
 # They leave out what is asked where no answer to it is good, or all are.
 _BY_VERDICT = ("unpaired", "unpaired_ranked", "helpsteer")
-# A question and an answer may be a row of multiple choice or of a passage, which become demonstrations as T5 writes them.
+# A question and an answer may be of multiple choice or of a passage: these become demonstrations as T5 writes tasks.
 _LESS_THAN_LABELLED = ("question_answer", "question_response", "query_response", "input_output", "text")
 
 

@@ -131,6 +131,8 @@ def flat_message(row: dict[str, Any]) -> tuple[str, Row]:
     """The tree of a message, and what is kept of it until all of the tree is there."""
     own = check_text(row.get("message_id"), "message_id")
     parent = row.get("parent_id") or None
+    if parent is not None:
+        check_text(parent, "parent_id")
     tree = row.get("message_tree_id") or (own if parent is None else None)
     if not isinstance(tree, str):
         raise Malformed("message_tree_id", "expected the id of the tree")

@@ -13,8 +13,8 @@
 
 A message is {"role": system | user | assistant | tool, "content": text}. An assistant's may have {"weight": 0}, which
 means that it is not learned, and {"tool_calls"}: a list of calls as JSON text. A tool's may have {"tool_call_id"} and
-{"name"}. A demonstration may have {"tools"} beside its messages: the list of tools as JSON text. It is JSON because each
-tool has fields of its own and a column of Parquet has one type. Extra columns are kept as they are.
+{"name"}. A demonstration may have {"tools"} beside its messages: the list of tools as JSON text. It is JSON because
+each tool has fields of its own and a column of Parquet has one type. Extra columns are kept as they are.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ ROLES = ("system", "user", "assistant", "tool")
 # Which records a row can become besides its own: what was answered or compared can be asked again.
 CONVERTS = frozenset(
     [
-        *((record, record) for record in ("documents", "demonstrations", "prompts", "comparisons", "items", "labelled")),
+        *(
+            (record, record)
+            for record in ("documents", "demonstrations", "prompts", "comparisons", "items", "labelled")
+        ),
         ("demonstrations", "prompts"),
         ("comparisons", "prompts"),
         ("demonstrations", "documents"),
@@ -232,8 +235,8 @@ def _without(message: Message, field: str) -> Message:
 def split_key(row: Row) -> str:
     """Return the text that decides a row's split: what is asked, so that one prompt is in one split of any dataset.
 
-    For labelled rows it is the first text: a premise, or a passage, with all that is asked about it. For a chapter it is
-    its book, and for a part of a tree of messages the tree.
+    For labelled rows it is the first text: a premise, or a passage, with all that is asked about it. For a chapter it
+    is its book, and for a part of a tree of messages the tree.
     """
     if row.get("message_tree_id"):
         return str(row["message_tree_id"])

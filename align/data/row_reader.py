@@ -93,8 +93,8 @@ class RowReader:
             if isinstance(found, Dropped):
                 self.dropped[str(found)] += 1
                 continue
-            found = {self._as_in_file(column, row, spelled): value for column, value in found.items()}
-            for each in self._made({**extra, **found}, record, split):
+            named = {self._as_in_file(column, row, spelled): value for column, value in found.items()}
+            for each in self._made({**extra, **named}, record, split):
                 kept.update(each.made)
                 yield each
         self._count_columns(row, spelled, kept)
@@ -150,7 +150,7 @@ class RowReader:
         if self.format is not None:
             return self.format
         try:
-            return infer_format(row, self.record)
+            return infer_format(dict(row), self.record)  # a copy: looking at a column here is not reading it
         except Malformed:
             for field, column in self.columns.items():
                 if column not in raw:
@@ -184,13 +184,12 @@ class RowReader:
                 yield from self._made(found, GROUPED[name].record, split)
 
     def _count_columns(self, row: Columns, spelled: Mapping[str, str], kept: set[str] | tuple[()]) -> None:
-        own = {known: name for name, known in spelled.items()} | self.columns
+        own = {known: name for name, known in spelled.items()}
         for name, value in row.items():
-            name_in_file = own.get(name, name)
-            if name in row.read or name in kept or name_in_file in kept:
+            if name in row.read or own.get(name, name) in kept:
                 self._read_fields.add(name)
             elif holds_something(value):
-                self.unused[str(name_in_file)] += 1
+                self.unused[str(self.columns.get(name) or own.get(name, name))] += 1
         for name in row.skipped:
             self.unused[name] += 1
 
@@ -205,7 +204,7 @@ class _Groups:
 
     def add(self, key: str, piece: Any) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder)
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  it is closed with this object
         self._places.setdefault(digest(key)[:16], []).append(self._file.tell())
         pickle.dump(piece, self._file, pickle.HIGHEST_PROTOCOL)
 

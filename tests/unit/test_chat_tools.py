@@ -8,7 +8,14 @@ import pytest
 from chat_templates import PUBLISHED, TRL, cases
 
 from align.errors import ConfigError
-from align.text.chat import chat_format, encode_conversations, encode_dialogues, encode_prompts, takes_tools
+from align.text.chat import (
+    TemplateRefusal,
+    chat_format,
+    encode_conversations,
+    encode_dialogues,
+    encode_prompts,
+    takes_tools,
+)
 
 TEMPLATES = [*PUBLISHED, *(f"{name}-published" for name in TRL)]
 ROUNDS = [
@@ -49,7 +56,7 @@ def test_a_turn_of_weight_0_is_read_and_not_learned(tokenizer, silent):
     runs = [i for i in range(1, len(whole.ids)) if whole.by_assistant[i] and not whole.by_assistant[i - 1]]
     second = runs[-1]
     first = [by and i < second for i, by in enumerate(whole.by_assistant)]
-    assert any(first) and any(whole.by_assistant[second:])
+    assert any(first)
     last = [by and i >= second for i, by in enumerate(whole.by_assistant)]
     assert found.by_assistant == (last if silent == 1 else first)
 
@@ -58,21 +65,20 @@ def test_a_turn_of_weight_0_is_read_and_not_learned(tokenizer, silent):
 
 
 def test_a_tool_s_turn_is_written_and_not_learned_or_refused(tokenizer):
+    tools = [TOOLS if takes_tools(tokenizer) else None]
     try:
-        (found,) = encode_conversations(tokenizer, [WITH_TOOL], tools=[TOOLS if takes_tools(tokenizer) else None])
-    except ConfigError as error:
-        assert "row 1: the model's chat template refuses it: " in str(error)
+        (found,) = encode_conversations(tokenizer, [WITH_TOOL], tools=tools)
+    except TemplateRefusal:
         return
-    text, learned = tokenizer.decode(found.ids), marked(tokenizer, found)
-    assert "seventeen ducks" in text and "seventeen" not in learned
-    assert "look" in learned and "mat" in learned and "Ducks." in learned
-    assert "Who sat" not in learned
+    assert "seventeen ducks" in tokenizer.decode(found.ids)
+    learned = marked(tokenizer, found)
+    assert [word in learned for word in ("look", "mat", "Ducks.", "seventeen", "Who sat")] == [True] * 3 + [False] * 2
     assert found.by_assistant[-1]
     assert found.ids[-1] in chat_format(tokenizer).stops
     messages = [{**m, "weight": 0} if i == 1 else m for i, m in enumerate(WITH_TOOL)]
-    (silent,) = encode_conversations(tokenizer, [messages], tools=[TOOLS if takes_tools(tokenizer) else None])
+    (silent,) = encode_conversations(tokenizer, [messages], tools=tools)
     assert silent.ids == found.ids
-    assert "look" not in marked(tokenizer, silent) and "Ducks." in marked(tokenizer, silent)
+    assert [word in marked(tokenizer, silent) for word in ("look", "Ducks.")] == [False, True]
 
 
 def test_some_templates_write_tools():
@@ -129,13 +135,14 @@ def test_what_a_tool_says_is_never_a_control_token(with_tools, content):
     ("template", "reason"),
     [
         (CHATML.replace("m['tool_calls'] or []", "[]"), "it leaves out a call of a tool"),
-        (CHATML.replace("{{ '<|im_start|>' + m", "{% if m['role'] == 'tool' %}{% continue %}{% endif %}{{ '<|im_start|>' + m"),
-         "it leaves out what a tool says"),
+        (CHATML.replace("m in messages", "m in messages if m['role'] != 'tool'"), "it leaves out what a tool says"),
         (CHATML.replace("if tools", "if false"), "it leaves out the tools"),
-        (CHATML.replace("<tool_call>' +", "<tool_call>' + ('' if loop.last and m == messages[-1] else '!') +"),
-         "it writes the turns of a dialogue with tools otherwise than each by itself"),
+        (
+            CHATML.replace("<tool_call>' +", "<tool_call>' + ('' if loop.last and m == messages[-1] else '!') +"),
+            "it writes the turns of a dialogue with tools otherwise than each by itself",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_template_that_leaves_something_out_is_refused(with_tools, template, reason):
     with_tools.chat_template = template
     with pytest.raises(ConfigError, match=f"^row 1: the model's chat template refuses it: {reason}$"):

@@ -178,7 +178,9 @@ def test_columns_of_no_format_are_malformed(row):
 
 def test_trl_pairs_with_the_prompt_inside_are_read():
     row = {"chosen": [user("why?"), assistant("so")], "rejected": [user("why?"), assistant("no")]}
-    assert read(infer_format(row, "comparisons"), row) == [{"prompt": [user("why?")], "responses": ["so", "no"], "ranks": [1, 2]}]
+    assert read(infer_format(row, "comparisons"), row) == [
+        {"prompt": [user("why?")], "responses": ["so", "no"], "ranks": [1, 2]}
+    ]
 
 
 @pytest.mark.parametrize(
