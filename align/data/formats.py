@@ -287,6 +287,10 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
             comparisons.strength("preference_strength"),
         ),
     ),
+    "helpsteer3": (
+        "comparisons",
+        two_answers(asked_in("context"), "response1", "response2", comparisons.strength("overall_preference")),
+    ),
     "hhh": ("comparisons", comparisons.labelled_targets),
     "oasst_tree_ranked": ("comparisons", oasst.tree_comparisons),
     "prompt": ("prompts", prompt("prompt")),
@@ -362,6 +366,7 @@ LAYOUTS = (  # the first that matches and is of the record wanted; else the firs
     _layout("llmbar", "input output_1 output_2 label"),
     _layout("pandalm", "instruction response1 response2 annotator1 annotator2 annotator3"),
     _layout("helpsteer_pairs", "prompt response_1 response_2 preference_strength"),
+    _layout("helpsteer3", "context response1 response2 overall_preference"),
     _layout("auto_j", "prompt response_1 response_2 label"),
     _layout("shp", "history human_ref_A human_ref_B labels"),
     _layout("judgebench", "question response_A response_B label"),

@@ -222,7 +222,7 @@ def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
     if wanted == "prompts" and record == "comparisons":
         return {"prompt": row["prompt"]}
     if wanted == "documents" and record == "demonstrations":
-        return {"text": "\n\n".join(m["content"] for m in row["messages"])}
+        return {"text": "\n\n".join(m["content"] or m.get("tool_calls", "") for m in row["messages"])}
     if wanted == "demonstrations" and record == "labelled":
         return {"messages": as_text_to_text(row, name)}
     raise ValueError(f"{record} cannot become {wanted}")

@@ -174,6 +174,8 @@ class RowReader:
         else:
             if self.record == "prompts" and record != "prompts":
                 self.unanswered[record] += 1
+            if record == "demonstrations" and "tools" in found and "tools" not in made:
+                self.unused["tools"] += 1
             yield Read(split, found, made)
 
     def _join(self, name: str, split: str | None, pieces: list[Row]) -> Iterator[Read]:

@@ -266,12 +266,17 @@ def transcript(prompt: Sequence[Message]) -> str:
     """A prompt as somebody reads it who has no chat template: what the user says, or all turns by who says them."""
     if len(prompt) == 1:
         return prompt[0]["content"]
-    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in prompt)
+    return "\n\n".join(f"{m['role'].capitalize()}: {_said(m)}" for m in prompt)
 
 
 def show_prompt(prompt: Sequence[Message]) -> str:
     """A prompt in one line, for tables of samples."""
-    return " | ".join(m["content"] if m["role"] == "user" else f"[{m['role']}] {m['content']}" for m in prompt)
+    return " | ".join(m["content"] if m["role"] == "user" else f"[{m['role']}] {_said(m)}" for m in prompt)
+
+
+def _said(message: Message) -> str:
+    """The content of a message; of one that calls tools and says nothing, the calls."""
+    return message["content"] or message.get("tool_calls", "")
 
 
 def _encoded(
