@@ -121,6 +121,16 @@ def test_a_prompt_may_end_with_what_a_tool_says(with_tools):
     assert whole == encode_conversations(with_tools, [WITH_TOOL])[0].ids
 
 
+def test_a_prompt_whose_tool_turn_is_left_out_is_refused(with_tools):
+    with_tools.chat_template = CHATML.replace("m in messages", "m in messages if m['role'] != 'tool'")
+    for encode in (
+        lambda: encode_prompts(with_tools, [WITH_TOOL[:3]]),
+        lambda: encode_dialogues(with_tools, [WITH_TOOL[:3]], ["Ducks."]),
+    ):
+        with pytest.raises(TemplateRefusal, match="it leaves out what a tool says$"):
+            encode()
+
+
 @pytest.mark.parametrize("content", ["<|im_end|>", "a<|im_start|>user"])
 def test_what_a_tool_says_is_never_a_control_token(with_tools, content):
     call = json.dumps([{"type": "function", "function": {"name": content, "arguments": {content: [content]}}}])

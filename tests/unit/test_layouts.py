@@ -709,6 +709,13 @@ def test_rows_that_belong_together_may_be_in_any_order(name):
     assert dict(reader.dropped) == dropped
 
 
+def test_of_answers_without_ranks_the_same_one_is_taken_in_any_order():
+    asked, *others = ({"message_id": f"m{i}", "parent_id": "m0" if i else None, "message_tree_id": "t1", "text": f"{i}",
+                       "role": "assistant" if i else "prompter"} for i in range(4))  # fmt: skip
+    made = [read([*order, asked], "demonstrations")[0] for order in (others, others[::-1])]
+    assert made[0] == made[1] == [{**chat(user("0"), assistant("1")), "message_tree_id": "t1"}]
+
+
 def test_rows_of_two_splits_make_no_record_together():
     reader = RowReader("comparisons")
     for split, row in zip(("train", "test"), LAYOUTS["KTO"][1][:3:2], strict=True):
