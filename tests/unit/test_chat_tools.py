@@ -127,7 +127,7 @@ def test_a_prompt_whose_tool_turn_is_left_out_is_refused(with_tools):
         lambda: encode_prompts(with_tools, [WITH_TOOL[:3]]),
         lambda: encode_dialogues(with_tools, [WITH_TOOL[:3]], ["Ducks."]),
     ):
-        with pytest.raises(TemplateRefusal, match="it leaves out what a tool says$"):
+        with pytest.raises(TemplateRefusal, match=r"it leaves out what a tool says$"):
             encode()
 
 
