@@ -24,7 +24,9 @@ class Data(StageConfig):
     """Rows from a card, a file or the Hub, checked and split, as a dataset artifact."""
 
     STAGE: ClassVar[str] = "data"
-    VERSION: ClassVar[int] = 3  # 2: a book is wholly in one split; 3: so is a cut document; T5's order
+    # 2: a book is wholly in one split; 3: so is a cut document; T5's order; 4: system columns, weights of messages and
+    # KTO's bad labels are used; turns between in pairs of messages stay; prompts are split by what they ask alone.
+    VERSION: ClassVar[int] = 4
     PARALLEL: ClassVar[bool] = False
     source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT")
     record: str = knob("documents", "what the rows become: " + ", ".join(RECORDS))
@@ -36,6 +38,12 @@ class Data(StageConfig):
     test_rows: int | None = knob(None, "at most so many rows; None: all there are")
     shot_rows: int = knob(0, "of items that are all test: so many are set apart as train, to draw shots from [ours]")
     max_chars: int | None = knob(None, "longer rows are dropped and counted, documents cut; characters; None: no limit")
+    columns: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "comment": "record field: the file's column, as {prompt: my_question}; {}: by the columns' names [ours]"
+        },
+    )
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"comment": "of a card that generates its rows: world_seed, flaw_share"}
     )
@@ -49,6 +57,8 @@ class Data(StageConfig):
         require(self.record in RECORDS, "record", self.record, "one of " + ", ".join(RECORDS))
         for split in self.splits:
             require(split in SPLITS, "splits", split, "train, validation or test")
+        for name, column in self.columns.items():
+            require(isinstance(column, str), f"columns.{name}", column, "the name of a column of the file")
 
 
 @dataclass(slots=True, kw_only=True)

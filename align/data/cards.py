@@ -20,7 +20,7 @@ import yaml
 
 from align.artifacts import digest_of, sha256_file, write_json
 from align.data.files import PACKED, SUFFIXES, suffix_of
-from align.data.formats import FORMATS
+from align.data.formats import FORMATS, GROUPED
 from align.data.records import source_name
 from align.errors import ConfigError
 
@@ -145,8 +145,9 @@ def _read_card(path: Path) -> DataCard:
     known = {f.name for f in fields(DataCard)}
     for field in front.keys() - known:
         raise ConfigError(f"{path}: unknown field {field!r}; fields: {', '.join(sorted(known))}")
-    if front.get("format") not in [None, *FORMATS]:
-        raise ConfigError(f"{path}: format: expected one of {', '.join(FORMATS)}, got {front['format']!r}")
+    if front.get("format") not in [None, *FORMATS, *GROUPED]:
+        names = ", ".join([*FORMATS, *GROUPED])
+        raise ConfigError(f"{path}: format: expected one of {names}, got {front['format']!r}")
     for name, value in front.items():
         _check_field(path, name, value)
     front = {k: tuple(v) if isinstance(v, list) else v for k, v in front.items()}

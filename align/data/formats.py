@@ -1,151 +1,70 @@
 """From a raw row, as a data set publishes it, to the rows of a record.
 
 A format is a function: raw row in; canonical rows out, none or one or several. It raises `Malformed` where the row is
-not of its format and `Dropped` where it is but holds nothing to learn from.
+not of its format and `Dropped` where it is but holds nothing to learn from. It may yield a `Dropped` for each part of a
+row that it leaves out. Where rows make one together, the format is a `Grouped`. `LAYOUTS` says which columns make a
+row one of which format. Formats of conversations are in `demonstrations.py`, `comparisons.py` and `oasst.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+from align.data import comparisons, demonstrations, oasst
+from align.data.columns import as_knob, guess, plain_name, truth
+from align.data.comparisons import asked_in, better_and_worse, two_answers, which, whole_pairs
+from align.data.conversations import prompt_in, with_system
+from align.data.demonstrations import a_list as _list
+from align.data.demonstrations import asked_and_answered, asked_with_input, conversation
 from align.data.labelled import LABELLED, infer_labelled
-from align.data.records import Dropped, Malformed, Message, Row, check_messages, check_text
+from align.data.records import CONVERTS, Dropped, Malformed, Row, check_text
 
-Format = Callable[[dict[str, Any]], Iterator[Row]]
+Format = Callable[[dict[str, Any]], Iterator[Row | Dropped]]
 
 _ARTICLE_TITLE = re.compile(r"^ = (?!=).*[^=] = $", re.MULTILINE)  # of WikiText
 
 
-def _user(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
+class Grouped(NamedTuple):
+    """A format whose rows make a record together: those with one key.
 
-
-def _as_prompt(value: Any, field: str) -> list[Message]:
-    if not isinstance(value, str | list):
-        raise Malformed(field, f"expected text or messages, got {type(value).__name__}")
-    return _user(value) if isinstance(value, str) else check_messages(value, field)
-
-
-def _as_turns(value: Any, field: str) -> list[Message]:
-    """What follows a prompt: text, or messages from the assistant's first to its last; where the messages repeat the
-    prompt (as UltraFeedback's do), the last of them.
+    Attributes:
+        record: what its rows are.
+        piece: a raw row in; the key, and what is kept of the row, out.
+        join: what was kept of all rows of a key in; rows of the record out.
     """
-    if isinstance(value, str):
-        return [{"role": "assistant", "content": value}]
-    if not isinstance(value, list):
-        raise Malformed(field, "expected text or messages")
-    if value and isinstance(value[0], dict) and value[0].get("role") in ("system", "user"):
-        turns = check_messages(value, field)[-1:]
-    else:
-        turns = check_messages([*_user(" "), *value], field)[1:]
-    if not turns or turns[-1]["role"] != "assistant":
-        raise Malformed(field, "expected the assistant last")
-    return turns
+
+    record: str
+    piece: Callable[[dict[str, Any]], tuple[str, Row]]
+    join: Callable[[list[Row]], Iterator[Row | Dropped]]
 
 
-def _as_answer(value: Any, field: str) -> str:
-    turns = _as_turns(value, field)
-    if len(turns) != 1:
-        raise Malformed(field, f"expected one answer, got {len(turns)} turns")
-    return turns[0]["content"]
+# -- documents and prompts ---------------------------------------------------------------------------------------
 
 
-# -- formats users write (as in TRL) -----------------------------------------------------------------------------
+def document(column: str) -> Format:
+    def read(row: dict[str, Any]) -> Iterator[Row]:
+        yield {"text": check_text(row.get(column), column)}
+
+    return read
 
 
-def text(row: dict[str, Any]) -> Iterator[Row]:
-    yield {"text": check_text(row.get("text"), "text")}
+def prompt(column: str) -> Format:
+    """Read what is asked; other columns are kept, for reward functions may want them."""
+
+    def read(row: dict[str, Any]) -> Iterator[Row]:
+        asked = asked_with_input(row) if column == "instruction" else prompt_in(row, column)
+        kept = {**row, "prompt": with_system(row, asked)}
+        if column != "prompt":
+            del kept[column]
+        yield kept
+
+    return read
 
 
-def messages(row: dict[str, Any]) -> Iterator[Row]:
-    yield {"messages": check_messages(row.get("messages"), "messages")}
-
-
-def prompt_completion(row: dict[str, Any]) -> Iterator[Row]:
-    yield {"messages": [*_as_prompt(row.get("prompt"), "prompt"), *_as_turns(row.get("completion"), "completion")]}
-
-
-def prompt_chosen_rejected(row: dict[str, Any]) -> Iterator[Row]:
-    answers = [_as_answer(row.get(name), name) for name in ("chosen", "rejected")]
-    yield {"prompt": _as_prompt(row.get("prompt"), "prompt"), "responses": answers, "ranks": [1, 2]}
-
-
-def prompt_responses_ranks(row: dict[str, Any]) -> Iterator[Row]:
-    yield {**row, "prompt": _as_prompt(row.get("prompt"), "prompt")}
-
-
-def prompt(row: dict[str, Any]) -> Iterator[Row]:
-    yield {**row, "prompt": _as_prompt(row.get("prompt"), "prompt")}
-
-
-def instruction(row: dict[str, Any]) -> Iterator[Row]:
-    """Alpaca's columns (Dolly's `context` and `response` are read too), LLaMA-Factory's `history` of earlier turns."""
-    asked = check_text(row.get("instruction"), "instruction")
-    context = check_text(row.get("input", row.get("context")) or "", "input").strip()
-    answer = check_text(row.get("output", row.get("response")), "output")
-    turns = [
-        {"role": role, "content": check_text(said, "history")}
-        for pair in _list(row.get("history") or [], "history")
-        for role, said in zip(("user", "assistant"), _list(pair, "history", 2), strict=True)
-    ]
-    question = f"{asked}\n\n{context}" if context else asked
-    yield {"messages": [*turns, *_user(question), {"role": "assistant", "content": answer}]}
-
-
-def _list(value: Any, field: str, length: int | None = None) -> list[Any]:
-    if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
-        raise Malformed(field, "expected a list" + (f" of {length}" if length is not None else ""))
-    return list(value)
-
-
-# -- formats of one data set each --------------------------------------------------------------------------------
-
-
-def transcripts(row: dict[str, Any]) -> Iterator[Row]:
-    """hh-rlhf: two transcripts that differ in their last answer; or, as TRL has it, two lists of messages."""
-    chosen, rejected = (_turns(row.get(name), name) for name in ("chosen", "rejected"))
-    if chosen[:-1] != rejected[:-1]:
-        raise Dropped("transcripts differ before the last answer")
-    responses = [chosen[-1]["content"], rejected[-1]["content"]]
-    yield {"prompt": check_messages(chosen[:-1], "chosen"), "responses": responses, "ranks": [1, 2]}
-
-
-def _turns(transcript: Any, field: str) -> list[Message]:
-    if isinstance(transcript, list):
-        turns = check_messages(transcript, field)
-        if turns[-1]["role"] != "assistant":
-            raise Malformed(field, "expected the assistant last")
-        return turns
-    parts = re.split(r"\n\n(Human|Assistant): ?", check_text(transcript, field))
-    roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
-    if parts[0].strip() or len(turns) < 2 or turns[-1]["role"] != "assistant":
-        raise Malformed(field, 'expected "\\n\\nHuman: ...\\n\\nAssistant: ..."')
-    if any(a["role"] == b["role"] for a, b in itertools.pairwise(turns)):
-        raise Dropped("two turns of one speaker in a row")
-    return turns
-
-
-def judged_pairs(row: dict[str, Any]) -> Iterator[Row]:
-    """alpaca_eval: two outputs and which one the judge preferred; no preference is a tie or a failed judgement."""
-    if row.get("preference") not in (1, 2, 1.0, 2.0):
-        raise Dropped("no preference")
-    outputs = [check_text(row.get(name), name) for name in ("output_1", "output_2")]
-    ranks = [1, 2] if row["preference"] == 1 else [2, 1]
-    yield {"prompt": _user(check_text(row.get("instruction"), "instruction")), "responses": outputs, "ranks": ranks}
-
-
-def task_instances(row: dict[str, Any]) -> Iterator[Row]:
-    """self-instruct: one instruction with several inputs and outputs."""
-    asked = check_text(row.get("instruction"), "instruction")
-    for instance in _list(row.get("instances") or [], "instances"):
-        if not isinstance(instance, dict):
-            raise Malformed("instances", "expected objects with input and output")
-        yield from instruction({**instance, "instruction": asked})
+# -- documents of one data set each ------------------------------------------------------------------------------
 
 
 def book(row: dict[str, Any]) -> Iterator[Row]:
@@ -314,16 +233,70 @@ def _with_pronouns(sentence: str, which: int) -> str:
 
 
 FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, function)
-    "text": ("documents", text),
-    "messages": ("demonstrations", messages),
-    "prompt_completion": ("demonstrations", prompt_completion),
-    "prompt_chosen_rejected": ("comparisons", prompt_chosen_rejected),
-    "prompt_responses_ranks": ("comparisons", prompt_responses_ranks),
-    "prompt": ("prompts", prompt),
-    "instruction": ("demonstrations", instruction),
-    "transcripts": ("comparisons", transcripts),
-    "judged_pairs": ("comparisons", judged_pairs),
-    "task_instances": ("demonstrations", task_instances),
+    "text": ("documents", document("text")),
+    "content": ("documents", document("content")),
+    "document": ("documents", document("document")),
+    "page_content": ("documents", document("page_content")),
+    "messages": ("demonstrations", conversation("messages")),
+    "conversations": ("demonstrations", conversation("conversations")),
+    "conversation": ("demonstrations", conversation("conversation")),
+    "prompt_completion": ("demonstrations", asked_and_answered("prompt", "completion")),
+    "prompt_response": ("demonstrations", asked_and_answered("prompt", "response")),
+    "question_answer": ("demonstrations", asked_and_answered("question", "answer")),
+    "question_response": ("demonstrations", asked_and_answered("question", "response")),
+    "query_response": ("demonstrations", asked_and_answered("query", "response")),
+    "input_output": ("demonstrations", asked_and_answered("input", "output")),
+    "unpaired": ("demonstrations", demonstrations.unpaired),
+    "instruction": ("demonstrations", demonstrations.instruction),
+    "task_instances": ("demonstrations", demonstrations.task_instances),
+    "oasst_tree": ("demonstrations", oasst.tree_demonstration),
+    "prompt_chosen_rejected": ("comparisons", better_and_worse("prompt")),
+    "question_chosen_rejected": ("comparisons", better_and_worse("question")),
+    "instruction_chosen_rejected": ("comparisons", better_and_worse("instruction")),
+    "input_chosen_rejected": ("comparisons", better_and_worse("input")),
+    "query_chosen_rejected": ("comparisons", better_and_worse("query")),
+    "argilla": ("comparisons", better_and_worse("instruction", "chosen_response", "rejected_response")),
+    "argilla_prompt": ("comparisons", better_and_worse("prompt", "chosen_response", "rejected_response")),
+    "transcripts": ("comparisons", whole_pairs("chosen", "rejected")),
+    "instruction_pairs": ("comparisons", whole_pairs("chosen_instruction", "rejected_instruction")),
+    "prompt_responses_ranks": ("comparisons", comparisons.given_ranks),
+    "completions": ("comparisons", comparisons.scored_completions),
+    **{
+        f"generations_{asked}_{rated}": ("comparisons", comparisons.rated_generations(asked, rated))
+        for asked in ("instruction", "input", "prompt")
+        for rated in ("ratings", "rating")
+    },
+    "judged_pairs": (
+        "comparisons",
+        two_answers(asked_in("instruction"), "output_1", "output_2", which("preference", 1, 2)),
+    ),
+    "llmbar": ("comparisons", two_answers(asked_in("input"), "output_1", "output_2", which("label", 1, 2))),
+    "pandalm": ("comparisons", two_answers(asked_with_input, "response1", "response2", comparisons.majority)),
+    "auto_j": ("comparisons", two_answers(asked_in("prompt"), "response_1", "response_2", which("label", 0, 1, 2))),
+    "shp": ("comparisons", two_answers(asked_in("history"), "human_ref_A", "human_ref_B", which("labels", 1, 0))),
+    "judgebench": (
+        "comparisons",
+        two_answers(asked_in("question"), "response_A", "response_B", comparisons.letters),
+    ),
+    "helpsteer_pairs": (
+        "comparisons",
+        two_answers(
+            comparisons.asked_of_helpsteer,
+            "response_1",
+            "response_2",
+            comparisons.strength("preference_strength"),
+        ),
+    ),
+    "helpsteer3": (
+        "comparisons",
+        two_answers(asked_in("context"), "response1", "response2", comparisons.strength("overall_preference")),
+    ),
+    "hhh": ("comparisons", comparisons.labelled_targets),
+    "oasst_tree_ranked": ("comparisons", oasst.tree_comparisons),
+    "prompt": ("prompts", prompt("prompt")),
+    "question": ("prompts", prompt("question")),
+    "query": ("prompts", prompt("query")),
+    "instruction_alone": ("prompts", prompt("instruction")),
     "book": ("documents", book),
     "wikitext": ("documents", wikitext),
     "items": ("items", items),
@@ -340,21 +313,110 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
 }
 FORMATS |= {name: ("labelled", read) for name, read in LABELLED.items() if name not in FORMATS}
 
-_BY_COLUMNS = (  # the first whose columns are all there
-    ("prompt_responses_ranks", {"prompt", "responses", "ranks"}),
-    ("prompt_chosen_rejected", {"prompt", "chosen", "rejected"}),
-    ("transcripts", {"chosen", "rejected"}),
-    ("prompt_completion", {"prompt", "completion"}),
-    ("messages", {"messages"}),
-    ("items", {"contexts", "completions", "labels"}),
-    ("query_choices", {"query", "choices", "gold"}),
-    ("context_options", {"context_options", "continuation", "gold"}),
-    ("context_completion", {"context", "completion"}),
-    ("instruction", {"instruction", "output"}),
-    ("instruction", {"instruction", "response"}),
-    ("prompt", {"prompt"}),
-    ("text", {"text"}),
+GROUPED: dict[str, Grouped] = {
+    "unpaired_ranked": Grouped("comparisons", comparisons.labelled_answer, comparisons.rank_labelled),
+    "helpsteer": Grouped("comparisons", comparisons.rated_answer, comparisons.rank_rated),
+    "oasst": Grouped("demonstrations", oasst.flat_message, oasst.flat_demonstration),
+    "oasst_ranked": Grouped("comparisons", oasst.flat_message, oasst.flat_comparisons),
+}
+
+
+class Layout(NamedTuple):
+    """The columns that make a row one of a format, and a condition on what is in them."""
+
+    format: str
+    columns: frozenset[str]
+    fits: Callable[[Mapping[str, Any]], bool] | None = None
+
+    @property
+    def record(self) -> str:
+        return GROUPED[self.format].record if self.format in GROUPED else FORMATS[self.format][0]
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        return self.columns <= row.keys() and (self.fits is None or self.fits(row))
+
+
+def _layout(format: str, columns: str, fits: Callable[[Mapping[str, Any]], bool] | None = None) -> Layout:
+    return Layout(format, frozenset(columns.split()), fits)
+
+
+def _has_a_verdict(row: Mapping[str, Any]) -> bool:
+    """A label of true or false, or none yet; any other label is a user's own column."""
+    return row["label"] in (None, "") or truth(row["label"]) is not None
+
+
+LAYOUTS = (  # the first that matches and is of the record wanted; else the first that can become one of it
+    _layout("prompt_responses_ranks", "prompt responses ranks"),
+    _layout("prompt_chosen_rejected", "prompt chosen rejected"),
+    _layout("question_chosen_rejected", "question chosen rejected"),
+    _layout("instruction_chosen_rejected", "instruction chosen rejected"),
+    _layout("input_chosen_rejected", "input chosen rejected"),
+    _layout("query_chosen_rejected", "query chosen rejected"),
+    _layout("argilla", "instruction chosen_response rejected_response"),
+    _layout("argilla_prompt", "prompt chosen_response rejected_response"),
+    _layout("transcripts", "chosen rejected"),
+    _layout("instruction_pairs", "chosen_instruction rejected_instruction"),
+    _layout("completions", "instruction completions"),
+    *(
+        _layout(f"generations_{asked}_{rated}", f"{asked} generations {rated}")
+        for asked in ("instruction", "input", "prompt")
+        for rated in ("ratings", "rating")
+    ),
+    _layout("judged_pairs", "instruction output_1 output_2 preference"),
+    _layout("llmbar", "input output_1 output_2 label"),
+    _layout("pandalm", "instruction response1 response2 annotator1 annotator2 annotator3"),
+    _layout("helpsteer_pairs", "prompt response_1 response_2 preference_strength"),
+    _layout("helpsteer3", "context response1 response2 overall_preference"),
+    _layout("auto_j", "prompt response_1 response_2 label"),
+    _layout("shp", "history human_ref_A human_ref_B labels"),
+    _layout("judgebench", "question response_A response_B label"),
+    _layout("hhh", "input targets"),
+    _layout("oasst_tree", "prompt", oasst.is_tree),
+    _layout("oasst_tree_ranked", "prompt", oasst.is_tree),
+    _layout("oasst", "message_id parent_id text role"),
+    _layout("oasst_ranked", "message_id parent_id text role"),
+    _layout("unpaired_ranked", "prompt completion label", _has_a_verdict),
+    _layout("helpsteer", "prompt response helpfulness"),
+    _layout("unpaired", "prompt completion label", _has_a_verdict),
+    _layout("prompt_completion", "prompt completion"),
+    _layout("messages", "messages"),
+    _layout("conversations", "conversations"),
+    _layout("conversation", "conversation"),
+    _layout("items", "contexts completions labels"),
+    _layout("query_choices", "query choices gold"),
+    _layout("context_options", "context_options continuation gold"),
+    _layout("context_completion", "context completion"),
+    _layout("instruction", "instruction output"),
+    _layout("instruction", "instruction response"),
+    _layout("task_instances", "instruction instances"),
+    _layout("prompt", "prompt", lambda row: not oasst.is_tree(row)),
+    _layout("question", "question"),
+    _layout("query", "query"),
+    _layout("prompt_response", "prompt response"),
+    _layout("text", "text"),
+    _layout("question_answer", "question answer"),
+    _layout("question_response", "question response"),
+    _layout("query_response", "query response"),
+    _layout("input_output", "input output"),
+    _layout("instruction_alone", "instruction"),
+    _layout("content", "content"),
+    _layout("document", "document"),
+    _layout("page_content", "page_content"),
 )
+# Columns that a layout reads besides those that make it one.
+_OPTIONAL = "system system_prompt tools input context history message_tree_id rank deleted"
+
+# Plain name -> the spelling that readers ask for: a header `Response 1` or `INSTRUCTION` is one of these.
+SPELLINGS = {plain_name(name): name for layout in LAYOUTS for name in layout.columns} | {
+    name: name for name in _OPTIONAL.split()
+}
+
+_NEEDS = {  # record -> its simplest layout, and others to name
+    "documents": ("text", "content; document; page_content"),
+    "demonstrations": ("prompt completion", "messages; conversations; instruction, output; question, answer"),
+    "prompts": ("prompt", "question; query; instruction"),
+    "comparisons": ("prompt chosen rejected", "chosen, rejected; prompt, responses, ranks; prompt, completion, label"),
+}
 
 
 def reader(name: str, record: str) -> tuple[str, Format]:
@@ -363,17 +425,47 @@ def reader(name: str, record: str) -> tuple[str, Format]:
     return ("labelled", LABELLED[name]) if labelled else FORMATS[name]
 
 
-def infer_format(row: dict[str, Any], record: str = "documents") -> str:
-    """The format of a user's row, by its columns; a text beside a label is one thing as documents, another labelled."""
+def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
+    """The format of a user's row, by its columns; a text beside a label is one thing as documents, another labelled.
+
+    Raises:
+        Malformed: no format fits; it names what the record needs, what the row has and the `columns` to give.
+    """
     if record == "labelled":
-        return infer_labelled(row)
-    found = next((name for name, columns in _BY_COLUMNS if columns <= row.keys()), None)
-    if record == "demonstrations" and found in (None, "text"):
+        return infer_labelled(dict(row))
+    matching = [layout for layout in LAYOUTS if layout.matches(row)]
+    # Stable sorts: the table's order otherwise.
+    if record in ("demonstrations", "comparisons", "items"):
+        matching.sort(key=lambda layout: layout.record != record)
+    elif record == "prompts":
+        matching.sort(key=lambda layout: layout.format in _BY_VERDICT)
+    found = next((layout for layout in matching if (layout.record, record) in CONVERTS), None)
+    if record == "demonstrations" and (found is None or found.format in _LESS_THAN_LABELLED):
         with contextlib.suppress(Malformed):
-            return infer_labelled(row)
+            return infer_labelled(dict(row))
     if found is not None:
-        return found
-    known = "; ".join(", ".join(sorted(columns)) for _, columns in _BY_COLUMNS)
-    raise Malformed(
-        "row", f"columns {', '.join(map(str, row)) or 'none'} make no known format; expected one of: {known}"
-    )
+        return found.format
+    raise Malformed("columns", _no_layout(row, record, matching))
+
+
+# They leave out what is asked where no answer to it is good, or all are.
+_BY_VERDICT = ("unpaired", "unpaired_ranked", "helpsteer")
+# A question and an answer may be of multiple choice or of a passage: these become demonstrations as T5 writes tasks.
+_LESS_THAN_LABELLED = ("question_answer", "question_response", "query_response", "input_output", "text")
+
+
+def _no_layout(row: Mapping[str, Any], record: str, matching: list[Layout]) -> str:
+    has = ", ".join(str(name) for name in row) or "none"
+    if record not in _NEEDS:
+        known = "; ".join(", ".join(sorted(each.columns)) for each in LAYOUTS if each.record == record)
+        return f"{record} need one of these sets of columns: {known}; the file has {has}"
+    simplest, others = _NEEDS[record]
+    fields = simplest.split()
+    found = guess(fields, row)
+    filled = {field: found.get(field, "COLUMN") for field in fields}
+    said = f"{record} need {', '.join(fields)} (or {others}; docs/data.md lists all); the file has {has}"
+    if matching:
+        said += f", which makes it one of {matching[0].record}, and {matching[0].record} cannot become {record}"
+    missing = [field for field in fields if field not in found]
+    hint = f", with a column's name in place of COLUMN: none looks like {' or '.join(missing)}" if missing else ""
+    return f"{said}; give {as_knob(filled)}{hint}"

@@ -77,7 +77,7 @@ def labelled_choices(row: dict[str, Any]) -> Iterator[Row]:
     """Multiple choice: what is asked, the answers as texts or with letters, and which is right, by place or letter."""
     asked = row.get("question")
     if isinstance(asked, dict):  # CommonsenseQA's and ARC's own files
-        row = {**row, "question": asked.get("stem"), "choices": asked.get("choices")}
+        row = row | {"question": asked.get("stem"), "choices": asked.get("choices")}  # not a copy: see `Columns`
     names = next((names for names in _ASKED if row.keys() >= set(names)), None)
     column = next((name for name in _CHOICES if row.get(name) is not None), None)
     if names is None or column is None:

@@ -11,7 +11,10 @@
                     {"texts", "choices", "label"}       what is asked, the answers, and the place of the right one;
                     {"texts", "score"}                  a pair, and how alike its texts are, as a number
 
-A message is {"role": system | user | assistant, "content": text}. Extra columns are kept as they are.
+A message is {"role": system | user | assistant | tool, "content": text}. An assistant's may have {"weight": 0}, which
+means that it is not learned, and {"tool_calls"}: a list of calls as JSON text. A tool's may have {"tool_call_id"} and
+{"name"}. A demonstration may have {"tools"} beside its messages: the list of tools as JSON text. It is JSON because
+each tool has fields of its own and a column of Parquet has one type. Extra columns are kept as they are.
 """
 
 from __future__ import annotations
@@ -27,9 +30,22 @@ from typing import Any
 from align.text.text_to_text import as_text_to_text
 
 Row = dict[str, Any]
-Message = dict[str, str]
+Message = dict[str, Any]
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+# Which records a row can become besides its own: what was answered or compared can be asked again.
+CONVERTS = frozenset(
+    [
+        *(
+            (record, record)
+            for record in ("documents", "demonstrations", "prompts", "comparisons", "items", "labelled")
+        ),
+        ("demonstrations", "prompts"),
+        ("comparisons", "prompts"),
+        ("demonstrations", "documents"),
+        ("labelled", "demonstrations"),
+    ]
+)
 SPLITS = ("train", "validation", "test")
 DATASET_INFO = "dataset.json"
 _GROUP_ROWS = 10_000
@@ -61,25 +77,49 @@ def check_text(value: Any, field: str) -> str:
 
 
 def check_messages(value: Any, field: str) -> list[Message]:
-    """`value` as messages with a role of ours and text, the first not the assistant's, turns in alternation."""
+    """Return `value` as messages as the module's docstring describes them; other fields of a message are left out.
+
+    Raises:
+        Malformed: it is no list of messages, a role or a field is unknown, or the turns are in no order: a user's
+            first, then an assistant's, with tools' between two of an assistant's. A system message may be anywhere.
+    """
     if not isinstance(value, list) or not value:
         raise Malformed(field, f"expected a list of messages, got {_kind(value)}")
-    messages = []
-    for i, message in enumerate(value):
-        where = f"{field}[{i}]"
-        if not isinstance(message, dict):
-            raise Malformed(where, f"expected role and content, got {_kind(message)}")
-        if message.get("role") not in ROLES:
-            raise Malformed(
-                f"{where}.role",
-                f"expected one of {', '.join(ROLES)}, got {json.dumps(message.get('role'), default=str)}",
-            )
-        content = check_text(message.get("content"), f"{where}.content")
-        messages.append({"role": message["role"], "content": content})
-    turns = [m["role"] for m in messages if m["role"] != "system"]
-    if any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
-        raise Malformed(field, f"expected user and assistant in turns, got {', '.join(turns)}")
+    messages = [_check_message(message, f"{field}[{i}]") for i, message in enumerate(value)]
+    _check_turns([message["role"] for message in messages if message["role"] != "system"], field)
     return messages
+
+
+def _check_message(message: Any, where: str) -> Message:
+    if not isinstance(message, dict):
+        raise Malformed(where, f"expected role and content, got {_kind(message)}")
+    role = message.get("role")
+    if role not in ROLES:
+        raise Malformed(f"{where}.role", f"expected one of {', '.join(ROLES)}, got {json.dumps(role, default=str)}")
+    checked = {"role": role, "content": check_text(message.get("content"), f"{where}.content")}
+    for name in {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}.get(role, ()):
+        if message.get(name) is not None:
+            checked[name] = check_text(message[name], f"{where}.{name}")
+    if message.get("weight") is not None:
+        if role != "assistant" or message["weight"] != 0:
+            raise Malformed(f"{where}.weight", f"expected 0, of an assistant's turn, got {_kind(message['weight'])}")
+        checked["weight"] = 0
+    return checked
+
+
+def _check_turns(roles: list[str], field: str) -> None:
+    may_follow = {"user": ("", "assistant"), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
+    before = ""
+    for role in roles:
+        if before not in may_follow[role]:
+            tool = ", a tool after an assistant" if "tool" in roles else ""
+            raise Malformed(field, f"expected user and assistant in turns{tool}, got {', '.join(roles)}")
+        before = role
+
+
+def texts_of_messages(messages: list[Message]) -> list[str]:
+    """The contents that may not be empty: all but a call's, which may be nothing but the call, and a tool's answer."""
+    return [m["content"] for m in messages if m["role"] != "tool" and not m.get("tool_calls")]
 
 
 def check_row(record: str, row: Row) -> Row:
@@ -88,8 +128,10 @@ def check_row(record: str, row: Row) -> Row:
         texts = [check_text(row.get("text"), "text")]
     elif record == "demonstrations":
         messages = check_messages(row.get("messages"), "messages")
-        _expect_last(messages, "assistant", "messages")
-        texts = [m["content"] for m in messages]
+        _expect_last(messages, ("assistant",), "messages")
+        if all(m.get("weight") == 0 for m in messages if m["role"] == "assistant"):
+            raise Dropped("every answer has weight 0")
+        texts = texts_of_messages(messages)
         row = {**row, "messages": messages}
     elif record == "items":
         texts = _check_item(row)
@@ -97,8 +139,8 @@ def check_row(record: str, row: Row) -> Row:
         texts = _check_labelled(row)
     else:
         prompt = check_messages(row.get("prompt"), "prompt")
-        _expect_last(prompt, "user", "prompt")
-        texts = [m["content"] for m in prompt]
+        _expect_last(prompt, ("user", "tool"), "prompt")
+        texts = texts_of_messages(prompt)
         row = {**row, "prompt": prompt}
         if record == "comparisons":
             texts += _check_ranking(row)
@@ -107,9 +149,10 @@ def check_row(record: str, row: Row) -> Row:
     return row
 
 
-def _expect_last(messages: list[Message], role: str, field: str) -> None:
-    if messages[-1]["role"] != role:
-        raise Malformed(f"{field}[{len(messages) - 1}].role", f"expected the {role} last, got {messages[-1]['role']}")
+def _expect_last(messages: list[Message], roles: tuple[str, ...], field: str) -> None:
+    last = messages[-1]["role"]
+    if last not in roles:
+        raise Malformed(f"{field}[{len(messages) - 1}].role", f"expected the {' or '.join(roles)} last, got {last}")
 
 
 def _check_ranking(row: Row) -> list[str]:
@@ -175,36 +218,54 @@ def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
     if record == wanted:
         return row
     if wanted == "prompts" and record == "demonstrations":
-        return {"prompt": row["messages"][:-1]}
+        return {"prompt": [_without(message, "weight") for message in row["messages"][:-1]]}
     if wanted == "prompts" and record == "comparisons":
         return {"prompt": row["prompt"]}
     if wanted == "documents" and record == "demonstrations":
-        return {"text": "\n\n".join(m["content"] for m in row["messages"])}
+        return {"text": "\n\n".join(m["content"] or m.get("tool_calls", "") for m in row["messages"])}
     if wanted == "demonstrations" and record == "labelled":
         return {"messages": as_text_to_text(row, name)}
     raise ValueError(f"{record} cannot become {wanted}")
 
 
-def split_key(row: Row) -> str:
-    """What a row's split hangs on: what is asked, so that the same prompt never stands in two splits of any dataset.
+def _without(message: Message, field: str) -> Message:
+    return {name: value for name, value in message.items() if name != field}
 
-    Of labelled rows it is the first text: a premise, or a passage, with all that is asked of it; of a chapter its book.
+
+def split_key(row: Row) -> str:
+    """Return the text that decides a row's split: what is asked, so that one prompt is in one split of any dataset.
+
+    For labelled rows it is the first text: a premise, or a passage, with all that is asked about it. For a chapter it
+    is its book, and for a part of a tree of messages the tree.
     """
+    if row.get("message_tree_id"):
+        return str(row["message_tree_id"])
+    asked = messages_asked(row)
+    if asked is not None:
+        return "\n".join(" ".join(m["content"].lower().split()) for m in asked if m["role"] == "user")
     if "texts" in row:
         return row["texts"][0]
     if "text" in row:
         return str(row.get("book") or row["text"])
-    if "completions" in row:
-        return "\n".join([*row["contexts"], *row["completions"]])
-    asked = row["prompt"] if "prompt" in row else row["messages"][:-1]
-    return "\n".join(" ".join(m["content"].lower().split()) for m in asked if m["role"] == "user")
+    return "\n".join([*row["contexts"], *row["completions"]])
+
+
+def messages_asked(row: Row) -> list[Message] | None:
+    """The messages that an answer follows; None for a row of another kind. Rows may have columns of a user's own, so
+    it is by the messages that one is known, and not by the lack of a `text`.
+    """
+    if isinstance(row.get("messages"), list) and "prompt" not in row:
+        return row["messages"][:-1]
+    return row["prompt"] if isinstance(row.get("prompt"), list) else None
 
 
 def whole_key(row: Row) -> str:
     """What makes two rows of two splits the same: what is asked; of labelled rows every text, for published splits
     share premises.
     """
-    return "\n".join([*row["texts"], *(row.get("choices") or [])]) if "texts" in row else split_key(row)
+    if messages_asked(row) is None and "texts" in row:
+        return "\n".join([*row["texts"], *(row.get("choices") or [])])
+    return split_key(row)
 
 
 def digest(text: str) -> bytes:
@@ -342,7 +403,16 @@ def read_rows(folders: Iterable[Path], split: str) -> Iterator[Row]:
     for folder in folders:
         path = folder / f"{split}.parquet"
         if path.is_file():
-            yield from read_parquet(path)
+            yield from map(_without_empty_fields, read_parquet(path))
+
+
+def _without_empty_fields(row: Row) -> Row:
+    """A column of Parquet gives every message all the fields that one of them has; take the empty ones out again."""
+    for name in ("messages", "prompt"):
+        messages = row.get(name)
+        if isinstance(messages, list) and messages and len(messages[0]) > 2:
+            row[name] = [{k: v for k, v in message.items() if v is not None} for message in messages]
+    return row
 
 
 def read_parquet(path: Path) -> Iterator[Row]:

@@ -22,21 +22,20 @@ from align.configs import Data
 from align.data import smallworld
 from align.data.cards import DataCard, Source, resolve
 from align.data.files import RawRow, read_file
-from align.data.formats import infer_format, reader
 from align.data.records import (
     SPLITS,
     Dropped,
     Malformed,
     Row,
-    check_row,
-    convert,
     digest,
+    messages_asked,
     split_key,
     split_of,
     whole_key,
     write_info,
     write_rows,
 )
+from align.data.row_reader import Read, RowReader
 from align.data.sorting import RowSorter
 from align.errors import ConfigError, StoreError
 from align.job import Inputs, Job, Metrics
@@ -54,20 +53,25 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
         if split not in SPLITS:
             raise ConfigError(f"splits: expected {', '.join(SPLITS)}, got {split!r}")
     source = resolve(cfg.source, job.data_root, None)
-    dropped: Counter[str] = Counter()
+    reader = _reader(cfg, source, job.work)
+    dropped = reader.dropped
     rows: Mapping[str, list[Row] | _Rows]
     with _nothing_left_on_error(job), tempfile.TemporaryFile(dir=job.work) as file:
         if source.card.generator:
             rows = smallworld.rows(cfg.record, cfg.splits, _limits(cfg), cfg.options)
             info = smallworld.info(cfg.options)
         else:
-            rows, info = _read(cfg, source, RowSorter(file, _IN_MEMORY), job, dropped), {}
+            rows, info = _read(cfg, source, RowSorter(file, _IN_MEMORY), job, reader), {}
         kept = {split: rows.get(split, []) for split in cfg.splits}
         with job.progress(sum(map(len, kept.values())), "rows written") as advance:
             metrics: Metrics = {f"rows/{s}": write_rows(job.out, s, kept[s], advance) for s in cfg.splits}
     if not any(metrics.values()):
         raise ConfigError(f"source {cfg.source!r}: no row is left; dropped: {_counted(dropped) or 'none'}")
+    if reader.unused:
+        info["columns_not_used"] = dict(reader.unused)
     write_info(job.out, record=cfg.record, source=cfg.source, licence=source.card.licence, dropped=dropped, **info)
+    for line in reader.lines():
+        job.info(line)
     told = ", ".join(f"{metrics[f'rows/{split}']:,} {split}" for split in cfg.splits)
     job.info(told + (f"; dropped {sum(dropped.values()):,}: {_counted(dropped)}" if dropped else ""))
     return metrics | {f"dropped/{reason}": count for reason, count in dropped.items()}
@@ -77,8 +81,12 @@ def check_rows(cfg: Data, data_root: str | None) -> None:
     """Read every row of a data step and raise what `run` would; for `align plan check_data=true`."""
     source = resolve(cfg.source, data_root, None)
     if not source.card.generator:
-        for _ in _records(_raw_rows(source), cfg, source, Counter()):
+        for _ in _records(_raw_rows(source), cfg, source, _reader(cfg, source, None)):
             pass  # nothing is kept; what is wrong with some is raised behind the last
+
+
+def _reader(cfg: Data, source: Source, folder: Path | None) -> RowReader:
+    return RowReader(cfg.record, source.card.format, cfg.columns, source.card.name, folder)
 
 
 def _limits(cfg: Data) -> dict[str, int | None]:
@@ -127,11 +135,11 @@ class _Rows:
         return itertools.islice(rows, self.begin, self.end)
 
 
-def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, dropped: Counter[str]) -> dict[str, _Rows]:
+def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowReader) -> dict[str, _Rows]:
     """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
-    count, any_given = 0, False
+    count, any_given, dropped = 0, False, reader.dropped
     with job.progress(None, "rows read") as advance:
-        for given, whole, made in _records(_watched(_raw_rows(source), advance), cfg, source, dropped):
+        for given, whole, made in _records(_watched(_raw_rows(source), advance), cfg, source, reader):
             split = given or _split(cfg, source.card, whole)
             for row in made:
                 sorter.add(split, row)
@@ -191,42 +199,67 @@ def _watched(rows: Iterable[_T], advance: Callable[[int], None]) -> Iterator[_T]
 
 
 def _records(
-    raw_rows: Iterable[tuple[str | None, RawRow]], cfg: Data, source: Source, dropped: Counter[str]
+    raw_rows: Iterable[tuple[str | None, RawRow]], cfg: Data, source: Source, reader: RowReader
 ) -> Iterator[tuple[str | None, Row, list[Row]]]:
-    """The split that a row's file is, what its split hangs on otherwise, and what it makes of the wanted record.
+    """The split that a row's file is, the row that its split depends on otherwise, and the rows of the wanted record.
 
-    A malformed row of the user's own file is an error; of a published set, a count.
+    The second is the row as it was found, so that a labelled one is in one split whatever is made of it, and the pieces
+    of a document are, too. A malformed row of the user's own file is an error; of a published set, a count.
     """
-    errors: list[str] = []
-    for given, raw in raw_rows:
+    problems = _Problems()
+
+    def attempts() -> Iterator[tuple[str, Iterator[Read]]]:
+        yield from ((raw.where, reader.read(raw, split)) for split, raw in raw_rows)
+        yield from reader.joined()
+
+    for where, found in attempts():
         try:
-            for whole, made in _kept(raw, cfg, source.card, dropped):
-                yield given, whole, made
+            for split, whole, made in found:
+                try:
+                    yield split, whole, list(_fitting(made, cfg))
+                except Dropped as reason:
+                    reader.dropped[str(reason)] += 1
         except Dropped as reason:
-            dropped[str(reason)] += 1
+            reader.dropped[str(reason)] += 1
         except Malformed as problem:
-            dropped["malformed"] += 1
-            error = f"{raw.where}: {problem}"
-            if len(errors) < _SHOWN_ERRORS or (len(errors) == _SHOWN_ERRORS and not _alike([*errors, error])):
-                errors.append(error)  # one more than is shown says that not all are alike
-    if errors and source.is_local_path:
-        raise ConfigError(_told(errors, dropped["malformed"]))
+            reader.dropped["malformed"] += 1
+            problems.add(where, str(problem))
+    if problems.count and source.is_local_path:
+        raise ConfigError(problems.told())
+    reader.check_columns()
+
+
+class _Problems:
+    """What is wrong with rows: the first place of each kind, and how many rows there are of it."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._rows: Counter[str] = Counter()
+        self.count = 0
+
+    def add(self, where: str, problem: str) -> None:
+        self.count += 1
+        before, _, got = problem.partition(", got ")
+        # Rows differ in numbers and in what they hold, and have one thing wrong with them all the same.
+        kind = re.sub(r"\d+", "0", before) + got.split(" ")[0]
+        if kind in self._first or len(self._first) < _SHOWN_ERRORS:
+            self._first.setdefault(kind, f"{where}: {problem}")
+            self._rows[kind] += 1
+
+    def told(self) -> str:
+        """One line a kind."""
+        lines = []
+        for kind, first in self._first.items():
+            others = self._rows[kind] - 1
+            rows = "row" if others == 1 else "rows"
+            lines.append(first + (f" (and {others:,} more {rows} like it)" if others else ""))
+        rest = self.count - sum(self._rows.values())
+        return "\nerror: ".join(lines) + (f" (and {rest:,} rows with other problems)" if rest else "")
 
 
 def _split(cfg: Data, card: DataCard, row: Row) -> str:
     """Items are there to score a model: all are test."""
     return "test" if cfg.record == "items" else split_of(split_key(row), card.held_out)
-
-
-def _told(errors: list[str], count: int) -> str:
-    """One line an error, the first of them; where every row has the same, only that."""
-    shown = 1 if _alike(errors) else _SHOWN_ERRORS
-    more = f" (and {count - shown:,} more)" if count > shown else ""
-    return "\nerror: ".join(errors[:shown]) + more
-
-
-def _alike(errors: list[str]) -> bool:
-    return len({error.partition(": ")[2] for error in errors}) == 1
 
 
 def _raw_rows(source: Source) -> Iterator[tuple[str | None, RawRow]]:
@@ -253,28 +286,6 @@ def _named_split(path: Path) -> str | None:
     return None if name is None else {"train": "train", "test": "test"}.get(name[1], "validation")
 
 
-def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iterator[tuple[Row, list[Row]]]:
-    """What a raw row gives of the wanted record; a book gives many rows, of which some may be dropped.
-
-    Before them stands what their split hangs on: the row as it was found, so that a labelled one is in one split
-    whatever is made of it, and the pieces of a document are, too.
-    """
-    if isinstance(raw.row, Malformed):
-        raise raw.row
-    record, read = reader(card.format or infer_format(raw.row, cfg.record), cfg.record)
-    file = Path(raw.where.rpartition(":")[0] or raw.where).name.partition(".")[0]
-    group = {"group": file} if record == "items" else {}
-    for row in read(raw.row):
-        try:
-            found = {**group, **row}
-            made = check_row(cfg.record, convert(found, record, cfg.record, card.name))
-            yield found, list(_fitting(made, cfg))
-        except Dropped as reason:
-            dropped[str(reason)] += 1
-        except ValueError as error:
-            raise Malformed("row", f"its columns make it one of {record}; {error}") from None
-
-
 def _fitting(row: Row, cfg: Data) -> Iterator[Row]:
     """Long documents in pieces that end with a line; other rows that are too long are dropped."""
     if cfg.max_chars is None:
@@ -288,17 +299,19 @@ def _fitting(row: Row, cfg: Data) -> Iterator[Row]:
             piece += line
         if piece.strip():
             yield {**row, "text": piece}
-    elif _chars(row) > cfg.max_chars:
+    elif _chars(row, cfg.record) > cfg.max_chars:
         raise Dropped("too long")
     else:
         yield row
 
 
-def _chars(row: Row) -> int:
+def _chars(row: Row, record: str) -> int:
     """Characters of the longest conversation, candidate, or choice with what it answers, in a row."""
-    if "completions" in row:
-        return max(len(a) + len(b) for a, b in zip(row["contexts"], row["completions"], strict=True))
+    if messages_asked(row) is not None:
+        messages = row["prompt"] if "prompt" in row else row["messages"]
+        said = sum(len(message["content"]) + len(message.get("tool_calls", "")) for message in messages)
+        responses = row["responses"] if record == "comparisons" else []
+        return said + max(map(len, responses), default=0)
     if "texts" in row:
         return sum(map(len, row["texts"])) + max(map(len, row.get("choices") or [""]))
-    asked = sum(len(message["content"]) for message in row.get("messages") or row["prompt"])
-    return asked + max((len(text) for text in row.get("responses", [])), default=0)
+    return max(len(a) + len(b) for a, b in zip(row["contexts"], row["completions"], strict=True))

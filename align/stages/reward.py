@@ -28,7 +28,7 @@ from align.models.load import load_tokenizer, precision_lines, round_to_stored, 
 from align.models.packed import response_scores
 from align.models.vocabulary import DRAWN
 from align.optimizers import adamw, cosine_factor, set_learning_rate
-from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues
+from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, takes_tools
 from align.text.packing import micro_batches, pack
 from align.text.rows import RowOrder
 
@@ -234,8 +234,9 @@ def _centre(
         return {}
     rows = list(read_rows(inputs.folders("demonstrations"), "train"))
     conversations = [row["messages"] for row in rows]
-    sequences = [e.ids for e in encode_conversations(tokenizer, conversations, "inputs.demonstrations: train row")]
-    sequences = [ids for ids in sequences if len(ids) <= length]
+    tools = [row.get("tools") for row in rows] if takes_tools(tokenizer) else None
+    encoded = encode_conversations(tokenizer, conversations, "inputs.demonstrations: train row", tools)
+    sequences = [e.ids for e in encoded if len(e.ids) <= length]
     if not sequences:
         raise ConfigError(f"inputs.demonstrations: none fits into {length:,} tokens")
     mine = job.share(sequences)

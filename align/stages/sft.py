@@ -8,6 +8,7 @@ Departs from InstructGPT: the epoch with the lowest validation loss is kept; the
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.checkpoints import Parameters, restore_parameters
 from align.configs import Sft, filled
-from align.data.records import read_rows
+from align.data.records import Row, read_rows
 from align.errors import ConfigError, HealthStop
 from align.job import Inputs, Job, Metrics
 from align.models.adapters import fresh_adapter
@@ -34,7 +35,7 @@ from align.models.packed import learned_logprobs
 from align.models.vocabulary import DRAWN
 from align.optimizers import adamw, clip_gradients, cosine_factor, set_learning_rate
 from align.seeds import derive_seed
-from align.text.chat import encode_conversations
+from align.text.chat import Encoded, TemplateRefusal, encode_conversations, takes_tools, uses_tools
 from align.text.packing import micro_batches, pack
 from align.text.rows import RowOrder
 from align.text.tokens import encode_text
@@ -59,8 +60,8 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     for line in precision_lines(model):
         job.info(line)
     length = sequence_length(cfg.sequence_length, model)
-    train, dropped = _demonstrations(inputs, "train", tokenizer, length)
-    held_out, _ = _demonstrations(inputs, "validation", tokenizer, length)
+    train, dropped = _demonstrations(inputs, "train", tokenizer, length, job)
+    held_out, _ = _demonstrations(inputs, "validation", tokenizer, length, job)
     _say_what_is_left(train, dropped, held_out, length, job)
     text = _text(cfg, inputs, train, tokenizer, length, job)
 
@@ -86,13 +87,44 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
 
 
 def _demonstrations(
-    inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int
+    inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int, job: Job
 ) -> tuple[list[Example], int]:
-    """Demonstrations that fit into `length` tokens, and how many do not."""
-    conversations = [row["messages"] for row in read_rows(inputs.folders("data"), split)]
-    encoded = encode_conversations(tokenizer, conversations, f"inputs.data: {split} row")
-    fitting = [Example(e.ids, e.by_assistant) for e in encoded if len(e.ids) <= length]
-    return fitting, len(encoded) - len(fitting)
+    """Demonstrations with something to learn that fit into `length` tokens, and how many are longer."""
+    encoded = _encode(list(read_rows(inputs.folders("data"), split)), split, tokenizer, job)
+    examples = [Example(e.ids, e.by_assistant) for e in encoded]
+    learned = [example for example in examples if example.num_learned]
+    if nothing := len(examples) - len(learned):
+        job.info(f"{nothing:,} {split} demonstrations are left out: no token of theirs is learned")
+    fitting = [example for example in learned if len(example.ids) <= length]
+    return fitting, len(learned) - len(fitting)
+
+
+def _encode(rows: list[Row], split: str, tokenizer: PreTrainedTokenizerBase, job: Job) -> list[Encoded]:
+    """Encode demonstrations; those with tools that the chat template cannot write are left out, and that is said.
+
+    Any other conversation that the template refuses is an error.
+    """
+    with_tools = takes_tools(tokenizer)
+    if unread := sum(row.get("tools") is not None for row in rows) * (not with_tools):
+        job.info(f"the model's chat template writes no list of tools: {unread:,} {split} rows are read without theirs")
+    encoded: list[Encoded | None] = [None] * len(rows)
+    plain = [i for i, row in enumerate(rows) if row.get("tools") is None and not uses_tools(row["messages"])]
+    conversations = [rows[i]["messages"] for i in plain]
+    try:
+        for i, found in zip(plain, encode_conversations(tokenizer, conversations), strict=True):
+            encoded[i] = found
+    except TemplateRefusal as error:
+        raise ConfigError(f"inputs.data: {split} row {plain[error.index] + 1}: {error.reason}") from None
+    refused: Counter[str] = Counter()
+    for i in sorted(set(range(len(rows))).difference(plain)):
+        tools = rows[i].get("tools") if with_tools else None
+        try:
+            (encoded[i],) = encode_conversations(tokenizer, [rows[i]["messages"]], tools=[tools])
+        except TemplateRefusal as error:
+            refused[error.reason] += 1
+    for reason, count in refused.items():
+        job.info(f"{count:,} {split} rows with tools are left out: {reason}")
+    return [found for found in encoded if found is not None]
 
 
 def _text(
@@ -259,6 +291,6 @@ def _say_what_is_left(
     if dropped:
         job.info(f"{dropped:,} demonstrations are left out: longer than sequence_length, {length:,} tokens")
     if not train:
-        raise ConfigError(f"inputs.data: no demonstration fits into {length:,} tokens; raise sequence_length")
+        raise ConfigError(f"inputs.data: no demonstration is left to learn from within {length:,} tokens")
     if not held_out:
         job.info("there are no validation rows, so no validation loss will be reported")

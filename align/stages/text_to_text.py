@@ -29,6 +29,7 @@ from align.models.seq2seq import greedy_answers, load_seq2seq, target_logprobs
 from align.optimizers import clip_gradients, inverse_square_root_factor, pretraining_optimizers, step_all
 from align.seeds import derive_seed
 from align.spikes import Guard
+from align.text.chat import uses_tools
 from align.text.pairs import Texts, encode_pairs, pad, similar_groups, texts_of
 from align.text.rows import Mixture, RowOrder
 from align.text.spans import Corruption, Pair, longest_row, sentinels_of
@@ -187,7 +188,11 @@ def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTok
     found: list[_Task] = []
     taken = {"text", "tasks"}
     for number, folder in enumerate(inputs.folders("tasks") if "tasks" in inputs else []):
-        texts = [texts_of(row["messages"]) for row in read_rows([folder], split)]
+        conversations = [row["messages"] for row in read_rows([folder], split)]
+        plain = [each for each in conversations if not uses_tools(each) and each[-1].get("weight") != 0]
+        if unfit := len(conversations) - len(plain):
+            job.info(f"{unfit:,} {split} rows of tasks are left out: with turns of tools, or an answer of weight 0")
+        texts = [texts_of(each) for each in plain]
         texts = texts if split == "train" else texts[: cfg.eval_rows]
         both = list(zip(texts, encode_pairs(tokenizer, texts), strict=True))
         kept = [(t, p) for t, p in both if len(p.input) <= cfg.input_length and len(p.target) <= cfg.target_length]

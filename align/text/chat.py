@@ -7,6 +7,7 @@ break, Phi-3's second end token) is left out.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ WHOLE_DIALOGUES, UNREAD_END = "align_whole_dialogues", "align_unread_end"
 
 
 class Encoded(NamedTuple):
-    """A conversation as token ids, and True at each token that the assistant wrote."""
+    """A conversation as token ids, and True at each token that is learned: the assistant's, but those of weight 0."""
 
     ids: list[int]
     by_assistant: list[bool]
@@ -177,17 +178,21 @@ def _as_decoded(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Message]], where: str = "row"
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[list[Message]],
+    where: str = "row",
+    tools: Sequence[str | None] | None = None,
 ) -> list[Encoded]:
     """Token ids of dialogues up to the end of the last assistant's turn; the token that ends a turn is the assistant's.
 
     Args:
         tokenizer: with a chat template.
-        conversations: messages, an assistant's last.
+        conversations: messages, an assistant's last. A turn with weight 0 is not marked as the assistant's.
         where: what an error calls a conversation, before its number.
+        tools: for each conversation its tools as JSON text, or None.
 
     Raises:
-        TemplateRefusal: the template does not take a conversation.
+        TemplateRefusal: the template does not take a conversation, or leaves out tools, a call or what a tool says.
     """
     if not conversations:
         return []
@@ -195,13 +200,29 @@ def encode_conversations(
     located = []
     for i, messages in enumerate(conversations):
         try:
-            located.append(_located(tokenizer, encoder, style, messages))
+            located.append(_located(tokenizer, encoder, style, messages, tools[i] if tools is not None else None))
         except Exception as error:  # a template is a program, and may raise anything
             raise _refused(where, i, error) from None
     encodings = encoder.encode([text for text, _ in located])
     return [
         _marked(encoding.ids, encoding.offsets, spans) for encoding, (_, spans) in zip(encodings, located, strict=True)
     ]
+
+
+def takes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes the tools that it is given."""
+    style = chat_format(tokenizer)
+    render = Renderer(tokenizer, encoder_of(tokenizer), style.template, style.in_parts, style.own_words)
+    tool = {"name": "look", "description": "Look it up.", "parameters": {"type": "object", "properties": {}}}
+    try:
+        given = render(PROBE, tools=json.dumps([{"type": "function", "function": tool}]))
+    except Exception:  # a template is a program, and may raise anything
+        return False
+    return given.text != render(PROBE).text
+
+
+def uses_tools(messages: Sequence[Message]) -> bool:
+    return any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
 
 
 def encode_prompts(
@@ -245,12 +266,17 @@ def transcript(prompt: Sequence[Message]) -> str:
     """A prompt as somebody reads it who has no chat template: what the user says, or all turns by who says them."""
     if len(prompt) == 1:
         return prompt[0]["content"]
-    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in prompt)
+    return "\n\n".join(f"{m['role'].capitalize()}: {_said(m)}" for m in prompt)
 
 
 def show_prompt(prompt: Sequence[Message]) -> str:
     """A prompt in one line, for tables of samples."""
-    return " | ".join(m["content"] if m["role"] == "user" else f"[{m['role']}] {m['content']}" for m in prompt)
+    return " | ".join(m["content"] if m["role"] == "user" else f"[{m['role']}] {_said(m)}" for m in prompt)
+
+
+def _said(message: Message) -> str:
+    """The content of a message; of one that calls tools and says nothing, the calls."""
+    return message["content"] or message.get("tool_calls", "")
 
 
 def _encoded(
@@ -263,6 +289,8 @@ def _encoded(
     texts = []
     for i, messages in enumerate(conversations):
         try:
+            if uses_tools(messages):
+                _require_tools(render, messages, None)
             if not answered:
                 texts.append(render(messages, prompt=True).text.removesuffix(style.unshared))
             elif style.way == "trl" and not tokenizer.init_kwargs.get(WHOLE_DIALOGUES):
@@ -304,22 +332,37 @@ def _refused(where: str, i: int, error: Exception) -> TemplateRefusal:
 
 
 def _located(
-    tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, messages: Sequence[Message]
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
+    style: ChatFormat,
+    messages: Sequence[Message],
+    tools: str | None = None,
 ) -> tuple[str, list[Span]]:
-    """A dialogue as text that ends where its last turn does, and where in it the assistant's tokens are."""
-    text, turns, marked = _rendered_turns(tokenizer, encoder, style, messages)
-    spans = [(turn.start, turn.stop) for turn in turns]
-    return text, spans if style.way == "answers" else _within_markers(turns, marked)
+    """A dialogue as text that ends where its last turn does, and where in it the tokens to learn are."""
+    text, turns, marked = _rendered_turns(tokenizer, encoder, style, messages, tools)
+    answers = (message for message in messages if message["role"] == "assistant")
+    learned = [turn for turn, answer in zip(turns, answers, strict=True) if answer.get("weight") != 0]
+    spans = [(turn.start, turn.stop) for turn in learned]
+    return text, spans if style.way == "answers" else _within_markers(learned, marked)
 
 
 def _rendered_turns(
-    tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, messages: Sequence[Message]
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
+    style: ChatFormat,
+    messages: Sequence[Message],
+    tools: str | None = None,
 ) -> tuple[str, list[_Turn], list[Span]]:
     """A dialogue up to the end of its last turn, the assistant's turns in it, and what the template marks of it."""
     by_control = encoder.has_control(style.head)
     render = Renderer(tokenizer, encoder, style.template, style.in_parts, style.own_words, not by_control)
-    found = render(messages, with_markers=style.way != "answers")
-    turns = _turns(style, found, by_control)
+    found = render(messages, with_markers=style.way != "answers", tools=tools)
+    if tools is not None or uses_tools(messages):
+        _require_tools(render, messages, tools)
+    if uses_tools(messages):
+        turns = _turns_among_tools(render, style, encoder, messages, tools, found.text)
+    else:
+        turns = _turns(style, found, by_control)
     if len(turns) != sum(message["role"] == "assistant" for message in messages):
         raise ValueError("it leaves out some of what the assistant says")
     text = found.text[: turns[-1].stop]
@@ -346,6 +389,50 @@ def _turns(style: ChatFormat, found: Rendered, by_control: bool) -> list[_Turn]:
         low = close + len(tail)
         turns.append(_Turn(start, close, low))
     return turns
+
+
+def _turns_among_tools(
+    render: Renderer, style: ChatFormat, encoder: Encoder, messages: Sequence[Message], tools: str | None, text: str
+) -> list[_Turn]:
+    """The assistant's turns where some are calls of tools, which a template writes in a way of its own.
+
+    A turn is then what the dialogue up to it has and its prompt has not. A template that writes a turn otherwise once
+    others follow is refused, for the tokens of the turn could not be told from those around it.
+    """
+    turns = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        asked = render(messages[:i], prompt=True, tools=tools).text.removesuffix(style.unshared)
+        answered = render(messages[: i + 1], tools=tools).text.rstrip()
+        controls = list(encoder.spelling.finditer(answered, len(asked)))
+        stop = controls[-1].end() if controls else len(answered)
+        if not text.startswith(asked) or not text.startswith(answered[:stop]) or stop <= len(asked):
+            raise ValueError("it writes the turns of a dialogue with tools otherwise than each by itself")
+        turns.append(_Turn(len(asked), controls[-1].start() if controls else stop, stop))
+    return turns
+
+
+def _require_tools(render: Renderer, messages: Sequence[Message], tools: str | None) -> None:
+    """Raise `ValueError` where the template leaves out tools, a call or what a tool says.
+
+    Each is changed in turn: what changes nothing of the text is not in it.
+    """
+    text = render(messages, tools=tools).text
+    if tools is not None and render(messages).text == text:
+        raise ValueError("it leaves out the tools")
+    for i, message in enumerate(messages):
+        if message["role"] == "tool":
+            changed, what = {"content": message["content"] + " and more"}, "what a tool says"
+        elif message.get("tool_calls"):
+            calls = json.loads(message["tool_calls"])
+            for call in calls:
+                call["function"]["name"] += "_more"
+            changed, what = {"tool_calls": json.dumps(calls)}, "a call of a tool"
+        else:
+            continue
+        if render([*messages[:i], {**message, **changed}, *messages[i + 1 :]], tools=tools).text == text:
+            raise ValueError(f"it leaves out {what}")
 
 
 def _within_markers(turns: Sequence[_Turn], marked: Sequence[Span]) -> list[Span]:

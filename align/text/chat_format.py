@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
+import json
 import re
 import weakref
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from align.text.encoding import Encoder, Span, chat_template_of, encoder_of
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 # In tokenizer_config.json: further tokens at which the published model stops.
 STOP_TOKENS = "align_stop_tokens"
@@ -113,9 +114,18 @@ class Renderer(NamedTuple):
     own_words: frozenset[str] = frozenset()
     marks_beginnings: bool = False  # a mark before an answer may hide from a template what the answer begins with
 
-    def __call__(self, messages: Sequence[Message], *, prompt: bool = False, with_markers: bool = False) -> Rendered:
+    def __call__(
+        self,
+        messages: Sequence[Message],
+        *,
+        prompt: bool = False,
+        with_markers: bool = False,
+        tools: str | None = None,
+    ) -> Rendered:
+        """Render messages as a record has them; `tools` is their list as JSON text."""
         rendered, spans = render_jinja_template(
             conversations=[[self._shaped(message, prompt) for message in messages]],
+            tools=None if tools is None else self._quoted(json.loads(tools)),
             chat_template=self.template,
             add_generation_prompt=prompt,
             return_assistant_tokens_mask=with_markers,
@@ -124,18 +134,30 @@ class Renderer(NamedTuple):
         return _unmarked(*self.encoder.revealed(rendered[0], spans[0] if with_markers else ()))
 
     def _shaped(self, message: Message, in_prompt: bool) -> dict[str, Any]:
-        """A message as the template takes it.
+        """A message as the template takes it: its weight is ours alone, and calls are objects.
 
         Space around an answer is left out, as it is of sampled ones: it could join the end of the prompt in one token.
+        The turn of a call has no marks: a template may write a call in place of what is said.
         """
         text = message["content"]
+        shaped = {name: value for name, value in message.items() if name != "weight" and value is not None}
+        if shaped.get("tool_calls"):
+            shaped["tool_calls"] = self._quoted(json.loads(shaped["tool_calls"]))
         if message["role"] == "assistant":
             text = self.encoder.quoted(text.strip(), self.own_words)
-            if not in_prompt:
+            if not in_prompt and "tool_calls" not in shaped:
                 text = f"{_BEFORE if self.marks_beginnings else ''}{text}{_AFTER}"
         else:
             text = self.encoder.quoted(text)
-        return {**message, "content": [{"type": "text", "text": text}] if self.in_parts else text}
+        return {**shaped, "content": [{"type": "text", "text": text}] if self.in_parts else text}
+
+    def _quoted(self, value: Any) -> Any:
+        """JSON whose texts are marked where they spell control tokens."""
+        if isinstance(value, str):
+            return self.encoder.quoted(value)
+        if isinstance(value, dict):
+            return {self.encoder.quoted(name): self._quoted(each) for name, each in value.items()}
+        return [self._quoted(each) for each in value] if isinstance(value, list) else value
 
 
 def _unmarked(text: str, spans: Sequence[Span]) -> Rendered:

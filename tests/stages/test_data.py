@@ -18,6 +18,7 @@ from memory import peak_memory
 from align.__main__ import main
 from align.artifacts import ArtifactStore
 from align.configs import Data, RunConfig
+from align.data.records import read_rows
 from align.errors import Preempted
 from align.job import Inputs, Job
 from align.stages import data as stage
@@ -96,6 +97,70 @@ def test_a_folder_with_named_splits_is_split_as_named(here):
     }
 
 
+def test_what_is_not_used_is_said_and_kept_in_the_artifact(here, capsys):
+    rows = [{"instruction": f"Why {i}?", "response": "So.", "category": "qa", "id": i or None} for i in range(30)]
+    (here / "a.jsonl").write_text(lines(*rows))
+    assert data("source=path:a.jsonl", "record=demonstrations") == 0
+    assert "columns not used: category (30 rows), id (29)\n" in capsys.readouterr().err
+    info = json.loads((artifact(here).path / "dataset.json").read_text())
+    assert info["columns_not_used"] == {"category": 30, "id": 29}
+
+
+def test_answers_that_prompts_do_not_keep_are_said(here, capsys):
+    (here / "a.jsonl").write_text(lines(*({**row, "completion": "So."} for row in prompts(30))))
+    assert data("source=path:a.jsonl", "record=prompts") == 0
+    assert "prompts are what 30 demonstrations ask; their answers are not kept\n" in capsys.readouterr().err
+
+
+def test_the_columns_of_a_file_are_named_on_the_command_line(here, capsys):
+    table = "".join(f'{i},"Why {i}, say?",So.,No.\n' for i in range(30))
+    (here / "q.csv").write_text("id,my question,good,bad\n" + table)
+    assert data("source=path:q.csv", "record=comparisons") == 2
+    said = capsys.readouterr().err
+    assert "error: q.csv:2: columns: comparisons need prompt, chosen, rejected (or " in said
+    assert said.endswith(" (and 29 more rows like it)\n")
+    knob = re.search(r"give columns='(\{.*?\})'", said)[1]
+    assert knob == '{prompt: "my question", chosen: good, rejected: bad}'
+    assert data("source=path:q.csv", "record=comparisons", f"columns={knob}") == 0
+    made = {row["prompt"][0]["content"]: row["responses"] for rows in splits(here).values() for row in rows}
+    assert made == {f"Why {i}, say?": ["So.", "No."] for i in range(30)}
+    assert "columns not used: id (30 rows)\n" in capsys.readouterr().err
+
+
+def test_the_name_of_a_column_is_text(here, capsys):
+    (here / "a.jsonl").write_text(lines(*prompts(3)))
+    assert data("source=path:a.jsonl", "record=prompts", "columns={prompt: 3}") == 2
+    assert "columns.prompt: expected the name of a column of the file, got 3\n" in capsys.readouterr().err
+
+
+def test_rows_that_share_a_prompt_are_one_ranking(here):
+    rows = [{**row, "completion": f"{good}", "label": good} for row in prompts(40) for good in (True, False)]
+    (here / "a.jsonl").write_text(lines(*rows, {**rows[0], "prompt": "alone"}))
+    assert data("source=path:a.jsonl", "record=comparisons") == 0
+    found = [row for rows in splits(here).values() for row in rows]
+    assert [row["responses"] for row in found] == [["True", "False"]] * 40
+    assert artifact(here).metrics["dropped/a prompt with good answers alone"] == 1
+    assert not list((here / "store" / "work").glob("*/*"))
+
+
+def test_messages_come_back_as_they_were_read(here):
+    """A column of Parquet gives every message the fields of all; rows that lack them come back without."""
+    calls = [{"type": "function", "function": {"name": "look", "arguments": {"at": "pond"}}}]
+    asked, answer = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
+    rows = [
+        [asked, answer],
+        [{**asked, "content": "Where?"}, {**answer, "weight": 0}, asked, answer],
+        [asked, {**answer, "tool_calls": json.dumps(calls)}, {"role": "tool", "content": "x", "name": "look"}, answer],
+    ]
+    raw = [*rows[:2], [asked, {**answer, "tool_calls": calls}, *rows[2][2:]]]
+    (here / "a.jsonl").write_text(lines(*({"messages": messages} for messages in raw)))
+    assert data("source=path:a.jsonl", "record=demonstrations") == 0
+    found = [
+        row["messages"] for split in ("train", "validation", "test") for row in read_rows([artifact(here).path], split)
+    ]
+    assert sorted(found, key=len) == sorted(rows, key=len)
+
+
 def test_a_read_me_beside_the_rows_is_no_row(here):
     (here / "mine").mkdir()
     (here / "mine/train.jsonl").write_text(lines(*prompts(3)))
@@ -131,7 +196,8 @@ def test_each_bad_row_has_its_line_and_no_artifact_is_made(here, capsys):
         "error: a.jsonl:3: row",
         "error: a.jsonl:4: prompt[0].role",
     ]
-    assert told[3].startswith("error: a.jsonl:5: row: columns other make no known format")
+    assert told[3].startswith("error: a.jsonl:5: columns: prompts need prompt (or ")
+    assert "the file has other; give columns='{prompt: COLUMN}', with a column's name in place" in told[3]
     assert len(told) == 4
     assert not [name for name in written(here) if name.startswith(("objects", "names"))]
 
@@ -142,12 +208,24 @@ def test_a_bad_row_leaves_nothing_at_all(here):
     assert not (here / "store").exists()
 
 
-def test_twenty_bad_rows_are_shown_and_the_others_counted(here, capsys):
-    (here / "a.jsonl").write_text('{"prompt": 3}\n' * 32 + '{"prompt": true}\n')
+def test_each_kind_of_error_is_shown_once_with_its_count(here, capsys):
+    (here / "a.jsonl").write_text('{"prompt": 3}\n' * 32 + '{"prompt": true}\n' + '{"prompt": 4}\n')
+    assert data("source=path:a.jsonl", "record=prompts") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[-2:] == [
+        "error: a.jsonl:1: prompt: expected text or messages, got int (and 32 more rows like it)",
+        "error: a.jsonl:33: prompt: expected text or messages, got bool",
+    ]
+
+
+def test_twenty_kinds_of_error_are_shown_and_the_others_counted(here, capsys):
+    rows = [{"prompt": [{"role": f"bot {chr(97 + i)}", "content": "x"}]} for i in range(23)]
+    (here / "a.jsonl").write_text(lines(*rows, rows[0]).replace("bot ", "bot_"))
     assert data("source=path:a.jsonl", "record=prompts") == 2
     told = capsys.readouterr().err
     assert told.count("error: a.jsonl:") == 20
-    assert "(and 13 more)" in told
+    assert told.count("(and 1 more row like it)") == 1
+    assert told.endswith("(and 3 rows with other problems)\n")
 
 
 def test_what_is_wrong_with_every_row_is_said_once(here, capsys):
@@ -155,7 +233,7 @@ def test_what_is_wrong_with_every_row_is_said_once(here, capsys):
     assert data("source=path:a.jsonl", "record=prompts") == 2
     told = capsys.readouterr().err
     assert told.count("error: a.jsonl:") == 1
-    assert "(and 32 more)" in told
+    assert "(and 32 more rows like it)" in told
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,42 @@ def imported(name: str, *more: str, **published) -> Path:
     return made("mine/model")
 
 
+# -- what is learned of a conversation --------------------------------------------------------------------------------
+
+
+def test_a_file_with_weights_and_tools_is_learned_as_it_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The held-out loss is plain Transformers' over the turns of weight 1; a call that cannot be written is counted."""
+    publish("published", PUBLISHED["chatml"].tokenizer())
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    rows = []
+    for i in range(30):
+        first, second = dialogue(i), dialogue(i + 1)
+        first[1]["weight"] = 0
+        rows.append({"messages": [*first, *second]})
+    called = [call, {"role": "tool", "content": "ducks"}, dialogue(1)[1]]
+    tools = [{"name": "look", "parameters": {}}]
+    Path("mine").mkdir()
+    asked = [[{"role": "user", "content": f"{i}"}, *called] for i in range(3)]
+    write("mine/train.jsonl", [*rows[:20], *({"messages": messages, "tools": tools} for messages in asked)])
+    write("mine/validation.jsonl", rows[20:])
+    assert sft("path:published", "learning_rate=1e-12", data="mine") == 0
+    lines = capsys.readouterr().err
+    assert "the model's chat template writes no list of tools: 3 train rows are read without theirs" in lines
+    assert "3 train rows with tools are left out: the model's chat template refuses it: it leaves out a call" in lines
+    assert metrics_of(made("mine/sft"))["demonstrations"] == 20
+    folder = made("mine/sft")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    losses = []
+    for row in rows[20:]:
+        messages = [{"role": message["role"], "content": message["content"]} for message in row["messages"]]
+        ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"]
+        asked = tokenizer.apply_chat_template(messages[:3], add_generation_prompt=True, return_dict=True)["input_ids"]
+        ends = (ids[0] == tokenizer.eos_token_id).nonzero()[-1].item()  # what follows it is not learned
+        logprobs = model(ids).logits[0].log_softmax(-1)
+        losses += [-logprobs[i - 1, ids[0, i]].item() for i in range(len(asked), ends + 1)]
+    assert metrics_of(folder)["eval/loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
 # -- the template ----------------------------------------------------------------------------------------------------
 
 

@@ -141,32 +141,46 @@ def test_lines_of_the_hub_make_the_articles_of_the_file(end, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "name"),
+    ("row", "record", "name"),
     [
-        ({"text": "a"}, "text"),
-        ({"prompt": "a"}, "prompt"),
-        ({"prompt": "a", "completion": "b", "text": "c"}, "prompt_completion"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "prompt_chosen_rejected"),
-        ({"chosen": "b", "rejected": "c"}, "transcripts"),
-        ({"prompt": "a", "responses": [], "ranks": []}, "prompt_responses_ranks"),
-        ({"messages": [], "prompt": "the first message again"}, "messages"),
-        ({"instruction": "a", "input": "b", "output": "c"}, "instruction"),
-        ({"instruction": "a", "context": "b", "response": "c"}, "instruction"),
+        ({"text": "a"}, "documents", "text"),
+        ({"prompt": "a"}, "prompts", "prompt"),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "documents", "prompt_completion"),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "demonstrations", "prompt_completion"),
+        ({"prompt": "a", "completion": "b"}, "prompts", "prompt_completion"),
+        ({"prompt": "a", "completion": "b", "label": False}, "prompts", "prompt_completion"),
+        ({"prompt": "a", "response": "b", "helpfulness": 3}, "prompts", "prompt"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "comparisons", "prompt_chosen_rejected"),
+        ({"chosen": "b", "rejected": "c"}, "comparisons", "transcripts"),
+        ({"chosen": "b", "rejected": "c"}, "prompts", "transcripts"),
+        ({"prompt": "a", "responses": [], "ranks": []}, "comparisons", "prompt_responses_ranks"),
+        ({"messages": [], "prompt": "the first message again"}, "demonstrations", "messages"),
+        ({"instruction": "a", "input": "b", "output": "c"}, "demonstrations", "instruction"),
+        ({"instruction": "a", "context": "b", "response": "c"}, "demonstrations", "instruction"),
+        ({"question": "a", "answer": "b"}, "demonstrations", "question_answer"),
+        ({"question": "a", "answer": "b"}, "prompts", "question"),
+        ({"question": "a", "choices": ["b", "c"], "answer": "A"}, "demonstrations", "labelled_choices"),
+        ({"passage": "a", "question": "b", "answer": "yes"}, "demonstrations", "labelled_texts"),
+        ({"prompt": "a", "completion": "b", "label": True}, "demonstrations", "unpaired"),
+        ({"prompt": "a", "completion": "b", "label": True}, "comparisons", "unpaired_ranked"),
+        ({"prompt": "a", "completion": "b", "label": "joke"}, "demonstrations", "prompt_completion"),
     ],
 )
-def test_the_columns_tell_the_format(row, name):
-    assert infer_format(row) == name
+def test_the_columns_tell_the_format(row, record, name):
+    assert infer_format(row, record) == name
 
 
-@pytest.mark.parametrize("row", [{}, {"Text": "a"}, {"completion": "a"}, {None: ["a"]}, {"instruction": "a"}])
+@pytest.mark.parametrize("row", [{}, {"Other": "a"}, {"completion": "a"}, {None: ["a"]}, {"instruction": "a"}])
 def test_columns_of_no_format_are_malformed(row):
-    with pytest.raises(Malformed, match=r"^row: columns .* make no known format"):
+    with pytest.raises(Malformed, match=r"^columns: documents need text .*; the file has .*; give columns="):
         infer_format(row)
 
 
 def test_trl_pairs_with_the_prompt_inside_are_read():
     row = {"chosen": [user("why?"), assistant("so")], "rejected": [user("why?"), assistant("no")]}
-    assert read(infer_format(row), row) == [{"prompt": [user("why?")], "responses": ["so", "no"], "ranks": [1, 2]}]
+    assert read(infer_format(row, "comparisons"), row) == [
+        {"prompt": [user("why?")], "responses": ["so", "no"], "ranks": [1, 2]}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +205,7 @@ def test_no_turn_of_a_completion_is_lost_in_silence(completion):
         ("text", {"text": float("nan")}, "text"),
         ("messages", {"messages": "hello"}, "messages"),
         ("messages", {"messages": [{"role": "gpt", "content": "a"}]}, "messages[0].role"),
-        ("messages", {"messages": [{"from": "human", "value": "a"}]}, "messages[0].role"),
+        ("messages", {"messages": [{"from": "bot", "value": "a"}]}, "messages[0].from"),
         ("prompt", {"prompt": 3}, "prompt"),
         ("prompt", {"prompt": [user("a"), user("b")]}, "prompt"),
         ("prompt_completion", {"prompt": "a", "completion": None}, "completion"),
@@ -264,7 +278,7 @@ OUTPUTS = {"instruction": "a", "output_1": "b", "output_2": "c"}
             "two turns of one speaker in a row",
         ),
         ("judged_pairs", OUTPUTS, "no preference"),
-        *(("judged_pairs", {**OUTPUTS, "preference": p}, "no preference") for p in (None, 0, float("nan"), [1], "1")),
+        *(("judged_pairs", {**OUTPUTS, "preference": p}, "no preference") for p in (None, 0, float("nan"), [1], "x")),
     ],
 )
 def test_is_dropped_as(name, row, reason):

@@ -1,17 +1,20 @@
 """Whatever JSON holds, a format reads it or says what is wrong with it."""
 
+import contextlib
 import random
 
 import pytest
 
-from align.data.formats import FORMATS
+from align.data.files import RawRow
+from align.data.formats import FORMATS, LAYOUTS
 from align.data.records import Dropped, Malformed, check_row, convert
+from align.data.row_reader import RowReader
 
 CHAT = "\n\nHuman: Can ducks swim?\n\nAssistant: Yes.\n\nHuman: And hens?\n\nAssistant:"
 _FIELDS = (
     "text messages prompt completion chosen rejected responses ranks instruction input output context response "
     "preference output_1 output_2 role content file other"
-).split()  # history and instances, whose inner shape is a known gap, have tests in test_formats
+).split()
 _TEXTS = [
     "",
     " ",
@@ -59,3 +62,22 @@ def test_a_random_row_is_read_or_malformed_or_dropped(name):
         except (Malformed, Dropped):
             pass
     assert kept > 0 or name not in ("text", "prompt", "prompt_completion", "instruction", "book", "wikitext")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.format} of {' '.join(sorted(layout.columns))}")
+def test_a_random_row_of_a_layout_s_columns_is_read_or_malformed_or_dropped(layout):
+    rng = random.Random(f"rows for {layout}")
+    optional = "system tools history input context label message_tree_id rank weight score_chosen text".split()
+    for _ in range(300):
+        names = [*layout.columns, *rng.sample(optional, 2)]
+        row = {name: anything(rng) for name in names}
+        for each in attempts(RowReader(layout.record), row):
+            with contextlib.suppress(Malformed, Dropped):
+                for found in each:
+                    check_row(layout.record, found.made)
+
+
+def attempts(reader, row):
+    """What a row makes by itself, then what it makes as the only one of its group."""
+    yield reader.read(RawRow("a.jsonl:1", row))
+    yield from (found for _, found in reader.joined())

@@ -113,13 +113,16 @@ def test_a_text_beside_a_label_is_a_document_where_no_label_is_wanted():
     row = {"text": "a", "label": "b"}
     assert infer_format(row) == "text"
     assert infer_format(row, "labelled") == infer_format(row, "demonstrations") == "labelled_texts"
-    assert infer_format({"text": "a"}, "demonstrations") == "text"
+    with pytest.raises(Malformed, match="which makes it one of documents, and documents cannot become demonstrations"):
+        infer_format({"text": "a"}, "demonstrations")
 
 
 def test_a_demonstration_is_taken_for_labelled_only_where_its_columns_say_nothing_else():
     assert infer_format({"premise": "a", "hypothesis": "b", "label": "c"}, "demonstrations") == "labelled_texts"
     assert infer_format({"messages": [], "text": "a", "label": "c"}, "demonstrations") == "messages"
-    with pytest.raises(Malformed, match=r"columns a make no known format; expected one of: .*prompt"):
+    with pytest.raises(
+        Malformed, match=r"^columns: demonstrations need prompt, completion \(or messages; .*; the file has a;"
+    ):
         infer_format({"a": 1}, "demonstrations")
 
 

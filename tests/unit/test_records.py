@@ -18,6 +18,7 @@ from align.data.records import (
     source_name,
     split_key,
     split_of,
+    whole_key,
     write_info,
     write_rows,
 )  # fmt: skip
@@ -161,6 +162,18 @@ def test_the_split_hangs_on_what_is_asked_alone():
     row = {"messages": [SYSTEM, {"role": "user", "content": "  how WARM\nis tea? "}, ASSISTANT]}
     assert split_key(row) == split_key({"prompt": [USER]}) == split_key(RANKING) == "how warm is tea?"
     assert split_key({"prompt": [USER, ASSISTANT, USER]}) != split_key({"prompt": [USER]})
+
+
+def test_a_user_s_own_columns_do_not_decide_a_prompt_s_split():
+    own = {"text": "x", "texts": ["y"], "completions": [{"response": "z"}], "book": "b"}
+    assert split_key({**own, "prompt": [USER]}) == split_key({"prompt": [USER]})
+    assert whole_key({**own, "prompt": [USER]}) == whole_key({"prompt": [USER]})
+
+
+def test_the_rankings_of_one_tree_of_messages_are_in_one_split():
+    later = [USER, ASSISTANT, {**USER, "content": "And milk?"}]
+    keys = {split_key({"prompt": prompt, "message_tree_id": "t1"}) for prompt in ([USER], later)}
+    assert keys == {"t1"}
 
 
 def test_splits_have_their_shares_and_never_move():

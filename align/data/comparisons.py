@@ -1,0 +1,279 @@
+"""Layouts of comparisons: a prompt and its responses, ranked; rank 1 is best and equal ranks are ties."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from align.data.columns import from_json, number, skip
+from align.data.conversations import (
+    messages_in,
+    prompt_in,
+    turns_in,
+    turns_of_transcript,
+    user,
+    whole_conversation,
+    with_system,
+)
+from align.data.demonstrations import Reader, a_list, is_good
+from align.data.records import Dropped, Malformed, Message, Row, check_messages, check_text
+
+Prompt = Callable[[Mapping[str, Any]], list[Message]]
+Verdict = Callable[[Mapping[str, Any]], list[int]]
+
+_EARLIER = "transcripts differ before the last answer"
+_TURN_OF_HELPSTEER = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
+
+
+def ranked(row: Mapping[str, Any], prompt: list[Message], responses: Sequence[str], ranks: Sequence[int]) -> Row:
+    return {"prompt": with_system(row, prompt), "responses": list(responses), "ranks": list(ranks)}
+
+
+def ranks_of(scores: Sequence[float]) -> list[int]:
+    """Ranks by score: 1 for the highest, equal ones share."""
+    order = sorted(set(scores), reverse=True)
+    return [order.index(score) + 1 for score in scores]
+
+
+# -- a better answer and a worse one ---------------------------------------------------------------------------------
+
+
+def better_and_worse(asked: str, chosen: str = "chosen", rejected: str = "rejected") -> Reader:
+    """Read a prompt and two answers: texts, messages, or conversations that begin with the prompt.
+
+    Several answers on a side, as in RM-Bench and RewardBench 2, make one ranking: each chosen above each rejected.
+    """
+
+    def read(row: dict[str, Any]) -> Iterator[Row]:
+        prompt = prompt_in(row, asked)
+        sides = [_texts(row, name) for name in (chosen, rejected)]
+        if all(side is not None for side in sides):
+            good, bad = ([check_text(text, chosen) for text in side or []] for side in sides)
+            yield ranked(row, prompt, [*good, *bad], [1] * len(good) + [2] * len(bad))
+            return
+        yield _of_conversations(row, *(whole_conversation(prompt, turns_in(row, name)) for name in (chosen, rejected)))
+
+    return read
+
+
+def _texts(row: Mapping[str, Any], column: str) -> list[Any] | None:
+    """Several answers in one column; None where it holds one."""
+    value = from_json(row.get(column))
+    return value if isinstance(value, list) and value and not isinstance(value[0], dict) else None
+
+
+def whole_pairs(chosen: str, rejected: str) -> Reader:
+    """Read two conversations that differ in their last answer: transcripts (hh-rlhf) or messages (TRL)."""
+
+    def read(row: dict[str, Any]) -> Iterator[Row]:
+        good, bad = (_whole(row, name) for name in (chosen, rejected))
+        yield _of_conversations(row, good, bad)
+
+    return read
+
+
+def _whole(row: Mapping[str, Any], column: str) -> list[Message]:
+    value = from_json(row.get(column))
+    if not isinstance(value, list):
+        return check_messages(turns_of_transcript(value, column), column)
+    messages = messages_in(row, column)
+    if messages[-1]["role"] != "assistant":
+        raise Malformed(column, "expected the assistant last")
+    return messages
+
+
+def _of_conversations(row: Mapping[str, Any], chosen: list[Message], rejected: list[Message]) -> Row:
+    """The last answers as responses to what both conversations share."""
+    prompt, other = (
+        [{"role": m["role"], "content": m["content"]} | _calls(m) for m in messages[:-1]]
+        for messages in (chosen, rejected)
+    )
+    if prompt != other:
+        raise Dropped(_EARLIER)
+    if chosen[-1].get("tool_calls") or rejected[-1].get("tool_calls"):
+        raise Dropped("an answer that calls a tool")
+    return ranked(row, prompt, [chosen[-1]["content"], rejected[-1]["content"]], [1, 2])
+
+
+def _calls(message: Message) -> Message:
+    return {name: message[name] for name in ("tool_calls", "tool_call_id", "name") if name in message}
+
+
+# -- two answers and a verdict ---------------------------------------------------------------------------------------
+
+
+def two_answers(prompt: Prompt, first: str, second: str, verdict: Verdict) -> Reader:
+    """Read two answers in columns of their own and which one is better."""
+
+    def read(row: dict[str, Any]) -> Iterator[Row]:
+        ranks = verdict(row)
+        yield ranked(row, prompt(row), [check_text(row.get(name), name) for name in (first, second)], ranks)
+
+    return read
+
+
+def _first(is_first: bool) -> list[int]:
+    return [1, 2] if is_first else [2, 1]
+
+
+def which(column: str, first: float, second: float, tie: float | None = None) -> Verdict:
+    """Read a number that names the better answer; anything else is no preference."""
+
+    def read(row: Mapping[str, Any]) -> list[int]:
+        found = number(row.get(column))
+        if found is None or found not in (first, second, tie):
+            raise Dropped("no preference")
+        return [1, 1] if found == tie else _first(found == first)
+
+    return read
+
+
+def strength(column: str) -> Verdict:
+    """Read HelpSteer's -3 (the first is much better) to 3 (the second is); 0 is a tie."""
+
+    def read(row: Mapping[str, Any]) -> list[int]:
+        found = number(row.get(column))
+        if found is None or not -3 <= found <= 3:
+            raise Dropped("no preference")
+        return [1, 1] if found == 0 else _first(found < 0)
+
+    return read
+
+
+def letters(row: Mapping[str, Any]) -> list[int]:
+    """JudgeBench's A>B, B>A, and A=B for a tie."""
+    found = "".join(str(row.get("label")).split())
+    if found not in ("A>B", "B>A", "A=B", "B=A"):
+        raise Dropped("no preference")
+    return [1, 1] if "=" in found else _first(found == "A>B")
+
+
+def majority(row: Mapping[str, Any]) -> list[int]:
+    """PandaLM's three annotators, each 1, 2 or 0 for a tie: what two of them say."""
+    votes = [number(row.get(f"annotator{i}")) for i in (1, 2, 3)]
+    for i, vote in enumerate(votes, 1):
+        if vote not in (0, 1, 2):
+            raise Malformed(f"annotator{i}", f"expected 1, 2 or 0 for a tie, got {row.get(f'annotator{i}')!r}")
+    agreed = next((vote for vote in (0, 1, 2) if votes.count(vote) >= 2), None)
+    if agreed is None:
+        raise Dropped("no two annotators agree")
+    return [1, 1] if agreed == 0 else _first(agreed == 1)
+
+
+def asked_in(column: str) -> Prompt:
+    return lambda row: prompt_in(row, column)
+
+
+def asked_of_helpsteer(row: Mapping[str, Any]) -> list[Message]:
+    """HelpSteer writes earlier turns into the prompt, a marked line before each but the first."""
+    value = row.get("prompt")
+    if not isinstance(value, str) or "\n<extra_id_1>" not in value:
+        return prompt_in(row, "prompt")
+    first, *others = _TURN_OF_HELPSTEER.split(value)
+    turns = [{"role": who.lower(), "content": said} for who, said in zip(others[::2], others[1::2], strict=True)]
+    return [user(first), *turns]
+
+
+# -- several answers -------------------------------------------------------------------------------------------------
+
+
+def scored_completions(row: dict[str, Any]) -> Iterator[Row | Dropped]:
+    """UltraFeedback's original rows: completions with an overall score each."""
+    found = []
+    for i, completion in enumerate(a_list(from_json(row.get("completions")), "completions")):
+        if not isinstance(completion, dict):
+            raise Malformed(f"completions[{i}]", "expected an object with response and overall_score")
+        used = ("response", "overall_score")
+        skip(row, "completions", (name for name, value in completion.items() if name not in used and value is not None))
+        score = number(completion.get("overall_score"))
+        if score is None:
+            yield Dropped("a response without a score")
+        else:
+            found.append((check_text(completion.get("response"), f"completions[{i}].response"), score))
+    yield _by_score(row, prompt_in(row, "instruction"), found)
+
+
+def rated_generations(asked: str, rated: str) -> Reader:
+    """Read distilabel's lists of generations and of their ratings."""
+
+    def read(row: dict[str, Any]) -> Iterator[Row | Dropped]:
+        generations = a_list(from_json(row.get("generations")), "generations")
+        ratings = a_list(from_json(row.get(rated)), rated, len(generations))
+        found = []
+        for i, (text, rating) in enumerate(zip(generations, map(number, ratings), strict=True)):
+            if rating is None:
+                yield Dropped("a response without a score")
+            else:
+                found.append((check_text(text, f"generations[{i}]"), rating))
+        yield _by_score(row, prompt_in(row, asked), found)
+
+    return read
+
+
+def _by_score(row: Mapping[str, Any], prompt: list[Message], found: list[tuple[str, float]]) -> Row:
+    if len(found) < 2:
+        raise Dropped("fewer than two responses with a score")
+    return ranked(row, prompt, [text for text, _ in found], ranks_of([score for _, score in found]))
+
+
+def labelled_targets(row: dict[str, Any]) -> Iterator[Row]:
+    """HHH's choices: labels are 1 for a good one and 0 for the others."""
+    targets = row.get("targets")
+    if not isinstance(targets, dict):
+        raise Malformed("targets", "expected choices and labels")
+    skip(row, "targets", (name for name in targets if name not in ("choices", "labels")))
+    choices = [check_text(text, "targets.choices") for text in a_list(targets.get("choices"), "targets.choices")]
+    labels = list(map(number, a_list(targets.get("labels"), "targets.labels", len(choices))))
+    if any(label is None for label in labels) or len(labels) < 2:
+        raise Malformed("targets.labels", "expected a number for each of two choices or more")
+    yield ranked(row, prompt_in(row, "input"), choices, ranks_of([label or 0.0 for label in labels]))
+
+
+def given_ranks(row: dict[str, Any]) -> Iterator[Row]:
+    """Our own columns: `responses` and `ranks`. Columns besides them are kept."""
+    lists = {name: from_json(row.get(name)) for name in ("responses", "ranks")}
+    yield {**row, **lists, "prompt": with_system(row, prompt_in(row, "prompt"))}
+
+
+# -- an answer a row: rows that share a prompt are one ranking -------------------------------------------------------
+
+
+def labelled_answer(row: dict[str, Any]) -> tuple[str, Row]:
+    """KTO's row: an answer, and whether it is good."""
+    return _answer(row, prompt_in(row, "prompt"), "completion", 1.0 if is_good(row) else 0.0)
+
+
+def rated_answer(row: dict[str, Any]) -> tuple[str, Row]:
+    """HelpSteer's row: an answer and its attributes, of which helpfulness ranks it."""
+    score = number(row.get("helpfulness"))
+    if score is None:
+        raise Dropped("a response without a score")
+    return _answer(row, asked_of_helpsteer(row), "response", score)
+
+
+def _answer(row: Mapping[str, Any], prompt: list[Message], column: str, score: float) -> tuple[str, Row]:
+    turns = whole_conversation(prompt, turns_in(row, column))
+    *prompt, answer = with_system(row, turns)
+    return repr(prompt), {"prompt": prompt, "text": answer["content"], "score": score}
+
+
+def rank_labelled(answers: list[Row]) -> Iterator[Row | Dropped]:
+    if len({answer["score"] for answer in answers}) == 1:
+        raise Dropped(f"a prompt with {'good' if answers[0]['score'] else 'bad'} answers alone")
+    yield from _rank(answers)
+
+
+def rank_rated(answers: list[Row]) -> Iterator[Row | Dropped]:
+    if len(answers) == 1:
+        raise Dropped("the only response to its prompt")
+    yield from _rank(answers)
+
+
+def _rank(answers: list[Row]) -> Iterator[Row | Dropped]:
+    """One ranking, in an order that does not depend on that of the file."""
+    ordered = sorted({(-answer["score"], answer["text"]) for answer in answers})
+    for _ in range(len(answers) - len(ordered)):
+        yield Dropped("a response that is there twice")
+    ranks = ranks_of([-score for score, _ in ordered])
+    yield {"prompt": answers[0]["prompt"], "responses": [text for _, text in ordered], "ranks": ranks}

@@ -1,0 +1,228 @@
+"""From messages as people and data sets write them to those of a record: OpenAI's, ShareGPT's and transcripts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from align.data.columns import first_of, from_json, skip, truth
+from align.data.records import Dropped, Malformed, Message, Row, check_messages, check_text
+
+SYSTEM = ("system", "system_prompt")  # columns beside a conversation
+
+_OPENAI_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+_SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+}
+_WEIGHTS = ("weight", "train", "loss")  # OpenAI's, Axolotl's and ms-swift's names: whether a turn is learned
+_SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def messages_in(row: Mapping[str, Any], column: str) -> list[Message]:
+    """Read a column of messages, each with `role` and `content` or with `from` and `value`.
+
+    Raises:
+        Malformed: it holds no messages, or a role or a weight is unknown.
+        Dropped: a message has a part that is no text.
+    """
+    return check_messages(_messages(row, column), column)
+
+
+def _messages(row: Mapping[str, Any], column: str) -> Any:
+    """The messages in our terms, their turns not yet checked; what is no list of messages as it is."""
+    value = from_json(row.get(column))
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        return value
+    return [_message(row, column, i, message) for i, message in enumerate(value)]
+
+
+def _message(row: Mapping[str, Any], column: str, place: int, raw: dict[str, Any]) -> Message:
+    where = f"{column}[{place}]"
+    in_sharegpt = "from" in raw and raw.get("role") is None
+    names = ("from", "value") if in_sharegpt else ("role", "content")
+    roles = _SHAREGPT_ROLES if in_sharegpt else _OPENAI_ROLES
+    said = raw.get(names[0])
+    if not isinstance(said, str) or said not in roles:
+        allowed = ", ".join(roles)
+        raise Malformed(f"{where}.{names[0]}", f"expected one of {allowed}, got {json.dumps(said, default=str)}")
+    message: Message = {"role": roles[said], "content": raw.get(names[1])}
+    used = [*names]
+    if message["role"] == "assistant":
+        calls = raw.get("tool_calls")
+        if in_sharegpt and said == "function_call":
+            calls, message["content"] = message["content"], ""
+        if calls:
+            message["tool_calls"] = _calls(calls, f"{where}.{names[1] if said == 'function_call' else 'tool_calls'}")
+            message["content"] = message["content"] or ""
+        used += ["tool_calls", *_WEIGHTS]
+        if not _is_learned(raw, where):
+            message["weight"] = 0
+    if message["role"] == "tool":
+        used += ["tool_call_id", "name"]
+        message |= {name: raw[name] for name in ("tool_call_id", "name") if raw.get(name) is not None}
+    message["content"] = _text(message["content"], f"{where}.{names[1]}")
+    skip(row, column, (str(name) for name, value in raw.items() if name not in used and value is not None))
+    return message
+
+
+def _text(content: Any, where: str) -> str:
+    """A content that is text, or a list of parts that are."""
+    if not isinstance(content, list):
+        return check_text(content, where)
+    texts = []
+    for i, part in enumerate(content):
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+            raise Malformed(f"{where}[{i}]", "expected a part with a type")
+        if part["type"] not in ("text", "input_text", "output_text"):
+            raise Dropped("a message with a part that is no text")
+        texts.append(check_text(part.get("text"), f"{where}[{i}].text"))
+    return "".join(texts)
+
+
+def _is_learned(raw: dict[str, Any], where: str) -> bool:
+    for name in _WEIGHTS:
+        if raw.get(name) is None:
+            continue
+        learned = truth(raw[name])
+        if learned is None:
+            said = json.dumps(raw[name], default=str)
+            raise Malformed(f"{where}.{name}", f"expected 1 (the turn is learned) or 0 (it is not), got {said}")
+        if not learned:
+            return False
+    return True
+
+
+def _calls(value: Any, where: str) -> str:
+    """Calls of tools as JSON text, in the shape that chat templates take: `function` with `name` and `arguments`."""
+    if isinstance(value, str):
+        value = _json(value, where)
+    calls = []
+    for call in value if isinstance(value, list) else [value]:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise Malformed(where, "expected calls of tools, each with a name and arguments")
+        arguments = function.get("arguments", function.get("parameters"))
+        if isinstance(arguments, str):
+            arguments = _json(arguments, where)
+        made = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
+        calls.append({"id": call["id"], **made} if isinstance(call.get("id"), str) else made)
+    return json.dumps(calls)
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(where, f"expected JSON ({error})") from None
+
+
+def tools_in(row: Mapping[str, Any]) -> Row:
+    """{"tools": JSON text} where a row has tools; each as {"type": "function", "function": {...}}."""
+    if first_of(row, ("tools",)) is None:
+        return {}
+    tools = row.get("tools")
+    tools = _json(tools, "tools") if isinstance(tools, str) else tools
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise Malformed("tools", "expected a list of tools, or such a list as JSON text")
+    wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    return {"tools": json.dumps(wrapped)} if wrapped else {}
+
+
+def with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """The messages behind the system message that a row has in a column of its own."""
+    name = first_of(row, SYSTEM)
+    if name is None:
+        return messages
+    said = check_text(row.get(name), name)
+    own = [message["content"] for message in messages if message["role"] == "system"]
+    if not said.strip() or said in own:
+        return messages
+    if own:
+        raise Malformed(name, "expected no other system message than the one in the conversation")
+    return [{"role": "system", "content": said}, *messages]
+
+
+def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
+    """A prompt: messages, a transcript that ends where the assistant goes on, or what the user says."""
+    value = row.get(column)
+    if not isinstance(value, str | list):
+        raise Malformed(column, f"expected text or messages, got {type(value).__name__}")
+    if isinstance(value, list) or _is_messages(value):
+        return messages_in(row, column)
+    if value.startswith("\n\nHuman:") and value.rstrip().endswith("\n\nAssistant:"):
+        return turns_of_transcript(f"{value.rstrip()} ", column, answered=False)
+    return [user(value)]
+
+
+def _is_messages(text: str) -> bool:
+    """Whether a cell of a table holds messages as JSON text, and not what a user says that begins with a bracket."""
+    found = from_json(text)
+    return isinstance(found, list) and any(
+        isinstance(message, dict) and ("role" in message or "from" in message) for message in found
+    )
+
+
+def turns_of_transcript(transcript: Any, column: str, *, answered: bool = True) -> list[Message]:
+    """Turns of a text in hh-rlhf's manner; without `answered`, all but an assistant's turn that only begins."""
+    parts = _SPEAKER.split(check_text(transcript, column))
+    turns = [
+        {"role": _SPEAKERS[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+    if parts[0].strip() or len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise Malformed(column, 'expected "\\n\\nHuman: ...\\n\\nAssistant: ..."')
+    if any(a["role"] == b["role"] for a, b in itertools.pairwise(turns)):
+        raise Dropped("two turns of one speaker in a row")
+    return turns if answered else turns[:-1]
+
+
+def turns_in(row: Mapping[str, Any], column: str) -> list[Message]:
+    """What follows a prompt: text, or messages; where these begin with the prompt's, the whole conversation."""
+    value = row.get(column)
+    if isinstance(value, str) and not _is_messages(value):
+        return [assistant(check_text(value, column))]
+    messages = _messages(row, column)
+    if not isinstance(messages, list):
+        raise Malformed(column, "expected text or messages")
+    begins = isinstance(messages[0], dict) and messages[0].get("role") == "assistant" if messages else True
+    # An answer alone is checked behind a prompt, for no conversation begins with the assistant.
+    turns = check_messages([user(" "), *messages], column)[1:] if begins else check_messages(messages, column)
+    if not turns or turns[-1]["role"] != "assistant":
+        raise Malformed(column, "expected the assistant last")
+    return turns
+
+
+def whole_conversation(prompt: list[Message], turns: list[Message]) -> list[Message]:
+    """The prompt with the turns after it; the turns alone where they begin with the prompt themselves."""
+    if turns[0]["role"] == "assistant":
+        return [*prompt, *turns]
+    said = [message["content"].strip() for message in turns if message["role"] == "user"]
+    if prompt[-1]["content"].strip() not in said:
+        raise Dropped("the conversation holds another prompt")
+    return turns

@@ -1,0 +1,96 @@
+"""Layouts of demonstrations: conversations that end with the assistant's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from align.data.columns import from_json, truth
+from align.data.conversations import (
+    assistant,
+    messages_in,
+    prompt_in,
+    tools_in,
+    turns_in,
+    user,
+    whole_conversation,
+    with_system,
+)
+from align.data.records import Dropped, Malformed, Message, Row, check_text
+
+Reader = Callable[[dict[str, Any]], Iterator[Row | Dropped]]
+
+
+def conversation(column: str) -> Reader:
+    """Read a whole conversation from one column."""
+
+    def read(row: dict[str, Any]) -> Iterator[Row]:
+        yield {"messages": with_system(row, messages_in(row, column)), **tools_in(row)}
+
+    return read
+
+
+def asked_and_answered(asked: str, answered: str) -> Reader:
+    """Read what is asked from one column and the answer, or the turns from the answer on, from another."""
+
+    def read(row: dict[str, Any]) -> Iterator[Row]:
+        prompt = prompt_in(row, asked)
+        messages = whole_conversation(prompt, turns_in(row, answered))
+        yield {"messages": with_system(row, messages), **tools_in(row)}
+
+    return read
+
+
+def unpaired(row: dict[str, Any]) -> Iterator[Row]:
+    """KTO's rows, an answer each and whether it is a good one: the good ones."""
+    if not is_good(row):
+        raise Dropped("labelled as bad")
+    yield from asked_and_answered("prompt", "completion")(row)  # type: ignore[misc]
+
+
+def is_good(row: Mapping[str, Any]) -> bool:
+    good = truth(row.get("label"))
+    if row.get("label") in (None, ""):
+        raise Dropped("no label")
+    if good is None:
+        raise Malformed("label", "expected true or false")
+    return good
+
+
+def instruction(row: dict[str, Any]) -> Iterator[Row]:
+    """Alpaca's columns, Dolly's `context` and `response`, and LLaMA-Factory's `history` of earlier turns."""
+    answered = "response" if "response" in row and "output" not in row else "output"
+    answer = check_text(row.get(answered), answered)
+    messages = [*_history(row), *asked_with_input(row), assistant(answer)]
+    yield {"messages": with_system(row, messages), **tools_in(row)}
+
+
+def asked_with_input(row: Mapping[str, Any]) -> list[Message]:
+    """An instruction and what it is about, an empty line between them."""
+    asked = check_text(row.get("instruction"), "instruction")
+    column = "input" if "input" in row or "context" not in row else "context"
+    given = check_text(row.get(column) or "", column).strip()
+    return [user(f"{asked}\n\n{given}" if given else asked)]
+
+
+def _history(row: Mapping[str, Any]) -> Iterator[Message]:
+    if "history" not in row:
+        return
+    for pair in a_list(from_json(row.get("history")) or [], "history"):
+        for turn, said in zip((user, assistant), a_list(pair, "history", 2), strict=True):
+            yield turn(check_text(said, "history"))
+
+
+def a_list(value: Any, field: str, length: int | None = None) -> list[Any]:
+    if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
+        raise Malformed(field, "expected a list" + (f" of {length}" if length is not None else ""))
+    return list(value)
+
+
+def task_instances(row: dict[str, Any]) -> Iterator[Row]:
+    """self-instruct: one instruction with several inputs and outputs."""
+    asked = check_text(row.get("instruction"), "instruction")
+    for instance in a_list(row.get("instances") or [], "instances"):
+        if not isinstance(instance, dict):
+            raise Malformed("instances", "expected objects with input and output")
+        yield from instruction({**instance, "instruction": asked})

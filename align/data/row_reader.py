@@ -1,0 +1,220 @@
+"""Raw rows read as one record, with a count of every row and column that is left out."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from align.data.columns import Columns, counted, holds_something, respelled
+from align.data.files import RawRow, suffix_of
+from align.data.formats import GROUPED, SPELLINGS, infer_format, reader
+from align.data.records import Dropped, Malformed, Row, check_row, convert, digest
+from align.errors import ConfigError
+
+
+class Read(NamedTuple):
+    """A row of the wanted record.
+
+    Attributes:
+        split: the split that its file is, where that is known.
+        found: the row before it was converted; its split depends on it.
+        made: the row as the wanted record.
+    """
+
+    split: str | None
+    found: Row
+    made: Row
+
+
+class RowReader:
+    """Reads raw rows as one record.
+
+    Rows that make a record together wait in a temporary file until `joined` is called; memory then holds 16 bytes of a
+    key and a place for each.
+
+    Args:
+        record: what the rows become.
+        format: how a raw row is read; None: by its columns.
+        columns: record field -> the file's column, as a user gives them.
+        name: of the data set, for tasks that are written with it.
+        folder: for the temporary file.
+
+    Attributes:
+        dropped: reason -> rows, or parts of one, that were left out.
+        unused: column -> rows in which it holds something that is neither read nor kept.
+        unanswered: record -> rows of which only what is asked was kept.
+    """
+
+    def __init__(
+        self,
+        record: str,
+        format: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        name: str = "",
+        folder: Path | None = None,
+    ):
+        self.record, self.format, self.name = record, format, name
+        self.columns = dict(columns or {})
+        self.dropped: Counter[str] = Counter()
+        self.unused: Counter[str] = Counter()
+        self.unanswered: Counter[str] = Counter()
+        self._found_columns: set[str] = set()  # of `columns`, those that some row has
+        self._read_fields: set[str] = set()  # of `columns`, those that some format reads or keeps
+        self._respelled: dict[tuple[Any, ...], dict[str, str]] = {}
+        self._groups = _Groups(folder)
+
+    def read(self, raw: RawRow, split: str | None = None) -> Iterator[Read]:
+        """Yield the rows that a raw row makes by itself; one that makes a row with others waits for `joined`.
+
+        Raises:
+            Malformed: the raw row is of no format that can become the record, or not what its format says.
+            Dropped: it holds nothing to learn from.
+        """
+        if isinstance(raw.row, Malformed):
+            raise raw.row
+        row, spelled = self._named(raw.row)
+        name = self._format_of(raw.row, row)
+        if name in GROUPED:
+            key, piece = GROUPED[name].piece(row)
+            self._groups.add(f"{split}\n{name}\n{key}", (raw.where, split, name, piece))
+            self._count_columns(row, spelled, ())
+            return
+        record, read = reader(name, self.record)
+        path = Path(raw.where.rpartition(":")[0] or raw.where)
+        extra = {"group": path.name.partition(".")[0]} if self.record == "items" else {}
+        if suffix_of(Path(raw.where)) in (".txt", ".md"):
+            row.read.add("file")  # a text file's own name: no column of the user's
+        kept: set[str] = set()
+        for found in read(row):
+            if isinstance(found, Dropped):
+                self.dropped[str(found)] += 1
+                continue
+            named = {self._as_in_file(column, row, spelled): value for column, value in found.items()}
+            for each in self._made({**extra, **named}, record, split):
+                kept.update(each.made)
+                yield each
+        self._count_columns(row, spelled, kept)
+
+    def joined(self) -> Iterator[tuple[str, Iterator[Read]]]:
+        """Yield the rows that raw rows make together, a group at a time, with the place of the group's first row.
+
+        A group's iterator raises as `read` does.
+        """
+        for pieces in self._groups:
+            where, split, name, _ = pieces[0]
+            yield where, self._join(name, split, [piece for *_, piece in pieces])
+
+    def lines(self) -> list[str]:
+        """What to tell the user about columns."""
+        said = [f"columns not used: {counted(self.unused)}"] if self.unused else []
+        for record, count in self.unanswered.items():
+            what = "their answers" if record == "demonstrations" else "their responses and ranks"
+            said.append(f"prompts are what {count:,} {record} ask; {what} are not kept")
+        return said
+
+    def check_columns(self) -> None:
+        """Raise `ConfigError` where `columns` names a column that no row has, or a field that nothing reads."""
+        for field, column in self.columns.items():
+            if column not in self._found_columns:
+                raise ConfigError(f"columns.{field}: no row has a column {column!r}")
+            if field not in self._read_fields:
+                raise ConfigError(
+                    f"columns.{field}: nothing reads {field} from rows of these columns as {self.record}; "
+                    f"docs/data.md lists the columns of each layout"
+                )
+
+    # -- one row -------------------------------------------------------------------------------------------------
+
+    def _named(self, raw: Mapping[str, Any]) -> tuple[Columns, dict[str, str]]:
+        """A row under the names that readers ask for, and which of these stand for another name in the file."""
+        row = {name: value for name, value in raw.items() if name not in self.columns.values()}
+        displaced = [field for field in self.columns if holds_something(row.get(field))]
+        for field, column in self.columns.items():
+            if column in raw:
+                self._found_columns.add(column)
+                row[field] = raw[column]
+        names = tuple(row)
+        if names not in self._respelled:
+            # The format of a card, and of items and labelled rows, asks for columns as their sets spell them.
+            known = SPELLINGS if self.format is None and self.record not in ("items", "labelled") else {}
+            self._respelled[names] = respelled(names, known)
+        spelled = self._respelled[names]
+        values = {spelled.get(name, name): value for name, value in row.items()}
+        return Columns(values, skipped=set(displaced)), spelled
+
+    def _format_of(self, raw: Mapping[str, Any], row: Columns) -> str:
+        if self.format is not None:
+            return self.format
+        try:
+            return infer_format(dict(row), self.record)  # a copy: looking at a column here is not reading it
+        except Malformed:
+            for field, column in self.columns.items():
+                if column not in raw:
+                    has = ", ".join(map(str, raw)) or "none"
+                    raise Malformed("columns", f"{field}: no column {column!r}; the file has {has}") from None
+            raise
+
+    def _as_in_file(self, column: str, row: Columns, spelled: Mapping[str, str]) -> str:
+        """The name under which a column is kept: its own, unless a reader asked for it by another spelling."""
+        if column in row.read:
+            return column
+        return next((own for own, known in spelled.items() if known == column), column)
+
+    def _made(self, found: Row, record: str, split: str | None) -> Iterator[Read]:
+        try:
+            made = check_row(self.record, convert(found, record, self.record, self.name))
+        except Dropped as reason:
+            self.dropped[str(reason)] += 1
+        except ValueError as error:
+            raise Malformed("row", f"its columns make it one of {record}; {error}") from None
+        else:
+            if self.record == "prompts" and record != "prompts":
+                self.unanswered[record] += 1
+            if record == "demonstrations" and "tools" in found and "tools" not in made:
+                self.unused["tools"] += 1
+            yield Read(split, found, made)
+
+    def _join(self, name: str, split: str | None, pieces: list[Row]) -> Iterator[Read]:
+        for found in GROUPED[name].join(pieces):
+            if isinstance(found, Dropped):
+                self.dropped[str(found)] += 1
+            else:
+                yield from self._made(found, GROUPED[name].record, split)
+
+    def _count_columns(self, row: Columns, spelled: Mapping[str, str], kept: set[str] | tuple[()]) -> None:
+        own = {known: name for name, known in spelled.items()}
+        for name, value in row.items():
+            if name in row.read or own.get(name, name) in kept:
+                self._read_fields.add(name)
+            elif holds_something(value):
+                self.unused[str(self.columns.get(name) or own.get(name, name))] += 1
+        for name in row.skipped:
+            self.unused[name] += 1
+
+
+class _Groups:
+    """Pieces of rows by key, in a temporary file; memory holds where each of a key's pieces is."""
+
+    def __init__(self, folder: Path | None):
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+        self._places: dict[bytes, list[int]] = {}
+
+    def add(self, key: str, piece: Any) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  it is closed with this object
+        self._places.setdefault(digest(key)[:16], []).append(self._file.tell())
+        pickle.dump(piece, self._file, pickle.HIGHEST_PROTOCOL)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for places in self._places.values():
+            assert self._file is not None
+            pieces = []
+            for place in places:
+                self._file.seek(place)
+                pieces.append(pickle.load(self._file))
+            yield pieces

@@ -1,0 +1,833 @@
+"""Each layout that people have: a small file of it becomes the records, and no column of it is lost in silence."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from align.data.files import RawRow, read_file
+from align.data.records import Dropped, Malformed
+from align.data.row_reader import RowReader
+from align.errors import ConfigError
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **fields):
+    return {"role": "assistant", "content": text, **fields}
+
+
+def gpt(who, text):
+    return {"from": who, "value": text}
+
+
+def chat(*messages):
+    return {"messages": list(messages)}
+
+
+def asked(text):
+    return [user(text)]
+
+
+def ranking(prompt, *responses):
+    return {"prompt": prompt, "responses": [text for text, _ in responses], "ranks": [rank for _, rank in responses]}
+
+
+Q, A, B = "Can ducks swim?", "They can.", "No idea."
+QA = chat(user(Q), assistant(A))
+AB = ranking(asked(Q), (A, 1), (B, 2))
+BA = ranking(asked(Q), (A, 2), (B, 1))
+CALL = [{"type": "function", "function": {"name": "look", "arguments": {"at": "pond"}}}]
+TOOL = {"name": "look", "description": "Look.", "parameters": {}}
+TOOLS = json.dumps([{"type": "function", "function": TOOL}])
+TREE = {
+    "message_tree_id": "t1",
+    "tree_state": "done",
+    "prompt": {
+        "message_id": "m1", "role": "prompter", "text": Q, "lang": "en",
+        "replies": [
+            {"message_id": "m2", "role": "assistant", "text": B, "rank": 1, "replies": []},
+            {"message_id": "m3", "role": "assistant", "text": A, "rank": 0, "replies": [
+                {"message_id": "m4", "role": "prompter", "text": "Far?", "replies": [
+                    {"message_id": "m5", "role": "assistant", "text": "Very.", "rank": None, "replies": []}]}]},
+        ],
+    },
+}  # fmt: skip
+FLAT = [
+    {
+        "message_id": "m5",
+        "parent_id": "m4",
+        "message_tree_id": "t1",
+        "text": "Very.",
+        "role": "assistant",
+        "rank": None,
+    },
+    {"message_id": "m3", "parent_id": "m1", "message_tree_id": "t1", "text": A, "role": "assistant", "rank": 0.0},
+    {"message_id": "m1", "parent_id": None, "message_tree_id": "t1", "text": Q, "role": "prompter", "lang": "en"},
+    {"message_id": "m2", "parent_id": "m1", "message_tree_id": "t1", "text": B, "role": "assistant", "rank": 1.0},
+    {"message_id": "m4", "parent_id": "m3", "message_tree_id": "t1", "text": "Far?", "role": "prompter", "rank": None},
+    {
+        "message_id": "x2",
+        "parent_id": "x1",
+        "message_tree_id": "t2",
+        "text": "Lost.",
+        "role": "assistant",
+        "rank": None,
+    },
+]
+PATH = [user(Q), assistant(A), user("Far?"), assistant("Very.")]
+HH = "\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: Can ducks swim?\n\nAssistant:"
+HH_PROMPT = [user("Hi."), assistant("Hello."), user(Q)]
+
+# name: (record, raw rows, records, columns said to be unused, reasons of what was left out)
+LAYOUTS = {
+    # -- documents
+    "text": ("documents", [{"text": A, "id": 3}], [{"text": A}], {"id": 1}, {}),
+    "content": ("documents", [{"content": A}], [{"text": A}], {}, {}),
+    "document": ("documents", [{"document": A}], [{"text": A}], {}, {}),
+    "page_content": ("documents", [{"page_content": A, "metadata": {"a": 1}}], [{"text": A}], {"metadata": 1}, {}),
+    # -- demonstrations
+    "messages": (
+        "demonstrations",
+        [{"messages": [system("Be kind."), user(Q), assistant(A)], "id": "x"}],
+        [chat(system("Be kind."), user(Q), assistant(A))],
+        {"id": 1},
+        {},
+    ),
+    "messages in parts": (
+        "demonstrations",
+        [
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "Can ducks "}, {"type": "text", "text": "swim?"}],
+                    },
+                    assistant(A),
+                ]
+            },
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, assistant(A)]},
+        ],
+        [QA],
+        {},
+        {"a message with a part that is no text": 1},
+    ),
+    "messages with weights": (
+        "demonstrations",
+        [
+            {"messages": [user("Hi."), assistant("Hello.", weight=0), user(Q), assistant(A, weight=1)]},
+            {"messages": [user("Hi."), assistant("Hello.", train=False), user(Q), assistant(A, train=True)]},
+            {"messages": [user("Hi."), assistant("Hello.", loss=0.0), user(Q), assistant(A, loss=1.0)]},
+            {"messages": [user(Q), assistant(A, weight=0)]},
+        ],
+        [chat(user("Hi."), assistant("Hello.", weight=0), user(Q), assistant(A))] * 3,
+        {},
+        {"every answer has weight 0": 1},
+    ),
+    "messages with names": (
+        "demonstrations",
+        [{"messages": [{**user(Q), "name": "Ann", "id": None}, assistant(A)]}],
+        [QA],
+        {"messages[].name": 1},
+        {},
+    ),
+    "messages with tools": (
+        "demonstrations",
+        [
+            {
+                "messages": [
+                    user(Q),
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "tool_calls": [
+                            {
+                                "id": "c1",
+                                "type": "function",
+                                "function": {"name": "look", "arguments": '{"at": "pond"}'},
+                            }
+                        ],
+                    },
+                    {"role": "tool", "tool_call_id": "c1", "content": "ducks"},
+                    assistant(A),
+                ],
+                "tools": [TOOL],
+            }
+        ],
+        [
+            {
+                **chat(
+                    user(Q),
+                    assistant("", tool_calls=json.dumps([{"id": "c1", **CALL[0]}])),
+                    {"role": "tool", "content": "ducks", "tool_call_id": "c1"},
+                    assistant(A),
+                ),
+                "tools": TOOLS,
+            }
+        ],
+        {},
+        {},
+    ),
+    "messages beside a prompt, as UltraChat": (
+        "demonstrations",
+        [{"prompt": Q, "prompt_id": "7", "messages": [user(Q), assistant(A)]}],
+        [QA],
+        {"prompt": 1, "prompt_id": 1},
+        {},
+    ),
+    "messages and a system column": (
+        "demonstrations",
+        [{"system": "Be kind.", "messages": [user(Q), assistant(A)]}],
+        [chat(system("Be kind."), user(Q), assistant(A))],
+        {},
+        {},
+    ),
+    "ShareGPT": (
+        "demonstrations",
+        [
+            {"conversations": [gpt("system", "Be kind."), gpt("human", Q), gpt("gpt", A)], "id": "1"},
+            {"conversations": [gpt("human", Q), gpt("gpt", A)], "system": "Be kind."},
+        ],
+        [chat(system("Be kind."), user(Q), assistant(A))] * 2,
+        {"id": 1},
+        {},
+    ),
+    "ShareGPT with tools": (
+        "demonstrations",
+        [
+            {
+                "conversations": [
+                    gpt("human", Q),
+                    gpt("function_call", '{"name": "look", "arguments": {"at": "pond"}}'),
+                    gpt("observation", "ducks"),
+                    gpt("gpt", A),
+                ],
+                "tools": json.dumps([TOOL]),
+                "system": "",
+            },
+            {"conversations": [gpt("human", Q), gpt("gpt", "<call>"), gpt("tool", "ducks"), gpt("gpt", A)]},
+        ],
+        [
+            {
+                **chat(
+                    user(Q),
+                    assistant("", tool_calls=json.dumps(CALL)),
+                    {"role": "tool", "content": "ducks"},
+                    assistant(A),
+                ),
+                "tools": TOOLS,
+            },
+            chat(user(Q), assistant("<call>"), {"role": "tool", "content": "ducks"}, assistant(A)),
+        ],
+        {},
+        {},
+    ),
+    "Alpaca": (
+        "demonstrations",
+        [
+            {
+                "instruction": "Answer.",
+                "input": Q,
+                "output": A,
+                "text": "Below is ...",
+                "system": "Be kind.",
+                "history": [["Hi.", "Hello."]],
+            }
+        ],
+        [chat(system("Be kind."), user("Hi."), assistant("Hello."), user(f"Answer.\n\n{Q}"), assistant(A))],
+        {"text": 1},
+        {},
+    ),
+    "Dolly": (
+        "demonstrations",
+        [{"instruction": "Who?", "context": "Ann.", "response": A, "category": "qa"}] * 3,
+        [chat(user("Who?\n\nAnn."), assistant(A))] * 3,
+        {"category": 3},
+        {},
+    ),
+    "headers with capitals and spaces": (
+        "demonstrations",
+        [{"Instruction ": Q, "INPUT": "", " Output": A, "Some Notes": "x"}],
+        [QA],
+        {"Some Notes": 1},
+        {},
+    ),
+    "question, answer": ("demonstrations", [{"question": Q, "answer": A}], [QA], {}, {}),
+    "prompt, response": ("demonstrations", [{"prompt": Q, "response": A}], [QA], {}, {}),
+    "query, response": ("demonstrations", [{"query": Q, "response": A}], [QA], {}, {}),
+    "prompt, completion": (
+        "demonstrations",
+        [{"prompt": Q, "completion": A, "system": "Be kind."}],
+        [chat(system("Be kind."), user(Q), assistant(A))],
+        {},
+        {},
+    ),
+    "system_prompt, question, response": (
+        "demonstrations",
+        [{"id": 1, "system_prompt": "Be kind.", "question": Q, "response": A}],
+        [chat(system("Be kind."), user(Q), assistant(A))],
+        {"id": 1},
+        {},
+    ),
+    "KTO as demonstrations": (
+        "demonstrations",
+        [
+            {"prompt": Q, "completion": A, "label": True},
+            {"prompt": Q, "completion": B, "label": False},
+            {"prompt": Q, "completion": B, "label": "False"},
+            {"prompt": Q, "completion": B, "label": None},
+        ],
+        [QA],
+        {},
+        {"labelled as bad": 2, "no label": 1},
+    ),
+    "a label that is a user's own": (
+        "demonstrations",
+        [{"prompt": Q, "completion": A, "label": "birds"}],
+        [QA],
+        {"label": 1},
+        {},
+    ),
+    "OASST trees": (
+        "demonstrations",
+        [TREE],
+        [{**chat(*PATH), "message_tree_id": "t1"}],
+        {"tree_state": 1, "replies[].lang": 1},
+        {"a message beside the best-ranked path": 1},
+    ),
+    "OASST messages": (
+        "demonstrations",
+        FLAT,
+        [{**chat(*PATH), "message_tree_id": "t1"}],
+        {"lang": 1},
+        {
+            "a message beside the best-ranked path": 1,
+            "a message whose parent is not there": 1,
+            "a tree without its first message": 1,
+        },
+    ),
+    "self-instruct": (
+        "demonstrations",
+        [{"id": 1, "instruction": Q, "instances": [{"input": "", "output": A}]}],
+        [QA],
+        {"id": 1},
+        {},
+    ),
+    # -- comparisons
+    "explicit prompt": (
+        "comparisons",
+        [
+            {"prompt": Q, "chosen": A, "rejected": B},
+            {"prompt": asked(Q), "chosen": [assistant(A)], "rejected": [assistant(B)]},
+        ],
+        [AB] * 2,
+        {},
+        {},
+    ),
+    "explicit prompt, turns between": (
+        "comparisons",
+        [
+            {
+                "prompt": "Hi.",
+                "chosen": [assistant("Hello."), user(Q), assistant(A)],
+                "rejected": [assistant("Hello."), user(Q), assistant(B)],
+            },
+            {
+                "prompt": "Hi.",
+                "chosen": [assistant("Hello."), user(Q), assistant(A)],
+                "rejected": [assistant("What?"), user(Q), assistant(B)],
+            },
+        ],
+        [ranking(HH_PROMPT, (A, 1), (B, 2))],
+        {},
+        {"transcripts differ before the last answer": 1},
+    ),
+    "implicit prompt": (
+        "comparisons",
+        [
+            {"chosen": f"{HH} {A}", "rejected": f"{HH} {B}"},
+            {"chosen": [*HH_PROMPT, assistant(A)], "rejected": [*HH_PROMPT, assistant(B)]},
+        ],
+        [ranking(HH_PROMPT, (A, 1), (B, 2))] * 2,
+        {},
+        {},
+    ),
+    "a prompt that is a transcript": (
+        "comparisons",
+        [{"prompt": HH, "chosen": A, "rejected": B}],
+        [ranking(HH_PROMPT, (A, 1), (B, 2))],
+        {},
+        {},
+    ),
+    "Orca": (
+        "comparisons",
+        [
+            {"system": "Be kind.", "question": Q, "chosen": A, "rejected": B},
+            {"system": "", "question": Q, "chosen": A, "rejected": B},
+        ],
+        [ranking([system("Be kind."), user(Q)], (A, 1), (B, 2)), AB],
+        {},
+        {},
+    ),
+    "UltraFeedback, original": (
+        "comparisons",
+        [
+            {
+                "source": "s",
+                "instruction": Q,
+                "completions": [
+                    {"model": "m", "response": A, "overall_score": 8.5},
+                    {"model": "n", "response": B, "overall_score": 4},
+                    {"model": "o", "response": "Yes.", "overall_score": 8.5},
+                    {"model": "p", "response": "?", "overall_score": None},
+                ],
+            }
+        ],
+        [ranking(asked(Q), (A, 1), (B, 2), ("Yes.", 1))],
+        {"source": 1, "completions[].model": 1},
+        {"a response without a score": 1},
+    ),
+    "UltraFeedback, binarized": (
+        "comparisons",
+        [
+            {
+                "prompt": Q,
+                "prompt_id": "1",
+                "chosen": [user(Q), assistant(A)],
+                "rejected": [user(Q), assistant(B)],
+                "score_chosen": 8.0,
+                "score_rejected": 7.0,
+            }
+        ],
+        [AB],
+        {"prompt_id": 1, "score_chosen": 1, "score_rejected": 1},
+        {},
+    ),
+    "Argilla": (
+        "comparisons",
+        [
+            {
+                "instruction": Q,
+                "chosen_response": A,
+                "rejected_response": B,
+                "chosen_avg_rating": 5,
+                "rejected_avg_rating": 2,
+            }
+        ],
+        [AB],
+        {"chosen_avg_rating": 1, "rejected_avg_rating": 1},
+        {},
+    ),
+    "distilabel": (
+        "comparisons",
+        [
+            {"instruction": Q, "generations": [A, B], "ratings": [4, 2]},
+            {"input": Q, "generations": [A, B], "rating": [1.0, 5.0]},
+        ],
+        [AB, BA],
+        {},
+        {},
+    ),
+    "distilabel with pairs": (
+        "comparisons",
+        [{"system": "Be kind.", "input": Q, "chosen": A, "rejected": B, "generations": [A, B], "rating": [9, 8]}],
+        [ranking([system("Be kind."), user(Q)], (A, 1), (B, 2))],
+        {"generations": 1, "rating": 1},
+        {},
+    ),
+    "HelpSteer, pairs": (
+        "comparisons",
+        [{"prompt": Q, "response_1": A, "response_2": B, "preference_strength": strength} for strength in (-3, 1, 0)],
+        [AB, BA],
+        {},
+        {"all tied": 1},
+    ),
+    "HelpSteer, pairs in turns": (
+        "comparisons",
+        [
+            {
+                "prompt": f"Hi.\n<extra_id_1>Assistant\nHello.\n<extra_id_1>User\n{Q}",
+                "response_1": A,
+                "response_2": B,
+                "preference_strength": -1,
+            }
+        ],
+        [ranking(HH_PROMPT, (A, 1), (B, 2))],
+        {},
+        {},
+    ),
+    "HelpSteer, attributes": (
+        "comparisons",
+        [
+            {"prompt": Q, "response": B, "helpfulness": 1, "verbosity": 2},
+            {"prompt": "Why?", "response": B, "helpfulness": 1},
+            {"prompt": Q, "response": A, "helpfulness": 4, "verbosity": 2},
+        ],
+        [AB],
+        {"verbosity": 2},
+        {"the only response to its prompt": 1},
+    ),
+    "SHP": (
+        "comparisons",
+        [
+            {"history": Q, "human_ref_A": A, "human_ref_B": B, "labels": 1, "score_A": 5, "score_B": 2},
+            {"history": Q, "human_ref_A": A, "human_ref_B": B, "labels": 0},
+        ],
+        [AB, BA],
+        {"score_A": 1, "score_B": 1},
+        {},
+    ),
+    "K-wise": (
+        "comparisons",
+        [{"prompt": Q, "responses": [A, B, "Yes."], "ranks": [1, 2, 1], "mine": "kept"}],
+        [{**ranking(asked(Q), (A, 1), (B, 2), ("Yes.", 1)), "mine": "kept"}],
+        {},
+        {},
+    ),
+    "KTO": (
+        "comparisons",
+        [
+            {"prompt": Q, "completion": B, "label": False},
+            {"prompt": "Why?", "completion": B, "label": False},
+            {"prompt": Q, "completion": A, "label": True},
+            {"prompt": "How?", "completion": A, "label": "true"},
+            {"prompt": Q, "completion": "Yes.", "label": 1},
+        ],
+        [ranking(asked(Q), (A, 1), ("Yes.", 1), (B, 2))],
+        {},
+        {"a prompt with bad answers alone": 1, "a prompt with good answers alone": 1},
+    ),
+    "AlpacaEval": (
+        "comparisons",
+        [{"instruction": Q, "output_1": A, "output_2": B, "preference": p, "annotator": "x"} for p in (1, "2.0", 1.5)],
+        [AB, BA],
+        {"annotator": 2},
+        {"no preference": 1},
+    ),
+    "LLMBar": ("comparisons", [{"input": Q, "output_1": A, "output_2": B, "label": 1}], [AB], {}, {}),
+    "PandaLM": (
+        "comparisons",
+        [
+            {
+                "instruction": "Answer.",
+                "input": Q,
+                "response1": A,
+                "response2": B,
+                "annotator1": 1,
+                "annotator2": 2,
+                "annotator3": 1,
+            },
+            {
+                "instruction": Q,
+                "input": "",
+                "response1": A,
+                "response2": B,
+                "annotator1": 0,
+                "annotator2": 2,
+                "annotator3": 1,
+            },
+        ],
+        [ranking(asked(f"Answer.\n\n{Q}"), (A, 1), (B, 2))],
+        {},
+        {"no two annotators agree": 1},
+    ),
+    "Auto-J": (
+        "comparisons",
+        [{"scenario": "x", "prompt": Q, "response 1": A, "response 2": B, "label": v} for v in (0, 1, 2)],
+        [AB, BA],
+        {"scenario": 3},
+        {"all tied": 1},
+    ),
+    "HHH": ("comparisons", [{"input": Q, "targets": {"choices": [A, B], "labels": [0, 1]}}], [BA], {}, {}),
+    "HHH, as pairs": (
+        "comparisons",
+        [{"chosen_instruction": f"{HH} {A}", "rejected_instruction": f"{HH} {B}"}],
+        [ranking(HH_PROMPT, (A, 1), (B, 2))],
+        {},
+        {},
+    ),
+    "RM-Bench": (
+        "comparisons",
+        [{"id": 1, "prompt": Q, "chosen": [A, "Yes."], "rejected": [B, "No."], "domain": "x"}],
+        [ranking(asked(Q), (A, 1), ("Yes.", 1), (B, 2), ("No.", 2))],
+        {"id": 1, "domain": 1},
+        {},
+    ),
+    "RewardBench 2": (
+        "comparisons",
+        [
+            {
+                "id": 1,
+                "prompt": Q,
+                "chosen": [A],
+                "rejected": [B, "No."],
+                "num_correct": 1,
+                "num_incorrect": 2,
+                "subset": "x",
+            }
+        ],
+        [ranking(asked(Q), (A, 1), (B, 2), ("No.", 2))],
+        {"id": 1, "num_correct": 1, "num_incorrect": 1, "subset": 1},
+        {},
+    ),
+    "JudgeBench": (
+        "comparisons",
+        [{"question": Q, "response_A": A, "response_B": B, "label": v} for v in ("A>B", "B>A", "A=B")],
+        [AB, BA],
+        {},
+        {"all tied": 1},
+    ),
+    "OASST trees, ranked": (
+        "comparisons",
+        [TREE],
+        [{**AB, "message_tree_id": "t1"}],
+        {"tree_state": 1, "replies[].lang": 1},
+        {"an answer without a rank": 1},
+    ),
+    "OASST messages, ranked": (
+        "comparisons",
+        FLAT,
+        [{**AB, "message_tree_id": "t1"}],
+        {"lang": 1},
+        {
+            "an answer without a rank": 1,
+            "a message whose parent is not there": 1,
+            "a tree without its first message": 1,
+        },
+    ),
+    # -- prompts
+    "prompt": (
+        "prompts",
+        [{"prompt": Q, "answer": "yes", "system": "Be kind."}],
+        [{"prompt": [system("Be kind."), user(Q)], "answer": "yes", "system": "Be kind."}],
+        {},
+        {},
+    ),
+    "question": ("prompts", [{"question": Q, "answer": "yes"}], [{"prompt": asked(Q), "answer": "yes"}], {}, {}),
+    "prompts of demonstrations": (
+        "prompts",
+        [{"instruction": Q, "output": A, "id": 1}],
+        [{"prompt": asked(Q)}],
+        {"id": 1},
+        {},
+    ),
+    "prompts with a header of their own": (
+        "prompts",
+        [{" Prompt": Q, "Answer": "yes"}],
+        [{"prompt": asked(Q), "Answer": "yes"}],
+        {},
+        {},
+    ),
+}
+
+
+def read(rows, record, **options):
+    """The records that rows make, and the reader with its counts."""
+    reader = RowReader(record, **options)
+    found = []
+    attempts = [(None, reader.read(RawRow(f"a.jsonl:{i}", row))) for i, row in enumerate(rows, 1)]
+    for _ in range(2):
+        for _, each in attempts:
+            try:
+                found += [row.made for row in each]
+            except Dropped as reason:
+                reader.dropped[str(reason)] += 1
+        attempts = reader.joined()
+    return found, reader
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_is_read_as_the_records(name):
+    record, rows, expected, unused, dropped = LAYOUTS[name]
+    found, reader = read(rows, record)
+    assert found == expected
+    assert dict(reader.unused) == unused
+    assert dict(reader.dropped) == dropped
+
+
+SCALARS = (str, int, float, bool)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_column_said_to_be_unused_changes_nothing_and_every_other_one_matters(name):
+    """The identity behind the counts: used and unused are all there is, and each is called what it is."""
+    record, rows, expected, unused, _ = LAYOUTS[name]
+    columns = dict.fromkeys(column for row in rows for column, value in row.items() if value not in (None, "", [], {}))
+    for column in columns:
+        changed = [{**row, column: {"no": ["such", "value"]}} if row.get(column) is not None else row for row in rows]
+        try:
+            found, reader = read(changed, record)
+        except Malformed:
+            found = None
+        if column in unused:
+            assert found == expected, column
+        else:
+            assert found != expected or reader.dropped != read(rows, record)[1].dropped, column
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_column_of_nobody_is_counted(name):
+    """Records that keep a user's columns keep this one; of all others it is said, once for each row that was read."""
+    record, rows, expected, unused, _ = LAYOUTS[name]
+    found, reader = read([{**row, "zzz": "mine"} for row in rows], record)
+    kept = all(row.get("zzz") == "mine" for row in found)
+    assert kept or reader.unused["zzz"] > 0
+    assert [{k: v for k, v in row.items() if k != "zzz"} for row in found] == expected
+    del reader.unused["zzz"]
+    assert dict(reader.unused) == unused
+
+
+@pytest.mark.parametrize("name", ["Alpaca", "prompt, completion", "explicit prompt", "KTO", "AlpacaEval", "question"])
+def test_a_table_gives_the_records_of_the_rows(name, tmp_path):
+    """In a CSV file everything is text: numbers, truths, and lists as JSON."""
+    record, rows, expected, *_ = LAYOUTS[name]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(dict.fromkeys(column for row in rows for column in row)))
+        table.writeheader()
+        for row in rows:
+            table.writerow({c: json.dumps(v) if isinstance(v, list) else v for c, v in row.items()})
+    found, _ = read([raw.row for raw in read_file(tmp_path / "a.csv")], record)
+    assert found == expected
+
+
+# -- groups ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["KTO", "HelpSteer, attributes", "OASST messages", "OASST messages, ranked"])
+def test_rows_that_belong_together_may_be_in_any_order(name):
+    record, rows, expected, _, dropped = LAYOUTS[name]
+    found, reader = read(rows[::-1], record)
+    assert found == expected
+    assert dict(reader.dropped) == dropped
+
+
+def test_of_answers_without_ranks_the_same_one_is_taken_in_any_order():
+    asked, *others = ({"message_id": f"m{i}", "parent_id": "m0" if i else None, "message_tree_id": "t1", "text": f"{i}",
+                       "role": "assistant" if i else "prompter"} for i in range(4))  # fmt: skip
+    made = [read([*order, asked], "demonstrations")[0] for order in (others, others[::-1])]
+    assert made[0] == made[1] == [{**chat(user("0"), assistant("1")), "message_tree_id": "t1"}]
+
+
+def test_rows_of_two_splits_make_no_record_together():
+    reader = RowReader("comparisons")
+    for split, row in zip(("train", "test"), LAYOUTS["KTO"][1][:3:2], strict=True):
+        assert list(reader.read(RawRow("a.jsonl:1", row), split)) == []
+    for _, found in reader.joined():
+        with pytest.raises(Dropped, match=r"^a prompt with (good|bad) answers alone$"):
+            list(found)
+
+
+# -- columns= and what an error says ---------------------------------------------------------------------------------
+
+MINE = {"my_question": Q, "good": A, "bad": B, "prompt": "another"}
+COLUMNS = {"prompt": "my_question", "chosen": "good", "rejected": "bad"}
+
+
+def test_columns_name_the_file_s_own():
+    found, reader = read([MINE], "comparisons", columns=COLUMNS)
+    assert found == [AB]
+    assert dict(reader.unused) == {"prompt": 1}
+    reader.check_columns()
+
+
+def test_an_unused_column_is_called_as_in_the_file():
+    _, reader = read([{"Q": Q, "A": A, "Some Id": 1}], "demonstrations", columns={"question": "Q", "answer": "A"})
+    assert reader.lines() == ["columns not used: Some Id (1 row)"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {**COLUMNS, "chosen": "goood"},
+            "columns: chosen: no column 'goood'; the file has my_question, good, bad, prompt",
+        ),
+        ({**COLUMNS, "system": "sys"}, "columns.system: no row has a column 'sys'"),
+        (
+            {**COLUMNS, "sistem": "prompt"},
+            "columns.sistem: nothing reads sistem from rows of these columns as comparisons",
+        ),
+    ],
+)
+def test_columns_that_are_wrong_are_refused(columns, message):
+    with pytest.raises((Malformed, ConfigError)) as caught:
+        read([MINE], "comparisons", columns=columns)[1].check_columns()
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "knob"),
+    [
+        ("comparisons", {"my_question": Q, "good": A, "bad": B}, "{prompt: my_question, chosen: good, rejected: bad}"),
+        (
+            "comparisons",
+            {"worse_answer": B, "better_answer": A, "user query": Q},
+            '{prompt: "user query", chosen: better_answer, rejected: worse_answer}',
+        ),
+        ("demonstrations", {"ask": Q, "reply": A}, "{prompt: ask, completion: reply}"),
+        ("demonstrations", {"frage": Q, "answer_text": A, "n": 3}, "{prompt: frage, completion: answer_text}"),
+        ("prompts", {"task": Q}, "{prompt: task}"),
+        ("documents", {"body": A, "id": 1}, "{text: body}"),
+        ("comparisons", {"instruction": Q, "output": A}, "{prompt: instruction, chosen: COLUMN, rejected: COLUMN}"),
+    ],
+)
+def test_an_error_names_the_columns_to_give(record, row, knob):
+    """And where a guess was found for all, giving it reads the row."""
+    with pytest.raises(Malformed) as caught:
+        read([row], record)
+    said = str(caught.value)
+    assert said.startswith(f"columns: {record} need ")
+    assert f"; the file has {', '.join(row)}" in said
+    assert f"; give columns='{knob}'" in said
+    if "COLUMN" not in knob:
+        columns = dict(pair.replace('"', "").split(": ") for pair in knob[1:-1].split(", "))
+        found, _ = read([row], record, columns=columns)
+        assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "message"),
+    [
+        (
+            "demonstrations",
+            {"messages": [user(Q), assistant(A, weight=0.5)]},
+            "messages[1].weight: expected 1 (the turn is learned) or 0 (it is not), got 0.5",
+        ),
+        (
+            "demonstrations",
+            {"messages": [system("Be rude."), user(Q), assistant(A)], "system": "Be kind."},
+            "system: expected no other system message than the one in the conversation",
+        ),
+        (
+            "demonstrations",
+            {"conversations": [gpt("bot", Q), gpt("gpt", A)]},
+            "conversations[0].from: expected one of ",
+        ),
+        (
+            "demonstrations",
+            {"conversations": [gpt("human", Q), gpt("function_call", "look"), gpt("tool", "x"), gpt("gpt", A)]},
+            "conversations[1].value: expected JSON",
+        ),
+        ("demonstrations", {"messages": [user(Q), assistant(A)], "tools": "look"}, "tools: expected JSON"),
+        ("comparisons", {"prompt": Q, "completion": A, "response_1": B}, "columns: comparisons need "),
+    ],
+)
+def test_what_is_no_row_of_its_layout_is_named(record, row, message):
+    with pytest.raises(Malformed) as caught:
+        read([row], record)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_conversation_of_another_prompt_is_counted():
+    _, reader = read(
+        [{"prompt": "Why?", "chosen": [user(Q), assistant(A)], "rejected": [user(Q), assistant(B)]}], "comparisons"
+    )
+    assert dict(reader.dropped) == {"the conversation holds another prompt": 1}
