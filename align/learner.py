@@ -275,10 +275,10 @@ class Learner:
         return all(bool(torch.isfinite(x).all()) for x in (new, values, *taken))
 
 
-def _clip(gradients: Sequence[torch.Tensor], max_norm: float) -> torch.Tensor:
+def _clip(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
     """Scale gradients, in place, so that their global norm is at most `max_norm`; give the norm they had."""
     norm = torch.stack(torch._foreach_norm(gradients)).norm()
-    torch._foreach_mul_(list(gradients), (max_norm / norm.clamp(min=1e-30)).clamp(max=1.0))
+    torch._foreach_mul_(gradients, (max_norm / norm.clamp(min=1e-30)).clamp(max=1.0))
     return norm
 
 
