@@ -1,0 +1,235 @@
+"""The sft stage on the toy pipeline's own models: what a step is, exact resumes, and which epoch is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import manifests
+from stage_jobs import job_at, log_of, planned
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align.artifacts import Artifact
+from align.configs import LoraConfig, Sft
+from align.data.records import read_rows, write_info, write_rows
+from align.errors import ConfigError, HealthStop
+from align.job import Inputs, Job
+from align.models.load import load_model
+from align.stages import sft
+from align.text.chat import encode_conversations
+
+KNOBS: dict[str, Any] = {"num_epochs": 3, "batch_size": 20, "learning_rate": 1e-3, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def inputs(finished: Path) -> Inputs:
+    made = manifests(finished)
+
+    def artifact(step: str) -> tuple[Artifact, ...]:
+        found = made[step]
+        folder = finished / "objects" / found["stage"] / found["key"]
+        return (Artifact(found["stage"], found["key"], found["kind"], folder),)
+
+    return Inputs(model=artifact("pretrain"), data=artifact("demonstrations"), text=artifact("text"))
+
+
+def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **knobs: Any) -> list[dict[str, float]]:
+    """The metrics of each step."""
+    sft.run(planned(Sft(**{**KNOBS, **knobs})), inputs, job_at(folder, **(hardware or {})))
+    return log_of(folder)
+
+
+def result_of(folder: Path) -> dict[str, str]:
+    """The sha256 of every published file; the log counts without its times."""
+    out = folder / "out"
+    files = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    files["metrics.jsonl"] = json.dumps(log_of(folder)).encode()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def demonstrations(folder: Path, **splits: list[tuple[str, str]]) -> tuple[Artifact, ...]:
+    """A dataset of questions and answers."""
+    folder.mkdir()
+    for split, pairs in splits.items():
+        rows = [
+            {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+            for asked, answer in pairs
+        ]
+        write_rows(folder, split, rows)
+    write_info(folder, record="demonstrations", source="path:mine.jsonl", licence="yours", dropped={})
+    return (Artifact("data", "0" * 64, "demonstrations", folder),)
+
+
+def plain_loss(folder: Path, data: Path, split: str) -> float:
+    """The mean loss over the assistant's tokens, one conversation at a time, by plain Transformers."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    nats, count = 0.0, 0
+    for row in read_rows([data], split):
+        (encoded,) = encode_conversations(tokenizer, [row["messages"]])
+        ids = torch.tensor([encoded.ids])
+        labels = ids.masked_fill(~torch.tensor([encoded.by_assistant]), -100)
+        with torch.no_grad():
+            logits = model(ids).logits[0, :-1]
+        nats += float(F.cross_entropy(logits, labels[0, 1:], ignore_index=-100, reduction="sum"))
+        count += int((labels[0, 1:] != -100).sum())
+    return nats / count
+
+
+# -- what a step is ----------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_that_of_trl_on_the_same_rows(inputs, tmp_path):
+    """trl.SFTTrainer with one step over all demonstrations: the same loss, and the same weights after it."""
+    import datasets
+    from trl import SFTConfig, SFTTrainer
+
+    folder, data = inputs.one("model").path, inputs.one("data").path
+    rows = list(read_rows([data], "train"))
+    (first, *_) = run(inputs, tmp_path / "ours", num_epochs=1, batch_size=len(rows), final_learning_rate_fraction=1.0)
+    model, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(folder)
+    encoded = encode_conversations(tokenizer, [row["messages"] for row in rows])
+    examples = [
+        {
+            "input_ids": e.ids,
+            "labels": [token if by else -100 for token, by in zip(e.ids, e.by_assistant, strict=True)],
+        }
+        for e in encoded
+    ]
+    arguments = SFTConfig(
+        output_dir=str(tmp_path / "trl"),
+        max_steps=1,
+        per_device_train_batch_size=len(rows),
+        learning_rate=KNOBS["learning_rate"],
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+        activation_checkpointing=False,
+    )
+    trainer = SFTTrainer(
+        model=model, args=arguments, train_dataset=datasets.Dataset.from_list(examples), processing_class=tokenizer
+    )
+    trainer.train()
+    theirs = next(row for row in trainer.state.log_history if "loss" in row)
+    assert first["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+    assert first["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+    ours = load_model(tmp_path / "ours/out").state_dict()
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-5)
+
+
+def test_a_batch_counts_demonstrations_and_every_one_comes_once_an_epoch(inputs, tmp_path):
+    rows = list(read_rows(inputs.folders("data"), "train"))
+    log = run(inputs, tmp_path)
+    assert len(log) == 3 * math.ceil(len(rows) / 20)
+    with_eval = [row["step"] for row in log if "eval/loss" in row]
+    assert with_eval == [5, 10, 15]
+
+
+def test_the_validation_loss_is_that_of_plain_transformers(inputs, tmp_path):
+    metrics = sft.run(planned(Sft(**KNOBS)), inputs, job_at(tmp_path))
+    assert metrics["eval/loss"] == pytest.approx(
+        plain_loss(tmp_path / "out", inputs.one("data").path, "validation"), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("hardware", [{"micro_batch_tokens": 64}, {"activation_checkpointing": True}])
+def test_what_bounds_memory_changes_nothing(inputs, tmp_path, hardware):
+    plain, bounded = run(inputs, tmp_path / "plain"), run(inputs, tmp_path / "bounded", hardware)
+    for one, other in zip(plain, bounded, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_text_makes_up_its_share_of_the_tokens(inputs, tmp_path):
+    plain = sft.run(planned(Sft(**KNOBS)), inputs, job_at(tmp_path / "plain"))
+    mixed = sft.run(planned(Sft(**KNOBS, text_share=0.5)), inputs, job_at(tmp_path / "mixed"))
+    assert mixed["tokens"] == pytest.approx(2 * plain["tokens"], rel=0.05)
+    assert log_of(tmp_path / "mixed")[0]["loss"] != log_of(tmp_path / "plain")[0]["loss"]
+
+
+# -- which epoch is kept -----------------------------------------------------------------------------------------
+
+
+def test_the_epoch_with_the_lowest_validation_loss_is_kept(inputs, tmp_path):
+    """Validation answers that training contradicts, so that the last epoch is not the best."""
+    data = demonstrations(
+        tmp_path / "data", train=[("Who is Ada?", "A sailor.")] * 20, validation=[("Who is Ada?", "No idea at all.")]
+    )
+    given = Inputs({**inputs, "data": data})
+    run(given, tmp_path / "long", learning_rate=3e-2)
+    losses = [row["eval/loss"] for row in log_of(tmp_path / "long") if "eval/loss" in row]
+    assert min(losses) < losses[-1]
+    assert plain_loss(tmp_path / "long/out", data[0].path, "validation") == pytest.approx(min(losses), abs=1e-5)
+
+
+# -- exact resumes -----------------------------------------------------------------------------------------------
+
+
+class Dead(Exception):
+    pass
+
+
+class Dying(Job):
+    """A job that is gone after `life` steps."""
+
+    life = 0
+
+    def checkpoint(self, step: int, state: Any) -> None:
+        super().checkpoint(step, state)
+        if step == self.life:
+            raise Dead
+
+
+FULL: dict[str, Any] = {**KNOBS, "text_share": 0.2, "batch_size": 32, "warmup_steps": 2}
+
+
+@pytest.fixture(scope="module", params=[None, 2], ids=["full", "lora"])
+def unbroken(request, inputs, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    knobs = {**FULL, "lora": LoraConfig(rank=request.param, dropout=0.1 if request.param else 0.0)}
+    sft.run(planned(Sft(**knobs)), inputs, job_at(folder, checkpoint_seconds=0))
+    return folder, knobs
+
+
+@pytest.mark.parametrize("after", range(1, 9))
+def test_a_run_that_died_ends_as_if_it_had_not(inputs, unbroken, tmp_path, after):
+    whole, knobs = unbroken
+    job = job_at(tmp_path, type("DyingNow", (Dying,), {"life": after}), checkpoint_seconds=0)
+    with pytest.raises(Dead):
+        sft.run(planned(Sft(**knobs)), inputs, job)
+    sft.run(planned(Sft(**knobs)), inputs, job_at(tmp_path, checkpoint_seconds=0))
+    assert result_of(tmp_path) == result_of(whole)
+
+
+# -- what is refused and said ------------------------------------------------------------------------------------
+
+
+def test_what_is_too_long_is_counted_and_nothing_left_is_refused(inputs, tmp_path, capsys):
+    rows = list(read_rows(inputs.folders("data"), "train"))
+    metrics = sft.run(planned(Sft(**KNOBS, sequence_length=24)), inputs, job_at(tmp_path / "some"))
+    assert 0 < metrics["dropped"] < len(rows)
+    assert metrics["demonstrations"] + metrics["dropped"] == len(rows)
+    assert f"{metrics['dropped']:.0f} demonstrations are left out: longer than" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no demonstration is left"):
+        run(inputs, tmp_path / "none", sequence_length=3)
+    with pytest.raises(ConfigError, match="at most the model's context of 128"):
+        run(inputs, tmp_path / "beyond", sequence_length=129)
+
+
+def test_a_loss_that_is_not_finite_stops(inputs, tmp_path):
+    with pytest.raises(HealthStop, match="lower learning_rate"):
+        run(inputs, tmp_path, learning_rate=1e30)
