@@ -36,7 +36,9 @@ from align.implied import add_implied_steps, expected_kind, refs_of
 from align.versions import packages
 from align.vocabularies import differ, tokenizer_file
 
-_ITEMS = 2  # what is made of a row of a task; 2: its answer context, and whether it only leans to a side
+# What is made of a row of a task. 2: its answer context, and whether it only leans to a side. 3: LLM Foundry's rows and
+# GPT-3's arithmetic are asked as lm-eval asks them.
+_ITEMS = 3
 
 
 @dataclass(frozen=True)

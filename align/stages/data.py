@@ -10,10 +10,9 @@ import contextlib
 import errno
 import itertools
 import os
-import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +21,8 @@ from align.configs import Data
 from align.data import smallworld
 from align.data.cards import DataCard, Source, resolve
 from align.data.files import RawRow, read_file
-from align.data.formats import infer_format, reader
+from align.data.formats import FORMATS, infer_format, reader
+from align.data.labelled import columns_without_header
 from align.data.records import (
     SPLITS,
     Dropped,
@@ -42,6 +42,7 @@ from align.errors import ConfigError, StoreError
 from align.job import Inputs, Job, Metrics
 
 _SHOWN_ERRORS = 20
+_SHOWN_FILES = 3
 _TOLD_EVERY = 1000  # rows
 _IN_MEMORY = 2**27  # bytes of rows; what is more goes through a file
 _SHARED = "also in a held-out split"
@@ -77,7 +78,7 @@ def check_rows(cfg: Data, data_root: str | None) -> None:
     """Read every row of a data step and raise what `run` would; for `align plan check_data=true`."""
     source = resolve(cfg.source, data_root, None)
     if not source.card.generator:
-        for _ in _records(_raw_rows(source), cfg, source, Counter()):
+        for _ in _records(_raw_rows(source, cfg.record), cfg, source, Counter()):
             pass  # nothing is kept; what is wrong with some is raised behind the last
 
 
@@ -130,8 +131,9 @@ class _Rows:
 def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, dropped: Counter[str]) -> dict[str, _Rows]:
     """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
     count, any_given = 0, False
+    rows = _raw_rows(source, cfg.record, job.info)
     with job.progress(None, "rows read") as advance:
-        for given, whole, made in _records(_watched(_raw_rows(source), advance), cfg, source, dropped):
+        for given, whole, made in _records(_watched(rows, advance), cfg, source, dropped):
             split = given or _split(cfg, source.card, whole)
             for row in made:
                 sorter.add(split, row)
@@ -229,28 +231,46 @@ def _alike(errors: list[str]) -> bool:
     return len({error.partition(": ")[2] for error in errors}) == 1
 
 
-def _raw_rows(source: Source) -> Iterator[tuple[str | None, RawRow]]:
-    """Rows, each with the split that its file is, where that is known."""
+def _raw_rows(
+    source: Source, record: str, say: Callable[[str], None] = lambda note: None
+) -> Iterator[tuple[str | None, RawRow]]:
+    """Yield rows, each with the split that its file is, where that is known; what is unusual is reported."""
     if not source.files:
         from align.data.hub import read_hub
 
         yield from ((None, raw) for raw in read_hub(source.card))
-    named = {path: _named_split(path) for path in source.files} if source.is_local_path else {}
-    if any(named.values()) and not all(named.values()):
-        odd = next(path.name for path, split in named.items() if split is None)
-        raise ConfigError(
-            f"{source.root}: {odd} is named as no split, and other files are; rename it to train, validation (dev, "
-            f"val, valid) or test, or take it away"
-        )
-    for path in source.files:
-        split = named[path] if source.is_local_path else source.split_of(path)
-        yield from ((split, raw) for raw in read_file(path))
+        return
+    splits = _file_splits(source, record)
+    for note in _what_is_read(source, splits):
+        say(note)
+    labelled = record == "labelled" or FORMATS.get(source.card.format or "", ("",))[0] == "labelled"
+    for path, split in splits.items():
+        for raw in read_file(path, say, text_tables=labelled, columns_of=columns_without_header):
+            yield split, raw
 
 
-def _named_split(path: Path) -> str | None:
-    """The split that the name of a user's file says: train.jsonl, dev.csv, test-00000-of-00002.parquet."""
-    name = re.fullmatch(r"(train|validation|valid|val|dev|test)([-_]\d.*)?", path.name.partition(".")[0])
-    return None if name is None else {"train": "train", "test": "test"}.get(name[1], "validation")
+def _file_splits(source: Source, record: str) -> dict[Path, str | None]:
+    """The split of each file. Items of a user's validation files are test where no file is: all items are to be scored."""
+    splits = source.file_splits()
+    if record == "items" and source.is_local_path and "test" not in splits.values():
+        splits = {path: "test" if split == "validation" else split for path, split in splits.items()}
+    return splits
+
+
+def _what_is_read(source: Source, splits: dict[Path, str | None]) -> Iterator[str]:
+    """A line for each split that files are by their names, and one of the files that hold no rows."""
+    for split in SPLITS:
+        files = [path for path, its in splits.items() if its == split]
+        if files:
+            yield f"{split}: {_listed(files, source.root)}"
+    if source.left_out:
+        yield f"not read: {_listed(source.left_out, source.root)}"
+
+
+def _listed(paths: Sequence[Path], root: Path | None) -> str:
+    names = [str(path.relative_to(root or path.anchor)) for path in paths]
+    more = f" and {len(names) - _SHOWN_FILES:,} more" if len(names) > _SHOWN_FILES else ""
+    return ", ".join(names[:_SHOWN_FILES]) + more
 
 
 def _kept(raw: RawRow, cfg: Data, card: DataCard, dropped: Counter[str]) -> Iterator[tuple[Row, list[Row]]]:
