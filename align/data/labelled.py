@@ -18,14 +18,12 @@ _PAIRS = (
     ("passage", "question"),
     ("sentence", "question"),
     ("#1 String", "#2 String"),  # MRPC
-    ("t", "h"),  # RTE 1 to 3: text and hypothesis
 )
 _SINGLES = ("sentence", "text")
-# MRPC, QQP, and RTE 1 and 2 or 3 in XML have names of their own for the label.
-_LABELS = ("gold_label", "label", "answer", "score", "Quality", "is_duplicate", "value", "entailment")
+_LABELS = ("gold_label", "label", "answer", "score", "Quality", "is_duplicate")  # the last two: MRPC and QQP
 # Columns of GLUE's files that are neither a text nor a label. Its test files have one and no label.
 _OTHERS = {
-    *("index", "idx", "id", "pairID", "promptID", "qid1", "qid2", "#1 ID", "#2 ID", "task", "length"),
+    *("index", "idx", "id", "pairID", "promptID", "qid1", "qid2", "#1 ID", "#2 ID"),
     *("genre", "filename", "year", "old_index", "source1", "source2", "captionID"),
     *(f"sentence{i}{parse}" for i in (1, 2) for parse in ("_parse", "_binary_parse")),
 }
@@ -145,6 +143,24 @@ def query_choices(row: dict[str, Any]) -> Iterator[Row]:
     yield found
 
 
+_RTE = {
+    **dict.fromkeys(("TRUE", "YES", "ENTAILMENT"), "entailment"),
+    **dict.fromkeys(("FALSE", "NO", "UNKNOWN", "CONTRADICTION"), "not_entailment"),
+}
+
+
+def rte_pairs(row: dict[str, Any]) -> Iterator[Row]:
+    """RTE 1 to 3: a text and a hypothesis. Three vocabularies of labels become the two classes of GLUE's RTE."""
+    texts = [check_text(row.get(name), name) for name in ("t", "h")]
+    name = next((name for name in ("value", "entailment") if row.get(name)), None)
+    if name is None:  # a test file for participants
+        raise Dropped("no label")
+    label = _RTE.get(check_text(row[name], name).strip().upper())
+    if label is None:
+        raise Malformed(name, f"expected one of {', '.join(_RTE)}, got {row[name]!r}")
+    yield {"texts": texts, "label": label}
+
+
 def sick_entailment(row: dict[str, Any]) -> Iterator[Row]:
     """SICK's pairs, of which the first entails the second, contradicts it, or neither."""
     label = row.get("entailment_judgment", row.get("label"))
@@ -168,6 +184,7 @@ LABELLED: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "commonsense_qa": labelled_choices,
     "sick_entailment": sick_entailment,
     "sick_relatedness": sick_relatedness,
+    "rte_pairs": rte_pairs,
 }
 
 
@@ -177,6 +194,8 @@ def infer_labelled(row: dict[str, Any]) -> str:
         return "labelled"
     if {"query", "choices", "gold"} <= row.keys():
         return "query_choices"
+    if {"t", "h"} <= row.keys():
+        return "rte_pairs"
     asked = any(row.keys() >= set(names) for names in _ASKED)
     if asked and (any(name in row for name in _CHOICES) or isinstance(row.get("question"), dict)):
         return "labelled_choices"

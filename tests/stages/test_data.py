@@ -364,7 +364,7 @@ def test_files_named_after_a_split_are_that_split(here, name):
     assert {split: len(rows) for split, rows in splits(here).items()} == {"train": 20, "validation": 5}
 
 
-@pytest.mark.parametrize("name", ["tset", "training", "trains"])
+@pytest.mark.parametrize("name", ["tset", "trial", "trains"])
 def test_a_file_that_is_no_split_among_files_that_are_is_refused(here, capsys, name):
     (here / "mine").mkdir()
     for file in ("train", name):
