@@ -23,7 +23,7 @@ from align.artifacts import digest_of, sha256_file, write_json
 from align.data.files import PACKED, SUFFIXES, TEXTS, suffix_of
 from align.data.formats import FORMATS
 from align.data.records import source_name
-from align.data.split_names import splits_of_names
+from align.data.split_names import is_split_word, splits_of_names
 from align.errors import ConfigError
 
 _HERE = Path(__file__).resolve().parent
@@ -333,7 +333,8 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
         raise ConfigError(
             f"{source}: expected a file ending in {', '.join(SUFFIXES)} (or that and {', '.join(PACKED)})"
         )
-    root = path if path.is_dir() else path.parent
+    # A folder that is called `test` is a name that counts: what is in it must not become training rows.
+    root = path if path.is_dir() and not is_split_word(path.name) else path.parent
     names = [p.relative_to(root).as_posix() for p in files]
     digests = file_digests(files, store)
     card = DataCard(name=source_name(source), licence="yours")

@@ -104,7 +104,7 @@ def read_file(
     except Malformed as problem:
         yield RawRow(str(path), problem)
     except UnicodeDecodeError as error:
-        yield RawRow(str(path), Malformed("file", f"expected {error.encoding} text ({error.reason})"))
+        yield RawRow(str(path), Malformed("file", f"expected {error.encoding.upper()} text ({error.reason})"))
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         yield RawRow(str(path), Malformed("file", f"expected {suffix[1:]}, whole ({error})"))
 

@@ -239,7 +239,7 @@ def gpt3_arithmetic(row: dict[str, Any]) -> Iterator[Row]:
 
 _SIQA = re.compile(r"Context: (.+)\nQuestion: (.+)\nChoices:\n((?:[A-C]\. .+\n)+)Answer:")
 _LETTERED = re.compile(r"(Question: .+\n)Choices:\n((?:[A-Z]\. .+\n)+Answer:)")
-_COPA = re.compile(r"(.+?),? (because|therefore)")
+_COPA = re.compile(r"(.+), (because|therefore)")
 
 
 def query_choices(row: dict[str, Any]) -> Iterator[Row]:
@@ -263,7 +263,7 @@ def query_choices(row: dict[str, Any]) -> Iterator[Row]:
         if len(answers) != len(choices):
             raise Malformed("query", f"expected as many choices as there are, {len(choices)}, got {len(answers)}")
         yield _choice(f"Q: {siqa[1]} {siqa[2]}\nA:", answers, right)
-    elif copa := _COPA.fullmatch(query):
+    elif (copa := _COPA.fullmatch(query)) and len(choices) == 2:  # some of OpenBookQA's end so, with four choices
         yield _choice(f"{copa[1]} {copa[2]}", [f" {choice}" for choice in choices], right)
     elif lettered := _LETTERED.fullmatch(query):
         yield _choice(lettered[1] + lettered[2], choices, right)

@@ -57,6 +57,11 @@ def splits_of_names(root: PurePath, paths: Sequence[PurePath]) -> list[str | Non
     return splits
 
 
+def is_split_word(name: str) -> bool:
+    """True for a name that is a word for a split and nothing else, as a folder `test` has."""
+    return name.lower() in _WORDS
+
+
 def _words(name: str) -> set[str]:
     """The splits that the words of a name stand for."""
     words = re.findall("[a-z]+", re.sub("held[-_ ]out", "heldout", name.lower()))

@@ -281,10 +281,17 @@ RAW = {
 }
 
 
-@pytest.mark.parametrize("query", ["He said", "So: question?", "Question: so?\nAnswer:", "The Question: so?", "a ", "Q\n"])
-def test_a_query_that_needs_no_words_of_lm_eval_is_asked_as_it_is(query):
+@pytest.mark.parametrize(
+    "query", ["He said", "So: question?", "Question: so?\nAnswer:", "The Question: so?", "a ", "Q\n", "It is because"]
+)
+def test_a_query_that_lacks_none_of_lm_eval_s_words_is_asked_as_it_is(query):
     (row,) = FORMATS["query_choices"][1]({"query": query, "choices": ["x", "y"], "gold": 0})
     assert row == item([query] * 2, [" x", " y"], [1, 0])
+
+
+def test_a_question_with_four_choices_that_ends_in_because_is_not_of_copa():
+    (row,) = FORMATS["query_choices"][1]({"query": "He ran, because", "choices": list("wxyz"), "gold": 0})
+    assert row == item(["He ran, because"] * 4, [" w", " x", " y", " z"], [1, 0, 0, 0])
 
 
 @pytest.mark.parametrize("name", RAW)
