@@ -20,11 +20,11 @@ import json
 import lzma
 import re
 import sys
-import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+from xml.etree import ElementTree
 
 from align.data.records import Malformed, read_parquet
 
@@ -81,32 +81,33 @@ def read_file(
     suffix = suffix_of(path)
     if suffix == ".txt" and text_tables:
         suffix = ".tsv"
+    binary = {".parquet": _parquet, ".arrow": _arrow, ".xml": _pairs}
     try:
-        if suffix == ".parquet":
-            yield from _parquet(path)
-        elif suffix == ".arrow":
-            yield from _arrow(path)
-        elif suffix == ".xml":
-            yield from _pairs(path)
+        if suffix in binary:
+            yield from binary[suffix](path)
         else:
             text = _Text(path, _encoding(path, say))
-            if suffix == ".jsonl":
-                yield from _json_lines(text, say)
-            elif suffix == ".json":
-                yield from _json(text, say)
-            elif suffix == ".csv":
-                yield from _rows_under_header(path, _csv_records(text, say), say, columns_of)
-            elif suffix == ".tsv":
-                yield from _rows_under_header(path, _tsv_records(text, say), say, columns_of)
-            else:
-                with text.open() as file:
-                    yield RawRow(str(path), {"text": file.read(), "file": path.name})
+            yield from _text_rows(text, suffix, say, columns_of)
     except Malformed as problem:
         yield RawRow(str(path), problem)
     except UnicodeDecodeError as error:
         yield RawRow(str(path), Malformed("file", f"expected {error.encoding.upper()} text ({error.reason})"))
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         yield RawRow(str(path), Malformed("file", f"expected {suffix[1:]}, whole ({error})"))
+
+
+def _text_rows(text: _Text, suffix: str, say: Say, columns_of: ColumnsOf) -> Iterator[RawRow]:
+    if suffix == ".jsonl":
+        yield from _json_lines(text, say)
+    elif suffix == ".json":
+        yield from _json(text, say)
+    elif suffix == ".csv":
+        yield from _rows_under_header(text.path, _csv_records(text, say), say, columns_of)
+    elif suffix == ".tsv":
+        yield from _rows_under_header(text.path, _tsv_records(text, say), say, columns_of)
+    else:
+        with text.open() as file:
+            yield RawRow(str(text.path), {"text": file.read(), "file": text.path.name})
 
 
 # -- bytes and characters ----------------------------------------------------------------------------------------
@@ -159,7 +160,9 @@ def _encoding(path: Path, say: Say) -> str:
                 return encoding
         head = block[:1000]
         if 4 * head.count(0) > len(head):
-            raise Malformed("file", "expected UTF-8 text, got zero bytes, as UTF-16 without its mark has; save it as UTF-8")
+            raise Malformed(
+                "file", "expected UTF-8 text, got zero bytes, as UTF-16 without its mark has; save it as UTF-8"
+            )
         try:
             while block:
                 decoder.decode(block)
@@ -296,9 +299,7 @@ def _encloses_cells(lines: Iterable[str]) -> bool:
     return found and not record
 
 
-def _rows_under_header(
-    path: Path, records: Iterator[_Record], say: Say, columns_of: ColumnsOf
-) -> Iterator[RawRow]:
+def _rows_under_header(path: Path, records: Iterator[_Record], say: Say, columns_of: ColumnsOf) -> Iterator[RawRow]:
     first = next(records, None)
     if first is None:
         return
@@ -403,10 +404,13 @@ def _as_no_list(value: Any) -> str:
 
 def _listed(path: Path, rows: list[Any]) -> Iterator[RawRow]:
     for number, row in enumerate(rows):
-        if isinstance(row, str):
-            row = {"text": row}
-        good = isinstance(row, dict)
-        yield RawRow(f"{path}[{number}]", row if good else Malformed("row", "expected an object"))
+        where = f"{path}[{number}]"
+        if isinstance(row, dict):
+            yield RawRow(where, row)
+        elif isinstance(row, str):
+            yield RawRow(where, {"text": row})
+        else:
+            yield RawRow(where, Malformed("row", "expected an object"))
 
 
 def _object(line: str) -> dict[str, Any] | Malformed:

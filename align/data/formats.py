@@ -243,14 +243,14 @@ _COPA = re.compile(r"(.+), (because|therefore)")
 
 
 def query_choices(row: dict[str, Any]) -> Iterator[Row]:
-    """LLM Foundry's multiple choice, asked as lm-eval asks the same items.
+    r"""LLM Foundry's multiple choice, asked as lm-eval asks the same items.
 
     LLM Foundry has its own words around the questions, and its own settings add more; lm-eval's are these:
 
-        ARC, PIQA        Question: {question}\\nAnswer:
-        BoolQ            {passage}\\nQuestion: {question}?\\nAnswer:
-        SIQA             Q: {context} {question}\\nA:           and the choices are answers, not letters
-        CommonsenseQA    Question: {question}\\nA. {choice}\\n ... \\nAnswer:
+        ARC, PIQA        Question: {question}\nAnswer:
+        BoolQ            {passage}\nQuestion: {question}?\nAnswer:
+        SIQA             Q: {context} {question}\nA:           and the choices are answers, not letters
+        CommonsenseQA    Question: {question}\nA. {choice}\n ... \nAnswer:
         COPA             {premise} because                      and two spaces before a choice
 
     Others, such as OpenBookQA's and HellaSwag's, and a query that ends in "Answer:", are asked as they are.

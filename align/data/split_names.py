@@ -13,7 +13,7 @@ _WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev", "devel", "development", "devset", "validset"), "validation"),
     **dict.fromkeys(("test", "testing", "testset", "heldout"), "test"),
 }
-# Many sets have one of these in their own name, so it counts only where no other word names a split: `alpaca_eval_test`.
+# Many sets have one of these in their own name, as `alpaca_eval_test`: it counts only where no other word does.
 _WEAK_WORDS = dict.fromkeys(("eval", "evaluation"), "validation")
 
 

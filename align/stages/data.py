@@ -131,9 +131,9 @@ class _Rows:
 def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, dropped: Counter[str]) -> dict[str, _Rows]:
     """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
     count, any_given = 0, False
-    rows = _raw_rows(source, cfg.record, job.info)
+    raw_rows = _raw_rows(source, cfg.record, job.info)
     with job.progress(None, "rows read") as advance:
-        for given, whole, made in _records(_watched(rows, advance), cfg, source, dropped):
+        for given, whole, made in _records(_watched(raw_rows, advance), cfg, source, dropped):
             split = given or _split(cfg, source.card, whole)
             for row in made:
                 sorter.add(split, row)
@@ -250,7 +250,7 @@ def _raw_rows(
 
 
 def _file_splits(source: Source, record: str) -> dict[Path, str | None]:
-    """The split of each file. Items of a user's validation files are test where no file is: all items are to be scored."""
+    """The split of each file. Items are there to be scored: a user's validation files are test where no file is."""
     splits = source.file_splits()
     if record == "items" and source.is_local_path and "test" not in splits.values():
         splits = {path: "test" if split == "validation" else split for path, split in splits.items()}

@@ -41,7 +41,8 @@ SETS = {
     ),
     "mrpc": (
         {
-            "glue_data/MRPC/train.tsv": f'\ufeff{MRPC}1\t10\t11\t"We won, he said.\tHe said: "We won."\n0\t12\t13\tA\tB"\n',
+            "glue_data/MRPC/train.tsv": f'\ufeff{MRPC}1\t10\t11\t"We won, he said.\tHe said: "We won."\n'
+            '0\t12\t13\tA\tB"\n',
             "glue_data/MRPC/dev.tsv": MRPC + "1\t20\t21\tIt rains.\tIt is raining.\n",
             "glue_data/MRPC/test.tsv": "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t30\t31\tYes.\tNo.\n",
             "glue_data/MRPC/msr_paraphrase_test.txt": MRPC + "0\t30\t31\tYes.\tNo.\n",
@@ -75,7 +76,7 @@ SETS = {
         {
             "MNLI/train.tsv": f"{MNLI}0\t1\t1n\tfiction\t( a )\t( b )\tHe ran.\tHe moved.\tentailment\tentailment\n"
             "1\t2\t2n\tfiction\t( a )\t( b )\tHe sat.\tHe ate.\tneutral\t-\n",
-            "MNLI/dev_matched.tsv": f"{MNLI}0\t1\t1n\tfiction\t( a )\t( b )\tIt is.\tIt is not.\tneutral\tcontradiction\n",
+            "MNLI/dev_matched.tsv": f"{MNLI}0\t1\t1n\tfiction\ta\tb\tIt is.\tIt is not.\tneutral\tcontradiction\n",
             "MNLI/dev_mismatched.tsv": f"{MNLI}0\t1\t1n\tletters\t( a )\t( b )\tDear you.\tHello.\tneutral\tneutral\n",
         },
         {
@@ -106,9 +107,10 @@ SETS = {
     "rte_challenges": (
         {
             "rte_challenges/rte1_dev.xml": '<?xml version="1.0" encoding="ISO-8859-1"?><entailment-corpus>'
-            '<pair id="1" value="TRUE" task="IR"><t>A caf\xe9\n opened.</t><h>It is &amp; was.</h></pair></entailment-corpus>',
-            "rte_challenges/RTE3-DEV-FINAL.xml": '<entailment-corpus><pair id="2" entailment="NO" task="IE"><t>He sat.</t>'
-            "<h>He ran.</h></pair></entailment-corpus>",
+            '<pair id="1" value="TRUE" task="IR"><t>A caf\xe9\n opened.</t><h>It is &amp; was.</h></pair>'
+            '</entailment-corpus>',
+            "rte_challenges/RTE3-DEV-FINAL.xml": '<entailment-corpus><pair id="2" entailment="NO" task="IE">'
+            "<t>He sat.</t><h>He ran.</h></pair></entailment-corpus>",
             "rte_challenges/RTE2_test.xml": '<entailment-corpus><pair id="3" task="IE"><t>a</t><h>b</h></pair>'
             '<pair id="4" entailment="UNKNOWN" task="IE"><t>c</t><h>d</h></pair></entailment-corpus>',
         },
@@ -163,7 +165,9 @@ def test_the_folder_of_a_set_is_read_by_its_columns_and_names(tmp_path, name):
 
 def test_a_user_s_row_of_another_width_is_refused_with_its_line(tmp_path):
     written(tmp_path, SETS["qqp"][0])
-    with pytest.raises(ConfigError, match=r"train\.tsv:3: row: expected 6 cells, as the first line has, got 4; ") as caught:
+    with pytest.raises(
+        ConfigError, match=r"train\.tsv:3: row: expected 6 cells, as the first line has, got 4; "
+    ) as caught:
         made(tmp_path, f"path:{tmp_path}/QQP")
     assert str(caught.value).splitlines()[1].startswith(f"error: {tmp_path}/QQP/train.tsv:4: row: expected 6 cells")
 

@@ -183,7 +183,7 @@ def test_a_folder_of_ones_own_gives_its_tables_or_else_its_texts(folder):
 
 
 def test_what_a_folder_holds_besides_rows_is_left_out_and_known(folder):
-    """Read-mes beside tables, what `datasets` saves beside its rows, and what no reader knows; hidden files are none."""
+    """Read-mes beside tables, what `datasets` saves beside its rows, and others; hidden files are none."""
     names = ("train/data-0.arrow", "train/state.json", "train/dataset_info.json", "dataset_dict.json", "README.md")
     for name in (*names, "model.bin", ".cache/a.jsonl", ".hidden.jsonl"):
         (folder / "mine" / name).parent.mkdir(parents=True, exist_ok=True)

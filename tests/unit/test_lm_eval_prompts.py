@@ -56,14 +56,14 @@ CASES = {
     ),
     "copa_effect": (
         "super_glue/copa/default.yaml",
-        {"premise": "It rained.", "choice1": "The street got wet.", "choice2": "I slept.", "question": "effect", "label": 0},
-        {"query": "It rained, therefore", "choices": ["the street got wet.", "i slept."], "gold": 0},
+        {"premise": "It rained.", "choice1": "A car got wet.", "choice2": "I ran.", "question": "effect", "label": 0},
+        {"query": "It rained, therefore", "choices": ["a car got wet.", "i ran."], "gold": 0},
         "copa",
     ),
     "copa_cause": (
         "super_glue/copa/default.yaml",
-        {"premise": "I ran, and fast.", "choice1": "A dog came.", "choice2": "I slept.", "question": "cause", "label": 0},
-        {"query": "I ran, and fast, because", "choices": ["a dog came.", "i slept."], "gold": 0},
+        {"premise": "I ran, and fast.", "choice1": "A dog ran.", "choice2": "I left.", "question": "cause", "label": 0},
+        {"query": "I ran, and fast, because", "choices": ["a dog ran.", "i left."], "gold": 0},
         "copa",
     ),
     "winogrande": (
@@ -141,7 +141,7 @@ CASES = {
 
 def asked_by_lm_eval(file: str, doc: dict, folder: Path) -> list[tuple[str, str]]:
     """The pairs of context and completion that lm-eval scores for a document, and those that are right first."""
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import TaskManager
 
     (folder / "docs.jsonl").write_text(json.dumps(doc) + "\n", encoding="utf-8")
     task_file = folder / "mine.yaml"
@@ -152,7 +152,7 @@ def asked_by_lm_eval(file: str, doc: dict, folder: Path) -> list[tuple[str, str]
         "test_split: test\nvalidation_split: null\ntraining_split: null\n",
         encoding="utf-8",
     )
-    (task,) = get_task_dict([str(task_file)], TaskManager(include_defaults=False)).values()
+    (task,) = TaskManager(include_defaults=False).load([str(task_file)])["tasks"].values()
     (found,) = task.test_docs()
     requests = task.construct_requests(found, task.fewshot_context(found, num_fewshot=0))
     requests = requests if isinstance(requests, list) else [requests]

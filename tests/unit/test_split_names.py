@@ -73,5 +73,7 @@ def test_every_file_names_a_split_or_none_does():
     named = [root / "a/train.jsonl", root / "dev.jsonl"]
     assert splits_of_names(root, named) == ["train", "validation"]
     assert splits_of_names(root, [root / "a.jsonl", root / "b.jsonl"]) == [None, None]
-    with pytest.raises(ConfigError, match=r"^here/test: a/b\.jsonl is named as no split, and other files are; rename it"):
+    with pytest.raises(
+        ConfigError, match=r"^here/test: a/b\.jsonl is named as no split, and other files are; rename it"
+    ):
         splits_of_names(root, [*named, root / "a/b.jsonl"])
