@@ -341,7 +341,7 @@ def _other_width(path: Path, expected: int, got: int) -> Malformed:
         advice = "a cell that holds the separator or a line end must be in quotes"
     else:
         advice = "a cell holds no tab or line end, and quotes are text; write such a table as CSV or as JSON lines"
-    return Malformed("row", f"expected {expected} cells, as the first line has, got {got}; {advice}")
+    return Malformed("cells", f"expected {expected}, as the first line has, got {got}; {advice}")
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------

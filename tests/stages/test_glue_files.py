@@ -165,11 +165,9 @@ def test_the_folder_of_a_set_is_read_by_its_columns_and_names(tmp_path, name):
 
 def test_a_user_s_row_of_another_width_is_refused_with_its_line(tmp_path):
     written(tmp_path, SETS["qqp"][0])
-    with pytest.raises(
-        ConfigError, match=r"train\.tsv:3: row: expected 6 cells, as the first line has, got 4; "
-    ) as caught:
+    with pytest.raises(ConfigError, match=r"train\.tsv:3: cells: expected 6, as the first line has, got 4; ") as caught:
         made(tmp_path, f"path:{tmp_path}/QQP")
-    assert str(caught.value).splitlines()[1].startswith(f"error: {tmp_path}/QQP/train.tsv:4: row: expected 6 cells")
+    assert str(caught.value).splitlines()[1].startswith(f"error: {tmp_path}/QQP/train.tsv:4: cells: expected 6, ")
 
 
 def test_a_table_of_a_labelled_set_may_end_in_txt(tmp_path):

@@ -249,7 +249,7 @@ def test_tables_are_read_and_rows_of_another_width_are_malformed(tmp_path, name,
     for place, cells in ((2, 1), (3, 3)):
         where, problem = rows[place]
         assert where == f"{name}:{place + 3}"
-        assert problem.startswith(f"row: expected 2 cells, as the first line has, got {cells}; a cell ")
+        assert problem.startswith(f"cells: expected 2, as the first line has, got {cells}; a cell ")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
@@ -299,7 +299,7 @@ def test_a_comma_in_a_table_of_one_column_is_no_second_cell_in_silence(tmp_path)
     first, second = rows_of(tmp_path, "a.csv", 'text\n"Yes, I do"\nNo, I do not\n')
     assert first[1] == {"text": "Yes, I do"}
     assert second[0] == "a.csv:3"
-    assert second[1].startswith("row: expected 1 cells, as the first line has, got 2; a cell that holds the separator")
+    assert second[1].startswith("cells: expected 1, as the first line has, got 2; a cell that holds the separator")
 
 
 def test_a_quote_that_is_not_closed_swallows_no_rows_in_silence(tmp_path):
