@@ -37,7 +37,9 @@ from align.precision import bf16_is_fast
 from align.versions import packages
 from align.vocabularies import differ, tokenizer_file
 
-_ITEMS = 2  # what is made of a row of a task; 2: its answer context, and whether it only leans to a side
+# What is made of a row of a task. 2: its answer context, and whether it only leans to a side. 3: LLM Foundry's rows and
+# GPT-3's arithmetic are asked as lm-eval asks them.
+_ITEMS = 3
 
 
 @dataclass(frozen=True)

@@ -2,86 +2,128 @@
 
     python benchmarks/agreement.py MODEL_FOLDER DATA_FOLDER [--items 300] [--json FILE]
 
-MODEL_FOLDER is a model artifact's (align artifacts show REF says where it lies), DATA_FOLDER what `data_root` is. Each
-task's items are given to lm-eval 0.4.13 as a local task of its own kind and scored by its HFLM in float32, one at a
-time (`lm-eval`); by our scorer under that task, as `align evaluate tasks=[lm_eval:...]` does (`lm_eval:`); and as our
-own items (`items`). `_gap` is the largest difference from lm-eval's figure, of a perplexity's logarithm.
+MODEL_FOLDER is a model artifact's (`align artifacts show REF` says where it lies), DATA_FOLDER what `data_root` is. The
+rows of each card are written back as documents of the set that lm-eval loads, and lm-eval 0.4.13's own task file makes
+prompts of them. Its HFLM scores these in float32, one at a time (`lm-eval`); our scorer scores them under that task, as
+`align evaluate tasks=[lm_eval:...]` does (`lm_eval:`); and we score our own items of the rows (`items`). So the first
+figure depends on our prompts, and the last on none of our code. `_gap` is the largest difference from lm-eval's figure,
+of a perplexity's logarithm. `prompts alike` counts the items that we ask word for word as lm-eval does.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lm_eval
+import torch
 import yaml
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.configs import Data, RunConfig
-from align.data.records import read_rows
+from align.data.cards import load_card, resolve
+from align.data.files import read_file
+from align.data.formats import FORMATS
 from align.evals.harness import Scorer, run_tasks
 from align.evals.items import score_items
 from align.evals.measures import measures
-from align.job import Inputs, Job
 from align.models.load import load_model
-from align.stages import data
 
-CARDS = (
-    "lambada",
-    "arithmetic",
-    "arc_easy",
-    "openbook_qa",
-    "copa",
-    "piqa",
-    "boolq",
-    "commonsense_qa",
-    "truthfulqa_mc1",
-)
 THEIRS = {"accuracy": "acc", "accuracy_norm": "acc_norm", "perplexity": "perplexity"}
 
 
-def items_of(card: str, root: str, count: int, folder: Path) -> list[dict[str, Any]]:
-    job = Job(card, folder / card, RunConfig(data_root=root))
-    job.out.mkdir(parents=True)
-    data.run(Data(source=f"card:{card}", record="items", test_rows=count), Inputs(), job)
-    return list(read_rows([job.out], "test"))
+def question_and_choices(row: dict[str, Any], question: str) -> dict[str, Any]:
+    letters = [chr(ord("A") + place) for place in range(len(row["choices"]))]
+    choices = {"text": row["choices"], "label": letters}
+    return {question: row["query"].removeprefix("Question: "), "choices": choices, "answerKey": letters[row["gold"]]}
 
 
-def as_task(card: str, items: list[dict[str, Any]], folder: Path) -> str:
-    """A YAML file of a task of lm-eval with these items."""
-    single = len(items[0]["completions"]) == 1
-    rows = [
-        {
-            "context": item["contexts"][0],
-            "choices": [text.removeprefix(" ") for text in item["completions"]],
-            "label": item["labels"].index(1),
-        }
-        for item in items
-    ]
-    (folder / f"{card}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    metrics = ("perplexity", "acc") if single else ("acc", "acc_norm")
+def boolq(row: dict[str, Any]) -> dict[str, Any]:
+    passage, _, question = row["query"].removeprefix("Passage: ").rpartition("\nQuestion: ")
+    return {"passage": passage, "question": question.removesuffix("?"), "label": row["gold"]}
+
+
+def copa(row: dict[str, Any]) -> dict[str, Any]:
+    premise, _, connector = row["query"].rpartition(", ")
+    kind = {"because": "cause", "therefore": "effect"}[connector]
+    one, two = row["choices"]
+    return {"premise": f"{premise}.", "question": kind, "choice1": one, "choice2": two, "label": row["gold"]}
+
+
+def piqa(row: dict[str, Any]) -> dict[str, Any]:
+    goal = row["query"].removeprefix("Question: ").removesuffix("\n")
+    return {"goal": goal, "sol1": row["choices"][0], "sol2": row["choices"][1], "label": row["gold"]}
+
+
+def winogrande(row: dict[str, Any]) -> dict[str, Any]:
+    first, second = row["context_options"]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    before = "".join(character for character, _ in same)
+    one, two = first.removeprefix(before), second.removeprefix(before)
+    sentence = f"{before}_ {row['continuation']}"
+    return {"sentence": sentence, "option1": one, "option2": two, "answer": str(row["gold"] + 1)}
+
+
+# Card: the task file of lm-eval, and how a row is written in the columns of the set that it loads.
+TASKS: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    "lambada": ("lambada/lambada_openai.yaml", dict),
+    "arithmetic": ("arithmetic/arithmetic_2da.yaml", dict),
+    "arc_easy": ("arc/arc_easy.yaml", lambda row: question_and_choices(row, "question")),
+    "openbook_qa": ("openbookqa/openbookqa.yaml", lambda row: question_and_choices(row, "question_stem")),
+    "copa": ("super_glue/copa/default.yaml", copa),
+    "piqa": ("piqa/piqa.yaml", piqa),
+    "boolq": ("super_glue/boolq/default.yaml", boolq),
+    "winogrande": ("winogrande/default.yaml", winogrande),
+}
+
+
+def rows_of(card: str, root: str, count: int) -> list[dict[str, Any]]:
+    """Rows of a card's files, evenly from all of them."""
+    files = resolve(f"card:{card}", root, None).files
+    rows = []
+    for file in files:
+        rows += [raw.row for raw in itertools.islice(read_file(file), math.ceil(count / len(files)))]
+    return rows[:count]
+
+
+def as_task(card: str, rows: list[dict[str, Any]], folder: Path) -> str:
+    """A YAML file of lm-eval's own task with these rows in place of its data."""
+    included, as_document = TASKS[card]
+    documents = "".join(json.dumps(as_document(row)) + "\n" for row in rows)
+    (folder / f"{card}.jsonl").write_text(documents, encoding="utf-8")
     task = {
+        "include": str(Path(lm_eval.__file__).parent / "tasks" / included),
         "task": card,
+        "tag": None,
         "dataset_path": "json",
+        "dataset_name": None,
         "dataset_kwargs": {"data_files": {"test": str(folder / f"{card}.jsonl")}},
+        "training_split": None,
+        "validation_split": None,
         "test_split": "test",
-        "output_type": "loglikelihood" if single else "multiple_choice",
-        "doc_to_text": "{{context}}",
-        "doc_to_target": "{{' ' + choices[0]}}" if single else "label",  # a single one gets no delimiter
-        "target_delimiter": " ",
-        "metric_list": [{"metric": metric} for metric in metrics],
     }
     path = folder / f"{card}.yaml"
-    path.write_text(yaml.safe_dump(task if single else task | {"doc_to_choice": "choices"}), encoding="utf-8")
+    path.write_text(yaml.safe_dump(task), encoding="utf-8")
     return str(path)
+
+
+def asked(task_file: str) -> list[list[tuple[str, str]]]:
+    """The contexts and completions that lm-eval scores, by document."""
+    (task,) = TaskManager(include_defaults=False).load([task_file])["tasks"].values()
+    found = []
+    for document in task.test_docs():
+        requests = task.construct_requests(document, task.fewshot_context(document, num_fewshot=0))
+        found.append([request.args for request in (requests if isinstance(requests, list) else [requests])])
+    return found
 
 
 def main() -> None:
@@ -93,19 +135,21 @@ def main() -> None:
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     mine = load_model(Path(options.model))
-    plain = AutoModelForCausalLM.from_pretrained(options.model, attn_implementation="eager")
+    plain = AutoModelForCausalLM.from_pretrained(options.model, attn_implementation="eager", dtype=torch.float32)
     peer = HFLM(pretrained=plain, tokenizer=tokenizer, device="cpu", batch_size=1)
     scorer = Scorer(mine, tokenizer, 4096, 0, lambda total: contextlib.nullcontext(lambda done: None))
     figures: dict[str, float] = {}
-    print("| task | number | measure | as items | as `lm_eval:` | lm-eval itself |\n|---|---|---|---|---|---|")
+    print("| task | prompts alike | measure | as items | as `lm_eval:` | lm-eval itself |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as where:
-        folder = Path(where)
-        for card in CARDS:
-            items = items_of(card, options.data, options.items, folder)
+        for card in TASKS:
+            rows = rows_of(card, options.data, options.items)
+            items = [item for row in rows for item in FORMATS[load_card(card).format][1](row)]
+            task = as_task(card, rows, Path(where))
+            pairs = [list(zip(item["contexts"], item["completions"], strict=True)) for item in items]
+            alike = sum(ours == theirs for ours, theirs in zip(pairs, asked(task), strict=True))
             found = measures(items, score_items(mine, tokenizer, items, 4096))
             own = {measure: sum(values) / len(values) for measure, values in found.items()}
             own |= {"perplexity": math.exp(-own["logprob"])} if "logprob" in own else {}
-            task = as_task(card, items, folder)
             under = run_tasks(scorer, [task], None, None, 0)[card]
             harness = {m: sum(values) / len(values) for m, values in under.by_item.items()} | under.whole
             theirs = lm_eval.simple_evaluate(
@@ -117,7 +161,7 @@ def main() -> None:
                     scaled = [math.log(x) for x in three] if name == "perplexity" else three
                     figures[f"{card}/{name}_gap"] = max(abs(x - scaled[2]) for x in scaled)
                     shown = [f"{x:.6g}" if name == "perplexity" else f"{100 * x:.2f} %" for x in three]
-                    print(f"| {card} | {len(items)} | {name} | {' | '.join(shown)} |", flush=True)
+                    print(f"| {card} | {alike} of {len(items)} | {name} | {' | '.join(shown)} |", flush=True)
     print(f"\nlargest gap: {max(figures.values()):.2g}", file=sys.stderr)
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,9 +20,10 @@ from typing import Any
 import yaml
 
 from align.artifacts import digest_of, sha256_file, write_json
-from align.data.files import PACKED, SUFFIXES, suffix_of
+from align.data.files import PACKED, SUFFIXES, TEXTS, suffix_of
 from align.data.formats import FORMATS, GROUPED
 from align.data.records import source_name
+from align.data.split_names import is_split_word, splits_of_names
 from align.errors import ConfigError
 
 _HERE = Path(__file__).resolve().parent
@@ -33,6 +35,8 @@ VOCABULARIES = (
     ("encoder.json", "vocab.bpe"),
     ("vocab.json", "merges.txt"),
 )
+# What `datasets` and the Hub write beside the files that hold the rows.
+_SAVED_BESIDE = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -74,11 +78,22 @@ class Source:
     root: Path | None  # what `files` are below
     files: tuple[Path, ...]
     digest: str
+    left_out: tuple[Path, ...] = ()  # other files of a user's folder
 
-    def split_of(self, path: Path) -> str | None:
-        """The split that a file of a card is, as published; None where its rows are split by what they hold."""
+    def file_splits(self) -> dict[Path, str | None]:
+        """The split that each file is: of a card as published, else as its name says; None: rows are split by content.
+
+        Raises:
+            ConfigError: the names of a user's files do not make clear which splits they are.
+        """
+        if self.is_local_path:
+            assert self.root is not None
+            return dict(zip(self.files, splits_of_names(self.root, self.files), strict=True))
         if not any(self._matches(file, self.card.local_train) for file in self.files):
-            return None
+            return dict.fromkeys(self.files)
+        return {file: self._published_split(file) for file in self.files}
+
+    def _published_split(self, path: Path) -> str:
         if self._matches(path, self.card.local_train):
             return "train"
         return "validation" if self._matches(path, self.card.local_validation) else "test"
@@ -291,7 +306,10 @@ def _on_hub(rest: str, source: str) -> Source:
 
 
 def _local(card: DataCard, source: str, root: Path, store: Path | None) -> Source:
-    files = sorted({path for pattern in card.local for path in root.glob(pattern) if path.is_file()})
+    found = {path for pattern in card.local for path in root.glob(pattern)}
+    for path in sorted(found):
+        _refuse_broken_link(source, path)
+    files = sorted(path for path in found if path.is_file())
     if not files:
         patterns = ", ".join(card.local) or "no files"
         pinned = card.hub is not None and _COMMIT.fullmatch(card.hub.partition("@")[2])
@@ -303,10 +321,10 @@ def _local(card: DataCard, source: str, root: Path, store: Path | None) -> Sourc
 
 
 def _users(source: str, path: Path, store: Path | None) -> Source:
+    left_out: list[Path] = []
+    _refuse_broken_link(source, path)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and suffix_of(p) in SUFFIXES)
-        tables = [p for p in files if suffix_of(p) not in (".txt", ".md")]
-        files = tables or files  # a read-me beside rows is no row
+        files, left_out = _rows_and_others(_files_below(source, path))
     else:
         files = [path] if path.is_file() else []
     if not files:
@@ -316,11 +334,45 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
         raise ConfigError(
             f"{source}: expected a file ending in {', '.join(SUFFIXES)} (or that and {', '.join(PACKED)})"
         )
-    root = path if path.is_dir() else path.parent
+    # A folder that is called `test` is a name that counts: what is in it must not become training rows.
+    root = path if path.is_dir() and not is_split_word(path.name) else path.parent
     names = [p.relative_to(root).as_posix() for p in files]
     digests = file_digests(files, store)
     card = DataCard(name=source_name(source), licence="yours")
-    return Source(card, root, tuple(files), digest_of([*zip(names, digests, strict=True)]))
+    return Source(card, root, tuple(files), digest_of([*zip(names, digests, strict=True)]), tuple(left_out))
+
+
+def _files_below(source: str, folder: Path) -> list[Path]:
+    """All files of a folder and those inside it, links to folders too, but what begins with a dot."""
+    files, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above itself
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    for path in sorted(files):
+        _refuse_broken_link(source, path)
+    return sorted(files)
+
+
+def _refuse_broken_link(source: str, path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(
+            f"{source}: {path} is a broken symbolic link, to {os.readlink(path)}; bring back what it points to, or "
+            f"remove the link"
+        )
+
+
+def _rows_and_others(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The files of a folder that hold rows, and the others: texts beside tables are read-mes, and no rows."""
+    readable = [path for path in paths if suffix_of(path) in SUFFIXES]
+    tables = [path for path in readable if suffix_of(path) not in TEXTS]
+    data = [path for path in tables if path.name not in _SAVED_BESIDE]
+    rows = data or tables or readable
+    return rows, [path for path in paths if path not in set(rows)]
 
 
 def _reading(card: DataCard) -> list[Any]:

@@ -1,26 +1,53 @@
-"""Rows out of files: JSON lines, JSON, CSV, TSV, Parquet and plain text, compressed or not.
+"""Rows out of files: JSON lines, JSON, CSV, TSV, Parquet, Arrow, RTE's XML and plain text, compressed or not.
 
-JSON lines, tables and Parquet are read in the memory of some rows. A `.json` list and a text are read whole: JSON's
-end is what shows that it is a list, and what a text is cut into is for its format to say.
+All but three kinds are read in the memory of some rows. A JSON list must be whole to be JSON, a text is one row, and
+a `.json` file may turn out to hold JSON lines, so these are read whole.
+
+What a file does not say of itself is found out, and what is unusual is reported: its encoding, the mark between the
+cells of a table, and whether quotes enclose cells.
 """
 
 from __future__ import annotations
 
 import bz2
+import codecs
+import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
+import lzma
+import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+from xml.etree import ElementTree
 
 from align.data.records import Malformed, read_parquet
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
-PACKED = (".gz", ".bz2", ".zst")  # may follow those that are text
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".txt", ".md")
+PACKED = (".gz", ".bz2", ".xz", ".zst")  # may follow those that are text
+TEXTS = (".txt", ".md")  # beside tables these are read-mes
+
+_BLOCK = 2**20  # bytes
+_BATCH_ROWS = 1000
+_MARKS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_BYTE_ORDER_MARKS = (  # UTF-32's little-endian one begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8-sig", None),
+    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
+    (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
+    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
+)
+# A record of tab-separated cells, in which each cell that holds a quote is enclosed in quotes: what CSV writers make.
+_ENCLOSED = re.compile(r'(?:(?:"(?:[^"]|"")*+"|[^"\t\r\n]*+)(?:\t|\r?\n|$))+')
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # Excel's first line of a table that is not separated by commas
+
+Say = Callable[[str], None]
+ColumnsOf = Callable[[list[str]], tuple[str, ...] | None]
 
 
 class RawRow(NamedTuple):
@@ -31,42 +58,370 @@ class RawRow(NamedTuple):
 
 
 def suffix_of(path: Path) -> str:
-    return Path(path.name.removesuffix(path.suffix) if path.suffix in PACKED else path.name).suffix.lower()
+    """The suffix that says how a file is read, in small letters: that of `a.CSV.gz` is `.csv`."""
+    packed = path.suffix.lower() in PACKED
+    return Path(path.name.removesuffix(path.suffix) if packed else path.name).suffix.lower()
 
 
-def read_file(path: Path) -> Iterator[RawRow]:
-    """Every row of a file; a plain text file is one row {"text", "file"}. Unreadable rows come as `Malformed`."""
+def read_file(
+    path: Path,
+    say: Say = lambda note: None,
+    *,
+    text_tables: bool = False,
+    columns_of: ColumnsOf = lambda cells: None,
+) -> Iterator[RawRow]:
+    """Yield every row of a file; a plain text file is one row {"text", "file"}. Unreadable rows come as `Malformed`.
+
+    Args:
+        path: the file.
+        say: called with a line for each thing about the file that a user would not expect: `a.csv: read as Latin-1`.
+        text_tables: read `.txt` as tab-separated cells under a line of column names.
+        columns_of: gets the first line of a table, and returns the names of its columns where that line is a row.
+    """
     suffix = suffix_of(path)
-    if suffix == ".parquet":
-        yield from _parquet(path)
-        return
-    with _open(path, keep_newlines=suffix in (".csv", ".tsv")) as file:
-        try:
-            if suffix == ".jsonl":
-                yield from _json_lines(path, file)
-            elif suffix == ".json":
-                yield from _json_list(path, file)
-            elif suffix in (".csv", ".tsv"):
-                yield from _table(path, csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ","))
-            else:
-                yield RawRow(str(path), {"text": file.read(), "file": path.name})
-        except UnicodeDecodeError as error:
-            yield RawRow(str(path), Malformed("file", f"expected UTF-8 text ({error.reason} at byte {error.start})"))
-        except (EOFError, OSError, zlib.error, csv.Error) as error:
-            yield RawRow(str(path), Malformed("file", f"expected {suffix[1:]}, whole ({error})"))
+    if suffix == ".txt" and text_tables:
+        suffix = ".tsv"
+    binary = {".parquet": _parquet, ".arrow": _arrow, ".xml": _pairs}
+    try:
+        if suffix in binary:
+            yield from binary[suffix](path)
+        else:
+            text = _Text(path, _encoding(path, say))
+            yield from _text_rows(text, suffix, say, columns_of)
+    except Malformed as problem:
+        yield RawRow(str(path), problem)
+    except UnicodeDecodeError as error:
+        yield RawRow(str(path), Malformed("file", f"expected {error.encoding.upper()} text ({error.reason})"))
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        yield RawRow(str(path), Malformed("file", f"expected {suffix[1:]}, whole ({error})"))
 
 
-def _open(path: Path, keep_newlines: bool) -> TextIO:
-    """As text; the csv module wants line ends as they are, everything else has them made alike."""
-    openers: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _open_zst}
-    file = openers[path.suffix](path) if path.suffix in openers else path.open("rb")
-    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="" if keep_newlines else None)
+def _text_rows(text: _Text, suffix: str, say: Say, columns_of: ColumnsOf) -> Iterator[RawRow]:
+    if suffix == ".jsonl":
+        yield from _json_lines(text, say)
+    elif suffix == ".json":
+        yield from _json(text, say)
+    elif suffix == ".csv":
+        yield from _rows_under_header(text.path, _csv_records(text, say), say, columns_of)
+    elif suffix == ".tsv":
+        yield from _rows_under_header(text.path, _tsv_records(text, say), say, columns_of)
+    else:
+        with text.open() as file:
+            yield RawRow(str(text.path), {"text": file.read(), "file": text.path.name})
+
+
+# -- bytes and characters ----------------------------------------------------------------------------------------
+
+
+def _binary(path: Path) -> Any:
+    openers: dict[str, Callable[[Path], Any]] = {
+        ".gz": gzip.open,
+        ".bz2": bz2.open,
+        ".xz": lzma.open,
+        ".zst": _open_zst,
+    }
+    suffix = path.suffix.lower()
+    return openers[suffix](path) if suffix in openers else path.open("rb")
 
 
 def _open_zst(path: Path) -> Any:
     import pyarrow as pa  # Python's own library reads it from 3.14 on
 
-    return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+
+
+class _Text(NamedTuple):
+    """A file whose encoding is known."""
+
+    path: Path
+    encoding: str
+
+    def open(self, keep_line_ends: bool = False) -> TextIO:
+        """As text; the csv module wants line ends as they are, everything else has them made alike."""
+        return io.TextIOWrapper(_binary(self.path), encoding=self.encoding, newline="" if keep_line_ends else None)
+
+
+def _encoding(path: Path, say: Say) -> str:
+    """Find out how a file is encoded: by its byte order mark, else as UTF-8 if it is that, else as Windows-1252.
+
+    Latin-1 has the printable characters of Windows-1252. A file that is not UTF-8 but has more characters of UTF-8
+    than bytes that are none is a damaged one: read otherwise, all of its other letters would be wrong.
+
+    Raises:
+        Malformed: it is damaged UTF-8, or no text at all.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with _binary(path) as file:
+        block = file.read(_BLOCK)
+        for mark, encoding, name in _BYTE_ORDER_MARKS:
+            if block.startswith(mark):
+                if name is not None:
+                    say(f"{path}: read as {name}")
+                return encoding
+        head = block[:1000]
+        if 4 * head.count(0) > len(head):
+            raise Malformed(
+                "file", "expected UTF-8 text, got zero bytes, as UTF-16 without its mark has; save it as UTF-8"
+            )
+        try:
+            while block:
+                decoder.decode(block)
+                block = file.read(_BLOCK)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            pass
+        except (EOFError, OSError, zlib.error, lzma.LZMAError):
+            return "utf-8"  # reading it will say what is wrong, behind the rows that are whole
+        else:
+            return "utf-8"
+    name = _one_byte_encoding(path)
+    say(f"{path}: read as {name}, for it is not UTF-8")
+    return "cp1252"
+
+
+def _one_byte_encoding(path: Path) -> str:
+    """The name of the encoding of a file that is not UTF-8."""
+    characters, first, stray = 0, "", set()
+    num_stray = 0
+    with _binary(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.isascii():
+                continue
+            wide = re.findall(r"[^\x00-\x7f]", line.decode("utf-8", "surrogateescape"))
+            found = [ord(character) - 0xDC00 for character in wide if "\udc80" <= character <= "\udcff"]
+            if found and not first:
+                first = f"line {number} has the byte 0x{found[0]:02x}"
+            stray |= set(found)
+            num_stray += len(found)
+            characters += len(wide) - len(found)
+    if characters >= num_stray:
+        raise Malformed("file", f"expected UTF-8 text, as most of it is, but {first}; mend it, or save it as UTF-8")
+    if stray & {0x81, 0x8D, 0x8F, 0x90, 0x9D}:  # Windows-1252 has no character there
+        raise Malformed("file", f"expected UTF-8 text, but {first}, and it is not Windows-1252; save it as UTF-8")
+    return "Windows-1252" if any(byte < 0xA0 for byte in stray) else "Latin-1"
+
+
+# -- tables ------------------------------------------------------------------------------------------------------
+
+
+class _Record(NamedTuple):
+    """The cells of a table's row, or what is wrong with it, and the line that it begins at."""
+
+    line: int
+    cells: list[str] | Malformed
+
+
+def _csv_records(text: _Text, say: Say) -> Iterator[_Record]:
+    mark, skipped = _mark(text)
+    if mark != ",":
+        say(f"{text.path}: its cells are separated by {_MARKS.get(mark, repr(mark))}")
+    with text.open(keep_line_ends=True) as file:
+        for _ in range(skipped):
+            file.readline()
+        yield from _quoted_records(file, mark, skipped)
+
+
+def _mark(text: _Text) -> tuple[str, int]:
+    """What separates the cells of a CSV file, and how many lines before the header say so.
+
+    It is the first of , ; tab | that splits the header, and splits the rows after it into as many cells; where none
+    does both, the first that splits the header.
+    """
+    with text.open(keep_line_ends=True) as file:
+        sample = file.read(2**16)
+        cut = bool(file.read(1))
+    if said := _SEPARATOR_LINE.match(sample):
+        return said[1], 1
+    csv.field_size_limit(sys.maxsize)
+    splits_header = []
+    for mark in _MARKS:
+        widths = [len(cells) for cells in csv.reader(io.StringIO(sample, newline=""), delimiter=mark) if cells]
+        if cut:
+            widths = widths[:-1] or widths
+        if not widths or widths[0] == 1:
+            continue
+        if len(set(widths)) == 1:
+            return mark, 0
+        splits_header.append(mark)
+    return (splits_header or [","])[0], 0
+
+
+def _quoted_records(file: TextIO, mark: str, skipped: int = 0) -> Iterator[_Record]:
+    """Records in which quotes enclose cells. A record with other quotes is malformed, and the next line begins anew."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(file, delimiter=mark, strict=True)
+    while True:
+        begin = skipped + reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            what = f"expected quotes around whole cells, and doubled inside them ({error})"
+            yield _Record(begin, Malformed("row", what))
+            continue
+        if cells:
+            yield _Record(begin, cells)
+
+
+def _tsv_records(text: _Text, say: Say) -> Iterator[_Record]:
+    """Tab-separated cells. Quotes are text, as in GLUE, unless each cell that holds one is enclosed in them."""
+    with text.open() as file:
+        quoted = _encloses_cells(file)
+    if quoted:
+        say(f"{text.path}: quotes enclose its cells, as a spreadsheet writes them")
+        with text.open(keep_line_ends=True) as file:
+            yield from _quoted_records(file, "\t")
+        return
+    with text.open() as file:
+        for number, line in enumerate(file, 1):
+            if line != "\n":
+                yield _Record(number, line.removesuffix("\n").split("\t"))
+
+
+def _encloses_cells(lines: Iterable[str]) -> bool:
+    """True if there are quotes in a table of tab-separated cells, and they enclose every cell that holds one.
+
+    CSV writers enclose such cells without exception. Text with quotes in it soon has one elsewhere.
+    """
+    record: list[str] = []
+    quotes, found = 0, False
+    for line in lines:
+        if not record and '"' not in line:
+            continue
+        record.append(line)
+        quotes += line.count('"')
+        if quotes % 2:  # a cell goes on in the next line
+            continue
+        if not _ENCLOSED.fullmatch("".join(record)):
+            return False
+        record, quotes, found = [], 0, True
+    return found and not record
+
+
+def _rows_under_header(path: Path, records: Iterator[_Record], say: Say, columns_of: ColumnsOf) -> Iterator[RawRow]:
+    first = next(records, None)
+    if first is None:
+        return
+    if isinstance(first.cells, Malformed):
+        yield RawRow(f"{path}:{first.line}", first.cells)
+        return
+    names = columns_of(first.cells)
+    if names is not None:
+        say(f"{path}: has no line of column names; read as {', '.join(names)}")
+        records = itertools.chain([first], records)
+    else:
+        names = _header(path, first)
+    for record in records:
+        where = f"{path}:{record.line}"
+        if isinstance(record.cells, Malformed):
+            yield RawRow(where, record.cells)
+        elif len(record.cells) != len(names):
+            yield RawRow(where, _other_width(path, len(names), len(record.cells)))
+        else:
+            row = dict(zip(names, record.cells, strict=True))
+            row.pop("", None)
+            yield RawRow(where, row)
+
+
+def _header(path: Path, first: _Record) -> tuple[str, ...]:
+    """The names of the columns; the first may have none, as the row numbers that pandas and R write."""
+    assert not isinstance(first.cells, Malformed)
+    names = tuple(name.strip() for name in first.cells)
+    for place, name in enumerate(names):
+        if not name and (place > 0 or len(names) == 1):
+            raise Malformed("header", f"line {first.line}: column {place + 1} has no name; name every column")
+        if name in names[:place]:
+            raise Malformed("header", f"line {first.line}: two columns are called {name!r}; rename one of them")
+    return names
+
+
+def _other_width(path: Path, expected: int, got: int) -> Malformed:
+    if suffix_of(path) == ".csv":
+        advice = "a cell that holds the separator or a line end must be in quotes"
+    else:
+        advice = "a cell holds no tab or line end, and quotes are text; write such a table as CSV or as JSON lines"
+    return Malformed("cells", f"expected {expected}, as the first line has, got {got}; {advice}")
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------
+
+
+def _json_lines(text: _Text, say: Say) -> Iterator[RawRow]:
+    with text.open() as file:
+        first = next((line.strip() for line in file if line.strip()), "")
+    if first == "{":
+        raise Malformed("file", "expected one object a line, got one over several; put each in one line (jq -c . FILE)")
+    if first.startswith("["):
+        rows = None
+        with text.open() as file, contextlib.suppress(ValueError, RecursionError):
+            rows = json.load(file)
+        if rows is not None:
+            say(f"{text.path}: holds one JSON list, not JSON lines; read as that")
+            yield from _listed(text.path, rows)
+            return
+    with text.open() as file:
+        yield from _lines(text.path, file)
+
+
+def _lines(path: Path, lines: Iterable[str]) -> Iterator[RawRow]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield RawRow(f"{path}:{number}", _object(line))
+
+
+def _json(text: _Text, say: Say) -> Iterator[RawRow]:
+    with text.open() as file:
+        content = file.read()
+    try:
+        rows = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        lines = content.split("\n")
+        several = [line for line in lines[:1000] if line.strip()]
+        if len(several) < 2 or isinstance(_object(several[0]), Malformed):
+            raise Malformed("file", f"expected JSON ({error})") from None
+        say(f"{text.path}: holds JSON lines, not one JSON list; read as those")
+        yield from _lines(text.path, lines)
+        return
+    if not isinstance(rows, list):
+        raise Malformed("file", f"expected a JSON list of rows, got {_as_no_list(rows)}")
+    yield from _listed(text.path, rows)
+
+
+def _as_no_list(value: Any) -> str:
+    """What a JSON file holds in place of a list of rows, and how to make one of it."""
+    if not isinstance(value, dict):
+        return type(value).__name__
+    for name, inner in value.items():
+        if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner):
+            return f"an object with rows under {name!r}; write that list alone (jq '.[\"{name}\"]' FILE)"
+    if value and all(isinstance(inner, dict) for inner in value.values()):
+        return (
+            "an object of objects; write its rows as a list (jq '[.[]]' FILE; from pandas: to_json(orient='records'))"
+        )
+    return f"one object ({', '.join(map(str, value))[:60]}); put rows in a list, even one, or name the file .jsonl"
+
+
+def _listed(path: Path, rows: list[Any]) -> Iterator[RawRow]:
+    for number, row in enumerate(rows):
+        where = f"{path}[{number}]"
+        if isinstance(row, dict):
+            yield RawRow(where, row)
+        elif isinstance(row, str):
+            yield RawRow(where, {"text": row})
+        else:
+            yield RawRow(where, Malformed("row", "expected an object"))
+
+
+def _object(line: str) -> dict[str, Any] | Malformed:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Malformed("row", f"expected JSON ({error})")
+    return row if isinstance(row, dict) else Malformed("row", f"expected an object, got {type(row).__name__}")
+
+
+# -- other kinds -------------------------------------------------------------------------------------------------
 
 
 def _parquet(path: Path) -> Iterator[RawRow]:
@@ -79,39 +434,38 @@ def _parquet(path: Path) -> Iterator[RawRow]:
         yield RawRow(str(path), Malformed("file", f"expected Parquet ({' '.join(str(error).split())[:100]})"))
 
 
-def _table(path: Path, reader: csv.DictReader[str]) -> Iterator[RawRow]:
-    """Rows with the line each begins at: a cell may hold several."""
-    csv.field_size_limit(sys.maxsize)
-    list(reader.fieldnames or [])
-    begins = reader.line_num + 1
-    for row in reader:
-        yield RawRow(f"{path}:{begins}", row)
-        begins = reader.line_num + 1
+def _arrow(path: Path) -> Iterator[RawRow]:
+    """Arrow's two formats: the stream, which `datasets` saves, and the file."""
+    import pyarrow as pa
 
-
-def _json_lines(path: Path, file: TextIO) -> Iterator[RawRow]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            yield RawRow(f"{path}:{number}", _object(line))
-
-
-def _json_list(path: Path, file: TextIO) -> Iterator[RawRow]:
+    number = 0
     try:
-        rows = json.load(file)
-    except (ValueError, RecursionError) as error:
-        yield RawRow(str(path), Malformed("file", f"expected JSON ({error})"))
-        return
-    if not isinstance(rows, list):
-        yield RawRow(str(path), Malformed("file", f"expected a JSON list of rows, got {type(rows).__name__}"))
-        return
-    for number, row in enumerate(rows):
-        good = row if isinstance(row, dict) else {"text": row} if isinstance(row, str) else None
-        yield RawRow(f"{path}[{number}]", Malformed("row", "expected an object") if good is None else good)
+        with pa.memory_map(str(path)) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+            for batch in batches:
+                for begin in range(0, batch.num_rows, _BATCH_ROWS):
+                    for row in batch.slice(begin, _BATCH_ROWS).to_pylist():
+                        number += 1
+                        yield RawRow(f"{path}:{number}", row)
+    except (pa.ArrowException, OSError) as error:
+        yield RawRow(str(path), Malformed("file", f"expected Arrow ({' '.join(str(error).split())[:100]})"))
 
 
-def _object(line: str) -> dict[str, Any] | Malformed:
+def _pairs(path: Path) -> Iterator[RawRow]:
+    """RTE 1 to 3: `<pair id="1" value="TRUE"><t>..</t><h>..</h></pair>`, attributes and texts as columns."""
+    number = 0
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return Malformed("row", f"expected JSON ({error})")
-    return row if isinstance(row, dict) else Malformed("row", f"expected an object, got {type(row).__name__}")
+        with _binary(path) as file:
+            for _, element in ElementTree.iterparse(file):
+                if element.tag == "pair":
+                    texts = {child.tag: " ".join("".join(child.itertext()).split()) for child in element}
+                    yield RawRow(f"{path}[{number}]", {**element.attrib, **texts})
+                    number += 1
+                    element.clear()
+    except ElementTree.ParseError as error:
+        raise Malformed("file", f"expected XML ({error})") from None
+    if number == 0:
+        raise Malformed("file", "expected <pair> elements with <t> and <h>, as RTE's files have; other XML is not read")

@@ -138,18 +138,59 @@ def fill_in(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def context_completion(row: dict[str, Any]) -> Iterator[Row]:
-    """GPT-3's arithmetic: what is to be written word for word."""
+    """What is to be written word for word after a context, with the space before it."""
     context, completion = (check_text(row.get(name), name) for name in ("context", "completion"))
     yield {"contexts": [context], "completions": [completion], "labels": [1]}
 
 
+def context_continuation(row: dict[str, Any]) -> Iterator[Row]:
+    """LLM Foundry's language modelling: what is to be written word for word, behind one space."""
+    context, continuation = (check_text(row.get(name), name) for name in ("context", "continuation"))
+    yield {"contexts": [context.rstrip()], "completions": [f" {continuation.strip()}"], "labels": [1]}
+
+
+def gpt3_arithmetic(row: dict[str, Any]) -> Iterator[Row]:
+    """GPT-3's arithmetic, asked as lm-eval does: on one line less, and Q and A are written out."""
+    (item,) = context_completion(row)
+    asked = item["contexts"][0].strip().replace("\n\n", "\n").replace("Q:", "Question:").replace("A:", "Answer:")
+    yield {**item, "contexts": [asked]}
+
+
+_SIQA = re.compile(r"Context: (.+)\nQuestion: (.+)\nChoices:\n((?:[A-C]\. .+\n)+)Answer:")
+_LETTERED = re.compile(r"(Question: .+\n)Choices:\n((?:[A-Z]\. .+\n)+Answer:)")
+_COPA = re.compile(r"(.+), (because|therefore)")
+
+
 def query_choices(row: dict[str, Any]) -> Iterator[Row]:
-    """LLM Foundry's multiple choice: ARC, BoolQ, PIQA, COPA; a question is followed by "Answer:"."""
+    r"""LLM Foundry's multiple choice, asked as lm-eval asks the same items.
+
+    LLM Foundry has its own words around the questions, and its own settings add more; lm-eval's are these:
+
+        ARC, PIQA        Question: {question}\nAnswer:
+        BoolQ            {passage}\nQuestion: {question}?\nAnswer:
+        SIQA             Q: {context} {question}\nA:           and the choices are answers, not letters
+        CommonsenseQA    Question: {question}\nA. {choice}\n ... \nAnswer:
+        COPA             {premise} because                      and two spaces before a choice
+
+    Others, such as OpenBookQA's and HellaSwag's, and a query that ends in "Answer:", are asked as they are.
+    """
     query = check_text(row.get("query"), "query")
     choices = [check_text(choice, "choices") for choice in _list(row.get("choices"), "choices")]
-    asks = "Question:" in query
-    item = _choice(f"{query}\nAnswer:" if asks else query, choices, _place(row, choices))
-    yield {**item, "answer_context": "Answer:"} if asks else item
+    right = _place(row, choices)
+    if (siqa := _SIQA.fullmatch(query)) and choices == list("ABC")[: len(choices)]:
+        answers = [line[3:] for line in siqa[3].splitlines()]
+        if len(answers) != len(choices):
+            raise Malformed("query", f"expected as many choices as there are, {len(choices)}, got {len(answers)}")
+        yield _choice(f"Q: {siqa[1]} {siqa[2]}\nA:", answers, right)
+    elif (copa := _COPA.fullmatch(query)) and len(choices) == 2:  # some of OpenBookQA's end so, with four choices
+        yield _choice(f"{copa[1]} {copa[2]}", [f" {choice}" for choice in choices], right)
+    elif lettered := _LETTERED.fullmatch(query):
+        yield _choice(lettered[1] + lettered[2], choices, right)
+    elif query.startswith(("Question: ", "Passage: ")) and not query.rstrip().endswith("Answer:"):
+        asked = query.removeprefix("Passage: ").removesuffix("\n")
+        yield {**_choice(f"{asked}\nAnswer:", choices, right), "answer_context": "Answer:"}
+    else:
+        yield _choice(query, choices, right)
 
 
 def context_options(row: dict[str, Any]) -> Iterator[Row]:
@@ -303,6 +344,8 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     "last_word": ("items", last_word),
     "fill_in": ("items", fill_in),
     "context_completion": ("items", context_completion),
+    "context_continuation": ("items", context_continuation),
+    "gpt3_arithmetic": ("items", gpt3_arithmetic),
     "query_choices": ("items", query_choices),
     "context_options": ("items", context_options),
     "commonsense_qa": ("items", commonsense_qa),
@@ -386,6 +429,7 @@ LAYOUTS = (  # the first that matches and is of the record wanted; else the firs
     _layout("query_choices", "query choices gold"),
     _layout("context_options", "context_options continuation gold"),
     _layout("context_completion", "context completion"),
+    _layout("context_continuation", "context continuation"),
     _layout("instruction", "instruction output"),
     _layout("instruction", "instruction response"),
     _layout("task_instances", "instruction instances"),

@@ -4,8 +4,6 @@ labelled rows. What a format is stands in `align/data/formats.py`.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,9 +17,16 @@ _PAIRS = (
     ("sentence_A", "sentence_B"),
     ("passage", "question"),
     ("sentence", "question"),
+    ("#1 String", "#2 String"),  # MRPC
 )
 _SINGLES = ("sentence", "text")
-_LABELS = ("gold_label", "label", "answer", "score")
+_LABELS = ("gold_label", "label", "answer", "score", "Quality", "is_duplicate")  # the last two: MRPC and QQP
+# Columns of GLUE's files that are neither a text nor a label. Its test files have one and no label.
+_OTHERS = {
+    *("index", "idx", "id", "pairID", "promptID", "qid1", "qid2", "#1 ID", "#2 ID"),
+    *("genre", "filename", "year", "old_index", "source1", "source2", "captionID"),
+    *(f"sentence{i}{parse}" for i in (1, 2) for parse in ("_parse", "_binary_parse")),
+}
 _ASKED = (("article", "question"), ("context", "question"), ("question",), ("context",), ("sent1",), ("ctx",))
 _CHOICES = ("choices", "options", "endings")
 _RIGHT = ("answerKey", "label", "answer", "gold")
@@ -36,8 +41,22 @@ def labelled(row: dict[str, Any]) -> Iterator[Row]:
         yield {**others, **_labelled(row, ("label", "score"))}
 
 
+def columns_without_header(cells: list[str]) -> tuple[str, ...] | None:
+    """The columns of a table of GLUE's that has no line of names, by its first row; None where that can be the names.
+
+    CoLA has source, label, the mark of its source and sentence; copies of SST-2 have the label in front or behind.
+    """
+    if len(cells) == 4 and cells[1] in ("0", "1") and cells[2] in ("", "*", "?", "??"):
+        return ("source", "label", "mark", "sentence")
+    if len(cells) == 2 and cells[0] in ("0", "1"):
+        return ("label", "sentence")
+    if len(cells) == 2 and cells[1] in ("0", "1"):
+        return ("sentence", "label")
+    return None
+
+
 def labelled_texts(row: dict[str, Any]) -> Iterator[Row]:
-    """One text or a pair in columns of their own, and a label: the class; or a score: a number."""
+    """One text or a pair in columns of their own, and a label: the class; or a score: a number. GLUE's columns are."""
     yield {"texts": _texts(row), **_labelled(row, _LABELS)}
 
 
@@ -124,25 +143,33 @@ def query_choices(row: dict[str, Any]) -> Iterator[Row]:
     yield found
 
 
+_RTE = {
+    **dict.fromkeys(("TRUE", "YES", "ENTAILMENT"), "entailment"),
+    **dict.fromkeys(("FALSE", "NO", "UNKNOWN", "CONTRADICTION"), "not_entailment"),
+}
+
+
+def rte_pairs(row: dict[str, Any]) -> Iterator[Row]:
+    """RTE 1 to 3: a text and a hypothesis. Three vocabularies of labels become the two classes of GLUE's RTE."""
+    texts = [check_text(row.get(name), name) for name in ("t", "h")]
+    name = next((name for name in ("value", "entailment") if row.get(name)), None)
+    if name is None:  # a test file for participants
+        raise Dropped("no label")
+    label = _RTE.get(check_text(row[name], name).strip().upper())
+    if label is None:
+        raise Malformed(name, f"expected one of {', '.join(_RTE)}, got {row[name]!r}")
+    yield {"texts": texts, "label": label}
+
+
 def sick_entailment(row: dict[str, Any]) -> Iterator[Row]:
     """SICK's pairs, of which the first entails the second, contradicts it, or neither."""
-    for pair in _table(row):
-        label = pair.get("entailment_judgment", pair.get("label"))
-        yield {"texts": _texts(pair), **_labelled({"label": label}, ("label",))}
+    label = row.get("entailment_judgment", row.get("label"))
+    yield {"texts": _texts(row), **_labelled({"label": label}, ("label",))}
 
 
 def sick_relatedness(row: dict[str, Any]) -> Iterator[Row]:
     """SICK's pairs with how much they have to do with each other, 1 to 5."""
-    for pair in _table(row):
-        yield {"texts": _texts(pair), **_labelled({"score": pair.get("relatedness_score")}, ("score",))}
-
-
-def _table(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of a table that was read as plain text, for it is tab-separated and its name ends in .txt."""
-    if "text" not in row:
-        return iter([row])
-    lines = io.StringIO(check_text(row["text"], "text"))
-    return iter(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    yield {"texts": _texts(row), **_labelled({"score": row.get("relatedness_score")}, ("score",))}
 
 
 def _listed(names: tuple[tuple[str, ...], ...]) -> str:
@@ -157,6 +184,7 @@ LABELLED: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "commonsense_qa": labelled_choices,
     "sick_entailment": sick_entailment,
     "sick_relatedness": sick_relatedness,
+    "rte_pairs": rte_pairs,
 }
 
 
@@ -166,11 +194,15 @@ def infer_labelled(row: dict[str, Any]) -> str:
         return "labelled"
     if {"query", "choices", "gold"} <= row.keys():
         return "query_choices"
+    if {"t", "h"} <= row.keys():
+        return "rte_pairs"
     asked = any(row.keys() >= set(names) for names in _ASKED)
     if asked and (any(name in row for name in _CHOICES) or isinstance(row.get("question"), dict)):
         return "labelled_choices"
-    texts = any(row.keys() >= set(pair) for pair in _PAIRS) or any(name in row for name in _SINGLES)
-    if texts and any(name in row for name in _LABELS):
+    pair = next((pair for pair in _PAIRS if row.keys() >= set(pair)), None)
+    texts = pair or tuple(name for name in _SINGLES if name in row)
+    unlabelled = row.keys() & _OTHERS and row.keys() <= _OTHERS | set(texts)  # GLUE's test files
+    if texts and (unlabelled or any(name in row for name in _LABELS)):
         return "labelled_texts"
     raise Malformed(
         "row",

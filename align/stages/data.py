@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,8 @@ from align.configs import Data
 from align.data import smallworld
 from align.data.cards import DataCard, Source, resolve
 from align.data.files import RawRow, read_file
+from align.data.formats import FORMATS
+from align.data.labelled import columns_without_header
 from align.data.records import (
     SPLITS,
     Dropped,
@@ -41,6 +43,7 @@ from align.errors import ConfigError, StoreError
 from align.job import Inputs, Job, Metrics
 
 _SHOWN_ERRORS = 20
+_SHOWN_FILES = 3
 _TOLD_EVERY = 1000  # rows
 _IN_MEMORY = 2**27  # bytes of rows; what is more goes through a file
 _SHARED = "also in a held-out split"
@@ -81,7 +84,7 @@ def check_rows(cfg: Data, data_root: str | None) -> None:
     """Read every row of a data step and raise what `run` would; for `align plan check_data=true`."""
     source = resolve(cfg.source, data_root, None)
     if not source.card.generator:
-        for _ in _records(_raw_rows(source), cfg, source, _reader(cfg, source, None)):
+        for _ in _records(_raw_rows(source, cfg.record), cfg, source, _reader(cfg, source, None)):
             pass  # nothing is kept; what is wrong with some is raised behind the last
 
 
@@ -138,8 +141,9 @@ class _Rows:
 def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowReader) -> dict[str, _Rows]:
     """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
     count, any_given, dropped = 0, False, reader.dropped
+    raw_rows = _raw_rows(source, cfg.record, job.info)
     with job.progress(None, "rows read") as advance:
-        for given, whole, made in _records(_watched(_raw_rows(source), advance), cfg, source, reader):
+        for given, whole, made in _records(_watched(raw_rows, advance), cfg, source, reader):
             split = given or _split(cfg, source.card, whole)
             for row in made:
                 sorter.add(split, row)
@@ -262,28 +266,46 @@ def _split(cfg: Data, card: DataCard, row: Row) -> str:
     return "test" if cfg.record == "items" else split_of(split_key(row), card.held_out)
 
 
-def _raw_rows(source: Source) -> Iterator[tuple[str | None, RawRow]]:
-    """Rows, each with the split that its file is, where that is known."""
+def _raw_rows(
+    source: Source, record: str, say: Callable[[str], None] = lambda note: None
+) -> Iterator[tuple[str | None, RawRow]]:
+    """Yield rows, each with the split that its file is, where that is known; what is unusual is reported."""
     if not source.files:
         from align.data.hub import read_hub
 
         yield from ((None, raw) for raw in read_hub(source.card))
-    named = {path: _named_split(path) for path in source.files} if source.is_local_path else {}
-    if any(named.values()) and not all(named.values()):
-        odd = next(path.name for path, split in named.items() if split is None)
-        raise ConfigError(
-            f"{source.root}: {odd} is named as no split, and other files are; rename it to train, validation (dev, "
-            f"val, valid) or test, or take it away"
-        )
-    for path in source.files:
-        split = named[path] if source.is_local_path else source.split_of(path)
-        yield from ((split, raw) for raw in read_file(path))
+        return
+    splits = _file_splits(source, record)
+    for note in _what_is_read(source, splits):
+        say(note)
+    labelled = record == "labelled" or FORMATS.get(source.card.format or "", ("",))[0] == "labelled"
+    for path, split in splits.items():
+        for raw in read_file(path, say, text_tables=labelled, columns_of=columns_without_header):
+            yield split, raw
 
 
-def _named_split(path: Path) -> str | None:
-    """The split that the name of a user's file says: train.jsonl, dev.csv, test-00000-of-00002.parquet."""
-    name = re.fullmatch(r"(train|validation|valid|val|dev|test)([-_]\d.*)?", path.name.partition(".")[0])
-    return None if name is None else {"train": "train", "test": "test"}.get(name[1], "validation")
+def _file_splits(source: Source, record: str) -> dict[Path, str | None]:
+    """The split of each file. Items are there to be scored: a user's validation files are test where no file is."""
+    splits = source.file_splits()
+    if record == "items" and source.is_local_path and "test" not in splits.values():
+        splits = {path: "test" if split == "validation" else split for path, split in splits.items()}
+    return splits
+
+
+def _what_is_read(source: Source, splits: dict[Path, str | None]) -> Iterator[str]:
+    """A line for each split that files are by their names, and one of the files that hold no rows."""
+    for split in SPLITS:
+        files = [path for path, its in splits.items() if its == split]
+        if files:
+            yield f"{split}: {_listed(files, source.root)}"
+    if source.left_out:
+        yield f"not read: {_listed(source.left_out, source.root)}"
+
+
+def _listed(paths: Sequence[Path], root: Path | None) -> str:
+    names = [str(path.relative_to(root or path.anchor)) for path in paths]
+    more = f" and {len(names) - _SHOWN_FILES:,} more" if len(names) > _SHOWN_FILES else ""
+    return ", ".join(names[:_SHOWN_FILES]) + more
 
 
 def _fitting(row: Row, cfg: Data) -> Iterator[Row]:

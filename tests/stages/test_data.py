@@ -442,7 +442,51 @@ def test_files_named_after_a_split_are_that_split(here, name):
     assert {split: len(rows) for split, rows in splits(here).items()} == {"train": 20, "validation": 5}
 
 
-@pytest.mark.parametrize("name", ["tset", "training", "trains"])
+@pytest.mark.parametrize("name", ["my_data.test.jsonl", "Test.jsonl", "test_prefs-00000-of-00001.jsonl"])
+def test_the_rows_of_one_file_that_is_named_after_a_split_are_that_split(here, capsys, name):
+    (here / name).write_text(lines(*prompts(20)))
+    assert data(f"source=path:{name}", "record=prompts") == 0
+    assert {split: len(rows) for split, rows in splits(here).items()} == {"test": 20}
+    assert f"test: {name}" in capsys.readouterr().err
+
+
+def test_which_files_are_which_split_is_reported_and_so_are_those_that_are_not_read(here, capsys):
+    """UltraChat's train_sft and train_gen are both training rows."""
+    names = ["data/train_gen-0.jsonl", *(f"data/train_sft-{i}.jsonl" for i in range(4)), "data/test_sft-0.jsonl"]
+    (here / "mine/data").mkdir(parents=True)
+    for i, name in enumerate(names):
+        (here / "mine" / name).write_text(lines(*prompts(2, 100 * i)))
+    (here / "mine/README.md").write_text("# Mine\n")
+    assert data("source=path:mine", "record=prompts") == 0
+    said = capsys.readouterr().err
+    assert "train: data/train_gen-0.jsonl, data/train_sft-0.jsonl, data/train_sft-1.jsonl and 2 more\n" in said
+    assert "test: data/test_sft-0.jsonl\n" in said
+    assert "not read: README.md\n" in said
+    assert {split: len(rows) for split, rows in splits(here).items()} == {"train": 10, "test": 2}
+
+
+def test_items_of_a_validation_file_are_scored_where_there_is_no_test_file(here):
+    sums = [{"context": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(9)]
+    (here / "mine").mkdir()
+    (here / "mine/train.jsonl").write_text(lines(*sums[:3]))
+    (here / "mine/dev.jsonl").write_text(lines(*sums[3:7]))
+    assert data("source=path:mine", "record=items") == 0
+    assert {split: len(rows) for split, rows in splits(here).items()} == {"train": 3, "test": 4}
+    (here / "mine/test.jsonl").write_text(lines(*sums[7:]))
+    assert data("source=path:mine", "record=items") == 0
+    assert {split: len(rows) for split, rows in splits(here).items()} == {"train": 3, "validation": 4, "test": 2}
+
+
+def test_what_is_unusual_about_a_file_is_reported(here, capsys):
+    (here / "a.csv").write_bytes("text;n\nCafé, là;1\n".encode("latin-1"))
+    assert data("source=path:a.csv") == 0
+    said = capsys.readouterr().err
+    assert "a.csv: read as Latin-1, for it is not UTF-8\n" in said
+    assert "a.csv: its cells are separated by semicolons\n" in said
+    assert [row["text"] for rows in splits(here).values() for row in rows] == ["Café, là"]
+
+
+@pytest.mark.parametrize("name", ["tset", "trial", "trains"])
 def test_a_file_that_is_no_split_among_files_that_are_is_refused(here, capsys, name):
     (here / "mine").mkdir()
     for file in ("train", name):

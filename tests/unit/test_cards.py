@@ -182,6 +182,62 @@ def test_a_folder_of_ones_own_gives_its_tables_or_else_its_texts(folder):
     assert source.is_local_path
 
 
+def test_what_a_folder_holds_besides_rows_is_left_out_and_known(folder):
+    """Read-mes beside tables, what `datasets` saves beside its rows, and others; hidden files are none."""
+    names = ("train/data-0.arrow", "train/state.json", "train/dataset_info.json", "dataset_dict.json", "README.md")
+    for name in (*names, "model.bin", ".cache/a.jsonl", ".hidden.jsonl"):
+        (folder / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "mine" / name).write_text("x")
+    source = resolve("path:mine", None, None)
+    assert [path.as_posix() for path in source.files] == ["mine/train/data-0.arrow"]
+    left_out = {path.relative_to("mine").as_posix() for path in source.left_out}
+    assert left_out == {"model.bin", *names[1:]}
+    (folder / "mine/train/data-0.arrow").unlink()
+    assert [path.name for path in resolve("path:mine", None, None).files] == [
+        "dataset_dict.json",
+        "dataset_info.json",
+        "state.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "split"), [("mine/test", "test"), ("mine/Dev", "validation"), ("mine/my_test", None), ("mine", "test")]
+)
+def test_a_folder_that_is_called_after_a_split_is_that_split(folder, source, split):
+    path = folder / source / ("test/a.jsonl" if source == "mine" else "a.jsonl")
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    assert list(resolve(f"path:{source}", None, None).file_splits().values()) == [split]
+
+
+def test_files_behind_links_are_read_once(folder):
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere/a.jsonl").write_text("{}")
+    (folder / "mine").mkdir()
+    (folder / "mine/train").symlink_to(folder / "elsewhere")
+    (folder / "mine/b.jsonl").symlink_to(folder / "elsewhere/a.jsonl")
+    (folder / "mine/again").symlink_to(folder / "mine")
+    files = resolve("path:mine", None, None).files
+    assert [path.as_posix() for path in files] == ["mine/b.jsonl", "mine/train/a.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "test", "sub/test.parquet"])
+def test_a_broken_link_in_a_folder_is_refused_with_its_name(folder, name):
+    (folder / "mine/sub").mkdir(parents=True)
+    (folder / "mine/train.jsonl").write_text("{}")
+    (folder / "mine" / name).symlink_to("/gone/there")
+    with pytest.raises(ConfigError, match=rf"^path:mine: mine/{name} is a broken symbolic link, to /gone/there; "):
+        resolve("path:mine", None, None)
+
+
+def test_a_broken_link_that_is_the_source_or_a_card_s_file_is_refused(folder):
+    (folder / "a.jsonl").symlink_to("/gone")
+    write_card(folder, 'local: ["*.jsonl"]')
+    for source in ("path:a.jsonl", "card:mine"):
+        with pytest.raises(ConfigError, match=rf"^{source}: .*a\.jsonl is a broken symbolic link, to /gone; "):
+            resolve(source, str(folder), None)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -1,8 +1,10 @@
 """Rows out of files, whole and broken."""
 
 import bz2
+import csv
 import gzip
 import json
+import lzma
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,6 +42,8 @@ LINES = b'{"text": "a"}\n{"text": "b"}\n'
         ("zipped.jsonl.gz", gzip.compress(LINES, mtime=0)),
         ("two-members.jsonl.gz", gzip.compress(LINES[:14], mtime=0) + gzip.compress(LINES[14:], mtime=0)),
         ("two-members.jsonl.bz2", bz2.compress(LINES[:14]) + bz2.compress(LINES[14:])),
+        ("two-members.jsonl.xz", lzma.compress(LINES[:14]) + lzma.compress(LINES[14:])),
+        ("CAPITALS.JSONL.GZ", gzip.compress(LINES, mtime=0)),
         ("two-members.jsonl.zst", zst(LINES[:14]) + zst(LINES[14:])),
     ],
 )
@@ -97,13 +101,74 @@ def test_what_json_allows_in_python_comes_as_it_is(tmp_path):
     assert row["c"] != row["c"]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.md"])
-def test_bytes_that_are_no_utf_8_are_malformed_with_their_place(tmp_path, name):
-    *_, (where, problem) = rows_of(tmp_path, name, b'[{"text": "caf\xe9"}]\n')
-    assert where == name
-    assert problem.startswith("file: expected ")
-    assert "invalid continuation byte" in problem
-    assert "14" in problem
+# -- encodings ---------------------------------------------------------------------------------------------------
+
+CONTENT = {  # each kind of file with one row, {"text": "Café « là » €"}
+    "a.jsonl": '{"text": "Café « là » €"}\n',
+    "a.json": '[{"text": "Café « là » €"}]',
+    "a.csv": "text\nCafé « là » €\n",
+    "a.tsv": "text\nCafé « là » €\n",
+    "a.txt": "Café « là » €",
+    "a.md": "Café « là » €",
+}
+
+
+@pytest.mark.parametrize("name", CONTENT)
+@pytest.mark.parametrize(
+    ("encoding", "note"),
+    [
+        ("utf-8", None),
+        ("utf-8-sig", None),
+        ("utf-16", "read as UTF-16"),
+        ("utf-16-be", "read as UTF-16"),
+        ("utf-32", "read as UTF-32"),
+        ("cp1252", "read as Windows-1252, for it is not UTF-8"),
+        ("latin-1", "read as Latin-1, for it is not UTF-8"),
+    ],
+)
+def test_text_is_read_in_the_encoding_it_has_and_an_unusual_one_is_reported(tmp_path, name, encoding, note):
+    content = CONTENT[name] if encoding != "latin-1" else CONTENT[name].replace("€", "£")
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    (tmp_path / name).write_bytes(mark + content.encode(encoding))
+    said = []
+    ((_, row),) = read_file(tmp_path / name, said.append)
+    assert row["text"] == ("Café « là » €" if encoding != "latin-1" else "Café « là » £")
+    assert said == ([] if note is None else [f"{tmp_path / name}: {note}"])
+
+
+def test_an_encoding_is_found_out_by_the_whole_file_and_through_what_packs_it(tmp_path):
+    content = "text\n" + "ascii\n" * 400_000 + "Café\n"
+    (tmp_path / "a.csv.xz").write_bytes(lzma.compress(content.encode("latin-1"), preset=0))
+    said = []
+    *_, (where, row) = read_file(tmp_path / "a.csv.xz", said.append)
+    assert (where, row) == (f"{tmp_path}/a.csv.xz:400002", {"text": "Café"})
+    assert said == [f"{tmp_path}/a.csv.xz: read as Latin-1, for it is not UTF-8"]
+
+
+@pytest.mark.parametrize("name", CONTENT)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "é".encode() * 9 + b"\n\xe9\n",
+            "file: expected UTF-8 text, as most of it is, but line 2 has the byte 0xe9; mend it, or save it as UTF-8",
+        ),
+        (
+            b"\x81\xe9\n",
+            "file: expected UTF-8 text, but line 1 has the byte 0x81, and it is not Windows-1252; save it as UTF-8",
+        ),
+        (
+            "text\nabc\n".encode("utf-16-le"),
+            "file: expected UTF-8 text, got zero bytes, as UTF-16 without its mark has; save it as UTF-8",
+        ),
+        (b"\xff\xfea\x00\n", "file: expected UTF-16-LE text (truncated data)"),
+    ],
+)
+def test_a_file_that_is_no_text_or_damaged_is_malformed(tmp_path, name, content, message):
+    assert rows_of(tmp_path, name, content) == [(name, message)]
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------
 
 
 def test_a_json_list_gives_objects_and_texts(tmp_path):
@@ -117,7 +182,16 @@ def test_a_json_list_gives_objects_and_texts(tmp_path):
     [
         ("", "file: expected JSON ("),
         ('[{"a": 1}', "file: expected JSON ("),
-        ('{"data": []}', "file: expected a JSON list of rows, got dict"),
+        ('{"data": []}', "file: expected a JSON list of rows, got one object (data); put rows in a list, even one"),
+        (
+            '{"n": 1, "data": [{"text": "a"}]}',
+            "file: expected a JSON list of rows, got an object with rows under 'data'; write that list alone (jq '.[",
+        ),
+        (
+            '{"0": {"text": "a"}, "1": {"text": "b"}}',
+            "file: expected a JSON list of rows, got an object of objects; write its rows as a list (jq '[.[]]' FILE;",
+        ),
+        ("{}", "file: expected a JSON list of rows, got one object (); "),
         ("3", "file: expected a JSON list of rows, got int"),
         ("[" * 10_000 + "]" * 10_000, "file: expected JSON ("),
     ],
@@ -132,20 +206,138 @@ def test_an_empty_json_list_has_no_rows(tmp_path):
     assert rows_of(tmp_path, "a.json", "[]") == []
 
 
+@pytest.mark.parametrize("content", ['{"text": "a"}\n{"text": "b"}\n', '\n{"text": "a"}\r\n\r\n{"text": "b"}'])
+def test_json_lines_that_are_called_json_are_read_and_reported(tmp_path, content):
+    (tmp_path / "a.json").write_text(content, newline="")
+    said = []
+    assert [row for _, row in read_file(tmp_path / "a.json", said.append)] == [{"text": "a"}, {"text": "b"}]
+    assert said == [f"{tmp_path}/a.json: holds JSON lines, not one JSON list; read as those"]
+    assert rows_of(tmp_path, "a.json", content + "\n{oops")[-1][1].startswith("row: expected JSON (")
+
+
+@pytest.mark.parametrize("content", ['[{"text": "a"},\n{"text": "b"}]', '\n[\n {"text": "a"},\n "b"\n]\n'])
+def test_a_json_list_that_is_called_json_lines_is_read_and_reported(tmp_path, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    said = []
+    assert [row for _, row in read_file(tmp_path / "a.jsonl", said.append)] == [{"text": "a"}, {"text": "b"}]
+    assert said == [f"{tmp_path}/a.jsonl: holds one JSON list, not JSON lines; read as that"]
+
+
+def test_lines_of_lists_are_malformed_each(tmp_path):
+    assert [row for _, row in rows_of(tmp_path, "a.jsonl", '["a"]\n["b"]\n')] == [
+        "row: expected an object, got list"
+    ] * 2
+
+
+def test_an_object_over_several_lines_is_one_error(tmp_path):
+    ((_, problem),) = rows_of(tmp_path, "a.jsonl", json.dumps({"text": "a"}, indent=1) * 3)
+    assert problem == "file: expected one object a line, got one over several; put each in one line (jq -c . FILE)"
+
+
+# -- tables ------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.tsv", "\t")])
-def test_tables_are_read_with_quotes_newlines_and_gaps(tmp_path, name, mark):
-    content = "prompt,completion\r\na,b\r\né,\r\nonly\r\n".replace(",", mark).encode("utf-8-sig")
-    rows = [row for _, row in rows_of(tmp_path, name, content)]
-    assert rows == [
-        {"prompt": "a", "completion": "b"},
-        {"prompt": "é", "completion": ""},
-        {"prompt": "only", "completion": None},
+def test_tables_are_read_and_rows_of_another_width_are_malformed(tmp_path, name, mark):
+    content = "prompt, completion\r\na,b\r\n\r\né,\r\nonly\r\na,b,c\r\nlast,row".replace(",", mark).encode("utf-8-sig")
+    rows = rows_of(tmp_path, name, content)
+    assert [rows[0], rows[1], rows[4]] == [
+        (f"{name}:2", {"prompt": "a", "completion": "b"}),
+        (f"{name}:4", {"prompt": "é", "completion": ""}),
+        (f"{name}:7", {"prompt": "last", "completion": "row"}),
     ]
+    for place, cells in ((2, 1), (3, 3)):
+        where, problem = rows[place]
+        assert where == f"{name}:{place + 3}"
+        assert problem.startswith(f"cells: expected 2, as the first line has, got {cells}; a cell ")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("text,label,text", "header: line 1: two columns are called 'text'; rename one of them"),
+        ("text,,label", "header: line 1: column 2 has no name; name every column"),
+        ('"  "', "header: line 1: column 1 has no name; name every column"),
+    ],
+)
+def test_a_header_without_names_or_with_one_twice_is_malformed(tmp_path, name, header, message):
+    content = f"{header}\na,b,c\n".replace(",", "," if name == "a.csv" else "\t")
+    if name == "a.tsv":
+        content = content.replace('"', "")
+    assert rows_of(tmp_path, name, content) == [(name, message)]
+
+
+def test_the_row_numbers_of_pandas_and_r_have_no_name_and_are_left_out(tmp_path):
+    assert rows_of(tmp_path, "a.csv", ",text\n0,a\n") == [("a.csv:2", {"text": "a"})]
 
 
 def test_a_quoted_cell_may_hold_newlines_commas_and_quotes(tmp_path):
     ((_, row),) = rows_of(tmp_path, "a.csv", 'prompt,completion\r\n"one,\r\ntwo","say ""hi"""\r\n')
     assert row == {"prompt": "one,\r\ntwo", "completion": 'say "hi"'}
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_the_mark_between_the_cells_of_a_csv_file_is_found_out_and_reported(tmp_path, mark):
+    rows = [["text, or both; and", "label|s"], ["One, two; three\tor | four", "yes"], ['"So"', "no"], ["a\nb", ""]]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file, delimiter=mark).writerows(rows)
+    said = []
+    found = [row for _, row in read_file(tmp_path / "a.csv", said.append)]
+    assert found == [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    words = {",": None, ";": "semicolons", "\t": "tabs", "|": "vertical bars"}[mark]
+    assert said == ([f"{tmp_path}/a.csv: its cells are separated by {words}"] if words else [])
+
+
+def test_a_first_line_of_excel_says_what_separates_cells(tmp_path):
+    assert rows_of(tmp_path, "a.csv", "sep=;\r\ntext;label\r\na,b;c\r\n") == [
+        ("a.csv:3", {"text": "a,b", "label": "c"})
+    ]
+
+
+def test_a_comma_in_a_table_of_one_column_is_no_second_cell_in_silence(tmp_path):
+    first, second = rows_of(tmp_path, "a.csv", 'text\n"Yes, I do"\nNo, I do not\n')
+    assert first[1] == {"text": "Yes, I do"}
+    assert second[0] == "a.csv:3"
+    assert second[1].startswith("cells: expected 1, as the first line has, got 2; a cell that holds the separator")
+
+
+def test_a_quote_that_is_not_closed_swallows_no_rows_in_silence(tmp_path):
+    rows = rows_of(tmp_path, "a.csv", 'label,text\n1,"Hi there\n0,other\n1,"ok"\n0,last\n')
+    assert rows[0][0] == "a.csv:2"
+    assert rows[0][1].startswith("row: expected quotes around whole cells, and doubled inside them (")
+    assert rows[1:] == [("a.csv:5", {"label": "0", "text": "last"})]
+    *_, (where, problem) = rows_of(tmp_path, "b.csv", 'label,text\n1,"Hi there\n0,other\n')
+    assert where == "b.csv:2"
+    assert problem.startswith("row: expected quotes around whole cells")
+
+
+MRPC = [  # quotes as its rows have them: one at the beginning alone, at the end alone, in the middle
+    ['"We won, he said.', 'He said: "We won."'],
+    ["No.", 'They said "no".'],
+    ['It is over"', '"'],
+    ['"All of it."', "a"],
+]
+
+
+def test_quotes_in_a_tsv_file_are_text(tmp_path):
+    content = "a\tb\n" + "".join("\t".join(row) + "\n" for row in MRPC)
+    said = []
+    (tmp_path / "a.tsv").write_text(content)
+    rows = list(read_file(tmp_path / "a.tsv", said.append))
+    assert rows == [(f"{tmp_path}/a.tsv:{i}", {"a": a, "b": b}) for i, (a, b) in enumerate(MRPC, 2)]
+    assert said == []
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_a_tsv_file_whose_quotes_enclose_cells_is_read_as_written_and_reported(tmp_path, quoting):
+    rows = [["a", "b"], ["one\ttwo", 'say "hi"'], ["two\nlines", ""], *MRPC]
+    with (tmp_path / "a.tsv").open("w", newline="") as file:
+        csv.writer(file, delimiter="\t", quoting=quoting).writerows(rows)
+    said = []
+    found = [list(row.values()) for _, row in read_file(tmp_path / "a.tsv", said.append)]
+    assert found == rows[1:]
+    assert said == [f"{tmp_path}/a.tsv: quotes enclose its cells, as a spreadsheet writes them"]
 
 
 def test_a_table_row_after_a_cell_of_two_lines_has_the_line_it_begins_at(tmp_path):
@@ -177,6 +369,32 @@ def test_parquet_rows_are_read(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("new", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_arrow_rows_are_read_from_both_of_its_formats(tmp_path, new):
+    rows = [{"prompt": "é", "ranks": [1, 2]}, {"prompt": None, "ranks": []}]
+    table = pa.Table.from_pylist(rows * 1500)
+    with new(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=1100)
+    found = list(read_file(tmp_path / "a.arrow"))
+    assert found == [(f"{tmp_path}/a.arrow:{i}", row) for i, row in enumerate(rows * 1500, 1)]
+    content = (tmp_path / "a.arrow").read_bytes()
+    *_, (where, problem) = rows_of(tmp_path, "cut.arrow", content[: len(content) // 2])
+    assert where == "cut.arrow"
+    assert problem.startswith("file: expected Arrow (")
+
+
+def test_pairs_of_xml_are_rows_and_other_xml_is_malformed(tmp_path):
+    content = '<c><pair id="1" value="TRUE"><t>A\n b</t><h>c &amp; d</h></pair><pair id="2"><t>e</t><h/></pair></c>'
+    assert rows_of(tmp_path, "a.xml", content) == [
+        ("a.xml[0]", {"id": "1", "value": "TRUE", "t": "A b", "h": "c & d"}),
+        ("a.xml[1]", {"id": "2", "t": "e", "h": ""}),
+    ]
+    ((_, problem),) = rows_of(tmp_path, "b.xml", "<c><row/></c>")
+    assert problem.startswith("file: expected <pair> elements")
+    *_, (_, problem) = rows_of(tmp_path, "c.xml", content[:-5])
+    assert problem.startswith("file: expected XML (")
+
+
 def test_the_rows_before_a_damaged_place_of_a_parquet_file_are_read(tmp_path):
     with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("text", pa.string())])) as writer:
         for text in "abc":
@@ -200,7 +418,11 @@ def test_the_rows_before_a_damaged_place_of_a_parquet_file_are_read(tmp_path):
         ("plain.jsonl.bz2", LINES),
         ("cut.jsonl.zst", zst(LINES * 1000)[:-20]),
         ("plain.jsonl.zst", LINES),
+        ("cut.jsonl.xz", lzma.compress(LINES * 1000)[:-20]),
+        ("plain.jsonl.xz", LINES),
         ("bad.parquet", b"PAR1 and no more"),
+        ("bad.arrow", b"ARROW1 and no more"),
+        ("empty.arrow", b""),
         ("empty.parquet", b""),
     ],
 )
@@ -217,6 +439,7 @@ def test_a_broken_container_is_malformed(tmp_path, name, content):
         ("a.JSON.gz", ".json"),
         ("a.jsonl.zst", ".jsonl"),
         ("a.csv.bz2", ".csv"),
+        ("A.CSV.XZ", ".csv"),
         ("a.b.csv", ".csv"),
         (".jsonl", ""),
         ("a", ""),

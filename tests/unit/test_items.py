@@ -227,6 +227,11 @@ RAW = {
         {"query": "Question: so?", "choices": ["no", "yes"], "gold": 1},
         [{**item(["Question: so?\nAnswer:"] * 2, [" no", " yes"], [0, 1]), "answer_context": "Answer:"}],
     ),
+    "context_continuation": ({"context": "1 + 1 =", "continuation": " 2"}, [item(["1 + 1 ="], [" 2"])]),
+    "gpt3_arithmetic": (
+        {"context": "\n\nQ: 1 + 1?\n\nA:", "completion": " 2"},
+        [item(["Question: 1 + 1?\nAnswer:"], [" 2"])],
+    ),
     "context_options": (
         {"context_options": ["as Al", "as Bo"], "continuation": "ran", "gold": 0},
         [item(["as Al", "as Bo"], [" ran", " ran"])],
@@ -276,6 +281,19 @@ RAW = {
 }
 
 
+@pytest.mark.parametrize(
+    "query", ["He said", "So: question?", "Question: so?\nAnswer:", "The Question: so?", "a ", "Q\n", "It is because"]
+)
+def test_a_query_that_lacks_none_of_lm_eval_s_words_is_asked_as_it_is(query):
+    (row,) = FORMATS["query_choices"][1]({"query": query, "choices": ["x", "y"], "gold": 0})
+    assert row == item([query] * 2, [" x", " y"], [1, 0])
+
+
+def test_a_question_with_four_choices_that_ends_in_because_is_not_of_copa():
+    (row,) = FORMATS["query_choices"][1]({"query": "He ran, because", "choices": list("wxyz"), "gold": 0})
+    assert row == item(["He ran, because"] * 4, [" w", " x", " y", " z"], [1, 0, 0, 0])
+
+
 @pytest.mark.parametrize("name", RAW)
 def test_published_rows_become_items(name):
     raw, expected = RAW[name]
@@ -284,7 +302,9 @@ def test_published_rows_become_items(name):
     assert [check_row("items", row) for row in read(raw)] == expected
 
 
-@pytest.mark.parametrize("name", ["context_completion", "query_choices", "context_options", "items"])
+@pytest.mark.parametrize(
+    "name", ["context_completion", "context_continuation", "query_choices", "context_options", "items"]
+)
 def test_a_user_s_items_are_told_by_their_columns(name):
     assert infer_format(RAW[name][0]) == name
 
@@ -293,6 +313,8 @@ def test_a_user_s_items_are_told_by_their_columns(name):
     ("name", "change"),
     [
         ("last_word", {"text": "one"}),
+        ("context_continuation", {"continuation": 2}),
+        ("query_choices", {"query": "Context: a\nQuestion: b\nChoices:\nA. c\nAnswer:", "choices": ["A", "B"]}),
         ("query_choices", {"gold": 2}),
         ("query_choices", {"gold": True}),
         ("query_choices", {"choices": "ab"}),

@@ -5,15 +5,11 @@ from __future__ import annotations
 import pytest
 
 from align.data.formats import FORMATS, infer_format, reader
+from align.data.labelled import columns_without_header
 from align.data.records import Dropped, Malformed, check_row, read_rows, split_key, whole_key, write_rows
 
 PAIR = {"texts": ["a", "b"], "label": "yes"}
 ASKED = {"texts": ["where?"], "choices": ["x", "y"], "label": 1}
-SICK = (
-    "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
-    '1\t"A man" runs\tA man moves\t4.5\tENTAILMENT\n'
-    "2\tA dog\tNo dog\t2\tCONTRADICTION\n"
-)
 
 
 def read(row, name=None):
@@ -39,6 +35,16 @@ TEXTS = {
         {"sentence1": "a", "sentence2": "b", "score": "4"},
         {"texts": ["a", "b"], "score": 4.0},
     ),
+    "MRPC's files": (
+        {"Quality": "1", "#1 ID": "7", "#2 ID": "8", "#1 String": "a", "#2 String": "b"},
+        {"texts": ["a", "b"], "label": "1"},
+    ),
+    "QQP's files": (
+        {"id": "7", "question1": "a", "question2": "b", "is_duplicate": "0"},
+        {"texts": ["a", "b"], "label": "0"},
+    ),
+    "RTE 1 in XML": ({"id": "1", "value": "TRUE", "t": "a", "h": "b"}, {"texts": ["a", "b"], "label": "entailment"}),
+    "RTE 3 in XML": ({"entailment": "NO", "t": "a", "h": "b"}, {"texts": ["a", "b"], "label": "not_entailment"}),
     "a record": ({**PAIR, "id": 3}, {**PAIR, "id": 3}),
     "a record with a number for a class": ({"texts": ["a"], "label": 1}, {"texts": ["a"], "label": "1"}),
     "a record with a whole score": ({"texts": ["a", "b"], "score": 4}, {"texts": ["a", "b"], "score": 4.0}),
@@ -89,16 +95,14 @@ def test_choices_are_read(what):
     assert read(row) == [expected]
 
 
-def test_a_table_in_plain_text_is_read_line_by_line():
-    """SICK's tables are tab-separated, end in .txt, and quote nothing."""
-    raw = {"text": SICK, "file": "SICK_train.txt"}
-    texts = [['"A man" runs', "A man moves"], ["A dog", "No dog"]]
-    labels, marks = read(raw, "sick_entailment"), read(raw, "sick_relatedness")
-    assert labels == [{"texts": texts[0], "label": "ENTAILMENT"}, {"texts": texts[1], "label": "CONTRADICTION"}]
-    assert marks == [{"texts": texts[0], "score": 4.5}, {"texts": texts[1], "score": 2.0}]
-    on_the_hub = {"sentence_A": "A dog", "sentence_B": "No dog", "label": 2, "relatedness_score": 2.0}
-    assert read(on_the_hub, "sick_entailment") == [{"texts": texts[1], "label": "2"}]
-    assert read(on_the_hub, "sick_relatedness") == marks[1:]
+def test_sick_has_two_tasks_in_a_row():
+    texts = {"sentence_A": "A dog", "sentence_B": "No dog"}
+    row = {"pair_ID": "2", **texts, "relatedness_score": "2", "entailment_judgment": "CONTRADICTION"}
+    on_the_hub = {**texts, "label": 2, "relatedness_score": 2.0}
+    assert read(row, "sick_entailment") == [{"texts": ["A dog", "No dog"], "label": "CONTRADICTION"}]
+    assert read(on_the_hub, "sick_entailment") == [{"texts": ["A dog", "No dog"], "label": "2"}]
+    for given in (row, on_the_hub):
+        assert read(given, "sick_relatedness") == [{"texts": ["A dog", "No dog"], "score": 2.0}]
 
 
 def test_a_card_of_items_is_read_as_labelled_where_that_is_asked():
@@ -132,6 +136,43 @@ def test_a_row_without_a_label_is_dropped(label):
         read({"sentence1": "a", "sentence2": "b", "label": label})
     with pytest.raises(Dropped, match=r"^no label$"):
         read({"question": "a", "choices": ["x", "y"], "answerKey": None if label in ("-", " ") else label})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"index": "0", "sentence": "a"},
+        {"id": "0", "question1": "a", "question2": "b"},
+        {"index": "0", "#1 ID": "1", "#2 ID": "2", "#1 String": "a", "#2 String": "b"},
+        {"index": "0", "genre": "news", "sentence1": "a", "sentence2": "b"},
+        {"id": "1", "t": "a", "h": "b"},
+    ],
+)
+def test_a_row_of_a_test_file_of_glue_has_no_label_and_is_dropped(row):
+    with pytest.raises(Dropped, match=r"^no label$"):
+        read(row)
+
+
+def test_columns_of_which_one_may_be_a_label_are_no_test_file(tmp_path):
+    with pytest.raises(Malformed, match=r"^row: columns index, sentence, class make no labelled row"):
+        read({"index": "0", "sentence": "a", "class": "b"})
+
+
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        (["gj04", "1", "", "We went."], ("source", "label", "mark", "sentence")),
+        (["gj04", "0", "*", "Him go."], ("source", "label", "mark", "sentence")),
+        (["We went.", "1"], ("sentence", "label")),
+        (["0", "Him go."], ("label", "sentence")),
+        (["sentence", "label"], None),
+        (["source", "label", "mark", "sentence"], None),
+        (["index", "question", "sentence", "label"], None),
+        (["0"], None),
+    ],
+)
+def test_a_table_without_a_line_of_names_is_told_by_its_first_row(cells, names):
+    assert columns_without_header(cells) == names
 
 
 # -- what is not ---------------------------------------------------------------------------------------------------
@@ -182,6 +223,8 @@ def test_columns_of_no_labelled_row_are_malformed(row):
         ({"sentence1": "a", "sentence2": "b", "score": "much"}, "score"),
         ({"sentence1": "a", "sentence2": None, "label": 1}, "sentence2"),
         ({"sentence": "a", "label": ["b"]}, "label"),
+        ({"t": "a", "h": "b", "value": "maybe"}, "value"),
+        ({"t": "a", "h": None, "value": "TRUE"}, "h"),
         ({"question": "a", "choices": ["x", "y"], "answerKey": "C"}, "answerKey"),
         ({"question": "a", "choices": ["x", 3], "answerKey": "A"}, "choices"),
         ({"question": "a", "choices": {"text": ["x"], "label": ["A", "B"]}, "answerKey": "A"}, "choices"),

@@ -1,0 +1,79 @@
+"""Which split a file is, by the names that people and tools give to files and folders."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+import pytest
+
+from align.data.split_names import split_of_name, splits_of_names
+from align.errors import ConfigError
+
+NAMES = {
+    "train": [
+        "train.jsonl",
+        "TRAIN.CSV",
+        "training.json",
+        "train_sft-00000-of-00001.parquet",
+        "train_gen-00000-of-00003.parquet",
+        "my_data.train.jsonl.gz",
+        "msr_paraphrase_train.txt",
+        "train/part-0.parquet",
+        "data/train-00000-of-00002.parquet",
+        "train/data-00000-of-00001.arrow",
+        "eval/train.jsonl",
+        "alpaca_eval_train.json",
+        "test/train.jsonl",
+    ],
+    "validation": [
+        "dev.tsv",
+        "val_0.jsonl",
+        "valid.txt",
+        "Validation.jsonl",
+        "validation_matched.jsonl",
+        "multinli_1.0_dev_mismatched.jsonl",
+        "eval.jsonl",
+        "evaluation set.csv",
+        "dev_rand_split.jsonl.gz",
+        "snli_1.0_dev.jsonl",
+        "dev2.tsv",
+        "val/a/b.txt",
+    ],
+    "test": [
+        "Test.jsonl",
+        "test_prefs-00000-of-00001.parquet",
+        "my_data.test.jsonl",
+        "my-data-test.jsonl.xz",
+        "lambada_test.jsonl",
+        "SICK_test_annotated.txt",
+        "heldout.jsonl",
+        "held_out.jsonl",
+        "held-out.csv",
+        "test/part-0.parquet",
+        "TestSet.jsonl",
+        "alpaca_eval_test.json",
+    ],
+    None: ["a.jsonl", "latest.jsonl", "trains.jsonl", "contest.csv", "value.tsv", "developer.md", "SICK_trial.txt"],
+}
+
+
+@pytest.mark.parametrize(("split", "name"), [(split, name) for split, names in NAMES.items() for name in names])
+def test_a_name_says_the_split_of_a_file(split, name):
+    assert split_of_name(PurePath(name)) == split
+
+
+@pytest.mark.parametrize("name", ["train_test.jsonl", "dev-and-test.tsv", "train_test_split/a.jsonl"])
+def test_a_name_with_words_for_two_splits_is_refused(name):
+    with pytest.raises(ConfigError, match=r": its name has words for two splits, .*; rename it after one$"):
+        split_of_name(PurePath(name))
+
+
+def test_every_file_names_a_split_or_none_does():
+    root = PurePath("here/test")  # what a source lies in says nothing
+    named = [root / "a/train.jsonl", root / "dev.jsonl"]
+    assert splits_of_names(root, named) == ["train", "validation"]
+    assert splits_of_names(root, [root / "a.jsonl", root / "b.jsonl"]) == [None, None]
+    with pytest.raises(
+        ConfigError, match=r"^here/test: a/b\.jsonl is named as no split, and other files are; rename it"
+    ):
+        splits_of_names(root, [*named, root / "a/b.jsonl"])
