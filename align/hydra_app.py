@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
 from align.errors import AlignError, ConfigError
 from align.launching import STOPPED, Launcher, MemberTask, Prepared
+from align.overrides import check_grammar, quoted
 from align.sweeps import Member, fates
 
 Task = Callable[[DictConfig], int]  # returns an exit code
@@ -95,6 +96,8 @@ def run(config_name: str, arguments: list[str], task: Task, check: Check | None 
         if "=" not in word and not word.startswith("~"):
             hint = f"; did you mean pipeline={word}?" if (conf_folder() / "pipeline" / f"{word}.yaml").exists() else ""
             raise ConfigError(f"{word}: expected name=value{hint}")
+    options.overrides = quoted(options.overrides, is_sweep=options.multirun)
+    check_grammar(options.overrides)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of to standard error
     try:
         if options.cfg or options.info or options.shell_completion or options.hydra_help:

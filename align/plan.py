@@ -33,6 +33,7 @@ from align.data.formats import LABELLED
 from align.errors import ConfigError, StoreError
 from align.functions import check_file, find_source
 from align.implied import add_implied_steps, expected_kind, refs_of
+from align.references import hint, is_path, meant, pinned
 from align.versions import packages
 from align.vocabularies import differ, tokenizer_file
 
@@ -138,14 +139,26 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
         StoreError: an artifact that is named or cached is gone or damaged.
     """
     configs = {name: _step_config(name, node, settings.seed) for name, node in nodes.items()}
-    add_implied_steps(configs, store)
+    notes = add_implied_steps(configs, store)
+    for name, config in configs.items():
+        _pin(name, config)
     order = _in_order(configs)
     if settings.step is not None:
         order = _needed(settings.step, order, configs)
     steps: dict[str, Step] = {}
     for name in order:
-        steps[name] = _resolve_step(settings, name, configs[name], steps, store)
+        step = _resolve_step(settings, name, configs[name], steps, store)
+        steps[name] = replace(step, reason="; ".join(filter(None, (step.reason, notes.get(name)))))
     return list(steps.values())
+
+
+def _pin(name: str, config: StageConfig) -> None:
+    """Put the commit into the source of a step that reads the Hub, so that its key and manifest hold it."""
+    if isinstance(config, Data | ImportModel | Tokenizer):
+        try:
+            config.source = pinned(config.source, "dataset" if isinstance(config, Data) else "model")
+        except ConfigError as error:
+            raise ConfigError(f"steps.{name}.source: {error}") from None
 
 
 def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
@@ -317,13 +330,14 @@ def _source(settings: RunConfig, where: str, ref: str, done: Mapping[str, Step],
     if ref in done:
         step = done[ref]
         return Source(f"{settings.name}/{ref}", step.stage, step.key, step.config.output)
-    if "/" not in ref and "@" not in ref:
+    if "/" not in ref and "@" not in ref and meant(ref) is None:
         near = difflib.get_close_matches(ref, done, n=1)
-        meant = near[0] if near else f"path:{ref}" if Path(ref).exists() else ""
-        hint = f" (did you mean {meant}?)" if meant else ""
-        raise ConfigError(f"{where}: no step {ref!r} in this pipeline{hint}; for one in the store say PIPELINE/STEP")
+        alike = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"{where}: no step {ref!r} in this pipeline{alike}; for one in the store say PIPELINE/STEP")
+    if is_path(ref) or "://" in ref or "/" not in ref:
+        raise ConfigError(f"{where}: expected PIPELINE/STEP, card:NAME, path:... or hf:..., got {ref!r}{hint(ref)}")
     try:
-        artifact = store.find(ref)
+        artifact = store.find(ref, hint)
     except StoreError as error:
         raise StoreError(f"{where}: {error}") from None
     return Source(ref, artifact.stage, artifact.key, artifact.kind)

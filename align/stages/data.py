@@ -58,6 +58,8 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
     rows: Mapping[str, list[Row] | _Rows]
     with _nothing_left_on_error(job), tempfile.TemporaryFile(dir=job.work) as file:
         if source.card.generator:
+            if cfg.validation_share is not None:
+                raise ConfigError(f"validation_share: {cfg.source} generates its splits, so leave it out")
             rows = smallworld.rows(cfg.record, cfg.splits, _limits(cfg), cfg.options)
             info = smallworld.info(cfg.options)
         else:
@@ -132,6 +134,8 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, dropped: Count
     count, any_given = 0, False
     with job.progress(None, "rows read") as advance:
         for given, whole, made in _records(_watched(_raw_rows(source), advance), cfg, source, dropped):
+            if given is not None and cfg.validation_share is not None:
+                raise ConfigError(f"validation_share: the files of {cfg.source} say their splits, so leave it out")
             split = given or _split(cfg, source.card, whole)
             for row in made:
                 sorter.add(split, row)
@@ -144,6 +148,11 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, dropped: Count
         test = splits["test"]
         shots = min(cfg.shot_rows, test.end)
         splits |= {"train": replace(test, end=shots), "test": replace(test, begin=shots)}
+    if not any_given and cfg.split is None and cfg.record != "items" and count and not splits["validation"].end:
+        job.info(
+            f"no validation row among {count:,}, so training on this reports no figures of held-out rows; "
+            "validation_share=0.1 or more holds out more"
+        )
     limits = _limits(cfg)
     for split, rows in splits.items():
         if (limit := limits[split]) is not None:
@@ -214,8 +223,16 @@ def _records(
 
 
 def _split(cfg: Data, card: DataCard, row: Row) -> str:
-    """Items are there to score a model: all are test."""
-    return "test" if cfg.record == "items" else split_of(split_key(row), card.held_out)
+    """The split of a row whose file says none: the one that was given, else by hash of what is asked.
+
+    Items are there to score a model: all are test.
+    """
+    if cfg.split is not None:
+        return cfg.split
+    if cfg.record == "items":
+        return "test"
+    share = card.held_out if cfg.validation_share is None else cfg.validation_share
+    return split_of(split_key(row), share)
 
 
 def _told(errors: list[str], count: int) -> str:
