@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody answers
     return tmp_path
 
 
@@ -114,7 +115,7 @@ def test_tab_completion_knows_verbs_and_knobs(here: Path) -> None:
 REFUSED = {
     "a typo'd knob of a step": (
         ["run", "pipeline=quickstart", "steps.ppo.kl_cof=0.1"],
-        "2 steps.ppo.kl_cof: no such knob (did you mean kl_coef?)",
+        "2 steps.ppo.kl_cof: no such knob (did you mean steps.ppo.kl_coef?)",
     ),
     "a typo'd knob of a stage": (
         ["ppo", "learning_rat=1"],
@@ -189,7 +190,10 @@ REFUSED = {
         ["sft", "inputs.model=a/b", "num_steps=3"],
         "2 num_steps: no such knob; pretrain, text_to_text have it",
     ),
-    "an unknown input": (["sft", "inputs.modl=a/b"], "2 inputs.modl: no such knob"),
+    "an unknown input": (
+        ["sft", "inputs.modl=a/b"],
+        "2 inputs.modl: sft has no such input (did you mean model?); inputs: model, data, text",
+    ),
     "an artifact that is not there": (["sft", "inputs.model=quickstart/sft", "inputs.data=card:smallworld"], "3 "),
     "an unknown card": (["data", "source=card:smalworld"], "2 steps.data.source: card:smalworld: no such data card"),
     "a missing file": (
