@@ -15,6 +15,7 @@ from rich.table import Table
 from align.artifacts import ArtifactStore
 from align.console import short, wide_console
 from align.costs import Cost
+from align.evals.intervals import is_few
 from align.pipeline import Outcome
 from align.plan import Step
 from align.report import tables
@@ -113,7 +114,8 @@ def _headline(evaluations: Sequence[Outcome]) -> Table:
     score = ", ".join(name for name in scorers if name)
     table = Table(
         title="Evaluation on held-out prompts, sampled at temperature 1 and greedily",
-        caption="Wins over the model below, a tie counting half, and their 95 % interval.",
+        caption="Wins over the model below, a tie counting half, and their 95 % interval."
+        + (f"\n{tables.FEW_NOTE}" if any(_has_few(o.artifact.metrics) for o in evaluations) else ""),
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -128,14 +130,14 @@ def _headline(evaluations: Sequence[Outcome]) -> Table:
         over = f"\nover {_step_name(inputs['baseline'][0].ref)}" if "baseline" in inputs else ""
         table.add_row(
             _step_name(inputs["model"][0].ref) + over,
-            tables.number(m, f"{tables.scorer(m)}/score"),
-            tables.number(m, f"greedy/{tables.scorer(m)}/score"),
+            tables.number(m, f"{tables.scorer(m)}/score", marked=True),
+            tables.number(m, f"greedy/{tables.scorer(m)}/score", marked=True),
             _interval(m, ""),
             _interval(m, "greedy/"),
             tables.percent(m, "ties", 0),
             tables.number(m, "kl", 2),
             tables.number(m, "response_tokens", 1),
-            tables.number(m, "pretrain_loss"),
+            tables.number(m, "pretrain_loss", marked=True),
         )
     return table
 
@@ -149,7 +151,12 @@ def _interval(metrics: dict[str, float], prefix: str) -> str:
     if not all(name in metrics for name in names):
         return ""
     rate, low, high = (100 * metrics[name] for name in names)
-    return f"{rate:.1f}\n{low:.1f}-{high:.1f}"
+    mark = tables.FEW_MARK if is_few(metrics, f"{prefix}win_rate") else ""
+    return f"{rate:.1f}{mark}\n{low:.1f}-{high:.1f}"
+
+
+def _has_few(metrics: Mapping[str, float]) -> bool:
+    return any(name.endswith("_few") for name in metrics)
 
 
 def _players(outcome: Outcome) -> tuple[str, str]:
@@ -162,7 +169,7 @@ def _figures(title: str, scores: tables.Table) -> Table:
     """What is of all items, with 95 % intervals; the report has the parts of a task."""
     table = Table(
         title=title,
-        caption="With 95 % intervals; * is beyond chance.",
+        caption="With 95 % intervals; * is beyond chance." + (f"\n{tables.FEW_NOTE}" if tables.has_few(scores) else ""),
         box=SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",

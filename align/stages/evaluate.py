@@ -4,7 +4,8 @@ Takes: a model; prompts to answer, items to be scored, pretraining text, tasks o
 optionally a baseline, and a reward model (where no gold scorer knows the prompts).
 Makes: an evaluation: metrics, samples.jsonl (answers side by side), calibration.jsonl, answers_TASK.jsonl.
 
-Means have intervals of 95 %, NAME_low to NAME_high; `baseline/` is the baseline's, `gain/` what the model has more.
+Means have intervals of 95 %, NAME_low to NAME_high; `baseline/` is the baseline's, `gain/` what the model has more;
+NAME_few is the number of items where they are too few for the interval.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from align.evals.checks import load_check
 from align.evals.facts import TASK, known_facts
 from align.evals.free_form import write_answers
 from align.evals.gold import asks_for_facts, gold_scorer
-from align.evals.intervals import compared
+from align.evals.intervals import compared, few, few_warning
 from align.evals.items import Candidate, encode_pair, score_items
 from align.evals.judge import Endpoint
 from align.evals.players import Answers, Messages, Player, alike, fit, kl, sample_row
@@ -58,6 +59,8 @@ def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
     if "prompts" in inputs:
         metrics |= _on_prompts(cfg, inputs, job, players)
     job.table("calibration", reliability)
+    if (warning := few_warning(metrics)) is not None:
+        job.info(warning)
     job.log(metrics, 0)
     return metrics
 
@@ -173,7 +176,7 @@ def _won(cfg: Evaluate, head: str, scores: Sequence[Sequence[float]]) -> Metrics
         return {}
     won = win_rate(scores[0], scores[1], cfg.num_bootstrap, derive_seed(cfg.seed or 0, "evaluate", "bootstrap"))
     named = {"win_rate": won.rate, "win_rate_low": won.low, "win_rate_high": won.high, "ties": won.ties}
-    return {f"{head}{name}": value for name, value in named.items()}
+    return {f"{head}{name}": value for name, value in named.items()} | few(f"{head}win_rate", len(scores[0]))
 
 
 def _parts(cfg: Evaluate, scorers: Sequence[Scorer], rows: Sequence[Row], answers: Sequence[Answers]) -> Metrics:
