@@ -111,7 +111,12 @@ def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
     return settings, {step: OmegaConf.create(knobs)}
 
 
-def _step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
+def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
+    """The checked config of a step, with the commit of what it reads on the Hub.
+
+    Raises:
+        ConfigError: a knob is not what it should be, or the Hub does not answer.
+    """
     values = {k: v for k, v in node.items() if k != "stage"}
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(stage_class(node.stage)), values))
@@ -128,6 +133,7 @@ def _step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
     if getattr(config, "seed", 0) is None:
         config.seed = seed  # type: ignore[attr-defined]
     config.inputs = {slot: refs for slot, refs in config.inputs.items() if refs}
+    _pin(name, config)
     return config
 
 
@@ -138,10 +144,10 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
         ConfigError: a knob, an input or a source is not what it should be.
         StoreError: an artifact that is named or cached is gone or damaged.
     """
-    configs = {name: _step_config(name, node, settings.seed) for name, node in nodes.items()}
+    configs = {name: step_config(name, node, settings.seed) for name, node in nodes.items()}
     notes = add_implied_steps(configs, store)
     for name, config in configs.items():
-        _pin(name, config)
+        _pin(name, config)  # of the steps that were added
     order = _in_order(configs)
     if settings.step is not None:
         order = _needed(settings.step, order, configs)

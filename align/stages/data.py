@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from align.configs import Data
 from align.data import smallworld
@@ -81,6 +81,45 @@ def check_rows(cfg: Data, data_root: str | None) -> None:
     if not source.card.generator:
         for _ in _records(_raw_rows(source), cfg, source, Counter()):
             pass  # nothing is kept; what is wrong with some is raised behind the last
+
+
+class Look(NamedTuple):
+    """A row of a source, and what the stage makes of it.
+
+    Attributes:
+        where: `file.jsonl:17`.
+        raw: as the file has it; None of a row that is generated, or cannot be read.
+        made: (split, row) of each row that it gives.
+        problem: why it gives none; "" where it does.
+    """
+
+    where: str
+    raw: Row | None
+    made: list[tuple[str, Row]]
+    problem: str = ""
+
+
+def first_rows(cfg: Data, data_root: str | None, count: int) -> Iterator[Look]:
+    """The first `count` rows of a source, as they came and as the wanted record; nothing is stored."""
+    source = resolve(cfg.source, data_root, None)
+    if source.card.generator:
+        generated = smallworld.rows(cfg.record, ["train"], {**_limits(cfg), "train": count}, cfg.options)
+        yield from (Look(f"{cfg.source}[{i}]", None, [("train", row)]) for i, row in enumerate(generated["train"]))
+        return
+    for given, raw in itertools.islice(_raw_rows(source), count):
+        dropped: Counter[str] = Counter()
+        made: list[tuple[str, Row]] = []
+        problem = ""
+        try:
+            for whole, rows in _kept(raw, cfg, source.card, dropped):
+                made += [(given or _split(cfg, source.card, whole), row) for row in rows]
+        except Dropped as reason:
+            dropped[str(reason)] += 1
+        except Malformed as error:
+            problem = str(error)
+        if not made and not problem:
+            problem = f"dropped: {_counted(dropped)}"
+        yield Look(raw.where, None if isinstance(raw.row, Malformed) else raw.row, made, problem)
 
 
 def _limits(cfg: Data) -> dict[str, int | None]:
