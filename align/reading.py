@@ -11,6 +11,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from align.artifacts import ArtifactStore
 from align.console import short, wide_console
@@ -22,25 +23,37 @@ from align.report import tables
 from align.sweeps import Member
 
 _NUM_SAMPLES = 5
+_PLAN_WIDTH = 120  # characters that a plan with its reasons takes
 
 
 def show_plan(steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, member: Member | None) -> None:
     if as_json:
         _print_json([step.described() | costs[step.label]._asdict() for step in steps], member)
         return
+    console = wide_console()
+    is_narrow = console.width < _PLAN_WIDTH  # then reasons stand below the table, each on lines of its own
     table = Table(box=None, pad_edge=False)
-    for column in ("step", "stage", "key", "", "weights", "FLOPs", "why"):
+    for column in ("step", "stage", "key", "", "weights", "FLOPs", *([] if is_narrow else ["why"])):
         right = column in ("weights", "FLOPs")
         table.add_column(
-            column, overflow="fold", no_wrap=right or column == "step", justify="right" if right else "left"
+            column, overflow="fold", no_wrap=column != "why", justify="right" if right else "left", highlight=False
         )
+    reasons = Table(box=None, pad_edge=False, show_header=False)
     for step in steps:
         cost, state = costs[step.label], "cached" if step.cached else "run"
         numbers = short(cost.parameters), f"{cost.flops:.2g}" if cost.flops else ""
-        table.add_row(step.label, step.stage, step.key[:12], state, *numbers, step.reason)
+        if is_narrow:
+            table.add_row(step.name, step.stage, step.key[:8], state, *numbers)
+            if step.reason:
+                reasons.add_row(Text(step.name), Text(step.reason))
+        else:
+            table.add_row(step.label, step.stage, step.key[:12], state, *numbers, Text(step.reason))
     todo = sum(not step.cached for step in steps)
-    console = wide_console()
     console.print(table)
+    if reasons.row_count:
+        console.print("\nwhy", style="bold")
+        console.print(reasons)
+        console.print()
     console.print(f"{todo} to run, {len(steps) - todo} cached")
 
 

@@ -18,7 +18,7 @@ class Table(NamedTuple):
 
 Scored = tuple[str, str, str, Metrics]  # evaluation, its model, its baseline or "", its metrics
 
-FEW_MARK = " †"
+FEW_MARK = "†"
 FEW_NOTE = f"† fewer than {FEW} items: the interval is too narrow, take the figure as a hint only."
 _SCORERS = ("rules", "gold", "reward")  # the first that scored decides who wins
 _SHARES = (  # figures that are shares of prompts or items, by how their name begins

@@ -189,8 +189,8 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, dropped: Count
         splits |= {"train": replace(test, end=shots), "test": replace(test, begin=shots)}
     if not any_given and cfg.split is None and cfg.record != "items" and count and not splits["validation"].end:
         job.info(
-            f"no validation row among {count:,}, so training on this reports no figures of held-out rows; "
-            "validation_share=0.1 or more holds out more"
+            f"no validation row among {count:,}, so training reports no figures of held-out rows; "
+            "a larger validation_share (0.05 is usual) holds out more"
         )
     limits = _limits(cfg)
     for split, rows in splits.items():

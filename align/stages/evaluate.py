@@ -76,7 +76,8 @@ def _held_out(artifact: Artifact, slot: str, job: Job) -> list[Row]:
     """The rows of a data set that score a model: its test split; of pretraining text validation, where there is any."""
     for split in ("validation", "test") if slot == "text" else ("test",):
         if rows := list(read_rows([artifact.path], split)):
-            job.info(f"{slot}: {len(rows):,} rows, the {split} split of {read_info(artifact.path)['source']}")
+            count = f"{len(rows):,} row{'s' if len(rows) != 1 else ''}"
+            job.info(f"{slot}: {count}, the {split} split of {read_info(artifact.path)['source']}")
             return rows
     others = [split for split in SPLITS if (artifact.path / f"{split}.parquet").is_file()]
     raise ConfigError(
