@@ -48,11 +48,15 @@ _MEANING = {
 def show_options(arguments: list[str]) -> tuple[Namespace, list[str]]:
     """(options of `--show`, the knobs of the data stage) from the arguments behind `align data`."""
     parser = Parser(prog="align data", add_help=False, allow_abbrev=False)
-    parser.add_argument("--show", type=int, nargs="?", const=3, metavar="N")
+    parser.add_argument("--show", nargs="?", metavar="N")
     parser.add_argument("--tokenizer", metavar="REF")
     options, knobs = parser.parse_known_args(arguments)
-    if options.show <= 0:
+    if "=" in (options.show or "="):  # --show by itself, perhaps with a knob behind it
+        knobs += [options.show] if options.show else []
+        options.show = "3"
+    if not options.show.isdecimal() or int(options.show) == 0:
         raise ConfigError(f"--show: expected a number of rows above 0, got {options.show}")
+    options.show = int(options.show)
     return options, knobs
 
 

@@ -16,7 +16,7 @@ class Data(StageConfig):
     STAGE: ClassVar[str] = "data"
     VERSION: ClassVar[int] = 3  # 2: a book is wholly in one split; 3: so is a cut document; T5's order
     PARALLEL: ClassVar[bool] = False
-    source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT")
+    source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME[@COMMIT]; without one, today's newest")
     record: str = knob("documents", "what the rows become: " + ", ".join(RECORDS))
     splits: list[str] = field(
         default_factory=lambda: ["train", "validation", "test"], metadata={"comment": "which splits to keep"}
