@@ -26,7 +26,7 @@ align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> e
   align plan pipeline=NAME [--json]                           what would run, what is cached, and why
   align model model=NAME [knob=value ...] [--json]            what a model holds and costs: parameters, memory, FLOPs
   align STAGE inputs.NAME=... [knob=value ...]                one stage by itself; align STAGE --help lists its knobs
-  align data source=path:FILE record=KIND --show 3            look at your own rows first: as they came and as trained on
+  align data source=path:FILE record=KIND --show 3            look at your own rows: as they came, as trained on
   align report PIPELINE|PIPELINE/STEP[:vN] ...                did it work? one HTML page, and Markdown
   align sample PIPELINE/STEP [TEXT] [--temperature T,T]       what a language model writes
   align sweep show|ls [FOLDER]                                what a sweep's members did, as a table and a page
@@ -45,6 +45,7 @@ _SHOW_HELP = """\
 align data source=... record=KIND --show [N] [--tokenizer REF]
   Shows the first N rows (3) as they came and as records, and stores nothing. With a tokenizer (PIPELINE/STEP,
   path:FOLDER or hf:ORG/NAME) they are written by its chat template. What is trained on is marked.
+
 """
 
 

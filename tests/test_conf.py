@@ -1,6 +1,8 @@
 """What composes, what is refused and how, and how little of it needs torch."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +109,21 @@ def test_tab_completion_knows_verbs_and_knobs(here: Path) -> None:
     ):
         done = subprocess.run([sys.executable, "-c", code, typed], capture_output=True, text=True, check=False)
         assert wanted in done.stdout, (typed, done.stderr)
+
+
+def test_a_plan_fits_a_terminal_of_80_columns(here: Path) -> None:
+    """Each step on one line, its reason below, none of it cut."""
+    terminal, far_end = pty.openpty()
+    command = [sys.executable, "-m", "align", "plan", "pipeline=quickstart"]
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "dumb"}
+    subprocess.run(command, stdout=far_end, env=environment, check=True)
+    os.close(far_end)
+    shown = os.read(terminal, 2**16).decode()
+    os.close(terminal)
+    table, _, reasons = shown.replace("\r", "").partition("\nwhy\n")
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert [line.split()[0] for line in table.splitlines()[-4:-1]] == ["ppo", "evaluate_base", "evaluate_sft"]
+    assert "evaluate_ppo     not made yet" in reasons
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------
