@@ -112,10 +112,10 @@ def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
 
 
 def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
-    """The checked config of a step, with the commit of what it reads on the Hub.
+    """The checked config of a step.
 
     Raises:
-        ConfigError: a knob is not what it should be, or the Hub does not answer.
+        ConfigError: a knob is not what it should be.
     """
     values = {k: v for k, v in node.items() if k != "stage"}
     try:
@@ -133,7 +133,6 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
     if getattr(config, "seed", 0) is None:
         config.seed = seed  # type: ignore[attr-defined]
     config.inputs = {slot: refs for slot, refs in config.inputs.items() if refs}
-    _pin(name, config)
     return config
 
 
@@ -147,7 +146,7 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
     configs = {name: step_config(name, node, settings.seed) for name, node in nodes.items()}
     notes = add_implied_steps(configs, store)
     for name, config in configs.items():
-        _pin(name, config)  # of the steps that were added
+        _pin(name, config)
     order = _in_order(configs)
     if settings.step is not None:
         order = _needed(settings.step, order, configs)

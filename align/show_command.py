@@ -66,6 +66,7 @@ def show_source(cfg: DictConfig, options: Namespace) -> int:
     ((name, node),) = nodes.items()
     data = step_config(name, node, settings.seed)
     assert isinstance(data, Data)
+    data.source = pinned(data.source, "dataset")
     tokenizer = _tokenizer(options.tokenizer, settings.store) if options.tokenizer else None
     return show(data, settings.data_root, options.show, tokenizer)
 

@@ -125,6 +125,7 @@ def test_a_generated_source_is_shown(record: str, here: Path, capsys: pytest.Cap
         (["--show", "two"], "--show: expected a number of rows above 0, got two"),
         (["--show", "--tokenizer", "./folder"], "a file or folder is written path:./folder"),
         (["--show", "--tokenizer", "path:mine.jsonl"], "--tokenizer path:mine.jsonl: "),
+        (["--show", "source=hf:off/line"], "hf:off/line: the Hub is read at a full commit hash only, and could not be"),
         (["--show", "max_char=3"], "max_char: no such knob (did you mean max_chars?)"),
     ],
 )
