@@ -90,6 +90,8 @@ def _compose(verb: str, arguments: list[str]) -> int:
 
         print(command_help(verb))
         return 0
+    if verb == "data" and any(word == "--show" or word.startswith("--show=") for word in arguments):
+        return _show(arguments)
     from align.hydra_app import run
 
     arguments = ["json=true" if word == "--json" else word for word in arguments]
@@ -131,6 +133,22 @@ def _model(cfg: DictConfig) -> int:
         return show(cfg, *chosen("model"))
     except AlignError as error:
         return _told(error, bool(cfg.debug))
+
+
+def _show(arguments: list[str]) -> int:
+    """`align data ... --show N`: rows of a source, before anything is stored."""
+    from align.hydra_app import run
+    from align.show_command import show_options, show_source
+
+    options, knobs = show_options(arguments)
+
+    def task(cfg: DictConfig) -> int:
+        try:
+            return show_source(cfg, options)
+        except AlignError as error:
+            return _told(error, bool(cfg.debug))
+
+    return run("stage", ["stage@_global_=data", *knobs], task, records=False)
 
 
 def _planned(cfg: DictConfig) -> tuple[RunConfig, list[Step], ArtifactStore]:

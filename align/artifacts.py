@@ -12,6 +12,7 @@ the folder renamed into place. Nothing here imports torch.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import hashlib
 import json
@@ -20,13 +21,14 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from align.errors import StoreError
+from align.references import import_hint, is_outside, is_path
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -233,17 +235,25 @@ class ArtifactStore:
         folder = self.root / "names"
         return sorted({p.parent.relative_to(folder).as_posix() for p in folder.glob("*/*/v*.json")})
 
-    def find(self, ref: str) -> Artifact:
-        """The artifact of `PIPELINE/STEP`, `PIPELINE/STEP:v3`, `PIPELINE/STEP:alias` or `STAGE@KEY`."""
+    def find(self, ref: str, hint: Callable[[str], str] = import_hint) -> Artifact:
+        """The artifact of `PIPELINE/STEP`, `PIPELINE/STEP:v3`, `PIPELINE/STEP:alias` or `STAGE@KEY`.
+
+        Args:
+            ref: as above.
+            hint: says, behind an error, what a reference that names nothing here was meant to be.
+        """
+        if is_outside(ref) or is_path(ref) or "://" in ref:
+            raise StoreError(f"{ref}: expected PIPELINE/STEP[:version] or STAGE@KEY{hint(ref)}")
         if "@" in ref:
             stage, _, prefix = ref.partition("@")
             keys = [p.name for p in (self.root / "objects" / stage).glob(f"{prefix}*")] if prefix.isalnum() else []
             if len(keys) != 1:
-                raise StoreError(f"{ref}: {len(keys)} artifacts of {self.root} have that key, expected one")
+                meant = "" if keys else hint(ref)
+                raise StoreError(f"{ref}: {len(keys)} artifacts of {self.root} have that key, expected one{meant}")
             artifact = self.get(stage, keys[0])
         else:
             name, _, which = ref.partition(":")
-            record = self._version(ref, name, which or "latest")
+            record = self._version(ref, name, which or "latest", hint)
             artifact = self.get(record["stage"], record["key"])
             if artifact is not None and artifact.digest != record["digest"]:
                 raise _corrupt(artifact.path, MANIFEST, f"does not have the digest that {ref} was given")
@@ -251,11 +261,17 @@ class ArtifactStore:
             raise StoreError(f"{ref}: its files are gone from {self.root}; run the step that makes it")
         return artifact
 
-    def _version(self, ref: str, name: str, which: str) -> dict[str, Any]:
-        versions = self.versions(name)
+    def _version(self, ref: str, name: str, which: str, hint: Callable[[str], str]) -> dict[str, Any]:
+        try:
+            versions = self.versions(name)
+        except StoreError as error:
+            raise StoreError(f"{error}{hint(ref)}") from None
         if not versions:
-            known = ", ".join(self.names()) or "none yet"
-            raise StoreError(f"{ref}: no artifact of that name in {self.root}; names: {known}")
+            names = self.names()
+            near = difflib.get_close_matches(name, names, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else hint(ref)
+            known = ", ".join(names) or "none yet"
+            raise StoreError(f"{ref}: no artifact of that name in {self.root}{meant}; names: {known}")
         number = int(which[1:]) if re.fullmatch(r"v\d+", which) else self.aliases(name).get(which)
         if number not in versions:
             known = ", ".join([f"v{n}" for n in versions] + list(self.aliases(name)))

@@ -26,6 +26,7 @@ align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> e
   align plan pipeline=NAME [--json]                           what would run, what is cached, and why
   align model model=NAME [knob=value ...] [--json]            what a model holds and costs: parameters, memory, FLOPs
   align STAGE inputs.NAME=... [knob=value ...]                one stage by itself; align STAGE --help lists its knobs
+  align data source=path:FILE record=KIND --show 3            look at your own rows: as they came, as trained on
   align report PIPELINE|PIPELINE/STEP[:vN] ...                did it work? one HTML page, and Markdown
   align sample PIPELINE/STEP [TEXT] [--temperature T,T]       what a language model writes
   align sweep show|ls [FOLDER]                                what a sweep's members did, as a table and a page
@@ -38,6 +39,14 @@ stages:     {stages}
 
 A knob of a step is steps.STEP.KNOB=value. Several values, as in steps.ppo.kl_coef=0.05,0.1 seed=0,1 -m, are a sweep.
 Your own configs: --config-dir FOLDER. Tab completion: eval "$(align -sc install=bash)"."""
+
+
+_SHOW_HELP = """\
+align data source=... record=KIND --show [N] [--tokenizer REF]
+  Shows the first N rows (3) as they came and as records, and stores nothing. With a tokenizer (PIPELINE/STEP,
+  path:FOLDER or hf:ORG/NAME) they are written by its chat template. What is trained on is marked.
+
+"""
 
 
 _MODEL_HELP = """\
@@ -88,12 +97,14 @@ def command_help(verb: str) -> str:
         lines = [f"align {verb}{given} [knob=value ...]", "", cleandoc(str(cls.__doc__)), ""]
         if cls.INPUTS or cls.OPTIONAL:
             lines += [
-                "inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or hf:ORG/NAME@COMMIT), also as"
+                "inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or hf:ORG/NAME[@COMMIT]), also as"
             ]
             lines += ["NAME=... where no knob has that name:"]
             lines += [f"  inputs.{slot:<28} {kind}" for slot, kind in cls.INPUTS.items()]
             lines += [f"  inputs.{slot:<28} {kind} (optional)" for slot, kind in cls.OPTIONAL.items()]
             lines += [""]
+        if verb == "data":
+            lines += _SHOW_HELP.splitlines()
         lines += ["knobs:", *_knobs(cls)]
         if verb in ("pretrain", "text_to_text"):
             t5 = verb == "text_to_text"

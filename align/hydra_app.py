@@ -12,7 +12,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
+from align.configs.other_names import OURS, knobs_of, meant_knob
 from align.errors import AlignError, ConfigError
 from align.launching import STOPPED, Launcher, MemberTask, Prepared
+from align.overrides import check_grammar, quoted
 from align.sweeps import Member, fates
 
 Task = Callable[[DictConfig], int]  # returns an exit code
@@ -95,6 +97,8 @@ def run(config_name: str, arguments: list[str], task: Task, check: Check | None 
         if "=" not in word and not word.startswith("~"):
             hint = f"; did you mean pipeline={word}?" if (conf_folder() / "pipeline" / f"{word}.yaml").exists() else ""
             raise ConfigError(f"{word}: expected name=value{hint}")
+    options.overrides = quoted(options.overrides, is_sweep=options.multirun)
+    check_grammar(options.overrides)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of to standard error
     try:
         if options.cfg or options.info or options.shell_completion or options.hydra_help:
@@ -102,7 +106,7 @@ def run(config_name: str, arguments: list[str], task: Task, check: Check | None 
             return 0
         return _run(config_name, options, task, check, records)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, config_name)) from error
+        raise ConfigError(_explain(error, config_name, options.overrides)) from error
 
 
 def _run(config_name: str, options: Any, task: Task, check: Check | None, records: bool) -> int:
@@ -157,7 +161,9 @@ def _checked(hydra: Hydra, config: DictConfig, overrides: list[str], check: Chec
         own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         to_do = check is None or check(own)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{name}: {_explain(error, str(config.hydra.job.config_name))}; no member was run") from error
+        raise ConfigError(
+            f"{name}: {_explain(error, str(config.hydra.job.config_name), overrides)}; no member was run"
+        ) from error
     except AlignError as error:
         raise type(error)(f"{name}: {error}; no member was run") from error
     return Prepared(composed.hardware.threads, composed.hardware.num_processes, to_do)
@@ -219,15 +225,12 @@ def _tidy(folder: Path, keep: bool) -> None:
 # -- Hydra's errors, in one line ---------------------------------------------------------------------------------
 
 
-def _explain(error: Exception, config_name: str) -> str:
+def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
     text = f"{error}\n{error.__cause__ or ''}"
     missing = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in '", text)
     if missing:
         full = re.search(r"full_key: (\S+)", text)
-        key = full[1] if full else next(filter(None, missing.groups()))
-        return (
-            f"{key}: no such knob{_near(key.rpartition('.')[2], config_name)}; align STAGE --help lists a stage's knobs"
-        )
+        return _no_such_knob(full[1] if full else next(filter(None, missing.groups())), config_name, overrides)
     option = re.search(
         r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config search|$)", text, re.DOTALL
     )
@@ -253,14 +256,63 @@ def _explain(error: Exception, config_name: str) -> str:
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0]
 
 
-def _near(name: str, config_name: str) -> str:
-    known = {
-        f.name for cls in (*STAGES.values(), ModelConfig, RunConfig, HardwareConfig, TrackerConfig) for f in fields(cls)
-    }
-    near = difflib.get_close_matches(name, known, n=1)
-    if near == [name]:
-        if config_name == "run":
-            return "; a step's knob is steps.STEP." + name
-        owners = [stage for stage, cls in STAGES.items() if name in {f.name for f in fields(cls)}]
-        return f"; {', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it" if owners else ""
+def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
+    """Says which knob of the stage in question was meant by a name that it does not have."""
+    if config_name == "model_sizes":
+        near = difflib.get_close_matches(key.rpartition(".")[2], [knob.name for knob in fields(ModelConfig)], n=1)
+        return f"{key}: no such knob{_did_you_mean(near)}; align model --help lists them"
+    if config_name == "stage":
+        stage = next(word.partition("=")[2] for word in overrides if word.startswith("stage@"))
+        return _no_such_in(stage, key, "")
+    stages = _stages_of_steps(overrides)
+    head, _, rest = key.removeprefix("steps.").partition(".")
+    if not key.startswith("steps."):
+        having = [step for step, stage in stages.items() if key in knobs_of(STAGES[stage])]
+        if having:
+            return f"{key}: no such setting; a step's knob is steps.STEP.{key}, of {', '.join(having)}"
+        ours = next((name for name in OURS.get(key, ()) if name in knobs_of(RunConfig)), None)
+        near = [ours] if ours else difflib.get_close_matches(key, [*knobs_of(RunConfig)], n=1)
+        return (
+            f"{key}: no such knob{_did_you_mean(near)}; align run --help lists the settings, align STAGE --help knobs"
+        )
+    if rest and head in stages:
+        return _no_such_in(stages[head], rest, f"steps.{head}.")
+    near = difflib.get_close_matches(head, stages, n=1)
+    return f"steps.{head}: no such step{_did_you_mean(near)}; steps: {', '.join(stages)}"
+
+
+def _no_such_in(stage: str, name: str, prefix: str) -> str:
+    """As `_no_such_knob`, of a stage; `prefix` is what its knobs are written behind."""
+    cls = STAGES[stage]
+    slots = [*cls.INPUTS, *cls.OPTIONAL]
+    if name.startswith("inputs."):
+        near = difflib.get_close_matches(name.removeprefix("inputs."), slots, n=1)
+        there_are = ", ".join(slots) or "none"
+        return f"{prefix}{name}: {stage} has no such input{_did_you_mean(near)}; inputs: {there_are}"
+    owners = [other for other, own in STAGES.items() if name in knobs_of(own)]
+    meant = meant_knob(cls, name)
+    if owners and name not in OURS:
+        have = "has" if len(owners) == 1 else "have"
+        hint = f"; {', '.join(owners)} {have} it"
+    elif meant is not None:
+        is_setting = meant in knobs_of(RunConfig)
+        hint = _did_you_mean([meant if is_setting else prefix + meant])
+    else:
+        hint = f"; inputs: {', '.join(slots)}" if slots else ""
+    return f"{prefix}{name}: no such knob{hint}; align {stage} --help lists the knobs of {stage}"
+
+
+def _did_you_mean(near: Sequence[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _stages_of_steps(overrides: Sequence[str]) -> dict[str, str]:
+    """The stage of each step of the pipeline that was chosen; none where it does not compose."""
+    chosen_ones = [word for word in overrides if word.startswith("pipeline=")]
+    hydra = GlobalHydra.instance().hydra
+    try:
+        assert hydra is not None
+        config = hydra.compose_config("run", chosen_ones, RunMode.RUN, with_log_configuration=False)
+    except (HydraException, OmegaConfBaseException):
+        return {}
+    return {str(name): str(step.stage) for name, step in config.get("steps", {}).items()}

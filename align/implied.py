@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
 
 from align.artifacts import ArtifactStore
-from align.configs import MODELS, Data, ImportModel, StageConfig, Tokenizer, Tokens
-from align.data.cards import model_kind
+from align.configs import MODELS, SPLITS, Data, Evaluate, ImportModel, StageConfig, Tokenizer, Tokens
+from align.data.cards import load_card, model_kind
 from align.errors import ConfigError, StoreError
+from align.references import is_outside
 
 
 def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
@@ -20,16 +24,24 @@ def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
         yield slot, list(found)
 
 
-def add_implied_steps(configs: dict[str, StageConfig], store: ArtifactStore) -> None:
-    """Make a step of every input that names data or a model outside the store, and of documents to be tokenised."""
+def add_implied_steps(configs: dict[str, StageConfig], store: ArtifactStore) -> dict[str, str]:
+    """Make a step of every input that names data or a model outside the store, and of documents to be tokenised.
+
+    Returns:
+        What the user should know about a step that was made, by its name.
+    """
+    notes: dict[str, str] = {}
     for name, config in list(configs.items()):
+        learned = _learned_from(config, configs, store) if isinstance(config, Evaluate) else {}
         for slot, refs in refs_of(config):
             kind = expected_kind(name, config, slot)
             for i, ref in enumerate(refs):
-                if ref.partition(":")[0] in ("card", "path", "hf"):
-                    refs[i] = _add_source(
-                        configs, f"{name}.{slot}{_number(i, refs)}", ref, kind, f"{name}.inputs.{slot}"
-                    )
+                if is_outside(ref):
+                    made = f"{name}.{slot}{_number(i, refs)}"
+                    refs[i] = _add_source(configs, made, ref, kind, f"{name}.inputs.{slot}")
+                    data = configs[made]
+                    if isinstance(config, Evaluate) and isinstance(data, Data):
+                        notes[made] = _evaluate_whole(data, learned)
             config.inputs[slot] = refs
     for name, config in list(configs.items()):
         kinds = {**config.INPUTS, **config.OPTIONAL}
@@ -41,6 +53,71 @@ def add_implied_steps(configs: dict[str, StageConfig], store: ArtifactStore) -> 
                     refs[i] = _add_tokens(configs, f"{name}.tokens{_number(i, refs)}", ref, config)
             if config.inputs.pop("tokenizer", None) and set(found) == {"tokens"}:
                 raise ConfigError(f"steps.{name}.inputs.tokenizer: the tokens have theirs; leave it out")
+    return notes
+
+
+def _evaluate_whole(data: Data, learned: Mapping[str, Data]) -> str:
+    """Make every row of a source that evaluates a test row, unless a model that is evaluated has learned from it.
+
+    What a card or a file's name says of its splits holds. Returns what the user should know.
+    """
+    if data.splits != [*SPLITS] or data.record == "items":  # card:NAME/SPLIT; items are all test in any case
+        return ""
+    before = learned.get(_place(data.source))
+    if before is None:
+        data.split = None if _generates(data.source) else "test"
+        return ""
+    if before.split is not None:
+        data.split = "test"
+        return f"all of {data.source} is evaluated, and a model here was trained on it"
+    data.validation_share = before.validation_share
+    return f"a model here was trained on {data.source}, so its test split alone is evaluated"
+
+
+def _generates(source: str) -> bool:
+    scheme, _, name = source.partition(":")
+    with contextlib.suppress(ConfigError):  # an unknown card: plan reports it
+        return scheme == "card" and load_card(name).generator is not None
+    return False
+
+
+def _learned_from(config: StageConfig, configs: Mapping[str, StageConfig], store: ArtifactStore) -> dict[str, Data]:
+    """The data that the models among a step's inputs were made from, by where it is."""
+    found: dict[str, Data] = {}
+    seen: set[str] = set()
+    queue = [ref for slot, refs in refs_of(config) for ref in refs if expected_kind("", config, slot) in MODELS]
+    while queue:
+        ref = queue.pop()
+        if ref in seen:
+            continue
+        seen.add(ref)
+        before = configs.get(ref)
+        if isinstance(before, Data):
+            found[_place(before.source)] = before
+        elif before is not None:
+            queue += [parent for _, parents in refs_of(before) for parent in parents]
+        elif is_outside(ref):  # a step is still to be made of it
+            source = ref.partition("/")[0] if ref.startswith("card:") else ref
+            found.setdefault(_place(source), Data(source=source))
+        else:
+            with contextlib.suppress(StoreError):  # plan reports it
+                found |= {_place(data.source): data for data in _stored_data(ref, store)}
+    return found
+
+
+def _stored_data(ref: str, store: ArtifactStore) -> Iterator[Data]:
+    for artifact in store.lineage(store.find(ref)):
+        if artifact.stage == Data.STAGE:
+            known = {knob.name for knob in fields(Data)}
+            yield Data(**{name: value for name, value in artifact.manifest["config"].items() if name in known})
+
+
+def _place(source: str) -> str:
+    """A source by where it is: a path in full, a repository without its commit."""
+    scheme, _, rest = source.partition(":")
+    if scheme == "path":
+        return f"path:{Path(rest).expanduser().resolve()}"
+    return f"hf:{rest.partition('@')[0]}" if scheme == "hf" else source
 
 
 def _number(i: int, refs: list[str]) -> str:

@@ -34,6 +34,7 @@ from align.errors import ConfigError, StoreError
 from align.functions import check_file, find_source
 from align.implied import add_implied_steps, expected_kind, refs_of
 from align.precision import bf16_is_fast
+from align.references import hint, is_path, meant, pinned
 from align.versions import packages
 from align.vocabularies import differ, tokenizer_file
 
@@ -113,7 +114,12 @@ def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
     return settings, {step: OmegaConf.create(knobs)}
 
 
-def _step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
+def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
+    """The checked config of a step.
+
+    Raises:
+        ConfigError: a knob is not what it should be.
+    """
     values = {k: v for k, v in node.items() if k != "stage"}
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(stage_class(node.stage)), values))
@@ -140,17 +146,28 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
         ConfigError: a knob, an input or a source is not what it should be.
         StoreError: an artifact that is named or cached is gone or damaged.
     """
-    configs = {name: _step_config(name, node, settings.seed) for name, node in nodes.items()}
-    add_implied_steps(configs, store)
-    for config in configs.values():
+    configs = {name: step_config(name, node, settings.seed) for name, node in nodes.items()}
+    notes = add_implied_steps(configs, store)
+    for name, config in configs.items():
+        _pin(name, config)
         config.fill_in(bf16_is_fast(settings.hardware.device))
     order = _in_order(configs)
     if settings.step is not None:
         order = _needed(settings.step, order, configs)
     steps: dict[str, Step] = {}
     for name in order:
-        steps[name] = _resolve_step(settings, name, configs[name], steps, store)
+        step = _resolve_step(settings, name, configs[name], steps, store)
+        steps[name] = replace(step, reason="; ".join(filter(None, (step.reason, notes.get(name)))))
     return list(steps.values())
+
+
+def _pin(name: str, config: StageConfig) -> None:
+    """Put the commit into the source of a step that reads the Hub, so that its key and manifest hold it."""
+    if isinstance(config, Data | ImportModel | Tokenizer):
+        try:
+            config.source = pinned(config.source, "dataset" if isinstance(config, Data) else "model")
+        except ConfigError as error:
+            raise ConfigError(f"steps.{name}.source: {error}") from None
 
 
 def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
@@ -322,13 +339,14 @@ def _source(settings: RunConfig, where: str, ref: str, done: Mapping[str, Step],
     if ref in done:
         step = done[ref]
         return Source(f"{settings.name}/{ref}", step.stage, step.key, step.config.output)
-    if "/" not in ref and "@" not in ref:
+    if "/" not in ref and "@" not in ref and meant(ref) is None:
         near = difflib.get_close_matches(ref, done, n=1)
-        meant = near[0] if near else f"path:{ref}" if Path(ref).exists() else ""
-        hint = f" (did you mean {meant}?)" if meant else ""
-        raise ConfigError(f"{where}: no step {ref!r} in this pipeline{hint}; for one in the store say PIPELINE/STEP")
+        alike = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"{where}: no step {ref!r} in this pipeline{alike}; for one in the store say PIPELINE/STEP")
+    if is_path(ref) or "://" in ref or "/" not in ref:
+        raise ConfigError(f"{where}: expected PIPELINE/STEP, card:NAME, path:... or hf:..., got {ref!r}{hint(ref)}")
     try:
-        artifact = store.find(ref)
+        artifact = store.find(ref, hint)
     except StoreError as error:
         raise StoreError(f"{where}: {error}") from None
     return Source(ref, artifact.stage, artifact.key, artifact.kind)

@@ -11,35 +11,49 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from align.artifacts import ArtifactStore
 from align.console import short, wide_console
 from align.costs import Cost
+from align.evals.intervals import is_few
 from align.pipeline import Outcome
 from align.plan import Step
 from align.report import tables
 from align.sweeps import Member
 
 _NUM_SAMPLES = 5
+_PLAN_WIDTH = 120  # characters that a plan with its reasons takes
 
 
 def show_plan(steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, member: Member | None) -> None:
     if as_json:
         _print_json([step.described() | costs[step.label]._asdict() for step in steps], member)
         return
+    console = wide_console()
+    is_narrow = console.width < _PLAN_WIDTH  # then reasons stand below the table, each on lines of its own
     table = Table(box=None, pad_edge=False)
-    for column in ("step", "stage", "key", "", "weights", "FLOPs", "why"):
+    for column in ("step", "stage", "key", "", "weights", "FLOPs", *([] if is_narrow else ["why"])):
         right = column in ("weights", "FLOPs")
         table.add_column(
-            column, overflow="fold", no_wrap=right or column == "step", justify="right" if right else "left"
+            column, overflow="fold", no_wrap=column != "why", justify="right" if right else "left", highlight=False
         )
+    reasons = Table(box=None, pad_edge=False, show_header=False)
     for step in steps:
         cost, state = costs[step.label], "cached" if step.cached else "run"
         numbers = short(cost.parameters), f"{cost.flops:.2g}" if cost.flops else ""
-        table.add_row(step.label, step.stage, step.key[:12], state, *numbers, step.reason)
+        if is_narrow:
+            table.add_row(step.name, step.stage, step.key[:8], state, *numbers)
+            if step.reason:
+                reasons.add_row(Text(step.name), Text(step.reason))
+        else:
+            table.add_row(step.label, step.stage, step.key[:12], state, *numbers, Text(step.reason))
     todo = sum(not step.cached for step in steps)
-    console = wide_console()
     console.print(table)
+    if reasons.row_count:
+        console.print("\nwhy", style="bold")
+        console.print(reasons)
+        console.print()
     console.print(f"{todo} to run, {len(steps) - todo} cached")
 
 
@@ -113,7 +127,8 @@ def _headline(evaluations: Sequence[Outcome]) -> Table:
     score = ", ".join(name for name in scorers if name)
     table = Table(
         title="Evaluation on held-out prompts, sampled at temperature 1 and greedily",
-        caption="Wins over the model below, a tie counting half, and their 95 % interval.",
+        caption="Wins over the model below, a tie counting half, and their 95 % interval."
+        + (f"\n{tables.FEW_NOTE}" if any(_has_few(o.artifact.metrics) for o in evaluations) else ""),
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -128,14 +143,14 @@ def _headline(evaluations: Sequence[Outcome]) -> Table:
         over = f"\nover {_step_name(inputs['baseline'][0].ref)}" if "baseline" in inputs else ""
         table.add_row(
             _step_name(inputs["model"][0].ref) + over,
-            tables.number(m, f"{tables.scorer(m)}/score"),
-            tables.number(m, f"greedy/{tables.scorer(m)}/score"),
+            tables.number(m, f"{tables.scorer(m)}/score", marked=True),
+            tables.number(m, f"greedy/{tables.scorer(m)}/score", marked=True),
             _interval(m, ""),
             _interval(m, "greedy/"),
             tables.percent(m, "ties", 0),
             tables.number(m, "kl", 2),
             tables.number(m, "response_tokens", 1),
-            tables.number(m, "pretrain_loss"),
+            tables.number(m, "pretrain_loss", marked=True),
         )
     return table
 
@@ -149,7 +164,12 @@ def _interval(metrics: dict[str, float], prefix: str) -> str:
     if not all(name in metrics for name in names):
         return ""
     rate, low, high = (100 * metrics[name] for name in names)
-    return f"{rate:.1f}\n{low:.1f}-{high:.1f}"
+    mark = tables.FEW_MARK if is_few(metrics, f"{prefix}win_rate") else ""
+    return f"{rate:.1f}{mark}\n{low:.1f}-{high:.1f}"
+
+
+def _has_few(metrics: Mapping[str, float]) -> bool:
+    return any(name.endswith("_few") for name in metrics)
 
 
 def _players(outcome: Outcome) -> tuple[str, str]:
@@ -162,7 +182,7 @@ def _figures(title: str, scores: tables.Table) -> Table:
     """What is of all items, with 95 % intervals; the report has the parts of a task."""
     table = Table(
         title=title,
-        caption="With 95 % intervals; * is beyond chance.",
+        caption="With 95 % intervals; * is beyond chance." + (f"\n{tables.FEW_NOTE}" if tables.has_few(scores) else ""),
         box=SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",

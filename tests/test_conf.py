@@ -1,6 +1,8 @@
 """What composes, what is refused and how, and how little of it needs torch."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -109,12 +111,27 @@ def test_tab_completion_knows_verbs_and_knobs(here: Path) -> None:
         assert wanted in done.stdout, (typed, done.stderr)
 
 
+def test_a_plan_fits_a_terminal_of_80_columns(here: Path) -> None:
+    """Each step on one line, its reason below, none of it cut."""
+    terminal, far_end = pty.openpty()
+    command = [sys.executable, "-m", "align", "plan", "pipeline=quickstart"]
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "dumb"}
+    subprocess.run(command, stdout=far_end, env=environment, check=True)
+    os.close(far_end)
+    shown = os.read(terminal, 2**16).decode()
+    os.close(terminal)
+    table, _, reasons = shown.replace("\r", "").partition("\nwhy\n")
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert [line.split()[0] for line in table.splitlines()[-4:-1]] == ["ppo", "evaluate_base", "evaluate_sft"]
+    assert "evaluate_ppo     not made yet" in reasons
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------
 
 REFUSED = {
     "a typo'd knob of a step": (
         ["run", "pipeline=quickstart", "steps.ppo.kl_cof=0.1"],
-        "2 steps.ppo.kl_cof: no such knob (did you mean kl_coef?)",
+        "2 steps.ppo.kl_cof: no such knob (did you mean steps.ppo.kl_coef?)",
     ),
     "a typo'd knob of a stage": (
         ["ppo", "learning_rat=1"],
@@ -189,7 +206,10 @@ REFUSED = {
         ["sft", "inputs.model=a/b", "num_steps=3"],
         "2 num_steps: no such knob; pretrain, text_to_text have it",
     ),
-    "an unknown input": (["sft", "inputs.modl=a/b"], "2 inputs.modl: no such knob"),
+    "an unknown input": (
+        ["sft", "inputs.modl=a/b"],
+        "2 inputs.modl: sft has no such input (did you mean model?); inputs: model, data, text",
+    ),
     "an artifact that is not there": (["sft", "inputs.model=quickstart/sft", "inputs.data=card:smallworld"], "3 "),
     "an unknown card": (["data", "source=card:smalworld"], "2 steps.data.source: card:smalworld: no such data card"),
     "a missing file": (

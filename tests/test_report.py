@@ -164,6 +164,22 @@ def test_the_verdict_says_whether_the_difference_is_beyond_chance(store, rate, l
     )
 
 
+def test_too_few_prompts_are_marked_and_prove_nothing(store):
+    inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft")}
+    few = {"prompts": 8.0, "win_rate_few": 8.0, "gold/score_few": 8.0}
+    add(store, "toy/evaluate_few", "evaluation", inputs, evaluation(1.0, 0.9, 1.0) | few)
+    reward = {"accuracy": 0.75, "held_out_pairs": 12.0}
+    add(store, "toy/reward", "reward_model", {"model": store.find("toy/sft")}, reward)
+    made = gather(store, ["toy/evaluate_few", "toy/reward"])
+    assert tables.verdict(made)[0].endswith("ties counted half: too few to tell, fewer than 30.")
+    page, markdown = render("toy", made)
+    for text in (page, markdown):
+        assert text.count(tables.FEW_NOTE) == 1
+        for figure in ("0.800†", "100.0 % [90.0, 100.0]†", "12†"):
+            assert figure in text.replace("\\", "")
+    assert tables.FEW_NOTE not in "".join(render("toy", gather(store, ["toy/evaluate_ppo"])))
+
+
 FALLING = [0.8] * 15 + [0.8 - 0.02 * i for i in range(15)]
 
 

@@ -29,10 +29,16 @@ class Data(StageConfig):
     # quotes in .tsv are text, rows of another width are malformed, and more names of files name a split.
     VERSION: ClassVar[int] = 4
     PARALLEL: ClassVar[bool] = False
-    source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT")
+    source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME[@COMMIT]; without one, today's newest")
     record: str = knob("documents", "what the rows become: " + ", ".join(RECORDS))
     splits: list[str] = field(
         default_factory=lambda: ["train", "validation", "test"], metadata={"comment": "which splits to keep"}
+    )
+    split: str | None = knob(
+        None, "train, validation or test: the split of all rows whose file does not say one; None: drawn by hash [ours]"
+    )
+    validation_share: float | None = knob(
+        None, "of what is asked, in validation, and as much in test, drawn by hash; None: the card's held_out, 0.05"
     )
     train_rows: int | None = knob(None, "at most so many rows; None: all there are")
     validation_rows: int | None = knob(None, "at most so many rows; None: all there are")
@@ -60,6 +66,11 @@ class Data(StageConfig):
             require(split in SPLITS, "splits", split, "train, validation or test")
         for name, column in self.columns.items():
             require(isinstance(column, str), f"columns.{name}", column, "the name of a column of the file")
+        require(self.split in (None, *SPLITS), "split", self.split, "train, validation or test, or null")
+        share = self.validation_share
+        require(share is None or 0 < share < 0.5, "validation_share", share, "a number above 0 and below 0.5, or null")
+        drawn = self.split is None and self.record != "items"
+        require(share is None or drawn, "validation_share", share, "null where all rows are one split, as items are")
 
 
 @dataclass(slots=True, kw_only=True)

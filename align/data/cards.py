@@ -25,6 +25,7 @@ from align.data.formats import FORMATS, GROUPED
 from align.data.records import source_name
 from align.data.split_names import is_split_word, splits_of_names
 from align.errors import ConfigError
+from align.references import beside, hint
 
 _HERE = Path(__file__).resolve().parent
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -206,7 +207,9 @@ def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
         return _on_hub(rest, source)
     if scheme == "path" and rest:
         return _users(source, Path(rest).expanduser(), store)
-    raise ConfigError(f"source {source!r}: expected card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT")
+    is_card = any((folder / f"{source}.md").is_file() for folder in cards_folders()) and "/" not in source
+    meant = f"; did you mean card:{source}?" if is_card else hint(source)
+    raise ConfigError(f"source {source!r}: expected card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT{meant}")
 
 
 def resolve_model(source: str, store: Path | None) -> Source:
@@ -281,7 +284,9 @@ def _resolve_folder(
     if scheme == "path" and folder.suffix == ".gguf" and folder.is_file():
         folder, files = folder.parent, [folder]
     if not fits({p.name for p in files}):
-        raise ConfigError(f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with {wanted}")
+        missing = scheme == "path" and rest and not folder.exists()
+        more = f"; no such file or folder{beside(folder)}" if missing else hint(source)
+        raise ConfigError(f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with {wanted}{more}")
     digests = file_digests(files, store)
     return Source(
         DataCard(name=folder.name, licence="yours"),
@@ -328,7 +333,7 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
     else:
         files = [path] if path.is_file() else []
     if not files:
-        what = f"holds no {', '.join(SUFFIXES)} file" if path.is_dir() else "no such file or folder"
+        what = f"holds no {', '.join(SUFFIXES)} file" if path.is_dir() else f"no such file or folder{beside(path)}"
         raise ConfigError(f"{source}: {what}")
     if suffix_of(files[0]) not in SUFFIXES:
         raise ConfigError(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from align.evals.intervals import bootstrap, bootstrap_statistic, bounds, compared
+from align.evals.intervals import bootstrap, bootstrap_statistic, bounds, compared, few
 
 _DRAWS = 1000  # of rows, for an interval
 
@@ -27,7 +27,9 @@ def class_metrics(
     found = compared(head, "accuracy", right, _DRAWS, seed)
     f1 = bootstrap_statistic(lambda a, b: f1_score(a, b, num_classes), (truth, said), _DRAWS, seed)
     correlation = bootstrap_statistic(lambda a, b: matthews(a, b, num_classes), (truth, said), _DRAWS, seed)
-    return found | bounds(f"{head}f1", f1) | bounds(f"{head}matthews", correlation)
+    for name, interval in (("f1", f1), ("matthews", correlation)):
+        found |= bounds(f"{head}{name}", interval) | few(f"{head}{name}", len(truth))
+    return found
 
 
 def choice_metrics(
@@ -45,9 +47,11 @@ def score_metrics(
     """Metrics of scores; the baseline always says `mean`, which correlates with nothing."""
     columns = np.asarray(gold, dtype=float), np.asarray(predicted, dtype=float)
     found = bounds(f"{head}mse", bootstrap((columns[0] - columns[1]) ** 2, _DRAWS, seed))
+    found |= few(f"{head}mse", len(columns[0]))
     found |= bounds(f"{head}baseline/mse", bootstrap((columns[0] - mean) ** 2, _DRAWS, seed))
     for name, statistic in (("pearson", pearson), ("spearman", spearman)):
         found |= bounds(f"{head}{name}", bootstrap_statistic(statistic, columns, _DRAWS, seed))
+        found |= few(f"{head}{name}", len(columns[0]))
     return found
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 # The 97.5 % quantile of Student's t, by degrees of freedom from 1.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+# Below so many items a bootstrap's interval of 95 % is too narrow. A model that is right in nine of ten answers has all
+# of 8 right in 43 of 100 cases (0.9^8), and then every resample says 100 %.
+FEW = 30
+_SHOWN = 3  # names of figures in a warning
 
 
 class Interval(NamedTuple):
@@ -48,6 +54,26 @@ def bounds(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
+def few(name: str, count: float) -> dict[str, float]:
+    """As a metric: NAME_few, the number of items behind a figure where they are too few for its interval; else none."""
+    return {f"{name}_few": float(count)} if count < FEW else {}
+
+
+def is_few(metrics: Mapping[str, float], name: str) -> bool:
+    """Whether a figure, or the baseline's or the difference to it, has a note of `few`."""
+    return f"{name.replace('baseline/', '').replace('gain/', '')}_few" in metrics
+
+
+def few_warning(metrics: Mapping[str, float]) -> str | None:
+    """One line on all figures that `few` has marked; None where there are none."""
+    marked = {name.removesuffix("_few"): count for name, count in metrics.items() if name.endswith("_few")}
+    if not marked:
+        return None
+    shown = ", ".join(f"{name} (n={count:.0f})" for name, count in list(marked.items())[:_SHOWN])
+    more = f" and {len(marked) - _SHOWN} more" if len(marked) > _SHOWN else ""
+    return f"fewer than {FEW} items: the 95 % intervals of {shown}{more} are too narrow; take them as a hint only"
+
+
 def compared(
     head: str, name: str, values: Sequence[Sequence[float]], num_bootstrap: int, seed: int
 ) -> dict[str, float]:
@@ -60,7 +86,7 @@ def compared(
         values: of the model, [N]; then, where there is one, of the baseline on the same N.
     """
     arrays = [np.asarray(own, dtype=float) for own in values]
-    found: dict[str, float] = {}
+    found = few(f"{head}{name}", len(arrays[0]))
     for part, own in zip(("", "baseline/"), arrays, strict=False):
         found |= bounds(f"{head}{part}{name}", bootstrap(own, num_bootstrap, seed))
     if len(arrays) == 2:

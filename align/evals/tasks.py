@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from align.evals.calibration import calibration_error, chance_error, reliability
 from align.evals.free_form import exact_match, f1
-from align.evals.intervals import Interval, bootstrap, bounds, compared
+from align.evals.intervals import Interval, bootstrap, bounds, compared, few
 from align.evals.items import Candidate, Item
 from align.evals.measures import confidences, measures
 
@@ -45,6 +45,7 @@ def task_metrics(
     for name in values[0]:
         found |= compared(head, name, [own[name] for own in values], num_bootstrap, seed)
         if name == "logprob":
+            found |= few(f"{head}perplexity", len(items))
             for part, own in zip(("", "baseline/"), values, strict=False):
                 interval = bootstrap(own[name], num_bootstrap, seed)
                 if interval.low > -_LARGEST:  # beyond it a perplexity is no number any more; the log-prob is
@@ -62,7 +63,7 @@ def _calibration(
 ) -> dict[str, float]:
     """How far confidence is from accuracy: bin by bin, beside what chance makes of it, and on the whole."""
     over = [[c - r for c, r in zip(*own, strict=True)] for own in zip(sure, right, strict=True)]
-    found = compared(head, "overconfidence", over, num_bootstrap, seed)
+    found = compared(head, "overconfidence", over, num_bootstrap, seed) | few(f"{head}ece", len(sure[0]))
     for part, own, hits in zip(("", "baseline/"), sure, right, strict=False):
         mean, most = chance_error(own, num_bootstrap, seed)
         found[f"{head}{part}ece"] = calibration_error(own, hits)

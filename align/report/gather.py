@@ -10,6 +10,7 @@ from typing import Any
 from align.artifacts import Artifact, ArtifactStore
 from align.errors import StoreError
 from align.plan import flat
+from align.references import is_outside, is_path
 
 Row = dict[str, Any]
 
@@ -73,7 +74,7 @@ def gather(store: ArtifactStore, refs: Sequence[str]) -> list[Made]:
 
 def _named(store: ArtifactStore, ref: str, order: Mapping[str, Artifact]) -> Iterator[Artifact]:
     """What `ref` stands for; `order` is what is there by the time the next is asked for."""
-    if "/" in ref or "@" in ref:
+    if "/" in ref or "@" in ref or is_outside(ref) or is_path(ref):
         yield store.find(ref)
         return
     names = [name for name in store.names() if name.startswith(f"{ref}/")]

@@ -90,6 +90,8 @@ def render(title: str, made: Sequence[Made]) -> tuple[str, str]:
         "changes": tables.changes(made),
         "costs": tables.costs(made),
     }
+    figures = [facts[name] for name in ("headline", "matrix", "tasks", "manners", "learned", "reward_models")]
+    facts["few_note"] = tables.FEW_NOTE if any(map(tables.has_few, figures)) else ""
     pictures = {"lineage": Markup(draw(made)), "curves": curves(made), "calibration": calibration(made)}
     html = environment.get_template("page.html.jinja").render(**facts, **pictures)
     return html, environment.get_template("page.md.jinja").render(**facts)

@@ -94,7 +94,7 @@ def settings_table(runs: Sequence[Run]) -> Table | None:
 def shown_metrics(runs: Sequence[Run]) -> list[str]:
     """The metrics worth a column: the known ones, or else the first few that there are."""
     every = dict.fromkeys(name for run in runs for name in run.metrics)
-    names = [name for name in every if not name.endswith(("_low", "_high", "_chance"))]
+    names = [name for name in every if not name.endswith(("_low", "_high", "_chance", "_few"))]
     return [name for name in _SHOWN if name in names][:9] or names[:6]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from align.evals.intervals import FEW, is_few
 from align.report.gather import Made
 
 Metrics = Mapping[str, float]
@@ -17,6 +18,8 @@ class Table(NamedTuple):
 
 Scored = tuple[str, str, str, Metrics]  # evaluation, its model, its baseline or "", its metrics
 
+FEW_MARK = "†"
+FEW_NOTE = f"† fewer than {FEW} items: the interval is too narrow, take the figure as a hint only."
 _SCORERS = ("rules", "gold", "reward")  # the first that scored decides who wins
 _SHARES = (  # figures that are shares of prompts or items, by how their name begins
     *("accuracy", "acc", "exact_match", "f1", "right_share", "overconfidence", "win_rate", "hallucination"),
@@ -51,14 +54,14 @@ def headline(made: Sequence[Made]) -> Table:
                 "over": names[inputs["baseline"]] if "baseline" in inputs else "",
                 "prompts": number(m, "prompts", 0),
                 "scored by": score if len(scorers - {""}) > 1 else "",
-                f"{score} score" if len(scorers - {""}) == 1 else "score": number(m, f"{score}/score"),
-                "greedy": number(m, f"greedy/{score}/score"),
+                f"{score} score" if len(scorers - {""}) == 1 else "score": number(m, f"{score}/score", marked=True),
+                "greedy": number(m, f"greedy/{score}/score", marked=True),
                 "wins": interval(m, ""),
                 "wins, greedy": interval(m, "greedy/"),
                 "ties": percent(m, "ties", 0),
                 "KL, nats": number(m, "kl", 2),
                 "tokens": number(m, "response_tokens", 1),
-                "text loss": number(m, "pretrain_loss"),
+                "text loss": number(m, "pretrain_loss", marked=True),
                 "facts recalled": percent(m, "fact_recall"),
             }
         )
@@ -134,6 +137,8 @@ def _side(m: Metrics, name: str, null: float) -> int:
 
 
 def _beyond(m: Metrics, name: str, null: float, above: str, below: str) -> str:
+    if is_few(m, name):
+        return f"too few to tell, fewer than {FEW}"
     side = _side(m, name, null)
     return f"{above if side > 0 else below}, beyond chance" if side else "not beyond chance"
 
@@ -231,15 +236,19 @@ def _head_and_name(metric: str) -> tuple[str, str]:
 
 
 def _figure(metrics: Metrics, metric: str, name: str, part: str) -> str:
-    """A figure with its interval, a share in percent; a calibration error with what chance makes of it."""
+    """A figure with its interval, a share in percent; a calibration error with what chance makes of it.
+
+    Behind it a mark where it is beyond chance, or where the items are too few to say.
+    """
+    mark = FEW_MARK if is_few(metrics, metric) else ""
     if f"{metric}_chance_high" in metrics:
         error, most = 100 * metrics[metric], 100 * metrics[f"{metric}_chance_high"]
-        return f"{error:.1f} % (chance: to {most:.1f})" + (" *" if error > most else "")
+        return f"{error:.1f} % (chance: to {most:.1f})" + (mark or (" *" if error > most else ""))
     if f"{metric}_low" not in metrics:
         return ""
     mean, low, high = (metrics[f"{metric}{end}"] for end in ("", "_low", "_high"))
     sign = "+" if part == "gain/" or name.startswith("effect") or name == "overconfidence" else ""
-    beyond = " *" if part == "gain/" and _side(metrics, metric, 0.0) else ""
+    beyond = mark or (" *" if part == "gain/" and _side(metrics, metric, 0.0) else "")
     if name.startswith(_SHARES) and not name.endswith("/score"):
         mean, low, high = (round(100 * x, 1) + 0.0 for x in (mean, low, high))  # no -0.0
         return f"{mean:{sign}.1f} % [{low:.1f}, {high:.1f}]{beyond}"
@@ -291,7 +300,8 @@ def reward_models(made: Sequence[Made]) -> Table:
     for each in made:
         if each.stage == "reward":
             m = each.artifact.metrics
-            rows.append([each.name, number(m, "held_out_pairs", 0), *(percent(m, name) for name in shown.values())])
+            pairs = number(m, "held_out_pairs", 0) + (FEW_MARK if m.get("held_out_pairs", FEW) < FEW else "")
+            rows.append([each.name, pairs, *(percent(m, name) for name in shown.values())])
     return _without_empty(Table(["reward model", "held-out pairs", *shown], rows))
 
 
@@ -305,7 +315,11 @@ def learned(made: Sequence[Made]) -> Table:
         head = next((head for head in ("test/", "validation/", "eval/") if any(n.startswith(head) for n in m)), "eval/")
         for metric, value in m.items():
             path = metric.removeprefix(head)
-            if path == metric or path.startswith(("baseline/", "gain/")) or path.endswith(("_low", "_high", "rows")):
+            if (
+                path == metric
+                or path.startswith(("baseline/", "gain/"))
+                or path.endswith(("_low", "_high", "_few", "rows"))
+            ):
                 continue
             name = path.rpartition("/")[2]
             beside = [_figure(m, f"{head}{part}{path}", name, part) for part in ("baseline/", "gain/")]
@@ -337,8 +351,11 @@ def evaluations(made: Sequence[Made]) -> list[Made]:
     return [each for each in made if each.artifact.kind == "evaluation"]
 
 
-def number(metrics: Metrics, name: str, digits: int = 3) -> str:
-    return f"{metrics[name]:,.{digits}f}" if name in metrics else ""
+def number(metrics: Metrics, name: str, digits: int = 3, marked: bool = False) -> str:
+    """A metric as text, `marked` where its items are too few; "" where there is none of that name."""
+    if name not in metrics:
+        return ""
+    return f"{metrics[name]:,.{digits}f}" + (FEW_MARK if marked and is_few(metrics, name) else "")
 
 
 def percent(metrics: Metrics, name: str, digits: int = 1) -> str:
@@ -350,7 +367,13 @@ def interval(metrics: Metrics, prefix: str) -> str:
     if not all(name in metrics for name in names):
         return ""
     rate, low, high = (100 * metrics[name] for name in names)
-    return f"{rate:.1f} % [{low:.1f}, {high:.1f}]"
+    mark = FEW_MARK if is_few(metrics, f"{prefix}win_rate") else ""
+    return f"{rate:.1f} % [{low:.1f}, {high:.1f}]{mark}"
+
+
+def has_few(table: Table | None) -> bool:
+    """Whether a table has a figure of too few items, and so needs `FEW_NOTE` below it."""
+    return table is not None and any(cell.endswith(FEW_MARK) for row in table.rows for cell in row)
 
 
 def _shown(row: Mapping[str, object], name: str) -> str:

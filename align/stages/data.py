@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from align.configs import Data
 from align.data import smallworld
@@ -61,6 +61,8 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
     rows: Mapping[str, list[Row] | _Rows]
     with _nothing_left_on_error(job), tempfile.TemporaryFile(dir=job.work) as file:
         if source.card.generator:
+            if cfg.validation_share is not None:
+                raise ConfigError(f"validation_share: {cfg.source} generates its splits, so leave it out")
             rows = smallworld.rows(cfg.record, cfg.splits, _limits(cfg), cfg.options)
             info = smallworld.info(cfg.options)
         else:
@@ -90,6 +92,46 @@ def check_rows(cfg: Data, data_root: str | None) -> None:
 
 def _reader(cfg: Data, source: Source, folder: Path | None) -> RowReader:
     return RowReader(cfg.record, source.card.format, cfg.columns, source.card.name, folder)
+
+
+class Look(NamedTuple):
+    """A row of a source, and what the stage makes of it.
+
+    Attributes:
+        where: `file.jsonl:17`.
+        raw: as the file has it; None of a row that is generated, or cannot be read.
+        made: (split, row) of each row that it gives.
+        problem: why it gives none; "" where it does.
+    """
+
+    where: str
+    raw: Row | None
+    made: list[tuple[str, Row]]
+    problem: str = ""
+
+
+def first_rows(cfg: Data, data_root: str | None, count: int) -> Iterator[Look]:
+    """The first `count` rows of a source, as they came and as the wanted record; nothing is stored."""
+    source = resolve(cfg.source, data_root, None)
+    if source.card.generator:
+        generated = smallworld.rows(cfg.record, ["train"], {**_limits(cfg), "train": count}, cfg.options)
+        yield from (Look(f"{cfg.source}[{i}]", None, [("train", row)]) for i, row in enumerate(generated["train"]))
+        return
+    for given, raw in itertools.islice(_raw_rows(source, cfg.record), count):
+        reader = _reader(cfg, source, None)
+        made: list[tuple[str, Row]] = []
+        problem = ""
+        try:
+            for split, whole, row in reader.read(raw, given):
+                made += [(split or _split(cfg, source.card, whole), piece) for piece in _fitting(row, cfg)]
+        except Dropped as reason:
+            reader.dropped[str(reason)] += 1
+        except Malformed as error:
+            problem = str(error)
+        if not made and not problem:
+            waits = "it makes a row together with the others of its prompt"
+            problem = f"dropped: {_counted(reader.dropped)}" if reader.dropped else waits
+        yield Look(raw.where, None if isinstance(raw.row, Malformed) else raw.row, made, problem)
 
 
 def _limits(cfg: Data) -> dict[str, int | None]:
@@ -144,6 +186,8 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowRea
     raw_rows = _raw_rows(source, cfg.record, job.info)
     with job.progress(None, "rows read") as advance:
         for given, whole, made in _records(_watched(raw_rows, advance), cfg, source, reader):
+            if given is not None and cfg.validation_share is not None:
+                raise ConfigError(f"validation_share: the files of {cfg.source} say their splits, so leave it out")
             split = given or _split(cfg, source.card, whole)
             for row in made:
                 sorter.add(split, row)
@@ -156,6 +200,11 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowRea
         test = splits["test"]
         shots = min(cfg.shot_rows, test.end)
         splits |= {"train": replace(test, end=shots), "test": replace(test, begin=shots)}
+    if not any_given and cfg.split is None and cfg.record != "items" and count and not splits["validation"].end:
+        job.info(
+            f"no validation row among {count:,}, so training reports no figures of held-out rows; "
+            "a larger validation_share (0.05 is usual) holds out more"
+        )
     limits = _limits(cfg)
     for split, rows in splits.items():
         if (limit := limits[split]) is not None:
@@ -262,8 +311,16 @@ class _Problems:
 
 
 def _split(cfg: Data, card: DataCard, row: Row) -> str:
-    """Items are there to score a model: all are test."""
-    return "test" if cfg.record == "items" else split_of(split_key(row), card.held_out)
+    """The split of a row whose file says none: the one that was given, else by hash of what is asked.
+
+    Items are there to score a model: all are test.
+    """
+    if cfg.split is not None:
+        return cfg.split
+    if cfg.record == "items":
+        return "test"
+    share = card.held_out if cfg.validation_share is None else cfg.validation_share
+    return split_of(split_key(row), share)
 
 
 def _raw_rows(

@@ -4,7 +4,8 @@ Takes: a model; prompts to answer, items to be scored, pretraining text, tasks o
 optionally a baseline, and a reward model (where no gold scorer knows the prompts).
 Makes: an evaluation: metrics, samples.jsonl (answers side by side), calibration.jsonl, answers_TASK.jsonl.
 
-Means have intervals of 95 %, NAME_low to NAME_high; `baseline/` is the baseline's, `gain/` what the model has more.
+Means have intervals of 95 %, NAME_low to NAME_high; `baseline/` is the baseline's, `gain/` what the model has more;
+NAME_few is the number of items where they are too few for the interval.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import torch
 from align.artifacts import Artifact
 from align.configs import Evaluate, filled
 from align.configs.evaluate import RESERVED
-from align.data.records import Row, read_info, read_rows
+from align.data.records import SPLITS, Row, read_info, read_rows
 from align.errors import ConfigError
 from align.evals.checks import load_check
 from align.evals.facts import TASK, known_facts
 from align.evals.free_form import write_answers
 from align.evals.gold import asks_for_facts, gold_scorer
-from align.evals.intervals import compared
+from align.evals.intervals import compared, few, few_warning
 from align.evals.items import Candidate, encode_pair, score_items
 from align.evals.judge import Endpoint
 from align.evals.players import Answers, Messages, Player, alike, fit, kl, sample_row
@@ -50,7 +51,7 @@ def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, context))
     reliability: list[dict[str, Any]] = []
     metrics: Metrics = {}
-    for name, items in _tasks(cfg, inputs, players):
+    for name, items in _tasks(cfg, inputs, players, job):
         metrics |= _on_items(cfg, job, players, name, items, reliability)
     if f"tasks/{TASK}/accuracy" in metrics:
         metrics["fact_recall"] = metrics[f"tasks/{TASK}/accuracy"]
@@ -61,6 +62,8 @@ def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
     if "prompts" in inputs:
         metrics |= _on_prompts(cfg, inputs, job, players)
     job.table("calibration", reliability)
+    if (warning := few_warning(metrics)) is not None:
+        job.info(warning)
     job.log(metrics, 0)
     return metrics
 
@@ -72,6 +75,20 @@ def _player(cfg: Evaluate, name: str, artifact: Artifact, job: Job) -> Player:
     return Player(name, load_model(folder, job.device), load_tokenizer(folder))
 
 
+def _held_out(artifact: Artifact, slot: str, job: Job) -> list[Row]:
+    """The rows of a data set that score a model: its test split; of pretraining text validation, where there is any."""
+    for split in ("validation", "test") if slot == "text" else ("test",):
+        if rows := list(read_rows([artifact.path], split)):
+            count = f"{len(rows):,} row{'s' if len(rows) != 1 else ''}"
+            job.info(f"{slot}: {count}, the {split} split of {read_info(artifact.path)['source']}")
+            return rows
+    others = [split for split in SPLITS if (artifact.path / f"{split}.parquet").is_file()]
+    raise ConfigError(
+        f"inputs.{slot}: evaluate reads the test split, and {read_info(artifact.path)['source']} has only rows of "
+        f"{', '.join(others)}; align data split=test makes all rows of a file test"
+    )
+
+
 def _compared(cfg: Evaluate, head: str, name: str, values: Sequence[Sequence[float]]) -> Metrics:
     return compared(head, name, values, cfg.num_bootstrap, derive_seed(cfg.seed or 0, "evaluate", "bootstrap"))
 
@@ -81,7 +98,7 @@ def _compared(cfg: Evaluate, head: str, name: str, values: Sequence[Sequence[flo
 
 def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
     """The players' answers to held-out prompts: scored, compared, checked and judged."""
-    rows = list(read_rows(inputs.folders("prompts"), "test"))[: cfg.num_prompts]
+    rows = [row for artifact in inputs["prompts"] for row in _held_out(artifact, "prompts", job)][: cfg.num_prompts]
     rows = _fitting(cfg, rows, players, job)
     prompts = [row["prompt"] for row in rows]
     scorers = _scorers(cfg, inputs, job)
@@ -165,7 +182,7 @@ def _won(cfg: Evaluate, head: str, scores: Sequence[Sequence[float]]) -> Metrics
         return {}
     won = win_rate(scores[0], scores[1], cfg.num_bootstrap, derive_seed(cfg.seed or 0, "evaluate", "bootstrap"))
     named = {"win_rate": won.rate, "win_rate_low": won.low, "win_rate_high": won.high, "ties": won.ties}
-    return {f"{head}{name}": value for name, value in named.items()}
+    return {f"{head}{name}": value for name, value in named.items()} | few(f"{head}win_rate", len(scores[0]))
 
 
 def _parts(cfg: Evaluate, scorers: Sequence[Scorer], rows: Sequence[Row], answers: Sequence[Answers]) -> Metrics:
@@ -265,15 +282,15 @@ def _judged(cfg: Evaluate, job: Job, prompts: Sequence[Messages], sampled: Seque
 # -- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def _tasks(cfg: Evaluate, inputs: Inputs, players: Sequence[Player]) -> Iterator[tuple[str, list[list[Row]]]]:
+def _tasks(cfg: Evaluate, inputs: Inputs, players: Sequence[Player], job: Job) -> Iterator[tuple[str, list[list[Row]]]]:
     """(name, the items as each player is to read them) of each task and prefix; the facts that the text states, too."""
     known: set[str] = set()
-    for folder in inputs.folders("items") if "items" in inputs else ():
+    for artifact in inputs.get("items", ()):
+        folder = artifact.path
         name = _task_name(read_info(folder)["source"])
-        items = list(read_rows([folder], "test"))[: cfg.num_items]
-        if not items or name in known:
-            what = "two tasks, told by their files, are called" if items else "no test items in"
-            raise ConfigError(f"inputs.items: {what} {name}")
+        items = _held_out(artifact, "items", job)[: cfg.num_items]
+        if name in known:
+            raise ConfigError(f"inputs.items: two tasks, told by their files, are called {name}")
         groups = {item["group"] for item in items}
         if len(groups) > 1 and (bad := groups & {*RESERVED}):
             raise ConfigError(f"inputs.items: {name}: a group (a file, or the column) cannot be called {min(bad)!r}")
@@ -392,12 +409,12 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
 @torch.no_grad()
 def _on_text(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
     """The loss on held-out pretraining text in nats a token; what it is above the baseline's is the alignment tax."""
-    texts = [row["text"] for row in read_rows(inputs.folders("text"), "validation")]
+    texts = [row["text"] for artifact in inputs["text"] for row in _held_out(artifact, "text", job)]
     losses, length = [], min(context_length(player.model) for player in players)
     for player in players if alike(players) else players[:1]:  # a token of another tokenizer is another unit
         rows = encode_text(texts, player.tokenizer, length)
         if not len(rows):
-            raise ConfigError("inputs.text: its validation split fills no row")
+            raise ConfigError(f"inputs.text: its held-out documents fill no row of {length} tokens")
         own: list[float] = []
         for chunk in rows[:].split(max(1, job.hardware.micro_batch_tokens // length)):
             with job.autocast(cfg.precision):

@@ -20,6 +20,7 @@ from align.configs import Reward, filled
 from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop
 from align.evals.calibration import calibration_error, reliability
+from align.evals.intervals import few, few_warning
 from align.job import Inputs, Job, Metrics
 from align.losses.preference import kwise_loss, pair_confidences, pairwise_accuracy
 from align.models.adapters import fresh_adapter
@@ -215,12 +216,17 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
                 better = gold[:, None] < gold[None, :]
                 counts[3] += torch.stack([(better & (ranks[:, None] < ranks[None, :])).sum(), (better & ordered).sum()])
     job.all_reduce(counts)
-    shares = {name: float(right / n) for name, (right, n) in zip(names, counts, strict=True) if n > 0}
+    shares: Metrics = {}
+    for name, (right, n) in zip(names, counts, strict=True):
+        if n > 0:
+            shares |= {name: float(right / n)} | few(name, float(n))
     if every := job.gather(pairs, even=False):
         sure, right = zip(*every, strict=True)
         bins = [{"task": "pairs", "model": "model", **each._asdict()} for each in reliability(sure, right)]
         job.table("calibration", bins)
-        shares["ece"] = calibration_error(sure, right)
+        shares |= {"ece": calibration_error(sure, right)} | few("ece", len(every))
+    if (warning := few_warning(shares)) is not None:
+        job.info(warning)
     return shares | {"held_out_prompts": float(len(held_out)), "held_out_pairs": float(counts[0, 1])}
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.configs import TextToText
 from align.data.records import read_info, read_rows, source_name
 from align.errors import ConfigError
-from align.evals.intervals import bootstrap, bounds
+from align.evals.intervals import bootstrap, bounds, few
 from align.job import Inputs, Job, Metrics
 from align.models.build import build_model
 from align.models.load import load_one_tokenizer, round_to_stored, save_model
@@ -345,6 +345,7 @@ def _evaluate(
 def _score_metrics(head: str, score: _Score) -> Metrics:
     interval = bootstrap([float(right) for right in score.right], _RESAMPLES, 0)
     named = {"loss": score.nats / score.tokens, "rows": float(len(score.right)), **bounds("accuracy", interval)}
+    named |= few("accuracy", len(score.right))
     return {f"{head}/{score.name}/{name}": value for name, value in named.items()}
 
 

@@ -265,6 +265,78 @@ def test_what_cannot_be_read_is_one_line_and_exit_code_2(here, capsys, arguments
     assert not [name for name in written(here) if name.startswith(("objects", "names"))]
 
 
+# -- which split a row is in ---------------------------------------------------------------------------------------
+
+
+def made_of(folder, **knobs):
+    """The prompts in each split of a source, by a run of the stage in this process."""
+    job = Job("test", folder / f"work{len(list(folder.glob('work*')))}", RunConfig())
+    job.out.mkdir(parents=True)
+    stage.run(Data(record="prompts", **knobs), Inputs(), job)
+    found = {path.stem: pq.read_table(path).to_pylist() for path in job.out.glob("*.parquet")}
+    return {split: {row["prompt"][0]["content"] for row in rows} for split, rows in found.items()}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_all_rows_of_a_file_can_be_one_split(tmp_path, split):
+    (tmp_path / "a.jsonl").write_text(lines(*prompts(60)))
+    assert made_of(tmp_path, source=f"path:{tmp_path}/a.jsonl", split=split).keys() == {split}
+    assert len(made_of(tmp_path, source=f"path:{tmp_path}/a.jsonl", split=split)[split]) == 60
+
+
+def test_files_that_say_their_split_keep_it(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/train.jsonl").write_text(lines(*prompts(20)))
+    (tmp_path / "mine/test.jsonl").write_text(lines(*prompts(10, start=50)))
+    plain, given = (made_of(tmp_path, source=f"path:{tmp_path}/mine", **knobs) for knobs in ({}, {"split": "test"}))
+    assert plain == given
+    assert {split: len(rows) for split, rows in given.items()} == {"train": 20, "test": 10}
+
+
+def test_a_larger_share_holds_out_more_of_the_same_rows(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines(*prompts(1000)))
+    usual, large = (
+        made_of(tmp_path, source=f"path:{tmp_path}/a.jsonl", validation_share=share) for share in (None, 0.2)
+    )
+    assert usual == made_of(tmp_path, source=f"path:{tmp_path}/a.jsonl", validation_share=0.05)
+    assert usual["validation"] < large["validation"]
+    for held_out in ("validation", "test"):
+        assert abs(len(usual[held_out]) - 50) < 4 * 7  # deviation of a binomial of 1,000 at 0.05
+        assert abs(len(large[held_out]) - 200) < 4 * 13
+    assert sum(map(len, large.values())) == 1000
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        (["validation_share=0.5"], "validation_share: expected a number above 0 and below 0.5, or null, got 0.5"),
+        (["validation_share=0"], "validation_share: expected a number above 0"),
+        (["validation_share=0.1", "split=test"], "validation_share: expected null where all rows are one split"),
+        (["validation_share=0.1", "record=items"], "validation_share: expected null where all rows are one split"),
+        (["split=dev"], "split: expected train, validation or test, or null, got 'dev'"),
+        (["validation_share=0.1", "source=path:named"], "say their splits, so leave it out"),
+        (["validation_share=0.1", "source=card:smallworld"], "generates its splits, so leave it out"),
+    ],
+)
+def test_a_split_that_makes_no_sense_is_refused(here, capsys, knobs, told):
+    (here / "named").mkdir()
+    (here / "named/train.jsonl").write_text(lines(*prompts(3)))
+    (here / "a.jsonl").write_text(lines(*prompts(3)))
+    given = {"source": "path:a.jsonl", "record": "prompts"} | dict(knob.split("=", 1) for knob in knobs)
+    assert data(*(f"{name}={value}" for name, value in given.items())) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_file_without_a_validation_row_is_told(here, capsys):
+    (here / "a.jsonl").write_text(lines(*prompts(3)))
+    assert data("source=path:a.jsonl", "record=prompts", "split=train") == 0
+    assert "no validation row" not in capsys.readouterr().err
+    assert data("source=path:a.jsonl", "record=prompts") == 0
+    said = capsys.readouterr().err
+    assert "no validation row among 3" in said
+    assert "3 train, 0 validation, 0 test" in said
+
+
 UNFIT = {
     "lone surrogate": ["documents", '{"text": "a\\ud800"}'],
     "mixed types": ["prompts", '{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "x"}'],

@@ -53,6 +53,36 @@ def items(folder: Path, name: str, rows: list[dict], train: list[dict] = ()) -> 
 BOTH = {"model": "ppo", "baseline": "sft"}
 
 
+def asked(folder: Path, **knobs: object) -> tuple[Artifact, ...]:
+    """A data artifact of eight prompts."""
+    folder.mkdir(parents=True)
+    (folder / "mine.jsonl").write_text("".join(f'{{"prompt": "Where does Ada{i} live?"}}\n' for i in range(8)))
+    job = Job("data", folder / "made", RunConfig())
+    job.out.mkdir(parents=True)
+    data.run(Data(source=f"path:{folder}/mine.jsonl", record="prompts", **knobs), Inputs(), job)
+    return (Artifact("data", "mine", "prompts", job.out),)
+
+
+def test_few_prompts_are_all_asked_and_marked(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = asked(tmp_path / "few", split="test")
+    given = {**BOTH, "prompts": few, "reward_model": "reward"}
+    found = scores(finished, tmp_path / "run", given, num_prompts=None)
+    assert found["prompts"] == 8.0
+    for name in ("win_rate", "greedy/win_rate", "reward/score", "kl"):
+        assert found[f"{name}_few"] == 8.0
+    said = capsys.readouterr().err
+    assert f"prompts: 8 rows, the test split of path:{tmp_path}/few/mine.jsonl" in said
+    assert "fewer than 30 items: the 95 % intervals of reward/score (n=8), " in said
+
+
+def test_prompts_without_a_test_row_are_refused(finished: Path, tmp_path: Path) -> None:
+    prompts = asked(tmp_path / "few", split="train")
+    with pytest.raises(ConfigError, match=r"^inputs\.prompts: evaluate reads the test split, and path:.* of train; "):
+        scores(finished, tmp_path / "run", {**BOTH, "prompts": prompts, "reward_model": "reward"})
+
+
 def test_the_average_is_another_model(finished: Path, tmp_path: Path) -> None:
     inputs = {"model": "ppo", "prompts": "prompts", "text": "text"}
     raw, average = (scores(finished, tmp_path / w, inputs, weights=w) for w in ("raw", "ema"))

@@ -1,0 +1,100 @@
+"""What a knob is called elsewhere, and which knob was meant by a name that does not exist."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from align.configs.knobs import StageConfig
+from align.configs.run import RunConfig
+
+# A name in transformers, TRL, peft, nanoGPT and the like: ours, the first of them that a stage has.
+_STEPS = ("num_steps", "num_iterations", "num_epochs")
+_EPOCHS = ("num_epochs", "num_steps", "num_iterations")
+_LENGTH = ("sequence_length", "input_length", "max_new_tokens", "max_chars")
+_BATCH = ("batch_size", "rollout_batch_size", "hardware.generation_batch_size")
+_WARMUP = ("warmup_fraction", "warmup_steps", "warmup_iterations")
+_MODEL = ("inputs.model", "inputs.policy", "source")
+_DATA = ("source", "inputs.data", "inputs.prompts")
+_MICRO = ("hardware.micro_batch_tokens",)
+OURS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("max_steps", "max_iters", "train_steps"), _STEPS),
+    **dict.fromkeys(("num_train_epochs", "epochs", "n_epochs"), _EPOCHS),
+    **dict.fromkeys(("total_episodes", "total_steps"), ("num_iterations", "num_steps")),
+    **dict.fromkeys(("num_ppo_epochs", "ppo_epochs"), ("num_epochs",)),
+    **dict.fromkeys(("max_length", "max_seq_length", "max_seq_len", "seq_length", "cutoff_len"), _LENGTH),
+    **dict.fromkeys(("response_length", "max_completion_length", "max_tokens"), ("max_new_tokens",)),
+    **dict.fromkeys(("per_device_train_batch_size", "train_batch_size"), _BATCH),
+    **dict.fromkeys(("per_device_eval_batch_size", "gradient_accumulation_steps", "micro_batch_size"), _MICRO),
+    **dict.fromkeys(("mini_batch_size", "ppo_mini_batch_size"), ("minibatch_size",)),
+    **dict.fromkeys(("beta", "kl_penalty", "init_kl_coef", "kl_ctl"), ("kl_coef",)),
+    **dict.fromkeys(("cliprange", "clip_eps", "clip_epsilon"), ("clip_range",)),
+    **dict.fromkeys(("cliprange_value", "vf_clip_range"), ("value_clip_range",)),
+    **dict.fromkeys(("lam", "gae_lam"), ("gae_lambda",)),
+    **dict.fromkeys(("lr", "max_lr", "peak_lr"), ("learning_rate",)),
+    **dict.fromkeys(("critic_lr", "value_lr"), ("value_learning_rate",)),
+    **dict.fromkeys(("min_lr", "min_lr_rate"), ("final_learning_rate_fraction",)),
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler"), ("schedule",)),
+    **dict.fromkeys(("warmup_ratio", "warmup", "num_warmup_steps"), _WARMUP),
+    **dict.fromkeys(("optim",), ("optimizer",)),
+    **dict.fromkeys(("adam_beta1",), ("beta1",)),
+    **dict.fromkeys(("adam_beta2",), ("beta2",)),
+    **dict.fromkeys(("adam_eps",), ("adam_epsilon",)),
+    **dict.fromkeys(("grad_clip", "clip_grad_norm", "gradient_clip_val"), ("max_grad_norm",)),
+    **dict.fromkeys(("bf16", "fp16", "dtype", "torch_dtype", "mixed_precision"), ("precision",)),
+    **dict.fromkeys(("gradient_checkpointing",), ("hardware.activation_checkpointing",)),
+    **dict.fromkeys(("torch_compile",), ("hardware.compile",)),
+    **dict.fromkeys(("num_gpus", "nproc_per_node"), ("hardware.num_processes",)),
+    **dict.fromkeys(("use_cpu", "no_cuda"), ("hardware.device",)),
+    **dict.fromkeys(("save_steps",), ("hardware.checkpoint_seconds",)),
+    **dict.fromkeys(("eval_steps",), ("eval_every",)),
+    **dict.fromkeys(("output_dir", "save_dir"), ("store",)),
+    **dict.fromkeys(("run_name",), ("name",)),
+    **dict.fromkeys(("report_to",), ("tracker.backend",)),
+    **dict.fromkeys(("wandb_project",), ("tracker.project",)),
+    **dict.fromkeys(("lora_r", "r", "lora_rank", "use_lora", "use_peft"), ("lora.rank",)),
+    **dict.fromkeys(("lora_alpha",), ("lora.alpha",)),
+    **dict.fromkeys(("lora_dropout",), ("lora.dropout",)),
+    **dict.fromkeys(("model_name_or_path", "model_name", "model_path", "base_model"), _MODEL),
+    **dict.fromkeys(("sft_model_path", "actor_model"), ("inputs.policy",)),
+    **dict.fromkeys(("reward_model_path", "reward_model_name"), ("inputs.reward_model",)),
+    **dict.fromkeys(("tokenizer_name", "tokenizer_name_or_path"), ("inputs.tokenizer",)),
+    **dict.fromkeys(("dataset_name", "dataset", "dataset_path", "data_path", "train_file"), _DATA),
+    **dict.fromkeys(("test_size", "val_size", "validation_split", "val_ratio"), ("validation_share",)),
+    **dict.fromkeys(("max_train_samples", "max_samples"), ("num_train_rows", "train_rows", "num_prompts")),
+    **dict.fromkeys(("num_generations", "num_return_sequences"), ("num_responses",)),
+    **dict.fromkeys(("n_layer", "n_layers", "num_hidden_layers"), ("model.num_layers",)),
+    **dict.fromkeys(("n_embd", "d_model", "dim"), ("model.hidden_size",)),
+    **dict.fromkeys(("n_head", "n_heads", "num_attention_heads"), ("model.num_heads",)),
+    **dict.fromkeys(("n_positions", "n_ctx", "block_size"), ("sequence_length", "model.context_length")),
+}
+
+
+def knobs_of(config: Any, prefix: str = "") -> Iterator[str]:
+    """The knobs of a config class, nested ones as `lora.rank`."""
+    for knob in fields(config):
+        if knob.name == "inputs":
+            yield from (f"{prefix}inputs.{slot}" for slot in (*config.INPUTS, *config.OPTIONAL))
+        elif is_dataclass(knob.default_factory):
+            yield from knobs_of(knob.default_factory, f"{prefix}{knob.name}.")
+        elif callable(knob.default_factory) and is_dataclass(made := knob.default_factory()):
+            yield from knobs_of(type(made), f"{prefix}{knob.name}.")
+        else:
+            yield prefix + knob.name
+
+
+def meant_knob(stage: type[StageConfig], name: str) -> str | None:
+    """The knob, input or setting of a run of `stage` that somebody meant by `name`; None where nobody can tell."""
+    known = [*knobs_of(stage), *knobs_of(RunConfig)]
+    group, _, last = name.rpartition(".")
+    if ours := next((knob for knob in OURS.get(last, ()) if knob in known), None):
+        return ours
+    # `rank` is lora.rank, and `model` is inputs.model
+    nested = [knob for knob in known if knob.rpartition(".")[2] == last and knob != name]
+    if nested:
+        return nested[0]
+    beside = [knob for knob in known if knob.rpartition(".")[0] == group]
+    near = difflib.get_close_matches(name, beside, n=1) or difflib.get_close_matches(last, known, n=1)
+    return near[0] if near else None

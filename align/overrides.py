@@ -1,0 +1,88 @@
+"""Paths and references on the command line, quoted as Hydra's grammar wants them.
+
+A shell gives `source=path:/tmp/my data (1)/x=y.jsonl` as one word. Hydra would read the space, the bracket or the
+comma in it as grammar, so such a value is quoted here before Hydra sees it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from align.errors import ConfigError
+from align.references import SCHEMES
+
+_STARTS = (*(f"{scheme}:" for scheme in SCHEMES), "/", "./", "../", "~/", "http://", "https://", "file://")
+_PLAIN = re.compile(r"[A-Za-z0-9_/\-+.%@?|:]*")  # what Hydra takes as it is
+
+
+def quoted(overrides: Sequence[str], is_sweep: bool) -> list[str]:
+    """The overrides, their paths and references quoted where Hydra would misread them.
+
+    A comma separates references where one begins behind it; in a sweep, and in a list, every comma does, except where
+    the text with the comma in it is the path of a file or folder that exists.
+    """
+    return [_quoted(word, is_sweep) for word in overrides]
+
+
+def _quoted(word: str, is_sweep: bool) -> str:
+    key, equals, value = word.partition("=")
+    if not equals or key.startswith("~"):
+        return word
+    if value.startswith("[") and value.endswith("]") and "'" not in value and '"' not in value:
+        parts = [part.strip() for part in value[1:-1].split(",")]
+        if not any(part.startswith(_STARTS) for part in parts):
+            return word
+        return f"{key}=[{','.join(map(_quoted_reference, _rejoined(parts)))}]"
+    if not value.startswith(_STARTS):
+        return word
+    parts = value.split(",")
+    if not is_sweep and not all(part.startswith(_STARTS) for part in parts):
+        return f"{key}={_quoted_reference(value)}"
+    return f"{key}={','.join(map(_quoted_reference, _rejoined(parts)))}"
+
+
+def _rejoined(parts: Sequence[str]) -> list[str]:
+    """Parts between commas, where several together are the path of something that exists as one."""
+    found, begin = [], 0
+    while begin < len(parts):
+        end = begin + 1
+        for longer in range(len(parts), begin + 1, -1):
+            whole = ",".join(parts[begin:longer])
+            if parts[begin].startswith(_STARTS) and Path(whole.removeprefix("path:")).expanduser().exists():
+                end = longer
+                break
+        found.append(",".join(parts[begin:end]))
+        begin = end
+    return found
+
+
+def _quoted_reference(text: str) -> str:
+    """A path or a reference in Hydra's single quotes, unless Hydra takes it as it is; other text as it is."""
+    if not text.startswith(_STARTS) or _PLAIN.fullmatch(text):
+        return text
+    return _in_quotes(text)
+
+
+def _in_quotes(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def check_grammar(overrides: Sequence[str]) -> None:
+    """Raise `ConfigError` at an override that Hydra cannot read, with the same in quotes, to be copied."""
+    parser = OverridesParser.create()
+    for word in overrides:
+        try:
+            parser.parse_override(word)
+        except HydraException:
+            key, _, value = word.partition("=")
+            again = shlex.quote(f"{key}={_in_quotes(value)}")
+            raise ConfigError(
+                f"{key}: Hydra cannot read {value!r}; if it is meant as text, write it with quotes inside: {again}"
+            ) from None

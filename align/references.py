@@ -1,0 +1,133 @@
+"""How users name things outside the store: `card:NAME`, `path:FILE_OR_FOLDER`, `hf:ORG/NAME@COMMIT`.
+
+Says what a reference without such a word in front was meant to be, and pins a repository of the Hub to a commit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from align.errors import ConfigError
+
+SCHEMES = ("card", "path", "hf")
+_PATHS = ("/", "./", "../", "~")
+_FILES = re.compile(r".*\.(jsonl?|csv|tsv|parquet|txt|md|gguf|safetensors)(\.(gz|bz2|zst))?", re.IGNORECASE)
+_HUB_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+/[\w.-]+).*")
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TIMEOUT = 10.0  # seconds for an answer of the Hub
+
+
+def is_outside(ref: str) -> bool:
+    """Whether a reference names something outside the store."""
+    return ref.partition(":")[0] in SCHEMES
+
+
+def is_path(ref: str) -> bool:
+    """Whether a reference without a word in front can only be a path: no name of the store looks like it."""
+    return ref.startswith(_PATHS) or _FILES.fullmatch(ref) is not None
+
+
+def meant(ref: str) -> str | None:
+    """The reference in full that somebody meant who wrote a path or the name of a repository alone.
+
+    None where `ref` is neither.
+    """
+    if page := _HUB_PAGE.fullmatch(ref):
+        return f"hf:{page[1]}"
+    if ref.startswith("file://"):
+        return f"path:{ref.removeprefix('file://')}"
+    if not ref or "://" in ref or is_outside(ref):
+        return None
+    if is_path(ref) or Path(ref).exists():
+        return f"path:{ref}"
+    if "/" in ref and ":" not in ref and _REPOSITORY.fullmatch(ref.partition("@")[0]):
+        return f"hf:{ref}"
+    return None
+
+
+def hint(ref: str) -> str:
+    """What to write instead of `ref`, to stand behind an error; "" where nobody can tell.
+
+    The suggestion is quoted as a shell wants it.
+    """
+    full = meant(ref)
+    if full is None:
+        return "; download it, then write path:FILE" if "://" in ref else ""
+    if full.startswith("path:") and not Path(full.removeprefix("path:")).expanduser().exists():
+        return f"; a file or folder is written {shlex.quote(full)}, and there is none at that place"
+    if full.startswith("hf:"):
+        return f"; a repository of the Hub is written {full}"
+    return f"; did you mean {shlex.quote(full)}?"
+
+
+def import_hint(ref: str) -> str:
+    """How to bring something outside the store into it, to stand behind an error; "" where `ref` is a store's name."""
+    full = ref if is_outside(ref) else meant(ref)
+    if full is None or full.startswith("card:"):
+        return ""
+    is_data = bool(_FILES.fullmatch(ref)) and not ref.endswith((".gguf", ".safetensors"))
+    command = "align data record=KIND" if is_data else "align import_model"
+    return f"; what is outside the store comes in by: {command} {shlex.quote(f'source={full}')} name=mine/NAME"
+
+
+def beside(path: Path) -> str:
+    """The name in the same folder that is most like that of a missing file, to stand behind an error."""
+    if not path.parent.is_dir():
+        return f" ({path.parent} is no folder)"
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
+    return f" (did you mean {path.parent / near[0]}?)" if near else ""
+
+
+def pinned(source: str, kind: str) -> str:
+    """`source` with the full commit hash of a repository of the Hub; other sources as they are.
+
+    Args:
+        source: as a user wrote it; `hf:ORG/NAME` is pinned to its newest commit, `hf:ORG/NAME@BRANCH` to that branch's.
+        kind: model or dataset.
+
+    Raises:
+        ConfigError: the Hub does not answer, or knows no such repository.
+    """
+    scheme, _, rest = source.partition(":")
+    repository, _, revision = rest.partition("@")
+    if scheme != "hf" or not rest or _COMMIT.fullmatch(revision):
+        return source
+    return f"hf:{repository}@{_commit(repository, revision, kind)}"
+
+
+@functools.cache  # the members of a sweep, and a plan and its run, read the same commit
+def _commit(repository: str, revision: str, kind: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    written = f"hf:{repository}" + (f"@{revision}" if revision else "")
+    if not _REPOSITORY.fullmatch(repository):
+        raise ConfigError(f"{written}: expected hf:ORG/NAME@COMMIT")
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    ask: Any = api.model_info if kind == "model" else api.dataset_info
+    try:
+        commit = ask(repository, revision=revision or None, timeout=_TIMEOUT).sha
+    except RevisionNotFoundError:
+        raise ConfigError(f"{written}: the Hub's {kind} {repository} has no revision {revision}") from None
+    except RepositoryNotFoundError:
+        raise ConfigError(
+            f"{written}: the Hub shows no {kind} of that name; a private or gated one needs a token (hf auth login)"
+        ) from None
+    except Exception as error:  # a network error is of another class in every version of huggingface_hub
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ConfigError(
+            f"{written}: the Hub is read at a full commit hash only, and could not be asked for it ({reason}); "
+            f"write hf:{repository}@COMMIT, or give the files as path:FILE_OR_FOLDER"
+        ) from None
+    print(
+        f"hf:{repository} is at {commit} today; write hf:{repository}@{commit} to keep it", file=sys.stderr, flush=True
+    )
+    return str(commit)

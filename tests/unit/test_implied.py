@@ -1,0 +1,90 @@
+"""What an evaluation makes of a source outside the store: all of it, unless a model in it has learned from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from align.artifacts import ArtifactStore
+from align.configs import Data, Evaluate, ImportModel, Sft, StageConfig
+from align.implied import add_implied_steps
+
+MODEL = "hf:here/model@" + "a" * 40
+
+
+def data_of(store: Path, slot: str, config: Evaluate, **before: StageConfig) -> tuple[Data, str]:
+    """The data step of an input, and what is said of it."""
+    configs = {**before, "evaluate": config}
+    notes = add_implied_steps(configs, ArtifactStore(store))
+    made = configs[f"evaluate.{slot}"]
+    assert isinstance(made, Data)
+    return made, notes[f"evaluate.{slot}"]
+
+
+@pytest.mark.parametrize(
+    ("slot", "source", "split", "splits"),
+    [
+        ("prompts", "path:mine.jsonl", "test", 3),
+        ("prompts", f"hf:here/rows@{'b' * 40}", "test", 3),
+        ("prompts", "card:redteam", "test", 3),
+        ("prompts", "card:redteam/test", None, 1),  # that split of the card, as it always was
+        ("prompts", "card:smallworld", None, 3),  # it generates its test split
+        ("items", "path:mine.jsonl", None, 3),  # all are test in any case
+        ("text", "path:mine.txt", "test", 3),
+    ],
+)
+def test_all_of_a_source_is_evaluated(slot: str, source: str, split: str | None, splits: int, tmp_path: Path) -> None:
+    data, note = data_of(tmp_path, slot, Evaluate(inputs={"model": MODEL, slot: source}))
+    assert (data.split, len(data.splits), note) == (split, splits, "")
+
+
+def test_what_a_model_learned_from_is_not_evaluated_again(tmp_path: Path) -> None:
+    source = "path:mine.jsonl"
+    sft = Sft(inputs={"model": MODEL, "data": [source]})
+    evaluate = Evaluate(inputs={"model": "sft", "prompts": f"path:{Path('mine.jsonl').absolute()}"})
+    data, note = data_of(tmp_path, "prompts", evaluate, sft=sft)
+    assert (data.split, data.validation_share) == (None, None)
+    assert note.endswith("so its test split alone is evaluated")
+
+    rows = Data(source=source, record="demonstrations", validation_share=0.2)
+    sft = Sft(inputs={"model": MODEL, "data": ["rows"]})
+    data, note = data_of(tmp_path, "prompts", Evaluate(inputs={"model": "sft", "prompts": source}), rows=rows, sft=sft)
+    assert (data.split, data.validation_share) == (None, 0.2)  # the same rows are held out as in training
+
+    rows = Data(source=source, record="demonstrations", split="train")
+    data, note = data_of(tmp_path, "prompts", Evaluate(inputs={"model": "sft", "prompts": source}), rows=rows, sft=sft)
+    assert data.split == "test"
+    assert note == f"all of {source} is evaluated, and a model here was trained on it"
+
+
+@pytest.mark.parametrize("slot", ["baseline", "reward_model"])
+def test_a_baselines_data_counts_too(slot: str, tmp_path: Path) -> None:
+    sft = Sft(inputs={"model": MODEL, "data": ["path:mine.jsonl"]})
+    config = Evaluate(inputs={"model": MODEL, slot: "sft", "prompts": "path:mine.jsonl"})
+    assert data_of(tmp_path, "prompts", config, sft=sft)[0].split is None
+
+
+def test_what_an_artifact_of_the_store_learned_from_counts_too(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    parent: dict[str, str] | None = None
+    for stage, kind, config in (
+        ("data", "demonstrations", {"source": "path:mine.jsonl", "inputs": {}}),
+        ("sft", "model", {"inputs": {}}),
+    ):
+        payload = tmp_path / stage
+        payload.mkdir()
+        inputs = {"data": [parent]} if parent else {}
+        made = store.commit(stage, stage * 8, payload, {"kind": kind, "inputs": inputs, "config": config})
+        parent = {"stage": stage, "key": made.key}
+    store.publish("mine/sft", made)
+    for model, split in (("mine/sft", None), (MODEL, "test")):
+        config = Evaluate(inputs={"model": model, "prompts": "path:mine.jsonl"})
+        assert data_of(store.root, "prompts", config)[0].split == split
+
+
+def test_training_splits_a_file_as_before(tmp_path: Path) -> None:
+    configs: dict[str, StageConfig] = {"sft": Sft(inputs={"model": MODEL, "data": "path:mine.jsonl"})}
+    add_implied_steps(configs, ArtifactStore(tmp_path))
+    assert configs["sft.data"] == Data(source="path:mine.jsonl", record="demonstrations")
+    assert configs["sft.model"] == ImportModel(source=MODEL)

@@ -1,0 +1,77 @@
+"""Paths and references on the command line reach a config as they were written, whatever characters they hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from align.__main__ import main
+from align.overrides import quoted
+
+CHARACTERS = " =~é(#@%,'\"[{&$:;\\})*+!|<>?`^-😀"
+
+
+def parsed(word: str, is_sweep: bool = False) -> object:
+    """What Hydra makes of the value of one word of the command line; of a sweep, in each member."""
+    parser = OverridesParser.create()
+    (override,) = parser.parse_overrides(quoted([word], is_sweep))
+    if not override.is_sweep_override():
+        return override.value()
+    return [parser.parse_override(f"source={value}").value() for value in override.sweep_string_iterator()]
+
+
+@pytest.mark.parametrize("character", CHARACTERS)
+@pytest.mark.parametrize("start", ["path:/my/", "path:", "/my/", "./", "~/", "hf:a/"])
+def test_every_character_of_a_path_is_kept(start: str, character: str) -> None:
+    for value in (f"{start}a{character}b.csv", f"{start}{character}b.csv", f"{start}a{character}"):
+        assert parsed(f"source={value}") == value
+
+
+def test_a_file_of_every_character_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "my data (1)"
+    folder.mkdir()
+    file = folder / f"{CHARACTERS}.jsonl"
+    file.write_text('{"prompt": "how?"}\n')
+    assert main(["data", f"source=path:{file}", "record=prompts", "--show"]) == 0
+    assert "how?" in capsys.readouterr().out
+    store = f"store={tmp_path}/my store (2)"
+    assert main(["plan", "pipeline=quickstart", store, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) > 5
+
+
+def test_a_comma_parts_references_but_not_the_name_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a,b.csv").touch()
+    sweep = {
+        "source=card:a,card:b": ["card:a", "card:b"],
+        "source=path:a b,quickstart/x,path:c": ["path:a b", "quickstart/x", "path:c"],
+        "source=path:a,b.csv,path:c (1)": ["path:a,b.csv", "path:c (1)"],
+    }
+    for word, values in sweep.items():
+        assert parsed(word, is_sweep=True) == values
+    assert parsed("source=path:a,b.csv", is_sweep=True) == "path:a,b.csv"
+    assert parsed("source=path:no,such.csv") == "path:no,such.csv"
+    assert parsed("inputs.data=[path:a b,card:c/train, path:a,b.csv]") == ["path:a b", "card:c/train", "path:a,b.csv"]
+
+
+def test_what_hydra_reads_by_itself_is_left_alone() -> None:
+    words = [
+        *("source='path:a b'", 'source="path:a,b"', "source=card:a", "source=hf:a/b@main", "kl_coef=1,2", "~steps.ppo"),
+        *("seed=range(1,4)", "inputs.data=[a,b]", "inputs.data=['path:a b',card:c]", "prefixes={kind: Be kind.}"),
+    ]
+    assert quoted(words, True) == words
+
+
+def test_a_value_that_hydra_cannot_read_comes_back_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "source=card:smallworld", "name=a/b (1", "--show"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: name: Hydra cannot read 'a/b (1'; ")
+    again = said.partition("quotes inside: ")[2].strip()
+    assert again == """'name='"'"'a/b (1'"'"''"""
+    assert main(["data", "source=card:smallworld", "name='a/b (1'", "--show"]) == 0

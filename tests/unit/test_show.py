@@ -1,0 +1,146 @@
+"""`align data ... --show`: what a user looks at before anything is stored."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_tokenizer
+
+from align.__main__ import main
+from align.text.chat import encode_conversations, encode_prompts
+from align.text.tokenizers import complete
+
+CHAT = [
+    {"role": "user", "content": "the cat?"},
+    {"role": "assistant", "content": "sat on [the] mat é🐈"},
+    {"role": "user", "content": "and the dog"},
+    {"role": "assistant", "content": "ran home"},
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+def written(folder: Path, *rows: object) -> str:
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return "source=path:mine.jsonl"
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    assert main(["data", *arguments]) == code
+    out = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in out.splitlines()), out
+    return out
+
+
+def test_rows_are_shown_as_they_came_and_as_records(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = written(here, {"messages": CHAT, "id": 7}, {"messages": CHAT[:2]}, {"messages": CHAT[2:]})
+    out = shown(capsys, source, "record=demonstrations", "--show", "2")
+    assert "mine.jsonl:1" in out
+    assert "mine.jsonl:2" in out
+    assert "mine.jsonl:3" not in out
+    assert '    messages: [{"role": "user"' in out
+    assert "    id: 7" in out
+    assert re.findall(r"\[\[(.*?)\]\]", out)[:3] == ["sat on [the] mat é🐈", "ran home", "sat on [the] mat é🐈"]
+    assert "user: the cat?\n    assistant: [[sat on [the] mat é🐈]]" in out
+    assert [path.name for path in here.iterdir()] == ["mine.jsonl"]
+
+
+def unspaced(text: str) -> str:
+    """Text without the spaces and line ends that wrapping moves."""
+    return "".join(text.split())
+
+
+def test_the_marked_text_is_what_is_trained_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against the tokens that supervised tuning gives a loss."""
+    tokenizer = tiny_tokenizer()
+    complete(tokenizer)
+    tokenizer.save_pretrained(here / "tokenizer")
+    (encoded,) = encode_conversations(tokenizer, [CHAT])
+    trained = [token for token, by in zip(encoded.ids, encoded.by_assistant, strict=True) if by]
+    source = written(here, {"messages": CHAT})
+    out = shown(capsys, source, "record=demonstrations", "--show", "1", "--tokenizer", "path:tokenizer")
+    assert f"{len(encoded.ids)} tokens, {len(trained)} of them trained on" in out
+    text = unspaced(out.partition("trained on\n")[2].partition("\n\n")[0])
+    assert "".join(re.findall(r"\[\[(.*?)\]\]", text)) == unspaced(tokenizer.decode(trained))
+    assert re.sub(r"\[\[(.*?)\]\]", r"\1", text) == unspaced(tokenizer.decode(encoded.ids))
+
+    (prompt,) = encode_prompts(tokenizer, [CHAT[:3]])
+    out = shown(capsys, source, "record=prompts", "--show", "1", "--tokenizer", "path:tokenizer")
+    assert f", {len(prompt)} tokens\n" in out
+    assert unspaced(tokenizer.decode(prompt)) in unspaced(out)
+
+
+@pytest.mark.parametrize("tokenizer", [[], ["--tokenizer", "path:tokenizer"]], ids=["plain", "encoded"])
+def test_responses_are_shown_by_rank(tokenizer: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    complete(own := tiny_tokenizer())
+    own.save_pretrained(here / "tokenizer")
+    source = written(here, {"prompt": "the cat", "responses": ["ran", "sat", "on"], "ranks": [3, 1, 2]})
+    out = shown(capsys, source, "record=comparisons", "--show", *tokenizer)
+    found = re.findall(r"rank (\d)[^\[]*\[\[ ?(\w+)", out)
+    assert found == [("1", "sat"), ("2", "on"), ("3", "ran")]
+
+
+def test_colours_stand_for_brackets_on_a_terminal(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    source = written(here, {"prompt": "the cat", "completion": "sat"})
+    assert main(["data", source, "record=demonstrations", "--show"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b[1;32msat\x1b[0m" in out
+    assert "[[" not in out
+
+
+def test_what_gives_no_record_says_why(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = written(here, {"prompt": "the cat"}, {"prompt": " "}, {"prompt": 3}, {"question": "\x1b[31mwhy"})
+    assert main(["data", source, "record=prompts", "--show", "9"]) == 2
+    out, err = capsys.readouterr()
+    assert "dropped: empty text 1" in out
+    assert "\x1b" not in out
+    assert [line.partition(" ")[2].partition(": ")[0] for line in err.splitlines()] == ["mine.jsonl:3", "mine.jsonl:4"]
+    assert out.index("user: the cat") < out.index('question: "')
+
+
+@pytest.mark.parametrize("record", ["documents", "demonstrations", "prompts"])
+def test_a_generated_source_is_shown(record: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(capsys, "source=card:smallworld", f"record={record}", "--show=2")
+    assert "card:smallworld[1]" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--show", "0"], "--show: expected a number of rows above 0, got 0"),
+        (["--show", "two"], "--show: expected a number of rows above 0, got two"),
+        (["--show", "--tokenizer", "./folder"], "a file or folder is written path:./folder"),
+        (["--show", "--tokenizer", "path:mine.jsonl"], "--tokenizer path:mine.jsonl: "),
+        (["--show", "source=hf:off/line"], "hf:off/line: the Hub is read at a full commit hash only, and could not be"),
+        (["--show", "max_char=3"], "max_char: no such knob (did you mean max_chars?)"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    arguments: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", written(here, {"prompt": "the cat"}), "record=prompts", *arguments]) in (2, 3)
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_without_a_tokenizer_torch_stays_away(here: Path) -> None:
+    code = (
+        f"import sys; from align.__main__ import main; code = main(['data', {written(here, {'prompt': 'a'})!r}, "
+        "'record=prompts', '--show']); sys.exit(code or 'torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
