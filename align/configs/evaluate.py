@@ -37,7 +37,7 @@ class Evaluate(StageConfig):
     """Score a model on held-out prompts and on tasks, alone and against a baseline."""
 
     STAGE: ClassVar[str] = "evaluate"
-    # 2: fact_recall; 3: intervals, baselines, calibration; 4: attention, as sft's 2; 5: figures of few items are marked;
+    # 2: fact_recall; 3: intervals, baselines, calibration; 4: attention; 5: figures of few items are marked;
     # precision is auto, max_new_tokens 256
     VERSION: ClassVar[int] = 5
     OUTPUT: ClassVar[str] = "evaluation"

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.configs import Finetune
 from align.data.records import SPLITS, Row, read_rows
+from align.doubts import doubts
 from align.errors import ConfigError, HealthStop
 from align.evals.glue import choice_metrics, class_metrics, score_metrics
 from align.job import Inputs, Job, Metrics
@@ -101,6 +102,10 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
     optimizer = adamw(model, cfg.learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon)
     parameters = [p for p in model.parameters() if p.requires_grad]
     order = RowOrder(len(train), cfg.seed or 0, "finetune", "rows")
+    total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
+    rates = [cfg.learning_rate * linear_factor(step, total, cfg.warmup_fraction) for step in range(total)]
+    for line in doubts(rates, model.lm, trains_all=cfg.lora.rank is None):
+        job.info(line)
     start = 0
     if saved := job.resume():
         start, state = saved
@@ -110,7 +115,6 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
     model.train()
     if job.world_size > 1 and not saved:
         torch.manual_seed(derive_seed(cfg.seed or 0, "finetune", "dropout", job.rank))  # the weights are drawn alike
-    total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
     for step in job.steps(total, start):
         batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
         losses = _accumulate(cfg, model, batch, kind, job)
@@ -120,11 +124,10 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
             raise HealthStop(
                 f"step {step}: the loss is {losses['loss']} and the gradient's norm {norm}; lower learning_rate"
             )
-        rate = cfg.learning_rate * linear_factor(step, total, cfg.warmup_fraction)
-        set_learning_rate(optimizer, rate)
+        set_learning_rate(optimizer, rates[step])
         optimizer.step()
         optimizer.zero_grad()
-        job.log(losses | {"grad_norm": norm, "learning_rate": rate}, step + 1)
+        job.log(losses | {"grad_norm": norm, "learning_rate": rates[step]}, step + 1)
         job.checkpoint(step + 1, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
 

@@ -24,6 +24,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from align.configs import Ppo, filled
 from align.data.records import Row, read_info, read_rows
+from align.doubts import doubts
 from align.errors import ConfigError, HealthStop
 from align.evals.gold import gold_scorer
 from align.functions import load_function
@@ -93,6 +94,9 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
     for model in actors.trained_models():
         job.limit_activations(model, cfg.precision)
+    steps = cfg.num_iterations * cfg.num_epochs * (cfg.rollout_batch_size // cfg.minibatch_size)
+    for line in doubts([filled(cfg.learning_rate)] * steps, actors.trained_models()[0], cfg.lora.rank is None):
+        job.info(line)
     learner = Learner(cfg, actors, job, _text(cfg, inputs, actors, tokenizer))
     engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None

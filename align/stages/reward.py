@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from align.checkpoints import restore_parameters
 from align.configs import Reward, filled
 from align.data.records import read_rows
+from align.doubts import doubts
 from align.errors import ConfigError, HealthStop
 from align.evals.calibration import calibration_error, reliability
 from align.evals.intervals import few, few_warning
@@ -113,6 +114,12 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(trained.values())
     order = RowOrder(len(train), cfg.seed or 0, "reward", "rows")
+    total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
+    rates = [
+        peak * cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction) for step in range(total)
+    ]
+    for line in doubts(rates, model.classifier, trains_all=cfg.lora.rank is None):
+        job.info(line)
     start = 0
     if saved := job.resume():
         start, state = saved
@@ -120,7 +127,6 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
         optimizer.load_state_dict(state["optimizer"])
 
     model.eval()  # dropout stays off: a score must not change when it is asked for again
-    total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
     for step in job.steps(total, start):
         batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
         loss = _accumulate(model, batch, job, cfg.precision)
@@ -130,11 +136,10 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
             raise HealthStop(
                 f"step {step}: the loss is {loss} and the gradient's norm {float(norm)}; lower learning_rate"
             )
-        factor = cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction)
-        set_learning_rate(optimizer, peak * factor)
+        set_learning_rate(optimizer, rates[step])
         optimizer.step()
         optimizer.zero_grad()
-        job.log({"loss": loss, "grad_norm": float(norm), "learning_rate": peak * factor}, step + 1)
+        job.log({"loss": loss, "grad_norm": float(norm), "learning_rate": rates[step]}, step + 1)
         job.checkpoint(step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()})
 
 

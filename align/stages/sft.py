@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.checkpoints import Parameters, restore_parameters
 from align.configs import Sft, filled
 from align.data.records import Row, read_rows
+from align.doubts import doubts
 from align.errors import ConfigError, HealthStop
 from align.job import Inputs, Job, Metrics
 from align.models.adapters import fresh_adapter
@@ -171,6 +172,11 @@ def _train(
     order = RowOrder(len(train), cfg.seed or 0, "sft", "rows")
     steps_per_epoch = math.ceil(len(train) / cfg.batch_size)
     total = cfg.num_epochs * steps_per_epoch
+    rates = [
+        peak * cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction) for step in range(total)
+    ]
+    for line in doubts(rates, model, trains_all=cfg.lora.rank is None):
+        job.info(line)
     best = BestEpoch(job.work / "best.safetensors", parameters, job)
     start = 0
     if saved := job.resume():
@@ -190,11 +196,10 @@ def _train(
         norm = clip_gradients(list(parameters.values()), cfg.max_grad_norm)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise HealthStop(f"step {step}: the loss is {loss} and the gradient's norm {norm}; lower learning_rate")
-        rate = peak * cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction)
-        set_learning_rate(optimizer, rate)
+        set_learning_rate(optimizer, rates[step])
         optimizer.step()
         optimizer.zero_grad()
-        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rates[step]}
         if held_out and (step + 1) % steps_per_epoch == 0:
             metrics["eval/loss"] = _loss(model, held_out, job, cfg.precision)
             best.look(step + 1, metrics["eval/loss"])

@@ -94,6 +94,12 @@ CASES: dict[str, dict[str, Any]] = {
         "says": "0.011 nats a token",
         "quiet": [{"policy/sampling_kl": steps((0.1, 9))}, {"policy/sampling_kl": steps((0.009, 40))}],
     },
+    "drowned_by_text": {
+        "fires": {"ptx/policy_share": steps((0.04, 10))},
+        "at": 10,
+        "says": "4.0% of the policy's gradient",
+        "quiet": [{"ptx/policy_share": steps((0.04, 9))}, {"ptx/policy_share": steps((0.06, 40))}],
+    },
     "reward_hacking": {
         "fires": {SCORE: steps((0.0, 10), (1.0, 10), (2.0, 10)), HELD_OUT: steps((2.0, 10), (1.5, 10), (1.0, 10))},
         "at": 30,

@@ -1,0 +1,44 @@
+"""What says, before training begins, that it cannot teach a model much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+FEW_STEPS = 50  # optimizer steps below which fine-tuning seldom moves a loss [ours]
+
+
+def doubts(rates: Sequence[float], model: PreTrainedModel, trains_all: bool) -> Iterator[str]:
+    """Yield a line for each sign that a run will hardly change its model.
+
+    Args:
+        rates: the learning rate of each optimizer step; AdamW moves a weight by about the rate a step, hardly more.
+        model: with `stored_dtype`, the precision that its weights are saved in.
+        trains_all: False where adapters are trained, which are stored in float32.
+    """
+    if len(rates) < FEW_STEPS:
+        yield (
+            f"only {len(rates)} optimizer steps: fewer than {FEW_STEPS} seldom change what a model says; lower the "
+            f"batch size, or train for longer"
+        )
+    dtype = getattr(model, "stored_dtype", torch.float32)
+    if not trains_all or dtype == torch.float32:
+        return
+    spacing = typical_spacing(model, dtype)
+    if (most := sum(rates)) < spacing / 2:
+        name = str(dtype).removeprefix("torch.")
+        yield (
+            f"all steps together move a weight by at most {most:.1g}, and a typical weight in {name} is rounded to "
+            f"{spacing:.1g}: most of what is learned is lost when it is stored; raise learning_rate"
+        )
+
+
+@torch.no_grad()
+def typical_spacing(model: PreTrainedModel, dtype: torch.dtype) -> float:
+    """The distance between two numbers of `dtype` at the median size of the weights of the model's largest matrix."""
+    largest = max(model.parameters(), key=lambda parameter: parameter.numel())
+    sample = largest.detach().flatten()[:: max(1, largest.numel() // 10_000)]
+    size = sample.abs().float().median()
+    return float(torch.finfo(dtype).eps * 2 ** size.clamp(min=torch.finfo(dtype).tiny).log2().floor())
