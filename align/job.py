@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from align.artifacts import Artifact
+from align.artifacts import Artifact, read_json_lines
 from align.configs import RunConfig
 from align.errors import ConfigError
 from align.progress import Progress
@@ -96,9 +96,7 @@ class Job:
 
     def logged(self) -> list[Metrics]:
         """What `log` has written so far, of this step and, after a resume, of its earlier runs."""
-        if not self.metrics_file.exists():
-            return []
-        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+        return read_json_lines(self.metrics_file)
 
     def cut_events(self, step: int) -> None:
         """Remove the events after `step`, where the work resumes."""
@@ -140,7 +138,7 @@ class Job:
         file = self.out / f"{name}.jsonl"
         with file.open("a", encoding="utf-8") as out:
             out.writelines(json.dumps({"step": step, **row}, ensure_ascii=False, default=str) + "\n" for row in rows)
-        every = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        every = read_json_lines(file)
         columns = list(dict.fromkeys(column for row in every for column in row))
         self._tracker.table(name, columns, [[row.get(column) for column in columns] for row in every])
 

@@ -233,6 +233,16 @@ TOGETHER = {
     ),
     "ptx_coef": ("steps.ppo.ptx_coef=1", "0, or inputs.text too"),
     "ensemble_std_coef": ("steps.ppo.ensemble_std_coef=1", "0, or several in inputs.reward_model"),
+    "reward_model_weights": ("steps.ppo.reward_model_weights=[1,2]", "none, or 1: one for each of inputs.reward_model"),
+    "inputs.reward_model, reward_functions": (
+        "~steps.ppo.inputs.reward_model",
+        "at least one of them, got none: a reward model or a function of yours must say what a response is worth",
+    ),
+    "value_from": (
+        "steps.ppo.inputs.value_model=reward steps.ppo.value_from=policy",
+        "null beside inputs.value_model, which the value model starts from, got 'policy'",
+    ),
+    "samples_every": ("steps.ppo.samples_every=0", "a number above 0, got 0"),
     "kl_form": ("steps.ppo.kl_form=k1", "reward or k2 or k3, got 'k1'"),
     "schedule": ("steps.ppo.schedule=step", "constant or linear or cosine, got 'step'"),
     "on_nonfinite": ("steps.ppo.on_nonfinite=ignore", "stop or skip, got 'ignore'"),

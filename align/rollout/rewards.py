@@ -199,7 +199,7 @@ async def _await_all(waiting: Sequence[tuple[RewardFunction, Awaitable[Any]]], o
     async def one(function: RewardFunction, answer: Awaitable[Any]) -> tuple[str, Any]:
         try:
             return function.name, _listed(await answer)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _raised(function, error, occasion) from error
 
     return dict(await asyncio.gather(*(one(function, answer) for function, answer in waiting)))
