@@ -111,10 +111,7 @@ def _no_function(reference: Reference, names: Collection[str]) -> str:
 
 def _require_math_verify(text: str) -> None:
     if importlib.util.find_spec("math_verify") is None:
-        raise ConfigError(
-            f"{text}: needs the package math-verify: pip install math-verify 'antlr4-python3-runtime<4.10', "
-            "or pip install -e '.[rewards]' in a checkout"
-        )
+        raise ConfigError(f"{text}: needs the package math-verify: pip install math-verify, or align's extra `rewards`")
 
 
 def source_digests(text: str) -> dict[str, str]:

@@ -108,12 +108,12 @@ class RewardFunction:
 
 
 def load_functions(references: Sequence[str]) -> list[RewardFunction]:
-    """The functions that a config names.
+    """The functions that a config names, in the order of their names: no key holds the order they were given in.
 
     Raises:
         ConfigError: one of them cannot be loaded.
     """
-    names = short_names(references, _OWN_PARTS)
+    names = short_names(sorted(references), _OWN_PARTS)
     return [RewardFunction(name, reference, load_function(reference)) for reference, name in names.items()]
 
 

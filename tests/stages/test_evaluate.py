@@ -163,7 +163,7 @@ def test_answers_are_written_and_compared(finished: Path, tmp_path: Path, way: s
 def test_checks_are_asked_of_every_answer_and_behind_each_prefix(finished: Path, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "words.txt").write_text("no_such_word\n")
     (tmp_path / "letters.py").write_text(
-        "def count(prompts, completions, **columns):\n    return [float(len(text)) for text in completions]\n"
+        "def count(completions, **others):\n    return [float(len(c[0]['content'])) for c in completions]\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     checks = {"never": f"words:{tmp_path / 'words.txt'}", "letters": "letters:count"}

@@ -669,11 +669,10 @@ def test_a_function_of_the_users_own_is_a_part_of_the_reward(inputs, tmp_path):
 
 
 def test_a_rule_alone_is_learned(inputs, tmp_path):
-    knobs = {"num_iterations": 25, "rollout_batch_size": 16, "learning_rate": 5e-3, "kl_coef": 0.01}
-    folder = tmp_path / "out"
-    rows = run(alone(inputs), folder, reward_functions={f"{__name__}:short": 0.5}, missing_eos_penalty=0.0, **knobs)
+    knobs = {"num_iterations": 12, "learning_rate": 1e-2, "kl_coef": 0.01, "missing_eos_penalty": 0.0}
+    rows = run(alone(inputs), tmp_path, reward_functions={f"{__name__}:short": 0.5}, **knobs)
     scores = [row["objective/score"] for row in rows]
-    assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 1.0
+    assert sum(scores[-4:]) / 4 > sum(scores[:4]) / 4 + 1.0
     assert "reward/model" not in rows[0]
     assert rows[0]["value/explained_variance"] == 0.0  # a new head of zeros says the same of every state
     assert scores[0] == pytest.approx(-0.5 * rows[0]["response_tokens"])
@@ -685,12 +684,8 @@ def test_a_value_model_of_one_s_own_is_where_the_value_model_starts(inputs, tmp_
     (own,) = run(Inputs(given), tmp_path / "own", reward_functions=rule, num_iterations=1)
     (beside,) = run(inputs, tmp_path / "beside", reward_functions=rule, num_iterations=1)
     assert own["value/explained_variance"] != 0.0
-    assert own["value/grad_norm"] != 0.0
-    kept = actors_module.load_scalar(inputs.one("reward_model").path).state_dict()
-    assert kept  # it was read, and
-    assert own["objective/score"] == pytest.approx(
-        beside["objective/score"] - beside["reward/model"], abs=1e-5
-    )  # nothing of it is in the reward
+    assert "reward/model" not in own
+    assert own["objective/score"] == pytest.approx(beside["objective/score"] - beside["reward/model"], abs=1e-5)
 
 
 def test_an_episode_without_a_score_moves_nothing(inputs, tmp_path, gradients):
