@@ -377,7 +377,7 @@ def test_a_helper_of_a_reward_function_is_in_the_key_of_the_steps_that_call_it(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "rules.py").write_text("import helper\ndef f(**given): pass\n")
-    options = [r"steps.ppo.reward_functions={rules\:f:1}", r"steps.evaluate_ppo.checks={mine:'rules:f'}"]
+    options = [r"steps.ppo.reward_functions={rules\:f:1}", r"steps.evaluate_base.checks={mine:'rules:f'}"]
     options.append(r"steps.evaluate_sft.reward_functions={rules\:f:1}")
     keys = []
     for text in ("x = 1", "x = 2"):
@@ -385,7 +385,7 @@ def test_a_helper_of_a_reward_function_is_in_the_key_of_the_steps_that_call_it(
         assert main(["plan", "pipeline=quickstart", *options, "--json"]) == 0
         keys.append({step["step"]: step["key"] for step in json.loads(capsys.readouterr().out)})
     changed = {name.partition("/")[2] for name, key in keys[0].items() if keys[1][name] != key}
-    assert changed == {"ppo", "evaluate_ppo", "evaluate_sft"}
+    assert changed == {"ppo", "evaluate_base", "evaluate_ppo", "evaluate_sft"}
 
 
 def test_ppo_by_functions_alone_is_planned_with_a_value_model_from_the_policy(

@@ -253,7 +253,7 @@ def test_a_function_cannot_change_what_the_next_one_sees():
         return [0.0] * 3
 
     def look(prompts, completions, completion_ids, **others):
-        assert prompts == ASKED
+        assert [prompt[0]["content"] for prompt in prompts] == ["one?", "two?", "three?"]
         assert texts_of(completions) == ["x", "yy", "zzz"]
         assert completion_ids == [[2]] * 3
         return [1.0] * 3
