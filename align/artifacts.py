@@ -59,8 +59,7 @@ class Artifact:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of its <name>.jsonl; none where it keeps none."""
-        file = self.path / f"{name}.jsonl"
-        return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
+        return read_json_lines(self.path / f"{name}.jsonl")
 
     @property
     def digest(self) -> str:
@@ -71,6 +70,18 @@ class Artifact:
 def digest_of(value: object) -> str:
     """sha256 of the canonical JSON of `value`."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def read_json_lines(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file; none where there is no such file.
+
+    Lines end at a line feed alone: `str.splitlines` would also split at the other line breaks of Unicode, which may
+    stand in a model's text.
+    """
+    if not file.is_file():
+        return []
+    with file.open("rb") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def sha256_file(path: Path) -> str:

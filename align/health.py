@@ -140,8 +140,12 @@ class Health:
         return f"PPO is {recent:.1%} of the policy's gradient and pretraining text the rest; lower ptx_coef"
 
     def reward_hacking(self) -> str | None:
-        """Over three windows the reward model's score rises and the held-out one's falls [Gao et al. 2022]."""
-        names = ("objective/score", "heldout/score")
+        """Over three windows the score that PPO learns from rises and a held-out model's falls [Gao et al. 2022].
+
+        The two reward models are compared; where functions alone say what a response is worth, their sum is.
+        """
+        learned = "reward/model" if "reward/model" in self._history[-1] else "objective/score"
+        names = (learned, "heldout/score")
         both = [[metrics[name] for name in names] for metrics in self._history if all(n in metrics for n in names)]
         if len(both) < 3 * _WINDOW:
             return None
@@ -150,9 +154,17 @@ class Health:
         if not (mine[0] < mine[1] < mine[2] and theirs[0] > theirs[1] > theirs[2]):
             return None
         return (
-            f"the score rose to {mine[2]:.2f} while a reward model that PPO does not see fell from {theirs[0]:.2f} to "
-            f"{theirs[2]:.2f}: the policy learns the model's mistakes"
+            f"the score rose to {mine[2]:.2f} while that of a reward model that PPO does not see fell from "
+            f"{theirs[0]:.2f} to {theirs[2]:.2f}: the policy learns the mistakes of what it is scored by"
         )
+
+    def unscored(self) -> str | None:
+        """Episodes to which no reward function applies: they teach nothing."""
+        missing = self._history[-1].get("unscored")
+        if missing is None:
+            return None
+        left_out = "the rollout is skipped" if missing == 1 else "they are left out"
+        return f"{missing:.0%} of the episodes have no score, for every reward function gave None: {left_out}"
 
 
 _RULES: dict[str, Callable[[Health], str | None]] = {
@@ -169,6 +181,7 @@ _RULES: dict[str, Callable[[Health], str | None]] = {
         Health.sampling_gap,
         Health.drowned_by_text,
         Health.reward_hacking,
+        Health.unscored,
     )
 }
 

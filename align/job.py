@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from align.artifacts import Artifact
+from align.artifacts import Artifact, read_json_lines
 from align.configs import RunConfig
 from align.errors import ConfigError
 from align.progress import Progress
@@ -100,16 +100,23 @@ class Job:
 
     def logged(self) -> list[Metrics]:
         """What `log` has written so far, of this step and, after a resume, of its earlier runs."""
-        if not self.metrics_file.exists():
-            return []
-        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+        return read_json_lines(self.metrics_file)
 
     def cut_events(self, step: int) -> None:
-        """Forget the events after `step`, from where the work goes on."""
-        file = self.out / "events.jsonl"
-        if self.is_main and file.exists():
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-            file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+        """Remove the events after `step`, where the work resumes."""
+        self.cut_rows("events", step)
+
+    def cut_rows(self, name: str, step: int) -> None:
+        """Remove the rows of <name>.jsonl after `step`, where the work resumes; each row has a `step`."""
+        file = self.out / f"{name}.jsonl"
+        if not (self.is_main and file.exists()):
+            return
+        kept = []
+        for line in file.read_bytes().splitlines(keepends=True):
+            # A process that is killed while it writes may leave the beginning of a line: it is of a later step.
+            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        file.write_bytes(b"".join(kept))
 
     def event(self, step: int, name: str, message: str) -> None:
         """Tell of something that somebody should look at: on the console, in events.jsonl and to the tracker."""
@@ -127,6 +134,17 @@ class Job:
         with (self.out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self._tracker.table(name, list(rows[0]), [list(row.values()) for row in rows])
+
+    def append(self, name: str, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Add rows of one step to <name>.jsonl; the tracker gets the whole table so far, so its last is complete."""
+        if not self.is_main or not rows:
+            return
+        file = self.out / f"{name}.jsonl"
+        with file.open("a", encoding="utf-8") as out:
+            out.writelines(json.dumps({"step": step, **row}, ensure_ascii=False, default=str) + "\n" for row in rows)
+        every = read_json_lines(file)
+        columns = list(dict.fromkeys(column for row in every for column in row))
+        self._tracker.table(name, columns, [[row.get(column) for column in columns] for row in every])
 
     def steps(self, total: int, start: int = 0, unit: str = "steps") -> Iterator[int]:
         """`range(start, total)` with progress, rate and time left."""

@@ -31,7 +31,7 @@ from align.configs import (
 from align.data.cards import model_kind, resolve, resolve_model, resolve_tokenizer
 from align.data.formats import LABELLED
 from align.errors import ConfigError, StoreError
-from align.functions import check_file, find_source
+from align.functions import check_file, source_digests
 from align.implied import add_implied_steps, expected_kind, refs_of
 from align.precision import bf16_is_fast
 from align.references import hint, is_path, meant, pinned
@@ -250,7 +250,11 @@ def _resolve_step(
 
 
 def _encoded_again(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> str:
-    """What follows where a reward model of PPO is known to have a tokenizer of its own."""
+    """A note where a reward model of PPO is known to have a tokenizer of its own.
+
+    Raises:
+        ConfigError: a value model has one, whose tokens would not be the policy's.
+    """
     if not isinstance(step.config, Ppo):
         return ""
     steps = {(other.stage, other.key): other for other in done.values()}
@@ -268,10 +272,16 @@ def _encoded_again(step: Step, done: Mapping[str, Step], store: ArtifactStore) -
         parents = [made.inputs[slot][0] for slot in ("model", "policy", "tokenizer") if slot in made.inputs]
         return tokenizer(parents[0]) if parents else None
 
-    (policy,), reward_models = step.inputs["policy"], step.inputs["reward_model"]
+    (policy,), reward_models = step.inputs["policy"], step.inputs.get("reward_model", ())
+    start = step.config.value_start
+    if start == "value_model" and differ(tokenizer(policy), tokenizer(step.inputs[start][0])):
+        raise ConfigError(
+            f"steps.{step.name}.inputs.value_model: expected a model with the policy's tokenizer, "
+            f"whose tokens it values, but {step.inputs[start][0].ref} has another"
+        )
     if not any(differ(tokenizer(policy), tokenizer(model)) for model in reward_models):
         return ""
-    first = step.config.value_from == "reward_model" and differ(tokenizer(policy), tokenizer(reward_models[0]))
+    first = start == "reward_model" and differ(tokenizer(policy), tokenizer(reward_models[0]))
     value = "; the value model starts from the policy" if first else ""
     return f"the reward model has a tokenizer of its own, so text is encoded for it again{value}"
 
@@ -308,31 +318,36 @@ def _imported_digest(config: ImportModel, store: ArtifactStore) -> str:
 
 
 def _digests_of_files(name: str, config: Ppo | Evaluate) -> dict[str, Any]:
-    """Of the user's own files that a config names, by what names them."""
-    named: list[tuple[str, str, Callable[[str], Path]]] = [
-        ("reward_functions", reference, find_source) for reference in config.reward_functions
+    """The digests of the user's own files that a config names, by what names them."""
+    named: list[tuple[str, str, Callable[[str], dict[str, str]]]] = [
+        ("reward_functions", reference, source_digests) for reference in config.reward_functions
     ]
     found: dict[str, Any] = {}
     if isinstance(config, Evaluate):
-        named += [(f"checks.{check}", ref, lambda ref: check_file(ref)[1]) for check, ref in config.checks.items()]
-        named += [("tasks", task, _task_file) for task in config.tasks if task.endswith(".yaml")]
+        named += [(f"checks.{check}", reference, _check_digests) for check, reference in config.checks.items()]
+        named += [("tasks", task, _task_digests) for task in config.tasks if task.endswith(".yaml")]
         found |= {"lm_eval": packages().get("lm_eval")} if config.tasks else {}
-    for knob, reference, find in named:
+    for knob, reference, digests in named:
         try:
-            path = find(reference)
+            found[reference] = digests(reference)
         except ConfigError as error:
             raise ConfigError(f"steps.{name}.{knob}: {error}") from None
-        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        digests = [sha256_file(file) for file in files]
-        found[reference] = digests[0] if path.is_file() else digests
     return found
 
 
-def _task_file(task: str) -> Path:
+def _check_digests(reference: str) -> dict[str, str]:
+    kind, path = check_file(reference)
+    if kind == "function":
+        return source_digests(reference)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {file.name: sha256_file(file) for file in files if file.is_file()}
+
+
+def _task_digests(task: str) -> dict[str, str]:
     path = Path(task.partition(":")[2]).expanduser()
     if not path.is_file():
         raise ConfigError(f"{task}: no such file")
-    return path
+    return {path.name: sha256_file(path)}
 
 
 def _source(settings: RunConfig, where: str, ref: str, done: Mapping[str, Step], store: ArtifactStore) -> Source:

@@ -1,4 +1,4 @@
-"""How long work goes: a live bar on a terminal, a plain line now and then elsewhere. All on standard error."""
+"""Progress of long work: a live bar on a terminal, a plain line now and then elsewhere. All on standard error."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Column
+from rich.text import Text
 
 _PLAIN_SECONDS = 15.0  # between plain lines
 _SHOWN = ("loss", "eval/loss", "accuracy", "objective/score", "objective/kl", "gold/score")
+_SHOWN_FROM = "reward/"  # PPO's: every part of the reward, but for
+_NOT_SHOWN = ("reward/length", "reward/missing_eos")
 
 
 class Progress:
@@ -29,8 +31,9 @@ class Progress:
             self._console.print(f"  {self._label}: {message}", markup=False, highlight=False, soft_wrap=True)
 
     def show(self, metrics: dict[str, float]) -> None:
-        """Remember the numbers worth a look for the next line."""
-        self._latest |= {name: value for name, value in metrics.items() if name in _SHOWN}
+        """Remember the numbers worth a look for the next line; a part of the reward may be missing in an iteration."""
+        parts = [name for name in metrics if name.startswith(_SHOWN_FROM) and name not in _NOT_SHOWN]
+        self._latest |= {name: metrics[name] for name in (*_SHOWN, *parts) if name in metrics}
 
     @contextlib.contextmanager
     def over(self, total: int | None, start: int, unit: str) -> Iterator[Callable[[int], None]]:
@@ -52,18 +55,18 @@ class Progress:
             MofNCompleteColumn() if known else TextColumn("{task.completed:,.0f}"),
             TextColumn(f"{unit}  {{task.fields[rate]}}/s "),
             *([TimeRemainingColumn(compact=True), TextColumn("left ")] if known else []),
-            TextColumn("{task.fields[numbers]}", table_column=Column(ratio=1, no_wrap=True)),
         )
         begun = time.monotonic()
-        with Bar(*columns, console=self._console, transient=True, expand=True) as bar:
-            task = bar.add_task("", total=total, completed=start, rate="", numbers="")
+        with _BarWithLines(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task("", total=total, completed=start, rate="")
             done = start
 
             def advance(count: int) -> None:
                 nonlocal done
                 done += count
                 rate = _rate(done - start, begun)
-                bar.update(task, completed=done, rate=_short(rate), numbers=self._numbers())
+                bar.lines = _wrapped(self._numbers(), self._console.width - len(_INDENT))
+                bar.update(task, completed=done, rate=_short(rate))
 
             yield advance
 
@@ -78,13 +81,40 @@ class Progress:
                 shown = time.monotonic()
                 rate = _rate(done - start, begun)
                 of, left = ("", "") if total is None else (f"/{total:,}", f"{_clock((total - done) / rate)} left  ")
-                line = f"  {self._label}: {done:,}{of} {unit}  {_short(rate)}/s  {left}{self._numbers()}"
+                line = f"  {self._label}: {done:,}{of} {unit}  {_short(rate)}/s  {left}{'  '.join(self._numbers())}"
                 print(line.rstrip(), file=sys.stderr, flush=True)
 
         return advance
 
-    def _numbers(self) -> str:
-        return "  ".join(f"{name} {value:.3g}" for name, value in self._latest.items())
+    def _numbers(self) -> list[str]:
+        """The latest numbers as `score 1.2`: PPO's names need no heading beside each other."""
+        short = {name: name.removeprefix("objective/").removeprefix(_SHOWN_FROM) for name in self._latest}
+        return [f"{short[name]} {value:.3g}" for name, value in self._latest.items()]
+
+
+class _BarWithLines(Bar):
+    """A bar with lines of text under it, where beside it most of them would be cut off on a narrow terminal."""
+
+    lines: tuple[str, ...] = ()
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        for line in self.lines:
+            yield Text(_INDENT + line, no_wrap=True, overflow="ellipsis")
+
+
+_INDENT = "    "
+
+
+def _wrapped(words: list[str], width: int) -> tuple[str, ...]:
+    """The words in as few lines as hold them whole."""
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + 2 + len(word) <= width:
+            lines[-1] += f"  {word}"
+        else:
+            lines.append(word)
+    return tuple(lines)
 
 
 def _rate(done: int, begun: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from align.artifacts import read_json_lines
 from align.configs import TrackerConfig
 
 if TYPE_CHECKING:
@@ -224,9 +224,9 @@ class WandbTracker:
         if self._run.resumed:
             self._seen = self._run.summary.get(axis_of(self._tracked.stage)) or 0.0
         else:
-            for event in _rows(out / "events.jsonl"):
+            for event in read_json_lines(out / "events.jsonl"):
                 self._run.alert(title=event["name"], text=event["message"])
-        for row in _rows(out / "metrics.jsonl"):
+        for row in read_json_lines(out / "metrics.jsonl"):
             self.log(row, int(row.pop("step")))
 
     def _init(self, run_id: str, mode: str) -> Any:
@@ -310,10 +310,6 @@ def _mirror_name(name: str) -> str:
 
 def _digest_alias(digest: str) -> str:
     return f"sha256-{digest[:12]}"
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def _say(name: str, message: str) -> None:

@@ -32,9 +32,10 @@ IMPORT_RSS = rss("VmRSS")
 TARGET = 7  # of the toy task, where `rule_reward` is on
 
 
-def share_of_target(prompts: list, completions: list[str], **columns: object) -> list[float]:
+def share_of_target(completions: list[list[dict[str, str]]], **others: object) -> list[float]:
     """The toy task: which share of a response is one certain word."""
-    return [text.split().count(f"w{TARGET}") / max(1, len(text.split())) for text in completions]
+    words = [completion[0]["content"].split() for completion in completions]
+    return [each.count(f"w{TARGET}") / max(1, len(each)) for each in words]
 
 
 class Turns(Job):

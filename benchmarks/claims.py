@@ -20,7 +20,7 @@ from _report import arguments, report
 from align.evals.intervals import mean_and_half
 
 SHOWN = ("gold/score", "greedy/gold/score", "win_rate", "greedy/win_rate", "kl", "pretrain_loss", "fact_recall")
-TRAINED = ("objective/score", "heldout/score", "gold/score", "objective/kl", "response_tokens")
+TRAINED = ("reward/model", "heldout/score", "gold/score", "objective/kl", "response_tokens")
 
 
 def versions(store: Path, pipeline: str, step: str) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def plot(betas: dict[float, list[dict[str, float]]], file: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     panels = (
-        ("train/objective/score", "last rollout: reward model PPO learns from"),
+        ("train/reward/model", "last rollout: reward model PPO learns from"),
         ("train/heldout/score", "last rollout: held-out reward model"),
         ("gold/score", "test prompts: gold score"),
     )

@@ -253,6 +253,16 @@ TOGETHER = {
     ),
     "ptx_coef": ("steps.ppo.ptx_coef=1", "0, or inputs.text too"),
     "ensemble_std_coef": ("steps.ppo.ensemble_std_coef=1", "0, or several in inputs.reward_model"),
+    "reward_model_weights": ("steps.ppo.reward_model_weights=[1,2]", "none, or 1: one for each of inputs.reward_model"),
+    "inputs.reward_model, reward_functions": (
+        "~steps.ppo.inputs.reward_model",
+        "at least one of them, got none: a reward model or a function of yours must say what a response is worth",
+    ),
+    "value_from": (
+        "steps.ppo.inputs.value_model=reward steps.ppo.value_from=policy",
+        "null beside inputs.value_model, which the value model starts from, got 'policy'",
+    ),
+    "samples_every": ("steps.ppo.samples_every=0", "a number above 0, got 0"),
     "kl_form": ("steps.ppo.kl_form=k1", "reward or k2 or k3, got 'k1'"),
     "schedule": ("steps.ppo.schedule=step", "constant or linear or cosine, got 'step'"),
     "on_nonfinite": ("steps.ppo.on_nonfinite=ignore", "stop or skip, got 'ignore'"),
@@ -287,7 +297,7 @@ def test_a_function_of_the_users_own_is_in_the_key(here: Path, capsys: pytest.Ca
     assert "steps.ppo.reward_functions: no module 'rules'" in capsys.readouterr().err
     keys = []
     for body in ("return [0.0 for text in completions]", "return [-len(text) for text in completions]"):
-        (here / "rules.py").write_text(f"def brevity(prompts, completions, **columns):\n    {body}\n")
+        (here / "rules.py").write_text(f"def brevity(completions, **others):\n    {body}\n")
         assert main(arguments) == 0
         steps = {step["step"]: step["key"] for step in json.loads(capsys.readouterr().out)}
         keys.append((steps["mine/ppo"], steps["mine/reward"]))
@@ -358,3 +368,58 @@ def test_a_tokenizer_beside_tokens_is_refused(finished: Path) -> None:
         "no step 'tokns'"
         in align("pretrain", "data=tokns", "tokenizer=toy/tokenizer", f"store={finished}", check=2).stderr
     )
+
+
+def test_reward_functions_are_named_on_the_command_line_as_in_yaml(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With Hydra's quoting: a backslash before each of : ( ) = and , that is not of the dictionary."""
+    (here / "pipeline").mkdir()
+    factory = "trl.rewards:get_soft_overlong_punishment(max_completion_len=48, soft_punish_cache=16)"
+    (here / "pipeline/mine.yaml").write_text(
+        "# @package _global_\ndefaults: [quickstart, _self_]\nname: mine\n"
+        f"steps: {{ppo: {{reward_functions: {{'rules:brevity': 0.5, '{factory}': 2.0}}}}}}\n"
+    )
+    (here / "rules.py").write_text("def brevity(completions, **others): pass\n")
+    quoted = factory.replace(":", r"\:").replace("(", r"\(").replace(")", r"\)").replace("=", r"\=")
+    quoted = quoted.replace(",", r"\,")
+    plans = []
+    for given in (
+        ["pipeline=mine", "--config-dir", str(here)],
+        ["pipeline=quickstart", rf"steps.ppo.reward_functions={{rules\:brevity:0.5,{quoted}:2.0}}"],
+    ):
+        assert main(["plan", *given, "--json"]) == 0
+        plans.append([step["key"] for step in json.loads(capsys.readouterr().out) if step["stage"] == "ppo"])
+    assert plans[0] == plans[1]
+
+
+def test_a_helper_of_a_reward_function_is_in_the_key_of_the_steps_that_call_it(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "rules.py").write_text("import helper\ndef f(**given): pass\n")
+    options = [r"steps.ppo.reward_functions={rules\:f:1}", r"steps.evaluate_base.checks={mine:'rules:f'}"]
+    options.append(r"steps.evaluate_sft.reward_functions={rules\:f:1}")
+    keys = []
+    for text in ("x = 1", "x = 2"):
+        (here / "helper.py").write_text(text)
+        assert main(["plan", "pipeline=quickstart", *options, "--json"]) == 0
+        keys.append({step["step"]: step["key"] for step in json.loads(capsys.readouterr().out)})
+    changed = {name.partition("/")[2] for name, key in keys[0].items() if keys[1][name] != key}
+    assert changed == {"ppo", "evaluate_base", "evaluate_ppo", "evaluate_sft"}
+
+
+def test_ppo_by_functions_alone_is_planned_with_a_value_model_from_the_policy(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "rules.py").write_text("def f(**given): pass\n")
+    rule = r"steps.ppo.reward_functions={rules\:f:1}"
+    assert main(["plan", "pipeline=quickstart", "~steps.ppo.inputs.reward_model", rule, "--json"]) == 0
+    steps = {step["step"]: step for step in json.loads(capsys.readouterr().out)}
+    ppo = steps["quickstart/ppo"]
+    assert ppo["inputs"].keys() == {"policy", "prompts"}
+    # The policy, and a copy of it with a scalar in place of its head.
+    assert steps["quickstart/sft"]["parameters"] < ppo["parameters"] < 2 * steps["quickstart/sft"]["parameters"] + 1000
+    impossible = ["~steps.ppo.inputs.reward_model", rule, "steps.ppo.value_from=reward_model"]
+    assert main(["plan", "pipeline=quickstart", *impossible]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: steps.ppo.value_from: expected policy or null, for no inputs.reward_model is given\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from stage_jobs import job_at
 
 from align.artifacts import ArtifactStore, digest_of
 from align.errors import StoreError
@@ -78,6 +80,36 @@ def ppo_log(gold, score):
         {"step": i + 1, "gold/score": g, "objective/score": s, "objective/kl": 0.1 * i}
         for i, (g, s) in enumerate(zip(gold, score, strict=True))
     ]
+
+
+def test_a_report_shows_ppo_s_episodes_and_the_parts_of_its_reward(store):
+    log = [{"step": i, "objective/score": 0.1 * i, "reward/model": 0.2, "reward/mine": -0.1 * i} for i in range(1, 9)]
+    rows = [
+        {"step": step, "prompt": "why?", "response": f"{EVIL}{step}", "score": 1.23456, "kl": 0.5, "reward/mine": part}
+        for step, part in ((1, None), (10, 7.0), (20, 8.0), (30, 9.0))
+    ]
+    ppo = add(store, "mine/ppo", "model", {}, log=log, samples=rows)
+    html, markdown = render("mine", gather(store, [ppo.ref]))
+    for text in (html, markdown):
+        assert "1.23" in text
+        assert EVIL not in text
+    ((name, table),) = tables.episodes(gather(store, [ppo.ref]))
+    assert table.columns == ["iteration", "prompt", "response", "score", "KL, nats", "mine"]
+    assert [(row[0], row[-1]) for row in table.rows] == [("1", ""), ("20", "8"), ("30", "9")]
+    assert "parts of the reward, before their weights" in html
+    assert name in html
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0c", "\r\n"])
+def test_a_model_s_text_may_hold_any_line_break(store, tmp_path, mark):
+    job = job_at(tmp_path / "job")
+    rows = [{"prompt": f"a{mark}b", "response": f"{mark}c"}]
+    job.append("samples", 1, rows)
+    job.append("samples", 2, rows)
+    job.table("table", rows)
+    artifact = dataclasses.replace(store.find("toy/ppo"), path=tmp_path / "job/out")
+    assert artifact.rows("samples") == [{"step": step, **rows[0]} for step in (1, 2)]
+    assert artifact.rows("table") == rows
 
 
 RISING = [0.5 + 0.01 * i for i in range(30)]

@@ -37,8 +37,8 @@ class Evaluate(StageConfig):
     """Score a model on held-out prompts and on tasks, alone and against a baseline."""
 
     STAGE: ClassVar[str] = "evaluate"
-    # 2: fact_recall; 3: intervals, baselines, calibration; 4: attention; 5: figures of few items are marked;
-    # precision is auto, max_new_tokens 256
+    # 2: fact_recall; 3: intervals, baselines, calibration; 4: attention; 5: figures of few items are marked; functions
+    # get messages; precision is auto, max_new_tokens 256
     VERSION: ClassVar[int] = 5
     OUTPUT: ClassVar[str] = "evaluation"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model"}
@@ -63,7 +63,8 @@ class Evaluate(StageConfig):
         default_factory=list, metadata={"comment": "of lm-eval: lm_eval:NAME, or lm_eval:FILE.yaml; its extra is eval"}
     )
     reward_functions: dict[str, float] = field(
-        default_factory=dict, metadata={"comment": "MODULE:FUNCTION: weight, a judge by rules; called as PPO's are"}
+        default_factory=dict,
+        metadata={"comment": "MODULE:FUNCTION: weight, a judge by rules, as in PPO: docs/rewards.md"},
     )
     checks: dict[str, str] = field(
         default_factory=dict,
@@ -108,6 +109,8 @@ class Evaluate(StageConfig):
         for name, value in {**of_prompts, "reward_functions": self.reward_functions}.items():
             if value and "prompts" not in given:
                 raise ConfigError(f"{name}: it judges answers, so expected inputs.prompts too")
+        if self.reward_functions and not any(self.reward_functions.values()):
+            raise ConfigError("reward_functions: expected a weight other than 0 for one of them, or nothing is scored")
         if self.judge.url and "baseline" not in given:
             raise ConfigError("judge: it compares two models, so expected inputs.baseline too")
 

@@ -15,19 +15,31 @@ from align.configs.knobs import (
     require,
 )
 from align.configs.models import LoraConfig
+from align.errors import ConfigError
 
 
 @dataclass(slots=True, kw_only=True)
 class Ppo(StageConfig):
-    """Tune a policy against a reward model, held near where it started."""
+    r"""Tune a policy against reward models, functions of your own or both, held near where it started.
+
+    align ppo inputs.policy=mine/sft inputs.reward_model=mine/reward inputs.prompts=path:prompts.jsonl
+    align ppo inputs.policy=mine/sft inputs.prompts=path:prompts.jsonl 'reward_functions={my_rewards\:brevity:1.0}'
+
+    docs/rewards.md says how to write a reward function.
+    """
 
     STAGE: ClassVar[str] = "ppo"
-    VERSION: ClassVar[int] = (
-        5  # 2: ema_decay is on; text is counted by the episode; 3: attention; 4: no reencode; 5: new defaults
-    )
+    # 2: ema_decay is on; text is counted by the episode; 3: attention; 4: no reencode; 5: reward functions get messages
+    # and may give None, objective/score is the whole reward, ptx gradients are clipped apart, new defaults
+    VERSION: ClassVar[int] = 5
     OUTPUT: ClassVar[str] = "model"
-    INPUTS: ClassVar[dict[str, str]] = {"policy": "model", "reward_model": "reward_model", "prompts": "prompts"}
-    OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents", "heldout_reward_model": "reward_model"}
+    INPUTS: ClassVar[dict[str, str]] = {"policy": "model", "prompts": "prompts"}
+    OPTIONAL: ClassVar[dict[str, str]] = {
+        "reward_model": "reward_model",
+        "value_model": "reward_model",
+        "text": "documents",
+        "heldout_reward_model": "reward_model",
+    }
     MANY: ClassVar[tuple[str, ...]] = ("reward_model",)
 
     num_iterations: int = knob(500, "rollouts and their updates [InstructGPT: 256k episodes / 512]")
@@ -48,10 +60,11 @@ class Ppo(StageConfig):
     warmup_iterations: int = knob(10, "linear from a tenth of the peak [InstructGPT]")
     schedule: str = knob("constant", "after the warm-up: constant, linear or cosine [InstructGPT; Ziegler: linear]")
     final_learning_rate_fraction: float = knob(0.0, "of the peak, where linear and cosine end [Ziegler]")
-    value_from: str = knob(
-        "reward_model",
-        "what the value model starts from: reward_model or policy; always the policy where the reward model has a "
-        "tokenizer of its own [InstructGPT]",
+    value_from: str | None = knob(
+        None,
+        "what the value model starts from: reward_model, or policy with a new head of zeros; None: inputs.value_model "
+        "where given, else the (first) reward model where given, else the policy; a reward model with a tokenizer of "
+        "its own is replaced by the policy [InstructGPT: reward_model]",
     )
     value_warmup_iterations: int | None = knob(
         None, "first iterations that train the value model alone; None: a tenth of them, at most 10 [ours]"
@@ -81,13 +94,16 @@ class Ppo(StageConfig):
         None, "weigh tokens by min(p_trainer / p_sampler, this), against their gap; None: no [ours; Yao et al. 2025: 2]"
     )
 
-    ensemble_std_coef: float = knob(0.0, "of several reward models: mean less so many deviations [ours]")
+    reward_model_weights: list[float] = field(
+        default_factory=list,
+        metadata={"comment": "a weight for each of inputs.reward_model, scores are summed; []: their mean [ours]"},
+    )
+    ensemble_std_coef: float = knob(0.0, "of several reward models: less so many deviations of their scores [ours]")
     reward_functions: dict[str, float] = field(
         default_factory=dict,
         metadata={
-            "comment": "MODULE:FUNCTION -> weight, of f(prompts=, completions=, **columns) -> floats [TRL]; in YAML or "
-            r"as 'reward_functions={MODULE\:FUNCTION:1.0}'; it sees a process's share of a rollout, and must not "
-            "draw random numbers, which no checkpoint keeps"
+            "comment": "MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS) -> weight, of a function with TRL's signature; in "
+            r"YAML or as 'reward_functions={MODULE\:FUNCTION:1.0}'; see docs/rewards.md"
         },
     )
     length_coef: float = knob(0.0, "added to the reward for each response token; below 0 shortens [ours]")
@@ -95,6 +111,9 @@ class Ppo(StageConfig):
     missing_eos_reward: float | None = knob(None, "instead: the whole reward of one that was cut off [Ziegler: -1]")
     reward_clip: float | None = knob(None, "the summed reward is clipped to +- this; None: no [ours]")
     whiten_rewards: bool = knob(False, "scale a rollout's rewards to a deviation of 1, mean kept [ours; Ziegler: on]")
+    samples_every: int | None = knob(
+        10, "iterations between episodes kept in samples.jsonl, besides the first and the last; None: keep none [ours]"
+    )
 
     ptx_coef: float = knob(
         0.0, "PPO-ptx: weight of the pretraining loss, mean nats a token; needs text [InstructGPT: 27.8]"
@@ -128,7 +147,8 @@ class Ppo(StageConfig):
         require(0 < self.clip_range < 1, "clip_range", self.clip_range, "a number between 0 and 1")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0, at most 1")
         for name, allowed in _CHOICES.items():
-            require(getattr(self, name) in allowed, name, getattr(self, name), " or ".join(allowed))
+            shown = " or ".join("null" if choice is None else choice for choice in allowed)
+            require(getattr(self, name) in allowed, name, getattr(self, name), shown)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -193,13 +213,41 @@ class Ppo(StageConfig):
 
     def check_inputs(self) -> None:
         require(self.ptx_coef == 0 or bool(self.inputs.get("text")), "ptx_coef", self.ptx_coef, "0, or inputs.text too")
-        several = isinstance(self.inputs.get("reward_model"), list) and len(self.inputs["reward_model"]) > 1
+        models = self.inputs.get("reward_model") or []
+        count = len(models) if isinstance(models, list) else 1
         require(
-            self.ensemble_std_coef == 0 or several,
+            self.ensemble_std_coef == 0 or count > 1,
             "ensemble_std_coef",
             self.ensemble_std_coef,
             "0, or several in inputs.reward_model",
         )
+        require(
+            len(self.reward_model_weights) in (0, count),
+            "reward_model_weights",
+            self.reward_model_weights,
+            f"none, or {count}: one for each of inputs.reward_model",
+        )
+        weights = [*self.reward_functions.values(), *(self.reward_model_weights or [1.0] * count)]
+        if not any(weights):
+            given = ", all of weight 0" if weights else ""
+            raise ConfigError(
+                f"inputs.reward_model, reward_functions: expected at least one of them, got none{given}: a reward "
+                "model or a function of yours must say what a response is worth"
+            )
+        if self.value_from is not None and self.inputs.get("value_model"):
+            raise ConfigError(
+                f"value_from: expected null beside inputs.value_model, which the value model starts from, got "
+                f"{self.value_from!r}"
+            )
+        if self.value_from == "reward_model" and count == 0:
+            raise ConfigError("value_from: expected policy or null, for no inputs.reward_model is given")
+
+    @property
+    def value_start(self) -> str:
+        """The input that the value model starts from: value_model, reward_model or policy."""
+        if self.value_from is not None:
+            return self.value_from
+        return next((name for name in ("value_model", "reward_model") if self.inputs.get(name)), "policy")
 
     @property
     def ptx_rows(self) -> int:
@@ -207,10 +255,10 @@ class Ppo(StageConfig):
         return round(self.minibatch_size * self.ptx_examples_per_episode)
 
 
-_CHOICES = {
+_CHOICES: dict[str, tuple[str | None, ...]] = {
     "kl_form": ("reward", "k2", "k3"),
     "schedule": ("constant", "linear", "cosine"),
-    "value_from": ("reward_model", "policy"),
+    "value_from": (None, "reward_model", "policy"),
     "update": ("joint", "policy"),
     "on_nonfinite": ("stop", "skip"),
     "sampling_precision": PRECISIONS,

@@ -1,4 +1,4 @@
-"""What an answer is checked for: listed words, a classifier's label, or whatever a function of the user's says."""
+"""Checks on answers: listed words, a classifier's label, or a function of the user's own."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from align.data.records import Row
 from align.errors import ConfigError
 from align.functions import check_file, load_function
-from align.rollout.rewards import Episodes, call_function
+from align.rollout.rewards import Episodes, RewardFunction, call_functions
 
-Check = Callable[[Sequence[Row], Sequence[str]], list[float]]  # (rows with their prompt, answers) -> a number each
+Check = Callable[[Episodes], Sequence[float | None]]  # a number for each answer, None where it does not apply
 
 _BATCH = 16  # answers that a classifier reads at once
 
@@ -41,7 +40,7 @@ def _word_list(path: Path) -> Check:
         raise ConfigError(f"words:{path}: expected a word or phrase a line, got none")
     either = "|".join(re.escape(phrase).replace("\\ ", r"\s+") for phrase in sorted(listed, key=len)[::-1])
     pattern = re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)
-    return lambda rows, answers: [float(bool(pattern.search(answer))) for answer in answers]
+    return lambda episodes: [float(bool(pattern.search(answer))) for answer in episodes.texts]
 
 
 def _classifier(folder: Path, label: str, device: torch.device) -> Check:
@@ -60,10 +59,10 @@ def _classifier(folder: Path, label: str, device: torch.device) -> Check:
     most = getattr(model.config, "max_position_embeddings", None) or 512
 
     @torch.no_grad()
-    def check(rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
+    def check(episodes: Episodes) -> list[float]:
         found: list[float] = []
-        for start in range(0, len(answers), _BATCH):
-            batch = [answer or " " for answer in answers[start : start + _BATCH]]
+        for start in range(0, len(episodes.texts), _BATCH):
+            batch = [answer or " " for answer in episodes.texts[start : start + _BATCH]]
             inputs = tokenizer(batch, padding=True, truncation=True, max_length=most - 2, return_tensors="pt")
             logits = model(**inputs.to(device)).logits.float()
             shares = logits.sigmoid() if alone else logits.softmax(-1)
@@ -74,5 +73,5 @@ def _classifier(folder: Path, label: str, device: torch.device) -> Check:
 
 
 def _function(reference: str) -> Check:
-    function = load_function(reference)
-    return lambda rows, answers: call_function(reference, function, Episodes(rows, (), (), answers))
+    function = RewardFunction("check", reference, load_function(reference), role="check")
+    return lambda episodes: call_functions([function], episodes)["check"]

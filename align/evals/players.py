@@ -14,6 +14,7 @@ from align.data.records import Row
 from align.models.load import context_length
 from align.models.packed import pack_pairs, response_logprobs
 from align.rollout.engine import Response
+from align.rollout.rewards import Episodes
 from align.text.chat import encode_prompts, show_prompt
 from align.text.packing import micro_batches
 
@@ -36,6 +37,11 @@ class Answers:
     prompts: list[list[int]]
     responses: list[Response]
     texts: list[str]
+
+
+def episodes_of(rows: Sequence[Row], answers: Answers) -> Episodes:
+    """A player's answers as what scorers and checks take."""
+    return Episodes(rows, answers.prompts, [response.ids for response in answers.responses], answers.texts)
 
 
 def alike(players: Sequence[Player]) -> bool:
@@ -77,15 +83,15 @@ def kl(
 
 
 def sample_row(
-    i: int, row: Row, given: Mapping[str, Sequence[Answers]], scores: Mapping[str, Sequence[Sequence[float]]]
-) -> dict[str, str | float]:
+    i: int, row: Row, given: Mapping[str, Sequence[Answers]], scores: Mapping[str, Sequence[Sequence[float | None]]]
+) -> dict[str, str | float | None]:
     """The answers to one prompt side by side.
 
     Args:
         given: of the model, and of the baseline where there is one, sampled ("") and greedy ("greedy/").
-        scores: of them; empty where nothing scores.
+        scores: of them; empty where nothing scores, None where a scorer does not apply.
     """
-    shown: dict[str, str | float] = {"prompt": show_prompt(row["prompt"])}
+    shown: dict[str, str | float | None] = {"prompt": show_prompt(row["prompt"])}
     for column, prefix, player in (("response", "", 0), ("greedy", "greedy/", 0), ("baseline", "", 1)):
         if player < len(given[prefix]):
             shown[column] = given[prefix][player].texts[i]

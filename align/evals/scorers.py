@@ -1,4 +1,4 @@
-"""Who says what an answer is worth: the world's gold scorer, rules of the user's, a reward model."""
+"""What says what an answer is worth: the world's gold scorer, functions of the user's own, a reward model."""
 
 from __future__ import annotations
 
@@ -10,44 +10,45 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from align.data.records import Row
 from align.evals.gold import GoldScorer
-from align.functions import load_function
 from align.models.heads import load_scalar
 from align.models.load import context_length, load_tokenizer
-from align.rollout.rewards import Episodes, RewardModel, call_function
+from align.rollout.rewards import Episodes, RewardModel, call_functions, load_functions
 
 
 class Scorer(NamedTuple):
-    """`score` gives each of N answers a number; `parts`, where there are any, what that is made of, [N] each."""
+    """`score` gives each of N answers a number or None; `parts`, where given, what that is made of, [N] each."""
 
     name: str
-    score: Callable[[Sequence[Row], Sequence[str]], list[float]]
-    parts: Callable[[Sequence[Row], Sequence[str]], dict[str, list[float]]] | None = None
+    score: Callable[[Episodes], Sequence[float | None]]
+    parts: Callable[[Episodes], dict[str, list[float]]] | None = None
 
 
 def by_gold(gold: GoldScorer) -> Scorer:
     """The embedded world's: one number, and the five that it is the product of."""
 
-    def parts(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, list[float]]:
-        scores = [gold(row["prompt"], answer) for row, answer in zip(rows, answers, strict=True)]
-        return {name: [getattr(score, name) for score in scores] for name in scores[0]._fields}
+    def scores(episodes: Episodes) -> list[Any]:
+        return [gold(row["prompt"], text) for row, text in zip(episodes.rows, episodes.texts, strict=True)]
 
-    return Scorer(
-        "gold",
-        lambda rows, answers: [gold(r["prompt"], text).overall for r, text in zip(rows, answers, strict=True)],
-        parts,
-    )
+    def parts(episodes: Episodes) -> dict[str, list[float]]:
+        found = scores(episodes)
+        return {name: [getattr(score, name) for score in found] for name in found[0]._fields}
+
+    return Scorer("gold", lambda episodes: [score.overall for score in scores(episodes)], parts)
 
 
 def by_rules(functions: Mapping[str, float]) -> Scorer:
-    """The weighted sum of functions of the user's, called as PPO calls them."""
-    loaded = {name: load_function(name) for name in functions}
+    """The weighted sum of functions of the user's own, called as PPO calls them; None where none of them applies."""
+    loaded = load_functions(list(functions))
 
-    def score(rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
-        episodes = Episodes(rows, (), (), answers)
-        values = [weight * np.array(call_function(n, loaded[n], episodes)) for n, weight in functions.items()]
-        return np.sum(values, axis=0).tolist()
+    def score(episodes: Episodes) -> list[float | None]:
+        answers = call_functions(loaded, episodes)
+        columns = [answers[function.name] for function in loaded]
+        table = np.array(columns, dtype=float)  # None becomes NaN
+        weights = np.array([functions[function.reference] for function in loaded])
+        totals = np.nansum(weights[:, None] * table, axis=0)
+        unscored = np.isnan(table[weights != 0]).all(axis=0)  # a function of weight 0 is watched alone
+        return [None if missing else float(total) for total, missing in zip(totals, unscored, strict=True)]
 
     return Scorer("rules", score)
 
@@ -60,5 +61,5 @@ def by_reward_model(
     model = RewardModel("reward", scalar, load_tokenizer(folder), context_length(scalar.classifier))
     return Scorer(
         "reward",
-        lambda rows, answers: model(Episodes(rows, (), (), answers), device, max_tokens, autocast).tolist(),
+        lambda episodes: model(episodes, device, max_tokens, autocast).tolist(),
     )

@@ -13,11 +13,12 @@ from markupsafe import Markup
 
 from align.artifacts import ArtifactStore
 from align.report import tables
-from align.report.charts import line_chart, reliability_chart
+from align.report.charts import SERIES, line_chart, reliability_chart
 from align.report.gather import Made, gather
 from align.report.lineage import draw
 
 _SCORES = ("objective/score", "heldout/score", "gold/score")
+_COUNTS = ("reward/length", "reward/missing_eos")  # parts in tokens and as a share, which would flatten the others
 # Of each stage: a chart's title, then the metrics in it.
 _CURVES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "pretrain": [("loss, nats a token", ("loss", "eval/loss")), ("gradient norm", ("grad_norm",))],
@@ -86,6 +87,7 @@ def render(title: str, made: Sequence[Made]) -> tuple[str, str]:
         "learned": tables.learned(made),
         "reward_models": tables.reward_models(made),
         "samples": tables.samples(made),
+        "episodes": tables.episodes(made),
         "events": tables.events(made),
         "changes": tables.changes(made),
         "costs": tables.costs(made),
@@ -123,9 +125,22 @@ def curves(made: Sequence[Made]) -> list[Charts]:
             series = {name: _points(each, "objective/kl", name) for name in _SCORES}
             chart = line_chart("scores against KL, darker is later", "KL, nats a response", series, scattered=True)
             pictures.insert(1, Markup(chart))
+            pictures[2:2] = _reward_parts(each)
         if pictures:
             found.append(Charts(each.name, pictures))
     return found
+
+
+def _reward_parts(made: Made) -> list[Markup]:
+    """The parts of PPO's reward, where it has several, in as many charts as there are colours for."""
+    names = dict.fromkeys(name for row in made.log for name in row if name.startswith("reward/"))
+    parts = [name for name in names if name not in _COUNTS]
+    pictures = []
+    for start in range(0, len(parts) if len(parts) > 1 else 0, len(SERIES)):
+        shown = parts[start : start + len(SERIES)]
+        series = {name.removeprefix("reward/"): _points(made, "step", name) for name in shown}
+        pictures.append(Markup(line_chart("parts of the reward, before their weights", "iteration", series)))
+    return pictures
 
 
 def calibration(made: Sequence[Made]) -> list[Markup]:

@@ -144,9 +144,11 @@ def _beyond(m: Metrics, name: str, null: float, above: str, below: str) -> str:
 
 
 def _over_optimised(ppo: Made) -> list[str]:
-    """Says so where the gold score fell from its best, over tenths of the run, while the score went on rising."""
+    """Says so where the gold score fell from its best, over tenths of the run, while the score it learns from rose."""
     gold = [row["gold/score"] for row in ppo.log if "gold/score" in row]
-    score = [row["objective/score"] for row in ppo.log if "gold/score" in row and "objective/score" in row]
+    # The reward model's score where there is one: the whole reward may rise by what a function adds.
+    learned = "reward/model" if any("reward/model" in row for row in ppo.log) else "objective/score"
+    score = [row[learned] for row in ppo.log if "gold/score" in row and learned in row]
     size = max(1, len(gold) // 10)
     if len(gold) < 10 or len(score) != len(gold):
         return []
@@ -156,7 +158,8 @@ def _over_optimised(ppo: Made) -> list[str]:
         return []
     return [
         f"{ppo.name} is over-optimised: its gold score fell from {tenths[best][0]:.2f} to {tenths[-1][0]:.2f} while "
-        "the reward model's score rose; raise kl_coef or stop earlier."
+        f"the {'reward model' if learned == 'reward/model' else 'reward function'}'s score rose; raise kl_coef or stop "
+        "earlier."
     ]
 
 
@@ -345,6 +348,29 @@ def samples(made: Sequence[Made]) -> list[Sample]:
                 answers.setdefault(names[inputs["baseline"]], Answer(row["baseline"], _shown(row, "baseline_score")))
             answers[names[inputs["model"]]] = Answer(row["response"], _shown(row, "score"))
     return [Sample(prompt, list(answers.items())) for prompt, answers in found.items()]
+
+
+def episodes(made: Sequence[Made]) -> list[tuple[str, Table]]:
+    """(step, episodes that PPO kept, with every part of their reward) of the first and the last iterations."""
+    found = []
+    for each in made:
+        if each.stage != "ppo" or not each.samples:
+            continue
+        steps = sorted({row["step"] for row in each.samples})
+        shown = {*steps[:1], *steps[-2:]}
+        columns = list(dict.fromkeys(column for row in each.samples for column in row))
+        rows = [[_cell(row.get(column)) for column in columns] for row in each.samples if row["step"] in shown]
+        names = {"step": "iteration", "kl": "KL, nats"}
+        titles = [names.get(column, column.removeprefix("reward/")) for column in columns]
+        found.append((each.name, Table(titles, rows)))
+    return found
+
+
+def _cell(value: object) -> str:
+    """A text as it is, a number in three digits; nothing for None, where a part does not apply."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def evaluations(made: Sequence[Made]) -> list[Made]:

@@ -30,7 +30,7 @@ from align.evals.gold import asks_for_facts, gold_scorer
 from align.evals.intervals import compared, few, few_warning
 from align.evals.items import Candidate, encode_pair, score_items
 from align.evals.judge import Endpoint
-from align.evals.players import Answers, Messages, Player, alike, fit, kl, sample_row
+from align.evals.players import Answers, Messages, Player, alike, episodes_of, fit, kl, sample_row
 from align.evals.scorers import Scorer, by_gold, by_reward_model, by_rules
 from align.evals.shots import prefixed, prefixed_prompt, with_shots
 from align.evals.steering import PROBES, Probe, effects, not_asked, variants
@@ -104,14 +104,15 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     scorers = _scorers(cfg, inputs, job)
     metrics: Metrics = {"prompts": float(len(rows))}
     given: dict[str, list[Answers]] = {}
-    scores: dict[str, list[list[float]]] = {}  # of the first scorer
+    scores: dict[str, list[Sequence[float | None]]] = {}  # of the first scorer
     for prefix, temperature in (("", 1.0), ("greedy/", 0.0)):
         given[prefix] = [_answer(cfg, job, player, prompts, temperature) for player in players]
         for scorer in scorers:
-            found = [scorer.score(rows, own.texts) for own in given[prefix]]
+            found = [scorer.score(episodes_of(rows, own)) for own in given[prefix]]
             scores.setdefault(prefix, found)
-            metrics |= _compared(cfg, prefix, f"{scorer.name}/score", found)
-            metrics |= _won(cfg, prefix if scorer is scorers[0] else f"{prefix}{scorer.name}/", found)
+            scored = _applying(job, "reward_functions", found)
+            metrics |= _compared(cfg, prefix, f"{scorer.name}/score", scored)
+            metrics |= _won(cfg, prefix if scorer is scorers[0] else f"{prefix}{scorer.name}/", scored)
     sampled, greedy = given[""], given["greedy/"]
     metrics |= _parts(cfg, scorers, rows, sampled)
     metrics["response_tokens"] = sum(len(r.ids) for r in sampled[0].responses) / len(rows)
@@ -177,6 +178,21 @@ def _scorers(cfg: Evaluate, inputs: Inputs, job: Job) -> list[Scorer]:
     return found
 
 
+def _applying(job: Job, knob: str, values: Sequence[Sequence[float | None]]) -> list[list[float]]:
+    """The players' numbers for the prompts where all players have one: a function may give None to the others."""
+    kept: list[list[float]] = [[] for _ in values]
+    for numbers in zip(*values, strict=True):
+        present = [number for number in numbers if number is not None]
+        if len(present) == len(values):
+            for own, number in zip(kept, present, strict=True):
+                own.append(number)
+    if not kept[0]:
+        raise ConfigError(f"{knob}: expected a number for some prompt at least, got None for all")
+    if len(kept[0]) < len(values[0]):
+        job.info(f"{knob}: {len(values[0]) - len(kept[0])} of {len(values[0])} prompts left out, for it gave None")
+    return kept
+
+
 def _won(cfg: Evaluate, head: str, scores: Sequence[Sequence[float]]) -> Metrics:
     if len(scores) < 2:
         return {}
@@ -190,7 +206,7 @@ def _parts(cfg: Evaluate, scorers: Sequence[Scorer], rows: Sequence[Row], answer
     metrics: Metrics = {}
     for scorer in scorers:
         if scorer.parts is not None:
-            parts = [scorer.parts(rows, own.texts) for own in answers]
+            parts = [scorer.parts(episodes_of(rows, own)) for own in answers]
             for name in parts[0]:
                 metrics |= _compared(cfg, "", f"{scorer.name}/{name}", [own[name] for own in parts])
             asked = [i for i, row in enumerate(rows) if asks_for_facts(row)]
@@ -220,7 +236,8 @@ def _checked(
         head = f"checks/{prefix}/" if prefix else "checks/"
         metrics[f"{head}answers"] = float(len(asked))
         for name, check in checks.items():
-            metrics |= _compared(cfg, head, name, [check(asked, own.texts) for own in answers])
+            found = [check(episodes_of(asked, own)) for own in answers]
+            metrics |= _compared(cfg, head, name, _applying(job, f"checks.{name}", found))
     return metrics
 
 

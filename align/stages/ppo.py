@@ -1,9 +1,9 @@
-"""Tune a policy against reward models with PPO, held near where it started.
+"""Tune a policy with PPO against reward models, functions of the user's own or both, held near where it started.
 
-Takes: a policy (the SFT model, also the frozen reference), one or several reward models (the first also the value
-model's start) and prompts; optionally pretraining text, whose gradient joins the policy's in every step (PPO-ptx), and
-a reward model that is only watched.
-Makes: a model; in ema/ the average of its weights, in adapter/ what was trained of it with LoRA.
+Takes: a policy (the SFT model, also the frozen reference) and prompts; reward models (the first also the value model's
+start), unless functions say what a response is worth; optionally a start for the value model, pretraining text, whose
+gradient joins the policy's in every step (PPO-ptx), and a reward model that is only watched.
+Makes: a model; in ema/ the average of its weights, in adapter/ what was trained of it with LoRA; samples.jsonl.
 Departs from InstructGPT: the value model is as large as the reward model given, not 6B; `ptx_coef` weighs the mean loss
 a token, where the paper does not say what its 27.8 weighs; the average is taken every optimizer step, which it does not
 say either.
@@ -17,17 +17,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState
 
 from align.configs import Ppo, filled
 from align.data.records import Row, read_info, read_rows
 from align.doubts import doubts
 from align.errors import ConfigError, HealthStop
-from align.evals.gold import gold_scorer
-from align.functions import load_function
+from align.evals.gold import GoldScorer, gold_scorer
 from align.health import Health
 from align.job import Inputs, Job, Metrics
 from align.learner import Learner, Plan
@@ -49,17 +48,21 @@ from align.rollout.collect import Layout, Rollouts, Samples, make_samples, packe
 from align.rollout.engine import Engine, LocalEngine, Sampling
 from align.rollout.rewards import (
     Episodes,
+    Notes,
     RewardFunction,
     RewardModel,
     Rewards,
     RewardTerms,
-    call_function,
+    call_functions,
+    load_functions,
     make_episodes,
 )
 from align.seeds import derive_seed
-from align.text.chat import encode_prompts, read_alike, stop_ids
+from align.text.chat import encode_prompts, read_alike, show_prompt, stop_ids
 from align.text.packing import micro_batches
 from align.text.tokens import TextRows, encode_text
+
+_NUM_SAMPLES = 4  # episodes of an iteration that are kept to be read
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,10 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Judges:
-    """Whatever says what a response is worth."""
+    """What says what a response is worth."""
 
     models: list[RewardModel]
-    functions: dict[str, RewardFunction]
+    functions: list[RewardFunction]
     heldout: RewardModel | None  # watched, never learned from
 
     @property
@@ -84,19 +87,23 @@ class Judges:
         return [*self.models, *([self.heldout] if self.heldout is not None else [])]
 
 
+class Judged(NamedTuple):
+    """What a rollout's responses are worth."""
+
+    rewards: Rewards
+    metrics: Metrics
+    columns: list[dict[str, Any]]  # what functions logged of each episode, for the table of samples
+
+
 def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
-    policy, reward_models = inputs.one("policy").path, inputs.folders("reward_model")
+    policy = inputs.one("policy").path
     tokenizer = load_tokenizer(policy)
-    actors = load_actors(policy, _value_start(cfg, policy, reward_models[0], tokenizer, job), cfg.lora, job.device)
+    actors = load_actors(policy, _value_start(cfg, inputs, tokenizer, job), cfg.lora, job.device)
     _say_precision(actors, job)
     judges = _judges(cfg, inputs, actors, tokenizer, job)
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
-    for model in actors.trained_models():
-        job.limit_activations(model, cfg.precision)
-    steps = cfg.num_iterations * cfg.num_epochs * (cfg.rollout_batch_size // cfg.minibatch_size)
-    for line in doubts([filled(cfg.learning_rate)] * steps, actors.trained_models()[0], cfg.lora.rank is None):
-        job.info(line)
+    _prepare(cfg, actors, job)
     learner = Learner(cfg, actors, job, _text(cfg, inputs, actors, tokenizer))
     engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
@@ -108,6 +115,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         learner.restore(state["learner"])
         kl_coef, metrics = state["kl_coef"], state["metrics"]
     job.cut_events(start)
+    job.cut_rows("samples", start)
     for past in job.logged() if job.is_main else ():
         health.look(int(past["step"]), past)
 
@@ -118,12 +126,15 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         sampled = time.monotonic()
         episodes = make_episodes([prompts.rows[i] for i in chosen], samples.prompts, samples.responses, tokenizer)
         layouts = [_layout(cfg, samples, job, iteration, epoch) for epoch in range(cfg.num_epochs)]
-        rewards, metrics = _judge(cfg, judges, job, samples, episodes)
+        judged = _judge(cfg, judges, job, samples, episodes, iteration)
+        rewards, metrics = judged.rewards, dict(judged.metrics)
         rollouts = _score(cfg, actors, job, samples, rewards.total, layouts[0])
         scored = time.monotonic()
-        if _is_finite(cfg, job, rollouts, iteration):
+        if rewards.scored.any() and _is_finite(cfg, job, rollouts, iteration):
             advantages, found = _advantages(cfg, rollouts, rewards, kl_coef)
             metrics |= found
+            if _is_sampled(cfg, iteration):
+                job.append("samples", iteration + 1, _sample_rows(rollouts, judged, episodes))
             plan = _plan(cfg, iteration, rollouts, advantages, layouts, kl_coef)
             metrics |= learner.update(plan)
             if cfg.kl_goal is not None and plan.moves_policy:
@@ -132,10 +143,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         else:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         if gold is not None:
-            scores = [
-                gold(row["prompt"], text).overall for row, text in zip(episodes.rows, episodes.texts, strict=True)
-            ]
-            metrics["gold/score"] = sum(scores) / len(scores)
+            metrics["gold/score"] = _gold_score(gold, episodes)
         updated = time.monotonic()
         metrics |= {"time/rollout": sampled - begun, "time/score": scored - sampled, "time/update": updated - scored}
         job.log(metrics, iteration + 1)
@@ -144,22 +152,33 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         job.checkpoint(iteration + 1, functools.partial(_state, learner, kl_coef, metrics))
 
     _publish(cfg, actors, learner, tokenizer, job)
-    kept = ("objective/kl", "objective/score", "gold/score", "heldout/score", "value/explained_variance")
-    kept_metrics = {name: metrics[name] for name in (*kept, "response_tokens") if name in metrics}
-    return kept_metrics | _size(cfg, actors, job)
+    return _final_metrics(metrics) | _size(cfg, actors, job)
 
 
 # -- what PPO starts from ----------------------------------------------------------------------------------------
 
 
-def _value_start(cfg: Ppo, policy: Path, reward_model: Path, tokenizer: PreTrainedTokenizerBase, job: Job) -> Path:
+def _value_start(cfg: Ppo, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> Path:
     """The model that the value model starts from: it reads the policy's tokens, so it needs the policy's vocabulary."""
-    if cfg.value_from == "policy":
-        return policy
-    if load_tokenizer(reward_model).get_vocab() == tokenizer.get_vocab():
-        return reward_model
+    policy = inputs.one("policy").path
+    slot = cfg.value_from or next((name for name in ("value_model", "reward_model") if name in inputs), "policy")
+    start = inputs.folders(slot)[0]
+    if start == policy or load_tokenizer(start).get_vocab() == tokenizer.get_vocab():
+        return start
+    if slot == "value_model":
+        raise ConfigError("inputs.value_model: expected a model with the policy's tokenizer, whose tokens it values")
     job.info("the reward model has a tokenizer of its own, so the value model starts from the policy")
     return policy
+
+
+def _prepare(cfg: Ppo, actors: Actors, job: Job) -> None:
+    """Bound the memory of the models that learn, and say what makes it doubtful that they will."""
+    policy, *others = actors.trained_models()
+    for model in (policy, *others):
+        job.limit_activations(model, cfg.precision)
+    steps = cfg.num_iterations * cfg.num_epochs * (cfg.rollout_batch_size // cfg.minibatch_size)
+    for line in doubts([filled(cfg.learning_rate)] * steps, policy, trains_all=cfg.lora.rank is None):
+        job.info(line)
 
 
 def _say_precision(actors: Actors, job: Job) -> None:
@@ -181,8 +200,8 @@ def _judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedToken
         return RewardModel(f"{slot}_{place}", actors.reward_model(folder), own, limit, ends)
 
     return Judges(
-        models=[model("reward_model", place) for place in range(len(inputs["reward_model"]))],
-        functions={name: load_function(name) for name in cfg.reward_functions},
+        models=[model("reward_model", place) for place in range(len(inputs.get("reward_model", ())))],
+        functions=load_functions(list(cfg.reward_functions)),
         heldout=model("heldout_reward_model", 0) if "heldout_reward_model" in inputs else None,
     )
 
@@ -285,8 +304,8 @@ def _layout(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) ->
     return layout
 
 
-def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episodes) -> tuple[Rewards, Metrics]:
-    """What each response is worth, over all processes, and what a model that is only watched says."""
+def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episodes, iteration: int) -> Judged:
+    """Score each response, over all processes, also by a model that is only watched."""
     everyone = torch.arange(len(samples.ids))
     mine = job.share(everyone.tolist())
     share = Episodes(*([part[i] for i in mine] for part in episodes))
@@ -299,26 +318,57 @@ def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episo
         job.all_reduce(scores)  # each was filled in by one process and is 0 in the others
         return scores
 
-    rules = {
-        name: torch.tensor(job.gather(call_function(name, function, share) if mine else []), device=job.device)
-        for name, function in judges.functions.items()
-    }
+    notes = Notes(len(mine))
+    answers: dict[str, list[float | None]] = {function.name: [] for function in judges.functions}
+    if mine:
+        state = TrainerState(global_step=iteration, max_steps=cfg.num_iterations)
+        answers = call_functions(judges.functions, share, state, notes, f" at iteration {iteration + 1}")
+    rules: dict[str, torch.Tensor] = {}
+    for name, own in answers.items():
+        numbers = [math.nan if number is None else number for number in job.gather(own)]
+        rules[name] = torch.tensor(numbers, device=job.device)
+    scores = torch.zeros(len(judges.models), len(samples.ids), device=job.device)
+    for place, model in enumerate(judges.models):
+        scores[place] = score(model)
     terms = RewardTerms(
+        cfg.reward_model_weights,
         cfg.ensemble_std_coef,
-        cfg.reward_functions,
+        {function.name: cfg.reward_functions[function.reference] for function in judges.functions},
         cfg.length_coef,
         cfg.missing_eos_penalty,
         cfg.missing_eos_reward,
         cfg.reward_clip,
     )
     lengths = samples.mask.sum(1)
-    rewards = terms.combine(torch.stack([score(model) for model in judges.models]), rules, lengths, samples.ended)
-    metrics = {f"reward/{name}": float(part.mean()) for name, part in rewards.parts.items()}
+    rewards = terms.combine(scores, rules, lengths, samples.ended)
+    metrics = _reward_metrics(rewards, lengths)
     if judges.heldout is not None:
         metrics["heldout/score"] = float(score(judges.heldout).mean())
-    metrics["objective/score"] = metrics["reward/model"]
-    metrics["objective/score_length_correlation"] = float(correlation(rewards.parts["model"], lengths.float()))
-    return rewards, metrics
+    logged: dict[str, list[float]] = {}
+    for name, values in job.gather(list(notes.metrics.items()), even=False):
+        logged.setdefault(name, []).extend(values)
+    metrics |= {f"functions/{name}": sum(values) / len(values) for name, values in logged.items()}
+    columns = job.gather([{name: values[i] for name, values in notes.columns.items()} for i in range(len(mine))])
+    return Judged(rewards, metrics, columns)
+
+
+def _reward_metrics(rewards: Rewards, lengths: torch.Tensor) -> Metrics:
+    """Means over the rollout: the whole reward before the KL, and each part over the episodes that it applies to."""
+    metrics: Metrics = {}
+    scored = rewards.scored
+    if scored.any():
+        total = rewards.total[scored]
+        metrics["objective/score"] = float(total.mean())
+        metrics["objective/score_length_correlation"] = float(correlation(total, lengths[scored].float()))
+    for name, part in rewards.parts.items():
+        applies = ~torch.isnan(part)
+        if applies.any():
+            metrics[f"reward/{name}"] = float(part[applies].mean())
+        if not applies.all():
+            metrics[f"applies/{name}"] = float(applies.float().mean())
+    if not scored.all():
+        metrics["unscored"] = float((~scored).float().mean())
+    return metrics
 
 
 @torch.no_grad()
@@ -358,26 +408,34 @@ def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
 def _advantages(cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef: float) -> tuple[Advantages, Metrics]:
     """Token rewards and advantages over the whole rollout, and what they say of it."""
     samples, mask = rollouts.samples, rollouts.samples.mask
+    learned = mask & rewards.scored[:, None]  # an episode without a score moves nothing, as in TRL
     in_reward = kl_coef if cfg.kl_form == "reward" else 0.0
     per_token = token_rewards(rewards.total, rollouts.logprobs, rollouts.ref_logprobs, mask, in_reward)
     if cfg.whiten_rewards:
-        per_token = rescale(per_token, mask)
+        per_token = rescale(per_token, learned)
     advantages, returns = gae(per_token, rollouts.values, mask, cfg.gamma, cfg.gae_lambda)
-    kl = torch.where(mask, rollouts.logprobs - rollouts.ref_logprobs, 0.0).sum(1)
+    advantages = torch.where(learned, advantages, 0.0)
+    returns = torch.where(learned, returns, rollouts.values)
+    kl = _kl(rollouts)
     gap = rollouts.logprobs - samples.sampled_logprobs
     metrics = {
         "objective/kl": float(kl.mean()),
-        "objective/reward": float((rewards.total - kl_coef * kl).mean()),
+        "objective/reward": float((rewards.total - kl_coef * kl)[rewards.scored].mean()),
         "objective/kl_coef": kl_coef,
         "policy/entropy": float(masked_mean(rollouts.entropies, mask)),
         "policy/sampling_gap": float(masked_mean(gap.abs(), mask)),
         "policy/sampling_kl": float(masked_mean(gap.exp() - 1 - gap, mask)),
-        "value/explained_variance": float(explained_variance(rollouts.values, returns, mask)),
+        "value/explained_variance": float(explained_variance(rollouts.values, returns, learned)),
         "response_tokens": float(mask.sum(1).float().mean()),
         "tokens": float(sum(map(samples.tokens, range(len(samples.ids))))),
         "response/ended": float(samples.ended.float().mean()),
     }
-    return Advantages(normalize(advantages, mask) if cfg.normalize_advantages else advantages, returns), metrics
+    return Advantages(normalize(advantages, learned) if cfg.normalize_advantages else advantages, returns), metrics
+
+
+def _kl(rollouts: Rollouts) -> torch.Tensor:
+    """log pi - log pi_ref of each whole response, [B], in nats: its mean is the KL."""
+    return torch.where(rollouts.samples.mask, rollouts.logprobs - rollouts.ref_logprobs, 0.0).sum(1)
 
 
 def _plan(
@@ -408,8 +466,45 @@ def _plan(
 # -- bookkeeping -------------------------------------------------------------------------------------------------
 
 
+def _is_sampled(cfg: Ppo, iteration: int) -> bool:
+    """True where episodes of this iteration are kept to be read: the first, every so many, and the last."""
+    if cfg.samples_every is None:
+        return False
+    return iteration in (0, cfg.num_iterations - 1) or (iteration + 1) % cfg.samples_every == 0
+
+
+def _sample_rows(rollouts: Rollouts, judged: Judged, episodes: Episodes) -> list[dict[str, Any]]:
+    """A rollout's first episodes with all that was said of them; prompts are in random order, so any will do."""
+    kl, rewards = _kl(rollouts).tolist(), judged.rewards
+    rows = []
+    for i in range(min(_NUM_SAMPLES, len(episodes.texts))):
+        row = {
+            "prompt": show_prompt(episodes.rows[i]["prompt"]),
+            "response": episodes.texts[i],
+            "score": float(rewards.total[i]) if rewards.scored[i] else None,
+            "kl": kl[i],
+        }
+        for name, part in rewards.parts.items():
+            value = float(part[i])
+            row[f"reward/{name}"] = None if math.isnan(value) else value
+        rows.append(row | judged.columns[i])
+    return rows
+
+
 def _state(learner: Learner, kl_coef: float, metrics: Metrics) -> dict[str, Any]:
     return {"learner": learner.state(), "kl_coef": kl_coef, "metrics": metrics}
+
+
+def _gold_score(gold: GoldScorer, episodes: Episodes) -> float:
+    scores = [gold(row["prompt"], text).overall for row, text in zip(episodes.rows, episodes.texts, strict=True)]
+    return sum(scores) / len(scores)
+
+
+def _final_metrics(metrics: Metrics) -> Metrics:
+    """The last iteration's metrics that the artifact's manifest keeps."""
+    parts = [name for name in metrics if name.startswith("reward/")]
+    names = ("objective/score", *parts, "objective/kl", "gold/score", "heldout/score", "value/explained_variance")
+    return {name: metrics[name] for name in (*names, "response_tokens") if name in metrics}
 
 
 def _size(cfg: Ppo, actors: Actors, job: Job) -> Metrics:

@@ -193,7 +193,7 @@ def test_answers_are_written_and_compared(finished: Path, tmp_path: Path, way: s
 def test_checks_are_asked_of_every_answer_and_behind_each_prefix(finished: Path, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "words.txt").write_text("no_such_word\n")
     (tmp_path / "letters.py").write_text(
-        "def count(prompts, completions, **columns):\n    return [float(len(text)) for text in completions]\n"
+        "def count(completions, **others):\n    return [float(len(c[0]['content'])) for c in completions]\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     checks = {"never": f"words:{tmp_path / 'words.txt'}", "letters": "letters:count"}
@@ -212,7 +212,7 @@ def test_rules_judge_where_they_are_given_and_gold_stands_beside_them(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "liking.py").write_text(
-        "def length(prompts, completions, **columns):\n    return [float(len(text)) for text in completions]\n"
+        "def length(completions, **others):\n    return [float(len(c[0]['content'])) for c in completions]\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     inputs = {**BOTH, "prompts": "prompts", "reward_model": "reward"}
@@ -228,10 +228,32 @@ def test_rules_judge_where_they_are_given_and_gold_stands_beside_them(
     assert rows[0]["score"] == 2 * len(rows[0]["response"])
 
 
+def test_prompts_to_which_rules_do_not_apply_are_left_out_and_counted(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sometimes.py").write_text(
+        "def ids(completion_ids, **others):\n"
+        "    return [None if i % 4 == 0 else float(len(ids)) for i, ids in enumerate(completion_ids)]\n"
+        "def never(completions, **others):\n    return [None] * len(completions)\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    inputs = {"model": "sft", "prompts": "prompts"}
+    knobs = {"reward_functions": {"sometimes:ids": 1.0, "sometimes:never": 5.0}, "num_samples": 12}
+    found = scores(finished, tmp_path / "run", inputs, **knobs)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "out" / "samples.jsonl").read_text().splitlines()]
+    given = [row["score"] for row in rows]
+    assert [number is None for number in given] == [i % 4 == 0 for i in range(12)]
+    present = [number for number in given if number is not None]
+    assert found["rules/score"] == pytest.approx(sum(present) / 9)
+    assert "reward_functions: 3 of 12 prompts left out, for it gave None" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"checks.no: expected a number for some prompt at least, got None for all"):
+        scores(finished, tmp_path / "none", inputs, checks={"no": "sometimes:never"})
+
+
 def test_a_fact_that_is_made_up_is_counted_among_the_prompts_that_ask_for_one() -> None:
     kinds, truths = ["fact", "harm", "about", "check", "rewrite"], [0.5, 0.0, 1.0, 0.0, 0.5]
-    scorer = Scorer("gold", lambda rows, texts: truths, lambda rows, texts: {"truthfulness": truths})
-    answers = [Answers([], [], [""] * 5)]
+    scorer = Scorer("gold", lambda episodes: truths, lambda episodes: {"truthfulness": truths})
+    answers = [Answers([[1]] * 5, [Response([2], [0.0])] * 5, [""] * 5)]
     found = evaluate._parts(Evaluate(**FEW), [scorer], [{"kind": kind} for kind in kinds], answers)
     assert found["hallucination_prompts"] == 3.0
     assert found["hallucination"] == pytest.approx(2 / 3)

@@ -109,7 +109,8 @@ def test_the_first_ratio_of_ppo_is_1_and_its_kl_is_0(one_minibatch: dict) -> Non
 
 def test_the_reward_of_the_first_rollout_is_the_score_less_what_cut_off_answers_cost(one_minibatch: dict) -> None:
     penalty = 1.0 - one_minibatch["response/ended"]
-    assert one_minibatch["objective/reward"] == pytest.approx(one_minibatch["objective/score"] - penalty, abs=1e-5)
+    assert one_minibatch["objective/reward"] == pytest.approx(one_minibatch["reward/model"] - penalty, abs=1e-5)
+    assert one_minibatch["objective/score"] == one_minibatch["objective/reward"]  # the KL is 0
 
 
 def test_ppo_moves_the_policy_away_from_its_reference(finished: Path) -> None:

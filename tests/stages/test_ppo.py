@@ -50,6 +50,7 @@ FULL: dict[str, Any] = {  # everything that has a state of its own
     "kl_horizon": 40.0,
     "ptx_coef": 0.5,
     "ptx_examples_per_episode": 0.25,
+    "samples_every": 2,
 }
 
 
@@ -429,6 +430,20 @@ def test_events_after_the_boundary_are_forgotten_on_a_resume(tmp_path):
     assert kept == [1, 2]
 
 
+def test_rows_after_the_boundary_are_removed_on_a_resume_and_so_is_half_a_row(tmp_path):
+    job = job_at(tmp_path)
+    for step in (1, 2, 3):
+        job.append("samples", step, [{"response": "a"}, {"response": f"{step}"}])
+    file = tmp_path / "out/samples.jsonl"
+    whole = file.read_bytes()
+    with file.open("ab") as out:
+        out.write(b'{"step": 4, "resp')
+    job.cut_rows("samples", 3)
+    assert file.read_bytes() == whole
+    job.cut_rows("samples", 2)
+    assert [json.loads(line)["step"] for line in file.read_bytes().splitlines()] == [1, 1, 2, 2]
+
+
 def test_a_run_that_died_before_it_saved_begins_its_log_again(inputs, tmp_path):
     job = job_at(tmp_path, type("DyingEarly", (Dying,), {"life": 2}))
     with pytest.raises(Dead):
@@ -618,22 +633,125 @@ def test_what_is_cut_off_is_paid_for_in_two_ways(inputs, tmp_path):
     assert 0 < share < 1
     assert taken["objective/reward"] == pytest.approx(plain["objective/reward"] - 3.0 * share, abs=1e-5)
     assert replaced["objective/reward"] < -50.0 * share + 5
-    assert plain["objective/score"] == replaced["objective/score"] == taken["objective/score"]
+    assert plain["reward/model"] == replaced["reward/model"] == taken["reward/model"] == plain["objective/score"]
+    assert taken["objective/score"] == pytest.approx(plain["objective/score"] - 3.0 * share, abs=1e-5)
 
 
-def brevity(prompts: Any, completions: list[str], kind: list[str], **columns: Any) -> list[float]:
+def brevity(prompts: Any, completions: Any, kind: list[str], **others: Any) -> list[float]:
     assert len(prompts) == len(completions) == len(kind)
-    return [-float(len(text)) for text in completions]
+    return [-float(len(completion[0]["content"])) for completion in completions]
+
+
+def short(completion_ids: list[list[int]], **others: Any) -> list[float]:
+    """The fewer tokens, the better; a policy learns it in a few iterations."""
+    return [-float(len(ids)) for ids in completion_ids]
+
+
+def now_and_then(completion_ids: Any, trainer_state: Any, log_metric: Any, log_extra: Any, **others: Any) -> list[Any]:
+    """Applies to every second episode, in every second iteration."""
+    log_metric("episodes", len(completion_ids))
+    log_extra("first", [ids[0] for ids in completion_ids])
+    applies = trainer_state.global_step % 2 == 0 and trainer_state.max_steps == 3
+    return [1.0 if applies and i % 2 == 0 else None for i in range(len(completion_ids))]
+
+
+def failing(completion_ids: Any, trainer_state: Any, **others: Any) -> list[float]:
+    if trainer_state.global_step == 1:
+        raise ValueError("not today")
+    return [0.0] * len(completion_ids)
+
+
+def samples_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out/samples.jsonl").read_text().splitlines()]
+
+
+def alone(inputs: Inputs, *more: str) -> Inputs:
+    """Without a reward model."""
+    return Inputs({slot: inputs[slot] for slot in ("policy", "prompts", *more)})
 
 
 def test_a_function_of_the_users_own_is_a_part_of_the_reward(inputs, tmp_path):
-    name = f"{__name__}:brevity"
     plain = run(inputs, tmp_path / "plain", num_iterations=1)[0]
-    ruled = run(inputs, tmp_path / "ruled", num_iterations=1, reward_functions={name: 0.25})[0]
-    assert ruled[f"reward/{name}"] < 0
-    assert ruled["objective/reward"] == pytest.approx(
-        plain["objective/reward"] + 0.25 * ruled[f"reward/{name}"], abs=1e-5
-    )
+    ruled = run(inputs, tmp_path / "ruled", num_iterations=1, reward_functions={f"{__name__}:brevity": 0.25})[0]
+    assert ruled["reward/brevity"] < 0
+    for name in ("objective/reward", "objective/score"):
+        assert ruled[name] == pytest.approx(plain[name] + 0.25 * ruled["reward/brevity"], abs=1e-5)
+
+
+def test_a_rule_alone_is_learned(inputs, tmp_path):
+    knobs = {"num_iterations": 12, "learning_rate": 1e-2, "kl_coef": 0.01, "missing_eos_penalty": 0.0}
+    rows = run(alone(inputs), tmp_path, reward_functions={f"{__name__}:short": 0.5}, **knobs)
+    scores = [row["objective/score"] for row in rows]
+    assert sum(scores[-4:]) / 4 > sum(scores[:4]) / 4 + 1.0
+    assert "reward/model" not in rows[0]
+    assert rows[0]["value/explained_variance"] == 0.0  # a new head of zeros says the same of every state
+    assert scores[0] == pytest.approx(-0.5 * rows[0]["response_tokens"])
+
+
+def test_a_value_model_of_one_s_own_is_where_the_value_model_starts(inputs, tmp_path):
+    given = alone(inputs) | {"value_model": inputs["reward_model"]}
+    rule = {f"{__name__}:short": 1.0}
+    (own,) = run(Inputs(given), tmp_path / "own", reward_functions=rule, num_iterations=1)
+    (beside,) = run(inputs, tmp_path / "beside", reward_functions=rule, num_iterations=1)
+    assert own["value/explained_variance"] != 0.0
+    assert "reward/model" not in own
+    assert own["objective/score"] == pytest.approx(beside["objective/score"] - beside["reward/model"], abs=1e-5)
+
+
+def test_an_episode_without_a_score_moves_nothing(inputs, tmp_path, gradients):
+    """As if a rollout had held the scored episodes alone, but that a mean over tokens counts all of them."""
+    rule = {f"{__name__}:now_and_then": 1.0}
+    knobs = {"num_epochs": 1, "minibatch_size": 8, "num_iterations": 3, "missing_eos_penalty": 0.0, "kl_coef": 0.0}
+    rows = run(alone(inputs), tmp_path, reward_functions=rule, samples_every=1, **knobs)
+    assert [row.get("unscored") for row in rows] == [0.5, 1.0, 0.5]
+    assert [row.get("applies/now_and_then") for row in rows] == [0.5, 0.0, 0.5]
+    assert rows[0]["objective/score"] == rows[0]["reward/now_and_then"] == 1.0
+    assert "objective/score" not in rows[1]
+    assert len(gradients) == 2  # none in the second iteration
+    assert [row["functions/episodes"] for row in rows] == [8.0] * 3
+    samples = samples_of(tmp_path)
+    assert [row["step"] for row in samples] == [1] * 4 + [3] * 4
+    assert [row["score"] for row in samples[:4]] == [1.0, None, 1.0, None]
+    assert all(isinstance(row["first"], int) for row in samples)
+    # With every score alike and no KL, what is left to learn from is what the value model says of scored episodes.
+    assert all(value.isfinite().all() for each in gradients for value in each.values())
+
+
+def test_what_a_function_raises_names_its_line_and_the_iteration(inputs, tmp_path):
+    line = next(n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "not today" in text)
+    said = rf"test_ppo.py:{line} \(in failing\): ValueError: not today; raised by .* at iteration 2$"
+    with pytest.raises(ConfigError, match=said):
+        run(alone(inputs), tmp_path, reward_functions={f"{__name__}:failing": 1.0})
+
+
+def test_weights_of_reward_models_make_their_weighted_sum(inputs, tmp_path):
+    twice = Inputs(inputs | {"reward_model": inputs["reward_model"] * 2})
+    (row,) = run(twice, tmp_path, num_iterations=1, reward_model_weights=[2.0, -0.5], missing_eos_penalty=0.0)
+    assert row["reward/model_1"] == row["reward/model_2"]
+    assert row["objective/score"] == pytest.approx(1.5 * row["reward/model_1"], rel=1e-5)
+
+
+def test_episodes_are_kept_at_the_first_every_so_many_and_the_last_iteration(inputs, tmp_path):
+    rule = {f"{__name__}:short": 0.5}
+    rows = run(inputs, tmp_path / "some", num_iterations=5, samples_every=3, reward_functions=rule)
+    samples = samples_of(tmp_path / "some")
+    assert [row["step"] for row in samples] == [1] * 4 + [3] * 4 + [5] * 4
+    assert samples[0]["kl"] == 0.0
+    assert rows[0]["reward/model"] != 0.0
+    for row in samples:
+        parts = row["reward/model"] + 0.5 * row["reward/short"] - row["reward/missing_eos"]
+        assert row["score"] == pytest.approx(parts, abs=1e-5)
+        assert row["reward/short"] == -row["reward/length"]
+    run(inputs, tmp_path / "none", num_iterations=1, samples_every=None)
+    assert not (tmp_path / "none/out/samples.jsonl").exists()
+
+
+def test_the_manifest_keeps_every_part_of_the_reward(inputs, tmp_path):
+    config = Ppo(**{**KNOBS, "num_iterations": 1, "reward_functions": {f"{__name__}:short": 0.5}})
+    kept = ppo.run(config, inputs, job_at(tmp_path))
+    (row,) = log_of(tmp_path)
+    names = ("objective/score", "reward/model", "reward/short", "reward/length", "reward/missing_eos")
+    assert {name: kept[name] for name in names} == {name: row[name] for name in names}
 
 
 def test_an_ensemble_is_its_mean_less_its_deviation(inputs, tmp_path):
@@ -649,7 +767,7 @@ def test_a_model_that_is_only_watched_changes_nothing(inputs, tmp_path):
     watched = run(
         Inputs(inputs | {"heldout_reward_model": inputs["reward_model"]}), tmp_path / "watched", num_iterations=2
     )
-    assert [row.pop("heldout/score") for row in watched] == [row["objective/score"] for row in plain]
+    assert [row.pop("heldout/score") for row in watched] == [row["reward/model"] for row in plain]
     assert watched == plain
 
 

@@ -13,9 +13,15 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 from align.errors import ConfigError
 from align.evals.checks import load_check
 from align.functions import check_file
+from align.rollout.rewards import Episodes
 
 ROWS = [{"prompt": [{"role": "user", "content": "hello"}], "kind": "greeting"}] * 3
 CPU = torch.device("cpu")
+
+
+def answered(answers):
+    """Answers to as many prompts as there are."""
+    return Episodes((ROWS * len(answers))[: len(answers)], [[1]] * len(answers), [[2]] * len(answers), answers)
 
 
 def test_listed_words_are_whole_words_in_any_case(tmp_path):
@@ -23,7 +29,7 @@ def test_listed_words_are_whole_words_in_any_case(tmp_path):
     words.write_text("# manners\ncat\nnot  at all\nc++\n\n")
     check = load_check(f"words:{words}", CPU)
     answers = ["A CAT.", "concatenate", "not\nat all", "I like C++!", "", "cats"]
-    assert check(ROWS * 2, answers) == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    assert check(answered(answers)) == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
 
 
 @pytest.fixture
@@ -49,7 +55,7 @@ def classifier(tmp_path: Path) -> Path:
 
 def test_a_classifier_gives_its_label_s_probability_whatever_stands_beside_an_answer(classifier):
     answers = ["the cat sat", "dog", "", "the dog ran home and " * 20] + ["the mat"] * 20
-    together = load_check(f"classifier:{classifier}#toxic", CPU)(ROWS * 8, answers)
+    together = load_check(f"classifier:{classifier}#toxic", CPU)(answered(answers))
     model, tokenizer = GPT2ForSequenceClassification.from_pretrained(classifier).eval(), tiny_tokenizer()
     for answer, share in zip(answers, together, strict=True):
         ids = torch.tensor([tokenizer(answer or " ")["input_ids"][:30]])
@@ -60,16 +66,20 @@ def test_a_classifier_gives_its_label_s_probability_whatever_stands_beside_an_an
 
 def test_a_function_gets_what_a_reward_function_gets(tmp_path, monkeypatch):
     (tmp_path / "my_checks.py").write_text(
-        "def shout(prompts, completions, kind):\n"
+        "def shout(prompts, completions, completion_ids, kind, trainer_state, **others):\n"
         "    assert prompts[0][0]['content'] == 'hello' and kind[0] == 'greeting'\n"
-        "    return [float(text.isupper()) for text in completions]\n"
-        "def broken(prompts, completions, kind):\n    return [1.0]\n"
+        "    assert completion_ids == [[2]] * 3 and trainer_state is None\n"
+        "    return [float(c[0]['content'].isupper()) if c[0]['content'] else None for c in completions]\n"
+        "def broken(**given):\n    return [1.0]\n"
+        "def raises(**given):\n    return 1 / 0\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    assert load_check("my_checks:shout", CPU)(ROWS, ["AH", "oh", ""]) == [1.0, 0.0, 0.0]
-    with pytest.raises(ConfigError, match="my_checks:broken: expected 3 finite numbers, got"):
-        load_check("my_checks:broken", CPU)(ROWS, ["a", "b", "c"])
+    assert load_check("my_checks:shout", CPU)(answered(["AH", "oh", ""])) == [1.0, 0.0, None]
+    with pytest.raises(ConfigError, match="my_checks:broken: expected a list of 3 finite numbers or None"):
+        load_check("my_checks:broken", CPU)(answered(["a", "b", "c"]))
+    with pytest.raises(ConfigError, match=r"my_checks.py:8 \(in raises\): .*; raised by your check my_checks:raises$"):
+        load_check("my_checks:raises", CPU)(answered(["a", "b", "c"]))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from align.health import _RULES, Event, Health
 
 KL, SCORE, HELD_OUT = "objective/kl", "objective/score", "heldout/score"
+MODEL = "reward/model"
 TOKENS, CORRELATION = "response_tokens", "objective/score_length_correlation"
 EXPLAINED = "value/explained_variance"
 
@@ -101,18 +102,26 @@ CASES: dict[str, dict[str, Any]] = {
         "quiet": [{"ptx/policy_share": steps((0.04, 9))}, {"ptx/policy_share": steps((0.06, 40))}],
     },
     "reward_hacking": {
-        "fires": {SCORE: steps((0.0, 10), (1.0, 10), (2.0, 10)), HELD_OUT: steps((2.0, 10), (1.5, 10), (1.0, 10))},
+        "fires": {MODEL: steps((0.0, 10), (1.0, 10), (2.0, 10)), HELD_OUT: steps((2.0, 10), (1.5, 10), (1.0, 10))},
         "at": 30,
-        "says": "rose to 2.00 while a reward model that PPO does not see fell from 2.00 to 1.00",
+        "says": "rose to 2.00 while that of a reward model that PPO does not see fell from 2.00 to 1.00",
         "quiet": [
-            {SCORE: list(range(29)), HELD_OUT: list(range(29, 0, -1))},
-            {SCORE: list(range(40)), HELD_OUT: list(range(40))},
-            {SCORE: list(range(40, 0, -1)), HELD_OUT: list(range(40, 0, -1))},
-            {SCORE: list(range(30)), HELD_OUT: steps((2.0, 10), (1.0, 20))},
-            {SCORE: list(range(30)), HELD_OUT: steps((2.0, 20), (1.0, 10))},
-            {SCORE: steps((0.0, 10), (1.0, 20)), HELD_OUT: list(range(30, 0, -1))},
-            {SCORE: list(range(40))},
+            {MODEL: list(range(29)), HELD_OUT: list(range(29, 0, -1))},
+            {MODEL: list(range(40)), HELD_OUT: list(range(40))},
+            {MODEL: list(range(40, 0, -1)), HELD_OUT: list(range(40, 0, -1))},
+            {MODEL: list(range(30)), HELD_OUT: steps((2.0, 10), (1.0, 20))},
+            {MODEL: list(range(30)), HELD_OUT: steps((2.0, 20), (1.0, 10))},
+            {MODEL: steps((0.0, 10), (1.0, 20)), HELD_OUT: list(range(30, 0, -1))},
+            {MODEL: list(range(40))},
+            # the whole reward rises by what a function adds, and the model's score does not
+            {SCORE: list(range(30)), MODEL: [0.0] * 30, HELD_OUT: list(range(30, 0, -1))},
         ],
+    },
+    "unscored": {
+        "fires": {"unscored": [0.25]},
+        "at": 1,
+        "says": "25% of the episodes have no score, for every reward function gave None: they are left out",
+        "quiet": [{SCORE: [1.0] * 40}],
     },
 }
 
@@ -245,6 +254,17 @@ def test_no_rule_speaks_of_a_healthy_run(seed):
         for i in range(150)
     ]
     assert told(metrics, 6.0, 0) == []
+
+
+def test_functions_alone_are_held_against_the_held_out_model():
+    rising, falling = list(range(30)), list(range(30, 0, -1))
+    (event,) = told(iterations({SCORE: rising, HELD_OUT: falling}))
+    assert (event.step, event.name) == (30, "reward_hacking")
+
+
+def test_a_rollout_without_any_score_is_said_to_be_skipped():
+    (event,) = told([{"unscored": 1.0}])
+    assert event.message.endswith("the rollout is skipped")
 
 
 def test_a_gap_that_is_corrected_for_is_not_told():

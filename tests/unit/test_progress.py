@@ -1,11 +1,17 @@
-"""What is told of long work."""
+"""Progress of long work."""
 
 import re
 
 import pytest
+from rich.console import Console
 
 from align import progress
 from align.progress import Progress
+
+PPO = {
+    **{"objective/score": -1.25, "reward/model": 0.5, "reward/get_soft_overlong_punishment": -0.5},
+    **{"reward/brevity": -12.0, "reward/length": 20.0, "objective/kl": 1.5, "gold/score": 0.4, "policy/entropy": 3.0},
+}
 
 
 @pytest.mark.parametrize(
@@ -21,3 +27,26 @@ def test_a_plain_line_says_how_far_how_fast_and_how_long_where_that_is_known(mon
         advance(1500)
         advance(500)
     assert re.fullmatch(line, capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.parametrize("width", [72, 80, 200])
+def test_on_a_narrow_terminal_every_part_of_the_reward_is_shown_whole(monkeypatch, width):
+    console = Console(width=width, force_terminal=True, record=True, stderr=True)
+    monkeypatch.setattr(progress, "Console", lambda stderr: console)
+    bar = Progress("quickstart/ppo")
+    with bar.over(500, 0, "iterations") as advance:
+        bar.show(PPO)
+        advance(1)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.export_text(styles=False))
+    numbers = [
+        "score -1.25",
+        "kl 1.5",
+        "gold/score 0.4",
+        "model 0.5",
+        "get_soft_overlong_punishment -0.5",
+        "brevity -12",
+    ]
+    last = shown[shown.rindex("quickstart/ppo") :]
+    assert [number for number in numbers if number not in last] == []
+    assert "1/500" in last
+    assert "length" not in last

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
-import json
 import math
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -15,18 +14,26 @@ import torch
 
 from align.configs import ModelConfig
 from align.errors import ConfigError
-from align.functions import find_source, load_function
 from align.models.build import build_model
 from align.models.heads import scalar_from_lm
 from align.models.load import save_model
 from align.models.packed import pack_pairs, response_scores
-from align.rollout.rewards import Episodes, RewardModel, RewardTerms, call_function, make_episodes
+from align.rollout.rewards import (
+    Episodes,
+    Notes,
+    RewardFunction,
+    RewardModel,
+    RewardTerms,
+    call_functions,
+    make_episodes,
+)
 from align.text.chat import encode_dialogues
 from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer
 
 CPU = torch.device("cpu")
 NOTHING = {
+    "model_weights": (),
     "ensemble_std_coef": 0.0,
     "functions": {},
     "length_coef": 0.0,
@@ -39,6 +46,9 @@ THREE = torch.tensor([[1.0, -2.0, 5.0], [3.0, -2.0, 6.0], [8.0, -2.0, 10.0]])
 RULES = {"m:short": [1.0, 0.0, 3.0], "m:polite": [10.0, 20.0, 30.0]}
 LENGTHS = torch.tensor([4, 7, 2])
 ENDED = torch.tensor([True, False, True])
+
+
+NO_MODEL = torch.zeros(0, 3)
 
 
 def combined(scores=ONE, rules=None, lengths=LENGTHS, ended=ENDED, **knobs):
@@ -68,7 +78,42 @@ def test_an_ensemble_is_its_mean_less_so_many_population_deviations():
     got = combined(THREE, ensemble_std_coef=0.5)
     close(got.total, [4 - deviations[0] / 2, -2.0, 7 - deviations[2] / 2])
     close(got.parts["model"], [4.0, -2.0, 7.0])
+    assert [got.parts[f"model_{number}"].tolist() for number in (1, 2, 3)] == THREE.tolist()
     close(got.parts["disagreement"], deviations)
+
+
+def test_weights_of_several_models_make_their_weighted_sum():
+    got = combined(THREE, model_weights=(2.0, -1.0, 0.5), ensemble_std_coef=0.5)
+    weighed = [2 * 1 - 3 + 4, 2 * -2 + 2 - 1, 2 * 5 - 6 + 5]
+    close(got.parts["model"], weighed)
+    close(
+        got.total, [score - 0.5 * std for score, std in zip(weighed, THREE.std(0, correction=0).tolist(), strict=True)]
+    )
+    close(combined(ONE, model_weights=(3.0,)).total, [3.0, -6.0, 15.0])
+
+
+def test_functions_alone_say_what_a_response_is_worth():
+    got = combined(NO_MODEL, rules={"m:short": [1.0, 0.0, 3.0]}, functions={"m:short": 2.0}, length_coef=0.5)
+    close(got.total, [4.0, 3.5, 7.0])
+    assert "model" not in got.parts
+    assert got.scored.tolist() == [True, True, True]
+
+
+def test_a_function_that_does_not_apply_adds_nothing():
+    rules = {"m:short": [1.0, math.nan, math.nan], "m:polite": [10.0, 20.0, math.nan]}
+    functions = {"m:short": 2.0, "m:polite": 1.0}
+    got = combined(rules=rules, functions=functions)
+    close(got.total, [1.0 + 2.0 + 10.0, -2.0 + 20.0, 5.0])
+    assert got.scored.tolist() == [True, True, True]
+    alone = combined(NO_MODEL, rules=rules, functions=functions, length_coef=1.0)
+    close(alone.total, [12.0 + 4.0, 20.0 + 7.0, 0.0])
+    assert alone.scored.tolist() == [True, True, False]
+
+
+def test_a_function_that_is_only_watched_does_not_score():
+    got = combined(NO_MODEL, rules={"m:short": [1.0, 2.0, 3.0]}, functions={"m:short": 0.0}, length_coef=1.0)
+    assert got.scored.tolist() == [False, False, False]
+    assert got.total.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_the_disagreement_is_told_where_it_costs_nothing():
@@ -159,77 +204,147 @@ def episodes_of(rows, texts=("x", "yy", "zzz")) -> Episodes:
     return Episodes(rows, [[1]] * len(rows), [[2]] * len(rows), texts)
 
 
-def test_a_function_is_called_once_with_prompts_completions_and_columns():
+def call(function, episodes=None, **given):
+    """The answers of one function to the episodes."""
+    functions = [RewardFunction("f", "m:f", function)]
+    return call_functions(functions, episodes_of(ROWS) if episodes is None else episodes, **given)["f"]
+
+
+def texts_of(completions):
+    return [completion[0]["content"] for completion in completions]
+
+
+def test_a_function_is_called_as_trl_calls_it():
     calls = []
 
-    def function(prompts, completions, **columns):
-        calls.append((prompts, completions, columns))
+    def function(**arguments):
+        calls.append(arguments)
         return [1, 2.5, -3]
 
-    got = call_function("m:f", function, episodes_of(ROWS))
+    notes = Notes(3)
+    got = call(function, trainer_state="state", notes=notes)
     assert got == [1.0, 2.5, -3.0]
     assert [type(x) for x in got] == [float] * 3
-    assert calls == [(ASKED, ["x", "yy", "zzz"], {"answer": [1, 2, 3], "source": ["a", "b", None]})]
+    assert calls == [
+        {
+            "prompts": ASKED,
+            "completions": [[{"role": "assistant", "content": text}] for text in ("x", "yy", "zzz")],
+            "completion_ids": [[2], [2], [2]],
+            "answer": [1, 2, 3],
+            "source": ["a", "b", None],
+            "trainer_state": "state",
+            "log_extra": notes.log_extra,
+            "log_metric": notes.log_metric,
+        }
+    ]
 
 
 def test_a_function_may_name_the_columns_that_it_reads():
-    def function(prompts, completions, answer, **others):
-        return [a * 10.0 + len(c) for a, c in zip(answer, completions, strict=True)]
+    def function(completions, answer, **others):
+        return [a * 10.0 + len(text) for a, text in zip(answer, texts_of(completions), strict=True)]
 
-    assert call_function("m:f", function, episodes_of(ROWS)) == [11.0, 22.0, 33.0]
+    assert call(function) == [11.0, 22.0, 33.0]
+
+
+def test_a_function_cannot_change_what_the_next_one_sees():
+    def spoil(prompts, completions, completion_ids, **others):
+        prompts[0][0]["content"] = completions[0][0]["content"] = "spoiled"
+        completion_ids[0].append(9)
+        return [0.0] * 3
+
+    def look(prompts, completions, completion_ids, **others):
+        assert [prompt[0]["content"] for prompt in prompts] == ["one?", "two?", "three?"]
+        assert texts_of(completions) == ["x", "yy", "zzz"]
+        assert completion_ids == [[2]] * 3
+        return [1.0] * 3
+
+    functions = [RewardFunction("spoil", "m:spoil", spoil), RewardFunction("look", "m:look", look)]
+    assert call_functions(functions, episodes_of(ROWS))["look"] == [1.0] * 3
+
+
+def test_none_says_that_a_function_does_not_apply():
+    assert call(lambda **_: [None, 2.0, None]) == [None, 2.0, None]
 
 
 def test_an_array_or_an_iterator_is_as_good_as_a_list():
-    assert call_function("m:f", lambda **_: np.array([0.5, 1.5, 2.5], dtype=np.float32), episodes_of(ROWS)) == [
-        0.5,
-        1.5,
-        2.5,
-    ]
-    assert call_function("m:f", lambda completions, **_: map(len, completions), episodes_of(ROWS)) == [1.0, 2.0, 3.0]
+    assert call(lambda **_: np.array([0.5, 1.5, 2.5], dtype=np.float32)) == [0.5, 1.5, 2.5]
+    assert call(lambda **_: torch.tensor([0.5, 1.5, 2.5])) == [0.5, 1.5, 2.5]
+    assert call(lambda completions, **_: map(len, texts_of(completions))) == [1.0, 2.0, 3.0]
+
+
+def test_async_functions_run_side_by_side():
+    met = []
+
+    def waits_for(mine, other):
+        async def function(completions, **others):
+            met.append(mine)
+            while other not in met:  # for ever, if one began when the other had ended
+                await asyncio.sleep(0)
+            return [float(mine)] * len(completions)
+
+        return function
+
+    class Third:
+        async def __call__(self, completions, **others):
+            return [3.0] * len(completions)
+
+    functions = [waits_for(1, 2), waits_for(2, 1), Third(), lambda **_: [4.0] * 3]
+    named = [RewardFunction(f"f{i}", f"m:f{i}", function) for i, function in enumerate(functions, 1)]
+    assert call_functions(named, episodes_of(ROWS)) == {f"f{i}": [float(i)] * 3 for i in (1, 2, 3, 4)}
+
+
+def test_what_a_function_logs_is_kept():
+    def function(log_extra, log_metric, **others):
+        log_extra("words", [1, 2, 3])
+        log_metric("share", 0.25)
+        log_metric("share", 0.75)
+        return [0.0] * 3
+
+    notes = Notes(3)
+    call(function, notes=notes)
+    assert notes.columns == {"words": [1, 2, 3]}
+    assert notes.metrics == {"share": [0.25, 0.75]}
+    with pytest.raises(ConfigError, match="log_extra: expected 3 values for 'words', got 2"):
+        call(lambda log_extra, **_: log_extra("words", [1, 2]))
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "came"),
     [
-        [],
-        [1.0, 2.0],
-        [1.0] * 4,
-        [1.0, math.nan, 1.0],
-        [1.0, math.inf, 1.0],
-        [1.0, "2", 1.0],
-        [1.0, None, 1.0],
-        [[1.0], [2.0], [3.0]],
-        "123",
-        None,
-        1.0,
-        [10**400, 1.0, 1.0],
+        ([], r"got 0: \[\]"),
+        ([1.0, 2.0], r"got 2: \[1.0, 2.0\]"),
+        ([1.0] * 4, "got 4: "),
+        ([1.0, math.nan, 1.0], r"got nan \(float\) for completion 1"),
+        ([1.0, math.inf, 1.0], r"got inf \(float\) for completion 1"),
+        ([1.0, "2", 1.0], r"got 2 \(str\) for completion 1"),
+        ([[1.0], [2.0], [3.0]], r"got \[1.0\] \(list\) for completion 0"),
+        ([10**400, 1.0, 1.0], r"\(int\) for completion 0"),
+        ("123", r"got 123 \(str\)"),
+        ({1: 1, 2: 2, 3: 3}, r"\(dict\)"),
+        (None, r"got None \(NoneType\)"),
+        (1.0, r"got 1.0 \(float\)"),
+        (torch.ones(3, 2), r"\(Tensor\) for completion 0"),
     ],
 )
-def test_anything_but_a_finite_number_an_episode_is_refused(answer):
-    with pytest.raises(ConfigError, match=r"^m:f: expected 3 finite numbers, got "):
-        call_function("m:f", lambda prompts, completions, **columns: answer, episodes_of(ROWS))
+def test_anything_but_a_finite_number_or_none_an_episode_is_refused(answer, came):
+    expected = "^m:f at iteration 7: expected a list of 3 finite numbers or None, one a completion, "
+    with pytest.raises(ConfigError, match=f"{expected}.*{came}") as caught:
+        call(lambda **_: answer, occasion=" at iteration 7")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
 
 
-def test_a_refusal_shows_the_beginning_of_the_answer():
-    with pytest.raises(ConfigError, match="got ") as caught:
-        call_function("m:f", lambda prompts, completions, **columns: ["long"] * 1000, episodes_of(ROWS))
-    shown = str(caught.value).partition("got ")[2]
-    assert shown == str(["long"] * 1000)[:80]
+def test_a_function_that_does_not_take_the_call_is_told_what_the_call_is():
+    def lacks(completions, solution, **others):
+        return [0.0] * 3
 
+    def closed(prompts, completions, answer, source):
+        return [0.0] * 3
 
-def test_a_function_is_called_by_keyword():
-    def swapped(completions, prompts, **columns):
-        return [float(len(text)) for text in completions]
-
-    assert call_function("m:f", swapped, episodes_of(ROWS)) == [float(len(text)) for text in episodes_of(ROWS).texts]
-
-
-def test_what_a_function_raises_is_not_hidden():
-    def function(prompts, completions, **columns):
-        raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        call_function("m:f", function, episodes_of(ROWS))
+    with pytest.raises(ConfigError, match=r"^m:f: missing a required argument: 'solution'; .*are answer, source;"):
+        call(lacks)
+    with pytest.raises(ConfigError, match=r"^m:f: got an unexpected keyword argument 'completion_ids'.*\*\*kwargs"):
+        call(closed)
 
 
 # -- reward models -------------------------------------------------------------------------------------------------
@@ -368,98 +483,3 @@ def test_scoring_runs_under_the_autocast_that_is_given(model, episodes):
     whole = scored(model, None, episodes)
     assert half.dtype == torch.float32
     assert 0 < (half - whole).abs().max() < 0.3
-
-
-# -- where functions are written -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty present folder; modules that were imported from it are forgotten afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield tmp_path
-    for name, module in [*sys.modules.items()]:
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
-def test_a_module_of_the_present_folder_is_found_and_loaded(folder):
-    path = folder / "rewards_of_mine.py"
-    path.write_text("def brevity(prompts, completions, **columns):\n    return [-len(c) for c in completions]\n")
-    assert find_source("rewards_of_mine:brevity") == path
-    function = load_function("rewards_of_mine:brevity")
-    assert call_function("rewards_of_mine:brevity", function, episodes_of(ROWS)) == [-1.0, -2.0, -3.0]
-
-
-def test_the_present_folder_is_where_one_is_when_it_is_asked_for(folder, monkeypatch):
-    inner = folder / "inner"
-    inner.mkdir()
-    (inner / "only_in_there.py").write_text("f = len\n")
-    with pytest.raises(ConfigError):
-        find_source("only_in_there:f")
-    monkeypatch.chdir(inner)
-    assert find_source("only_in_there:f") == inner / "only_in_there.py"
-
-
-def test_a_module_in_a_package_is_found(folder):
-    (folder / "package_of_mine").mkdir()
-    (folder / "package_of_mine" / "__init__.py").write_text("")
-    (folder / "package_of_mine" / "part.py").write_text("class Reward:\n    pass\n")
-    assert find_source("package_of_mine.part:Reward") == folder / "package_of_mine" / "part.py"
-    assert load_function("package_of_mine.part:Reward").__name__ == "Reward"
-
-
-def test_an_installed_module_is_found(folder):
-    assert str(find_source("json:dumps")) == json.__file__
-    assert load_function("json:dumps") is json.dumps
-
-
-def test_finding_a_module_does_not_run_it(folder):
-    (folder / "loud_of_mine.py").write_text("from pathlib import Path\nPath('ran').touch()\ndef f(): pass\n")
-    find_source("loud_of_mine:f")
-    assert not (folder / "ran").exists()
-    load_function("loud_of_mine:f")
-    assert (folder / "ran").exists()
-
-
-@pytest.mark.parametrize("look", [find_source, load_function])
-@pytest.mark.parametrize("reference", ["", "json", "json:", ":dumps", "json:dumps:loads", "json:a b", "json:a.b"])
-def test_what_is_not_module_and_function_is_refused(folder, look, reference):
-    with pytest.raises(ConfigError, match="expected MODULE:FUNCTION, got ") as caught:
-        look(reference)
-    assert repr(reference) in str(caught.value)
-
-
-@pytest.mark.parametrize("look", [find_source, load_function])
-@pytest.mark.parametrize(
-    "module", ["no_such_module_of_mine", "no_such.module", "json.no_such", "sys", ".json", "empty"]
-)
-def test_a_module_without_a_file_is_refused(folder, look, module):
-    (folder / "empty").mkdir()  # a folder without __init__.py is a package to Python, of no file
-    with pytest.raises(ConfigError, match="in this folder or in the environment") as caught:
-        look(f"{module}:f")
-    assert f"no module {module!r} " in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["absent", "number"])
-def test_a_module_without_the_function_is_refused(folder, name):
-    (folder / "half_of_mine.py").write_text("number = 3\n")
-    with pytest.raises(ConfigError, match=f"^half_of_mine:{name}: half_of_mine has no function '{name}'$"):
-        load_function(f"half_of_mine:{name}")
-
-
-@pytest.mark.parametrize(
-    ("source", "error"),
-    [
-        ("1 / 0\n", "ZeroDivisionError while it was imported: division by zero"),
-        ("import no_such_module_of_mine\n", "ModuleNotFoundError while it was imported: No module named"),
-        ("def f(:\n", "SyntaxError while it was imported: "),
-    ],
-)
-def test_a_module_that_raises_when_imported_is_told_of_in_one_line(folder, source, error):
-    (folder / "broken_of_mine.py").write_text(source)
-    with pytest.raises(ConfigError, match=f"^broken_of_mine:f: {error}") as caught:
-        load_function("broken_of_mine:f")
-    assert caught.value.exit_code == 2
-    assert "\n" not in str(caught.value)
