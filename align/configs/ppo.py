@@ -14,7 +14,8 @@ class Ppo(StageConfig):
     """Tune a policy against a reward model, held near where it started."""
 
     STAGE: ClassVar[str] = "ppo"
-    VERSION: ClassVar[int] = 4  # 2: ema_decay is on; text is counted by the episode; 3: attention; 4: no reencode
+    # 2: ema_decay is on; text is counted by the episode; 3: attention; 4: no reencode; 5: lora makes an adapter
+    VERSION: ClassVar[int] = 5
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"policy": "model", "reward_model": "reward_model", "prompts": "prompts"}
     OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents", "heldout_reward_model": "reward_model"}

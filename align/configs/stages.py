@@ -80,7 +80,8 @@ class Sft(StageConfig):
     """Supervised tuning on demonstrations with trl.SFTTrainer: loss on the assistant's tokens only."""
 
     STAGE: ClassVar[str] = "sft"
-    VERSION: ClassVar[int] = 2  # attention's softmax is in the precision of its products; text has no begin token
+    # 2: attention's softmax is in the precision of its products; text has no begin token; 3: lora makes an adapter
+    VERSION: ClassVar[int] = 3
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "demonstrations"}
     OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents"}
@@ -132,7 +133,9 @@ class Reward(StageConfig):
     """Train a reward model on rankings with InstructGPT's K-wise loss."""
 
     STAGE: ClassVar[str] = "reward"
-    VERSION: ClassVar[int] = 2  # attention's softmax is in the precision of its products
+    VERSION: ClassVar[int] = (
+        3  # 2: attention's softmax is in the precision of its products; 3: lora makes an adapter
+    )
     OUTPUT: ClassVar[str] = "reward_model"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "comparisons"}
     OPTIONAL: ClassVar[dict[str, str]] = {"demonstrations": "demonstrations"}

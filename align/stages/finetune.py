@@ -68,7 +68,7 @@ def run(cfg: Finetune, inputs: Inputs, job: Job) -> Metrics:
     if job.is_main:
         lm = model.lm
         if adapters is not None:
-            adapters.save(_ADAPTER, job.out)
+            adapters.weights(_ADAPTER).save(job.out / "adapter")
             lm = adapters.merged(_ADAPTER)
         save_classifier(lm, model.score.weight, tokenizer, cfg.task, goal, job.out)
     return metrics

@@ -3,7 +3,7 @@
 Takes: a policy (the SFT model, also the frozen reference), one or several reward models (the first also the value
 model's start) and prompts; optionally pretraining text, whose gradient joins the policy's in every step (PPO-ptx), and
 a reward model that is only watched.
-Makes: a model; in ema/ the average of its weights, in adapter/ what was trained of it with LoRA.
+Makes: a model, and in ema/ the average of its weights. With LoRA both are adapters on the policy's base.
 Departs from InstructGPT: the value model is as large as the reward model given, not 6B; `ptx_coef` weighs the mean loss
 a token, where the paper does not say what its 27.8 weighs; the average is taken every optimizer step, which it does not
 say either.
@@ -397,12 +397,11 @@ def _state(learner: Learner, kl_coef: float, metrics: Metrics) -> dict[str, Any]
 
 
 def _size(cfg: Ppo, actors: Actors, job: Job) -> Metrics:
-    """Tokens of all rollouts, times the epochs over them; the parameters of both models, where all of them learn."""
+    """Tokens of all rollouts, times the epochs over them; parameters of both models together, and those that learn."""
     tokens = cfg.num_epochs * sum(row.get("tokens", 0.0) for row in job.logged()) if job.is_main else 0.0
-    if cfg.lora.rank is not None:
-        return {"tokens": tokens}
     learning = (*actors.policy_parameters.values(), *actors.value_parameters.values())
-    return {"tokens": tokens, "parameters": float(sum(p.numel() for p in learning))}
+    num_trained = float(sum(p.numel() for p in learning))
+    return {"tokens": tokens, "parameters": actors.num_parameters(), "trained_parameters": num_trained}
 
 
 def _publish(cfg: Ppo, actors: Actors, learner: Learner, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:

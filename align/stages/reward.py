@@ -1,8 +1,8 @@
 """Train a reward model on rankings.
 
 Takes: a model (the SFT model) and comparisons; optionally demonstrations, whose mean score becomes 0.
-Makes: a reward model: a Hugging Face sequence classifier with its tokenizer and `align_reward_shift` in its config; in
-adapter/ what was trained of it with LoRA.
+Makes: a reward model: a Hugging Face sequence classifier with its tokenizer and `align_reward_shift` in its config.
+With LoRA it is an adapter with a head, on the base of the model that was given.
 Departs from InstructGPT: it starts from the SFT model of the policy's own size, not from a 6B model.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -25,7 +25,6 @@ from align.models.adapters import fresh_adapter
 from align.models.heads import ScalarModel, scalar_from_lm
 from align.models.load import context_length, load_tokenizer, precision_lines, round_to_stored
 from align.models.packed import response_scores
-from align.models.vocabulary import DRAWN
 from align.optimizers import adamw, cosine_factor, set_learning_rate
 from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues
 from align.text.packing import micro_batches, pack
@@ -49,7 +48,8 @@ class Ranking(NamedTuple):
 def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     folder = inputs.one("model").path
     model, tokenizer = scalar_from_lm(folder, job.device), load_tokenizer(folder)
-    _say_what_is_trained(cfg, model, job)
+    for line in precision_lines(model.classifier):
+        job.info(line)
     context = context_length(model.classifier)
     train, dropped = _rankings(inputs, "train", tokenizer, context)
     held_out, _ = _rankings(inputs, "validation", tokenizer, context)
@@ -61,13 +61,39 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     if cfg.lora.rank is not None:
         adapters = fresh_adapter(model.classifier, folder, cfg.lora, _ADAPTER)
         model.classifier.score.requires_grad_(True)
+    num_trained = _train(cfg, model, train, job)
+    whole = adapters is None or cfg.lora.merged
+    if adapters is not None and whole:
+        model = ScalarModel(adapters.merged(_ADAPTER))
+    if whole:
+        round_to_stored(model.classifier)  # before it is measured
+    metrics = {"rankings": float(len(train)), "dropped": float(dropped)}
+    metrics["tokens"] = float(cfg.num_epochs * sum(ranking.tokens for ranking in train))
+    metrics["parameters"] = float(num_parameters)
+    metrics["trained_parameters"] = float(num_trained)
+    metrics |= _accuracies(model, held_out, job, cfg.precision) if held_out else {}
+    metrics |= _centre(model, inputs, tokenizer, context, job, cfg.precision)
+    if job.is_main:
+        if adapters is None or whole:
+            model.save(job.out)
+            tokenizer.save_pretrained(job.out)
+        else:
+            adapters.save(_ADAPTER, job.out, tokenizer, model.classifier.score)
+    return metrics
+
+
+def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) -> int:
+    """Train what requires a gradient; gives how many parameters that are."""
     optimizer = adamw(model, cfg.learning_rate, weight_decay=cfg.weight_decay)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = list(trained.values())
     order = RowOrder(len(train), cfg.seed or 0, "reward", "rows")
     start = 0
     if saved := job.resume():
         start, state = saved
-        model.load_state_dict(state["model"])
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(state["model"][name])
         optimizer.load_state_dict(state["optimizer"])
 
     model.eval()  # dropout stays off: a score must not change when it is asked for again
@@ -86,29 +112,13 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         optimizer.step()
         optimizer.zero_grad()
         job.log({"loss": loss, "grad_norm": float(norm), "learning_rate": cfg.learning_rate * factor}, step + 1)
-        job.checkpoint(step + 1, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-
-    if adapters is not None:
-        model = ScalarModel(adapters.merged(_ADAPTER))
-    round_to_stored(model.classifier)  # before it is measured
-    metrics = {"rankings": float(len(train)), "dropped": float(dropped)}
-    metrics["tokens"] = float(cfg.num_epochs * sum(ranking.tokens for ranking in train))
-    metrics["parameters"] = float(num_parameters)
-    metrics |= _accuracies(model, held_out, job, cfg.precision) if held_out else {}
-    metrics |= _centre(model, inputs, tokenizer, context, job, cfg.precision)
-    if job.is_main:
-        if adapters is not None:
-            adapters.save(_ADAPTER, job.out)
-        model.save(job.out)
-        tokenizer.save_pretrained(job.out)
-    return metrics
+        job.checkpoint(step + 1, lambda: _state(trained, optimizer))
+    return sum(p.numel() for p in parameters)
 
 
-def _say_what_is_trained(cfg: Reward, model: ScalarModel, job: Job) -> None:
-    for line in precision_lines(model.classifier):
-        job.info(line)
-    if cfg.lora.rank is not None and getattr(model.classifier.config, DRAWN, None):
-        job.info("the rows of new tokens stay as they were drawn, for these adapters do not reach them; run sft first")
+def _state(trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a checkpoint holds: a frozen base is read again."""
+    return {"model": {name: p.detach() for name, p in trained.items()}, "optimizer": optimizer.state_dict()}
 
 
 def _rankings(

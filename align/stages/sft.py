@@ -1,7 +1,7 @@
 """Supervised tuning on demonstrations, with trl.SFTTrainer.
 
 Takes: a model and demonstrations; optionally pretraining text to mix in.
-Makes: a model; with LoRA, merged, and the adapter beside it in adapter/.
+Makes: a model; with LoRA an adapter on the base of the model that was given.
 Departs from InstructGPT: the checkpoint is chosen by validation loss after each epoch; there by a reward model's score.
 """
 
@@ -34,7 +34,7 @@ from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop
 from align.job import Inputs, Job, Metrics
 from align.losses.lm import token_losses
-from align.models.adapters import linear_names
+from align.models.adapters import Adapters, linear_names, token_layers
 from align.models.load import (
     context_length,
     load_model,
@@ -87,18 +87,22 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     trainer.train(resume_from_checkpoint=_newest_sealed(Path(str(arguments.output_dir)), job))
 
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    if isinstance(trained, PeftModel):
-        if job.is_main:
-            trained.save_pretrained(job.out / "adapter")
-        trained = trained.merge_and_unload()
     for config, before in zip(configs, as_published, strict=True):
         _restore(config, before)
-    round_to_stored(trained)  # before it is measured
-    if job.is_main:
-        save_model(trained, tokenizer, job.out)
+    is_adapter = isinstance(trained, PeftModel) and not cfg.lora.merged
+    num_trained = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    if isinstance(trained, PeftModel):
+        if is_adapter and job.is_main:
+            Adapters(trained.base_model.model, folder).save("default", job.out, tokenizer)
+        trained = trained.merge_and_unload()
+    if not is_adapter:
+        round_to_stored(trained)  # before it is measured
+        if job.is_main:
+            save_model(trained, tokenizer, job.out)
     metrics = {"demonstrations": float(num_demonstrations), "dropped": float(dropped)}
     metrics["tokens"] = float(cfg.num_epochs * sum(len(example["input_ids"]) for example in train))
     metrics["parameters"] = float(trained.num_parameters())
+    metrics["trained_parameters"] = float(num_trained)
     return metrics | ({"eval/loss": _loss(trained, held_out, job, cfg.precision)} if held_out else {})
 
 
@@ -212,12 +216,13 @@ def _lora(cfg: Sft, model: PreTrainedModel) -> LoraConfig | None:
     """Adapters on every linear layer; the rows of tokens that import added are trained whole, or they stay noise."""
     if cfg.lora.rank is None:
         return None
+    drawn = getattr(model.config, DRAWN, None)
     return LoraConfig(
         r=cfg.lora.rank,
         lora_alpha=cfg.lora.alpha,
         lora_dropout=cfg.lora.dropout,
         target_modules=sorted(linear_names(model)),
-        trainable_token_indices=getattr(model.config, DRAWN, None),
+        trainable_token_indices={layer: list(drawn) for layer in token_layers(model)} if drawn else None,
         task_type="CAUSAL_LM",
     )
 

@@ -1,0 +1,311 @@
+"""Low-rank adapters (LoRA) as folders in peft's own layout, and as changes of a plain model.
+
+An adapter folder holds `adapter_config.json`, `adapter_model.safetensors`, a tokenizer and the `config.json` of the
+whole model. Its base is a whole model in the same store, named STAGE/KEY, never another adapter. An adapter that was
+trained on top of another is stored as the composition of both: ranks add up, so it is one adapter on the base.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from align.artifacts import ADAPTER, base_name
+from align.errors import ConfigError
+
+_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # what peft puts before the name of each weight
+_ROWS = ".token_adapter.trainable_tokens_delta"
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+_HEAD = "score."
+
+
+class LowRank(NamedTuple):
+    """One adapted matrix: W + scaling * B A.
+
+    For E experts in one tensor, `a` holds each expert's rows together, and `b` has the expert as its fastest column
+    index, as peft stores them.
+    """
+
+    a: torch.Tensor  # [E * rank, inputs]
+    b: torch.Tensor  # [outputs, rank * E]
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """An adapter, apart from any model.
+
+    Attributes:
+        base: the whole model that it is trained on, STAGE/KEY.
+        targets: which layers have matrices, as peft's config names them.
+        rank: of every matrix.
+        scaling: factor of B A.
+        matrices: by the name of the layer.
+        rows: by the name of an embedding layer, rows [N, width] that replace those of the base.
+        row_ids: by the same name, the ids [N] of these tokens.
+        head: the weights of a reward model's linear layer `score`, as `score.weight`; none for a language model.
+    """
+
+    base: str
+    targets: dict[str, list[str] | None]
+    rank: int
+    scaling: float
+    matrices: dict[str, LowRank]
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
+    row_ids: dict[str, list[int]] = field(default_factory=dict)
+    head: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def config(self) -> peft.LoraConfig:
+        """What peft needs to put it into a model."""
+        return peft.LoraConfig(
+            r=self.rank,
+            lora_alpha=self.scaling * self.rank,
+            lora_dropout=0.0,
+            target_modules=self.targets["target_modules"],
+            target_parameters=self.targets["target_parameters"],
+            trainable_token_indices=self.row_ids or None,
+            modules_to_save=[_HEAD.rstrip(".")] if self.head else None,
+            task_type="SEQ_CLS" if self.head else "CAUSAL_LM",
+            base_model_name_or_path=self.base,
+        )
+
+    def within(self, model: PreTrainedModel) -> AdapterWeights:
+        """Without rows of a layer that the model does not have: a reward model has no head for tokens."""
+        layers = {name for name, _ in model.named_modules()}
+        rows = {name: rows for name, rows in self.rows.items() if name in layers}
+        return replace(self, rows=rows, row_ids={name: self.row_ids[name] for name in rows})
+
+    def with_head(self, head: dict[str, torch.Tensor]) -> AdapterWeights:
+        """As a reward model: `head` is the state of its layer `score`."""
+        return replace(self, head={_HEAD + name: value for name, value in head.items()})
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Its weights under the names that they have in a model, without the head."""
+        state = {}
+        for name, pair in self.matrices.items():
+            state[name + _A], state[name + _B] = pair.a, pair.b
+        return state | {name + _ROWS: rows for name, rows in self.rows.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write peft's two files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {**self.state(), **self.head}
+        save_file(
+            {_PREFIX + name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, folder / _WEIGHTS
+        )
+        config = self.config()
+        for name, targets in self.targets.items():
+            setattr(config, name, targets)  # peft made sets of them, whose order differs from run to run
+        config.save_pretrained(folder)
+
+
+def read_adapter(folder: Path) -> AdapterWeights | None:
+    """The adapter in a folder that this package wrote; None where the folder holds a whole model.
+
+    Raises:
+        ConfigError: the folder cannot be read, or was written by something else.
+    """
+    if not (folder / ADAPTER).is_file():
+        return None
+    config = peft.LoraConfig.from_pretrained(folder)
+    weights = {name.removeprefix(_PREFIX): value for name, value in load_file(folder / _WEIGHTS).items()}
+    return _weights(config, weights, "/".join(base_name(folder)))
+
+
+def take(model: PreTrainedModel, name: str, base: str) -> AdapterWeights:
+    """A copy-free view of one adapter in a model that stands for `base`, STAGE/KEY."""
+    state = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return _weights(model.peft_config[name], {key: value.detach() for key, value in state.items()}, base)
+
+
+def _weights(config: peft.LoraConfig, weights: dict[str, torch.Tensor], base: str) -> AdapterWeights:
+    layers = [name.removesuffix(_A) for name in weights if name.endswith(_A)]
+    return AdapterWeights(
+        base=base,
+        targets=_targets(config),
+        rank=config.r,
+        scaling=config.lora_alpha / config.r,
+        matrices={name: LowRank(weights[name + _A], weights[name + _B]) for name in layers},
+        rows={name.removesuffix(_ROWS): value for name, value in weights.items() if name.endswith(_ROWS)},
+        row_ids=dict(config.trainable_token_indices or {}),
+        head={name: value for name, value in weights.items() if name.startswith(_HEAD)},
+    )
+
+
+def _targets(config: peft.LoraConfig) -> dict[str, list[str] | None]:
+    """The layers that a config adapts, in one order; peft rewrites them for some mixtures of experts."""
+    parameters = config.target_parameters
+    return {
+        "target_modules": sorted(config.target_modules or ()),
+        "target_parameters": sorted(parameters) if parameters else None,
+    }
+
+
+def compose(first: AdapterWeights, second: AdapterWeights) -> AdapterWeights:
+    """One adapter that does what `second` does on top of `first`: A = [A1; A2], B = [s1 B1, s2 B2], scaling 1.
+
+    Rows and head are those of `second`, or of `first` where `second` has none.
+    """
+    if first.matrices.keys() != second.matrices.keys():
+        odd = min(first.matrices.keys() ^ second.matrices.keys())
+        raise ConfigError(f"{first.base}: two adapters on it do not adapt the same layers: only one has {odd}")
+    matrices = {}
+    for name, one in first.matrices.items():
+        two = second.matrices[name]
+        experts = len(one.a) // first.rank
+        a = torch.cat([_a_by_expert(one.a, experts), _a_by_expert(two.a, experts)], 1)
+        b = torch.cat(
+            [
+                _b_by_expert(one.b, experts) * first.scaling,
+                _b_by_expert(two.b.to(one.b.device), experts) * second.scaling,
+            ],
+            1,
+        )
+        matrices[name] = LowRank(a.flatten(0, 1), b.flatten(1, 2))
+    return AdapterWeights(
+        base=first.base,
+        targets=first.targets,
+        rank=first.rank + second.rank,
+        scaling=1.0,
+        matrices=matrices,
+        rows=first.rows | second.rows,
+        row_ids=first.row_ids | second.row_ids,
+        head=second.head or first.head,
+    )
+
+
+def difference(whole: AdapterWeights, start: AdapterWeights | None) -> AdapterWeights:
+    """What `whole` adds to a base that has `start` merged in.
+
+    Where `whole` was trained on top of `start`, that is the rest of its ranks. Otherwise the ranks of both are needed,
+    those of `start` with the opposite sign.
+    """
+    if start is None:
+        return whole
+    rows = {name: new for name, new in whole.rows.items() if not _has_rows(start, name, whole.row_ids[name], new)}
+    row_ids = {name: whole.row_ids[name] for name in rows}
+    rest = _without_first(whole, start)
+    if rest is None:
+        negative = AdapterWeights(start.base, start.targets, start.rank, -start.scaling, start.matrices)
+        rest = compose(negative, whole)
+    return AdapterWeights(rest.base, whole.targets, rest.rank, rest.scaling, rest.matrices, rows, row_ids, whole.head)
+
+
+def _a_by_expert(a: torch.Tensor, experts: int) -> torch.Tensor:
+    return a.reshape(experts, -1, a.shape[-1])  # [E, rank, inputs]
+
+
+def _b_by_expert(b: torch.Tensor, experts: int) -> torch.Tensor:
+    return b.reshape(len(b), -1, experts)  # [outputs, rank, E]
+
+
+def _has_rows(start: AdapterWeights, name: str, ids: list[int], rows: torch.Tensor) -> bool:
+    return start.row_ids.get(name) == ids and torch.equal(start.rows[name], rows)
+
+
+def _without_first(whole: AdapterWeights, start: AdapterWeights) -> AdapterWeights | None:
+    """`whole` without its first ranks, where these are exactly those of `start`; None where they are not."""
+    if whole.rank <= start.rank or whole.scaling != 1 or whole.matrices.keys() != start.matrices.keys():
+        return None
+    matrices = {}
+    for name, pair in whole.matrices.items():
+        experts = len(pair.a) // whole.rank
+        a, b = _a_by_expert(pair.a, experts), _b_by_expert(pair.b, experts)
+        first = start.matrices[name]
+        same_a = torch.equal(a[:, : start.rank], _a_by_expert(first.a, experts))
+        if not same_a or not torch.equal(b[:, : start.rank], _b_by_expert(first.b, experts) * start.scaling):
+            return None
+        matrices[name] = LowRank(a[:, start.rank :].flatten(0, 1), b[:, start.rank :].flatten(1, 2))
+    return AdapterWeights(whole.base, whole.targets, whole.rank - start.rank, 1.0, matrices)
+
+
+# -- in a model ----------------------------------------------------------------------------------------------------
+
+
+def inject(model: PreTrainedModel, name: str, config: peft.LoraConfig) -> None:
+    """Put a fresh adapter into a model; it changes nothing until its weights are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about an adapter that is there already, and GPT-2's transposed matrices
+        peft.inject_adapter_in_model(config, model, adapter_name=name)
+
+
+def put(model: PreTrainedModel, name: str, weights: AdapterWeights) -> None:
+    """Put an adapter with its weights into a model.
+
+    Raises:
+        ConfigError: it does not fit the model, or peft cannot read it back.
+    """
+    inject(model, name, replace(weights, head={}).config())  # the head is the caller's
+    state = {key: value.to(model.device) for key, value in weights.state().items()}
+    try:
+        found = peft.set_peft_model_state_dict(model, state, adapter_name=name)
+    except RuntimeError as error:
+        raise ConfigError(f"{weights.base}: an adapter does not fit it: {' '.join(str(error).split())[:200]}") from None
+    if found.unexpected_keys:
+        raise ConfigError(
+            f"{model.config.model_type}: peft has no place for {min(found.unexpected_keys)} of a saved adapter; "
+            f"give lora.rank=null"
+        )
+
+
+def switch(model: PreTrainedModel, name: str | None) -> None:
+    """Turn on one adapter of a model, or none. What learns and what does not stays so.
+
+    peft freezes what it switches off, and a graph that has not been differentiated yet would lose its gradient.
+    """
+    before = [(value, value.requires_grad) for value in model.parameters()]
+    for layer in model.modules():
+        if isinstance(layer, AuxiliaryTrainingWrapper):
+            on = name is not None and name in layer.token_adapter.token_indices
+            if on:
+                layer.set_adapter([name])
+            layer.enable_adapters(on)
+        elif isinstance(layer, BaseTunerLayer) and not hasattr(layer, "token_indices"):
+            if name is not None:
+                layer.set_adapter([name])
+            layer.enable_adapters(name is not None)
+    for value, learns in before:
+        value.requires_grad_(learns)
+
+
+def merge(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """Add one adapter to a model's weights, in place, and take out all adapters; gives the plain model."""
+    layers = {place: layer for place, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    wrappers = {place: layer for place, layer in model.named_modules() if isinstance(layer, AuxiliaryTrainingWrapper)}
+    for place, layer in layers.items():
+        if hasattr(layer, "token_indices"):
+            continue
+        layer.merge(adapter_names=[name])
+        parent, _, attribute = place.rpartition(".")
+        if parent in layers:
+            continue  # the experts of a mixture are wrapped once for each of their matrices: the outermost goes
+        while isinstance(layer, BaseTunerLayer):
+            layer = layer.get_base_layer()  # noqa: PLW2901
+        setattr(model.get_submodule(parent), attribute, layer)
+    for place, wrapper in wrappers.items():
+        adapter, plain = wrapper.token_adapter, wrapper.original_module
+        if name in adapter.token_indices and adapter.tied_adapter is None:
+            with torch.no_grad():
+                plain.weight[adapter.token_indices[name]] = adapter.trainable_tokens_delta[name].to(plain.weight)
+        parent, _, attribute = place.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, plain)
+    del model.peft_config
+    return model
+
+
+def merge_adapter(model: PreTrainedModel, adapter: AdapterWeights) -> None:
+    """Add an adapter to the weights of its base, in place; a reward model's head is set, too."""
+    put(model, "merged", adapter.within(model))
+    merge(model, "merged")
+    if adapter.head and hasattr(model, "score"):
+        model.score.load_state_dict({name.removeprefix(_HEAD): value for name, value in adapter.head.items()})
+    model.requires_grad_(True)
