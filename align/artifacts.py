@@ -29,7 +29,7 @@ from typing import Any
 from align.errors import StoreError
 
 MANIFEST = "manifest.json"
-ADAPTER = "adapter_config.json"  # in the folder of an adapter; peft's name for it
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # an adapter's files; peft's names
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _BASE = re.compile(r"([a-z][a-z0-9_]*)/([0-9A-Za-z]+)")
 _GRACE_SECONDS = 24 * 3600  # what is younger than this, a collection of garbage leaves alone

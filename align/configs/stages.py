@@ -133,9 +133,7 @@ class Reward(StageConfig):
     """Train a reward model on rankings with InstructGPT's K-wise loss."""
 
     STAGE: ClassVar[str] = "reward"
-    VERSION: ClassVar[int] = (
-        3  # 2: attention's softmax is in the precision of its products; 3: lora makes an adapter
-    )
+    VERSION: ClassVar[int] = 3  # 2: attention's softmax is in the precision of its products; 3: lora makes an adapter
     OUTPUT: ClassVar[str] = "reward_model"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "comparisons"}
     OPTIONAL: ClassVar[dict[str, str]] = {"demonstrations": "demonstrations"}
@@ -163,6 +161,10 @@ class ImportModel(StageConfig):
     VERSION: ClassVar[int] = 2  # the chat template and the precision are kept; new rows are drawn apart
     PARALLEL: ClassVar[bool] = False
     source: str = knob("", "hf:ORG/NAME@COMMIT, path:FOLDER or path:FILE.gguf")
+    base: str = knob(
+        "",
+        "of a LoRA adapter as peft saves it: the model that it is on, as a source; empty: where the adapter says",
+    )
     kind: str = knob(
         "model",
         "expected kind, for hf: sources: model, seq2seq_model (T5) or reward_model (a sequence classifier with one "

@@ -49,7 +49,7 @@ class Actors(Protocol):
         """The policy as a plain model, for as long as the context lasts: to sample from."""
 
     def num_parameters(self) -> float:
-        """Parameters of the policy and of the value model, frozen ones among them; each once if they share them."""
+        """Parameters of the policy and the value model, frozen ones too; a base that they share counts twice."""
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """The policy as the artifact of a model."""
@@ -143,9 +143,12 @@ class LoraActors:
             yield model
 
     def num_parameters(self) -> float:
-        learning = {id(p): p for p in (*self.policy_parameters.values(), *self.value_parameters.values())}
-        frozen = {id(p): p for key, p in self._adapters.base.named_parameters() if adapter_of(key) is None}
-        return float(sum(p.numel() for p in (frozen | learning).values()))
+        base = self._adapters.base
+        frozen = [
+            p for model in (base, base.base_model) for key, p in model.named_parameters() if adapter_of(key) is None
+        ]
+        learning = (*self.policy_parameters.values(), *self.value_parameters.values())
+        return float(sum(p.numel() for p in (*frozen, *learning)))
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         if self._merged:

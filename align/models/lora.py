@@ -7,6 +7,7 @@ trained on top of another is stored as the composition of both: ranks add up, so
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,17 +17,18 @@ import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from align.artifacts import ADAPTER, base_name
+from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, base_name
 from align.errors import ConfigError
 
-_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what peft puts before the name of each weight
 _ROWS = ".token_adapter.trainable_tokens_delta"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _HEAD = "score."
+_EXPERTS = "align_experts"  # in the metadata of the file of weights: how many a matrix is for
 
 
 class LowRank(NamedTuple):
@@ -38,6 +40,15 @@ class LowRank(NamedTuple):
 
     a: torch.Tensor  # [E * rank, inputs]
     b: torch.Tensor  # [outputs, rank * E]
+    experts: int = 1
+
+    def a_by_expert(self) -> torch.Tensor:
+        """[E, rank, inputs]."""
+        return self.a.reshape(self.experts, -1, self.a.shape[-1])
+
+    def b_by_expert(self) -> torch.Tensor:
+        """[outputs, rank, E]."""
+        return self.b.reshape(len(self.b), -1, self.experts)
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,10 @@ class AdapterWeights:
     Attributes:
         base: the whole model that it is trained on, STAGE/KEY.
         targets: which layers have matrices, as peft's config names them.
-        rank: of every matrix.
+        rank: of a matrix.
         scaling: factor of B A.
+        multiples: by a pattern of names, how many times `rank` some matrices have: peft trains two matrices that a
+            mixture of experts keeps in one tensor as one of twice the rank.
         matrices: by the name of the layer.
         rows: by the name of an embedding layer, rows [N, width] that replace those of the base.
         row_ids: by the same name, the ids [N] of these tokens.
@@ -60,6 +73,7 @@ class AdapterWeights:
     rank: int
     scaling: float
     matrices: dict[str, LowRank]
+    multiples: dict[str, int] = field(default_factory=dict)
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
     row_ids: dict[str, list[int]] = field(default_factory=dict)
     head: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -69,6 +83,8 @@ class AdapterWeights:
         return peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.scaling * self.rank,
+            rank_pattern={name: times * self.rank for name, times in self.multiples.items()},
+            alpha_pattern={name: times * self.rank * self.scaling for name, times in self.multiples.items()},
             lora_dropout=0.0,
             target_modules=self.targets["target_modules"],
             target_parameters=self.targets["target_parameters"],
@@ -98,9 +114,12 @@ class AdapterWeights:
     def save(self, folder: Path) -> None:
         """Write peft's two files."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {**self.state(), **self.head}
+        weights = {_PREFIX + name: weight for name, weight in {**self.state(), **self.head}.items()}
+        experts = {name: matrix.experts for name, matrix in self.matrices.items() if matrix.experts > 1}
         save_file(
-            {_PREFIX + name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, folder / _WEIGHTS
+            {name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
+            folder / ADAPTER_WEIGHTS,
+            metadata={"format": "pt", **({_EXPERTS: json.dumps(experts)} if experts else {})},
         )
         config = self.config()
         for name, targets in self.targets.items():
@@ -117,24 +136,32 @@ def read_adapter(folder: Path) -> AdapterWeights | None:
     if not (folder / ADAPTER).is_file():
         return None
     config = peft.LoraConfig.from_pretrained(folder)
-    weights = {name.removeprefix(_PREFIX): value for name, value in load_file(folder / _WEIGHTS).items()}
-    return _weights(config, weights, "/".join(base_name(folder)))
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        weights = {name.removeprefix(_PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        experts = json.loads((file.metadata() or {}).get(_EXPERTS, "{}"))
+    return _weights(config, weights, experts, "/".join(base_name(folder)))
 
 
 def take(model: PreTrainedModel, name: str, base: str) -> AdapterWeights:
-    """A copy-free view of one adapter in a model that stands for `base`, STAGE/KEY."""
+    """One adapter of a model that stands for `base`, STAGE/KEY; its tensors are those of the model."""
     state = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    return _weights(model.peft_config[name], {key: value.detach() for key, value in state.items()}, base)
+    experts = {
+        place: layer.num_experts for place, layer in model.named_modules() if getattr(layer, "num_experts", 1) != 1
+    }
+    return _weights(model.peft_config[name], {key: value.detach() for key, value in state.items()}, experts, base)
 
 
-def _weights(config: peft.LoraConfig, weights: dict[str, torch.Tensor], base: str) -> AdapterWeights:
+def _weights(
+    config: peft.LoraConfig, weights: dict[str, torch.Tensor], experts: dict[str, int], base: str
+) -> AdapterWeights:
     layers = [name.removesuffix(_A) for name in weights if name.endswith(_A)]
     return AdapterWeights(
         base=base,
         targets=_targets(config),
         rank=config.r,
         scaling=config.lora_alpha / config.r,
-        matrices={name: LowRank(weights[name + _A], weights[name + _B]) for name in layers},
+        matrices={name: LowRank(weights[name + _A], weights[name + _B], experts.get(name, 1)) for name in layers},
+        multiples={pattern: rank // config.r for pattern, rank in (config.rank_pattern or {}).items()},
         rows={name.removesuffix(_ROWS): value for name, value in weights.items() if name.endswith(_ROWS)},
         row_ids=dict(config.trainable_token_indices or {}),
         head={name: value for name, value in weights.items() if name.startswith(_HEAD)},
@@ -161,19 +188,14 @@ def compose(first: AdapterWeights, second: AdapterWeights) -> AdapterWeights:
     matrices = {}
     for name, one in first.matrices.items():
         two = second.matrices[name]
-        experts = len(one.a) // first.rank
-        a = torch.cat([_a_by_expert(one.a, experts), _a_by_expert(two.a, experts)], 1)
+        a = torch.cat([one.a_by_expert().to(two.a.device), two.a_by_expert()], 1)
         b = torch.cat(
-            [
-                _b_by_expert(one.b, experts) * first.scaling,
-                _b_by_expert(two.b.to(one.b.device), experts) * second.scaling,
-            ],
+            [one.b_by_expert().to(two.b.device) * first.scaling, two.b_by_expert() * second.scaling],
             1,
         )
-        matrices[name] = LowRank(a.flatten(0, 1), b.flatten(1, 2))
-    return AdapterWeights(
-        base=first.base,
-        targets=first.targets,
+        matrices[name] = LowRank(a.flatten(0, 1), b.flatten(1, 2), one.experts)
+    return replace(
+        first,
         rank=first.rank + second.rank,
         scaling=1.0,
         matrices=matrices,
@@ -195,17 +217,8 @@ def difference(whole: AdapterWeights, start: AdapterWeights | None) -> AdapterWe
     row_ids = {name: whole.row_ids[name] for name in rows}
     rest = _without_first(whole, start)
     if rest is None:
-        negative = AdapterWeights(start.base, start.targets, start.rank, -start.scaling, start.matrices)
-        rest = compose(negative, whole)
-    return AdapterWeights(rest.base, whole.targets, rest.rank, rest.scaling, rest.matrices, rows, row_ids, whole.head)
-
-
-def _a_by_expert(a: torch.Tensor, experts: int) -> torch.Tensor:
-    return a.reshape(experts, -1, a.shape[-1])  # [E, rank, inputs]
-
-
-def _b_by_expert(b: torch.Tensor, experts: int) -> torch.Tensor:
-    return b.reshape(len(b), -1, experts)  # [outputs, rank, E]
+        rest = compose(replace(start, scaling=-start.scaling), whole)
+    return replace(rest, rows=rows, row_ids=row_ids)
 
 
 def _has_rows(start: AdapterWeights, name: str, ids: list[int], rows: torch.Tensor) -> bool:
@@ -217,15 +230,15 @@ def _without_first(whole: AdapterWeights, start: AdapterWeights) -> AdapterWeigh
     if whole.rank <= start.rank or whole.scaling != 1 or whole.matrices.keys() != start.matrices.keys():
         return None
     matrices = {}
-    for name, pair in whole.matrices.items():
-        experts = len(pair.a) // whole.rank
-        a, b = _a_by_expert(pair.a, experts), _b_by_expert(pair.b, experts)
+    for name, matrix in whole.matrices.items():
         first = start.matrices[name]
-        same_a = torch.equal(a[:, : start.rank], _a_by_expert(first.a, experts))
-        if not same_a or not torch.equal(b[:, : start.rank], _b_by_expert(first.b, experts) * start.scaling):
+        a, b = matrix.a_by_expert(), matrix.b_by_expert()
+        first_a, first_b = first.a_by_expert(), first.b_by_expert() * start.scaling
+        rank = first_a.shape[1]
+        if not torch.equal(a[:, :rank], first_a) or not torch.equal(b[:, :rank], first_b):
             return None
-        matrices[name] = LowRank(a[:, start.rank :].flatten(0, 1), b[:, start.rank :].flatten(1, 2))
-    return AdapterWeights(whole.base, whole.targets, whole.rank - start.rank, 1.0, matrices)
+        matrices[name] = LowRank(a[:, rank:].flatten(0, 1), b[:, rank:].flatten(1, 2), matrix.experts)
+    return replace(whole, rank=whole.rank - start.rank, matrices=matrices)
 
 
 # -- in a model ----------------------------------------------------------------------------------------------------
