@@ -16,9 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.configs import LoraConfig
 from align.losses.lm import TokenLogprobs
-from align.models.adapters import Adapters, AdapterScalar, adapter_of, load_adapter_scalar
+from align.models.adapters import Adapters, AdapterScalar, load_adapter_scalar
 from align.models.heads import ScalarModel, load_scalar
 from align.models.load import load_model, save_model
+from align.models.lora import adapter_of
 from align.models.packed import Scalar, response_likelihoods, response_logprobs, response_values
 from align.text.packing import Packed
 

@@ -22,7 +22,7 @@ from align.configs import LoraConfig
 from align.errors import ConfigError
 from align.models import lora as low_rank
 from align.models.heads import SHIFT
-from align.models.lora import AdapterWeights, compose, difference, read_adapter
+from align.models.lora import AdapterWeights, adapter_of, compose, difference, read_adapter
 from align.models.vocabulary import DRAWN
 
 
@@ -183,15 +183,6 @@ def _forget_drawn(config: PreTrainedConfig, weights: AdapterWeights) -> None:
     """Drop the note that rows of new tokens were only drawn, if the adapter trains them."""
     if weights.rows and hasattr(config, DRAWN):
         delattr(config, DRAWN)
-
-
-def adapter_of(key: str) -> str | None:
-    """Whose parameter it is: `...q_proj.lora_A.NAME.weight` or `...trainable_tokens_delta.NAME`."""
-    _, is_row, name = key.rpartition(".trainable_tokens_delta.")
-    if is_row:
-        return name
-    before, _, after = key.rpartition(".lora_")
-    return after.split(".")[1] if before else None
 
 
 class AdapterScalar:

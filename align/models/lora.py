@@ -258,16 +258,34 @@ def put(model: PreTrainedModel, name: str, weights: AdapterWeights) -> None:
         ConfigError: it does not fit the model, or peft cannot read it back.
     """
     inject(model, name, replace(weights, head={}).config())  # the head is the caller's
-    state = {key: value.to(model.device) for key, value in weights.state().items()}
-    try:
-        found = peft.set_peft_model_state_dict(model, state, adapter_name=name)
-    except RuntimeError as error:
-        raise ConfigError(f"{weights.base}: an adapter does not fit it: {' '.join(str(error).split())[:200]}") from None
-    if found.unexpected_keys:
+    places = {key: value for key, value in model.named_parameters() if adapter_of(key) == name}
+    state = {_in_model(key, name): value for key, value in weights.state().items()}
+    if odd := places.keys() ^ state.keys():
         raise ConfigError(
-            f"{model.config.model_type}: peft has no place for {min(found.unexpected_keys)} of a saved adapter; "
-            f"give lora.rank=null"
+            f"{model.config.model_type}: peft has no place for {min(odd)} of a saved adapter; give lora.rank=null"
         )
+    with torch.no_grad():
+        for key, place in places.items():
+            if place.shape != state[key].shape:
+                raise ConfigError(
+                    f"{weights.base}: {key} of an adapter on it is {list(state[key].shape)}, expected "
+                    f"{list(place.shape)}"
+                )
+            place.copy_(state[key])
+
+
+def adapter_of(key: str) -> str | None:
+    """Whose parameter it is: `...q_proj.lora_A.NAME.weight` or `...trainable_tokens_delta.NAME`."""
+    _, is_row, name = key.rpartition(".trainable_tokens_delta.")
+    if is_row:
+        return name
+    before, _, after = key.rpartition(".lora_")
+    return after.split(".")[1] if before else None
+
+
+def _in_model(key: str, name: str) -> str:
+    """What a weight is called in a model, which may have several adapters."""
+    return f"{key}.{name}" if key.endswith(_ROWS) else f"{key.removesuffix('.weight')}.{name}.weight"
 
 
 def switch(model: PreTrainedModel, name: str | None) -> None:

@@ -104,7 +104,7 @@ def open_adapted(adapter: Source, base: Source, kind: str) -> PreTrainedModel:
     if config.trainable_token_indices is not None and hasattr(merged.config, DRAWN):
         delattr(merged.config, DRAWN)
     merged.stored_dtype = torch.float32  # in half of the bits, much of a small change would be rounded away
-    return merged.float().eval()
+    return merged.float().requires_grad_(True).eval()
 
 
 def _open_base(base: Source, kind: str) -> PreTrainedModel:
