@@ -11,13 +11,19 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from stage_jobs import job_at
 from test_kept_format import comparison, dialogue, made, metrics_of, publish, write
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from align.__main__ import main
+from align.artifacts import Artifact
+from align.checkpoints import load_checkpoint
+from align.configs import LoraConfig, Reward
+from align.job import Inputs, Job
 from align.models.heads import load_scalar
-from align.models.load import load_model, load_tokenizer, save_model
+from align.models.load import load_model, load_tokenizer
+from align.stages import reward
 
 IDS = torch.tensor([[7, 8, 9, 20, 21, 30]])
 LORA = ("lora.rank=4", "batch_size=16", "learning_rate=0.01")
@@ -25,7 +31,6 @@ PPO = (
     *("num_iterations=2", "rollout_batch_size=8", "minibatch_size=4", "max_new_tokens=6", "warmup_iterations=0"),
     *("lora.rank=4", "learning_rate=0.01", "value_learning_rate=0.01"),
 )
-MODELS = {"import_model", "sft", "reward", "ppo"}
 
 
 def run(*arguments: str) -> int:
@@ -146,12 +151,38 @@ def test_every_stage_takes_an_adapter_for_a_model(here: Path, capsys: pytest.Cap
     assert main(["sample", "mine/ppo", "--tokens", "3"]) == 0
 
 
+class Dying(Job):
+    """One whose process dies when it logs its second step."""
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        super().log(metrics, step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_reward_adapter_that_died_ends_as_if_it_had_not_and_its_checkpoint_has_no_base(here: Path) -> None:
+    manifests = list(Path("artifacts/objects/data").glob("*/manifest.json"))
+    (data,) = [path.parent for path in manifests if json.loads(path.read_text())["kind"] == "comparisons"]
+    folders = {"model": made("mine/sft"), "data": data}
+    inputs = Inputs({slot: (Artifact(f.parent.name, f.name, "", f),) for slot, f in folders.items()})
+    cfg = Reward(lora=LoraConfig(rank=4), batch_size=8, learning_rate=0.01, num_epochs=1)
+    reward.run(cfg, inputs, job_at(here / "whole", checkpoint_seconds=0))
+    with pytest.raises(KeyboardInterrupt):
+        reward.run(cfg, inputs, job_at(here / "died", Dying, checkpoint_seconds=0))
+    held = load_checkpoint(here / "died/checkpoints")
+    assert held is not None
+    assert all("lora_" in name or "score" in name for name in held[1]["state"]["model"])
+    reward.run(cfg, inputs, job_at(here / "died", checkpoint_seconds=0))
+    for path in (here / "whole/out").iterdir():
+        assert path.read_bytes() == (here / "died/out" / path.name).read_bytes(), path.name
+
+
 # -- the store -------------------------------------------------------------------------------------------------------
 
 
 def test_a_collection_keeps_the_base_whatever_else_is_gone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the recipe only the policy has a name, and the model between it and the base is lost."""
-    base = made("mine/model")
+    base, before = made("mine/model"), logits(load_model(made("mine/ppo")))
     shutil.rmtree(made("mine/sft"))
     for step in ("model", "sft", "reward", "far", "whole", "other"):
         shutil.rmtree(f"artifacts/names/mine/{step}")
@@ -160,7 +191,7 @@ def test_a_collection_keeps_the_base_whatever_else_is_gone(here: Path, capsys: p
         os.utime(path, (old, old))
     assert main(["artifacts", "gc", "--yes"]) == 0
     assert base.is_dir()
-    near(logits(load_model(made("mine/ppo"))), logits(load_model(made("mine/ppo"))))
+    near(logits(load_model(made("mine/ppo"))), before)
 
 
 @pytest.mark.parametrize(
@@ -262,8 +293,6 @@ def test_a_base_is_taken_from_the_knob_and_is_part_of_the_key(here: Path) -> Non
     expected = published_adapter("theirs", "published", named="ORG/NAME")
     assert run("import_model", "source=path:theirs", "base=path:published", "name=mine/theirs") == 0
     near(logits(load_model(made("mine/theirs")))[..., : expected.shape[-1]], expected)
-    torch.manual_seed(5)
-    save_model(tiny_model("llama"), tiny_tokenizer(), Path("again"))
     shutil.rmtree("published")
     publish("published", tiny_tokenizer(), rms_norm_eps=1e-3)
     assert run("import_model", "source=path:theirs", "base=path:published", "name=mine/theirs") == 0
