@@ -31,7 +31,9 @@ from align.errors import StoreError
 from align.references import import_hint, is_outside, is_path
 
 MANIFEST = "manifest.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # an adapter's files; peft's names
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_BASE = re.compile(r"([a-z][a-z0-9_]*)/([0-9A-Za-z]+)")
 _GRACE_SECONDS = 24 * 3600  # what is younger than this, a collection of garbage leaves alone
 
 
@@ -101,6 +103,47 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise _corrupt(folder, MANIFEST, "cannot be read") from None
 
 
+def base_name(folder: Path) -> tuple[str, str]:
+    """Stage and key of the whole model of an artifact's folder: of its base if it is an adapter, else its own.
+
+    Raises:
+        StoreError: it is an adapter whose base is not an artifact.
+    """
+    if not (folder / ADAPTER).is_file():
+        return folder.parent.name, folder.name
+    try:
+        named = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise _corrupt(folder, ADAPTER, "cannot be read") from None
+    found = _BASE.fullmatch(str(named))
+    if found is None:
+        raise StoreError(
+            f"{folder}: an adapter on {named}, which is not an artifact of a store; import it with path:FOLDER"
+        )
+    return found[1], found[2]
+
+
+def base_folder(folder: Path) -> Path:
+    """The folder with the weights of an artifact: its own, or that of its base in the same store if it is an adapter.
+
+    Raises:
+        StoreError: the base is gone.
+    """
+    if not (folder / ADAPTER).is_file():
+        return folder
+    stage, key = base_name(folder)
+    for objects in folder.absolute().parents[1:4]:  # `folder` is STAGE/KEY, or a folder in it
+        if (objects / stage / key).is_dir():
+            return objects / stage / key
+    raise _base_is_gone(folder.name[:12], f"{stage}@{key[:12]}")
+
+
+def _base_is_gone(adapter: str, base: str) -> StoreError:
+    return StoreError(
+        f"{adapter}: an adapter on {base}, which is gone from the store; run the step that makes {base} again"
+    )
+
+
 def _corrupt(folder: Path, file: str, what: str) -> StoreError:
     return StoreError(f"{folder}: {file} {what}; remove that folder and run the step that makes it again")
 
@@ -151,8 +194,33 @@ class ArtifactStore:
                 raise _corrupt(path, name, f"has {target.stat().st_size} bytes, its manifest says {file['size']}")
         return Artifact(stage, key, manifest["kind"], path)
 
+    def base_of(self, artifact: Artifact) -> Artifact | None:
+        """The model that an adapter is trained on; None if the artifact is no adapter.
+
+        Raises:
+            StoreError: the model is gone.
+        """
+        stage, key = base_name(artifact.path)
+        if (stage, key) == (artifact.stage, artifact.key):
+            return None
+        base = self.get(stage, key)
+        if base is None:
+            names = [f"{name}:v{v}" for name in self.names() for v, r in self.versions(name).items() if r["key"] == key]
+            raise _base_is_gone(artifact.ref, " ".join([f"{stage}@{key[:12]}", *(f"({name})" for name in names[:1])]))
+        return base
+
     def verify(self, artifact: Artifact) -> None:
-        """Read every file of an artifact and compare its sha256; raises `StoreError` at the first that differs."""
+        """Read every file of an artifact and compare its sha256, and so for the base of an adapter.
+
+        Raises:
+            StoreError: the first file that differs, or an adapter's base that is gone.
+        """
+        self._verify_files(artifact)
+        base = self.base_of(artifact)
+        if base is not None:
+            self._verify_files(base)
+
+    def _verify_files(self, artifact: Artifact) -> None:
         expected = artifact.manifest["files"]
         found = {path.relative_to(artifact.path).as_posix() for path in _plain_files(artifact.path)}
         for name in sorted(found - {*expected, MANIFEST}):
@@ -326,13 +394,16 @@ class ArtifactStore:
 
     def garbage(self) -> list[Path]:
         """Objects that no name leads to, and abandoned work, all untouched for a day."""
-        keep = set()
-        for name in self.names():
-            for record in self.versions(name).values():
-                artifact = self.get(record["stage"], record["key"])
-                with contextlib.suppress(StoreError):  # of an artifact whose ancestors are gone, itself is kept below
-                    keep |= {a.path for a in self.lineage(artifact)} if artifact else set()
-                keep |= {artifact.path} if artifact else set()
+        keep: set[Path] = set()
+        queue = [(r["stage"], r["key"]) for name in self.names() for r in self.versions(name).values()]
+        while queue:
+            artifact = self.get(*queue.pop())
+            if artifact is None or artifact.path in keep:
+                continue  # a lost ancestor must not cost those that are still there
+            keep.add(artifact.path)
+            queue.append(base_name(artifact.path))
+            for entries in artifact.manifest["inputs"].values():
+                queue += [(entry["stage"], entry["key"]) for entry in entries]
         found = [p for p in self.root.glob("objects/*/*") if p not in keep]
         found += [p for p in self.root.glob("work/*/*") if p.is_dir() and not _is_locked(p)]
         return [p for p in found if time.time() - p.stat().st_mtime > _GRACE_SECONDS]

@@ -1,4 +1,7 @@
-"""`align artifacts`: look at the store, name things in it, take things out of it. Needs no torch."""
+"""`align artifacts`: look at the store, name things in it, take things out of it.
+
+Needs no torch, except to export an adapter as a whole model.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
-from align.artifacts import MANIFEST, Artifact, ArtifactStore
+from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, MANIFEST, Artifact, ArtifactStore, base_name
 from align.console import Parser, wide_console
 from align.errors import ConfigError, StoreError
 from align.plan import flat
@@ -90,6 +93,9 @@ def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
     changed = " with changes" if m["code"].get("dirty") else ""
     console.print(f"made {_made(m['created'])} in {m['seconds']:.1f} s by code {code}{changed}")
     console.print(f"at {artifact.path}", soft_wrap=True)
+    if (artifact.path / ADAPTER).is_file():
+        stage, key = base_name(artifact.path)
+        console.print(f"an adapter on {stage}@{key[:12]}", soft_wrap=True)
     for title, values in (
         ("inputs", {slot: ", ".join(e["ref"] for e in entries) for slot, entries in m["inputs"].items()}),
         ("config", {k: v for k, v in flat(m["config"]).items() if not k.startswith("inputs")}),
@@ -216,8 +222,15 @@ def _export(store: ArtifactStore, options: argparse.Namespace) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: exists and is not empty; give a new folder")
     store.verify(artifact)
-    shutil.copytree(artifact.path, folder, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
-    print(f"{artifact.ref} copied to {folder}")
+    left_out = shutil.ignore_patterns(MANIFEST, ADAPTER, ADAPTER_WEIGHTS)
+    shutil.copytree(artifact.path, folder, ignore=left_out, dirs_exist_ok=True)
+    adapters = [path.parent for path in sorted(artifact.path.rglob(ADAPTER))]  # PPO's average is one, too, in ema/
+    if adapters:
+        from align.export import write_whole
+
+        for place in adapters:
+            write_whole(artifact.kind, place, folder / place.relative_to(artifact.path))
+    print(f"{artifact.ref} {'merged into its base and ' if adapters else ''}copied to {folder}")
 
 
 def _gc(store: ArtifactStore, options: argparse.Namespace) -> None:
@@ -253,6 +266,6 @@ _VERBS = {  # verb -> (function, operands, what it does)
     "verify": (_verify, ("ref?",), "read every file and compare its sha256"),
     "diff": (_diff, ("ref", "other"), "what differs between two artifacts"),
     "tag": (_tag, ("ref", "alias"), "point an alias at a version"),
-    "export": (_export, ("ref", "folder"), "copy an artifact's files to a new folder"),
+    "export": (_export, ("ref", "folder"), "copy an artifact's files to a new folder, an adapter merged into its base"),
     "gc": (_gc, (), "list (and remove) what no name leads to"),
 }

@@ -37,8 +37,8 @@ def _cost(step: Step, steps: dict[str, Step], store: ArtifactStore) -> Cost:
         return measured
     if not isinstance(config, Pretrain | TextToText | Sft | Reward | Ppo):
         return Cost()
-    if isinstance(config, Ppo) and config.lora.rank is not None:
-        return Cost()
+    if isinstance(config, Sft | Reward | Ppo) and config.lora.rank is not None:
+        return measured
     made = _made(step.key, steps, store)
     if made is None:  # what it begins from is not of this plan
         return measured

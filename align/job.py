@@ -50,7 +50,7 @@ class Job:
         out: the payload of the artifact to be; what is written here is what consumers get.
         work: notes and checkpoints, gone when the artifact is committed.
         device: where tensors go.
-        hardware, data_root: the run's settings that a stage may read.
+        hardware, data_root, store: the run's settings that a stage may read.
         rank, world_size: this process among those of the step.
     """
 
@@ -65,7 +65,7 @@ class Job:
         world_size: int = 1,
     ):
         self.label, self.work, self.out = label, work, work / "out"
-        self.hardware, self.data_root = settings.hardware, settings.data_root
+        self.hardware, self.data_root, self.store = settings.hardware, settings.data_root, Path(settings.store)
         self.rank, self.world_size = rank, world_size
         self.device = _device(settings.hardware.device)
         self._tracker: Tracker = tracker or NoTracker()

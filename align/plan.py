@@ -28,13 +28,14 @@ from align.configs import (
     Tokenizer,
     stage_class,
 )
-from align.data.cards import model_kind, resolve, resolve_model, resolve_tokenizer
+from align.data.cards import model_kind, resolve, resolve_base, resolve_model, resolve_tokenizer
 from align.data.formats import LABELLED
 from align.errors import ConfigError, StoreError
 from align.functions import check_file, source_digests
 from align.implied import add_implied_steps, expected_kind, refs_of
 from align.precision import bf16_is_fast
 from align.references import hint, is_path, meant, pinned
+from align.roots import check_adapters
 from align.versions import packages
 from align.vocabularies import differ, tokenizer_file
 
@@ -231,7 +232,8 @@ def _resolve_step(
     digest = data_digest(name, config, settings, store)
     knobs = changed_knobs(config)
     if digest is not None:
-        knobs.pop("source", None)  # the digest says what was read; where it lay is no part of the result
+        for place in ("source", "base"):
+            knobs.pop(place, None)  # the digest says what was read; where it lay is no part of the result
     key = digest_of(
         {
             "stage": config.STAGE,
@@ -244,45 +246,62 @@ def _resolve_step(
     step = Step(settings.name, name, config, inputs, digest, key)
     artifact = store.get(config.STAGE, key)
     reason = _why(step, artifact, store)
-    if artifact is None and (note := _encoded_again(step, done, store)):
+    if artifact is None and (note := _ppo_note(step, done, store)):
         reason = f"{reason}; {note}"
     return replace(step, cached=artifact is not None, reason=reason)
 
 
-def _encoded_again(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> str:
-    """A note where a reward model of PPO is known to have a tokenizer of its own.
+def _own_tokenizers(step: Step, slot: str, done: Mapping[str, Step], store: ArtifactStore) -> list[bool | None]:
+    """For each model of an input of PPO: does its tokenizer differ from the policy's? None: no file says so yet."""
+    steps = {(other.stage, other.key): other for other in done.values()}
+
+    def tokenizer(source: Source) -> Path | tuple[str, str]:
+        """The file, or the artifact that will have it."""
+        artifact = store.get(source.stage, source.key)
+        file = tokenizer_file(artifact.path) if artifact is not None else None
+        if file is not None:
+            return file
+        made = steps.get((source.stage, source.key))
+        if made is None:
+            return source.stage, source.key
+        if isinstance(made.config, ImportModel):
+            scheme, _, folder = made.config.source.partition(":")
+            file = tokenizer_file(Path(folder).expanduser()) if scheme == "path" else None
+            return file or (source.stage, source.key)
+        parents = [made.inputs[slot][0] for slot in ("model", "policy", "tokenizer") if slot in made.inputs]
+        return tokenizer(parents[0]) if parents else (source.stage, source.key)
+
+    policy = tokenizer(step.inputs["policy"][0])
+    found: list[bool | None] = []
+    for source in step.inputs.get(slot, ()):
+        other = tokenizer(source)
+        if isinstance(policy, Path) and isinstance(other, Path):
+            found.append(differ(policy, other))
+        else:
+            found.append(False if policy == other else None)
+    return found
+
+
+def _ppo_note(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> str:
+    """Check that the models of PPO fit together; a note where a reward model is known to have its own tokenizer.
 
     Raises:
-        ConfigError: a value model has one, whose tokens would not be the policy's.
+        ConfigError: the value model would have another tokenizer than the policy, or be no adapter on its base.
     """
     if not isinstance(step.config, Ppo):
         return ""
-    steps = {(other.stage, other.key): other for other in done.values()}
-
-    def tokenizer(source: Source) -> Path | None:
-        artifact = store.get(source.stage, source.key)
-        if artifact is not None:
-            return tokenizer_file(artifact.path)
-        made = steps.get((source.stage, source.key))
-        if made is None:
-            return None
-        if isinstance(made.config, ImportModel):
-            scheme, _, folder = made.config.source.partition(":")
-            return tokenizer_file(Path(folder).expanduser()) if scheme == "path" else None
-        parents = [made.inputs[slot][0] for slot in ("model", "policy", "tokenizer") if slot in made.inputs]
-        return tokenizer(parents[0]) if parents else None
-
-    (policy,), reward_models = step.inputs["policy"], step.inputs.get("reward_model", ())
     start = step.config.value_start
-    if start == "value_model" and differ(tokenizer(policy), tokenizer(step.inputs[start][0])):
+    if start == "value_model" and _own_tokenizers(step, start, done, store)[0]:
         raise ConfigError(
             f"steps.{step.name}.inputs.value_model: expected a model with the policy's tokenizer, "
             f"whose tokens it values, but {step.inputs[start][0].ref} has another"
         )
-    if not any(differ(tokenizer(policy), tokenizer(model)) for model in reward_models):
+    own_tokenizers = _own_tokenizers(step, "reward_model", done, store)
+    if not (start == "reward_model" and own_tokenizers[0] is not False):  # else it starts from the policy
+        check_adapters(step, done, store)
+    if True not in own_tokenizers:
         return ""
-    first = start == "reward_model" and differ(tokenizer(policy), tokenizer(reward_models[0]))
-    value = "; the value model starts from the policy" if first else ""
+    value = "; the value model starts from the policy" if start == "reward_model" and own_tokenizers[0] else ""
     return f"the reward model has a tokenizer of its own, so text is encoded for it again{value}"
 
 
@@ -307,8 +326,11 @@ def data_digest(name: str, config: StageConfig, settings: RunConfig, store: Arti
 
 
 def _imported_digest(config: ImportModel, store: ArtifactStore) -> str:
-    """Of the model's files, and of the file of a chat template that was given."""
+    """Of the model's files, of those of an adapter's base, and of the file of a chat template that was given."""
     digest = resolve_model(config.source, store.root).digest
+    base = resolve_base(config.source, config.base, store.root)
+    if base is not None:
+        digest = digest_of([digest, base.digest])
     if not config.chat_template.startswith("path:"):
         return digest
     template = Path(config.chat_template.removeprefix("path:")).expanduser()
@@ -362,6 +384,7 @@ def _source(settings: RunConfig, where: str, ref: str, done: Mapping[str, Step],
         raise ConfigError(f"{where}: expected PIPELINE/STEP, card:NAME, path:... or hf:..., got {ref!r}{hint(ref)}")
     try:
         artifact = store.find(ref, hint)
+        store.base_of(artifact)
     except StoreError as error:
         raise StoreError(f"{where}: {error}") from None
     return Source(ref, artifact.stage, artifact.key, artifact.kind)

@@ -162,12 +162,11 @@ def test_each_stage_runs_by_itself(store: Path, stage: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_lora_run_keeps_its_adapter_beside_the_merged_weights(store: Path) -> None:
+def test_a_lora_run_publishes_its_adapter_alone(store: Path) -> None:
     align("sft", *ALONE["sft"], "lora.rank=2", f"store={store}", "tracker=none", "name=mine/lora")
     artifact = json.loads(align("artifacts", "--store", store, "show", "mine/lora", "--json").stdout)
-    assert {"adapter/adapter_model.safetensors", "model.safetensors"} <= artifact["files"].keys()
-    base = manifests(store)["pretrain"]
-    assert weights(artifact) != weights(base)
+    assert "adapter_model.safetensors" in artifact["files"]
+    assert "model.safetensors" not in artifact["files"]
 
 
 def test_a_model_folder_can_be_imported(store: Path, finished: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import Glm4MoeConfig, Glm4MoeForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from align.configs import ModelConfig
 from align.models.build import build_model
@@ -32,6 +32,25 @@ def tiny_model(architecture: str, context: int = 64, spread: float = 0.3) -> Pre
         initializer_range=spread,
     )
     return build_model(cfg, tiny_tokenizer()).eval()
+
+
+def tiny_mixture() -> PreTrainedModel:
+    """Two layers, 32 wide, the second with four experts whose matrices lie in one tensor."""
+    config = Glm4MoeConfig(
+        vocab_size=280,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    return Glm4MoeForCausalLM(config).eval()
 
 
 def written_by_transformers(model: PreTrainedModel, prompt: list[int], most: int, eos: int, pad: int) -> list[int]:

@@ -16,7 +16,7 @@ class Finetune(StageConfig):
     """Tune a language model on a labelled task with GPT-1's input transformations and auxiliary loss."""
 
     STAGE: ClassVar[str] = "finetune"
-    VERSION: ClassVar[int] = 2  # precision is auto
+    VERSION: ClassVar[int] = 2  # precision is auto; with adapters, rows of tokens that import drew are trained whole
     OUTPUT: ClassVar[str] = "classifier"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "labelled"}
     task: str = knob("classification", "classification, entailment, similarity or multiple_choice [GPT-1, figure 1]")

@@ -54,11 +54,16 @@ def require_one_model(given: ModelConfig, left_out: ModelConfig, inputs: dict[st
 
 @dataclass(slots=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters, merged into the published weights."""
+    """Low-rank adapters on the linear layers; the rest of the model is frozen."""
 
     rank: int | None = knob(None, "of each adapter, 8 in [LoRA, table 6]; None: no adapters, all weights are trained")
     alpha: float = knob(16.0, "the update is scaled by alpha / rank [ours: 2 ranks]")
     dropout: float = knob(0.0, "before the adapter [ours]")
+    merged: bool = knob(
+        False,
+        "publish a whole model with the adapter in its weights; false: the adapter and a reference to its base, which "
+        "`align artifacts export` merges. A classifier of finetune is always whole [ours]",
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -30,7 +30,8 @@ class Ppo(StageConfig):
 
     STAGE: ClassVar[str] = "ppo"
     # 2: ema_decay is on; text is counted by the episode; 3: attention; 4: no reencode; 5: reward functions get messages
-    # and may give None, objective/score is the whole reward, ptx gradients are clipped apart, new defaults
+    # and may give None, objective/score is the whole reward, ptx gradients are clipped apart, lora makes an
+    # adapter, new defaults
     VERSION: ClassVar[int] = 5
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"policy": "model", "prompts": "prompts"}

@@ -112,7 +112,9 @@ class Sft(StageConfig):
     """Supervised tuning on demonstrations: loss on the assistant's tokens only."""
 
     STAGE: ClassVar[str] = "sft"
-    VERSION: ClassVar[int] = 3  # 2: attention, text has no begin token; 3: batches of demonstrations, new defaults
+    # 2: attention's softmax is in the precision of its products; text has no begin token; 3: batches of demonstrations,
+    # lora makes an adapter, new defaults
+    VERSION: ClassVar[int] = 3
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "demonstrations"}
     OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents"}
@@ -174,7 +176,8 @@ class Reward(StageConfig):
     """Train a reward model on rankings with InstructGPT's K-wise loss."""
 
     STAGE: ClassVar[str] = "reward"
-    VERSION: ClassVar[int] = 3  # 2: attention; 3: new defaults
+    # 2: attention's softmax is in the precision of its products; 3: lora makes an adapter, new defaults
+    VERSION: ClassVar[int] = 3
     OUTPUT: ClassVar[str] = "reward_model"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "comparisons"}
     OPTIONAL: ClassVar[dict[str, str]] = {"demonstrations": "demonstrations"}
@@ -214,6 +217,10 @@ class ImportModel(StageConfig):
     VERSION: ClassVar[int] = 2  # the chat template and the precision are kept; new rows are drawn apart
     PARALLEL: ClassVar[bool] = False
     source: str = knob("", "hf:ORG/NAME@COMMIT, path:FOLDER or path:FILE.gguf")
+    base: str = knob(
+        "",
+        "of a LoRA adapter as peft saves it: the model that it is on, as a source; empty: where the adapter says",
+    )
     kind: str = knob(
         "model",
         "expected kind, for hf: sources: model, seq2seq_model (T5) or reward_model (a sequence classifier with one "

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from align.artifacts import digest_of, sha256_file, write_json
+from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, digest_of, sha256_file, write_json
 from align.data.files import PACKED, SUFFIXES, TEXTS, suffix_of
 from align.data.formats import FORMATS, GROUPED
 from align.data.records import source_name
@@ -28,6 +28,7 @@ from align.errors import ConfigError
 from align.references import beside, hint
 
 _HERE = Path(__file__).resolve().parent
+_ARTIFACT = re.compile(r"[a-z][a-z0-9_]*/[0-9A-Za-z]+")  # STAGE/KEY
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".npy")
 # A published vocabulary and its merges: the names of GPT-1's release, of GPT-2's, and of both on the Hub.
@@ -215,25 +216,88 @@ def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
 def resolve_model(source: str, store: Path | None) -> Source:
     """A model's source, `hf:ORG/NAME@COMMIT`, `path:FOLDER` or `path:FILE.gguf`, down to the bytes it stands for.
 
-    A folder holds a model as `transformers` saves it, one GGUF file, or GPT-1's parameters as OpenAI published them.
+    A folder holds a model as `transformers` saves it, an adapter as `peft` saves it (see `resolve_base`), one GGUF
+    file, or GPT-1's parameters as OpenAI published them.
     """
-    scheme, _, rest = source.partition(":")
-    folder = Path(rest).expanduser()
-    if scheme == "path" and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"source {source!r}: it holds an adapter alone; merge it into its base model first "
-            "(peft: model.merge_and_unload().save_pretrained(FOLDER)), then import that folder"
-        )
+    known = {"config.json", "params_shapes.json", ADAPTER}
     found = _resolve_folder(
         source,
         store,
-        lambda names: bool({"config.json", "params_shapes.json"} & names) or any(n.endswith(".gguf") for n in names),
+        lambda names: bool(known & names) or any(n.endswith(".gguf") for n in names),
         "a model's config.json or a .gguf file in it (or params_shapes.json, of GPT-1's released parameters)",
     )
     several = [path.name for path in found.files if path.suffix == ".gguf"]
     if found.gguf and len(several) > 1:
         raise ConfigError(f"source {source!r}: it holds several GGUF files ({', '.join(several)}); name one of them")
     return found
+
+
+def resolve_base(source: str, given: str, store: Path | None) -> Source | None:
+    """The whole model under the adapter that a model's source holds; None if it holds no adapter.
+
+    It is looked for where the adapter's config says: as a local folder, as an artifact STAGE/KEY of the store that the
+    adapter lies in or of `store`, or as a repository of the Hub with a full commit hash.
+
+    Args:
+        source: of the adapter.
+        given: a model's source that is taken instead; "" for none.
+        store: as for `resolve`.
+
+    Raises:
+        ConfigError: the adapter is of a kind that is not read here, or its base is not found.
+    """
+    scheme, _, rest = source.partition(":")
+    folder = Path(rest).expanduser()
+    if scheme == "path" and not _is_adapter(folder):
+        if given:
+            raise ConfigError(f"base={given}: {source} holds no adapter ({ADAPTER}), so it has no base; leave base out")
+        return None
+    named, revision = _recorded_base(source, folder) if scheme == "path" else ("", "")
+    places = [Path(named).expanduser(), folder / named] if named else []
+    if _ARTIFACT.fullmatch(named):
+        objects = [*folder.absolute().parents[1:3], *([store / "objects"] if store else [])]
+        places += [place / named for place in objects]
+    if given:
+        base = given
+    elif found := next((place for place in places if (place / "config.json").is_file()), None):
+        base = f"path:{found}"
+    elif scheme == "path" and _COMMIT.fullmatch(revision):
+        base = f"hf:{named}@{revision}"
+    elif scheme == "path":
+        raise ConfigError(
+            f"source {source!r}: an adapter on {named or 'a model that it does not name'}, which is not here; give its "
+            f"base too: base=path:FOLDER or base=hf:ORG/NAME@COMMIT"
+        )
+    else:
+        return None
+    if base.startswith("path:") and _is_adapter(Path(base.removeprefix("path:")).expanduser()):
+        raise ConfigError(f"base={base}: it is an adapter itself; give the whole model that both are on")
+    return resolve_model(base, store)
+
+
+def _is_adapter(folder: Path) -> bool:
+    """True of a folder with an adapter and no whole weights beside it."""
+    whole = any(
+        path.name.startswith(("model", "pytorch_model")) and path.suffix in _WEIGHTS for path in folder.glob("*")
+    )
+    return (folder / ADAPTER).is_file() and not whole
+
+
+def _recorded_base(source: str, folder: Path) -> tuple[str, str]:
+    """What an adapter's config says of its base: a name or a path, and the commit."""
+    try:
+        read = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        kind, named, revision = read.get("peft_type"), read.get("base_model_name_or_path"), read.get("revision")
+    except (ValueError, AttributeError):
+        raise ConfigError(f"source {source!r}: {ADAPTER} in it is not the JSON of an adapter's config") from None
+    if kind != "LORA":
+        raise ConfigError(
+            f"source {source!r}: an adapter of the kind {kind}; expected LORA; merge it into its base first "
+            f"(peft: model.merge_and_unload().save_pretrained(FOLDER)), then import that folder"
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ConfigError(f"source {source!r}: an adapter without its weights ({ADAPTER_WEIGHTS})")
+    return str(named or ""), str(revision or "")
 
 
 def resolve_tokenizer(source: str, store: Path | None) -> Source:
@@ -255,6 +319,9 @@ def model_kind(source: str) -> str | None:
     if scheme == "path" and (folder / "params_shapes.json").is_file():
         return "model"
     config = folder / "config.json"
+    if scheme == "path" and _is_adapter(folder) and not config.is_file():
+        # "SEQ_CLS" is peft's word for a sequence classifier.
+        return "reward_model" if '"SEQ_CLS"' in (folder / ADAPTER).read_text(encoding="utf-8") else None
     if scheme != "path" or not config.is_file():
         return None
     try:

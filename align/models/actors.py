@@ -15,11 +15,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.configs import LoraConfig
-from align.errors import ConfigError
 from align.losses.lm import TokenLogprobs
-from align.models.adapters import FOLDER, Adapters, AdapterScalar, load_adapter_scalar
+from align.models.adapters import Adapters, AdapterScalar, load_adapter_scalar
 from align.models.heads import ScalarModel, load_scalar
 from align.models.load import load_model, save_model
+from align.models.lora import adapter_of
 from align.models.packed import Scalar, response_likelihoods, response_logprobs, response_values
 from align.text.packing import Packed
 
@@ -52,8 +52,11 @@ class Actors(Protocol):
     def policy_model(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
         """The policy as a plain model, for as long as the context lasts: to sample from."""
 
+    def num_parameters(self) -> float:
+        """Parameters of the policy and the value model, frozen ones too; a base that they share counts twice."""
+
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The policy as a model that stands by itself."""
+        """The policy as the artifact of a model."""
 
 
 class FullActors:
@@ -88,15 +91,23 @@ class FullActors:
     def policy_model(self) -> Iterator[PreTrainedModel]:
         yield self.policy
 
+    def num_parameters(self) -> float:
+        return float(sum(p.numel() for p in (*self.policy.parameters(), *self.value.parameters())))
+
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         save_model(self.policy, tokenizer, folder)
 
 
 class LoraActors:
-    """One frozen base with an adapter for the policy, one for the value model, and one for each reward model."""
+    """One frozen model with an adapter for the policy, one for the value model, and one for each reward model.
+
+    The model is the policy as it came, which may be an adapter merged into its base. A reward model that is an adapter
+    on the same base comes as what it adds to that.
+    """
 
     def __init__(self, policy: Path, value: Path, lora: LoraConfig, device: torch.device):
-        self._adapters = Adapters(load_model(policy, device), f"{policy.parent.name}/{policy.name}")
+        self._merged = lora.merged
+        self._adapters = Adapters(load_model(policy, device), policy)
         self._adapters.add("policy", lora)
         if value == policy:
             self._adapters.add("value", lora)
@@ -141,22 +152,27 @@ class LoraActors:
         with self._adapters.using("policy") as model:
             yield model
 
+    def num_parameters(self) -> float:
+        base = self._adapters.base
+        frozen = [
+            p for model in (base, base.base_model) for key, p in model.named_parameters() if adapter_of(key) is None
+        ]
+        learning = (*self.policy_parameters.values(), *self.value_parameters.values())
+        return float(sum(p.numel() for p in (*frozen, *learning)))
+
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        save_model(self._adapters.merged("policy"), tokenizer, folder)
-        self._adapters.save("policy", folder)
+        if self._merged:
+            save_model(self._adapters.merged("policy"), tokenizer, folder)
+        else:
+            self._adapters.save("policy", folder, tokenizer)
 
 
 def load_actors(policy: Path, value: Path, lora: LoraConfig, device: torch.device) -> Actors:
     """PPO's models from the folders of their artifacts; `value` is a reward model, or the policy for a fresh head.
 
     Raises:
-        ConfigError: adapters were asked for, and the reward model is not an adapter on this policy.
+        ConfigError: with adapters, the value model is not an adapter on the policy's base.
     """
     if lora.rank is None:
         return FullActors(policy, value, device)
-    if value != policy and not (value / FOLDER).is_dir():
-        raise ConfigError(
-            "value_from: with lora.rank the value model starts from a reward model that was trained as an adapter "
-            "(steps.reward.lora.rank) on this policy, and this one was not; give value_from=policy"
-        )
     return LoraActors(policy, value, lora, device)

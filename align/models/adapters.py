@@ -1,153 +1,146 @@
-"""Low-rank adapters (LoRA) side by side on one frozen model, by `peft`; with none on, it is the model it was."""
+"""Low-rank adapters (LoRA) side by side on one frozen model; with none on, it is the model it was.
+
+The model may be an adapter's base with that adapter merged in. What is trained on it and saved is then the composition
+of both, on the base. So all adapters of a base fit together, whichever of them a run started from.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import peft
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from align.artifacts import base_name
 from align.configs import LoraConfig
 from align.errors import ConfigError
-from align.models.heads import load_scalar
-
-FOLDER = "adapter"  # in an artifact, beside the merged weights
-_WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."  # of the names in peft's own files, so that `PeftModel.from_pretrained` opens ours
+from align.models import lora as low_rank
+from align.models.heads import SHIFT
+from align.models.lora import AdapterWeights, adapter_of, compose, difference, read_adapter
+from align.models.vocabulary import DRAWN
 
 
 class Adapters:
     """Named adapters on the linear layers of one model.
 
     Args:
-        base: frozen by this.
-        name: what the base is, as STAGE/KEY; an adapter that was trained on another is refused.
+        model: as `load_model` or `scalar_from_lm` gives it; frozen by this.
+        folder: of the artifact that `model` is, a whole model or an adapter.
     """
 
-    def __init__(self, base: PreTrainedModel, name: str):
-        self.base, self._name = base.requires_grad_(False), name
-        self._targets = sorted(linear_names(base))
-        self._configs: dict[str, peft.LoraConfig] = {}
+    def __init__(self, model: PreTrainedModel, folder: Path):
+        self.base = model.requires_grad_(False)
+        self._root = "/".join(base_name(folder))
+        start = read_adapter(folder)
+        self._start = None if start is None else start.within(model)
+        self._targets = sorted(linear_names(model))
         self._on: str | None = None
 
     def add(self, name: str, lora: LoraConfig) -> None:
-        """A fresh one: the model is unchanged until it is trained."""
-        kind = "SEQ_CLS" if "SequenceClassification" in type(self.base).__name__ else "CAUSAL_LM"
+        """Put in a fresh adapter, which changes nothing until it is trained.
+
+        The rows of tokens that import drew and nobody has trained yet are trained whole, or they stay noise.
+        """
+        drawn = getattr(self.base.config, DRAWN, None)
         config = peft.LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=self._targets,
-            task_type=kind,
-            base_model_name_or_path=self._name,
+            trainable_token_indices={layer: list(drawn) for layer in token_layers(self.base)} if drawn else None,
         )
-        self._inject(name, config)
+        with self._learning(name):
+            low_rank.inject(self.base, name, config)
 
-    def load(self, name: str, artifact: Path) -> None:
-        """One that was saved by `save`.
+    def load(self, name: str, folder: Path) -> AdapterWeights:
+        """Put in an adapter of the same base, to be trained further or frozen by the caller.
 
         Raises:
-            ConfigError: it was trained on another base, or peft cannot read it back.
+            ConfigError: it is on another base, or peft cannot read it back.
         """
-        config = peft.LoraConfig.from_pretrained(artifact / FOLDER)
-        if not self.fits(artifact):
-            raise ConfigError(
-                f"{artifact.name[:12]}: an adapter on {config.base_model_name_or_path}, the policy is {self._name}; "
-                f"train the reward model on this policy, or give lora.rank=null"
-            )
-        self._inject(name, config)
-        weights = load_file(artifact / FOLDER / _WEIGHTS, device=str(self.base.device))
-        found = peft.set_peft_model_state_dict(
-            self.base, {key.removeprefix(_PREFIX): value for key, value in weights.items()}, adapter_name=name
-        )
-        if found.unexpected_keys:
-            raise ConfigError(
-                f"{self.base.config.model_type}: peft has no place for {min(found.unexpected_keys)} of a saved "
-                f"adapter; give lora.rank=null"
-            )
+        weights = read_adapter(folder)
+        if weights is None or not self.fits(folder):
+            named = "a whole model" if weights is None else f"an adapter on {weights.base}"
+            raise ConfigError(f"{folder.name[:12]}: {named}; expected an adapter on {self._root}")
+        with self._learning(name):
+            low_rank.put(self.base, name, difference(weights.within(self.base), self._start))
+        return weights
 
-    def fits(self, artifact: Path) -> bool:
-        """True where the artifact has an adapter, and it was trained on this base."""
-        if not (artifact / FOLDER).is_dir():
-            return False
-        return peft.LoraConfig.from_pretrained(artifact / FOLDER).base_model_name_or_path == self._name
+    def fits(self, folder: Path) -> bool:
+        """True if the artifact is an adapter on the same base."""
+        return read_adapter(folder) is not None and "/".join(base_name(folder)) == self._root
 
-    def save(self, name: str, folder: Path) -> None:
-        """As `folder`/adapter, in peft's own layout."""
-        place = folder / FOLDER
-        place.mkdir(parents=True, exist_ok=True)  # of a process that was killed here
-        weights = peft.get_peft_model_state_dict(self.base, adapter_name=name, save_embedding_layers=False)
-        save_file(
-            {_PREFIX + key: value.detach().cpu().contiguous() for key, value in weights.items()}, place / _WEIGHTS
-        )
-        self._configs[name].save_pretrained(place)
+    def save(
+        self, name: str, folder: Path, tokenizer: PreTrainedTokenizerBase, head: torch.nn.Linear | None = None
+    ) -> None:
+        """Write one adapter as the artifact of a model, in peft's layout.
+
+        Args:
+            folder: gets the adapter on the base, the config of the whole model, and the tokenizer.
+            head: of a reward model.
+        """
+        weights = self.weights(name)
+        if head is not None:
+            weights = weights.with_head({key: value.detach() for key, value in head.state_dict().items()})
+        weights.save(folder)
+        config = copy.deepcopy(self.base.config)
+        config.architectures = [type(self.base).__name__]
+        config.dtype = getattr(self.base, "stored_dtype", torch.float32)
+        _forget_drawn(config, weights)
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    def weights(self, name: str) -> AdapterWeights:
+        """One adapter on the base of the store: what the model started from, and what was trained on top."""
+        own = low_rank.take(self.base, name, self._root)
+        return own if self._start is None else compose(self._start, own)
 
     def parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
-        return {key: value for key, value in self.base.named_parameters() if _adapter_of(key) == name}
+        """The weights of one adapter."""
+        return {key: value for key, value in self.base.named_parameters() if adapter_of(key) == name}
 
     @contextlib.contextmanager
     def using(self, name: str | None) -> Iterator[PreTrainedModel]:
         """The model with one adapter on, or none; afterwards, the one that was on before."""
         before, self._on = self._on, name
-        self._switch(name)
+        low_rank.switch(self.base, name)
         try:
             yield self.base
         finally:
             self._on = before
-            self._switch(before)
-
-    def merged(self, name: str) -> PreTrainedModel:
-        """A copy of the model with one adapter in its weights, as if there had never been any."""
-        model = copy.deepcopy(self.base)
-        layers = {place: layer for place, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
-        for place, layer in layers.items():
-            layer.merge(adapter_names=[name])
-            parent, _, attribute = place.rpartition(".")
-            if parent in layers:
-                continue  # the experts of a mixture are wrapped once for each of their matrices: the outermost goes
-            while isinstance(layer, BaseTunerLayer):
-                layer = layer.get_base_layer()  # noqa: PLW2901
-            setattr(model.get_submodule(parent), attribute, layer)
-        return model
-
-    def _inject(self, name: str, config: peft.LoraConfig) -> None:
-        frozen = {key for key, value in self.base.named_parameters() if not value.requires_grad}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an adapter that is there already, and of GPT-2's transposed matrices
-            peft.inject_adapter_in_model(config, self.base, adapter_name=name)
-        for key, value in self.base.named_parameters():
-            value.requires_grad_(key not in frozen and "lora_" in key)
-        self._configs[name] = config
-        self.base.eval()
-        self._switch(None)
+            low_rank.switch(self.base, before)
 
     def turn_on(self, name: str) -> None:
         """Leave one adapter on, to train it by itself."""
         self._on = name
-        self._switch(name)
+        low_rank.switch(self.base, name)
 
-    def _switch(self, name: str | None) -> None:
-        before = [(value, value.requires_grad) for value in self.base.parameters()]
-        for layer in self.base.modules():
-            if isinstance(layer, BaseTunerLayer):
-                if name is not None:
-                    layer.set_adapter([name])
-                layer.enable_adapters(name is not None)
-        for value, trained in before:
-            value.requires_grad_(trained)  # peft freezes what it switches off: a graph not yet gone back would lose it
+    def merged(self, name: str) -> PreTrainedModel:
+        """A copy of the model with one adapter in its weights, as if there had never been any."""
+        model = low_rank.merge(copy.deepcopy(self.base), name)
+        _forget_drawn(model.config, self.weights(name))
+        return model
+
+    @contextlib.contextmanager
+    def _learning(self, name: str) -> Iterator[None]:
+        """Have the adapter that is put in meanwhile learn, and leave everything else as it is."""
+        before = {id(parameter): parameter.requires_grad for parameter in self.base.parameters()}
+        yield
+        for key, parameter in self.base.named_parameters():
+            parameter.requires_grad_(before.get(id(parameter), adapter_of(key) == name))
+        self.base.eval()
+        low_rank.switch(self.base, self._on)
 
 
-def fresh_adapter(base: PreTrainedModel, folder: Path, lora: LoraConfig, name: str) -> Adapters:
+def fresh_adapter(model: PreTrainedModel, folder: Path, lora: LoraConfig, name: str) -> Adapters:
     """One adapter on the model of the artifact `folder`, to be trained by itself: all else of the model is frozen."""
-    adapters = Adapters(base, f"{folder.parent.name}/{folder.name}")
+    adapters = Adapters(model, folder)
     adapters.add(name, lora)
     adapters.turn_on(name)
     return adapters
@@ -173,10 +166,23 @@ def _gives_a_tensor(module: torch.nn.Module) -> bool:
     return isinstance(module(weight.new_zeros(1, weight.shape[1])), torch.Tensor)
 
 
-def _adapter_of(key: str) -> str | None:
-    """Whose parameter it is: `...q_proj.lora_A.NAME.weight`."""
-    before, _, after = key.rpartition(".lora_")
-    return after.split(".")[1] if before else None
+def token_layers(model: PreTrainedModel) -> list[str]:
+    """The layers with a row for each token: the embeddings, and a head that is not tied to them.
+
+    peft trains no rows of a head with a bias.
+    """
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {id(module): name for name, module in model.named_modules()}
+    found = [names[id(embeddings)]]
+    if isinstance(head, torch.nn.Linear) and head.bias is None and head.weight is not embeddings.weight:
+        found.append(names[id(head)])
+    return found
+
+
+def _forget_drawn(config: PreTrainedConfig, weights: AdapterWeights) -> None:
+    """Drop the note that rows of new tokens were only drawn, if the adapter trains them."""
+    if weights.rows and hasattr(config, DRAWN):
+        delattr(config, DRAWN)
 
 
 class AdapterScalar:
@@ -193,8 +199,11 @@ class AdapterScalar:
             return self.head(hidden.float())[:, 0] - self._shift
 
 
-def load_adapter_scalar(adapters: Adapters, name: str, artifact: Path) -> AdapterScalar:
-    """A reward model that was trained as an adapter on this very base."""
-    adapters.load(name, artifact)
-    whole = load_scalar(artifact)
-    return AdapterScalar(adapters, name, whole.classifier.score.to(adapters.base.device), whole.shift)
+def load_adapter_scalar(adapters: Adapters, name: str, folder: Path) -> AdapterScalar:
+    """A reward model that is an adapter on the same base; of its artifact, only the adapter is read."""
+    weights = adapters.load(name, folder)
+    width = weights.head["score.weight"].shape[1]
+    head = torch.nn.Linear(width, 1, bias="score.bias" in weights.head, device=adapters.base.device)
+    head.load_state_dict({key.removeprefix("score."): value for key, value in weights.head.items()})
+    shift = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(SHIFT, 0.0)
+    return AdapterScalar(adapters, name, head, shift)

@@ -239,8 +239,9 @@ def _compare_trained(
 def _compare_scores(
     model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
 ) -> None:
-    """Scores at the last token, where plain `transformers` reads them."""
-    scores = response_scores(ScalarModel(model), pack(sequences, model.device))
+    """Scores at the last token, where plain `transformers` reads them; it knows no shift."""
+    scalar = ScalarModel(model)
+    scores = response_scores(scalar, pack(sequences, model.device)) + scalar.shift
     plain = torch.cat([model(input_ids=_row(model, ids), use_cache=False).logits[:, 0] for ids in sequences])
     _within(model, tolerance, scores, plain, "scores")
 

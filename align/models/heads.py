@@ -16,8 +16,10 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForSequenceClassification
 
+from align.artifacts import base_folder
 from align.errors import ConfigError
 from align.models.load import attention_of, fit_as_recorded, save_weights, stored_dtype
+from align.models.lora import merge_adapter, read_adapter
 
 SHIFT = "align_reward_shift"
 
@@ -62,7 +64,7 @@ def scalar_from_lm(folder: Path, device: torch.device | str = "cpu") -> ScalarMo
 
 
 def load_scalar(folder: Path, device: torch.device | str = "cpu", fresh_head: bool = False) -> ScalarModel:
-    """The reward model of an artifact, in eval mode.
+    """The reward model of an artifact, in eval mode; an adapter comes merged into its base.
 
     Args:
         fresh_head: the folder holds a language model, and the head is the caller's to fill.
@@ -110,9 +112,16 @@ def _load(folder: Path, device: torch.device | str, fresh_head: bool = False) ->
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, num_labels=1)
     stored = stored_dtype(config)
     classifier, loading = open_classifier(
-        config, pretrained_model_name_or_path=folder, dtype=torch.float32, attn_implementation=attention_of(config)
+        config,
+        pretrained_model_name_or_path=base_folder(folder),
+        dtype=torch.float32,
+        attn_implementation=attention_of(config),
     )
     classifier.stored_dtype = stored
+    adapter = read_adapter(folder)
+    if adapter is not None:
+        fresh_head = fresh_head or bool(adapter.head)  # the base is a language model: it has none
+        merge_adapter(classifier, adapter)
     missing = {name for name in loading["missing_keys"] if not (fresh_head and name.startswith("score."))}
     if missing:
         raise ConfigError(

@@ -19,8 +19,10 @@ from transformers.utils.logging import disable_progress_bar
 
 import align.models.gpt1
 import align.models.gpt3  # noqa: F401  both make themselves known to `transformers`
+from align.artifacts import base_folder
 from align.errors import ConfigError
 from align.models.attention import ATTENTION
+from align.models.lora import merge_adapter, read_adapter
 from align.models.padded import is_padded, read_padded
 from align.text.chat import stop_ids
 
@@ -36,13 +38,27 @@ USUAL_ANSWER = 256  # tokens
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """Load the causal language model of an artifact in float32 and in eval mode; `stored_dtype` is its type on disk."""
+    """Load the causal language model of an artifact in float32 and in eval mode; `stored_dtype` is its type on disk.
+
+    An adapter comes merged into its base, as a plain model.
+
+    Raises:
+        ConfigError: our attention does not fit it.
+        StoreError: the base of an adapter is gone.
+    """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    stored = stored_dtype(config)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention_of(config), trust_remote_code=False
+        base_folder(folder),
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=attention_of(config),
+        trust_remote_code=False,
     )
     model = model.to(device).eval()
-    model.stored_dtype = stored_dtype(config)
+    if (adapter := read_adapter(folder)) is not None:
+        merge_adapter(model, adapter)
+    model.stored_dtype = stored
     fit_as_recorded(model)
     if not is_padded(model):
         check_attention(model)

@@ -6,9 +6,12 @@ both are errors: what is loaded is what is there.
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Collection
 from typing import Any
 
+import peft
 import torch
 from safetensors import safe_open
 from transformers import (
@@ -21,7 +24,8 @@ from transformers import (
 
 from align.data.cards import Source, kind_of
 from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
-from align.models.heads import open_classifier
+from align.models.heads import SHIFT, open_classifier
+from align.models.vocabulary import DRAWN
 
 _NAMES = {
     "model": "a decoder-only language model",
@@ -65,6 +69,74 @@ def open_model(source: Source, kind: str) -> PreTrainedModel:
     _keep_apart(model)
     model.stored_dtype = model.dtype
     return model.float().eval()
+
+
+def open_adapted(adapter: Source, base: Source, kind: str) -> PreTrainedModel:
+    """Open a published LoRA adapter merged into its base: a whole model in float32, in eval mode.
+
+    Args:
+        adapter: a folder as `peft` saves it, or a repository at a commit.
+        base: as for `open_model`. For a reward model it may be a language model: then the adapter has the head.
+        kind: of the model that comes out.
+
+    Raises:
+        ValueError: one line on what is wrong with either of them.
+    """
+    model = _open_base(base, kind)
+    name = str(adapter.pretrained["pretrained_model_name_or_path"])
+    where = {} if adapter.root is not None else {"revision": adapter.pretrained["revision"]}
+    try:
+        config = peft.PeftConfig.from_pretrained(name, **where)
+        weights = peft.load_peft_weights(name, device="cpu", **where)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about GPT-2's transposed matrices
+            adapted = peft.get_peft_model(model, config)
+        expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        _require_fitting_adapter(expected, weights)
+        peft.set_peft_model_state_dict(adapted, weights)
+        merged = adapted.merge_and_unload()
+    except Exception as error:  # as in `open_model`
+        raise ValueError(f"the adapter: {_one_line(error)}") from None
+    _require_whole(merged, {}, kind)
+    own = adapter.root / "config.json" if adapter.root is not None else None
+    if kind == "reward_model" and own is not None and own.is_file():
+        setattr(merged.config, SHIFT, json.loads(own.read_text(encoding="utf-8")).get(SHIFT, 0.0))
+    if config.trainable_token_indices is not None and hasattr(merged.config, DRAWN):
+        delattr(merged.config, DRAWN)
+    merged.stored_dtype = torch.float32  # in half of the bits, much of a small change would be rounded away
+    return merged.float().requires_grad_(True).eval()
+
+
+def _open_base(base: Source, kind: str) -> PreTrainedModel:
+    """The base of an adapter; under a reward model, a language model gets a head that the adapter is to fill."""
+    try:
+        if kind != "reward_model":
+            return open_model(base, kind)
+        config = _open_config(base, {})
+        if kind_of(config.architectures, config.is_encoder_decoder) != "model":
+            return open_model(base, kind)
+        config.num_labels = 1
+        model, info = open_classifier(config, **base.pretrained, dtype=torch.float32)
+        info["missing_keys"] = {name for name in info["missing_keys"] if not name.startswith("score.")}
+        info["unexpected_keys"] = {name for name in info["unexpected_keys"] if not name.startswith("lm_head.")}
+        _require_whole(model, info, kind)
+        return model
+    except ValueError as error:
+        raise ValueError(f"the adapter's base: {error}") from None
+
+
+def _require_fitting_adapter(expected: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> None:
+    """Raise `ValueError` where an adapter's weights are not those that its config asks for on this base."""
+    if missing := expected.keys() - weights.keys():
+        raise ValueError(f"missing weights: {_some(missing)}")
+    if left := weights.keys() - expected.keys():
+        raise ValueError(f"weights that its base has no place for: {_some(left)}")
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            raise ValueError(
+                f"{name} is {list(weight.shape)}, and on this base it is {list(expected[name].shape)}: it was trained "
+                f"on another model"
+            )
 
 
 def _open_config(source: Source, gguf: dict[str, str]) -> PreTrainedConfig:

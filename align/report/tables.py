@@ -264,7 +264,10 @@ def costs(made: Sequence[Made]) -> Table:
     for each in made:
         m, manifest = each.artifact.metrics, each.artifact.manifest
         total += manifest["seconds"]
-        flops = 6 * m["parameters"] * m["tokens"] if {"parameters", "tokens"} <= m.keys() else 0.0
+        flops = 0.0
+        if {"parameters", "tokens"} <= m.keys():
+            trained = m.get("trained_parameters", m["parameters"])
+            flops = (4 * m["parameters"] + 2 * trained) * m["tokens"]  # a frozen weight needs no gradient of its own
         code = str(manifest["code"].get("commit") or manifest["code"].get("version"))[:10]
         rows.append(
             [

@@ -5,8 +5,8 @@ Makes: a classifier: a Hugging Face sequence classifier with its tokenizer, read
 what was trained of it with LoRA; predictions.jsonl has the test rows.
 Departs from GPT-1: the linear layer has no bias, as no sequence classifier of `transformers` has; scores are learned
 standardised, by squared error; the context cuts the first text alone, where the paper's code halves it among both; no
-step has the learning rate 0; the last weights are kept, not those that did best on validation rows. With LoRA the new
-tokens' embeddings stay as they were drawn.
+step has the learning rate 0; the last weights are kept, not those that did best on validation rows. With LoRA the
+embeddings of the task's tokens stay as they were drawn, and the classifier is published whole.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run(cfg: Finetune, inputs: Inputs, job: Job) -> Metrics:
     if job.is_main:
         lm = model.lm
         if adapters is not None:
-            adapters.save(_ADAPTER, job.out)
+            adapters.weights(_ADAPTER).save(job.out / "adapter")
             lm = adapters.merged(_ADAPTER)
         save_classifier(lm, model.score.weight, tokenizer, cfg.task, goal, job.out)
     return metrics

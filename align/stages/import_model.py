@@ -1,8 +1,10 @@
 """Bring a model in from the Hub, a local folder or a GGUF file.
 
 Takes: nothing from the store; a source outside it: a model as `transformers` saves it, decoder-only, an
-encoder-decoder or a reward model; a GGUF file; or GPT-1's parameters and vocabulary as OpenAI published them.
-Makes: a model in the precision it came in, with its own tokenizer and its own chat template. It gets a padding token
+encoder-decoder or a reward model; a LoRA adapter as `peft` saves it, and its base; a GGUF file; or GPT-1's parameters
+and vocabulary as OpenAI published them.
+Makes: a model in the precision it came in, with its own tokenizer and its own chat template. An adapter is merged into
+its base, in float32. It gets a padding token
 that ends nothing, and our chat template if it has none. An encoder-decoder becomes a seq2seq_model; only a missing
 padding token is added, so sentinel ids stay. A sequence classifier with one label becomes a reward_model, which is read
 where plain Transformers reads it.
@@ -15,14 +17,14 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.configs import ImportModel
-from align.data.cards import Source, resolve_model
+from align.data.cards import Source, resolve_base, resolve_model
 from align.errors import ConfigError
 from align.job import Inputs, Job, Metrics
 from align.models.build import fuse_activation
 from align.models.check import fit_model, fit_reward_model
 from align.models.heads import ScalarModel
 from align.models.load import drift_of_storing, save_model
-from align.models.published import open_model
+from align.models.published import open_adapted, open_model
 from align.models.vocabulary import draw_rows
 from align.seeds import derive_seed
 from align.text.chat import check_chat, keep_stops, read_whole_dialogues
@@ -35,10 +37,17 @@ _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "
 
 def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
     source = resolve_model(cfg.source, None)
+    base = resolve_base(cfg.source, cfg.base, job.store)
     try:
-        with source.alone() as opened:
-            model, tokenizer = open_model(opened, cfg.kind), _open_tokenizer(opened)
-        metrics = _precision(model, tokenizer, source, job)
+        if base is None:
+            with source.alone() as opened:
+                model, tokenizer = open_model(opened, cfg.kind), _open_tokenizer(opened)
+        else:
+            with base.alone() as opened:
+                model = open_adapted(source, opened, cfg.kind)
+                tokenizer = _open_tokenizer(source if _has_tokenizer(source) else opened)
+            job.info("the adapter is merged into its base")
+        metrics = _precision(model, tokenizer, source, base is None, job)
         keep_stops(tokenizer, getattr(model, "generation_config", None))
         _complete(cfg, model, tokenizer, job)
         if cfg.kind != "seq2seq_model":
@@ -58,9 +67,12 @@ def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
     return metrics | {"parameters": float(model.num_parameters())}
 
 
+def _has_tokenizer(source: Source) -> bool:
+    return any(path.name.startswith(_TOKENIZER_FILES) or path.name == source.gguf for path in source.files)
+
+
 def _open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    names = [path.name for path in source.files]
-    if source.root is not None and not any(name.startswith(_TOKENIZER_FILES) or name == source.gguf for name in names):
+    if source.root is not None and not _has_tokenizer(source):
         # For some architectures transformers then makes an empty tokenizer, without a word.
         raise ValueError("it holds no tokenizer; put its tokenizer.json beside the weights")
     try:
@@ -70,11 +82,13 @@ def _open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         raise ValueError(f"its tokenizer does not open ({said})") from None
 
 
-def _precision(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Source, job: Job) -> Metrics:
+def _precision(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Source, is_whole: bool, job: Job
+) -> Metrics:
     """Say what the weights are stored in; of a GGUF file, also how far its log-probs move by that."""
     name = str(model.stored_dtype).removeprefix("torch.")
     if not source.gguf:
-        job.info(f"weights stay in {name}, as they came")
+        job.info(f"weights stay in {name}, as they came" if is_whole else f"weights are stored in {name}")
         return {}
     drift = drift_of_storing(model, tokenizer("The cat sat on the mat. Who sat on the mat? The cat.")["input_ids"])
     job.info(

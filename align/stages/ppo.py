@@ -1,9 +1,10 @@
-"""Tune a policy with PPO against reward models, functions of the user's own or both, held near where it started.
+"""Tune a policy with PPO against reward models, functions of the user's own or both, held near its start.
 
-Takes: a policy (the SFT model, also the frozen reference) and prompts; reward models (the first also the value model's
-start), unless functions say what a response is worth; optionally a start for the value model, pretraining text, whose
+Takes: a policy (the SFT model, also the frozen reference) and prompts; reward models (the value model starts from the
+first), unless functions say what a response is worth; optionally a start for the value model, pretraining text, whose
 gradient joins the policy's in every step (PPO-ptx), and a reward model that is only watched.
-Makes: a model; in ema/ the average of its weights, in adapter/ what was trained of it with LoRA; samples.jsonl.
+Makes: a model, in ema/ the average of its weights, and samples.jsonl. With LoRA both models are adapters on the policy's
+base.
 Departs from InstructGPT: the value model is as large as the reward model given, not 6B; `ptx_coef` weighs the mean loss
 a token, where the paper does not say what its 27.8 weighs; the average is taken every optimizer step, which it does not
 say either.
@@ -142,8 +143,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
                 kl_coef = next_kl_coef(kl_coef, kl, cfg.kl_goal, cfg.kl_horizon, cfg.rollout_batch_size)
         else:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        if gold is not None:
-            metrics["gold/score"] = _gold_score(gold, episodes)
+        metrics |= _gold_score(gold, episodes)
         updated = time.monotonic()
         metrics |= {"time/rollout": sampled - begun, "time/score": scored - sampled, "time/update": updated - scored}
         job.log(metrics, iteration + 1)
@@ -495,9 +495,12 @@ def _state(learner: Learner, kl_coef: float, metrics: Metrics) -> dict[str, Any]
     return {"learner": learner.state(), "kl_coef": kl_coef, "metrics": metrics}
 
 
-def _gold_score(gold: GoldScorer, episodes: Episodes) -> float:
+def _gold_score(gold: GoldScorer | None, episodes: Episodes) -> Metrics:
+    """The mean gold score, where the prompts' world has one."""
+    if gold is None:
+        return {}
     scores = [gold(row["prompt"], text).overall for row, text in zip(episodes.rows, episodes.texts, strict=True)]
-    return sum(scores) / len(scores)
+    return {"gold/score": sum(scores) / len(scores)}
 
 
 def _final_metrics(metrics: Metrics) -> Metrics:
@@ -508,12 +511,11 @@ def _final_metrics(metrics: Metrics) -> Metrics:
 
 
 def _size(cfg: Ppo, actors: Actors, job: Job) -> Metrics:
-    """Tokens of all rollouts, times the epochs over them; the parameters of both models, where all of them learn."""
+    """Tokens of all rollouts, times the epochs over them; parameters of both models together, and those that learn."""
     tokens = cfg.num_epochs * sum(row.get("tokens", 0.0) for row in job.logged()) if job.is_main else 0.0
-    if cfg.lora.rank is not None:
-        return {"tokens": tokens}
     learning = (*actors.policy_parameters.values(), *actors.value_parameters.values())
-    return {"tokens": tokens, "parameters": float(sum(p.numel() for p in learning))}
+    num_trained = float(sum(p.numel() for p in learning))
+    return {"tokens": tokens, "parameters": actors.num_parameters(), "trained_parameters": num_trained}
 
 
 def _publish(cfg: Ppo, actors: Actors, learner: Learner, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:

@@ -1,8 +1,8 @@
 """Train a reward model on rankings.
 
 Takes: a model (the SFT model) and comparisons; optionally demonstrations, whose mean score becomes 0.
-Makes: a reward model: a Hugging Face sequence classifier with its tokenizer and `align_reward_shift` in its config; in
-adapter/ what was trained of it with LoRA.
+Makes: a reward model: a Hugging Face sequence classifier with its tokenizer and `align_reward_shift` in its config.
+With LoRA it is an adapter with a head, on the base of the model that was given.
 Departs from InstructGPT: it starts from the SFT model of the policy's own size, not from a 6B model.
 """
 
@@ -28,7 +28,6 @@ from align.models.adapters import fresh_adapter
 from align.models.heads import ScalarModel, scalar_from_lm
 from align.models.load import load_tokenizer, precision_lines, round_to_stored, sequence_length
 from align.models.packed import response_scores
-from align.models.vocabulary import DRAWN
 from align.optimizers import adamw, cosine_factor, set_learning_rate
 from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, takes_tools
 from align.text.packing import micro_batches, pack
@@ -52,7 +51,8 @@ class Ranking(NamedTuple):
 def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     folder = inputs.one("model").path
     model, tokenizer = scalar_from_lm(folder, job.device), load_tokenizer(folder)
-    _say_what_is_trained(cfg, model, job)
+    for line in precision_lines(model.classifier):
+        job.info(line)
     length = sequence_length(cfg.sequence_length, model.classifier)
     train, dropped = _rankings(inputs, "train", tokenizer, length)
     held_out, _ = _rankings(inputs, "validation", tokenizer, length)
@@ -64,28 +64,26 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     if cfg.lora.rank is not None:
         adapters = fresh_adapter(model.classifier, folder, cfg.lora, _ADAPTER)
         model.classifier.score.requires_grad_(True)
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     _train(cfg, model, train, job)
-    if adapters is not None:
+    whole = adapters is None or cfg.lora.merged
+    if adapters is not None and whole:
         model = ScalarModel(adapters.merged(_ADAPTER))
-    round_to_stored(model.classifier)  # before it is measured
+    if whole:
+        round_to_stored(model.classifier)  # before it is measured
     metrics = {"rankings": float(len(train)), "dropped": float(dropped)}
     metrics["tokens"] = float(cfg.num_epochs * sum(ranking.tokens for ranking in train))
     metrics["parameters"] = float(num_parameters)
+    metrics["trained_parameters"] = float(num_trained)
     metrics |= _accuracies(model, held_out, job, cfg.precision) if held_out else {}
     metrics |= _centre(model, inputs, tokenizer, length, job, cfg.precision)
     if job.is_main:
-        if adapters is not None:
-            adapters.save(_ADAPTER, job.out)
-        model.save(job.out)
-        tokenizer.save_pretrained(job.out)
+        if whole or adapters is None:
+            model.save(job.out)
+            tokenizer.save_pretrained(job.out)
+        else:
+            adapters.save(_ADAPTER, job.out, tokenizer, model.classifier.score)
     return metrics
-
-
-def _say_what_is_trained(cfg: Reward, model: ScalarModel, job: Job) -> None:
-    for line in precision_lines(model.classifier):
-        job.info(line)
-    if cfg.lora.rank is not None and getattr(model.classifier.config, DRAWN, None):
-        job.info("the rows of new tokens stay as they were drawn, for these adapters do not reach them; run sft first")
 
 
 def _rankings(inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[list[Ranking], int]:

@@ -1,7 +1,7 @@
 """Tune a language model on demonstrations: the loss is on the assistant's tokens only.
 
 Takes: a model and demonstrations; optionally pretraining text to mix in.
-Makes: a model.
+Makes: a model; with LoRA an adapter on the base of the model that was given.
 Departs from InstructGPT: the epoch with the lowest validation loss is kept; there by a reward model's score.
 """
 
@@ -69,18 +69,21 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     num_parameters, adapters = model.num_parameters(), None
     if cfg.lora.rank is not None:
         adapters = fresh_adapter(model, folder, cfg.lora, _ADAPTER)
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     _train(cfg, model, train, text, held_out, job)
-    if adapters is not None:
+    if adapters is not None and not cfg.lora.merged:
         if job.is_main:
-            adapters.save(_ADAPTER, job.out)
-        model = adapters.merged(_ADAPTER)
-    vars(model.config).pop(DRAWN, None)  # the rows of new tokens are trained now
-    round_to_stored(model)  # before it is measured
-    if job.is_main:
-        save_model(model, tokenizer, job.out)
+            adapters.save(_ADAPTER, job.out, tokenizer)
+    else:
+        model = model if adapters is None else adapters.merged(_ADAPTER)
+        vars(model.config).pop(DRAWN, None)  # the rows of new tokens are trained now
+        round_to_stored(model)  # before it is measured
+        if job.is_main:
+            save_model(model, tokenizer, job.out)
     metrics = {"demonstrations": float(len(train)), "dropped": float(dropped)}
     metrics["tokens"] = float(cfg.num_epochs * sum(len(example.ids) for example in [*train, *text]))
     metrics["parameters"] = float(num_parameters)
+    metrics["trained_parameters"] = float(num_trained)
     return metrics | ({"eval/loss": _loss(model, held_out, job, cfg.precision)} if held_out else {})
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from align.configs import LoraConfig
 from align.errors import ConfigError
-from align.models.adapters import Adapters
+from align.models.adapters import Adapters, fresh_adapter
 from align.models.check import fit_model, fit_reward_model
 from align.models.heads import ScalarModel, load_scalar, open_classifier, scalar_from_lm
 from align.models.load import context_of, load_model, rope_limit, save_model
@@ -326,33 +326,35 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_adapter_that_peft_cannot_read_back_is_refused(tmp_path: Path) -> None:
-    adapters = Adapters(fitted("laguna", tmp_path / "model"), "here")
-    adapters.add("one", LoraConfig(rank=2))
-    adapters.save("one", tmp_path)
+    folder = tmp_path / "import_model" / "aaaa"
+    adapters = fresh_adapter(fitted("laguna", folder), folder, LoraConfig(rank=2), "one")
+    adapters.save("one", tmp_path / "sft" / "bbbb", tiny_tokenizer())
     with pytest.raises(ConfigError, match=r"^laguna: peft has no place for .*; give lora\.rank=null$"):
-        adapters.load("other", tmp_path)
+        load_model(tmp_path / "sft" / "bbbb")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", all_of([name for name in RUN if name != "laguna"]))
-def test_an_adapter_merged_or_loaded_says_what_it_says_beside_the_model(name: str, tmp_path: Path) -> None:
-    """Of a mixture, peft wraps the experts once for each of their matrices."""
-    adapters = Adapters(fitted(name, tmp_path / "model"), "here")
-    adapters.add("one", LoraConfig(rank=2))
-    generator = torch.Generator().manual_seed(5)
-    for parameter in adapters.parameters("one").values():
-        parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+def test_adapters_on_top_of_each_other_say_alone_what_they_say_together(name: str, tmp_path: Path) -> None:
+    """Merged, and read back as one. Of a mixture, peft wraps the experts once for each of their matrices."""
     sequences = sequences_of([3, 14, 1])
     packed, rests = pack(sequences), [ids[1:] for ids in sequences]
-    with adapters.using("one") as model:
+    base = tmp_path / "import_model" / "aaaa"
+    model, folder = fitted(name, base), base
+    before = response_logprobs(model, packed, rests)
+    generator = torch.Generator().manual_seed(5)
+    for rank, stage in ((2, "sft"), (3, "ppo")):
+        adapters = fresh_adapter(model, folder, LoraConfig(rank=rank), "one")
+        for parameter in adapters.parameters("one").values():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         with_adapter = response_logprobs(model, packed, rests)
-    with adapters.using(None) as model:
-        without = response_logprobs(model, packed, rests)
-    assert (with_adapter - without).abs().max() > 0.01
-    merged = response_logprobs(adapters.merged("one"), packed, rests)
-    torch.testing.assert_close(merged, with_adapter, rtol=0, atol=1e-4)
-    adapters.save("one", tmp_path)
-    again = Adapters(load_model(tmp_path / "model"), "here")
-    again.load("other", tmp_path)
-    with again.using("other") as model:
-        torch.testing.assert_close(response_logprobs(model, packed, rests), with_adapter, rtol=0, atol=1e-5)
+        assert (with_adapter - before).abs().max() > 0.01
+        merged = response_logprobs(adapters.merged("one"), packed, rests)
+        torch.testing.assert_close(merged, with_adapter, rtol=0, atol=1e-4)
+        folder = tmp_path / stage / "aaaa"
+        adapters.save("one", folder, tiny_tokenizer())
+        beside = Adapters(load_model(base), base)
+        beside.load("other", folder)
+        with beside.using("other") as other:
+            torch.testing.assert_close(response_logprobs(other, packed, rests), with_adapter, rtol=0, atol=5e-5)
+        model, before = load_model(folder), with_adapter

@@ -140,7 +140,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         edited(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "its weights are quantised (bitsandbytes)",
     ),
-    "an adapter alone": (adapter_alone, "it holds an adapter alone; merge it into its base model first"),
+    "an adapter alone": (adapter_alone, "an adapter on x/y, which is not here; give its base too: base=path:FOLDER"),
     "no tokenizer": (without("tokenizer*", "chat_template*"), "it holds no tokenizer; put its tokenizer.json beside"),
     "a tokenizer that is cut": (
         lambda folder: (folder / "tokenizer.json").write_text('{"version": "1.0", "added'),

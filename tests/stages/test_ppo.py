@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import manifests
+from peft import PeftModel
 from stage_jobs import job_at, log_of, planned
 from transformers import AutoModelForCausalLM
 
@@ -466,7 +467,7 @@ def test_killed_while_it_publishes_it_publishes_again(inputs, tmp_path, monkeypa
         with pytest.raises(Dead):
             ppo.run(planned(Ppo(**{**KNOBS, **knobs})), inputs, job_at(tmp_path))
     run(inputs, tmp_path, **knobs)
-    assert (tmp_path / "out/ema/adapter/adapter_model.safetensors").is_file()
+    assert (tmp_path / "out/ema/adapter_model.safetensors").is_file()
 
 
 def test_an_adapter_run_that_died_ends_as_if_it_had_not(inputs, tmp_path):
@@ -792,7 +793,7 @@ def test_a_sampler_in_bf16_is_near_and_told_of(inputs, tmp_path):
     assert 0 < row["policy/sampling_gap"] < 0.05
 
 
-def test_adapters_leave_the_base_as_it_was_and_publish_a_plain_model(inputs, tmp_path, watched):
+def test_adapters_leave_the_base_as_it_was_and_publish_what_was_trained(inputs, tmp_path, watched):
     base = AutoModelForCausalLM.from_pretrained(inputs.one("policy").path)
     lora = LoraConfig(rank=4)
     rows = run(inputs, tmp_path, lora=lora, value_from="policy", learning_rate=1e-2, warmup_iterations=0)
@@ -800,14 +801,15 @@ def test_adapters_leave_the_base_as_it_was_and_publish_a_plain_model(inputs, tmp
     assert rows[-1]["objective/kl"] != 0.0
     left = {n.replace(".base_layer", ""): p for n, p in watched["actors"]._adapters.base.named_parameters()}
     assert all(torch.equal(left[name], p) for name, p in base.named_parameters())
-    published = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
-    assert published.keys() == base.state_dict().keys()
-    assert any(not torch.equal(value, base.state_dict()[name]) for name, value in published.items())
-    assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
+    assert not (tmp_path / "out/model.safetensors").exists()
+    before = {name: p.clone() for name, p in base.state_dict().items()}
+    published = PeftModel.from_pretrained(base, tmp_path / "out").merge_and_unload().state_dict()
+    assert published.keys() == before.keys()
+    assert any(not torch.equal(value, before[name]) for name, value in published.items())
 
 
-def test_a_reward_model_of_another_kind_is_refused_with_adapters(inputs, tmp_path):
-    with pytest.raises(ConfigError, match=r"value_from: with lora.rank .* give value_from=policy"):
+def test_a_value_model_that_is_no_adapter_is_refused_with_adapters(inputs, tmp_path):
+    with pytest.raises(ConfigError, match=r"a whole model; expected an adapter on sft/"):
         run(inputs, tmp_path, lora=LoraConfig(rank=4))
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import tiny_mixture, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from align.configs import LoraConfig
-from align.errors import ConfigError
+from align.errors import ConfigError, StoreError
 from align.losses.lm import TokenLogprobs
 from align.models.actors import FullActors, LoraActors, load_actors
-from align.models.adapters import FOLDER, Adapters, AdapterScalar
+from align.models.adapters import Adapters, AdapterScalar, fresh_adapter
 from align.models.heads import ScalarModel, load_scalar, scalar_from_lm
 from align.models.load import load_model, save_model
 from align.models.packed import pack_pairs, response_logprobs, response_scores, response_values
@@ -51,14 +52,18 @@ def saved_reward(policy, folder, tokenizer, seed):
     """A reward model that was trained as an adapter on `policy`, laid out as the reward stage does it."""
     torch.manual_seed(seed)
     model = scalar_from_lm(policy)
-    adapters = Adapters(model.classifier, f"{policy.parent.name}/{policy.name}")
-    adapters.add("reward", LORA)
-    adapters.turn_on("reward")
+    adapters = fresh_adapter(model.classifier, policy, LORA, "reward")
     trained(adapters.parameters("reward"), seed)
     model.shift = 0.375
-    adapters.save("reward", folder)
-    ScalarModel(adapters.merged("reward")).save(folder)
-    tokenizer.save_pretrained(folder)
+    adapters.save("reward", folder, tokenizer, model.classifier.score)
+    return folder
+
+
+def saved_adapter(start, folder, tokenizer, seed):
+    """A language model that was trained as an adapter on `start`."""
+    adapters = fresh_adapter(load_model(start), start, LORA, "sft")
+    trained(adapters.parameters("sft"), seed)
+    adapters.save("sft", folder, tokenizer)
     return folder
 
 
@@ -92,7 +97,7 @@ def logits_of(model):
 
 
 def adapters_on(folder, *names):
-    adapters = Adapters(load_model(folder), f"{folder.parent.name}/{folder.name}")
+    adapters = Adapters(load_model(folder), folder)
     for name in names:
         adapters.add(name, LORA)
     return adapters
@@ -325,11 +330,11 @@ def test_a_merged_model_is_the_adapter_switched_on(policy):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["policy", "value"])
-def test_what_was_saved_loads_with_identical_numbers(policy, tmp_path, name):
+def test_what_was_saved_loads_with_identical_numbers(policy, tokenizer, tmp_path, name):
     adapters = adapters_on(policy, "policy", "value")
     trained(adapters.parameters("policy"), 1)
     trained(adapters.parameters("value"), 2)
-    adapters.save(name, tmp_path)
+    adapters.save(name, tmp_path, tokenizer)
     again = adapters_on(policy, "other")
     trained(again.parameters("other"), 3)
     again.load("back", tmp_path)
@@ -341,17 +346,17 @@ def test_what_was_saved_loads_with_identical_numbers(policy, tmp_path, name):
 
 
 @torch.no_grad()
-def test_peft_opens_what_was_saved_and_agrees(policy, tmp_path):
+def test_peft_opens_what_was_saved_and_agrees(policy, tokenizer, tmp_path):
     adapters = adapters_on(policy, "policy", "value")
     trained(adapters.parameters("policy"), 1)
     trained(adapters.parameters("value"), 2)
-    adapters.save("policy", tmp_path)
+    adapters.save("policy", tmp_path, tokenizer)
     with adapters.using("policy") as model:
         expected = logits_of(model)
-    opened = peft.PeftModel.from_pretrained(load_model(policy), tmp_path / FOLDER).eval()
+    opened = peft.PeftModel.from_pretrained(load_model(policy), tmp_path).eval()
     assert torch.equal(logits_of(opened), expected)
     near(logits_of(opened.merge_and_unload()), expected)
-    saved = load_file(tmp_path / FOLDER / "adapter_model.safetensors")
+    saved = load_file(tmp_path / "adapter_model.safetensors")
     assert len(saved) == len(adapters.parameters("policy"))
 
 
@@ -381,7 +386,7 @@ def test_judges_side_by_side_each_score_as_alone(policy, store):
 
 
 def test_an_adapter_on_another_base_is_refused(policy, store):
-    with pytest.raises(ConfigError, match=r"eeee: an adapter on sft/bbbb, the policy is sft/aaaa"):
+    with pytest.raises(ConfigError, match=r"eeee: an adapter on sft/bbbb; expected an adapter on sft/aaaa"):
         adapters_on(policy).load("reward", store / "reward" / "eeee")
     with pytest.raises(ConfigError, match=r"sft/bbbb"):
         load_actors(policy, store / "reward" / "eeee", LORA, CPU)
@@ -399,7 +404,7 @@ def test_without_a_rank_models_are_in_full_and_with_one_they_are_adapters(policy
 
 def test_adapters_with_a_reward_model_in_full_are_refused_as_a_start_and_taken_as_a_judge(policy, store):
     full = store / "reward" / "ffff"
-    with pytest.raises(ConfigError, match="give value_from=policy"):
+    with pytest.raises(ConfigError, match="ffff: a whole model; expected an adapter on sft/aaaa"):
         load_actors(policy, full, LORA, CPU)
     judge = load_actors(policy, policy, LORA, CPU).reward_model(full)
     assert isinstance(judge, ScalarModel)
@@ -460,17 +465,22 @@ def test_a_value_model_that_starts_from_the_policy_can_learn(policy):
 
 
 @torch.no_grad()
-def test_a_saved_policy_is_a_plain_folder_with_the_adapter_beside_it(policy, reward, tokenizer, tmp_path):
+def test_a_saved_policy_is_an_adapter_that_loads_here_and_in_peft(policy, reward, tokenizer):
     actors = lora_actors(policy, reward)
     expected = actors.policy_likelihoods(PACKED, RESPONSES, 1.0, False).logprobs
-    actors.save(tmp_path, tokenizer)
-    assert not (tmp_path / "adapter_config.json").exists()
-    assert load_file(tmp_path / "model.safetensors").keys() == load_file(policy / "model.safetensors").keys()
-    config, original = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, policy))
+    out = policy.parent.parent / "ppo" / "aaaa"
+    actors.save(out, tokenizer)
+    assert not (out / "model.safetensors").exists()
+    config, original = (json.loads((folder / "config.json").read_text()) for folder in (out, policy))
     assert config == original
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
-    assert not any(isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer) for m in plain.modules())
-    near(response_logprobs(load_model(tmp_path), PACKED, RESPONSES), expected)
+    loaded = load_model(out)
+    assert not any(isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer) for m in loaded.modules())
+    near(response_logprobs(loaded, PACKED, RESPONSES), expected)
+    opened = peft.PeftModel.from_pretrained(load_model(policy), out).eval()
+    near(response_logprobs(opened.base_model.model, PACKED, RESPONSES), expected)
+    plain = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(policy, attn_implementation="eager"), out
+    ).eval()
     alone = torch.cat(
         [
             plain(input_ids=torch.tensor([p + r])).logits[0, len(p) - 1 : -1].log_softmax(1)[range(len(r)), r]
@@ -478,19 +488,141 @@ def test_a_saved_policy_is_a_plain_folder_with_the_adapter_beside_it(policy, rew
         ]
     )
     near(alone, expected)
-    opened = peft.PeftModel.from_pretrained(load_model(policy), tmp_path / FOLDER).eval()
-    near(response_logprobs(opened.base_model.model, PACKED, RESPONSES), expected)
 
 
 @torch.no_grad()
-def test_saving_twice_gives_the_same_policy_and_leaves_it_usable(policy, reward, tokenizer, tmp_path):
+def test_a_policy_saved_merged_is_a_plain_folder(policy, reward, tokenizer, tmp_path):
+    actors = LoraActors(policy, reward, LoraConfig(rank=4, merged=True), CPU)
+    trained(actors.policy_parameters, 5)
+    expected = actors.policy_likelihoods(PACKED, RESPONSES, 1.0, False).logprobs
+    actors.save(tmp_path, tokenizer)
+    assert not (tmp_path / "adapter_config.json").exists()
+    assert load_file(tmp_path / "model.safetensors").keys() == load_file(policy / "model.safetensors").keys()
+    near(response_logprobs(load_model(tmp_path), PACKED, RESPONSES), expected)
+
+
+@torch.no_grad()
+def test_saving_twice_gives_the_same_bytes_and_leaves_the_policy_usable(policy, reward, tokenizer, tmp_path):
     actors = lora_actors(policy, reward)
     expected = actors.policy_likelihoods(PACKED, RESPONSES, 1.0, False).logprobs
     actors.save(tmp_path / "one", tokenizer)
     actors.save(tmp_path / "two", tokenizer)
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
     assert torch.equal(actors.policy_likelihoods(PACKED, RESPONSES, 1.0, False).logprobs, expected)
+
+
+# -- adapters on top of adapters -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama", "mixture"])
+def stack(request, tokenizer, tmp_path_factory):
+    """A base with two drawn tokens, an adapter on it (sft), reward adapters on both, one on another base; read only."""
+    place = tmp_path_factory.mktemp("objects")
+    for key, seed in (("aaaa", 0), ("bbbb", 1)):
+        torch.manual_seed(seed)
+        model = tiny_mixture() if request.param == "mixture" else tiny_model(request.param, 64, 0.2)
+        model.config.align_drawn_tokens = [20, 21]
+        save_model(model, tokenizer, place / "import_model" / key)
+    sft = saved_adapter(place / "import_model" / "aaaa", place / "sft" / "aaaa", tokenizer, 2)
+    saved_reward(sft, place / "reward" / "onsft", tokenizer, 3)
+    saved_reward(place / "import_model" / "aaaa", place / "reward" / "onbase", tokenizer, 4)
+    saved_reward(place / "import_model" / "bbbb", place / "reward" / "other", tokenizer, 5)
+    return place
+
+
+@torch.no_grad()
+def test_three_adapters_on_top_of_each_other_are_one_on_the_base(stack, tokenizer):
+    """What is saved after the third says what the three say, here and in peft, and refers to no other adapter."""
+    start, base = stack / "sft" / "aaaa", stack / "import_model" / "aaaa"
+    second = saved_adapter(start, stack / "sft" / "second", tokenizer, 6)
+    model = load_model(second)
+    adapters = fresh_adapter(model, second, LORA, "third")
+    trained(adapters.parameters("third"), 7)
+    expected = logits_of(model)
+    third = stack / "sft" / "third"
+    adapters.save("third", third, tokenizer)
+    config = json.loads((third / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"]) == ("import_model/aaaa", 3 * LORA.rank)
+    near(logits_of(load_model(third)), expected)
+    opened = peft.PeftModel.from_pretrained(load_model(base), third).eval()
+    near(logits_of(opened), expected)
+    assert (logits_of(load_model(second)) - expected).abs().max() > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["onsft", "onbase"])
+def test_a_reward_adapter_scores_alike_here_in_peft_and_beside_a_policy_on_the_same_base(stack, name):
+    folder, base = stack / "reward" / name, stack / "import_model" / "aaaa"
+    scalar = load_scalar(folder)
+    expected = response_scores(scalar, PACKED)
+    assert scalar.shift == 0.375
+    bare = type(scalar.classifier).from_pretrained(base, num_labels=1, attn_implementation="align")
+    opened = peft.PeftModel.from_pretrained(bare, folder).eval()
+    near(response_scores(ScalarModel(opened.base_model.model), PACKED) - 0.375, expected)
+    for policy in (stack / "sft" / "aaaa", base):
+        actors = LoraActors(policy, folder, LORA, CPU)
+        judge = actors.reward_model(folder)
+        assert isinstance(judge, AdapterScalar)
+        near(response_scores(judge, PACKED), expected)
+        near(actors.values(PACKED, RESPONSES), response_values(scalar, PACKED, RESPONSES))
+        near(actors.ref_logprobs(PACKED, RESPONSES, 1.0), response_logprobs(load_model(policy), PACKED, RESPONSES))
+
+
+def test_what_was_trained_on_the_policy_itself_costs_only_its_own_rank(stack):
+    """The value model of a reward adapter on this very policy has the reward adapter's rank, not the sum of both."""
+    actors = LoraActors(stack / "sft" / "aaaa", stack / "reward" / "onsft", LORA, CPU)
+    ranks = {name: config.r for name, config in actors._adapters.base.peft_config.items()}
+    assert ranks == {"policy": LORA.rank, "value": LORA.rank}
+
+
+@torch.no_grad()
+def test_a_policy_that_started_from_an_adapter_is_saved_whole(stack, tokenizer):
+    policy = stack / "sft" / "aaaa"
+    actors = LoraActors(policy, stack / "reward" / "onsft", LORA, CPU)
+    trained(actors.policy_parameters, 8)
+    with actors.policy_model() as model:
+        expected = logits_of(model)
+    actors.save(stack / "ppo" / "aaaa", tokenizer)
+    near(logits_of(load_model(stack / "ppo" / "aaaa")), expected)
+
+
+@torch.no_grad()
+def test_rows_of_drawn_tokens_are_trained_once_and_kept_by_all_that_follow(stack, tokenizer):
+    base, sft, reward = (stack / name for name in ("import_model/aaaa", "sft/aaaa", "reward/onsft"))
+    before, after = (load_model(folder).get_input_embeddings().weight for folder in (base, sft))
+    changed = (before != after).any(1).nonzero().flatten().tolist()
+    assert changed == [20, 21]
+    assert "align_drawn_tokens" not in json.loads((sft / "config.json").read_text())
+    assert torch.equal(load_scalar(reward).classifier.get_input_embeddings().weight, after)
+    again = saved_adapter(sft, stack / "sft" / "again", tokenizer, 9)
+    assert torch.equal(load_model(again).get_input_embeddings().weight, after)
+
+
+def test_a_reward_model_on_another_base_is_a_model_of_its_own(stack):
+    actors = LoraActors(stack / "sft" / "aaaa", stack / "reward" / "onsft", LORA, CPU)
+    judge = actors.reward_model(stack / "reward" / "other")
+    assert isinstance(judge, ScalarModel)
+    with torch.no_grad():
+        assert torch.equal(
+            response_scores(judge, PACKED), response_scores(load_scalar(stack / "reward" / "other"), PACKED)
+        )
+
+
+@torch.no_grad()
+def test_full_ppo_takes_adapters_as_plain_models(stack):
+    sft, reward = stack / "sft" / "aaaa", stack / "reward" / "onsft"
+    actors = load_actors(sft, reward, LoraConfig(), CPU)
+    assert isinstance(actors, FullActors)
+    near(actors.ref_logprobs(PACKED, RESPONSES, 1.0), response_logprobs(load_model(sft), PACKED, RESPONSES))
+    assert all(p.requires_grad for p in (*actors.policy_parameters.values(), *actors.value_parameters.values()))
+
+
+def test_an_adapter_whose_base_is_gone_says_which(stack, tokenizer, tmp_path):
+    folder = tmp_path / "objects" / "sft" / "aaaa"
+    shutil.copytree(stack / "sft" / "aaaa", folder)
+    with pytest.raises(StoreError, match=r"aaaa: an adapter on import_model@aaaa, which is gone from the store"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
