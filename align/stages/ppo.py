@@ -3,8 +3,7 @@
 Takes: a policy (the SFT model, also the frozen reference) and prompts; reward models (the value model starts from the
 first), unless functions say what a response is worth; optionally a start for the value model, pretraining text, whose
 gradient joins the policy's in every step (PPO-ptx), and a reward model that is only watched.
-Makes: a model, in ema/ the average of its weights, and samples.jsonl. With LoRA both models are adapters on the policy's
-base.
+Makes: a model, in ema/ the average of its weights, and samples.jsonl. With LoRA both are adapters on the policy's base.
 Departs from InstructGPT: the value model is as large as the reward model given, not 6B; `ptx_coef` weighs the mean loss
 a token, where the paper does not say what its 27.8 weighs; the average is taken every optimizer step, which it does not
 say either.

@@ -1,0 +1,54 @@
+"""The reward stage on the toy pipeline's own models: rankings too large for one pass, and what is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import manifests
+from stage_jobs import job_at, log_of, planned
+
+from align.artifacts import Artifact
+from align.configs import LoraConfig, Reward
+from align.errors import ConfigError
+from align.job import Inputs
+from align.stages import reward
+
+KNOBS: dict[str, Any] = {"batch_size": 6, "learning_rate": 1e-3, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def inputs(finished: Path) -> Inputs:
+    made = manifests(finished)
+
+    def artifact(step: str) -> tuple[Artifact, ...]:
+        found = made[step]
+        folder = finished / "objects" / found["stage"] / found["key"]
+        return (Artifact(found["stage"], found["key"], found["kind"], folder),)
+
+    return Inputs(model=artifact("sft"), data=artifact("compare"), demonstrations=artifact("demonstrations"))
+
+
+def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **knobs: Any) -> dict[str, float]:
+    return reward.run(planned(Reward(**{**KNOBS, **knobs})), inputs, job_at(folder, **(hardware or {})))
+
+
+@pytest.mark.parametrize("rank", [None, 2], ids=["full", "lora"])
+@pytest.mark.parametrize("hardware", [{"micro_batch_tokens": 40}, {"activation_checkpointing": True}])
+def test_what_bounds_memory_changes_nothing(inputs, tmp_path, hardware, rank):
+    """With 40 tokens a pass, no ranking fits into one: its scores are computed first, then each with its gradient."""
+    lora = LoraConfig(rank=rank)
+    whole = run(inputs, tmp_path / "whole", lora=lora)
+    bounded = run(inputs, tmp_path / "bounded", hardware, lora=lora)
+    for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "bounded"), strict=True):
+        assert one == pytest.approx(other, rel=2e-4)
+    assert whole == pytest.approx(bounded, rel=1e-3)
+
+
+def test_rankings_that_are_too_long_are_counted(inputs, tmp_path, capsys):
+    metrics = run(inputs, tmp_path / "some", sequence_length=36)
+    assert metrics["dropped"] > 0
+    assert f"{metrics['dropped']:.0f} rankings are left out: all tied, or longer than" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no ranking is left"):
+        run(inputs, tmp_path / "none", sequence_length=4)
