@@ -81,6 +81,7 @@ class Step:
             "step": self.label,
             "stage": self.stage,
             "kind": self.config.output,
+            "precision": getattr(self.config, "precision", None),
             "key": self.key,
             "cached": self.cached,
             "reason": self.reason,

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align.artifacts import ArtifactStore
+from align.configs import PRECISIONS
 from align.console import short, wide_console
 from align.costs import Cost
 from align.evals.intervals import is_few
@@ -54,6 +55,9 @@ def show_plan(steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, m
         console.print("\nwhy", style="bold")
         console.print(reasons)
         console.print()
+    for precision in PRECISIONS:
+        if named := [step.name for step in steps if getattr(step.config, "precision", None) == precision]:
+            console.print(f"precision {precision}: {', '.join(named)}", markup=False, highlight=False)
     console.print(f"{todo} to run, {len(steps) - todo} cached")
 
 

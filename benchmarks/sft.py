@@ -4,8 +4,8 @@
 
 A LLaMA with random weights in the shape of SmolLM2-135M learns 32 demonstrations a step, both sides in bf16 autocast
 over fp32 weights, all weights trained. The lengths are drawn from a log-normal of median 120 tokens, at most 1,024, the
-shape of public instruction sets. TRL is in its best form here: micro-batches of like length, without which it pads more;
-no gradient checkpointing; and the micro-batch size that was fastest in a warm-up.
+shape of public instruction sets. TRL is in its best form here: micro-batches of like length, without which it pads
+more; no gradient checkpointing; and the micro-batch size that was fastest in a warm-up.
 
     ratio           seconds of a step of TRL over ours
     loss_gap        largest difference of the two losses of the first step, nats a token
