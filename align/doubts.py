@@ -30,8 +30,8 @@ def doubts(rates: Sequence[float], model: PreTrainedModel, trains_all: bool) -> 
     if (most := sum(rates)) < spacing / 2:
         name = str(dtype).removeprefix("torch.")
         yield (
-            f"all steps together move a weight by at most {most:.1g}, and a typical weight in {name} is rounded to "
-            f"{spacing:.1g}: most of what is learned is lost when it is stored; raise learning_rate"
+            f"all steps together move a weight by at most {most:.1g}, and rounding to {name} for storage moves a "
+            f"typical one by up to {spacing:.1g}, at random: more than what is learned; raise learning_rate"
         )
 
 

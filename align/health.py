@@ -159,7 +159,7 @@ class Health:
         )
 
     def unscored(self) -> str | None:
-        """Episodes to which no reward function applies: they teach nothing."""
+        """Episodes to which no reward function applies: their advantage is 0."""
         missing = self._history[-1].get("unscored")
         if missing is None:
             return None

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from align.models.activations import Again
+
 
 T = TypeVar("T")
 
@@ -321,12 +323,23 @@ class Job:
 
             dist.barrier()
 
-    def limit_activations(self, model: PreTrainedModel, precision: str) -> None:
-        """Turn activation checkpointing on as `hardware.activation_checkpointing` says, and say so where it is auto."""
+    def limit_activations(self, model: PreTrainedModel, precision: str, again: Again | None = None) -> None:
+        """Turn activation checkpointing on as `hardware.activation_checkpointing` says, and say so where it is auto.
+
+        Args:
+            again: see `align.models.activations`; for models whose adapters are switched.
+        """
         from align.models.activations import limit_activations
 
-        asked, max_tokens = self.hardware.activation_checkpointing, self.hardware.micro_batch_tokens
-        if line := limit_activations(model, asked, max_tokens, self.autocast(precision)):
+        line = limit_activations(
+            model,
+            self.hardware.activation_checkpointing,
+            self.hardware.micro_batch_tokens,
+            self.autocast(precision),
+            again=again or contextlib.nullcontext,
+            num_processes=self.world_size,
+        )
+        if line:
             self.info(line)
 
     def autocast(self, precision: str) -> contextlib.AbstractContextManager[Any]:

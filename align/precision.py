@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -30,7 +31,8 @@ def bf16_is_fast(device: str) -> bool:
 @functools.cache
 def _compute_capability() -> float | None:
     """The lowest of the NVIDIA GPUs that torch will find; None without a GPU, its driver, or torch built for it."""
-    if packages().get("torch", "").endswith("+cpu") or shutil.which("nvidia-smi") is None:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or packages().get("torch", "").endswith("+cpu") or shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:

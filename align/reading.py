@@ -55,10 +55,16 @@ def show_plan(steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, m
         console.print("\nwhy", style="bold")
         console.print(reasons)
         console.print()
-    for precision in PRECISIONS:
-        if named := [step.name for step in steps if getattr(step.config, "precision", None) == precision]:
-            console.print(f"precision {precision}: {', '.join(named)}", markup=False, highlight=False)
+    chosen = {precision: [step.name for step in steps if _precision(step) == precision] for precision in PRECISIONS}
+    chosen = {precision: names for precision, names in chosen.items() if names}
+    for precision, names in chosen.items():
+        where = f": {', '.join(names)}" if len(chosen) > 1 else ""
+        console.print(f"precision {precision}{where}", markup=False, highlight=False)
     console.print(f"{todo} to run, {len(steps) - todo} cached")
+
+
+def _precision(step: Step) -> str | None:
+    return getattr(step.config, "precision", None)
 
 
 def _print_json(rows: list[dict[str, Any]], member: Member | None) -> None:

@@ -53,7 +53,7 @@ def own_files(module: str) -> dict[str, Path]:
         found[name] = file
         try:
             tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError):  # `check_source` refuses the first; another may never be imported
+        except (SyntaxError, ValueError):  # `find_source` refuses the first; another may never be imported
             continue
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         for imported in _imports(tree, package):

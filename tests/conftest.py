@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(finished: Path, tmp_path: Path) -> Path:
     """A copy to work on."""
     return Path(shutil.copytree(finished, tmp_path / "artifacts"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def precision_of_any_machine() -> Iterator[None]:
+    """Let `precision: auto` be fp32 in this process, so that the tests compute alike wherever they run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.plan.bf16_is_fast", lambda device: False)
+        yield

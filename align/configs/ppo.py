@@ -122,7 +122,9 @@ class Ppo(StageConfig):
     ptx_examples_per_episode: float = knob(8.0, "rows of text an episode [InstructGPT]")
     ptx_length: int | None = knob(None, "tokens a row of text; None: the policy's context [InstructGPT]")
     ema_decay: float | None = knob(
-        0.992, "of the policy's average, an optimizer step, kept in ema/; None: none [InstructGPT]"
+        0.992,
+        "of the policy's average, an optimizer step, kept in ema/; of an adapter its two matrices "
+        "are averaged apart; None: none [InstructGPT]",
     )
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
     adam_epsilon: float = knob(1e-5, "[Ziegler]")

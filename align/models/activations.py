@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import types
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,21 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from align.models.load import context_length
 
 _SAMPLE_TOKENS = 32, 64  # of the two passes that are compared
+_STATE = 12  # bytes a trained weight that come later: its gradient and Adam's two moments, in float32
 _SHARE = 0.25  # of the free memory that activations may take before they are computed twice
 
 
+Again = Callable[[], AbstractContextManager[Any]]
+
+
 def limit_activations(
-    model: PreTrainedModel, asked: bool | None, max_tokens: int, autocast: AbstractContextManager[Any]
+    model: PreTrainedModel,
+    asked: bool | None,
+    max_tokens: int,
+    autocast: AbstractContextManager[Any],
+    *,
+    again: Again = nullcontext,
+    num_processes: int = 1,
 ) -> str | None:
     """Turn activation checkpointing on where it is asked for, or where memory is too small to do without.
 
@@ -30,6 +41,9 @@ def limit_activations(
         asked: on or off; None: on where the activations of one pass would take more than a quarter of the free memory.
         max_tokens: of one forward and backward pass.
         autocast: the precision of the pass.
+        again: called in a forward pass; what it gives is entered around the second computation of a layer, which
+            comes in the backward pass, when another adapter may be on.
+        num_processes: that share the memory of the machine.
 
     Returns:
         A line for the user where it was turned on by itself.
@@ -39,14 +53,15 @@ def limit_activations(
     line = None
     if asked is None:
         needed = max_tokens * activation_bytes(model, autocast)
-        free = free_memory(model.device)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        free = free_memory(model.device) / (num_processes if model.device.type == "cpu" else 1) - _STATE * trained
         if needed <= _SHARE * free:
             return None
         line = (
             f"activation checkpointing is on: the activations of {max_tokens:,} tokens would take "
-            f"{needed / 2**30:.1f} of {free / 2**30:.1f} GiB free"
+            f"{needed / 2**30:.1f} of {max(free, 0) / 2**30:.1f} GiB free"
         )
-    checkpoint_layers(model)
+    checkpoint_layers(model, again)
     return line
 
 
@@ -83,13 +98,15 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, int(text) - int(used.read_text()))
+    group = Path("/sys/fs/cgroup")
+    limit, used, parts = (group / f"memory.{name}" for name in ("max", "current", "stat"))
+    if limit.is_file() and used.is_file() and parts.is_file() and (text := limit.read_text().strip()).isdigit():
+        cached = dict(line.split() for line in parts.read_text().splitlines()).get("inactive_file", "0")
+        free = min(free, int(text) - int(used.read_text()) + int(cached))  # the cache of files gives way
     return free
 
 
-def checkpoint_layers(model: PreTrainedModel) -> None:
+def checkpoint_layers(model: PreTrainedModel, again: Again = nullcontext) -> None:
     """Have each layer keep its input alone and compute its activations again in the backward pass.
 
     The library's own switch works in training mode only; PPO and reward models train in eval mode, without dropout.
@@ -97,11 +114,12 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             # A bound method: a deep copy of the model gets one that is bound to its own layer.
-            layer.forward = types.MethodType(_forward_twice, layer)
+            layer.forward = functools.partial(types.MethodType(_forward_twice, layer), again)
 
 
-def _forward_twice(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _forward_twice(layer: torch.nn.Module, again: Again, *args: Any, **kwargs: Any) -> Any:
     forward = functools.partial(type(layer).forward, layer, **kwargs)
     if not torch.is_grad_enabled():
         return forward(*args)
-    return checkpoint(forward, *args, use_reentrant=False)
+    second = again()
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), second))

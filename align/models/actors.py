@@ -7,7 +7,7 @@ policy and value model are an adapter each, and the reference is the base with n
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.configs import LoraConfig
 from align.losses.lm import TokenLogprobs
+from align.models.activations import Again
 from align.models.adapters import Adapters, AdapterScalar, load_adapter_scalar
 from align.models.heads import ScalarModel, load_scalar
 from align.models.load import load_model, save_model
@@ -46,8 +47,8 @@ class Actors(Protocol):
     def reward_model(self, folder: Path) -> Scalar:
         """A frozen reward model, of the artifact in `folder`."""
 
-    def trained_models(self) -> list[PreTrainedModel]:
-        """The models whose weights, or whose adapters, learn."""
+    def limit_activations(self, limit: Callable[[PreTrainedModel, Again | None], None]) -> None:
+        """Call `limit` with each model that learns, as it learns; see `align.models.activations`."""
 
     def policy_model(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
         """The policy as a plain model, for as long as the context lasts: to sample from."""
@@ -84,8 +85,9 @@ class FullActors:
     def reward_model(self, folder: Path) -> Scalar:
         return load_scalar(folder, self.policy.device).requires_grad_(False)
 
-    def trained_models(self) -> list[PreTrainedModel]:
-        return [self.policy, self.value.classifier]
+    def limit_activations(self, limit: Callable[[PreTrainedModel, Again | None], None]) -> None:
+        for model in (self.policy, self.value.classifier):
+            limit(model, None)
 
     @contextlib.contextmanager
     def policy_model(self) -> Iterator[PreTrainedModel]:
@@ -144,8 +146,9 @@ class LoraActors:
             parameter.requires_grad_(False)
         return scalar
 
-    def trained_models(self) -> list[PreTrainedModel]:
-        return [self._adapters.base]
+    def limit_activations(self, limit: Callable[[PreTrainedModel, Again | None], None]) -> None:
+        with self._adapters.using("policy") as model:
+            limit(model, self._adapters.as_now)
 
     @contextlib.contextmanager
     def policy_model(self) -> Iterator[PreTrainedModel]:

@@ -116,6 +116,10 @@ class Adapters:
             self._on = before
             low_rank.switch(self.base, before)
 
+    def as_now(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
+        """A context in which the adapter that is on now is on, whenever it is entered."""
+        return self.using(self._on)
+
     def turn_on(self, name: str) -> None:
         """Leave one adapter on, to train it by itself."""
         self._on = name
@@ -124,6 +128,7 @@ class Adapters:
     def merged(self, name: str) -> PreTrainedModel:
         """A copy of the model with one adapter in its weights, as if there had never been any."""
         model = low_rank.merge(copy.deepcopy(self.base), name)
+        model.stored_dtype = torch.float32  # rounded to half of the bits, it would lose what the adapter changes
         _forget_drawn(model.config, self.weights(name))
         return model
 

@@ -18,7 +18,7 @@ from align.errors import ConfigError
 from align.models.attention import ATTENTION
 from align.models.heads import ScalarModel, classifier_class
 from align.models.load import PADDED, WAY, context_length, rope_limit
-from align.models.packed import head_is_plain, response_likelihoods, response_scores
+from align.models.packed import response_likelihoods, response_scores
 from align.models.padded import read_padded
 from align.rollout.slots import Slots, kinds_with_state
 from align.text.packing import pack
@@ -50,9 +50,8 @@ def fit_model(model: PreTrainedModel) -> list[str]:
         _refuse_states(model)
         _find_trunk(model)
         with _evaluating(model), _narrow_windows(model):
-            _choose_way(model, _logits, (_compare_packed, _compare_trained, _compare_sampled))
+            _choose_way(model, _logits, (_compare_packed, _compare_sampled))
         _check_head(model)
-        _name_router(model)
     return _said(model)
 
 
@@ -205,35 +204,12 @@ def _compare_gradients(model: PreTrainedModel, sequences: list[list[int]], read:
 def _compare_packed(
     model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
 ) -> None:
-    """Log-probs of packed sequences by the path that PPO takes through the head: all but the first as a response."""
+    """Log-probs of packed sequences by the path that tuning takes through the head: all but the first as a response."""
     rests = [ids[1:] for ids in sequences]
     likely = response_likelihoods(model, pack(sequences, model.device), rests).logprobs
     targets = torch.tensor([token for rest in rests for token in rest], device=model.device)
     before = torch.cat([each[:-1] for each in expected])
     _within(model, tolerance, likely, before.gather(1, targets[:, None])[:, 0], "log-probs of packed responses")
-
-
-def _compare_trained(
-    model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
-) -> None:
-    """Log-probs as trl's trainer computes them for supervised tuning: it knows some heads by their configs alone."""
-    if head_is_plain(model):
-        return
-    from trl.trainer.utils import add_fused_lm_head  # here, for it takes seconds
-
-    packed = pack(sequences, model.device)
-    firsts = packed.position_ids == 0
-    try:
-        with _in_a_line(model.config.model_type, "supervised tuning with trl fails"):
-            add_fused_lm_head(model)
-            where = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
-            got = model(**where, labels=packed.input_ids.masked_fill(firsts, -100), fused_lm_head=True).log_probs[0]
-    finally:
-        vars(model).pop("forward", None)
-    targets = torch.tensor([token for ids in sequences for token in ids[1:]], device=model.device)
-    before = torch.cat([each[:-1] for each in expected]).gather(1, targets[:, None])[:, 0]
-    got = got[~firsts[0, 1:]][: len(before)]
-    _within(model, tolerance, got, before, "log-probs that trl's trainer computes of a head like this")
 
 
 def _compare_scores(
@@ -290,21 +266,6 @@ def _check_head(model: PreTrainedModel) -> None:
         raise ConfigError(
             f"{model.config.model_type}: the trunk of its sequence classifier is not that of the language model"
         )
-
-
-@torch.no_grad()
-def _name_router(model: PreTrainedModel) -> None:
-    """Write into the config what trl's trainer looks for to balance a mixture's experts; 0 where nothing is routed."""
-    config = model.config.get_text_config(decoder=True)
-    if not hasattr(config, "output_router_logits") or not getattr(config, "router_aux_loss_coef", 0.0):
-        return
-    with _in_a_line(model.config.model_type, "its router fails in transformers"):
-        routed = model.base_model(input_ids=_row(model, [0, 1]), use_cache=False, output_router_logits=True)
-    logits = getattr(routed, "router_logits", None)
-    if not logits:
-        config.router_aux_loss_coef = 0.0
-    elif not hasattr(config, "num_experts"):
-        config.num_experts = logits[0].shape[-1]
 
 
 def _sequences(model: PreTrainedModel) -> list[list[int]]:

@@ -120,6 +120,7 @@ def _load(folder: Path, device: torch.device | str, fresh_head: bool = False) ->
     classifier.stored_dtype = stored
     adapter = read_adapter(folder)
     if adapter is not None:
+        classifier.stored_dtype = torch.float32  # as `load_model` does
         fresh_head = fresh_head or bool(adapter.head)  # the base is a language model: it has none
         merge_adapter(classifier, adapter)
     missing = {name for name in loading["missing_keys"] if not (fresh_head and name.startswith("score."))}

@@ -58,6 +58,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedMo
     model = model.to(device).eval()
     if (adapter := read_adapter(folder)) is not None:
         merge_adapter(model, adapter)
+        stored = torch.float32  # rounding to half of the bits would add more noise than most adapters change
     model.stored_dtype = stored
     fit_as_recorded(model)
     if not is_padded(model):

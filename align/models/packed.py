@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
 from align.losses.lm import TokenLogprobs, head_logprobs
@@ -82,8 +83,7 @@ def _likelihoods(
     where = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
     if head_is_plain(model):
         hidden = model.base_model(**where).last_hidden_state[0].index_select(0, at)
-        head = model.get_output_embeddings()
-        found = head_logprobs(hidden, head.weight, head.bias, targets, temperature, with_entropy)
+        found = head_logprobs(hidden, *_head_weights(model), targets, temperature, with_entropy)
         return TokenLogprobs(*(part[:count] for part in found))
     logprobs = (model(**where, logits_to_keep=at).logits[0].float() / temperature).log_softmax(-1)
     entropies = -(logprobs.exp() * logprobs).sum(-1) if with_entropy else torch.zeros(len(at), device=at.device)
@@ -110,9 +110,18 @@ def head_is_plain(model: PreTrainedModel) -> bool:
         with torch.autocast(model.device.type, enabled=False):
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             expected = model(input_ids=ids, use_cache=False).logits
-            _PLAIN[model] = isinstance(head, torch.nn.Linear) and torch.allclose(head(hidden), expected, atol=1e-4)
+            known = isinstance(head, torch.nn.Linear | AuxiliaryTrainingWrapper)
+            _PLAIN[model] = known and torch.allclose(head(hidden), expected, atol=1e-4)
         model.train(training)
     return _PLAIN[model]
+
+
+def _head_weights(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight [V, H] and bias of the head; with the rows in place that an adapter trains, where that is on."""
+    head = model.get_output_embeddings()
+    if isinstance(head, AuxiliaryTrainingWrapper) and head.disable_adapters:
+        head = head.original_module
+    return head.weight, getattr(head, "bias", None)
 
 
 def response_values(model: Scalar, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:

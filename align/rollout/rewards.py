@@ -22,7 +22,15 @@ from align.text.packing import micro_batches, pack
 Conversation = Sequence[dict[str, str]]
 
 # What the parts are called that are not functions; a function of the same name gets a longer one.
-_OWN_PARTS = ("model", "length", "missing_eos", "disagreement", "unscored", "score")
+_OWN_PARTS = (
+    "model",
+    *(f"model_{number}" for number in range(1, 100)),
+    "length",
+    "missing_eos",
+    "disagreement",
+    "unscored",
+    "score",
+)
 _NOT_COLUMNS = ("prompt", "prompts", "completion", "completions", "completion_ids")
 
 

@@ -99,7 +99,6 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     policy = inputs.one("policy").path
     tokenizer = load_tokenizer(policy)
     actors = load_actors(policy, _value_start(cfg, inputs, tokenizer, job), cfg.lora, job.device)
-    _say_precision(actors, job)
     judges = _judges(cfg, inputs, actors, tokenizer, job)
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
@@ -160,7 +159,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
 def _value_start(cfg: Ppo, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> Path:
     """The model that the value model starts from: it reads the policy's tokens, so it needs the policy's vocabulary."""
     policy = inputs.one("policy").path
-    slot = cfg.value_from or next((name for name in ("value_model", "reward_model") if name in inputs), "policy")
+    slot = cfg.value_start
     start = inputs.folders(slot)[0]
     if start == policy or load_tokenizer(start).get_vocab() == tokenizer.get_vocab():
         return start
@@ -172,17 +171,13 @@ def _value_start(cfg: Ppo, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, j
 
 def _prepare(cfg: Ppo, actors: Actors, job: Job) -> None:
     """Bound the memory of the models that learn, and say what makes it doubtful that they will."""
-    policy, *others = actors.trained_models()
-    for model in (policy, *others):
-        job.limit_activations(model, cfg.precision)
-    steps = cfg.num_iterations * cfg.num_epochs * (cfg.rollout_batch_size // cfg.minibatch_size)
-    for line in doubts([filled(cfg.learning_rate)] * steps, policy, trains_all=cfg.lora.rank is None):
-        job.info(line)
-
-
-def _say_precision(actors: Actors, job: Job) -> None:
-    with actors.policy_model() as model:
-        for line in precision_lines(model):
+    actors.limit_activations(lambda model, again: job.limit_activations(model, cfg.precision, again))
+    iterations = cfg.num_iterations - filled(cfg.value_warmup_iterations)
+    steps = iterations * cfg.num_epochs * (cfg.rollout_batch_size // cfg.minibatch_size)
+    full = cfg.lora.rank is None
+    with actors.policy_model() as policy:
+        doubtful = doubts([filled(cfg.learning_rate)] * steps, policy, trains_all=full)
+        for line in (*(precision_lines(policy) if full else ()), *doubtful):
             job.info(line)
 
 
@@ -407,7 +402,7 @@ def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
 def _advantages(cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef: float) -> tuple[Advantages, Metrics]:
     """Token rewards and advantages over the whole rollout, and what they say of it."""
     samples, mask = rollouts.samples, rollouts.samples.mask
-    learned = mask & rewards.scored[:, None]  # an episode without a score moves nothing, as in TRL
+    learned = mask & rewards.scored[:, None]  # without a score an advantage is 0, as in TRL
     in_reward = kl_coef if cfg.kl_form == "reward" else 0.0
     per_token = token_rewards(rewards.total, rollouts.logprobs, rollouts.ref_logprobs, mask, in_reward)
     if cfg.whiten_rewards:

@@ -51,8 +51,9 @@ class Ranking(NamedTuple):
 def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     folder = inputs.one("model").path
     model, tokenizer = scalar_from_lm(folder, job.device), load_tokenizer(folder)
-    for line in precision_lines(model.classifier):
-        job.info(line)
+    if cfg.lora.rank is None:
+        for line in precision_lines(model.classifier):
+            job.info(line)
     length = sequence_length(cfg.sequence_length, model.classifier)
     train, dropped = _rankings(inputs, "train", tokenizer, length)
     held_out, _ = _rankings(inputs, "validation", tokenizer, length)

@@ -2,7 +2,8 @@
 
 Takes: a model and demonstrations; optionally pretraining text to mix in.
 Makes: a model; with LoRA an adapter on the base of the model that was given.
-Departs from InstructGPT: the epoch with the lowest validation loss is kept; there by a reward model's score.
+Departs from InstructGPT: the epoch with the lowest validation loss is kept; there by a reward model's score. Mixtures
+of experts are tuned without the loss that balances their experts.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class Example(NamedTuple):
 def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     folder = inputs.one("model").path
     model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
-    for line in precision_lines(model):
-        job.info(line)
+    if cfg.lora.rank is None:
+        for line in precision_lines(model):
+            job.info(line)
     length = sequence_length(cfg.sequence_length, model)
     train, dropped = _demonstrations(inputs, "train", tokenizer, length, job)
     held_out, _ = _demonstrations(inputs, "validation", tokenizer, length, job)
@@ -273,7 +275,7 @@ class BestEpoch:
 
     def look(self, step: int, loss: float) -> None:
         """Keep the weights after `step` if their validation loss is the lowest so far."""
-        if loss >= self.loss:
+        if not loss < self.loss:  # NaN is no better, either
             return
         self.loss, self.step = loss, step
         if self._job.is_main:

@@ -76,7 +76,6 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
     slots = [slot for slot in ("tokenizer", "model", "data") if slot in inputs]
     tokenizer = load_one_tokenizer([folder for slot in slots for folder in inputs.folders(slot)])
     model = _model(cfg, inputs, tokenizer, job)
-    job.limit_activations(model, cfg.precision)
     corruption = _corruption(cfg, tokenizer) if "data" in inputs else None
     rows = _rows(cfg, inputs, tokenizer, corruption, job)
     held_out = [
@@ -148,8 +147,11 @@ def _publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Jo
 
 def _model(cfg: TextToText, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> PreTrainedModel:
     if "model" in inputs:
-        return load_seq2seq(inputs.one("model").path, job.device)
-    return build_model(cfg.model, tokenizer).to(job.device)
+        model = load_seq2seq(inputs.one("model").path, job.device)
+    else:
+        model = build_model(cfg.model, tokenizer).to(job.device)
+    job.limit_activations(model, cfg.precision)
+    return model
 
 
 def _learning_rate(cfg: TextToText, step: int) -> float:

@@ -749,7 +749,7 @@ def test_episodes_are_kept_at_the_first_every_so_many_and_the_last_iteration(inp
 
 def test_the_manifest_keeps_every_part_of_the_reward(inputs, tmp_path):
     config = Ppo(**{**KNOBS, "num_iterations": 1, "reward_functions": {f"{__name__}:short": 0.5}})
-    kept = ppo.run(config, inputs, job_at(tmp_path))
+    kept = ppo.run(planned(config), inputs, job_at(tmp_path))
     (row,) = log_of(tmp_path)
     names = ("objective/score", "reward/model", "reward/short", "reward/length", "reward/missing_eos")
     assert {name: kept[name] for name in names} == {name: row[name] for name in names}

@@ -171,7 +171,7 @@ def test_a_reward_adapter_that_died_ends_as_if_it_had_not_and_its_checkpoint_has
         reward.run(cfg, inputs, job_at(here / "died", Dying, checkpoint_seconds=0))
     held = load_checkpoint(here / "died/checkpoints")
     assert held is not None
-    assert all("lora_" in name or "score" in name for name in held[1]["state"]["model"])
+    assert all("lora_" in name or "score" in name for name in held[1]["state"]["parameters"])
     reward.run(cfg, inputs, job_at(here / "died", checkpoint_seconds=0))
     for path in (here / "whole/out").iterdir():
         assert path.read_bytes() == (here / "died/out" / path.name).read_bytes(), path.name
