@@ -55,7 +55,7 @@ def _cost(step: Step, steps: dict[str, Step], store: ArtifactStore) -> Cost:
     if isinstance(config, Reward):
         return Cost(_as_scalar(made))
     if isinstance(config, Ppo):
-        value = _made(step.inputs[config.value_start][0].key, steps, store)
+        value = _made(step.inputs[config.value_start(step.inputs)][0].key, steps, store)
         return Cost(parameters(made[1]) + _as_scalar(value) if value is not None else None)
     return Cost(parameters(made[1]))
 

@@ -291,7 +291,7 @@ def _ppo_note(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> str
     """
     if not isinstance(step.config, Ppo):
         return ""
-    start = step.config.value_start
+    start = step.config.value_start(step.inputs)
     if start == "value_model" and _own_tokenizers(step, start, done, store)[0]:
         raise ConfigError(
             f"steps.{step.name}.inputs.value_model: expected a model with the policy's tokenizer, "

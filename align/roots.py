@@ -36,15 +36,18 @@ def check_adapters(step: Step, done: Mapping[str, Step], store: ArtifactStore) -
         ConfigError: naming both models and their bases.
     """
     config = step.config
-    if not isinstance(config, Ppo) or config.lora.rank is None or config.value_start == "policy":
+    if not isinstance(config, Ppo) or config.lora.rank is None:
+        return
+    slot = config.value_start(step.inputs)
+    if slot == "policy":
         return
     steps = {(other.stage, other.key): other for other in done.values()}
-    policy, start = step.inputs["policy"][0], step.inputs[config.value_start][0]
+    policy, start = step.inputs["policy"][0], step.inputs[slot][0]
     ours, theirs = _root(policy, steps, store), _root(start, steps, store)
     if theirs.is_adapter and theirs.key == ours.key:
         return
     raise ConfigError(
-        f"steps.{step.name}.inputs.{config.value_start}: {_described(start, theirs)}, and the policy "
+        f"steps.{step.name}.inputs.{slot}: {_described(start, theirs)}, and the policy "
         f"{_described(policy, ours)}; with lora.rank the value model is an adapter on the policy's base that starts "
         f"from this model: train that with lora.rank from {policy.ref} or {ours.name}, or give value_from=policy, or "
         f"lora.rank=null"

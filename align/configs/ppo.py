@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from align.configs.knobs import (
     PRECISIONS,
@@ -245,12 +246,11 @@ class Ppo(StageConfig):
         if self.value_from == "reward_model" and count == 0:
             raise ConfigError("value_from: expected policy or null, for no inputs.reward_model is given")
 
-    @property
-    def value_start(self) -> str:
-        """The input that the value model starts from: value_model, reward_model or policy."""
+    def value_start(self, inputs: Mapping[str, Any]) -> str:
+        """The input that the value model starts from, of those that are given: value_model, reward_model or policy."""
         if self.value_from is not None:
             return self.value_from
-        return next((name for name in ("value_model", "reward_model") if self.inputs.get(name)), "policy")
+        return next((name for name in ("value_model", "reward_model") if inputs.get(name)), "policy")
 
     @property
     def ptx_rows(self) -> int:

@@ -85,7 +85,7 @@ def _kept_bytes(model: PreTrainedModel, num_tokens: int, autocast: AbstractConte
         return tensor
 
     place = torch.arange(num_tokens, device=model.device)[None]
-    ids = place % model.get_input_embeddings().num_embeddings
+    ids = place % model.config.get_text_config(decoder=True).vocab_size
     given = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {"position_ids": place}
     with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast:
         output = model.base_model(input_ids=ids, use_cache=False, **given)

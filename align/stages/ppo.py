@@ -159,7 +159,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
 def _value_start(cfg: Ppo, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> Path:
     """The model that the value model starts from: it reads the policy's tokens, so it needs the policy's vocabulary."""
     policy = inputs.one("policy").path
-    slot = cfg.value_start
+    slot = cfg.value_start(inputs)
     start = inputs.folders(slot)[0]
     if start == policy or load_tokenizer(start).get_vocab() == tokenizer.get_vocab():
         return start

@@ -263,7 +263,6 @@ REFUSED: dict[str, str] = {
     "lfm2": f"layers of kind conv {_STATE}",
     "granitemoehybrid": _STATE,
     "xlstm": _STATE,
-    "modernbert-decoder": "log-probs that trl's trainer computes of a head like this",
     "xlnet": "not causal: later tokens change earlier predictions",
     "bert": "not causal: later tokens change earlier predictions",
     "reformer": "it fails in transformers",

@@ -281,6 +281,22 @@ def test_the_average_is_of_every_optimizer_step(inputs, tmp_path, watched):
         torch.testing.assert_close(kept[name], 0.75 * start + 0.25 * moved[name], rtol=0, atol=3e-7)
 
 
+@pytest.mark.parametrize("lora", [{}, {"lora": LoraConfig(rank=2), "value_from": "policy"}], ids=["full", "lora"])
+def test_activation_checkpointing_changes_nothing(inputs, tmp_path, lora):
+    """Under LoRA the layers of both models are computed again with the adapter of their forward pass on."""
+    knobs = {
+        "num_iterations": 2,
+        "value_warmup_iterations": 0,
+        "ptx_coef": 0.5,
+        "ptx_examples_per_episode": 0.25,
+        **lora,
+    }
+    plain = run(inputs, tmp_path / "plain", **knobs)
+    again = run(inputs, tmp_path / "again", {"activation_checkpointing": True}, **knobs)
+    for one, other in zip(plain, again, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
 # -- exact resumes -----------------------------------------------------------------------------------------------
 
 

@@ -215,6 +215,25 @@ def test_a_run_that_died_ends_as_if_it_had_not(inputs, unbroken, tmp_path, after
     assert result_of(tmp_path) == result_of(whole)
 
 
+def test_a_run_that_died_after_its_best_epoch_still_keeps_that(inputs, tmp_path):
+    data = demonstrations(
+        tmp_path / "data", train=[("Who is Ada?", "A sailor.")] * 20, validation=[("Who is Ada?", "No idea at all.")]
+    )
+    given, config = Inputs({**inputs, "data": data}), Sft(**{**KNOBS, "learning_rate": 3e-2})
+    sft.run(planned(config), given, job_at(tmp_path / "whole", checkpoint_seconds=0))
+    losses = [row["eval/loss"] for row in log_of(tmp_path / "whole")]
+    best = losses.index(min(losses)) + 1
+    assert best < len(losses)  # one step an epoch: the best is not the last
+    for after in (best, len(losses)):
+        folder = tmp_path / f"after-{after}"
+        with pytest.raises(Dead):
+            sft.run(
+                planned(config), given, job_at(folder, type("Now", (Dying,), {"life": after}), checkpoint_seconds=0)
+            )
+        sft.run(planned(config), given, job_at(folder, checkpoint_seconds=0))
+        assert result_of(folder) == result_of(tmp_path / "whole")
+
+
 # -- what is refused and said ------------------------------------------------------------------------------------
 
 

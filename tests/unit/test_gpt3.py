@@ -236,8 +236,9 @@ try:
     AutoConfig.from_pretrained(sys.argv[1])
 except ValueError as error:
     print(str(error).splitlines()[0])
+from pathlib import Path
 from align.models.heads import load_scalar
-print(type(load_scalar(sys.argv[1]).classifier).__name__)
+print(type(load_scalar(Path(sys.argv[1])).classifier).__name__)
 """
 
 
