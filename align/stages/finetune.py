@@ -1,8 +1,8 @@
 """Tune a language model on a labelled task, as GPT-1 was.
 
 Takes: a model and labelled rows.
-Makes: a classifier: a Hugging Face sequence classifier with its tokenizer, read at the token `<|extract|>`; in adapter/
-what was trained of it with LoRA; predictions.jsonl has the test rows.
+Makes: a classifier: a Hugging Face sequence classifier with its tokenizer, read at the token `<|extract|>`; with
+LoRA, in adapter/ the adapter that was merged into it; predictions.jsonl has the test rows.
 Departs from GPT-1: the linear layer has no bias, as no sequence classifier of `transformers` has; scores are learned
 standardised, by squared error; the context cuts the first text alone, where the paper's code halves it among both; no
 step has the learning rate 0; the last weights are kept, not those that did best on validation rows. With LoRA the
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from align.checkpoints import restore_parameters
 from align.configs import Finetune
 from align.data.records import SPLITS, Row, read_rows
 from align.doubts import doubts
@@ -100,7 +101,8 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
     job.limit_activations(model.lm, cfg.precision)
     betas = (cfg.beta1, cfg.beta2)
     optimizer = adamw(model, cfg.learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = list(trained.values())
     order = RowOrder(len(train), cfg.seed or 0, "finetune", "rows")
     total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
     rates = [cfg.learning_rate * linear_factor(step, total, cfg.warmup_fraction) for step in range(total)]
@@ -109,7 +111,7 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
     start = 0
     if saved := job.resume():
         start, state = saved
-        model.load_state_dict(state["model"])
+        restore_parameters(trained, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
 
     model.train()
@@ -128,7 +130,7 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
         optimizer.step()
         optimizer.zero_grad()
         job.log(losses | {"grad_norm": norm, "learning_rate": rates[step]}, step + 1)
-        job.checkpoint(step + 1, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+        job.checkpoint(step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()})
 
 
 def _accumulate(cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind: str, job: Job) -> Metrics:
