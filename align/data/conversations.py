@@ -219,10 +219,20 @@ def turns_in(row: Mapping[str, Any], column: str) -> list[Message]:
 
 
 def whole_conversation(prompt: list[Message], turns: list[Message]) -> list[Message]:
-    """The prompt with the turns after it; the turns alone where they begin with the prompt themselves."""
+    """The prompt with the turns after it, each message once.
+
+    The turns may be the answer alone; they may hold all of the prompt, as UltraFeedback's do; or they may begin with its
+    last messages, as where a system message or the earlier turns are in the prompt alone.
+
+    Raises:
+        Dropped: the turns hold some of the prompt's messages in another place, or none.
+    """
     if turns[0]["role"] == "assistant":
         return [*prompt, *turns]
-    said = [message["content"].strip() for message in turns if message["role"] == "user"]
-    if prompt[-1]["content"].strip() not in said:
-        raise Dropped("the conversation holds another prompt")
-    return turns
+    asked, said = ([(m["role"], m["content"].strip()) for m in messages] for messages in (prompt, turns))
+    if any(said[begin : begin + len(asked)] == asked for begin in range(len(said) - len(asked))):
+        return turns
+    for missing in range(1, len(asked)):
+        if said[: len(asked) - missing] == asked[missing:]:
+            return [*prompt[:missing], *turns]
+    raise Dropped("the conversation holds another prompt")

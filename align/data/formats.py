@@ -483,6 +483,9 @@ def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
         matching.sort(key=lambda layout: layout.record != record)
     elif record == "prompts":
         matching.sort(key=lambda layout: layout.format in _BY_VERDICT)
+    elif record == "documents":  # a text is the document, unless it is a part of a larger layout, as OASST's is
+        texts = [layout.columns for layout in matching if layout.record == record]
+        matching.sort(key=lambda layout: not any(columns <= layout.columns for columns in texts))
     found = next((layout for layout in matching if (layout.record, record) in CONVERTS), None)
     if record == "demonstrations" and (found is None or found.format in _LESS_THAN_LABELLED):
         with contextlib.suppress(Malformed):

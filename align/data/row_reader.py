@@ -88,6 +88,7 @@ class RowReader:
         extra = {"group": path.name.partition(".")[0]} if self.record == "items" else {}
         if suffix_of(Path(raw.where)) in (".txt", ".md"):
             row.read.add("file")  # a text file's own name: no column of the user's
+        own = {self._own_name(name, spelled): value for name, value in row.items()}
         kept: set[str] = set()
         for found in read(row):
             if isinstance(found, Dropped):
@@ -95,7 +96,8 @@ class RowReader:
                 continue
             named = {self._as_in_file(column, row, spelled): value for column, value in found.items()}
             for each in self._made({**extra, **named}, record, split):
-                kept.update(each.made)
+                # A field of a record may have the name of a column and hold something else.
+                kept.update(name for name, value in own.items() if name in each.made and each.made[name] == value)
                 yield each
         self._count_columns(row, spelled, kept)
 
@@ -160,8 +162,10 @@ class RowReader:
 
     def _as_in_file(self, column: str, row: Columns, spelled: Mapping[str, str]) -> str:
         """The name under which a column is kept: its own, unless a reader asked for it by another spelling."""
-        if column in row.read:
-            return column
+        return column if column in row.read else self._own_name(column, spelled)
+
+    @staticmethod
+    def _own_name(column: str, spelled: Mapping[str, str]) -> str:
         return next((own for own, known in spelled.items() if known == column), column)
 
     def _made(self, found: Row, record: str, split: str | None) -> Iterator[Read]:
@@ -186,12 +190,12 @@ class RowReader:
                 yield from self._made(found, GROUPED[name].record, split)
 
     def _count_columns(self, row: Columns, spelled: Mapping[str, str], kept: set[str] | tuple[()]) -> None:
-        own = {known: name for name, known in spelled.items()}
         for name, value in row.items():
-            if name in row.read or own.get(name, name) in kept:
+            own = self._own_name(name, spelled)
+            if name in row.read or own in kept:
                 self._read_fields.add(name)
             elif holds_something(value):
-                self.unused[str(self.columns.get(name) or own.get(name, name))] += 1
+                self.unused[str(self.columns.get(name) or own)] += 1
         for name in row.skipped:
             self.unused[name] += 1
 

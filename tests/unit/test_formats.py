@@ -145,7 +145,7 @@ def test_lines_of_the_hub_make_the_articles_of_the_file(end, tmp_path):
     [
         ({"text": "a"}, "documents", "text"),
         ({"prompt": "a"}, "prompts", "prompt"),
-        ({"prompt": "a", "completion": "b", "text": "c"}, "documents", "prompt_completion"),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "documents", "text"),
         ({"prompt": "a", "completion": "b", "text": "c"}, "demonstrations", "prompt_completion"),
         ({"prompt": "a", "completion": "b"}, "prompts", "prompt_completion"),
         ({"prompt": "a", "completion": "b", "label": False}, "prompts", "prompt_completion"),

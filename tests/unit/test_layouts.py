@@ -831,3 +831,81 @@ def test_a_conversation_of_another_prompt_is_counted():
         [{"prompt": "Why?", "chosen": [user(Q), assistant(A)], "rejected": [user(Q), assistant(B)]}], "comparisons"
     )
     assert dict(reader.dropped) == {"the conversation holds another prompt": 1}
+
+
+# -- nothing is lost in silence --------------------------------------------------------------------------------------
+
+FIELDS = (
+    *("text", "messages", "tools", "prompt", "responses", "ranks", "contexts", "completions", "labels", "group"),
+    *("texts", "choices", "label", "score", "gold_label"),
+)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_column_that_has_the_name_of_a_field_is_kept_or_read_or_counted(name, field):
+    """A record's own field of that name does not hide the column."""
+    record, rows, expected, _, dropped = LAYOUTS[name]
+    if any(field in row for row in rows):
+        pytest.skip("the layout has the column itself")
+    try:
+        found, reader = read([{**row, field: "mine"} for row in rows], record)
+    except Malformed:
+        return  # it makes another layout
+    kept = [{**row, field: "mine"} for row in expected]
+    assert found == kept or reader.unused[field] > 0 or found != expected or dict(reader.dropped) != dropped
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "unused"),
+    [
+        (
+            "comparisons",
+            {"instruction": Q, "chosen_response": A, "rejected_response": B, "prompt": "P", "responses": ["x"]},
+            None,
+        ),
+        ("comparisons", {"question": Q, "chosen": A, "rejected": B, "responses": ["x"]}, {"responses": 1}),
+        ("prompts", {"prompt": "other", "messages": [user(Q), assistant(A)]}, {"prompt": 1}),
+        ("documents", {"prompt": Q, "completion": A, "text": "All of it."}, {"prompt": 1, "completion": 1}),
+        ("labelled", {"premise": Q, "hypothesis": A, "label": 1, "gold_label": "neutral"}, {"label": 1}),
+    ],
+)
+def test_a_hidden_column_is_counted(record, row, unused):
+    found, reader = read([row], record)
+    assert len(found) == 1
+    assert dict(reader.unused) == unused if unused else sum(reader.unused.values()) == 2
+    if record == "documents":
+        assert found == [{"text": "All of it."}]
+
+
+def test_messages_of_a_tree_are_a_tree_as_documents_too():
+    found, _ = read(FLAT[:5], "documents")
+    assert [row["text"] for row in found] == ["\n\n".join(message["content"] for message in PATH)]
+
+
+EARLIER = [user("Hi."), assistant("Hello.")]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before", "expected"),
+    [
+        ([system("Be kind."), user(Q)], [user(Q)], [system("Be kind."), user(Q)]),
+        ([*EARLIER, user(Q)], [user(Q)], [*EARLIER, user(Q)]),
+        ([*EARLIER, user(Q)], [*EARLIER, user(Q)], [*EARLIER, user(Q)]),
+        (Q, [system("Be kind."), user(Q)], [system("Be kind."), user(Q)]),
+        (Q, [*EARLIER, user(Q)], [*EARLIER, user(Q)]),
+        ([*EARLIER, user(Q)], [user("Hi."), assistant("Bye."), user(Q)], None),
+        ([system("Be kind."), user(Q)], [system("Be rude."), user(Q)], None),
+    ],
+)
+@pytest.mark.parametrize("record", ["comparisons", "demonstrations"])
+def test_no_message_of_the_prompt_is_lost(record, prompt, before, expected):
+    chosen, rejected = ([*before, assistant(text)] for text in (A, B))
+    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    made = [ranking(expected, (A, 1), (B, 2))] if expected else []
+    if record == "demonstrations":
+        row = {"prompt": prompt, "completion": chosen}
+        made = [chat(*expected, assistant(A))] if expected else []
+    found, reader = read([row], record)
+    assert found == made
+    assert sum(reader.dropped.values()) == (not expected)
