@@ -909,3 +909,46 @@ def test_no_message_of_the_prompt_is_lost(record, prompt, before, expected):
     found, reader = read([row], record)
     assert found == made
     assert sum(reader.dropped.values()) == (not expected)
+
+
+def flat(name, parent, **fields):
+    role = "prompter" if parent is None or parent in ("b", "d") else "assistant"
+    row = {"message_id": name, "parent_id": parent, "message_tree_id": "a", "text": name, "role": role, **fields}
+    return row | ({"rank": 0} if role == "assistant" else {})
+
+
+FLAT_TREE = [flat("a", None), flat("b", "a"), flat("c", "b"), flat("d", "c")]
+
+
+@pytest.mark.parametrize(
+    ("change", "left", "dropped"),
+    [
+        ({"b": {"deleted": True}}, 0, {"a deleted message": 1, "a message below a deleted one": 2, "no answer": 1}),
+        ({"d": {"deleted": True, "text": None}}, 2, {"a deleted message": 1, "a message beside": 1}),
+        ({"a": {"deleted": True}}, 0, {"a deleted message": 1, "a message below a deleted one": 3, "no first": 1}),
+        ({"c": {"parent_id": None}}, 2, {"a message of a second tree in one": 2}),
+        ({"b": {"parent_id": "d"}}, 0, {"a message that answers itself, or one below it": 3, "no answer": 1}),
+        ({"c": {"parent_id": "c"}}, 2, {"a message that answers itself, or one below it": 2}),
+        ({"c": {"parent_id": "x"}}, 2, {"a message whose parent is not there": 2}),
+        ({"d": {"message_id": "c"}}, 2, {"a message that is there twice": 1, "a message beside": 1}),
+    ],
+)
+def test_every_message_of_a_tree_is_used_or_counted(change, left, dropped):
+    rows = [{**row, **change.get(row["message_id"], {})} for row in FLAT_TREE]
+    if "d" in change and "message_id" in change["d"]:
+        rows[3] |= {"parent_id": "b", "role": "prompter"}
+    short = {"no answer": "a prompt without an answer", "no first": "a tree without its first message",
+             "a message beside": "a message beside the best-ranked path"}  # fmt: skip
+    for order in (rows, rows[::-1]):
+        found, reader = read(order, "demonstrations")
+        assert sum(len(row["messages"]) for row in found) == left
+        assert dict(reader.dropped) == {short.get(reason, reason): count for reason, count in dropped.items()}
+
+
+@pytest.mark.parametrize("record", ["demonstrations", "comparisons"])
+def test_every_message_below_a_deleted_one_of_a_whole_tree_is_counted(record):
+    tree = json.loads(json.dumps(TREE))
+    tree["prompt"]["replies"][1] |= {"deleted": True, "text": None}
+    _, reader = read([tree], record)
+    assert reader.dropped["a deleted message"] == 1
+    assert reader.dropped["a message below a deleted one"] == 2
