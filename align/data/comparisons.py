@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from align.data.columns import from_json, number, skip
@@ -52,7 +52,8 @@ def better_and_worse(asked: str, chosen: str = "chosen", rejected: str = "reject
             good, bad = ([check_text(text, chosen) for text in side or []] for side in sides)
             yield ranked(row, prompt, [*good, *bad], [1] * len(good) + [2] * len(bad))
             return
-        yield _of_conversations(row, *(whole_conversation(prompt, turns_in(row, name)) for name in (chosen, rejected)))
+        good, bad = (whole_conversation(prompt, turns_in(row, name)) for name in (chosen, rejected))
+        yield _of_conversations(row, {chosen: good, rejected: bad})
 
     return read
 
@@ -67,8 +68,7 @@ def whole_pairs(chosen: str, rejected: str) -> Reader:
     """Read two conversations that differ in their last answer: transcripts (hh-rlhf) or messages (TRL)."""
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
-        good, bad = (_whole(row, name) for name in (chosen, rejected))
-        yield _of_conversations(row, good, bad)
+        yield _of_conversations(row, {name: _whole(row, name) for name in (chosen, rejected)})
 
     return read
 
@@ -83,21 +83,22 @@ def _whole(row: Mapping[str, Any], column: str) -> list[Message]:
     return messages
 
 
-def _of_conversations(row: Mapping[str, Any], chosen: list[Message], rejected: list[Message]) -> Row:
-    """The last answers as responses to what both conversations share."""
-    prompt, other = (
-        [{"role": m["role"], "content": m["content"]} | _calls(m) for m in messages[:-1]]
-        for messages in (chosen, rejected)
-    )
+def _of_conversations(row: Mapping[str, Any], sides: Mapping[str, list[Message]]) -> Row:
+    """The last answers as responses to what both conversations share; `sides` are the better and the worse one."""
+    (prompt, good), (other, bad) = (_prompt_and_answer(row, name, messages) for name, messages in sides.items())
     if prompt != other:
         raise Dropped(_EARLIER)
-    if chosen[-1].get("tool_calls") or rejected[-1].get("tool_calls"):
+    return ranked(row, prompt, [good, bad], [1, 2])
+
+
+def _prompt_and_answer(row: Mapping[str, Any], column: str, messages: list[Message]) -> tuple[list[Message], str]:
+    """A conversation before its last answer, and that answer as text. Nothing of a ranking has a weight."""
+    if any("weight" in message for message in messages):
+        skip(row, column, ["weight"])
+    if messages[-1].get("tool_calls"):
         raise Dropped("an answer that calls a tool")
-    return ranked(row, prompt, [chosen[-1]["content"], rejected[-1]["content"]], [1, 2])
-
-
-def _calls(message: Message) -> Message:
-    return {name: message[name] for name in ("tool_calls", "tool_call_id", "name") if name in message}
+    prompt = [{name: value for name, value in message.items() if name != "weight"} for message in messages[:-1]]
+    return prompt, messages[-1]["content"]
 
 
 # -- two answers and a verdict ---------------------------------------------------------------------------------------
@@ -241,7 +242,8 @@ def given_ranks(row: dict[str, Any]) -> Iterator[Row]:
 
 def labelled_answer(row: dict[str, Any]) -> tuple[str, Row]:
     """KTO's row: an answer, and whether it is good."""
-    return _answer(row, prompt_in(row, "prompt"), "completion", 1.0 if is_good(row) else 0.0)
+    column = "completion" if "completion" in row else "response"
+    return _answer(row, prompt_in(row, "prompt"), column, 1.0 if is_good(row) else 0.0)
 
 
 def rated_answer(row: dict[str, Any]) -> tuple[str, Row]:
@@ -253,21 +255,36 @@ def rated_answer(row: dict[str, Any]) -> tuple[str, Row]:
 
 
 def _answer(row: Mapping[str, Any], prompt: list[Message], column: str, score: float) -> tuple[str, Row]:
-    turns = whole_conversation(prompt, turns_in(row, column))
-    *prompt, answer = with_system(row, turns)
-    return repr(prompt), {"prompt": prompt, "text": answer["content"], "score": score}
+    turns = with_system(row, whole_conversation(prompt, turns_in(row, column)))
+    prompt, answer = _prompt_and_answer(row, column, turns)
+    return repr(prompt), {"prompt": prompt, "text": answer, "score": score}
 
 
 def rank_labelled(answers: list[Row]) -> Iterator[Row | Dropped]:
+    answers = yield from _without_contradictions(answers)
     if len({answer["score"] for answer in answers}) == 1:
-        raise Dropped(f"a prompt with {'good' if answers[0]['score'] else 'bad'} answers alone")
+        for answer in answers:
+            yield Dropped(f"a prompt with {'good' if answer['score'] else 'bad'} answers alone")
+        return
     yield from _rank(answers)
 
 
 def rank_rated(answers: list[Row]) -> Iterator[Row | Dropped]:
+    answers = yield from _without_contradictions(answers)
     if len(answers) == 1:
         raise Dropped("the only response to its prompt")
     yield from _rank(answers)
+
+
+def _without_contradictions(answers: list[Row]) -> Generator[Dropped, None, list[Row]]:
+    """Answers without those that say the same and have different scores; each of these is counted."""
+    scores: dict[str, set[float]] = {}
+    for answer in answers:
+        scores.setdefault(answer["text"], set()).add(answer["score"])
+    clear = [answer for answer in answers if len(scores[answer["text"]]) == 1]
+    for _ in range(len(answers) - len(clear)):
+        yield Dropped("an answer that is there with two labels or scores")
+    return clear
 
 
 def _rank(answers: list[Row]) -> Iterator[Row | Dropped]:
@@ -275,5 +292,7 @@ def _rank(answers: list[Row]) -> Iterator[Row | Dropped]:
     ordered = sorted({(-answer["score"], answer["text"]) for answer in answers})
     for _ in range(len(answers) - len(ordered)):
         yield Dropped("a response that is there twice")
+    if not ordered:
+        return
     ranks = ranks_of([-score for score, _ in ordered])
     yield {"prompt": answers[0]["prompt"], "responses": [text for _, text in ordered], "ranks": ranks}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from align.data.columns import from_json, truth
+from align.data.columns import from_json, number, truth
 from align.data.conversations import (
     assistant,
     messages_in,
@@ -41,19 +42,30 @@ def asked_and_answered(asked: str, answered: str) -> Reader:
     return read
 
 
-def unpaired(row: dict[str, Any]) -> Iterator[Row]:
-    """KTO's rows, an answer each and whether it is a good one: the good ones."""
-    if not is_good(row):
-        raise Dropped("labelled as bad")
-    yield from asked_and_answered("prompt", "completion")(row)  # type: ignore[misc]
+def good_ones(read: Reader) -> Reader:
+    """Read a row as `read` does, unless it has a `label`, as KTO's rows have, that calls the answer bad."""
+
+    def read_good(row: dict[str, Any]) -> Iterator[Row | Dropped]:
+        if "label" in row and not is_good(row):
+            raise Dropped("labelled as bad")
+        yield from read(row)
+
+    return read_good
 
 
 def is_good(row: Mapping[str, Any]) -> bool:
-    good = truth(row.get("label"))
-    if row.get("label") in (None, ""):
+    """Whether `label` calls the answer good: true or 1; false, 0 or -1."""
+    label = row.get("label")
+    if label in (None, ""):
         raise Dropped("no label")
+    good = False if number(label) == -1 else truth(label)
     if good is None:
-        raise Malformed("label", "expected true or false")
+        said = json.dumps(label, default=str)[:60]
+        raise Malformed(
+            "label",
+            f"expected true or false (1, or 0 or -1), whether the answer is a good one, got {said}; "
+            "write it so, or rename the column where it says something else",
+        )
     return good
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from align.data import comparisons, demonstrations, oasst
-from align.data.columns import as_knob, guess, plain_name, truth
+from align.data.columns import as_knob, guess, plain_name
 from align.data.comparisons import asked_in, better_and_worse, two_answers, which, whole_pairs
 from align.data.conversations import prompt_in, with_system
 from align.data.demonstrations import a_list as _list
@@ -287,7 +287,6 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     "question_response": ("demonstrations", asked_and_answered("question", "response")),
     "query_response": ("demonstrations", asked_and_answered("query", "response")),
     "input_output": ("demonstrations", asked_and_answered("input", "output")),
-    "unpaired": ("demonstrations", demonstrations.unpaired),
     "instruction": ("demonstrations", demonstrations.instruction),
     "task_instances": ("demonstrations", demonstrations.task_instances),
     "oasst_tree": ("demonstrations", oasst.tree_demonstration),
@@ -383,11 +382,6 @@ def _layout(format: str, columns: str, fits: Callable[[Mapping[str, Any]], bool]
     return Layout(format, frozenset(columns.split()), fits)
 
 
-def _has_a_verdict(row: Mapping[str, Any]) -> bool:
-    """A label of true or false, or none yet; any other label is a user's own column."""
-    return row["label"] in (None, "") or truth(row["label"]) is not None
-
-
 LAYOUTS = (  # the first that matches and is of the record wanted; else the first that can become one of it
     _layout("prompt_responses_ranks", "prompt responses ranks"),
     _layout("prompt_chosen_rejected", "prompt chosen rejected"),
@@ -418,9 +412,9 @@ LAYOUTS = (  # the first that matches and is of the record wanted; else the firs
     _layout("oasst_tree_ranked", "prompt", oasst.is_tree),
     _layout("oasst", "message_id parent_id text role"),
     _layout("oasst_ranked", "message_id parent_id text role"),
-    _layout("unpaired_ranked", "prompt completion label", _has_a_verdict),
+    _layout("unpaired_ranked", "prompt completion label"),
     _layout("helpsteer", "prompt response helpfulness"),
-    _layout("unpaired", "prompt completion label", _has_a_verdict),
+    _layout("unpaired_ranked", "prompt response label"),
     _layout("prompt_completion", "prompt completion"),
     _layout("messages", "messages"),
     _layout("conversations", "conversations"),
@@ -464,9 +458,14 @@ _NEEDS = {  # record -> its simplest layout, and others to name
 
 
 def reader(name: str, record: str) -> tuple[str, Format]:
-    """The record that a format's rows are, and its function; some raw rows are items or labelled, as `record` asks."""
-    labelled = record in ("labelled", "demonstrations") and name in LABELLED
-    return ("labelled", LABELLED[name]) if labelled else FORMATS[name]
+    """The record that a format's rows are, and its function; some raw rows are items or labelled, as `record` asks.
+
+    Where answers are learned, a `label` beside a demonstration says whether its answer is good, as KTO's does.
+    """
+    if record in ("labelled", "demonstrations") and name in LABELLED:
+        return "labelled", LABELLED[name]
+    its, read = FORMATS[name]
+    return its, demonstrations.good_ones(read) if its == "demonstrations" and record != "prompts" else read
 
 
 def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
@@ -496,7 +495,7 @@ def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
 
 
 # They leave out what is asked where no answer to it is good, or all are.
-_BY_VERDICT = ("unpaired", "unpaired_ranked", "helpsteer")
+_BY_VERDICT = ("unpaired_ranked", "helpsteer")
 # A question and an answer may be of multiple choice or of a passage: these become demonstrations as T5 writes tasks.
 _LESS_THAN_LABELLED = ("question_answer", "question_response", "query_response", "input_output", "text")
 

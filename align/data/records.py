@@ -82,10 +82,14 @@ def check_messages(value: Any, field: str) -> list[Message]:
     Raises:
         Malformed: it is no list of messages, a role or a field is unknown, or the turns are in no order: a user's
             first, then an assistant's, with tools' between two of an assistant's. A system message may be anywhere.
+            An empty one is left out.
     """
     if not isinstance(value, list) or not value:
         raise Malformed(field, f"expected a list of messages, got {_kind(value)}")
     messages = [_check_message(message, f"{field}[{i}]") for i, message in enumerate(value)]
+    messages = [message for message in messages if message["role"] != "system" or message["content"].strip()]
+    if not messages:
+        raise Malformed(field, "expected a message besides an empty system message")
     _check_turns([message["role"] for message in messages if message["role"] != "system"], field)
     return messages
 
@@ -218,7 +222,7 @@ def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
     if record == wanted:
         return row
     if wanted == "prompts" and record == "demonstrations":
-        return {"prompt": [_without(message, "weight") for message in row["messages"][:-1]]}
+        return {"prompt": [_without(message, "weight") for message in _asked_in(row["messages"])]}
     if wanted == "prompts" and record == "comparisons":
         return {"prompt": row["prompt"]}
     if wanted == "documents" and record == "demonstrations":
@@ -226,6 +230,24 @@ def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
     if wanted == "demonstrations" and record == "labelled":
         return {"messages": as_text_to_text(row, name)}
     raise ValueError(f"{record} cannot become {wanted}")
+
+
+def _asked_in(messages: list[Message]) -> list[Message]:
+    """The messages before the last answer; all of them where the user has the last word."""
+    answered = bool(messages) and messages[-1]["role"] == "assistant"
+    return messages[:-1] if answered else messages
+
+
+def without_empty_responses(row: Row) -> tuple[Row, int]:
+    """A ranking without its empty responses, and how many these are; as it is where fewer than two are left."""
+    responses, ranks = row.get("responses"), row.get("ranks")
+    if not isinstance(responses, list) or not isinstance(ranks, list) or len(responses) != len(ranks):
+        return row, 0
+    kept = [i for i, text in enumerate(responses) if not isinstance(text, str) or text.strip()]
+    if len(kept) < 2:
+        return row, 0
+    left = {"responses": [responses[i] for i in kept], "ranks": [ranks[i] for i in kept]}
+    return {**row, **left}, len(responses) - len(kept)
 
 
 def _without(message: Message, field: str) -> Message:
@@ -255,7 +277,7 @@ def messages_asked(row: Row) -> list[Message] | None:
     it is by the messages that one is known, and not by the lack of a `text`.
     """
     if isinstance(row.get("messages"), list) and "prompt" not in row:
-        return row["messages"][:-1]
+        return _asked_in(row["messages"])
     return row["prompt"] if isinstance(row.get("prompt"), list) else None
 
 

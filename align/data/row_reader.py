@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 from align.data.columns import Columns, counted, holds_something, respelled
 from align.data.files import RawRow, suffix_of
 from align.data.formats import GROUPED, SPELLINGS, infer_format, reader
-from align.data.records import Dropped, Malformed, Row, check_row, convert, digest
+from align.data.records import Dropped, Malformed, Row, check_row, convert, digest, without_empty_responses
 from align.errors import ConfigError
 
 
@@ -168,11 +168,17 @@ class RowReader:
     def _own_name(column: str, spelled: Mapping[str, str]) -> str:
         return next((own for own, known in spelled.items() if known == column), column)
 
-    def _made(self, found: Row, record: str, split: str | None) -> Iterator[Read]:
+    def _made(self, found: Row, record: str, split: str | None, parts: int = 1) -> Iterator[Read]:
+        """The row as the wanted record; `parts` is how many rows of the file it is made of."""
+        if self.record == record == "comparisons":
+            found, empty = without_empty_responses(found)
+            if empty:
+                self.dropped["an empty response"] += empty
+                parts -= empty
         try:
             made = check_row(self.record, convert(found, record, self.record, self.name))
         except Dropped as reason:
-            self.dropped[str(reason)] += 1
+            self.dropped[str(reason)] += max(parts, 1)
         except ValueError as error:
             raise Malformed("row", f"its columns make it one of {record}; {error}") from None
         else:
@@ -180,6 +186,8 @@ class RowReader:
                 self.unanswered[record] += 1
             if record == "demonstrations" and "tools" in found and "tools" not in made:
                 self.unused["tools"] += 1
+            if record == "demonstrations" != self.record and any("weight" in each for each in found["messages"]):
+                self.unused["messages[].weight"] += 1
             yield Read(split, found, made)
 
     def _join(self, name: str, split: str | None, pieces: list[Row]) -> Iterator[Read]:
@@ -187,7 +195,8 @@ class RowReader:
             if isinstance(found, Dropped):
                 self.dropped[str(found)] += 1
             else:
-                yield from self._made(found, GROUPED[name].record, split)
+                each_a_row = found.get("responses") or found.get("messages") or [found]
+                yield from self._made(found, GROUPED[name].record, split, len(each_a_row))
 
     def _count_columns(self, row: Columns, spelled: Mapping[str, str], kept: set[str] | tuple[()]) -> None:
         for name, value in row.items():

@@ -161,9 +161,8 @@ def test_lines_of_the_hub_make_the_articles_of_the_file(end, tmp_path):
         ({"question": "a", "answer": "b"}, "prompts", "question"),
         ({"question": "a", "choices": ["b", "c"], "answer": "A"}, "demonstrations", "labelled_choices"),
         ({"passage": "a", "question": "b", "answer": "yes"}, "demonstrations", "labelled_texts"),
-        ({"prompt": "a", "completion": "b", "label": True}, "demonstrations", "unpaired"),
+        ({"prompt": "a", "completion": "b", "label": True}, "demonstrations", "prompt_completion"),
         ({"prompt": "a", "completion": "b", "label": True}, "comparisons", "unpaired_ranked"),
-        ({"prompt": "a", "completion": "b", "label": "joke"}, "demonstrations", "prompt_completion"),
     ],
 )
 def test_the_columns_tell_the_format(row, record, name):

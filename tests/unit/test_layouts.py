@@ -289,13 +289,6 @@ LAYOUTS = {
         {},
         {"labelled as bad": 2, "no label": 1},
     ),
-    "a label that is a user's own": (
-        "demonstrations",
-        [{"prompt": Q, "completion": A, "label": "birds"}],
-        [QA],
-        {"label": 1},
-        {},
-    ),
     "OASST trees": (
         "demonstrations",
         [TREE],
@@ -720,9 +713,8 @@ def test_rows_of_two_splits_make_no_record_together():
     reader = RowReader("comparisons")
     for split, row in zip(("train", "test"), LAYOUTS["KTO"][1][:3:2], strict=True):
         assert list(reader.read(RawRow("a.jsonl:1", row), split)) == []
-    for _, found in reader.joined():
-        with pytest.raises(Dropped, match=r"^a prompt with (good|bad) answers alone$"):
-            list(found)
+    assert [row for _, found in reader.joined() for row in found] == []
+    assert dict(reader.dropped) == {f"a prompt with {kind} answers alone": 1 for kind in ("good", "bad")}
 
 
 # -- columns= and what an error says ---------------------------------------------------------------------------------
@@ -952,3 +944,95 @@ def test_every_message_below_a_deleted_one_of_a_whole_tree_is_counted(record):
     _, reader = read([tree], record)
     assert reader.dropped["a deleted message"] == 1
     assert reader.dropped["a message below a deleted one"] == 2
+
+
+LOOKS = assistant("", tool_calls=CALL)
+
+
+def kto(text, label, prompt=Q):
+    return {"prompt": prompt, "completion": text, "label": label}
+
+
+@pytest.mark.parametrize(
+    ("record", "rows", "made", "dropped"),
+    [
+        # calls and weights
+        ("comparisons", [kto([LOOKS], True), kto(B, False)], 0,
+         {"an answer that calls a tool": 1, "a prompt with bad answers alone": 1}),
+        # every answer of a group
+        ("comparisons", [kto(str(i), True) for i in range(10)], 0, {"a prompt with good answers alone": 10}),
+        ("comparisons", [kto(A, True), kto(A, False), kto(B, False), kto("Yes.", 1)], 1,
+         {"an answer that is there with two labels or scores": 2}),
+        ("comparisons", [kto(A, True), kto(A, False)], 0, {"an answer that is there with two labels or scores": 2}),
+        ("comparisons", [{"prompt": Q, "response": text, "helpfulness": 3} for text in "abc"], 0, {"all tied": 3}),
+        ("comparisons", [kto(A, True), kto("", False)], 0, {"empty text": 2}),
+        # empty messages and responses
+        ("comparisons", [{"prompt": Q, "responses": [A, " ", B], "ranks": [1, 2, 3]}], 1, {"an empty response": 1}),
+        ("comparisons", [{"prompt": Q, "responses": [A, ""], "ranks": [1, 2]}], 0, {"empty text": 1}),
+        ("comparisons", [kto(A, True), kto(B, False), kto("", False)], 1, {"an empty response": 1}),
+        ("demonstrations", [chat(system(""), user(Q), assistant(A))], 1, {}),
+        ("prompts", [{"prompt": [system(" "), user(Q)]}], 1, {}),
+        # the user has the last word
+        ("prompts", [chat(user(Q), assistant(A), user("Far?"))], 1, {}),
+        ("prompts", [chat(user(Q))], 1, {}),
+    ],
+)  # fmt: skip
+def test_each_row_and_response_is_used_or_counted(record, rows, made, dropped):
+    found, reader = read(rows, record)
+    assert len(found) == made
+    assert dict(reader.dropped) == dropped
+
+
+@pytest.mark.parametrize(
+    ("record", "rows", "column"),
+    [
+        ("comparisons", [{"prompt": Q, "chosen": [assistant(A, weight=0)], "rejected": B}], "chosen"),
+        ("comparisons", [{"chosen": [user(Q), assistant(A)], "rejected": [user(Q), assistant(B, train=0)]}],
+         "rejected"),
+        ("comparisons", [kto([assistant(A, weight=0)], True), kto(B, False)], "completion"),
+        ("prompts", [chat(*EARLIER[:1], assistant("Hello.", weight=0), user(Q), assistant(A))], "messages"),
+    ],
+)  # fmt: skip
+def test_a_weight_that_no_demonstration_gets_is_counted(record, rows, column):
+    found, reader = read(rows, record)
+    assert len(found) == 1
+    assert "weight" not in repr(found)
+    assert dict(reader.unused) == {f"{column}[].weight": 1}
+
+
+def test_what_the_user_says_last_is_asked():
+    found, _ = read([chat(*EARLIER, user(Q))], "prompts")
+    assert found == [{"prompt": [*EARLIER, user(Q)]}]
+
+
+ANSWERED = {
+    "prompt, completion": {"prompt": Q, "completion": A},
+    "prompt, response": {"prompt": Q, "response": A},
+    "question, answer": {"question": Q, "answer": A},
+    "Alpaca": {"instruction": Q, "input": "", "output": A},
+    "messages": QA,
+    "ShareGPT": {"conversations": [gpt("human", Q), gpt("gpt", A)]},
+}
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_an_answer_that_is_labelled_as_bad_is_not_learned(name):
+    """Whatever the layout, and however true and false are spelled."""
+    labels = {True: (True, 1, 1.0, "1", "True"), False: (False, 0, -1, "-1", -1.0, "false")}
+    for good, spellings in labels.items():
+        for label in spellings:
+            found, reader = read([{**ANSWERED[name], "label": label}], "demonstrations")
+            assert found == ([QA] if good else [])
+            assert dict(reader.dropped) == ({} if good else {"labelled as bad": 1})
+    for label in ("undesirable", 2, 0.5, ["bad"]):
+        with pytest.raises(Malformed, match=r"^label: expected true or false .*; .* rename the column"):
+            read([{**ANSWERED[name], "label": label}], "demonstrations")
+    assert len(read([{**ANSWERED[name], "label": "undesirable"}], "prompts")[0]) == 1
+
+
+@pytest.mark.parametrize("column", ["completion", "response"])
+def test_good_and_bad_answers_are_ranked_by_their_labels(column):
+    rows = [{"prompt": Q, column: A, "label": 1}, {"prompt": Q, column: B, "label": -1}]
+    assert read(rows, "comparisons")[0] == [AB]
+    with pytest.raises(Malformed, match=r"^label: expected true or false .*, got \"desirable\";"):
+        read([{"prompt": Q, column: A, "label": "desirable"}], "comparisons")

@@ -125,7 +125,6 @@ def test_responses_that_are_no_text_are_malformed(responses):
         ("documents", {"text": " \n\t\u00a0"}, "empty text"),
         ("demonstrations", {"messages": [USER, {"role": "assistant", "content": ""}]}, "empty text"),
         ("demonstrations", {"messages": [{"role": "user", "content": " "}, ASSISTANT]}, "empty text"),
-        ("demonstrations", {"messages": [{"role": "system", "content": ""}, USER, ASSISTANT]}, "empty text"),
         ("prompts", {"prompt": [{"role": "user", "content": "\n"}]}, "empty text"),
         ("comparisons", {**RANKING, "responses": ["a", ""]}, "empty text"),
         ("comparisons", {**RANKING, "ranks": [1, 1]}, "all tied"),
