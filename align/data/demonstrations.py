@@ -8,9 +8,10 @@ from typing import Any
 
 from align.data.columns import from_json, number, truth
 from align.data.conversations import (
+    answer_in,
+    asked_in,
     assistant,
     messages_in,
-    prompt_in,
     tools_in,
     turns_in,
     user,
@@ -35,7 +36,7 @@ def asked_and_answered(asked: str, answered: str) -> Reader:
     """Read what is asked from one column and the answer, or the turns from the answer on, from another."""
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
-        prompt = prompt_in(row, asked)
+        prompt = asked_in(row, asked)
         messages = whole_conversation(prompt, turns_in(row, answered))
         yield {"messages": with_system(row, messages), **tools_in(row)}
 
@@ -72,17 +73,9 @@ def is_good(row: Mapping[str, Any]) -> bool:
 def instruction(row: dict[str, Any]) -> Iterator[Row]:
     """Alpaca's columns, Dolly's `context` and `response`, and LLaMA-Factory's `history` of earlier turns."""
     answered = "response" if "response" in row and "output" not in row else "output"
-    answer = check_text(row.get(answered), answered)
-    messages = [*_history(row), *asked_with_input(row), assistant(answer)]
+    answer = answer_in(row.get(answered), answered)
+    messages = [*_history(row), *asked_in(row, "instruction"), assistant(answer)]
     yield {"messages": with_system(row, messages), **tools_in(row)}
-
-
-def asked_with_input(row: Mapping[str, Any]) -> list[Message]:
-    """An instruction and what it is about, an empty line between them."""
-    asked = check_text(row.get("instruction"), "instruction")
-    column = "input" if "input" in row or "context" not in row else "context"
-    given = check_text(row.get(column) or "", column).strip()
-    return [user(f"{asked}\n\n{given}" if given else asked)]
 
 
 def _history(row: Mapping[str, Any]) -> Iterator[Message]:

@@ -12,6 +12,7 @@ from typing import IO, Any, NamedTuple
 from align.data.columns import Columns, counted, holds_something, respelled
 from align.data.files import RawRow, suffix_of
 from align.data.formats import GROUPED, SPELLINGS, infer_format, reader
+from align.data.labelled import SPELLINGS_OF_LABELLED
 from align.data.records import Dropped, Malformed, Row, check_row, convert, digest, without_empty_responses
 from align.errors import ConfigError
 
@@ -76,7 +77,8 @@ class RowReader:
         """
         if isinstance(raw.row, Malformed):
             raise raw.row
-        row, spelled = self._named(raw.row)
+        path = Path(raw.where.rpartition(":")[0] or raw.where)
+        row, spelled = self._named(raw.row, suffix_of(path) in (".csv", ".tsv"))
         name = self._format_of(raw.row, row)
         if name in GROUPED:
             key, piece = GROUPED[name].piece(row)
@@ -84,7 +86,6 @@ class RowReader:
             self._count_columns(row, spelled, ())
             return
         record, read = reader(name, self.record)
-        path = Path(raw.where.rpartition(":")[0] or raw.where)
         extra = {"group": path.name.partition(".")[0]} if self.record == "items" else {}
         if suffix_of(Path(raw.where)) in (".txt", ".md"):
             row.read.add("file")  # a text file's own name: no column of the user's
@@ -131,7 +132,7 @@ class RowReader:
 
     # -- one row -------------------------------------------------------------------------------------------------
 
-    def _named(self, raw: Mapping[str, Any]) -> tuple[Columns, dict[str, str]]:
+    def _named(self, raw: Mapping[str, Any], in_table: bool) -> tuple[Columns, dict[str, str]]:
         """A row under the names that readers ask for, and which of these stand for another name in the file."""
         row = {name: value for name, value in raw.items() if name not in self.columns.values()}
         displaced = [field for field in self.columns if holds_something(row.get(field))]
@@ -141,16 +142,24 @@ class RowReader:
                 row[field] = raw[column]
         names = tuple(row)
         if names not in self._respelled:
-            # The format of a card, and of items and labelled rows, asks for columns as their sets spell them.
-            known = SPELLINGS if self.format is None and self.record not in ("items", "labelled") else {}
-            self._respelled[names] = respelled(names, known)
+            self._respelled[names] = respelled(names, self._spellings())
         spelled = self._respelled[names]
         values = {spelled.get(name, name): value for name, value in row.items()}
-        return Columns(values, skipped=set(displaced)), spelled
+        return Columns(values, skipped=set(displaced), in_table=in_table, called=self.columns), spelled
+
+    def _spellings(self) -> Mapping[str, str]:
+        """Plain names and how readers spell them; a card's format, and items, ask for columns as their sets do."""
+        if self.format is not None or self.record == "items":
+            return {}
+        if self.record == "labelled":
+            return SPELLINGS_OF_LABELLED
+        return SPELLINGS_OF_LABELLED | SPELLINGS if self.record == "demonstrations" else SPELLINGS
 
     def _format_of(self, raw: Mapping[str, Any], row: Columns) -> str:
         if self.format is not None:
             return self.format
+        if self.record == "prompts" and "prompt" in row and "prompt" in self.columns:
+            return "prompt"
         try:
             return infer_format(dict(row), self.record)  # a copy: looking at a column here is not reading it
         except Malformed:

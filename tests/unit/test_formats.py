@@ -206,7 +206,6 @@ def test_no_turn_of_a_completion_is_lost_in_silence(completion):
         ("messages", {"messages": [{"role": "gpt", "content": "a"}]}, "messages[0].role"),
         ("messages", {"messages": [{"from": "bot", "value": "a"}]}, "messages[0].from"),
         ("prompt", {"prompt": 3}, "prompt"),
-        ("prompt", {"prompt": [user("a"), user("b")]}, "prompt"),
         ("prompt_completion", {"prompt": "a", "completion": None}, "completion"),
         ("prompt_completion", {"prompt": "a", "completion": []}, "completion"),
         ("prompt_completion", {"prompt": None, "completion": "a"}, "prompt"),
@@ -215,7 +214,7 @@ def test_no_turn_of_a_completion_is_lost_in_silence(completion):
         ("prompt_chosen_rejected", {"prompt": "a", "chosen": {"content": "b"}, "rejected": "c"}, "chosen"),
         ("instruction", {"instruction": None, "output": "a"}, "instruction"),
         ("instruction", {"instruction": "a", "input": ["b"], "output": "c"}, "input"),
-        ("instruction", {"instruction": "a", "output": 3}, "output"),
+        ("instruction", {"instruction": "a", "output": True}, "output"),
         ("instruction", {"instruction": "a", "output": "b", "history": [["c", 3]]}, "history"),
         ("transcripts", {"chosen": None, "rejected": "x"}, "chosen"),
         ("transcripts", {**PAIR, "rejected": "Human: a\n\nAssistant: b"}, "rejected"),
@@ -276,6 +275,7 @@ OUTPUTS = {"instruction": "a", "output_1": "b", "output_2": "c"}
             dict.fromkeys(PAIR, "\n\nHuman: a\n\nHuman: b\n\nAssistant: c"),
             "two turns of one speaker in a row",
         ),
+        ("prompt", {"prompt": [user("a"), user("b")]}, "a conversation whose turns are in an odd order"),
         ("judged_pairs", OUTPUTS, "no preference"),
         *(("judged_pairs", {**OUTPUTS, "preference": p}, "no preference") for p in (None, 0, float("nan"), [1], "x")),
     ],
@@ -287,7 +287,7 @@ def test_is_dropped_as(name, row, reason):
 
 @pytest.mark.parametrize("name", ["text", "messages", "prompt_chosen_rejected", "instruction", "transcripts", "book"])
 def test_the_raw_row_is_left_as_it_was(name):
-    row = {**PAIR, "text": "# a\nb", "messages": [user("a")], "prompt": "a", "instruction": "a", "output": "b"}
+    row = {**PAIR, "text": "# a\nb", "messages": [user("a")], "prompt": CHAT, "instruction": "a", "output": "b"}
     before = repr(row)
     read(name, row)
     assert repr(row) == before

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
+from align.data.columns import as_knob
 from align.data.files import RawRow, read_file
 from align.data.records import Dropped, Malformed
 from align.data.row_reader import RowReader
@@ -1036,3 +1040,208 @@ def test_good_and_bad_answers_are_ranked_by_their_labels(column):
     assert read(rows, "comparisons")[0] == [AB]
     with pytest.raises(Malformed, match=r"^label: expected true or false .*, got \"desirable\";"):
         read([{"prompt": Q, column: A, "label": "desirable"}], "comparisons")
+
+
+# -- which reader takes a row, and what of it is asked -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "made"),
+    [
+        ({"question": Q, "answer": A, "text": "Ducks."}, QA),
+        ({"question": Q, "answer": A, "sentence": "Ducks."}, QA),
+        ({"question": Q, "answer": A, "options": None}, QA),
+        ({"question": Q, "answer": A, "choices": []}, QA),
+        ({"question": Q, "response": A, "text": "Ducks.", "score": 0.5}, QA),
+        ({"input": Q, "output": A, "text": "Ducks.", "score": 3}, QA),
+        ({"question": Q, "answer": 4}, chat(user(Q), assistant("4"))),
+    ],
+)
+def test_a_question_with_its_answer_is_a_demonstration(row, made):
+    assert read([row], "demonstrations")[0] == [made]
+
+
+@pytest.mark.parametrize(
+    ("row", "target"),
+    [
+        ({"question": Q, "choices": ["no", "yes"], "answer": "yes"}, "yes"),
+        ({"question": Q, "choices": ["no", "yes"], "answer": "B"}, "yes"),
+        ({"question": Q, "choices": ["1", "2", "3"], "answer": 2}, "3"),
+        ({"question": Q, "choices": ["2", "1", "0"], "answer": "1"}, "1"),
+        ({"passage": "Ducks swim.", "question": Q, "answer": "yes"}, "yes"),
+    ],
+)
+def test_a_question_with_choices_or_a_passage_is_a_task(row, target):
+    (found,), _ = read([row], "demonstrations")
+    assert found["messages"][1]["content"] == target
+    assert found["messages"] != [user(Q), assistant(target)]
+
+
+def test_an_answer_that_can_be_two_choices_is_refused():
+    with pytest.raises(Malformed, match=r"^answer: '2' is one choice and the place of another; give the place as a"):
+        read([{"question": Q, "choices": ["1", "2", "3"], "answer": "2"}], "labelled")
+
+
+@pytest.mark.parametrize("text", ['["apple", "pear"]', "[2, 3]", "['a', 'b']", '[{"a": 1}]', "[1"])
+@pytest.mark.parametrize("record", ["comparisons", "demonstrations"])
+def test_text_in_brackets_is_an_answer(record, text):
+    (found,), _ = read([{"prompt": Q, "chosen": text, "rejected": '["x"]', "completion": text}], record)
+    made = {"comparisons": ranking(asked(Q), (text, 1), ('["x"]', 2)), "demonstrations": chat(user(Q), assistant(text))}
+    assert found == made[record]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "made"),
+    [
+        (json.dumps([A, "Yes."]), json.dumps([B]), ranking(asked(Q), (A, 1), ("Yes.", 1), (B, 2))),
+        (str([A, "Yes."]), str([B]), ranking(asked(Q), (A, 1), ("Yes.", 1), (B, 2))),
+        ("[2, 3]", "[3]", ranking(asked(Q), ("[2, 3]", 1), ("[3]", 2))),
+        ("['a', 'b']", B, ranking(asked(Q), ("['a', 'b']", 1), (B, 2))),
+    ],
+)
+def test_a_cell_of_a_table_may_spell_several_answers(chosen, rejected, made):
+    row = {"prompt": Q, "chosen": chosen, "rejected": rejected}
+    reader = RowReader("comparisons")
+    assert [each.made for each in reader.read(RawRow("a.csv.gz:2", row))] == [made]
+
+
+TOLD = "\n\nHuman: Can ducks swim?\n\nAssistant:"
+SUM = "Can ducks swim?\n\nDucks are birds."
+PARTS = f"Hi.\n<extra_id_1>Assistant\nHello.\n<extra_id_1>User\n{Q}"
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "made"),
+    [
+        # transcripts beside a prompt
+        ("comparisons", {"prompt": TOLD, "chosen": f"{TOLD} {A}", "rejected": f"{TOLD} {B}"}, AB),
+        ("comparisons", {"prompt": Q, "chosen": f"{TOLD} {A}", "rejected": f"{TOLD} {B}"}, AB),
+        ("demonstrations", {"prompt": TOLD, "completion": f"{TOLD} {A}"}, QA),
+        # the text that an instruction or a question is about
+        *(
+            ("comparisons", {asked_in: Q, about: "Ducks are birds.", **answers}, ranking(asked(SUM), (A, 1), (B, 2)))
+            for asked_in, about, answers in (
+                ("instruction", "input", {"chosen": A, "rejected": B}),
+                ("instruction", "context", {"chosen": A, "rejected": B}),
+                ("question", "context", {"chosen": A, "rejected": B}),
+                ("instruction", "input", {"chosen_response": A, "rejected_response": B}),
+                ("instruction", "input", {"generations": [A, B], "ratings": [2, 1]}),
+                ("instruction", "input", {"output_1": A, "output_2": B, "preference": 1}),
+            )
+        ),
+        ("demonstrations", {"question": Q, "context": "Ducks are birds.", "answer": A}, chat(user(SUM), assistant(A))),
+        ("demonstrations", {"question": Q, "context": ["Ducks.", "Geese."], "answer": A}, QA),
+        ("comparisons", {"instruction": Q, "input": Q, "chosen": A, "rejected": B}, AB),
+        # HelpSteer's turns
+        ("demonstrations", {"prompt": PARTS, "response": A}, chat(*HH_PROMPT, assistant(A))),
+        ("prompts", {"prompt": PARTS}, {"prompt": HH_PROMPT}),
+        # numbers, one message, an older name of calls
+        ("demonstrations", {"prompt": Q, "completion": 4}, chat(user(Q), assistant("4"))),
+        ("comparisons", {"prompt": Q, "chosen": 4, "rejected": 5.5}, ranking(asked(Q), ("4", 1), ("5.5", 2))),
+        ("comparisons", {"prompt": Q, "chosen": assistant(A), "rejected": gpt("gpt", B)}, AB),
+        (
+            "demonstrations",
+            chat(
+                user(Q),
+                {"role": "assistant", "content": None, "function_call": CALL[0]["function"]},
+                {"role": "function", "name": "look", "content": "Ducks."},
+                assistant(A),
+            ),
+            chat(
+                user(Q),
+                assistant("", tool_calls=json.dumps(CALL)),
+                {"role": "tool", "content": "Ducks.", "name": "look"},
+                assistant(A),
+            ),
+        ),
+        # other spellings
+        ("comparisons", {"history": Q, "human_ref_A": A, "human_ref_B": B, "labels": True}, AB),
+        ("comparisons", {"history": Q, "human_ref_A": A, "human_ref_B": B, "labels": False}, BA),
+        ("comparisons", {"input": Q, "targets": json.dumps({"choices": [A, B], "labels": [1, 0]})}, AB),
+    ],
+)  # fmt: skip
+def test_a_row_is_read_whole(record, row, made):
+    found, reader = read([row], record)
+    assert found == [made]
+    assert not reader.dropped
+
+
+def test_columns_that_name_the_prompt_read_prompts():
+    alpaca = {"instruction": Q, "input": "Ducks are birds.", "output": A}
+    (found,), reader = read([alpaca], "prompts", columns={"prompt": "instruction"})
+    assert found == {"prompt": asked(SUM), "input": "Ducks are birds.", "output": A}
+    (found,), reader = read([{"messages": [user("Hi."), assistant("Hello.")], "ask": Q}], "prompts",
+                            columns={"prompt": "ask"})  # fmt: skip
+    assert found["prompt"] == asked(Q)
+    reader.check_columns()
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [gpt("gpt", "Hi."), gpt("human", Q), gpt("gpt", A)],
+        [gpt("human", Q), gpt("gpt", A), gpt("human", "Far?")],
+        [gpt("human", "Hi."), gpt("human", Q), gpt("gpt", A)],
+        [gpt("human", Q), gpt("gpt", A), gpt("gpt", B)],
+    ],
+)
+def test_turns_in_an_odd_order_are_counted(turns):
+    found, reader = read([{"conversations": turns}], "demonstrations")
+    assert found == []
+    assert sum(reader.dropped.values()) == 1
+
+
+def test_an_empty_list_of_answers_says_what_to_do():
+    with pytest.raises(
+        Malformed, match=r"^chosen: expected an answer, got an empty list; fill it in or remove the row"
+    ):
+        read([{"prompt": Q, "chosen": [], "rejected": [B]}], "comparisons")
+
+
+# -- what an error says can be pasted ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["it's", 'a "b"', "a\\b", 'a\\"b', "a\\", "${a}", "a\\${b}", "a, b: {c}", "naïve frage", "$HOME", "`ls`"]
+)
+def test_the_columns_of_an_error_can_be_pasted(name):
+    """A shell, then Hydra, then OmegaConf read the name back."""
+    (word,) = shlex.split(as_knob({"prompt": name}))
+    override = OverridesParser.create().parse_override(word)
+    columns = OmegaConf.to_container(OmegaConf.create({"columns": override.value()}), resolve=True)
+    assert columns == {"columns": {"prompt": name}}
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "knob"),
+    [
+        ("demonstrations", {"dialog": [user(Q), assistant(A)], "id": 3}, "columns='{messages: dialog}'"),
+        ("prompts", {"dialog": [gpt("human", Q)]}, "columns='{messages: dialog}'"),
+        ("labelled", {"review": Q, "sentiment": 1}, "columns='{text: review, label: sentiment}'"),
+        ("items", {"story": Q, "ending": A}, "columns='{context: COLUMN, continuation: COLUMN}'"),
+    ],
+)
+def test_an_error_suggests_columns_for_each_record(record, row, knob):
+    with pytest.raises(Malformed) as caught:
+        read([row], record)
+    assert knob in str(caught.value)
+    if "COLUMN" not in knob:
+        (word,) = shlex.split(knob)
+        columns = dict(pair.split(": ") for pair in word.removeprefix("columns={").removesuffix("}").split(", "))
+        assert len(read([row], record, columns=columns)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"Sentence": Q, "Label": 1},
+        {" TEXT": Q, "label ": "1"},
+        {"Premise": Q, "Hypothesis": A, "Gold Label": "1"},
+        {"Question": Q, "Choices": [A, B], "ANSWERKEY": "A"},
+    ],
+)
+def test_headers_of_labelled_rows_match_in_any_spelling(row):
+    found, reader = read([row], "labelled")
+    assert len(found) == 1
+    assert not reader.unused
+    assert len(read([row], "demonstrations")[0]) == 1
