@@ -413,7 +413,7 @@ def _table(rows: list[Row], types: dict[str, Any], own: tuple[str, ...]) -> Any:
 
 
 def _column(name: str, values: list[Any], types: dict[str, Any], own: tuple[str, ...]) -> Any:
-    """The values as Arrow has them; as JSON text where types differ or nest, unless the column is the record's `own`."""
+    """The values as Arrow has them; as JSON text where types differ or nest, if the column is none of the `own`."""
     import pyarrow as pa
 
     if types[name] is not None and (
