@@ -294,6 +294,7 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     "instruction_chosen_rejected": ("comparisons", better_and_worse("instruction")),
     "input_chosen_rejected": ("comparisons", better_and_worse("input")),
     "query_chosen_rejected": ("comparisons", better_and_worse("query")),
+    "conversations_chosen_rejected": ("comparisons", better_and_worse("conversations")),
     "argilla": ("comparisons", better_and_worse("instruction", "chosen_response", "rejected_response")),
     "argilla_prompt": ("comparisons", better_and_worse("prompt", "chosen_response", "rejected_response")),
     "transcripts": ("comparisons", whole_pairs("chosen", "rejected")),
@@ -381,6 +382,11 @@ def _layout(format: str, columns: str, fits: Callable[[Mapping[str, Any]], bool]
     return Layout(format, frozenset(columns.split()), fits)
 
 
+def _answers_are_messages(row: Mapping[str, Any]) -> bool:
+    """LLaMA-Factory's pairs: a message each, behind the conversation that they answer."""
+    return isinstance(row["chosen"], dict) and isinstance(row["rejected"], dict)
+
+
 LAYOUTS = (  # the first that matches and is of the record wanted; else the first that can become one of it
     _layout("prompt_responses_ranks", "prompt responses ranks"),
     _layout("prompt_chosen_rejected", "prompt chosen rejected"),
@@ -390,6 +396,7 @@ LAYOUTS = (  # the first that matches and is of the record wanted; else the firs
     _layout("query_chosen_rejected", "query chosen rejected"),
     _layout("argilla", "instruction chosen_response rejected_response"),
     _layout("argilla_prompt", "prompt chosen_response rejected_response"),
+    _layout("conversations_chosen_rejected", "conversations chosen rejected", _answers_are_messages),
     _layout("transcripts", "chosen rejected"),
     _layout("instruction_pairs", "chosen_instruction rejected_instruction"),
     _layout("completions", "instruction completions"),

@@ -1154,6 +1154,11 @@ PARTS = f"Hi.\n<extra_id_1>Assistant\nHello.\n<extra_id_1>User\n{Q}"
                 assistant(A),
             ),
         ),
+        (
+            "comparisons",
+            {"conversations": [gpt("human", Q)], "chosen": gpt("gpt", A), "rejected": gpt("gpt", B)},
+            AB,
+        ),
         # other spellings
         ("comparisons", {"history": Q, "human_ref_A": A, "human_ref_B": B, "labels": True}, AB),
         ("comparisons", {"history": Q, "human_ref_A": A, "human_ref_B": B, "labels": False}, BA),
