@@ -190,7 +190,7 @@ def as_knob(columns: Mapping[str, str]) -> str:
 
 def _quoted(name: str) -> str:
     """A name as Hydra and OmegaConf read it back: a backslash is special before a quote, before `${` and at the end."""
-    if re.fullmatch(r"[A-Za-z_]\w*", name):
+    if re.fullmatch(r"[A-Za-z_]\w*", name) and name.lower() not in ("null", "true", "false", "nan", "inf"):
         return name
     escaped = re.sub(r'(\\*)("|\$\{|$)', lambda found: found[1] * 2 + (found[2] and "\\" + found[2]), name)
     return f'"{escaped}"'

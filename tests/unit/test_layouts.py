@@ -1207,7 +1207,22 @@ def test_an_empty_list_of_answers_says_what_to_do():
 
 
 @pytest.mark.parametrize(
-    "name", ["it's", 'a "b"', "a\\b", 'a\\"b', "a\\", "${a}", "a\\${b}", "a, b: {c}", "naïve frage", "$HOME", "`ls`"]
+    "name",
+    [
+        "it's",
+        'a "b"',
+        "a\\b",
+        'a\\"b',
+        "a\\",
+        "${a}",
+        "a\\${b}",
+        "a, b: {c}",
+        "naïve frage",
+        "$HOME",
+        "`ls`",
+        "null",
+        "True",
+    ],
 )
 def test_the_columns_of_an_error_can_be_pasted(name):
     """A shell, then Hydra, then OmegaConf read the name back."""
