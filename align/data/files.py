@@ -374,7 +374,7 @@ def _json(text: _Text, say: Say) -> Iterator[RawRow]:
     with text.open() as file:
         content = file.read()
     try:
-        rows = json.loads(content, object_pairs_hook=_each_key_once)
+        rows = json.loads(content)
     except (ValueError, RecursionError) as error:
         lines = content.split("\n")
         several = [line for line in lines[:1000] if line.strip()]
@@ -413,20 +413,9 @@ def _listed(path: Path, rows: list[Any]) -> Iterator[RawRow]:
             yield RawRow(where, Malformed("row", "expected an object"))
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise Malformed("row", f"expected each key once, got {json.dumps(twice)} several times")
-    return found
-
-
 def _object(line: str) -> dict[str, Any] | Malformed:
     try:
-        row = json.loads(line, object_pairs_hook=_each_key_once)
-    except Malformed as problem:
-        return problem
+        row = json.loads(line)
     except (ValueError, RecursionError) as error:
         return Malformed("row", f"expected JSON ({error})")
     return row if isinstance(row, dict) else Malformed("row", f"expected an object, got {type(row).__name__}")

@@ -95,9 +95,9 @@ def test_a_bad_line_is_malformed_and_the_others_are_read(tmp_path, line, message
 
 
 def test_what_json_allows_in_python_comes_as_it_is(tmp_path):
-    content = '{"a": "\\u0000", "b": "\\ud800", "c": NaN}'
+    content = '{"a": "\\u0000", "b": "\\ud800", "c": NaN, "d": 1, "d": 2}'
     ((_, row),) = rows_of(tmp_path, "a.jsonl", content)
-    assert (row["a"], row["b"]) == ("\x00", "\ud800")
+    assert (row["a"], row["b"], row["d"]) == ("\x00", "\ud800", 2)
     assert row["c"] != row["c"]
 
 
@@ -448,14 +448,3 @@ def test_a_broken_container_is_malformed(tmp_path, name, content):
 )
 def test_the_suffix_is_seen_through_what_packs_it_and_capitals(tmp_path, name, suffix):
     assert suffix_of(tmp_path / name) == suffix
-
-
-def test_a_key_that_is_there_twice_is_malformed(tmp_path):
-    """One of its values would be lost."""
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "b", "text": "c"}\n')
-    first, second = read_file(tmp_path / "a.jsonl")
-    assert first.row == {"text": "a"}
-    assert str(second.row) == 'row: expected each key once, got "text" several times'
-    (tmp_path / "a.json").write_text('[{"text": "b", "text": "c"}]')
-    (only,) = read_file(tmp_path / "a.json")
-    assert str(only.row).startswith("row: expected each key once")
