@@ -26,8 +26,10 @@ class Data(StageConfig):
     STAGE: ClassVar[str] = "data"
     # 2: a book is wholly in one split; 3: so is a cut document; T5's order; 4: system columns, weights of messages and
     # KTO's bad labels are used; turns between in pairs of messages stay; prompts are split by what they ask alone;
-    # quotes in .tsv are text, rows of another width are malformed, and more names of files name a split.
-    VERSION: ClassVar[int] = 4
+    # quotes in .tsv are text, rows of another width are malformed, and more names of files name a split; 5: a label may
+    # call the answer of any demonstration bad; prompts keep all their messages and an instruction its input; a question
+    # with an answer is no task for a text beside it; text in brackets is one answer.
+    VERSION: ClassVar[int] = 5
     PARALLEL: ClassVar[bool] = False
     source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME[@COMMIT]; without one, today's newest")
     record: str = knob("documents", "what the rows become: " + ", ".join(RECORDS))

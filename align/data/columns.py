@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import difflib
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,12 +21,23 @@ class Columns(dict[str, Any]):
     Attributes:
         read: the columns that were asked for by name. Copies (`{**row}`) do not count: what they keep is in the result.
         skipped: fields within a column that no reader knows, as `messages[].id`.
+        in_table: whether the row is of a CSV or TSV file, in which a list is text.
+        called: name -> what the column is called in the file, where a user gave another.
     """
 
-    def __init__(self, values: Mapping[str, Any], read: set[str] | None = None, skipped: set[str] | None = None):
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        read: set[str] | None = None,
+        skipped: set[str] | None = None,
+        *,
+        in_table: bool = False,
+        called: Mapping[str, str] | None = None,
+    ):
         super().__init__(values)
         self.read: set[str] = set() if read is None else read
         self.skipped: set[str] = set() if skipped is None else skipped
+        self.in_table, self.called = in_table, called or {}
 
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
@@ -35,7 +49,7 @@ class Columns(dict[str, Any]):
 
     def __or__(self, other: Mapping[str, Any]) -> Columns:  # type: ignore[override]
         """The row with other values; what is read of it counts as read of this one."""
-        return Columns({**self, **other}, self.read, self.skipped)
+        return Columns({**self, **other}, self.read, self.skipped, in_table=self.in_table, called=self.called)
 
 
 def skip(row: Mapping[str, Any], column: str, fields: Iterable[str]) -> None:
@@ -75,14 +89,22 @@ def truth(value: Any) -> bool | None:
 
 
 def from_json(value: Any) -> Any:
-    """Lists that a table holds as JSON text; any other value as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    """Lists and objects that a table holds as JSON text; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
-            found = json.loads(value)
+            return json.loads(value)
         except (ValueError, RecursionError):
             return value
-        return found if isinstance(found, list) else value
     return value
+
+
+def listed_in(cell: str) -> list[Any] | None:
+    """A list that a cell of a table spells, as JSON or as pandas writes one: `["a", "b"]`, `['a', 'b']`."""
+    found = from_json(cell)
+    if found is cell and cell.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found = ast.literal_eval(cell.strip())
+    return found if isinstance(found, list) else None
 
 
 # -- headers -------------------------------------------------------------------------------------------------------
@@ -121,6 +143,7 @@ _MEANINGS = {  # record field -> what people call it
     "chosen": ("chosen", "good", "better", "best", "preferred", "accepted", "winner", "win", "positive"),
     "rejected": ("rejected", "bad", "worse", "worst", "dispreferred", "refused", "loser", "lose", "negative"),
     "text": ("text", "content", "document", "body", "passage", "article", "story", "page"),
+    "label": ("label", "class", "category", "sentiment", "target", "gold", "verdict", "intent", "topic"),
 }
 
 
@@ -128,10 +151,12 @@ def guess(fields: Iterable[str], row: Mapping[str, Any]) -> dict[str, str]:
     """Guess which column of a row each field of a record is: by what its name says, then by what is left over.
 
     Returns:
-        Field -> column, for those that were found. Only columns of text or lists are considered.
+        Field -> column, for those that were found. Only columns of text or lists are considered; with a label, numbers
+        are, too.
     """
     fields = list(fields)
-    free = [name for name, value in row.items() if isinstance(name, str) and isinstance(value, str | list)]
+    kinds = (str, list, int) if "label" in fields else (str, list)
+    free = [name for name, value in row.items() if isinstance(name, str) and isinstance(value, kinds)]
     scores = {(f, name): _likeness(f, name) for f in fields for name in free}
     found: dict[str, str] = {}
     for (field, name), score in sorted(scores.items(), key=lambda item: -item[1]):
@@ -160,11 +185,15 @@ def _likeness(field: str, name: str) -> float:
 def as_knob(columns: Mapping[str, str]) -> str:
     """`columns='{prompt: my_question}'`, as it is typed in a shell."""
     pairs = ", ".join(f"{field}: {_quoted(column)}" for field, column in columns.items())
-    return f"columns='{{{pairs}}}'"
+    return "columns=" + shlex.quote(f"{{{pairs}}}")
 
 
 def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z_]\w*", name) else '"' + name.replace('"', '\\"') + '"'
+    """A name as Hydra and OmegaConf read it back: a backslash is special before a quote, before `${` and at the end."""
+    if re.fullmatch(r"[A-Za-z_]\w*", name) and name.lower() not in ("null", "true", "false", "nan", "inf"):
+        return name
+    escaped = re.sub(r'(\\*)("|\$\{|$)', lambda found: found[1] * 2 + (found[2] and "\\" + found[2]), name)
+    return f'"{escaped}"'
 
 
 def counted(columns: Counter[str]) -> str:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from align.data.columns import from_json, number, skip
+from align.data.columns import Columns, from_json, listed_in, number, skip
 from align.data.conversations import (
+    answer_in,
+    asked_in,
     messages_in,
     prompt_in,
     turns_in,
     turns_of_transcript,
-    user,
     whole_conversation,
     with_system,
 )
 from align.data.demonstrations import Reader, a_list, is_good
 from align.data.records import Dropped, Malformed, Message, Row, check_messages, check_text
 
-Prompt = Callable[[Mapping[str, Any]], list[Message]]
 Verdict = Callable[[Mapping[str, Any]], list[int]]
 
 _EARLIER = "transcripts differ before the last answer"
-_TURN_OF_HELPSTEER = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
 
 
 def ranked(row: Mapping[str, Any], prompt: list[Message], responses: Sequence[str], ranks: Sequence[int]) -> Row:
@@ -46,29 +44,33 @@ def better_and_worse(asked: str, chosen: str = "chosen", rejected: str = "reject
     """
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
-        prompt = prompt_in(row, asked)
-        sides = [_texts(row, name) for name in (chosen, rejected)]
-        if all(side is not None for side in sides):
-            good, bad = ([check_text(text, chosen) for text in side or []] for side in sides)
+        prompt = asked_in(row, asked)
+        good, bad = (_several(row, name) for name in (chosen, rejected))
+        if good and bad:
             yield ranked(row, prompt, [*good, *bad], [1] * len(good) + [2] * len(bad))
             return
-        yield _of_conversations(row, *(whole_conversation(prompt, turns_in(row, name)) for name in (chosen, rejected)))
+        better, worse = (whole_conversation(prompt, turns_in(row, name)) for name in (chosen, rejected))
+        yield _of_conversations(row, {chosen: better, rejected: worse})
 
     return read
 
 
-def _texts(row: Mapping[str, Any], column: str) -> list[Any] | None:
-    """Several answers in one column; None where it holds one."""
-    value = from_json(row.get(column))
-    return value if isinstance(value, list) and value and not isinstance(value[0], dict) else None
+def _several(row: Mapping[str, Any], column: str) -> list[str] | None:
+    """Several answers in one column: a list, or a cell of a table that spells one; None where it holds one answer."""
+    value = row.get(column)
+    if isinstance(value, str):
+        found = listed_in(value) if isinstance(row, Columns) and row.in_table else None
+        return found if isinstance(found, list) and all(isinstance(each, str) for each in found) else None
+    if not isinstance(value, list) or any(isinstance(each, dict) for each in value):
+        return None
+    return [answer_in(each, f"{column}[{i}]") for i, each in enumerate(value)]
 
 
 def whole_pairs(chosen: str, rejected: str) -> Reader:
     """Read two conversations that differ in their last answer: transcripts (hh-rlhf) or messages (TRL)."""
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
-        good, bad = (_whole(row, name) for name in (chosen, rejected))
-        yield _of_conversations(row, good, bad)
+        yield _of_conversations(row, {name: _whole(row, name) for name in (chosen, rejected)})
 
     return read
 
@@ -83,32 +85,33 @@ def _whole(row: Mapping[str, Any], column: str) -> list[Message]:
     return messages
 
 
-def _of_conversations(row: Mapping[str, Any], chosen: list[Message], rejected: list[Message]) -> Row:
-    """The last answers as responses to what both conversations share."""
-    prompt, other = (
-        [{"role": m["role"], "content": m["content"]} | _calls(m) for m in messages[:-1]]
-        for messages in (chosen, rejected)
-    )
+def _of_conversations(row: Mapping[str, Any], sides: Mapping[str, list[Message]]) -> Row:
+    """The last answers as responses to what both conversations share; `sides` are the better and the worse one."""
+    (prompt, good), (other, bad) = (_prompt_and_answer(row, name, messages) for name, messages in sides.items())
     if prompt != other:
         raise Dropped(_EARLIER)
-    if chosen[-1].get("tool_calls") or rejected[-1].get("tool_calls"):
+    return ranked(row, prompt, [good, bad], [1, 2])
+
+
+def _prompt_and_answer(row: Mapping[str, Any], column: str, messages: list[Message]) -> tuple[list[Message], str]:
+    """A conversation before its last answer, and that answer as text. Nothing of a ranking has a weight."""
+    if any("weight" in message for message in messages):
+        skip(row, column, ["weight"])
+    if messages[-1].get("tool_calls"):
         raise Dropped("an answer that calls a tool")
-    return ranked(row, prompt, [chosen[-1]["content"], rejected[-1]["content"]], [1, 2])
-
-
-def _calls(message: Message) -> Message:
-    return {name: message[name] for name in ("tool_calls", "tool_call_id", "name") if name in message}
+    prompt = [{name: value for name, value in message.items() if name != "weight"} for message in messages[:-1]]
+    return prompt, messages[-1]["content"]
 
 
 # -- two answers and a verdict ---------------------------------------------------------------------------------------
 
 
-def two_answers(prompt: Prompt, first: str, second: str, verdict: Verdict) -> Reader:
+def two_answers(asked: str, first: str, second: str, verdict: Verdict) -> Reader:
     """Read two answers in columns of their own and which one is better."""
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
         ranks = verdict(row)
-        yield ranked(row, prompt(row), [check_text(row.get(name), name) for name in (first, second)], ranks)
+        yield ranked(row, asked_in(row, asked), [answer_in(row.get(name), name) for name in (first, second)], ranks)
 
     return read
 
@@ -121,7 +124,8 @@ def which(column: str, first: float, second: float, tie: float | None = None) ->
     """Read a number that names the better answer; anything else is no preference."""
 
     def read(row: Mapping[str, Any]) -> list[int]:
-        found = number(row.get(column))
+        value = row.get(column)
+        found = float(value) if isinstance(value, bool) else number(value)
         if found is None or found not in (first, second, tie):
             raise Dropped("no preference")
         return [1, 1] if found == tie else _first(found == first)
@@ -161,20 +165,6 @@ def majority(row: Mapping[str, Any]) -> list[int]:
     return [1, 1] if agreed == 0 else _first(agreed == 1)
 
 
-def asked_in(column: str) -> Prompt:
-    return lambda row: prompt_in(row, column)
-
-
-def asked_of_helpsteer(row: Mapping[str, Any]) -> list[Message]:
-    """HelpSteer writes earlier turns into the prompt, a marked line before each but the first."""
-    value = row.get("prompt")
-    if not isinstance(value, str) or "\n<extra_id_1>" not in value:
-        return prompt_in(row, "prompt")
-    first, *others = _TURN_OF_HELPSTEER.split(value)
-    turns = [{"role": who.lower(), "content": said} for who, said in zip(others[::2], others[1::2], strict=True)]
-    return [user(first), *turns]
-
-
 # -- several answers -------------------------------------------------------------------------------------------------
 
 
@@ -190,8 +180,8 @@ def scored_completions(row: dict[str, Any]) -> Iterator[Row | Dropped]:
         if score is None:
             yield Dropped("a response without a score")
         else:
-            found.append((check_text(completion.get("response"), f"completions[{i}].response"), score))
-    yield _by_score(row, prompt_in(row, "instruction"), found)
+            found.append((answer_in(completion.get("response"), f"completions[{i}].response"), score))
+    yield _by_score(row, asked_in(row, "instruction"), found)
 
 
 def rated_generations(asked: str, rated: str) -> Reader:
@@ -205,8 +195,8 @@ def rated_generations(asked: str, rated: str) -> Reader:
             if rating is None:
                 yield Dropped("a response without a score")
             else:
-                found.append((check_text(text, f"generations[{i}]"), rating))
-        yield _by_score(row, prompt_in(row, asked), found)
+                found.append((answer_in(text, f"generations[{i}]"), rating))
+        yield _by_score(row, asked_in(row, asked), found)
 
     return read
 
@@ -219,7 +209,7 @@ def _by_score(row: Mapping[str, Any], prompt: list[Message], found: list[tuple[s
 
 def labelled_targets(row: dict[str, Any]) -> Iterator[Row]:
     """HHH's choices: labels are 1 for a good one and 0 for the others."""
-    targets = row.get("targets")
+    targets = from_json(row.get("targets"))
     if not isinstance(targets, dict):
         raise Malformed("targets", "expected choices and labels")
     skip(row, "targets", (name for name in targets if name not in ("choices", "labels")))
@@ -227,7 +217,7 @@ def labelled_targets(row: dict[str, Any]) -> Iterator[Row]:
     labels = list(map(number, a_list(targets.get("labels"), "targets.labels", len(choices))))
     if any(label is None for label in labels) or len(labels) < 2:
         raise Malformed("targets.labels", "expected a number for each of two choices or more")
-    yield ranked(row, prompt_in(row, "input"), choices, ranks_of([label or 0.0 for label in labels]))
+    yield ranked(row, asked_in(row, "input"), choices, ranks_of([label or 0.0 for label in labels]))
 
 
 def given_ranks(row: dict[str, Any]) -> Iterator[Row]:
@@ -241,7 +231,8 @@ def given_ranks(row: dict[str, Any]) -> Iterator[Row]:
 
 def labelled_answer(row: dict[str, Any]) -> tuple[str, Row]:
     """KTO's row: an answer, and whether it is good."""
-    return _answer(row, prompt_in(row, "prompt"), "completion", 1.0 if is_good(row) else 0.0)
+    column = "completion" if "completion" in row else "response"
+    return _answer(row, asked_in(row, "prompt"), column, 1.0 if is_good(row) else 0.0)
 
 
 def rated_answer(row: dict[str, Any]) -> tuple[str, Row]:
@@ -249,25 +240,40 @@ def rated_answer(row: dict[str, Any]) -> tuple[str, Row]:
     score = number(row.get("helpfulness"))
     if score is None:
         raise Dropped("a response without a score")
-    return _answer(row, asked_of_helpsteer(row), "response", score)
+    return _answer(row, asked_in(row, "prompt"), "response", score)
 
 
 def _answer(row: Mapping[str, Any], prompt: list[Message], column: str, score: float) -> tuple[str, Row]:
-    turns = whole_conversation(prompt, turns_in(row, column))
-    *prompt, answer = with_system(row, turns)
-    return repr(prompt), {"prompt": prompt, "text": answer["content"], "score": score}
+    turns = with_system(row, whole_conversation(prompt, turns_in(row, column)))
+    prompt, answer = _prompt_and_answer(row, column, turns)
+    return repr(prompt), {"prompt": prompt, "text": answer, "score": score}
 
 
 def rank_labelled(answers: list[Row]) -> Iterator[Row | Dropped]:
+    answers = yield from _without_contradictions(answers)
     if len({answer["score"] for answer in answers}) == 1:
-        raise Dropped(f"a prompt with {'good' if answers[0]['score'] else 'bad'} answers alone")
+        for answer in answers:
+            yield Dropped(f"a prompt with {'good' if answer['score'] else 'bad'} answers alone")
+        return
     yield from _rank(answers)
 
 
 def rank_rated(answers: list[Row]) -> Iterator[Row | Dropped]:
+    answers = yield from _without_contradictions(answers)
     if len(answers) == 1:
         raise Dropped("the only response to its prompt")
     yield from _rank(answers)
+
+
+def _without_contradictions(answers: list[Row]) -> Generator[Dropped, None, list[Row]]:
+    """Answers without those that say the same and have different scores; each of these is counted."""
+    scores: dict[str, set[float]] = {}
+    for answer in answers:
+        scores.setdefault(answer["text"], set()).add(answer["score"])
+    clear = [answer for answer in answers if len(scores[answer["text"]]) == 1]
+    for _ in range(len(answers) - len(clear)):
+        yield Dropped("an answer that is there with two labels or scores")
+    return clear
 
 
 def _rank(answers: list[Row]) -> Iterator[Row | Dropped]:
@@ -275,5 +281,7 @@ def _rank(answers: list[Row]) -> Iterator[Row | Dropped]:
     ordered = sorted({(-answer["score"], answer["text"]) for answer in answers})
     for _ in range(len(answers) - len(ordered)):
         yield Dropped("a response that is there twice")
+    if not ordered:
+        return
     ranks = ranks_of([-score for score, _ in ordered])
     yield {"prompt": answers[0]["prompt"], "responses": [text for _, text in ordered], "ranks": ranks}

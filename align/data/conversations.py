@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from align.data.columns import first_of, from_json, skip, truth
-from align.data.records import Dropped, Malformed, Message, Row, check_messages, check_text
+from align.data.columns import Columns, first_of, from_json, plain_name, skip, truth
+from align.data.records import Dropped, Malformed, Message, OutOfTurn, Row, check_messages, check_text
 
 SYSTEM = ("system", "system_prompt")  # columns beside a conversation
 
@@ -35,6 +36,8 @@ _SHAREGPT_ROLES = {
 _WEIGHTS = ("weight", "train", "loss")  # OpenAI's, Axolotl's and ms-swift's names: whether a turn is learned
 _SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+_TURN_OF_HELPSTEER = re.compile(r"\n<extra_id_1>(User|Assistant)(?:\n|$)")
+_ABOUT = {"instruction": ("input", "context"), "question": ("context",), "query": ("context",)}  # see `asked_in`
 
 
 def user(text: str) -> Message:
@@ -52,12 +55,17 @@ def messages_in(row: Mapping[str, Any], column: str) -> list[Message]:
         Malformed: it holds no messages, or a role or a weight is unknown.
         Dropped: a message has a part that is no text.
     """
-    return check_messages(_messages(row, column), column)
+    try:
+        return check_messages(_messages(row, column), column)
+    except OutOfTurn:
+        raise Dropped("a conversation whose turns are in an odd order") from None
 
 
 def _messages(row: Mapping[str, Any], column: str) -> Any:
     """The messages in our terms, their turns not yet checked; what is no list of messages as it is."""
     value = from_json(row.get(column))
+    if isinstance(value, dict) and ("role" in value or "from" in value):
+        value = [value]  # one message
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         return value
     return [_message(row, column, i, message) for i, message in enumerate(value)]
@@ -75,13 +83,13 @@ def _message(row: Mapping[str, Any], column: str, place: int, raw: dict[str, Any
     message: Message = {"role": roles[said], "content": raw.get(names[1])}
     used = [*names]
     if message["role"] == "assistant":
-        calls = raw.get("tool_calls")
+        calls = raw.get("tool_calls") or raw.get("function_call")  # the second is OpenAI's older name, of one call
         if in_sharegpt and said == "function_call":
             calls, message["content"] = message["content"], ""
         if calls:
             message["tool_calls"] = _calls(calls, f"{where}.{names[1] if said == 'function_call' else 'tool_calls'}")
             message["content"] = message["content"] or ""
-        used += ["tool_calls", *_WEIGHTS]
+        used += ["tool_calls", "function_call", *_WEIGHTS]
         if not _is_learned(raw, where):
             message["weight"] = 0
     if message["role"] == "tool":
@@ -169,8 +177,29 @@ def with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message
     return [{"role": "system", "content": said}, *messages]
 
 
+def asked_in(row: Mapping[str, Any], column: str) -> list[Message]:
+    """A prompt with the text that it is about: that of an instruction or a question may be in a column of its own.
+
+    The text follows behind an empty line, as Alpaca's input and Dolly's context do.
+    """
+    *before, asked = prompt_in(row, column)
+    own_name = plain_name(row.called.get(column, column) if isinstance(row, Columns) else column)
+    about = first_of(row, _ABOUT.get(own_name, ()))
+    if about is None or asked["role"] != "user":
+        return [*before, asked]
+    if own_name != "instruction" and not isinstance(dict(row)[about], str):  # lists of paragraphs, as HotpotQA's
+        return [*before, asked]
+    given = check_text(row.get(about), about).strip()
+    if not given or given == asked["content"].strip():
+        return [*before, asked]
+    return [*before, {**asked, "content": f"{asked['content']}\n\n{given}"}]
+
+
 def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
-    """A prompt: messages, a transcript that ends where the assistant goes on, or what the user says."""
+    """A prompt: messages, a transcript that ends where the assistant goes on, or what the user says.
+
+    HelpSteer writes earlier turns into the prompt, a marked line before each but the first.
+    """
     value = row.get(column)
     if not isinstance(value, str | list):
         raise Malformed(column, f"expected text or messages, got {type(value).__name__}")
@@ -178,10 +207,20 @@ def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
         return messages_in(row, column)
     if value.startswith("\n\nHuman:") and value.rstrip().endswith("\n\nAssistant:"):
         return turns_of_transcript(f"{value.rstrip()} ", column, answered=False)
-    return [user(value)]
+    first, *others = _TURN_OF_HELPSTEER.split(value)
+    turns = [{"role": who.lower(), "content": said} for who, said in zip(others[::2], others[1::2], strict=True)]
+    if turns and turns[-1] == assistant(""):  # where the answer goes
+        turns.pop()
+    return [user(first), *turns]
 
 
-def _is_messages(text: str) -> bool:
+def answer_in(value: Any, field: str) -> str:
+    """An answer as text; a number is one, too."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return check_text(str(value) if is_number else value, field)
+
+
+def _is_messages(text: Any) -> bool:
     """Whether a cell of a table holds messages as JSON text, and not what a user says that begins with a bracket."""
     found = from_json(text)
     return isinstance(found, list) and any(
@@ -205,11 +244,16 @@ def turns_of_transcript(transcript: Any, column: str, *, answered: bool = True) 
 def turns_in(row: Mapping[str, Any], column: str) -> list[Message]:
     """What follows a prompt: text, or messages; where these begin with the prompt's, the whole conversation."""
     value = row.get(column)
-    if isinstance(value, str) and not _is_messages(value):
-        return [assistant(check_text(value, column))]
+    if isinstance(value, str) and value.startswith("\n\nHuman:"):
+        with contextlib.suppress(Malformed):
+            return turns_of_transcript(value, column)
+    if isinstance(value, int | float | str) and not _is_messages(value):
+        return [assistant(answer_in(value, column))]
     messages = _messages(row, column)
     if not isinstance(messages, list):
-        raise Malformed(column, "expected text or messages")
+        raise Malformed(column, f"expected text or messages, got {type(value).__name__}")
+    if not messages:
+        raise Malformed(column, "expected an answer, got an empty list; fill it in or remove the row")
     begins = isinstance(messages[0], dict) and messages[0].get("role") == "assistant" if messages else True
     # An answer alone is checked behind a prompt, for no conversation begins with the assistant.
     turns = check_messages([user(" "), *messages], column)[1:] if begins else check_messages(messages, column)
@@ -219,10 +263,20 @@ def turns_in(row: Mapping[str, Any], column: str) -> list[Message]:
 
 
 def whole_conversation(prompt: list[Message], turns: list[Message]) -> list[Message]:
-    """The prompt with the turns after it; the turns alone where they begin with the prompt themselves."""
+    """The prompt with the turns after it, each message once.
+
+    The turns may be the answer alone; they may hold all of the prompt, as UltraFeedback's do; or they may begin with
+    its last messages, as where a system message or the earlier turns are in the prompt alone.
+
+    Raises:
+        Dropped: the turns hold some of the prompt's messages in another place, or none.
+    """
     if turns[0]["role"] == "assistant":
         return [*prompt, *turns]
-    said = [message["content"].strip() for message in turns if message["role"] == "user"]
-    if prompt[-1]["content"].strip() not in said:
-        raise Dropped("the conversation holds another prompt")
-    return turns
+    asked, said = ([(m["role"], m["content"].strip()) for m in messages] for messages in (prompt, turns))
+    if any(said[begin : begin + len(asked)] == asked for begin in range(len(said) - len(asked))):
+        return turns
+    for missing in range(1, len(asked)):
+        if said[: len(asked) - missing] == asked[missing:]:
+            return [*prompt[:missing], *turns]
+    raise Dropped("the conversation holds another prompt")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from align.data.columns import from_json, truth
+from align.data.columns import from_json, number, truth
 from align.data.conversations import (
+    answer_in,
+    asked_in,
     assistant,
     messages_in,
-    prompt_in,
     tools_in,
     turns_in,
     user,
@@ -34,43 +36,46 @@ def asked_and_answered(asked: str, answered: str) -> Reader:
     """Read what is asked from one column and the answer, or the turns from the answer on, from another."""
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
-        prompt = prompt_in(row, asked)
+        prompt = asked_in(row, asked)
         messages = whole_conversation(prompt, turns_in(row, answered))
         yield {"messages": with_system(row, messages), **tools_in(row)}
 
     return read
 
 
-def unpaired(row: dict[str, Any]) -> Iterator[Row]:
-    """KTO's rows, an answer each and whether it is a good one: the good ones."""
-    if not is_good(row):
-        raise Dropped("labelled as bad")
-    yield from asked_and_answered("prompt", "completion")(row)  # type: ignore[misc]
+def good_ones(read: Reader) -> Reader:
+    """Read a row as `read` does, unless it has a `label`, as KTO's rows have, that calls the answer bad."""
+
+    def read_good(row: dict[str, Any]) -> Iterator[Row | Dropped]:
+        if "label" in row and not is_good(row):
+            raise Dropped("labelled as bad")
+        yield from read(row)
+
+    return read_good
 
 
 def is_good(row: Mapping[str, Any]) -> bool:
-    good = truth(row.get("label"))
-    if row.get("label") in (None, ""):
+    """Whether `label` calls the answer good: true or 1; false, 0 or -1."""
+    label = row.get("label")
+    if label in (None, ""):
         raise Dropped("no label")
+    good = False if number(label) == -1 else truth(label)
     if good is None:
-        raise Malformed("label", "expected true or false")
+        said = json.dumps(label, default=str)[:60]
+        raise Malformed(
+            "label",
+            f"expected true or false (1, or 0 or -1), whether the answer is a good one, got {said}; "
+            "write it so, or rename the column where it says something else",
+        )
     return good
 
 
 def instruction(row: dict[str, Any]) -> Iterator[Row]:
     """Alpaca's columns, Dolly's `context` and `response`, and LLaMA-Factory's `history` of earlier turns."""
     answered = "response" if "response" in row and "output" not in row else "output"
-    answer = check_text(row.get(answered), answered)
-    messages = [*_history(row), *asked_with_input(row), assistant(answer)]
+    answer = answer_in(row.get(answered), answered)
+    messages = [*_history(row), *asked_in(row, "instruction"), assistant(answer)]
     yield {"messages": with_system(row, messages), **tools_in(row)}
-
-
-def asked_with_input(row: Mapping[str, Any]) -> list[Message]:
-    """An instruction and what it is about, an empty line between them."""
-    asked = check_text(row.get("instruction"), "instruction")
-    column = "input" if "input" in row or "context" not in row else "context"
-    given = check_text(row.get(column) or "", column).strip()
-    return [user(f"{asked}\n\n{given}" if given else asked)]
 
 
 def _history(row: Mapping[str, Any]) -> Iterator[Message]:

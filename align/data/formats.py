@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from align.data import comparisons, demonstrations, oasst
-from align.data.columns import as_knob, guess, plain_name, truth
-from align.data.comparisons import asked_in, better_and_worse, two_answers, which, whole_pairs
-from align.data.conversations import prompt_in, with_system
+from align.data.columns import as_knob, from_json, guess, plain_name
+from align.data.comparisons import better_and_worse, two_answers, which, whole_pairs
+from align.data.conversations import asked_in, with_system
 from align.data.demonstrations import a_list as _list
-from align.data.demonstrations import asked_and_answered, asked_with_input, conversation
-from align.data.labelled import LABELLED, infer_labelled
+from align.data.demonstrations import asked_and_answered, conversation
+from align.data.labelled import LABELLED, infer_labelled, labelled_columns
 from align.data.records import CONVERTS, Dropped, Malformed, Row, check_text
 
 Format = Callable[[dict[str, Any]], Iterator[Row | Dropped]]
@@ -55,8 +55,7 @@ def prompt(column: str) -> Format:
     """Read what is asked; other columns are kept, for reward functions may want them."""
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
-        asked = asked_with_input(row) if column == "instruction" else prompt_in(row, column)
-        kept = {**row, "prompt": with_system(row, asked)}
+        kept = {**row, "prompt": with_system(row, asked_in(row, column))}
         if column != "prompt":
             del kept[column]
         yield kept
@@ -287,7 +286,6 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     "question_response": ("demonstrations", asked_and_answered("question", "response")),
     "query_response": ("demonstrations", asked_and_answered("query", "response")),
     "input_output": ("demonstrations", asked_and_answered("input", "output")),
-    "unpaired": ("demonstrations", demonstrations.unpaired),
     "instruction": ("demonstrations", demonstrations.instruction),
     "task_instances": ("demonstrations", demonstrations.task_instances),
     "oasst_tree": ("demonstrations", oasst.tree_demonstration),
@@ -296,6 +294,7 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     "instruction_chosen_rejected": ("comparisons", better_and_worse("instruction")),
     "input_chosen_rejected": ("comparisons", better_and_worse("input")),
     "query_chosen_rejected": ("comparisons", better_and_worse("query")),
+    "conversations_chosen_rejected": ("comparisons", better_and_worse("conversations")),
     "argilla": ("comparisons", better_and_worse("instruction", "chosen_response", "rejected_response")),
     "argilla_prompt": ("comparisons", better_and_worse("prompt", "chosen_response", "rejected_response")),
     "transcripts": ("comparisons", whole_pairs("chosen", "rejected")),
@@ -309,20 +308,20 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     },
     "judged_pairs": (
         "comparisons",
-        two_answers(asked_in("instruction"), "output_1", "output_2", which("preference", 1, 2)),
+        two_answers("instruction", "output_1", "output_2", which("preference", 1, 2)),
     ),
-    "llmbar": ("comparisons", two_answers(asked_in("input"), "output_1", "output_2", which("label", 1, 2))),
-    "pandalm": ("comparisons", two_answers(asked_with_input, "response1", "response2", comparisons.majority)),
-    "auto_j": ("comparisons", two_answers(asked_in("prompt"), "response_1", "response_2", which("label", 0, 1, 2))),
-    "shp": ("comparisons", two_answers(asked_in("history"), "human_ref_A", "human_ref_B", which("labels", 1, 0))),
+    "llmbar": ("comparisons", two_answers("input", "output_1", "output_2", which("label", 1, 2))),
+    "pandalm": ("comparisons", two_answers("instruction", "response1", "response2", comparisons.majority)),
+    "auto_j": ("comparisons", two_answers("prompt", "response_1", "response_2", which("label", 0, 1, 2))),
+    "shp": ("comparisons", two_answers("history", "human_ref_A", "human_ref_B", which("labels", 1, 0))),
     "judgebench": (
         "comparisons",
-        two_answers(asked_in("question"), "response_A", "response_B", comparisons.letters),
+        two_answers("question", "response_A", "response_B", comparisons.letters),
     ),
     "helpsteer_pairs": (
         "comparisons",
         two_answers(
-            comparisons.asked_of_helpsteer,
+            "prompt",
             "response_1",
             "response_2",
             comparisons.strength("preference_strength"),
@@ -330,7 +329,7 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, func
     ),
     "helpsteer3": (
         "comparisons",
-        two_answers(asked_in("context"), "response1", "response2", comparisons.strength("overall_preference")),
+        two_answers("context", "response1", "response2", comparisons.strength("overall_preference")),
     ),
     "hhh": ("comparisons", comparisons.labelled_targets),
     "oasst_tree_ranked": ("comparisons", oasst.tree_comparisons),
@@ -383,9 +382,9 @@ def _layout(format: str, columns: str, fits: Callable[[Mapping[str, Any]], bool]
     return Layout(format, frozenset(columns.split()), fits)
 
 
-def _has_a_verdict(row: Mapping[str, Any]) -> bool:
-    """A label of true or false, or none yet; any other label is a user's own column."""
-    return row["label"] in (None, "") or truth(row["label"]) is not None
+def _answers_are_messages(row: Mapping[str, Any]) -> bool:
+    """LLaMA-Factory's pairs: a message each, behind the conversation that they answer."""
+    return isinstance(row["chosen"], dict) and isinstance(row["rejected"], dict)
 
 
 LAYOUTS = (  # the first that matches and is of the record wanted; else the first that can become one of it
@@ -397,6 +396,7 @@ LAYOUTS = (  # the first that matches and is of the record wanted; else the firs
     _layout("query_chosen_rejected", "query chosen rejected"),
     _layout("argilla", "instruction chosen_response rejected_response"),
     _layout("argilla_prompt", "prompt chosen_response rejected_response"),
+    _layout("conversations_chosen_rejected", "conversations chosen rejected", _answers_are_messages),
     _layout("transcripts", "chosen rejected"),
     _layout("instruction_pairs", "chosen_instruction rejected_instruction"),
     _layout("completions", "instruction completions"),
@@ -418,9 +418,9 @@ LAYOUTS = (  # the first that matches and is of the record wanted; else the firs
     _layout("oasst_tree_ranked", "prompt", oasst.is_tree),
     _layout("oasst", "message_id parent_id text role"),
     _layout("oasst_ranked", "message_id parent_id text role"),
-    _layout("unpaired_ranked", "prompt completion label", _has_a_verdict),
+    _layout("unpaired_ranked", "prompt completion label"),
     _layout("helpsteer", "prompt response helpfulness"),
-    _layout("unpaired", "prompt completion label", _has_a_verdict),
+    _layout("unpaired_ranked", "prompt response label"),
     _layout("prompt_completion", "prompt completion"),
     _layout("messages", "messages"),
     _layout("conversations", "conversations"),
@@ -464,9 +464,14 @@ _NEEDS = {  # record -> its simplest layout, and others to name
 
 
 def reader(name: str, record: str) -> tuple[str, Format]:
-    """The record that a format's rows are, and its function; some raw rows are items or labelled, as `record` asks."""
-    labelled = record in ("labelled", "demonstrations") and name in LABELLED
-    return ("labelled", LABELLED[name]) if labelled else FORMATS[name]
+    """The record that a format's rows are, and its function; some raw rows are items or labelled, as `record` asks.
+
+    Where answers are learned, a `label` beside a demonstration says whether its answer is good, as KTO's does.
+    """
+    if record in ("labelled", "demonstrations") and name in LABELLED:
+        return "labelled", LABELLED[name]
+    its, read = FORMATS[name]
+    return its, demonstrations.good_ones(read) if its == "demonstrations" and record != "prompts" else read
 
 
 def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
@@ -476,40 +481,68 @@ def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
         Malformed: no format fits; it names what the record needs, what the row has and the `columns` to give.
     """
     if record == "labelled":
-        return infer_labelled(dict(row))
+        try:
+            return infer_labelled(dict(row))
+        except Malformed as problem:
+            said = str(problem).removeprefix("row: ")
+            raise Malformed("row", f"{said}; give {_suggested(('text', 'label'), row)}") from None
     matching = [layout for layout in LAYOUTS if layout.matches(row)]
     # Stable sorts: the table's order otherwise.
     if record in ("demonstrations", "comparisons", "items"):
         matching.sort(key=lambda layout: layout.record != record)
     elif record == "prompts":
         matching.sort(key=lambda layout: layout.format in _BY_VERDICT)
+    elif record == "documents":  # a text is the document, unless it is a part of a larger layout, as OASST's is
+        texts = [layout.columns for layout in matching if layout.record == record]
+        matching.sort(key=lambda layout: not any(columns <= layout.columns for columns in texts))
     found = next((layout for layout in matching if (layout.record, record) in CONVERTS), None)
     if record == "demonstrations" and (found is None or found.format in _LESS_THAN_LABELLED):
         with contextlib.suppress(Malformed):
-            return infer_labelled(dict(row))
+            format = infer_labelled(dict(row))
+            if found is None or found.columns <= labelled_columns(row):
+                return format
     if found is not None:
         return found.format
     raise Malformed("columns", _no_layout(row, record, matching))
 
 
 # They leave out what is asked where no answer to it is good, or all are.
-_BY_VERDICT = ("unpaired", "unpaired_ranked", "helpsteer")
+_BY_VERDICT = ("unpaired_ranked", "helpsteer")
 # A question and an answer may be of multiple choice or of a passage: these become demonstrations as T5 writes tasks.
-_LESS_THAN_LABELLED = ("question_answer", "question_response", "query_response", "input_output", "text")
+_LESS_THAN_LABELLED = ("question_answer",)
 
 
 def _no_layout(row: Mapping[str, Any], record: str, matching: list[Layout]) -> str:
     has = ", ".join(str(name) for name in row) or "none"
     if record not in _NEEDS:
         known = "; ".join(", ".join(sorted(each.columns)) for each in LAYOUTS if each.record == record)
-        return f"{record} need one of these sets of columns: {known}; the file has {has}"
+        knob = as_knob(dict.fromkeys(("context", "continuation"), "COLUMN"))
+        return f"{record} need one of these sets of columns: {known}; the file has {has}; give, for example, {knob}"
     simplest, others = _NEEDS[record]
     fields = simplest.split()
-    found = guess(fields, row)
-    filled = {field: found.get(field, "COLUMN") for field in fields}
     said = f"{record} need {', '.join(fields)} (or {others}; docs/data.md lists all); the file has {has}"
     if matching:
         said += f", which makes it one of {matching[0].record}, and {matching[0].record} cannot become {record}"
+    chat = next((name for name, value in row.items() if _is_chat(value)), None)
+    if chat is not None and record in ("demonstrations", "prompts"):
+        return f"{said}; give {as_knob({'messages': chat})}"
+    return f"{said}; give {_suggested(fields, row)}"
+
+
+def _is_chat(value: Any) -> bool:
+    """Whether a column holds messages, whatever it is called."""
+    found = from_json(value)
+    return (
+        isinstance(found, list)
+        and bool(found)
+        and all(isinstance(each, dict) and ("role" in each or "from" in each) for each in found)
+    )
+
+
+def _suggested(fields: Sequence[str], row: Mapping[str, Any]) -> str:
+    """The `columns` to give, as far as they can be guessed."""
+    found = guess(fields, row)
+    filled = {field: found.get(field, "COLUMN") for field in fields}
     missing = [field for field in fields if field not in found]
     hint = f", with a column's name in place of COLUMN: none looks like {' or '.join(missing)}" if missing else ""
-    return f"{said}; give {as_knob(filled)}{hint}"
+    return f"{as_knob(filled)}{hint}"

@@ -4,9 +4,10 @@ labelled rows. What a format is stands in `align/data/formats.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from align.data.columns import plain_name
 from align.data.records import Dropped, Malformed, Row, check_text
 
 # Columns of two texts, what is judged second: a hypothesis after its premise, a question after its passage.
@@ -103,7 +104,7 @@ def labelled_choices(row: dict[str, Any]) -> Iterator[Row]:
         raise Malformed("row", f"expected what is asked ({_listed(_ASKED)}) and one of {', '.join(_CHOICES)}")
     letters, choices = _lettered(row[column], column)
     texts = [check_text(row[name], name) for name in names]
-    yield {"texts": texts, "choices": choices, "label": _right(row, letters)}
+    yield {"texts": texts, "choices": choices, "label": _right(row, letters, choices)}
 
 
 def _lettered(value: Any, field: str) -> tuple[list[str], list[str]]:
@@ -120,15 +121,20 @@ def _lettered(value: Any, field: str) -> tuple[list[str], list[str]]:
     return [str(name) for name in called], [check_text(text, field) for text in texts]
 
 
-def _right(row: dict[str, Any], letters: list[str]) -> int:
+def _right(row: dict[str, Any], letters: list[str], choices: list[str]) -> int:
+    """The place of the right choice, which a row names by letter, by place from 0 or by the choice's own text."""
     name = next((name for name in _RIGHT if row.get(name) not in (None, "", -1, "-1")), None)
     if name is None:
         raise Dropped("no label")
     value = row[name]
     if value in letters:
         return letters.index(value)
+    if isinstance(value, str) and choices.count(value) == 1:
+        if value.isdecimal() and int(value) < len(choices) and choices[int(value)] != value:
+            raise Malformed(name, f"{value!r} is one choice and the place of another; give the place as a number")
+        return choices.index(value)
     if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, str) and value.isdecimal())):
-        raise Malformed(name, f"expected one of {', '.join(letters)}, or its place from 0")
+        raise Malformed(name, f"expected one of {', '.join(letters)}, its place from 0, or its text")
     return int(value)
 
 
@@ -188,6 +194,25 @@ LABELLED: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
 }
 
 
+# Plain name -> the spelling that readers ask for: a header `Sentence` or `LABEL` is one of these.
+SPELLINGS_OF_LABELLED = {
+    plain_name(name): name
+    for name in (
+        *(name for names in (*_PAIRS, *_ASKED) for name in names),
+        *(*_SINGLES, *_LABELS, *_CHOICES, *_RIGHT, *_OTHERS, "texts", "query"),
+    )
+}
+
+
+def labelled_columns(row: Mapping[str, Any]) -> set[str]:
+    """The columns that make one question of a row: what is asked with its choices or its passage, and what is right."""
+    asked = next((set(names) for names in _ASKED if row.keys() >= set(names)), set())
+    choices = {name for name in _CHOICES if row.get(name)}
+    if asked and choices:
+        return {*asked, *choices, *_RIGHT}
+    return {"passage", "question", *_LABELS} if row.get("passage") else set()
+
+
 def infer_labelled(row: dict[str, Any]) -> str:
     """The format of a user's labelled row, by its columns."""
     if "texts" in row:
@@ -197,7 +222,7 @@ def infer_labelled(row: dict[str, Any]) -> str:
     if {"t", "h"} <= row.keys():
         return "rte_pairs"
     asked = any(row.keys() >= set(names) for names in _ASKED)
-    if asked and (any(name in row for name in _CHOICES) or isinstance(row.get("question"), dict)):
+    if asked and (any(row.get(name) for name in _CHOICES) or isinstance(row.get("question"), dict)):
         return "labelled_choices"
     pair = next((pair for pair in _PAIRS if row.keys() >= set(pair)), None)
     texts = pair or tuple(name for name in _SINGLES if name in row)

@@ -5,7 +5,7 @@ From a tree, a demonstration is the best-ranked path and a comparison is the ran
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from align.data.columns import skip, truth
@@ -13,6 +13,7 @@ from align.data.conversations import assistant, user
 from align.data.records import Dropped, Malformed, Message, Row, check_text
 
 _TURNS = {"prompter": user, "assistant": assistant}
+_DELETED, _BELOW_DELETED = "a deleted message", "a message below a deleted one"
 _NODE = ("text", "role", "rank", "replies", "deleted", "message_id", "parent_id")
 
 
@@ -26,11 +27,19 @@ Joined = Iterator[Row | Dropped]
 
 
 def tree_demonstration(row: dict[str, Any]) -> Joined:
-    yield from _named(row, best_path(_root(row)))
+    yield from _tree(row, best_path)
 
 
 def tree_comparisons(row: dict[str, Any]) -> Joined:
-    yield from _named(row, ranked_answers(_root(row)))
+    yield from _tree(row, ranked_answers)
+
+
+def _tree(row: Mapping[str, Any], read: Callable[[Node], Joined]) -> Joined:
+    deleted: list[Dropped] = []
+    root = _node(row, row.get("prompt"), "prompt", deleted)
+    yield from deleted
+    if root is not None:
+        yield from _named(row, read(root))
 
 
 def _named(row: Mapping[str, Any], rows: Joined) -> Joined:
@@ -45,25 +54,21 @@ def is_tree(row: Mapping[str, Any]) -> bool:
     return isinstance(prompt, dict) and "replies" in prompt
 
 
-def _root(row: Mapping[str, Any]) -> Node:
-    found = _node(row, row.get("prompt"), "prompt")
-    if found is None:
-        raise Dropped("a deleted message")
-    return found
-
-
-def _node(row: Mapping[str, Any], raw: Any, where: str) -> Node | None:
-    """A message and all that answers it; None for a deleted one."""
+def _node(row: Mapping[str, Any], raw: Any, where: str, deleted: list[Dropped], *, below: bool = False) -> Node | None:
+    """A message and all that answers it; None for a deleted one and for each `below` one, which `deleted` counts."""
     if not isinstance(raw, dict):
         raise Malformed(where, "expected a message with text, role and replies")
     skip(row, "replies", (name for name, value in raw.items() if name not in _NODE and value is not None))
     replies = raw.get("replies") or []
     if not isinstance(replies, list):
         raise Malformed(f"{where}.replies", "expected a list of messages")
-    if truth(raw.get("deleted")):
+    lost = below or bool(truth(raw.get("deleted")))
+    if lost:
+        deleted.append(Dropped(_BELOW_DELETED if below else _DELETED))
+    nodes = [_node(row, reply, f"{where}.replies[{i}]", deleted, below=lost) for i, reply in enumerate(replies)]
+    if lost:
         return None
-    below = [_node(row, reply, f"{where}.replies[{i}]") for i, reply in enumerate(replies)]
-    return Node(_said(raw, where), _rank(raw, where), [node for node in below if node is not None])
+    return Node(_said(raw, where), _rank(raw, where), [node for node in nodes if node is not None])
 
 
 def _said(raw: Mapping[str, Any], where: str) -> Message:
@@ -136,9 +141,10 @@ def flat_message(row: dict[str, Any]) -> tuple[str, Row]:
     tree = row.get("message_tree_id") or (own if parent is None else None)
     if not isinstance(tree, str):
         raise Malformed("message_tree_id", "expected the id of the tree")
-    message, rank = _said(row, "row"), _rank(row, "row")
-    kept = {"id": own, "parent": parent, "message": message, "rank": rank, "deleted": bool(truth(row.get("deleted")))}
-    return tree, {**kept, "tree": tree}
+    kept = {"id": own, "parent": parent, "tree": tree}
+    if truth(row.get("deleted")):  # its text may be gone
+        return tree, {**kept, "message": None, "rank": None}
+    return tree, {**kept, "message": _said(row, "row"), "rank": _rank(row, "row")}
 
 
 def flat_demonstration(pieces: list[Row]) -> Joined:
@@ -149,20 +155,50 @@ def flat_comparisons(pieces: list[Row]) -> Joined:
     yield from _joined(pieces, ranked_answers)
 
 
-def _joined(pieces: list[Row], read: Any) -> Joined:
-    nodes = {piece["id"]: Node(piece["message"], piece["rank"], []) for piece in pieces if not piece["deleted"]}
-    root, loose = None, len(pieces) - len(nodes)
-    for _ in range(loose):
-        yield Dropped("a deleted message, or one that is there twice")
-    for piece in sorted(pieces, key=lambda piece: piece["id"]):
-        if piece["id"] not in nodes:
-            continue
-        if piece["parent"] is None:
-            root = nodes[piece["id"]]
-        elif piece["parent"] in nodes:
-            nodes[piece["parent"]].replies.append(nodes[piece["id"]])
+def _joined(pieces: list[Row], read: Callable[[Node], Joined]) -> Joined:
+    """The tree of the pieces, read; each message that is no part of it is counted."""
+    found: dict[str, Row] = {}
+    for piece in sorted(pieces, key=lambda piece: (piece["id"], repr(piece))):
+        if piece["id"] in found:
+            yield Dropped("a message that is there twice")
         else:
-            yield Dropped("a message whose parent is not there")
+            found[piece["id"]] = piece
+    replies: dict[str | None, list[str]] = {}
+    for name, piece in found.items():
+        replies.setdefault(piece["parent"], []).append(name)
+    whole = {name for name, piece in found.items() if piece["message"] is not None}
+
+    roots = [name for name in replies.get(None, []) if name in whole]
+    tree = pieces[0]["tree"]
+    root = tree if tree in roots else roots[0] if roots else None
+    left_out = [(name, "a message of a second tree in one") for name in roots if name != root]
+    for name, piece in found.items():
+        if name not in whole:
+            yield Dropped(_DELETED)
+            left_out += [(reply, _BELOW_DELETED) for reply in replies.get(name, []) if reply in whole]
+        elif piece["parent"] is not None and piece["parent"] not in found:
+            left_out.append((name, "a message whose parent is not there"))
+    reached: set[str] = {root} if root is not None else set()
+    reached.update(_below(root, replies, whole) if root is not None else ())
+    for name, reason in left_out:
+        lost = [name, *_below(name, replies, whole)]
+        reached.update(lost)
+        for _ in lost:
+            yield Dropped(reason)
+    for _ in whole - reached:
+        yield Dropped("a message that answers itself, or one below it")
     if root is None:
         raise Dropped("a tree without its first message")
-    yield from _named({"message_tree_id": pieces[0]["tree"]}, read(root))
+
+    nodes = {name: Node(found[name]["message"], found[name]["rank"], []) for name in whole}
+    for name in (root, *_below(root, replies, whole)):
+        nodes[name].replies.extend(nodes[reply] for reply in replies.get(name, []) if reply in whole)
+    yield from _named({"message_tree_id": tree}, read(nodes[root]))
+
+
+def _below(name: str, replies: Mapping[str | None, list[str]], whole: set[str]) -> list[str]:
+    """All messages below one that is in no circle, without the deleted ones and what is below these."""
+    found = [reply for reply in replies.get(name, []) if reply in whole]
+    for each in found:  # it grows
+        found += [reply for reply in replies.get(each, []) if reply in whole]
+    return found

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -51,8 +52,15 @@ DATASET_INFO = "dataset.json"
 _GROUP_ROWS = 10_000
 _GROUP_CHARS = 2**26
 _BATCH_ROWS = 1000
-_COLUMNS = ("text", "messages", "prompt", "responses", "ranks", "gold", "contexts", "completions", "labels")
-_LISTS = ("texts", "choices")  # of labelled rows; in others a user's own
+_FIELDS = {  # record -> its columns; in another record a column of that name is a user's own
+    "documents": ("text",),
+    "demonstrations": ("messages",),
+    "prompts": ("prompt",),
+    "comparisons": ("prompt", "responses", "ranks"),
+    "items": ("contexts", "completions", "labels"),
+    "labelled": (),  # a label is text or a number
+}
+_LISTS = ("gold", "texts", "choices", *itertools.chain(*_FIELDS.values()))  # kept as lists where their types allow it
 
 
 class Malformed(Exception):
@@ -60,6 +68,10 @@ class Malformed(Exception):
 
     def __init__(self, field: str, what: str):
         super().__init__(f"{field}: {what}")
+
+
+class OutOfTurn(Malformed):
+    """Messages of which two of one speaker follow each other, or the first is an assistant's."""
 
 
 class Dropped(Exception):
@@ -82,10 +94,14 @@ def check_messages(value: Any, field: str) -> list[Message]:
     Raises:
         Malformed: it is no list of messages, a role or a field is unknown, or the turns are in no order: a user's
             first, then an assistant's, with tools' between two of an assistant's. A system message may be anywhere.
+            An empty one is left out.
     """
     if not isinstance(value, list) or not value:
         raise Malformed(field, f"expected a list of messages, got {_kind(value)}")
     messages = [_check_message(message, f"{field}[{i}]") for i, message in enumerate(value)]
+    messages = [message for message in messages if message["role"] != "system" or message["content"].strip()]
+    if not messages:
+        raise Malformed(field, "expected a message besides an empty system message")
     _check_turns([message["role"] for message in messages if message["role"] != "system"], field)
     return messages
 
@@ -113,7 +129,7 @@ def _check_turns(roles: list[str], field: str) -> None:
     for role in roles:
         if before not in may_follow[role]:
             tool = ", a tool after an assistant" if "tool" in roles else ""
-            raise Malformed(field, f"expected user and assistant in turns{tool}, got {', '.join(roles)}")
+            raise OutOfTurn(field, f"expected user and assistant in turns{tool}, got {', '.join(roles)}")
         before = role
 
 
@@ -123,11 +139,13 @@ def texts_of_messages(messages: list[Message]) -> list[str]:
 
 
 def check_row(record: str, row: Row) -> Row:
-    """`row` as a `record`, or `Malformed`, or `Dropped` when a text that matters is empty."""
+    """`row` as a `record`, or `Malformed`, or `Dropped` when it teaches nothing, as with an empty text."""
     if record == "documents":
         texts = [check_text(row.get("text"), "text")]
     elif record == "demonstrations":
         messages = check_messages(row.get("messages"), "messages")
+        if messages[-1]["role"] == "user":
+            raise Dropped("a conversation that ends with the user")
         _expect_last(messages, ("assistant",), "messages")
         if all(m.get("weight") == 0 for m in messages if m["role"] == "assistant"):
             raise Dropped("every answer has weight 0")
@@ -218,7 +236,7 @@ def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
     if record == wanted:
         return row
     if wanted == "prompts" and record == "demonstrations":
-        return {"prompt": [_without(message, "weight") for message in row["messages"][:-1]]}
+        return {"prompt": [_without(message, "weight") for message in _asked_in(row["messages"])]}
     if wanted == "prompts" and record == "comparisons":
         return {"prompt": row["prompt"]}
     if wanted == "documents" and record == "demonstrations":
@@ -226,6 +244,24 @@ def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
     if wanted == "demonstrations" and record == "labelled":
         return {"messages": as_text_to_text(row, name)}
     raise ValueError(f"{record} cannot become {wanted}")
+
+
+def _asked_in(messages: list[Message]) -> list[Message]:
+    """The messages before the last answer; all of them where the user has the last word."""
+    answered = bool(messages) and messages[-1]["role"] == "assistant"
+    return messages[:-1] if answered else messages
+
+
+def without_empty_responses(row: Row) -> tuple[Row, int]:
+    """A ranking without its empty responses, and how many these are; as it is where fewer than two are left."""
+    responses, ranks = row.get("responses"), row.get("ranks")
+    if not isinstance(responses, list) or not isinstance(ranks, list) or len(responses) != len(ranks):
+        return row, 0
+    kept = [i for i, text in enumerate(responses) if not isinstance(text, str) or text.strip()]
+    if len(kept) < 2:
+        return row, 0
+    left = {"responses": [responses[i] for i in kept], "ranks": [ranks[i] for i in kept]}
+    return {**row, **left}, len(responses) - len(kept)
 
 
 def _without(message: Message, field: str) -> Message:
@@ -255,7 +291,7 @@ def messages_asked(row: Row) -> list[Message] | None:
     it is by the messages that one is known, and not by the lack of a `text`.
     """
     if isinstance(row.get("messages"), list) and "prompt" not in row:
-        return row["messages"][:-1]
+        return _asked_in(row["messages"])
     return row["prompt"] if isinstance(row.get("prompt"), list) else None
 
 
@@ -286,7 +322,11 @@ def split_of(key: str, held_out: float) -> str:
 
 
 def write_rows(
-    folder: Path, split: str, rows: Iterable[Row], advance: Callable[[int], None] = lambda count: None
+    folder: Path,
+    split: str,
+    rows: Iterable[Row],
+    advance: Callable[[int], None] = lambda count: None,
+    record: str = "",
 ) -> int:
     """Write `folder`/<split>.parquet and return the number of rows; nothing is written when there are none.
 
@@ -298,6 +338,8 @@ def write_rows(
         split: its name.
         rows: to be read once or several times; an iterator, which cannot be, is held in memory.
         advance: called with the number of rows written since its last call; negative when the file is begun again.
+        record: what the rows are. Its own columns must have one type each; a user's beside them become JSON text where
+            they have several.
     """
     rows = list(rows) if isinstance(rows, Iterator) else rows
     types: dict[str, Any] = {}
@@ -305,7 +347,7 @@ def write_rows(
         written, whole = 0, True
         with _parquet_file(folder / f"{split}.parquet") as write:
             for group in _groups(rows):
-                whole = write(_table(group, types))
+                whole = write(_table(group, types, _FIELDS.get(record, ())))
                 if not whole:
                     break
                 written += len(group)
@@ -361,28 +403,27 @@ def _length(value: Any) -> int:
     return sum(map(_length, value)) if isinstance(value, list | tuple) else 0
 
 
-def _table(rows: list[Row], types: dict[str, Any]) -> Any:
+def _table(rows: list[Row], types: dict[str, Any], own: tuple[str, ...]) -> Any:
     """Rows as Arrow has them; `types` learns of new columns, and of what those that it knows hold besides."""
     import pyarrow as pa
 
     for name in dict.fromkeys(name for row in rows for name in row):
         types.setdefault(name, pa.null())
-    return pa.table({name: _column(name, [row.get(name) for row in rows], types) for name in types})
+    return pa.table({name: _column(name, [row.get(name) for row in rows], types, own) for name in types})
 
 
-def _column(name: str, values: list[Any], types: dict[str, Any]) -> Any:
-    """The values as Arrow has them; a user's own column that mixes types, or nests them, as JSON text."""
+def _column(name: str, values: list[Any], types: dict[str, Any], own: tuple[str, ...]) -> Any:
+    """The values as Arrow has them; as JSON text where types differ or nest, if the column is none of the `own`."""
     import pyarrow as pa
 
-    ours = name in (*_COLUMNS, *_LISTS)
     if types[name] is not None and (
-        ours or not any(isinstance(value, dict | list | tuple | bytes) for value in values)
+        name in _LISTS or not any(isinstance(value, dict | list | tuple | bytes) for value in values)
     ):
         try:
             types[name] = _wider(types[name], pa.infer_type(values))
             return pa.array(values, types[name])
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-            if name in _COLUMNS:
+            if name in own:
                 raise
     types[name] = None  # JSON, from now on
     return pa.array([None if value is None else json.dumps(value, default=str) for value in values], pa.string())

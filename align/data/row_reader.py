@@ -12,7 +12,8 @@ from typing import IO, Any, NamedTuple
 from align.data.columns import Columns, counted, holds_something, respelled
 from align.data.files import RawRow, suffix_of
 from align.data.formats import GROUPED, SPELLINGS, infer_format, reader
-from align.data.records import Dropped, Malformed, Row, check_row, convert, digest
+from align.data.labelled import SPELLINGS_OF_LABELLED
+from align.data.records import Dropped, Malformed, Row, check_row, convert, digest, without_empty_responses
 from align.errors import ConfigError
 
 
@@ -76,7 +77,8 @@ class RowReader:
         """
         if isinstance(raw.row, Malformed):
             raise raw.row
-        row, spelled = self._named(raw.row)
+        path = Path(raw.where.rpartition(":")[0] or raw.where)
+        row, spelled = self._named(raw.row, suffix_of(path) in (".csv", ".tsv"))
         name = self._format_of(raw.row, row)
         if name in GROUPED:
             key, piece = GROUPED[name].piece(row)
@@ -84,10 +86,10 @@ class RowReader:
             self._count_columns(row, spelled, ())
             return
         record, read = reader(name, self.record)
-        path = Path(raw.where.rpartition(":")[0] or raw.where)
         extra = {"group": path.name.partition(".")[0]} if self.record == "items" else {}
         if suffix_of(Path(raw.where)) in (".txt", ".md"):
             row.read.add("file")  # a text file's own name: no column of the user's
+        own = {self._own_name(name, spelled): value for name, value in row.items()}
         kept: set[str] = set()
         for found in read(row):
             if isinstance(found, Dropped):
@@ -95,7 +97,8 @@ class RowReader:
                 continue
             named = {self._as_in_file(column, row, spelled): value for column, value in found.items()}
             for each in self._made({**extra, **named}, record, split):
-                kept.update(each.made)
+                # A field of a record may have the name of a column and hold something else.
+                kept.update(name for name, value in own.items() if name in each.made and each.made[name] == value)
                 yield each
         self._count_columns(row, spelled, kept)
 
@@ -129,7 +132,7 @@ class RowReader:
 
     # -- one row -------------------------------------------------------------------------------------------------
 
-    def _named(self, raw: Mapping[str, Any]) -> tuple[Columns, dict[str, str]]:
+    def _named(self, raw: Mapping[str, Any], in_table: bool) -> tuple[Columns, dict[str, str]]:
         """A row under the names that readers ask for, and which of these stand for another name in the file."""
         row = {name: value for name, value in raw.items() if name not in self.columns.values()}
         displaced = [field for field in self.columns if holds_something(row.get(field))]
@@ -139,16 +142,24 @@ class RowReader:
                 row[field] = raw[column]
         names = tuple(row)
         if names not in self._respelled:
-            # The format of a card, and of items and labelled rows, asks for columns as their sets spell them.
-            known = SPELLINGS if self.format is None and self.record not in ("items", "labelled") else {}
-            self._respelled[names] = respelled(names, known)
+            self._respelled[names] = respelled(names, self._spellings())
         spelled = self._respelled[names]
         values = {spelled.get(name, name): value for name, value in row.items()}
-        return Columns(values, skipped=set(displaced)), spelled
+        return Columns(values, skipped=set(displaced), in_table=in_table, called=self.columns), spelled
+
+    def _spellings(self) -> Mapping[str, str]:
+        """Plain names and how readers spell them; a card's format, and items, ask for columns as their sets do."""
+        if self.format is not None or self.record == "items":
+            return {}
+        if self.record == "labelled":
+            return SPELLINGS_OF_LABELLED
+        return SPELLINGS_OF_LABELLED | SPELLINGS if self.record == "demonstrations" else SPELLINGS
 
     def _format_of(self, raw: Mapping[str, Any], row: Columns) -> str:
         if self.format is not None:
             return self.format
+        if self.record == "prompts" and "prompt" in row and "prompt" in self.columns:
+            return "prompt"
         try:
             return infer_format(dict(row), self.record)  # a copy: looking at a column here is not reading it
         except Malformed:
@@ -160,15 +171,23 @@ class RowReader:
 
     def _as_in_file(self, column: str, row: Columns, spelled: Mapping[str, str]) -> str:
         """The name under which a column is kept: its own, unless a reader asked for it by another spelling."""
-        if column in row.read:
-            return column
+        return column if column in row.read else self._own_name(column, spelled)
+
+    @staticmethod
+    def _own_name(column: str, spelled: Mapping[str, str]) -> str:
         return next((own for own, known in spelled.items() if known == column), column)
 
-    def _made(self, found: Row, record: str, split: str | None) -> Iterator[Read]:
+    def _made(self, found: Row, record: str, split: str | None, parts: int = 1) -> Iterator[Read]:
+        """The row as the wanted record; `parts` is how many rows of the file it is made of."""
+        if self.record == record == "comparisons":
+            found, empty = without_empty_responses(found)
+            if empty:
+                self.dropped["an empty response"] += empty
+                parts -= empty
         try:
             made = check_row(self.record, convert(found, record, self.record, self.name))
         except Dropped as reason:
-            self.dropped[str(reason)] += 1
+            self.dropped[str(reason)] += max(parts, 1)
         except ValueError as error:
             raise Malformed("row", f"its columns make it one of {record}; {error}") from None
         else:
@@ -176,6 +195,8 @@ class RowReader:
                 self.unanswered[record] += 1
             if record == "demonstrations" and "tools" in found and "tools" not in made:
                 self.unused["tools"] += 1
+            if record == "demonstrations" != self.record and any("weight" in each for each in found["messages"]):
+                self.unused["messages[].weight"] += 1
             yield Read(split, found, made)
 
     def _join(self, name: str, split: str | None, pieces: list[Row]) -> Iterator[Read]:
@@ -183,15 +204,16 @@ class RowReader:
             if isinstance(found, Dropped):
                 self.dropped[str(found)] += 1
             else:
-                yield from self._made(found, GROUPED[name].record, split)
+                each_a_row = found.get("responses") or found.get("messages") or [found]
+                yield from self._made(found, GROUPED[name].record, split, len(each_a_row))
 
     def _count_columns(self, row: Columns, spelled: Mapping[str, str], kept: set[str] | tuple[()]) -> None:
-        own = {known: name for name, known in spelled.items()}
         for name, value in row.items():
-            if name in row.read or own.get(name, name) in kept:
+            own = self._own_name(name, spelled)
+            if name in row.read or own in kept:
                 self._read_fields.add(name)
             elif holds_something(value):
-                self.unused[str(self.columns.get(name) or own.get(name, name))] += 1
+                self.unused[str(self.columns.get(name) or own)] += 1
         for name in row.skipped:
             self.unused[name] += 1
 

@@ -75,7 +75,7 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
         if split == "train":
             agreement = crew.calibrate(judged[:_CALIBRATION_PROMPTS], cfg.agreement)
         ranked[split] = [_ranked(row, g, j, crew) for row, g, j in zip(prompts, groups, judged, strict=True)]
-        write_rows(job.out, split, ranked[split])
+        write_rows(job.out, split, ranked[split], record="comparisons")
     write_info(job.out, record="comparisons", source="compare", licence="generated", dropped={}, gold=infos[0]["gold"])
     job.table("samples", [{"prompt": r["prompt"][-1]["content"], **_shown(r)} for r in ranked["train"][:20]])
     return _metrics(ranked) | {"labelers/agreement": agreement, "labelers/noise": crew.noise}

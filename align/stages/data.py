@@ -56,6 +56,7 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
         if split not in SPLITS:
             raise ConfigError(f"splits: expected {', '.join(SPLITS)}, got {split!r}")
     source = resolve(cfg.source, job.data_root, None)
+    _refuse_columns_of_generated(cfg, source)
     reader = _reader(cfg, source, job.work)
     dropped = reader.dropped
     rows: Mapping[str, list[Row] | _Rows]
@@ -69,7 +70,7 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
             rows, info = _read(cfg, source, RowSorter(file, _IN_MEMORY), job, reader), {}
         kept = {split: rows.get(split, []) for split in cfg.splits}
         with job.progress(sum(map(len, kept.values())), "rows written") as advance:
-            metrics: Metrics = {f"rows/{s}": write_rows(job.out, s, kept[s], advance) for s in cfg.splits}
+            metrics: Metrics = {f"rows/{s}": write_rows(job.out, s, kept[s], advance, cfg.record) for s in cfg.splits}
     if not any(metrics.values()):
         raise ConfigError(f"source {cfg.source!r}: no row is left; dropped: {_counted(dropped) or 'none'}")
     if reader.unused:
@@ -85,9 +86,15 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
 def check_rows(cfg: Data, data_root: str | None) -> None:
     """Read every row of a data step and raise what `run` would; for `align plan check_data=true`."""
     source = resolve(cfg.source, data_root, None)
+    _refuse_columns_of_generated(cfg, source)
     if not source.card.generator:
         for _ in _records(_raw_rows(source, cfg.record), cfg, source, _reader(cfg, source, None)):
             pass  # nothing is kept; what is wrong with some is raised behind the last
+
+
+def _refuse_columns_of_generated(cfg: Data, source: Source) -> None:
+    if source.card.generator and cfg.columns:
+        raise ConfigError(f"columns: {cfg.source} generates its rows, so there are no columns to name; leave it out")
 
 
 def _reader(cfg: Data, source: Source, folder: Path | None) -> RowReader:

@@ -750,3 +750,10 @@ def test_memory_does_not_grow_with_the_corpus(here):
         peaks.append((ran, checked, peak_memory(READ, artifact(here).path)))
     grown = [large - small for small, large in zip(*peaks, strict=True)]
     assert max(grown) < 60e6, (peaks, grown)
+
+
+def test_columns_of_a_generated_source_are_refused(tmp_path, capsys):
+    """They would name nothing."""
+    command = ["data", "source=card:smallworld", "record=prompts", "columns={prompt: x}", f"store={tmp_path}"]
+    assert main(command) == 2
+    assert "columns: card:smallworld generates its rows" in capsys.readouterr().err

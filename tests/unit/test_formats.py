@@ -145,7 +145,7 @@ def test_lines_of_the_hub_make_the_articles_of_the_file(end, tmp_path):
     [
         ({"text": "a"}, "documents", "text"),
         ({"prompt": "a"}, "prompts", "prompt"),
-        ({"prompt": "a", "completion": "b", "text": "c"}, "documents", "prompt_completion"),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "documents", "text"),
         ({"prompt": "a", "completion": "b", "text": "c"}, "demonstrations", "prompt_completion"),
         ({"prompt": "a", "completion": "b"}, "prompts", "prompt_completion"),
         ({"prompt": "a", "completion": "b", "label": False}, "prompts", "prompt_completion"),
@@ -161,9 +161,8 @@ def test_lines_of_the_hub_make_the_articles_of_the_file(end, tmp_path):
         ({"question": "a", "answer": "b"}, "prompts", "question"),
         ({"question": "a", "choices": ["b", "c"], "answer": "A"}, "demonstrations", "labelled_choices"),
         ({"passage": "a", "question": "b", "answer": "yes"}, "demonstrations", "labelled_texts"),
-        ({"prompt": "a", "completion": "b", "label": True}, "demonstrations", "unpaired"),
+        ({"prompt": "a", "completion": "b", "label": True}, "demonstrations", "prompt_completion"),
         ({"prompt": "a", "completion": "b", "label": True}, "comparisons", "unpaired_ranked"),
-        ({"prompt": "a", "completion": "b", "label": "joke"}, "demonstrations", "prompt_completion"),
     ],
 )
 def test_the_columns_tell_the_format(row, record, name):
@@ -207,7 +206,6 @@ def test_no_turn_of_a_completion_is_lost_in_silence(completion):
         ("messages", {"messages": [{"role": "gpt", "content": "a"}]}, "messages[0].role"),
         ("messages", {"messages": [{"from": "bot", "value": "a"}]}, "messages[0].from"),
         ("prompt", {"prompt": 3}, "prompt"),
-        ("prompt", {"prompt": [user("a"), user("b")]}, "prompt"),
         ("prompt_completion", {"prompt": "a", "completion": None}, "completion"),
         ("prompt_completion", {"prompt": "a", "completion": []}, "completion"),
         ("prompt_completion", {"prompt": None, "completion": "a"}, "prompt"),
@@ -216,7 +214,7 @@ def test_no_turn_of_a_completion_is_lost_in_silence(completion):
         ("prompt_chosen_rejected", {"prompt": "a", "chosen": {"content": "b"}, "rejected": "c"}, "chosen"),
         ("instruction", {"instruction": None, "output": "a"}, "instruction"),
         ("instruction", {"instruction": "a", "input": ["b"], "output": "c"}, "input"),
-        ("instruction", {"instruction": "a", "output": 3}, "output"),
+        ("instruction", {"instruction": "a", "output": True}, "output"),
         ("instruction", {"instruction": "a", "output": "b", "history": [["c", 3]]}, "history"),
         ("transcripts", {"chosen": None, "rejected": "x"}, "chosen"),
         ("transcripts", {**PAIR, "rejected": "Human: a\n\nAssistant: b"}, "rejected"),
@@ -277,6 +275,7 @@ OUTPUTS = {"instruction": "a", "output_1": "b", "output_2": "c"}
             dict.fromkeys(PAIR, "\n\nHuman: a\n\nHuman: b\n\nAssistant: c"),
             "two turns of one speaker in a row",
         ),
+        ("prompt", {"prompt": [user("a"), user("b")]}, "a conversation whose turns are in an odd order"),
         ("judged_pairs", OUTPUTS, "no preference"),
         *(("judged_pairs", {**OUTPUTS, "preference": p}, "no preference") for p in (None, 0, float("nan"), [1], "x")),
     ],
@@ -288,7 +287,7 @@ def test_is_dropped_as(name, row, reason):
 
 @pytest.mark.parametrize("name", ["text", "messages", "prompt_chosen_rejected", "instruction", "transcripts", "book"])
 def test_the_raw_row_is_left_as_it_was(name):
-    row = {**PAIR, "text": "# a\nb", "messages": [user("a")], "prompt": "a", "instruction": "a", "output": "b"}
+    row = {**PAIR, "text": "# a\nb", "messages": [user("a")], "prompt": CHAT, "instruction": "a", "output": "b"}
     before = repr(row)
     read(name, row)
     assert repr(row) == before

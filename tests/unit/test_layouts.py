@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
+from align.data.columns import as_knob
 from align.data.files import RawRow, read_file
 from align.data.records import Dropped, Malformed
 from align.data.row_reader import RowReader
@@ -288,13 +292,6 @@ LAYOUTS = {
         [QA],
         {},
         {"labelled as bad": 2, "no label": 1},
-    ),
-    "a label that is a user's own": (
-        "demonstrations",
-        [{"prompt": Q, "completion": A, "label": "birds"}],
-        [QA],
-        {"label": 1},
-        {},
     ),
     "OASST trees": (
         "demonstrations",
@@ -720,9 +717,8 @@ def test_rows_of_two_splits_make_no_record_together():
     reader = RowReader("comparisons")
     for split, row in zip(("train", "test"), LAYOUTS["KTO"][1][:3:2], strict=True):
         assert list(reader.read(RawRow("a.jsonl:1", row), split)) == []
-    for _, found in reader.joined():
-        with pytest.raises(Dropped, match=r"^a prompt with (good|bad) answers alone$"):
-            list(found)
+    assert [row for _, found in reader.joined() for row in found] == []
+    assert dict(reader.dropped) == {f"a prompt with {kind} answers alone": 1 for kind in ("good", "bad")}
 
 
 # -- columns= and what an error says ---------------------------------------------------------------------------------
@@ -831,3 +827,441 @@ def test_a_conversation_of_another_prompt_is_counted():
         [{"prompt": "Why?", "chosen": [user(Q), assistant(A)], "rejected": [user(Q), assistant(B)]}], "comparisons"
     )
     assert dict(reader.dropped) == {"the conversation holds another prompt": 1}
+
+
+# -- nothing is lost in silence --------------------------------------------------------------------------------------
+
+FIELDS = (
+    *("text", "messages", "tools", "prompt", "responses", "ranks", "contexts", "completions", "labels", "group"),
+    *("texts", "choices", "label", "score", "gold_label"),
+)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_column_that_has_the_name_of_a_field_is_kept_or_read_or_counted(name, field):
+    """A record's own field of that name does not hide the column."""
+    record, rows, expected, _, dropped = LAYOUTS[name]
+    if any(field in row for row in rows):
+        pytest.skip("the layout has the column itself")
+    try:
+        found, reader = read([{**row, field: "mine"} for row in rows], record)
+    except Malformed:
+        return  # it makes another layout
+    kept = [{**row, field: "mine"} for row in expected]
+    assert found == kept or reader.unused[field] > 0 or found != expected or dict(reader.dropped) != dropped
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "unused"),
+    [
+        (
+            "comparisons",
+            {"instruction": Q, "chosen_response": A, "rejected_response": B, "prompt": "P", "responses": ["x"]},
+            None,
+        ),
+        ("comparisons", {"question": Q, "chosen": A, "rejected": B, "responses": ["x"]}, {"responses": 1}),
+        ("prompts", {"prompt": "other", "messages": [user(Q), assistant(A)]}, {"prompt": 1}),
+        ("documents", {"prompt": Q, "completion": A, "text": "All of it."}, {"prompt": 1, "completion": 1}),
+        ("labelled", {"premise": Q, "hypothesis": A, "label": 1, "gold_label": "neutral"}, {"label": 1}),
+    ],
+)
+def test_a_hidden_column_is_counted(record, row, unused):
+    found, reader = read([row], record)
+    assert len(found) == 1
+    assert dict(reader.unused) == unused if unused else sum(reader.unused.values()) == 2
+    if record == "documents":
+        assert found == [{"text": "All of it."}]
+
+
+def test_messages_of_a_tree_are_a_tree_as_documents_too():
+    found, _ = read(FLAT[:5], "documents")
+    assert [row["text"] for row in found] == ["\n\n".join(message["content"] for message in PATH)]
+
+
+EARLIER = [user("Hi."), assistant("Hello.")]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before", "expected"),
+    [
+        ([system("Be kind."), user(Q)], [user(Q)], [system("Be kind."), user(Q)]),
+        ([*EARLIER, user(Q)], [user(Q)], [*EARLIER, user(Q)]),
+        ([*EARLIER, user(Q)], [*EARLIER, user(Q)], [*EARLIER, user(Q)]),
+        (Q, [system("Be kind."), user(Q)], [system("Be kind."), user(Q)]),
+        (Q, [*EARLIER, user(Q)], [*EARLIER, user(Q)]),
+        ([*EARLIER, user(Q)], [user("Hi."), assistant("Bye."), user(Q)], None),
+        ([system("Be kind."), user(Q)], [system("Be rude."), user(Q)], None),
+    ],
+)
+@pytest.mark.parametrize("record", ["comparisons", "demonstrations"])
+def test_no_message_of_the_prompt_is_lost(record, prompt, before, expected):
+    chosen, rejected = ([*before, assistant(text)] for text in (A, B))
+    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    made = [ranking(expected, (A, 1), (B, 2))] if expected else []
+    if record == "demonstrations":
+        row = {"prompt": prompt, "completion": chosen}
+        made = [chat(*expected, assistant(A))] if expected else []
+    found, reader = read([row], record)
+    assert found == made
+    assert sum(reader.dropped.values()) == (not expected)
+
+
+def flat(name, parent, **fields):
+    role = "prompter" if parent is None or parent in ("b", "d") else "assistant"
+    row = {"message_id": name, "parent_id": parent, "message_tree_id": "a", "text": name, "role": role, **fields}
+    return row | ({"rank": 0} if role == "assistant" else {})
+
+
+FLAT_TREE = [flat("a", None), flat("b", "a"), flat("c", "b"), flat("d", "c")]
+
+
+@pytest.mark.parametrize(
+    ("change", "left", "dropped"),
+    [
+        ({"b": {"deleted": True}}, 0, {"a deleted message": 1, "a message below a deleted one": 2, "no answer": 1}),
+        ({"d": {"deleted": True, "text": None}}, 2, {"a deleted message": 1, "a message beside": 1}),
+        ({"a": {"deleted": True}}, 0, {"a deleted message": 1, "a message below a deleted one": 3, "no first": 1}),
+        ({"c": {"parent_id": None}}, 2, {"a message of a second tree in one": 2}),
+        ({"b": {"parent_id": "d"}}, 0, {"a message that answers itself, or one below it": 3, "no answer": 1}),
+        ({"c": {"parent_id": "c"}}, 2, {"a message that answers itself, or one below it": 2}),
+        ({"c": {"parent_id": "x"}}, 2, {"a message whose parent is not there": 2}),
+        ({"d": {"message_id": "c"}}, 2, {"a message that is there twice": 1, "a message beside": 1}),
+    ],
+)
+def test_every_message_of_a_tree_is_used_or_counted(change, left, dropped):
+    rows = [{**row, **change.get(row["message_id"], {})} for row in FLAT_TREE]
+    if "d" in change and "message_id" in change["d"]:
+        rows[3] |= {"parent_id": "b", "role": "prompter"}
+    short = {"no answer": "a prompt without an answer", "no first": "a tree without its first message",
+             "a message beside": "a message beside the best-ranked path"}  # fmt: skip
+    for order in (rows, rows[::-1]):
+        found, reader = read(order, "demonstrations")
+        assert sum(len(row["messages"]) for row in found) == left
+        assert dict(reader.dropped) == {short.get(reason, reason): count for reason, count in dropped.items()}
+
+
+@pytest.mark.parametrize("record", ["demonstrations", "comparisons"])
+def test_every_message_below_a_deleted_one_of_a_whole_tree_is_counted(record):
+    tree = json.loads(json.dumps(TREE))
+    tree["prompt"]["replies"][1] |= {"deleted": True, "text": None}
+    _, reader = read([tree], record)
+    assert reader.dropped["a deleted message"] == 1
+    assert reader.dropped["a message below a deleted one"] == 2
+
+
+LOOKS = assistant("", tool_calls=CALL)
+
+
+def kto(text, label, prompt=Q):
+    return {"prompt": prompt, "completion": text, "label": label}
+
+
+@pytest.mark.parametrize(
+    ("record", "rows", "made", "dropped"),
+    [
+        # calls and weights
+        ("comparisons", [kto([LOOKS], True), kto(B, False)], 0,
+         {"an answer that calls a tool": 1, "a prompt with bad answers alone": 1}),
+        # every answer of a group
+        ("comparisons", [kto(str(i), True) for i in range(10)], 0, {"a prompt with good answers alone": 10}),
+        ("comparisons", [kto(A, True), kto(A, False), kto(B, False), kto("Yes.", 1)], 1,
+         {"an answer that is there with two labels or scores": 2}),
+        ("comparisons", [kto(A, True), kto(A, False)], 0, {"an answer that is there with two labels or scores": 2}),
+        ("comparisons", [{"prompt": Q, "response": text, "helpfulness": 3} for text in "abc"], 0, {"all tied": 3}),
+        ("comparisons", [kto(A, True), kto("", False)], 0, {"empty text": 2}),
+        # empty messages and responses
+        ("comparisons", [{"prompt": Q, "responses": [A, " ", B], "ranks": [1, 2, 3]}], 1, {"an empty response": 1}),
+        ("comparisons", [{"prompt": Q, "responses": [A, ""], "ranks": [1, 2]}], 0, {"empty text": 1}),
+        ("comparisons", [kto(A, True), kto(B, False), kto("", False)], 1, {"an empty response": 1}),
+        ("demonstrations", [chat(system(""), user(Q), assistant(A))], 1, {}),
+        ("prompts", [{"prompt": [system(" "), user(Q)]}], 1, {}),
+        # the user has the last word
+        ("prompts", [chat(user(Q), assistant(A), user("Far?"))], 1, {}),
+        ("prompts", [chat(user(Q))], 1, {}),
+    ],
+)  # fmt: skip
+def test_each_row_and_response_is_used_or_counted(record, rows, made, dropped):
+    found, reader = read(rows, record)
+    assert len(found) == made
+    assert dict(reader.dropped) == dropped
+
+
+@pytest.mark.parametrize(
+    ("record", "rows", "column"),
+    [
+        ("comparisons", [{"prompt": Q, "chosen": [assistant(A, weight=0)], "rejected": B}], "chosen"),
+        ("comparisons", [{"chosen": [user(Q), assistant(A)], "rejected": [user(Q), assistant(B, train=0)]}],
+         "rejected"),
+        ("comparisons", [kto([assistant(A, weight=0)], True), kto(B, False)], "completion"),
+        ("prompts", [chat(*EARLIER[:1], assistant("Hello.", weight=0), user(Q), assistant(A))], "messages"),
+    ],
+)  # fmt: skip
+def test_a_weight_that_no_demonstration_gets_is_counted(record, rows, column):
+    found, reader = read(rows, record)
+    assert len(found) == 1
+    assert "weight" not in repr(found)
+    assert dict(reader.unused) == {f"{column}[].weight": 1}
+
+
+def test_what_the_user_says_last_is_asked():
+    found, _ = read([chat(*EARLIER, user(Q))], "prompts")
+    assert found == [{"prompt": [*EARLIER, user(Q)]}]
+
+
+ANSWERED = {
+    "prompt, completion": {"prompt": Q, "completion": A},
+    "prompt, response": {"prompt": Q, "response": A},
+    "question, answer": {"question": Q, "answer": A},
+    "Alpaca": {"instruction": Q, "input": "", "output": A},
+    "messages": QA,
+    "ShareGPT": {"conversations": [gpt("human", Q), gpt("gpt", A)]},
+}
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_an_answer_that_is_labelled_as_bad_is_not_learned(name):
+    """Whatever the layout, and however true and false are spelled."""
+    labels = {True: (True, 1, 1.0, "1", "True"), False: (False, 0, -1, "-1", -1.0, "false")}
+    for good, spellings in labels.items():
+        for label in spellings:
+            found, reader = read([{**ANSWERED[name], "label": label}], "demonstrations")
+            assert found == ([QA] if good else [])
+            assert dict(reader.dropped) == ({} if good else {"labelled as bad": 1})
+    for label in ("undesirable", 2, 0.5, ["bad"]):
+        with pytest.raises(Malformed, match=r"^label: expected true or false .*; .* rename the column"):
+            read([{**ANSWERED[name], "label": label}], "demonstrations")
+    assert len(read([{**ANSWERED[name], "label": "undesirable"}], "prompts")[0]) == 1
+
+
+@pytest.mark.parametrize("column", ["completion", "response"])
+def test_good_and_bad_answers_are_ranked_by_their_labels(column):
+    rows = [{"prompt": Q, column: A, "label": 1}, {"prompt": Q, column: B, "label": -1}]
+    assert read(rows, "comparisons")[0] == [AB]
+    with pytest.raises(Malformed, match=r"^label: expected true or false .*, got \"desirable\";"):
+        read([{"prompt": Q, column: A, "label": "desirable"}], "comparisons")
+
+
+# -- which reader takes a row, and what of it is asked -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "made"),
+    [
+        ({"question": Q, "answer": A, "text": "Ducks."}, QA),
+        ({"question": Q, "answer": A, "sentence": "Ducks."}, QA),
+        ({"question": Q, "answer": A, "options": None}, QA),
+        ({"question": Q, "answer": A, "choices": []}, QA),
+        ({"question": Q, "response": A, "text": "Ducks.", "score": 0.5}, QA),
+        ({"input": Q, "output": A, "text": "Ducks.", "score": 3}, QA),
+        ({"question": Q, "answer": 4}, chat(user(Q), assistant("4"))),
+    ],
+)
+def test_a_question_with_its_answer_is_a_demonstration(row, made):
+    assert read([row], "demonstrations")[0] == [made]
+
+
+@pytest.mark.parametrize(
+    ("row", "target"),
+    [
+        ({"question": Q, "choices": ["no", "yes"], "answer": "yes"}, "yes"),
+        ({"question": Q, "choices": ["no", "yes"], "answer": "B"}, "yes"),
+        ({"question": Q, "choices": ["1", "2", "3"], "answer": 2}, "3"),
+        ({"question": Q, "choices": ["2", "1", "0"], "answer": "1"}, "1"),
+        ({"passage": "Ducks swim.", "question": Q, "answer": "yes"}, "yes"),
+    ],
+)
+def test_a_question_with_choices_or_a_passage_is_a_task(row, target):
+    (found,), _ = read([row], "demonstrations")
+    assert found["messages"][1]["content"] == target
+    assert found["messages"] != [user(Q), assistant(target)]
+
+
+def test_an_answer_that_can_be_two_choices_is_refused():
+    with pytest.raises(Malformed, match=r"^answer: '2' is one choice and the place of another; give the place as a"):
+        read([{"question": Q, "choices": ["1", "2", "3"], "answer": "2"}], "labelled")
+
+
+@pytest.mark.parametrize("text", ['["apple", "pear"]', "[2, 3]", "['a', 'b']", '[{"a": 1}]', "[1"])
+@pytest.mark.parametrize("record", ["comparisons", "demonstrations"])
+def test_text_in_brackets_is_an_answer(record, text):
+    (found,), _ = read([{"prompt": Q, "chosen": text, "rejected": '["x"]', "completion": text}], record)
+    made = {"comparisons": ranking(asked(Q), (text, 1), ('["x"]', 2)), "demonstrations": chat(user(Q), assistant(text))}
+    assert found == made[record]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "made"),
+    [
+        (json.dumps([A, "Yes."]), json.dumps([B]), ranking(asked(Q), (A, 1), ("Yes.", 1), (B, 2))),
+        (str([A, "Yes."]), str([B]), ranking(asked(Q), (A, 1), ("Yes.", 1), (B, 2))),
+        ("[2, 3]", "[3]", ranking(asked(Q), ("[2, 3]", 1), ("[3]", 2))),
+        ("['a', 'b']", B, ranking(asked(Q), ("['a', 'b']", 1), (B, 2))),
+    ],
+)
+def test_a_cell_of_a_table_may_spell_several_answers(chosen, rejected, made):
+    row = {"prompt": Q, "chosen": chosen, "rejected": rejected}
+    reader = RowReader("comparisons")
+    assert [each.made for each in reader.read(RawRow("a.csv.gz:2", row))] == [made]
+
+
+TOLD = "\n\nHuman: Can ducks swim?\n\nAssistant:"
+SUM = "Can ducks swim?\n\nDucks are birds."
+PARTS = f"Hi.\n<extra_id_1>Assistant\nHello.\n<extra_id_1>User\n{Q}"
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "made"),
+    [
+        # transcripts beside a prompt
+        ("comparisons", {"prompt": TOLD, "chosen": f"{TOLD} {A}", "rejected": f"{TOLD} {B}"}, AB),
+        ("comparisons", {"prompt": Q, "chosen": f"{TOLD} {A}", "rejected": f"{TOLD} {B}"}, AB),
+        ("demonstrations", {"prompt": TOLD, "completion": f"{TOLD} {A}"}, QA),
+        # the text that an instruction or a question is about
+        *(
+            ("comparisons", {asked_in: Q, about: "Ducks are birds.", **answers}, ranking(asked(SUM), (A, 1), (B, 2)))
+            for asked_in, about, answers in (
+                ("instruction", "input", {"chosen": A, "rejected": B}),
+                ("instruction", "context", {"chosen": A, "rejected": B}),
+                ("question", "context", {"chosen": A, "rejected": B}),
+                ("instruction", "input", {"chosen_response": A, "rejected_response": B}),
+                ("instruction", "input", {"generations": [A, B], "ratings": [2, 1]}),
+                ("instruction", "input", {"output_1": A, "output_2": B, "preference": 1}),
+            )
+        ),
+        ("demonstrations", {"question": Q, "context": "Ducks are birds.", "answer": A}, chat(user(SUM), assistant(A))),
+        ("demonstrations", {"question": Q, "context": ["Ducks.", "Geese."], "answer": A}, QA),
+        ("comparisons", {"instruction": Q, "input": Q, "chosen": A, "rejected": B}, AB),
+        # HelpSteer's turns
+        ("demonstrations", {"prompt": PARTS, "response": A}, chat(*HH_PROMPT, assistant(A))),
+        ("prompts", {"prompt": PARTS}, {"prompt": HH_PROMPT}),
+        # numbers, one message, an older name of calls
+        ("demonstrations", {"prompt": Q, "completion": 4}, chat(user(Q), assistant("4"))),
+        ("comparisons", {"prompt": Q, "chosen": 4, "rejected": 5.5}, ranking(asked(Q), ("4", 1), ("5.5", 2))),
+        ("comparisons", {"prompt": Q, "chosen": assistant(A), "rejected": gpt("gpt", B)}, AB),
+        (
+            "demonstrations",
+            chat(
+                user(Q),
+                {"role": "assistant", "content": None, "function_call": CALL[0]["function"]},
+                {"role": "function", "name": "look", "content": "Ducks."},
+                assistant(A),
+            ),
+            chat(
+                user(Q),
+                assistant("", tool_calls=json.dumps(CALL)),
+                {"role": "tool", "content": "Ducks.", "name": "look"},
+                assistant(A),
+            ),
+        ),
+        (
+            "comparisons",
+            {"conversations": [gpt("human", Q)], "chosen": gpt("gpt", A), "rejected": gpt("gpt", B)},
+            AB,
+        ),
+        # other spellings
+        ("comparisons", {"history": Q, "human_ref_A": A, "human_ref_B": B, "labels": True}, AB),
+        ("comparisons", {"history": Q, "human_ref_A": A, "human_ref_B": B, "labels": False}, BA),
+        ("comparisons", {"input": Q, "targets": json.dumps({"choices": [A, B], "labels": [1, 0]})}, AB),
+    ],
+)  # fmt: skip
+def test_a_row_is_read_whole(record, row, made):
+    found, reader = read([row], record)
+    assert found == [made]
+    assert not reader.dropped
+
+
+def test_columns_that_name_the_prompt_read_prompts():
+    alpaca = {"instruction": Q, "input": "Ducks are birds.", "output": A}
+    (found,), reader = read([alpaca], "prompts", columns={"prompt": "instruction"})
+    assert found == {"prompt": asked(SUM), "input": "Ducks are birds.", "output": A}
+    (found,), reader = read([{"messages": [user("Hi."), assistant("Hello.")], "ask": Q}], "prompts",
+                            columns={"prompt": "ask"})  # fmt: skip
+    assert found["prompt"] == asked(Q)
+    reader.check_columns()
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [gpt("gpt", "Hi."), gpt("human", Q), gpt("gpt", A)],
+        [gpt("human", Q), gpt("gpt", A), gpt("human", "Far?")],
+        [gpt("human", "Hi."), gpt("human", Q), gpt("gpt", A)],
+        [gpt("human", Q), gpt("gpt", A), gpt("gpt", B)],
+    ],
+)
+def test_turns_in_an_odd_order_are_counted(turns):
+    found, reader = read([{"conversations": turns}], "demonstrations")
+    assert found == []
+    assert sum(reader.dropped.values()) == 1
+
+
+def test_an_empty_list_of_answers_says_what_to_do():
+    with pytest.raises(
+        Malformed, match=r"^chosen: expected an answer, got an empty list; fill it in or remove the row"
+    ):
+        read([{"prompt": Q, "chosen": [], "rejected": [B]}], "comparisons")
+
+
+# -- what an error says can be pasted ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "it's",
+        'a "b"',
+        "a\\b",
+        'a\\"b',
+        "a\\",
+        "${a}",
+        "a\\${b}",
+        "a, b: {c}",
+        "naïve frage",
+        "$HOME",
+        "`ls`",
+        "null",
+        "True",
+    ],
+)
+def test_the_columns_of_an_error_can_be_pasted(name):
+    """A shell, then Hydra, then OmegaConf read the name back."""
+    (word,) = shlex.split(as_knob({"prompt": name}))
+    override = OverridesParser.create().parse_override(word)
+    columns = OmegaConf.to_container(OmegaConf.create({"columns": override.value()}), resolve=True)
+    assert columns == {"columns": {"prompt": name}}
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "knob"),
+    [
+        ("demonstrations", {"dialog": [user(Q), assistant(A)], "id": 3}, "columns='{messages: dialog}'"),
+        ("prompts", {"dialog": [gpt("human", Q)]}, "columns='{messages: dialog}'"),
+        ("labelled", {"review": Q, "sentiment": 1}, "columns='{text: review, label: sentiment}'"),
+        ("items", {"story": Q, "ending": A}, "columns='{context: COLUMN, continuation: COLUMN}'"),
+    ],
+)
+def test_an_error_suggests_columns_for_each_record(record, row, knob):
+    with pytest.raises(Malformed) as caught:
+        read([row], record)
+    assert knob in str(caught.value)
+    if "COLUMN" not in knob:
+        (word,) = shlex.split(knob)
+        columns = dict(pair.split(": ") for pair in word.removeprefix("columns={").removesuffix("}").split(", "))
+        assert len(read([row], record, columns=columns)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"Sentence": Q, "Label": 1},
+        {" TEXT": Q, "label ": "1"},
+        {"Premise": Q, "Hypothesis": A, "Gold Label": "1"},
+        {"Question": Q, "Choices": [A, B], "ANSWERKEY": "A"},
+    ],
+)
+def test_headers_of_labelled_rows_match_in_any_spelling(row):
+    found, reader = read([row], "labelled")
+    assert len(found) == 1
+    assert not reader.unused
+    assert len(read([row], "demonstrations")[0]) == 1

@@ -87,8 +87,7 @@ def test_good_messages_come_back_as_they_are(messages):
         ("documents", {}, "text"),
         ("documents", {"text": ["a"]}, "text"),
         ("documents", {"text": float("nan")}, "text"),
-        ("demonstrations", {"messages": [USER]}, "messages[0].role"),
-        ("demonstrations", {"messages": [USER, ASSISTANT, USER]}, "messages[2].role"),
+        ("demonstrations", {"messages": [USER, ASSISTANT, SYSTEM]}, "messages[2].role"),
         ("prompts", {"prompt": [USER, ASSISTANT]}, "prompt[1].role"),
         ("prompts", {"prompt": [SYSTEM]}, "prompt[0].role"),
         ("prompts", {"prompt": "text"}, "prompt"),
@@ -125,7 +124,8 @@ def test_responses_that_are_no_text_are_malformed(responses):
         ("documents", {"text": " \n\t\u00a0"}, "empty text"),
         ("demonstrations", {"messages": [USER, {"role": "assistant", "content": ""}]}, "empty text"),
         ("demonstrations", {"messages": [{"role": "user", "content": " "}, ASSISTANT]}, "empty text"),
-        ("demonstrations", {"messages": [{"role": "system", "content": ""}, USER, ASSISTANT]}, "empty text"),
+        ("demonstrations", {"messages": [USER]}, "a conversation that ends with the user"),
+        ("demonstrations", {"messages": [USER, ASSISTANT, USER]}, "a conversation that ends with the user"),
         ("prompts", {"prompt": [{"role": "user", "content": "\n"}]}, "empty text"),
         ("comparisons", {**RANKING, "responses": ["a", ""]}, "empty text"),
         ("comparisons", {**RANKING, "ranks": [1, 1]}, "all tied"),
@@ -296,3 +296,13 @@ def test_the_info_comes_back(tmp_path):
 )
 def test_a_source_is_called_by_its_last_part(source, name):
     assert source_name(source) == name
+
+
+@pytest.mark.parametrize("name", ["gold", "labels", "text", "completions", "ranks", "responses", "messages", "texts"])
+def test_a_column_of_the_user_s_may_have_the_name_of_another_record_s_field(name, tmp_path):
+    """Values of several types become JSON text, as those of any column that no record owns."""
+    values = [3, "three", [3], {"a": 3}]
+    write_rows(tmp_path, "train", [{"prompt": [USER], name: value} for value in values], record="prompts")
+    assert [json.loads(row[name]) for row in read_rows([tmp_path], "train")] == values
+    with pytest.raises(pa.ArrowException):
+        write_rows(tmp_path, "test", [{"prompt": value} for value in values], record="prompts")
