@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from align.errors import ConfigError
-from align.references import SCHEMES
+from align.references import SCHEMES, expanded
 
 _STARTS = (*(f"{scheme}:" for scheme in SCHEMES), "/", "./", "../", "~/", "http://", "https://", "file://")
 _PLAIN = re.compile(r"[A-Za-z0-9_/\-+.%@?|:]*")  # what Hydra takes as it is
@@ -55,7 +54,7 @@ def _rejoined(parts: Sequence[str]) -> list[str]:
         end = begin + 1
         for longer in range(len(parts), begin + 1, -1):
             whole = ",".join(parts[begin:longer])
-            if parts[begin].startswith(_STARTS) and Path(whole.removeprefix("path:")).expanduser().exists():
+            if parts[begin].startswith(_STARTS) and expanded(whole.removeprefix("path:")).exists():
                 end = longer
                 break
         found.append(",".join(parts[begin:end]))

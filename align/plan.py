@@ -34,7 +34,7 @@ from align.errors import ConfigError, StoreError
 from align.functions import check_file, source_digests
 from align.implied import add_implied_steps, expected_kind, refs_of
 from align.precision import bf16_is_fast
-from align.references import hint, is_path, meant, pinned
+from align.references import expanded, hint, is_path, meant, pinned
 from align.roots import check_adapters
 from align.versions import packages
 from align.vocabularies import differ, tokenizer_file
@@ -149,7 +149,7 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
         StoreError: an artifact that is named or cached is gone or damaged.
     """
     configs = {name: step_config(name, node, settings.seed) for name, node in nodes.items()}
-    notes = add_implied_steps(configs, store)
+    notes = add_implied_steps(configs, store, settings.data_root)
     for name, config in configs.items():
         _pin(name, config)
         config.fill_in(bf16_is_fast(settings.hardware.device))
@@ -267,7 +267,7 @@ def _own_tokenizers(step: Step, slot: str, done: Mapping[str, Step], store: Arti
             return source.stage, source.key
         if isinstance(made.config, ImportModel):
             scheme, _, folder = made.config.source.partition(":")
-            file = tokenizer_file(Path(folder).expanduser()) if scheme == "path" else None
+            file = tokenizer_file(expanded(folder)) if scheme == "path" else None
             return file or (source.stage, source.key)
         parents = [made.inputs[slot][0] for slot in ("model", "policy", "tokenizer") if slot in made.inputs]
         return tokenizer(parents[0]) if parents else (source.stage, source.key)
@@ -334,7 +334,7 @@ def _imported_digest(config: ImportModel, store: ArtifactStore) -> str:
         digest = digest_of([digest, base.digest])
     if not config.chat_template.startswith("path:"):
         return digest
-    template = Path(config.chat_template.removeprefix("path:")).expanduser()
+    template = expanded(config.chat_template.removeprefix("path:"))
     if not template.is_file():
         raise ConfigError(f"chat_template={config.chat_template}: no such file")
     return digest_of([digest, sha256_file(template)])
@@ -367,7 +367,7 @@ def _check_digests(reference: str) -> dict[str, str]:
 
 
 def _task_digests(task: str) -> dict[str, str]:
-    path = Path(task.partition(":")[2]).expanduser()
+    path = expanded(task.partition(":")[2])
     if not path.is_file():
         raise ConfigError(f"{task}: no such file")
     return {path.name: sha256_file(path)}

@@ -25,6 +25,17 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 10.0  # seconds for an answer of the Hub
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` for the home folder. What exists under the name as it is written, as a file `~x`, is that."""
+    written = Path(path)
+    if os.path.lexists(written):
+        return written
+    try:
+        return written.expanduser()
+    except RuntimeError:  # no user has that name
+        return written
+
+
 def is_outside(ref: str) -> bool:
     """Whether a reference names something outside the store."""
     return ref.partition(":")[0] in SCHEMES
@@ -61,7 +72,7 @@ def hint(ref: str) -> str:
     full = meant(ref)
     if full is None:
         return "; download it, then write path:FILE" if "://" in ref else ""
-    if full.startswith("path:") and not Path(full.removeprefix("path:")).expanduser().exists():
+    if full.startswith("path:") and not expanded(full.removeprefix("path:")).exists():
         return f"; a file or folder is written {shlex.quote(full)}, and there is none at that place"
     if full.startswith("hf:"):
         return f"; a repository of the Hub is written {full}"

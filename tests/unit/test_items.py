@@ -306,7 +306,7 @@ def test_published_rows_become_items(name):
     "name", ["context_completion", "context_continuation", "query_choices", "context_options", "items"]
 )
 def test_a_user_s_items_are_told_by_their_columns(name):
-    assert infer_format(RAW[name][0]) == name
+    assert infer_format(RAW[name][0], "items") == name
 
 
 @pytest.mark.parametrize(

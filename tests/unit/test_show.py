@@ -103,13 +103,13 @@ def test_colours_stand_for_brackets_on_a_terminal(
 
 
 def test_what_gives_no_record_says_why(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = written(here, {"prompt": "the cat"}, {"prompt": " "}, {"prompt": 3}, {"question": "\x1b[31mwhy"})
+    source = written(here, {"prompt": "the cat"}, {"prompt": " "}, {"prompt": 3}, {"zzz": "\x1b[31mwhy"})
     assert main(["data", source, "record=prompts", "--show", "9"]) == 2
     out, err = capsys.readouterr()
     assert "dropped: empty text 1" in out
     assert "\x1b" not in out
     assert [line.partition(" ")[2].partition(": ")[0] for line in err.splitlines()] == ["mine.jsonl:3", "mine.jsonl:4"]
-    assert out.index("user: the cat") < out.index('question: "')
+    assert out.index("user: the cat") < out.index('zzz: "')
 
 
 @pytest.mark.parametrize("record", ["documents", "demonstrations", "prompts"])
