@@ -34,6 +34,8 @@ from align.configs.other_names import OURS, knobs_of, meant_knob
 from align.errors import AlignError, ConfigError
 from align.launching import STOPPED, Launcher, MemberTask, Prepared
 from align.overrides import check_grammar, quoted
+from align.references import hint as reference_hint
+from align.references import is_path
 from align.sweeps import Member, fates
 
 Task = Callable[[DictConfig], int]  # returns an exit code
@@ -247,6 +249,12 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         own = "; your own come with --config-dir FOLDER" if group == "pipeline" else ""
         own += f"; one that was trained is given as inputs.model={name}" if group == "model" and "/" in name else ""
         return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}{own}"
+    ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=(.*?)'\s+1\. To use it as a list", text, re.DOTALL)
+    if ambiguous:
+        key, value = ambiguous.groups()
+        if is_path(value):
+            return f"{key}: a path with a comma in it is taken for several values{reference_hint(value)}"
+        return f"{key}={value}: several values are a list, {key}=[{value}], or a sweep over them, with --multirun"
     choose = re.search(r"You must specify '([^']+)'.*?Available options:\s*(.*)", text, re.DOTALL)
     if choose:
         group = choose[1].partition("@")[0]

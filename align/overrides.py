@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from align.errors import ConfigError
-from align.references import SCHEMES, expanded
+from align.references import SCHEMES, expanded, hint, is_path
 
 _STARTS = (*(f"{scheme}:" for scheme in SCHEMES), "/", "./", "../", "~/", "http://", "https://", "file://")
 _PLAIN = re.compile(r"[A-Za-z0-9_/\-+.%@?|:]*")  # what Hydra takes as it is
@@ -63,10 +63,13 @@ def _rejoined(parts: Sequence[str]) -> list[str]:
 
 
 def _quoted_reference(text: str) -> str:
-    """A path or a reference in Hydra's single quotes, unless Hydra takes it as it is; other text as it is."""
+    """A path or a reference in Hydra's single quotes, unless Hydra takes it as it is; other text as it is.
+
+    `${` in a name is text: escaped, no interpolation begins there.
+    """
     if not text.startswith(_STARTS) or _PLAIN.fullmatch(text):
         return text
-    return _in_quotes(text)
+    return _in_quotes(text.replace("${", r"\${"))
 
 
 def _in_quotes(text: str) -> str:
@@ -81,6 +84,8 @@ def check_grammar(overrides: Sequence[str]) -> None:
             parser.parse_override(word)
         except HydraException:
             key, _, value = word.partition("=")
+            if is_path(value):
+                raise ConfigError(f"{key}: Hydra cannot read {value!r}{hint(value)}") from None
             again = shlex.quote(f"{key}={_in_quotes(value)}")
             raise ConfigError(
                 f"{key}: Hydra cannot read {value!r}; if it is meant as text, write it with quotes inside: {again}"

@@ -28,6 +28,7 @@ from align.configs import (
     Tokenizer,
     stage_class,
 )
+from align.configs.typed import literal, plain, typed
 from align.data.cards import model_kind, resolve, resolve_base, resolve_model, resolve_tokenizer
 from align.data.formats import LABELLED
 from align.errors import ConfigError, StoreError
@@ -95,9 +96,9 @@ class Step:
 def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
     """The settings of a run, and its steps' configs by name; a single stage's knobs stand beside the settings."""
     names = {f.name for f in fields(RunConfig)}
-    given = {name: cfg[name] for name in names & cfg.keys()}
     try:
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), given))
+        own = plain(cfg, without=("steps",))
+        settings = typed(RunConfig, {name: value for name, value in own.items() if name in names})
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(settings, RunConfig)
@@ -110,10 +111,10 @@ def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
     if not pipeline or not step:
         raise ConfigError(f"name: expected PIPELINE/STEP, got {settings.name!r}")
     settings.name = pipeline
-    knobs = {k: v for k, v in cfg.items() if k not in names}
+    knobs = {name: value for name, value in own.items() if name not in names}
     if any(f.name == "seed" for f in fields(stage_class(stage))):
         knobs["seed"] = settings.seed
-    return settings, {step: OmegaConf.create(knobs)}
+    return settings, {step: OmegaConf.create(literal(knobs))}
 
 
 def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
@@ -122,9 +123,9 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
     Raises:
         ConfigError: a knob is not what it should be.
     """
-    values = {k: v for k, v in node.items() if k != "stage"}
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(stage_class(node.stage)), values))
+        values = plain(node)
+        config = typed(stage_class(values.pop("stage")), values)
         if isinstance(config, ImportModel):
             found = model_kind(config.source) or config.kind
             if config.kind not in (found, "model"):

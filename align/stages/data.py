@@ -155,7 +155,7 @@ def first_rows(cfg: Data, data_root: str | None, count: int, say: Callable[[str]
         for where, found in itertools.islice(reader.joined(), count):
             yield _look(cfg, source, reader, where, found)
     for line in reader.lines():
-        say(f"{line} (of {num_read:,} rows)")
+        say(line)
     try:
         reader.check_columns()
     except ConfigError as error:
