@@ -284,7 +284,8 @@ def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
         ours = next((name for name in OURS.get(key, ()) if name in knobs_of(RunConfig)), None)
         in_steps = [] if ours else _of_steps(stages, key)
         if in_steps:
-            return f"{key}: no such setting; a step's knob is steps.STEP.KNOB: {', '.join(in_steps)}"
+            there_is = "a step's knob is steps.STEP.KNOB" if in_steps[0].startswith("steps.") else "there is"
+            return f"{key}: no such setting; {there_is}: {', '.join(in_steps)}"
         near = [ours] if ours else difflib.get_close_matches(key, [*knobs_of(RunConfig)], n=1, cutoff=CUTOFF)
         return (
             f"{key}: no such knob{_did_you_mean(near)}; align run --help lists the settings, align STAGE --help knobs"
@@ -307,8 +308,9 @@ def _of_steps(stages: Mapping[str, str], name: str) -> list[str]:
         if name in OURS and (meant := meant_knob(STAGES[stage], name)) is not None:
             found.append(f"steps.{step}.{meant}")
         elif other is not None:
-            found.append(f"steps.{step}.{other[0]} (counts {other[1]})")
-    return found
+            own = other[0] if other[0] in knobs_of(RunConfig) else f"steps.{step}.{other[0]}"
+            found.append(f"{own} (counts {other[1]})")
+    return [*dict.fromkeys(found)]  # a setting of the run is one of every step
 
 
 def _no_such_in(stage: str, name: str, prefix: str) -> str:
@@ -328,7 +330,8 @@ def _no_such_in(stage: str, name: str, prefix: str) -> str:
         is_setting = meant in knobs_of(RunConfig)
         hint = _did_you_mean([meant if is_setting else prefix + meant])
     elif other is not None:
-        hint = f"; {stage} counts {other[1]}: {prefix}{other[0]}"
+        knob = other[0] if other[0] in knobs_of(RunConfig) else prefix + other[0]
+        hint = f"; {stage} counts {other[1]}: {knob}"
     else:
         hint = f"; inputs: {', '.join(slots)}" if slots else ""
     return f"{prefix}{name}: no such knob{hint}; align {stage} --help lists the knobs of {stage}"

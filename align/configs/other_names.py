@@ -15,22 +15,23 @@ from align.configs.run import RunConfig
 _STEPS = ("num_steps",)
 _EPOCHS = ("num_epochs",)
 _WHOLE_EPOCHS = ("num_train_epochs", "epochs", "n_epochs")
-_LENGTH = ("sequence_length", "input_length", "max_new_tokens", "max_chars")
+_LENGTH = ("sequence_length", "input_length", "max_new_tokens")
 _BATCH = ("batch_size", "rollout_batch_size", "hardware.generation_batch_size")
 _WARMUP_SHARE = ("warmup_fraction",)
 _WARMUP_STEPS = ("warmup_steps",)
 _MODEL = ("inputs.model", "inputs.policy", "source")
 _DATA = ("source", "inputs.data", "inputs.prompts")
-_MICRO = ("hardware.micro_batch_tokens",)
+_LENGTHS = ("max_length", "max_seq_length", "max_seq_len", "seq_length", "cutoff_len")
+_MICRO_BATCHES = ("per_device_eval_batch_size", "gradient_accumulation_steps", "micro_batch_size")
 OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("max_steps", "max_iters", "train_steps"), _STEPS),
     **dict.fromkeys(_WHOLE_EPOCHS, _EPOCHS),
     **dict.fromkeys(("total_episodes", "total_steps"), _STEPS),
     **dict.fromkeys(("num_ppo_epochs", "ppo_epochs"), ("num_epochs",)),
-    **dict.fromkeys(("max_length", "max_seq_length", "max_seq_len", "seq_length", "cutoff_len"), _LENGTH),
+    **dict.fromkeys(_LENGTHS, _LENGTH),
     **dict.fromkeys(("response_length", "max_completion_length", "max_tokens"), ("max_new_tokens",)),
     **dict.fromkeys(("per_device_train_batch_size", "train_batch_size"), _BATCH),
-    **dict.fromkeys(("per_device_eval_batch_size", "gradient_accumulation_steps", "micro_batch_size"), _MICRO),
+    **dict.fromkeys(_MICRO_BATCHES, ()),
     **dict.fromkeys(("mini_batch_size", "ppo_mini_batch_size"), ("minibatch_size",)),
     **dict.fromkeys(("beta", "kl_penalty", "init_kl_coef", "kl_ctl"), ("kl_coef",)),
     **dict.fromkeys(("cliprange", "clip_eps", "clip_epsilon"), ("clip_range",)),
@@ -53,7 +54,7 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("torch_compile",), ("hardware.compile",)),
     **dict.fromkeys(("num_gpus", "nproc_per_node"), ("hardware.num_processes",)),
     **dict.fromkeys(("use_cpu", "no_cuda"), ("hardware.device",)),
-    **dict.fromkeys(("save_steps",), ("hardware.checkpoint_seconds",)),
+    **dict.fromkeys(("save_steps",), ()),
     **dict.fromkeys(("eval_steps",), ("eval_every",)),
     **dict.fromkeys(("output_dir", "save_dir"), ("store",)),
     **dict.fromkeys(("run_name",), ("name",)),
@@ -89,6 +90,9 @@ IN_ANOTHER_UNIT: dict[str, dict[str, str]] = {
             {"num_iterations": _ITERATIONS, "num_epochs": "epochs"},
         ),
         (_WHOLE_EPOCHS, {"num_iterations": _ITERATIONS, "num_steps": "optimizer steps"}),
+        (_LENGTHS, {"max_chars": "characters"}),
+        (_MICRO_BATCHES, {"hardware.micro_batch_tokens": "tokens that are computed at once"}),
+        (("save_steps",), {"hardware.checkpoint_seconds": "seconds between checkpoints"}),
         (("warmup_ratio",), {"warmup_steps": "warm-up in steps", "warmup_iterations": "warm-up in iterations"}),
         (
             ("num_warmup_steps",),
@@ -143,6 +147,6 @@ def other_unit(stage: type[StageConfig], name: str) -> tuple[str, str] | None:
     """The knob of `stage` that says in another unit what `name` says elsewhere, and that unit; None: there is none."""
     if meant_knob(stage, name) is not None:
         return None
-    known = {*knobs_of(stage)}
+    known = {*knobs_of(stage), *knobs_of(RunConfig)}
     units = IN_ANOTHER_UNIT.get(name.rpartition(".")[2], {})
     return next(((knob, unit) for knob, unit in units.items() if knob in known), None)

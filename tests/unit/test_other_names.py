@@ -61,6 +61,9 @@ def test_every_name_of_the_table_leads_somewhere_and_is_none_of_ours() -> None:
         ("sft", "eval_steps", None),
         ("pretrain", "eval_steps", "eval_every"),
         ("sft", "lora.target_modules", None),
+        ("sft", "save_steps", None),  # seconds here
+        ("sft", "micro_batch_size", None),  # tokens here
+        ("data", "max_length", None),  # characters here
         ("data", "data", "source"),
         ("import_model", "model", "source"),
         ("ppo", "model", "inputs.policy"),
@@ -95,6 +98,8 @@ def test_the_knob_that_was_meant(stage: str, name: str, ours: str | None) -> Non
         ("ppo kl_penalty=1", "kl_penalty: no such knob (did you mean kl_coef?)"),
         ("sft max_steps=3", "max_steps: no such knob; sft counts epochs: num_epochs; align sft --help"),
         ("sft warmup_ratio=3", "warmup_ratio: no such knob; sft counts warm-up in steps: warmup_steps; align"),
+        ("sft save_steps=3", "sft counts seconds between checkpoints: hardware.checkpoint_seconds; align"),
+        ("data max_length=3", "data counts characters: max_chars; align"),
         ("ppo max_steps=3", "ppo counts iterations (a rollout and the steps on it): num_iterations"),
         ("ppo num_train_epochs=3", "ppo counts iterations (a rollout and the steps on it): num_iterations"),
         ("ppo num_generations=3", "num_generations: no such knob; inputs: "),
@@ -103,6 +108,10 @@ def test_the_knob_that_was_meant(stage: str, name: str, ours: str | None) -> Non
         (
             "run pipeline=quickstart max_steps=3",
             "knob is steps.STEP.KNOB: steps.pretrain.num_steps, steps.sft.num_epo",
+        ),
+        (
+            "run pipeline=quickstart save_steps=3",
+            "there is: hardware.checkpoint_seconds (counts seconds between checkp",
         ),
         ("run pipeline=quickstart lr=3", "steps.STEP.KNOB: steps.pretrain.learning_rate, steps.sft.learning_rate"),
         ("sft output_dir=x", "output_dir: no such knob (did you mean store?)"),
