@@ -21,6 +21,7 @@ from typing import Any
 
 from align.artifacts import sha256_file
 from align.errors import ConfigError
+from align.references import expanded
 from align.sources import find_module, is_own, names_in, own_files
 
 _MAX_CHARS = 300  # of what a user's exception says, in an error line
@@ -223,12 +224,12 @@ def check_file(reference: str) -> tuple[str, Path]:
     """
     kind, _, rest = reference.partition(":")
     if kind == "words":
-        path = Path(rest).expanduser()
+        path = expanded(rest)
         if not path.is_file():
             raise ConfigError(f"{reference}: no such file")
         return kind, path
     if kind == "classifier":
-        path = Path(rest.rpartition("#")[0] or rest).expanduser()
+        path = expanded(rest.rpartition("#")[0] or rest)
         if not (path / "config.json").is_file():
             raise ConfigError(f"{reference}: expected a folder with a classifier's config.json in it")
         return kind, path

@@ -12,7 +12,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
-from align.configs.other_names import OURS, knobs_of, meant_knob
+from align.configs.other_names import CUTOFF, OURS, knobs_of, meant_knob, other_unit
 from align.errors import AlignError, ConfigError
 from align.launching import STOPPED, Launcher, MemberTask, Prepared
 from align.overrides import check_grammar, quoted
+from align.references import hint as reference_hint
+from align.references import is_path
 from align.sweeps import Member, fates
 
 Task = Callable[[DictConfig], int]  # returns an exit code
@@ -238,6 +240,10 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         group, name, options = option[1], option[2], [o for o in option[3].split() if o != "schema"]
         if group.startswith("model/"):  # a name with a slash is an artifact's
             group, name = "model", f"{group.removeprefix('model/')}/{name}"
+        if group == "model" and config_name == "stage":
+            stage = _stage_given(overrides)
+            if not any(knob.startswith("model.") for knob in knobs_of(STAGES[stage])):
+                return _no_such_in(stage, "model", "")  # Hydra knows it as a group, which this stage has not
         if group == "hydra/launcher":
             return (
                 f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use launcher=basic"
@@ -247,6 +253,12 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         own = "; your own come with --config-dir FOLDER" if group == "pipeline" else ""
         own += f"; one that was trained is given as inputs.model={name}" if group == "model" and "/" in name else ""
         return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}{own}"
+    ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=(.*?)'\s+1\. To use it as a list", text, re.DOTALL)
+    if ambiguous:
+        key, value = ambiguous.groups()
+        if is_path(value):
+            return f"{key}: a path with a comma in it is taken for several values{reference_hint(value)}"
+        return f"{key}={value}: several values are a list, {key}=[{value}], or a sweep over them, with --multirun"
     choose = re.search(r"You must specify '([^']+)'.*?Available options:\s*(.*)", text, re.DOTALL)
     if choose:
         group = choose[1].partition("@")[0]
@@ -262,8 +274,7 @@ def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
         near = difflib.get_close_matches(key.rpartition(".")[2], [knob.name for knob in fields(ModelConfig)], n=1)
         return f"{key}: no such knob{_did_you_mean(near)}; align model --help lists them"
     if config_name == "stage":
-        stage = next(word.partition("=")[2] for word in overrides if word.startswith("stage@"))
-        return _no_such_in(stage, key, "")
+        return _no_such_in(_stage_given(overrides), key, "")
     stages = _stages_of_steps(overrides)
     head, _, rest = key.removeprefix("steps.").partition(".")
     if not key.startswith("steps."):
@@ -271,7 +282,11 @@ def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
         if having:
             return f"{key}: no such setting; a step's knob is steps.STEP.{key}, of {', '.join(having)}"
         ours = next((name for name in OURS.get(key, ()) if name in knobs_of(RunConfig)), None)
-        near = [ours] if ours else difflib.get_close_matches(key, [*knobs_of(RunConfig)], n=1)
+        in_steps = [] if ours else _of_steps(stages, key)
+        if in_steps:
+            there_is = "a step's knob is steps.STEP.KNOB" if in_steps[0].startswith("steps.") else "there is"
+            return f"{key}: no such setting; {there_is}: {', '.join(in_steps)}"
+        near = [ours] if ours else difflib.get_close_matches(key, [*knobs_of(RunConfig)], n=1, cutoff=CUTOFF)
         return (
             f"{key}: no such knob{_did_you_mean(near)}; align run --help lists the settings, align STAGE --help knobs"
         )
@@ -279,6 +294,23 @@ def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
         return _no_such_in(stages[head], rest, f"steps.{head}.")
     near = difflib.get_close_matches(head, stages, n=1)
     return f"steps.{head}: no such step{_did_you_mean(near)}; steps: {', '.join(stages)}"
+
+
+def _stage_given(overrides: Sequence[str]) -> str:
+    return next(word.partition("=")[2] for word in overrides if word.startswith("stage@"))
+
+
+def _of_steps(stages: Mapping[str, str], name: str) -> list[str]:
+    """The knobs of steps that say what `name` says elsewhere, with the unit where it is another one."""
+    found = []
+    for step, stage in stages.items():
+        other = other_unit(STAGES[stage], name)
+        if name in OURS and (meant := meant_knob(STAGES[stage], name)) is not None:
+            found.append(f"steps.{step}.{meant}")
+        elif other is not None:
+            own = other[0] if other[0] in knobs_of(RunConfig) else f"steps.{step}.{other[0]}"
+            found.append(f"{own} (counts {other[1]})")
+    return [*dict.fromkeys(found)]  # a setting of the run is one of every step
 
 
 def _no_such_in(stage: str, name: str, prefix: str) -> str:
@@ -290,13 +322,16 @@ def _no_such_in(stage: str, name: str, prefix: str) -> str:
         there_are = ", ".join(slots) or "none"
         return f"{prefix}{name}: {stage} has no such input{_did_you_mean(near)}; inputs: {there_are}"
     owners = [other for other, own in STAGES.items() if name in knobs_of(own)]
-    meant = meant_knob(cls, name)
+    meant, other = meant_knob(cls, name), other_unit(cls, name)
     if owners and name not in OURS:
         have = "has" if len(owners) == 1 else "have"
         hint = f"; {', '.join(owners)} {have} it"
     elif meant is not None:
         is_setting = meant in knobs_of(RunConfig)
         hint = _did_you_mean([meant if is_setting else prefix + meant])
+    elif other is not None:
+        knob = other[0] if other[0] in knobs_of(RunConfig) else prefix + other[0]
+        hint = f"; {stage} counts {other[1]}: {knob}"
     else:
         hint = f"; inputs: {', '.join(slots)}" if slots else ""
     return f"{prefix}{name}: no such knob{hint}; align {stage} --help lists the knobs of {stage}"

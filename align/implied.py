@@ -6,13 +6,12 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
-from pathlib import Path
 
 from align.artifacts import ArtifactStore
 from align.configs import MODELS, SPLITS, Data, Evaluate, ImportModel, StageConfig, Tokenizer, Tokens
-from align.data.cards import load_card, model_kind
+from align.data.cards import load_card, model_kind, resolve
 from align.errors import ConfigError, StoreError
-from align.references import is_outside
+from align.references import expanded, is_outside
 
 
 def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
@@ -24,7 +23,9 @@ def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
         yield slot, list(found)
 
 
-def add_implied_steps(configs: dict[str, StageConfig], store: ArtifactStore) -> dict[str, str]:
+def add_implied_steps(
+    configs: dict[str, StageConfig], store: ArtifactStore, data_root: str | None = None
+) -> dict[str, str]:
     """Make a step of every input that names data or a model outside the store, and of documents to be tokenised.
 
     Returns:
@@ -41,7 +42,7 @@ def add_implied_steps(configs: dict[str, StageConfig], store: ArtifactStore) -> 
                     refs[i] = _add_source(configs, made, ref, kind, f"{name}.inputs.{slot}")
                     data = configs[made]
                     if isinstance(config, Evaluate) and isinstance(data, Data):
-                        notes[made] = _evaluate_whole(data, learned)
+                        notes[made] = _evaluate_whole(data, learned, data_root)
             config.inputs[slot] = refs
     for name, config in list(configs.items()):
         kinds = {**config.INPUTS, **config.OPTIONAL}
@@ -56,16 +57,20 @@ def add_implied_steps(configs: dict[str, StageConfig], store: ArtifactStore) -> 
     return notes
 
 
-def _evaluate_whole(data: Data, learned: Mapping[str, Data]) -> str:
+def _evaluate_whole(data: Data, learned: Mapping[str, Data], data_root: str | None) -> str:
     """Make every row of a source that evaluates a test row, unless a model that is evaluated has learned from it.
 
-    What a card or a file's name says of its splits holds. Returns what the user should know.
+    A source with several splits keeps them: its test split is evaluated. Returns what the user should know.
     """
-    if data.splits != [*SPLITS] or data.record == "items":  # card:NAME/SPLIT; items are all test in any case
+    if data.splits != [*SPLITS]:  # card:NAME/SPLIT
+        return ""
+    said = _splits_said(data.source, data_root)
+    if data.record == "items":  # they are all test where no name says a split
+        data.split = "test" if len(said) == 1 else None
         return ""
     before = learned.get(_place(data.source))
     if before is None:
-        data.split = None if _generates(data.source) else "test"
+        data.split = None if len(said) > 1 else "test"
         return ""
     if before.split is not None:
         data.split = "test"
@@ -74,11 +79,15 @@ def _evaluate_whole(data: Data, learned: Mapping[str, Data]) -> str:
     return f"a model here was trained on {data.source}, so its test split alone is evaluated"
 
 
-def _generates(source: str) -> bool:
+def _splits_said(source: str, data_root: str | None) -> set[str]:
+    """The splits that a source's own names say; none of the Hub's, which only the data step opens."""
     scheme, _, name = source.partition(":")
-    with contextlib.suppress(ConfigError):  # an unknown card: plan reports it
-        return scheme == "card" and load_card(name).generator is not None
-    return False
+    with contextlib.suppress(ConfigError):  # what is wrong with it, plan or the data step reports
+        if scheme == "card" and load_card(name).generator is not None:
+            return {*SPLITS}
+        if scheme != "hf":
+            return {split for split in resolve(source, data_root, None).file_splits().values() if split is not None}
+    return set()
 
 
 def _learned_from(config: StageConfig, configs: Mapping[str, StageConfig], store: ArtifactStore) -> dict[str, Data]:
@@ -116,7 +125,7 @@ def _place(source: str) -> str:
     """A source by where it is: a path in full, a repository without its commit."""
     scheme, _, rest = source.partition(":")
     if scheme == "path":
-        return f"path:{Path(rest).expanduser().resolve()}"
+        return f"path:{expanded(rest).resolve()}"
     return f"hf:{rest.partition('@')[0]}" if scheme == "hf" else source
 
 

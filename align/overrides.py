@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from align.errors import ConfigError
-from align.references import SCHEMES
+from align.references import SCHEMES, expanded, hint, is_path
 
 _STARTS = (*(f"{scheme}:" for scheme in SCHEMES), "/", "./", "../", "~/", "http://", "https://", "file://")
 _PLAIN = re.compile(r"[A-Za-z0-9_/\-+.%@?|:]*")  # what Hydra takes as it is
@@ -55,7 +54,7 @@ def _rejoined(parts: Sequence[str]) -> list[str]:
         end = begin + 1
         for longer in range(len(parts), begin + 1, -1):
             whole = ",".join(parts[begin:longer])
-            if parts[begin].startswith(_STARTS) and Path(whole.removeprefix("path:")).expanduser().exists():
+            if parts[begin].startswith(_STARTS) and expanded(whole.removeprefix("path:")).exists():
                 end = longer
                 break
         found.append(",".join(parts[begin:end]))
@@ -64,10 +63,13 @@ def _rejoined(parts: Sequence[str]) -> list[str]:
 
 
 def _quoted_reference(text: str) -> str:
-    """A path or a reference in Hydra's single quotes, unless Hydra takes it as it is; other text as it is."""
+    """A path or a reference in Hydra's single quotes, unless Hydra takes it as it is; other text as it is.
+
+    `${` in a name is text: escaped, no interpolation begins there.
+    """
     if not text.startswith(_STARTS) or _PLAIN.fullmatch(text):
         return text
-    return _in_quotes(text)
+    return _in_quotes(text.replace("${", r"\${"))
 
 
 def _in_quotes(text: str) -> str:
@@ -82,6 +84,8 @@ def check_grammar(overrides: Sequence[str]) -> None:
             parser.parse_override(word)
         except HydraException:
             key, _, value = word.partition("=")
+            if is_path(value):
+                raise ConfigError(f"{key}: Hydra cannot read {value!r}{hint(value)}") from None
             again = shlex.quote(f"{key}={_in_quotes(value)}")
             raise ConfigError(
                 f"{key}: Hydra cannot read {value!r}; if it is meant as text, write it with quotes inside: {again}"

@@ -28,13 +28,14 @@ from align.configs import (
     Tokenizer,
     stage_class,
 )
+from align.configs.typed import literal, plain, typed
 from align.data.cards import model_kind, resolve, resolve_base, resolve_model, resolve_tokenizer
 from align.data.formats import LABELLED
 from align.errors import ConfigError, StoreError
 from align.functions import check_file, source_digests
 from align.implied import add_implied_steps, expected_kind, refs_of
 from align.precision import bf16_is_fast
-from align.references import hint, is_path, meant, pinned
+from align.references import expanded, hint, is_path, meant, pinned
 from align.roots import check_adapters
 from align.versions import packages
 from align.vocabularies import differ, tokenizer_file
@@ -95,9 +96,9 @@ class Step:
 def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
     """The settings of a run, and its steps' configs by name; a single stage's knobs stand beside the settings."""
     names = {f.name for f in fields(RunConfig)}
-    given = {name: cfg[name] for name in names & cfg.keys()}
     try:
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), given))
+        own = plain(cfg, without=("steps",))
+        settings = typed(RunConfig, {name: value for name, value in own.items() if name in names})
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(settings, RunConfig)
@@ -110,10 +111,10 @@ def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
     if not pipeline or not step:
         raise ConfigError(f"name: expected PIPELINE/STEP, got {settings.name!r}")
     settings.name = pipeline
-    knobs = {k: v for k, v in cfg.items() if k not in names}
+    knobs = {name: value for name, value in own.items() if name not in names}
     if any(f.name == "seed" for f in fields(stage_class(stage))):
         knobs["seed"] = settings.seed
-    return settings, {step: OmegaConf.create(knobs)}
+    return settings, {step: OmegaConf.create(literal(knobs))}
 
 
 def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
@@ -122,9 +123,9 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
     Raises:
         ConfigError: a knob is not what it should be.
     """
-    values = {k: v for k, v in node.items() if k != "stage"}
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(stage_class(node.stage)), values))
+        values = plain(node)
+        config = typed(stage_class(values.pop("stage")), values)
         if isinstance(config, ImportModel):
             found = model_kind(config.source) or config.kind
             if config.kind not in (found, "model"):
@@ -149,7 +150,7 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
         StoreError: an artifact that is named or cached is gone or damaged.
     """
     configs = {name: step_config(name, node, settings.seed) for name, node in nodes.items()}
-    notes = add_implied_steps(configs, store)
+    notes = add_implied_steps(configs, store, settings.data_root)
     for name, config in configs.items():
         _pin(name, config)
         config.fill_in(bf16_is_fast(settings.hardware.device))
@@ -267,7 +268,7 @@ def _own_tokenizers(step: Step, slot: str, done: Mapping[str, Step], store: Arti
             return source.stage, source.key
         if isinstance(made.config, ImportModel):
             scheme, _, folder = made.config.source.partition(":")
-            file = tokenizer_file(Path(folder).expanduser()) if scheme == "path" else None
+            file = tokenizer_file(expanded(folder)) if scheme == "path" else None
             return file or (source.stage, source.key)
         parents = [made.inputs[slot][0] for slot in ("model", "policy", "tokenizer") if slot in made.inputs]
         return tokenizer(parents[0]) if parents else (source.stage, source.key)
@@ -334,7 +335,7 @@ def _imported_digest(config: ImportModel, store: ArtifactStore) -> str:
         digest = digest_of([digest, base.digest])
     if not config.chat_template.startswith("path:"):
         return digest
-    template = Path(config.chat_template.removeprefix("path:")).expanduser()
+    template = expanded(config.chat_template.removeprefix("path:"))
     if not template.is_file():
         raise ConfigError(f"chat_template={config.chat_template}: no such file")
     return digest_of([digest, sha256_file(template)])
@@ -367,7 +368,7 @@ def _check_digests(reference: str) -> dict[str, str]:
 
 
 def _task_digests(task: str) -> dict[str, str]:
-    path = Path(task.partition(":")[2]).expanduser()
+    path = expanded(task.partition(":")[2])
     if not path.is_file():
         raise ConfigError(f"{task}: no such file")
     return {path.name: sha256_file(path)}

@@ -14,15 +14,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from align.data.files import PACKED, SUFFIXES
 from align.errors import ConfigError
 
 SCHEMES = ("card", "path", "hf")
 _PATHS = ("/", "./", "../", "~")
-_FILES = re.compile(r".*\.(jsonl?|csv|tsv|parquet|txt|md|gguf|safetensors)(\.(gz|bz2|zst))?", re.IGNORECASE)
-_HUB_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+/[\w.-]+).*")
+_MODEL_FILES = (".gguf", ".safetensors")
+_ENDINGS = (*SUFFIXES, *(f"{suffix}{packed}" for suffix in SUFFIXES for packed in PACKED), *_MODEL_FILES)
+# A repository's name, with or without an organisation; `gpt2/tree/main` is a page of gpt2.
+_HUB_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?!(?:datasets|models|spaces)/?$)(?:datasets/)?"
+    r"([\w.-]+(?:/(?!(?:tree|blob|raw|resolve|discussions|commits?|viewer)(?:/|$))[\w.-]+)?).*"
+)
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 10.0  # seconds for an answer of the Hub
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` for the home folder. What exists under the name as it is written, as a file `~x`, is that."""
+    written = Path(path)
+    if os.path.lexists(written):
+        return written
+    try:
+        return written.expanduser()
+    except RuntimeError:  # no user has that name
+        return written
 
 
 def is_outside(ref: str) -> bool:
@@ -32,7 +49,7 @@ def is_outside(ref: str) -> bool:
 
 def is_path(ref: str) -> bool:
     """Whether a reference without a word in front can only be a path: no name of the store looks like it."""
-    return ref.startswith(_PATHS) or _FILES.fullmatch(ref) is not None
+    return ref.startswith(_PATHS) or ref.lower().endswith(_ENDINGS)
 
 
 def meant(ref: str) -> str | None:
@@ -61,7 +78,7 @@ def hint(ref: str) -> str:
     full = meant(ref)
     if full is None:
         return "; download it, then write path:FILE" if "://" in ref else ""
-    if full.startswith("path:") and not Path(full.removeprefix("path:")).expanduser().exists():
+    if full.startswith("path:") and not expanded(full.removeprefix("path:")).exists():
         return f"; a file or folder is written {shlex.quote(full)}, and there is none at that place"
     if full.startswith("hf:"):
         return f"; a repository of the Hub is written {full}"
@@ -73,7 +90,7 @@ def import_hint(ref: str) -> str:
     full = ref if is_outside(ref) else meant(ref)
     if full is None or full.startswith("card:"):
         return ""
-    is_data = bool(_FILES.fullmatch(ref)) and not ref.endswith((".gguf", ".safetensors"))
+    is_data = ref.lower().endswith(_ENDINGS) and not ref.lower().endswith(_MODEL_FILES)
     command = "align data record=KIND" if is_data else "align import_model"
     return f"; what is outside the store comes in by: {command} {shlex.quote(f'source={full}')} name=mine/NAME"
 

@@ -75,15 +75,19 @@ def show(cfg: Data, data_root: str | None, count: int, tokenizer: PreTrainedToke
     """Print the first `count` rows of a source; with a tokenizer, as its chat template writes them.
 
     Raises:
-        ConfigError: a row is malformed, after all were shown.
+        ConfigError: a row is malformed, after all were shown; there is none, or `columns` names none of its columns.
     """
     from align.stages.data import first_rows
 
     console = Console(highlight=False)
     problems = []
-    for look in first_rows(cfg, data_root, count):
+
+    def say(line: str) -> None:
+        console.print(Text(_visible(line), style="dim"))
+
+    for look in first_rows(cfg, data_root, count, say):
         _show_row(console, cfg.record, look, tokenizer)
-        if look.problem and not look.problem.startswith("dropped"):
+        if look.problem:
             problems.append(f"{look.where}: {look.problem}")
     by = "in colour" if _has_colours(console) else f"in {_OPENED} {_CLOSED}"
     console.print(Text(f"{cfg.record}; {_MEANING[cfg.record].replace('marked', by)}", style="dim"))
@@ -98,8 +102,8 @@ def _show_row(console: Console, record: str, look: Look, tokenizer: PreTrainedTo
     console.print(Text(look.where, style="bold"))
     if look.raw is not None:
         _part(console, "as it came", [_line(f"{k}: {_short(_as_json(v), _MOST_RAW)}") for k, v in look.raw.items()])
-    if look.problem:
-        _part(console, "no record", [_line(look.problem)])
+    if look.problem or look.note:
+        _part(console, "no record", [_line(look.problem or look.note)])
     for split, row in look.made[:_MOST_ROWS]:
         render = _plain if tokenizer is None else _encoded
         title, blocks = render(record, row, tokenizer)
@@ -137,8 +141,9 @@ def _plain(record: str, row: Row, tokenizer: None) -> tuple[str, list[Block]]:
     messages = row["messages"] if record == "demonstrations" else row["prompt"]
     blocks: list[Block] = []
     for message in messages:
-        is_trained = record == "demonstrations" and message["role"] == "assistant"
-        blocks.append([(f"{message['role']}: ", False), (message["content"], is_trained)])
+        is_trained = record == "demonstrations" and message["role"] == "assistant" and message.get("weight") != 0
+        said = " ".join(filter(None, (message["content"], message.get("tool_calls"))))
+        blocks.append([(f"{message['role']}: ", False), (said, is_trained)])
     if record == "prompts":
         blocks.append(_line("assistant: ..."))
     for rank, response in _ranked(row):
@@ -156,7 +161,7 @@ def _ranked(row: Row) -> list[tuple[int, str]]:
 
 def _encoded(record: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Block]]:
     """A record token by token as a model reads it, put back into text."""
-    from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, encode_prompts
+    from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, encode_prompts, takes_tools
     from align.text.encoding import encode_texts
 
     try:
@@ -164,8 +169,11 @@ def _encoded(record: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple
             (ids,) = encode_texts(tokenizer, [row["text"]])
             return f", {len(ids):,} tokens", [[(_decoded(tokenizer, ids), False)]]
         if record == "demonstrations":
-            ((ids, by_assistant),) = encode_conversations(tokenizer, [row["messages"]], "row")
+            tools = row.get("tools") if takes_tools(tokenizer) else None  # as supervised tuning does
+            ((ids, by_assistant),) = encode_conversations(tokenizer, [row["messages"]], "row", [tools])
             counts = f", {len(ids):,} tokens, {sum(by_assistant):,} of them trained on"
+            if tools is None and row.get("tools") is not None:
+                counts += "; this chat template writes no list of tools"
             return counts, [_runs(tokenizer, ids, by_assistant)]
         if record == "prompts":
             (ids,) = encode_prompts(tokenizer, [row["prompt"]], "row")

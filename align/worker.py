@@ -20,10 +20,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from align.artifacts import Artifact, ArtifactStore, write_json
 from align.configs import RunConfig, StageConfig, stage_class
+from align.configs.typed import typed
 from align.cores import cores
 from align.errors import AlignError, StoreError
 from align.job import Inputs, Job, Metrics, emulates_bf16
@@ -111,7 +110,7 @@ def main(work: Path) -> None:
     """One rank: read the request, run, and leave the outcome."""
     _die_with_parent()
     request = json.loads((work / "request.json").read_text(encoding="utf-8"))
-    settings = _typed(RunConfig, request["settings"])
+    settings = typed(RunConfig, request["settings"])
     with (work / "ranks.lock").open("w") as lock:
         if os.environ["RANK"] == "0":
             fcntl.flock(lock, fcntl.LOCK_EX)  # ranks whose parent was killed may still be saving
@@ -124,7 +123,7 @@ def _run_rank(work: Path, settings: RunConfig, request: dict[str, Any]) -> None:
     dist.init_process_group()  # gloo for what is on the CPU, nccl for what is on a GPU
     store = ArtifactStore(settings.store)
     inputs = Inputs({slot: tuple(_input(store, *ref) for ref in refs) for slot, refs in request["inputs"].items()})
-    config = _typed(stage_class(request["stage"]), request["config"])
+    config = typed(stage_class(request["stage"]), request["config"])
     stop = Stop()
     tracked = Tracked(**request["tracked"])
     tracker: Tracker = NoTracker()
@@ -136,10 +135,6 @@ def _run_rank(work: Path, settings: RunConfig, request: dict[str, Any]) -> None:
         outcome["metrics"] = run_stage(config, inputs, job)
     tracker.finish()
     dist.destroy_process_group()
-
-
-def _typed(cls: type, values: dict[str, Any]) -> Any:
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
 
 
 def _input(store: ArtifactStore, stage: str, key: str) -> Artifact:

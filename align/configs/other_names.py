@@ -10,24 +10,28 @@ from typing import Any
 from align.configs.knobs import StageConfig
 from align.configs.run import RunConfig
 
-# A name in transformers, TRL, peft, nanoGPT and the like: ours, the first of them that a stage has.
-_STEPS = ("num_steps", "num_iterations", "num_epochs")
-_EPOCHS = ("num_epochs", "num_steps", "num_iterations")
-_LENGTH = ("sequence_length", "input_length", "max_new_tokens", "max_chars")
+# A name in transformers, TRL, peft, nanoGPT and the like: ours, the first of them that a stage has. What a stage counts
+# in another unit is in `IN_ANOTHER_UNIT`.
+_STEPS = ("num_steps",)
+_EPOCHS = ("num_epochs",)
+_WHOLE_EPOCHS = ("num_train_epochs", "epochs", "n_epochs")
+_LENGTH = ("sequence_length", "input_length", "max_new_tokens")
 _BATCH = ("batch_size", "rollout_batch_size", "hardware.generation_batch_size")
-_WARMUP = ("warmup_fraction", "warmup_steps", "warmup_iterations")
+_WARMUP_SHARE = ("warmup_fraction",)
+_WARMUP_STEPS = ("warmup_steps",)
 _MODEL = ("inputs.model", "inputs.policy", "source")
 _DATA = ("source", "inputs.data", "inputs.prompts")
-_MICRO = ("hardware.micro_batch_tokens",)
+_LENGTHS = ("max_length", "max_seq_length", "max_seq_len", "seq_length", "cutoff_len")
+_MICRO_BATCHES = ("per_device_eval_batch_size", "gradient_accumulation_steps", "micro_batch_size")
 OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("max_steps", "max_iters", "train_steps"), _STEPS),
-    **dict.fromkeys(("num_train_epochs", "epochs", "n_epochs"), _EPOCHS),
-    **dict.fromkeys(("total_episodes", "total_steps"), ("num_iterations", "num_steps")),
+    **dict.fromkeys(_WHOLE_EPOCHS, _EPOCHS),
+    **dict.fromkeys(("total_episodes", "total_steps"), _STEPS),
     **dict.fromkeys(("num_ppo_epochs", "ppo_epochs"), ("num_epochs",)),
-    **dict.fromkeys(("max_length", "max_seq_length", "max_seq_len", "seq_length", "cutoff_len"), _LENGTH),
+    **dict.fromkeys(_LENGTHS, _LENGTH),
     **dict.fromkeys(("response_length", "max_completion_length", "max_tokens"), ("max_new_tokens",)),
     **dict.fromkeys(("per_device_train_batch_size", "train_batch_size"), _BATCH),
-    **dict.fromkeys(("per_device_eval_batch_size", "gradient_accumulation_steps", "micro_batch_size"), _MICRO),
+    **dict.fromkeys(_MICRO_BATCHES, ()),
     **dict.fromkeys(("mini_batch_size", "ppo_mini_batch_size"), ("minibatch_size",)),
     **dict.fromkeys(("beta", "kl_penalty", "init_kl_coef", "kl_ctl"), ("kl_coef",)),
     **dict.fromkeys(("cliprange", "clip_eps", "clip_epsilon"), ("clip_range",)),
@@ -37,7 +41,9 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("critic_lr", "value_lr"), ("value_learning_rate",)),
     **dict.fromkeys(("min_lr", "min_lr_rate"), ("final_learning_rate_fraction",)),
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler"), ("schedule",)),
-    **dict.fromkeys(("warmup_ratio", "warmup", "num_warmup_steps"), _WARMUP),
+    **dict.fromkeys(("warmup_ratio",), _WARMUP_SHARE),
+    **dict.fromkeys(("num_warmup_steps",), _WARMUP_STEPS),
+    **dict.fromkeys(("warmup",), (*_WARMUP_SHARE, *_WARMUP_STEPS, "warmup_iterations")),
     **dict.fromkeys(("optim",), ("optimizer",)),
     **dict.fromkeys(("adam_beta1",), ("beta1",)),
     **dict.fromkeys(("adam_beta2",), ("beta2",)),
@@ -48,7 +54,7 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("torch_compile",), ("hardware.compile",)),
     **dict.fromkeys(("num_gpus", "nproc_per_node"), ("hardware.num_processes",)),
     **dict.fromkeys(("use_cpu", "no_cuda"), ("hardware.device",)),
-    **dict.fromkeys(("save_steps",), ("hardware.checkpoint_seconds",)),
+    **dict.fromkeys(("save_steps",), ()),
     **dict.fromkeys(("eval_steps",), ("eval_every",)),
     **dict.fromkeys(("output_dir", "save_dir"), ("store",)),
     **dict.fromkeys(("run_name",), ("name",)),
@@ -57,19 +63,45 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lora_r", "r", "lora_rank", "use_lora", "use_peft"), ("lora.rank",)),
     **dict.fromkeys(("lora_alpha",), ("lora.alpha",)),
     **dict.fromkeys(("lora_dropout",), ("lora.dropout",)),
-    **dict.fromkeys(("model_name_or_path", "model_name", "model_path", "base_model"), _MODEL),
+    **dict.fromkeys(("model_name_or_path", "model_name", "model_path", "base_model", "model"), _MODEL),
     **dict.fromkeys(("sft_model_path", "actor_model"), ("inputs.policy",)),
     **dict.fromkeys(("reward_model_path", "reward_model_name"), ("inputs.reward_model",)),
     **dict.fromkeys(("tokenizer_name", "tokenizer_name_or_path"), ("inputs.tokenizer",)),
     **dict.fromkeys(("dataset_name", "dataset", "dataset_path", "data_path", "train_file"), _DATA),
+    **dict.fromkeys(("data",), ("inputs.data", "source")),
     **dict.fromkeys(("test_size", "val_size", "validation_split", "val_ratio"), ("validation_share",)),
     **dict.fromkeys(("max_train_samples", "max_samples"), ("num_train_rows", "train_rows", "num_prompts")),
     **dict.fromkeys(("num_generations", "num_return_sequences"), ("num_responses",)),
+    **dict.fromkeys(("target_modules", "lora_target_modules"), ()),
     **dict.fromkeys(("n_layer", "n_layers", "num_hidden_layers"), ("model.num_layers",)),
     **dict.fromkeys(("n_embd", "d_model", "dim"), ("model.hidden_size",)),
     **dict.fromkeys(("n_head", "n_heads", "num_attention_heads"), ("model.num_heads",)),
     **dict.fromkeys(("n_positions", "n_ctx", "block_size"), ("sequence_length", "model.context_length")),
 }
+
+
+# What a stage counts in another unit than a name elsewhere does: the knob, and what it counts.
+_ITERATIONS = "iterations (a rollout and the steps on it)"
+IN_ANOTHER_UNIT: dict[str, dict[str, str]] = {
+    name: units
+    for names, units in (
+        (
+            ("max_steps", "max_iters", "train_steps", "total_episodes", "total_steps"),
+            {"num_iterations": _ITERATIONS, "num_epochs": "epochs"},
+        ),
+        (_WHOLE_EPOCHS, {"num_iterations": _ITERATIONS, "num_steps": "optimizer steps"}),
+        (_LENGTHS, {"max_chars": "characters"}),
+        (_MICRO_BATCHES, {"hardware.micro_batch_tokens": "tokens that are computed at once"}),
+        (("save_steps",), {"hardware.checkpoint_seconds": "seconds between checkpoints"}),
+        (("warmup_ratio",), {"warmup_steps": "warm-up in steps", "warmup_iterations": "warm-up in iterations"}),
+        (
+            ("num_warmup_steps",),
+            {"warmup_fraction": "warm-up as a share of the steps", "warmup_iterations": "warm-up in iterations"},
+        ),
+    )
+    for name in names
+}
+CUTOFF = 0.75  # of difflib's similarity: a slip of the finger is above it, another word is not [ours]
 
 
 def knobs_of(config: Any, prefix: str = "") -> Iterator[str]:
@@ -85,16 +117,36 @@ def knobs_of(config: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + knob.name
 
 
+def _said_by_passes(stage: type[StageConfig], name: str) -> bool:
+    """True where `num_epochs` of a stage is no length of its training: PPO's are passes over one rollout."""
+    return name in _WHOLE_EPOCHS and "num_iterations" in knobs_of(stage)
+
+
 def meant_knob(stage: type[StageConfig], name: str) -> str | None:
-    """The knob, input or setting of a run of `stage` that somebody meant by `name`; None where nobody can tell."""
+    """The knob, input or setting of a run of `stage` that somebody meant by `name`; None where nobody can tell.
+
+    A name that other libraries have leads to the knob of the same meaning and unit, and to no other.
+    """
     known = [*knobs_of(stage), *knobs_of(RunConfig)]
     group, _, last = name.rpartition(".")
-    if ours := next((knob for knob in OURS.get(last, ()) if knob in known), None):
-        return ours
+    if last in OURS:
+        if _said_by_passes(stage, last):
+            return None
+        return next((knob for knob in OURS[last] if knob in known), None)
     # `rank` is lora.rank, and `model` is inputs.model
     nested = [knob for knob in known if knob.rpartition(".")[2] == last and knob != name]
     if nested:
         return nested[0]
     beside = [knob for knob in known if knob.rpartition(".")[0] == group]
-    near = difflib.get_close_matches(name, beside, n=1) or difflib.get_close_matches(last, known, n=1)
+    near = difflib.get_close_matches(name, beside, n=1, cutoff=CUTOFF)
+    near = near or difflib.get_close_matches(last, known, n=1, cutoff=CUTOFF)
     return near[0] if near else None
+
+
+def other_unit(stage: type[StageConfig], name: str) -> tuple[str, str] | None:
+    """The knob of `stage` that says in another unit what `name` says elsewhere, and that unit; None: there is none."""
+    if meant_knob(stage, name) is not None:
+        return None
+    known = {*knobs_of(stage), *knobs_of(RunConfig)}
+    units = IN_ANOTHER_UNIT.get(name.rpartition(".")[2], {})
+    return next(((knob, unit) for knob, unit in units.items() if knob in known), None)

@@ -26,10 +26,10 @@ class Data(StageConfig):
     STAGE: ClassVar[str] = "data"
     # 2: a book is wholly in one split; 3: so is a cut document; T5's order; 4: system columns, weights of messages and
     # KTO's bad labels are used; turns between in pairs of messages stay; prompts are split by what they ask alone;
-    # quotes in .tsv are text, rows of another width are malformed, and more names of files name a split; 5: a label may
-    # call the answer of any demonstration bad; prompts keep all their messages and an instruction its input; a question
-    # with an answer is no task for a text beside it; text in brackets is one answer.
-    VERSION: ClassVar[int] = 5
+    # quotes in .tsv are text, rows of another width are malformed, and more names of files and folders name a split,
+    # over which `split` wins; a label may call the answer of any demonstration bad; prompts keep all their messages and an
+    # instruction its input; a set of the Hub without a card has all of its splits.
+    VERSION: ClassVar[int] = 4
     PARALLEL: ClassVar[bool] = False
     source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME[@COMMIT]; without one, today's newest")
     record: str = knob("documents", "what the rows become: " + ", ".join(RECORDS))
@@ -37,7 +37,8 @@ class Data(StageConfig):
         default_factory=lambda: ["train", "validation", "test"], metadata={"comment": "which splits to keep"}
     )
     split: str | None = knob(
-        None, "train, validation or test: the split of all rows whose file does not say one; None: drawn by hash [ours]"
+        None,
+        "train, validation or test: the split of all rows, whatever a file's name is; None: by names, else hash [ours]",
     )
     validation_share: float | None = knob(
         None, "of what is asked, in validation, and as much in test, drawn by hash; None: the card's held_out, 0.05"

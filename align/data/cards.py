@@ -23,9 +23,9 @@ from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, digest_of, sha256_file, wr
 from align.data.files import PACKED, SUFFIXES, TEXTS, suffix_of
 from align.data.formats import FORMATS, GROUPED
 from align.data.records import source_name
-from align.data.split_names import is_split_word, splits_of_names
+from align.data.split_names import says_split, split_of_file, splits_of_names
 from align.errors import ConfigError
-from align.references import beside, hint
+from align.references import beside, expanded, hint
 
 _HERE = Path(__file__).resolve().parent
 _ARTIFACT = re.compile(r"[a-z][a-z0-9_]*/[0-9A-Za-z]+")  # STAGE/KEY
@@ -49,7 +49,7 @@ class DataCard:
     Attributes:
         format: how a raw row is read, see `align/data/formats.py`; None: told from the columns of each file.
         hub: ORG/NAME@COMMIT on the Hugging Face Hub; without a commit it is never loaded.
-        hub_config, hub_dir, hub_splits: what of it.
+        hub_config, hub_dir, hub_splits: what of it; without hub_splits, each split that it has.
         local: patterns below the user's `data_root`, for the same data as files.
         local_train, local_validation: which of them are these splits as published; the others are the test split.
             Where no training file is there, rows are split by what they hold.
@@ -81,6 +81,7 @@ class Source:
     files: tuple[Path, ...]
     digest: str
     left_out: tuple[Path, ...] = ()  # other files of a user's folder
+    is_one_file: bool = False  # a user's file that was named itself, and not its folder
 
     def file_splits(self) -> dict[Path, str | None]:
         """The split that each file is: of a card as published, else as its name says; None: rows are split by content.
@@ -90,6 +91,8 @@ class Source:
         """
         if self.is_local_path:
             assert self.root is not None
+            if self.is_one_file:
+                return {file: split_of_file(file) for file in self.files}
             return dict(zip(self.files, splits_of_names(self.root, self.files), strict=True))
         if not any(self._matches(file, self.card.local_train) for file in self.files):
             return dict.fromkeys(self.files)
@@ -128,6 +131,11 @@ class Source:
         """The name of the GGUF file that holds the model, where there is no config.json."""
         names = [path.name for path in self.files]
         return next((name for name in names if name.endswith(".gguf") and "config.json" not in names), None)
+
+    @property
+    def is_without_card(self) -> bool:
+        """True for a set of the Hub that no card describes: its splits are as the Hub names them."""
+        return self.card.hub is not None and not self.card.hub_splits
 
     @property
     def is_local_path(self) -> bool:
@@ -201,13 +209,13 @@ def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
         if card.generator:
             return Source(card, None, (), _generator_digest(card.generator))
         if data_root is not None:
-            return _local(card, source, Path(data_root).expanduser(), store)
+            return _local(card, source, expanded(data_root), store)
         _require_pinned(card.hub, source)
         return Source(card, None, (), digest_of([card.hub, card.hub_config, card.hub_dir, _reading(card)]))
     if scheme == "hf" and rest:
         return _on_hub(rest, source)
     if scheme == "path" and rest:
-        return _users(source, Path(rest).expanduser(), store)
+        return _users(source, expanded(rest), store)
     is_card = any((folder / f"{source}.md").is_file() for folder in cards_folders()) and "/" not in source
     meant = f"; did you mean card:{source}?" if is_card else hint(source)
     raise ConfigError(f"source {source!r}: expected card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT{meant}")
@@ -247,13 +255,13 @@ def resolve_base(source: str, given: str, store: Path | None) -> Source | None:
         ConfigError: the adapter is of a kind that is not read here, or its base is not found.
     """
     scheme, _, rest = source.partition(":")
-    folder = Path(rest).expanduser()
+    folder = expanded(rest)
     if scheme == "path" and not _is_adapter(folder):
         if given:
             raise ConfigError(f"base={given}: {source} holds no adapter ({ADAPTER}), so it has no base; leave base out")
         return None
     named, revision = _recorded_base(source, folder) if scheme == "path" else ("", "")
-    places = [Path(named).expanduser(), folder / named] if named else []
+    places = [expanded(named), folder / named] if named else []
     if _ARTIFACT.fullmatch(named):
         objects = [*folder.absolute().parents[1:3], *([store / "objects"] if store else [])]
         places += [place / named for place in objects]
@@ -270,7 +278,7 @@ def resolve_base(source: str, given: str, store: Path | None) -> Source | None:
         )
     else:
         return None
-    if base.startswith("path:") and _is_adapter(Path(base.removeprefix("path:")).expanduser()):
+    if base.startswith("path:") and _is_adapter(expanded(base.removeprefix("path:"))):
         raise ConfigError(f"base={base}: it is an adapter itself; give the whole model that both are on")
     return resolve_model(base, store)
 
@@ -315,7 +323,7 @@ def resolve_tokenizer(source: str, store: Path | None) -> Source:
 def model_kind(source: str) -> str | None:
     """The kind of artifact that a model's source becomes; None where that is not known without opening the network."""
     scheme, _, rest = source.partition(":")
-    folder = Path(rest).expanduser()
+    folder = expanded(rest)
     if scheme == "path" and (folder / "params_shapes.json").is_file():
         return "model"
     config = folder / "config.json"
@@ -345,7 +353,7 @@ def _resolve_folder(
     scheme, _, rest = source.partition(":")
     if scheme == "hf" and rest:
         return _on_hub(rest, source)
-    folder = Path(rest).expanduser()
+    folder = expanded(rest)
     known = scheme == "path" and rest and folder.is_dir()
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in without) if known else []
     if scheme == "path" and folder.suffix == ".gguf" and folder.is_file():
@@ -374,7 +382,7 @@ def _require_pinned(hub: str | None, source: str) -> None:
 
 def _on_hub(rest: str, source: str) -> Source:
     _require_pinned(rest, source)
-    return Source(DataCard(name=source_name(source), hub=rest), None, (), digest_of(rest))
+    return Source(DataCard(name=source_name(source), hub=rest, hub_splits=()), None, (), digest_of(rest))
 
 
 def _local(card: DataCard, source: str, root: Path, store: Path | None) -> Source:
@@ -406,12 +414,14 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
         raise ConfigError(
             f"{source}: expected a file ending in {', '.join(SUFFIXES)} (or that and {', '.join(PACKED)})"
         )
-    # A folder that is called `test` is a name that counts: what is in it must not become training rows.
-    root = path if path.is_dir() and not is_split_word(path.name) else path.parent
+    root = path if path.is_dir() else path.parent
     names = [p.relative_to(root).as_posix() for p in files]
     digests = file_digests(files, store)
     card = DataCard(name=source_name(source), licence="yours")
-    return Source(card, root, tuple(files), digest_of([*zip(names, digests, strict=True)]), tuple(left_out))
+    # The name of a folder may make its rows another split, so it decides what comes out, as the files' names do.
+    named = [root.name] if says_split(root.name) else []
+    digest = digest_of([*named, *zip(names, digests, strict=True)])
+    return Source(card, root, tuple(files), digest, tuple(left_out), is_one_file=not path.is_dir())
 
 
 def _files_below(source: str, folder: Path) -> list[Path]:

@@ -21,14 +21,17 @@ import lzma
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 from xml.etree import ElementTree
 
+from align.data.columns import plain_name
+from align.data.formats import SPELLINGS
 from align.data.records import Malformed, read_parquet
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".txt", ".md")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".txt", ".md")
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # may follow those that are text
 TEXTS = (".txt", ".md")  # beside tables these are read-mes
 
@@ -97,7 +100,7 @@ def read_file(
 
 
 def _text_rows(text: _Text, suffix: str, say: Say, columns_of: ColumnsOf) -> Iterator[RawRow]:
-    if suffix == ".jsonl":
+    if suffix in (".jsonl", ".ndjson"):
         yield from _json_lines(text, say)
     elif suffix == ".json":
         yield from _json(text, say)
@@ -224,26 +227,30 @@ def _csv_records(text: _Text, say: Say) -> Iterator[_Record]:
 def _mark(text: _Text) -> tuple[str, int]:
     """What separates the cells of a CSV file, and how many lines before the header say so.
 
-    It is the first of , ; tab | that splits the header, and splits the rows after it into as many cells; where none
-    does both, the first that splits the header.
+    Of , ; tab | it is one that splits the header, and the rows after it into as many cells, with quotes around whole
+    cells only. Of several, or where none does that, it is the one that gives the most names that are known; else the
+    first.
     """
     with text.open(keep_line_ends=True) as file:
         sample = file.read(2**16)
         cut = bool(file.read(1))
     if said := _SEPARATOR_LINE.match(sample):
         return said[1], 1
-    csv.field_size_limit(sys.maxsize)
-    splits_header = []
+    best = ","
+    best_fit: tuple[bool, int, bool] | None = None
     for mark in _MARKS:
-        widths = [len(cells) for cells in csv.reader(io.StringIO(sample, newline=""), delimiter=mark) if cells]
+        records = list(_quoted_records(io.StringIO(sample, newline=""), mark))
         if cut:
-            widths = widths[:-1] or widths
-        if not widths or widths[0] == 1:
+            records = records[:-1] or records
+        if not records or isinstance(records[0].cells, Malformed) or len(records[0].cells) == 1:
             continue
-        if len(set(widths)) == 1:
-            return mark, 0
-        splits_header.append(mark)
-    return (splits_header or [","])[0], 0
+        num_known = sum(plain_name(name) in SPELLINGS for name in records[0].cells)
+        whole = [record.cells for record in records if not isinstance(record.cells, Malformed)]
+        is_equal, is_clean = len({len(cells) for cells in whole}) == 1, len(whole) == len(records)
+        fit = (is_equal and is_clean, num_known, is_equal)
+        if best_fit is None or fit > best_fit:
+            best, best_fit = mark, fit
+    return best, 0
 
 
 def _quoted_records(file: TextIO, mark: str, skipped: int = 0) -> Iterator[_Record]:
@@ -355,7 +362,7 @@ def _json_lines(text: _Text, say: Say) -> Iterator[RawRow]:
     if first.startswith("["):
         rows = None
         with text.open() as file, contextlib.suppress(ValueError, RecursionError):
-            rows = json.load(file)
+            rows = json.load(file, object_pairs_hook=_of_pairs)
         if rows is not None:
             say(f"{text.path}: holds one JSON list, not JSON lines; read as that")
             yield from _listed(text.path, rows)
@@ -374,7 +381,7 @@ def _json(text: _Text, say: Say) -> Iterator[RawRow]:
     with text.open() as file:
         content = file.read()
     try:
-        rows = json.loads(content)
+        rows = json.loads(content, object_pairs_hook=_of_pairs)
     except (ValueError, RecursionError) as error:
         lines = content.split("\n")
         several = [line for line in lines[:1000] if line.strip()]
@@ -413,9 +420,18 @@ def _listed(path: Path, rows: list[Any]) -> Iterator[RawRow]:
             yield RawRow(where, Malformed("row", "expected an object"))
 
 
+def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; `ValueError` where a key is there twice, for one of its values would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} is there twice in one object; rename or remove one")
+    return row
+
+
 def _object(line: str) -> dict[str, Any] | Malformed:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_of_pairs)
     except (ValueError, RecursionError) as error:
         return Malformed("row", f"expected JSON ({error})")
     return row if isinstance(row, dict) else Malformed("row", f"expected an object, got {type(row).__name__}")

@@ -9,25 +9,35 @@ from pathlib import PurePath
 from align.errors import ConfigError
 
 _WORDS = {
-    **dict.fromkeys(("train", "training", "trainset"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "devel", "development", "devset", "validset"), "validation"),
-    **dict.fromkeys(("test", "testing", "testset", "heldout"), "test"),
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "devel", "development"), "validation"),
+    **dict.fromkeys(("test", "tests", "testing", "heldout", "holdout", "holdouts"), "test"),
 }
 # Many sets have one of these in their own name, as `alpaca_eval_test`: it counts only where no other word does.
-_WEAK_WORDS = dict.fromkeys(("eval", "evaluation"), "validation")
+_WEAK_WORDS = dict.fromkeys(("eval", "evals", "evaluation"), "validation")
+_SPLITS = {**_WEAK_WORDS, **_WORDS}
+_ENDS = re.compile(r"(.+?)(?:sets?|data)")  # `testset` and `traindata` are what `test` and `train` are
+_ADDED = ("set", "sets", "data", "split")  # beside a word for a split they say nothing more
+_PIECES = ("train", "test", "eval", "valid", "heldout", "holdout")  # a word that begins or ends so may mean a split
+_USUAL_WORDS = frozenset(
+    "latest greatest fastest shortest lightest smartest brightest tightest sweetest neatest contest contests protest "
+    "protests attest detest testimony testimonies testimonial testimonials testament trainer trainers tester testers "
+    "retrieval medieval strain terrain restrain constrain quatrain invalid".split()
+)
 
 
 def split_of_name(path: PurePath) -> str | None:
     """The split that a file's path below its source names; None if it names none.
 
     A word of the file's own name decides, in capitals or not: `Test.jsonl`, `train_sft-00000-of-00001.parquet`,
-    `my_data.test.jsonl`. Only where it has none do its folders, the nearest first: `train/part-0.parquet`.
+    `my_data.test.jsonl`, `myTest.jsonl`, `testdata.jsonl`. Only where it has none do its folders, the nearest first:
+    `train/part-0.parquet`.
 
     Raises:
         ConfigError: a name has words for two splits.
     """
     for name in (path.name, *(folder.name for folder in path.parents)):
-        splits = _words(name)
+        splits = _splits_in(name)
         if len(splits) > 1:
             raise ConfigError(
                 f"{path}: its name has words for two splits, {' and '.join(sorted(splits))}; rename it after one"
@@ -39,6 +49,8 @@ def split_of_name(path: PurePath) -> str | None:
 
 def splits_of_names(root: PurePath, paths: Sequence[PurePath]) -> list[str | None]:
     """The split of each of a source's files: each of them names one, or none does.
+
+    Where none does, the name of the source's folder counts for all.
 
     Args:
         root: the folder that they are below.
@@ -54,16 +66,72 @@ def splits_of_names(root: PurePath, paths: Sequence[PurePath]) -> list[str | Non
             f"{root}: {odd} is named as no split, and other files are; rename it to train, validation (dev, val, "
             f"valid, eval) or test (held_out), or take it away"
         )
+    if not any(splits):
+        return [split_of_name(PurePath(root.name))] * len(paths)
     return splits
 
 
-def is_split_word(name: str) -> bool:
-    """True for a name that is a word for a split and nothing else, as a folder `test` has."""
-    return name.lower() in _WORDS
+def split_of_file(path: PurePath) -> str | None:
+    """The split of a single file: by its own name, else by that of its folder where it says a split and nothing else.
+
+    A folder named `test`, `held_out` or `dev_set` says it; `test_of_prompts` may be where somebody tries things.
+
+    Raises:
+        ConfigError: its name has words for two splits.
+    """
+    own = split_of_name(PurePath(path.name))
+    if own is not None:
+        return own
+    words = _words(path.parent.name)
+    if all(_bare(word) in _SPLITS or word in _ADDED for word in words):
+        return split_of_name(PurePath(path.parent.name))
+    return None
 
 
-def _words(name: str) -> set[str]:
+def doubtful_word(path: PurePath) -> str | None:
+    """A word of a path that counts as no split, in which a reader may see one all the same; None: it has none.
+
+    It is a word as `mytest`, or a word for a split in the name of a folder that does not count. Everyday words such as
+    `latest` are none.
+    """
+    for name in (path.name, *(folder.name for folder in path.parents)):
+        for word in _words(name):
+            is_like = word.startswith(_PIECES) or word.endswith(_PIECES) or _bare(word) in _SPLITS
+            if is_like and word not in _USUAL_WORDS:
+                return word
+    return None
+
+
+def says_split(name: str) -> bool:
+    """True for the name of a file or a folder that has a word for a split."""
+    return bool(_splits_in(name))
+
+
+def _splits_in(name: str) -> set[str]:
     """The splits that the words of a name stand for."""
-    words = re.findall("[a-z]+", re.sub("held[-_ ]out", "heldout", name.lower()))
+    words = [_bare(word) for word in _words(name)]
     strong = {_WORDS[word] for word in words if word in _WORDS}
-    return strong or {_WEAK_WORDS[word] for word in words if word in _WEAK_WORDS}
+    weak = {_WEAK_WORDS[word] for word in words if word in _WEAK_WORDS}
+    # `alpaca_eval_train` is the training split of a set; `train_eval` and `eval_train` may be either split.
+    at_an_end = bool(words) and (words[0] in _WEAK_WORDS or _without_added(words)[-1] in _WEAK_WORDS)
+    if strong == {"train"} and at_an_end:
+        return strong | weak
+    return strong or weak
+
+
+def _without_added(words: list[str]) -> list[str]:
+    kept = [word for word in words if word not in _ADDED]
+    return kept or words
+
+
+def _words(name: str) -> list[str]:
+    """The words of a file's or a folder's name, without its suffixes: in small letters, cut at capitals too."""
+    stem = re.sub(r"(?i)(\.(jsonl?|ndjson|csv|tsv|parquet|arrow|xml|txt|md|gz|bz2|xz|zst))+$", "", name)
+    words = [word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", stem)]
+    return re.sub("(held|hold) out", r"\1out", " ".join(words)).split()
+
+
+def _bare(word: str) -> str:
+    """A word for a split without `set` or `data` behind it; another word as it is."""
+    ended = _ENDS.fullmatch(word)
+    return ended[1] if ended and ended[1] in _SPLITS else word

@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple, TypeVar
 
 from align.configs import Data
@@ -39,12 +39,14 @@ from align.data.records import (
 )
 from align.data.row_reader import Read, RowReader
 from align.data.sorting import RowSorter
+from align.data.split_names import doubtful_word, split_of_name
 from align.errors import ConfigError, StoreError
 from align.job import Inputs, Job, Metrics
 
 _SHOWN_ERRORS = 20
 _SHOWN_FILES = 3
 _TOLD_EVERY = 1000  # rows
+_READ_ON = 100_000  # rows in which `first_rows` looks for the others that make a record
 _IN_MEMORY = 2**27  # bytes of rows; what is more goes through a file
 _SHARED = "also in a held-out split"
 
@@ -64,6 +66,8 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
         if source.card.generator:
             if cfg.validation_share is not None:
                 raise ConfigError(f"validation_share: {cfg.source} generates its splits, so leave it out")
+            if cfg.split is not None:
+                raise ConfigError(f"split: {cfg.source} generates its splits, so leave it out")
             rows = smallworld.rows(cfg.record, cfg.splits, _limits(cfg), cfg.options)
             info = smallworld.info(cfg.options)
         else:
@@ -88,7 +92,7 @@ def check_rows(cfg: Data, data_root: str | None) -> None:
     source = resolve(cfg.source, data_root, None)
     _refuse_columns_of_generated(cfg, source)
     if not source.card.generator:
-        for _ in _records(_raw_rows(source, cfg.record), cfg, source, _reader(cfg, source, None)):
+        for _ in _records(_raw_rows(source, cfg), cfg, source, _reader(cfg, source, None)):
             pass  # nothing is kept; what is wrong with some is raised behind the last
 
 
@@ -108,37 +112,78 @@ class Look(NamedTuple):
         where: `file.jsonl:17`.
         raw: as the file has it; None of a row that is generated, or cannot be read.
         made: (split, row) of each row that it gives.
-        problem: why it gives none; "" where it does.
+        problem: what is wrong with it; "" where nothing is.
+        note: why it gives no record although nothing is wrong with it; "" where it gives one.
     """
 
     where: str
     raw: Row | None
     made: list[tuple[str, Row]]
     problem: str = ""
+    note: str = ""
 
 
-def first_rows(cfg: Data, data_root: str | None, count: int) -> Iterator[Look]:
-    """The first `count` rows of a source, as they came and as the wanted record; nothing is stored."""
+def first_rows(cfg: Data, data_root: str | None, count: int, say: Callable[[str], None]) -> Iterator[Look]:
+    """The first `count` rows of a source, as they came and as the wanted record; nothing is stored.
+
+    Where some of them make a record only together with others, the first `count` of such records follow.
+
+    Args:
+        cfg: of the data step.
+        data_root: folder with the files that cards name.
+        count: rows.
+        say: called with each line that the stage would print of the files and of their columns.
+
+    Raises:
+        ConfigError: there is no row, or `columns` names a column that no row has.
+    """
     source = resolve(cfg.source, data_root, None)
     if source.card.generator:
         generated = smallworld.rows(cfg.record, ["train"], {**_limits(cfg), "train": count}, cfg.options)
         yield from (Look(f"{cfg.source}[{i}]", None, [("train", row)]) for i, row in enumerate(generated["train"]))
         return
-    for given, raw in itertools.islice(_raw_rows(source, cfg.record), count):
-        reader = _reader(cfg, source, None)
-        made: list[tuple[str, Row]] = []
-        problem = ""
-        try:
-            for split, whole, row in reader.read(raw, given):
-                made += [(split or _split(cfg, source.card, whole), piece) for piece in _fitting(row, cfg)]
-        except Dropped as reason:
-            reader.dropped[str(reason)] += 1
-        except Malformed as error:
-            problem = str(error)
-        if not made and not problem:
-            waits = "it makes a row together with the others of its prompt"
-            problem = f"dropped: {_counted(reader.dropped)}" if reader.dropped else waits
-        yield Look(raw.where, None if isinstance(raw.row, Malformed) else raw.row, made, problem)
+    reader = _reader(cfg, source, None)
+    raw_rows = _raw_rows(source, cfg, say)
+    num_read, num_waiting = 0, 0
+    for given, raw in itertools.islice(raw_rows, count):
+        num_read += 1
+        look = _look(cfg, source, reader, raw.where, reader.read(raw, given))
+        if not (look.made or look.problem or look.note):
+            num_waiting += 1
+            look = look._replace(note="it makes a record together with other rows, shown below")
+        yield look._replace(raw=None if isinstance(raw.row, Malformed) else raw.row)
+    if num_read == 0:
+        raise ConfigError(f"source {cfg.source!r}: it has no rows")
+    if num_waiting:
+        for given, raw in itertools.islice(raw_rows, _READ_ON):
+            num_read += 1
+            _look(cfg, source, reader, raw.where, reader.read(raw, given))
+        say(f"joined: of the first {num_read:,} rows")
+        for where, found in itertools.islice(reader.joined(), count):
+            yield _look(cfg, source, reader, where, found)
+    for line in reader.lines():
+        say(line)
+    try:
+        reader.check_columns()
+    except ConfigError as error:
+        raise ConfigError(f"{error} (of the {num_read:,} that were read)") from None
+
+
+def _look(cfg: Data, source: Source, reader: RowReader, where: str, found: Iterator[Read]) -> Look:
+    """What a row, or rows that belong together, give."""
+    before = reader.dropped.copy()
+    made: list[tuple[str, Row]] = []
+    problem = ""
+    try:
+        for split, whole, row in found:
+            made += [(split or _split(cfg, source.card, whole), piece) for piece in _fitting(row, cfg)]
+    except Dropped as reason:
+        reader.dropped[str(reason)] += 1
+    except Malformed as error:
+        problem = str(error)
+    dropped = reader.dropped - before
+    note = f"dropped: {_counted(dropped)}" if dropped and not made and not problem else ""
+    return Look(where, None, made, problem, note)
 
 
 def _limits(cfg: Data) -> dict[str, int | None]:
@@ -190,9 +235,9 @@ class _Rows:
 def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowReader) -> dict[str, _Rows]:
     """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
     count, any_given, dropped = 0, False, reader.dropped
-    raw_rows = _raw_rows(source, cfg.record, job.info)
+    raw_rows = _raw_rows(source, cfg, job.info)
     with job.progress(None, "rows read") as advance:
-        for given, whole, made in _records(_watched(raw_rows, advance), cfg, source, reader):
+        for given, whole, made in _records(_watched(raw_rows, advance), cfg, source, reader, job.info):
             if given is not None and cfg.validation_share is not None:
                 raise ConfigError(f"validation_share: the files of {cfg.source} say their splits, so leave it out")
             split = given or _split(cfg, source.card, whole)
@@ -259,14 +304,20 @@ def _watched(rows: Iterable[_T], advance: Callable[[int], None]) -> Iterator[_T]
 
 
 def _records(
-    raw_rows: Iterable[tuple[str | None, RawRow]], cfg: Data, source: Source, reader: RowReader
+    raw_rows: Iterable[tuple[str | None, RawRow]],
+    cfg: Data,
+    source: Source,
+    reader: RowReader,
+    say: Callable[[str], None] = lambda note: None,
 ) -> Iterator[tuple[str | None, Row, list[Row]]]:
     """The split that a row's file is, the row that its split depends on otherwise, and the rows of the wanted record.
 
     The second is the row as it was found, so that a labelled one is in one split whatever is made of it, and the pieces
-    of a document are, too. A malformed row of the user's own file is an error; of a published set, a count.
+    of a document are, too. A malformed row of the user's own file is an error; of a published set, a count, and an
+    error where no row is left. Of a set that has no card, the first of each kind is reported.
     """
     problems = _Problems()
+    any_made = False
 
     def attempts() -> Iterator[tuple[str, Iterator[Read]]]:
         yield from ((raw.where, reader.read(raw, split)) for split, raw in raw_rows)
@@ -276,7 +327,9 @@ def _records(
         try:
             for split, whole, made in found:
                 try:
-                    yield split, whole, list(_fitting(made, cfg))
+                    fitting = list(_fitting(made, cfg))
+                    any_made = any_made or bool(fitting)
+                    yield split, whole, fitting
                 except Dropped as reason:
                     reader.dropped[str(reason)] += 1
         except Dropped as reason:
@@ -284,8 +337,11 @@ def _records(
         except Malformed as problem:
             reader.dropped["malformed"] += 1
             problems.add(where, str(problem))
-    if problems.count and source.is_local_path:
+    if problems.count and (source.is_local_path or not any_made):
         raise ConfigError(problems.told())
+    if problems.count and source.is_without_card:
+        for line in problems.lines():
+            say(f"left out: {line}")
     reader.check_columns()
 
 
@@ -307,6 +363,10 @@ class _Problems:
             self._rows[kind] += 1
 
     def told(self) -> str:
+        """All that is wrong, as one error."""
+        return "\nerror: ".join(self.lines())
+
+    def lines(self) -> list[str]:
         """One line a kind."""
         lines = []
         for kind, first in self._first.items():
@@ -314,7 +374,9 @@ class _Problems:
             rows = "row" if others == 1 else "rows"
             lines.append(first + (f" (and {others:,} more {rows} like it)" if others else ""))
         rest = self.count - sum(self._rows.values())
-        return "\nerror: ".join(lines) + (f" (and {rest:,} rows with other problems)" if rest else "")
+        if rest:
+            lines[-1] += f" (and {rest:,} rows with other problems)"
+        return lines
 
 
 def _split(cfg: Data, card: DataCard, row: Row) -> str:
@@ -331,39 +393,105 @@ def _split(cfg: Data, card: DataCard, row: Row) -> str:
 
 
 def _raw_rows(
-    source: Source, record: str, say: Callable[[str], None] = lambda note: None
+    source: Source, cfg: Data, say: Callable[[str], None] = lambda note: None
 ) -> Iterator[tuple[str | None, RawRow]]:
     """Yield rows, each with the split that its file is, where that is known; what is unusual is reported."""
     if not source.files:
-        from align.data.hub import read_hub
-
-        yield from ((None, raw) for raw in read_hub(source.card))
+        yield from _rows_of_hub(source, cfg, say)
         return
-    splits = _file_splits(source, record)
-    for note in _what_is_read(source, splits):
+    splits = _file_splits(source, cfg)
+    for note in _what_is_read(source, splits, cfg):
         say(note)
-    labelled = record == "labelled" or FORMATS.get(source.card.format or "", ("",))[0] == "labelled"
+    labelled = cfg.record == "labelled" or FORMATS.get(source.card.format or "", ("",))[0] == "labelled"
+    # A first row such as `Some question?,1` is a row of GLUE's only where GLUE's columns are what is read.
+    unnamed = {"columns_of": columns_without_header} if labelled else {}
     for path, split in splits.items():
-        for raw in read_file(path, say, text_tables=labelled, columns_of=columns_without_header):
+        for raw in read_file(path, say, text_tables=labelled, **unnamed):
             yield split, raw
 
 
-def _file_splits(source: Source, record: str) -> dict[Path, str | None]:
-    """The split of each file. Items are there to be scored: a user's validation files are test where no file is."""
+def _rows_of_hub(source: Source, cfg: Data, say: Callable[[str], None]) -> Iterator[tuple[str | None, RawRow]]:
+    """Rows of the Hub. Of a set without a card, its splits are as they are named.
+
+    One split alone, called `train`, is how the Hub names rows that are not split: they are split by what they hold.
+    """
+    from align.data.hub import load_splits, read_split
+
+    loaded = load_splits(source.card)
+    splits: dict[str, str | None] = dict.fromkeys(loaded)
+    if source.is_without_card and [*splits] != ["train"]:
+        splits = {name: split_of_name(PurePath(name)) for name in loaded}
+    named = {split for split in splits.values() if split is not None}
+    if named and (unread := [name for name, split in splits.items() if split is None]):
+        say(f"not read: {', '.join(unread)}: named as no split, and others are")
+    for known in SPLITS:
+        if names := [name for name, its in splits.items() if its == known]:
+            say(f"{known}: {', '.join(names)}")
+    if cfg.split is not None and len(named) > 1:
+        if cfg.split not in named:
+            raise ConfigError(
+                f"split={cfg.split}: {cfg.source} has the splits {', '.join(loaded)}; download the one that you mean, "
+                f"and give its files as path:FILE_OR_FOLDER"
+            )
+        say(f"split={cfg.split}: the rows of that split alone")
+        named = {cfg.split}
+    for name, split in splits.items():
+        if split in named or not named:
+            its = None if cfg.split is not None else split
+            yield from ((its, raw) for raw in read_split(source.card, name, loaded[name]))
+
+
+def _file_splits(source: Source, cfg: Data) -> dict[Path, str | None]:
+    """The split of each file; None: of its rows each has its own.
+
+    `split=` wins over the name of a file, and over the names of several that are all one split. Items are there to be
+    scored: a user's validation files are test where no file is.
+
+    Raises:
+        ConfigError: the names are not clear, or say several splits although `split` is given.
+    """
+    if cfg.split is not None and len(source.files) == 1:
+        return dict.fromkeys(source.files)
     splits = source.file_splits()
-    if record == "items" and source.is_local_path and "test" not in splits.values():
+    named = [split for split in SPLITS if split in splits.values()]
+    if cfg.split is not None and len(named) > 1:
+        raise ConfigError(
+            f"split={cfg.split}: the files of {cfg.source} say their splits ({', '.join(named)}); leave split out, or "
+            f"give one of the files"
+        )
+    if cfg.split is not None:
+        return dict.fromkeys(source.files)
+    if cfg.record == "items" and source.is_local_path and "test" not in splits.values():
         splits = {path: "test" if split == "validation" else split for path, split in splits.items()}
     return splits
 
 
-def _what_is_read(source: Source, splits: dict[Path, str | None]) -> Iterator[str]:
-    """A line for each split that files are by their names, and one of the files that hold no rows."""
+def _what_is_read(source: Source, splits: dict[Path, str | None], cfg: Data) -> Iterator[str]:
+    """A line for each split that files are by their names, one of the files that hold no rows, and one of a name that
+    says no split but looks as if it did.
+    """
     for split in SPLITS:
         files = [path for path, its in splits.items() if its == split]
         if files:
-            yield f"{split}: {_listed(files, source.root)}"
+            yield f"{split}: {_listed(files, source.root)}{_by_folder(source, files)}"
+    if source.is_local_path and source.root is not None and cfg.split is None and cfg.record != "items":
+        for path in [path for path, split in splits.items() if split is None][:_SHOWN_FILES]:
+            named = PurePath(source.root.name) / path.relative_to(source.root)
+            if (word := doubtful_word(named)) is not None:
+                yield (
+                    f"{named}: {word!r} in its name is read as no split; where its rows are all one split, give "
+                    f"split=train, split=validation or split=test"
+                )
     if source.left_out:
         yield f"not read: {_listed(source.left_out, source.root)}"
+
+
+def _by_folder(source: Source, files: Sequence[Path]) -> str:
+    """Why files are a split, where their own names do not say it."""
+    root = source.root
+    if not source.is_local_path or root is None or split_of_name(files[0].relative_to(root)) is not None:
+        return ""
+    return f" (their folder is named {root.name})"
 
 
 def _listed(paths: Sequence[Path], root: Path | None) -> str:

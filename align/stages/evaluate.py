@@ -85,7 +85,8 @@ def _held_out(artifact: Artifact, slot: str, job: Job) -> list[Row]:
     others = [split for split in SPLITS if (artifact.path / f"{split}.parquet").is_file()]
     raise ConfigError(
         f"inputs.{slot}: evaluate reads the test split, and {read_info(artifact.path)['source']} has only rows of "
-        f"{', '.join(others)}; align data split=test makes all rows of a file test"
+        f"{', '.join(others)}; give one of its files as inputs.{slot}=path:FILE, or store it by align data split=test: "
+        f"both make all rows of a file test"
     )
 
 

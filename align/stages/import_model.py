@@ -12,8 +12,6 @@ where plain Transformers reads it.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.configs import ImportModel
@@ -26,6 +24,7 @@ from align.models.heads import ScalarModel
 from align.models.load import drift_of_storing, save_model
 from align.models.published import open_adapted, open_model
 from align.models.vocabulary import draw_rows
+from align.references import expanded
 from align.seeds import derive_seed
 from align.text.chat import check_chat, keep_stops, read_whole_dialogues
 from align.text.encoding import chat_template_of
@@ -123,4 +122,4 @@ def _template(named: str) -> str:
     """keep, align, or the text of a template file."""
     if named in (KEEP, ALIGN):
         return named
-    return Path(named.removeprefix("path:")).expanduser().read_text(encoding="utf-8")
+    return expanded(named.removeprefix("path:")).read_text(encoding="utf-8")

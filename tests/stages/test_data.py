@@ -19,7 +19,7 @@ from align.__main__ import main
 from align.artifacts import ArtifactStore
 from align.configs import Data, RunConfig
 from align.data.records import read_rows
-from align.errors import Preempted
+from align.errors import ConfigError, Preempted
 from align.job import Inputs, Job
 from align.stages import data as stage
 from align.stop import Stop
@@ -284,13 +284,85 @@ def test_all_rows_of_a_file_can_be_one_split(tmp_path, split):
     assert len(made_of(tmp_path, source=f"path:{tmp_path}/a.jsonl", split=split)[split]) == 60
 
 
-def test_files_that_say_their_split_keep_it(tmp_path):
+@pytest.mark.parametrize("name", ["eval.jsonl", "train_test.jsonl", "my_test/a.jsonl"])
+def test_a_split_that_is_given_wins_over_the_names_of_one_file(tmp_path, name):
+    (tmp_path / "my_test").mkdir()
+    (tmp_path / name).write_text(lines(*prompts(9)))
+    made = made_of(tmp_path, source=f"path:{tmp_path}/{name}", split="train")
+    assert {split: len(rows) for split, rows in made.items()} == {"train": 9}
+
+
+def test_files_that_say_several_splits_keep_them(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/train.jsonl").write_text(lines(*prompts(20)))
     (tmp_path / "mine/test.jsonl").write_text(lines(*prompts(10, start=50)))
-    plain, given = (made_of(tmp_path, source=f"path:{tmp_path}/mine", **knobs) for knobs in ({}, {"split": "test"}))
-    assert plain == given
-    assert {split: len(rows) for split, rows in given.items()} == {"train": 20, "test": 10}
+    made = made_of(tmp_path, source=f"path:{tmp_path}/mine")
+    assert {split: len(rows) for split, rows in made.items()} == {"train": 20, "test": 10}
+    with pytest.raises(ConfigError, match=r"^split=test: the files of path:.* say their splits \(train, test\); leave"):
+        made_of(tmp_path, source=f"path:{tmp_path}/mine", split="test")
+
+
+@pytest.mark.parametrize("name", ["held_out", "eval", "my_test", "test_sft"])
+def test_rows_of_a_folder_that_is_named_held_out_do_not_train(here, capsys, name):
+    (here / name).mkdir()
+    (here / name / "part-0.jsonl").write_text(lines(*prompts(40)))
+    assert data(f"source=path:{name}", "record=prompts") == 0
+    assert "train" not in splits(here)
+    assert f"part-0.jsonl (their folder is named {name})" in capsys.readouterr().err
+
+
+def test_a_name_that_may_say_a_split_is_reported(here, capsys):
+    (here / "mytest.jsonl").write_text(lines(*prompts(40)))
+    assert data("source=path:mytest.jsonl", "record=prompts") == 0
+    assert "mytest.jsonl: 'mytest' in its name is read as no split; where its rows are" in capsys.readouterr().err
+
+
+def test_a_first_row_with_a_number_behind_it_is_no_header_of_glue(here, capsys):
+    (here / "a.csv").write_text("prompt,1\nWhat?,2\n")
+    assert data("source=path:a.csv", "record=prompts") == 0
+    assert "no line of column names" not in capsys.readouterr().err
+    assert [row["prompt"][0]["content"] for rows in splits(here).values() for row in rows] == ["What?"]
+
+
+# -- a set of the Hub that has no card -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder that stands for a repository: the loader of the Hub's sets opens it alike."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    return tmp_path / "own"
+
+
+HUB = "hf:./own@" + "a" * 40
+
+
+@pytest.mark.parametrize("split", [None, "test"])
+def test_a_set_of_the_hub_has_the_splits_that_its_names_say(hub, split, capsys):
+    for number, name in enumerate(("train", "validation", "test")):
+        (hub / f"{name}.jsonl").write_text(lines(*prompts(3 + number, start=10 * number)))
+    made = made_of(hub.parent, source=HUB, split=split)
+    wanted = {"train": 3, "validation": 4, "test": 5} if split is None else {"test": 5}
+    assert {split: len(rows) for split, rows in made.items()} == wanted
+
+
+def test_a_set_of_the_hub_with_train_alone_is_split_by_content(hub):
+    (hub / "train.jsonl").write_text(lines(*prompts(400)))
+    made = made_of(hub.parent, source=HUB)
+    assert made.keys() == {"train", "validation", "test"}
+    assert sum(map(len, made.values())) == 400
+
+
+def test_what_is_wrong_with_rows_of_the_hub_is_said(hub, capsys):
+    (hub / "train.jsonl").write_text(lines(*[{"zzz": f"a{i}"} for i in range(5)]))
+    with pytest.raises(ConfigError, match=r"train\[0\]: .*columns.*zzz.*\(and 4 more rows like it\)"):
+        made_of(hub.parent, source=HUB)
+    (hub / "train.jsonl").write_text(lines({"prompt": "a"}, {"prompt": None}))
+    made = made_of(hub.parent, source=HUB)
+    assert sum(map(len, made.values())) == 1
+    assert re.search(r"left out: hf:\./own/train\[1\]: prompt", capsys.readouterr().err)
 
 
 def test_a_larger_share_holds_out_more_of_the_same_rows(tmp_path):
@@ -316,6 +388,7 @@ def test_a_larger_share_holds_out_more_of_the_same_rows(tmp_path):
         (["split=dev"], "split: expected train, validation or test, or null, got 'dev'"),
         (["validation_share=0.1", "source=path:named"], "say their splits, so leave it out"),
         (["validation_share=0.1", "source=card:smallworld"], "generates its splits, so leave it out"),
+        (["split=test", "source=card:smallworld"], "split: card:smallworld generates its splits, so leave it out"),
     ],
 )
 def test_a_split_that_makes_no_sense_is_refused(here, capsys, knobs, told):

@@ -201,7 +201,14 @@ def test_what_a_folder_holds_besides_rows_is_left_out_and_known(folder):
 
 
 @pytest.mark.parametrize(
-    ("source", "split"), [("mine/test", "test"), ("mine/Dev", "validation"), ("mine/my_test", None), ("mine", "test")]
+    ("source", "split"),
+    [
+        ("mine/test", "test"),
+        ("mine/Dev", "validation"),
+        ("mine/my_test", "test"),
+        ("mine/latest", None),
+        ("mine", "test"),
+    ],
 )
 def test_a_folder_that_is_called_after_a_split_is_that_split(folder, source, split):
     path = folder / source / ("test/a.jsonl" if source == "mine" else "a.jsonl")

@@ -95,9 +95,9 @@ def test_a_bad_line_is_malformed_and_the_others_are_read(tmp_path, line, message
 
 
 def test_what_json_allows_in_python_comes_as_it_is(tmp_path):
-    content = '{"a": "\\u0000", "b": "\\ud800", "c": NaN, "d": 1, "d": 2}'
+    content = '{"a": "\\u0000", "b": "\\ud800", "c": NaN}'
     ((_, row),) = rows_of(tmp_path, "a.jsonl", content)
-    assert (row["a"], row["b"], row["d"]) == ("\x00", "\ud800", 2)
+    assert (row["a"], row["b"]) == ("\x00", "\ud800")
     assert row["c"] != row["c"]
 
 
@@ -287,6 +287,38 @@ def test_the_mark_between_the_cells_of_a_csv_file_is_found_out_and_reported(tmp_
     assert found == [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     words = {",": None, ";": "semicolons", "\t": "tabs", "|": "vertical bars"}[mark]
     assert said == ([f"{tmp_path}/a.csv: its cells are separated by {words}"] if words else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ('"prompt";"completion, long"\n"a, b";"c, d"\n', {"prompt": "a, b", "completion, long": "c, d"}),
+        ("prompt;completion, final\na;b, c\n", {"prompt": "a", "completion, final": "b, c"}),
+        ("Prompt, Completion; final\na, b; c\n", {"Prompt": "a", "Completion; final": " b; c"}),
+        ('"my question, please";"its answer"\n"a";"b"\n', {"my question, please": "a", "its answer": "b"}),
+        ("prompt;completion\na, b;c, d\ne;f\n", {"prompt": "a, b", "completion": "c, d"}),
+        ("prompt,completion\na;b,c;d\n", {"prompt": "a;b", "completion": "c;d"}),
+        ("zz;yy,xx\na,b;c\nd;e\n", {"zz": "a,b", "yy,xx": "c"}),  # as many cells in every row
+        ("zz;yy,xx\na;b,c\n", {"zz;yy": "a;b", "xx": "c"}),  # nobody can tell: the first
+    ],
+)
+def test_names_quotes_and_widths_say_what_separates_cells(tmp_path, text, row):
+    assert rows_of(tmp_path, "a.csv", text)[0][1] == row
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.NDJSON", "a.json"])
+def test_a_key_that_is_there_twice_in_an_object_is_no_row(tmp_path, name):
+    lines = ['{"prompt": "a"}', '{"prompt": "b", "prompt": "c"}', '{"prompt": "d", "meta": [{"x": 1, "x": 1}]}']
+    text = "\n".join(lines) + "\n"
+    (_, first), (_, second), (_, third) = rows_of(tmp_path, name, text)
+    assert first == {"prompt": "a"}
+    assert "the key 'prompt' is there twice in one object" in str(second)
+    assert "the key 'x' is there twice in one object" in str(third)
+
+
+def test_a_list_with_a_key_twice_is_refused(tmp_path):
+    ((_, problem),) = rows_of(tmp_path, "a.json", '[{"prompt": "a"}, {"prompt": "b", "prompt": "c"}]')
+    assert "the key 'prompt' is there twice in one object" in str(problem)
 
 
 def test_a_first_line_of_excel_says_what_separates_cells(tmp_path):

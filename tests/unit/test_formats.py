@@ -6,7 +6,7 @@ import pytest
 
 from align.data.cards import DataCard
 from align.data.formats import FORMATS, infer_format
-from align.data.hub import read_hub
+from align.data.hub import load_splits, read_split
 from align.data.records import Dropped, Malformed
 
 
@@ -135,7 +135,8 @@ def test_lines_of_the_hub_make_the_articles_of_the_file(end, tmp_path):
     """Through the loader of the Hub's data sets, which opens a folder as well."""
     in_lines = "".join(json.dumps({"text": line + end}) + "\n" for line in ARTICLES.split("\n"))
     (tmp_path / "train.jsonl").write_text(in_lines)
-    rows = list(read_hub(DataCard(name="mine", hub=f"{tmp_path}@{'0' * 40}", format="wikitext")))
+    card = DataCard(name="mine", hub=f"{tmp_path}@{'0' * 40}", format="wikitext")
+    rows = list(read_split(card, "train", load_splits(card)["train"]))
     assert len(rows) == 3  # with what stands before the first title
     assert [row for raw in rows for row in read("wikitext", raw.row)] == read("wikitext", {"text": ARTICLES})
 

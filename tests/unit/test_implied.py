@@ -39,6 +39,28 @@ def test_all_of_a_source_is_evaluated(slot: str, source: str, split: str | None,
     assert (data.split, len(data.splits), note) == (split, splits, "")
 
 
+@pytest.mark.parametrize(
+    ("files", "source", "split"),
+    [
+        (["eval.jsonl"], "eval.jsonl", "test"),
+        (["train_prompts.jsonl"], "train_prompts.jsonl", "test"),
+        (["train_test.jsonl"], "train_test.jsonl", "test"),
+        (["dev/a.jsonl", "dev/b.jsonl"], "dev", "test"),
+        (["own/train.jsonl", "own/test.jsonl"], "own", None),  # its test split
+        (["own/train.jsonl", "own/test.jsonl"], "own/train.jsonl", "test"),
+    ],
+)
+def test_a_file_is_evaluated_whole_whatever_its_name(
+    files: list[str], source: str, split: str | None, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    ref = f"path:{tmp_path}/{source}"
+    data, _ = data_of(tmp_path, "prompts", Evaluate(inputs={"model": MODEL, "prompts": ref}))
+    assert data.split == split
+
+
 def test_what_a_model_learned_from_is_not_evaluated_again(tmp_path: Path) -> None:
     source = "path:mine.jsonl"
     sft = Sft(inputs={"model": MODEL, "data": [source]})

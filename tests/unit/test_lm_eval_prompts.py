@@ -164,8 +164,8 @@ def test_an_item_is_asked_as_lm_eval_asks_it(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     file, doc, row, card = CASES[name]
     wanted = asked_by_lm_eval(file, doc, tmp_path)
-    formats = [infer_format(row)] if card is None else [load_card(card).format]
+    formats = [infer_format(row, "items")] if card is None else [load_card(card).format]
     if card in ("piqa", "arc_easy", "boolq", "copa", "winogrande", "openbook_qa"):
-        assert formats == [infer_format(row)]  # a user's own file is read as the card's is
+        assert formats == [infer_format(row, "items")]  # a user's own file is read as the card's is
     (item,) = FORMATS[formats[0]][1](row)
     assert list(zip(item["contexts"], item["completions"], strict=True)) == wanted

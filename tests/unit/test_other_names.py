@@ -53,14 +53,27 @@ def test_every_name_of_the_table_leads_somewhere_and_is_none_of_ours() -> None:
 @pytest.mark.parametrize(
     ("stage", "name", "ours"),
     [
-        ("sft", "max_steps", "num_epochs"),
+        ("sft", "max_steps", None),  # it counts epochs
+        ("sft", "num_train_epochs", "num_epochs"),
+        ("ppo", "num_train_epochs", None),  # its num_epochs are passes over one rollout
+        ("ppo", "num_ppo_epochs", "num_epochs"),
+        ("ppo", "num_generations", None),
+        ("sft", "eval_steps", None),
+        ("pretrain", "eval_steps", "eval_every"),
+        ("sft", "lora.target_modules", None),
+        ("sft", "save_steps", None),  # seconds here
+        ("sft", "micro_batch_size", None),  # tokens here
+        ("data", "max_length", None),  # characters here
+        ("data", "data", "source"),
+        ("import_model", "model", "source"),
+        ("ppo", "model", "inputs.policy"),
         ("pretrain", "max_steps", "num_steps"),
-        ("ppo", "max_steps", "num_iterations"),
         ("sft", "max_seq_length", "sequence_length"),
         ("ppo", "max_length", "max_new_tokens"),
         ("ppo", "beta", "kl_coef"),
         ("sft", "beta", None),
-        ("sft", "warmup_ratio", "warmup_steps"),
+        ("sft", "warmup_ratio", None),
+        ("sft", "num_warmup_steps", "warmup_steps"),
         ("finetune", "warmup_ratio", "warmup_fraction"),
         ("ppo", "per_device_train_batch_size", "rollout_batch_size"),
         ("ppo", "model_name_or_path", "inputs.policy"),
@@ -83,6 +96,24 @@ def test_the_knob_that_was_meant(stage: str, name: str, ours: str | None) -> Non
     [
         ("sft lora_r=8", "lora_r: no such knob (did you mean lora.rank?)"),
         ("ppo kl_penalty=1", "kl_penalty: no such knob (did you mean kl_coef?)"),
+        ("sft max_steps=3", "max_steps: no such knob; sft counts epochs: num_epochs; align sft --help"),
+        ("sft warmup_ratio=3", "warmup_ratio: no such knob; sft counts warm-up in steps: warmup_steps; align"),
+        ("sft save_steps=3", "sft counts seconds between checkpoints: hardware.checkpoint_seconds; align"),
+        ("data max_length=3", "data counts characters: max_chars; align"),
+        ("ppo max_steps=3", "ppo counts iterations (a rollout and the steps on it): num_iterations"),
+        ("ppo num_train_epochs=3", "ppo counts iterations (a rollout and the steps on it): num_iterations"),
+        ("ppo num_generations=3", "num_generations: no such knob; inputs: "),
+        ("data data=path:x", "data: no such knob (did you mean source?)"),
+        ("import_model model=path:x", "model: no such knob (did you mean source?)"),
+        (
+            "run pipeline=quickstart max_steps=3",
+            "knob is steps.STEP.KNOB: steps.pretrain.num_steps, steps.sft.num_epo",
+        ),
+        (
+            "run pipeline=quickstart save_steps=3",
+            "there is: hardware.checkpoint_seconds (counts seconds between checkp",
+        ),
+        ("run pipeline=quickstart lr=3", "steps.STEP.KNOB: steps.pretrain.learning_rate, steps.sft.learning_rate"),
         ("sft output_dir=x", "output_dir: no such knob (did you mean store?)"),
         ("sft clip_range=1", "clip_range: no such knob; ppo has it"),
         ("sft zzz=1", "zzz: no such knob; inputs: model, data, text; align sft --help"),

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from align.__main__ import main
+from align.configs import Data
+from align.configs.typed import typed
 from align.overrides import quoted
 
 CHARACTERS = " =~é(#@%,'\"[{&$:;\\})*+!|<>?`^-😀"
@@ -19,12 +22,18 @@ def parsed(word: str, is_sweep: bool = False) -> object:
     parser = OverridesParser.create()
     (override,) = parser.parse_overrides(quoted([word], is_sweep))
     if not override.is_sweep_override():
-        return override.value()
-    return [parser.parse_override(f"source={value}").value() for value in override.sweep_string_iterator()]
+        return as_config(override.value())
+    values = override.sweep_string_iterator()
+    return [as_config(parser.parse_override(f"source={value}").value()) for value in values]
+
+
+def as_config(value: object) -> object:
+    """A value as a config gives it, where an interpolation would be resolved."""
+    return OmegaConf.to_container(OmegaConf.create({"source": value}), resolve=True)["source"]
 
 
 @pytest.mark.parametrize("character", CHARACTERS)
-@pytest.mark.parametrize("start", ["path:/my/", "path:", "/my/", "./", "~/", "hf:a/"])
+@pytest.mark.parametrize("start", ["path:/my/", "path:", "/my/", "./", "~/", "hf:a/", "path:${", "path:${x}"])
 def test_every_character_of_a_path_is_kept(start: str, character: str) -> None:
     for value in (f"{start}a{character}b.csv", f"{start}{character}b.csv", f"{start}a{character}"):
         assert parsed(f"source={value}") == value
@@ -40,6 +49,46 @@ def test_a_file_of_every_character_is_read(tmp_path: Path, capsys: pytest.Captur
     store = f"store={tmp_path}/my store (2)"
     assert main(["plan", "pipeline=quickstart", store, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) > 5
+
+
+@pytest.mark.parametrize("name", ["~x.jsonl", "./~x.jsonl", "d${x}.jsonl", "c,d.jsonl", "$HOME ${oc.env:HOME}.jsonl"])
+def test_a_name_with_a_mark_of_a_shell_or_of_hydra_is_a_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text('{"prompt": "how?"}\n')
+    assert main(["data", f"source=path:{name}", "record=prompts", "--show"]) == 0
+    assert main(["data", f"source=path:{name}", "record=prompts", "store=./st${x}ore", "tracker=none"]) == 0
+    assert (tmp_path / "st${x}ore").is_dir()
+    assert main(["data", f"source=path:none{name}", "record=prompts", "--show"]) == 2
+    assert "no such file or folder" in capsys.readouterr().err
+
+
+def test_a_config_keeps_text_that_looks_like_an_interpolation() -> None:
+    """What a process of a step's reads out of JSON is no config any more."""
+    made = typed(Data, {"source": "path:a${x}", "columns": {"prompt": "${seed}"}, "splits": ["train"]})
+    assert made == Data(source="path:a${x}", columns={"prompt": "${seed}"}, splits=["train"])
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        (
+            "source=c,d.jsonl",
+            "source: a path with a comma in it is taken for several values; did you mean path:c",
+        ),
+        ("source=~x.jsonl", "source: Hydra cannot read '~x.jsonl'; did you mean 'path:~x.jsonl'?"),
+        ("max_chars=1,2", "max_chars=1,2: several values are a list, max_chars=[1,2], or a sweep over them, with"),
+    ],
+)
+def test_a_path_without_its_word_is_named_in_full(
+    word: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("c,d.jsonl", "~x.jsonl"):
+        (tmp_path / name).touch()
+    assert main(["data", word, "record=prompts"]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_comma_parts_references_but_not_the_name_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from align.__main__ import main
 from align.artifacts import ArtifactStore
 from align.configs import RunConfig
+from align.data.files import PACKED, SUFFIXES
 from align.errors import ConfigError, StoreError
 from align.plan import plan
 from align.references import hint, meant, pinned
@@ -79,6 +80,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         ("here/model@main", "hf:here/model@main"),
         ("https://huggingface.co/here/model/tree/main", "hf:here/model"),
         ("https://huggingface.co/datasets/here/rows", "hf:here/rows"),
+        ("https://huggingface.co/gpt2", "hf:gpt2"),
+        ("https://huggingface.co/gpt2/tree/main", "hf:gpt2"),
+        ("huggingface.co/datasets/squad/viewer", "hf:squad"),
+        ("https://huggingface.co/datasets", None),
         ("https://elsewhere.org/x.csv", None),
         ("quickstart/sft:v0", None),
         ("sft", None),
@@ -88,6 +93,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 )
 def test_what_a_reference_was_meant_to_be(written: str, in_full: str | None, here: Path) -> None:
     assert meant(written) == in_full
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".gguf", ".safetensors"])
+def test_every_kind_of_file_that_is_read_is_told_by_its_name(suffix: str, here: Path) -> None:
+    for name in (f"none{suffix}", f"none{suffix.upper()}", *(f"none{suffix}{packed}" for packed in PACKED)):
+        if not name.startswith(("none.gguf.", "none.safetensors.")):
+            assert meant(name) == f"path:{name}"
 
 
 def test_a_hint_is_quoted_for_a_shell(here: Path) -> None:

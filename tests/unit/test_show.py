@@ -103,13 +103,77 @@ def test_colours_stand_for_brackets_on_a_terminal(
 
 
 def test_what_gives_no_record_says_why(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = written(here, {"prompt": "the cat"}, {"prompt": " "}, {"prompt": 3}, {"question": "\x1b[31mwhy"})
+    source = written(here, {"prompt": "the cat"}, {"prompt": " "}, {"prompt": 3}, {"zzz": "\x1b[31mwhy"})
     assert main(["data", source, "record=prompts", "--show", "9"]) == 2
     out, err = capsys.readouterr()
     assert "dropped: empty text 1" in out
     assert "\x1b" not in out
     assert [line.partition(" ")[2].partition(": ")[0] for line in err.splitlines()] == ["mine.jsonl:3", "mine.jsonl:4"]
-    assert out.index("user: the cat") < out.index('question: "')
+    assert out.index("user: the cat") < out.index('zzz: "')
+
+
+CALL = [{"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
+WITH_TOOLS = {
+    "messages": [
+        {"role": "user", "content": "the cat?"},
+        {"role": "assistant", "content": "", "tool_calls": CALL},
+        {"role": "tool", "content": "sat", "tool_call_id": "1"},
+        {"role": "assistant", "content": "ran", "weight": 1},
+    ],
+    "tools": [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}],
+}
+
+
+def test_a_turn_that_is_not_learned_is_not_marked(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = written(here, {"messages": [CHAT[0], {**CHAT[1], "weight": 0}, *CHAT[2:]]})
+    out = shown(capsys, source, "record=demonstrations", "--show")
+    assert re.findall(r"\[\[(\w.*?)\]\]", out) == ["ran home"]
+    assert "assistant: sat on [the] mat" in out
+
+
+def test_a_call_of_a_tool_is_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(capsys, written(here, WITH_TOOLS), "record=demonstrations", "--show")
+    assert "[[]]" not in out
+    assert 'assistant: [[[{"id": "1", ' in out
+
+
+TEMPLATE = (
+    "{% if tools %}{% for tool in tools %}<{{ tool.function.name }}>{% endfor %}{% endif %}{% for m in messages %}"
+    "{{ m.role + ' ' + m.content }}{% if m.tool_calls %}{{ m.tool_calls[0].function.name }}"
+    "{{ m.tool_calls[0].function.arguments | tojson }}{% endif %}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+def test_tools_are_shown_as_the_chat_template_writes_them(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    complete(tokenizer)
+    tokenizer.save_pretrained(here / "tokenizer")
+    source = written(here, WITH_TOOLS)
+    out = shown(capsys, source, "record=demonstrations", "--show", "--tokenizer", "path:tokenizer")
+    assert "<look>" in unspaced(out)
+
+
+VOTES = [{"prompt": p, "completion": c, "label": c == "sat"} for c in ("sat", "ran") for p in ("the cat", "the dog")]
+
+
+def test_rows_that_make_a_record_together_are_read_on_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(capsys, written(here, *VOTES), "record=comparisons", "--show", "1")
+    assert "it makes a record together with other rows, shown below" in out
+    assert "joined: of the first 4 rows" in out
+    assert re.findall(r"rank (\d): \[\[(\w+)", out) == [("1", "sat"), ("2", "ran")]
+    assert out.count("user: the cat") == 1
+    assert "the dog" not in out
+
+
+def test_what_is_unusual_of_a_file_is_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "a.csv").write_bytes("prompt;completion;zzz\ncafé;oui;1\n".encode("latin-1"))
+    out = shown(capsys, "source=path:a.csv", "record=demonstrations", "--show")
+    assert "read as Latin-1" in out
+    assert "separated by semicolons" in out
+    source = written(here, {"messages": CHAT, "zzz": 1})
+    assert "columns not used: zzz (1 row)\n" in shown(capsys, source, "record=demonstrations", "--show")
 
 
 @pytest.mark.parametrize("record", ["documents", "demonstrations", "prompts"])
@@ -126,12 +190,15 @@ def test_a_generated_source_is_shown(record: str, here: Path, capsys: pytest.Cap
         (["--show", "--tokenizer", "./folder"], "a file or folder is written path:./folder"),
         (["--show", "--tokenizer", "path:mine.jsonl"], "--tokenizer path:mine.jsonl: "),
         (["--show", "source=hf:off/line"], "hf:off/line: the Hub is read at a full commit hash only, and could not be"),
+        (["--show", "columns={prompt: zz}"], "columns.prompt: no row has a column 'zz' (of the 1 that were read)"),
+        (["--show", "source=path:empty.jsonl"], "source 'path:empty.jsonl': it has no rows"),
         (["--show", "max_char=3"], "max_char: no such knob (did you mean max_chars?)"),
     ],
 )
 def test_what_is_wrong_is_one_line(
     arguments: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (here / "empty.jsonl").touch()
     assert main(["data", written(here, {"prompt": "the cat"}), "record=prompts", *arguments]) in (2, 3)
     err = capsys.readouterr().err
     assert told in err
