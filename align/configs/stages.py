@@ -27,8 +27,8 @@ class Data(StageConfig):
     # 2: a book is wholly in one split; 3: so is a cut document; T5's order; 4: system columns, weights of messages and
     # KTO's bad labels are used; turns between in pairs of messages stay; prompts are split by what they ask alone;
     # quotes in .tsv are text, rows of another width are malformed, and more names of files and folders name a split,
-    # over which `split` wins; a label may call the answer of any demonstration bad; prompts keep all their messages and an
-    # instruction its input; a set of the Hub without a card has all of its splits.
+    # over which `split` wins; a label may call the answer of any demonstration bad; prompts keep all their messages and
+    # an instruction its input; a set of the Hub without a card has all of its splits.
     VERSION: ClassVar[int] = 4
     PARALLEL: ClassVar[bool] = False
     source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME[@COMMIT]; without one, today's newest")
