@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +170,12 @@ def peak_flops() -> float:
     return 2 * 2048**3 / statistics.median(taken[2:])
 
 
+def alone(work: Callable[..., tuple[float, float]], *given: Any) -> tuple[float, float]:
+    """Call `work` in a process of its own: what a trainer leaves in memory must not slow the next one."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *given).result()
+
+
 def main() -> None:
     options = arguments(__doc__, rounds=int)
     datasets.disable_progress_bars()
@@ -177,13 +186,13 @@ def main() -> None:
         (folder / "data").mkdir()
         write_rows(folder / "data", "train", rows)
         write_info(folder / "data", record="demonstrations", source="path:mine.jsonl", licence="yours", dropped={})
-        trials = {size: theirs(folder / "model", rows, folder / "trl", size)[0] for size in MICRO_BATCHES}
+        trials = {size: alone(theirs, folder / "model", rows, folder / "trl", size)[0] for size in MICRO_BATCHES}
         best = min(trials, key=lambda size: trials[size])
         mine, other, peaks, gaps = [], [], [], []
         for number in range(options.rounds or 5):
             peaks.append(peak_flops())
-            seconds, loss = ours(folder / "model", folder / "data", folder / f"ours-{number}")
-            their_seconds, their_loss = theirs(folder / "model", rows, folder / "trl", best)
+            seconds, loss = alone(ours, folder / "model", folder / "data", folder / f"ours-{number}")
+            their_seconds, their_loss = alone(theirs, folder / "model", rows, folder / "trl", best)
             mine.append(seconds)
             other.append(their_seconds)
             gaps.append(abs(loss - their_loss))
