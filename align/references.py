@@ -71,9 +71,9 @@ def meant(ref: str) -> str | None:
 
 
 def hint(ref: str) -> str:
-    """What to write instead of `ref`, to stand behind an error; "" where nobody can tell.
+    """Suggest what to write instead of `ref`, as the end of an error; "" if there is no guess.
 
-    The suggestion is quoted as a shell wants it.
+    The suggestion is quoted for a shell.
     """
     full = meant(ref)
     if full is None:
@@ -86,7 +86,7 @@ def hint(ref: str) -> str:
 
 
 def import_hint(ref: str) -> str:
-    """How to bring something outside the store into it, to stand behind an error; "" where `ref` is a store's name."""
+    """Say how to bring `ref` into the store, as the end of an error; "" if it is already a name of the store."""
     full = ref if is_outside(ref) else meant(ref)
     if full is None or full.startswith("card:"):
         return ""
@@ -96,7 +96,7 @@ def import_hint(ref: str) -> str:
 
 
 def beside(path: Path) -> str:
-    """The name in the same folder that is most like that of a missing file, to stand behind an error."""
+    """Suggest the most similar name in the folder of a missing file, as the end of an error."""
     if not path.parent.is_dir():
         return f" ({path.parent} is no folder)"
     near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)

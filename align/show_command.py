@@ -123,7 +123,7 @@ _SHOWN = {  # columns of a record that the rendering has
     "labelled": (),
 }
 
-Block = list[Run]  # what stands on lines of its own
+Block = list[Run]  # printed on lines of its own
 
 
 def _line(text: str) -> Block:

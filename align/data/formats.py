@@ -530,7 +530,7 @@ def _no_layout(row: Mapping[str, Any], record: str, matching: list[Layout]) -> s
 
 
 def _is_chat(value: Any) -> bool:
-    """Whether a column holds messages, whatever it is called."""
+    """True if a column holds messages; its name does not matter."""
     found = from_json(value)
     return (
         isinstance(found, list)

@@ -292,7 +292,7 @@ class BestEpoch:
         self._job.info(f"the weights of step {self.step} are kept: their validation loss is the lowest")
 
 
-# -- what the user is told ---------------------------------------------------------------------------------------
+# -- messages ------------------------------------------------------------------------------------------------------
 
 
 def _say_what_is_left(
