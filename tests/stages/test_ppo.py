@@ -14,12 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import manifests
 from peft import PeftModel
-from stage_jobs import job_at, log_of, planned
+from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
 from transformers import AutoModelForCausalLM
 
-from align.artifacts import Artifact
 from align.checkpoints import load_checkpoint
 from align.configs import LoraConfig, Ppo
 from align.errors import ConfigError, HealthStop, Preempted
@@ -57,15 +55,11 @@ FULL: dict[str, Any] = {  # everything that has a state of its own
 
 @pytest.fixture(scope="module")
 def inputs(finished: Path) -> Inputs:
-    made = manifests(finished)
-
-    def artifact(step: str) -> tuple[Artifact, ...]:
-        found = made[step]
-        folder = finished / "objects" / found["stage"] / found["key"]
-        return (Artifact(found["stage"], found["key"], found["kind"], folder),)
-
     return Inputs(
-        policy=artifact("sft"), reward_model=artifact("reward"), prompts=artifact("prompts"), text=artifact("text")
+        policy=made_by(finished, "sft"),
+        reward_model=made_by(finished, "reward"),
+        prompts=made_by(finished, "prompts"),
+        text=made_by(finished, "text"),
     )
 
 
@@ -73,14 +67,6 @@ def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **
     """The metrics of each iteration."""
     ppo.run(planned(Ppo(**{**KNOBS, **knobs})), inputs, job_at(folder, **(hardware or {})))
     return log_of(folder)
-
-
-def result_of(folder: Path) -> dict[str, str]:
-    """Every published file's sha256, but the log's times."""
-    out = folder / "out"
-    files = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
-    files["metrics.jsonl"] = json.dumps(log_of(folder)).encode()
-    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 @pytest.fixture
@@ -300,21 +286,6 @@ def test_activation_checkpointing_changes_nothing(inputs, tmp_path, lora):
 # -- exact resumes -----------------------------------------------------------------------------------------------
 
 
-class Dead(Exception):
-    pass
-
-
-class Dying(Job):
-    """A job that is gone after `life` boundaries."""
-
-    life = 0
-
-    def checkpoint(self, step: int, state: Any) -> None:
-        super().checkpoint(step, state)
-        if step == self.life:
-            raise Dead
-
-
 @pytest.fixture(scope="module")
 def unbroken(inputs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
@@ -323,7 +294,7 @@ def unbroken(inputs, tmp_path_factory) -> Path:
 
 
 def broken(inputs: Inputs, folder: Path, after: int, **knobs: Any) -> None:
-    job = job_at(folder, type("DyingNow", (Dying,), {"life": after}), checkpoint_seconds=0)
+    job = job_at(folder, dying_after(after), checkpoint_seconds=0)
     with pytest.raises(Dead):
         ppo.run(planned(Ppo(**{**FULL, **knobs})), inputs, job)
 
@@ -462,7 +433,7 @@ def test_rows_after_the_boundary_are_removed_on_a_resume_and_so_is_half_a_row(tm
 
 
 def test_a_run_that_died_before_it_saved_begins_its_log_again(inputs, tmp_path):
-    job = job_at(tmp_path, type("DyingEarly", (Dying,), {"life": 2}))
+    job = job_at(tmp_path, dying_after(2))
     with pytest.raises(Dead):
         ppo.run(planned(Ppo(**KNOBS)), inputs, job)
     with (tmp_path / "out/metrics.jsonl").open("a") as file:

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import manifests
-from stage_jobs import job_at, log_of, planned
+from stage_jobs import job_at, log_of, made_by, planned
 
-from align.artifacts import Artifact
 from align.configs import LoraConfig, Reward
 from align.errors import ConfigError
 from align.job import Inputs
@@ -20,14 +18,11 @@ KNOBS: dict[str, Any] = {"batch_size": 6, "learning_rate": 1e-3, "seed": 5}
 
 @pytest.fixture(scope="module")
 def inputs(finished: Path) -> Inputs:
-    made = manifests(finished)
-
-    def artifact(step: str) -> tuple[Artifact, ...]:
-        found = made[step]
-        folder = finished / "objects" / found["stage"] / found["key"]
-        return (Artifact(found["stage"], found["key"], found["kind"], folder),)
-
-    return Inputs(model=artifact("sft"), data=artifact("compare"), demonstrations=artifact("demonstrations"))
+    return Inputs(
+        model=made_by(finished, "sft"),
+        data=made_by(finished, "compare"),
+        demonstrations=made_by(finished, "demonstrations"),
+    )
 
 
 def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **knobs: Any) -> dict[str, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import manifests
-from stage_jobs import job_at, log_of, planned
+from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.artifacts import Artifact
 from align.configs import LoraConfig, Sft
 from align.data.records import read_rows, write_info, write_rows
 from align.errors import ConfigError, HealthStop
-from align.job import Inputs, Job
+from align.job import Inputs
 from align.models.load import load_model
 from align.stages import sft
 from align.text.chat import encode_conversations
@@ -29,28 +26,15 @@ KNOBS: dict[str, Any] = {"num_epochs": 3, "batch_size": 20, "learning_rate": 1e-
 
 @pytest.fixture(scope="module")
 def inputs(finished: Path) -> Inputs:
-    made = manifests(finished)
-
-    def artifact(step: str) -> tuple[Artifact, ...]:
-        found = made[step]
-        folder = finished / "objects" / found["stage"] / found["key"]
-        return (Artifact(found["stage"], found["key"], found["kind"], folder),)
-
-    return Inputs(model=artifact("pretrain"), data=artifact("demonstrations"), text=artifact("text"))
+    return Inputs(
+        model=made_by(finished, "pretrain"), data=made_by(finished, "demonstrations"), text=made_by(finished, "text")
+    )
 
 
 def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **knobs: Any) -> list[dict[str, float]]:
     """The metrics of each step."""
     sft.run(planned(Sft(**{**KNOBS, **knobs})), inputs, job_at(folder, **(hardware or {})))
     return log_of(folder)
-
-
-def result_of(folder: Path) -> dict[str, str]:
-    """The sha256 of every published file; the log counts without its times."""
-    out = folder / "out"
-    files = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
-    files["metrics.jsonl"] = json.dumps(log_of(folder)).encode()
-    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def demonstrations(folder: Path, **splits: list[tuple[str, str]]) -> tuple[Artifact, ...]:
@@ -179,21 +163,6 @@ def test_the_epoch_with_the_lowest_validation_loss_is_kept(inputs, tmp_path):
 # -- exact resumes -----------------------------------------------------------------------------------------------
 
 
-class Dead(Exception):
-    pass
-
-
-class Dying(Job):
-    """A job that is gone after `life` steps."""
-
-    life = 0
-
-    def checkpoint(self, step: int, state: Any) -> None:
-        super().checkpoint(step, state)
-        if step == self.life:
-            raise Dead
-
-
 FULL: dict[str, Any] = {**KNOBS, "text_share": 0.2, "batch_size": 32, "warmup_steps": 2}
 
 
@@ -208,7 +177,7 @@ def unbroken(request, inputs, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
 @pytest.mark.parametrize("after", range(1, 9))
 def test_a_run_that_died_ends_as_if_it_had_not(inputs, unbroken, tmp_path, after):
     whole, knobs = unbroken
-    job = job_at(tmp_path, type("DyingNow", (Dying,), {"life": after}), checkpoint_seconds=0)
+    job = job_at(tmp_path, dying_after(after), checkpoint_seconds=0)
     with pytest.raises(Dead):
         sft.run(planned(Sft(**knobs)), inputs, job)
     sft.run(planned(Sft(**knobs)), inputs, job_at(tmp_path, checkpoint_seconds=0))
@@ -227,9 +196,7 @@ def test_a_run_that_died_after_its_best_epoch_still_keeps_that(inputs, tmp_path)
     for after in (best, len(losses)):
         folder = tmp_path / f"after-{after}"
         with pytest.raises(Dead):
-            sft.run(
-                planned(config), given, job_at(folder, type("Now", (Dying,), {"life": after}), checkpoint_seconds=0)
-            )
+            sft.run(planned(config), given, job_at(folder, dying_after(after), checkpoint_seconds=0))
         sft.run(planned(config), given, job_at(folder, checkpoint_seconds=0))
         assert result_of(folder) == result_of(tmp_path / "whole")
 
