@@ -149,11 +149,17 @@ def _corrupt(folder: Path, file: str, what: str) -> StoreError:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a whole JSON file or none: a temporary beside it, fsynced, renamed."""
+    """Write a whole JSON file or none."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary beside `path` to write to; then it is fsynced and takes that name: a whole file or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.flush()
+    yield temporary
+    with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
     fsync_folder(path.parent)

@@ -19,9 +19,10 @@ def doubts(rates: Sequence[float], model: PreTrainedModel, trains_all: bool) -> 
         trains_all: False where adapters are trained, which are stored in float32.
     """
     if len(rates) < FEW_STEPS:
+        count = "1 optimizer step" if len(rates) == 1 else f"{len(rates)} optimizer steps"
         yield (
-            f"only {len(rates)} optimizer steps: fewer than {FEW_STEPS} seldom change what a model says; lower the "
-            f"batch size, or train for longer"
+            f"only {count}: fewer than {FEW_STEPS} seldom change what a model says; lower the batch size, or train for "
+            f"longer"
         )
     dtype = getattr(model, "stored_dtype", torch.float32)
     if not trains_all or dtype == torch.float32:

@@ -92,7 +92,7 @@ def find_source(text: str) -> Path:
     file = find_module(reference.module)
     if file is None:
         raise ConfigError(f"no module {reference.module!r} in this folder or in the environment, got {text!r}")
-    if is_own(file):
+    if file.suffix == ".py":
         try:
             names = names_in(file)
         except (SyntaxError, ValueError) as error:
@@ -174,9 +174,9 @@ def load_function(text: str) -> Callable[..., Any]:
 
 def describe_error(error: BaseException) -> str:
     """`FILE:LINE (in FUNCTION): TYPE: MESSAGE` of a user's exception on one line: the deepest line of their code."""
-    said = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    said = " ".join(_message(error).split())
     what = f"{type(error).__name__}: {said[:_MAX_CHARS]}" if said else type(error).__name__
-    if isinstance(error, SyntaxError) and error.filename is not None and error.lineno is not None:
+    if isinstance(error, SyntaxError) and error.lineno and error.filename and Path(error.filename).is_file():
         return f"{_shown(Path(error.filename))}:{error.lineno}: {what}"
     frames = traceback.extract_tb(error.__traceback__)
     outside = [frame for frame in frames if not Path(frame.filename).is_relative_to(Path(__file__).parent)]
@@ -185,6 +185,13 @@ def describe_error(error: BaseException) -> str:
         inside = "" if frame.name == "<module>" else f" (in {frame.name})"
         return f"{_shown(Path(frame.filename))}:{frame.lineno}{inside}: {what}"
     return what
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error.msg if isinstance(error, SyntaxError) else error)
+    except Exception:  # the user's class of exceptions has a fault of its own
+        return ""
 
 
 def _shown(file: Path) -> str:

@@ -30,12 +30,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
-from align.configs.other_names import CUTOFF, OURS, knobs_of, meant_knob, other_unit
+from align.configs.other_names import CUTOFF, OURS, did_you_mean, knobs_of, meant_knob, no_such_knob, other_unit
 from align.errors import AlignError, ConfigError
 from align.launching import STOPPED, Launcher, MemberTask, Prepared
 from align.overrides import check_grammar, quoted
 from align.references import hint as reference_hint
-from align.references import is_path
+from align.references import is_outside, is_path
 from align.sweeps import Member, fates
 
 Task = Callable[[DictConfig], int]  # returns an exit code
@@ -243,7 +243,7 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         if group == "model" and config_name == "stage":
             stage = _stage_given(overrides)
             if not any(knob.startswith("model.") for knob in knobs_of(STAGES[stage])):
-                return _no_such_in(stage, "model", "")  # Hydra knows it as a group, which this stage has not
+                return no_such_knob(stage, "model")  # Hydra knows it as a group, which this stage has not
         if group == "hydra/launcher":
             return (
                 f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use launcher=basic"
@@ -256,6 +256,8 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
     ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=(.*?)'\s+1\. To use it as a list", text, re.DOTALL)
     if ambiguous:
         key, value = ambiguous.groups()
+        if all(map(is_outside, value.split(","))):
+            return f"{key}: several are a list: '{key}=[{value}]'"
         if is_path(value):
             return f"{key}: a path with a comma in it is taken for several values{reference_hint(value)}"
         return f"{key}={value}: several values are a list, {key}=[{value}], or a sweep over them, with --multirun"
@@ -265,16 +267,19 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         names = choose[2].split()
         first = "quickstart" if "quickstart" in names else names[0]
         return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
-    return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0]
+    text = text.replace(
+        "Cannot merge DictConfig with ListConfig", "a list is given where names with values are expected"
+    )
+    return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
 
 
 def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
     """Says which knob of the stage in question was meant by a name that it does not have."""
     if config_name == "model_sizes":
         near = difflib.get_close_matches(key.rpartition(".")[2], [knob.name for knob in fields(ModelConfig)], n=1)
-        return f"{key}: no such knob{_did_you_mean(near)}; align model --help lists them"
+        return f"{key}: no such knob{did_you_mean(near)}; align model --help lists them"
     if config_name == "stage":
-        return _no_such_in(_stage_given(overrides), key, "")
+        return no_such_knob(_stage_given(overrides), key)
     stages = _stages_of_steps(overrides)
     head, _, rest = key.removeprefix("steps.").partition(".")
     if not key.startswith("steps."):
@@ -287,13 +292,11 @@ def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
             there_is = "a step's knob is steps.STEP.KNOB" if in_steps[0].startswith("steps.") else "there is"
             return f"{key}: no such setting; {there_is}: {', '.join(in_steps)}"
         near = [ours] if ours else difflib.get_close_matches(key, [*knobs_of(RunConfig)], n=1, cutoff=CUTOFF)
-        return (
-            f"{key}: no such knob{_did_you_mean(near)}; align run --help lists the settings, align STAGE --help knobs"
-        )
+        return f"{key}: no such knob{did_you_mean(near)}; align run --help lists the settings, align STAGE --help knobs"
     if rest and head in stages:
-        return _no_such_in(stages[head], rest, f"steps.{head}.")
+        return no_such_knob(stages[head], rest, f"steps.{head}.")
     near = difflib.get_close_matches(head, stages, n=1)
-    return f"steps.{head}: no such step{_did_you_mean(near)}; steps: {', '.join(stages)}"
+    return f"steps.{head}: no such step{did_you_mean(near)}; steps: {', '.join(stages)}"
 
 
 def _stage_given(overrides: Sequence[str]) -> str:
@@ -311,34 +314,6 @@ def _of_steps(stages: Mapping[str, str], name: str) -> list[str]:
             own = other[0] if other[0] in knobs_of(RunConfig) else f"steps.{step}.{other[0]}"
             found.append(f"{own} (counts {other[1]})")
     return [*dict.fromkeys(found)]  # a setting of the run is one of every step
-
-
-def _no_such_in(stage: str, name: str, prefix: str) -> str:
-    """As `_no_such_knob`, of a stage; `prefix` is what its knobs are written behind."""
-    cls = STAGES[stage]
-    slots = [*cls.INPUTS, *cls.OPTIONAL]
-    if name.startswith("inputs."):
-        near = difflib.get_close_matches(name.removeprefix("inputs."), slots, n=1)
-        there_are = ", ".join(slots) or "none"
-        return f"{prefix}{name}: {stage} has no such input{_did_you_mean(near)}; inputs: {there_are}"
-    owners = [other for other, own in STAGES.items() if name in knobs_of(own)]
-    meant, other = meant_knob(cls, name), other_unit(cls, name)
-    if owners and name not in OURS:
-        have = "has" if len(owners) == 1 else "have"
-        hint = f"; {', '.join(owners)} {have} it"
-    elif meant is not None:
-        is_setting = meant in knobs_of(RunConfig)
-        hint = _did_you_mean([meant if is_setting else prefix + meant])
-    elif other is not None:
-        knob = other[0] if other[0] in knobs_of(RunConfig) else prefix + other[0]
-        hint = f"; {stage} counts {other[1]}: {knob}"
-    else:
-        hint = f"; inputs: {', '.join(slots)}" if slots else ""
-    return f"{prefix}{name}: no such knob{hint}; align {stage} --help lists the knobs of {stage}"
-
-
-def _did_you_mean(near: Sequence[str]) -> str:
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _stages_of_steps(overrides: Sequence[str]) -> dict[str, str]:

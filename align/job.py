@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _GRACE_SECONDS = 30.0  # from SIGTERM on, in which a step may still end; SLURM's usual KillWait
+_MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 4096}  # of one pass: few enough to need little memory, enough to be fast
 _SAVES_APART = 20  # times what the last checkpoint took: saving then costs at most a twentieth of the time
 Metrics = dict[str, float]
 
@@ -82,6 +83,11 @@ class Job:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of one forward and backward pass."""
+        return self.hardware.micro_batch_tokens or _MICRO_BATCH_TOKENS[self.device.type]
 
     @property
     def metrics_file(self) -> Path:
@@ -334,7 +340,7 @@ class Job:
         line = limit_activations(
             model,
             self.hardware.activation_checkpointing,
-            self.hardware.micro_batch_tokens,
+            self.micro_batch_tokens,
             self.autocast(precision),
             again=again or contextlib.nullcontext,
             num_processes=self.world_size,

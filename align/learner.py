@@ -97,83 +97,69 @@ class Learner:
 
     def update(self, plan: Plan) -> Metrics:
         """An optimizer step a minibatch; losses are means over all its response tokens. Gives means over the steps."""
-        cfg, steps = self._cfg, 0
-        sums: dict[str, float] = {}
-        set_learning_rate(self._optimizers["policy"], self._peaks["policy"] * plan.policy_rate)
-        set_learning_rate(self._optimizers["value"], self._peaks["value"] * plan.value_rate)
+        steps = 0
+        seen: dict[str, list[float]] = {}
+        for name, rate in (("policy", plan.policy_rate), ("value", plan.value_rate)):
+            set_learning_rate(self._optimizers[name], self._peaks[name] * rate)
         for number, minibatch in enumerate(minibatch for layout in plan.layouts for minibatch in layout):
             self._job.stop_if_asked()
-            totals = self._gradients(plan, minibatch, number)
-            if not all(torch.isfinite(value) for value in totals.values()):
-                self._refuse(plan, minibatch, totals)
-                continue
-            if cfg.target_kl is not None and float(totals.get("ppo/approx_kl", 0.0)) > cfg.target_kl:
-                self._forget_gradients()
-                break
-            self._step(plan)
-            steps += 1
-            for key, value in totals.items():
-                sums[key] = sums.get(key, 0.0) + float(value)
-        return {key: value / steps for key, value in sums.items()} | {"ppo/steps": float(steps)}
+            moved: Totals = {}
+            for name in self._moving(plan):  # one after the other: only one gradient is in memory at a time
+                totals = self._gradients(plan, name, minibatch, number)
+                if not all(torch.isfinite(value) for value in totals.values()):
+                    self._refuse(plan, name, minibatch, totals)
+                    break
+                if self._is_far(totals):
+                    self._optimizers[name].zero_grad()
+                    return _means(seen, steps)
+                self._step(name)
+                moved |= totals
+            steps += bool(moved)
+            for key, value in moved.items():
+                seen.setdefault(key, []).append(float(value))
+        return _means(seen, steps)
+
+    def _is_far(self, totals: Totals) -> bool:
+        """True where the policy has moved as far as an iteration may; see `target_kl`."""
+        limit = self._cfg.target_kl
+        return limit is not None and "ppo/approx_kl" in totals and float(totals["ppo/approx_kl"]) > limit
 
     # -- gradients -----------------------------------------------------------------------------------------------
 
-    def _gradients(self, plan: Plan, minibatch: list[list[int]], number: int) -> Totals:
-        """Both models' gradients of one minibatch, clipped, over all processes; with the metrics of it."""
-        totals = self._backward(plan, minibatch)
-        mixes = self._text is not None and plan.moves_policy
-        if mixes:
+    def _gradients(self, plan: Plan, name: str, minibatch: list[list[int]], number: int) -> Totals:
+        """One model's gradient of one minibatch, clipped, over all processes; with the metrics of it."""
+        job, parameters = self._job, self._parameters[name]
+        totals = self._backward(plan, name, minibatch)
+        mixes = self._text is not None and name == "policy"
+        if mixes:  # which clips the two gradients, each by itself
             totals |= self._mix_text(plan.iteration, number)
-        for name, part in totals.items():
-            if not name.endswith(_OF_ALL_PROCESSES):
-                self._job.all_reduce(part)
-        for name in self._moving(plan):
-            if mixes and name == "policy":
-                continue  # its two gradients were summed and clipped each by itself
-            self._job.sum_gradients(self._parameters[name])
-            totals[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(
-                self._parameters[name], self._cfg.max_grad_norm
-            )
+        for key, part in totals.items():
+            if not key.endswith(_OF_ALL_PROCESSES):
+                job.all_reduce(part)
+        if not mixes:
+            job.sum_gradients(parameters)
+            totals[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self._cfg.max_grad_norm)
         return totals
 
-    def _backward(self, plan: Plan, minibatch: list[list[int]]) -> Totals:
-        """Add the gradients of this process's share; give its part of the mean metrics."""
-        cfg, rollouts, job = self._cfg, plan.rollouts, self._job
-        count = torch.tensor(float(sum(len(rollouts.samples.responses[i]) for group in minibatch for i in group)))
+    def _backward(self, plan: Plan, name: str, minibatch: list[list[int]]) -> Totals:
+        """Add the gradient of this process's share; give its part of the mean metrics."""
+        samples, job = plan.rollouts.samples, self._job
+        count = torch.tensor(float(sum(len(samples.responses[i]) for group in minibatch for i in group)))
         count = count.to(job.device)
         job.all_reduce(count)
-        names = _POLICY * plan.moves_policy + _VALUE * plan.moves_value
-        totals = {name: torch.zeros((), device=job.device) for name in names}
+        names, terms = (_POLICY, self._policy_terms) if name == "policy" else (_VALUE, self._value_terms)
+        totals = {key: torch.zeros((), device=job.device) for key in names}
         for group in minibatch:
-            packed, responses, mask = packed_group(rollouts.samples, group, job.device)
-            if plan.moves_policy:
-                with job.autocast(cfg.precision):
-                    new, entropy = self._actors.policy_likelihoods(
-                        packed, responses, cfg.temperature, cfg.entropy_coef != 0
-                    )
-                _add(totals, _POLICY, self._policy_terms(plan, group, mask, new, entropy, count))
-            if plan.moves_value:
-                with job.autocast(cfg.precision):
-                    values = self._actors.values(packed, responses)
-                value = value_loss(
-                    values, rollouts.values[group][mask], plan.advantages.returns[group][mask], cfg.value_clip_range
-                )
-                loss = value.losses.sum() / count
-                loss.backward()
-                _add(totals, _VALUE, (loss.detach(), value.clipped.sum() / count))
+            for key, part in zip(names, terms(plan, group, count), strict=True):
+                totals[key] += part
         return totals
 
-    def _policy_terms(
-        self,
-        plan: Plan,
-        group: list[int],
-        mask: torch.Tensor,
-        new: torch.Tensor,
-        entropy: torch.Tensor,
-        count: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
+    def _policy_terms(self, plan: Plan, group: list[int], count: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Add the policy's gradient over one micro-batch; give its metrics, in the order of `_POLICY`."""
         cfg, rollouts = self._cfg, plan.rollouts
+        packed, responses, mask = packed_group(rollouts.samples, group, self._job.device)
+        with self._job.autocast(cfg.precision):
+            new, entropy = self._actors.policy_likelihoods(packed, responses, cfg.temperature, cfg.entropy_coef != 0)
         old = rollouts.logprobs[group][mask]
         policy = policy_loss(new, old, plan.advantages.advantages[group][mask], cfg.clip_range)
         losses = policy.losses
@@ -192,6 +178,19 @@ class Learner:
             parts = (policy.clipped, approx_kl, policy.ratio)
             return loss.detach(), *(part.sum() / count for part in parts)
 
+    def _value_terms(self, plan: Plan, group: list[int], count: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As `_policy_terms`, of the value model and `_VALUE`."""
+        cfg, rollouts = self._cfg, plan.rollouts
+        packed, responses, mask = packed_group(rollouts.samples, group, self._job.device)
+        with self._job.autocast(cfg.precision):
+            values = self._actors.values(packed, responses)
+        value = value_loss(
+            values, rollouts.values[group][mask], plan.advantages.returns[group][mask], cfg.value_clip_range
+        )
+        loss = value.losses.sum() / count
+        loss.backward()
+        return loss.detach(), value.clipped.sum() / count
+
     def _mix_text(self, iteration: int, number: int) -> Totals:
         """PPO-ptx: add `ptx_coef` times the gradient of the mean loss a token of the pretraining text.
 
@@ -209,7 +208,7 @@ class Learner:
         first = (iteration * steps + number) * cfg.ptx_rows
         rows = text[self._text_order.take(first, cfg.ptx_rows)]
         total = torch.zeros((), device=job.device)
-        per_pass = max(1, job.hardware.micro_batch_tokens // rows.shape[1])
+        per_pass = max(1, job.micro_batch_tokens // rows.shape[1])
         mine = rows[job.rank :: job.world_size].tolist()
         for start in range(0, len(mine), per_pass):
             chunk = mine[start : start + per_pass]
@@ -238,23 +237,18 @@ class Learner:
     def _moving(self, plan: Plan) -> list[str]:
         return ["policy"] * plan.moves_policy + ["value"] * plan.moves_value
 
-    def _step(self, plan: Plan) -> None:
-        for name in self._moving(plan):
-            self._optimizers[name].step()
-        if self._average is not None and plan.moves_policy:
+    def _step(self, name: str) -> None:
+        self._optimizers[name].step()
+        self._optimizers[name].zero_grad()
+        if self._average is not None and name == "policy":
             assert self._cfg.ema_decay is not None
             with torch.no_grad():
                 torch._foreach_lerp_(self._average, [*self._parameters["policy"]], 1 - self._cfg.ema_decay)
-        self._forget_gradients()
 
-    def _forget_gradients(self) -> None:
-        for optimizer in self._optimizers.values():
-            optimizer.zero_grad()
-
-    def _refuse(self, plan: Plan, minibatch: list[list[int]], totals: Totals) -> None:
-        """A number is not finite: no step is made of it."""
-        self._forget_gradients()
-        bad = ", ".join(name for name, value in totals.items() if not torch.isfinite(value))
+    def _refuse(self, plan: Plan, name: str, minibatch: list[list[int]], totals: Totals) -> None:
+        """A number is not finite: the model makes no step, and where it is the policy, the value model none either."""
+        self._optimizers[name].zero_grad()
+        bad = ", ".join(key for key, value in totals.items() if not torch.isfinite(value))
         samples = plan.rollouts.samples
         mine = [i for group in minibatch for i in group]
         culprits = self._job.gather([samples.ids[i] for i in mine if not self._is_finite(plan, i)], even=False)
@@ -282,6 +276,6 @@ def _clip(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
     return norm
 
 
-def _add(totals: Totals, names: Sequence[str], parts: Sequence[torch.Tensor]) -> None:
-    for name, part in zip(names, parts, strict=True):
-        totals[name] += part
+def _means(seen: dict[str, list[float]], steps: int) -> Metrics:
+    """Of each metric, over the steps that have it; and how many steps were made."""
+    return {name: sum(values) / len(values) for name, values in seen.items()} | {"ppo/steps": float(steps)}

@@ -14,10 +14,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
+from align.configs.typed import literal
 from align.errors import ConfigError
 from align.references import SCHEMES, expanded, hint, is_path
 
 _STARTS = (*(f"{scheme}:" for scheme in SCHEMES), "/", "./", "../", "~/", "http://", "https://", "file://")
+_IN_NAMES, _BACKSLASH = re.compile(r"[:()=,\s\[\]{}]"), r"\\\g<0>"
+_DICTIONARY = re.compile(r"\{([^{}]*)\}")
 _PLAIN = re.compile(r"[A-Za-z0-9_/\-+.%@?|:]*")  # what Hydra takes as it is
 
 
@@ -34,9 +37,11 @@ def _quoted(word: str, is_sweep: bool) -> str:
     key, equals, value = word.partition("=")
     if not equals or key.startswith("~"):
         return word
-    if value.startswith("[") and value.endswith("]") and "'" not in value and '"' not in value:
+    if key.endswith("reward_functions") and value.startswith("{") and "\\" not in value:
+        return f"{key}={_DICTIONARY.sub(_escaped_names, value)}"
+    if value.startswith("[") and value.endswith("]"):
         parts = [part.strip() for part in value[1:-1].split(",")]
-        if not any(part.startswith(_STARTS) for part in parts):
+        if any(part.startswith(("'", '"')) for part in parts) or not any(part.startswith(_STARTS) for part in parts):
             return word
         return f"{key}=[{','.join(map(_quoted_reference, _rejoined(parts)))}]"
     if not value.startswith(_STARTS):
@@ -45,6 +50,24 @@ def _quoted(word: str, is_sweep: bool) -> str:
     if not is_sweep and not all(part.startswith(_STARTS) for part in parts):
         return f"{key}={_quoted_reference(value)}"
     return f"{key}={','.join(map(_quoted_reference, _rejoined(parts)))}"
+
+
+def _escaped_names(dictionary: re.Match[str]) -> str:
+    """`{MODULE:FUNCTION(A=1):0.5}` as Hydra reads it, a backslash before each sign of its grammar in a name.
+
+    A weight follows the last colon; what is no such dictionary comes back as it is.
+    """
+    items, depth = [""], 0
+    for sign in dictionary[1]:
+        depth += {"(": 1, ")": -1}.get(sign, 0)
+        if sign == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += sign
+    pairs = [item.strip().rpartition(":") for item in items]
+    if not all(":" in name for name, _, _ in pairs):
+        return dictionary[0]
+    return "{" + ",".join(f"{_IN_NAMES.sub(_BACKSLASH, name)}:{weight}" for name, _, weight in pairs) + "}"
 
 
 def _rejoined(parts: Sequence[str]) -> list[str]:
@@ -69,7 +92,7 @@ def _quoted_reference(text: str) -> str:
     """
     if not text.startswith(_STARTS) or _PLAIN.fullmatch(text):
         return text
-    return _in_quotes(text.replace("${", r"\${"))
+    return _in_quotes(literal(text))
 
 
 def _in_quotes(text: str) -> str:
@@ -86,7 +109,19 @@ def check_grammar(overrides: Sequence[str]) -> None:
             key, _, value = word.partition("=")
             if is_path(value):
                 raise ConfigError(f"{key}: Hydra cannot read {value!r}{hint(value)}") from None
-            again = shlex.quote(f"{key}={_in_quotes(value)}")
+            if "reward_functions" in key:
+                raise ConfigError(
+                    f"{key}: Hydra cannot read this; give 'reward_functions={{MODULE:FUNCTION:WEIGHT}}', or write it "
+                    f"in YAML where a name has quotation marks or a backslash"
+                ) from None
+            again = shlex.quote(f"{key}={_as_text(value)}")
             raise ConfigError(
                 f"{key}: Hydra cannot read {value!r}; if it is meant as text, write it with quotes inside: {again}"
             ) from None
+
+
+def _as_text(value: str) -> str:
+    """The value in quotes; of a list each item."""
+    if value.startswith("[") and value.endswith("]"):
+        return f"[{','.join(_in_quotes(part.strip()) for part in value[1:-1].split(','))}]"
+    return _in_quotes(value)

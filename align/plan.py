@@ -8,6 +8,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from align.configs import (
     Tokenizer,
     stage_class,
 )
+from align.configs.other_names import no_such_knob
 from align.configs.typed import literal, plain, typed
 from align.data.cards import model_kind, resolve, resolve_base, resolve_model, resolve_tokenizer
 from align.data.formats import LABELLED
@@ -134,12 +136,26 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
     except ConfigError as error:
         raise ConfigError(f"steps.{name}.{error}") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"steps.{name}.{error.full_key}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(_not_fitting(error, str(node.stage), f"steps.{name}.")) from None
     assert isinstance(config, StageConfig)
     if getattr(config, "seed", 0) is None:
         config.seed = seed  # type: ignore[attr-defined]
     config.inputs = {slot: refs for slot, refs in config.inputs.items() if refs}
     return config
+
+
+def _not_fitting(error: OmegaConfBaseException, stage: str, prefix: str) -> str:
+    """Say in one line what a knob expects that has no such name or takes no such value."""
+    said = str(error).splitlines()[0]
+    if re.match("Key '[^']+' not in '", said):
+        return no_such_knob(stage, str(error.full_key), prefix)
+    group = re.fullmatch(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)", said)
+    for knob in fields(stage_class(stage)):
+        if group and getattr(knob.default_factory, "__name__", "") == group[1]:
+            (first, *_) = fields(knob.default_factory)  # type: ignore[arg-type]
+            example = f"{prefix}{knob.name}.{first.name}=..."
+            return f"{prefix}{knob.name}: expected its knobs, as in {example}, got {group[2]}"
+    return f"{prefix}{error.full_key}: {said}"
 
 
 def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactStore) -> list[Step]:

@@ -53,7 +53,7 @@ class Progress:
             TextColumn(f"  {self._label}"),
             BarColumn(16),
             MofNCompleteColumn() if known else TextColumn("{task.completed:,.0f}"),
-            TextColumn(f"{unit}  {{task.fields[rate]}}/s "),
+            TextColumn(f"{unit}  {{task.fields[rate]}} "),
             *([TimeRemainingColumn(compact=True), TextColumn("left ")] if known else []),
         )
         begun = time.monotonic()
@@ -66,7 +66,7 @@ class Progress:
                 done += count
                 rate = _rate(done - start, begun)
                 bar.lines = _wrapped(self._numbers(), self._console.width - len(_INDENT))
-                bar.update(task, completed=done, rate=_short(rate))
+                bar.update(task, completed=done, rate=_pace(rate))
 
             yield advance
 
@@ -81,7 +81,7 @@ class Progress:
                 shown = time.monotonic()
                 rate = _rate(done - start, begun)
                 of, left = ("", "") if total is None else (f"/{total:,}", f"{_clock((total - done) / rate)} left  ")
-                line = f"  {self._label}: {done:,}{of} {unit}  {_short(rate)}/s  {left}{'  '.join(self._numbers())}"
+                line = f"  {self._label}: {done:,}{of} {unit}  {_pace(rate)}  {left}{'  '.join(self._numbers())}"
                 print(line.rstrip(), file=sys.stderr, flush=True)
 
         return advance
@@ -121,8 +121,11 @@ def _rate(done: int, begun: float) -> float:
     return max(done, 1e-9) / max(time.monotonic() - begun, 1e-9)
 
 
-def _short(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+def _pace(rate: float) -> str:
+    """`120/s`, `4.2/s`; what takes longer than a second as `12.3 s each`."""
+    if rate < 1:
+        return f"{1 / rate:,.1f} s each"
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
 
 
 def _clock(seconds: float) -> str:

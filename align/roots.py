@@ -46,11 +46,11 @@ def check_adapters(step: Step, done: Mapping[str, Step], store: ArtifactStore) -
     ours, theirs = _root(policy, steps, store), _root(start, steps, store)
     if theirs.is_adapter and theirs.key == ours.key:
         return
+    trainable = " or ".join(dict.fromkeys((policy.ref, ours.name)))
     raise ConfigError(
-        f"steps.{step.name}.inputs.{slot}: {_described(start, theirs)}, and the policy "
-        f"{_described(policy, ours)}; with lora.rank the value model is an adapter on the policy's base that starts "
-        f"from this model: train that with lora.rank from {policy.ref} or {ours.name}, or give value_from=policy, or "
-        f"lora.rank=null"
+        f"steps.{step.name}.inputs.{slot}: with lora.rank the value model starts from an adapter on the policy's "
+        f"base; {_described(start, theirs)}, and the policy {_described(policy, ours)}. Train {start.ref} with "
+        f"lora.rank from {trainable}, or give value_from=policy, or lora.rank=null"
     )
 
 

@@ -246,7 +246,10 @@ TOGETHER = {
     "missing_eos_reward": ("steps.ppo.missing_eos_reward=-1", "missing_eos_penalty=0 beside it"),
     "value_warmup_iterations": ("steps.ppo.value_warmup_iterations=60", "fewer than num_iterations (60)"),
     "ema_decay": ("steps.ppo.ema_decay=1", "between 0 and 1, or null"),
-    "lora.dropout": ("steps.ppo.lora.dropout=0.1", "0: PPO's first ratio would not be 1"),
+    "lora.dropout": ("steps.ppo.lora.rank=4 steps.ppo.lora.dropout=0.1", "0: PPO's first ratio would not be 1"),
+    "lora.merged": ("steps.ppo.lora.merged=true", "lora.rank beside it: without one all weights are trained, got True"),
+    "lora.alpha": ("steps.ppo.lora.rank=4 steps.ppo.lora.alpha=0", "a number above 0, got 0"),
+    "reward_functions": ("steps.ppo.reward_functions={trl.rewards:think_format_reward:inf}", "finite weights, got "),
     "ptx_examples_per_episode": (
         "steps.ppo.ptx_coef=1 steps.ppo.inputs.text=text steps.ppo.ptx_examples_per_episode=0.001",
         "at least a row for a minibatch of 64",
@@ -423,3 +426,27 @@ def test_ppo_by_functions_alone_is_planned_with_a_value_model_from_the_policy(
     assert main(["plan", "pipeline=quickstart", *impossible]) == 2
     said = capsys.readouterr().err
     assert said == "error: steps.ppo.value_from: expected policy or null, for no inputs.reward_model is given\n"
+    never_trained = ["~steps.ppo.inputs.reward_model", rule, "steps.ppo.update=policy", "steps.ppo.num_iterations=9"]
+    assert main(["plan", "pipeline=quickstart", *never_trained]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: steps.ppo.update: expected joint, or a value_warmup_iterations above 0: ")
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("sft: {num_train_epochs: 3}", "steps.sft.num_train_epochs: no such knob (did you mean steps.sft.num_epochs?)"),
+        ("sft: {lora: 8}", "steps.sft.lora: expected its knobs, as in steps.sft.lora.rank=..., got 8"),
+        ("ppo: {reward_functions: [a]}", "a list is given where names with values are expected"),
+    ],
+)
+def test_a_pipeline_of_the_users_own_is_answered_as_the_command_line_is(
+    here: Path, capsys: pytest.CaptureFixture[str], step: str, said: str
+) -> None:
+    (here / "pipeline").mkdir()
+    head = "# @package _global_\ndefaults: [quickstart, _self_]\nname: mine\n"
+    (here / "pipeline/mine.yaml").write_text(f"{head}steps: {{{step}}}\n")
+    assert main(["plan", "pipeline=mine", "--config-dir", str(here)]) == 2
+    line = capsys.readouterr().err.strip()
+    assert said in line
+    assert "\n" not in line

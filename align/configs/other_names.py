@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from align.configs import STAGES
 from align.configs.knobs import StageConfig
 from align.configs.run import RunConfig
 
@@ -15,7 +16,7 @@ from align.configs.run import RunConfig
 _STEPS = ("num_steps",)
 _EPOCHS = ("num_epochs",)
 _WHOLE_EPOCHS = ("num_train_epochs", "epochs", "n_epochs")
-_LENGTH = ("sequence_length", "input_length", "max_new_tokens")
+_LENGTH = ("sequence_length", "input_length")
 _BATCH = ("batch_size", "rollout_batch_size", "hardware.generation_batch_size")
 _WARMUP_SHARE = ("warmup_fraction",)
 _WARMUP_STEPS = ("warmup_steps",)
@@ -90,7 +91,7 @@ IN_ANOTHER_UNIT: dict[str, dict[str, str]] = {
             {"num_iterations": _ITERATIONS, "num_epochs": "epochs"},
         ),
         (_WHOLE_EPOCHS, {"num_iterations": _ITERATIONS, "num_steps": "optimizer steps"}),
-        (_LENGTHS, {"max_chars": "characters"}),
+        (_LENGTHS, {"max_new_tokens": "tokens of the response alone", "max_chars": "characters"}),
         (_MICRO_BATCHES, {"hardware.micro_batch_tokens": "tokens that are computed at once"}),
         (("save_steps",), {"hardware.checkpoint_seconds": "seconds between checkpoints"}),
         (("warmup_ratio",), {"warmup_steps": "warm-up in steps", "warmup_iterations": "warm-up in iterations"}),
@@ -150,3 +151,31 @@ def other_unit(stage: type[StageConfig], name: str) -> tuple[str, str] | None:
     known = {*knobs_of(stage), *knobs_of(RunConfig)}
     units = IN_ANOTHER_UNIT.get(name.rpartition(".")[2], {})
     return next(((knob, unit) for knob, unit in units.items() if knob in known), None)
+
+
+def no_such_knob(stage: str, name: str, prefix: str = "") -> str:
+    """Say that `stage` has no knob `name`, and which of its knobs was meant; `prefix` stands before its knobs."""
+    cls = STAGES[stage]
+    slots = [*cls.INPUTS, *cls.OPTIONAL]
+    if name.startswith("inputs."):
+        near = difflib.get_close_matches(name.removeprefix("inputs."), slots, n=1)
+        there_are = ", ".join(slots) or "none"
+        return f"{prefix}{name}: {stage} has no such input{did_you_mean(near)}; inputs: {there_are}"
+    owners = [other for other, own in STAGES.items() if name in knobs_of(own)]
+    meant, other = meant_knob(cls, name), other_unit(cls, name)
+    if owners and name not in OURS:
+        have = "has" if len(owners) == 1 else "have"
+        hint = f"; {', '.join(owners)} {have} it"
+    elif meant is not None:
+        is_setting = meant in knobs_of(RunConfig)
+        hint = did_you_mean([meant if is_setting else prefix + meant])
+    elif other is not None:
+        knob = other[0] if other[0] in knobs_of(RunConfig) else prefix + other[0]
+        hint = f"; {stage} counts {other[1]}: {knob}"
+    else:
+        hint = f"; inputs: {', '.join(slots)}" if slots else ""
+    return f"{prefix}{name}: no such knob{hint}; align {stage} --help lists the knobs of {stage}"
+
+
+def did_you_mean(near: Sequence[str]) -> str:
+    return f" (did you mean {near[0]}?)" if near else ""

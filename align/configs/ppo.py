@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -21,10 +22,10 @@ from align.errors import ConfigError
 
 @dataclass(slots=True, kw_only=True)
 class Ppo(StageConfig):
-    r"""Tune a policy against reward models, functions of your own or both, held near where it started.
+    """Tune a policy against reward models, functions of your own or both, held near where it started.
 
     align ppo inputs.policy=mine/sft inputs.reward_model=mine/reward inputs.prompts=path:prompts.jsonl
-    align ppo inputs.policy=mine/sft inputs.prompts=path:prompts.jsonl 'reward_functions={my_rewards\:brevity:1.0}'
+    align ppo inputs.policy=mine/sft inputs.prompts=path:prompts.jsonl 'reward_functions={my_rewards:brevity:1.0}'
 
     docs/rewards.md says how to write a reward function.
     """
@@ -105,7 +106,7 @@ class Ppo(StageConfig):
         default_factory=dict,
         metadata={
             "comment": "MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS) -> weight, of a function with TRL's signature; in "
-            r"YAML or as 'reward_functions={MODULE\:FUNCTION:1.0}'; see docs/rewards.md"
+            "YAML or as 'reward_functions={MODULE:FUNCTION:1.0}'; see docs/rewards.md"
         },
     )
     length_coef: float = knob(0.0, "added to the reward for each response token; below 0 shortens [ours]")
@@ -213,7 +214,10 @@ class Ppo(StageConfig):
         if self.value_learning_rate is None:
             self.value_learning_rate = 9e-6 if full else 1e-4
         if self.value_warmup_iterations is None:
-            self.value_warmup_iterations = min(10, self.num_iterations // 10)
+            self.value_warmup_iterations = self._usual_warmup()
+
+    def _usual_warmup(self) -> int:
+        return min(10, self.num_iterations // 10)
 
     def check_inputs(self) -> None:
         require(self.ptx_coef == 0 or bool(self.inputs.get("text")), "ptx_coef", self.ptx_coef, "0, or inputs.text too")
@@ -231,6 +235,11 @@ class Ppo(StageConfig):
             self.reward_model_weights,
             f"none, or {count}: one for each of inputs.reward_model",
         )
+        for name, weights in (
+            ("reward_functions", self.reward_functions.values()),
+            ("reward_model_weights", self.reward_model_weights),
+        ):
+            require(all(map(math.isfinite, weights)), name, getattr(self, name), "finite weights")
         weights = [*self.reward_functions.values(), *(self.reward_model_weights or [1.0] * count)]
         if not any(weights):
             given = ", all of weight 0" if weights else ""
@@ -245,6 +254,12 @@ class Ppo(StageConfig):
             )
         if self.value_from == "reward_model" and count == 0:
             raise ConfigError("value_from: expected policy or null, for no inputs.reward_model is given")
+        warmup = self._usual_warmup() if self.value_warmup_iterations is None else self.value_warmup_iterations
+        if self.update == "policy" and warmup == 0 and self.value_start(self.inputs) == "policy":
+            raise ConfigError(
+                "update: expected joint, or a value_warmup_iterations above 0: the value model starts from the policy "
+                "with a head of zeros, and update=policy never trains it"
+            )
 
     def value_start(self, inputs: Mapping[str, Any]) -> str:
         """The input that the value model starts from, of those that are given: value_model, reward_model or policy."""

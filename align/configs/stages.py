@@ -116,13 +116,17 @@ class Sft(StageConfig):
 
     STAGE: ClassVar[str] = "sft"
     # 2: attention's softmax is in the precision of its products; text has no begin token; 3: batches of demonstrations,
-    # lora makes an adapter, new defaults
-    VERSION: ClassVar[int] = 3
+    # lora makes an adapter, new defaults; 4: smaller batches and 3 epochs unless asked
+    VERSION: ClassVar[int] = 4
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "demonstrations"}
     OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents"}
-    num_epochs: int = knob(2, "passes over the demonstrations [InstructGPT, the model RL starts from]")
-    batch_size: int = knob(32, "demonstrations an optimizer step [InstructGPT, 1.3B]")
+    num_epochs: int = knob(
+        3, "passes over the demonstrations; the best epoch is kept [TRL; InstructGPT: 2 for the model RL starts from]"
+    )
+    batch_size: int = knob(
+        16, "demonstrations an optimizer step [ours, so that a few hundred make enough steps; InstructGPT, 1.3B: 32]"
+    )
     sequence_length: int | None = knob(
         None, "tokens; longer demonstrations are left out; None: the model's context, at most 2,048 [ours]"
     )

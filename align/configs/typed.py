@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+_INTERPOLATION = re.compile(r"(\\*)\$\{")  # with the backslashes before it, each of which is to stay one
 
 
 def plain(node: DictConfig, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -36,7 +39,7 @@ def typed(cls: type, values: Mapping[str, Any]) -> Any:
 def literal(value: Any) -> Any:
     """Plain values, written so that OmegaConf reads each text as it is."""
     if isinstance(value, str):
-        return value.replace("${", "\\${")
+        return _INTERPOLATION.sub(r"\1\1\\${", value)
     if isinstance(value, Mapping):
         return {name: literal(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import cached_file
 
 from align.data.cards import Source, kind_of
 from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
@@ -91,16 +93,18 @@ def open_adapted(adapter: Source, base: Source, kind: str) -> PreTrainedModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about GPT-2's transposed matrices
             adapted = peft.get_peft_model(model, config)
-        expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        _require_fitting_adapter(expected, weights)
+        needed = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        # `peft` saves whole embeddings too where they are adapted, or where there are more tokens than in the base.
+        allowed = peft.get_peft_model_state_dict(adapted, save_embedding_layers=True)
+        _require_fitting_adapter(needed.keys(), allowed, weights)
         peft.set_peft_model_state_dict(adapted, weights)
         merged = adapted.merge_and_unload()
     except Exception as error:  # as in `open_model`
         raise ValueError(f"the adapter: {_one_line(error)}") from None
     _require_whole(merged, {}, kind)
-    own = adapter.root / "config.json" if adapter.root is not None else None
-    if kind == "reward_model" and own is not None and own.is_file():
-        setattr(merged.config, SHIFT, json.loads(own.read_text(encoding="utf-8")).get(SHIFT, 0.0))
+    own = cached_file(name, "config.json", **where, _raise_exceptions_for_missing_entries=False)
+    if kind == "reward_model" and own is not None:
+        setattr(merged.config, SHIFT, json.loads(Path(own).read_text(encoding="utf-8")).get(SHIFT, 0.0))
     if config.trainable_token_indices is not None and hasattr(merged.config, DRAWN):
         delattr(merged.config, DRAWN)
     merged.stored_dtype = torch.float32  # in half of the bits, much of a small change would be rounded away
@@ -125,16 +129,18 @@ def _open_base(base: Source, kind: str) -> PreTrainedModel:
         raise ValueError(f"the adapter's base: {error}") from None
 
 
-def _require_fitting_adapter(expected: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> None:
+def _require_fitting_adapter(
+    needed: Collection[str], allowed: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]
+) -> None:
     """Raise `ValueError` where an adapter's weights are not those that its config asks for on this base."""
-    if missing := expected.keys() - weights.keys():
+    if missing := set(needed) - weights.keys():
         raise ValueError(f"missing weights: {_some(missing)}")
-    if left := weights.keys() - expected.keys():
+    if left := weights.keys() - allowed.keys():
         raise ValueError(f"weights that its base has no place for: {_some(left)}")
     for name, weight in weights.items():
-        if weight.shape != expected[name].shape:
+        if weight.shape != allowed[name].shape:
             raise ValueError(
-                f"{name} is {list(weight.shape)}, and on this base it is {list(expected[name].shape)}: it was trained "
+                f"{name} is {list(weight.shape)}, and on this base it is {list(allowed[name].shape)}: it was trained "
                 f"on another model"
             )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -31,6 +33,7 @@ _OWN_PARTS = (
     "unscored",
     "score",
 )
+_SAMPLE_COLUMNS = ("step", "prompt", "response", "score", "kl")  # of the table of samples
 _NOT_COLUMNS = ("prompt", "prompts", "completion", "completions", "completion_ids")
 
 
@@ -130,7 +133,7 @@ class Notes:
     """What functions log beside their numbers, by TRL's `log_extra` and `log_metric`.
 
     Attributes:
-        columns: further columns of the table of samples, a value for each episode.
+        columns: further columns of the table of samples, a value for each episode; `extra/NAME` where NAME is there.
         metrics: the numbers that were logged under each name.
     """
 
@@ -141,10 +144,13 @@ class Notes:
     def log_extra(self, column: str, values: Sequence[Any]) -> None:
         if len(values) != self.count:
             raise ValueError(f"log_extra: expected {self.count} values for {column!r}, got {len(values)}")
-        self.columns[column] = list(values)
+        taken = column in _SAMPLE_COLUMNS or column.startswith("reward/")
+        self.columns[f"extra/{column}" if taken else column] = list(values)
 
     def log_metric(self, name: str, value: float) -> None:
-        self.metrics.setdefault(name, []).append(float(value))
+        if not math.isfinite(number := float(value)):
+            raise ValueError(f"log_metric: expected a finite number for {name!r}, got {value}")
+        self.metrics.setdefault(name, []).append(number)
 
 
 def call_functions(
@@ -182,7 +188,7 @@ def call_functions(
                 waiting.append((function, answer))
             answers[function.name] = answer
         if waiting:
-            answers |= asyncio.run(_await_all(waiting, occasion))
+            answers |= _event_loop().run(_await_all(waiting, occasion))
     finally:
         for _, answer in waiting:
             if inspect.iscoroutine(answer):
@@ -201,6 +207,14 @@ def _arguments(episodes: Episodes, trainer_state: Any, notes: Notes) -> tuple[di
     arguments |= {column: [row.get(column) for row in episodes.rows] for column in columns}
     arguments |= {"trainer_state": trainer_state, "log_extra": notes.log_extra, "log_metric": notes.log_metric}
     return arguments, columns
+
+
+@functools.cache
+def _event_loop() -> asyncio.Runner:
+    """One loop for all calls, as TRL has: a client or a lock that a function keeps is of the loop it was used in."""
+    runner = asyncio.Runner()
+    atexit.register(runner.close)
+    return runner
 
 
 async def _await_all(waiting: Sequence[tuple[RewardFunction, Awaitable[Any]]], occasion: str) -> dict[str, Any]:
@@ -274,7 +288,7 @@ class RewardTerms:
         total = sum_i w_i * score_i - ensemble_std_coef * std_i(score_i) + sum_j v_j * f_j + length_coef * tokens
                 - missing_eos_penalty * [cut off],
         replaced by `missing_eos_reward` where the response was cut off, then clipped; all [B]. A function that does not
-        apply adds nothing. Where there is no model and no function with a weight applies, nothing is scored.
+        apply adds nothing. Where no model has a weight and no function with a weight applies, nothing is scored.
 
         Args:
             scores: [M, B], a row a reward model; M may be 0.
@@ -284,7 +298,8 @@ class RewardTerms:
         """
         parts: dict[str, torch.Tensor] = {}
         total = torch.zeros_like(lengths, dtype=scores.dtype)
-        scored = torch.full_like(ended, len(scores) > 0)
+        some_count = any(self.model_weights) if self.model_weights else len(scores) > 0
+        scored = torch.full_like(ended, some_count)
         if len(scores):
             weights = torch.tensor(self.model_weights, dtype=scores.dtype, device=scores.device)
             parts["model"] = weights @ scores if self.model_weights else scores.mean(0)

@@ -119,7 +119,7 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     metrics["response_tokens"] = sum(len(r.ids) for r in sampled[0].responses) / len(rows)
     if len(players) == 2 and alike(players):
         autocast = functools.partial(job.autocast, cfg.precision)
-        metrics |= _compared(cfg, "", "kl", [kl(players, sampled[0], job.hardware.micro_batch_tokens, autocast)])
+        metrics |= _compared(cfg, "", "kl", [kl(players, sampled[0], job.micro_batch_tokens, autocast)])
     metrics |= _checked(cfg, job, players, rows, sampled)
     metrics |= _steered(cfg, job, players, prompts, greedy)
     job.table("samples", [sample_row(i, rows[i], given, scores) for i in range(min(cfg.num_samples, len(rows)))])
@@ -170,7 +170,7 @@ def _scorers(cfg: Evaluate, inputs: Inputs, job: Job) -> list[Scorer]:
     if "reward_model" in inputs:
         autocast = functools.partial(job.autocast, cfg.precision)
         folder = inputs.one("reward_model").path
-        found.append(by_reward_model(folder, job.device, job.hardware.micro_batch_tokens, autocast))
+        found.append(by_reward_model(folder, job.device, job.micro_batch_tokens, autocast))
     if not found and not (cfg.checks or cfg.steering or cfg.judge.url):
         raise ConfigError(
             "inputs.reward_model: these prompts have no gold scorer, so a reward model, reward_functions, checks, "
@@ -367,7 +367,7 @@ def _on_items(
 def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job, task: str) -> Scored:
     """The likelihoods of the items' candidates, after their answer context alone too, and what is written instead."""
     mine = [items[i] for i in job.share(range(len(items)))]
-    most = job.hardware.micro_batch_tokens
+    most = job.micro_batch_tokens
 
     def likelihoods(rows: Sequence[Row]) -> list[list[Candidate]]:
         count = sum(len(item["completions"]) for item in rows)
@@ -403,7 +403,7 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
         raise ConfigError(f"tasks: lm-eval is not installed ({error}); pip install -e '.[eval]'") from None
     names, found = [task.partition(":")[2] for task in cfg.tasks], []
     for player in players:
-        most, seed = job.hardware.micro_batch_tokens, cfg.seed or 0
+        most, seed = job.micro_batch_tokens, cfg.seed or 0
         scorer = HarnessScorer(player.model, player.tokenizer, most, seed, lambda n: job.progress(n, "requests"))
         with job.autocast(cfg.precision):
             try:
@@ -434,7 +434,7 @@ def _on_text(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player])
         if not len(rows):
             raise ConfigError(f"inputs.text: its held-out documents fill no row of {length} tokens")
         own: list[float] = []
-        for chunk in rows[:].split(max(1, job.hardware.micro_batch_tokens // length)):
+        for chunk in rows[:].split(max(1, job.micro_batch_tokens // length)):
             with job.autocast(cfg.precision):
                 own += row_losses(player.model, chunk).tolist()
         losses.append(own)

@@ -137,7 +137,7 @@ def _accumulate(cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind:
     """Add the gradient of the batch's mean loss over rows, this process's share; return the whole batch's losses."""
     mine = job.share(batch)
     totals = torch.zeros(2, device=job.device)
-    for chunk in micro_batches([example.tokens for example in mine], job.hardware.micro_batch_tokens):
+    for chunk in micro_batches([example.tokens for example in mine], job.micro_batch_tokens):
         examples = [mine[i] for i in chunk]
         counts = [len(example.sequences) for example in examples]
         with job.autocast(cfg.precision):
@@ -163,7 +163,7 @@ def _predict(model: TaskModel, examples: Sequence[Example], goal: Goal, job: Job
     model.eval()
     mine = job.share(examples)
     found: list[list[float]] = []
-    for chunk in micro_batches([example.tokens for example in mine], job.hardware.micro_batch_tokens):
+    for chunk in micro_batches([example.tokens for example in mine], job.micro_batch_tokens):
         group = [mine[i] for i in chunk]
         with job.autocast(precision):
             logits = model(group, with_lm=False).logits

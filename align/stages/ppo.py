@@ -103,7 +103,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
     _prepare(cfg, actors, job)
-    learner = Learner(cfg, actors, job, _text(cfg, inputs, actors, tokenizer))
+    learner = Learner(cfg, actors, job, _text(cfg, inputs, actors, tokenizer, job))
     engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
     health = Health(cfg.kl_goal, filled(cfg.value_warmup_iterations), corrected=cfg.importance_cap is not None)
@@ -129,11 +129,12 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         rewards, metrics = judged.rewards, dict(judged.metrics)
         rollouts = _score(cfg, actors, job, samples, rewards.total, layouts[0])
         scored = time.monotonic()
-        if rewards.scored.any() and _is_finite(cfg, job, rollouts, iteration):
+        finite = _is_finite(cfg, job, rollouts, iteration)
+        if finite and _is_sampled(cfg, iteration):
+            job.append("samples", iteration + 1, _sample_rows(rollouts, judged, episodes))
+        if finite and rewards.scored.any():
             advantages, found = _advantages(cfg, rollouts, rewards, kl_coef)
             metrics |= found
-            if _is_sampled(cfg, iteration):
-                job.append("samples", iteration + 1, _sample_rows(rollouts, judged, episodes))
             plan = _plan(cfg, iteration, rollouts, advantages, layouts, kl_coef)
             metrics |= learner.update(plan)
             if cfg.kl_goal is not None and plan.moves_policy:
@@ -231,8 +232,10 @@ def _prompts(
     return Prompts([rows[i] for i in fitting], [encoded[i] for i in fitting])
 
 
-def _text(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase) -> TextRows | None:
+def _text(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job) -> TextRows | None:
     if cfg.ptx_coef == 0:
+        if "text" in inputs:
+            job.info("inputs.text is not read: ptx_coef is 0")
         return None
     texts = (row["text"] for row in read_rows(inputs.folders("text"), "train"))
     with actors.policy_model() as policy:
@@ -293,7 +296,7 @@ def _layout(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) ->
     for start in range(0, len(order), cfg.minibatch_size):
         mine = job.share(order[start : start + cfg.minibatch_size])
         lengths = [samples.tokens(i) for i in mine]
-        groups = micro_batches(lengths, job.hardware.micro_batch_tokens)
+        groups = micro_batches(lengths, job.micro_batch_tokens)
         layout.append([[mine[i] for i in group] for group in groups])
     return layout
 
@@ -307,7 +310,7 @@ def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episo
     def score(model: RewardModel) -> torch.Tensor:
         scores = torch.zeros(len(samples.ids), device=job.device)
         if mine:
-            max_tokens = job.hardware.micro_batch_tokens
+            max_tokens = job.micro_batch_tokens
             scores[mine] = model(share, job.device, max_tokens, lambda: job.autocast(cfg.precision))
         job.all_reduce(scores)  # each was filled in by one process and is 0 in the others
         return scores
@@ -335,7 +338,7 @@ def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episo
     )
     lengths = samples.mask.sum(1)
     rewards = terms.combine(scores, rules, lengths, samples.ended)
-    metrics = _reward_metrics(rewards, lengths)
+    metrics = _reward_metrics(rewards, lengths) | _length_metrics(samples)
     if judges.heldout is not None:
         metrics["heldout/score"] = float(score(judges.heldout).mean())
     logged: dict[str, list[float]] = {}
@@ -363,6 +366,14 @@ def _reward_metrics(rewards: Rewards, lengths: torch.Tensor) -> Metrics:
     if not scored.all():
         metrics["unscored"] = float((~scored).float().mean())
     return metrics
+
+
+def _length_metrics(samples: Samples) -> Metrics:
+    return {
+        "response_tokens": float(samples.mask.sum(1).float().mean()),
+        "tokens": float(sum(map(samples.tokens, range(len(samples.ids))))),
+        "response/ended": float(samples.ended.float().mean()),
+    }
 
 
 @torch.no_grad()
@@ -420,9 +431,6 @@ def _advantages(cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef: float) 
         "policy/sampling_gap": float(masked_mean(gap.abs(), mask)),
         "policy/sampling_kl": float(masked_mean(gap.exp() - 1 - gap, mask)),
         "value/explained_variance": float(explained_variance(rollouts.values, returns, learned)),
-        "response_tokens": float(mask.sum(1).float().mean()),
-        "tokens": float(sum(map(samples.tokens, range(len(samples.ids))))),
-        "response/ended": float(samples.ended.float().mean()),
     }
     return Advantages(normalize(advantages, learned) if cfg.normalize_advantages else advantages, returns), metrics
 

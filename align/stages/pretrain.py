@@ -209,7 +209,7 @@ def _accumulate(loss_of: Loss, mine: torch.Tensor, count: int, job: Job, precisi
 
 
 def _micro_batches(rows: torch.Tensor, job: Job) -> Sequence[torch.Tensor]:
-    return rows.split(max(1, job.hardware.micro_batch_tokens // rows.shape[1])) if len(rows) else ()
+    return rows.split(max(1, job.micro_batch_tokens // rows.shape[1])) if len(rows) else ()
 
 
 def _passes(text: Mixture) -> Metrics:

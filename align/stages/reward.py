@@ -144,7 +144,7 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
 
 def _accumulate(model: ScalarModel, batch: Sequence[Ranking], job: Job, precision: str) -> float:
     """Add the gradient of the batch's mean loss over prompts, this process's share; return the whole batch's loss."""
-    mine, max_tokens = job.share(batch), job.hardware.micro_batch_tokens
+    mine, max_tokens = job.share(batch), job.micro_batch_tokens
     total = torch.zeros((), device=job.device)
     for chunk in micro_batches([ranking.tokens for ranking in mine], max_tokens):
         rankings = [mine[i] for i in chunk]
@@ -171,7 +171,7 @@ def _backward_in_parts(
     The loss needs all scores at once. So they are computed without a graph first, and each response goes through the
     model a second time with the gradient of its score known [Gao et al. 2021, gradient caching].
     """
-    groups = list(micro_batches(list(map(len, ranking.sequences)), job.hardware.micro_batch_tokens))
+    groups = list(micro_batches(list(map(len, ranking.sequences)), job.micro_batch_tokens))
 
     def score(group: list[int]) -> torch.Tensor:
         with job.autocast(precision):
@@ -205,7 +205,7 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
     counts = torch.zeros(len(names), 2, device=job.device)
     pairs: list[tuple[float, float]] = []  # confidence, and whether it was right
     mine = job.share(held_out)
-    for chunk in micro_batches([ranking.tokens for ranking in mine], job.hardware.micro_batch_tokens):
+    for chunk in micro_batches([ranking.tokens for ranking in mine], job.micro_batch_tokens):
         rankings = [mine[i] for i in chunk]
         for rewards, ranking in zip(_scores(model, rankings, job, precision), rankings, strict=True):
             ranks = torch.tensor(ranking.ranks)
@@ -251,7 +251,7 @@ def _centre(
         raise ConfigError(f"inputs.demonstrations: none fits into {length:,} tokens")
     mine = job.share(sequences)
     total = torch.zeros(2, dtype=torch.float64, device=job.device)
-    for chunk in micro_batches(list(map(len, mine)), job.hardware.micro_batch_tokens):
+    for chunk in micro_batches(list(map(len, mine)), job.micro_batch_tokens):
         with job.autocast(precision):
             scores = response_scores(model, pack([mine[i] for i in chunk], job.device)).double()
         total += torch.stack([scores.sum(), (scores**2).sum()])

@@ -12,12 +12,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from align.artifacts import replacing
 from align.checkpoints import Parameters, restore_parameters
 from align.configs import Sft, filled
 from align.data.records import Row, read_rows
@@ -86,7 +87,7 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     metrics["tokens"] = float(cfg.num_epochs * sum(len(example.ids) for example in [*train, *text]))
     metrics["parameters"] = float(num_parameters)
     metrics["trained_parameters"] = float(num_trained)
-    return metrics | ({"eval/loss": _loss(model, held_out, job, cfg.precision)} if held_out else {})
+    return metrics | (_validation(cfg, model, held_out, job) if held_out else {})
 
 
 # -- what is learned ---------------------------------------------------------------------------------------------
@@ -143,6 +144,8 @@ def _text(
 ) -> list[Example]:
     """Rows of pretraining text that make up `text_share` of the training tokens; all of a row is learned."""
     if cfg.text_share == 0:
+        if "text" in inputs:
+            job.info("inputs.text is not read: text_share is 0")
         return []
     tokens = sum(len(example.ids) for example in train) * cfg.text_share / (1 - cfg.text_share)
     rows = encode_text((row["text"] for row in read_rows(inputs.folders("text"), "train")), tokenizer, length)
@@ -182,15 +185,18 @@ def _train(
     ]
     for line in doubts(rates, model, trains_all=cfg.lora.rank is None):
         job.info(line)
-    best = BestEpoch(job.work / "best.safetensors", parameters, job)
+    best = BestEpoch(job.work, parameters, job)
     start = 0
     if saved := job.resume():
         start, state = saved
         restore_parameters(parameters, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
-        best.loss, best.step = state["best_loss"], state["best_step"]
-    elif job.world_size > 1:
-        torch.manual_seed(derive_seed(cfg.seed or 0, "sft", "dropout", job.rank))
+        best.load_state(state["best"])
+    else:
+        if job.world_size > 1:
+            torch.manual_seed(derive_seed(cfg.seed or 0, "sft", "dropout", job.rank))
+        if held_out:
+            job.log({"eval/loss": _loss(model, held_out, job, cfg.precision)}, 0)
 
     model.train()
     for step in job.steps(total, start):
@@ -214,8 +220,7 @@ def _train(
             lambda: {
                 "parameters": parameters,
                 "optimizer": optimizer.state_dict(),
-                "best_loss": best.loss,
-                "best_step": best.step,
+                "best": best.state(),
             },
         )
 
@@ -227,7 +232,7 @@ def _accumulate(model: PreTrainedModel, batch: Sequence[Example], job: Job, prec
     count = sum(example.num_learned for example in batch)
     mine = job.share(batch)
     total = torch.zeros((), device=job.device)
-    for group in micro_batches([len(example.ids) for example in mine], job.hardware.micro_batch_tokens):
+    for group in micro_batches([len(example.ids) for example in mine], job.micro_batch_tokens):
         with job.autocast(precision):
             loss = _summed_loss(model, [mine[i] for i in group]) / count
         loss.backward()
@@ -250,7 +255,7 @@ def _loss(model: PreTrainedModel, examples: Sequence[Example], job: Job, precisi
     model.eval()
     mine = job.share(examples)
     total = torch.zeros(2, dtype=torch.float64, device=job.device)
-    for group in micro_batches([len(example.ids) for example in mine], job.hardware.micro_batch_tokens):
+    for group in micro_batches([len(example.ids) for example in mine], job.micro_batch_tokens):
         chosen = [mine[i] for i in group]
         with job.autocast(precision):
             total[0] += _summed_loss(model, chosen).double()
@@ -260,36 +265,64 @@ def _loss(model: PreTrainedModel, examples: Sequence[Example], job: Job, precisi
     return float(total[0] / total[1])
 
 
+def _validation(cfg: Sft, model: PreTrainedModel, held_out: Sequence[Example], job: Job) -> Metrics:
+    """The validation loss of what was made and, before it, of the model that was given."""
+    after = _loss(model, held_out, job, cfg.precision)
+    if not job.is_main:  # it alone has the log, and its metrics alone are published
+        return {"eval/loss": after}
+    before = job.logged()[0]["eval/loss"]
+    if not after < before:
+        job.info(f"the validation loss did not fall: {before:.4g} before training, {after:.4g} after")
+    return {"eval/loss": after, "eval/loss_before": before}
+
+
 # -- the best epoch ----------------------------------------------------------------------------------------------
 
 
 class BestEpoch:
     """The trained weights after the epoch with the lowest validation loss, in a file until training ends.
 
-    A run that resumes from before that epoch trains it again, and writes the same file again.
+    The file that the last checkpoint knows of stays until a later checkpoint knows of another.
     """
 
-    def __init__(self, file: Path, parameters: Parameters, job: Job):
-        self._file, self._parameters, self._job = file, parameters, job
+    def __init__(self, folder: Path, parameters: Parameters, job: Job):
+        self._folder, self._parameters, self._job = folder, parameters, job
         self.loss, self.step = math.inf, 0
+        self._step_of_checkpoint = 0
 
     def look(self, step: int, loss: float) -> None:
         """Keep the weights after `step` if their validation loss is the lowest so far."""
         if not loss < self.loss:  # NaN is no better, either
             return
         self.loss, self.step = loss, step
-        if self._job.is_main:
-            part = self._file.with_suffix(".part")
-            save_file({name: p.detach().contiguous() for name, p in self._parameters.items()}, part)
-            part.replace(self._file)
+        if not self._job.is_main:
+            return
+        tensors = {name: p.detach().contiguous() for name, p in self._parameters.items()}
+        with replacing(self._file(step)) as part:
+            save_file(tensors, part)
+        for other in self._folder.glob(self._file("*").name):
+            if other not in (self._file(step), self._file(self._step_of_checkpoint)):
+                other.unlink()
 
     def put_back(self, last_step: int) -> None:
         """Give the model the kept weights, if training went on after them."""
         if self.step in (0, last_step):
             return
         self._job.barrier()  # the first process may still be writing
-        restore_parameters(self._parameters, load_file(self._file, device=str(self._job.device)))
+        restore_parameters(self._parameters, load_file(self._file(self.step), device=str(self._job.device)))
         self._job.info(f"the weights of step {self.step} are kept: their validation loss is the lowest")
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint has to hold."""
+        self._step_of_checkpoint = self.step
+        return {"loss": self.loss, "step": self.step}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.loss, self.step = state["loss"], state["step"]
+        self._step_of_checkpoint = self.step
+
+    def _file(self, step: int | str) -> Path:
+        return self._folder / f"best-{step}.safetensors"
 
 
 # -- messages ------------------------------------------------------------------------------------------------------

@@ -304,7 +304,7 @@ def _accumulate(model: PreTrainedModel, pairs: Sequence[Pair], count: int, job: 
 
 def _losses(model: PreTrainedModel, pairs: Sequence[Pair], job: Job, precision: str) -> Iterator[torch.Tensor]:
     """-log p of all target tokens, nats, of one group of like pairs after the other."""
-    for group in similar_groups(pairs, job.hardware.micro_batch_tokens):
+    for group in similar_groups(pairs, job.micro_batch_tokens):
         batch = pad([pairs[i] for i in group], model.config.pad_token_id, job.device)
         with job.autocast(precision):
             nats = -target_logprobs(model, batch).sum()

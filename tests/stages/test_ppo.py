@@ -23,8 +23,9 @@ from align.configs import LoraConfig, Ppo
 from align.errors import ConfigError, HealthStop, Preempted
 from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job
-from align.learner import Learner
+from align.learner import Learner, Plan
 from align.models import actors as actors_module
+from align.models.heads import load_scalar
 from align.stages import ppo
 from align.stop import Stop
 from align.text.rows import RowOrder
@@ -93,18 +94,27 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """The gradients of every step, which then is not made."""
     seen: list[dict[str, torch.Tensor]] = []
 
-    def keep(self: Learner, plan: Any) -> None:
-        seen.append(
-            {
-                f"{name}.{i}": p.grad.clone()
-                for name, parameters in self._parameters.items()
-                for i, p in enumerate(parameters)
-                if p.grad is not None
-            }
-        )
-        self._forget_gradients()
+    def keep(self: Learner, name: str) -> None:
+        if not seen or f"{name}.0" in seen[-1]:
+            seen.append({})  # the other model's gradient of this minibatch goes in too
+        seen[-1] |= {f"{name}.{i}": p.grad.clone() for i, p in enumerate(self._parameters[name])}
+        self._optimizers[name].zero_grad()
 
     monkeypatch.setattr(Learner, "_step", keep)
+    return seen
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """What each update was to do."""
+    seen: list[Plan] = []
+    update = Learner.update
+
+    def noting(self: Learner, plan: Plan) -> Any:
+        seen.append(plan)
+        return update(self, plan)
+
+    monkeypatch.setattr(Learner, "update", noting)
     return seen
 
 
@@ -229,12 +239,14 @@ def test_ptx_adds_its_gradient_times_its_coefficient(inputs, tmp_path, gradients
     assert row["ptx/grad_cosine"] == pytest.approx((own @ added / own.norm() / added.norm()).item(), abs=1e-4)
 
 
-def test_the_ptx_gradient_is_the_slope_of_ppo_loss_plus_text_loss(inputs, tmp_path, watched, monkeypatch):
+def test_the_ptx_gradient_is_the_slope_of_ppo_loss_plus_text_loss(inputs, tmp_path, watched, plans, monkeypatch):
     """Along the gradient, the sum of both losses changes as the gradient says, by finite differences."""
     knobs = {"num_iterations": 1, "num_epochs": 1, "minibatch_size": 8, "max_grad_norm": 1e9}
     slopes: list[tuple[float, float]] = []
 
-    def measure(self: Learner, plan: Any) -> None:
+    def measure(self: Learner, name: str) -> None:
+        if name != "policy":
+            return
         parameters = self._parameters["policy"]
         direction = [p.grad / math.sqrt(sum(float((q.grad**2).sum()) for q in parameters)) for p in parameters]
         slope = sum(float((p.grad * d).sum()) for p, d in zip(parameters, direction, strict=True))
@@ -243,14 +255,13 @@ def test_the_ptx_gradient_is_the_slope_of_ppo_loss_plus_text_loss(inputs, tmp_pa
             with torch.no_grad():
                 for p, d in zip(parameters, direction, strict=True):
                     p.add_(d, alpha=sign * 1e-2)
-            self._forget_gradients()
-            totals = self._gradients(plan, plan.layouts[0][0], 0)
+            self._optimizers["policy"].zero_grad()
+            totals = self._gradients(plans[0], "policy", plans[0].layouts[0][0], 0)
             losses.append(float(totals["policy/loss"]) + 0.7 * float(totals["ptx/loss"]))
             with torch.no_grad():
                 for p, d in zip(parameters, direction, strict=True):
                     p.sub_(d, alpha=sign * 1e-2)
         slopes.append((slope, (losses[0] - losses[1]) / 2e-2))
-        self._forget_gradients()
 
     monkeypatch.setattr(Learner, "_step", measure)
     run(inputs, tmp_path, ptx_coef=0.7, ptx_examples_per_episode=0.5, **knobs)
@@ -373,7 +384,7 @@ def test_a_stop_ends_the_iteration_within_its_grace_and_loses_nothing(
     original = getattr(piece, name)
 
     def counting(self: Any, *arguments: Any) -> Any:
-        calls["seen"] += 1
+        calls["seen"] += where == "rollout" or arguments[1] == "value"
         # Four minibatches an iteration: the eleventh is in the middle of the third.
         if calls["seen"] == (11 if where == "update" else 3):
             stop.signal, stop.asked_at = signal.SIGTERM, time.monotonic() - (60 if late else 0)
@@ -474,15 +485,15 @@ def poison(monkeypatch: pytest.MonkeyPatch, at_call: int, factor: float = math.n
     likelihoods = actors_module.FullActors.policy_likelihoods
     bad: dict[str, Any] = {"ids": None}
 
-    def backward(self: Learner, plan: Any, minibatch: Any) -> Any:
-        calls["seen"] += 1
+    def backward(self: Learner, plan: Any, name: str, minibatch: Any) -> Any:
+        calls["seen"] += name == "policy"
         if calls["seen"] == at_call:
             first = minibatch[0][1]
             bad["ids"] = tuple(plan.rollouts.samples.responses[first])
             bad["prompt"] = plan.rollouts.samples.ids[first]
         elif calls["seen"] > at_call:
             bad["ids"] = None
-        return original(self, plan, minibatch)
+        return original(self, plan, name, minibatch)
 
     def poisoned(self: Any, packed: Any, responses: Any, *rest: Any, **named: Any) -> Any:
         found = likelihoods(self, packed, responses, *rest, **named)
@@ -521,6 +532,39 @@ def test_a_minibatch_that_is_not_finite_is_skipped_where_asked(inputs, tmp_path,
     assert (event["step"], event["name"]) == (1, "nonfinite")
     assert str(poison.bad["prompt"]) in event["message"]  # type: ignore[attr-defined]
     assert all(math.isfinite(value) for row in rows for value in row.values())
+
+
+def test_a_value_that_is_not_finite_costs_the_value_model_s_step_alone(inputs, tmp_path, monkeypatch, watched):
+    """One minibatch of one pass: the policy's weights are those of a run whose value model is well."""
+    once = {"num_iterations": 1, "num_epochs": 1, "minibatch_size": 8, "warmup_iterations": 0}
+    run(inputs, tmp_path / "well", **once)
+    well = {name: p.clone() for name, p in watched["actors"].policy_parameters.items()}
+    values = actors_module.FullActors.values
+
+    def poisoned(self: Any, packed: Any, responses: Any) -> Any:
+        found = values(self, packed, responses)
+        return found * math.nan if found.requires_grad else found
+
+    monkeypatch.setattr(actors_module.FullActors, "values", poisoned)
+    begun = dict(load_scalar(inputs.one("reward_model").path, torch.device("cpu")).named_parameters())
+    (row,) = run(inputs, tmp_path / "ill", on_nonfinite="skip", **once)
+    assert all(torch.equal(p, well[name]) for name, p in watched["actors"].policy_parameters.items())
+    assert all(torch.equal(p, begun[name]) for name, p in watched["actors"].value_parameters.items())
+    assert row["ppo/steps"] == 1
+    assert "value/loss" not in row
+    assert "value/loss, value/grad_norm is not finite" in (tmp_path / "ill/out/events.jsonl").read_text()
+
+
+def test_one_gradient_is_in_memory_at_a_time(inputs, tmp_path, monkeypatch, watched):
+    values, held = actors_module.FullActors.values, []
+
+    def looking(self: Any, packed: Any, responses: Any) -> Any:
+        held.extend(name for name, p in self.policy_parameters.items() if p.grad is not None)
+        return values(self, packed, responses)
+
+    monkeypatch.setattr(actors_module.FullActors, "values", looking)
+    run(inputs, tmp_path)
+    assert held == []
 
 
 @pytest.mark.parametrize("answer", ["stop", "skip"])
@@ -686,7 +730,7 @@ def test_a_value_model_of_one_s_own_is_where_the_value_model_starts(inputs, tmp_
     assert own["objective/score"] == pytest.approx(beside["objective/score"] - beside["reward/model"], abs=1e-5)
 
 
-def test_an_episode_without_a_score_moves_nothing(inputs, tmp_path, gradients):
+def test_an_episode_without_a_score_moves_nothing(inputs, tmp_path, gradients, plans):
     """As if a rollout had held the scored episodes alone, but that a mean over tokens counts all of them."""
     rule = {f"{__name__}:now_and_then": 1.0}
     knobs = {"num_epochs": 1, "minibatch_size": 8, "num_iterations": 3, "missing_eos_penalty": 0.0, "kl_coef": 0.0}
@@ -698,11 +742,15 @@ def test_an_episode_without_a_score_moves_nothing(inputs, tmp_path, gradients):
     assert len(gradients) == 2  # none in the second iteration
     assert [row["functions/episodes"] for row in rows] == [8.0] * 3
     samples = samples_of(tmp_path)
-    assert [row["step"] for row in samples] == [1] * 4 + [3] * 4
-    assert [row["score"] for row in samples[:4]] == [1.0, None, 1.0, None]
+    assert [row["step"] for row in samples] == [1] * 4 + [2] * 4 + [3] * 4
+    assert [row["score"] for row in samples[:8]] == [1.0, None, 1.0, None] + [None] * 4
     assert all(isinstance(row["first"], int) for row in samples)
-    # With every score alike and no KL, what is left to learn from is what the value model says of scored episodes.
-    assert all(value.isfinite().all() for each in gradients for value in each.values())
+    for plan in plans:
+        silent, mask = ~plan.rollouts.rewards.bool(), plan.rollouts.samples.mask
+        assert silent.tolist() == [False, True] * 4
+        assert plan.advantages.advantages[silent].abs().max() == 0
+        assert torch.equal(plan.advantages.returns[silent], plan.rollouts.values[silent])
+        assert all(plan.advantages.advantages[~silent][mask[~silent]] != 0)
 
 
 def test_what_a_function_raises_names_its_line_and_the_iteration(inputs, tmp_path):

@@ -32,9 +32,9 @@ def inputs(finished: Path) -> Inputs:
 
 
 def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **knobs: Any) -> list[dict[str, float]]:
-    """The metrics of each step."""
+    """The metrics of each step; those before the first are left out."""
     sft.run(planned(Sft(**{**KNOBS, **knobs})), inputs, job_at(folder, **(hardware or {})))
-    return log_of(folder)
+    return log_of(folder)[1:]
 
 
 def demonstrations(folder: Path, **splits: list[tuple[str, str]]) -> tuple[Artifact, ...]:
@@ -124,11 +124,22 @@ def test_a_batch_counts_demonstrations_and_every_one_comes_once_an_epoch(inputs,
     assert with_eval == [5, 10, 15]
 
 
-def test_the_validation_loss_is_that_of_plain_transformers(inputs, tmp_path):
+def test_the_validation_loss_before_and_after_is_that_of_plain_transformers(inputs, tmp_path, capsys):
     metrics = sft.run(planned(Sft(**KNOBS)), inputs, job_at(tmp_path))
-    assert metrics["eval/loss"] == pytest.approx(
-        plain_loss(tmp_path / "out", inputs.one("data").path, "validation"), abs=1e-5
+    data = inputs.one("data").path
+    assert metrics["eval/loss"] == pytest.approx(plain_loss(tmp_path / "out", data, "validation"), abs=1e-5)
+    before = plain_loss(inputs.one("model").path, data, "validation")
+    assert metrics["eval/loss_before"] == pytest.approx(before, abs=1e-5)
+    assert log_of(tmp_path)[0] == {"step": 0, "eval/loss": metrics["eval/loss_before"]}
+    assert "did not fall" not in capsys.readouterr().err
+
+
+def test_a_validation_loss_that_does_not_fall_is_said(inputs, tmp_path, capsys):
+    data = demonstrations(
+        tmp_path / "data", train=[("Who is Ada?", "A sailor.")] * 20, validation=[("Who is Ada?", "No idea at all.")]
     )
+    run(Inputs({**inputs, "data": data}), tmp_path / "run", num_epochs=1, learning_rate=1e-1)
+    assert "the validation loss did not fall: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("hardware", [{"micro_batch_tokens": 64}, {"activation_checkpointing": True}])
@@ -142,7 +153,7 @@ def test_text_makes_up_its_share_of_the_tokens(inputs, tmp_path):
     plain = sft.run(planned(Sft(**KNOBS)), inputs, job_at(tmp_path / "plain"))
     mixed = sft.run(planned(Sft(**KNOBS, text_share=0.5)), inputs, job_at(tmp_path / "mixed"))
     assert mixed["tokens"] == pytest.approx(2 * plain["tokens"], rel=0.05)
-    assert log_of(tmp_path / "mixed")[0]["loss"] != log_of(tmp_path / "plain")[0]["loss"]
+    assert log_of(tmp_path / "mixed")[1]["loss"] != log_of(tmp_path / "plain")[1]["loss"]
 
 
 # -- which epoch is kept -----------------------------------------------------------------------------------------
@@ -155,7 +166,7 @@ def test_the_epoch_with_the_lowest_validation_loss_is_kept(inputs, tmp_path):
     )
     given = Inputs({**inputs, "data": data})
     run(given, tmp_path / "long", learning_rate=3e-2)
-    losses = [row["eval/loss"] for row in log_of(tmp_path / "long") if "eval/loss" in row]
+    losses = [row["eval/loss"] for row in log_of(tmp_path / "long")[1:] if "eval/loss" in row]
     assert min(losses) < losses[-1]
     assert plain_loss(tmp_path / "long/out", data[0].path, "validation") == pytest.approx(min(losses), abs=1e-5)
 
@@ -190,7 +201,7 @@ def test_a_run_that_died_after_its_best_epoch_still_keeps_that(inputs, tmp_path)
     )
     given, config = Inputs({**inputs, "data": data}), Sft(**{**KNOBS, "learning_rate": 3e-2})
     sft.run(planned(config), given, job_at(tmp_path / "whole", checkpoint_seconds=0))
-    losses = [row["eval/loss"] for row in log_of(tmp_path / "whole")]
+    losses = [row["eval/loss"] for row in log_of(tmp_path / "whole")[1:]]
     best = losses.index(min(losses)) + 1
     assert best < len(losses)  # one step an epoch: the best is not the last
     for after in (best, len(losses)):
@@ -199,6 +210,23 @@ def test_a_run_that_died_after_its_best_epoch_still_keeps_that(inputs, tmp_path)
             sft.run(planned(config), given, job_at(folder, dying_after(after), checkpoint_seconds=0))
         sft.run(planned(config), given, job_at(folder, checkpoint_seconds=0))
         assert result_of(folder) == result_of(tmp_path / "whole")
+
+
+def test_a_checkpoint_finds_the_best_weights_that_it_knows_of_after_a_better_epoch(inputs, tmp_path):
+    """As where a GPU trains the epochs after the checkpoint a little worse than at first."""
+    parameters = {"weight": torch.nn.Parameter(torch.tensor([1.0]))}
+    best = sft.BestEpoch(tmp_path, parameters, job_at(tmp_path))
+    best.look(1, 0.5)
+    checkpoint = best.state()
+    for step, loss, value in ((2, 0.4, 2.0), (3, 0.3, 3.0)):
+        parameters["weight"].data.fill_(value)
+        best.look(step, loss)
+    assert len(list(tmp_path.glob("best-*"))) == 2  # one for the checkpoint, one for now
+    again = sft.BestEpoch(tmp_path, parameters, job_at(tmp_path))
+    again.load_state(checkpoint)
+    again.look(2, 0.6)
+    again.put_back(last_step=3)
+    assert parameters["weight"].item() == 1.0
 
 
 # -- what is refused and said ------------------------------------------------------------------------------------
@@ -214,6 +242,11 @@ def test_what_is_too_long_is_counted_and_nothing_left_is_refused(inputs, tmp_pat
         run(inputs, tmp_path / "none", sequence_length=3)
     with pytest.raises(ConfigError, match="at most the model's context of 128"):
         run(inputs, tmp_path / "beyond", sequence_length=129)
+
+
+def test_text_that_no_step_reads_is_said(inputs, tmp_path, capsys):
+    run(inputs, tmp_path, num_epochs=1)
+    assert "inputs.text is not read: text_share is 0" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops(inputs, tmp_path):

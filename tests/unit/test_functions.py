@@ -107,6 +107,8 @@ def test_a_function_that_is_misspelled_is_refused_before_anything_runs(folder, l
     expected = r"^half_of_mine:brevty: half_of_mine has no function 'brevty' \(did you mean brevity\?\)$"
     with pytest.raises(ConfigError, match=expected):
         look("half_of_mine:brevty")
+    with pytest.raises(ConfigError, match=r"no function 'acuracy_reward' \(did you mean accuracy_reward\?\)"):
+        look("trl.rewards:acuracy_reward")
 
 
 @pytest.mark.parametrize(
@@ -221,6 +223,9 @@ def test_an_exception_is_shown_at_the_deepest_line_of_the_user_s_code(folder):
         ("raise ValueError('x' * 9999)", "ValueError: x{300}; raised by"),
         ("import no_such_module_at_all", r"mine_raises.py:2 \(in f\): ModuleNotFoundError: No module named"),
         ("yield 1.0; raise ValueError('late')", r"mine_raises.py:2 \(in f\): ValueError: late; raised by"),
+        ("__import__('ast').parse('a b')", r"mine_raises.py:2 \(in f\): SyntaxError: invalid syntax; raised by"),
+        ("eval('a b')", r"mine_raises.py:2 \(in f\): SyntaxError: invalid syntax; raised by"),
+        ("raise type('Odd', (Exception,), {'__str__': 1})", r"mine_raises.py:2 \(in f\): Odd; raised by"),
     ],
 )
 @pytest.mark.parametrize("kind", ["def", "async def"])

@@ -66,8 +66,10 @@ def test_a_name_with_a_mark_of_a_shell_or_of_hydra_is_a_name(
 
 def test_a_config_keeps_text_that_looks_like_an_interpolation() -> None:
     """What a process of a step's reads out of JSON is no config any more."""
-    made = typed(Data, {"source": "path:a${x}", "columns": {"prompt": "${seed}"}, "splits": ["train"]})
-    assert made == Data(source="path:a${x}", columns={"prompt": "${seed}"}, splits=["train"])
+    for name in ("path:a${x}", r"path:a\${x}", r"path:a\\${x}\b"):
+        made = typed(Data, {"source": name, "columns": {"prompt": "${seed}"}, "splits": ["train"]})
+        assert made == Data(source=name, columns={"prompt": "${seed}"}, splits=["train"])
+        assert parsed(f"source={name}") == name
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,7 @@ def test_a_config_keeps_text_that_looks_like_an_interpolation() -> None:
             "source: a path with a comma in it is taken for several values; did you mean path:c",
         ),
         ("source=~x.jsonl", "source: Hydra cannot read '~x.jsonl'; did you mean 'path:~x.jsonl'?"),
+        ("source=path:c,path:d", "source: several are a list: 'source=[path:c,path:d]'"),
         ("max_chars=1,2", "max_chars=1,2: several values are a list, max_chars=[1,2], or a sweep over them, with"),
     ],
 )
@@ -104,6 +107,34 @@ def test_a_comma_parts_references_but_not_the_name_of_a_file(tmp_path: Path, mon
     assert parsed("source=path:a,b.csv", is_sweep=True) == "path:a,b.csv"
     assert parsed("source=path:no,such.csv") == "path:no,such.csv"
     assert parsed("inputs.data=[path:a b,card:c/train, path:a,b.csv]") == ["path:a b", "card:c/train", "path:a,b.csv"]
+    assert parsed("inputs.data=[path:bob's.jsonl,path:c]") == ["path:bob's.jsonl", "path:c"]
+
+
+@pytest.mark.parametrize(
+    ("written", "weights"),
+    [
+        ("{my_rewards:brevity:1.0}", {"my_rewards:brevity": 1.0}),
+        (r"{my_rewards\:brevity:1.0}", {"my_rewards:brevity": 1.0}),
+        ("{a.b:f(x=1, y=[2,3]):-0.5, c:g:2}", {"a.b:f(x=1, y=[2,3])": -0.5, "c:g": 2}),
+        ("{a:f(-1.5,True):1e-3,c:g:inf}", {"a:f(-1.5,True)": 1e-3, "c:g": float("inf")}),
+        ("{}", {}),
+    ],
+)
+def test_reward_functions_are_written_without_hydras_backslashes(written: str, weights: dict[str, float]) -> None:
+    assert parsed(f"reward_functions={written}") == weights
+    assert parsed(f"steps.ppo.reward_functions={written}") == weights
+
+
+def test_a_sweep_over_reward_functions_has_each_of_them() -> None:
+    assert parsed("reward_functions={a:f:1},{a:f(x=2):1}", is_sweep=True) == [{"a:f": 1}, {"a:f(x=2)": 1}]
+
+
+@pytest.mark.parametrize("word", ["reward_functions={a:f('x'):1}", "reward_functions.a:f=1"])
+def test_reward_functions_that_hydra_cannot_read_are_shown_as_they_are_given(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ppo", word]) == 2
+    assert "give 'reward_functions={MODULE:FUNCTION:WEIGHT}'" in capsys.readouterr().err
 
 
 def test_what_hydra_reads_by_itself_is_left_alone() -> None:

@@ -29,6 +29,19 @@ def test_a_plain_line_says_how_far_how_fast_and_how_long_where_that_is_known(mon
     assert re.fullmatch(line, capsys.readouterr().err.splitlines()[-1])
 
 
+@pytest.mark.parametrize(
+    ("seconds", "pace"), [(40.0, "20.0 s each  0:20 left"), (0.4, "5.0/s  0:00 left"), (0.004, "500/s  0:00 left")]
+)
+def test_a_pace_below_one_a_second_is_said_in_seconds_each(monkeypatch, capsys, seconds, pace):
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with Progress("ppo").over(3, 0, "iterations") as advance:
+        clock[0] = seconds
+        advance(2)
+    assert capsys.readouterr().err.rstrip() == f"  ppo: 2/3 iterations  {pace}"
+
+
 @pytest.mark.parametrize("width", [72, 80, 200])
 def test_on_a_narrow_terminal_every_part_of_the_reward_is_shown_whole(monkeypatch, width):
     console = Console(width=width, force_terminal=True, record=True, stderr=True)

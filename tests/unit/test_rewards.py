@@ -110,6 +110,11 @@ def test_a_function_that_does_not_apply_adds_nothing():
     assert alone.scored.tolist() == [True, True, False]
 
 
+def test_a_model_of_weight_0_does_not_score():
+    given = {"rules": {"m:short": [1.0, math.nan, 3.0]}, "functions": {"m:short": 1.0}, "model_weights": [0.0]}
+    assert combined(**given).scored.tolist() == [True, False, True]
+
+
 def test_a_function_that_is_only_watched_does_not_score():
     got = combined(NO_MODEL, rules={"m:short": [1.0, 2.0, 3.0]}, functions={"m:short": 0.0}, length_coef=1.0)
     assert got.scored.tolist() == [False, False, False]
@@ -291,6 +296,34 @@ def test_async_functions_run_side_by_side():
     functions = [waits_for(1, 2), waits_for(2, 1), Third(), lambda **_: [4.0] * 3]
     named = [RewardFunction(f"f{i}", f"m:f{i}", function) for i, function in enumerate(functions, 1)]
     assert call_functions(named, episodes_of(ROWS)) == {f"f{i}": [float(i)] * 3 for i in (1, 2, 3, 4)}
+
+
+def test_what_an_async_function_keeps_between_calls_goes_on_working():
+    """A client or a lock is bound to the event loop that it first waits in."""
+    lock = asyncio.Semaphore(1)
+
+    async def function(completions, **others):
+        async def one(number):
+            async with lock:
+                await asyncio.sleep(0)
+                return float(number)
+
+        return await asyncio.gather(*(one(number) for number in range(len(completions))))
+
+    assert [call(function) for _ in range(2)] == [[0.0, 1.0, 2.0]] * 2
+
+
+def test_what_a_function_logs_never_replaces_what_stands_in_the_table_of_samples():
+    notes = Notes(3)
+    for name in ("step", "prompt", "response", "score", "kl", "reward/model", "other"):
+        notes.log_extra(name, [1, 2, 3])
+    own = ["extra/step", "extra/prompt", "extra/response", "extra/score", "extra/kl", "extra/reward/model", "other"]
+    assert list(notes.columns) == own
+
+
+def test_a_metric_that_is_no_number_is_the_user_s_fault():
+    with pytest.raises(ConfigError, match="log_metric: expected a finite number for 'share', got nan; raised by your"):
+        call(lambda log_metric, **_: log_metric("share", math.nan))
 
 
 def test_what_a_function_logs_is_kept():
