@@ -82,7 +82,7 @@ def _kept_bytes(model: PreTrainedModel, num_tokens: int, autocast: AbstractConte
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the output itself would hold its own graph, which then would never be freed
 
     place = torch.arange(num_tokens, device=model.device)[None]
     ids = place % model.config.get_text_config(decoder=True).vocab_size

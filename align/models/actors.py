@@ -13,6 +13,7 @@ from typing import Protocol, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.configs import LoraConfig
 from align.losses.lm import TokenLogprobs
@@ -21,7 +22,7 @@ from align.models.adapters import Adapters, AdapterScalar, load_adapter_scalar
 from align.models.heads import ScalarModel, load_scalar
 from align.models.load import load_model, save_model
 from align.models.lora import adapter_of
-from align.models.packed import Scalar, response_likelihoods, response_logprobs, response_values
+from align.models.packed import Scalar, head_is_plain, response_likelihoods, response_logprobs, response_values
 from align.text.packing import Packed
 
 Ids = Sequence[int]
@@ -61,10 +62,18 @@ class Actors(Protocol):
 
 
 class FullActors:
-    """Three models; dropout is off in all (with it, the first ratio would not be 1)."""
+    """Three models; dropout is off in all (with it, the first ratio would not be 1).
 
-    def __init__(self, policy: Path, value: Path, device: torch.device):
+    Args:
+        precision: of the passes; in bf16 the models that do not learn take less memory.
+    """
+
+    def __init__(self, policy: Path, value: Path, device: torch.device, precision: str = "fp32"):
+        self._in_bf16 = precision == "bf16"
         self.policy, self.reference = load_model(policy, device), load_model(policy, device).requires_grad_(False)
+        if self._in_bf16:
+            head_is_plain(self.reference)  # asks the model in float32, once
+            _hold_products_in_bf16(self.reference)
         self.value: ScalarModel = load_scalar(value, device, fresh_head=value == policy)
         if value == policy:
             torch.nn.init.zeros_(self.value.classifier.score.weight)
@@ -83,7 +92,10 @@ class FullActors:
         return response_values(self.value, packed, responses)
 
     def reward_model(self, folder: Path) -> Scalar:
-        return load_scalar(folder, self.policy.device).requires_grad_(False)
+        model = load_scalar(folder, self.policy.device).requires_grad_(False)
+        if self._in_bf16:
+            _hold_products_in_bf16(model.classifier)
+        return model
 
     def limit_activations(self, limit: Callable[[PreTrainedModel, Again | None], None]) -> None:
         for model in (self.policy, self.value.classifier):
@@ -98,6 +110,19 @@ class FullActors:
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         save_model(self.policy, tokenizer, folder)
+
+
+def _hold_products_in_bf16(model: PreTrainedModel) -> None:
+    """Keep the weights of a frozen model's layers that are multiplied with in bf16, as every pass would round them.
+
+    Autocast makes the same products of them. Embeddings, gains and heads stay as they are.
+    """
+    for layer in model.modules():
+        if not isinstance(layer, GradientCheckpointingLayer):
+            continue
+        for module in layer.modules():
+            if type(module) is torch.nn.Linear:
+                module.to(torch.bfloat16)
 
 
 class LoraActors:
@@ -170,12 +195,12 @@ class LoraActors:
             self._adapters.save("policy", folder, tokenizer)
 
 
-def load_actors(policy: Path, value: Path, lora: LoraConfig, device: torch.device) -> Actors:
+def load_actors(policy: Path, value: Path, lora: LoraConfig, device: torch.device, precision: str = "fp32") -> Actors:
     """PPO's models from the folders of their artifacts; `value` is a reward model, or the policy for a fresh head.
 
     Raises:
         ConfigError: with adapters, the value model is not an adapter on the policy's base.
     """
     if lora.rank is None:
-        return FullActors(policy, value, device)
+        return FullActors(policy, value, device, precision)
     return LoraActors(policy, value, lora, device)

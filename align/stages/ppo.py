@@ -98,7 +98,7 @@ class Judged(NamedTuple):
 def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     policy = inputs.one("policy").path
     tokenizer = load_tokenizer(policy)
-    actors = load_actors(policy, _value_start(cfg, inputs, tokenizer, job), cfg.lora, job.device)
+    actors = load_actors(policy, _value_start(cfg, inputs, tokenizer, job), cfg.lora, job.device, cfg.precision)
     judges = _judges(cfg, inputs, actors, tokenizer, job)
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)

@@ -171,7 +171,7 @@ def _backward_in_parts(
     The loss needs all scores at once. So they are computed without a graph first, and each response goes through the
     model a second time with the gradient of its score known [Gao et al. 2021, gradient caching].
     """
-    groups = list(micro_batches(list(map(len, ranking.sequences)), job.micro_batch_tokens))
+    groups = micro_batches(list(map(len, ranking.sequences)), job.micro_batch_tokens)
 
     def score(group: list[int]) -> torch.Tensor:
         with job.autocast(precision):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,18 +38,34 @@ def pack(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu")
     return Packed(ids[None].to(device), positions[None].to(device), ends.to(device))
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Split sequences, in order, into groups of at most `max_tokens` tokens (a longer one stands alone)."""
-    group: list[int] = []
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Split sequences, in order, into as few groups of at most `max_tokens` tokens as do, and those as even as may be.
+
+    The largest group is what memory is needed for. A sequence that is longer stands alone.
+    """
+    groups = _filled(lengths, max_tokens)
+    low, high = math.ceil(sum(lengths) / max(1, len(groups))), max_tokens
+    while low < high:
+        middle = (low + high) // 2
+        found = _filled(lengths, middle)
+        if len(found) > len(groups):
+            low = middle + 1
+        else:
+            groups, high = found, middle
+    return groups
+
+
+def _filled(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Groups, each filled before the next is begun."""
+    groups: list[list[int]] = []
     total = 0
     for i, length in enumerate(lengths):
-        if group and total + length > max_tokens:
-            yield group
-            group, total = [], 0
-        group.append(i)
+        if not groups or total + length > max_tokens:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
         total += length
-    if group:
-        yield group
+    return groups
 
 
 def document_positions(rows: torch.Tensor, end: int) -> torch.Tensor:

@@ -137,12 +137,24 @@ def test_the_first_minibatch_has_ratio_one_and_no_kl(inputs, tmp_path, precision
         assert row["ppo/clip_fraction"] == 0.0
 
 
+def test_a_reward_model_that_is_held_in_bf16_scores_as_autocast_does(inputs, tmp_path, watched):
+    """Its weights are rounded once instead of in every pass."""
+    run(inputs, tmp_path, num_iterations=1, precision="bf16")
+    held = watched["actors"].reward_model(inputs.one("reward_model").path)
+    whole = load_scalar(inputs.one("reward_model").path)
+    assert sum(p.nbytes for p in held.parameters()) < 0.8 * sum(p.nbytes for p in whole.parameters())
+    given = (torch.arange(40)[None], torch.arange(40)[None], torch.tensor([9, 20, 39]))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(held(*given), whole(*given))
+
+
 def test_a_second_minibatch_moves_the_ratio(inputs, tmp_path):
     assert run(inputs, tmp_path, num_iterations=1)[0]["ppo/approx_kl"] > 0
 
 
-def test_the_first_policy_has_no_kl_to_the_reference(inputs, tmp_path):
-    first, second = run(inputs, tmp_path, num_iterations=2)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_policy_has_no_kl_to_the_reference(inputs, tmp_path, precision):
+    first, second = run(inputs, tmp_path, num_iterations=2, precision=precision)
     assert first["objective/kl"] == 0.0
     assert second["objective/kl"] != 0.0
 

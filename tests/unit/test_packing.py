@@ -49,17 +49,32 @@ def test_packed_sequences_can_be_cut_apart_again():
 def test_micro_batches_keep_order_and_limit(max_tokens):
     rng = random.Random(1)
     lengths = [rng.randint(1, 9) for _ in range(60)]
-    groups = list(micro_batches(lengths, max_tokens))
+    groups = micro_batches(lengths, max_tokens)
     assert [i for group in groups for i in group] == list(range(60))
     for group in groups:
         assert len(group) == 1 or sum(lengths[i] for i in group) <= max_tokens
-    for group, after in itertools.pairwise(groups):
-        assert sum(lengths[i] for i in group) + lengths[after[0]] > max_tokens
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_micro_batches_are_the_fewest_and_those_the_most_even(seed):
+    """Against every way to cut a short list."""
+    rng = random.Random(seed)
+    lengths = [rng.randint(1, 9) for _ in range(9)]
+    max_tokens = rng.randint(9, 30)
+    ways = []
+    for cuts in itertools.product((False, True), repeat=len(lengths) - 1):
+        sums = [lengths[0]]
+        for length, cut in zip(lengths[1:], cuts, strict=True):
+            sums = [*sums, length] if cut else [*sums[:-1], sums[-1] + length]
+        if max(sums) <= max_tokens:
+            ways.append((len(sums), max(sums)))
+    found = [sum(lengths[i] for i in group) for group in micro_batches(lengths, max_tokens)]
+    assert (len(found), max(found)) == min(ways)
 
 
 def test_a_sequence_over_the_limit_stands_alone():
-    assert list(micro_batches([2, 9, 1, 1], 4)) == [[0], [1], [2, 3]]
-    assert list(micro_batches([], 4)) == []
+    assert micro_batches([2, 9, 1, 1], 4) == [[0], [1], [2, 3]]
+    assert micro_batches([], 4) == []
 
 
 def test_positions_begin_anew_after_each_end():
