@@ -13,6 +13,7 @@ from align.errors import HealthStop
 from align.evals.text_loss import num_targets
 from align.job import Job, Metrics
 from align.losses.ppo import Advantages, importance_weights, kl_loss, policy_loss, value_loss
+from align.memory import give_back_freed_memory
 from align.models.actors import Actors
 from align.models.packed import pack_pairs, response_logprobs
 from align.optimizers import adamw_for, set_learning_rate
@@ -105,6 +106,8 @@ class Learner:
             self._job.stop_if_asked()
             moved: Totals = {}
             for name in self._moving(plan):  # one after the other: only one gradient is in memory at a time
+                if number == 0:
+                    give_back_freed_memory()  # of sampling, scoring or the other model
                 totals = self._gradients(plan, name, minibatch, number)
                 if not all(torch.isfinite(value) for value in totals.values()):
                     self._refuse(plan, name, minibatch, totals)

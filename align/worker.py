@@ -26,6 +26,7 @@ from align.configs.typed import typed
 from align.cores import cores
 from align.errors import AlignError, StoreError
 from align.job import Inputs, Job, Metrics, emulates_bf16
+from align.memory import reuse_freed_memory
 from align.seeds import derive_seed
 from align.stop import Stop
 from align.tracking import NoTracker, Tracked, Tracker, make_tracker
@@ -39,19 +40,6 @@ for _name, _value in {
     "TQDM_DISABLE": "1",  # lm-eval shows bars of its own otherwise
 }.items():
     os.environ.setdefault(_name, _value)
-
-
-def reuse_freed_memory() -> None:
-    """Let glibc keep large blocks that are freed for the next that are asked for; elsewhere nothing is done.
-
-    By default a tensor above 32 MiB is always memory fresh from the kernel, a page fault for every 4 KiB of it, and
-    what is free at the end of the heap goes back. To set one limit stops glibc from adapting both, hence the order.
-    """
-    mmap_threshold, trim_threshold, most = -3, -1, 2**30  # of mallopt(3)
-    with contextlib.suppress(AttributeError):  # other C libraries have no mallopt
-        libc = ctypes.CDLL(None)
-        if libc.mallopt(mmap_threshold, most) or libc.mallopt(mmap_threshold, 2**25):  # the most before glibc 2.35
-            libc.mallopt(trim_threshold, most)
 
 
 def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:

@@ -19,8 +19,8 @@ from align.artifacts import Artifact
 from align.configs import HardwareConfig, LoraConfig, Ppo, RunConfig
 from align.data.records import write_info, write_rows
 from align.job import Inputs, Job
+from align.memory import reuse_freed_memory
 from align.stages import ppo
-from align.worker import reuse_freed_memory
 
 
 def rss(field: str) -> int:

@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from align.artifacts import Artifact
 from align.configs import HardwareConfig, Pretrain, RunConfig
 from align.job import Inputs, Job
+from align.memory import reuse_freed_memory
 from align.stages import pretrain
 from align.text.tokens import Counts, TextRows, write_info
-from align.worker import reuse_freed_memory
 
 
 def wait() -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from _banded_child import step
 from _report import arguments, medians, report
 
-from align.worker import reuse_freed_memory
+from align.memory import reuse_freed_memory
 
 CHILD = Path(__file__).parent / "_banded_child.py"
 CONTEXT = 4096

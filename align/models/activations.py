@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from align.memory import give_back_freed_memory
 from align.models.load import context_length
 
 _SAMPLE_TOKENS = 32, 64  # of the two passes that are compared
@@ -48,6 +49,7 @@ def limit_activations(
     Returns:
         A line for the user where it was turned on by itself.
     """
+    give_back_freed_memory()  # that loading left
     if asked is False:
         return None
     line = None

@@ -117,12 +117,14 @@ def _hold_products_in_bf16(model: PreTrainedModel) -> None:
 
     Autocast makes the same products of them. Embeddings, gains and heads stay as they are.
     """
-    for layer in model.modules():
-        if not isinstance(layer, GradientCheckpointingLayer):
-            continue
-        for module in layer.modules():
-            if type(module) is torch.nn.Linear:
-                module.to(torch.bfloat16)
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    products = [module for layer in layers for module in layer.modules() if type(module) is torch.nn.Linear]
+    parameters = [parameter for module in products for parameter in module.parameters()]
+    # All copies before the first is put in place: one after the other they would settle in what is freed between them,
+    # and leave gaps that hold no whole weight.
+    copies = [parameter.detach().to(torch.bfloat16) for parameter in parameters]
+    for parameter, copy in zip(parameters, copies, strict=True):
+        parameter.data = copy
 
 
 class LoraActors:
