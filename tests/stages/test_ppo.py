@@ -865,9 +865,10 @@ def test_rates_warm_up_from_a_tenth_and_then_follow_their_schedule(inputs, tmp_p
     rates: list[float] = []
     step = Learner._step
 
-    def noting(self: Learner, plan: Any) -> None:
-        rates.append(self._optimizers["policy"].param_groups[0]["lr"])
-        step(self, plan)
+    def noting(self: Learner, name: str) -> None:
+        if name == "policy":
+            rates.append(self._optimizers[name].param_groups[0]["lr"])
+        step(self, name)
 
     monkeypatch.setattr(Learner, "_step", noting)
     once = {"num_epochs": 1, "minibatch_size": 8, "num_iterations": 6, "final_learning_rate_fraction": 0.2}
@@ -880,17 +881,10 @@ def test_rates_warm_up_from_a_tenth_and_then_follow_their_schedule(inputs, tmp_p
     assert rates == pytest.approx([1e-3 * f for f in (0.1, 0.55, *after)])
 
 
-def test_the_policy_warms_up_when_its_own_training_begins(inputs, tmp_path, watched, monkeypatch):
-    rates: list[tuple[float, float]] = []
-    step = Learner._step
-
-    def noting(self: Learner, plan: Any) -> None:
-        rates.append((plan.policy_rate, plan.value_rate))
-        step(self, plan)
-
-    monkeypatch.setattr(Learner, "_step", noting)
+def test_the_policy_warms_up_when_its_own_training_begins(inputs, tmp_path, plans):
     once = {"num_epochs": 1, "minibatch_size": 8, "num_iterations": 5}
     run(inputs, tmp_path, value_warmup_iterations=2, warmup_iterations=2, **once)
+    rates = [(plan.policy_rate, plan.value_rate) for plan in plans]
     assert rates == [(0.0, 0.1), (0.0, 0.55), (0.1, 1.0), (0.55, 1.0), (1.0, 1.0)]
 
 
