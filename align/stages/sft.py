@@ -217,11 +217,7 @@ def _train(
         job.log(metrics, step + 1)
         job.checkpoint(
             step + 1,
-            lambda: {
-                "parameters": parameters,
-                "optimizer": optimizer.state_dict(),
-                "best": best.state(),
-            },
+            lambda: {"parameters": parameters, "optimizer": optimizer.state_dict(), "best": best.state()},
         )
 
     best.put_back(total)
