@@ -154,7 +154,11 @@ def other_unit(stage: type[StageConfig], name: str) -> tuple[str, str] | None:
 
 
 def no_such_knob(stage: str, name: str, prefix: str = "") -> str:
-    """Say that `stage` has no knob `name`, and which of its knobs was meant; `prefix` stands before its knobs."""
+    """An error line for a knob that a stage does not have. It suggests the knob that was meant.
+
+    Args:
+        prefix: is put before the names of knobs, as in `steps.sft.`.
+    """
     cls = STAGES[stage]
     slots = [*cls.INPUTS, *cls.OPTIONAL]
     if name.startswith("inputs."):

@@ -15,7 +15,7 @@ class HardwareConfig:
     num_processes: int = knob(1, "of one step, under torchrun; each takes its share of every batch")
     threads: int | None = knob(None, "of each process on the CPU; None: torch's own choice")
     micro_batch_tokens: int | None = knob(
-        None, "tokens of one pass; None: 4,096 on a GPU, 1,024 on a CPU, where more is hardly faster"
+        None, "tokens of one pass; None: 4,096 on a GPU, 1,024 on a CPU: less memory, a little slower"
     )
     generation_batch_size: int = knob(256, "responses sampled at once")
     activation_checkpointing: bool | None = knob(

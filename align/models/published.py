@@ -93,9 +93,9 @@ def open_adapted(adapter: Source, base: Source, kind: str) -> PreTrainedModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about GPT-2's transposed matrices
             adapted = peft.get_peft_model(model, config)
-        needed = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        # `peft` saves whole embeddings too where they are adapted, or where there are more tokens than in the base.
-        allowed = peft.get_peft_model_state_dict(adapted, save_embedding_layers=True)
+            needed = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+            # `peft` saves whole embeddings too where they are adapted, or where there are more tokens than in the base.
+            allowed = peft.get_peft_model_state_dict(adapted, save_embedding_layers=True)
         _require_fitting_adapter(needed.keys(), allowed, weights)
         peft.set_peft_model_state_dict(adapted, weights)
         merged = adapted.merge_and_unload()
