@@ -50,7 +50,8 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
         encoded = encode_prompts(tokenizer, [row["prompt"] for row in found], f"inputs.prompts: {split} row")
         fitting = [row for row, ids in zip(found, encoded, strict=True) if len(ids) <= room]
         if len(fitting) < len(found):
-            job.info(f"{len(found) - len(fitting)} {split} prompts are longer than {room} tokens and left out")
+            which = f"{len(found) - len(fitting):,} of {len(found):,} {split} prompts"
+            job.info(f"{which} left out: longer than {room:,} tokens")
         rows[split] = fitting[skipped:][:limit]
     if not rows["train"]:
         raise ConfigError(

@@ -134,7 +134,8 @@ def _fitting(cfg: Evaluate, rows: list[Row], players: Sequence[Player], job: Job
     if not any(fits):
         raise ConfigError(f"inputs.prompts: no test prompt leaves room for {cfg.max_new_tokens} new tokens")
     if not all(fits):
-        job.info(f"{fits.count(False)} prompts are too long and left out")
+        which = f"{fits.count(False):,} of {len(rows):,} prompts"
+        job.info(f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than a model's context")
     return [row for row, ok in zip(rows, fits, strict=True) if ok]
 
 

@@ -219,13 +219,14 @@ def _prompts(
     room = context - max_new_tokens
     fitting = [i for i, ids in enumerate(encoded) if len(ids) <= room]
     if len(fitting) < len(rows):
-        job.info(f"{len(rows) - len(fitting)} prompts are longer than {room} tokens and left out")
+        job.info(f"{len(rows) - len(fitting):,} of {len(rows):,} prompts left out: longer than {room:,} tokens")
     for model in judges.readers:
         if model.tokenizer is not None:  # also so that a prompt it does not take is named now, not in some rollout
             theirs = encode_prompts(model.tokenizer, asked, f"inputs.prompts: for {model.name}, train row")
             left = [i for i in fitting if len(theirs[i]) + max_new_tokens <= model.context]
             if len(left) < len(fitting):
-                job.info(f"{len(fitting) - len(left)} prompts are too long for {model.name} and left out")
+                which = f"{len(fitting) - len(left):,} of {len(fitting):,} prompts"
+                job.info(f"{which} left out: too long for {model.name}")
             fitting = left
     if len(fitting) < cfg.rollout_batch_size:
         raise ConfigError(f"inputs.prompts: {len(fitting)} prompts do not fill a rollout of {cfg.rollout_batch_size}")

@@ -55,10 +55,8 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         for line in precision_lines(model.classifier):
             job.info(line)
     length = sequence_length(cfg.sequence_length, model.classifier)
-    train, dropped = _rankings(inputs, "train", tokenizer, length)
-    held_out, _ = _rankings(inputs, "validation", tokenizer, length)
-    if dropped:
-        job.info(f"{dropped:,} rankings are left out: all tied, or longer than sequence_length, {length:,} tokens")
+    train, dropped = _rankings(inputs, "train", tokenizer, length, job)
+    held_out, _ = _rankings(inputs, "validation", tokenizer, length, job)
     if not train:
         raise ConfigError(f"inputs.data: no ranking is left to learn from within {length:,} tokens")
     num_parameters, adapters = model.classifier.num_parameters(), None
@@ -87,7 +85,9 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     return metrics
 
 
-def _rankings(inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[list[Ranking], int]:
+def _rankings(
+    inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int, job: Job
+) -> tuple[list[Ranking], int]:
     """Rankings with an order in them whose sequences fit into `length` tokens, and how many are no such rankings."""
     rows = list(read_rows(inputs.folders("data"), split))
     count = [len(row["responses"]) for row in rows]
@@ -102,7 +102,11 @@ def _rankings(inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, le
         sequences = [next(encoded) for _ in range(k)]
         if len(set(row["ranks"])) > 1 and max(map(len, sequences)) <= length:
             rankings.append(Ranking(sequences, row["ranks"], row.get("gold")))
-    return rankings, len(rows) - len(rankings)
+    dropped = len(rows) - len(rankings)
+    if dropped:
+        which = f"{dropped:,} of {len(rows):,} {split} rankings"
+        job.info(f"{which} left out: all tied, or longer than sequence_length, {length:,} tokens")
+    return rankings, dropped
 
 
 def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) -> None:

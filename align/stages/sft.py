@@ -66,7 +66,10 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     length = sequence_length(cfg.sequence_length, model)
     train, dropped = _demonstrations(inputs, "train", tokenizer, length, job)
     held_out, _ = _demonstrations(inputs, "validation", tokenizer, length, job)
-    _say_what_is_left(train, dropped, held_out, length, job)
+    if not train:
+        raise ConfigError(f"inputs.data: no demonstration is left to learn from within {length:,} tokens")
+    if not held_out:
+        job.info("there are no validation rows, so no validation loss will be reported")
     text = _text(cfg, inputs, train, tokenizer, length, job)
 
     num_parameters, adapters = model.num_parameters(), None
@@ -101,9 +104,13 @@ def _demonstrations(
     examples = [Example(e.ids, e.by_assistant) for e in encoded]
     learned = [example for example in examples if example.num_learned]
     if nothing := len(examples) - len(learned):
-        job.info(f"{nothing:,} {split} demonstrations are left out: no token of theirs is learned")
+        job.info(f"{nothing:,} of {len(examples):,} {split} demonstrations left out: no token of theirs is learned")
     fitting = [example for example in learned if len(example.ids) <= length]
-    return fitting, len(learned) - len(fitting)
+    dropped = len(learned) - len(fitting)
+    if dropped:
+        which = f"{dropped:,} of {len(learned):,} {split} demonstrations"
+        job.info(f"{which} left out: longer than sequence_length, {length:,} tokens")
+    return fitting, dropped
 
 
 def _encode(rows: list[Row], split: str, tokenizer: PreTrainedTokenizerBase, job: Job) -> list[Encoded]:
@@ -130,7 +137,7 @@ def _encode(rows: list[Row], split: str, tokenizer: PreTrainedTokenizerBase, job
         except TemplateRefusal as error:
             refused[error.reason] += 1
     for reason, count in refused.items():
-        job.info(f"{count:,} {split} rows with tools are left out: {reason}")
+        job.info(f"{count:,} of {len(rows):,} {split} rows left out, with tools: {reason}")
     return [found for found in encoded if found is not None]
 
 
@@ -319,17 +326,3 @@ class BestEpoch:
 
     def _file(self, step: int | str) -> Path:
         return self._folder / f"best-{step}.safetensors"
-
-
-# -- messages ------------------------------------------------------------------------------------------------------
-
-
-def _say_what_is_left(
-    train: Sequence[Example], dropped: int, held_out: Sequence[Example], length: int, job: Job
-) -> None:
-    if dropped:
-        job.info(f"{dropped:,} demonstrations are left out: longer than sequence_length, {length:,} tokens")
-    if not train:
-        raise ConfigError(f"inputs.data: no demonstration is left to learn from within {length:,} tokens")
-    if not held_out:
-        job.info("there are no validation rows, so no validation loss will be reported")

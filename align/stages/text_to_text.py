@@ -193,7 +193,8 @@ def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTok
         conversations = [row["messages"] for row in read_rows([folder], split)]
         plain = [each for each in conversations if not uses_tools(each) and each[-1].get("weight") != 0]
         if unfit := len(conversations) - len(plain):
-            job.info(f"{unfit:,} {split} rows of tasks are left out: with turns of tools, or an answer of weight 0")
+            which = f"{unfit:,} of {len(conversations):,} {split} rows of tasks"
+            job.info(f"{which} left out: with turns of tools, or an answer of weight 0")
         texts = [texts_of(each) for each in plain]
         texts = texts if split == "train" else texts[: cfg.eval_rows]
         both = list(zip(texts, encode_pairs(tokenizer, texts), strict=True))
@@ -203,7 +204,7 @@ def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTok
         taken.add(name)
         if dropped := len(both) - len(kept):
             job.info(
-                f"{dropped:,} of {len(both):,} {split} rows of {name} are left out"
+                f"{dropped:,} of {len(both):,} {split} rows of {name} left out"
                 + ("" if split == "train" else ", which counts as answered wrong")
                 + f": longer than {cfg.input_length} tokens, or {cfg.target_length} to write"
             )

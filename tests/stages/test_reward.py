@@ -9,6 +9,7 @@ import pytest
 from stage_jobs import job_at, log_of, made_by, planned
 
 from align.configs import LoraConfig, Reward
+from align.data.records import read_rows
 from align.errors import ConfigError
 from align.job import Inputs
 from align.stages import reward
@@ -42,8 +43,11 @@ def test_what_bounds_memory_changes_nothing(inputs, tmp_path, hardware, rank):
 
 
 def test_rankings_that_are_too_long_are_counted(inputs, tmp_path, capsys):
+    rows = {split: len(list(read_rows(inputs.folders("data"), split))) for split in ("train", "validation")}
     metrics = run(inputs, tmp_path / "some", sequence_length=36)
     assert metrics["dropped"] > 0
-    assert f"{metrics['dropped']:.0f} rankings are left out: all tied, or longer than" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{metrics['dropped']:.0f} of {rows['train']} train rankings left out: all tied, or longer than" in told
+    assert f" of {rows['validation']} validation rankings left out: all tied, or longer than" in told
     with pytest.raises(ConfigError, match="no ranking is left"):
         run(inputs, tmp_path / "none", sequence_length=4)

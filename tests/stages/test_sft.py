@@ -237,7 +237,9 @@ def test_what_is_too_long_is_counted_and_nothing_left_is_refused(inputs, tmp_pat
     metrics = sft.run(planned(Sft(**KNOBS, sequence_length=24)), inputs, job_at(tmp_path / "some"))
     assert 0 < metrics["dropped"] < len(rows)
     assert metrics["demonstrations"] + metrics["dropped"] == len(rows)
-    assert f"{metrics['dropped']:.0f} demonstrations are left out: longer than" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{metrics['dropped']:.0f} of {len(rows)} train demonstrations left out: longer than" in told
+    assert "validation demonstrations left out: longer than" in told
     with pytest.raises(ConfigError, match="no demonstration is left"):
         run(inputs, tmp_path / "none", sequence_length=3)
     with pytest.raises(ConfigError, match="at most the model's context of 128"):

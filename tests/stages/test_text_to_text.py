@@ -248,7 +248,7 @@ def test_held_out_rows_that_are_too_long_are_answered_wrong_and_told(tasks_alone
     assert 20 <= long < 40  # so that all that are kept are shown
     found = run(tasks_alone, tmp_path, **LEARNING, num_steps=100, target_length=4)
     told = capsys.readouterr().err
-    assert f"{long} of 40 test rows of reverse are left out, which counts as answered wrong: longer than 32" in told
+    assert f"{long} of 40 test rows of reverse left out, which counts as answered wrong: longer than 32" in told
     answered = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     right = sum(row["answer"] == row["target"] for row in answered)
     assert (len(answered), found["test/tasks/rows"]) == (40 - long, 40)
