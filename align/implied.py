@@ -6,6 +6,7 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from pathlib import PurePath
 
 from align.artifacts import ArtifactStore
 from align.configs import MODELS, SPLITS, Data, Evaluate, ImportModel, StageConfig, Tokenizer, Tokens
@@ -68,15 +69,44 @@ def _evaluate_whole(data: Data, learned: Mapping[str, Data], data_root: str | No
     if data.record == "items":  # they are all test where no name says a split
         data.split = "test" if len(said) == 1 else None
         return ""
-    before = learned.get(_place(data.source))
+    before = _learned_of(data.source, learned)
     if before is None:
         data.split = None if len(said) > 1 else "test"
         return ""
-    if before.split is not None:
-        data.split = "test"
+    seen = _splits_in(before, data.source, data_root)
+    if None in seen or len(said) > 1:
+        data.validation_share = before.validation_share
+        return f"a model here was trained on {before.source}, so the test split of {data.source} alone is evaluated"
+    data.split = "test"
+    if "train" in seen:
         return f"all of {data.source} is evaluated, and a model here was trained on it"
-    data.validation_share = before.validation_share
-    return f"a model here was trained on {data.source}, so its test split alone is evaluated"
+    return ""
+
+
+def _learned_of(source: str, learned: Mapping[str, Data]) -> Data | None:
+    """The data that a model has learned from and that has rows of a source: the same, or one lies in the other."""
+    place = _place(source)
+    if place in learned:
+        return learned[place]
+    return next((data for other, data in learned.items() if _is_within(place, other) or _is_within(other, place)), None)
+
+
+def _is_within(place: str, other: str) -> bool:
+    return other.startswith("path:") and PurePath(other) in (PurePath(place), *PurePath(place).parents)
+
+
+def _splits_in(before: Data, source: str, data_root: str | None) -> set[str | None]:
+    """The splits that rows of a source were in when a model learned from them; None: split by what they hold."""
+    if before.split is not None:
+        return {before.split}
+    place = _place(source)
+    if before.source.startswith("path:"):
+        with contextlib.suppress(ConfigError):  # it has changed since, or moved
+            splits = resolve(before.source, data_root, None).file_splits()
+            files = {_place(f"path:{file}"): split for file, split in splits.items()}
+            both = {split for file, split in files.items() if _is_within(file, place)}
+            return both or {None}
+    return {None}
 
 
 def _splits_said(source: str, data_root: str | None) -> set[str]:

@@ -329,10 +329,13 @@ class Job:
 
             dist.barrier()
 
-    def limit_activations(self, model: PreTrainedModel, precision: str, again: Again | None = None) -> None:
+    def limit_activations(
+        self, model: PreTrainedModel, precision: str, longest: int, again: Again | None = None
+    ) -> None:
         """Turn activation checkpointing on as `hardware.activation_checkpointing` says, and say so where it is auto.
 
         Args:
+            longest: tokens of the longest sequence, which is a pass by itself where it is above micro_batch_tokens.
             again: see `align.models.activations`; for models whose adapters are switched.
         """
         from align.models.activations import limit_activations
@@ -340,7 +343,7 @@ class Job:
         line = limit_activations(
             model,
             self.hardware.activation_checkpointing,
-            self.micro_batch_tokens,
+            max(self.micro_batch_tokens, longest),
             self.autocast(precision),
             again=again or contextlib.nullcontext,
             num_processes=self.world_size,

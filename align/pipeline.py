@@ -76,6 +76,8 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracke
     inputs = Inputs(
         {slot: tuple(_verified(source, store) for source in sources) for slot, sources in step.inputs.items()}
     )
+    if not isinstance(step.config, Data | ImportModel):  # functions are imported now, perhaps hours after the plan
+        _refuse_changed(step, settings, store)
     begun = time.monotonic()
     (work / "out").mkdir(exist_ok=True)
     tracker = make_tracker(settings.tracker, store.root)
@@ -92,10 +94,8 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracke
                 f"{step.label}: {', '.join(broken)}: not a finite number, so nothing is published; "
                 f"metrics.jsonl in {work / 'out'} shows where it began"
             )
-        # A function of the user's own was read once, when it was imported; data is read as long as the step runs.
-        reads = isinstance(step.config, Data | ImportModel)
-        if reads and data_digest(step.name, step.config, settings, store) != step.data_digest:
-            raise ConfigError(f"steps.{step.name}.source: changed while it was read; give the same command again")
+        if isinstance(step.config, Data | ImportModel):  # they read as long as they run
+            _refuse_changed(step, settings, store)
         manifest = _manifest(step, lineage, metrics, begun, settings.hardware)
         artifact = store.commit(step.stage, step.key, work / "out", manifest)
         version = store.publish(step.label, artifact)
@@ -104,12 +104,20 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracke
     except BaseException as error:
         tracker.finish(exit_code=1)
         if isinstance(error, ConfigError) and not any(
-            (work / name).exists() for name in ("checkpoints", "trainer", "judgements.jsonl")
+            (work / name).exists() for name in ("checkpoints", "judgements.jsonl")
         ):
             _clear(work)  # nothing was begun that could be gone on with
         raise
     tracker.finish()
     return artifact
+
+
+def _refuse_changed(step: Step, settings: RunConfig, store: ArtifactStore) -> None:
+    """Raise `ConfigError` where what a step reads from outside the store is not what its key says."""
+    if data_digest(step.name, step.config, settings, store) != step.data_digest:
+        raise ConfigError(
+            f"steps.{step.name}: files that it reads were changed after the plan; give the same command again"
+        )
 
 
 def _with_parents(

@@ -32,7 +32,7 @@ from align.stop import Stop
 from align.tracking import NoTracker, Tracked, Tracker, make_tracker
 
 for _name, _value in {
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL's trainers report their use otherwise
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # trl reports its use otherwise
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",

@@ -8,9 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import CONF, align, manifests, run_toy
+
+from align import pipeline
+from align.__main__ import main
 
 STAGES = ("pretrain", "sft", "compare", "reward", "ppo", "evaluate")
 
@@ -57,6 +61,27 @@ def test_plan_says_why_a_step_is_not_cached(finished: Path) -> None:
     assert steps["toy/reward"]["cached"]
     assert steps["toy/ppo"]["reason"] == "kl_coef 0.02 -> 0.5"
     assert steps["toy/evaluate"]["reason"] == "input model changed"
+
+
+def test_a_function_that_changes_after_the_plan_does_not_run_under_the_key_of_the_old(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between the two may be hours, in which earlier steps of the pipeline run."""
+    rule = tmp_path / "late_rules.py"
+    rule.write_text("def score(prompts, **_):\n    return [0.0] * len(prompts)\n")
+    monkeypatch.chdir(tmp_path)
+    run_pipeline = pipeline.run_pipeline
+
+    def run_later(*given: Any) -> Any:
+        rule.write_text("def score(prompts, **_):\n    return [1.0] * len(prompts)\n")
+        return run_pipeline(*given)
+
+    monkeypatch.setattr(pipeline, "run_pipeline", run_later)
+    command = ["run", "pipeline=toy", "--config-dir", str(CONF), f"store={store}", "tracker=none", "step=ppo"]
+    versions = sorted((store / "names/toy/ppo").glob("v*.json"))
+    assert main([*command, "steps.ppo.reward_functions={late_rules:score:1.0}"]) == 2
+    assert "steps.ppo: files that it reads were changed after the plan" in capsys.readouterr().err
+    assert sorted((store / "names/toy/ppo").glob("v*.json")) == versions
 
 
 def test_a_seed_of_the_run_reaches_every_step_that_has_one(finished: Path) -> None:

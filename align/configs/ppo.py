@@ -33,8 +33,8 @@ class Ppo(StageConfig):
     STAGE: ClassVar[str] = "ppo"
     # 2: ema_decay is on; text is counted by the episode; 3: attention; 4: no reencode; 5: reward functions get messages
     # and may give None, objective/score is the whole reward, ptx gradients are clipped apart, lora makes an
-    # adapter, new defaults
-    VERSION: ClassVar[int] = 5
+    # adapter, new defaults; 6: rows of text of at most 2,048 tokens
+    VERSION: ClassVar[int] = 6
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"policy": "model", "prompts": "prompts"}
     OPTIONAL: ClassVar[dict[str, str]] = {
@@ -122,7 +122,7 @@ class Ppo(StageConfig):
         0.0, "PPO-ptx: weight of the pretraining loss, mean nats a token; needs text [InstructGPT: 27.8]"
     )
     ptx_examples_per_episode: float = knob(8.0, "rows of text an episode [InstructGPT]")
-    ptx_length: int | None = knob(None, "tokens a row of text; None: the policy's context [InstructGPT]")
+    ptx_length: int | None = knob(None, "tokens a row of text; None: the policy's context [InstructGPT], at most 2,048")
     ema_decay: float | None = knob(
         0.992,
         "of the policy's average, an optimizer step, kept in ema/; of an adapter its two matrices "

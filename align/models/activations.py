@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from align.errors import ConfigError
 from align.memory import give_back_freed_memory
 from align.models.load import context_length
 
@@ -40,31 +41,38 @@ def limit_activations(
     Args:
         model: with the parameters that are trained marked so; changed in place.
         asked: on or off; None: on where the activations of one pass would take more than a quarter of the free memory.
-        max_tokens: of one forward and backward pass.
+        max_tokens: of the largest forward and backward pass.
         autocast: the precision of the pass.
         again: called in a forward pass; what it gives is entered around the second computation of a layer, which
             comes in the backward pass, when another adapter may be on.
         num_processes: that share the memory of the machine.
 
     Returns:
-        A line for the user where it was turned on by itself.
+        A line for the user where it was turned on by itself, or had to be and cannot.
+
+    Raises:
+        ConfigError: it is asked for, and the architecture has no layers that can do so.
     """
     give_back_freed_memory()  # that loading left
     if asked is False:
         return None
-    line = None
+    kind, line, amount = model.config.model_type, None, ""
     if asked is None:
         needed = max_tokens * activation_bytes(model, autocast)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         free = free_memory(model.device) / (num_processes if model.device.type == "cpu" else 1) - _STATE * trained
         if needed <= _SHARE * free:
             return None
-        line = (
-            f"activation checkpointing is on: the activations of {max_tokens:,} tokens would take "
-            f"{needed / 2**30:.1f} of {max(free, 0) / 2**30:.1f} GiB free"
+        amount = (
+            f"the activations of {max_tokens:,} tokens would take {needed / 2**30:.1f} of "
+            f"{max(free, 0) / 2**30:.1f} GiB free"
         )
-    checkpoint_layers(model, again)
-    return line
+        line = f"activation checkpointing is on: {amount}"
+    if checkpoint_layers(model, again):
+        return line
+    if asked:
+        raise ConfigError(f"hardware.activation_checkpointing: layers of {kind} cannot do that; leave it out")
+    return f"{amount}, and layers of {kind} have no activation checkpointing"
 
 
 def activation_bytes(model: PreTrainedModel, autocast: AbstractContextManager[Any]) -> float:
@@ -89,7 +97,9 @@ def _kept_bytes(model: PreTrainedModel, num_tokens: int, autocast: AbstractConte
     place = torch.arange(num_tokens, device=model.device)[None]
     ids = place % model.config.get_text_config(decoder=True).vocab_size
     given = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {"position_ids": place}
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast:
+    own = [model.device] if model.device.type == "cuda" else []
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with torch.random.fork_rng(devices=own), hooks, autocast:
         output = model.base_model(input_ids=ids, use_cache=False, **given)
     del output  # while it lives, so does all that was counted, each at an address of its own
     return sum(kept.values())
@@ -108,15 +118,18 @@ def free_memory(device: torch.device) -> int:
     return free
 
 
-def checkpoint_layers(model: PreTrainedModel, again: Again = nullcontext) -> None:
+def checkpoint_layers(model: PreTrainedModel, again: Again = nullcontext) -> bool:
     """Have each layer keep its input alone and compute its activations again in the backward pass.
+
+    False where the architecture has no layers that can do so.
 
     The library's own switch works in training mode only; PPO and reward models train in eval mode, without dropout.
     """
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            # A bound method: a deep copy of the model gets one that is bound to its own layer.
-            layer.forward = functools.partial(types.MethodType(_forward_twice, layer), again)
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    for layer in layers:
+        # A bound method: a deep copy of the model gets one that is bound to its own layer.
+        layer.forward = functools.partial(types.MethodType(_forward_twice, layer), again)
+    return bool(layers)
 
 
 def _forward_twice(layer: torch.nn.Module, again: Again, *args: Any, **kwargs: Any) -> Any:

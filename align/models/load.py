@@ -152,7 +152,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     tokenizer.save_pretrained(folder)
 
 
-def sequence_length(asked: int | None, model: PreTrainedModel) -> int:
+def sequence_length(asked: int | None, model: PreTrainedModel, knob: str = "sequence_length") -> int:
     """Tokens of the longest sequence to train on: as asked, else the model's context, at most `USUAL_LENGTH`.
 
     Raises:
@@ -160,7 +160,7 @@ def sequence_length(asked: int | None, model: PreTrainedModel) -> int:
     """
     context = context_length(model)
     if asked is not None and asked > context:
-        raise ConfigError(f"sequence_length: expected at most the model's context of {context} tokens, got {asked}")
+        raise ConfigError(f"{knob}: expected at most the model's context of {context} tokens, got {asked}")
     return min(context, USUAL_LENGTH) if asked is None else asked
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import copy
 import functools
 import inspect
 import math
@@ -187,12 +188,13 @@ def call_functions(
             if inspect.isawaitable(answer):
                 waiting.append((function, answer))
             answers[function.name] = answer
-        if waiting:
-            answers |= _event_loop().run(_await_all(waiting, occasion))
-    finally:
+    except BaseException:
         for _, answer in waiting:
             if inspect.iscoroutine(answer):
                 answer.close()  # one that never began would warn
+        raise
+    if waiting:
+        answers |= _event_loop().run(_await_all(waiting, occasion))
     return {f.name: _checked(f, answers[f.name], len(episodes.texts), occasion) for f in functions}
 
 
@@ -204,7 +206,7 @@ def _arguments(episodes: Episodes, trainer_state: Any, notes: Notes) -> tuple[di
         "completions": [[{"role": "assistant", "content": text}] for text in episodes.texts],
         "completion_ids": [list(ids) for ids in episodes.responses],
     }
-    arguments |= {column: [row.get(column) for row in episodes.rows] for column in columns}
+    arguments |= {column: [copy.deepcopy(row.get(column)) for row in episodes.rows] for column in columns}
     arguments |= {"trainer_state": trainer_state, "log_extra": notes.log_extra, "log_metric": notes.log_metric}
     return arguments, columns
 
@@ -218,13 +220,22 @@ def _event_loop() -> asyncio.Runner:
 
 
 async def _await_all(waiting: Sequence[tuple[RewardFunction, Awaitable[Any]]], occasion: str) -> dict[str, Any]:
+    """Their answers by name; after a first failure the others are cancelled, and end before it is raised."""
+
     async def one(function: RewardFunction, answer: Awaitable[Any]) -> tuple[str, Any]:
         try:
             return function.name, _listed(await answer)
         except (Exception, SystemExit) as error:
             raise _raised(function, error, occasion) from error
 
-    return dict(await asyncio.gather(*(one(function, answer) for function, answer in waiting)))
+    tasks = [asyncio.ensure_future(one(function, answer)) for function, answer in waiting]
+    try:
+        return dict(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def _raised(function: RewardFunction, error: BaseException, occasion: str) -> ConfigError:

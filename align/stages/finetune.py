@@ -98,7 +98,7 @@ def _tell(goal: Goal, num_cut: int, rows: dict[str, list[Row]], context: int, jo
 
 
 def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job: Job) -> None:
-    job.limit_activations(model.lm, cfg.precision)
+    job.limit_activations(model.lm, cfg.precision, max(example.tokens for example in train))
     betas = (cfg.beta1, cfg.beta2)
     optimizer = adamw(model, cfg.learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

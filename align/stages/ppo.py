@@ -42,7 +42,14 @@ from align.losses.ppo import (
     token_rewards,
 )
 from align.models.actors import Actors, load_actors
-from align.models.load import answer_length, context_length, context_of, load_tokenizer, precision_lines
+from align.models.load import (
+    answer_length,
+    context_length,
+    context_of,
+    load_tokenizer,
+    precision_lines,
+    sequence_length,
+)
 from align.optimizers import scheduled_factor
 from align.rollout.collect import Layout, Rollouts, Samples, make_samples, packed_group, padded
 from align.rollout.engine import Engine, LocalEngine, Sampling
@@ -102,8 +109,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     judges = _judges(cfg, inputs, actors, tokenizer, job)
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
-    _prepare(cfg, actors, job)
-    learner = Learner(cfg, actors, job, _text(cfg, inputs, actors, tokenizer, job))
+    learner = _learner(cfg, actors, prompts, _text(cfg, inputs, actors, tokenizer, job), job)
     engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
     health = Health(cfg.kl_goal, filled(cfg.value_warmup_iterations), corrected=cfg.importance_cap is not None)
@@ -170,9 +176,12 @@ def _value_start(cfg: Ppo, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, j
     return policy
 
 
-def _prepare(cfg: Ppo, actors: Actors, job: Job) -> None:
+def _learner(cfg: Ppo, actors: Actors, prompts: Prompts, text: TextRows | None, job: Job) -> Learner:
     """Bound the memory of the models that learn, and say what makes it doubtful that they will."""
-    actors.limit_activations(lambda model, again: job.limit_activations(model, cfg.precision, again))
+    longest = max(map(len, prompts.encoded)) + filled(cfg.max_new_tokens)
+    if text is not None:
+        longest = max(longest, text.length)
+    actors.limit_activations(lambda model, again: job.limit_activations(model, cfg.precision, longest, again))
     iterations = cfg.num_iterations - filled(cfg.value_warmup_iterations)
     steps = iterations * cfg.num_epochs * (cfg.rollout_batch_size // cfg.minibatch_size)
     full = cfg.lora.rank is None
@@ -180,6 +189,7 @@ def _prepare(cfg: Ppo, actors: Actors, job: Job) -> None:
         doubtful = doubts([filled(cfg.learning_rate)] * steps, policy, trains_all=full)
         for line in (*(precision_lines(policy) if full else ()), *doubtful):
             job.info(line)
+    return Learner(cfg, actors, job, text)
 
 
 def _judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job) -> Judges:
@@ -240,7 +250,7 @@ def _text(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokeniz
         return None
     texts = (row["text"] for row in read_rows(inputs.folders("text"), "train"))
     with actors.policy_model() as policy:
-        length = min(cfg.ptx_length or context_length(policy), context_length(policy))
+        length = sequence_length(cfg.ptx_length, policy, "ptx_length")
     rows = encode_text(texts, tokenizer, length)
     if not len(rows):
         raise ConfigError(f"inputs.text: its training split does not fill one row of {length} tokens; give ptx_length")

@@ -115,7 +115,7 @@ def _model(cfg: Pretrain, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, jo
     else:
         model = build_model(cfg.model, tokenizer).to(job.device).eval()
         check_attention(model)
-    job.limit_activations(model, cfg.precision)
+    job.limit_activations(model, cfg.precision, _length(cfg, model))
     if job.hardware.compile:
         compile_layers(model)
     return model

@@ -28,7 +28,7 @@ from align.models.adapters import fresh_adapter
 from align.models.heads import ScalarModel, scalar_from_lm
 from align.models.load import load_tokenizer, precision_lines, round_to_stored, sequence_length
 from align.models.packed import response_scores
-from align.optimizers import adamw, cosine_factor, set_learning_rate
+from align.optimizers import adamw, clip_gradients, cosine_factor, set_learning_rate
 from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, takes_tools
 from align.text.packing import micro_batches, pack
 from align.text.rows import RowOrder
@@ -111,7 +111,8 @@ def _rankings(
 
 def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) -> None:
     """Train the parameters that are marked so."""
-    job.limit_activations(model.classifier, cfg.precision)
+    longest = max(len(ids) for ranking in train for ids in ranking.sequences)
+    job.limit_activations(model.classifier, cfg.precision, longest)
     peak = filled(cfg.learning_rate)
     optimizer = adamw(model, peak, weight_decay=cfg.weight_decay)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -134,15 +135,13 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
         batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
         loss = _accumulate(model, batch, job, cfg.precision)
         job.sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm)
-        if not math.isfinite(loss) or not torch.isfinite(norm):
-            raise HealthStop(
-                f"step {step}: the loss is {loss} and the gradient's norm {float(norm)}; lower learning_rate"
-            )
+        norm = clip_gradients(parameters, cfg.max_grad_norm)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise HealthStop(f"step {step}: the loss is {loss} and the gradient's norm {norm}; lower learning_rate")
         set_learning_rate(optimizer, rates[step])
         optimizer.step()
         optimizer.zero_grad()
-        job.log({"loss": loss, "grad_norm": float(norm), "learning_rate": rates[step]}, step + 1)
+        job.log({"loss": loss, "grad_norm": norm, "learning_rate": rates[step]}, step + 1)
         job.checkpoint(step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()})
 
 
@@ -253,6 +252,9 @@ def _centre(
     sequences = [e.ids for e in encoded if len(e.ids) <= length]
     if not sequences:
         raise ConfigError(f"inputs.demonstrations: none fits into {length:,} tokens")
+    if dropped := len(encoded) - len(sequences):
+        which = f"{dropped:,} of {len(encoded):,} demonstrations"
+        job.info(f"{which} left out of the mean that is 0: longer than sequence_length, {length:,} tokens")
     mine = job.share(sequences)
     total = torch.zeros(2, dtype=torch.float64, device=job.device)
     for chunk in micro_batches(list(map(len, mine)), job.micro_batch_tokens):

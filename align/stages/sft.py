@@ -180,7 +180,8 @@ def _train(
     job: Job,
 ) -> None:
     """Train the parameters that are marked so; in the end they are those of the best epoch."""
-    job.limit_activations(model, cfg.precision)
+    model.train()
+    job.limit_activations(model, cfg.precision, max(len(example.ids) for example in [*train, *text]))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     peak = filled(cfg.learning_rate)
     optimizer = adamw(model, peak, weight_decay=cfg.weight_decay)
@@ -205,7 +206,6 @@ def _train(
         if held_out:
             job.log({"eval/loss": _loss(model, held_out, job, cfg.precision)}, 0)
 
-    model.train()
     for step in job.steps(total, start):
         batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
         batch += _text_of_step(text, step % steps_per_epoch, steps_per_epoch)

@@ -150,7 +150,7 @@ def _model(cfg: TextToText, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, 
         model = load_seq2seq(inputs.one("model").path, job.device)
     else:
         model = build_model(cfg.model, tokenizer).to(job.device)
-    job.limit_activations(model, cfg.precision)
+    job.limit_activations(model, cfg.precision, cfg.input_length + cfg.target_length)
     return model
 
 

@@ -107,10 +107,11 @@ class TextRows:
 
     Attributes:
         name: the last part of where the documents come from.
+        length: tokens a row.
     """
 
     def __init__(self, flat: np.ndarray, length: int, counts: Counts, name: str = "text"):
-        self.name, self.counts = name, counts
+        self.name, self.length, self.counts = name, length, counts
         self._rows = flat[: len(flat) // length * length].reshape(-1, length)
 
     def __len__(self) -> int:

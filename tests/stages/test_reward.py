@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ def test_what_bounds_memory_changes_nothing(inputs, tmp_path, hardware, rank):
     for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "bounded"), strict=True):
         assert one == pytest.approx(other, rel=2e-4)
     assert whole == pytest.approx(bounded, rel=1e-3)
+
+
+def test_demonstrations_that_are_too_long_for_the_mean_are_counted(inputs, tmp_path, capsys):
+    rows = list(read_rows(inputs.folders("demonstrations"), "train"))
+    run(inputs, tmp_path, sequence_length=36)
+    found = re.search(r"(\d+) of (\d+) demonstrations left out of the mean that is 0", capsys.readouterr().err)
+    assert found is not None
+    assert 0 < int(found[1]) < int(found[2]) == len(rows)
 
 
 def test_rankings_that_are_too_long_are_counted(inputs, tmp_path, capsys):

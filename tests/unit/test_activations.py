@@ -7,8 +7,10 @@ import copy
 import psutil
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from stage_jobs import job_at
+from transformers import AutoModelForCausalLM, CTRLConfig, LlamaConfig, PreTrainedModel
 
+from align.errors import ConfigError
 from align.models import activations
 from align.models.activations import activation_bytes, checkpoint_layers, limit_activations
 
@@ -82,3 +84,25 @@ def test_it_turns_on_by_itself_where_memory_is_small(monkeypatch):
     assert line is not None
     assert line.startswith("activation checkpointing is on: the activations of 1,000 tokens")
     assert activation_bytes(model, plain()) < 0.2 * needed / 1000
+
+
+def test_layers_that_cannot_compute_twice_are_said_and_refused_where_it_is_asked_for(monkeypatch):
+    """CTRL's layers are plain modules of torch."""
+    sizes = {"vocab_size": 90, "n_positions": 256, "n_embd": 32, "dff": 64, "n_layer": 2, "n_head": 4}
+    model = AutoModelForCausalLM.from_config(CTRLConfig(**sizes)).eval()
+    monkeypatch.setattr(activations, "free_memory", lambda device: 0)
+    line = limit_activations(model, None, 1000, plain())
+    assert line is not None
+    assert line.startswith("the activations of 1,000 tokens")
+    assert line.endswith("and layers of ctrl have no activation checkpointing")
+    with pytest.raises(ConfigError, match="activation_checkpointing: layers of ctrl cannot do that"):
+        limit_activations(model, True, 1000, plain())
+
+
+def test_a_sequence_above_the_size_of_a_pass_counts_whole(tmp_path, monkeypatch, capsys):
+    """It goes through the model by itself, whatever `micro_batch_tokens` is."""
+    model = tiny()
+    monkeypatch.setattr(activations, "free_memory", lambda device: 0)
+    for longest, reckoned in ((200, "200"), (10, "64")):
+        job_at(tmp_path, micro_batch_tokens=64).limit_activations(model, "fp32", longest)
+        assert f"the activations of {reckoned} tokens would take" in capsys.readouterr().err

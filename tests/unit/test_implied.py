@@ -67,7 +67,7 @@ def test_what_a_model_learned_from_is_not_evaluated_again(tmp_path: Path) -> Non
     evaluate = Evaluate(inputs={"model": "sft", "prompts": f"path:{Path('mine.jsonl').absolute()}"})
     data, note = data_of(tmp_path, "prompts", evaluate, sft=sft)
     assert (data.split, data.validation_share) == (None, None)
-    assert note.endswith("so its test split alone is evaluated")
+    assert note.endswith("alone is evaluated")
 
     rows = Data(source=source, record="demonstrations", validation_share=0.2)
     sft = Sft(inputs={"model": MODEL, "data": ["rows"]})
@@ -78,6 +78,33 @@ def test_what_a_model_learned_from_is_not_evaluated_again(tmp_path: Path) -> Non
     data, note = data_of(tmp_path, "prompts", Evaluate(inputs={"model": "sft", "prompts": source}), rows=rows, sft=sft)
     assert data.split == "test"
     assert note == f"all of {source} is evaluated, and a model here was trained on it"
+
+
+@pytest.mark.parametrize(
+    ("learned", "source", "split", "note"),
+    [
+        ("own", "own/part.jsonl", None, "so the test split of path:own/part.jsonl alone is evaluated"),
+        ("own/part.jsonl", "own", None, "so the test split of path:own alone is evaluated"),
+        ("named", "named/test.jsonl", "test", ""),  # held out by its name
+        ("named", "named/train.jsonl", "test", "a model here was trained on it"),
+        ("named/train.jsonl", "named/train.jsonl", "test", "a model here was trained on it"),
+        ("named/train.jsonl", "named/test.jsonl", "test", ""),
+        ("own", "own_too", "test", ""),  # no path within another
+    ],
+)
+def test_files_of_a_folder_that_a_model_learned_from(
+    learned: str, source: str, split: str | None, note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("own/part.jsonl", "own/other.jsonl", "own_too/part.jsonl", "named/train.jsonl", "named/test.jsonl"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("{}")
+    sft = Sft(inputs={"model": MODEL, "data": [f"path:{learned}"]})
+    evaluate = Evaluate(inputs={"model": "sft", "prompts": f"path:{source}"})
+    data, said = data_of(tmp_path / "store", "prompts", evaluate, sft=sft)
+    assert data.split == split
+    assert said.endswith(note)
+    assert bool(said) == bool(note)
 
 
 @pytest.mark.parametrize("slot", ["baseline", "reward_model"])

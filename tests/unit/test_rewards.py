@@ -252,19 +252,23 @@ def test_a_function_may_name_the_columns_that_it_reads():
 
 
 def test_a_function_cannot_change_what_the_next_one_sees():
-    def spoil(prompts, completions, completion_ids, **others):
+    def spoil(prompts, completions, completion_ids, accepted, **others):
         prompts[0][0]["content"] = completions[0][0]["content"] = "spoiled"
         completion_ids[0].append(9)
+        accepted[0].pop()
         return [0.0] * 3
 
-    def look(prompts, completions, completion_ids, **others):
+    def look(prompts, completions, completion_ids, accepted, **others):
+        assert accepted == [["a", "b"]] * 3
         assert [prompt[0]["content"] for prompt in prompts] == ["one?", "two?", "three?"]
         assert texts_of(completions) == ["x", "yy", "zzz"]
         assert completion_ids == [[2]] * 3
         return [1.0] * 3
 
     functions = [RewardFunction("spoil", "m:spoil", spoil), RewardFunction("look", "m:look", look)]
-    assert call_functions(functions, episodes_of(ROWS))["look"] == [1.0] * 3
+    rows = [{**row, "accepted": ["a", "b"]} for row in ROWS]
+    assert call_functions(functions, episodes_of(rows))["look"] == [1.0] * 3
+    assert [row["accepted"] for row in rows] == [["a", "b"]] * 3
 
 
 def test_none_says_that_a_function_does_not_apply():
@@ -296,6 +300,26 @@ def test_async_functions_run_side_by_side():
     functions = [waits_for(1, 2), waits_for(2, 1), Third(), lambda **_: [4.0] * 3]
     named = [RewardFunction(f"f{i}", f"m:f{i}", function) for i, function in enumerate(functions, 1)]
     assert call_functions(named, episodes_of(ROWS)) == {f"f{i}": [float(i)] * 3 for i in (1, 2, 3, 4)}
+
+
+def test_when_an_async_function_raises_the_others_end_first_and_its_error_is_told():
+    ended = []
+
+    async def judge(**_):
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)  # as a client is closed: it needs the event loop
+            ended.append("judge")
+
+    async def broken(**_):
+        await asyncio.sleep(0)
+        raise ValueError("boom")
+
+    functions = [RewardFunction("judge", "m:judge", judge), RewardFunction("broken", "m:broken", broken)]
+    with pytest.raises(ConfigError, match="boom; raised by your reward function m:broken"):
+        call_functions(functions, episodes_of(ROWS))
+    assert ended == ["judge"]
 
 
 def test_what_an_async_function_keeps_between_calls_goes_on_working():
