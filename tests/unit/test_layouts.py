@@ -682,6 +682,42 @@ def test_a_column_of_nobody_is_counted(name):
     assert dict(reader.unused) == unused
 
 
+# These read no column beside a message's own, so that such a column is counted.
+WHOLE_TREES = ("OASST trees", "OASST messages", "OASST trees, ranked", "OASST messages, ranked", "self-instruct")
+
+
+def behind_system(row):
+    """A record with the system message in front, unless it has one."""
+    column = "messages" if "messages" in row else "prompt"
+    first = [] if row[column][0]["role"] == "system" else [system("Be kind.")]
+    return {**row, column: [*first, *row[column]]}
+
+
+@pytest.mark.parametrize("name", [name for name, (record, *_) in LAYOUTS.items() if record != "documents"])
+def test_a_system_column_beside_any_layout_is_the_first_message_or_is_counted(name):
+    record, rows, expected, *_ = LAYOUTS[name]
+    found, reader = read([{**row, "system": "Be kind."} for row in rows], record)
+    found, expected = ([{k: v for k, v in row.items() if k != "system"} for row in each] for each in (found, expected))
+    if name in WHOLE_TREES:
+        assert found == expected
+        assert reader.unused["system"] == len(rows)
+    else:
+        assert found == [behind_system(row) for row in expected]
+        assert "system" not in reader.unused
+
+
+@pytest.mark.parametrize("name", [name for name, (record, *_) in LAYOUTS.items() if record == "demonstrations"])
+def test_tools_beside_any_layout_of_demonstrations_are_kept_or_counted(name):
+    record, rows, expected, *_ = LAYOUTS[name]
+    found, reader = read([{**row, "tools": [TOOL]} for row in rows], record)
+    if name in WHOLE_TREES:
+        assert found == expected
+        assert reader.unused["tools"] == len(rows)
+    else:
+        assert found == [{**row, "tools": TOOLS} for row in expected]
+        assert "tools" not in reader.unused
+
+
 @pytest.mark.parametrize("name", ["Alpaca", "prompt, completion", "explicit prompt", "KTO", "AlpacaEval", "question"])
 def test_a_table_gives_the_records_of_the_rows(name, tmp_path):
     """In a CSV file everything is text: numbers, truths, and lists as JSON."""
@@ -1002,6 +1038,14 @@ def test_a_weight_that_no_demonstration_gets_is_counted(record, rows, column):
     assert len(found) == 1
     assert "weight" not in repr(found)
     assert dict(reader.unused) == {f"{column}[].weight": 1}
+
+
+@pytest.mark.parametrize("record", ["prompts", "documents"])
+def test_tools_that_no_demonstration_gets_are_counted(record):
+    found, reader = read([{**QA, "tools": [TOOL]}], record)
+    assert len(found) == 1
+    assert "tools" not in found[0]
+    assert dict(reader.unused) == {"tools": 1}
 
 
 def test_what_the_user_says_last_is_asked():
