@@ -886,6 +886,8 @@ def test_columns_that_are_wrong_are_refused(columns, message):
         ),
         ("demonstrations", {"ask": Q, "reply": A}, "{prompt: ask, completion: reply}"),
         ("demonstrations", {"frage": Q, "answer_text": A, "n": 3}, "{prompt: frage, completion: answer_text}"),
+        ("demonstrations", {"userprompt": Q, "botanswer": A}, "{prompt: userprompt, completion: botanswer}"),
+        ("demonstrations", {"promt": Q, "compleetion": A}, "{prompt: promt, completion: compleetion}"),
         ("prompts", {"task": Q}, "{prompt: task}"),
         ("documents", {"body": A, "id": 1}, "{text: body}"),
         ("comparisons", {"instruction": Q, "output": A}, "{prompt: instruction, chosen: COLUMN, rejected: COLUMN}"),
