@@ -96,6 +96,7 @@ def test_a_name_says_the_split_of_a_file(split, name):
         "trainTest.jsonl",
         "train-eval.jsonl",
         "train_eval_set.jsonl",
+        "TRAIN_EVAL.JSONL",
         "evaluation_train.json",
     ],
 )
