@@ -77,7 +77,10 @@ def test_a_pipeline_of_real_data_plans_with_local_files(
 )
 def test_help_and_plan_import_no_torch(command: list[str], here: Path) -> None:
     """Which would take seconds."""
-    code = f"import sys; from align.__main__ import main; main({command!r}); sys.exit('torch' in sys.modules)"
+    code = (
+        f"import sys; from align.__main__ import main; code = main({command!r}); "
+        "sys.exit(code or 'torch' in sys.modules)"  # a command that fails imports nothing, either
+    )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 

@@ -218,6 +218,16 @@ def test_each_kind_of_error_is_shown_once_with_its_count(here, capsys):
     ]
 
 
+def test_an_error_in_another_place_of_a_row_is_of_the_same_kind(here, capsys):
+    turns = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]
+    rows = [{"messages": [*turns * before, {"role": "bot", "content": "x"}]} for before in range(12)]
+    (here / "a.jsonl").write_text(lines(*rows))
+    assert data("source=path:a.jsonl", "record=demonstrations") == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert told.startswith("error: a.jsonl:1: messages[0].role: expected one of ")
+    assert told.endswith('got "bot" (and 11 more rows like it)')
+
+
 def test_twenty_kinds_of_error_are_shown_and_the_others_counted(here, capsys):
     rows = [{"prompt": [{"role": f"bot {chr(97 + i)}", "content": "x"}]} for i in range(23)]
     (here / "a.jsonl").write_text(lines(*rows, rows[0]).replace("bot ", "bot_"))

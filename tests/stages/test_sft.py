@@ -212,7 +212,7 @@ def test_a_run_that_died_after_its_best_epoch_still_keeps_that(inputs, tmp_path)
         assert result_of(folder) == result_of(tmp_path / "whole")
 
 
-def test_a_checkpoint_finds_the_best_weights_that_it_knows_of_after_a_better_epoch(inputs, tmp_path):
+def test_a_checkpoint_finds_the_best_weights_that_it_knows_of_after_a_better_epoch(tmp_path):
     """As where a GPU trains the epochs after the checkpoint a little worse than at first."""
     parameters = {"weight": torch.nn.Parameter(torch.tensor([1.0]))}
     best = sft.BestEpoch(tmp_path, parameters, job_at(tmp_path))

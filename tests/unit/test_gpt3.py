@@ -59,6 +59,11 @@ def near(a, b):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
 
 
+def assert_banded(model, sequences, logits):
+    """The logits are not those that the same weights give without a band."""
+    assert (logits - alone_logits(gpt2(model), sequences)).abs().max() > 1e-3
+
+
 def test_dense_and_banded_layers_take_turns():
     assert Gpt3Config(n_layer=5).layer_types == ["full_attention", "sliding_attention"] * 2 + ["full_attention"]
     kinds = ["sliding_attention"] * 2 + ["full_attention"]
@@ -121,7 +126,7 @@ def test_a_sequence_alone_or_packed_is_as_in_the_librarys_eager_attention(window
     near(alone_logits(model, sequences), expected)
     near(packed_logits(model, sequences), expected)
     if window < max(lengths):
-        assert (expected - alone_logits(gpt2(model), sequences)).abs().max() > 1e-3
+        assert_banded(model, sequences, expected)
 
 
 @pytest.mark.parametrize("lengths", [[5, 9, 1, 7], [270, 30], [140, 140]])
@@ -148,6 +153,7 @@ def test_a_padded_batch_has_band_and_padding_together(side, lengths):
     places = (mask.cumsum(1) - 1).clamp(min=0)
     logits = model(torch.tensor(rows), attention_mask=mask, position_ids=places, use_cache=False).logits
     near(logits[mask.bool()], alone_logits(eager(model), sequences))
+    assert_banded(model, sequences, logits[mask.bool()])
 
 
 @torch.no_grad()
@@ -197,6 +203,9 @@ def test_the_librarys_sliding_cache_goes_on_where_it_ended(implementation, cuts)
         cache = out.past_key_values
         found.append(out.logits[0])
     near(torch.cat(found), alone_logits(model, [sequence]))
+    assert_banded(model, [sequence], torch.cat(found))
+    # The next token sees itself and what a banded layer has kept.
+    assert [layer.keys.shape[-2] for layer in cache.layers] == [20, WINDOW - 1] * 2
 
 
 @torch.no_grad()

@@ -40,24 +40,30 @@ def test_all_of_a_source_is_evaluated(slot: str, source: str, split: str | None,
 
 
 @pytest.mark.parametrize(
-    ("files", "source", "split"),
+    ("slot", "files", "source", "split"),
     [
-        (["eval.jsonl"], "eval.jsonl", "test"),
-        (["train_prompts.jsonl"], "train_prompts.jsonl", "test"),
-        (["train_test.jsonl"], "train_test.jsonl", "test"),
-        (["dev/a.jsonl", "dev/b.jsonl"], "dev", "test"),
-        (["own/train.jsonl", "own/test.jsonl"], "own", None),  # its test split
-        (["own/train.jsonl", "own/test.jsonl"], "own/train.jsonl", "test"),
+        *(
+            (slot, *case)
+            for slot in ("prompts", "items", "text")
+            for case in (
+                (["eval.jsonl"], "eval.jsonl", "test"),
+                (["train_prompts.jsonl"], "train_prompts.jsonl", "test"),
+                (["dev/a.jsonl", "dev/b.jsonl"], "dev", "test"),
+                (["own/train.jsonl", "own/test.jsonl"], "own", None),  # its test split
+                (["own/train.jsonl", "own/test.jsonl"], "own/train.jsonl", "test"),
+            )
+        ),
+        ("prompts", ["train_test.jsonl"], "train_test.jsonl", "test"),
     ],
 )
 def test_a_file_is_evaluated_whole_whatever_its_name(
-    files: list[str], source: str, split: str | None, tmp_path: Path
+    slot: str, files: list[str], source: str, split: str | None, tmp_path: Path
 ) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     ref = f"path:{tmp_path}/{source}"
-    data, _ = data_of(tmp_path, "prompts", Evaluate(inputs={"model": MODEL, "prompts": ref}))
+    data, _ = data_of(tmp_path, slot, Evaluate(inputs={"model": MODEL, slot: ref}))
     assert data.split == split
 
 

@@ -227,7 +227,7 @@ RAW = {
         {"query": "Question: so?", "choices": ["no", "yes"], "gold": 1},
         [{**item(["Question: so?\nAnswer:"] * 2, [" no", " yes"], [0, 1]), "answer_context": "Answer:"}],
     ),
-    "context_continuation": ({"context": "1 + 1 =", "continuation": " 2"}, [item(["1 + 1 ="], [" 2"])]),
+    "context_continuation": ({"context": "1 + 1 = ", "continuation": " 2"}, [item(["1 + 1 ="], [" 2"])]),
     "gpt3_arithmetic": (
         {"context": "\n\nQ: 1 + 1?\n\nA:", "completion": " 2"},
         [item(["Question: 1 + 1?\nAnswer:"], [" 2"])],

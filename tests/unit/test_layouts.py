@@ -10,8 +10,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from align.data.columns import as_knob
+from align.data import formats
+from align.data.columns import as_knob, respelled
 from align.data.files import RawRow, read_file
+from align.data.formats import SPELLINGS, infer_format
 from align.data.records import Dropped, Malformed
 from align.data.row_reader import RowReader
 from align.errors import ConfigError
@@ -204,6 +206,26 @@ LAYOUTS = {
         {"id": 1},
         {},
     ),
+    "ShareGPT by other names": (
+        "demonstrations",
+        [
+            {"conversation": [gpt("human", Q), gpt("gpt", A)]},
+            {"conversations": [gpt("user", Q), gpt("assistant", A)]},
+            {"conversations": [gpt("user", Q), gpt("model", A)]},
+            {"messages": [gpt("human", Q), gpt("gpt", A)]},
+            {"conversations": [user(Q), assistant(A)]},
+        ],
+        [QA] * 5,
+        {},
+        {},
+    ),
+    "a developer's message": (
+        "demonstrations",
+        [{"messages": [{"role": "developer", "content": "Be kind."}, user(Q), assistant(A)]}],
+        [chat(system("Be kind."), user(Q), assistant(A))],
+        {},
+        {},
+    ),
     "ShareGPT with tools": (
         "demonstrations",
         [
@@ -267,6 +289,7 @@ LAYOUTS = {
     "question, answer": ("demonstrations", [{"question": Q, "answer": A}], [QA], {}, {}),
     "prompt, response": ("demonstrations", [{"prompt": Q, "response": A}], [QA], {}, {}),
     "query, response": ("demonstrations", [{"query": Q, "response": A}], [QA], {}, {}),
+    "input, output": ("demonstrations", [{"input": Q, "output": A}], [QA], {}, {}),
     "prompt, completion": (
         "demonstrations",
         [{"prompt": Q, "completion": A, "system": "Be kind."}],
@@ -329,6 +352,13 @@ LAYOUTS = {
         {},
         {},
     ),
+    "explicit prompt by other names": (
+        "comparisons",
+        [{column: Q, "chosen": A, "rejected": B} for column in ("question", "instruction", "input", "query")],
+        [AB] * 4,
+        {},
+        {},
+    ),
     "explicit prompt, turns between": (
         "comparisons",
         [
@@ -346,6 +376,13 @@ LAYOUTS = {
         [ranking(HH_PROMPT, (A, 1), (B, 2))],
         {},
         {"transcripts differ before the last answer": 1},
+    ),
+    "LLaMA-Factory, pairs": (
+        "comparisons",
+        [{"conversations": [gpt("human", Q)], "chosen": gpt("gpt", A), "rejected": gpt("gpt", B)}],
+        [AB],
+        {},
+        {},
     ),
     "implicit prompt": (
         "comparisons",
@@ -417,19 +454,21 @@ LAYOUTS = {
                 "rejected_response": B,
                 "chosen_avg_rating": 5,
                 "rejected_avg_rating": 2,
-            }
+            },
+            {"prompt": Q, "chosen_response": A, "rejected_response": B},
         ],
-        [AB],
+        [AB] * 2,
         {"chosen_avg_rating": 1, "rejected_avg_rating": 1},
         {},
     ),
     "distilabel": (
         "comparisons",
         [
-            {"instruction": Q, "generations": [A, B], "ratings": [4, 2]},
-            {"input": Q, "generations": [A, B], "rating": [1.0, 5.0]},
+            {asked_in: Q, "generations": [A, B], rated: ratings}
+            for asked_in in ("instruction", "input", "prompt")
+            for rated, ratings in (("ratings", [4, 2]), ("rating", [1.0, 5.0]))
         ],
-        [AB, BA],
+        [AB, BA] * 3,
         {},
         {},
     ),
@@ -460,6 +499,16 @@ LAYOUTS = {
         [ranking(HH_PROMPT, (A, 1), (B, 2))],
         {},
         {},
+    ),
+    "HelpSteer 3": (
+        "comparisons",
+        [
+            {"context": HH_PROMPT, "response1": A, "response2": B, "overall_preference": strength, "language": "en"}
+            for strength in (-2, 0, 1, 4)
+        ],
+        [ranking(HH_PROMPT, (A, 1), (B, 2)), ranking(HH_PROMPT, (A, 2), (B, 1))],
+        {"language": 3},
+        {"all tied": 1, "no preference": 1},
     ),
     "HelpSteer, attributes": (
         "comparisons",
@@ -501,6 +550,23 @@ LAYOUTS = {
         [ranking(asked(Q), (A, 1), ("Yes.", 1), (B, 2))],
         {},
         {"a prompt with bad answers alone": 1, "a prompt with good answers alone": 1},
+    ),
+    "KTO, as responses": (
+        "comparisons",
+        [{"prompt": Q, "response": B, "label": 0}, {"prompt": Q, "response": A, "label": 1}],
+        [AB],
+        {},
+        {},
+    ),
+    "KTO in turns": (
+        "comparisons",
+        [
+            {"prompt": "Hi.", "completion": [assistant("Hello."), user(Q), assistant(A)], "label": True},
+            {"prompt": HH_PROMPT, "completion": B, "label": False},
+        ],
+        [ranking(HH_PROMPT, (A, 1), (B, 2))],
+        {},
+        {},
     ),
     "AlpacaEval": (
         "comparisons",
@@ -609,6 +675,8 @@ LAYOUTS = {
         {},
     ),
     "question": ("prompts", [{"question": Q, "answer": "yes"}], [{"prompt": asked(Q), "answer": "yes"}], {}, {}),
+    "query": ("prompts", [{"query": Q, "answer": "yes"}], [{"prompt": asked(Q), "answer": "yes"}], {}, {}),
+    "instruction": ("prompts", [{"instruction": Q, "answer": "yes"}], [{"prompt": asked(Q), "answer": "yes"}], {}, {}),
     "prompts of demonstrations": (
         "prompts",
         [{"instruction": Q, "output": A, "id": 1}],
@@ -680,6 +748,54 @@ def test_a_column_of_nobody_is_counted(name):
     assert [{k: v for k, v in row.items() if k != "zzz"} for row in found] == expected
     del reader.unused["zzz"]
     assert dict(reader.unused) == unused
+
+
+def test_every_layout_of_conversations_and_documents_is_among_these():
+    """Items have theirs in test_formats.py."""
+    read_here = set()
+    for record, rows, *_ in LAYOUTS.values():
+        for raw in rows:
+            names = respelled(raw, SPELLINGS)
+            row = {names.get(name, name): value for name, value in raw.items()}
+            chosen = infer_format(row, record)
+            read_here |= {layout for layout in formats.LAYOUTS if layout.format == chosen and layout.matches(row)}
+    assert [layout for layout in formats.LAYOUTS if layout.record != "items" and layout not in read_here] == []
+
+
+# These read no column beside a message's own, so that such a column is counted.
+WHOLE_TREES = ("OASST trees", "OASST messages", "OASST trees, ranked", "OASST messages, ranked", "self-instruct")
+
+
+def behind_system(row):
+    """A record with the system message in front, unless it has one."""
+    column = "messages" if "messages" in row else "prompt"
+    first = [] if row[column][0]["role"] == "system" else [system("Be kind.")]
+    return {**row, column: [*first, *row[column]]}
+
+
+@pytest.mark.parametrize("name", [name for name, (record, *_) in LAYOUTS.items() if record != "documents"])
+def test_a_system_column_beside_any_layout_is_the_first_message_or_is_counted(name):
+    record, rows, expected, *_ = LAYOUTS[name]
+    found, reader = read([{**row, "system": "Be kind."} for row in rows], record)
+    found, expected = ([{k: v for k, v in row.items() if k != "system"} for row in each] for each in (found, expected))
+    if name in WHOLE_TREES:
+        assert found == expected
+        assert reader.unused["system"] == len(rows)
+    else:
+        assert found == [behind_system(row) for row in expected]
+        assert "system" not in reader.unused
+
+
+@pytest.mark.parametrize("name", [name for name, (record, *_) in LAYOUTS.items() if record == "demonstrations"])
+def test_tools_beside_any_layout_of_demonstrations_are_kept_or_counted(name):
+    record, rows, expected, *_ = LAYOUTS[name]
+    found, reader = read([{**row, "tools": [TOOL]} for row in rows], record)
+    if name in WHOLE_TREES:
+        assert found == expected
+        assert reader.unused["tools"] == len(rows)
+    else:
+        assert found == [{**row, "tools": TOOLS} for row in expected]
+        assert "tools" not in reader.unused
 
 
 @pytest.mark.parametrize("name", ["Alpaca", "prompt, completion", "explicit prompt", "KTO", "AlpacaEval", "question"])
@@ -770,6 +886,8 @@ def test_columns_that_are_wrong_are_refused(columns, message):
         ),
         ("demonstrations", {"ask": Q, "reply": A}, "{prompt: ask, completion: reply}"),
         ("demonstrations", {"frage": Q, "answer_text": A, "n": 3}, "{prompt: frage, completion: answer_text}"),
+        ("demonstrations", {"userprompt": Q, "botanswer": A}, "{prompt: userprompt, completion: botanswer}"),
+        ("demonstrations", {"promt": Q, "compleetion": A}, "{prompt: promt, completion: compleetion}"),
         ("prompts", {"task": Q}, "{prompt: task}"),
         ("documents", {"body": A, "id": 1}, "{text: body}"),
         ("comparisons", {"instruction": Q, "output": A}, "{prompt: instruction, chosen: COLUMN, rejected: COLUMN}"),
@@ -1004,6 +1122,14 @@ def test_a_weight_that_no_demonstration_gets_is_counted(record, rows, column):
     assert dict(reader.unused) == {f"{column}[].weight": 1}
 
 
+@pytest.mark.parametrize("record", ["prompts", "documents"])
+def test_tools_that_no_demonstration_gets_are_counted(record):
+    found, reader = read([{**QA, "tools": [TOOL]}], record)
+    assert len(found) == 1
+    assert "tools" not in found[0]
+    assert dict(reader.unused) == {"tools": 1}
+
+
 def test_what_the_user_says_last_is_asked():
     found, _ = read([chat(*EARLIER, user(Q))], "prompts")
     assert found == [{"prompt": [*EARLIER, user(Q)]}]
@@ -1153,11 +1279,6 @@ PARTS = f"Hi.\n<extra_id_1>Assistant\nHello.\n<extra_id_1>User\n{Q}"
                 {"role": "tool", "content": "Ducks.", "name": "look"},
                 assistant(A),
             ),
-        ),
-        (
-            "comparisons",
-            {"conversations": [gpt("human", Q)], "chosen": gpt("gpt", A), "rejected": gpt("gpt", B)},
-            AB,
         ),
         # other spellings
         ("comparisons", {"history": Q, "human_ref_A": A, "human_ref_B": B, "labels": True}, AB),

@@ -26,6 +26,7 @@ from align.data.records import (
 USER = {"role": "user", "content": "How warm is tea?"}
 ASSISTANT = {"role": "assistant", "content": "Warm enough."}
 SYSTEM = {"role": "system", "content": "Be kind."}
+TOOL = {"role": "tool", "content": "40 degrees", "name": "x"}
 RANKING = {"prompt": [USER], "responses": ["warm", "cold"], "ranks": [1, 2]}
 
 
@@ -60,6 +61,9 @@ def nested(depth):
         ([ASSISTANT, USER], "messages"),
         ([SYSTEM, ASSISTANT], "messages"),
         ([USER, ASSISTANT, SYSTEM, ASSISTANT], "messages"),
+        ([TOOL, ASSISTANT], "messages"),
+        ([USER, TOOL, ASSISTANT], "messages"),
+        ([USER, ASSISTANT, TOOL, USER], "messages"),
     ],
 )
 def test_bad_messages_are_malformed_at(value, field):
@@ -75,7 +79,15 @@ def test_a_role_of_bytes_as_a_parquet_file_may_hold_is_malformed():
 
 
 @pytest.mark.parametrize(
-    "messages", [[USER], [SYSTEM, USER], [USER, ASSISTANT, USER, ASSISTANT], [SYSTEM, USER, ASSISTANT, SYSTEM, USER]]
+    "messages",
+    [
+        [USER],
+        [SYSTEM, USER],
+        [USER, ASSISTANT, USER, ASSISTANT],
+        [SYSTEM, USER, ASSISTANT, SYSTEM, USER],
+        [USER, ASSISTANT, TOOL, ASSISTANT],
+        [USER, ASSISTANT, TOOL, TOOL, ASSISTANT],  # of two calls at once
+    ],
 )
 def test_good_messages_come_back_as_they_are(messages):
     assert check_messages([{**m, "name": "x", "tool_calls": None} for m in messages], "messages") == messages

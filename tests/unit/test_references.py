@@ -17,7 +17,7 @@ from align.configs import RunConfig
 from align.data.files import PACKED, SUFFIXES
 from align.errors import ConfigError, StoreError
 from align.plan import plan
-from align.references import hint, meant, pinned
+from align.references import expanded, hint, meant, pinned
 
 NEWEST, OF_DEV = "a" * 40, "b" * 40
 
@@ -107,6 +107,25 @@ def test_a_hint_is_quoted_for_a_shell(here: Path) -> None:
     assert hint("./my rows.csv") == "; did you mean 'path:./my rows.csv'?"
     assert hint("./none.csv").endswith("there is none at that place")
     assert hint("https://elsewhere.org/x") == "; download it, then write path:FILE"
+
+
+def test_a_tilde_is_the_home_folder_where_nothing_has_that_very_name(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = here / "home"
+    monkeypatch.setenv("HOME", str(home))
+    home.mkdir()
+    (home / "mine.csv").write_text("prompt\nat home?\n")
+    assert expanded("~/mine.csv") == home / "mine.csv"
+    assert expanded("~no such user/mine.csv") == Path("~no such user/mine.csv")
+    command = ["data", "source=path:~/mine.csv", "record=prompts", "--show"]
+    assert main(command) == 0
+    assert "user: at home?" in capsys.readouterr().out
+    (here / "~").mkdir()
+    (here / "~/mine.csv").write_text("prompt\nhere?\n")
+    assert expanded("~/mine.csv") == Path("~/mine.csv")
+    assert main(command) == 0
+    assert "user: here?" in capsys.readouterr().out
 
 
 TOOK = {

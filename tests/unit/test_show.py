@@ -90,6 +90,30 @@ def test_responses_are_shown_by_rank(tokenizer: list[str], here: Path, capsys: p
     assert found == [("1", "sat"), ("2", "on"), ("3", "ran")]
 
 
+ITEM = {"contexts": ["the cat"] * 2, "completions": [" sat", " ran"], "labels": [0, 1]}
+
+
+@pytest.mark.parametrize("tokenizer", [[], ["--tokenizer", "path:tokenizer"]], ids=["plain", "encoded"])
+@pytest.mark.parametrize(
+    ("record", "row", "lines"),
+    [
+        ("items", ITEM, ["wrong: the cat[[ sat]]", "right: the cat[[ ran]]"]),
+        ("documents", {"text": "the cat"}, ["the cat"]),
+        ("prompts", {"prompt": "the cat"}, ["the cat"]),
+        ("labelled", {"text": "the cat", "label": "x"}, ['texts: ["the cat"]', 'label: "x"']),
+    ],
+)
+def test_other_records_mark_what_is_scored_alone(
+    record: str, row: dict, lines: list[str], tokenizer: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complete(own := tiny_tokenizer())
+    own.save_pretrained(here / "tokenizer")
+    out = shown(capsys, written(here, row), f"record={record}", "--show", *tokenizer)
+    made = out.partition("as it came")[2].partition(f"\n  {record}, ")[2].partition("\n\n")[0]
+    assert all(line in made for line in lines)
+    assert made.count("[[") == sum(line.count("[[") for line in lines)
+
+
 def test_colours_stand_for_brackets_on_a_terminal(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,11 +148,17 @@ WITH_TOOLS = {
 }
 
 
-def test_a_turn_that_is_not_learned_is_not_marked(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("tokenizer", [[], ["--tokenizer", "path:tokenizer"]], ids=["plain", "encoded"])
+def test_a_turn_that_is_not_learned_is_not_marked(
+    tokenizer: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complete(own := tiny_tokenizer())
+    own.save_pretrained(here / "tokenizer")
     source = written(here, {"messages": [CHAT[0], {**CHAT[1], "weight": 0}, *CHAT[2:]]})
-    out = shown(capsys, source, "record=demonstrations", "--show")
-    assert re.findall(r"\[\[(\w.*?)\]\]", out) == ["ran home"]
-    assert "assistant: sat on [the] mat" in out
+    out = unspaced(shown(capsys, source, "record=demonstrations", "--show", *tokenizer).partition("demonstrations,")[2])
+    (marked,) = re.findall(r"\[\[(\w.*?)\]\]", out)
+    assert marked.removesuffix(own.eos_token) == "ranhome"
+    assert "saton[the]mat" in out
 
 
 def test_a_call_of_a_tool_is_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

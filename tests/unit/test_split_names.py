@@ -96,23 +96,13 @@ def test_a_name_says_the_split_of_a_file(split, name):
         "trainTest.jsonl",
         "train-eval.jsonl",
         "train_eval_set.jsonl",
+        "TRAIN_EVAL.JSONL",
         "evaluation_train.json",
     ],
 )
 def test_a_name_with_words_for_two_splits_is_refused(name):
     with pytest.raises(ConfigError, match=r": its name has words for two splits, .*; rename it after one$"):
         split_of_name(PurePath(name))
-
-
-def test_every_file_names_a_split_or_none_does():
-    root = PurePath("test/here")  # what a source lies in says nothing
-    named = [root / "a/train.jsonl", root / "dev.jsonl"]
-    assert splits_of_names(root, named) == ["train", "validation"]
-    assert splits_of_names(root, [root / "a.jsonl", root / "b.jsonl"]) == [None, None]
-    with pytest.raises(
-        ConfigError, match=r"^test/here: a/b\.jsonl is named as no split, and other files are; rename it"
-    ):
-        splits_of_names(root, [*named, root / "a/b.jsonl"])
 
 
 @pytest.mark.parametrize(
@@ -146,22 +136,35 @@ def test_a_single_file_is_what_its_folder_is_named_after(split, name):
     assert split_of_file(PurePath(name)) == split
 
 
+BARE = ["part-0.jsonl", "a/part-1.jsonl"]
+NAMED = ["a/train.jsonl", "dev.jsonl"]
+
+
 @pytest.mark.parametrize(
-    ("split", "name"),
+    ("root", "files", "splits"),
     [
-        ("test", "held_out"),
-        ("validation", "eval"),
-        ("validation", "evaluation"),
-        ("test", "my_test"),
-        ("test", "test_sft"),
-        ("train", "trainData"),
-        (None, "latest"),
+        # the files' own names decide, whatever the folder is called
+        ("test/here", NAMED, ["train", "validation"]),
+        ("here/held_out", NAMED, ["train", "validation"]),
+        ("here/trainData", NAMED, ["train", "validation"]),
+        # no file says a split: the folder's own name counts, and not what the folder lies in
+        ("test/here", BARE, [None, None]),
+        ("here/latest", BARE, [None, None]),
+        ("here/held_out", BARE, ["test", "test"]),
+        ("here/eval", BARE, ["validation", "validation"]),
+        ("here/evaluation", BARE, ["validation", "validation"]),
+        ("here/my_test", BARE, ["test", "test"]),
+        ("here/test_sft", BARE, ["test", "test"]),
+        ("here/trainData", BARE, ["train", "train"]),
     ],
 )
-def test_the_name_of_a_source_s_folder_counts_where_no_file_s_does(split, name):
-    root = PurePath("here", name)
-    assert splits_of_names(root, [root / "part-0.jsonl", root / "a/part-1.jsonl"]) == [split, split]
-    assert splits_of_names(root, [root / "train.jsonl", root / "dev.jsonl"]) == ["train", "validation"]
-    if split is not None:
-        with pytest.raises(ConfigError, match=r"a\.jsonl is named as no split, and other files are"):
-            splits_of_names(root, [root / "train.jsonl", root / "a.jsonl"])
+def test_files_of_a_source_are_what_they_or_else_their_folder_are_named_after(root, files, splits):
+    assert splits_of_names(PurePath(root), [PurePath(root, file) for file in files]) == splits
+
+
+@pytest.mark.parametrize("root", ["test/here", "here/held_out", "here/train"])
+def test_a_file_that_says_no_split_beside_files_that_do_is_refused(root):
+    with pytest.raises(
+        ConfigError, match=rf"^{root}: a/b\.jsonl is named as no split, and other files are; rename it to train, "
+    ):
+        splits_of_names(PurePath(root), [PurePath(root, file) for file in (*NAMED, "a/b.jsonl")])
