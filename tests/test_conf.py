@@ -111,6 +111,26 @@ def test_tab_completion_knows_verbs_and_knobs(here: Path) -> None:
         assert wanted in done.stdout, (typed, done.stderr)
 
 
+def test_a_plan_decides_the_precision_by_the_machine_shows_it_and_has_it_in_the_key(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["plan", "pipeline=quickstart", *(f"steps.{step}.precision=auto" for step in ("sft", "reward", "ppo"))]
+    keys = []
+    for fast, precision in ((False, "fp32"), (True, "bf16")):
+        monkeypatch.setattr("align.plan.bf16_is_fast", lambda device, fast=fast: fast)
+        assert main([*given, "--json"]) == 0
+        steps = {step["stage"]: step for step in json.loads(capsys.readouterr().out)}
+        assert [steps[stage]["precision"] for stage in ("sft", "reward", "ppo")] == [precision] * 3
+        keys.append(steps["sft"]["key"])
+        assert main([*given, "steps.pretrain.precision=fp32"]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"precision {precision}")]
+        assert "sft, " in line or not fast
+        assert main([*given[:2], f"steps.sft.precision={precision}", "--json"]) == 0
+        steps = {step["stage"]: step for step in json.loads(capsys.readouterr().out)}
+        assert steps["sft"]["key"] == keys[-1]
+    assert keys[0] != keys[1]
+
+
 def test_a_plan_fits_a_terminal_of_80_columns(here: Path) -> None:
     """Each step on one line, its reason below, none of it cut."""
     terminal, far_end = pty.openpty()

@@ -186,6 +186,20 @@ def test_so_many_training_rows_are_the_first_and_no_language_loss_is_none(model:
     assert all("lm_loss" not in row and row["loss"] == row["task_loss"] for row in logged(tmp_path / "few"))
 
 
+def test_few_steps_are_said_first(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = inputs_of(model, tmp_path / "data", train=pairs(8))
+    run(inputs, tmp_path, task="entailment", num_epochs=1)
+    assert "only 1 optimizer step: fewer than 50" in capsys.readouterr().err
+
+
+def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(model, tmp_path, passes) -> None:
+    inputs = inputs_of(model, tmp_path / "data", train=pairs(8), validation=pairs(16, seed=1))
+    hardware = {"micro_batch_tokens": 64, "activation_checkpointing": True}
+    run(inputs, tmp_path, hardware=hardware, task="entailment", num_epochs=1)
+    assert max(passes.tokens) <= 64
+    assert len(passes.twice) == 2
+
+
 def test_splitting_a_batch_changes_nothing_but_rounding(model: Path, tmp_path: Path) -> None:
     """Without dropout, whose draws differ; of sums in another order Adam makes a little more than rounding."""
     plain = tmp_path / ("a" * 64)

@@ -19,7 +19,7 @@ from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, resu
 from transformers import AutoModelForCausalLM
 
 from align.checkpoints import load_checkpoint
-from align.configs import LoraConfig, Ppo
+from align.configs import LoraConfig, Ppo, RunConfig
 from align.errors import ConfigError, HealthStop, Preempted
 from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job
@@ -29,6 +29,7 @@ from align.models.heads import load_scalar
 from align.stages import ppo
 from align.stop import Stop
 from align.text.rows import RowOrder
+from align.tracking import NoTracker
 
 KNOBS: dict[str, Any] = {
     "num_iterations": 3,
@@ -290,6 +291,15 @@ def test_the_average_is_of_every_optimizer_step(inputs, tmp_path, watched):
         torch.testing.assert_close(kept[name], 0.75 * start + 0.25 * moved[name], rtol=0, atol=3e-7)
 
 
+def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(inputs, tmp_path, passes):
+    """Of sampling, scoring, both models and the pretraining text."""
+    hardware = {"micro_batch_tokens": 64, "activation_checkpointing": True, "generation_batch_size": 1}
+    text = {"ptx_coef": 0.5, "ptx_examples_per_episode": 2.0, "ptx_length": 16}
+    run(inputs, tmp_path, hardware, num_iterations=1, **text)
+    assert max(passes.tokens) <= 64
+    assert len(passes.twice) == 2  # the policy's layer and the value model's
+
+
 @pytest.mark.parametrize("lora", [{}, {"lora": LoraConfig(rank=2), "value_from": "policy"}], ids=["full", "lora"])
 def test_activation_checkpointing_changes_nothing(inputs, tmp_path, lora):
     """Under LoRA the layers of both models are computed again with the adapter of their forward pass on."""
@@ -455,6 +465,21 @@ def test_rows_after_the_boundary_are_removed_on_a_resume_and_so_is_half_a_row(tm
     assert [json.loads(line)["step"] for line in file.read_bytes().splitlines()] == [1, 1, 2, 2]
 
 
+def test_the_tracker_gets_the_table_of_rows_as_long_as_it_is_so_far(tmp_path):
+    seen: list[Any] = []
+
+    class Noting(NoTracker):
+        def table(self, name: str, columns: Any, rows: Any) -> None:
+            seen.append((name, list(columns), list(rows)))
+
+    (tmp_path / "out").mkdir()
+    job = Job("test", tmp_path, RunConfig(), Noting())
+    job.append("samples", 1, [{"response": "a", "score": 1.0}])
+    job.append("samples", 2, [{"response": "b", "score": None, "extra": 3}])
+    assert seen[0] == ("samples", ["step", "response", "score"], [[1, "a", 1.0]])
+    assert seen[1] == ("samples", ["step", "response", "score", "extra"], [[1, "a", 1.0, None], [2, "b", None, 3]])
+
+
 def test_a_run_that_died_before_it_saved_begins_its_log_again(inputs, tmp_path):
     job = job_at(tmp_path, dying_after(2))
     with pytest.raises(Dead):
@@ -612,11 +637,13 @@ def test_an_iteration_ends_when_the_policy_has_moved_far_enough(inputs, tmp_path
     assert held["ppo/approx_kl"] == 0
 
 
-def test_a_warm_up_trains_the_value_model_alone(inputs, tmp_path, watched):
+def test_a_warm_up_trains_the_value_model_alone(inputs, tmp_path, watched, capsys):
     rows = run(inputs, tmp_path, value_warmup_iterations=2, warmup_iterations=0)
     assert [row["objective/kl"] for row in rows] == [0.0, 0.0, 0.0]  # of the rollout, before the third update
     assert ["policy/loss" in row for row in rows] == [False, False, True]
     assert all("value/loss" in row for row in rows)
+    # The policy's steps: one iteration of two epochs over two minibatches.
+    assert "only 4 optimizer steps: fewer than 50" in capsys.readouterr().err
 
 
 def test_the_value_model_stays_where_only_the_policy_is_updated(inputs, tmp_path, watched):

@@ -41,9 +41,19 @@ def test_what_bounds_memory_changes_nothing(inputs, tmp_path, hardware, rank):
     assert whole == pytest.approx(bounded, rel=1e-3)
 
 
+def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(inputs, tmp_path, passes):
+    for tokens in (64, 512):  # a ranking in parts, and several rankings together
+        run(inputs, tmp_path / str(tokens), {"micro_batch_tokens": tokens, "activation_checkpointing": True})
+        assert max(passes.learning) <= tokens
+    assert max(passes.tokens) <= 512
+    assert len(passes.twice) == 2  # a layer of each run's model
+
+
 def test_rankings_that_are_too_long_are_counted(inputs, tmp_path, capsys):
     metrics = run(inputs, tmp_path / "some", sequence_length=36)
     assert metrics["dropped"] > 0
-    assert f"{metrics['dropped']:.0f} rankings are left out: all tied, or longer than" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{metrics['dropped']:.0f} rankings are left out: all tied, or longer than" in said
+    assert "optimizer steps: fewer than 50" in said
     with pytest.raises(ConfigError, match="no ranking is left"):
         run(inputs, tmp_path / "none", sequence_length=4)

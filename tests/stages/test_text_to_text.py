@@ -190,6 +190,13 @@ def test_the_first_loss_is_the_librarys_over_all_target_tokens(tasks_alone, tmp_
     assert logged(tmp_path)[0]["loss"] == pytest.approx(first_loss, rel=1e-5)
 
 
+def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(inputs, tmp_path, passes):
+    hardware = {"micro_batch_tokens": 64, "activation_checkpointing": True, "generation_batch_size": 1}
+    run(inputs, tmp_path, hardware, num_steps=1, batch_size=32)
+    assert max(passes.tokens) <= 64
+    assert len(passes.twice) == 2  # the encoder's layer and the decoder's
+
+
 def rows_of(inputs: Inputs, tokenizer: Any, **knobs: Any) -> Any:
     cfg = TextToText(**{**KNOBS, **knobs})
     corruption = text_to_text._corruption(cfg, tokenizer) if "data" in inputs else None
