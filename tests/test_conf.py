@@ -308,6 +308,13 @@ def test_knobs_that_are_wrong_together_are_refused(knob: str, here: Path, capsys
     assert not list(here.iterdir())
 
 
+@pytest.mark.parametrize("weight", ["inf", "nan"])
+def test_weights_of_reward_models_are_finite(weight: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "pipeline=quickstart", f"steps.ppo.reward_model_weights=[{weight}]"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: steps.ppo.reward_model_weights: expected finite weights, got [{weight}]\n"
+
+
 def test_a_function_of_the_users_own_is_in_the_key(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipeline = here / "pipeline/mine.yaml"
     pipeline.parent.mkdir()
@@ -442,6 +449,9 @@ def test_ppo_by_functions_alone_is_planned_with_a_value_model_from_the_policy(
     assert ppo["inputs"].keys() == {"policy", "prompts"}
     # The policy, and a copy of it with a scalar in place of its head.
     assert steps["quickstart/sft"]["parameters"] < ppo["parameters"] < 2 * steps["quickstart/sft"]["parameters"] + 1000
+    of_weight_0 = r"steps.ppo.reward_functions={rules\:f:0}"
+    assert main(["plan", "pipeline=quickstart", "~steps.ppo.inputs.reward_model", of_weight_0]) == 2
+    assert "expected at least one of them, got none, all of weight 0: " in capsys.readouterr().err
     impossible = ["~steps.ppo.inputs.reward_model", rule, "steps.ppo.value_from=reward_model"]
     assert main(["plan", "pipeline=quickstart", *impossible]) == 2
     said = capsys.readouterr().err

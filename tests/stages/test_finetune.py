@@ -186,10 +186,13 @@ def test_so_many_training_rows_are_the_first_and_no_language_loss_is_none(model:
     assert all("lm_loss" not in row and row["loss"] == row["task_loss"] for row in logged(tmp_path / "few"))
 
 
-def test_few_steps_are_said_first(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inputs = inputs_of(model, tmp_path / "data", train=pairs(8))
+def test_few_steps_and_cut_rows_are_said_first(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = {"texts": ["the cat sat on the mat " * 10, "the cat ran"], "label": "same"}
+    inputs = inputs_of(model, tmp_path / "data", train=[*pairs(7), long])
     run(inputs, tmp_path, task="entailment", num_epochs=1)
-    assert "only 1 optimizer step: fewer than 50" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "only 1 optimizer step: fewer than 50" in said
+    assert "1 rows are longer than the context of 32 tokens, and lose the end of their first text" in said
 
 
 def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(model, tmp_path, passes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from align.checkpoints import load_checkpoint
 from align.configs import LoraConfig, Ppo, RunConfig
+from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop, Preempted
 from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job
@@ -252,6 +254,22 @@ def test_ptx_adds_its_gradient_times_its_coefficient(inputs, tmp_path, gradients
     assert row["ptx/grad_cosine"] == pytest.approx((own @ added / own.norm() / added.norm()).item(), abs=1e-4)
 
 
+def test_the_two_gradients_of_ptx_are_clipped_each_by_itself(inputs, tmp_path, gradients):
+    once = {"num_iterations": 1, "num_epochs": 1, "minibatch_size": 8, "warmup_iterations": 0}
+    text = {"ptx_coef": 0.7, "ptx_examples_per_episode": 0.5}
+    run(inputs, tmp_path / "plain", max_grad_norm=1e9, **once)
+    run(inputs, tmp_path / "mixed", max_grad_norm=1e9, **once, **text)
+    (row,) = run(inputs, tmp_path / "clipped", max_grad_norm=1e-3, **once, **text)
+    own, both, clipped = (
+        torch.cat([value.flatten() for name, value in seen.items() if name.startswith("policy")]) for seen in gradients
+    )
+    added = both - own
+    expected = 1e-3 * own / own.norm() + 1e-3 * added / added.norm()
+    torch.testing.assert_close(clipped, expected, rtol=1e-3, atol=1e-8)
+    assert row["policy/grad_norm"] == pytest.approx(own.norm().item(), rel=1e-4)  # before it was clipped
+    assert row["ptx/policy_share"] == pytest.approx(0.5)
+
+
 def test_the_ptx_gradient_is_the_slope_of_ppo_loss_plus_text_loss(inputs, tmp_path, watched, plans, monkeypatch):
     """Along the gradient, the sum of both losses changes as the gradient says, by finite differences."""
     knobs = {"num_iterations": 1, "num_epochs": 1, "minibatch_size": 8, "max_grad_norm": 1e9}
@@ -440,6 +458,26 @@ def test_checkpoints_are_twenty_times_as_far_apart_as_one_takes(tmp_path, monkey
         clock["now"] += 5
         job.checkpoint(step + 1, state)
     assert saved_at == [23.0, 86.0, 149.0, 212.0]
+
+
+@pytest.mark.parametrize(
+    ("before", "since", "stops"), [(20, 5, False), (100, 5, True), (20, 29, False), (20, 31, True), (None, 5, False)]
+)
+def test_a_step_is_left_where_it_would_end_30_s_after_the_signal(tmp_path, monkeypatch, before, since, stops):
+    """By a clock of the test's own: the step before took `before` s, and the signal came `since` s ago."""
+    clock = {"now": 1000.0}
+    monkeypatch.setattr(time, "monotonic", lambda: clock["now"])
+    stop = Stop()
+    job = job_at(tmp_path, stop=stop)
+    for step in job.steps(2):
+        if step == 0 and before is not None:
+            clock["now"] += before
+            continue
+        stop.signal, stop.asked_at = signal.SIGTERM, clock["now"]
+        clock["now"] += since
+        with pytest.raises(Preempted) if stops else contextlib.nullcontext():
+            job.stop_if_asked()
+        break
 
 
 def test_events_after_the_boundary_are_forgotten_on_a_resume(tmp_path):
@@ -932,7 +970,7 @@ def test_a_sample_hangs_on_its_seed_its_iteration_and_its_prompt(inputs, tmp_pat
     assert seen[0].ids == seen[2].ids
 
 
-def test_a_reward_model_with_a_shorter_context_leaves_less_room(inputs, tmp_path):
+def test_a_reward_model_with_a_shorter_context_leaves_less_room(inputs, tmp_path, capsys):
     reward = inputs.one("reward_model")
     folder = Path(shutil.copytree(reward.path, tmp_path / "short"))
     config = json.loads((folder / "config.json").read_text())
@@ -940,3 +978,5 @@ def test_a_reward_model_with_a_shorter_context_leaves_less_room(inputs, tmp_path
     short = Inputs(inputs | {"reward_model": (dataclasses.replace(reward, path=folder),)})
     with pytest.raises(ConfigError, match=r"inputs.prompts: \d+ prompts do not fill a rollout of 8"):
         run(short, tmp_path / "out")
+    count = len(list(read_rows(inputs.folders("prompts"), "train")))
+    assert f"{count} prompts are longer than 1 tokens and left out" in capsys.readouterr().err

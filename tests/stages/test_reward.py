@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from stage_jobs import job_at, log_of, made_by, planned
+from transformers import AutoModelForSequenceClassification
 
 from align.configs import LoraConfig, Reward
 from align.errors import ConfigError
@@ -47,6 +49,16 @@ def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked
         assert max(passes.learning) <= tokens
     assert max(passes.tokens) <= 512
     assert len(passes.twice) == 2  # a layer of each run's model
+
+
+def test_merged_a_reward_model_is_published_whole(inputs, tmp_path):
+    run(inputs, tmp_path, lora=LoraConfig(rank=2, merged=True))
+    assert not (tmp_path / "out/adapter_config.json").exists()
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    before = AutoModelForSequenceClassification.from_pretrained(inputs.one("model").path, num_labels=1).state_dict()
+    assert opened.state_dict().keys() == before.keys()
+    trunk = [name for name in before if name != "score.weight"]
+    assert any(not torch.equal(opened.state_dict()[name], before[name]) for name in trunk)
 
 
 def test_rankings_that_are_too_long_are_counted(inputs, tmp_path, capsys):
