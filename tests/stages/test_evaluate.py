@@ -68,7 +68,8 @@ def test_prompts_that_are_too_long_are_counted(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = asked(tmp_path / "few", more=["Where does Ada live? " * 40], split="test")
-    assert scores(finished, tmp_path / "run", {"model": "sft", "prompts": few}, num_prompts=None)["prompts"] == 8.0
+    given = {"model": "sft", "prompts": few, "reward_model": "reward"}
+    assert scores(finished, tmp_path / "run", given, num_prompts=None)["prompts"] == 8.0
     assert "1 prompts are too long and left out" in capsys.readouterr().err
 
 
