@@ -190,6 +190,13 @@ def test_the_first_loss_is_the_librarys_over_all_target_tokens(tasks_alone, tmp_
     assert logged(tmp_path)[0]["loss"] == pytest.approx(first_loss, rel=1e-5)
 
 
+def test_how_a_batch_goes_through_changes_nothing_beyond_rounding(inputs, tmp_path):
+    for tokens in (64, 4096):
+        run(inputs, tmp_path / str(tokens), {"micro_batch_tokens": tokens}, num_steps=2, batch_size=32)
+    for one, other in zip(logged(tmp_path / "64"), logged(tmp_path / "4096"), strict=True):
+        assert (one["loss"], one["grad_norm"]) == pytest.approx((other["loss"], other["grad_norm"]), rel=1e-4)
+
+
 def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(inputs, tmp_path, passes):
     hardware = {"micro_batch_tokens": 64, "activation_checkpointing": True, "generation_batch_size": 1}
     run(inputs, tmp_path, hardware, num_steps=1, batch_size=32)
