@@ -240,7 +240,7 @@ class Fuse(NoTracker):
     ids=["full", "lora"],
 )
 def test_killed_at_any_of_12_steps_it_goes_on_to_the_same_bytes(
-    knobs: dict[str, Any], model: Path, tmp_path: Path
+    knobs: dict[str, Any], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     knobs = {"task": "similarity", **knobs}
     rows = of_task("similarity", 30)  # four steps an epoch, the last of them short
@@ -257,6 +257,7 @@ def test_killed_at_any_of_12_steps_it_goes_on_to_the_same_bytes(
         torch.manual_seed(at)  # of another process
         assert run(inputs, work, **knobs) == metrics
         assert files(work) == expected, at
+        assert (f"going on from {at - 1}\n" in capsys.readouterr().err) == (at > 1)
         shutil.rmtree(work)
 
 
