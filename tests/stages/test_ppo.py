@@ -980,3 +980,17 @@ def test_a_reward_model_with_a_shorter_context_leaves_less_room(inputs, tmp_path
         run(short, tmp_path / "out")
     count = len(list(read_rows(inputs.folders("prompts"), "train")))
     assert f"{count} prompts are longer than 1 tokens and left out" in capsys.readouterr().err
+
+
+def test_prompts_too_long_for_a_reward_model_with_a_template_of_its_own_are_counted(inputs, tmp_path, capsys):
+    reward = inputs.one("reward_model")
+    folder = Path(shutil.copytree(reward.path, tmp_path / "short"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 13}))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{{ '<|assistant|>' }}{% gen", "{{ ' A:' }}{% gen"))
+    short = Inputs(inputs | {"reward_model": (dataclasses.replace(reward, path=folder),)})
+    with pytest.raises(ConfigError, match=r"inputs.prompts: 0 prompts do not fill a rollout of 8"):
+        run(short, tmp_path / "out")
+    count = len(list(read_rows(inputs.folders("prompts"), "train")))
+    assert f"{count} prompts are too long for reward_model_0 and left out" in capsys.readouterr().err

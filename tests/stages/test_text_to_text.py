@@ -269,6 +269,19 @@ def test_held_out_rows_that_are_too_long_are_answered_wrong_and_told(tasks_alone
     assert 0 < found["test/tasks/accuracy"] == right / 40
 
 
+def test_rows_that_are_not_to_be_learned_are_counted_and_left_out(tokenizer, tmp_path, capsys):
+    folder = made_tasks(tmp_path / "mine", splits=("train",))
+    rows = list(read_rows([folder], "train"))
+    rows[0]["messages"][-1]["weight"] = 0
+    write_rows(folder, "train", rows)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    given = Inputs(tasks=artifact(folder, "demonstrations"), tokenizer=artifact(tmp_path / "tokenizer", "tokenizer"))
+    with pytest.raises(ConfigError, match=f"{len(rows)} rows of a step are tasks, and there are only {len(rows) - 1}"):
+        run(given, tmp_path / "run", num_steps=1, batch_size=len(rows))
+    said = capsys.readouterr().err
+    assert "1 train rows of tasks are left out: with turns of tools, or an answer of weight 0" in said
+
+
 def test_a_set_called_as_what_stands_for_all_has_metrics_of_its_own(tasks_alone, tmp_path):
     both = (tasks_alone.one("tasks"), *artifact(made_tasks(tmp_path / "tasks", seed=1), "demonstrations"))
     found = run(Inputs(tasks=both, tokenizer=tasks_alone["tokenizer"]), tmp_path / "job", num_steps=2)
