@@ -300,7 +300,7 @@ TOGETHER = {
 def test_knobs_that_are_wrong_together_are_refused(knob: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given, allowed = TOGETHER[knob]
     step = "evaluate_ppo" if knob == "weights" else "ppo"
-    assert main(["run", "pipeline=quickstart", *given.split()]) == 2
+    assert main(["plan", "pipeline=quickstart", *given.split()]) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"error: steps.{step}.{knob}: expected ")
     assert allowed in said
