@@ -163,8 +163,10 @@ def test_the_first_policy_has_no_kl_to_the_reference(inputs, tmp_path, precision
 
 
 def test_gradients_do_not_hang_on_the_micro_batches(inputs, tmp_path, gradients):
+    once = {"num_iterations": 1, "num_epochs": 1, "max_grad_norm": 1e9}
+    text = {"ptx_coef": 0.5, "ptx_examples_per_episode": 1.0, "ptx_length": 16}
     for name, tokens in (("small", 24), ("large", 4096)):
-        run(inputs, tmp_path / name, {"micro_batch_tokens": tokens}, num_iterations=1, num_epochs=1, max_grad_norm=1e9)
+        run(inputs, tmp_path / name, {"micro_batch_tokens": tokens}, **once, **text)
     close(gradients[0], gradients[2])
     close(gradients[1], gradients[3])
 
