@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -68,3 +69,39 @@ def precision_of_any_machine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("align.plan.bf16_is_fast", lambda device: False)
         yield
+
+
+class Passes(NamedTuple):
+    """What went through the layers of models while a test ran."""
+
+    tokens: list[int]  # of each pass through a layer, padding too
+    learning: list[int]  # the same, of passes that a gradient was taken of
+    twice: set[int]  # ids of the layers whose activations were computed again in the backward pass
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
+    import torch
+    from torch.nn.modules.module import register_module_forward_pre_hook
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    from align.models import activations
+
+    seen, checkpoint = Passes([], [], set()), activations.checkpoint
+
+    def note(module: Any, given: Any) -> None:
+        if not isinstance(module, GradientCheckpointingLayer):
+            return
+        count = given[0].shape[:2].numel()
+        seen.tokens.append(count)
+        if torch.is_grad_enabled():
+            seen.learning.append(count)
+
+    def noting(forward: Any, *arguments: Any, **named: Any) -> Any:
+        seen.twice.add(id(forward.args[0]))
+        return checkpoint(forward, *arguments, **named)
+
+    monkeypatch.setattr(activations, "checkpoint", noting)
+    hook = register_module_forward_pre_hook(note)
+    yield seen
+    hook.remove()

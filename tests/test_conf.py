@@ -114,6 +114,26 @@ def test_tab_completion_knows_verbs_and_knobs(here: Path) -> None:
         assert wanted in done.stdout, (typed, done.stderr)
 
 
+def test_a_plan_decides_the_precision_by_the_machine_shows_it_and_has_it_in_the_key(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["plan", "pipeline=quickstart", *(f"steps.{step}.precision=auto" for step in ("sft", "reward", "ppo"))]
+    keys = []
+    for fast, precision in ((False, "fp32"), (True, "bf16")):
+        monkeypatch.setattr("align.plan.bf16_is_fast", lambda device, fast=fast: fast)
+        assert main([*given, "--json"]) == 0
+        steps = {step["stage"]: step for step in json.loads(capsys.readouterr().out)}
+        assert [steps[stage]["precision"] for stage in ("sft", "reward", "ppo")] == [precision] * 3
+        keys.append(steps["sft"]["key"])
+        assert main([*given, "steps.pretrain.precision=fp32"]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"precision {precision}")]
+        assert "sft, " in line or not fast
+        assert main([*given[:2], f"steps.sft.precision={precision}", "--json"]) == 0
+        steps = {step["stage"]: step for step in json.loads(capsys.readouterr().out)}
+        assert steps["sft"]["key"] == keys[-1]
+    assert keys[0] != keys[1]
+
+
 def test_a_plan_fits_a_terminal_of_80_columns(here: Path) -> None:
     """Each step on one line, its reason below, none of it cut."""
     terminal, far_end = pty.openpty()
@@ -283,12 +303,19 @@ TOGETHER = {
 def test_knobs_that_are_wrong_together_are_refused(knob: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given, allowed = TOGETHER[knob]
     step = "evaluate_ppo" if knob == "weights" else "ppo"
-    assert main(["run", "pipeline=quickstart", *given.split()]) == 2
+    assert main(["plan", "pipeline=quickstart", *given.split()]) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"error: steps.{step}.{knob}: expected ")
     assert allowed in said
     assert "\n" not in said
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("weight", ["inf", "nan"])
+def test_weights_of_reward_models_are_finite(weight: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "pipeline=quickstart", f"steps.ppo.reward_model_weights=[{weight}]"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: steps.ppo.reward_model_weights: expected finite weights, got [{weight}]\n"
 
 
 def test_a_function_of_the_users_own_is_in_the_key(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,6 +369,14 @@ def test_a_corrupt_input_stops_the_run_before_it_is_used(store: Path) -> None:
     assert "model.safetensors has sha256" in done.stderr.splitlines()[-1]
     assert len(list((store / "objects/ppo").iterdir())) == 1
     assert align("artifacts", "--store", store, "verify", check=3).stderr.startswith("error: ")
+
+
+def test_a_run_ends_with_every_part_of_the_reward(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = ["run", "pipeline=toy", "--config-dir", str(CONF), f"store={store}", "tracker=none"]
+    assert main([*toy, "step=ppo"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("toy/ppo:v0 ")]
+    for name in ("objective/score", "reward/model", "reward/length", "reward/missing_eos"):
+        assert f"  {name} " in line
 
 
 def test_a_model_writes_at_each_temperature(finished: Path) -> None:
@@ -425,6 +460,9 @@ def test_ppo_by_functions_alone_is_planned_with_a_value_model_from_the_policy(
     assert ppo["inputs"].keys() == {"policy", "prompts"}
     # The policy, and a copy of it with a scalar in place of its head.
     assert steps["quickstart/sft"]["parameters"] < ppo["parameters"] < 2 * steps["quickstart/sft"]["parameters"] + 1000
+    of_weight_0 = r"steps.ppo.reward_functions={rules\:f:0}"
+    assert main(["plan", "pipeline=quickstart", "~steps.ppo.inputs.reward_model", of_weight_0]) == 2
+    assert "expected at least one of them, got none, all of weight 0: " in capsys.readouterr().err
     impossible = ["~steps.ppo.inputs.reward_model", rule, "steps.ppo.value_from=reward_model"]
     assert main(["plan", "pipeline=quickstart", *impossible]) == 2
     said = capsys.readouterr().err

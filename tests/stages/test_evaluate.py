@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -53,14 +53,24 @@ def items(folder: Path, name: str, rows: list[dict], train: list[dict] = ()) -> 
 BOTH = {"model": "ppo", "baseline": "sft"}
 
 
-def asked(folder: Path, **knobs: object) -> tuple[Artifact, ...]:
-    """A data artifact of eight prompts."""
+def asked(folder: Path, more: Sequence[str] = (), **knobs: object) -> tuple[Artifact, ...]:
+    """A data artifact of eight prompts, and `more`."""
     folder.mkdir(parents=True)
-    (folder / "mine.jsonl").write_text("".join(f'{{"prompt": "Where does Ada{i} live?"}}\n' for i in range(8)))
+    prompts = [*(f"Where does Ada{i} live?" for i in range(8)), *more]
+    (folder / "mine.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     job = Job("data", folder / "made", RunConfig())
     job.out.mkdir(parents=True)
     data.run(Data(source=f"path:{folder}/mine.jsonl", record="prompts", **knobs), Inputs(), job)
     return (Artifact("data", "mine", "prompts", job.out),)
+
+
+def test_prompts_that_are_too_long_are_counted(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = asked(tmp_path / "few", more=["Where does Ada live? " * 40], split="test")
+    given = {"model": "sft", "prompts": few, "reward_model": "reward"}
+    assert scores(finished, tmp_path / "run", given, num_prompts=None)["prompts"] == 8.0
+    assert "1 of 9 prompts left out: with 12 new tokens they are longer than a model's context" in capsys.readouterr().err
 
 
 def test_few_prompts_are_all_asked_and_marked(

@@ -186,6 +186,23 @@ def test_so_many_training_rows_are_the_first_and_no_language_loss_is_none(model:
     assert all("lm_loss" not in row and row["loss"] == row["task_loss"] for row in logged(tmp_path / "few"))
 
 
+def test_few_steps_and_cut_rows_are_said_first(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = {"texts": ["the cat sat on the mat " * 10, "the cat ran"], "label": "same"}
+    inputs = inputs_of(model, tmp_path / "data", train=[*pairs(7), long])
+    run(inputs, tmp_path, task="entailment", num_epochs=1)
+    said = capsys.readouterr().err
+    assert "only 1 optimizer step: fewer than 50" in said
+    assert "1 rows are longer than the context of 32 tokens, and lose the end of their first text" in said
+
+
+def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(model, tmp_path, passes) -> None:
+    inputs = inputs_of(model, tmp_path / "data", train=pairs(8), validation=pairs(16, seed=1))
+    hardware = {"micro_batch_tokens": 64, "activation_checkpointing": True}
+    run(inputs, tmp_path, hardware=hardware, task="entailment", num_epochs=1)
+    assert max(passes.tokens) <= 64
+    assert len(passes.twice) == 2
+
+
 def test_splitting_a_batch_changes_nothing_but_rounding(model: Path, tmp_path: Path) -> None:
     """Without dropout, whose draws differ; of sums in another order Adam makes a little more than rounding."""
     plain = tmp_path / ("a" * 64)
@@ -223,7 +240,7 @@ class Fuse(NoTracker):
     ids=["full", "lora"],
 )
 def test_killed_at_any_of_12_steps_it_goes_on_to_the_same_bytes(
-    knobs: dict[str, Any], model: Path, tmp_path: Path
+    knobs: dict[str, Any], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     knobs = {"task": "similarity", **knobs}
     rows = of_task("similarity", 30)  # four steps an epoch, the last of them short
@@ -240,6 +257,7 @@ def test_killed_at_any_of_12_steps_it_goes_on_to_the_same_bytes(
         torch.manual_seed(at)  # of another process
         assert run(inputs, work, **knobs) == metrics
         assert files(work) == expected, at
+        assert (f"going on from {at - 1}\n" in capsys.readouterr().err) == (at > 1)
         shutil.rmtree(work)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,8 @@ from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, resu
 from transformers import AutoModelForCausalLM
 
 from align.checkpoints import load_checkpoint
-from align.configs import LoraConfig, Ppo
+from align.configs import LoraConfig, Ppo, RunConfig
+from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop, Preempted
 from align.evals.text_loss import num_targets, summed_loss
 from align.job import Inputs, Job
@@ -29,6 +31,7 @@ from align.models.heads import load_scalar
 from align.stages import ppo
 from align.stop import Stop
 from align.text.rows import RowOrder
+from align.tracking import NoTracker
 
 KNOBS: dict[str, Any] = {
     "num_iterations": 3,
@@ -160,8 +163,10 @@ def test_the_first_policy_has_no_kl_to_the_reference(inputs, tmp_path, precision
 
 
 def test_gradients_do_not_hang_on_the_micro_batches(inputs, tmp_path, gradients):
+    once = {"num_iterations": 1, "num_epochs": 1, "max_grad_norm": 1e9}
+    text = {"ptx_coef": 0.5, "ptx_examples_per_episode": 1.0, "ptx_length": 16}
     for name, tokens in (("small", 24), ("large", 4096)):
-        run(inputs, tmp_path / name, {"micro_batch_tokens": tokens}, num_iterations=1, num_epochs=1, max_grad_norm=1e9)
+        run(inputs, tmp_path / name, {"micro_batch_tokens": tokens}, **once, **text)
     close(gradients[0], gradients[2])
     close(gradients[1], gradients[3])
 
@@ -251,6 +256,22 @@ def test_ptx_adds_its_gradient_times_its_coefficient(inputs, tmp_path, gradients
     assert row["ptx/grad_cosine"] == pytest.approx((own @ added / own.norm() / added.norm()).item(), abs=1e-4)
 
 
+def test_the_two_gradients_of_ptx_are_clipped_each_by_itself(inputs, tmp_path, gradients):
+    once = {"num_iterations": 1, "num_epochs": 1, "minibatch_size": 8, "warmup_iterations": 0}
+    text = {"ptx_coef": 0.7, "ptx_examples_per_episode": 0.5}
+    run(inputs, tmp_path / "plain", max_grad_norm=1e9, **once)
+    run(inputs, tmp_path / "mixed", max_grad_norm=1e9, **once, **text)
+    (row,) = run(inputs, tmp_path / "clipped", max_grad_norm=1e-3, **once, **text)
+    own, both, clipped = (
+        torch.cat([value.flatten() for name, value in seen.items() if name.startswith("policy")]) for seen in gradients
+    )
+    added = both - own
+    expected = 1e-3 * own / own.norm() + 1e-3 * added / added.norm()
+    torch.testing.assert_close(clipped, expected, rtol=1e-3, atol=1e-8)
+    assert row["policy/grad_norm"] == pytest.approx(own.norm().item(), rel=1e-4)  # before it was clipped
+    assert row["ptx/policy_share"] == pytest.approx(0.5)
+
+
 def test_the_ptx_gradient_is_the_slope_of_ppo_loss_plus_text_loss(inputs, tmp_path, watched, plans, monkeypatch):
     """Along the gradient, the sum of both losses changes as the gradient says, by finite differences."""
     knobs = {"num_iterations": 1, "num_epochs": 1, "minibatch_size": 8, "max_grad_norm": 1e9}
@@ -288,6 +309,15 @@ def test_the_average_is_of_every_optimizer_step(inputs, tmp_path, watched):
     moved = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     for name, start in begun.items():
         torch.testing.assert_close(kept[name], 0.75 * start + 0.25 * moved[name], rtol=0, atol=3e-7)
+
+
+def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(inputs, tmp_path, passes):
+    """Of sampling, scoring, both models and the pretraining text."""
+    hardware = {"micro_batch_tokens": 64, "activation_checkpointing": True, "generation_batch_size": 1}
+    text = {"ptx_coef": 0.5, "ptx_examples_per_episode": 2.0, "ptx_length": 16}
+    run(inputs, tmp_path, hardware, num_iterations=1, **text)
+    assert max(passes.tokens) <= 64
+    assert len(passes.twice) == 2  # the policy's layer and the value model's
 
 
 @pytest.mark.parametrize("lora", [{}, {"lora": LoraConfig(rank=2), "value_from": "policy"}], ids=["full", "lora"])
@@ -432,6 +462,26 @@ def test_checkpoints_are_twenty_times_as_far_apart_as_one_takes(tmp_path, monkey
     assert saved_at == [23.0, 86.0, 149.0, 212.0]
 
 
+@pytest.mark.parametrize(
+    ("before", "since", "stops"), [(20, 5, False), (100, 5, True), (20, 29, False), (20, 31, True), (None, 5, False)]
+)
+def test_a_step_is_left_where_it_would_end_30_s_after_the_signal(tmp_path, monkeypatch, before, since, stops):
+    """By a clock of the test's own: the step before took `before` s, and the signal came `since` s ago."""
+    clock = {"now": 1000.0}
+    monkeypatch.setattr(time, "monotonic", lambda: clock["now"])
+    stop = Stop()
+    job = job_at(tmp_path, stop=stop)
+    for step in job.steps(2):
+        if step == 0 and before is not None:
+            clock["now"] += before
+            continue
+        stop.signal, stop.asked_at = signal.SIGTERM, clock["now"]
+        clock["now"] += since
+        with pytest.raises(Preempted) if stops else contextlib.nullcontext():
+            job.stop_if_asked()
+        break
+
+
 def test_events_after_the_boundary_are_forgotten_on_a_resume(tmp_path):
     job = job_at(tmp_path)
     for step in (1, 2, 3):
@@ -453,6 +503,21 @@ def test_rows_after_the_boundary_are_removed_on_a_resume_and_so_is_half_a_row(tm
     assert file.read_bytes() == whole
     job.cut_rows("samples", 2)
     assert [json.loads(line)["step"] for line in file.read_bytes().splitlines()] == [1, 1, 2, 2]
+
+
+def test_the_tracker_gets_the_table_of_rows_as_long_as_it_is_so_far(tmp_path):
+    seen: list[Any] = []
+
+    class Noting(NoTracker):
+        def table(self, name: str, columns: Any, rows: Any) -> None:
+            seen.append((name, list(columns), list(rows)))
+
+    (tmp_path / "out").mkdir()
+    job = Job("test", tmp_path, RunConfig(), Noting())
+    job.append("samples", 1, [{"response": "a", "score": 1.0}])
+    job.append("samples", 2, [{"response": "b", "score": None, "extra": 3}])
+    assert seen[0] == ("samples", ["step", "response", "score"], [[1, "a", 1.0]])
+    assert seen[1] == ("samples", ["step", "response", "score", "extra"], [[1, "a", 1.0, None], [2, "b", None, 3]])
 
 
 def test_a_run_that_died_before_it_saved_begins_its_log_again(inputs, tmp_path):
@@ -612,11 +677,13 @@ def test_an_iteration_ends_when_the_policy_has_moved_far_enough(inputs, tmp_path
     assert held["ppo/approx_kl"] == 0
 
 
-def test_a_warm_up_trains_the_value_model_alone(inputs, tmp_path, watched):
+def test_a_warm_up_trains_the_value_model_alone(inputs, tmp_path, watched, capsys):
     rows = run(inputs, tmp_path, value_warmup_iterations=2, warmup_iterations=0)
     assert [row["objective/kl"] for row in rows] == [0.0, 0.0, 0.0]  # of the rollout, before the third update
     assert ["policy/loss" in row for row in rows] == [False, False, True]
     assert all("value/loss" in row for row in rows)
+    # The policy's steps: one iteration of two epochs over two minibatches.
+    assert "only 4 optimizer steps: fewer than 50" in capsys.readouterr().err
 
 
 def test_the_value_model_stays_where_only_the_policy_is_updated(inputs, tmp_path, watched):
@@ -905,7 +972,7 @@ def test_a_sample_hangs_on_its_seed_its_iteration_and_its_prompt(inputs, tmp_pat
     assert seen[0].ids == seen[2].ids
 
 
-def test_a_reward_model_with_a_shorter_context_leaves_less_room(inputs, tmp_path):
+def test_a_reward_model_with_a_shorter_context_leaves_less_room(inputs, tmp_path, capsys):
     reward = inputs.one("reward_model")
     folder = Path(shutil.copytree(reward.path, tmp_path / "short"))
     config = json.loads((folder / "config.json").read_text())
@@ -913,3 +980,19 @@ def test_a_reward_model_with_a_shorter_context_leaves_less_room(inputs, tmp_path
     short = Inputs(inputs | {"reward_model": (dataclasses.replace(reward, path=folder),)})
     with pytest.raises(ConfigError, match=r"inputs.prompts: \d+ prompts do not fill a rollout of 8"):
         run(short, tmp_path / "out")
+    count = len(list(read_rows(inputs.folders("prompts"), "train")))
+    assert f"{count} of {count} prompts left out: longer than 1 tokens" in capsys.readouterr().err
+
+
+def test_prompts_too_long_for_a_reward_model_with_a_template_of_its_own_are_counted(inputs, tmp_path, capsys):
+    reward = inputs.one("reward_model")
+    folder = Path(shutil.copytree(reward.path, tmp_path / "short"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 13}))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{{ '<|assistant|>' }}{% gen", "{{ ' A:' }}{% gen"))
+    short = Inputs(inputs | {"reward_model": (dataclasses.replace(reward, path=folder),)})
+    with pytest.raises(ConfigError, match=r"inputs.prompts: 0 prompts do not fill a rollout of 8"):
+        run(short, tmp_path / "out")
+    count = len(list(read_rows(inputs.folders("prompts"), "train")))
+    assert f"{count} of {count} prompts left out: too long for reward_model_0" in capsys.readouterr().err

@@ -128,6 +128,13 @@ def test_how_a_batch_goes_through_changes_nothing_beyond_rounding(inputs, tmp_pa
     close(weights_of(tmp_path / "one"), weights_of(tmp_path / "other"), atol=2e-5)
 
 
+def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(inputs, tmp_path, passes):
+    run(inputs, tmp_path, {"micro_batch_tokens": 32, "activation_checkpointing": True}, num_steps=1)
+    assert max(passes.learning) == 32
+    assert max(passes.tokens) <= 64  # the check of its attention, with a packed row of seven tokens
+    assert len(passes.twice) == 2
+
+
 def test_sizes_beside_a_model_that_has_its_own_are_refused_when_it_is_planned():
     given = {"data": "mine/text", "model": "mine/pretrain"}
     Pretrain(inputs=given).check_inputs()

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from stage_jobs import job_at, log_of, made_by, planned
+from transformers import AutoModelForSequenceClassification
 
 from align.configs import LoraConfig, Reward
 from align.data.records import read_rows
@@ -51,6 +53,24 @@ def test_demonstrations_that_are_too_long_for_the_mean_are_counted(inputs, tmp_p
     assert 0 < int(found[1]) < int(found[2]) == len(rows)
 
 
+def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(inputs, tmp_path, passes):
+    for tokens in (64, 512):  # a ranking in parts, and several rankings together
+        run(inputs, tmp_path / str(tokens), {"micro_batch_tokens": tokens, "activation_checkpointing": True})
+        assert max(passes.learning) <= tokens
+    assert max(passes.tokens) <= 512
+    assert len(passes.twice) == 2  # a layer of each run's model
+
+
+def test_merged_a_reward_model_is_published_whole(inputs, tmp_path):
+    run(inputs, tmp_path, lora=LoraConfig(rank=2, merged=True))
+    assert not (tmp_path / "out/adapter_config.json").exists()
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    before = AutoModelForSequenceClassification.from_pretrained(inputs.one("model").path, num_labels=1).state_dict()
+    assert opened.state_dict().keys() == before.keys()
+    trunk = [name for name in before if name != "score.weight"]
+    assert any(not torch.equal(opened.state_dict()[name], before[name]) for name in trunk)
+
+
 def test_rankings_that_are_too_long_are_counted(inputs, tmp_path, capsys):
     rows = {split: len(list(read_rows(inputs.folders("data"), split))) for split in ("train", "validation")}
     metrics = run(inputs, tmp_path / "some", sequence_length=36)
@@ -58,5 +78,6 @@ def test_rankings_that_are_too_long_are_counted(inputs, tmp_path, capsys):
     told = capsys.readouterr().err
     assert f"{metrics['dropped']:.0f} of {rows['train']} train rankings left out: all tied, or longer than" in told
     assert f" of {rows['validation']} validation rankings left out: all tied, or longer than" in told
+    assert "optimizer steps: fewer than 50" in told
     with pytest.raises(ConfigError, match="no ranking is left"):
         run(inputs, tmp_path / "none", sequence_length=4)

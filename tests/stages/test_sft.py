@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,12 @@ def test_what_bounds_memory_changes_nothing(inputs, tmp_path, hardware):
         assert one == pytest.approx(other, rel=1e-4)
 
 
+def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(inputs, tmp_path, passes):
+    run(inputs, tmp_path, {"micro_batch_tokens": 128, "activation_checkpointing": True}, num_epochs=1)
+    assert max(passes.tokens) <= 128
+    assert len(passes.twice) == 1
+
+
 def test_text_makes_up_its_share_of_the_tokens(inputs, tmp_path):
     plain = sft.run(planned(Sft(**KNOBS)), inputs, job_at(tmp_path / "plain"))
     mixed = sft.run(planned(Sft(**KNOBS, text_share=0.5)), inputs, job_at(tmp_path / "mixed"))
@@ -244,6 +252,23 @@ def test_what_is_too_long_is_counted_and_nothing_left_is_refused(inputs, tmp_pat
         run(inputs, tmp_path / "none", sequence_length=3)
     with pytest.raises(ConfigError, match="at most the model's context of 128"):
         run(inputs, tmp_path / "beyond", sequence_length=129)
+
+
+def test_what_makes_it_doubtful_that_it_learns_is_said_first(inputs, tmp_path, capsys):
+    """Few steps, and a row whose one answer has weight 0, in a template that marks nothing."""
+    model = inputs.one("model")
+    folder = Path(shutil.copytree(model.path, tmp_path / "model"))
+    template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    data = demonstrations(tmp_path / "data", train=[("Who is Ada?", "A sailor.")] * 4)
+    rows = list(read_rows([data[0].path], "train"))
+    rows[0]["messages"][-1]["weight"] = 0
+    write_rows(data[0].path, "train", rows)
+    given = Inputs({**inputs, "model": (dataclasses.replace(model, path=folder),), "data": data})
+    run(given, tmp_path / "run", num_epochs=1)
+    said = capsys.readouterr().err
+    assert "1 of 4 train demonstrations left out: no token of theirs is learned" in said
+    assert "only 1 optimizer step: fewer than 50" in said
 
 
 def test_text_that_no_step_reads_is_said(inputs, tmp_path, capsys):

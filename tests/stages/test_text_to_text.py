@@ -190,6 +190,20 @@ def test_the_first_loss_is_the_librarys_over_all_target_tokens(tasks_alone, tmp_
     assert logged(tmp_path)[0]["loss"] == pytest.approx(first_loss, rel=1e-5)
 
 
+def test_how_a_batch_goes_through_changes_nothing_beyond_rounding(inputs, tmp_path):
+    for tokens in (64, 4096):
+        run(inputs, tmp_path / str(tokens), {"micro_batch_tokens": tokens}, num_steps=2, batch_size=32)
+    for one, other in zip(logged(tmp_path / "64"), logged(tmp_path / "4096"), strict=True):
+        assert (one["loss"], one["grad_norm"]) == pytest.approx((other["loss"], other["grad_norm"]), rel=1e-4)
+
+
+def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(inputs, tmp_path, passes):
+    hardware = {"micro_batch_tokens": 64, "activation_checkpointing": True, "generation_batch_size": 1}
+    run(inputs, tmp_path, hardware, num_steps=1, batch_size=32)
+    assert max(passes.tokens) <= 64
+    assert len(passes.twice) == 2  # the encoder's layer and the decoder's
+
+
 def rows_of(inputs: Inputs, tokenizer: Any, **knobs: Any) -> Any:
     cfg = TextToText(**{**KNOBS, **knobs})
     corruption = text_to_text._corruption(cfg, tokenizer) if "data" in inputs else None
@@ -253,6 +267,19 @@ def test_held_out_rows_that_are_too_long_are_answered_wrong_and_told(tasks_alone
     right = sum(row["answer"] == row["target"] for row in answered)
     assert (len(answered), found["test/tasks/rows"]) == (40 - long, 40)
     assert 0 < found["test/tasks/accuracy"] == right / 40
+
+
+def test_rows_that_are_not_to_be_learned_are_counted_and_left_out(tokenizer, tmp_path, capsys):
+    folder = made_tasks(tmp_path / "mine", splits=("train",))
+    rows = list(read_rows([folder], "train"))
+    rows[0]["messages"][-1]["weight"] = 0
+    write_rows(folder, "train", rows)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    given = Inputs(tasks=artifact(folder, "demonstrations"), tokenizer=artifact(tmp_path / "tokenizer", "tokenizer"))
+    with pytest.raises(ConfigError, match=f"{len(rows)} rows of a step are tasks, and there are only {len(rows) - 1}"):
+        run(given, tmp_path / "run", num_steps=1, batch_size=len(rows))
+    said = capsys.readouterr().err
+    assert f"1 of {len(rows)} train rows of tasks left out: with turns of tools, or an answer of weight 0" in said
 
 
 def test_a_set_called_as_what_stands_for_all_has_metrics_of_its_own(tasks_alone, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import peft
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_mixture, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from align.configs import LoraConfig
+from align.configs import LoraConfig, Ppo, Reward
 from align.errors import ConfigError, StoreError
 from align.losses.lm import TokenLogprobs
 from align.models.actors import FullActors, LoraActors, load_actors
@@ -394,12 +395,46 @@ def test_an_adapter_on_another_base_is_refused(policy, store):
     assert isinstance(load_actors(policy, policy, LORA, CPU).reward_model(store / "reward" / "eeee"), ScalarModel)
 
 
+@pytest.mark.parametrize(
+    ("stage", "knobs", "said"),
+    [
+        (LoraConfig, {"rank": 0}, "rank: expected a number above 0, got 0"),
+        (LoraConfig, {"rank": 4, "alpha": 0.0}, "lora.alpha: expected a number above 0, got 0.0"),
+        (LoraConfig, {"rank": 4, "dropout": 1.0}, "lora.dropout: expected a number from 0 to below 1, got 1.0"),
+        (LoraConfig, {"alpha": 8.0}, "lora.alpha: expected lora.rank beside it: without one all weights are trained"),
+        (LoraConfig, {"dropout": 0.1}, "lora.dropout: expected lora.rank beside it"),
+        (LoraConfig, {"merged": True}, "lora.merged: expected lora.rank beside it"),
+        (Reward, {"lora": LoraConfig(rank=4, dropout=0.1)}, "lora.dropout: expected 0: dropout is off in a reward"),
+        (Ppo, {"lora": LoraConfig(rank=4, dropout=0.1)}, "lora.dropout: expected 0: PPO's first ratio would not be 1"),
+    ],
+)
+def test_knobs_of_adapters_that_mean_nothing_are_refused(stage, knobs, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        stage(**knobs)
+
+
 # -- PPO's models --------------------------------------------------------------------------------------------------
 
 
 def test_without_a_rank_models_are_in_full_and_with_one_they_are_adapters(policy, reward):
     assert isinstance(load_actors(policy, reward, LoraConfig(), CPU), FullActors)
     assert isinstance(load_actors(policy, reward, LORA, CPU), LoraActors)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_products_of_frozen_models_are_held_in_bf16_where_passes_are_and_nothing_else_is(
+    tokenizer, tmp_path, precision
+):
+    policy = saved_model(tokenizer, "llama", tmp_path / "sft" / "aaaa")
+    actors = load_actors(policy, policy, LoraConfig(), CPU, precision)
+    scalar_from_lm(policy).save(tmp_path / "reward")
+    judge = actors.reward_model(tmp_path / "reward")
+    expected = torch.bfloat16 if precision == "bf16" else torch.float32
+    for model in (actors.reference, judge.classifier):
+        for name, weight in model.named_parameters():
+            assert weight.dtype == (expected if "_proj" in name else torch.float32), name
+    for learning in (*actors.policy_parameters.values(), *actors.value_parameters.values()):
+        assert learning.dtype == torch.float32
 
 
 def test_adapters_with_a_reward_model_in_full_are_refused_as_a_start_and_taken_as_a_judge(policy, store):
