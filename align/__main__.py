@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 
     Act = Callable[[RunConfig, list[Step], ArtifactStore, Member | None], list[Outcome]]
 
+for _name, _value in {
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # trl reports its use otherwise
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "true",
+    "TQDM_DISABLE": "1",  # lm-eval shows bars of its own otherwise
+}.items():
+    os.environ.setdefault(_name, _value)
+
 _COMPOSED = ("run", "plan", "model")
 _VERBS = (*_COMPOSED, "report", "sample", "sweep", "artifacts")
 

@@ -173,6 +173,13 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def follow_umask(path: Path) -> None:
+    """Let a file be read by whom the umask says; safetensors makes files that their owner alone can read."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 class ArtifactStore:
     """All artifacts below one folder, which is made when the first is committed."""
 
@@ -265,6 +272,7 @@ class ArtifactStore:
             left.unlink()
         files = {}
         for path in _plain_files(payload):
+            follow_umask(path)
             name = _safe(payload, path.relative_to(payload).as_posix())
             with path.open("rb+") as file:
                 os.fsync(file.fileno())

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
-from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, MANIFEST, Artifact, ArtifactStore, base_name
+from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, MANIFEST, Artifact, ArtifactStore, base_name, follow_umask
 from align.console import Parser, wide_console
 from align.errors import ConfigError, StoreError
 from align.plan import flat
@@ -143,7 +143,8 @@ def _branch(artifact: Artifact, store: ArtifactStore, slot: str, shown: set[str]
         return Tree(f"{slot}: {name}  (above)")
     shown.add(artifact.key)
     code = str(m["code"].get("commit") or m["code"].get("version"))[:10]
-    source = f"  {m['config']['source']}  data sha256 {m['data'][:12]}" if m["data"] else ""
+    read = m["config"].get("source", "files of functions")  # PPO and evaluate read a user's functions
+    source = f"  {read}  data sha256 {m['data'][:12]}" if m["data"] else ""
     head = f"{slot}: " if slot else ""
     tree = Tree(f"{head}{name}  {artifact.kind}  {artifact.ref}  sha256 {artifact.digest[:12]}  code {code}{source}")
     for input_slot, entries in m["inputs"].items():
@@ -230,6 +231,8 @@ def _export(store: ArtifactStore, options: argparse.Namespace) -> None:
 
         for place in adapters:
             write_whole(artifact.kind, place, folder / place.relative_to(artifact.path))
+    for path in folder.rglob("*.safetensors"):
+        follow_umask(path)
     print(f"{artifact.ref} {'merged into its base and ' if adapters else ''}copied to {folder}")
 
 

@@ -21,7 +21,7 @@ def doubts(rates: Sequence[float], model: PreTrainedModel, trains_all: bool) -> 
     if len(rates) < FEW_STEPS:
         count = "1 optimizer step" if len(rates) == 1 else f"{len(rates)} optimizer steps"
         yield (
-            f"only {count}: fewer than {FEW_STEPS} seldom change what a model says; lower the batch size, or train for "
+            f"only {count}: fewer than {FEW_STEPS} seldom change a model much; lower the batch size, or train for "
             f"longer"
         )
     dtype = getattr(model, "stored_dtype", torch.float32)

@@ -91,7 +91,9 @@ def find_source(text: str) -> Path:
     reference = parse_reference(text)
     file = find_module(reference.module)
     if file is None:
-        raise ConfigError(f"no module {reference.module!r} in this folder or in the environment, got {text!r}")
+        near = difflib.get_close_matches(reference.module, [path.stem for path in Path.cwd().glob("*.py")], n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"no module {reference.module!r} in this folder or in the environment{hint}, got {text!r}")
     if file.suffix == ".py":
         try:
             names = names_in(file)
@@ -213,9 +215,11 @@ def require_fit(text: str, function: Callable[..., Any], arguments: dict[str, An
     try:
         signature.bind(**arguments)
     except TypeError as error:
+        lacks = str(error).startswith("missing a required")
         raise ConfigError(
             f"{text}: {error}; it is called with {', '.join(arguments)} by keyword, and the columns of these rows are "
-            f"{', '.join(columns) or 'none'}; end its parameters with **kwargs for those that it does not use"
+            f"{', '.join(columns) or 'none'}; "
+            + ("give the rows a column of that name" if lacks else "end its parameters with **kwargs for the others")
         ) from None
 
 

@@ -65,7 +65,7 @@ def run_step(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tra
                 artifact = _make(step, store, settings, tracked, work, stop)
     version = store.publish(step.label, artifact)
     if stop.signal is not None:  # it came too late for the stage to notice
-        raise stop.error()
+        raise stop.error(f"stopped when {step.label} was done")
     return Outcome(step, artifact, version, cached, time.monotonic() - begun)
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 _PLAIN_SECONDS = 15.0  # between plain lines
 _SHOWN = ("loss", "eval/loss", "accuracy", "objective/score", "objective/kl", "gold/score")
 _SHOWN_FROM = "reward/"  # PPO's: every part of the reward, but for
-_NOT_SHOWN = ("reward/length", "reward/missing_eos")
+_NOT_SHOWN = "reward/length"  # the response's tokens
 
 
 class Progress:
@@ -32,7 +32,7 @@ class Progress:
 
     def show(self, metrics: dict[str, float]) -> None:
         """Remember the numbers worth a look for the next line; a part of the reward may be missing in an iteration."""
-        parts = [name for name in metrics if name.startswith(_SHOWN_FROM) and name not in _NOT_SHOWN]
+        parts = [name for name in metrics if name.startswith(_SHOWN_FROM) and name != _NOT_SHOWN]
         self._latest |= {name: metrics[name] for name in (*_SHOWN, *parts) if name in metrics}
 
     @contextlib.contextmanager

@@ -99,8 +99,9 @@ def beside(path: Path) -> str:
     """Suggest the most similar name in the folder of a missing file, as the end of an error."""
     if not path.parent.is_dir():
         return f" ({path.parent} is no folder)"
-    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
-    return f" (did you mean {path.parent / near[0]}?)" if near else ""
+    stems = {other.stem: other.name for other in path.parent.iterdir()}  # of one kind, all names end alike
+    near = difflib.get_close_matches(path.stem, stems, n=1)
+    return f" (did you mean {path.parent / stems[near[0]]}?)" if near else ""
 
 
 def pinned(source: str, kind: str) -> str:

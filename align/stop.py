@@ -24,9 +24,9 @@ def on_stop(act: Callable[[int, object], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stopped(number: int) -> Preempted:
+def stopped(number: int, said: str = "stopped") -> Preempted:
     """The error of a process that the signal `number` asked to stop."""
-    error = Preempted("stopped; give the same command to go on from here")
+    error = Preempted(f"{said}; give the same command to go on from here")
     error.exit_code = 128 + number
     return error
 
@@ -46,5 +46,5 @@ class Stop:
         signal.signal(number, signal.SIG_DFL)
         print("\nstopping at the next step; again to stop at once", file=sys.stderr, flush=True)
 
-    def error(self) -> Preempted:
-        return stopped(self.signal or signal.SIGTERM)
+    def error(self, said: str = "stopped") -> Preempted:
+        return stopped(self.signal or signal.SIGTERM, said)

@@ -31,16 +31,6 @@ from align.seeds import derive_seed
 from align.stop import Stop
 from align.tracking import NoTracker, Tracked, Tracker, make_tracker
 
-for _name, _value in {
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # trl reports its use otherwise
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "true",
-    "TQDM_DISABLE": "1",  # lm-eval shows bars of its own otherwise
-}.items():
-    os.environ.setdefault(_name, _value)
-
 
 def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
     """Import the stage and run it, torch's random stream set by the stage's name and seed alone."""

@@ -83,10 +83,12 @@ def _held_out(artifact: Artifact, slot: str, job: Job) -> list[Row]:
             job.info(f"{slot}: {count}, the {split} split of {read_info(artifact.path)['source']}")
             return rows
     others = [split for split in SPLITS if (artifact.path / f"{split}.parquet").is_file()]
+    info = read_info(artifact.path)
+    whole = f"align data source={info['source']} record={info['record']} split=test name=mine/all"
     raise ConfigError(
-        f"inputs.{slot}: evaluate reads the test split, and {read_info(artifact.path)['source']} has only rows of "
-        f"{', '.join(others)}; give one of its files as inputs.{slot}=path:FILE, or store it by align data split=test: "
-        f"both make all rows of a file test"
+        f"inputs.{slot}: no row of {info['source']} is in the test split: they are in {', '.join(others)}. Of a source "
+        f"that a model here was trained on, the test rows are those that training held out. To evaluate all rows: "
+        f"{whole}, then inputs.{slot}=mine/all"
     )
 
 
@@ -148,7 +150,8 @@ def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages
         batch_size=job.hardware.generation_batch_size,
     )
     drawn: list[Response] = [Response([], [])] * len(mine)
-    with job.progress(len(mine), "responses") as advance:
+    manner = "greedy" if temperature == 0 else "sampled"
+    with job.progress(len(mine), f"{manner} responses of {player.name}") as advance:
         for place, response in generate(
             player.model,
             [prompts[i] for i in mine],

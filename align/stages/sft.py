@@ -66,6 +66,8 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     length = sequence_length(cfg.sequence_length, model)
     train, dropped = _demonstrations(inputs, "train", tokenizer, length, job)
     held_out, _ = _demonstrations(inputs, "validation", tokenizer, length, job)
+    if not train and not dropped:
+        raise ConfigError("inputs.data: it has no training rows; `align data split=train` makes all of a source that")
     if not train:
         raise ConfigError(f"inputs.data: no demonstration is left to learn from within {length:,} tokens")
     if not held_out:
@@ -99,18 +101,18 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
 def _demonstrations(
     inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int, job: Job
 ) -> tuple[list[Example], int]:
-    """Demonstrations with something to learn that fit into `length` tokens, and how many are longer."""
-    encoded = _encode(list(read_rows(inputs.folders("data"), split)), split, tokenizer, job)
+    """Demonstrations with something to learn that fit into `length` tokens, and how many others there are."""
+    rows = list(read_rows(inputs.folders("data"), split))
+    encoded = _encode(rows, split, tokenizer, job)
     examples = [Example(e.ids, e.by_assistant) for e in encoded]
     learned = [example for example in examples if example.num_learned]
     if nothing := len(examples) - len(learned):
         job.info(f"{nothing:,} of {len(examples):,} {split} demonstrations left out: no token of theirs is learned")
     fitting = [example for example in learned if len(example.ids) <= length]
-    dropped = len(learned) - len(fitting)
-    if dropped:
-        which = f"{dropped:,} of {len(learned):,} {split} demonstrations"
+    if long := len(learned) - len(fitting):
+        which = f"{long:,} of {len(learned):,} {split} demonstrations"
         job.info(f"{which} left out: longer than sequence_length, {length:,} tokens")
-    return fitting, dropped
+    return fitting, len(rows) - len(fitting)
 
 
 def _encode(rows: list[Row], split: str, tokenizer: PreTrainedTokenizerBase, job: Job) -> list[Encoded]:

@@ -70,7 +70,9 @@ def test_prompts_that_are_too_long_are_counted(
     few = asked(tmp_path / "few", more=["Where does Ada live? " * 40], split="test")
     given = {"model": "sft", "prompts": few, "reward_model": "reward"}
     assert scores(finished, tmp_path / "run", given, num_prompts=None)["prompts"] == 8.0
-    assert "1 of 9 prompts left out: with 12 new tokens they are longer than a model's context" in capsys.readouterr().err
+    assert (
+        "1 of 9 prompts left out: with 12 new tokens they are longer than a model's context" in capsys.readouterr().err
+    )
 
 
 def test_few_prompts_are_all_asked_and_marked(
@@ -89,7 +91,9 @@ def test_few_prompts_are_all_asked_and_marked(
 
 def test_prompts_without_a_test_row_are_refused(finished: Path, tmp_path: Path) -> None:
     prompts = asked(tmp_path / "few", split="train")
-    with pytest.raises(ConfigError, match=r"^inputs\.prompts: evaluate reads the test split, and path:.* of train; "):
+    with pytest.raises(
+        ConfigError, match=r"^inputs\.prompts: no row of path:.* is in the test split: they are in train\. "
+    ):
         scores(finished, tmp_path / "run", {**BOTH, "prompts": prompts, "reward_model": "reward"})
 
 

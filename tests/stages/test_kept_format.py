@@ -127,6 +127,7 @@ def test_a_file_with_weights_and_tools_is_learned_as_it_says(here: Path, capsys:
         "3 of 23 train rows left out, with tools: the model's chat template refuses it: it leaves out a call" in lines
     )
     assert metrics_of(made("mine/sft"))["demonstrations"] == 20
+    assert metrics_of(made("mine/sft"))["dropped"] == 3
     folder = made("mine/sft")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     losses = []

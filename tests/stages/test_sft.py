@@ -248,6 +248,8 @@ def test_what_is_too_long_is_counted_and_nothing_left_is_refused(inputs, tmp_pat
     told = capsys.readouterr().err
     assert f"{metrics['dropped']:.0f} of {len(rows)} train demonstrations left out: longer than" in told
     assert "validation demonstrations left out: longer than" in told
+    with pytest.raises(ConfigError, match="it has no training rows"):
+        run(Inputs({**inputs, "data": demonstrations(tmp_path / "none", validation=[("a", "b")])}), tmp_path / "empty")
     with pytest.raises(ConfigError, match="no demonstration is left"):
         run(inputs, tmp_path / "none", sequence_length=3)
     with pytest.raises(ConfigError, match="at most the model's context of 128"):

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from align.__main__ import main
 from align.artifacts import ArtifactStore
 from align.errors import StoreError
 
@@ -35,6 +36,17 @@ def store(tmp_path):
 
 
 # -- objects -----------------------------------------------------------------------------------------------------
+
+
+def test_files_of_an_artifact_may_be_read_by_whom_the_umask_says(store):
+    """Safetensors makes files that their owner alone can read, and a store may be that of several people."""
+    with store.claim("data", key_of(1)) as work:
+        (work / "out").mkdir()
+        (work / "out/model.safetensors").touch(mode=0o600)
+        (work / "out/readme.txt").touch()
+        made = store.commit("data", key_of(1), work / "out", {"kind": "model", "inputs": {}, "metrics": {}})
+    own, other = ((made.path / name).stat().st_mode for name in ("model.safetensors", "readme.txt"))
+    assert own == other
 
 
 def test_a_committed_artifact_is_there_whole(store):
@@ -271,6 +283,22 @@ def test_lineage_goes_back_to_the_data_each_once(store):
     shutil.rmtree(data.path)
     with pytest.raises(StoreError, match=r"its input data@000000000000 is gone"):
         store.lineage(policy)
+
+
+def test_lineage_shows_a_step_that_reads_functions_and_no_source(store, capsys):
+    """As PPO with `reward_functions` does."""
+    data = make(store)
+    entry = {"ref": data.ref, "stage": data.stage, "key": data.key, "digest": data.digest}
+    said = {"kind": "model", "metrics": {}, "inputs": {"prompts": [entry]}, "code": {"commit": "c" * 40}}
+    with store.claim("ppo", key_of(2)) as work:
+        (work / "out").mkdir()
+        store.commit("ppo", key_of(2), work / "out", {**said, "config": {}, "data": "d" * 64})
+    manifest = data.path / "manifest.json"
+    manifest.write_text(json.dumps({**data.manifest, "config": {"source": "path:x"}, "data": "e" * 64, "code": {}}))
+    assert main(["artifacts", "--store", str(store.root), "lineage", f"ppo@{key_of(2)}"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "files of functions data sha256 dddddddddddd" in told
+    assert "path:x data sha256 eeeeeeeeeeee" in told
 
 
 def test_garbage_is_what_no_name_leads_to_and_no_one_touched_for_a_day(store):

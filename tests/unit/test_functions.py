@@ -102,6 +102,14 @@ def test_a_module_without_a_file_is_refused(folder, look, module):
 
 
 @pytest.mark.parametrize("look", [find_source, load_function])
+@pytest.mark.parametrize("module", ["rules_of_min", "rules_of_mine.py"])
+def test_a_module_that_is_misspelled_is_refused_with_the_one_beside_it(folder, look, module):
+    (folder / "rules_of_mine.py").write_text("def brevity(): pass\n")
+    with pytest.raises(ConfigError, match=r"or in the environment \(did you mean rules_of_mine\?\), got "):
+        look(f"{module}:brevity")
+
+
+@pytest.mark.parametrize("look", [find_source, load_function])
 def test_a_function_that_is_misspelled_is_refused_before_anything_runs(folder, look):
     (folder / "half_of_mine.py").write_text("def brevity(): pass\ndef other():\n    def brevty(): pass\n")
     expected = r"^half_of_mine:brevty: half_of_mine has no function 'brevty' \(did you mean brevity\?\)$"

@@ -10,7 +10,13 @@ from align.progress import Progress
 
 PPO = {
     **{"objective/score": -1.25, "reward/model": 0.5, "reward/get_soft_overlong_punishment": -0.5},
-    **{"reward/brevity": -12.0, "reward/length": 20.0, "objective/kl": 1.5, "gold/score": 0.4, "policy/entropy": 3.0},
+    **{
+        "reward/brevity": -12.0,
+        "reward/missing_eos": 0.1,
+        "objective/kl": 1.5,
+        "gold/score": 0.4,
+        "policy/entropy": 3.0,
+    },
 }
 
 
@@ -58,6 +64,7 @@ def test_on_a_narrow_terminal_every_part_of_the_reward_is_shown_whole(monkeypatc
         "model 0.5",
         "get_soft_overlong_punishment -0.5",
         "brevity -12",
+        "missing_eos 0.1",
     ]
     last = shown[shown.rindex("quickstart/ppo") :]
     assert [number for number in numbers if number not in last] == []

@@ -400,7 +400,9 @@ def test_a_function_that_does_not_take_the_call_is_told_what_the_call_is():
     def closed(prompts, completions, answer, source):
         return [0.0] * 3
 
-    with pytest.raises(ConfigError, match=r"^m:f: missing a required argument: 'solution'; .*are answer, source;"):
+    with pytest.raises(
+        ConfigError, match=r"^m:f: missing a required argument: 'solution'; .*are answer, source; give the rows a"
+    ):
         call(lacks)
     with pytest.raises(ConfigError, match=r"^m:f: got an unexpected keyword argument 'completion_ids'.*\*\*kwargs"):
         call(closed)
