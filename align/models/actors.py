@@ -14,6 +14,7 @@ from typing import Protocol, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from align.configs import LoraConfig
 from align.losses.lm import TokenLogprobs
@@ -118,7 +119,7 @@ def _hold_products_in_bf16(model: PreTrainedModel) -> None:
     Autocast makes the same products of them. Embeddings, gains and heads stay as they are.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
-    products = [module for layer in layers for module in layer.modules() if type(module) is torch.nn.Linear]
+    products = [module for layer in layers for module in layer.modules() if type(module) in (torch.nn.Linear, Conv1D)]
     parameters = [parameter for module in products for parameter in module.parameters()]
     # All copies before the first is put in place: one after the other they would settle in what is freed between them,
     # and leave gaps that hold no whole weight.

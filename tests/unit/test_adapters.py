@@ -421,18 +421,20 @@ def test_without_a_rank_models_are_in_full_and_with_one_they_are_adapters(policy
     assert isinstance(load_actors(policy, reward, LORA, CPU), LoraActors)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_products_of_frozen_models_are_held_in_bf16_where_passes_are_and_nothing_else_is(
-    tokenizer, tmp_path, precision
+    tokenizer, tmp_path, precision, architecture
 ):
-    policy = saved_model(tokenizer, "llama", tmp_path / "sft" / "aaaa")
+    policy = saved_model(tokenizer, architecture, tmp_path / "sft" / "aaaa")
     actors = load_actors(policy, policy, LoraConfig(), CPU, precision)
     scalar_from_lm(policy).save(tmp_path / "reward")
     judge = actors.reward_model(tmp_path / "reward")
     expected = torch.bfloat16 if precision == "bf16" else torch.float32
     for model in (actors.reference, judge.classifier):
         for name, weight in model.named_parameters():
-            assert weight.dtype == (expected if "_proj" in name else torch.float32), name
+            is_product = any(part in name for part in ("_proj", "c_attn", "c_fc"))
+            assert weight.dtype == (expected if is_product else torch.float32), name
     for learning in (*actors.policy_parameters.values(), *actors.value_parameters.values()):
         assert learning.dtype == torch.float32
 
