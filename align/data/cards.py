@@ -450,11 +450,16 @@ def _refuse_broken_link(source: str, path: Path) -> None:
 
 def _rows_and_others(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     """The files of a folder that hold rows, and the others: texts beside tables are read-mes, and no rows."""
-    readable = [path for path in paths if suffix_of(path) in SUFFIXES]
+    readable = [path for path in paths if suffix_of(path) in SUFFIXES and not _is_cache(path)]
     tables = [path for path in readable if suffix_of(path) not in TEXTS]
     data = [path for path in tables if path.name not in _SAVED_BESIDE]
     rows = data or tables or readable
     return rows, [path for path in paths if path not in set(rows)]
+
+
+def _is_cache(path: Path) -> bool:
+    """True for what `datasets` computed from the rows beside it: `map` writes rows again, `shuffle` an order of them."""
+    return path.match("cache-*.arrow") and path.with_name("state.json").exists()
 
 
 def _reading(card: DataCard) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -215,7 +216,9 @@ def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
 
 
 def answer_in(value: Any, field: str) -> str:
-    """An answer as text; a number is one, too."""
+    """An answer as text; a number is one, too, unless it is NaN, as an empty cell of pandas is, or infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Malformed(field, f"expected text or a finite number, got {value}; fill it in or remove the row")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return check_text(str(value) if is_number else value, field)
 

@@ -272,18 +272,23 @@ def split_key(row: Row) -> str:
     """Return the text that decides a row's split: what is asked, so that one prompt is in one split of any dataset.
 
     For labelled rows it is the first text: a premise, or a passage, with all that is asked about it. For a chapter it
-    is its book, and for a part of a tree of messages the tree.
+    is its book. For a part of a tree of messages it is the first message, which all of the tree begins with: by the
+    tree's name, one prompt of two trees would be in two splits.
     """
-    if row.get("message_tree_id"):
-        return str(row["message_tree_id"])
     asked = messages_asked(row)
     if asked is not None:
-        return "\n".join(" ".join(m["content"].lower().split()) for m in asked if m["role"] == "user")
+        said = _said_by_users(asked)
+        return "\n".join(said[:1] if row.get("message_tree_id") else said)
     if "texts" in row:
         return row["texts"][0]
     if "text" in row:
         return str(row.get("book") or row["text"])
     return "\n".join([*row["contexts"], *row["completions"]])
+
+
+def _said_by_users(messages: list[Message]) -> list[str]:
+    """What users say, without regard to capitals and to white space."""
+    return [" ".join(m["content"].lower().split()) for m in messages if m["role"] == "user"]
 
 
 def messages_asked(row: Row) -> list[Message] | None:
@@ -299,7 +304,10 @@ def whole_key(row: Row) -> str:
     """What makes two rows of two splits the same: what is asked; of labelled rows every text, for published splits
     share premises.
     """
-    if messages_asked(row) is None and "texts" in row:
+    asked = messages_asked(row)
+    if asked is not None:
+        return "\n".join(_said_by_users(asked))
+    if "texts" in row:
         return "\n".join([*row["texts"], *(row.get("choices") or [])])
     return split_key(row)
 

@@ -356,8 +356,10 @@ class _Problems:
     def add(self, where: str, problem: str) -> None:
         self.count += 1
         before, _, got = problem.partition(", got ")
-        # Rows differ in numbers and in what they hold, and have one thing wrong with them all the same.
-        kind = re.sub(r"\d+", "0", before) + got.split(" ")[0]
+        # Rows differ in numbers and in what they hold, and have one thing wrong with them all the same. A bare word is
+        # the kind of what they hold: str, int, nothing. What they hold itself is in quotes, or a number.
+        held = got.split(" ")[0]
+        kind = re.sub(r"\d+", "0", before) + (held if held.isalpha() else "")
         if kind in self._first or len(self._first) < _SHOWN_ERRORS:
             self._first.setdefault(kind, f"{where}: {problem}")
             self._rows[kind] += 1

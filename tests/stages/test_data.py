@@ -184,7 +184,13 @@ def test_every_kind_of_file_gives_the_same_rows(here, suffix):
     assert asked == {row["prompt"]: row["completion"] for row in rows}
 
 
-BAD = ['{"prompt": "good"}', '{"prompt": 3}', "{oops", '{"prompt": [{"role": "bot", "content": "x"}]}', '{"other": 1}']
+BAD = [
+    '{"prompt": "good"}',
+    '{"prompt": null}',
+    "{oops",
+    '{"prompt": [{"role": "bot", "content": "x"}]}',
+    '{"other": 1}',
+]
 
 
 def test_each_bad_row_has_its_line_and_no_artifact_is_made(here, capsys):
@@ -209,18 +215,28 @@ def test_a_bad_row_leaves_nothing_at_all(here):
 
 
 def test_each_kind_of_error_is_shown_once_with_its_count(here, capsys):
-    (here / "a.jsonl").write_text('{"prompt": 3}\n' * 32 + '{"prompt": true}\n' + '{"prompt": 4}\n')
+    (here / "a.jsonl").write_text('{"prompt": {}}\n' * 32 + '{"prompt": true}\n' + '{"prompt": {}}\n')
     assert data("source=path:a.jsonl", "record=prompts") == 2
     told = capsys.readouterr().err.splitlines()
     assert told[-2:] == [
-        "error: a.jsonl:1: prompt: expected text or messages, got int (and 32 more rows like it)",
+        "error: a.jsonl:1: prompt: expected text or messages, got dict (and 32 more rows like it)",
         "error: a.jsonl:33: prompt: expected text or messages, got bool",
     ]
 
 
+@pytest.mark.parametrize("values", [[f"cat{i}" for i in range(50)], [i / 64 for i in range(2, 50)], ["a b", "c"]])
+def test_one_error_with_several_values_is_one_kind(here, capsys, values):
+    (here / "a.jsonl").write_text(lines(*({"prompt": "x", "completion": "y", "label": value} for value in values)))
+    assert data("source=path:a.jsonl", "record=comparisons") == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert told.startswith("error: a.jsonl:1: label: expected true or false (")
+    others = len(values) - 1
+    assert told.endswith(f" (and {others} more row{'s' if others > 1 else ''} like it)")
+
+
 def test_twenty_kinds_of_error_are_shown_and_the_others_counted(here, capsys):
-    rows = [{"prompt": [{"role": f"bot {chr(97 + i)}", "content": "x"}]} for i in range(23)]
-    (here / "a.jsonl").write_text(lines(*rows, rows[0]).replace("bot ", "bot_"))
+    rows = [{f"column_{chr(97 + i)}": "x"} for i in range(23)]
+    (here / "a.jsonl").write_text(lines(*rows, rows[0]))
     assert data("source=path:a.jsonl", "record=prompts") == 2
     told = capsys.readouterr().err
     assert told.count("error: a.jsonl:") == 20
@@ -229,7 +245,7 @@ def test_twenty_kinds_of_error_are_shown_and_the_others_counted(here, capsys):
 
 
 def test_what_is_wrong_with_every_row_is_said_once(here, capsys):
-    (here / "a.jsonl").write_text('{"prompt": 3}\n' * 33)
+    (here / "a.jsonl").write_text('{"prompt": false}\n' * 33)
     assert data("source=path:a.jsonl", "record=prompts") == 2
     told = capsys.readouterr().err
     assert told.count("error: a.jsonl:") == 1

@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import lzma
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -480,3 +481,40 @@ def test_a_broken_container_is_malformed(tmp_path, name, content):
 )
 def test_the_suffix_is_seen_through_what_packs_it_and_capitals(tmp_path, name, suffix):
     assert suffix_of(tmp_path / name) == suffix
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['"We won, he said.\t1', "then we left.\t0", 'And so on."\t1'],
+        ['"We won, he said.\t1', 'And so on."\t1'],
+        ['so he said: "\t1', *["no quote\t0"] * 5, '"yes"\t1'],
+    ],
+)
+def test_quotes_that_would_enclose_whole_rows_of_a_tsv_file_are_text(tmp_path, lines):
+    found = rows_of(tmp_path, "a.tsv", "\n".join(["sentence\tlabel", *lines]) + "\n")
+    assert [f"{row['sentence']}\t{row['label']}" for _, row in found] == lines
+
+
+def test_a_stray_quote_ends_the_look_at_a_tsv_file(tmp_path):
+    """Rows behind it are not gathered as one cell: the memory stays that of a few lines."""
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\n" + '"stray\t0\n' + "another row\t1\n" * 200_000)
+    tracemalloc.start()
+    assert sum(1 for _ in read_file(tmp_path / "a.tsv")) == 200_001
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22  # the rows as text take 3 MB, and as strings 13
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
+def test_two_columns_of_one_name_are_refused_in_binary_files_too(tmp_path, kind):
+    table = pa.table([["a"], ["b"], ["c"]], names=["prompt", "completion", "completion"])
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with {"stream": pa.ipc.new_stream, "file": pa.ipc.new_file}[kind](str(path), table.schema) as writer:
+            writer.write_table(table)
+    ((where, problem),) = read_file(path)
+    assert where == str(path)
+    assert str(problem) == "header: two columns are called 'completion'; rename one of them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 
 import pytest
@@ -1265,3 +1266,20 @@ def test_headers_of_labelled_rows_match_in_any_spelling(row):
     assert len(found) == 1
     assert not reader.unused
     assert len(read([row], "demonstrations")[0]) == 1
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("record", "row", "field"),
+    [
+        ("demonstrations", {"prompt": Q, "completion": ...}, "completion"),
+        ("demonstrations", {"instruction": Q, "output": ...}, "output"),
+        ("comparisons", {"prompt": Q, "chosen": ..., "rejected": B}, "chosen"),
+        ("comparisons", {"prompt": Q, "chosen": [...], "rejected": [B]}, "chosen[0]"),
+        ("comparisons", {"question": Q, "response_A": A, "response_B": ..., "label": "A>B"}, "response_B"),
+    ],
+)
+def test_a_number_that_is_none_is_no_answer(record, row, field, number):
+    filled = json.loads(json.dumps(row, default=lambda gap: number))
+    with pytest.raises(Malformed, match=f"^{re.escape(field)}: expected text or a finite number, got {number}"):
+        read([filled], record)
