@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from align.data.columns import Columns, from_json, listed_in, number, skip
+from align.data.columns import from_json, in_table, listed_in, number, skip
 from align.data.conversations import (
     answer_in,
     asked_in,
@@ -59,7 +59,7 @@ def _several(row: Mapping[str, Any], column: str) -> list[str] | None:
     """Several answers in one column: a list, or a cell of a table that spells one; None where it holds one answer."""
     value = row.get(column)
     if isinstance(value, str):
-        found = listed_in(value) if isinstance(row, Columns) and row.in_table else None
+        found = listed_in(value) if in_table(row) else None
         return found if isinstance(found, list) and all(isinstance(each, str) for each in found) else None
     if not isinstance(value, list) or any(isinstance(each, dict) for each in value):
         return None

@@ -7,10 +7,10 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from align.data.columns import Columns, first_of, from_json, plain_name, skip, truth
+from align.data.columns import Columns, first_of, from_json, in_table, plain_name, skip, truth
 from align.data.records import Dropped, Malformed, Message, OutOfTurn, Row, check_messages, check_text
 
 SYSTEM = ("system", "system_prompt")  # columns beside a conversation
@@ -34,6 +34,7 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
+_CALLS = ("tool_calls", "function_call")  # the second is OpenAI's older name, of one call
 _WEIGHTS = ("weight", "train", "loss")  # OpenAI's, Axolotl's and ms-swift's names: whether a turn is learned
 _SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -84,25 +85,27 @@ def _message(row: Mapping[str, Any], column: str, place: int, raw: dict[str, Any
     message: Message = {"role": roles[said], "content": raw.get(names[1])}
     used = [*names]
     if message["role"] == "assistant":
-        calls = raw.get("tool_calls") or raw.get("function_call")  # the second is OpenAI's older name, of one call
+        calls = [name for name in _CALLS if raw.get(name)]
         if in_sharegpt and said == "function_call":
-            calls, message["content"] = message["content"], ""
+            message["content"] = ""
+            calls = [name for name in ("value", *calls) if raw.get(name)]
         if calls:
-            message["tool_calls"] = _calls(calls, f"{where}.{names[1] if said == 'function_call' else 'tool_calls'}")
+            message["tool_calls"] = _calls(row, column, place, calls[0], raw[calls[0]])
             message["content"] = message["content"] or ""
-        used += ["tool_calls", "function_call", *_WEIGHTS]
+        used += [*(name for name in _CALLS if name not in calls[1:]), *_WEIGHTS]
         if not _is_learned(raw, where):
             message["weight"] = 0
     if message["role"] == "tool":
         used += ["tool_call_id", "name"]
         message |= {name: raw[name] for name in ("tool_call_id", "name") if raw.get(name) is not None}
-    message["content"] = _text(message["content"], f"{where}.{names[1]}")
+    message["content"] = _text(row, column, place, names[1], message["content"])
     skip(row, column, (str(name) for name, value in raw.items() if name not in used and value is not None))
     return message
 
 
-def _text(content: Any, where: str) -> str:
+def _text(row: Mapping[str, Any], column: str, place: int, name: str, content: Any) -> str:
     """A content that is text, or a list of parts that are."""
+    where = f"{column}[{place}].{name}"
     if not isinstance(content, list):
         return check_text(content, where)
     texts = []
@@ -112,6 +115,7 @@ def _text(content: Any, where: str) -> str:
         if part["type"] not in ("text", "input_text", "output_text"):
             raise Dropped("a message with a part that is no text")
         texts.append(check_text(part.get("text"), f"{where}[{i}].text"))
+        _skip_but(("type", "text"), part, row, column, name)
     return "".join(texts)
 
 
@@ -128,8 +132,16 @@ def _is_learned(raw: dict[str, Any], where: str) -> bool:
     return True
 
 
-def _calls(value: Any, where: str) -> str:
+def _skip_but(read: Iterable[str], fields: Mapping[str, Any], row: Mapping[str, Any], column: str, within: str) -> None:
+    """Note the fields of a call or of a part that are not among those that are read."""
+    skip(
+        row, column, (f"{within}[].{name}" for name, value in fields.items() if value is not None and name not in read)
+    )
+
+
+def _calls(row: Mapping[str, Any], column: str, place: int, name: str, value: Any) -> str:
     """Calls of tools as JSON text, in the shape that chat templates take: `function` with `name` and `arguments`."""
+    where = f"{column}[{place}].{name}"
     if isinstance(value, str):
         value = _json(value, where)
     calls = []
@@ -137,11 +149,14 @@ def _calls(value: Any, where: str) -> str:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise Malformed(where, "expected calls of tools, each with a name and arguments")
-        arguments = function.get("arguments", function.get("parameters"))
+        given = "parameters" if function.get("arguments") is None else "arguments"
+        arguments = function.get(given)
         if isinstance(arguments, str):
             arguments = _json(arguments, where)
         made = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
-        calls.append({"id": call["id"], **made} if isinstance(call.get("id"), str) else made)
+        own = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        calls.append({**own, **made})
+        _skip_but((*own, *made, "name", given), {**call, **function}, row, column, name)
     return json.dumps(calls)
 
 
@@ -204,7 +219,7 @@ def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
     value = row.get(column)
     if not isinstance(value, str | list):
         raise Malformed(column, f"expected text or messages, got {type(value).__name__}")
-    if isinstance(value, list) or _is_messages(value):
+    if isinstance(value, list) or _is_messages(row, value):
         return messages_in(row, column)
     if value.startswith("\n\nHuman:") and value.rstrip().endswith("\n\nAssistant:"):
         return turns_of_transcript(f"{value.rstrip()} ", column, answered=False)
@@ -223,12 +238,18 @@ def answer_in(value: Any, field: str) -> str:
     return check_text(str(value) if is_number else value, field)
 
 
-def _is_messages(text: Any) -> bool:
-    """Whether a cell of a table holds messages as JSON text, and not what a user says that begins with a bracket."""
-    found = from_json(text)
-    return isinstance(found, list) and any(
-        isinstance(message, dict) and ("role" in message or "from" in message) for message in found
-    )
+def _is_messages(row: Mapping[str, Any], text: Any) -> bool:
+    """Whether a cell of a table holds messages as JSON text, and not what somebody says that is JSON, too."""
+    found = from_json(text) if in_table(row) else None
+    return isinstance(found, list) and bool(found) and all(map(_is_message, found))
+
+
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    if str(value.get("role")) in _OPENAI_ROLES:
+        return any(name in value for name in ("content", *_CALLS))
+    return str(value.get("from")) in _SHAREGPT_ROLES and "value" in value
 
 
 def turns_of_transcript(transcript: Any, column: str, *, answered: bool = True) -> list[Message]:
@@ -250,7 +271,7 @@ def turns_in(row: Mapping[str, Any], column: str) -> list[Message]:
     if isinstance(value, str) and value.startswith("\n\nHuman:"):
         with contextlib.suppress(Malformed):
             return turns_of_transcript(value, column)
-    if isinstance(value, int | float | str) and not _is_messages(value):
+    if isinstance(value, int | float | str) and not _is_messages(row, value):
         return [assistant(answer_in(value, column))]
     messages = _messages(row, column)
     if not isinstance(messages, list):

@@ -24,6 +24,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ _FIELDS = {  # record -> its columns; in another record a column of that name is
     "items": ("contexts", "completions", "labels"),
     "labelled": (),  # a label is text or a number
 }
+_EMPTY_RESPONSE, _TWO_RANKS = "an empty response", "an answer that has two ranks"
+_MAX_DEPTH = 100  # lists and objects in each other: pickle stops at 500, JSON at 1000
 _LISTS = ("gold", "texts", "choices", *itertools.chain(*_FIELDS.values()))  # kept as lists where their types allow it
 
 
@@ -164,7 +167,20 @@ def check_row(record: str, row: Row) -> Row:
             texts += _check_ranking(row)
     if not all(text.strip() for text in texts):
         raise Dropped("empty text")
+    for name, value in row.items():
+        check_text(name, "column")
+        _check_depth(value, name)
     return row
+
+
+def _check_depth(value: Any, field: str, left: int = _MAX_DEPTH) -> None:
+    """Refuse lists and objects in each other that are too many to be stored."""
+    if not isinstance(value, dict | list):
+        return
+    if left == 0:
+        raise Malformed(field, f"expected at most {_MAX_DEPTH} lists and objects in each other")
+    for each in value.values() if isinstance(value, dict) else value:
+        _check_depth(each, field, left - 1)
 
 
 def _expect_last(messages: list[Message], roles: tuple[str, ...], field: str) -> None:
@@ -174,17 +190,29 @@ def _expect_last(messages: list[Message], roles: tuple[str, ...], field: str) ->
 
 
 def _check_ranking(row: Row) -> list[str]:
-    responses, ranks = row.get("responses"), row.get("ranks")
+    responses: Any = row.get("responses")
+    ranks: Any = row.get("ranks")
     if not isinstance(responses, list) or len(responses) < 2:
         raise Malformed("responses", "expected at least two")
-    if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(type(r) is int for r in ranks):
+    if not _are_ranked(responses, ranks):
         raise Malformed("ranks", "expected one whole number a response, 1 for the best")
+    if not all(abs(rank) < 2**31 for rank in ranks):
+        raise Malformed("ranks", f"expected whole numbers below {2**31:,}, 1 for the best")
     texts = [check_text(text, f"responses[{i}]") for i, text in enumerate(responses)]
     if len(set(ranks)) == 1:
         raise Dropped("all tied")
     if len(set(texts)) == 1:
         raise Dropped("responses all alike")
+    if len(set(zip(texts, ranks, strict=True))) > len(set(texts)):
+        raise Dropped(_TWO_RANKS)
     return texts
+
+
+def _are_ranked(responses: Any, ranks: Any) -> bool:
+    """True for a list of responses beside one with a whole number for each."""
+    if not isinstance(responses, list) or not isinstance(ranks, list) or len(responses) != len(ranks):
+        return False
+    return all(type(rank) is int for rank in ranks)
 
 
 def _check_item(row: Row) -> list[str]:
@@ -252,16 +280,27 @@ def _asked_in(messages: list[Message]) -> list[Message]:
     return messages[:-1] if answered else messages
 
 
-def without_empty_responses(row: Row) -> tuple[Row, int]:
-    """A ranking without its empty responses, and how many these are; as it is where fewer than two are left."""
-    responses, ranks = row.get("responses"), row.get("ranks")
-    if not isinstance(responses, list) or not isinstance(ranks, list) or len(responses) != len(ranks):
-        return row, 0
-    kept = [i for i, text in enumerate(responses) if not isinstance(text, str) or text.strip()]
-    if len(kept) < 2:
-        return row, 0
-    left = {"responses": [responses[i] for i in kept], "ranks": [ranks[i] for i in kept]}
-    return {**row, **left}, len(responses) - len(kept)
+def clear_responses(row: Row) -> tuple[Row, Counter[str]]:
+    """A ranking without its empty responses and without those that have two ranks, and how many of each there were.
+
+    Where fewer than two would be left, they stay, and `check_row` says what is wrong with the row.
+    """
+    responses: Any = row.get("responses")
+    ranks: Any = row.get("ranks")
+    left_out: Counter[str] = Counter()
+    if not _are_ranked(responses, ranks) or not all(isinstance(text, str) for text in responses):
+        return row, left_out
+    pairs = list(zip(responses, ranks, strict=True))
+    filled = [(text, rank) for text, rank in pairs if text.strip()]
+    ranks_of: dict[str, set[int]] = {}
+    for text, rank in filled:
+        ranks_of.setdefault(text, set()).add(rank)
+    clear = [(text, rank) for text, rank in filled if len(ranks_of[text]) == 1]
+    for reason, left in ((_EMPTY_RESPONSE, filled), (_TWO_RANKS, clear)):
+        if 2 <= len(left) < len(pairs):
+            left_out[reason] = len(pairs) - len(left)
+            pairs = left
+    return {**row, "responses": [text for text, _ in pairs], "ranks": [rank for _, rank in pairs]}, left_out
 
 
 def _without(message: Message, field: str) -> Message:

@@ -314,8 +314,20 @@ def test_files_that_say_several_splits_keep_them(tmp_path):
     (tmp_path / "mine/test.jsonl").write_text(lines(*prompts(10, start=50)))
     made = made_of(tmp_path, source=f"path:{tmp_path}/mine")
     assert {split: len(rows) for split, rows in made.items()} == {"train": 20, "test": 10}
-    with pytest.raises(ConfigError, match=r"^split=test: the files of path:.* say their splits \(train, test\); leave"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^split=test: the files of path:.* say their splits \(train: train\.jsonl, test: test\.jsonl\); leave",
+    ):
         made_of(tmp_path, source=f"path:{tmp_path}/mine", split="test")
+
+
+@pytest.mark.parametrize("names", [("ban-plastic", "growth-and-development"), ("train_test", "b"), ("eval", "dev")])
+def test_a_split_that_is_given_wins_over_the_names_of_a_folder_s_files_unless_they_say_several(tmp_path, names):
+    (tmp_path / "mine").mkdir()
+    for place, name in enumerate(names):
+        (tmp_path / "mine" / f"{name}.jsonl").write_text(lines(*prompts(10, start=20 * place)))
+    made = made_of(tmp_path, source=f"path:{tmp_path}/mine", split="train")
+    assert {split: len(rows) for split, rows in made.items()} == {"train": 20}
 
 
 @pytest.mark.parametrize("name", ["held_out", "eval", "my_test", "test_sft"])
@@ -431,6 +443,10 @@ UNFIT = {
     "mixed types": ["prompts", '{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "x"}'],
     "empty object": ["prompts", '{"prompt": "a", "meta": {}}'],
     "huge number": ["prompts", '{"prompt": "a", "id": 1000000000000000000000}'],
+    "a column that UTF-8 cannot hold": ["prompts", '{"prompt": "a", "\\ud800": 1}'],
+    "an unused column that UTF-8 cannot hold": ["demonstrations", '{"prompt": "a", "completion": "b", "\\ud800": 1}'],
+    "deep": ["prompts", '{"prompt": "a", "meta": ' + "[" * 900 + "]" * 900 + "}"],
+    "a huge rank": ["comparisons", '{"prompt": "a", "responses": ["a", "b"], "ranks": [1, 1' + "0" * 30 + "]}"],
     "responses of objects": ["comparisons", '{"prompt": "a", "responses": [{"a": 1}, {"a": 2}], "ranks": [1, 2]}'],
     "a short history": ["demonstrations", '{"instruction": "a", "output": "b", "history": [3]}'],
 }
@@ -653,7 +669,10 @@ def test_a_file_that_is_no_split_among_files_that_are_is_refused(here, capsys, n
     for file in ("train", name):
         (here / "mine" / f"{file}.jsonl").write_text(lines(*prompts(20)))
     assert data("source=path:mine", "record=prompts") == 2
-    assert f"mine: {name}.jsonl is named as no split, and other files are; rename it" in capsys.readouterr().err
+    assert (
+        f"mine: {name}.jsonl is named as no split, and train.jsonl is train by the word 'train'; rename"
+        in capsys.readouterr().err
+    )
     assert not list((here / "store").glob("objects/*"))
 
 

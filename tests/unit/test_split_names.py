@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import PurePath
 
 import pytest
@@ -110,7 +111,9 @@ def test_every_file_names_a_split_or_none_does():
     assert splits_of_names(root, named) == ["train", "validation"]
     assert splits_of_names(root, [root / "a.jsonl", root / "b.jsonl"]) == [None, None]
     with pytest.raises(
-        ConfigError, match=r"^test/here: a/b\.jsonl is named as no split, and other files are; rename it"
+        ConfigError,
+        match=r"^test/here: a/b\.jsonl is named as no split, and a/train\.jsonl is train by the word 'train'; rename .*"
+        r"give split=train, split=validation or split=test",
     ):
         splits_of_names(root, [*named, root / "a/b.jsonl"])
 
@@ -162,6 +165,22 @@ def test_the_name_of_a_source_s_folder_counts_where_no_file_s_does(split, name):
     root = PurePath("here", name)
     assert splits_of_names(root, [root / "part-0.jsonl", root / "a/part-1.jsonl"]) == [split, split]
     assert splits_of_names(root, [root / "train.jsonl", root / "dev.jsonl"]) == ["train", "validation"]
-    if split is not None:
-        with pytest.raises(ConfigError, match=r"a\.jsonl is named as no split, and other files are"):
-            splits_of_names(root, [root / "train.jsonl", root / "a.jsonl"])
+    with pytest.raises(ConfigError, match=r"a\.jsonl is named as no split, and train\.jsonl is train"):
+        splits_of_names(root, [root / "train.jsonl", root / "a.jsonl"])
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [
+        (None, "détest.jsonl"),
+        (None, "DÉTEST.jsonl"),
+        (None, "déval.jsonl"),
+        (None, "čtrain.jsonl"),
+        ("test", "données_test.jsonl"),
+        ("train", "train-élèves.jsonl"),
+        ("test", "测试test.jsonl"),
+    ],
+)
+def test_letters_with_accents_are_letters_of_a_word(split, name, form):
+    assert split_of_name(PurePath(unicodedata.normalize(form, name))) == split
