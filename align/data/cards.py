@@ -471,7 +471,7 @@ def _rows_and_others(paths: list[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _is_cache(path: Path) -> bool:
-    """True for what `datasets` computed from the rows beside it: `map` writes rows again, `shuffle` an order of them."""
+    """True for what `datasets` computed from the rows beside it: `map` writes them again, `shuffle` their order."""
     return path.match("cache-*.arrow") and path.with_name("state.json").exists()
 
 

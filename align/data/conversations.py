@@ -67,6 +67,9 @@ def _messages(row: Mapping[str, Any], column: str) -> Any:
     """The messages in our terms, their turns not yet checked; what is no list of messages as it is."""
     value = from_json(row.get(column))
     if isinstance(value, dict) and ("role" in value or "from" in value):
+        if isinstance(value.get("role", value.get("from")), list):  # what `datasets` makes of a list of objects
+            advice = "write an object for each message"
+            raise Malformed(column, f"expected a list of messages, got one object of lists; {advice}")
         value = [value]  # one message
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         return value
@@ -203,26 +206,31 @@ def asked_in(row: Mapping[str, Any], column: str) -> list[Message]:
     about = first_of(row, _ABOUT.get(own_name, ()))
     if about is None or asked["role"] != "user":
         return [*before, asked]
-    if own_name != "instruction" and not isinstance(dict(row)[about], str):  # lists of paragraphs, as HotpotQA's
+    if own_name != "instruction" and isinstance(dict(row)[about], list | dict):  # lists of paragraphs, as HotpotQA's
         return [*before, asked]
-    given = check_text(row.get(about), about).strip()
+    given = text_in(row.get(about), about).strip()
     if not given or given == asked["content"].strip():
         return [*before, asked]
     return [*before, {**asked, "content": f"{asked['content']}\n\n{given}"}]
 
 
 def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
-    """A prompt: messages, a transcript that ends where the assistant goes on, or what the user says.
+    """A prompt: messages, a transcript, or what the user says.
 
-    HelpSteer writes earlier turns into the prompt, a marked line before each but the first.
+    A transcript ends with the human, or where the assistant goes on. HelpSteer writes earlier turns into the prompt, a
+    marked line before each but the first.
     """
     value = row.get(column)
-    if not isinstance(value, str | list):
-        raise Malformed(column, f"expected text or messages, got {type(value).__name__}")
     if isinstance(value, list) or _is_messages(row, value):
         return messages_in(row, column)
-    if value.startswith("\n\nHuman:") and value.rstrip().endswith("\n\nAssistant:"):
-        return turns_of_transcript(f"{value.rstrip()} ", column, answered=False)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise Malformed(column, f"expected text or messages, got {type(value).__name__}")
+    value = text_in(value, column)
+    if value.startswith("\n\nHuman:"):
+        begun = value.rstrip().removesuffix("\n\nAssistant:")
+        if _SPEAKER.split(begun)[-2] == "Assistant":
+            raise Dropped("a prompt that ends with an answer")
+        return turns_of_transcript(f"{begun}\n\nAssistant: ", column, answered=False)
     first, *others = _TURN_OF_HELPSTEER.split(value)
     turns = [{"role": who.lower(), "content": said} for who, said in zip(others[::2], others[1::2], strict=True)]
     if turns and turns[-1] == assistant(""):  # where the answer goes
@@ -230,8 +238,8 @@ def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
     return [user(first), *turns]
 
 
-def answer_in(value: Any, field: str) -> str:
-    """An answer as text; a number is one, too, unless it is NaN, as an empty cell of pandas is, or infinite."""
+def text_in(value: Any, field: str) -> str:
+    """What is asked or answered. A number becomes text, unless it is infinite or NaN, as an empty cell of pandas is."""
     if isinstance(value, float) and not math.isfinite(value):
         raise Malformed(field, f"expected text or a finite number, got {value}; fill it in or remove the row")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -272,7 +280,7 @@ def turns_in(row: Mapping[str, Any], column: str) -> list[Message]:
         with contextlib.suppress(Malformed):
             return turns_of_transcript(value, column)
     if isinstance(value, int | float | str) and not _is_messages(row, value):
-        return [assistant(answer_in(value, column))]
+        return [assistant(text_in(value, column))]
     messages = _messages(row, column)
     if not isinstance(messages, list):
         raise Malformed(column, f"expected text or messages, got {type(value).__name__}")

@@ -178,7 +178,7 @@ def _encoding(path: Path, say: Say) -> str:
         else:
             return "utf-8"
     name = _one_byte_encoding(path)
-    say(f"{path}: read as {name}, for it is not UTF-8")
+    say(f"{path}: read as {name}, for it is not UTF-8; save it as UTF-8 if letters are wrong")
     return "cp1252"
 
 
@@ -264,7 +264,8 @@ def _quoted_records(file: TextIO, mark: str, skipped: int = 0) -> Iterator[_Reco
         except StopIteration:
             return
         except csv.Error as error:
-            what = f"expected quotes around whole cells, and doubled inside them ({error})"
+            advice = "; where quotes are text, name the file .tsv" if mark == "\t" else ""
+            what = f"expected quotes around whole cells, and doubled inside them ({error}){advice}"
             yield _Record(begin, Malformed("row", what))
             continue
         if cells:

@@ -154,8 +154,8 @@ class RowReader:
         return Columns(values, skipped=displaced, in_table=in_table, called=columns), spelled
 
     def _spellings(self) -> Mapping[str, str]:
-        """Plain names and how readers spell them; a card's format, and items, ask for columns as their sets do."""
-        if self.format is not None or self.record == "items":
+        """Plain names and how readers spell them; a card's format asks for columns as its set does."""
+        if self.format is not None:
             return {}
         if self.record == "labelled":
             return SPELLINGS_OF_LABELLED

@@ -21,7 +21,9 @@ _SPLITS = {**_WEAK_WORDS, **_WORDS}
 _ENDS = re.compile(r"(.+?)(?:sets?|data)")  # `testset` and `traindata` are what `test` and `train` are
 _ADDED = ("set", "sets", "data", "split")  # beside a word for a split they say nothing more
 _PIECES = ("train", "test", "eval", "valid", "heldout", "holdout")  # a word that begins or ends so may mean a split
-_LETTERS = re.compile("[A-Za-zÀ-ÖØ-öø-ɏḀ-ỿ]+")  # Latin ones, with accents and without
+_LETTERS = re.compile(
+    r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+"
+)  # Latin ones, with accents and without
 _USUAL_WORDS = frozenset(
     "latest greatest fastest shortest lightest smartest brightest tightest sweetest neatest contest contests protest "
     "protests attest detest testimony testimonies testimonial testimonials testament trainer trainers tester testers "

@@ -127,6 +127,13 @@ def test_the_columns_of_a_file_are_named_on_the_command_line(here, capsys):
     assert "columns not used: id (30 rows)\n" in capsys.readouterr().err
 
 
+def test_columns_without_a_field_say_how_they_are_written(here, capsys):
+    (here / "a.jsonl").write_text(lines(*prompts(3)))
+    assert data("source=path:a.jsonl", "record=prompts", "columns=prompt") == 2
+    said = capsys.readouterr().err
+    assert "steps.data.columns: expected names with values, as 'columns={NAME: VALUE}', got prompt\n" in said
+
+
 def test_the_name_of_a_column_is_text(here, capsys):
     (here / "a.jsonl").write_text(lines(*prompts(3)))
     assert data("source=path:a.jsonl", "record=prompts", "columns={prompt: 3}") == 2
@@ -658,7 +665,7 @@ def test_what_is_unusual_about_a_file_is_reported(here, capsys):
     (here / "a.csv").write_bytes("text;n\nCafé, là;1\n".encode("latin-1"))
     assert data("source=path:a.csv") == 0
     said = capsys.readouterr().err
-    assert "a.csv: read as Latin-1, for it is not UTF-8\n" in said
+    assert "a.csv: read as Latin-1, for it is not UTF-8; save it as UTF-8 if letters are wrong\n" in said
     assert "a.csv: its cells are separated by semicolons\n" in said
     assert [row["text"] for rows in splits(here).values() for row in rows] == ["Café, là"]
 

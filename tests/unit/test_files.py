@@ -123,8 +123,8 @@ CONTENT = {  # each kind of file with one row, {"text": "Café « là » €"}
         ("utf-16", "read as UTF-16"),
         ("utf-16-be", "read as UTF-16"),
         ("utf-32", "read as UTF-32"),
-        ("cp1252", "read as Windows-1252, for it is not UTF-8"),
-        ("latin-1", "read as Latin-1, for it is not UTF-8"),
+        ("cp1252", "read as Windows-1252, for it is not UTF-8; save it as UTF-8 if letters are wrong"),
+        ("latin-1", "read as Latin-1, for it is not UTF-8; save it as UTF-8 if letters are wrong"),
     ],
 )
 def test_text_is_read_in_the_encoding_it_has_and_an_unusual_one_is_reported(tmp_path, name, encoding, note):
@@ -143,7 +143,7 @@ def test_an_encoding_is_found_out_by_the_whole_file_and_through_what_packs_it(tm
     said = []
     *_, (where, row) = read_file(tmp_path / "a.csv.xz", said.append)
     assert (where, row) == (f"{tmp_path}/a.csv.xz:400002", {"text": "Café"})
-    assert said == [f"{tmp_path}/a.csv.xz: read as Latin-1, for it is not UTF-8"]
+    assert said == [f"{tmp_path}/a.csv.xz: read as Latin-1, for it is not UTF-8; save it as UTF-8 if letters are wrong"]
 
 
 @pytest.mark.parametrize("name", CONTENT)
@@ -518,3 +518,11 @@ def test_two_columns_of_one_name_are_refused_in_binary_files_too(tmp_path, kind)
     ((where, problem),) = read_file(path)
     assert where == str(path)
     assert str(problem) == "header: two columns are called 'completion'; rename one of them"
+
+
+def test_quotes_in_a_csv_file_of_tabs_may_be_text_and_the_error_says_how(tmp_path):
+    ((_, problem),) = rows_of(tmp_path, "a.csv", 'text\tlabel\n"We" won.\t1\n' + "no\t0\n" * 3)[:1]
+    assert "quotes around whole cells" in problem
+    assert problem.endswith("; where quotes are text, name the file .tsv")
+    ((_, problem),) = rows_of(tmp_path, "b.csv", 'text,label\na"b" "c,"1\n')
+    assert ".tsv" not in problem

@@ -1286,7 +1286,7 @@ def test_a_number_that_is_none_is_no_answer(record, row, field, number):
         read([filled], record)
 
 
-# -- columns that a user names are the ones that are read ---------------------------------------------------------------
+# -- columns that a user names are the ones that are read --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("own", ["prompt", " Prompt", "PROMPT"])
@@ -1311,7 +1311,7 @@ def test_a_column_is_found_however_its_accents_are_encoded(spelled):
         reader.check_columns()
 
 
-# -- text that looks like messages, and messages as text ----------------------------------------------------------------
+# -- text that looks like messages, and messages as text ---------------------------------------------------------------
 
 
 LIKE_MESSAGES = [
@@ -1343,7 +1343,7 @@ def test_only_a_cell_of_a_table_holds_messages_as_text(name, expected):
     assert found.made == chat(user(Q), assistant(expected))
 
 
-# -- labels as tables spell them ----------------------------------------------------------------------------------------
+# -- labels as tables spell them ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1365,7 +1365,7 @@ def test_a_label_of_another_number_or_word_is_refused(label):
         read([kto(A, label)], "comparisons")
 
 
-# -- fields of calls and of parts ---------------------------------------------------------------------------------------
+# -- fields of calls and of parts --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1393,7 +1393,7 @@ def test_every_field_of_calls_and_of_parts_is_used_or_counted(said, unused):
     assert found == chat(user(Q), expected)
 
 
-# -- an answer that stands at two ranks ---------------------------------------------------------------------------------
+# -- an answer that stands at two ranks --------------------------------------------------------------------------------
 
 
 TWO_RANKS = "an answer that has two ranks"
@@ -1403,8 +1403,8 @@ TWO_RANKS = "an answer that has two ranks"
     ("row", "made", "dropped"),
     [
         ({"prompt": Q, "responses": ["a", "a", "b", "c"], "ranks": [1, 2, 3, 4]}, [("b", 3), ("c", 4)], {TWO_RANKS: 2}),
-        ({"prompt": Q, "responses": ["a", "b", "a", "c", "b"], "ranks": [1, 1, 2, 2, 1]}, [("b", 1), ("c", 2), ("b", 1)],
-         {TWO_RANKS: 2}),
+        ({"prompt": Q, "responses": ["a", "b", "a", "c", "b"], "ranks": [1, 1, 2, 2, 1]},
+         [("b", 1), ("c", 2), ("b", 1)], {TWO_RANKS: 2}),
         ({"prompt": Q, "responses": ["a", "a", "b"], "ranks": [1, 2, 3]}, None, {TWO_RANKS: 1}),
         ({"prompt": Q, "chosen": ["a"], "rejected": ["b", "a"]}, None, {TWO_RANKS: 1}),
         ({"prompt": Q, "chosen": ["a", "d"], "rejected": ["b", "a"]}, [("d", 1), ("b", 2)], {TWO_RANKS: 2}),
@@ -1423,7 +1423,7 @@ def test_an_answer_that_has_two_ranks_is_left_out_and_counted(row, made, dropped
     assert dict(reader.dropped) == dropped
 
 
-# -- what cannot be kept or read is the row's fault ---------------------------------------------------------------------
+# -- what cannot be kept or read is the row's fault --------------------------------------------------------------------
 
 
 def deep(levels):
@@ -1463,3 +1463,79 @@ def test_what_is_nested_a_hundred_times_is_kept():
 def test_a_column_that_is_no_unicode_and_not_used_can_be_printed():
     _, reader = read([{"prompt": Q, "completion": A, "a\ud800": 1}], "demonstrations")
     assert "".join(reader.lines()).encode() == b"columns not used: a\\ud800 (1 row)"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"Context": Q, "Continuation": " yes"},
+        {" CONTEXT": Q, "completion": " yes"},
+        {"Contexts": [Q, Q], "COMPLETIONS": [" yes", " no"], "Labels": [1, 0]},
+    ],
+)
+def test_headers_of_items_match_in_any_spelling(row):
+    small = {name.strip().lower(): value for name, value in row.items()}
+    made, reader = read([row], "items")
+    assert made == read([small], "items")[0]
+    assert not reader.unused
+
+
+@pytest.mark.parametrize("label", [True, "true", "True", " TRUE "])
+def test_true_is_one_class_however_a_file_writes_it(label):
+    (found,), _ = read([{"sentence": Q, "label": label}], "labelled")
+    assert found == {"texts": [Q], "label": "true"}
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "made"),
+    [
+        ("demonstrations", {"prompt": 4, "completion": A}, chat(user("4"), assistant(A))),
+        ("comparisons", {"prompt": 4.5, "chosen": A, "rejected": B}, ranking(asked("4.5"), (A, 1), (B, 2))),
+        ("prompts", {"question": 4}, {"prompt": asked("4")}),
+        ("demonstrations", {"instruction": Q, "input": 4, "output": A}, chat(user(f"{Q}\n\n4"), assistant(A))),
+    ],
+)
+def test_a_number_is_text_wherever_it_is_asked_or_answered(record, row, made):
+    found, reader = read([row], record)
+    assert found == [made]
+    assert not reader.unused
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "message"),
+    [
+        ("demonstrations", {"messages": {"role": ["user", "assistant"], "content": [Q, A]}},
+         "messages: expected a list of messages, got one object of lists; write an object for each message"),
+        ("comparisons", {"prompt": Q, "chosen": {"from": ["gpt"], "value": [A]}, "rejected": B},
+         "chosen: expected a list of messages, got one object of lists; write an object for each message"),
+        ("comparisons", {"prompt": Q, "chosen": [A], "rejected": B},
+         "rejected: expected a list of answers, as chosen is, got text; write it as a list of one"),
+        ("comparisons", {"prompt": Q, "chosen": A, "rejected": [A, B]},
+         "chosen: expected a list of answers, as rejected is, got text; write it as a list of one"),
+        ("demonstrations", {"prompt": float("nan"), "completion": A}, "prompt: expected text or a finite number"),
+    ],
+)  # fmt: skip
+def test_an_error_says_how_to_write_what_is_nearly_right(record, row, message):
+    with pytest.raises(Malformed, match=f"^{re.escape(message)}"):
+        read([row], record)
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        (f"\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: {Q}", HH_PROMPT),
+        (f"\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: {Q}\n", HH_PROMPT),
+        (HH, HH_PROMPT),
+        (f"\n\nHuman: {Q}", asked(Q)),
+        (f"{Q}\n\nHuman: who?", asked(f"{Q}\n\nHuman: who?")),
+    ],
+)
+def test_a_transcript_may_end_with_either_speaker(text, made):
+    (found,), _ = read([{"prompt": text}], "prompts")
+    assert found == {"prompt": made}
+
+
+def test_a_transcript_that_is_answered_is_no_prompt():
+    found, reader = read([{"prompt": f"\n\nHuman: {Q}\n\nAssistant: {A}"}], "prompts")
+    assert found == []
+    assert dict(reader.dropped) == {"a prompt that ends with an answer": 1}
