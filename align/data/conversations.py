@@ -137,9 +137,8 @@ def _is_learned(raw: dict[str, Any], where: str) -> bool:
 
 def _skip_but(read: Iterable[str], fields: Mapping[str, Any], row: Mapping[str, Any], column: str, within: str) -> None:
     """Note the fields of a call or of a part that are not among those that are read."""
-    skip(
-        row, column, (f"{within}[].{name}" for name, value in fields.items() if value is not None and name not in read)
-    )
+    unread = [name for name, value in fields.items() if value is not None and name not in read]
+    skip(row, column, (f"{within}[].{name}" for name in unread))
 
 
 def _calls(row: Mapping[str, Any], column: str, place: int, name: str, value: Any) -> str:
@@ -206,7 +205,7 @@ def asked_in(row: Mapping[str, Any], column: str) -> list[Message]:
     about = first_of(row, _ABOUT.get(own_name, ()))
     if about is None or asked["role"] != "user":
         return [*before, asked]
-    if own_name != "instruction" and isinstance(dict(row)[about], list | dict):  # lists of paragraphs, as HotpotQA's
+    if own_name != "instruction" and not isinstance(dict(row)[about], str):  # lists of paragraphs, as HotpotQA's
         return [*before, asked]
     given = text_in(row.get(about), about).strip()
     if not given or given == asked["content"].strip():

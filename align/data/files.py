@@ -461,7 +461,7 @@ def _parquet(path: Path) -> Iterator[RawRow]:
         _refuse_twice(pq.read_schema(path).names)
         for number, row in enumerate(read_parquet(path), 1):
             yield RawRow(f"{path}:{number}", row)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # the last: two fields of one name within a column
         yield RawRow(str(path), Malformed("file", f"expected Parquet ({' '.join(str(error).split())[:100]})"))
 
 
@@ -482,7 +482,7 @@ def _arrow(path: Path) -> Iterator[RawRow]:
                     for row in batch.slice(begin, _BATCH_ROWS).to_pylist():
                         number += 1
                         yield RawRow(f"{path}:{number}", row)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         yield RawRow(str(path), Malformed("file", f"expected Arrow ({' '.join(str(error).split())[:100]})"))
 
 

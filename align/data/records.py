@@ -14,8 +14,8 @@
 A message is {"role": system | user | assistant | tool, "content": text}. An assistant's may have {"weight": 0}, which
 means that it is not learned, and {"tool_calls"}: a list of calls as JSON text. A tool's may have {"tool_call_id"} and
 {"name"}. A demonstration may have {"tools"} beside its messages: the list of tools as JSON text. It is JSON because
-each tool has fields of its own and a column of Parquet has one type. Extra columns are kept; those with values of several
-types, or with lists or objects, as JSON text.
+each tool has fields of its own and a column of Parquet has one type. Extra columns are kept; those with values of
+several types, or with lists or objects, as JSON text.
 """
 
 from __future__ import annotations

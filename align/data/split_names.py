@@ -21,9 +21,8 @@ _SPLITS = {**_WEAK_WORDS, **_WORDS}
 _ENDS = re.compile(r"(.+?)(?:sets?|data)")  # `testset` and `traindata` are what `test` and `train` are
 _ADDED = ("set", "sets", "data", "split")  # beside a word for a split they say nothing more
 _PIECES = ("train", "test", "eval", "valid", "heldout", "holdout")  # a word that begins or ends so may mean a split
-_LETTERS = re.compile(
-    r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+"
-)  # Latin ones, with accents and without
+# Latin letters, with accents and without.
+_LETTERS = re.compile(r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+")
 _USUAL_WORDS = frozenset(
     "latest greatest fastest shortest lightest smartest brightest tightest sweetest neatest contest contests protest "
     "protests attest detest testimony testimonies testimonial testimonials testament trainer trainers tester testers "
@@ -151,7 +150,7 @@ def _words(name: str) -> list[str]:
     stem = re.sub(r"(?i)(\.(jsonl?|ndjson|csv|tsv|parquet|arrow|xml|txt|md|gz|bz2|xz|zst))+$", "", name)
     words: list[str] = []
     for letters in _LETTERS.findall(unicodedata.normalize("NFC", stem)):
-        # A word with accents is of no language whose words say a split here, so its capitals do not matter.
+        # No word for a split has an accent, so a word that has one is not cut at its capitals.
         parts = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", letters) if letters.isascii() else [letters]
         words += [part.lower() for part in parts]
     return re.sub("(held|hold) out", r"\1out", " ".join(words)).split()

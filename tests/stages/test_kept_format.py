@@ -123,9 +123,7 @@ def test_a_file_with_weights_and_tools_is_learned_as_it_says(here: Path, capsys:
     assert sft("path:published", "learning_rate=1e-12", data="mine") == 0
     lines = capsys.readouterr().err
     assert "the model's chat template writes no list of tools: 3 train rows are read without theirs" in lines
-    assert (
-        "3 of 23 train rows left out, with tools: the model's chat template refuses it: it leaves out a call" in lines
-    )
+    assert "3 of 23 train rows left out, with tools: the model's chat template refuses it: it leaves out a call" in lines
     assert metrics_of(made("mine/sft"))["demonstrations"] == 20
     folder = made("mine/sft")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)

@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import lzma
+import re
 import tracemalloc
 
 import pyarrow as pa
@@ -506,9 +507,21 @@ def test_a_stray_quote_ends_the_look_at_a_tsv_file(tmp_path):
     assert peak < 2**22  # the rows as text take 3 MB, and as strings 13
 
 
+TWICE = pa.StructArray.from_arrays([pa.array(["b"]), pa.array(["c"])], names=["role", "role"])
+
+
 @pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
-def test_two_columns_of_one_name_are_refused_in_binary_files_too(tmp_path, kind):
-    table = pa.table([["a"], ["b"], ["c"]], names=["prompt", "completion", "completion"])
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            pa.table([["a"], ["b"], ["c"]], names=["prompt", "completion", "completion"]),
+            "header: two columns are called 'completion'; rename one of them",
+        ),
+        (pa.table({"prompt": ["a"], "messages": TWICE}), "file: expected .*duplicate field names"),
+    ],
+)
+def test_two_columns_or_fields_of_one_name_are_refused_in_binary_files_too(tmp_path, kind, table, message):
     path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
     if kind == "parquet":
         pq.write_table(table, path)
@@ -517,7 +530,7 @@ def test_two_columns_of_one_name_are_refused_in_binary_files_too(tmp_path, kind)
             writer.write_table(table)
     ((where, problem),) = read_file(path)
     assert where == str(path)
-    assert str(problem) == "header: two columns are called 'completion'; rename one of them"
+    assert re.match(message, str(problem))
 
 
 def test_quotes_in_a_csv_file_of_tabs_may_be_text_and_the_error_says_how(tmp_path):
