@@ -155,6 +155,9 @@ def _not_fitting(error: OmegaConfBaseException, stage: str, prefix: str) -> str:
             (first, *_) = fields(knob.default_factory)  # type: ignore[arg-type]
             example = f"{prefix}{knob.name}.{first.name}=..."
             return f"{prefix}{knob.name}: expected its knobs, as in {example}, got {group[2]}"
+    if re.match(r"Cannot assign \w+ to Dict\[", said):
+        example = f"'{error.full_key}={{NAME: VALUE}}'"
+        return f"{prefix}{error.full_key}: expected names with values, as {example}, got {getattr(error, 'value', '')}"
     return f"{prefix}{error.full_key}: {said}"
 
 

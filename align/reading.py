@@ -17,7 +17,7 @@ from align.artifacts import ArtifactStore
 from align.configs import PRECISIONS
 from align.console import short, wide_console
 from align.costs import Cost
-from align.evals.intervals import is_few
+from align.evals.intervals import few_warning, is_few
 from align.pipeline import Outcome
 from align.plan import Step
 from align.report import tables
@@ -179,7 +179,7 @@ def _interval(metrics: dict[str, float], prefix: str) -> str:
 
 
 def _has_few(metrics: Mapping[str, float]) -> bool:
-    return any(name.endswith("_few") for name in metrics)
+    return few_warning(metrics) is not None
 
 
 def _players(outcome: Outcome) -> tuple[str, str]:

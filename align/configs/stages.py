@@ -29,7 +29,9 @@ class Data(StageConfig):
     # quotes in .tsv are text, rows of another width are malformed, and more names of files and folders name a split,
     # over which `split` wins; a label may call the answer of any demonstration bad; prompts keep all their messages and
     # an instruction its input; a set of the Hub without a card has all of its splits.
-    VERSION: ClassVar[int] = 4
+    # 5: one prompt of two trees of messages is in one split; caches of `datasets` are no rows; text that merely looks
+    # like messages is an answer; an answer that has two ranks is left out.
+    VERSION: ClassVar[int] = 5
     PARALLEL: ClassVar[bool] = False
     source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME[@COMMIT]; without one, today's newest")
     record: str = knob("documents", "what the rows become: " + ", ".join(RECORDS))

@@ -23,7 +23,7 @@ from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, digest_of, sha256_file, wr
 from align.data.files import PACKED, SUFFIXES, TEXTS, suffix_of
 from align.data.formats import FORMATS, GROUPED
 from align.data.records import source_name
-from align.data.split_names import says_split, split_of_file, splits_of_names
+from align.data.split_names import says_split, split_of_file, split_of_name, splits_of_names
 from align.errors import ConfigError
 from align.references import beside, expanded, hint
 
@@ -97,6 +97,19 @@ class Source:
         if not any(self._matches(file, self.card.local_train) for file in self.files):
             return dict.fromkeys(self.files)
         return {file: self._published_split(file) for file in self.files}
+
+    def named_splits(self) -> dict[str, Path]:
+        """The splits that the files say, each with one that says it; a name that is not clear says none."""
+        published = {} if self.is_local_path else self.file_splits()
+        named: dict[str, Path] = {}
+        for path in self.files:
+            split = published.get(path)
+            if self.is_local_path and self.root is not None:
+                with contextlib.suppress(ConfigError):
+                    split = split_of_name(path.relative_to(self.root))
+            if split is not None:
+                named.setdefault(split, path)
+        return named
 
     def _published_split(self, path: Path) -> str:
         if self._matches(path, self.card.local_train):
@@ -450,11 +463,16 @@ def _refuse_broken_link(source: str, path: Path) -> None:
 
 def _rows_and_others(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     """The files of a folder that hold rows, and the others: texts beside tables are read-mes, and no rows."""
-    readable = [path for path in paths if suffix_of(path) in SUFFIXES]
+    readable = [path for path in paths if suffix_of(path) in SUFFIXES and not _is_cache(path)]
     tables = [path for path in readable if suffix_of(path) not in TEXTS]
     data = [path for path in tables if path.name not in _SAVED_BESIDE]
     rows = data or tables or readable
     return rows, [path for path in paths if path not in set(rows)]
+
+
+def _is_cache(path: Path) -> bool:
+    """True for what `datasets` computed from the rows beside it: `map` writes them again, `shuffle` their order."""
+    return path.match("cache-*.arrow") and path.with_name("state.json").exists()
 
 
 def _reading(card: DataCard) -> list[Any]:

@@ -58,6 +58,11 @@ def skip(row: Mapping[str, Any], column: str, fields: Iterable[str]) -> None:
         row.skipped.update(f"{column}[].{field}" for field in fields)
 
 
+def in_table(row: Mapping[str, Any]) -> bool:
+    """True for a row of a CSV or TSV file, in which a list is text."""
+    return isinstance(row, Columns) and row.in_table
+
+
 def holds_something(value: Any) -> bool:
     return value not in _NOTHING
 
@@ -82,7 +87,8 @@ def number(value: Any) -> float | None:
 def truth(value: Any) -> bool | None:
     """A truth value, as JSON, a number (1, 0) or a CSV file spells it; None for anything else."""
     if isinstance(value, str):
-        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+        word = value.strip().lower()
+        value = word == "true" if word in ("true", "false") else number(word)
     if isinstance(value, bool):
         return value
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
@@ -202,4 +208,4 @@ def counted(columns: Counter[str]) -> str:
     said = [f"{name} ({count:,})" for name, count in ordered]
     name, count = ordered[0]
     said[0] = f"{name} ({count:,} row{'s' if count != 1 else ''})"
-    return ", ".join(said)
+    return ", ".join(said).encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be printed

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from align.data.columns import Columns, from_json, listed_in, number, skip
+from align.data.columns import from_json, in_table, listed_in, number, skip
 from align.data.conversations import (
-    answer_in,
     asked_in,
     messages_in,
     prompt_in,
+    text_in,
     turns_in,
     turns_of_transcript,
     whole_conversation,
@@ -49,6 +49,10 @@ def better_and_worse(asked: str, chosen: str = "chosen", rejected: str = "reject
         if good and bad:
             yield ranked(row, prompt, [*good, *bad], [1] * len(good) + [2] * len(bad))
             return
+        for answers, name, other in ((good, chosen, rejected), (bad, rejected, chosen)):
+            if answers and not in_table(row) and isinstance(row.get(other), str):
+                advice = f"expected a list of answers, as {name} is, got text; write it as a list of one"
+                raise Malformed(other, advice)
         better, worse = (whole_conversation(prompt, turns_in(row, name)) for name in (chosen, rejected))
         yield _of_conversations(row, {chosen: better, rejected: worse})
 
@@ -59,11 +63,11 @@ def _several(row: Mapping[str, Any], column: str) -> list[str] | None:
     """Several answers in one column: a list, or a cell of a table that spells one; None where it holds one answer."""
     value = row.get(column)
     if isinstance(value, str):
-        found = listed_in(value) if isinstance(row, Columns) and row.in_table else None
+        found = listed_in(value) if in_table(row) else None
         return found if isinstance(found, list) and all(isinstance(each, str) for each in found) else None
     if not isinstance(value, list) or any(isinstance(each, dict) for each in value):
         return None
-    return [answer_in(each, f"{column}[{i}]") for i, each in enumerate(value)]
+    return [text_in(each, f"{column}[{i}]") for i, each in enumerate(value)]
 
 
 def whole_pairs(chosen: str, rejected: str) -> Reader:
@@ -111,7 +115,7 @@ def two_answers(asked: str, first: str, second: str, verdict: Verdict) -> Reader
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
         ranks = verdict(row)
-        yield ranked(row, asked_in(row, asked), [answer_in(row.get(name), name) for name in (first, second)], ranks)
+        yield ranked(row, asked_in(row, asked), [text_in(row.get(name), name) for name in (first, second)], ranks)
 
     return read
 
@@ -180,7 +184,7 @@ def scored_completions(row: dict[str, Any]) -> Iterator[Row | Dropped]:
         if score is None:
             yield Dropped("a response without a score")
         else:
-            found.append((answer_in(completion.get("response"), f"completions[{i}].response"), score))
+            found.append((text_in(completion.get("response"), f"completions[{i}].response"), score))
     yield _by_score(row, asked_in(row, "instruction"), found)
 
 
@@ -195,7 +199,7 @@ def rated_generations(asked: str, rated: str) -> Reader:
             if rating is None:
                 yield Dropped("a response without a score")
             else:
-                found.append((answer_in(text, f"generations[{i}]"), rating))
+                found.append((text_in(text, f"generations[{i}]"), rating))
         yield _by_score(row, asked_in(row, asked), found)
 
     return read

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from align.data.columns import Columns, first_of, from_json, plain_name, skip, truth
+from align.data.columns import Columns, first_of, from_json, in_table, plain_name, skip, truth
 from align.data.records import Dropped, Malformed, Message, OutOfTurn, Row, check_messages, check_text
 
 SYSTEM = ("system", "system_prompt")  # columns beside a conversation
@@ -33,6 +34,7 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
+_CALLS = ("tool_calls", "function_call")  # the second is OpenAI's older name, of one call
 _WEIGHTS = ("weight", "train", "loss")  # OpenAI's, Axolotl's and ms-swift's names: whether a turn is learned
 _SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -65,6 +67,9 @@ def _messages(row: Mapping[str, Any], column: str) -> Any:
     """The messages in our terms, their turns not yet checked; what is no list of messages as it is."""
     value = from_json(row.get(column))
     if isinstance(value, dict) and ("role" in value or "from" in value):
+        if isinstance(value.get("role", value.get("from")), list):  # what `datasets` makes of a list of objects
+            advice = "write an object for each message"
+            raise Malformed(column, f"expected a list of messages, got one object of lists; {advice}")
         value = [value]  # one message
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         return value
@@ -83,25 +88,27 @@ def _message(row: Mapping[str, Any], column: str, place: int, raw: dict[str, Any
     message: Message = {"role": roles[said], "content": raw.get(names[1])}
     used = [*names]
     if message["role"] == "assistant":
-        calls = raw.get("tool_calls") or raw.get("function_call")  # the second is OpenAI's older name, of one call
+        calls = [name for name in _CALLS if raw.get(name)]
         if in_sharegpt and said == "function_call":
-            calls, message["content"] = message["content"], ""
+            message["content"] = ""
+            calls = [name for name in ("value", *calls) if raw.get(name)]
         if calls:
-            message["tool_calls"] = _calls(calls, f"{where}.{names[1] if said == 'function_call' else 'tool_calls'}")
+            message["tool_calls"] = _calls(row, column, place, calls[0], raw[calls[0]])
             message["content"] = message["content"] or ""
-        used += ["tool_calls", "function_call", *_WEIGHTS]
+        used += [*(name for name in _CALLS if name not in calls[1:]), *_WEIGHTS]
         if not _is_learned(raw, where):
             message["weight"] = 0
     if message["role"] == "tool":
         used += ["tool_call_id", "name"]
         message |= {name: raw[name] for name in ("tool_call_id", "name") if raw.get(name) is not None}
-    message["content"] = _text(message["content"], f"{where}.{names[1]}")
+    message["content"] = _text(row, column, place, names[1], message["content"])
     skip(row, column, (str(name) for name, value in raw.items() if name not in used and value is not None))
     return message
 
 
-def _text(content: Any, where: str) -> str:
+def _text(row: Mapping[str, Any], column: str, place: int, name: str, content: Any) -> str:
     """A content that is text, or a list of parts that are."""
+    where = f"{column}[{place}].{name}"
     if not isinstance(content, list):
         return check_text(content, where)
     texts = []
@@ -111,6 +118,7 @@ def _text(content: Any, where: str) -> str:
         if part["type"] not in ("text", "input_text", "output_text"):
             raise Dropped("a message with a part that is no text")
         texts.append(check_text(part.get("text"), f"{where}[{i}].text"))
+        _skip_but(("type", "text"), part, row, column, name)
     return "".join(texts)
 
 
@@ -127,8 +135,15 @@ def _is_learned(raw: dict[str, Any], where: str) -> bool:
     return True
 
 
-def _calls(value: Any, where: str) -> str:
+def _skip_but(read: Iterable[str], fields: Mapping[str, Any], row: Mapping[str, Any], column: str, within: str) -> None:
+    """Note the fields of a call or of a part that are not among those that are read."""
+    unread = [name for name, value in fields.items() if value is not None and name not in read]
+    skip(row, column, (f"{within}[].{name}" for name in unread))
+
+
+def _calls(row: Mapping[str, Any], column: str, place: int, name: str, value: Any) -> str:
     """Calls of tools as JSON text, in the shape that chat templates take: `function` with `name` and `arguments`."""
+    where = f"{column}[{place}].{name}"
     if isinstance(value, str):
         value = _json(value, where)
     calls = []
@@ -136,11 +151,14 @@ def _calls(value: Any, where: str) -> str:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise Malformed(where, "expected calls of tools, each with a name and arguments")
-        arguments = function.get("arguments", function.get("parameters"))
+        given = "parameters" if function.get("arguments") is None else "arguments"
+        arguments = function.get(given)
         if isinstance(arguments, str):
             arguments = _json(arguments, where)
         made = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
-        calls.append({"id": call["id"], **made} if isinstance(call.get("id"), str) else made)
+        own = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        calls.append({**own, **made})
+        _skip_but((*own, *made, "name", given), {**call, **function}, row, column, name)
     return json.dumps(calls)
 
 
@@ -189,24 +207,29 @@ def asked_in(row: Mapping[str, Any], column: str) -> list[Message]:
         return [*before, asked]
     if own_name != "instruction" and not isinstance(dict(row)[about], str):  # lists of paragraphs, as HotpotQA's
         return [*before, asked]
-    given = check_text(row.get(about), about).strip()
+    given = text_in(row.get(about), about).strip()
     if not given or given == asked["content"].strip():
         return [*before, asked]
     return [*before, {**asked, "content": f"{asked['content']}\n\n{given}"}]
 
 
 def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
-    """A prompt: messages, a transcript that ends where the assistant goes on, or what the user says.
+    """A prompt: messages, a transcript, or what the user says.
 
-    HelpSteer writes earlier turns into the prompt, a marked line before each but the first.
+    A transcript ends with the human, or where the assistant goes on. HelpSteer writes earlier turns into the prompt, a
+    marked line before each but the first.
     """
     value = row.get(column)
-    if not isinstance(value, str | list):
-        raise Malformed(column, f"expected text or messages, got {type(value).__name__}")
-    if isinstance(value, list) or _is_messages(value):
+    if isinstance(value, list) or _is_messages(row, value):
         return messages_in(row, column)
-    if value.startswith("\n\nHuman:") and value.rstrip().endswith("\n\nAssistant:"):
-        return turns_of_transcript(f"{value.rstrip()} ", column, answered=False)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise Malformed(column, f"expected text or messages, got {type(value).__name__}")
+    value = text_in(value, column)
+    if value.startswith("\n\nHuman:"):
+        begun = value.rstrip().removesuffix("\n\nAssistant:")
+        if _SPEAKER.split(begun)[-2] == "Assistant":
+            raise Dropped("a prompt that ends with an answer")
+        return turns_of_transcript(f"{begun}\n\nAssistant: ", column, answered=False)
     first, *others = _TURN_OF_HELPSTEER.split(value)
     turns = [{"role": who.lower(), "content": said} for who, said in zip(others[::2], others[1::2], strict=True)]
     if turns and turns[-1] == assistant(""):  # where the answer goes
@@ -214,18 +237,26 @@ def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
     return [user(first), *turns]
 
 
-def answer_in(value: Any, field: str) -> str:
-    """An answer as text; a number is one, too."""
+def text_in(value: Any, field: str) -> str:
+    """What is asked or answered. A number becomes text, unless it is infinite or NaN, as an empty cell of pandas is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Malformed(field, f"expected text or a finite number, got {value}; fill it in or remove the row")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return check_text(str(value) if is_number else value, field)
 
 
-def _is_messages(text: Any) -> bool:
-    """Whether a cell of a table holds messages as JSON text, and not what a user says that begins with a bracket."""
-    found = from_json(text)
-    return isinstance(found, list) and any(
-        isinstance(message, dict) and ("role" in message or "from" in message) for message in found
-    )
+def _is_messages(row: Mapping[str, Any], text: Any) -> bool:
+    """Whether a cell of a table holds messages as JSON text, and not what somebody says that is JSON, too."""
+    found = from_json(text) if in_table(row) else None
+    return isinstance(found, list) and bool(found) and all(map(_is_message, found))
+
+
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    if str(value.get("role")) in _OPENAI_ROLES:
+        return any(name in value for name in ("content", *_CALLS))
+    return str(value.get("from")) in _SHAREGPT_ROLES and "value" in value
 
 
 def turns_of_transcript(transcript: Any, column: str, *, answered: bool = True) -> list[Message]:
@@ -247,8 +278,8 @@ def turns_in(row: Mapping[str, Any], column: str) -> list[Message]:
     if isinstance(value, str) and value.startswith("\n\nHuman:"):
         with contextlib.suppress(Malformed):
             return turns_of_transcript(value, column)
-    if isinstance(value, int | float | str) and not _is_messages(value):
-        return [assistant(answer_in(value, column))]
+    if isinstance(value, int | float | str) and not _is_messages(row, value):
+        return [assistant(text_in(value, column))]
     messages = _messages(row, column)
     if not isinstance(messages, list):
         raise Malformed(column, f"expected text or messages, got {type(value).__name__}")

@@ -8,10 +8,10 @@ from typing import Any
 
 from align.data.columns import from_json, number, truth
 from align.data.conversations import (
-    answer_in,
     asked_in,
     assistant,
     messages_in,
+    text_in,
     tools_in,
     turns_in,
     user,
@@ -73,7 +73,7 @@ def is_good(row: Mapping[str, Any]) -> bool:
 def instruction(row: dict[str, Any]) -> Iterator[Row]:
     """Alpaca's columns, Dolly's `context` and `response`, and LLaMA-Factory's `history` of earlier turns."""
     answered = "response" if "response" in row and "output" not in row else "output"
-    answer = answer_in(row.get(answered), answered)
+    answer = text_in(row.get(answered), answered)
     messages = [*_history(row), *asked_in(row, "instruction"), assistant(answer)]
     yield {"messages": with_system(row, messages), **tools_in(row)}
 

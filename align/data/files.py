@@ -22,7 +22,7 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 from xml.etree import ElementTree
@@ -178,7 +178,7 @@ def _encoding(path: Path, say: Say) -> str:
         else:
             return "utf-8"
     name = _one_byte_encoding(path)
-    say(f"{path}: read as {name}, for it is not UTF-8")
+    say(f"{path}: read as {name}, for it is not UTF-8; save it as UTF-8 if letters are wrong")
     return "cp1252"
 
 
@@ -264,7 +264,8 @@ def _quoted_records(file: TextIO, mark: str, skipped: int = 0) -> Iterator[_Reco
         except StopIteration:
             return
         except csv.Error as error:
-            what = f"expected quotes around whole cells, and doubled inside them ({error})"
+            advice = "; where quotes are text, name the file .tsv" if mark == "\t" else ""
+            what = f"expected quotes around whole cells, and doubled inside them ({error}){advice}"
             yield _Record(begin, Malformed("row", what))
             continue
         if cells:
@@ -289,13 +290,19 @@ def _tsv_records(text: _Text, say: Say) -> Iterator[_Record]:
 def _encloses_cells(lines: Iterable[str]) -> bool:
     """True if there are quotes in a table of tab-separated cells, and they enclose every cell that holds one.
 
-    CSV writers enclose such cells without exception. Text with quotes in it soon has one elsewhere.
+    CSV writers enclose such cells without exception. Text with quotes in it soon has one elsewhere. A cell of several
+    lines is no cell where two of them in a row have as many tabs as the header, for these are rows by themselves. So
+    memory holds a few lines, and not all that follows a stray quote.
     """
     record: list[str] = []
-    quotes, found = 0, False
+    quotes, found, num_tabs = 0, False, None
     for line in lines:
+        if num_tabs is None:
+            num_tabs = line.count("\t")
         if not record and '"' not in line:
             continue
+        if record and record[-1].count("\t") == line.count("\t") == num_tabs > 0:
+            return False
         record.append(line)
         quotes += line.count('"')
         if quotes % 2:  # a cell goes on in the next line
@@ -338,9 +345,15 @@ def _header(path: Path, first: _Record) -> tuple[str, ...]:
     for place, name in enumerate(names):
         if not name and (place > 0 or len(names) == 1):
             raise Malformed("header", f"line {first.line}: column {place + 1} has no name; name every column")
-        if name in names[:place]:
-            raise Malformed("header", f"line {first.line}: two columns are called {name!r}; rename one of them")
+    _refuse_twice(names, f"line {first.line}: ")
     return names
+
+
+def _refuse_twice(names: Sequence[str], where: str = "") -> None:
+    """Refuse two columns of one name: the cells of one of them would be lost."""
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise Malformed("header", f"{where}two columns are called {name!r}; rename one of them")
 
 
 def _other_width(path: Path, expected: int, got: int) -> Malformed:
@@ -442,11 +455,13 @@ def _object(line: str) -> dict[str, Any] | Malformed:
 
 def _parquet(path: Path) -> Iterator[RawRow]:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
+        _refuse_twice(pq.read_schema(path).names)
         for number, row in enumerate(read_parquet(path), 1):
             yield RawRow(f"{path}:{number}", row)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # the last: two fields of one name within a column
         yield RawRow(str(path), Malformed("file", f"expected Parquet ({' '.join(str(error).split())[:100]})"))
 
 
@@ -460,13 +475,14 @@ def _arrow(path: Path) -> Iterator[RawRow]:
             is_file = source.read(6) == b"ARROW1"
             source.seek(0)
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            _refuse_twice(reader.schema.names)
             batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
             for batch in batches:
                 for begin in range(0, batch.num_rows, _BATCH_ROWS):
                     for row in batch.slice(begin, _BATCH_ROWS).to_pylist():
                         number += 1
                         yield RawRow(f"{path}:{number}", row)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         yield RawRow(str(path), Malformed("file", f"expected Arrow ({' '.join(str(error).split())[:100]})"))
 
 

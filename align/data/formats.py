@@ -118,7 +118,8 @@ def _choice(context: str, choices: list[str], right: int) -> Row:
 
 
 def items(row: dict[str, Any]) -> Iterator[Row]:
-    yield row
+    """Rows as they are kept; the lists are asked for by name, for a header may spell it in another way."""
+    yield {**row, **{name: row.get(name) for name in ("contexts", "completions", "labels")}}
 
 
 def last_word(row: dict[str, Any]) -> Iterator[Row]:

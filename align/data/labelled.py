@@ -79,9 +79,10 @@ def _labelled(row: dict[str, Any], names: tuple[str, ...]) -> Row:
         return {"score": _number(value, name)}
     if isinstance(value, bool | int):
         value = str(value).lower()
-    if check_text(value, name).strip() in ("", "-", "-1"):  # SNLI's annotators did not agree; GLUE's test sets
+    label = check_text(value, name).strip()
+    if label in ("", "-", "-1"):  # SNLI's annotators did not agree; GLUE's test sets
         raise Dropped("no label")
-    return {"label": value.strip()}
+    return {"label": label.lower() if label.lower() in ("true", "false") else label}  # one class, as JSON writes it
 
 
 def _number(value: Any, field: str) -> float:

@@ -14,7 +14,8 @@
 A message is {"role": system | user | assistant | tool, "content": text}. An assistant's may have {"weight": 0}, which
 means that it is not learned, and {"tool_calls"}: a list of calls as JSON text. A tool's may have {"tool_call_id"} and
 {"name"}. A demonstration may have {"tools"} beside its messages: the list of tools as JSON text. It is JSON because
-each tool has fields of its own and a column of Parquet has one type. Extra columns are kept as they are.
+each tool has fields of its own and a column of Parquet has one type. Extra columns are kept; those with values of
+several types, or with lists or objects, as JSON text.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,8 @@ _FIELDS = {  # record -> its columns; in another record a column of that name is
     "items": ("contexts", "completions", "labels"),
     "labelled": (),  # a label is text or a number
 }
+_EMPTY_RESPONSE, _TWO_RANKS = "an empty response", "an answer that has two ranks"
+_MAX_DEPTH = 100  # lists and objects in each other: pickle stops at 500, JSON at 1000
 _LISTS = ("gold", "texts", "choices", *itertools.chain(*_FIELDS.values()))  # kept as lists where their types allow it
 
 
@@ -164,7 +168,20 @@ def check_row(record: str, row: Row) -> Row:
             texts += _check_ranking(row)
     if not all(text.strip() for text in texts):
         raise Dropped("empty text")
+    for name, value in row.items():
+        check_text(name, "column")
+        _check_depth(value, name)
     return row
+
+
+def _check_depth(value: Any, field: str, left: int = _MAX_DEPTH) -> None:
+    """Refuse lists and objects in each other that are too many to be stored."""
+    if not isinstance(value, dict | list):
+        return
+    if left == 0:
+        raise Malformed(field, f"expected at most {_MAX_DEPTH} lists and objects in each other")
+    for each in value.values() if isinstance(value, dict) else value:
+        _check_depth(each, field, left - 1)
 
 
 def _expect_last(messages: list[Message], roles: tuple[str, ...], field: str) -> None:
@@ -174,17 +191,29 @@ def _expect_last(messages: list[Message], roles: tuple[str, ...], field: str) ->
 
 
 def _check_ranking(row: Row) -> list[str]:
-    responses, ranks = row.get("responses"), row.get("ranks")
+    responses: Any = row.get("responses")
+    ranks: Any = row.get("ranks")
     if not isinstance(responses, list) or len(responses) < 2:
         raise Malformed("responses", "expected at least two")
-    if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(type(r) is int for r in ranks):
+    if not _are_ranked(responses, ranks):
         raise Malformed("ranks", "expected one whole number a response, 1 for the best")
+    if not all(abs(rank) < 2**31 for rank in ranks):
+        raise Malformed("ranks", f"expected whole numbers below {2**31:,}, 1 for the best")
     texts = [check_text(text, f"responses[{i}]") for i, text in enumerate(responses)]
     if len(set(ranks)) == 1:
         raise Dropped("all tied")
     if len(set(texts)) == 1:
         raise Dropped("responses all alike")
+    if len(set(zip(texts, ranks, strict=True))) > len(set(texts)):
+        raise Dropped(_TWO_RANKS)
     return texts
+
+
+def _are_ranked(responses: Any, ranks: Any) -> bool:
+    """True for a list of responses beside one with a whole number for each."""
+    if not isinstance(responses, list) or not isinstance(ranks, list) or len(responses) != len(ranks):
+        return False
+    return all(type(rank) is int for rank in ranks)
 
 
 def _check_item(row: Row) -> list[str]:
@@ -252,16 +281,27 @@ def _asked_in(messages: list[Message]) -> list[Message]:
     return messages[:-1] if answered else messages
 
 
-def without_empty_responses(row: Row) -> tuple[Row, int]:
-    """A ranking without its empty responses, and how many these are; as it is where fewer than two are left."""
-    responses, ranks = row.get("responses"), row.get("ranks")
-    if not isinstance(responses, list) or not isinstance(ranks, list) or len(responses) != len(ranks):
-        return row, 0
-    kept = [i for i, text in enumerate(responses) if not isinstance(text, str) or text.strip()]
-    if len(kept) < 2:
-        return row, 0
-    left = {"responses": [responses[i] for i in kept], "ranks": [ranks[i] for i in kept]}
-    return {**row, **left}, len(responses) - len(kept)
+def clear_responses(row: Row) -> tuple[Row, Counter[str]]:
+    """A ranking without its empty responses and without those that have two ranks, and how many of each there were.
+
+    Where fewer than two would be left, they stay, and `check_row` says what is wrong with the row.
+    """
+    responses: Any = row.get("responses")
+    ranks: Any = row.get("ranks")
+    left_out: Counter[str] = Counter()
+    if not _are_ranked(responses, ranks) or not all(isinstance(text, str) for text in responses):
+        return row, left_out
+    pairs = list(zip(responses, ranks, strict=True))
+    filled = [(text, rank) for text, rank in pairs if text.strip()]
+    ranks_of: dict[str, set[int]] = {}
+    for text, rank in filled:
+        ranks_of.setdefault(text, set()).add(rank)
+    clear = [(text, rank) for text, rank in filled if len(ranks_of[text]) == 1]
+    for reason, left in ((_EMPTY_RESPONSE, filled), (_TWO_RANKS, clear)):
+        if 2 <= len(left) < len(pairs):
+            left_out[reason] = len(pairs) - len(left)
+            pairs = left
+    return {**row, "responses": [text for text, _ in pairs], "ranks": [rank for _, rank in pairs]}, left_out
 
 
 def _without(message: Message, field: str) -> Message:
@@ -272,18 +312,23 @@ def split_key(row: Row) -> str:
     """Return the text that decides a row's split: what is asked, so that one prompt is in one split of any dataset.
 
     For labelled rows it is the first text: a premise, or a passage, with all that is asked about it. For a chapter it
-    is its book, and for a part of a tree of messages the tree.
+    is its book. For a part of a tree of messages it is the first message, which all of the tree begins with: by the
+    tree's name, one prompt of two trees would be in two splits.
     """
-    if row.get("message_tree_id"):
-        return str(row["message_tree_id"])
     asked = messages_asked(row)
     if asked is not None:
-        return "\n".join(" ".join(m["content"].lower().split()) for m in asked if m["role"] == "user")
+        said = _said_by_users(asked)
+        return "\n".join(said[:1] if row.get("message_tree_id") else said)
     if "texts" in row:
         return row["texts"][0]
     if "text" in row:
         return str(row.get("book") or row["text"])
     return "\n".join([*row["contexts"], *row["completions"]])
+
+
+def _said_by_users(messages: list[Message]) -> list[str]:
+    """What users say, without regard to capitals and to white space."""
+    return [" ".join(m["content"].lower().split()) for m in messages if m["role"] == "user"]
 
 
 def messages_asked(row: Row) -> list[Message] | None:
@@ -299,7 +344,10 @@ def whole_key(row: Row) -> str:
     """What makes two rows of two splits the same: what is asked; of labelled rows every text, for published splits
     share premises.
     """
-    if messages_asked(row) is None and "texts" in row:
+    asked = messages_asked(row)
+    if asked is not None:
+        return "\n".join(_said_by_users(asked))
+    if "texts" in row:
         return "\n".join([*row["texts"], *(row.get("choices") or [])])
     return split_key(row)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from align.data.columns import Columns, counted, holds_something, respelled
 from align.data.files import RawRow, suffix_of
 from align.data.formats import GROUPED, SPELLINGS, infer_format, reader
 from align.data.labelled import SPELLINGS_OF_LABELLED
-from align.data.records import Dropped, Malformed, Row, check_row, convert, digest, without_empty_responses
+from align.data.records import Dropped, Malformed, Row, check_row, clear_responses, convert, digest
 from align.errors import ConfigError
 
 
@@ -75,6 +76,9 @@ class RowReader:
             Malformed: the raw row is of no format that can become the record, or not what its format says.
             Dropped: it holds nothing to learn from.
         """
+        return _nested_within_reason(self._read(raw, split))
+
+    def _read(self, raw: RawRow, split: str | None) -> Iterator[Read]:
         if isinstance(raw.row, Malformed):
             raise raw.row
         path = Path(raw.where.rpartition(":")[0] or raw.where)
@@ -109,7 +113,7 @@ class RowReader:
         """
         for pieces in self._groups:
             where, split, name, _ = pieces[0]
-            yield where, self._join(name, split, [piece for *_, piece in pieces])
+            yield where, _nested_within_reason(self._join(name, split, [piece for *_, piece in pieces]))
 
     def lines(self) -> list[str]:
         """What to tell the user about columns."""
@@ -134,22 +138,24 @@ class RowReader:
 
     def _named(self, raw: Mapping[str, Any], in_table: bool) -> tuple[Columns, dict[str, str]]:
         """A row under the names that readers ask for, and which of these stand for another name in the file."""
-        row = {name: value for name, value in raw.items() if name not in self.columns.values()}
-        displaced = [field for field in self.columns if holds_something(row.get(field))]
-        for field, column in self.columns.items():
+        columns = {field: _as_spelled(column, raw) for field, column in self.columns.items()}
+        row = {name: value for name, value in raw.items() if name not in columns and name not in columns.values()}
+        displaced = {name for name in columns.keys() - columns.values() if holds_something(raw.get(name))}
+        for field, column in columns.items():
             if column in raw:
-                self._found_columns.add(column)
+                self._found_columns.add(self.columns[field])
                 row[field] = raw[column]
         names = tuple(row)
         if names not in self._respelled:
-            self._respelled[names] = respelled(names, self._spellings())
+            known = {plain: name for plain, name in self._spellings().items() if name not in columns}
+            self._respelled[names] = respelled(names, known)
         spelled = self._respelled[names]
         values = {spelled.get(name, name): value for name, value in row.items()}
-        return Columns(values, skipped=set(displaced), in_table=in_table, called=self.columns), spelled
+        return Columns(values, skipped=displaced, in_table=in_table, called=columns), spelled
 
     def _spellings(self) -> Mapping[str, str]:
-        """Plain names and how readers spell them; a card's format, and items, ask for columns as their sets do."""
-        if self.format is not None or self.record == "items":
+        """Plain names and how readers spell them; a card's format asks for columns as its set does."""
+        if self.format is not None:
             return {}
         if self.record == "labelled":
             return SPELLINGS_OF_LABELLED
@@ -163,7 +169,7 @@ class RowReader:
         try:
             return infer_format(dict(row), self.record)  # a copy: looking at a column here is not reading it
         except Malformed:
-            for field, column in self.columns.items():
+            for field, column in row.called.items():
                 if column not in raw:
                     has = ", ".join(map(str, raw)) or "none"
                     raise Malformed("columns", f"{field}: no column {column!r}; the file has {has}") from None
@@ -180,10 +186,9 @@ class RowReader:
     def _made(self, found: Row, record: str, split: str | None, parts: int = 1) -> Iterator[Read]:
         """The row as the wanted record; `parts` is how many rows of the file it is made of."""
         if self.record == record == "comparisons":
-            found, empty = without_empty_responses(found)
-            if empty:
-                self.dropped["an empty response"] += empty
-                parts -= empty
+            found, left_out = clear_responses(found)
+            self.dropped.update(left_out)
+            parts -= left_out.total()
         try:
             made = check_row(self.record, convert(found, record, self.record, self.name))
         except Dropped as reason:
@@ -216,6 +221,22 @@ class RowReader:
                 self.unused[str(self.columns.get(name) or own)] += 1
         for name in row.skipped:
             self.unused[name] += 1
+
+
+def _as_spelled(column: str, row: Mapping[str, Any]) -> str:
+    """A column's name as a row has it: Unicode writes a letter with an accent as one character or as two."""
+    if column in row:
+        return column
+    wanted = unicodedata.normalize("NFC", column)
+    return next((name for name in row if unicodedata.normalize("NFC", name) == wanted), column)
+
+
+def _nested_within_reason(found: Iterator[Read]) -> Iterator[Read]:
+    """The rows; what is too deep for a reader is the fault of the row."""
+    try:
+        yield from found
+    except RecursionError:
+        raise Malformed("row", "expected fewer lists and objects in each other") from None
 
 
 class _Groups:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import NamedTuple
 
 from align.errors import ConfigError
 
@@ -19,6 +21,8 @@ _SPLITS = {**_WEAK_WORDS, **_WORDS}
 _ENDS = re.compile(r"(.+?)(?:sets?|data)")  # `testset` and `traindata` are what `test` and `train` are
 _ADDED = ("set", "sets", "data", "split")  # beside a word for a split they say nothing more
 _PIECES = ("train", "test", "eval", "valid", "heldout", "holdout")  # a word that begins or ends so may mean a split
+# Latin letters, with accents and without.
+_LETTERS = re.compile(r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+")
 _USUAL_WORDS = frozenset(
     "latest greatest fastest shortest lightest smartest brightest tightest sweetest neatest contest contests protest "
     "protests attest detest testimony testimonies testimonial testimonials testament trainer trainers tester testers "
@@ -26,8 +30,21 @@ _USUAL_WORDS = frozenset(
 )
 
 
+class Named(NamedTuple):
+    """The split that a name says, and the word that says it."""
+
+    split: str
+    word: str
+
+
 def split_of_name(path: PurePath) -> str | None:
-    """The split that a file's path below its source names; None if it names none.
+    """The split that a file's path below its source names; None if it names none. See `named_by`."""
+    found = named_by(path)
+    return None if found is None else found.split
+
+
+def named_by(path: PurePath) -> Named | None:
+    """The split that a file's path below its source names, and by which word; None if it names none.
 
     A word of the file's own name decides, in capitals or not: `Test.jsonl`, `train_sft-00000-of-00001.parquet`,
     `my_data.test.jsonl`, `myTest.jsonl`, `testdata.jsonl`. Only where it has none do its folders, the nearest first:
@@ -42,8 +59,8 @@ def split_of_name(path: PurePath) -> str | None:
             raise ConfigError(
                 f"{path}: its name has words for two splits, {' and '.join(sorted(splits))}; rename it after one"
             )
-        if splits:
-            return splits.pop()
+        for split, word in splits.items():
+            return Named(split, word)
     return None
 
 
@@ -59,16 +76,20 @@ def splits_of_names(root: PurePath, paths: Sequence[PurePath]) -> list[str | Non
     Raises:
         ConfigError: some name a split and others do not, or one has words for two.
     """
-    splits = [split_of_name(path.relative_to(root)) for path in paths]
-    if None in splits and any(splits):
-        odd = paths[splits.index(None)].relative_to(root)
-        raise ConfigError(
-            f"{root}: {odd} is named as no split, and other files are; rename it to train, validation (dev, val, "
-            f"valid, eval) or test (held_out), or take it away"
-        )
-    if not any(splits):
+    below = [path.relative_to(root) for path in paths]
+    found = {path: named_by(path) for path in below}
+    named = {path: name for path, name in found.items() if name is not None}
+    if not named:
         return [split_of_name(PurePath(root.name))] * len(paths)
-    return splits
+    if len(named) < len(found):
+        odd = next(path for path, name in found.items() if name is None)
+        other, (split, word) = next(iter(named.items()))
+        raise ConfigError(
+            f"{root}: {odd} is named as no split, and {other} is {split} by the word {word!r}; rename one of them (to "
+            f"train; validation, dev, val, valid, eval; test, held_out), take one away, or, where all rows are one "
+            f"split, give split=train, split=validation or split=test"
+        )
+    return [named[path].split for path in below]
 
 
 def split_of_file(path: PurePath) -> str | None:
@@ -107,14 +128,14 @@ def says_split(name: str) -> bool:
     return bool(_splits_in(name))
 
 
-def _splits_in(name: str) -> set[str]:
-    """The splits that the words of a name stand for."""
+def _splits_in(name: str) -> dict[str, str]:
+    """The splits that the words of a name stand for, each with its word."""
     words = [_bare(word) for word in _words(name)]
-    strong = {_WORDS[word] for word in words if word in _WORDS}
-    weak = {_WEAK_WORDS[word] for word in words if word in _WEAK_WORDS}
+    strong = {_WORDS[word]: word for word in words if word in _WORDS}
+    weak = {_WEAK_WORDS[word]: word for word in words if word in _WEAK_WORDS}
     # `alpaca_eval_train` is the training split of a set; `train_eval` and `eval_train` may be either split.
     at_an_end = bool(words) and (words[0] in _WEAK_WORDS or _without_added(words)[-1] in _WEAK_WORDS)
-    if strong == {"train"} and at_an_end:
+    if [*strong] == ["train"] and at_an_end:
         return strong | weak
     return strong or weak
 
@@ -127,7 +148,11 @@ def _without_added(words: list[str]) -> list[str]:
 def _words(name: str) -> list[str]:
     """The words of a file's or a folder's name, without its suffixes: in small letters, cut at capitals too."""
     stem = re.sub(r"(?i)(\.(jsonl?|ndjson|csv|tsv|parquet|arrow|xml|txt|md|gz|bz2|xz|zst))+$", "", name)
-    words = [word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", stem)]
+    words: list[str] = []
+    for letters in _LETTERS.findall(unicodedata.normalize("NFC", stem)):
+        # No word for a split has an accent, so a word that has one is not cut at its capitals.
+        parts = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", letters) if letters.isascii() else [letters]
+        words += [part.lower() for part in parts]
     return re.sub("(held|hold) out", r"\1out", " ".join(words)).split()
 
 

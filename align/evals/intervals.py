@@ -61,12 +61,23 @@ def few(name: str, count: float) -> dict[str, float]:
 
 def is_few(metrics: Mapping[str, float], name: str) -> bool:
     """Whether a figure, or the baseline's or the difference to it, has a note of `few`."""
-    return f"{name.replace('baseline/', '').replace('gain/', '')}_few" in metrics
+    parts = name.split("/")
+    figures = [name]
+    for place, part in enumerate(parts):
+        if part in ("baseline", "gain"):
+            figures.append("/".join(parts[:place] + parts[place + 1 :]))
+    return any(figure in _noted(metrics) for figure in figures)
+
+
+def _noted(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The figures that `few` has marked, with their counts; a figure may be called `very_few` itself."""
+    marked = {name.removesuffix("_few"): count for name, count in metrics.items() if name.endswith("_few")}
+    return {name: count for name, count in marked.items() if name in metrics}
 
 
 def few_warning(metrics: Mapping[str, float]) -> str | None:
     """One line on all figures that `few` has marked; None where there are none."""
-    marked = {name.removesuffix("_few"): count for name, count in metrics.items() if name.endswith("_few")}
+    marked = _noted(metrics)
     if not marked:
         return None
     shown = ", ".join(f"{name} (n={count:.0f})" for name, count in list(marked.items())[:_SHOWN])

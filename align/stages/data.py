@@ -356,8 +356,10 @@ class _Problems:
     def add(self, where: str, problem: str) -> None:
         self.count += 1
         before, _, got = problem.partition(", got ")
-        # Rows differ in numbers and in what they hold, and have one thing wrong with them all the same.
-        kind = re.sub(r"\d+", "0", before) + got.split(" ")[0]
+        # Rows differ in numbers and in what they hold, and have one thing wrong with them all the same. A bare word is
+        # the kind of what they hold: str, int, nothing. What they hold itself is in quotes, or a number.
+        held = got.split(" ")[0]
+        kind = re.sub(r"\d+", "0", before) + (held if held.isalpha() else "")
         if kind in self._first or len(self._first) < _SHOWN_ERRORS:
             self._first.setdefault(kind, f"{where}: {problem}")
             self._rows[kind] += 1
@@ -450,17 +452,16 @@ def _file_splits(source: Source, cfg: Data) -> dict[Path, str | None]:
     Raises:
         ConfigError: the names are not clear, or say several splits although `split` is given.
     """
-    if cfg.split is not None and len(source.files) == 1:
+    if cfg.split is not None:
+        named = source.named_splits()
+        if len(named) > 1:
+            said = ", ".join(f"{split}: {_listed([named[split]], source.root)}" for split in SPLITS if split in named)
+            raise ConfigError(
+                f"split={cfg.split}: the files of {cfg.source} say their splits ({said}); leave split out, or give one "
+                f"of the files"
+            )
         return dict.fromkeys(source.files)
     splits = source.file_splits()
-    named = [split for split in SPLITS if split in splits.values()]
-    if cfg.split is not None and len(named) > 1:
-        raise ConfigError(
-            f"split={cfg.split}: the files of {cfg.source} say their splits ({', '.join(named)}); leave split out, or "
-            f"give one of the files"
-        )
-    if cfg.split is not None:
-        return dict.fromkeys(source.files)
     if cfg.record == "items" and source.is_local_path and "test" not in splits.values():
         splits = {path: "test" if split == "validation" else split for path, split in splits.items()}
     return splits

@@ -127,6 +127,13 @@ def test_the_columns_of_a_file_are_named_on_the_command_line(here, capsys):
     assert "columns not used: id (30 rows)\n" in capsys.readouterr().err
 
 
+def test_columns_without_a_field_say_how_they_are_written(here, capsys):
+    (here / "a.jsonl").write_text(lines(*prompts(3)))
+    assert data("source=path:a.jsonl", "record=prompts", "columns=prompt") == 2
+    said = capsys.readouterr().err
+    assert "steps.data.columns: expected names with values, as 'columns={NAME: VALUE}', got prompt\n" in said
+
+
 def test_the_name_of_a_column_is_text(here, capsys):
     (here / "a.jsonl").write_text(lines(*prompts(3)))
     assert data("source=path:a.jsonl", "record=prompts", "columns={prompt: 3}") == 2
@@ -184,7 +191,13 @@ def test_every_kind_of_file_gives_the_same_rows(here, suffix):
     assert asked == {row["prompt"]: row["completion"] for row in rows}
 
 
-BAD = ['{"prompt": "good"}', '{"prompt": 3}', "{oops", '{"prompt": [{"role": "bot", "content": "x"}]}', '{"other": 1}']
+BAD = [
+    '{"prompt": "good"}',
+    '{"prompt": null}',
+    "{oops",
+    '{"prompt": [{"role": "bot", "content": "x"}]}',
+    '{"other": 1}',
+]
 
 
 def test_each_bad_row_has_its_line_and_no_artifact_is_made(here, capsys):
@@ -209,11 +222,11 @@ def test_a_bad_row_leaves_nothing_at_all(here):
 
 
 def test_each_kind_of_error_is_shown_once_with_its_count(here, capsys):
-    (here / "a.jsonl").write_text('{"prompt": 3}\n' * 32 + '{"prompt": true}\n' + '{"prompt": 4}\n')
+    (here / "a.jsonl").write_text('{"prompt": {}}\n' * 32 + '{"prompt": true}\n' + '{"prompt": {}}\n')
     assert data("source=path:a.jsonl", "record=prompts") == 2
     told = capsys.readouterr().err.splitlines()
     assert told[-2:] == [
-        "error: a.jsonl:1: prompt: expected text or messages, got int (and 32 more rows like it)",
+        "error: a.jsonl:1: prompt: expected text or messages, got dict (and 32 more rows like it)",
         "error: a.jsonl:33: prompt: expected text or messages, got bool",
     ]
 
@@ -228,9 +241,19 @@ def test_an_error_in_another_place_of_a_row_is_of_the_same_kind(here, capsys):
     assert told.endswith('got "bot" (and 11 more rows like it)')
 
 
+@pytest.mark.parametrize("values", [[f"cat{i}" for i in range(50)], [i / 64 for i in range(2, 50)], ["a b", "c"]])
+def test_one_error_with_several_values_is_one_kind(here, capsys, values):
+    (here / "a.jsonl").write_text(lines(*({"prompt": "x", "completion": "y", "label": value} for value in values)))
+    assert data("source=path:a.jsonl", "record=comparisons") == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert told.startswith("error: a.jsonl:1: label: expected true or false (")
+    others = len(values) - 1
+    assert told.endswith(f" (and {others} more row{'s' if others > 1 else ''} like it)")
+
+
 def test_twenty_kinds_of_error_are_shown_and_the_others_counted(here, capsys):
-    rows = [{"prompt": [{"role": f"bot {chr(97 + i)}", "content": "x"}]} for i in range(23)]
-    (here / "a.jsonl").write_text(lines(*rows, rows[0]).replace("bot ", "bot_"))
+    rows = [{f"column_{chr(97 + i)}": "x"} for i in range(23)]
+    (here / "a.jsonl").write_text(lines(*rows, rows[0]))
     assert data("source=path:a.jsonl", "record=prompts") == 2
     told = capsys.readouterr().err
     assert told.count("error: a.jsonl:") == 20
@@ -239,7 +262,7 @@ def test_twenty_kinds_of_error_are_shown_and_the_others_counted(here, capsys):
 
 
 def test_what_is_wrong_with_every_row_is_said_once(here, capsys):
-    (here / "a.jsonl").write_text('{"prompt": 3}\n' * 33)
+    (here / "a.jsonl").write_text('{"prompt": false}\n' * 33)
     assert data("source=path:a.jsonl", "record=prompts") == 2
     told = capsys.readouterr().err
     assert told.count("error: a.jsonl:") == 1
@@ -308,8 +331,20 @@ def test_files_that_say_several_splits_keep_them(tmp_path):
     (tmp_path / "mine/test.jsonl").write_text(lines(*prompts(10, start=50)))
     made = made_of(tmp_path, source=f"path:{tmp_path}/mine")
     assert {split: len(rows) for split, rows in made.items()} == {"train": 20, "test": 10}
-    with pytest.raises(ConfigError, match=r"^split=test: the files of path:.* say their splits \(train, test\); leave"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^split=test: the files of path:.* say their splits \(train: train\.jsonl, test: test\.jsonl\); leave",
+    ):
         made_of(tmp_path, source=f"path:{tmp_path}/mine", split="test")
+
+
+@pytest.mark.parametrize("names", [("ban-plastic", "growth-and-development"), ("train_test", "b"), ("eval", "dev")])
+def test_a_split_that_is_given_wins_over_the_names_of_a_folder_s_files_unless_they_say_several(tmp_path, names):
+    (tmp_path / "mine").mkdir()
+    for place, name in enumerate(names):
+        (tmp_path / "mine" / f"{name}.jsonl").write_text(lines(*prompts(10, start=20 * place)))
+    made = made_of(tmp_path, source=f"path:{tmp_path}/mine", split="train")
+    assert {split: len(rows) for split, rows in made.items()} == {"train": 20}
 
 
 @pytest.mark.parametrize("name", ["held_out", "eval", "my_test", "test_sft"])
@@ -425,6 +460,10 @@ UNFIT = {
     "mixed types": ["prompts", '{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "x"}'],
     "empty object": ["prompts", '{"prompt": "a", "meta": {}}'],
     "huge number": ["prompts", '{"prompt": "a", "id": 1000000000000000000000}'],
+    "a column that UTF-8 cannot hold": ["prompts", '{"prompt": "a", "\\ud800": 1}'],
+    "an unused column that UTF-8 cannot hold": ["demonstrations", '{"prompt": "a", "completion": "b", "\\ud800": 1}'],
+    "deep": ["prompts", '{"prompt": "a", "meta": ' + "[" * 900 + "]" * 900 + "}"],
+    "a huge rank": ["comparisons", '{"prompt": "a", "responses": ["a", "b"], "ranks": [1, 1' + "0" * 30 + "]}"],
     "responses of objects": ["comparisons", '{"prompt": "a", "responses": [{"a": 1}, {"a": 2}], "ranks": [1, 2]}'],
     "a short history": ["demonstrations", '{"instruction": "a", "output": "b", "history": [3]}'],
 }
@@ -636,7 +675,7 @@ def test_what_is_unusual_about_a_file_is_reported(here, capsys):
     (here / "a.csv").write_bytes("text;n\nCafé, là;1\n".encode("latin-1"))
     assert data("source=path:a.csv") == 0
     said = capsys.readouterr().err
-    assert "a.csv: read as Latin-1, for it is not UTF-8\n" in said
+    assert "a.csv: read as Latin-1, for it is not UTF-8; save it as UTF-8 if letters are wrong\n" in said
     assert "a.csv: its cells are separated by semicolons\n" in said
     assert [row["text"] for rows in splits(here).values() for row in rows] == ["Café, là"]
 
@@ -647,7 +686,10 @@ def test_a_file_that_is_no_split_among_files_that_are_is_refused(here, capsys, n
     for file in ("train", name):
         (here / "mine" / f"{file}.jsonl").write_text(lines(*prompts(20)))
     assert data("source=path:mine", "record=prompts") == 2
-    assert f"mine: {name}.jsonl is named as no split, and other files are; rename it" in capsys.readouterr().err
+    assert (
+        f"mine: {name}.jsonl is named as no split, and train.jsonl is train by the word 'train'; rename"
+        in capsys.readouterr().err
+    )
     assert not list((here / "store").glob("objects/*"))
 
 

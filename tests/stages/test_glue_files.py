@@ -167,7 +167,7 @@ def test_a_user_s_row_of_another_width_is_refused_with_its_line(tmp_path):
     written(tmp_path, SETS["qqp"][0])
     with pytest.raises(ConfigError, match=r"train\.tsv:3: cells: expected 6, as the first line has, got 4; ") as caught:
         made(tmp_path, f"path:{tmp_path}/QQP")
-    assert str(caught.value).splitlines()[1].startswith(f"error: {tmp_path}/QQP/train.tsv:4: cells: expected 6, ")
+    assert str(caught.value).endswith(" (and 1 more row like it)")
 
 
 def test_a_table_of_a_labelled_set_may_end_in_txt(tmp_path):

@@ -358,3 +358,14 @@ def test_a_generators_source_is_in_its_digest(folder, monkeypatch):
     write_card(folder, "generator: nowhere")
     with pytest.raises(ConfigError, match="generator 'nowhere': no such generator"):
         resolve("card:mine", None, None)
+
+
+@pytest.mark.parametrize("cache", ["cache-1f2e3d.arrow", "cache-1f2e3d_00001_of_00004.arrow"])
+def test_what_datasets_computes_beside_its_rows_is_no_row_and_a_file_of_ones_own_is(folder, cache):
+    for name in ("saved/data-0.arrow", "saved/state.json", f"saved/{cache}", f"own/{cache}"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    source = resolve("path:saved", None, None)
+    assert [path.name for path in source.files] == ["data-0.arrow"]
+    assert cache in [path.name for path in source.left_out]
+    assert [path.name for path in resolve("path:own", None, None).files] == [cache]

@@ -82,3 +82,17 @@ def test_tables_and_verdicts_say_so() -> None:
     won = {"win_rate": 1.0, "win_rate_low": 0.9, "win_rate_high": 1.0}
     assert tables.interval(won | few("win_rate", 8), "").endswith("†")
     assert not tables.interval(won | few("win_rate", 80), "").endswith("†")
+
+
+@pytest.mark.parametrize("name", ["again/short", "gain/short", "bargain/baseline/short"])
+def test_only_the_parts_that_name_a_comparison_are_taken_from_a_name(name: str) -> None:
+    metrics = compared("checks/", name, [[1.0] * 5, [0.0] * 5], 20, 0)
+    for part in ("", "baseline/", "gain/"):
+        assert is_few(metrics, f"checks/{part}{name}")
+    assert not is_few({f"checks/{name}_few": 5.0}, "checks/short")
+
+
+def test_a_figure_of_a_user_s_that_is_called_few_is_no_note() -> None:
+    metrics = compared("checks/", "very_few", [[1.0] * 50], 20, 0)
+    assert few_warning(metrics) is None
+    assert not is_few(metrics, "checks/very")

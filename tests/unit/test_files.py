@@ -5,6 +5,8 @@ import csv
 import gzip
 import json
 import lzma
+import re
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,8 +124,8 @@ CONTENT = {  # each kind of file with one row, {"text": "Café « là » €"}
         ("utf-16", "read as UTF-16"),
         ("utf-16-be", "read as UTF-16"),
         ("utf-32", "read as UTF-32"),
-        ("cp1252", "read as Windows-1252, for it is not UTF-8"),
-        ("latin-1", "read as Latin-1, for it is not UTF-8"),
+        ("cp1252", "read as Windows-1252, for it is not UTF-8; save it as UTF-8 if letters are wrong"),
+        ("latin-1", "read as Latin-1, for it is not UTF-8; save it as UTF-8 if letters are wrong"),
     ],
 )
 def test_text_is_read_in_the_encoding_it_has_and_an_unusual_one_is_reported(tmp_path, name, encoding, note):
@@ -142,7 +144,7 @@ def test_an_encoding_is_found_out_by_the_whole_file_and_through_what_packs_it(tm
     said = []
     *_, (where, row) = read_file(tmp_path / "a.csv.xz", said.append)
     assert (where, row) == (f"{tmp_path}/a.csv.xz:400002", {"text": "Café"})
-    assert said == [f"{tmp_path}/a.csv.xz: read as Latin-1, for it is not UTF-8"]
+    assert said == [f"{tmp_path}/a.csv.xz: read as Latin-1, for it is not UTF-8; save it as UTF-8 if letters are wrong"]
 
 
 @pytest.mark.parametrize("name", CONTENT)
@@ -480,3 +482,60 @@ def test_a_broken_container_is_malformed(tmp_path, name, content):
 )
 def test_the_suffix_is_seen_through_what_packs_it_and_capitals(tmp_path, name, suffix):
     assert suffix_of(tmp_path / name) == suffix
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['"We won, he said.\t1', "then we left.\t0", 'And so on."\t1'],
+        ['"We won, he said.\t1', 'And so on."\t1'],
+        ['so he said: "\t1', *["no quote\t0"] * 5, '"yes"\t1'],
+    ],
+)
+def test_quotes_that_would_enclose_whole_rows_of_a_tsv_file_are_text(tmp_path, lines):
+    found = rows_of(tmp_path, "a.tsv", "\n".join(["sentence\tlabel", *lines]) + "\n")
+    assert [f"{row['sentence']}\t{row['label']}" for _, row in found] == lines
+
+
+def test_a_stray_quote_ends_the_look_at_a_tsv_file(tmp_path):
+    """Rows behind it are not gathered as one cell: the memory stays that of a few lines."""
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\n" + '"stray\t0\n' + "another row\t1\n" * 200_000)
+    tracemalloc.start()
+    assert sum(1 for _ in read_file(tmp_path / "a.tsv")) == 200_001
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22  # the rows as text take 3 MB, and as strings 13
+
+
+TWICE = pa.StructArray.from_arrays([pa.array(["b"]), pa.array(["c"])], names=["role", "role"])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            pa.table([["a"], ["b"], ["c"]], names=["prompt", "completion", "completion"]),
+            "header: two columns are called 'completion'; rename one of them",
+        ),
+        (pa.table({"prompt": ["a"], "messages": TWICE}), "file: expected .*duplicate field names"),
+    ],
+)
+def test_two_columns_or_fields_of_one_name_are_refused_in_binary_files_too(tmp_path, kind, table, message):
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with {"stream": pa.ipc.new_stream, "file": pa.ipc.new_file}[kind](str(path), table.schema) as writer:
+            writer.write_table(table)
+    ((where, problem),) = read_file(path)
+    assert where == str(path)
+    assert re.match(message, str(problem))
+
+
+def test_quotes_in_a_csv_file_of_tabs_may_be_text_and_the_error_says_how(tmp_path):
+    ((_, problem),) = rows_of(tmp_path, "a.csv", 'text\tlabel\n"We" won.\t1\n' + "no\t0\n" * 3)[:1]
+    assert "quotes around whole cells" in problem
+    assert problem.endswith("; where quotes are text, name the file .tsv")
+    ((_, problem),) = rows_of(tmp_path, "b.csv", 'text,label\na"b" "c,"1\n')
+    assert ".tsv" not in problem

@@ -206,7 +206,7 @@ def test_no_turn_of_a_completion_is_lost_in_silence(completion):
         ("messages", {"messages": "hello"}, "messages"),
         ("messages", {"messages": [{"role": "gpt", "content": "a"}]}, "messages[0].role"),
         ("messages", {"messages": [{"from": "bot", "value": "a"}]}, "messages[0].from"),
-        ("prompt", {"prompt": 3}, "prompt"),
+        ("prompt", {"prompt": True}, "prompt"),
         ("prompt_completion", {"prompt": "a", "completion": None}, "completion"),
         ("prompt_completion", {"prompt": "a", "completion": []}, "completion"),
         ("prompt_completion", {"prompt": None, "completion": "a"}, "prompt"),

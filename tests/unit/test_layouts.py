@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
+import unicodedata
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -694,11 +696,11 @@ LAYOUTS = {
 }
 
 
-def read(rows, record, **options):
+def read(rows, record, file="a.jsonl", **options):
     """The records that rows make, and the reader with its counts."""
     reader = RowReader(record, **options)
     found = []
-    attempts = [(None, reader.read(RawRow(f"a.jsonl:{i}", row))) for i, row in enumerate(rows, 1)]
+    attempts = [(None, reader.read(RawRow(f"{file}:{i}", row))) for i, row in enumerate(rows, 1)]
     for _ in range(2):
         for _, each in attempts:
             try:
@@ -807,7 +809,7 @@ def test_a_table_gives_the_records_of_the_rows(name, tmp_path):
         table.writeheader()
         for row in rows:
             table.writerow({c: json.dumps(v) if isinstance(v, list) else v for c, v in row.items()})
-    found, _ = read([raw.row for raw in read_file(tmp_path / "a.csv")], record)
+    found, _ = read([raw.row for raw in read_file(tmp_path / "a.csv")], record, "a.csv")
     assert found == expected
 
 
@@ -1386,3 +1388,275 @@ def test_headers_of_labelled_rows_match_in_any_spelling(row):
     assert len(found) == 1
     assert not reader.unused
     assert len(read([row], "demonstrations")[0]) == 1
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("record", "row", "field"),
+    [
+        ("demonstrations", {"prompt": Q, "completion": ...}, "completion"),
+        ("demonstrations", {"instruction": Q, "output": ...}, "output"),
+        ("comparisons", {"prompt": Q, "chosen": ..., "rejected": B}, "chosen"),
+        ("comparisons", {"prompt": Q, "chosen": [...], "rejected": [B]}, "chosen[0]"),
+        ("comparisons", {"question": Q, "response_A": A, "response_B": ..., "label": "A>B"}, "response_B"),
+    ],
+)
+def test_a_number_that_is_none_is_no_answer(record, row, field, number):
+    filled = json.loads(json.dumps(row, default=lambda gap: number))
+    with pytest.raises(Malformed, match=f"^{re.escape(field)}: expected text or a finite number, got {number}"):
+        read([filled], record)
+
+
+# -- columns that a user names are the ones that are read --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", ["prompt", " Prompt", "PROMPT"])
+def test_a_row_without_the_column_that_is_named_for_a_field_does_not_fall_back_to_the_field_s_own(own):
+    row = {own: "mine", "completion": A}
+    found, reader = read([{**row, "x": Q}], "demonstrations", columns={"prompt": "x"})
+    assert found == [QA]
+    assert sum(reader.unused.values()) == 1
+    with pytest.raises(Malformed, match=r"^columns: prompt: no column 'x'; the file has "):
+        read([row], "demonstrations", columns={"prompt": "x"})
+
+
+@pytest.mark.parametrize("spelled", ["NFC", "NFD"])
+def test_a_column_is_found_however_its_accents_are_encoded(spelled):
+    columns = {"prompt": "frage", "completion": unicodedata.normalize(spelled, "réponse")}
+    for form in ("NFC", "NFD"):
+        found, reader = read(
+            [{"frage": Q, unicodedata.normalize(form, "réponse"): A}], "demonstrations", columns=columns
+        )
+        assert found == [QA]
+        assert not reader.unused
+        reader.check_columns()
+
+
+# -- text that looks like messages, and messages as text ---------------------------------------------------------------
+
+
+LIKE_MESSAGES = [
+    '[{"from": "LHR", "to": "JFK"}]',
+    '[{"role": "manager", "name": "Ann"}]',
+    '[{"role": "assistant", "content": "hi"}, {"role": "clerk", "content": "no"}]',
+    '[{"role": "user"}]',
+    '[{"from": "gpt", "text": "hi"}]',
+]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl:1", "a.csv:2"])
+@pytest.mark.parametrize("text", LIKE_MESSAGES)
+def test_an_answer_that_is_json_data_is_an_answer(name, text):
+    for record, row, made in (
+        ("demonstrations", {"prompt": Q, "completion": text}, chat(user(Q), assistant(text))),
+        ("comparisons", {"prompt": Q, "chosen": text, "rejected": B}, ranking(asked(Q), (text, 1), (B, 2))),
+        ("prompts", {"prompt": text}, {"prompt": asked(text)}),
+    ):
+        assert [each.made for each in RowReader(record).read(RawRow(name, row))] == [made]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("a.csv:2", A), ("a.tsv:2", A), ("a.jsonl:1", json.dumps([assistant(A)]))]
+)
+def test_only_a_cell_of_a_table_holds_messages_as_text(name, expected):
+    row = {"prompt": Q, "completion": json.dumps([assistant(A)])}
+    (found,) = RowReader("demonstrations").read(RawRow(name, row))
+    assert found.made == chat(user(Q), assistant(expected))
+
+
+# -- labels as tables spell them ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("label", "good"),
+    [("1.0", True), ("0.0", False), ("-1.0", False), (" TRUE ", True), ("1e0", True), ("0", False), (1.0, True)],
+)
+def test_a_label_is_true_or_false_as_pandas_writes_it_too(label, good):
+    found, reader = read([kto(A, label), kto(B, "False" if good else "True")], "comparisons")
+    assert found == [AB if good else BA_SORTED]
+    assert not reader.dropped
+
+
+BA_SORTED = ranking(asked(Q), (B, 1), (A, 2))
+
+
+@pytest.mark.parametrize("label", ["2.0", "0.5", "nan", "inf", "yes"])
+def test_a_label_of_another_number_or_word_is_refused(label):
+    with pytest.raises(Malformed, match=r"^label: expected true or false "):
+        read([kto(A, label)], "comparisons")
+
+
+# -- fields of calls and of parts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "unused"),
+    [
+        ({"tool_calls": [{**CALL[0], "index": 0}]}, "messages[].tool_calls[].index"),
+        ({"tool_calls": [{**CALL[0], "id": 5}]}, "messages[].tool_calls[].id"),
+        ({"tool_calls": [{"function": {**CALL[0]["function"], "strict": True}}]}, "messages[].tool_calls[].strict"),
+        ({"tool_calls": [{**CALL[0]["function"], "parameters": {"at": "sea"}}]}, "messages[].tool_calls[].parameters"),
+        ({"tool_calls": CALL, "function_call": CALL[0]["function"]}, "messages[].function_call"),
+        ({"function_call": {**CALL[0]["function"], "strict": True}}, "messages[].function_call[].strict"),
+        (
+            {"content": [{"type": "text", "text": A, "cache_control": {"type": "ephemeral"}}]},
+            "messages[].content[].cache_control",
+        ),
+        ({"tool_calls": [{**CALL[0], "index": None}]}, None),
+        ({"tool_calls": [{"function": {"name": "look", "arguments": None, "parameters": {"at": "pond"}}}]}, None),
+        ({"content": [{"type": "text", "text": A, "image_url": None}]}, None),
+    ],
+)
+def test_every_field_of_calls_and_of_parts_is_used_or_counted(said, unused):
+    (found,), reader = read([chat(user(Q), {"role": "assistant", "content": "", **said})], "demonstrations")
+    assert dict(reader.unused) == ({} if unused is None else {unused: 1})
+    expected = assistant(A) if "content" in said else assistant("", tool_calls=json.dumps(CALL))
+    assert found == chat(user(Q), expected)
+
+
+# -- an answer that stands at two ranks --------------------------------------------------------------------------------
+
+
+TWO_RANKS = "an answer that has two ranks"
+
+
+@pytest.mark.parametrize(
+    ("row", "made", "dropped"),
+    [
+        ({"prompt": Q, "responses": ["a", "a", "b", "c"], "ranks": [1, 2, 3, 4]}, [("b", 3), ("c", 4)], {TWO_RANKS: 2}),
+        ({"prompt": Q, "responses": ["a", "b", "a", "c", "b"], "ranks": [1, 1, 2, 2, 1]},
+         [("b", 1), ("c", 2), ("b", 1)], {TWO_RANKS: 2}),
+        ({"prompt": Q, "responses": ["a", "a", "b"], "ranks": [1, 2, 3]}, None, {TWO_RANKS: 1}),
+        ({"prompt": Q, "chosen": ["a"], "rejected": ["b", "a"]}, None, {TWO_RANKS: 1}),
+        ({"prompt": Q, "chosen": ["a", "d"], "rejected": ["b", "a"]}, [("d", 1), ("b", 2)], {TWO_RANKS: 2}),
+        ({"prompt": Q, "generations": ["a", "b", "a", "c"], "ratings": [3, 2, 1, 1]}, [("b", 2), ("c", 3)],
+         {TWO_RANKS: 2}),
+        ({"prompt": Q, "responses": ["a", "", "a", "b", "c"], "ranks": [1, 2, 3, 4, 5]}, [("b", 4), ("c", 5)],
+         {"an empty response": 1, TWO_RANKS: 2}),
+        # the same answer at one rank contradicts nothing
+        ({"prompt": Q, "responses": ["a", "a", "b"], "ranks": [1, 1, 2]}, [("a", 1), ("a", 1), ("b", 2)], {}),
+        ({"prompt": Q, "chosen": "a", "rejected": "a"}, None, {"responses all alike": 1}),
+    ],
+)  # fmt: skip
+def test_an_answer_that_has_two_ranks_is_left_out_and_counted(row, made, dropped):
+    found, reader = read([row], "comparisons")
+    assert found == ([] if made is None else [ranking(asked(Q), *made)])
+    assert dict(reader.dropped) == dropped
+
+
+# -- what cannot be kept or read is the row's fault --------------------------------------------------------------------
+
+
+def deep(levels):
+    return json.loads("[" * levels + "1" + "]" * levels)
+
+
+def deep_tree(levels):
+    node = {"text": A, "role": "assistant", "replies": []}
+    for level in range(levels):
+        node = {"text": A, "role": "prompter" if level % 2 else "assistant", "replies": [node]}
+    return {"message_tree_id": "t", "prompt": {**node, "role": "prompter"}}
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "message"),
+    [
+        ("prompts", {"prompt": Q, "meta": deep(900)}, "meta: expected at most 100 lists and objects in each other"),
+        ("prompts", {"prompt": Q, "meta": deep(101)}, "meta: expected at most 100 lists and objects in each other"),
+        ("prompts", {"prompt": Q, "a\ud800": 1}, "column: expected text that UTF-8 can hold"),
+        ("demonstrations", deep_tree(900), "row: expected fewer lists and objects in each other"),
+        ("comparisons", {"prompt": Q, "responses": [A, B], "ranks": [1, 10**30]},
+         "ranks: expected whole numbers below 2,147,483,648"),
+        ("comparisons", {"prompt": Q, "responses": [A, B], "ranks": [-(10**30), 1]},
+         "ranks: expected whole numbers below 2,147,483,648"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_kept_or_read_is_malformed(record, row, message):
+    with pytest.raises(Malformed, match=f"^{message}"):
+        read([row], record)
+
+
+def test_what_is_nested_a_hundred_times_is_kept():
+    (found,), _ = read([{"prompt": Q, "meta": deep(100)}], "prompts")
+    assert found["meta"] == deep(100)
+
+
+def test_a_column_that_is_no_unicode_and_not_used_can_be_printed():
+    _, reader = read([{"prompt": Q, "completion": A, "a\ud800": 1}], "demonstrations")
+    assert "".join(reader.lines()).encode() == b"columns not used: a\\ud800 (1 row)"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"Context": Q, "Continuation": " yes"},
+        {" CONTEXT": Q, "completion": " yes"},
+        {"Contexts": [Q, Q], "COMPLETIONS": [" yes", " no"], "Labels": [1, 0]},
+    ],
+)
+def test_headers_of_items_match_in_any_spelling(row):
+    small = {name.strip().lower(): value for name, value in row.items()}
+    made, reader = read([row], "items")
+    assert made == read([small], "items")[0]
+    assert not reader.unused
+
+
+@pytest.mark.parametrize("label", [True, "true", "True", " TRUE "])
+def test_true_is_one_class_however_a_file_writes_it(label):
+    (found,), _ = read([{"sentence": Q, "label": label}], "labelled")
+    assert found == {"texts": [Q], "label": "true"}
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "made"),
+    [
+        ("demonstrations", {"prompt": 4, "completion": A}, chat(user("4"), assistant(A))),
+        ("comparisons", {"prompt": 4.5, "chosen": A, "rejected": B}, ranking(asked("4.5"), (A, 1), (B, 2))),
+        ("prompts", {"question": 4}, {"prompt": asked("4")}),
+        ("demonstrations", {"instruction": Q, "input": 4, "output": A}, chat(user(f"{Q}\n\n4"), assistant(A))),
+    ],
+)
+def test_a_number_is_text_wherever_it_is_asked_or_answered(record, row, made):
+    found, reader = read([row], record)
+    assert found == [made]
+    assert not reader.unused
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "message"),
+    [
+        ("demonstrations", {"messages": {"role": ["user", "assistant"], "content": [Q, A]}},
+         "messages: expected a list of messages, got one object of lists; write an object for each message"),
+        ("comparisons", {"prompt": Q, "chosen": {"from": ["gpt"], "value": [A]}, "rejected": B},
+         "chosen: expected a list of messages, got one object of lists; write an object for each message"),
+        ("comparisons", {"prompt": Q, "chosen": [A], "rejected": B},
+         "rejected: expected a list of answers, as chosen is, got text; write it as a list of one"),
+        ("comparisons", {"prompt": Q, "chosen": A, "rejected": [A, B]},
+         "chosen: expected a list of answers, as rejected is, got text; write it as a list of one"),
+        ("demonstrations", {"prompt": float("nan"), "completion": A}, "prompt: expected text or a finite number"),
+    ],
+)  # fmt: skip
+def test_an_error_says_how_to_write_what_is_nearly_right(record, row, message):
+    with pytest.raises(Malformed, match=f"^{re.escape(message)}"):
+        read([row], record)
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        (f"\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: {Q}", HH_PROMPT),
+        (f"\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: {Q}\n", HH_PROMPT),
+        (HH, HH_PROMPT),
+        (f"\n\nHuman: {Q}", asked(Q)),
+        (f"{Q}\n\nHuman: who?", asked(f"{Q}\n\nHuman: who?")),
+    ],
+)
+def test_a_transcript_may_end_with_either_speaker(text, made):
+    (found,), _ = read([{"prompt": text}], "prompts")
+    assert found == {"prompt": made}
+
+
+def test_a_transcript_that_is_answered_is_no_prompt():
+    found, reader = read([{"prompt": f"\n\nHuman: {Q}\n\nAssistant: {A}"}], "prompts")
+    assert found == []
+    assert dict(reader.dropped) == {"a prompt that ends with an answer": 1}

@@ -185,7 +185,16 @@ def test_a_user_s_own_columns_do_not_decide_a_prompt_s_split():
 def test_the_rankings_of_one_tree_of_messages_are_in_one_split():
     later = [USER, ASSISTANT, {**USER, "content": "And milk?"}]
     keys = {split_key({"prompt": prompt, "message_tree_id": "t1"}) for prompt in ([USER], later)}
-    assert keys == {"t1"}
+    assert keys == {split_key({"prompt": [USER]})}
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": [USER]}, {"messages": [SYSTEM, USER, ASSISTANT]}, RANKING], ids=["prompt", "messages", "ranking"]
+)
+def test_one_prompt_of_two_trees_is_in_one_split(row):
+    one, other = ({**row, "message_tree_id": tree} for tree in ("t1", "t2"))
+    assert split_key(one) == split_key(other) == split_key(row)
+    assert whole_key(one) == whole_key(other) == whole_key(row)
 
 
 def test_splits_have_their_shares_and_never_move():

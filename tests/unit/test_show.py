@@ -127,7 +127,7 @@ def test_colours_stand_for_brackets_on_a_terminal(
 
 
 def test_what_gives_no_record_says_why(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = written(here, {"prompt": "the cat"}, {"prompt": " "}, {"prompt": 3}, {"zzz": "\x1b[31mwhy"})
+    source = written(here, {"prompt": "the cat"}, {"prompt": " "}, {"prompt": True}, {"zzz": "\x1b[31mwhy"})
     assert main(["data", source, "record=prompts", "--show", "9"]) == 2
     out, err = capsys.readouterr()
     assert "dropped: empty text 1" in out

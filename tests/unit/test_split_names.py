@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import PurePath
 
 import pytest
@@ -165,6 +166,25 @@ def test_files_of_a_source_are_what_they_or_else_their_folder_are_named_after(ro
 @pytest.mark.parametrize("root", ["test/here", "here/held_out", "here/train"])
 def test_a_file_that_says_no_split_beside_files_that_do_is_refused(root):
     with pytest.raises(
-        ConfigError, match=rf"^{root}: a/b\.jsonl is named as no split, and other files are; rename it to train, "
+        ConfigError,
+        match=rf"^{root}: a/b\.jsonl is named as no split, and a/train\.jsonl is train by the word 'train'; rename .*"
+        r"give split=train, split=validation or split=test",
     ):
         splits_of_names(PurePath(root), [PurePath(root, file) for file in (*NAMED, "a/b.jsonl")])
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [
+        (None, "détest.jsonl"),
+        (None, "DÉTEST.jsonl"),
+        (None, "déval.jsonl"),
+        (None, "čtrain.jsonl"),
+        ("test", "données_test.jsonl"),
+        ("train", "train-élèves.jsonl"),
+        ("test", "测试test.jsonl"),
+    ],
+)
+def test_letters_with_accents_are_letters_of_a_word(split, name, form):
+    assert split_of_name(PurePath(unicodedata.normalize(form, name))) == split
