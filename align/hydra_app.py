@@ -267,9 +267,8 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         names = choose[2].split()
         first = "quickstart" if "quickstart" in names else names[0]
         return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
-    text = text.replace(
-        "Cannot merge DictConfig with ListConfig", "a list is given where names with values are expected"
-    )
+    if "Cannot merge DictConfig with ListConfig" in text and (at := re.search(r"full_key: (\S+)", text)):
+        return f"{at[1]}: expected names with values, as '{at[1]}={{NAME: VALUE}}', got a list"
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
 
 

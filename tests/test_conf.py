@@ -478,7 +478,7 @@ def test_ppo_by_functions_alone_is_planned_with_a_value_model_from_the_policy(
     [
         ("sft: {num_train_epochs: 3}", "steps.sft.num_train_epochs: no such knob (did you mean steps.sft.num_epochs?)"),
         ("sft: {lora: 8}", "steps.sft.lora: expected its knobs, as in steps.sft.lora.rank=..., got 8"),
-        ("ppo: {reward_functions: [a]}", "a list is given where names with values are expected"),
+        ("ppo: {reward_functions: [a]}", "'steps.ppo.reward_functions={NAME: VALUE}', got a list"),
     ],
 )
 def test_a_pipeline_of_the_users_own_is_answered_as_the_command_line_is(
