@@ -269,6 +269,9 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
     if "Cannot merge DictConfig with ListConfig" in text and (at := re.search(r"full_key: (\S+)", text)):
         return f"{at[1]}: expected names with values, as '{at[1]}={{NAME: VALUE}}', got a list"
+    text = text.replace(  # of a YAML file, whose place Hydra does not say
+        "Cannot merge DictConfig with ListConfig", "a list is given where names with values are expected"
+    )
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
 
 

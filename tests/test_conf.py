@@ -473,12 +473,23 @@ def test_ppo_by_functions_alone_is_planned_with_a_value_model_from_the_policy(
     assert said.startswith("error: steps.ppo.update: expected joint, or a value_warmup_iterations above 0: ")
 
 
+@pytest.mark.parametrize("knob", ["reward_functions", "lora"])
+def test_a_list_where_names_have_values_is_refused_with_the_form(
+    here: Path, capsys: pytest.CaptureFixture[str], knob: str
+) -> None:
+    assert main(["plan", "pipeline=quickstart", f"steps.ppo.{knob}=[a]"]) == 2
+    key = f"steps.ppo.{knob}"
+    assert (
+        capsys.readouterr().err == f"error: {key}: expected names with values, as '{key}={{NAME: VALUE}}', got a list\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("step", "said"),
     [
         ("sft: {num_train_epochs: 3}", "steps.sft.num_train_epochs: no such knob (did you mean steps.sft.num_epochs?)"),
         ("sft: {lora: 8}", "steps.sft.lora: expected its knobs, as in steps.sft.lora.rank=..., got 8"),
-        ("ppo: {reward_functions: [a]}", "'steps.ppo.reward_functions={NAME: VALUE}', got a list"),
+        ("ppo: {reward_functions: [a]}", "a list is given where names with values are expected"),
     ],
 )
 def test_a_pipeline_of_the_users_own_is_answered_as_the_command_line_is(
