@@ -9,6 +9,7 @@ more; no gradient checkpointing; and the micro-batch size that was fastest in a 
 
     ratio           seconds of a step of TRL over ours
     loss_gap        largest difference of the two losses of the first step, nats a token
+    trl_loss_spread the same among TRL's own micro-batch sizes: what bf16 makes of another split of one batch
     peak_share      share of the machine's bf16 matrix product that our step reaches, at 6 FLOPs a parameter and token
     tokens_per_second, trl_tokens_per_second
 """
@@ -186,8 +187,9 @@ def main() -> None:
         (folder / "data").mkdir()
         write_rows(folder / "data", "train", rows)
         write_info(folder / "data", record="demonstrations", source="path:mine.jsonl", licence="yours", dropped={})
-        trials = {size: alone(theirs, folder / "model", rows, folder / "trl", size)[0] for size in MICRO_BATCHES}
-        best = min(trials, key=lambda size: trials[size])
+        trials = {size: alone(theirs, folder / "model", rows, folder / "trl", size) for size in MICRO_BATCHES}
+        best = min(trials, key=lambda size: trials[size][0])
+        their_losses = [loss for _, loss in trials.values()]
         mine, other, peaks, gaps = [], [], [], []
         for number in range(options.rounds or 5):
             peaks.append(peak_flops())
@@ -206,6 +208,7 @@ def main() -> None:
         {
             "ratio": statistics.median(b / a for a, b in zip(mine, other, strict=True)),
             "loss_gap": max(gaps),
+            "trl_loss_spread": max(their_losses) - min(their_losses),
             "peak_share": 6 * parameters * tokens / step / statistics.median(peaks),
             "tokens_per_second": tokens / step,
             "trl_tokens_per_second": tokens / their_step,
