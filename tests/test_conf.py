@@ -215,7 +215,7 @@ REFUSED = {
     ),
     "a minibatch that does not divide the rollout": (
         ["run", "pipeline=quickstart", "steps.ppo.minibatch_size=60"],
-        "2 steps.ppo.minibatch_size: expected a divisor of rollout_batch_size (128), got 60",
+        "2 steps.ppo.minibatch_size: expected a divisor of rollout_batch_size, 128 (give both), got 60",
     ),
     "a wrong kind of input": (
         ["run", "pipeline=quickstart", "steps.ppo.inputs.reward_model=sft"],

@@ -146,7 +146,7 @@ class Ppo(StageConfig):
             episodes % self.minibatch_size == 0,
             "minibatch_size",
             self.minibatch_size,
-            f"a divisor of rollout_batch_size ({episodes}); give both",
+            f"a divisor of rollout_batch_size, {episodes} (give both)",
         )
         require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
         require(0 < self.clip_range < 1, "clip_range", self.clip_range, "a number between 0 and 1")

@@ -71,7 +71,7 @@ def test_prompts_that_are_too_long_are_counted(
     given = {"model": "sft", "prompts": few, "reward_model": "reward"}
     assert scores(finished, tmp_path / "run", given, num_prompts=None)["prompts"] == 8.0
     assert (
-        "1 of 9 prompts left out: with 12 new tokens they are longer than a model's context" in capsys.readouterr().err
+        "1 of 9 prompts left out: with 8 new tokens they are longer than a model's context" in capsys.readouterr().err
     )
 
 
