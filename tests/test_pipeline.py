@@ -215,7 +215,7 @@ MARKS = {
     "tokenizer": "out",
     "tokens": "out",
     "pretrain": "checkpoints/step-[3-9]",
-    "sft": "trainer/checkpoint-[3-9]/align.json",
+    "sft": "checkpoints/step-[3-9]",
     "compare": "out",
     "reward": "checkpoints/step-[2-9]",
     "ppo": "checkpoints/step-[2-5]",

@@ -255,15 +255,13 @@ def put(model: PreTrainedModel, name: str, weights: AdapterWeights) -> None:
     """Put an adapter with its weights into a model.
 
     Raises:
-        ConfigError: it does not fit the model, or peft cannot read it back.
+        ConfigError: it does not fit the model.
     """
     inject(model, name, replace(weights, head={}).config())  # the head is the caller's
     places = {key: value for key, value in model.named_parameters() if adapter_of(key) == name}
     state = {_in_model(key, name): value for key, value in weights.state().items()}
-    if odd := places.keys() ^ state.keys():
-        raise ConfigError(
-            f"{model.config.model_type}: peft has no place for {min(odd)} of a saved adapter; give lora.rank=null"
-        )
+    if odd := places.keys() ^ state.keys():  # peft finds layers by the end of their names, and may find others
+        raise ConfigError(f"{weights.base}: an adapter on it does not fit it: {min(odd)} is in one of them alone")
     with torch.no_grad():
         for key, place in places.items():
             if place.shape != state[key].shape:

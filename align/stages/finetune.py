@@ -88,8 +88,8 @@ def _model(cfg: Finetune, folder: Path, goal: Goal, job: Job) -> tuple[TaskModel
 def _tell(goal: Goal, num_cut: int, rows: dict[str, list[Row]], context: int, job: Job) -> None:
     if num_cut:
         job.info(
-            f"{num_cut} rows are longer than the context of {context} tokens, and lose the end of their first text, or "
-            f"all of it and the end of the second"
+            f"{num_cut:,} of {sum(map(len, rows.values())):,} rows cut: longer than the context of {context:,} tokens, "
+            f"they lose the end of their first text, or all of it and the end of the second"
         )
     if len(goal.labels) == 2:
         job.info(f"f1 is of the class {goal.labels[1]!r}")

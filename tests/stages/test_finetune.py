@@ -192,7 +192,7 @@ def test_few_steps_and_cut_rows_are_said_first(model: Path, tmp_path: Path, caps
     run(inputs, tmp_path, task="entailment", num_epochs=1)
     said = capsys.readouterr().err
     assert "only 1 optimizer step: fewer than 50" in said
-    assert "1 rows are longer than the context of 32 tokens, and lose the end of their first text" in said
+    assert "1 of 8 rows cut: longer than the context of 32 tokens, they lose the end of their first text" in said
 
 
 def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked(model, tmp_path, passes) -> None:
