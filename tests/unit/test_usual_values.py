@@ -1,4 +1,4 @@
-"""What stands for a knob that is left open: rates, lengths, passes and checkpoints."""
+"""Defaults that depend on the model, the adapter or the machine: rates, lengths, passes, checkpoints."""
 
 from __future__ import annotations
 
