@@ -58,7 +58,7 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     train, dropped = _rankings(inputs, "train", tokenizer, length, job)
     held_out, _ = _rankings(inputs, "validation", tokenizer, length, job)
     if not train and not dropped:
-        raise ConfigError("inputs.data: it has no training rows; with split=train, align data makes all rows training rows")
+        raise ConfigError("inputs.data: it has no training rows; to train on all rows, give align data split=train")
     if not train:
         raise ConfigError(f"inputs.data: no ranking is left to learn from within {length:,} tokens")
     num_parameters, adapters = model.classifier.num_parameters(), None
