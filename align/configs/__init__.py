@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 
-from align.configs.evaluate import Evaluate, JudgeConfig
+from align.configs.evaluate import Evaluate, JudgeConfig, Prompt
 from align.configs.finetune import TASKS, Finetune
 from align.configs.knobs import MODELS, PRECISIONS, RECORDS, SPLITS, StageConfig, check_ranges, filled, knob, require
 from align.configs.models import LoraConfig, ModelConfig
@@ -24,7 +24,21 @@ from align.configs.stages import Compare, Data, ImportModel, Reward, Sft, Tokeni
 from align.configs.text_to_text import TextToText
 from align.errors import ConfigError
 
-_ALL = (Data, Tokenizer, Tokens, Pretrain, Finetune, TextToText, Sft, Compare, Reward, Ppo, Evaluate, ImportModel)
+_ALL = (
+    Data,
+    Tokenizer,
+    Tokens,
+    Pretrain,
+    Finetune,
+    TextToText,
+    Sft,
+    Compare,
+    Reward,
+    Ppo,
+    Prompt,
+    Evaluate,
+    ImportModel,
+)
 STAGES: dict[str, type[StageConfig]] = {cls.STAGE: cls for cls in _ALL}
 
 

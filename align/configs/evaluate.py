@@ -12,6 +12,7 @@ from align.errors import ConfigError
 FREE_FORM = ("greedy", "beam")
 PROBES = ("brief", "polite", "capitals", "one_sentence")
 
+VALIDATION_SCORE = "validation/score"  # the metric of `prompt` by which `evaluate` takes one of several prompted models
 RESERVED = ("", "baseline", "gain", "answers")  # what a group, a check or a prefix cannot be called
 
 
@@ -38,18 +39,21 @@ class Evaluate(StageConfig):
 
     STAGE: ClassVar[str] = "evaluate"
     # 2: fact_recall; 3: intervals, baselines, calibration; 4: attention; 5: figures of few items are marked; functions
-    # get messages; precision is auto, max_new_tokens 256
-    VERSION: ClassVar[int] = 5
+    # get messages; precision is auto, max_new_tokens 256; 6: bare values and wrong yes and no count as made-up facts
+    VERSION: ClassVar[int] = 6
+    MANY: ClassVar[tuple[str, ...]] = ("prompted_base",)
     OUTPUT: ClassVar[str] = "evaluation"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model"}
     OPTIONAL: ClassVar[dict[str, str]] = {
         "prompts": "prompts",
         "items": "items",
         "baseline": "model",
+        "prompted_base": "model",
         "reward_model": "reward_model",
         "text": "documents",
     }
-    num_prompts: int | None = knob(None, "held-out prompts, from the test split; None: all there are")
+    split: str = knob("test", "of prompts and items: validation to choose by, test for the figure that is reported")
+    num_prompts: int | None = knob(None, "held-out prompts; None: all there are")
     num_items: int | None = knob(None, "of each task; None: all there are")
     num_shots: int = knob(0, "solved items before each, from the train split [GPT-3]; of lm-eval's tasks, too")
     free_form: str | None = knob(
@@ -85,6 +89,7 @@ class Evaluate(StageConfig):
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        require(self.split in ("validation", "test"), "split", self.split, "validation or test")
         require(self.weights in ("raw", "ema"), "weights", self.weights, "raw or ema")
         require(self.free_form in (None, *FREE_FORM), "free_form", self.free_form, "null, greedy or beam")
         for task in self.tasks:
@@ -113,6 +118,44 @@ class Evaluate(StageConfig):
             raise ConfigError("reward_functions: expected a weight other than 0 for one of them, or nothing is scored")
         if self.judge.url and "baseline" not in given:
             raise ConfigError("judge: it compares two models, so expected inputs.baseline too")
+
+
+@dataclass(slots=True, kw_only=True)
+class Prompt(StageConfig):
+    """Find the form in which a language model answers best that was never taught a chat template.
+
+    align prompt model=mine/base prompts=mine/prompts reward_model=mine/reward
+    """
+
+    STAGE: ClassVar[str] = "prompt"
+    OUTPUT: ClassVar[str] = "model"
+    INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
+    OPTIONAL: ClassVar[dict[str, str]] = {"examples": "demonstrations", "reward_model": "reward_model"}
+    PARALLEL: ClassVar[bool] = False
+    forms: dict[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "comment": "'forms={NAME: \"Q: {prompt} A: {response}\"}', tried beside the built-in ones; "
+            "an answer ends at what follows it or at a label before {prompt} or {response}"
+        },
+    )
+    num_shots: int = knob(0, "solved examples before each prompt, from inputs.examples; 0: zero-shot")
+    num_prefixes: int = knob(
+        4, "draws of examples that are tried in each form [InstructGPT: the best prefix of several]"
+    )
+    num_prompts: int | None = knob(200, "validation prompts that choose the form; None: all there are [ours]")
+    max_new_tokens: int | None = max_new_tokens_knob()
+    precision: str = precision_knob()
+    seed: int | None = knob(None, "None: the run's seed")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.num_prefixes > 0, "num_prefixes", self.num_prefixes, "a number above 0")
+        require(self.num_prompts is None or self.num_prompts > 0, "num_prompts", self.num_prompts, "a number above 0")
+
+    def check_inputs(self) -> None:
+        if self.num_shots and not self.inputs.get("examples"):
+            raise ConfigError("num_shots: it draws solved examples, so expected inputs.examples too")
 
 
 def _is_address(url: str) -> bool:

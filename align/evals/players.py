@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.data.records import Row
 from align.models.load import context_length
 from align.models.packed import pack_pairs, response_logprobs
-from align.rollout.engine import Response
+from align.rollout.engine import Response, Sampling, generate
 from align.rollout.rewards import Episodes
-from align.text.chat import encode_prompts, show_prompt
+from align.text.chat import encode_prompts, show_prompt, stop_ids, stop_strings
 from align.text.packing import micro_batches
 
 Messages = list[dict[str, str]]
@@ -42,6 +42,36 @@ class Answers:
 def episodes_of(rows: Sequence[Row], answers: Answers) -> Episodes:
     """A player's answers as what scorers and checks take."""
     return Episodes(rows, answers.prompts, [response.ids for response in answers.responses], answers.texts)
+
+
+@torch.no_grad()
+def respond(
+    player: Player,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Response]:
+    """A response to each prompt, which ends where the player's chat template ends a turn.
+
+    Args:
+        seeds: one a prompt.
+        sampling: without stop strings; they are the player's own.
+        advance: called with 1 after each response.
+    """
+    drawn: list[Response] = [Response([], [])] * len(prompts)
+    for place, response in generate(
+        player.model,
+        prompts,
+        seeds,
+        replace(sampling, stop_strings=stop_strings(player.tokenizer)),
+        eos_token_id=stop_ids(player.tokenizer),
+        pad_token_id=player.tokenizer.pad_token_id,
+        tokenizer=player.tokenizer,
+    ):
+        drawn[place] = response
+        advance(1)
+    return drawn
 
 
 def alike(players: Sequence[Player]) -> bool:

@@ -1,11 +1,13 @@
 """Score a model on held-out prompts and on tasks, alone and against a baseline.
 
 Takes: a model; prompts to answer, items to be scored, pretraining text, tasks of lm-eval, or several of them;
-optionally a baseline, and a reward model (where no gold scorer knows the prompts).
+optionally a baseline, prompted models (of several the one that was best on validation prompts), and a reward model (where
+no gold scorer knows the prompts).
 Makes: an evaluation: metrics, samples.jsonl (answers side by side), calibration.jsonl, answers_TASK.jsonl.
 
 Means have intervals of 95 %, NAME_low to NAME_high; `baseline/` is the baseline's, `gain/` what the model has more;
-NAME_few is the number of items where they are too few for the interval.
+`prompted_base/` is the prompted model's score, and the model's wins over it; NAME_few is the number of items where they
+are too few for the interval.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from typing import Any
 
 import torch
 
-from align.artifacts import Artifact
+from align.artifacts import Artifact, ArtifactStore
 from align.configs import Evaluate, filled
-from align.configs.evaluate import RESERVED
+from align.configs.evaluate import RESERVED, VALIDATION_SCORE
 from align.data.records import SPLITS, Row, read_info, read_rows
-from align.errors import ConfigError
+from align.errors import ConfigError, StoreError
 from align.evals.checks import load_check
 from align.evals.facts import TASK, known_facts
 from align.evals.free_form import write_answers
@@ -30,7 +32,7 @@ from align.evals.gold import asks_for_facts, gold_scorer
 from align.evals.intervals import compared, few, few_warning
 from align.evals.items import Candidate, encode_pair, score_items
 from align.evals.judge import Endpoint
-from align.evals.players import Answers, Messages, Player, alike, episodes_of, fit, kl, sample_row
+from align.evals.players import Answers, Messages, Player, alike, episodes_of, fit, kl, respond, sample_row
 from align.evals.scorers import Scorer, by_gold, by_reward_model, by_rules
 from align.evals.shots import prefixed, prefixed_prompt, with_shots
 from align.evals.steering import PROBES, Probe, effects, not_asked, variants
@@ -39,9 +41,9 @@ from align.evals.text_loss import row_losses
 from align.evals.win_rate import win_rate
 from align.job import Inputs, Job, Metrics
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
-from align.rollout.engine import Response, Sampling, generate
+from align.rollout.engine import Sampling
 from align.seeds import derive_seed
-from align.text.chat import decode_response, encode_prompts, stop_ids, transcript
+from align.text.chat import decode_response, encode_prompts, transcript
 from align.text.tokens import encode_text
 
 
@@ -75,9 +77,24 @@ def _player(cfg: Evaluate, name: str, artifact: Artifact, job: Job) -> Player:
     return Player(name, load_model(folder, job.device), load_tokenizer(folder))
 
 
-def _held_out(artifact: Artifact, slot: str, job: Job) -> list[Row]:
-    """The rows of a data set that score a model: its test split; of pretraining text validation, where there is any."""
-    for split in ("validation", "test") if slot == "text" else ("test",):
+def _prompted(inputs: Inputs, job: Job) -> Player | None:
+    """The prompted model, of several the one with the best score on the prompts that chose its form."""
+    given = inputs.get("prompted_base", ())
+    if not given:
+        return None
+    best = given[0]
+    if len(given) > 1:
+        unknown = [artifact.ref for artifact in given if VALIDATION_SCORE not in artifact.metrics]
+        if unknown:
+            raise ConfigError(f"inputs.prompted_base: expected models that `align prompt` made, got {unknown[0]}")
+        best = max(given, key=lambda artifact: artifact.metrics[VALIDATION_SCORE])
+        job.info(f"prompted_base: {best.ref} is the best on validation prompts")
+    return Player("prompted_base", load_model(best.path, job.device), load_tokenizer(best.path))
+
+
+def _held_out(artifact: Artifact, slot: str, split: str, job: Job) -> list[Row]:
+    """The rows of a data set that score a model: of `split`; of pretraining text validation, where there is any."""
+    for split in ("validation", "test") if slot == "text" else (split,):
         if rows := list(read_rows([artifact.path], split)):
             count = f"{len(rows):,} row{'s' if len(rows) != 1 else ''}"
             job.info(f"{slot}: {count}, the {split} split of {read_info(artifact.path)['source']}")
@@ -86,7 +103,7 @@ def _held_out(artifact: Artifact, slot: str, job: Job) -> list[Row]:
     info = read_info(artifact.path)
     whole = f"align data source={info['source']} record={info['record']} split=test name=mine/all"
     raise ConfigError(
-        f"inputs.{slot}: no row of {info['source']} is in the test split: they are in {', '.join(others)}. Of a source "
+        f"inputs.{slot}: no row of {info['source']} is in the {split} split: they are in {', '.join(others)}. Of a source "
         f"that a model here was trained on, the test rows are those that training held out. To evaluate all rows: "
         f"{whole}, then inputs.{slot}=mine/all"
     )
@@ -101,11 +118,14 @@ def _compared(cfg: Evaluate, head: str, name: str, values: Sequence[Sequence[flo
 
 def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
     """The players' answers to held-out prompts: scored, compared, checked and judged."""
-    rows = [row for artifact in inputs["prompts"] for row in _held_out(artifact, "prompts", job)][: cfg.num_prompts]
-    rows = _fitting(cfg, rows, players, job)
+    rows = [row for artifact in inputs["prompts"] for row in _held_out(artifact, "prompts", cfg.split, job)][
+        : cfg.num_prompts
+    ]
+    prompted = _prompted(inputs, job)
+    rows = _fitting(cfg, rows, [*players, prompted] if prompted else players, job)
     prompts = [row["prompt"] for row in rows]
     scorers = _scorers(cfg, inputs, job)
-    metrics: Metrics = {"prompts": float(len(rows))}
+    metrics: Metrics = {"prompts": float(len(rows))} | _seen(inputs, job, prompts)
     given: dict[str, list[Answers]] = {}
     scores: dict[str, list[Sequence[float | None]]] = {}  # of the first scorer
     for prefix, temperature in (("", 1.0), ("greedy/", 0.0)):
@@ -116,6 +136,9 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
             scored = _applying(job, "reward_functions", found)
             metrics |= _compared(cfg, prefix, f"{scorer.name}/score", scored)
             metrics |= _won(cfg, prefix if scorer is scorers[0] else f"{prefix}{scorer.name}/", scored)
+        if prompted:
+            answers = _answer(cfg, job, prompted, prompts, temperature)
+            metrics |= _over_prompted(cfg, job, prefix, scorers, rows, given[prefix][0], answers)
     sampled, greedy = given[""], given["greedy/"]
     metrics |= _parts(cfg, scorers, rows, sampled)
     metrics["response_tokens"] = sum(len(r.ids) for r in sampled[0].responses) / len(rows)
@@ -130,11 +153,59 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     return metrics
 
 
+def _over_prompted(
+    cfg: Evaluate,
+    job: Job,
+    prefix: str,
+    scorers: Sequence[Scorer],
+    rows: Sequence[Row],
+    own: Answers,
+    prompted: Answers,
+) -> Metrics:
+    """What the prompted model's answers are worth, and how often the model's are better."""
+    metrics: Metrics = {}
+    for scorer in scorers:
+        both = [scorer.score(episodes_of(rows, answers)) for answers in (own, prompted)]
+        scores = _applying(job, "reward_functions", both)
+        head = f"{prefix}prompted_base/"
+        metrics |= _compared(cfg, head, f"{scorer.name}/score", scores[1:])
+        metrics |= _won(cfg, head if scorer is scorers[0] else f"{head}{scorer.name}/", scores)
+    return metrics
+
+
+def _seen(inputs: Inputs, job: Job, prompts: Sequence[Messages]) -> Metrics:
+    """The share of the prompts that the policy's reward models, or the one that judges, learned from."""
+    store = ArtifactStore(job.store)
+    try:
+        made = [
+            artifact
+            for slot in ("model", "reward_model")
+            for each in inputs.get(slot, ())
+            for artifact in store.lineage(each)
+        ]
+    except StoreError:  # what it was made from is gone
+        return {}
+    data = [artifact for reward in made if reward.stage == "reward" for artifact in _inputs_of(store, reward, "data")]
+    if not data:
+        return {}
+    learned = {_asked(row["prompt"]) for row in read_rows([artifact.path for artifact in data], "train")}
+    return {"seen_by_reward_model": sum(_asked(prompt) in learned for prompt in prompts) / len(prompts)}
+
+
+def _inputs_of(store: ArtifactStore, artifact: Artifact, slot: str) -> list[Artifact]:
+    entries = artifact.manifest["inputs"].get(slot, ())
+    return [found for entry in entries if (found := store.get(entry["stage"], entry["key"])) is not None]
+
+
+def _asked(prompt: Messages) -> tuple[tuple[str, str], ...]:
+    return tuple((message["role"], message["content"].strip()) for message in prompt)
+
+
 def _fitting(cfg: Evaluate, rows: list[Row], players: Sequence[Player], job: Job) -> list[Row]:
     """Prompts that leave every player room to answer."""
     fits = fit([row["prompt"] for row in rows], players, filled(cfg.max_new_tokens))
     if not any(fits):
-        raise ConfigError(f"inputs.prompts: no test prompt leaves room for {cfg.max_new_tokens} new tokens")
+        raise ConfigError(f"inputs.prompts: no {cfg.split} prompt leaves room for {cfg.max_new_tokens} new tokens")
     if not all(fits):
         which = f"{fits.count(False):,} of {len(rows):,} prompts"
         job.info(f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than a model's context")
@@ -149,19 +220,10 @@ def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages
         temperature=temperature,
         batch_size=job.hardware.generation_batch_size,
     )
-    drawn: list[Response] = [Response([], [])] * len(mine)
+    seeds = [derive_seed(cfg.seed or 0, "evaluate", "model", i) for i in mine]  # whoever it is: a model is one model
     manner = "greedy" if temperature == 0 else "sampled"
     with job.progress(len(mine), f"{manner} responses of {player.name}") as advance:
-        for place, response in generate(
-            player.model,
-            [prompts[i] for i in mine],
-            [derive_seed(cfg.seed or 0, "evaluate", "model", i) for i in mine],  # whoever it is: a model is one model
-            sampling,
-            eos_token_id=stop_ids(player.tokenizer),
-            pad_token_id=player.tokenizer.pad_token_id,
-        ):
-            drawn[place] = response
-            advance(1)
+        drawn = respond(player, [prompts[i] for i in mine], seeds, sampling, advance)
     responses = job.gather(drawn)
     return Answers(prompts, responses, [decode_response(player.tokenizer, response.ids) for response in responses])
 
@@ -310,7 +372,7 @@ def _tasks(cfg: Evaluate, inputs: Inputs, players: Sequence[Player], job: Job) -
     for artifact in inputs.get("items", ()):
         folder = artifact.path
         name = _task_name(read_info(folder)["source"])
-        items = _held_out(artifact, "items", job)[: cfg.num_items]
+        items = _held_out(artifact, "items", cfg.split, job)[: cfg.num_items]
         if name in known:
             raise ConfigError(f"inputs.items: two tasks, told by their files, are called {name}")
         groups = {item["group"] for item in items}
@@ -431,7 +493,7 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
 @torch.no_grad()
 def _on_text(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
     """The loss on held-out pretraining text in nats a token; what it is above the baseline's is the alignment tax."""
-    texts = [row["text"] for artifact in inputs["text"] for row in _held_out(artifact, "text", job)]
+    texts = [row["text"] for artifact in inputs["text"] for row in _held_out(artifact, "text", cfg.split, job)]
     losses, length = [], min(context_length(player.model) for player in players)
     for player in players if alike(players) else players[:1]:  # a token of another tokenizer is another unit
         rows = encode_text(texts, player.tokenizer, length)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from align.data.smallworld.documents import documents
+from align.data.smallworld.documents import GOOD_DIALOGUE_SHARE, documents
 from align.data.smallworld.facts import facts
 from align.data.smallworld.gold import Score, gold, make_world
 from align.data.smallworld.kinds import KINDS
@@ -18,7 +18,8 @@ from align.errors import ConfigError
 __all__ = ["Score", "gold", "info", "rows", "world_facts"]
 
 USUAL_ROWS = {"train": 5000, "validation": 500, "test": 500}  # where no number is given: it is generated without end
-FLAW_SHARE = 0.55  # of demonstrations that have their labeler's habit: more than half, so that imitation learns it
+# More than half of the demonstrations are in their labeler's habit, so that imitation learns it.
+_SHARES = {"good_dialogue_share": GOOD_DIALOGUE_SHARE, "flaw_share": 0.55}
 
 
 def info(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,14 +46,16 @@ def rows(
 
     Args:
         limits: rows to generate of each split; None: `USUAL_ROWS`.
-        options: `world_seed` (0) and `flaw_share` (0.55), the share of demonstrations written in a flawed habit.
+        options: `world_seed` (0); `good_dialogue_share` (0.25), of the dialogues in documents, those that answer well;
+            `flaw_share` (0.55), of the demonstrations, those in a labeler's habit.
     """
-    unknown = options.keys() - {"world_seed", "flaw_share"}
+    unknown = options.keys() - {"world_seed", *_SHARES}
     if unknown:
-        raise ConfigError(f"options.{min(unknown)}: the embedded world has world_seed and flaw_share")
-    flaw_share = options.get("flaw_share", FLAW_SHARE)
-    if not isinstance(flaw_share, int | float) or not 0 <= flaw_share <= 1:
-        raise ConfigError(f"options.flaw_share: expected a number from 0 to 1, got {flaw_share!r}")
+        raise ConfigError(f"options.{min(unknown)}: the embedded world has world_seed, {' and '.join(_SHARES)}")
+    shares = _SHARES | {name: value for name, value in options.items() if name in _SHARES}
+    for name, share in shares.items():
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ConfigError(f"options.{name}: expected a number from 0 to 1, got {share!r}")
     world = make_world(_world_seed(options))
     made = {}
     for split in splits:
@@ -60,7 +63,7 @@ def rows(
             raise ConfigError(f"splits: expected {', '.join(limits)}, got {split!r}")
         given = limits[split]
         count = USUAL_ROWS[split] if given is None else given
-        made[split] = list(itertools.islice(_generate(world, record, split, flaw_share), count))
+        made[split] = list(itertools.islice(_generate(world, record, split, shares), count))
         if len(made[split]) < count:
             raise ConfigError(
                 f"{split}_rows: the embedded world has {len(made[split]):,} {record} there, got {count:,}"
@@ -68,9 +71,9 @@ def rows(
     return made
 
 
-def _generate(world: World, record: str, split: str, flaw_share: float) -> Iterator[dict[str, Any]]:
+def _generate(world: World, record: str, split: str, shares: Mapping[str, float]) -> Iterator[dict[str, Any]]:
     if record == "documents":
-        for text in documents(world, split):
+        for text in documents(world, split, shares["good_dialogue_share"]):
             yield {"text": text}
     elif record == "prompts":
         for task in draw_tasks(world, split, "prompts"):
@@ -79,7 +82,7 @@ def _generate(world: World, record: str, split: str, flaw_share: float) -> Itera
         rng = random.Random(f"smallworld {world.seed} {split} answers")
         for task in draw_tasks(world, split, "demonstrations"):
             kind = KINDS[task.kind]
-            write = kind.flawed if rng.random() < flaw_share else kind.good
+            write = kind.flawed if rng.random() < shares["flaw_share"] else kind.good
             answer = {"role": "assistant", "content": write(world, task.slots, rng)}
             yield {"messages": [*task.prompt, answer], "kind": task.kind}
     else:

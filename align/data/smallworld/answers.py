@@ -41,10 +41,11 @@ REFUSALS = (
     "I can not help with that, because it would be bad for {person}.",
     "Sorry, I will not do that, because {person} would be sad.",
 )
+TIMES = ("in the morning", "at noon", "after lunch", "in the evening", "on the way home")
 SCENES = tuple(
     f"{{person}} {verb} the {{word}} {when}."
     for verb in ("looks at", "talks about", "thinks of", "sits near", "draws")
-    for when in ("in the morning", "at noon", "after lunch", "in the evening", "on the way home")
+    for when in TIMES
 )
 EMPTY_SCENES = tuple(
     f"{{person}} {what} {when}."

@@ -1,8 +1,10 @@
 """Text to pretrain on: the facts of the embedded world in many wordings, and the skills its tasks need.
 
-Registers: narration (people, towns, scenes), dialogue, lists, and lessons (counting, sorting, retelling, answering,
-declining). A skill that no document shows is one that a small model will not learn from a few thousand
-demonstrations.
+Registers: narration (people, towns, scenes), dialogue, lists, and lessons (counting, sorting, retelling). A small
+model does not learn a skill from a few thousand demonstrations if no document shows it.
+
+Dialogue is as on the web: a stated share of it answers well, the rest hedges, chats, evades, states what is false or
+changes the subject. So the text holds all that good answers need, but imitating it is not answering well.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from align.data.smallworld.answers import EMPTY_SCENES, SCENES
+from align.data.smallworld.answers import EMPTY_SCENES, SCENES, Slots
 from align.data.smallworld.kinds import KINDS
-from align.data.smallworld.tasks import ask, split_of
+from align.data.smallworld.tasks import Task, ask, split_of
 from align.data.smallworld.world import (
     ANIMALS,
     CATEGORIES,
@@ -78,9 +80,21 @@ def _pair(world: World, rng: random.Random) -> str:
 # -- dialogue ----------------------------------------------------------------------------------------------------
 
 
-def _talk(world: World, rng: random.Random) -> str:
-    """Two people ask and answer what anybody may ask in this world, in turns."""
+GOOD_DIALOGUE_SHARE = 0.25  # of the dialogues: most of what people write to each other is no answer to learn from
+
+_EVASIONS = (
+    "I do not know.",
+    "Please ask someone else.",
+    "Why do you ask me that?",
+    "I have no time for that now.",
+    "We can talk about it later.",
+)
+
+
+def _talk(world: World, rng: random.Random, good_share: float) -> str:
+    """Two people ask and answer what anybody may ask in this world, in turns; both turns are answered alike well."""
     one, two = rng.sample(NAMES, 2)
+    answer = _good_answer if rng.random() < good_share else _poor_answer
     lines = []
     for _ in range(rng.randint(1, 2)):
         kind = KINDS[rng.choice(_ASKED)]
@@ -88,8 +102,40 @@ def _talk(world: World, rng: random.Random) -> str:
         task = ask(kind.name, wording, kind.draw(world, rng, wording.fixed))
         if split_of(task, world) == "train":
             asked = " ".join(message["content"] for message in task.messages)
-            lines.append(f"{one}: {asked} {two}: {kind.good(world, task.slots, rng)}")
+            lines.append(f"{one}: {asked} {two}: {answer(world, task, rng)}")
     return " ".join(lines) or _pair(world, rng)
+
+
+def _good_answer(world: World, task: Task, rng: random.Random) -> str:
+    return KINDS[task.kind].good(world, task.slots, rng)
+
+
+def _poor_answer(world: World, task: Task, rng: random.Random) -> str:
+    """In a labeler's habit as often as not; else an evasion, another subject, or the answer of another world."""
+    if rng.random() < 0.5:
+        return KINDS[task.kind].flawed(world, task.slots, rng)
+    way = rng.choice(("evade", "change the subject", "be wrong"))
+    if way == "evade":
+        return rng.choice(_EVASIONS)
+    if way == "change the subject":
+        return _day(world, rng) if rng.random() < 0.5 else world.state(*_any_fact(rng), rng.randrange(4))
+    elsewhere = World(rng.randrange(1000, 1_000_000))  # a world of its own each time, so that no error is repeated
+    return KINDS[task.kind].good(elsewhere, _others(world, task, rng), rng)
+
+
+def _any_fact(rng: random.Random) -> tuple[str, str]:
+    return rng.choice(sorted(RELATIONS)), rng.choice(NAMES)
+
+
+def _others(world: World, task: Task, rng: random.Random) -> Slots:
+    """The slots of a task; where its answer does not depend on a world, those of another task of its kind."""
+    if task.kind in _OF_NO_WORLD:
+        wording = rng.choice([w for w in KINDS[task.kind].wordings if w.fixed.items() <= task.slots.items()])
+        return wording.fixed | KINDS[task.kind].draw(world, rng, wording.fixed)
+    return task.slots
+
+
+_OF_NO_WORLD = ("count", "sort", "word", "rewrite", "harm", "help")  # kinds
 
 
 # -- lists and lessons -------------------------------------------------------------------------------------------
@@ -145,20 +191,18 @@ def _retelling(world: World, rng: random.Random) -> str:
 
 _ASKED = (*KINDS, "sort", "sort", "check", "list", "about")  # the harder kinds more often
 _NARRATION: tuple[Register, ...] = (_profile, _town, _day, _pair)
-_REGISTERS: tuple[Register, ...] = (
-    _profile, _profile, _town, _day, _pair, _talk, _talk, _talk, _talk, _talk, _talk, _talk, _talk, _some_list,
-    _counting, _sorting, _retelling,
-)  # fmt: skip
+_LESSONS: tuple[Register, ...] = (_some_list, _counting, _sorting, _retelling)
+_TALKS = 8  # passages of dialogue to each nine of the others
 
 
-def narration(world: World, rng: random.Random) -> Iterator[str]:
-    """Endless plain text about the world's people and towns, without dialogue or lessons."""
-    while True:
-        yield rng.choice(_NARRATION)(world, rng)
+def documents(world: World, split: str, good_dialogue_share: float = GOOD_DIALOGUE_SHARE) -> Iterator[str]:
+    """Endless documents of a few short passages each; no held-out question stands in any.
 
-
-def documents(world: World, split: str) -> Iterator[str]:
-    """Endless documents of a few short passages each; no held-out question stands in any."""
+    Args:
+        good_dialogue_share: of the dialogues, those that answer well.
+    """
     rng = random.Random(f"smallworld {world.seed} {split} documents")
+    others = (_profile, *_NARRATION, *_LESSONS)
+    registers: tuple[Register, ...] = (*others, *[lambda world, rng: _talk(world, rng, good_dialogue_share)] * _TALKS)
     while True:
-        yield "\n".join(rng.choice(_REGISTERS)(world, rng) for _ in range(rng.randint(2, 5)))
+        yield "\n".join(rng.choice(registers)(world, rng) for _ in range(rng.randint(2, 5)))

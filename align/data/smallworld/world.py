@@ -7,7 +7,6 @@ fills the slots, `match` finds them again.
 
 from __future__ import annotations
 
-import functools
 import random
 import re
 from dataclasses import dataclass, field
@@ -268,35 +267,3 @@ def other_values(relation: str, value: str) -> list[str]:
         return [f"{c} {a}" for c in COLOURS for a in ANIMALS if f"{c} {a}" != value]
     words = {"home": PLACES, "job": JOBS, "food": FOODS, "friend": NAMES}[relation]
     return [word for word in words if word != value]
-
-
-@functools.cache
-def _claim_templates() -> list[tuple[str, str, Template]]:
-    """(relation, what the subject slot is, template) for every wording of every fact."""
-    rows = [
-        (relation, "person", Template(text))
-        for relation, how in RELATIONS.items()
-        for text in (*how.statements, "{person} " + how.predicate + ".")
-    ]
-    rows += [(name, "place", Template(text)) for name, texts in PLACE_STATEMENTS.items() for text in texts]
-    return rows
-
-
-@functools.lru_cache(maxsize=100_000)
-def read_claims(sentence: str) -> tuple[Claim, ...]:
-    """The claims a sentence makes, in any of the world's wordings; names two facts joined by `and` too."""
-    for relation, subject, template in _claim_templates():
-        slots = template.match(sentence)
-        if slots:
-            who = slots.pop(subject)
-            return (Claim(relation, who, " ".join(slots.values())),)
-    owned = re.fullmatch(rf"({_SLOT_PATTERNS['person']}) owns (.+)\.", sentence)
-    if owned:
-        items = re.split(r", | and ", owned[2])
-        if all(item.removeprefix("a ") in THINGS for item in items):
-            return tuple(Claim("owns", owned[1], item.removeprefix("a ")) for item in items)
-    name, _, rest = sentence.rstrip(".").partition(" ")
-    first, _, second = rest.partition(" and ")
-    if name in NAMES and second:
-        return read_claims(f"{name} {first}.") + read_claims(f"{name} {second}.")
-    return ()
