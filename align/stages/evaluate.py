@@ -41,7 +41,7 @@ from align.job import Inputs, Job, Metrics
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
 from align.rollout.engine import Response, Sampling, generate
 from align.seeds import derive_seed
-from align.text.chat import decode_response, encode_prompts, stop_ids, transcript
+from align.text.chat import decode_response, encode_prompts, stop_ids, stop_strings, transcript
 from align.text.tokens import encode_text
 
 
@@ -148,6 +148,7 @@ def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages
         max_new_tokens=filled(cfg.max_new_tokens),
         temperature=temperature,
         batch_size=job.hardware.generation_batch_size,
+        stop_strings=stop_strings(player.tokenizer),
     )
     drawn: list[Response] = [Response([], [])] * len(mine)
     manner = "greedy" if temperature == 0 else "sampled"
@@ -159,6 +160,7 @@ def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages
             sampling,
             eos_token_id=stop_ids(player.tokenizer),
             pad_token_id=player.tokenizer.pad_token_id,
+            tokenizer=player.tokenizer,
         ):
             drawn[place] = response
             advance(1)
