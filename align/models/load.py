@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from align.errors import ConfigError
 from align.models.attention import ATTENTION
 from align.models.lora import merge_adapter, read_adapter
 from align.models.padded import is_padded, read_padded
-from align.text.chat import stop_ids
+from align.text.chat import keep_stop_strings, stop_ids, stop_strings
 
 disable_progress_bar()  # loading a model is not what anybody waits for
 
@@ -110,7 +111,7 @@ def check_attention(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model or tokenizer artifact.
+    """The tokenizer of a model or tokenizer artifact, with the stop strings of its generation_config.json.
 
     Raises:
         ConfigError: its padding token is its end-of-text token, so that masks would erase the end of every text.
@@ -120,6 +121,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ConfigError(
             f"{folder}: its tokenizer has no padding token apart from end-of-text; import it with hf: or path:"
         )
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        keep_stop_strings(tokenizer, json.loads(generation.read_text()).get("stop_strings"))
     return tokenizer
 
 
@@ -139,14 +143,16 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """A folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` open.
 
     The weights are left rounded to the precision they are stored in. Of what the model's publisher wrote down for
-    `generate`, only the tokens are kept, in step with the tokenizer: sampling settings are the stages' own.
+    `generate`, only where text ends is kept, in step with the tokenizer: sampling settings are the stages' own.
     """
     ends = stop_ids(tokenizer)
+    strings = stop_strings(tokenizer)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=ends if len(ends) > 1 else ends[0],
         pad_token_id=tokenizer.pad_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
+        stop_strings=list(strings) if strings else None,
     )
     save_weights(model, folder)
     tokenizer.save_pretrained(folder)

@@ -43,15 +43,14 @@ def make_samples(
     prompts: list[list[int]],
     responses: list[list[int]],
     logprobs: Sequence[Sequence[float]],
-    stops: Sequence[int],
+    ended: Sequence[bool],
     device: torch.device,
 ) -> Samples:
-    """Pad what the engine gave; the tokens that end a response, `stops`, are looked for in the response alone."""
+    """Pad what the engine gave; `ended` says of each response whether it ended by itself and was not cut off."""
     lengths = torch.tensor([len(response) for response in responses], device=device)
     mask = torch.arange(int(lengths.max()), device=device)[None, :] < lengths[:, None]
     flat = torch.tensor([logprob for row in logprobs for logprob in row], device=device)
-    ended = torch.tensor([response[-1] in stops for response in responses], device=device)
-    return Samples(ids, prompts, responses, padded(flat, mask), mask, ended)
+    return Samples(ids, prompts, responses, padded(flat, mask), mask, torch.tensor(ended, device=device))
 
 
 def padded(flat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.models.load import context_of
 from align.rollout.slots import Slots, can_sample_in_bf16
@@ -36,12 +36,14 @@ class Sampling:
         top_p: share of the probability that is sampled from, its likeliest tokens; below 1 the log-probs are those of
             the truncated distribution, whose normaliser PPO's ratio must be corrected for.
         batch_size: responses in flight at once.
+        stop_strings: a response ends with the token that completes one of them in its text, the prompt not included.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     batch_size: int = 256
+    stop_strings: tuple[str, ...] = ()
 
 
 class Response(NamedTuple):
@@ -66,8 +68,15 @@ class Engine(Protocol):
 class LocalEngine:
     """Samples in this process, with the policy itself or, in bf16, with a copy of it that is half as large."""
 
-    def __init__(self, precision: str, eos_token_id: int | Sequence[int], pad_token_id: int):
+    def __init__(
+        self,
+        precision: str,
+        eos_token_id: int | Sequence[int],
+        pad_token_id: int,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
         self._precision, self._eos_token_id, self._pad_token_id = precision, eos_token_id, pad_token_id
+        self._tokenizer = tokenizer
         self._model: PreTrainedModel | None = None
 
     def load(self, policy: PreTrainedModel) -> None:
@@ -85,7 +94,13 @@ class LocalEngine:
     ) -> Iterator[tuple[int, Response]]:
         assert self._model is not None, "load the policy first"
         return generate(
-            self._model, prompts, seeds, sampling, eos_token_id=self._eos_token_id, pad_token_id=self._pad_token_id
+            self._model,
+            prompts,
+            seeds,
+            sampling,
+            eos_token_id=self._eos_token_id,
+            pad_token_id=self._pad_token_id,
+            tokenizer=self._tokenizer,
         )
 
 
@@ -118,6 +133,7 @@ def generate(
     *,
     eos_token_id: int | Sequence[int],
     pad_token_id: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[tuple[int, Response]]:
     """Sample one response to each prompt; yields (index into `prompts`, response) as each ends.
 
@@ -129,10 +145,14 @@ def generate(
         seeds: one integer below 2**63 a prompt.
         eos_token_id: the token that ends a response, or several that do.
         pad_token_id: what fills the rows of shorter prompts.
+        tokenizer: decodes responses; needed for `stop_strings` alone.
 
     Raises:
-        ValueError: a prompt leaves no room for `max_new_tokens` in the model's context.
+        ValueError: a prompt leaves no room for `max_new_tokens` in the model's context, or there are stop strings and
+            no tokenizer.
     """
+    if sampling.stop_strings and tokenizer is None:
+        raise ValueError("stop strings need the tokenizer, for they are looked for in the text")
     if not prompts:
         return
     context = context_of(model.config)
@@ -144,7 +164,7 @@ def generate(
         )
     with torch.inference_mode():
         ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
-        flight = _Flight(model, prompts, seeds, sampling, ends, pad_token_id)
+        flight = _Flight(model, prompts, seeds, sampling, ends, pad_token_id, tokenizer)
     while flight.under_way:
         with torch.inference_mode():  # an eighth faster than no_grad; ended before control goes back to the caller
             done = flight.advance()
@@ -162,6 +182,7 @@ class _Flight:
         sampling: Sampling,
         ends: list[int],
         pad_token_id: int,
+        tokenizer: PreTrainedTokenizerBase | None,
     ):
         device, length = model.device, sampling.max_new_tokens
         self._prompts, self._sampling = prompts, sampling
@@ -179,6 +200,9 @@ class _Flight:
         self._token = torch.zeros(count, dtype=torch.long, device=device)  # the newest
         self._alive = torch.zeros(count, dtype=torch.bool, device=device)
         self._num_alive = 0
+        self._stops: _StopStrings | None = None
+        if sampling.stop_strings and tokenizer is not None:
+            self._stops = _StopStrings(tokenizer, sampling.stop_strings)
 
     @property
     def under_way(self) -> bool:
@@ -205,6 +229,9 @@ class _Flight:
         self._ids[request, place], self._logprobs[request, place] = token, logprob
         self._token[rows], self._written[rows] = token, place + 1
         ended = (token[:, None] == self._ends).any(1) | (place + 1 == sampling.max_new_tokens)
+        if self._stops is not None:
+            completed = self._stops.completed(request.tolist(), token.tolist())
+            ended |= torch.tensor(completed, device=ended.device)
         self._alive[rows] = ~ended
         done, lengths = request[ended].tolist(), (place + 1)[ended].tolist()
         if done:
@@ -227,6 +254,31 @@ class _Flight:
             state[places] = state[rows]
         self._request, self._written = self._request[:count], self._written[:count]
         self._token, self._alive = self._token[:count], self._alive[:count]
+
+
+class _StopStrings:
+    """Looks for stop strings at the end of each response's text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]):
+        self._tokenizer, self._stop_strings = tokenizer, stop_strings
+        self._without_text = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        # A token has a byte of text at least, so these many end with any stop string that the newest one completes.
+        # The first of them may have lost its space or be a part of a character.
+        self._width = max(len(string.encode()) for string in stop_strings) + 4
+        self._newest: dict[int, deque[int]] = {}  # of each response, its newest tokens that have text
+
+    def completed(self, responses: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """Whether each response's newest token completes a stop string."""
+        found = []
+        for response, token in zip(responses, tokens, strict=True):
+            newest = self._newest.setdefault(response, deque(maxlen=self._width))
+            if token in self._without_text:
+                found.append(False)
+                continue
+            newest.append(token)
+            text = self._tokenizer.decode(list(newest), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            found.append(any(string in text for string in self._stop_strings))
+        return found
 
 
 def _choose(

@@ -24,7 +24,7 @@ from align.labelling.simulated import Judged, Labelers, agreeing_pairs, judge
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
 from align.rollout.engine import Sampling, generate
 from align.seeds import derive_seed
-from align.text.chat import decode_response, encode_prompts, stop_ids
+from align.text.chat import decode_response, encode_prompts, stop_ids, stop_strings
 
 _CALIBRATION_PROMPTS = 400
 
@@ -100,6 +100,7 @@ def _sample(
         max_new_tokens=filled(cfg.max_new_tokens),
         temperature=cfg.temperature,
         batch_size=job.hardware.generation_batch_size,
+        stop_strings=stop_strings(tokenizer),
     )
     texts = [""] * len(mine)
     with job.progress(len(mine), "responses") as advance:
@@ -110,6 +111,7 @@ def _sample(
             sampling,
             eos_token_id=stop_ids(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
+            tokenizer=tokenizer,
         ):
             texts[place] = decode_response(tokenizer, response.ids)
             advance(1)

@@ -65,7 +65,7 @@ from align.rollout.rewards import (
     make_episodes,
 )
 from align.seeds import derive_seed
-from align.text.chat import encode_prompts, read_alike, show_prompt, stop_ids
+from align.text.chat import encode_prompts, is_ended, read_alike, show_prompt, stop_ids, stop_strings
 from align.text.packing import micro_batches
 from align.text.tokens import TextRows, encode_text
 
@@ -110,7 +110,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
     learner = _learner(cfg, actors, prompts, _text(cfg, inputs, actors, tokenizer, job), job)
-    engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id)
+    engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id, tokenizer)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
     health = Health(cfg.kl_goal, filled(cfg.value_warmup_iterations), corrected=cfg.importance_cap is not None)
     start, kl_coef = 0, cfg.kl_coef
@@ -196,7 +196,9 @@ def _judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedToken
     def model(slot: str, place: int) -> RewardModel:
         folder = inputs.folders(slot)[place]
         own: PreTrainedTokenizerBase | None = load_tokenizer(folder)
-        if read_alike(own, tokenizer):
+        if stop_strings(tokenizer):
+            job.info(f"{slot} {place + 1} reads responses up to their stop strings: they are tokenized again for it")
+        elif read_alike(own, tokenizer):
             own = None
         else:
             job.info(f"{slot} {place + 1} has another tokenizer or chat template: responses are tokenized again for it")
@@ -284,6 +286,7 @@ def _sample(
         temperature=cfg.temperature,
         top_p=cfg.top_p,
         batch_size=job.hardware.generation_batch_size,
+        stop_strings=stop_strings(tokenizer),
     )
     seeds = [derive_seed(cfg.seed or 0, "ppo", iteration, i) for i in mine]
     drawn: list[tuple[list[int], list[float]]] = [([], [])] * len(mine)
@@ -296,7 +299,8 @@ def _sample(
     drawn = job.gather(drawn)
     responses, logprobs = [ids for ids, _ in drawn], [row for _, row in drawn]
     encoded = [prompts.encoded[i] for i in chosen]
-    return make_samples(chosen, encoded, responses, logprobs, stop_ids(tokenizer), job.device)
+    ended = [is_ended(tokenizer, ids) for ids in responses]
+    return make_samples(chosen, encoded, responses, logprobs, ended, job.device)
 
 
 def _layout(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) -> Layout:

@@ -41,6 +41,10 @@ SPACELESS_CHAT_TEMPLATE = CHAT_TEMPLATE.replace(
 WHOLE_DIALOGUES, UNREAD_END = "align_whole_dialogues", "align_unread_end"
 
 
+# In tokenizer_config.json as long as no generation_config.json says otherwise: texts at which a response ends.
+STOP_STRINGS = "align_stop_strings"
+
+
 class Encoded(NamedTuple):
     """A conversation as token ids, and True at each token that is learned: the assistant's, but those of weight 0."""
 
@@ -76,19 +80,53 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(chat_format(tokenizer).stops)
 
 
+def stop_strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The texts at which a response ends: `stop_strings` of the model's generation_config.json.
+
+    `load_tokenizer` reads that file; an adapter's tokenizer has them from the base it was trained on.
+    """
+    return tuple(tokenizer.init_kwargs.get(STOP_STRINGS, ()))
+
+
+def keep_stop_strings(tokenizer: PreTrainedTokenizerBase, strings: str | Sequence[str] | None) -> None:
+    """Note in the tokenizer the texts at which a response ends; `save_model` writes them down for `generate`."""
+    found = [strings] if isinstance(strings, str) else list(strings or ())
+    tokenizer.init_kwargs.pop(STOP_STRINGS, None)
+    if any(found):
+        tokenizer.init_kwargs[STOP_STRINGS] = [string for string in found if string]
+
+
+def up_to_stop(text: str, stop_strings: Sequence[str]) -> str:
+    """The text before the first stop string in it; all of it where there is none."""
+    places = [text.find(string) for string in stop_strings]
+    return text[: min((place for place in places if place >= 0), default=None)]
+
+
+def is_ended(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
+    """Whether a response ended by itself, with a stop token or in a stop string, and was not cut off."""
+    if ids[-1] in stop_ids(tokenizer):
+        return True
+    strings = stop_strings(tokenizer)
+    if not strings:
+        return False
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return any(string in text for string in strings)
+
+
 def without_end(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Sequence[int]:
     """Sampled tokens without the one that ended them: not every such token is special, so decoding may keep it."""
     return ids[:-1] if ids and ids[-1] in stop_ids(tokenizer) else ids
 
 
 def keep_stops(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> None:
-    """Note in the tokenizer the tokens at which the published model stops besides its end of text."""
+    """Note in the tokenizer the tokens and the texts at which the published model stops besides its end of text."""
     ends = getattr(generation_config, "eos_token_id", None)
     ids = [ends] if isinstance(ends, int) else list(ends or ())
     known = tokenizer.get_vocab().values()
     further = [i for i in ids if i != tokenizer.eos_token_id and i in known]
     if further:
         tokenizer.init_kwargs[STOP_TOKENS] = tokenizer.convert_ids_to_tokens(further)
+    keep_stop_strings(tokenizer, getattr(generation_config, "stop_strings", None))
 
 
 def read_whole_dialogues(tokenizer: PreTrainedTokenizerBase, pad_token_id: int | None) -> None:
@@ -252,14 +290,18 @@ def encode_dialogues(
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a response, without its end, special tokens and what the template writes before an answer."""
+    """The text of a response, without its end, special tokens and what the template writes before an answer.
+
+    It ends before the first stop string.
+    """
     ids = list(ids)
     if chat_template_of(tokenizer) is not None:
         style = chat_format(tokenizer)
         lead = encoder_of(tokenizer).encode([style.lead])[0].ids if style.lead.strip() else []
         ids = ids[len(lead) :] if ids[: len(lead)] == lead else ids
     ids = without_end(tokenizer, ids)
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return up_to_stop(text, stop_strings(tokenizer)).strip()
 
 
 def transcript(prompt: Sequence[Message]) -> str:
