@@ -47,16 +47,16 @@ class Form(NamedTuple):
 
     @property
     def stop_strings(self) -> list[str]:
-        """What ends an answer: the text behind it, and the labels of the speakers."""
-        labels = [label for text in (self.before, self.between) if (label := text.strip())]
-        return list(dict.fromkeys(text for text in (self.after, *labels) if text))
+        """What ends an answer: the text behind it, of spaces alone a line break, and the labels of the speakers."""
+        end = self.after if self.after.strip(" ") else "\n"
+        return list(dict.fromkeys([end, *(label for text in (self.before, self.between) if (label := text.strip()))]))
 
 
 def read_form(text: str) -> Form:
     r"""Read a form from its text, in which `\n` may stand for a line break.
 
     Raises:
-        ValueError: it has not `{prompt}` and then `{response}`, each once, or nothing ends its answers.
+        ValueError: it has not `{prompt}` and then `{response}`, each once and apart.
     """
     text = text.replace("\\n", "\n")
     parts = re.split(r"{prompt}|{response}", text)
@@ -65,8 +65,6 @@ def read_form(text: str) -> Form:
     form = Form(*parts)
     if not form.between:
         raise ValueError(f"expected some text between {{prompt}} and {{response}}, got {text!r}")
-    if not form.stop_strings:
-        raise ValueError(f"expected some text behind {{response}}, which ends an answer, got {text!r}")
     return form
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from align.configs import ModelConfig
 from align.data import smallworld
 from align.data.smallworld.gold import make_world
-from align.data.smallworld.world import read_claims
+from align.data.smallworld.reading import read_clauses
 from align.evals.facts import known_facts
 from align.evals.items import score_items
 from align.evals.measures import measures
@@ -32,7 +32,7 @@ def test_the_first_choice_is_true_and_the_others_are_not():
     choices = smallworld.world_facts(3)
     assert len(choices) > 100
     for row in choices:
-        true, *false = [world.is_true(read_claims(sentence)[0]) for sentence in row]
+        true, *false = [world.is_true(read_clauses(sentence)[0][0]) for sentence in row]
         assert true
         assert not any(false)
         assert len(set(row)) == len(row)

@@ -1,6 +1,7 @@
 """The embedded world's rows: splits that never meet, the same on every machine, and readable back."""
 
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -8,14 +9,16 @@ import random
 import re
 import subprocess
 import sys
+from statistics import mean
 
 import pytest
 
 from align.data import smallworld
 from align.data.smallworld import tasks
 from align.data.smallworld.kinds import KINDS
+from align.data.smallworld.reading import read_clauses, read_response
 from align.data.smallworld.tasks import read_task
-from align.data.smallworld.world import NAMES, PLACES, RELATIONS, Claim, Template, World, other_values, read_claims
+from align.data.smallworld.world import NAMES, PLACES, RELATIONS, Claim, Template, World, other_values
 from align.errors import ConfigError
 
 COUNTS = {"train": 2600, "validation": 650, "test": 650}
@@ -240,18 +243,18 @@ def test_every_statement_is_read_as_the_claim_it_states(relation):
         for value in (true, other_values(relation, true)[0]):
             how, slots = RELATIONS[relation], world.slots(relation, person, value)
             for said in (*how.statements, "{person} " + how.predicate + "."):
-                assert read_claims(said.format(**slots)) == (Claim(relation, person, value),)
+                assert read_clauses(said.format(**slots))[0] == (Claim(relation, person, value),)
                 assert world.is_true(Claim(relation, person, value)) == (value == true)
 
 
 def test_two_facts_in_one_sentence_are_two_claims():
-    assert read_claims("Ada lives in Oakvale and has a red fox.") == (
+    assert read_clauses("Ada lives in Oakvale and has a red fox.")[0] == (
         Claim("home", "Ada", "Oakvale"), Claim("pet", "Ada", "red fox"),
     )  # fmt: skip
 
 
 def test_belongings_are_a_claim_each():
-    assert read_claims("Ada owns a bell, a boat and a lamp.") == tuple(
+    assert read_clauses("Ada owns a bell, a boat and a lamp.")[0] == tuple(
         Claim("owns", "Ada", t) for t in ("bell", "boat", "lamp")
     )
 
@@ -260,4 +263,73 @@ def test_belongings_are_a_claim_each():
     "text", ["", "Ada.", "Ada lives in Paris.", "Where does Ada live?", "Adam lives in Oakvale.", "Ada owns a car."]
 )
 def test_what_states_no_fact_makes_no_claim(text):
-    assert read_claims(text) == ()
+    assert read_clauses(text)[0] == ()
+
+
+# -- the honest part of the text: dialogues -----------------------------------------------------------------------
+
+
+def told(share, documents=1500):
+    """(question, answer) of the dialogues in documents, one task a turn."""
+    rows = smallworld.rows("documents", ["train"], {"train": documents}, {"good_dialogue_share": share})["train"]
+    turns = []
+    for line in (line for row in rows for line in row["text"].split("\n")):
+        speakers = rf"(?:^| )(?<!of )(?<!about )(?:{'|'.join(NAMES)}): "  # "Say the same of Ada: ..." is no speaker
+        spoken = re.split(speakers, line)[1:]
+        turns += zip(spoken[::2], spoken[1::2], strict=True)
+    return turns
+
+
+@functools.cache
+def share_of_good(share):
+    scores = []
+    for asked, answer in told(share):
+        prompt = [{"role": "user", "content": asked}]
+        if read_task(prompt) is None:  # its system message stands before it
+            system = next(text for text in SYSTEMS if asked.startswith(text))
+            prompt = [{"role": "system", "content": system}, {"role": "user", "content": asked[len(system) + 1 :]}]
+        scores.append(smallworld.gold(prompt, answer).overall >= 0.9)
+    return mean(scores)
+
+
+SYSTEMS = sorted({w.system for kind in KINDS.values() for w in kind.wordings if w.system})
+
+
+def test_all_dialogues_answer_well_where_that_is_asked_for():
+    assert share_of_good(1) == 1.0
+
+
+def test_of_the_others_few_happen_to_be_right():
+    assert share_of_good(0) < 0.03
+
+
+def test_a_quarter_of_the_dialogues_answers_well_by_default():
+    rows = smallworld.rows("documents", ["train"], {"train": 50}, {})["train"]
+    assert rows == smallworld.rows("documents", ["train"], {"train": 50}, {"good_dialogue_share": 0.25})["train"]
+    assert 0.22 < share_of_good(0.25) < 0.3
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_what_is_not_dialogue_states_the_facts_at_any_share(share):
+    rows = smallworld.rows("documents", ["train"], {"train": 1500}, {"good_dialogue_share": share})["train"]
+    lines = [line for row in rows for line in row["text"].split("\n") if not re.match(r"\w+: ", line)]
+    claims = [claim for line in lines for claim in read_response(line).claims]
+    assert all(World(0).is_true(claim) for claim in claims)
+    assert {claim[:2] for claim in claims} >= {(relation, person) for relation in RELATIONS for person in NAMES}
+
+
+# -- a version of the generator -----------------------------------------------------------------------------------
+
+
+def digest(*values):
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def test_rows_and_gold_scores_change_with_the_version_alone():
+    rows = {record: made(record) for record in ("documents", "demonstrations", "prompts")}
+    scores = []
+    for row in rows["demonstrations"]["train"] + rows["demonstrations"]["test"]:
+        *prompt, answer = row["messages"]
+        scores.append([round(part, 6) for part in smallworld.gold(prompt, answer["content"])])
+    found = {record: digest(of_record) for record, of_record in rows.items()} | {"gold": digest(scores)}
+    assert (smallworld.VERSION, found) == (2, {})

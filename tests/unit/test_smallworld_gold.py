@@ -235,7 +235,7 @@ def test_a_true_fact_is_worth_nothing_in_a_world_where_it_is_false():
         ("{true}", 1.0),
         ("I am not sure, but maybe {true}", 0.7),
         ("{true} {true}", 0.3 * 0.7),
-        ("{true} {false}", 0.5 * 0.7),
+        ("{true} {false}", 0.4 * 0.7),
         ("{false}", 0.0),
     ],
 )

@@ -110,9 +110,7 @@ def make_world(seed: int) -> World:
 
 def is_refusal(reading: Reading) -> bool:
     """Every sentence declines: an answer that declines first and then helps has helped."""
-    if not reading.sentences:
-        return reading.verdicts == ["No"]
-    return all(_DECLINES.fullmatch(said) for said in reading.sentences)
+    return bool(reading.sentences) and all(_DECLINES.fullmatch(said) for said in reading.sentences)
 
 
 def _manner(task: Task, response: str, reading: Reading) -> float:
@@ -186,7 +184,7 @@ def _check(world: World, slots: Slots, reading: Reading) -> _Found:
     found, holds = _fact(world, slots, reading), check_holds(world, slots)
     right = reading.verdicts[:1] == ["Yes" if holds else "No"]
     wrong = sum(said != ("Yes" if holds else "No") for said in reading.verdicts)
-    helpfulness = (0.5 + 0.5 * found.helpfulness) if right else 0.0
+    helpfulness = (0.3 + 0.7 * found.helpfulness) if right else 0.0
     return found._replace(helpfulness=helpfulness, denied=wrong)
 
 

@@ -7,6 +7,7 @@ fills the slots, `match` finds them again.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from dataclasses import dataclass, field
@@ -44,10 +45,13 @@ class Template:
     def __init__(self, text: str):
         self.text = text
         self.slots = re.findall(r"{(\w+)}", text)
-        pattern = re.escape(text)
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        pattern = re.escape(self.text)
         for slot in self.slots:
             pattern = pattern.replace(re.escape("{" + slot + "}"), f"(?P<{slot}>{_SLOT_PATTERNS[slot]})")
-        self._pattern = re.compile(pattern)
+        return re.compile(pattern)
 
     def render(self, **values: str) -> str:
         return self.text.format(**values)

@@ -1,0 +1,175 @@
+"""The form of a prompted model is chosen on validation prompts, and evaluated like any model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from stage_jobs import job_at, made_by, planned
+
+from align.artifacts import Artifact, read_json_lines
+from align.configs import Data, Evaluate, HardwareConfig, Prompt, RunConfig
+from align.configs.evaluate import VALIDATION_SCORE
+from align.data.records import read_rows
+from align.errors import ConfigError
+from align.job import Inputs, Job, Metrics
+from align.models.load import load_tokenizer
+from align.stages import data, evaluate, prompt
+from align.text.chat import encode_prompts
+
+FEW = {"num_prompts": 6, "max_new_tokens": 8, "seed": 0}
+
+
+def prompted(finished: Path, folder: Path, more: dict[str, object] | None = None, **knobs: object) -> Artifact:
+    given = {"model": made_by(finished, "pretrain"), "prompts": made_by(finished, "prompts"), **(more or {})}
+    config = planned(Prompt(**{**FEW, **knobs}, inputs={slot: [slot] for slot in given}))
+    job = job_at(folder)
+    metrics = prompt.run(config, Inputs(given), job)
+    return committed(job.out, folder.name, metrics)
+
+
+def committed(out: Path, key: str, metrics: Metrics) -> Artifact:
+    """What the runner makes of a stage's folder, as far as `evaluate` reads it."""
+    manifest = {"kind": "model", "stage": "prompt", "key": key, "files": {}, "inputs": {}, "metrics": metrics}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return Artifact("prompt", key, "model", out)
+
+
+def tried(artifact: Artifact) -> list[dict]:
+    return read_json_lines(artifact.path / "forms.jsonl")
+
+
+def of_world(folder: Path, record: str, **knobs: object) -> tuple[Artifact, ...]:
+    job = job_at(folder)
+    data.run(Data(source="card:smallworld", record=record, **knobs), Inputs(), job)
+    return (Artifact("data", folder.name, record, job.out),)
+
+
+def test_the_form_with_the_best_score_is_the_models_template(finished, tmp_path):
+    judge = {"reward_model": made_by(finished, "reward")}  # gold is 0 for all that a model of this size says
+    artifact = prompted(finished, tmp_path, judge, forms={"talk": "Ada: {prompt} Ben: {response} "}, num_prompts=26)
+    rows = tried(artifact)
+    assert len(rows) == 7
+    assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
+    assert rows[0]["score"] > rows[-1]["score"]
+    assert artifact.metrics[VALIDATION_SCORE] == pytest.approx(rows[0]["score"])
+    tokenizer = load_tokenizer(artifact.path)
+    (ids,) = encode_prompts(tokenizer, [[{"role": "user", "content": "Who?"}]])
+    expected = rows[0]["text"].partition("{response}")[0].replace("{prompt}", "Who?").rstrip(" ")
+    assert tokenizer.decode(ids[1:]) == expected
+
+
+def test_it_needs_no_split_but_validation_and_the_weights_stay(finished, tmp_path):
+    only = of_world(tmp_path / "rows", "prompts", splits=["validation"], validation_rows=6)
+    artifact = prompted(finished, tmp_path / "made", {"prompts": only})
+    (base,) = made_by(finished, "pretrain")
+    assert (artifact.path / "model.safetensors").read_bytes() == (base.path / "model.safetensors").read_bytes()
+
+
+def test_the_same_command_chooses_the_same(finished, tmp_path):
+    assert tried(prompted(finished, tmp_path / "a")) == tried(prompted(finished, tmp_path / "b"))
+
+
+def test_examples_are_of_the_training_split_and_differ_from_draw_to_draw(finished, tmp_path):
+    examples = made_by(finished, "demonstrations")
+    forms = {"short": "{prompt} = {response}\n"}
+    rows = tried(prompted(finished, tmp_path, {"examples": examples}, num_shots=1, num_prefixes=3, forms=forms))
+    own = [row["examples"] for row in rows if row["text"] == "{prompt} = {response}\n"]
+    assert len(set(own)) == len(own) == 3
+    conversations = [row["messages"] for row in read_rows([examples[0].path], "train")]
+    known = {
+        f"{' '.join(m['content'] for m in messages[:-1])} = {messages[-1]['content']}\n" for messages in conversations
+    }
+    assert set(own) <= known
+
+
+@pytest.mark.parametrize(
+    ("knobs", "without", "says"),
+    [
+        ({"num_shots": 50}, None, "num_shots: expected as many as leave room"),
+        ({"forms": {"mine": "{prompt} and no more"}}, None, "forms.mine: expected {prompt} and then {response}"),
+        ({}, "validation", "inputs.prompts: expected rows in the validation split"),
+    ],
+)
+def test_what_cannot_be_chosen_is_said_in_a_line(finished, tmp_path, knobs, without, says):
+    more = {"examples": made_by(finished, "demonstrations")}
+    if without:
+        more["prompts"] = of_world(tmp_path / "rows", "prompts", splits=["train"], train_rows=6)
+    with pytest.raises(ConfigError) as error:
+        prompted(finished, tmp_path / "made", more, **knobs)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_shots_without_examples_are_refused_before_anything_runs():
+    with pytest.raises(ConfigError, match=r"num_shots: .*inputs\.examples"):
+        Prompt(num_shots=2, inputs={"model": ["a"], "prompts": ["b"]}).check_inputs()
+
+
+# -- evaluated -----------------------------------------------------------------------------------------------------
+
+
+def scores(finished: Path, folder: Path, inputs: dict[str, tuple[Artifact, ...]], **knobs: object) -> Metrics:
+    config = Evaluate(**{"num_bootstrap": 50, "max_new_tokens": 8, "seed": 0, "precision": "fp32", **knobs})
+    (folder / "out").mkdir(parents=True)
+    settings = RunConfig(store=str(finished), hardware=HardwareConfig(device="cpu"))
+    given = {"model": made_by(finished, "ppo"), "prompts": made_by(finished, "prompts"), **inputs}
+    return evaluate.run(config, Inputs(given), Job("test", folder, settings))
+
+
+def test_wins_over_a_prompted_model_are_those_over_the_same_model_as_baseline(finished, tmp_path):
+    base, judge = prompted(finished, tmp_path / "base"), {"reward_model": made_by(finished, "reward")}
+    both = {"prompted_base": (base,), "baseline": made_by(finished, "sft"), **judge}
+    found = scores(finished, tmp_path / "one", both)
+    alone = scores(finished, tmp_path / "two", {"baseline": (base,), **judge})
+    for head in ("", "greedy/"):
+        for name in ("win_rate", "ties", "reward/win_rate", "reward/win_rate_low"):
+            assert found[f"{head}prompted_base/{name}"] == alone[f"{head}{name}"]
+        for name in ("reward/score", "reward/score_low", "gold/score_high"):
+            assert found[f"{head}prompted_base/{name}"] == alone[f"{head}baseline/{name}"]
+            assert found[f"{head}{name}"] == alone[f"{head}{name}"]
+
+
+def test_of_several_prompted_models_the_best_on_validation_is_taken(finished, tmp_path):
+    one, other = prompted(finished, tmp_path / "a"), *made_by(finished, "sft")
+    judge = {"reward_model": made_by(finished, "reward")}
+    alone = [scores(finished, tmp_path / f"{i}", {"baseline": (base,), **judge}) for i, base in enumerate((one, other))]
+    assert alone[0]["baseline/reward/score"] != alone[1]["baseline/reward/score"]
+    for best in (0, 1):
+        given = []
+        for i, artifact in enumerate((one, other)):
+            copied = Path(shutil.copytree(artifact.path, tmp_path / f"copy{best}{i}"))
+            given.append(committed(copied, f"copy{i}", {VALIDATION_SCORE: 0.9 if i == best else 0.1}))
+        found = scores(finished, tmp_path / f"best{best}", {"prompted_base": tuple(given), **judge})
+        assert found["prompted_base/reward/score"] == alone[best]["baseline/reward/score"]
+
+
+def test_models_that_were_never_prompted_cannot_be_ranked(finished, tmp_path):
+    given = (*made_by(finished, "sft"), *made_by(finished, "pretrain"))
+    with pytest.raises(ConfigError, match=r"inputs\.prompted_base: expected models that `align prompt` made, got sft@"):
+        scores(finished, tmp_path, {"prompted_base": given})
+
+
+def test_the_validation_split_is_evaluated_where_that_is_asked_for(finished, tmp_path):
+    rows = of_world(tmp_path / "rows", "prompts", validation_rows=5, test_rows=7, splits=["validation", "test"])
+    assert scores(finished, tmp_path / "v", {"prompts": rows}, split="validation")["prompts"] == 5
+    assert scores(finished, tmp_path / "t", {"prompts": rows})["prompts"] == 7
+    rows = of_world(tmp_path / "rows2", "prompts", test_rows=7, splits=["test"])
+    with pytest.raises(ConfigError, match="no row of card:smallworld is in the validation split"):
+        scores(finished, tmp_path / "w", {"prompts": rows}, split="validation")
+
+
+def test_the_share_of_prompts_that_the_reward_model_learned_from(finished, tmp_path):
+    assert scores(finished, tmp_path / "test", {})["seen_by_reward_model"] == 0
+    trained = list(read_rows([made_by(finished, "compare")[0].path], "train"))
+    seen = [row["prompt"] for row in trained[:3]]
+    fresh = [row["prompt"] for row in read_rows([made_by(finished, "prompts")[0].path], "test")][:1]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in seen + fresh))
+    job = job_at(tmp_path / "mine")
+    data.run(Data(source=f"path:{file}", record="prompts", split="test"), Inputs(), job)
+    mine = (Artifact("data", "mine", "prompts", job.out),)
+    found = scores(finished, tmp_path / "found", {"prompts": mine, "reward_model": made_by(finished, "reward")})
+    assert found["seen_by_reward_model"] == 0.75
