@@ -249,6 +249,8 @@ def _write(conversation: Conversation) -> None:
         print(" [stopped]")
     if not shown.strip():
         print(f"{conversation.name}: an empty answer", file=sys.stderr)
+    elif conversation.cut_off:
+        print(f"{conversation.name}: cut off; --tokens N lets it write more", file=sys.stderr)
 
 
 def _label(name: str) -> str:

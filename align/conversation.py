@@ -51,6 +51,7 @@ class Conversation:
     Attributes:
         name: of the model, as the user wrote it.
         turns: questions with their answers, oldest first.
+        cut_off: whether the newest answer ended at the most tokens it may have, not by itself.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Conversation:
         self._sampling = replace(sampling, stop_strings=() if raw else stop_strings(tokenizer))
         self._asked, self._prompt = "", [0]
         self._num_asked = 0
+        self.cut_off = False
         self._system = ""
         self.set_system(system)
 
@@ -137,11 +139,12 @@ class Conversation:
         """
         from align.rollout.engine import stream
         from align.seeds import derive_seed
-        from align.text.chat import stop_ids
+        from align.text.chat import is_ended, stop_ids
 
         ids: list[int] = []
         seed = derive_seed(self._seed, "chat", self._num_asked)
         self._num_asked += 1
+        self.cut_off = False
         ends, pad = stop_ids(self._tokenizer), self._tokenizer.pad_token_id
         drawn = stream(
             self._model,
@@ -156,6 +159,7 @@ class Conversation:
             for token in drawn:
                 ids.append(token)
                 yield self._text(ids, settled=True)
+            self.cut_off = ids[-1] not in ends if self._raw else not is_ended(self._tokenizer, ids)
             yield self._text(ids, settled=False)
         finally:
             text = self._text(ids, settled=False)
