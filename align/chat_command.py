@@ -154,12 +154,23 @@ def _open(ref: str, artifact: Artifact, options: Namespace) -> Conversation:
 
 
 def _piped(lines: Iterable[str]) -> Iterator[str]:
-    """The lines that hold something; an error where there is none."""
-    spoken = (line.strip() for line in lines if line.strip())
+    """The lines that hold something; an error where there is none, or where they are not text."""
+    spoken = _spoken(lines)
     first = next(spoken, None)
     if first is None:
         raise ConfigError("standard input is empty: expected a line for each turn")
     return itertools.chain([first], spoken)
+
+
+def _spoken(lines: Iterable[str]) -> Iterator[str]:
+    read = 0
+    try:
+        for line in lines:
+            read += 1
+            if line.strip():
+                yield line.strip()
+    except UnicodeDecodeError:
+        raise ConfigError(f"standard input: expected UTF-8, got other bytes after line {read}") from None
 
 
 def _talk(conversations: Sequence[Conversation], options: Namespace) -> int:
@@ -175,6 +186,9 @@ def _talk(conversations: Sequence[Conversation], options: Namespace) -> int:
         except EOFError:
             print()
             return 0
+        except UnicodeDecodeError:
+            print("error: that line is not UTF-8", file=sys.stderr)
+            continue
         except KeyboardInterrupt:
             print()
             if _typed():
@@ -191,6 +205,8 @@ def _talk(conversations: Sequence[Conversation], options: Namespace) -> int:
                 _answer(conversations, line)
         except AlignError as error:
             print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:  # between two answers
+            print()
 
 
 def _typed() -> str:
@@ -223,8 +239,8 @@ def _command(conversations: Sequence[Conversation], line: str) -> str:
 
 def _answer(conversations: Sequence[Conversation], line: str) -> None:
     """Have each model answer, as its text grows; Ctrl-C ends the answer that is being written."""
-    for conversation in conversations:
-        dropped = conversation.ask(line)
+    num_dropped = [conversation.ask(line) for conversation in conversations]  # one that refuses it keeps all from it
+    for conversation, dropped in zip(conversations, num_dropped, strict=True):
         if dropped:
             turns = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
             print(f"{conversation.name}: {turns} dropped, for the context is full", file=sys.stderr)

@@ -80,6 +80,7 @@ class Conversation:
         self._model, self._tokenizer, self._seed, self._raw = model, tokenizer, seed, raw
         self._sampling = replace(sampling, stop_strings=() if raw else stop_strings(tokenizer))
         self._asked, self._prompt = "", [0]
+        self._kept: list[tuple[str, str]] = []
         self._num_asked = 0
         self.cut_off = False
         self._system = ""
@@ -110,7 +111,7 @@ class Conversation:
         return True
 
     def ask(self, text: str) -> int:
-        """Take the user's next turn; returns how many of the oldest turns were dropped to make room for it.
+        """Take the user's next turn; returns how many of the oldest turns `answer` drops to make room for it.
 
         Raises:
             ConfigError: it does not fit in the model's context, or the chat template refuses it.
@@ -128,9 +129,8 @@ class Conversation:
                 f"the prompt has {len(prompt):,} tokens, and {self.name} reads {room:,} before an answer of "
                 f"{self._sampling.max_new_tokens:,}; shorten it, or give fewer --tokens"
             )
-        dropped = len(self.turns) - len(kept)
-        self.turns, self._asked, self._prompt = list(kept), text, prompt
-        return dropped
+        self._kept, self._asked, self._prompt = list(kept), text, prompt
+        return len(self.turns) - len(kept)
 
     def answer(self) -> Generator[str]:
         """Answer the user's newest turn; yields the text so far as it grows, at last the whole.
@@ -141,6 +141,7 @@ class Conversation:
         from align.seeds import derive_seed
         from align.text.chat import is_ended, stop_ids
 
+        self.turns = self._kept
         ids: list[int] = []
         seed = derive_seed(self._seed, "chat", self._num_asked)
         self._num_asked += 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -75,6 +77,11 @@ def base(make: Make) -> Artifact:
     return make("base", "pretrain", seed=2)
 
 
+@pytest.fixture(scope="module")
+def scorer(make: Make) -> Artifact:
+    return make("scorer", "reward", kind="reward_model")
+
+
 def by_transformers(folder: Path, questions: list[str], system: str = "") -> list[str]:
     """Greedy answers to the turns of one conversation, each by the library's own template and `generate`."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
@@ -135,30 +142,40 @@ def test_raw_text_is_continued(monkeypatch, capsys, store, base):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "piped", "code", "said"),
+    ("arguments", "piped", "code_and_line"),
     [
-        (["mine/base"], "hi", 2, "mine/base: a base model, which no step taught to answer"),
-        (["mine/scorer"], "hi", 2, "mine/scorer: expected a model that answers, got a reward_model"),
-        (["mine/tunedd"], "hi", 3, "did you mean mine/tuned?"),
-        (["mine/tuned"], "\n \n", 2, "standard input is empty: expected a line for each turn"),
-        (["mine/tuned"], "cat " * 60, 2, "mine/tuned reads 56 before an answer of 8; shorten it"),
-        (["mine/tuned", "--tokens", "64"], "hi", 2, "--tokens: expected less than the context of 64 tokens, got 64"),
-        (["mine/tuned", "--temperature", "-1"], "hi", 2, "--temperature: expected a number from 0 up, got -1"),
-        (["mine/base", "--ema", "--raw"], "hi", 2, "--ema: mine/base keeps no average of its weights"),
-        (["mine/base", "--raw", "--system", "x"], "hi", 2, "--system: --raw uses no chat template"),
-        (["a", "b", "c"], "hi", 2, "align chat: expected one or two models, got 3"),
-        (["card:lima"], "hi", 2, "card:lima: expected a model, and a card names data"),
+        (["mine/base"], "hi", (2, "mine/base: a base model, which no step taught to answer")),
+        (["mine/scorer"], "hi", (2, "mine/scorer: expected a model that answers, got a reward_model")),
+        (["mine/tunedd"], "hi", (3, "did you mean mine/tuned?")),
+        (["mine/tuned"], "\n \n", (2, "standard input is empty: expected a line for each turn")),
+        (["mine/tuned"], "cat " * 60, (2, "mine/tuned reads 56 before an answer of 8; shorten it")),
+        (["mine/tuned", "--tokens", "64"], "hi", (2, "--tokens: expected less than the context of 64 tokens, got 64")),
+        (["mine/tuned", "--temperature", "-1"], "hi", (2, "--temperature: expected a number from 0 up, got -1")),
+        (["mine/base", "--ema", "--raw"], "hi", (2, "--ema: mine/base keeps no average of its weights")),
+        (["mine/base", "--raw", "--system", "x"], "hi", (2, "--system: --raw uses no chat template")),
+        (["a", "b", "c"], "hi", (2, "align chat: expected one or two models, got 3")),
+        (["card:lima"], "hi", (2, "card:lima: expected a model, and a card names data")),
     ],
 )
-def test_what_is_wrong_is_one_line(monkeypatch, capsys, store, make, tuned, base, arguments, piped, code, said):
-    if arguments == ["mine/scorer"]:
-        make("scorer", "reward", kind="reward_model")
+@pytest.mark.usefixtures("tuned", "base", "scorer")
+def test_what_is_wrong_is_one_line(monkeypatch, capsys, store, arguments, piped, code_and_line):
+    code, said = code_and_line
     monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
     assert main(["chat", "--store", str(store.root), "--tokens", "8", *arguments]) == code
     told = capsys.readouterr()
     assert told.out == ""
     assert said in told.err
     assert told.err.count("\n") == 1
+
+
+def test_input_that_is_no_text_is_said_and_what_came_before_is_answered(monkeypatch, capsys, store, tuned):
+    written = b"the cat\n" + b"\n" * 10_000 + b"\xff\xfe\n"  # not in the first block that is read
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(written), "utf-8"))
+    given = ["--store", str(store.root), "--temperature", "0", "--tokens", str(MOST)]
+    assert main(["chat", "mine/tuned", *given]) == 2
+    told = capsys.readouterr()
+    assert told.out == f"{harmless(by_transformers(tuned.path, ['the cat'])[0])}\n"
+    assert "error: standard input: expected UTF-8, got other bytes after line " in told.err
 
 
 # -- who answers ---------------------------------------------------------------------------------------------------
@@ -208,15 +225,17 @@ def test_the_oldest_turns_are_dropped_when_the_context_is_full(tuned):
     talk, tokenizer, dropped = conversation(tuned, system="the mat"), load_tokenizer(tuned.path), 0
     for number in range(8):
         question = f"{QUESTIONS[number % 3]} {number}"
-        dropped += talk.ask(question)
-        assert dropped == number - len(talk.turns)
+        newly = talk.ask(question)
+        before = talk.turns[newly:]
+        dropped += newly
+        assert dropped == number - len(before)
         kept = [{"role": "system", "content": "the mat"}]
-        for asked, answer in talk.turns:
+        for asked, answer in before:
             kept += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         (prompt,) = encode_prompts(tokenizer, [[*kept, {"role": "user", "content": question}]])
         assert len(prompt) <= CONTEXT - MOST
-        before = list(talk.turns)
         text = list(talk.answer())[-1]
+        assert talk.turns == [*before, (question, text)]
         fresh = conversation(tuned, system="the mat")
         fresh.turns = before
         assert answered(fresh, question) == text
@@ -327,6 +346,10 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._file, text.encode())
 
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
     def code(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
@@ -337,6 +360,13 @@ def test_commands_and_ctrl_c_at_a_terminal(store, make):
     terminal = Terminal(
         "chat", "mine/endless", "--store", str(store.root), "--temperature", "0", "--tokens", "1500", "--seed", "3"
     )
+    try:
+        _talk_at(terminal)
+    finally:
+        terminal.close()
+
+
+def _talk_at(terminal: Terminal) -> None:
     assert "/undo" in terminal.until("\n> ")
     terminal.type("the cat\n")
     terminal.until("the cat\n")
