@@ -1,8 +1,8 @@
 """Score a model on held-out prompts and on tasks, alone and against a baseline.
 
 Takes: a model; prompts to answer, items to be scored, pretraining text, tasks of lm-eval, or several of them;
-optionally a baseline, prompted models (of several the one that was best on validation prompts), and a reward model (where
-no gold scorer knows the prompts).
+optionally a baseline, prompted models (of several the one that was best on validation prompts), and a reward model
+(where no gold scorer knows the prompts).
 Makes: an evaluation: metrics, samples.jsonl (answers side by side), calibration.jsonl, answers_TASK.jsonl.
 
 Means have intervals of 95 %, NAME_low to NAME_high; `baseline/` is the baseline's, `gain/` what the model has more;
@@ -94,18 +94,18 @@ def _prompted(inputs: Inputs, job: Job) -> Player | None:
 
 def _held_out(artifact: Artifact, slot: str, split: str, job: Job) -> list[Row]:
     """The rows of a data set that score a model: of `split`; of pretraining text validation, where there is any."""
-    for split in ("validation", "test") if slot == "text" else (split,):
-        if rows := list(read_rows([artifact.path], split)):
+    for held_out in ("validation", "test") if slot == "text" else (split,):
+        if rows := list(read_rows([artifact.path], held_out)):
             count = f"{len(rows):,} row{'s' if len(rows) != 1 else ''}"
-            job.info(f"{slot}: {count}, the {split} split of {read_info(artifact.path)['source']}")
+            job.info(f"{slot}: {count}, the {held_out} split of {read_info(artifact.path)['source']}")
             return rows
     others = [split for split in SPLITS if (artifact.path / f"{split}.parquet").is_file()]
     info = read_info(artifact.path)
     whole = f"align data source={info['source']} record={info['record']} split=test name=mine/all"
     raise ConfigError(
-        f"inputs.{slot}: no row of {info['source']} is in the {split} split: they are in {', '.join(others)}. Of a source "
-        f"that a model here was trained on, the test rows are those that training held out. To evaluate all rows: "
-        f"{whole}, then inputs.{slot}=mine/all"
+        f"inputs.{slot}: no row of {info['source']} is in the {split} split: they are in {', '.join(others)}. "
+        "Of a source that a model here was trained on, the test rows are those that training held out. To evaluate all "
+        f"rows: {whole}, then inputs.{slot}=mine/all"
     )
 
 
@@ -176,13 +176,9 @@ def _over_prompted(
 def _seen(inputs: Inputs, job: Job, prompts: Sequence[Messages]) -> Metrics:
     """The share of the prompts that the policy's reward models, or the one that judges, learned from."""
     store = ArtifactStore(job.store)
+    given = [*inputs["model"], *inputs.get("reward_model", ())]
     try:
-        made = [
-            artifact
-            for slot in ("model", "reward_model")
-            for each in inputs.get(slot, ())
-            for artifact in store.lineage(each)
-        ]
+        made = [artifact for each in given for artifact in store.lineage(each)]
     except StoreError:  # what it was made from is gone
         return {}
     data = [artifact for reward in made if reward.stage == "reward" for artifact in _inputs_of(store, reward, "data")]

@@ -4,8 +4,8 @@ GPT-3.
 Takes: a model; prompts, whose validation split chooses the form; demonstrations to draw solved examples from; a reward
 model where no gold scorer knows the prompts.
 Makes: the same model with the best form as its chat template, and forms.jsonl, with what each form was worth.
-Departs from InstructGPT: its authors wrote prefixes by hand and held a competition on validation prompts; here forms and
-examples are drawn, and the competition is the same.
+Departs from InstructGPT: its authors wrote prefixes by hand and held a competition on validation prompts; here forms
+and examples are drawn, and the competition is the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from align.seeds import derive_seed
 from align.text.chat import decode_response, encode_prompts
 from align.text.encoding import encode_texts, encoder_of
 from align.text.forms import FORMS, Form, Shot, ask_in_form, read_form, shot_of
-
 
 _NUM_BOOTSTRAP = 2000
 
@@ -69,11 +68,19 @@ def run(cfg: Prompt, inputs: Inputs, job: Job) -> Metrics:
     drawn = []
     for name, form in _forms(cfg).items():
         for draw in range(cfg.num_prefixes if cfg.num_shots else 1):
-            asked = copy.deepcopy(tokenizer)
-            ask_in_form(asked, form, [])
-            shots = _drawn(cfg, Player(name, model, asked), form, rows, examples, draw)
-            ask_in_form(asked, form, shots)
-            drawn.append((draw, form, shots, Player(name, model, asked)))
+            player = Player(name, model, copy.deepcopy(tokenizer))
+            ask_in_form(player.tokenizer, form, [])
+            shots = _drawn(cfg, player, form, rows, examples, draw)
+            if len(shots) < cfg.num_shots:
+                job.info(f"the form {name} is left out: {len(shots)} of {cfg.num_shots} examples fit in the context")
+                break
+            ask_in_form(player.tokenizer, form, shots)
+            drawn.append((draw, form, shots, player))
+    if not drawn:
+        raise ConfigError(
+            f"num_shots: expected as many as leave room for a prompt and {cfg.max_new_tokens} new tokens in a context "
+            f"of {context_length(model):,} tokens, got {cfg.num_shots}"
+        )
     trials = []
     with job.progress(len(drawn) * len(rows), "answers") as advance:
         for draw, form, shots, player in drawn:
@@ -119,7 +126,7 @@ def _scorer(cfg: Prompt, inputs: Inputs, job: Job) -> Scorer:
 def _drawn(
     cfg: Prompt, player: Player, form: Form, rows: Sequence[Row], examples: Sequence[Shot], draw: int
 ) -> list[Shot]:
-    """Solved examples that leave room for every prompt and its answer, in an order of this draw's own."""
+    """Solved examples, fewer where no more leave room for every prompt and its answer, in this draw's own order."""
     prompts = encode_prompts(player.tokenizer, [row["prompt"] for row in rows])
     room = context_length(player.model) - filled(cfg.max_new_tokens) - max(map(len, prompts))
     controls = encoder_of(player.tokenizer).controls
@@ -136,11 +143,6 @@ def _drawn(
         if length <= room and not ends_early and not any(control in text for control in controls):
             shots.append(example)
             room -= length
-    if len(shots) < cfg.num_shots:
-        raise ConfigError(
-            f"num_shots: expected as many as leave room for the prompt and {cfg.max_new_tokens} new tokens in a context "
-            f"of {context_length(player.model):,}, got {cfg.num_shots}; {len(shots)} fit in the form {player.name}"
-        )
     return shots
 
 

@@ -1,4 +1,4 @@
-"""Ask a language model that was never taught a chat template: write the dialogue as plain text of a form it may know.
+r"""Ask a language model that was never taught a chat template: write the dialogue as plain text of a form it may know.
 
 A form is one text with `{prompt}` and `{response}`, such as "Question: {prompt}\nAnswer: {response}\n\n". It becomes a
 chat template, so that a model asked in a form is a model like any other. An answer ends where the form goes on: with
@@ -53,11 +53,12 @@ class Form(NamedTuple):
 
 
 def read_form(text: str) -> Form:
-    """Read a form from its text.
+    r"""Read a form from its text, in which `\n` may stand for a line break.
 
     Raises:
         ValueError: it has not `{prompt}` and then `{response}`, each once, or nothing ends its answers.
     """
+    text = text.replace("\\n", "\n")
     parts = re.split(r"{prompt}|{response}", text)
     if len(parts) != 3 or text.find("{prompt}") > text.find("{response}"):
         raise ValueError(f"expected {{prompt}} and then {{response}}, each once, got {text!r}")
@@ -82,7 +83,7 @@ def ask_in_form(tokenizer: PreTrainedTokenizerBase, form: Form, shots: Sequence[
 
 
 def _template(form: Form, shots: str) -> str:
-    """Each text begins as a document does. A space before an answer is the answer's, as words have theirs before them."""
+    """A text begins as a document does. A space before an answer is the answer's, as words have theirs before them."""
     opening = form.between.rstrip(" ")
     space = form.between[len(opening) :]
     begin, before, opening, space, after = (
