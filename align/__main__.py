@@ -35,7 +35,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 _COMPOSED = ("run", "plan", "model")
-_VERBS = (*_COMPOSED, "report", "sample", "sweep", "artifacts")
+_VERBS = (*_COMPOSED, "report", "chat", "sample", "sweep", "artifacts")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,6 +79,10 @@ def _dispatch(arguments: list[str]) -> int:
         from align.sample_command import main as sample
 
         return sample(rest)
+    if verb == "chat":
+        from align.chat_command import main as chat
+
+        return chat(rest)
     if verb == "sweep":
         from align.sweep_command import main as sweep
 

@@ -70,6 +70,8 @@ def test_a_pipeline_of_real_data_plans_with_local_files(
         ["run", "--help"],
         ["ppo", "--help"],
         ["model", "--help"],
+        ["chat", "--help"],
+        ["sample", "--help"],
         ["plan", "pipeline=instructgpt"],
         ["plan", "pipeline=quickstart"],
     ],

@@ -223,7 +223,7 @@ class ImportModel(StageConfig):
     """Bring a model in from the Hub, a folder or a GGUF file, in its own precision and with its own chat template."""
 
     STAGE: ClassVar[str] = "import_model"
-    VERSION: ClassVar[int] = 2  # the chat template and the precision are kept; new rows are drawn apart
+    VERSION: ClassVar[int] = 3  # the model's stop strings are kept
     PARALLEL: ClassVar[bool] = False
     source: str = knob("", "hf:ORG/NAME@COMMIT, path:FOLDER or path:FILE.gguf")
     base: str = knob(

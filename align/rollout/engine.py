@@ -151,10 +151,48 @@ def generate(
         ValueError: a prompt leaves no room for `max_new_tokens` in the model's context, or there are stop strings and
             no tokenizer.
     """
-    if sampling.stop_strings and tokenizer is None:
-        raise ValueError("stop strings need the tokenizer, for they are looked for in the text")
     if not prompts:
         return
+    flight = _take_off(model, prompts, seeds, sampling, eos_token_id, pad_token_id, tokenizer)
+    while flight.under_way:
+        with torch.inference_mode():  # an eighth faster than no_grad; ended before control goes back to the caller
+            done = flight.advance()
+        yield from done
+
+
+def stream(
+    model: PreTrainedModel,
+    prompt: list[int],
+    seed: int,
+    sampling: Sampling,
+    *,
+    eos_token_id: int | Sequence[int],
+    pad_token_id: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Iterator[int]:
+    """Sample one response; yields each token as it is drawn, the same tokens as `generate` gives.
+
+    Args and errors: as `generate`.
+    """
+    flight = _take_off(model, [prompt], [seed], sampling, eos_token_id, pad_token_id, tokenizer)
+    while flight.under_way:
+        with torch.inference_mode():
+            flight.advance()
+            token = flight.newest()
+        yield token
+
+
+def _take_off(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    eos_token_id: int | Sequence[int],
+    pad_token_id: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> _Flight:
+    if sampling.stop_strings and tokenizer is None:
+        raise ValueError("stop strings need the tokenizer, for they are looked for in the text")
     context = context_of(model.config)
     longest = max(map(len, prompts))
     if longest + sampling.max_new_tokens > context:
@@ -162,13 +200,9 @@ def generate(
             f"a prompt of {longest} tokens and {sampling.max_new_tokens} new tokens do not fit in the model's "
             f"context of {context}; shorten the prompts or max_new_tokens"
         )
+    ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
     with torch.inference_mode():
-        ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
-        flight = _Flight(model, prompts, seeds, sampling, ends, pad_token_id, tokenizer)
-    while flight.under_way:
-        with torch.inference_mode():  # an eighth faster than no_grad; ended before control goes back to the caller
-            done = flight.advance()
-        yield from done
+        return _Flight(model, prompts, seeds, sampling, ends, pad_token_id, tokenizer)
 
 
 class _Flight:
@@ -221,6 +255,10 @@ class _Flight:
             self._give_up()
         rows = self._alive.nonzero().squeeze(1)
         return self._draw(rows, self._slots.step(self._token)[rows])
+
+    def newest(self) -> int:
+        """The newest token in the first slot."""
+        return int(self._token[0])
 
     def _draw(self, rows: torch.Tensor, logits: torch.Tensor, starting: bool = False) -> list[tuple[int, Response]]:
         request, place = self._request[rows], self._written[rows]

@@ -304,6 +304,17 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
     return up_to_stop(text, stop_strings(tokenizer)).strip()
 
 
+def settled_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The beginning of an unfinished response's text that further tokens do not change.
+
+    It ends with a whole character, and before what may become a stop string.
+    """
+    text = decode_response(tokenizer, ids).rstrip("\ufffd")
+    beginnings = [string[:length] for string in stop_strings(tokenizer) for length in range(1, len(string))]
+    held = max((len(beginning) for beginning in beginnings if text.endswith(beginning)), default=0)
+    return text[: len(text) - held].rstrip()
+
+
 def transcript(prompt: Sequence[Message]) -> str:
     """A prompt as somebody reads it who has no chat template: what the user says, or all turns by who says them."""
     if len(prompt) == 1:

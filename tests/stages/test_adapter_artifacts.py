@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -141,14 +143,19 @@ def test_a_merged_run_publishes_a_whole_model(here: Path) -> None:
     near(logits(AutoModelForCausalLM.from_pretrained(folder).eval()), logits(load_model(folder)))
 
 
-def test_every_stage_takes_an_adapter_for_a_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_stage_takes_an_adapter_for_a_model(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Full training from it, an evaluation beside it, sampling and the report."""
     data = ("inputs.data=path:demonstrations.jsonl", "num_epochs=1", "sequence_length=128", "batch_size=16")
     assert run("sft", "inputs.model=mine/ppo", *data, "name=mine/full") == 0
     assert (made("mine/full") / "model.safetensors").is_file()
     given = ("inputs.prompts=path:prompts.jsonl", "inputs.reward_model=mine/reward", "max_new_tokens=4")
     assert run("evaluate", "inputs.model=mine/ppo", "inputs.baseline=mine/sft", *given, "num_bootstrap=20") == 0
-    assert main(["sample", "mine/ppo", "--tokens", "3"]) == 0
+    assert main(["sample", "mine/ppo", "Who?", "--tokens", "3"]) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Who ran home?\n"))
+    assert main(["chat", "mine/ppo", "mine/sft", "--tokens", "3"]) == 0
+    assert "mine/ppo:\n" in capsys.readouterr().out
 
 
 class Dying(Job):
@@ -200,6 +207,7 @@ def test_a_collection_keeps_the_base_whatever_else_is_gone(here: Path, capsys: p
         ["artifacts", "verify", "mine/sft"],
         ["artifacts", "export", "mine/sft", "out"],
         ["sample", "mine/sft"],
+        ["chat", "mine/sft"],
         ["evaluate", "inputs.model=mine/sft", "inputs.prompts=path:prompts.jsonl", "tracker=none"],
     ],
     ids=lambda command: " ".join(command[:2]),

@@ -972,6 +972,23 @@ def test_a_sample_hangs_on_its_seed_its_iteration_and_its_prompt(inputs, tmp_pat
     assert seen[0].ids == seen[2].ids
 
 
+def test_a_response_that_ends_in_a_stop_string_has_ended_and_is_scored_without_it(inputs, tmp_path):
+    """The policy's folder names them, and so does the folder that it is published in."""
+    policy = inputs.one("policy")
+    folder = Path(shutil.copytree(policy.path, tmp_path / "stopping"))
+    file = folder / "generation_config.json"
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"stop_strings": letters}))
+    stopping = Inputs(inputs | {"policy": (dataclasses.replace(policy, path=folder),)})
+    (plain,) = run(inputs, tmp_path / "plain", num_iterations=1)
+    (got,) = run(stopping, tmp_path / "out", num_iterations=1)
+    assert got["reward/missing_eos"] < plain["reward/missing_eos"]
+    said = [json.loads(line)["response"] for line in (tmp_path / "out/out/samples.jsonl").open()]
+    assert said
+    assert not any(letter in text for text in said for letter in letters)
+    assert json.loads((tmp_path / "out/out/generation_config.json").read_text())["stop_strings"] == letters
+
+
 def test_a_reward_model_with_a_shorter_context_leaves_less_room(inputs, tmp_path, capsys):
     reward = inputs.one("reward_model")
     folder = Path(shutil.copytree(reward.path, tmp_path / "short"))

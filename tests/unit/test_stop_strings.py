@@ -13,7 +13,7 @@ from align.models.load import load_tokenizer, save_model
 from align.rollout.engine import Sampling, generate
 from align.text.chat import decode_response, is_ended, keep_stop_strings, stop_strings, up_to_stop
 
-EOS, PAD, LENGTH = 0, 1, 24
+EOS, PAD, LENGTH = 0, 1, 16
 PROMPTS = [[7], [8, 9, 10, 11], [12, 13], [14, 15, 16, 17, 18, 19], [20, 21, 22]] * 4
 SEEDS = [300 + i for i in range(len(PROMPTS))]
 
@@ -69,7 +69,7 @@ def test_sampling_with_stop_strings_is_sampling_without_cut_at_the_first(model, 
     strings = pieces(tokenizer, endless, length)
     expected = [cut(tokenizer, response, strings) for response in endless]
     assert sum(len(ids) < len(whole.ids) for (ids, _), whole in zip(expected, endless, strict=True)) >= 3
-    for size in (3, len(PROMPTS)):
+    for size in (6, len(PROMPTS)):
         got = sampled(model, tokenizer, strings, temperature=temperature, batch_size=size)
         assert [response.ids for response in got] == [ids for ids, _ in expected]
         for response, (_, logprobs) in zip(got, expected, strict=True):
