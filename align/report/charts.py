@@ -111,7 +111,9 @@ def reliability_chart(title: str, series: Mapping[str, Sequence[tuple[float, flo
     axes.set_ylim(-0.03, 1.03)
     axes.set_ylabel("share that is right", fontsize=8, color=FAINT)
     legend = [Legend(name, number) for number, name in enumerate(list(series)[: len(SERIES)])]
-    return Chart(title, svg(figure, title), f"Calibration, {title}: {'; '.join(said)}.", legend, "")
+    left_out = len(series) - len(legend)
+    note = f"Not shown: {left_out} more, for want of colours." if left_out > 0 else ""
+    return Chart(title, svg(figure, title), f"Calibration, {title}: {'; '.join(said)}.", legend, note)
 
 
 def new_chart(x_label: str) -> tuple[Figure, Axes]:

@@ -6,7 +6,7 @@ A name is a metric's as it is logged, or a column's or a chart's title as it is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from typing import NamedTuple
 
 _MEANINGS = {
     # Who is compared with whom.
@@ -143,39 +143,45 @@ _MEANINGS = {
     "made": "The last artifact that the member made.",
     "every member; the stronger its line, the better": "Each line is a member, across one axis for each setting and the results.",
 }
+# Of names with a free part: a pattern, the entry's name, its meaning.
 _PATTERNS = (
-    (r"confidence|.*: pairs of answers", "How often answers are right against how sure the model is."),
-    (r"(.+) against kl; a line joins what nothing beats", "Each dot is a setting: what its KL bought. No setting beats those on the line in both."),
-    (r"(.+) against (.+)", "The result of each member, over a setting's values; the line joins the means, bars are 95 % intervals."),
+    (".+: pairs of answers", "calibration", "How often the reward model is right against how sure it is."),
+    (
+        ".+ against kl; a line joins what nothing beats",
+        "a result against KL",
+        "Each dot is a setting: what its KL bought. No other setting beats those on the line in both.",
+    ),
+    (
+        ".+ against .+",
+        "a result against a setting",
+        "Faint dots are members; the line joins the means, and bars are 95 % intervals.",
+    ),
 )
-_TAILS = (r" \(n=[\d,]+\)$", r" \(.*\)$", r" [-–] .*$")
 
 
-def meaning(name: str) -> str:
-    """What a name means; "" where nothing is known, as of a user's own."""
-    shown = " ".join(name.split()).lower()
-    for tail in _TAILS[:2]:
-        shown = re.sub(tail, "", shown)
+class Entry(NamedTuple):
+    """One entry of the glossary."""
+
+    word: str
+    text: str
+
+    @property
+    def anchor(self) -> str:
+        """Its id on a page."""
+        return "meaning-" + re.sub(r"[^a-z0-9]+", "-", self.word).strip("-")
+
+
+def meaning(name: str) -> Entry | None:
+    """The entry of a name; None where nothing is known, as of a user's own.
+
+    A metric's name may have a prefix of its own kind (`tasks/copa/accuracy`, `copa accuracy (n=9)`): then its last word
+    decides.
+    """
+    shown = re.sub(r" \(.*\)$", "", " ".join(name.split()).lower())
     if shown in _MEANINGS:
-        return _MEANINGS[shown]
-    for pattern, said in _PATTERNS:
+        return Entry(shown, _MEANINGS[shown])
+    for pattern, word, said in _PATTERNS:
         if re.fullmatch(pattern, shown):
-            return said
-    if shown.startswith("greedy/"):
-        rest = meaning(shown.removeprefix("greedy/"))
-        return rest and f"{rest} Here of the most probable answers."
+            return Entry(word, said)
     last = re.split(r"[/ ]", shown)[-1]
-    if last != shown:
-        return _MEANINGS.get(last, "")
-    return ""
-
-
-def glossary(names: Iterable[str]) -> list[tuple[str, str]]:
-    """(name, meaning) of each name that has one, in order, each once."""
-    found = {name: meaning(name) for name in names}
-    return sorted(((name, said) for name, said in found.items() if said), key=lambda item: item[0].lower())
-
-
-def anchor(name: str) -> str:
-    """The id of a name's entry in the glossary."""
-    return "meaning-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "name")
+    return Entry(last, _MEANINGS[last]) if last in _MEANINGS else None

@@ -7,11 +7,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from align.artifacts import NOTE, STEPS, ArtifactStore, is_locked
 
 Row = dict[str, Any]
+
+
+class Logged(Protocol):
+    """What a step leaves to look at, finished or not."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def log(self) -> list[Row]: ...
+    @property
+    def events(self) -> list[Row]: ...
+    @property
+    def samples(self) -> list[Row]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
