@@ -16,6 +16,7 @@ from align.report import tables
 from align.report.charts import SERIES, line_chart, reliability_chart
 from align.report.gather import Made, gather
 from align.report.lineage import draw
+from align.report.verdict import verdict
 
 _SCORES = ("objective/score", "heldout/score", "gold/score")
 _COUNTS = ("reward/length", "reward/missing_eos")  # parts in tokens and as a share, which would flatten the others
@@ -79,7 +80,7 @@ def render(title: str, made: Sequence[Made]) -> tuple[str, str]:
     facts: dict[str, Any] = {
         "title": title,
         "made_at": time.strftime("%Y-%m-%d %H:%M", time.localtime(max(m.artifact.manifest["created"] for m in made))),
-        "verdict": tables.verdict(made),
+        "verdict": [line.text for line in verdict(made)],
         "headline": tables.headline(made),
         "matrix": tables.matrix(made),
         "tasks": tables.tasks(tables.scored(made)),
