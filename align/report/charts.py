@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Points = Sequence[tuple[float, float]]
+Bin = tuple[float, float, int]
 
 NOISY = 20  # points from which on a line gets a running mean: fewer can be read as they are
 _SPAN = 12  # a running mean is over this part of a line, but over at least 5 points
@@ -40,6 +41,7 @@ class Chart(NamedTuple):
         summary: what the picture shows, for readers who do not see it.
         legend: empty where there is one line only.
         note: how to read the picture; "" where nothing needs to be said.
+        dots: its legend shows dots in place of lines.
     """
 
     title: str
@@ -47,6 +49,7 @@ class Chart(NamedTuple):
     summary: str
     legend: list[Legend]
     note: str
+    dots: bool = False
 
 
 def line_chart(title: str, x_label: str, series: Mapping[str, Points], scattered: bool = False) -> Chart:
@@ -91,15 +94,20 @@ def _line_chart(
     legend = [Legend(name, number) for name, number, _ in series] if len(series) > 1 else []
     summary = f"{title} against {x_label}: {'; '.join(said)}."
     note = "Faint: as logged; strong: running mean." if noisy else ""
-    return Chart(title, svg(figure, title + x_label), summary, legend, note)
+    return Chart(title, svg(figure, title + x_label), summary, legend, note, scattered)
 
 
-def reliability_chart(title: str, series: Mapping[str, Sequence[tuple[float, float, int]]]) -> Chart:
+def reliability_chart(title: str, series: Mapping[str, Sequence[Bin]]) -> Chart:
     """How often answers of a confidence are right: (confidence, accuracy, answers) of each bin, over the diagonal."""
-    figure, axes = new_chart("confidence")
+    return _reliability_chart(title, tuple((name, tuple(bins)) for name, bins in series.items()))
+
+
+@functools.lru_cache(maxsize=64)
+def _reliability_chart(title: str, series: tuple[tuple[str, tuple[Bin, ...]], ...]) -> Chart:
+    figure, axes = new_chart("confidence; upwards: share that is right")
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
     said = []
-    for number, (name, bins) in enumerate(list(series.items())[: len(SERIES)]):
+    for number, (name, bins) in enumerate(series[: len(SERIES)]):
         colour, most = SERIES[number], max(count for _, _, count in bins)
         xs, ys = [x for x, _, _ in bins], [y for _, y, _ in bins]
         axes.plot(xs, ys, color=colour, linewidth=1.6, linestyle=_dashes(number))
@@ -109,8 +117,7 @@ def reliability_chart(title: str, series: Mapping[str, Sequence[tuple[float, flo
         sure = sum(x * count for x, _, count in bins) / answers
         said.append(f"{name} is {100 * sure:.0f} % sure on average and right in {100 * right:.0f} %")
     axes.set_ylim(-0.03, 1.03)
-    axes.set_ylabel("share that is right", fontsize=8, color=FAINT)
-    legend = [Legend(name, number) for number, name in enumerate(list(series)[: len(SERIES)])]
+    legend = [Legend(name, number) for number, (name, _) in enumerate(series[: len(SERIES)])]
     left_out = len(series) - len(legend)
     note = f"Not shown: {left_out} more, for want of colours." if left_out > 0 else ""
     return Chart(title, svg(figure, title), f"Calibration, {title}: {'; '.join(said)}.", legend, note)
@@ -121,11 +128,13 @@ def new_chart(x_label: str) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6, 2.5), layout="constrained")
+    figure = Figure(figsize=(4.6, 2.5))
     FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_axes((0.13, 0.17, 0.85, 0.74))  # as a layout engine would, in half the time
     axes.set_xlabel(x_label, fontsize=8, color=FAINT)
     axes.tick_params(labelsize=8, colors=FAINT)
+    axes.yaxis.get_offset_text().set(color=FAINT, size=8)
+    axes.locator_params(axis="y", nbins=6)
     axes.grid(color=FAINT, alpha=0.25, linewidth=0.6)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))

@@ -33,10 +33,13 @@ class Decided(NamedTuple):
 
 
 def decided(made: Sequence[Made]) -> list[Decided]:
-    """A row for each comparison of each evaluation of answers, and one where an evaluation compares nothing."""
+    """A row for each comparison of each evaluation of answers, the last evaluation first.
+
+    An evaluation that compares nothing has one row.
+    """
     by_key = {each.key: each for each in made}
     rows = []
-    for each in evaluations(made):
+    for each in reversed(evaluations(made)):
         metrics, inputs = each.artifact.metrics, dict(each.inputs)
         if "prompts" not in metrics:
             continue

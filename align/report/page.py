@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 
 from align.artifacts import ArtifactStore
 from align.errors import StoreError
@@ -93,15 +92,13 @@ def write_report(store: ArtifactStore, refs: Sequence[str], out: Path, title: st
 
 def _made(store: ArtifactStore, refs: Sequence[str]) -> list[Made]:
     """What is made of `refs`; of a pipeline whose first step still runs nothing is."""
-    known = []
-    for ref in refs:
-        try:
-            gather(store, [ref])
-            known.append(ref)
-        except StoreError:
-            if not unfinished(store, [ref]):
-                raise
-    return gather(store, known) if known else []
+    try:
+        return gather(store, refs)
+    except StoreError:
+        rest = [ref for ref in refs if not unfinished(store, [ref])]
+        if len(rest) == len(refs):
+            raise
+        return gather(store, rest) if rest else []
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -33,6 +33,11 @@ class Setting(NamedTuple):
     knobs: dict[str, str]
     runs: list[Run]
 
+    @property
+    def name(self) -> str:
+        """Its knobs in a line."""
+        return " ".join(f"{short(name)}={value}" for name, value in self.knobs.items())
+
     def mean(self, name: str) -> tuple[float, float]:
         """The mean over seeds, and half of its 95 % interval."""
         values = [run.metrics[name] for run in self.runs if name in run.metrics]

@@ -143,8 +143,6 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
             metrics |= found
             plan = _plan(cfg, iteration, rollouts, advantages, layouts, kl_coef)
             metrics |= learner.update(plan)
-            metrics["policy/learning_rate"] = plan.policy_rate * filled(cfg.learning_rate)
-            metrics["value/learning_rate"] = plan.value_rate * filled(cfg.value_learning_rate)
             if cfg.kl_goal is not None and plan.moves_policy:
                 kl = metrics["objective/kl"]
                 kl_coef = next_kl_coef(kl_coef, kl, cfg.kl_goal, cfg.kl_horizon, cfg.rollout_batch_size)

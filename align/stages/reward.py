@@ -179,7 +179,7 @@ def _losses(scores: Sequence[torch.Tensor], rankings: Sequence[Ranking]) -> torc
 
 def _backward_in_parts(
     model: ScalarModel, ranking: Ranking, num_prompts: int, job: Job, precision: str
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
     """Add the gradient of one ranking whose responses are too many tokens for one pass.
 
     Returns:
