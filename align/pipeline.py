@@ -80,9 +80,9 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracke
     if not isinstance(step.config, Data | ImportModel):  # functions are imported now, perhaps hours after the plan
         _refuse_changed(step, settings, store)
     begun = time.monotonic()
-    (work / "out").mkdir(exist_ok=True)
     note = {"name": step.label, "begun": time.time()}
     write_json(work / NOTE, note)  # for a report on a step that is not finished
+    (work / "out").mkdir(exist_ok=True)
     tracker = make_tracker(settings.tracker, store.root)
     try:
         lineage = _lineage(step, inputs)

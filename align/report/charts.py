@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Points = Sequence[tuple[float, float]]
 Bin = tuple[float, float, int]
 
-NOISY = 20  # points from which on a line gets a running mean: fewer can be read as they are
+NOISY = 20  # points from which on a line may need a running mean: fewer can be read as they are
 _SPAN = 12  # a running mean is over this part of a line, but over at least 5 points
 _MOST = 240  # points of a line: more than a chart has pixels to tell apart
 INK, FAINT = "#010203", "#010204"  # stand for the page's own colours
@@ -55,8 +55,8 @@ class Chart(NamedTuple):
 def line_chart(title: str, x_label: str, series: Mapping[str, Points], scattered: bool = False) -> Chart:
     """One chart of one or several series of (x, y).
 
-    Points that are not finite are left out, and so are series without any. A line of at least `NOISY` points is faint,
-    with its running mean over it.
+    Points that are not finite are left out, and so are series without any. A noisy line is faint, with its running
+    mean over it.
 
     Args:
         scattered: dots, darker the later, in place of lines.
@@ -80,7 +80,7 @@ def _line_chart(
         if scattered:
             for i, (x, y) in enumerate(points):
                 axes.scatter(x, y, s=14, color=colour, alpha=0.3 + 0.7 * i / len(points), linewidths=0)
-        elif len(points) >= NOISY:
+        elif is_noisy(points):
             raw = thinned(points)
             axes.plot([x for x, _ in raw], [y for _, y in raw], color=colour, linewidth=0.9, alpha=0.35)
             smooth = thinned(running_mean(points))
@@ -88,8 +88,10 @@ def _line_chart(
             axes.plot(xs, ys, color=colour, linewidth=2.0, linestyle=dashes)
             noisy = True
         else:
-            xs, ys = [x for x, _ in points], [y for _, y in points]
-            axes.plot(xs, ys, color=colour, linewidth=1.6, linestyle=dashes, marker="o", markersize=3)
+            shown = thinned(points)
+            marker = "o" if len(points) < NOISY else ""
+            xs, ys = [x for x, _ in shown], [y for _, y in shown]
+            axes.plot(xs, ys, color=colour, linewidth=1.8, linestyle=dashes, marker=marker, markersize=3)
         said.append(f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}")
     legend = [Legend(name, number) for name, number, _ in series] if len(series) > 1 else []
     summary = f"{title} against {x_label}: {'; '.join(said)}."
@@ -148,16 +150,25 @@ def _dashes(number: int) -> tuple[int, tuple[float, ...]]:
 
 
 def running_mean(points: Points) -> Points:
-    """Means over the points around each, fewer at both ends; x stays where it is."""
+    """Means over the points around each, over fewer at both ends; x stays where it is."""
     half = max(5, len(points) // _SPAN) // 2
     sums = [0.0]
     for _, y in points:
         sums.append(sums[-1] + y)
     means = []
     for i, (x, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)  # as many on both sides: a slope stays where it is at the ends
-        means.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+        first, end = max(0, i - half), min(len(points), i + half + 1)
+        means.append((x, (sums[end] - sums[first]) / (end - first)))
     return means
+
+
+def is_noisy(points: Points) -> bool:
+    """True where a running mean tells more: of many points that lie off it by more than a hundredth of their range."""
+    if len(points) < NOISY:
+        return False
+    values = [y for _, y in points]
+    off = [abs(y - mean) for y, (_, mean) in zip(values, running_mean(points), strict=True)]
+    return sum(off) / len(off) > (max(values) - min(values)) / 100
 
 
 def thinned(points: Points) -> Points:

@@ -42,7 +42,7 @@ _MEANINGS = {
     "ties": "Share of prompts on which both answers score the same.",
     "kl": "KL divergence of the model from its baseline on the model's own answers, nats a response: how far it moved.",
     "tokens": "Tokens: of a mean response in an evaluation, of all training in the cost table.",
-    "response_tokens": "Mean length of a response, in tokens.",
+    "response_tokens": "Length of a response, in tokens; a mean where there are several.",
     "text loss": (
         "Cross-entropy on held-out pretraining text, nats a token. A rise against the baseline is the alignment tax."
     ),
@@ -190,6 +190,7 @@ _MEANINGS = {
     "eval/tasks/accuracy": "Share of held-out task rows that the model answers correctly.",
 }
 _SAME = {  # other names of the same
+    "length": "response_tokens",
     "gold/score": "gold score",
     "reward/score": "reward score",
     "rules/score": "rules score",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,20 @@ def test_what_bounds_memory_changes_nothing(inputs, tmp_path, hardware, rank):
     for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "bounded"), strict=True):
         assert one == pytest.approx(other, rel=2e-4)
     assert whole == pytest.approx(bounded, rel=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [40, 4096], ids=["in parts", "packed"])
+def test_the_accuracy_that_is_logged_is_that_of_the_batch_before_it_is_learned(inputs, tmp_path, tokens):
+    """A batch of all held-out rankings is put in order as well as they are when they are held out."""
+    held_out = inputs.one("data")
+    folder = Path(shutil.copytree(held_out.path, tmp_path / "data"))
+    shutil.copy(folder / "validation.parquet", folder / "train.parquet")
+    same = Inputs({**inputs, "data": (dataclasses.replace(held_out, path=folder),)})
+    hardware = {"micro_batch_tokens": tokens}
+    metrics = run(same, tmp_path / "run", hardware, batch_size=1000, num_epochs=1, learning_rate=1e-12)
+    (row,) = log_of(tmp_path / "run")
+    assert row["accuracy"] == pytest.approx(metrics["accuracy"], abs=1e-6)
+    assert 0 < row["accuracy"] < 1
 
 
 def test_demonstrations_that_are_too_long_for_the_mean_are_counted(inputs, tmp_path, capsys):
