@@ -15,6 +15,8 @@ from conftest import CONF, align, manifests, run_toy
 
 from align import pipeline
 from align.__main__ import main
+from align.artifacts import ArtifactStore
+from align.report.running import unfinished
 
 STAGES = ("pretrain", "sft", "compare", "reward", "ppo", "evaluate")
 

@@ -96,7 +96,7 @@ def _line_chart(
     legend = [Legend(name, number) for name, number, _ in series] if len(series) > 1 else []
     summary = f"{title} against {x_label}: {'; '.join(said)}."
     note = "Faint: as logged; strong: running mean." if noisy else ""
-    return Chart(title, svg(figure, title + x_label), summary, legend, note, scattered)
+    return Chart(title, svg(figure), summary, legend, note, scattered)
 
 
 def reliability_chart(title: str, series: Mapping[str, Sequence[Bin]]) -> Chart:
@@ -122,7 +122,7 @@ def _reliability_chart(title: str, series: tuple[tuple[str, tuple[Bin, ...]], ..
     legend = [Legend(name, number) for number, (name, _) in enumerate(series[: len(SERIES)])]
     left_out = len(series) - len(legend)
     note = f"Not shown: {left_out} more, for want of colours." if left_out > 0 else ""
-    return Chart(title, svg(figure, title), f"Calibration, {title}: {'; '.join(said)}.", legend, note)
+    return Chart(title, svg(figure), f"Calibration, {title}: {'; '.join(said)}.", legend, note)
 
 
 def new_chart(x_label: str) -> tuple[Figure, Axes]:
@@ -180,8 +180,8 @@ def thinned(points: Points) -> Points:
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def svg(figure: Figure, salt: str) -> Markup:
-    """The figure as SVG, without a size of its own; `salt` makes its ids, which must differ on a page.
+def svg(figure: Figure) -> Markup:
+    """The figure as SVG, without a size of its own.
 
     Its text is hidden from screen readers: the page says what the picture shows.
     """
@@ -189,7 +189,7 @@ def svg(figure: Figure, salt: str) -> Markup:
 
     out = io.StringIO()
     # Text stays text: it takes the page's font and can be searched. The salt makes ids the same in every run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "align"}):
         figure.savefig(out, format="svg", transparent=True)
     _, start, text = out.getvalue().partition("<svg")
     for colour, variable in _VARIABLES.items():

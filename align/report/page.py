@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
 from align.artifacts import ArtifactStore
 from align.errors import StoreError
@@ -180,6 +181,17 @@ class Words:
         return sorted(self._entries.values())
 
 
+class Ids:
+    """Gives each picture of one page ids of its own: two steps may have charts that are alike."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, picture: Markup) -> Markup:
+        self._count += 1
+        return Markup(re.sub(r'(\bid="|url\(#|href="#)', rf"\1p{self._count}-", str(picture)))
+
+
 def templates() -> Environment:
     """The templates of this folder, for one page; what they put into HTML is escaped."""
     environment = Environment(
@@ -188,7 +200,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = _markdown_cell
+    environment.filters |= {"cell": _markdown_cell, "with_own_ids": Ids()}
     environment.globals |= {"words": Words(), "signs": SIGNS, "dashes": DASHES}
     return environment
 

@@ -48,7 +48,7 @@ def knob_chart(knob: str, objective: str, lines: Mapping[str, Sequence[Spot]], n
     axes.set_xticks(list(ticks.values()), list(ticks))
     legend = [Legend(name, number) for number, name in enumerate(lines)] if len(lines) > 1 else []
     title = f"{objective} against {knob}"
-    return Chart(title, svg(figure, title), f"{title}: {'. '.join(said)}.", legend, note, dots=True)
+    return Chart(title, svg(figure), f"{title}: {'. '.join(said)}.", legend, note, dots=True)
 
 
 def pareto_chart(
@@ -68,12 +68,13 @@ def pareto_chart(
         )
     axes.plot([x for x, _ in best], [y for _, y in best], color=SERIES[1], linewidth=1.4, marker="o", markersize=4.5)
     shown = range(len(points)) if len(points) <= 12 else front  # more names would cover each other
-    for i in shown:
-        axes.annotate(names[i], points[i], xytext=(4, 4), textcoords="offset points", fontsize=7, color=FAINT)
+    for place, i in enumerate(shown):
+        above = (4, 4) if place % 2 == 0 else (4, -9)  # so that neighbours' names do not cover each other
+        axes.annotate(names[i], points[i], xytext=above, textcoords="offset points", fontsize=7, color=FAINT)
     title = f"{objective} against KL; a line joins what nothing beats"
     said = "; ".join(f"{names[i]} with {points[i][1]:.3g} at {points[i][0]:.3g} nats" for i in front)
     return Chart(
-        title, svg(figure, title), f"{title}: {said}.", [], "Bars: 95 % intervals over seeds, where there are several."
+        title, svg(figure), f"{title}: {said}.", [], "Bars: 95 % intervals over seeds, where there are several."
     )
 
 
@@ -99,7 +100,7 @@ def parallel_chart(names: Sequence[str], rows: Sequence[Sequence[Value]], lower:
         axes.plot(range(len(names)), heights, color=SERIES[0], alpha=0.12 + 0.88 * worth**2, linewidth=1.4)
     axes.set_axis_off()
     title = "every member; the stronger its line, the better"
-    return Chart(title, svg(figure, title), f"{len(rows)} members across {', '.join(names)}.", [], "")
+    return Chart(title, svg(figure), f"{len(rows)} members across {', '.join(names)}.", [], "")
 
 
 def _half(half: float) -> str:

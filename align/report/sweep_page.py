@@ -80,6 +80,8 @@ def _best(settings: Sequence[Setting], objective: str) -> Line:
     sign = -1.0 if lower_is_better(objective) else 1.0
     first, second = sorted(settings, key=lambda setting: -sign * setting.mean(objective)[0])[:2]
     (mean, half), (other, other_half) = first.mean(objective), second.mean(objective)
+    if mean == other:
+        return Line(f"No setting is best: the first two have the same {objective}, {mean:.3f}.", "neutral")
     seeds = min(len(first.runs), len(second.runs))
     behind = f"{second.name} with {_value(other, other_half)}"
     said = f"Best by {objective}: {first.name} with {_value(mean, half)}, before {behind}"
