@@ -35,7 +35,7 @@ def verdict(made: Sequence[Made]) -> list[Line]:
     compared = [each for each in evaluations(made) if _comparisons(each, by_key)]
     trained = [each for each in compared if _trained_by_ppo(each, by_key)]
     chosen = next(reversed(trained or compared), None)
-    lines = []
+    lines: list[Line] = []
     if chosen is None:
         lines += _without_wins(evaluations(made), by_key)
     else:
@@ -206,7 +206,7 @@ def _besides(evaluation: Made, by_key: Mapping[str, Made]) -> list[Line]:
     """What else there is to know of an evaluation that compares: doubts first, then a judge's view, then costs."""
     metrics, inputs = evaluation.artifact.metrics, dict(evaluation.inputs)
     model = by_key[inputs["model"]].name
-    lines = []
+    lines: list[Line] = []
     if metrics.get("seen_by_reward_model", 0.0) > 0:
         lines.append(
             Line(
