@@ -22,7 +22,7 @@ from align.errors import ConfigError
 _GAP = 2  # spaces between columns
 _NARROWEST = 12  # characters of a column of text that is made narrower
 _INDENT = "  "  # of a sentence's further lines
-_BREAKS = re.compile(r"[^\s/_=,;:]*[/_=,;:]*[ \t]*")  # a line may end after each of these
+_BREAKS = re.compile(r"(?:[^ \t/_=.]|\.(?![A-Za-z])| (?=%))*(?:[/_=]|\.(?=[A-Za-z]))*[ \t]*")  # a line may end here
 # A cell of a column that is never made narrower: `67.2 [64.4, 69.8]`, `+1.2e-05 *`, `409 k`, `2026-11-29 17:14`.
 _NUMBER = re.compile(r"[-+]?\.?\d[-+.,:\d %†*\[\]eE]*( ?(k|M|B|T|kB|MB|GB|s))?|[-+]?(nan|inf)")
 
@@ -133,16 +133,16 @@ def _narrowest(columns: Sequence[str], cells: Sequence[Sequence[str]], own: Sequ
 
 
 def _natural(columns: Sequence[str], cells: Sequence[Sequence[str]], column: int) -> int:
-    """The width at which no cell breaks; the title above numbers may, so that it makes no column wide."""
-    title = cell_len(columns[column])
-    if _is_number(cells, column):
-        title = min(_NARROWEST, max((cell_len(piece.rstrip()) for piece in _pieces(columns[column])), default=0))
-    return max([title, *(cell_len(row[column]) for row in cells)])
+    """The width at which nothing in a column breaks."""
+    return max([cell_len(columns[column]), *(cell_len(row[column]) for row in cells)])
 
 
 def _least(columns: Sequence[str], cells: Sequence[Sequence[str]], column: int) -> int:
-    natural = _natural(columns, cells, column)
-    return natural if _is_number(cells, column) else min(natural, _NARROWEST)
+    """The width below which a column is not made narrower: numbers stay whole, the title above them may break."""
+    if not _is_number(cells, column):
+        return min(_natural(columns, cells, column), _NARROWEST)
+    title = max((cell_len(piece.rstrip()) for piece in _pieces(columns[column])), default=0)
+    return max([min(title, _NARROWEST), *(cell_len(row[column]) for row in cells)])
 
 
 def _is_number(cells: Sequence[Sequence[str]], column: int) -> bool:

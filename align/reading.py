@@ -141,8 +141,10 @@ def _table(made: Sequence[Made], last: Made) -> tuple[tables.Table, list[str]]:
     """The one table of a run, with notes: models, or else tasks, or else the figures of the last step."""
     table, tasks, notes = models_table(made), tasks_table(made), []
     if table.rows:
-        wins = "Wins with 95 % intervals, a tie counts half. " if "wins, %" in table.columns else ""
-        notes.append(f"{wins}Sampled at temperature 1. Seconds include all inputs.")
+        shown = "Wins at temperature 1 with 95 % intervals, a tie counts half."
+        if "wins, %" not in table.columns:
+            shown = "Answers are sampled at temperature 1."
+        notes.append(f"{shown} Seconds are those of all steps that a model was made by.")
         if tasks.rows:
             notes.append(f"Figures on {len(tasks.rows)} task{'s' * (len(tasks.rows) > 1)}: in the report.")
     elif tasks.rows:

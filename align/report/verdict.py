@@ -140,9 +140,10 @@ def _without_wins(evaluated: Sequence[Made], by_key: Mapping[str, Made]) -> Iter
         if "baseline" in inputs and (gains := _gains(metrics)):
             better, worse = (sum(side(metrics, name, 0.0) == sign for name in gains) for sign in (1, -1))
             rest = len(gains) - better - worse
+            tasks = "task" if len(gains) == 1 else "tasks"
             tone: Tone = "bad" if worse else "good" if better else "neutral"
             yield Line(
-                f"{model} against {by_key[inputs['baseline']].name} on {len(gains)} tasks: better on {better}, worse "
+                f"{model} against {by_key[inputs['baseline']].name} on {len(gains)} {tasks}: better on {better}, worse "
                 f"on {worse}, not beyond chance on {rest}.",
                 tone,
             )
