@@ -198,7 +198,10 @@ def _diff(store: ArtifactStore, options: argparse.Namespace) -> None:
     for row in differing:
         part, _, name = str(row["what"]).partition(".")
         change = _change(row["before"], row["after"])
-        sections.setdefault(part, []).append([name, _short(row["before"]), _short(row["after"]), change])
+        before, after = _short(row["before"]), _short(row["after"])
+        if name == "commit":
+            before, after = before[:12], after[:12]
+        sections.setdefault(part, []).append([name, before, after, change])
     for number, (part, shown) in enumerate(sections.items()):
         if number:
             console.print()

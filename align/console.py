@@ -22,7 +22,10 @@ from align.errors import ConfigError
 _GAP = 2  # spaces between columns
 _NARROWEST = 12  # characters of a column of text that is made narrower
 _INDENT = "  "  # of a sentence's further lines
-_BREAKS = re.compile(r"(?:[^ \t/_=.]|\.(?![A-Za-z])| (?=%))*(?:[/_=]|\.(?=[A-Za-z]))*[ \t]*")  # a line may end here
+_WORDS = re.compile(r"(?:[^ \t]| (?=%))+[ \t]*")
+_BREAKS = re.compile(
+    r"(?:[^ \t/_=.]|\.(?![A-Za-z])| (?=%))*(?:[/_=]|\.(?=[A-Za-z]))*[ \t]*"
+)  # a name may end a line here
 # A cell of a column that is never made narrower: `67.2 [64.4, 69.8]`, `+1.2e-05 *`, `409 k`, `2026-11-29 17:14`.
 _NUMBER = re.compile(r"[-+]?\.?\d[-+.,:\d %†*\[\]eE]*( ?(k|M|B|T|kB|MB|GB|s))?|[-+]?(nan|inf)")
 
@@ -156,15 +159,17 @@ def _pieces(text: str) -> list[str]:
 
 
 def _broken(text: str, width: int) -> list[str]:
-    """The lines of a cell of `width` characters."""
+    """The lines of a cell of `width` characters, broken between words; inside a name only where no line holds it."""
     lines = [""]
-    for piece in _pieces(text):
-        if cell_len((lines[-1] + piece).rstrip()) <= width:
-            lines[-1] += piece
-        elif cell_len(piece.rstrip()) <= width:
-            lines.append(piece)
-        else:
-            lines.append(_without_middle(piece.rstrip(), width))
+    for word in _WORDS.findall(text):
+        pieces = [word] if cell_len(word.rstrip()) <= width else _pieces(word)
+        for piece in pieces:
+            if cell_len((lines[-1] + piece).rstrip()) <= width:
+                lines[-1] += piece
+            elif cell_len(piece.rstrip()) <= width:
+                lines.append(piece)
+            else:
+                lines.append(_without_middle(piece.rstrip(), width))
     return [line.rstrip() for line in lines if line.strip()] or [""]
 
 

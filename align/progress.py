@@ -86,9 +86,12 @@ class Progress:
     def _lines(self, bar: str, done: int, total: int | None, unit: str, rate: float) -> list[str]:
         """How far, how fast and the latest numbers, in lines of the console's width."""
         room = self._console.width - len(_INDENT)
-        count = f"{done:,}{'' if total is None else f'/{total:,}'} {unit}"
-        head = f"{self._label}: {bar}{count}"
-        words = [head if len(head) <= room else f"{self._label}: {count}"]
+        count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
+        words = [f"{self._label}: {bar}{count} {unit}"]
+        if len(words[0]) > room:
+            words = [f"{self._label}: {count} {unit}"]
+        if len(words[0]) > room:
+            words = [f"{self._label}: {count}", unit]
         if rate > 0:
             words.append(_pace(rate))
         if rate > 0 and total is not None:

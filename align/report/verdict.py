@@ -106,16 +106,20 @@ def _result(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
     """One evaluation's wins in a sentence, and who decided them."""
     metrics, compared = evaluation.artifact.metrics, _comparisons(evaluation, by_key)
     model = by_key[dict(evaluation.inputs)["model"]].name
+    trained = _judge_in_training(evaluation, by_key)
     parts = []
     for comparison in compared:
         other = comparison.other.name
         if comparison.head:
             other = f"the prompted base model {other}"
-        beyond = f"fewer than {FEW} prompts" if comparison.is_few(metrics) else _BETTER[comparison.side(metrics)]
-        parts.append(f"{interval(metrics, comparison.head)} over {other} ({beyond})")
+        beyond = (
+            f" (fewer than {FEW} prompts)" if comparison.is_few(metrics) else f" ({_BETTER[comparison.side(metrics)]})"
+        )
+        if trained:
+            beyond = ""  # whatever it is, it is not about the answers
+        parts.append(f"{interval(metrics, comparison.head)} over {other}{beyond}")
     split = evaluation.artifact.manifest["config"].get("split", "test")
     prompts = f"{metrics['prompts']:,.0f} " + ("prompts" if split == "test" else f"{split} prompts")
-    trained = _judge_in_training(evaluation, by_key)
     decided = f"by {scorer(metrics)} score" if scorer(metrics) else "by an unnamed score"
     if trained:
         decided = f"decided by {trained}: this shows how well PPO fitted it, not whether answers got better"
