@@ -1,4 +1,4 @@
-"""Look at pages of `align report` and `align sweep show` in a browser: screenshots, and what a browser can check.
+r"""Look at pages of `align report` and `align sweep show` in a browser: screenshots, and what a browser can check.
 
 Every page is opened 1280 and 400 pixels wide, light and dark. It fails where the page scrolls sideways, where a
 deciding column (model, score, win rate) is out of sight, where a script fails, or where axe-core finds a serious or
@@ -6,7 +6,7 @@ critical fault. The project has no browser; make an environment of its own, besi
 
     python -m venv .venv-browser && .venv-browser/bin/pip install playwright
     npm pack axe-core && tar xzf axe-core-*.tgz          # gives package/axe.min.js; without --axe it is not asked
-    .venv-browser/bin/python benchmarks/report_screenshots.py artifacts/reports/quickstart.html \\
+    .venv-browser/bin/python benchmarks/report_screenshots.py artifacts/reports/quickstart.html \
         --axe package/axe.min.js --folder screenshots --picture docs/report.png
 
 Chromium is the one on the PATH, else playwright's own (`playwright install chromium`).

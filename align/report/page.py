@@ -160,7 +160,8 @@ def _details(headline: tables.Table) -> tables.Table:
         for i, column in enumerate(headline.columns)
         if column not in _DECIDING and column != "score" and not column.endswith(" score")
     ]
-    return tables.Table([headline.columns[i] for i in kept], [[row[i] for i in kept] for row in headline.rows])
+    rows = [[row[i] for i in kept] for row in reversed(headline.rows)]  # in the order of the deciding figures
+    return tables.Table([headline.columns[i] for i in kept], rows)
 
 
 class Words:

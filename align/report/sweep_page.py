@@ -60,10 +60,17 @@ def verdict(records: Sequence[Record], objective: str | None) -> list[Line]:
     lines = []
     runs = runs_of(records)
     settings = [setting for setting in settings_of(runs) if objective and not math.isnan(setting.mean(objective)[0])]
+    splits = {run.split for run in runs if objective in run.evaluated and "prompts" in run.metrics}
     if objective is None:
         lines.append(Line("No metric that all members have can rank them.", "neutral"))
+    elif len(splits) > 1:
+        said = f"Not ranked: the members' {objective} is of different splits ({', '.join(sorted(splits))})."
+        lines.append(Line(said, "warning"))
     elif len(settings) > 1:
         lines.append(_best(settings, objective))
+        if splits == {"test"}:
+            said = "Chosen on test prompts, so the best one's figure is too good; split=validation in the evaluation "
+            lines.append(Line(f"{said}chooses on others.", "warning"))
     ends = Counter(record.state for record in records)
     lost = sum(number for state, number in ends.items() if state in ("failed", "killed"))
     lines.append(

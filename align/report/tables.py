@@ -138,7 +138,7 @@ def _figures(evaluated: Sequence[Scored], wanted: Callable[[str, Metrics], bool]
             row = f"{head.removeprefix('tasks/').rstrip('/')} {name}".strip()
             row += f" (n={metrics[f'{head}items']:,.0f})" if f"{head}items" in metrics else ""
             for column, part in parts.items():
-                shown = _figure(metrics, f"{head}{part}{name}", name, part)
+                shown = figure(metrics, f"{head}{part}{name}", name, part)
                 if not shown:
                     continue
                 taken = cells.get(row, {}).get(column, shown) != shown
@@ -157,7 +157,7 @@ def _head_and_name(metric: str) -> tuple[str, str]:
     return head, metric.removeprefix(head)
 
 
-def _figure(metrics: Metrics, metric: str, name: str, part: str) -> str:
+def figure(metrics: Metrics, metric: str, name: str, part: str) -> str:
     """A figure with its interval, a share in percent; a calibration error with what chance makes of it.
 
     Behind it a mark where it is beyond chance, or where the items are too few to say.
@@ -227,7 +227,7 @@ def reward_models(made: Sequence[Made]) -> Table:
             m = each.artifact.metrics
             pairs = number(m, "held_out_pairs", 0) + (FEW_MARK if m.get("held_out_pairs", FEW) < FEW else "")
             rows.append([each.name, pairs, *(percent(m, name) for name in shown.values())])
-    return _without_empty(Table(["reward model", "held-out pairs", *shown], rows))
+    return without_empty(Table(["reward model", "held-out pairs", *shown], rows))
 
 
 def learned(made: Sequence[Made]) -> Table:
@@ -247,12 +247,12 @@ def learned(made: Sequence[Made]) -> Table:
             ):
                 continue
             name = path.rpartition("/")[2]
-            beside = [_figure(m, f"{head}{part}{path}", name, part) for part in ("baseline/", "gain/")]
-            rows.append([each.name, path, _figure(m, metric, name, "") or f"{value:,.3f}", *beside])
-    return _without_empty(Table(["step", "measure", "figure", "baseline", "difference"], rows))
+            beside = [figure(m, f"{head}{part}{path}", name, part) for part in ("baseline/", "gain/")]
+            rows.append([each.name, path, figure(m, metric, name, "") or f"{value:,.3f}", *beside])
+    return without_empty(Table(["step", "measure", "figure", "baseline", "difference"], rows))
 
 
-def _without_empty(table: Table) -> Table:
+def without_empty(table: Table) -> Table:
     """Without the columns in which no row has anything."""
     kept = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]
     return Table([table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows])

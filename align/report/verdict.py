@@ -35,7 +35,7 @@ def verdict(made: Sequence[Made]) -> list[Line]:
     compared = [each for each in evaluations(made) if _comparisons(each, by_key)]
     trained = [each for each in compared if _trained_by_ppo(each, by_key)]
     chosen = next(reversed(trained or compared), None)
-    lines = []
+    lines: list[Line] = []
     if chosen is None:
         lines += _without_wins(evaluations(made), by_key)
     else:
@@ -106,16 +106,20 @@ def _result(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
     """One evaluation's wins in a sentence, and who decided them."""
     metrics, compared = evaluation.artifact.metrics, _comparisons(evaluation, by_key)
     model = by_key[dict(evaluation.inputs)["model"]].name
+    trained = judge_in_training(evaluation, by_key)
     parts = []
     for comparison in compared:
         other = comparison.other.name
         if comparison.head:
             other = f"the prompted base model {other}"
-        beyond = f"fewer than {FEW} prompts" if comparison.is_few(metrics) else _BETTER[comparison.side(metrics)]
-        parts.append(f"{interval(metrics, comparison.head)} over {other} ({beyond})")
+        beyond = (
+            f" (fewer than {FEW} prompts)" if comparison.is_few(metrics) else f" ({_BETTER[comparison.side(metrics)]})"
+        )
+        if trained:
+            beyond = ""  # whatever it is, it is not about the answers
+        parts.append(f"{interval(metrics, comparison.head)} over {other}{beyond}")
     split = evaluation.artifact.manifest["config"].get("split", "test")
     prompts = f"{metrics['prompts']:,.0f} " + ("prompts" if split == "test" else f"{split} prompts")
-    trained = judge_in_training(evaluation, by_key)
     decided = f"by {scorer(metrics)} score" if scorer(metrics) else "by an unnamed score"
     if trained:
         decided = f"decided by {trained}: this shows how well PPO fitted it, not whether answers got better"
@@ -140,9 +144,10 @@ def _without_wins(evaluated: Sequence[Made], by_key: Mapping[str, Made]) -> Iter
         if "baseline" in inputs and (gains := _gains(metrics)):
             better, worse = (sum(side(metrics, name, 0.0) == sign for name in gains) for sign in (1, -1))
             rest = len(gains) - better - worse
+            tasks = "task" if len(gains) == 1 else "tasks"
             tone: Tone = "bad" if worse else "good" if better else "neutral"
             yield Line(
-                f"{model} against {by_key[inputs['baseline']].name} on {len(gains)} tasks: better on {better}, worse "
+                f"{model} against {by_key[inputs['baseline']].name} on {len(gains)} {tasks}: better on {better}, worse "
                 f"on {worse}, not beyond chance on {rest}.",
                 tone,
             )
@@ -206,7 +211,7 @@ def _besides(evaluation: Made, by_key: Mapping[str, Made]) -> list[Line]:
     """What else there is to know of an evaluation that compares: doubts first, then a judge's view, then costs."""
     metrics, inputs = evaluation.artifact.metrics, dict(evaluation.inputs)
     model = by_key[inputs["model"]].name
-    lines = []
+    lines: list[Line] = []
     if metrics.get("seen_by_reward_model", 0.0) > 0:
         lines.append(
             Line(

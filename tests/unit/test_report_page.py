@@ -259,12 +259,19 @@ def test_rates_and_the_accuracy_of_pairs_have_charts_of_their_own(store):
 # -- a sweep ---------------------------------------------------------------------------------------------------------
 
 
-def swept(store, scores: dict[tuple[str, str], float]) -> list[Record]:
-    """A member for each (kl_coef, seed), whose evaluation has a gold score."""
+def swept(store, scores: dict[tuple[str, str], float], splits: str = "validation") -> list[Record]:
+    """A member for each (kl_coef, seed), whose evaluation has a gold score; `splits` of them, in turn."""
     records = []
     for number, ((value, seed), score) in enumerate(scores.items()):
         metrics = {"prompts": 90.0, "kl": number / 10, "win_rate": 0.5} | bounds("gold/score", score)
-        made = add(store, f"toy/evaluate_{number}", "evaluation", {}, metrics, config={"all": str(scores)})
+        made = add(
+            store,
+            f"toy/evaluate_{number}",
+            "evaluation",
+            {},
+            metrics,
+            config={"all": str(scores), "split": splits.split()[number % len(splits.split())]},
+        )
         knobs = {"steps.ppo.kl_coef": value, "steps.ppo.seed": seed}
         records.append(Record(number, knobs, "done", "", {"toy/evaluate": made}))
     return records
@@ -283,6 +290,16 @@ def test_a_sweep_says_which_setting_is_best_and_whether_that_is_chance(store, sc
     best, ends = verdict(swept(store, scores), "gold/score")
     assert (best.tone, said in best.text) == (tone, True)
     assert ends == (f"{len(scores)} members: {len(scores)} done.", "neutral")
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"), [("test", "figure is too good"), ("test validation", "different splits (test, validation)")]
+)
+def test_a_choice_on_test_prompts_is_said(store, splits, said):
+    lines = verdict(swept(store, {("0.1", "0"): 0.9, ("0.5", "0"): 0.2}, splits), "gold/score")
+    (line,) = (line for line in lines if said in line.text)
+    assert line.tone == "warning"
+    assert any("Best by" in line.text for line in lines) is (splits == "test")
 
 
 def test_members_that_failed_are_said(store):

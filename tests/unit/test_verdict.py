@@ -110,6 +110,7 @@ def test_a_reward_model_that_the_policy_was_trained_against_proves_nothing(store
         "decided by the reward model that this policy was trained against: this shows how well PPO fitted it, not "
         "whether answers got better."
     )
+    assert "beyond chance" not in first.text
     assert first.tone == "bad"
 
 
