@@ -53,17 +53,17 @@ def _follow(store: ArtifactStore, refs: Sequence[str], out: Path, title: str) ->
     """Write the page again and again until Ctrl-C, then once more without its reloading."""
     from align.report.page import RELOAD_SECONDS, write_report
 
-    begun = time.process_time()
-    write_report(store, refs, out, title, follows=True)
-    print(out, flush=True)
-    print("open it in a browser: it reloads itself; Ctrl-C ends this", file=sys.stderr, flush=True)
     try:
+        begun = time.process_time()
+        write_report(store, refs, out, title, follows=True)
+        print(out, flush=True)
+        print("open it in a browser: it reloads itself; Ctrl-C ends this", file=sys.stderr, flush=True)
         while True:
             time.sleep(max(RELOAD_SECONDS, _APART * (time.process_time() - begun)))
             begun = time.process_time()
             try:
                 write_report(store, refs, out, title, follows=True)
-            except StoreError as error:  # a step that stopped was begun anew, or an artifact was removed meanwhile
+            except StoreError as error:  # a step that stopped began anew, or an artifact was removed meanwhile
                 print(f"{error}; the page stays as it is", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         write_report(store, refs, out, title)
