@@ -110,12 +110,12 @@ def test_a_run_on_tasks_alone_has_a_row_a_task(store):
 
 
 def test_a_run_without_an_evaluation_shows_its_last_step_s_figures(store):
-    figures = {f"z/figure_{i}": i + 0.5 for i in range(60)}
+    figures = {f"a/figure_{i}": i + 0.5 for i in range(60)}
     add(store, "toy/sft", "model", {}, figures | bounds("z/other", 0.5) | {"eval/loss": 1.25})
     lines = ending(store, ["toy/sft"])
-    assert lines[:3] == ["metric        value", "eval/loss     1.250", "z/figure_0    0.500"]
+    assert lines[:3] == ["metric        value", "eval/loss     1.250", "a/figure_0    0.500"]
     assert len(lines) <= 26
-    left_out = 62 - sum(line.startswith(("eval", "z/")) for line in lines)
+    left_out = 62 - sum(line.startswith(("eval", "a/", "z/")) for line in lines)
     assert f"{left_out} more rows: align artifacts show {store.find('toy/sft').ref}." in lines
 
 
@@ -195,8 +195,8 @@ class Outcome:
         self.label = label
 
 
-def swept(store, golds, split="test", **more):
-    """A sweep whose members' policies have these gold scores; None: it failed."""
+def swept(store, golds, split="test", tested=(), **more):
+    """A sweep whose members' policies have these gold scores, and these on test prompts; None: it failed."""
     folder = store.root / "sweeps" / "one"
     sft = add(store, "toy/sft", "model", {})
     for number, gold in enumerate(golds):
@@ -211,6 +211,10 @@ def swept(store, golds, split="test", **more):
                 inputs = {"model": ppo, "baseline": sft}
                 made = add(store, "toy/evaluate_ppo", "evaluation", inputs, metrics, config)
                 outcomes += [Outcome("toy/ppo", ppo), Outcome("toy/evaluate_ppo", made)]
+                if tested:
+                    metrics, config = metrics | {"gold/score": tested[number]}, {"split": "test", "kl_coef": number}
+                    made = add(store, "toy/evaluate_test", "evaluation", inputs, metrics, config)
+                    outcomes.append(Outcome("toy/evaluate_test", made))
         except ValueError:
             pass
     return folder
@@ -242,6 +246,13 @@ def test_members_that_were_evaluated_on_validation_prompts_may_be_chosen_by_them
     text = " ".join(shown(capsys, swept(store, [0.5, 0.75], "validation")))
     assert "Ranked by gold/score on validation prompts, higher is better." in text
     assert "too good" not in text
+
+
+def test_validation_prompts_rank_members_that_were_evaluated_on_both(store, capsys):
+    folder = swept(store, [0.5, 0.75], "validation", tested=[0.75, 0.5])
+    lines = shown(capsys, folder)
+    assert ranks(lines) == ["1", "0"]
+    assert "Ranked by gold/score on validation prompts" in " ".join(lines)
 
 
 def test_members_of_different_splits_are_not_ranked(store, capsys):
