@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from align.errors import AlignError, ConfigError, Preempted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from omegaconf import DictConfig
 
     from align.artifacts import ArtifactStore
@@ -111,11 +113,20 @@ def _compose(verb: str, arguments: list[str]) -> int:
     arguments = ["json=true" if word == "--json" else word for word in arguments]
     if verb == "plan":
         return run("run", arguments, _guarded(_plan), records=False)
+    compare = None if "json=true" in arguments else _compare
     if verb == "run":
-        return run("run", arguments, _guarded(_run), _has_work)
+        return run("run", arguments, _guarded(_run), _has_work, compare=compare)
     if verb == "model":
         return run("model_sizes", _of_model(arguments), _model, records=False)
-    return run("stage", [f"stage@_global_={verb}", *_with_inputs(verb, arguments)], _guarded(_run), _has_work)
+    given = [f"stage@_global_={verb}", *_with_inputs(verb, arguments)]
+    return run("stage", given, _guarded(_run), _has_work, compare=compare)
+
+
+def _compare(folder: Path) -> None:
+    """How the members of a sweep did, at its end."""
+    from align.sweep_command import compare_ended
+
+    compare_ended(folder)
 
 
 def _with_inputs(stage: str, arguments: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
     objects/<stage>/<key>/                     payload and manifest.json
     names/<pipeline>/<step>/v<N>.json          {key, digest, created}: versions, one per key and name
     names/<pipeline>/<step>/aliases/<alias>    the number of a version; `latest` follows every successful run
-    work/<stage>/<key>/                        a step in progress: its lock, checkpoints and unfinished payload
+    work/<stage>/<key>/                        a step in progress: its lock, notes, checkpoints and unfinished payload
 
 An object exists as soon as its folder does: everything is written and fsynced beside it first, the manifest last, and
 the folder renamed into place. Nothing here imports torch.
@@ -31,6 +31,7 @@ from align.errors import StoreError
 from align.references import import_hint, is_outside, is_path
 
 MANIFEST = "manifest.json"
+NOTE, STEPS = "step.json", "steps.json"  # in a work folder: whose it is and how it ended; how many steps it has
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # an adapter's files; peft's names
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _BASE = re.compile(r"([a-z][a-z0-9_]*)/([0-9A-Za-z]+)")
@@ -419,7 +420,7 @@ class ArtifactStore:
             for entries in artifact.manifest["inputs"].values():
                 queue += [(entry["stage"], entry["key"]) for entry in entries]
         found = [p for p in self.root.glob("objects/*/*") if p not in keep]
-        found += [p for p in self.root.glob("work/*/*") if p.is_dir() and not _is_locked(p)]
+        found += [p for p in self.root.glob("work/*/*") if p.is_dir() and not is_locked(p)]
         return [p for p in found if time.time() - p.stat().st_mtime > _GRACE_SECONDS]
 
 
@@ -454,7 +455,7 @@ def _read_name(path: Path, kind: type) -> Any:
     return value
 
 
-def _is_locked(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """True while some process holds `folder`/lock."""
     if not (folder / "lock").is_file():
         return False

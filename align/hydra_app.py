@@ -72,7 +72,14 @@ def _open_names(node: DictConfig, cls: Any) -> None:
             _open_names(node[knob.name], knob.default_factory)
 
 
-def run(config_name: str, arguments: list[str], task: Task, check: Check | None = None, records: bool = True) -> int:
+def run(
+    config_name: str,
+    arguments: list[str],
+    task: Task,
+    check: Check | None = None,
+    records: bool = True,
+    compare: Callable[[Path], None] | None = None,
+) -> int:
     """Compose `config_name` with the overrides in `arguments` and call `task`, once a member with `--multirun`.
 
     Args:
@@ -81,6 +88,7 @@ def run(config_name: str, arguments: list[str], task: Task, check: Check | None 
         task: called with each composed config.
         check: called with the config of every member of a sweep before the first runs.
         records: whether a sweep leaves its overrides in the store.
+        compare: called with the folder of a sweep that has ended, where it leaves records.
 
     Returns:
         The exit code; of a sweep, the worst member's.
@@ -106,12 +114,19 @@ def run(config_name: str, arguments: list[str], task: Task, check: Check | None 
         if options.cfg or options.info or options.shell_completion or options.hydra_help:
             _run_hydra(options, parser, task, str(conf_folder()), config_name)
             return 0
-        return _run(config_name, options, task, check, records)
+        return _run(config_name, options, task, check, records, compare)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, config_name, options.overrides)) from error
 
 
-def _run(config_name: str, options: Any, task: Task, check: Check | None, records: bool) -> int:
+def _run(
+    config_name: str,
+    options: Any,
+    task: Task,
+    check: Check | None,
+    records: bool,
+    compare: Callable[[Path], None] | None,
+) -> int:
     search_path = create_config_search_path(f"file://{conf_folder()}")
     if options.config_dir is not None:
         folder = Path(options.config_dir).absolute()
@@ -134,6 +149,8 @@ def _run(config_name: str, options: Any, task: Task, check: Check | None, record
         _tidy(folder, keep=records and bool(codes or fates(folder)))
     if records:
         _tell_ends(folder, codes)
+        if compare is not None and codes:
+            compare(folder)
     return max(codes, default=0)
 
 
