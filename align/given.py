@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 from align.artifacts import Artifact
@@ -30,6 +30,12 @@ _OPEN = frozenset(
 _PIPELINE = "config_file"  # a pipeline's file, in Hydra's group
 GIVEN = "given_"  # begins the names of Hydra's groups that hold other values
 MODE = "hydra.mode: not supported here; give -m (--multirun) for a sweep"
+
+
+# Knobs and settings that hold others.
+_HOLDERS = {"steps", "inputs", "hardware", "tracker", "hydra", *_OPEN} | {
+    knob.name for stage in STAGES.values() for knob in fields(stage) if is_dataclass(knob.default_factory)
+}
 
 
 class Given(NamedTuple):
@@ -101,6 +107,8 @@ def _given(values: Mapping[str, Any], stage: str | None, name: str, overridden: 
         raise ConfigError(f"stage: expected {stage}, the stage of the command; or leave it out")
     if "mode" in (values.get("hydra") or {}):
         raise ConfigError(MODE)
+    if stage is not None and "steps" in values:
+        raise ConfigError(f"steps: only of a pipeline; write the knobs of {stage} without it, as learning_rate: 1e-5")
     if stage is not None:
         inputs = values.get("inputs", {})
         for slot in sorted(input_slots(stage) & values.keys()):
@@ -117,6 +125,15 @@ def _given(values: Mapping[str, Any], stage: str | None, name: str, overridden: 
     return Given(f"{GIVEN}{name}", "values", [*words, f"+{GIVEN}{name}@_global_=values"], values)
 
 
+class Written(NamedTuple):
+    """A file of a composed config; `is_ours` where it is one that comes with align."""
+
+    name: str
+    package: str
+    file: YamlFile
+    is_ours: bool = False
+
+
 @dataclass
 class Places:
     """Where the knobs of a composed config are written, to begin an error line with.
@@ -124,13 +141,13 @@ class Places:
     Attributes:
         stage: the stage that runs by itself; None of a pipeline.
         overridden: the keys of the command line: what it says is in no file.
-        files: each file's name, the package of its keys and the keys with their lines, the last one counts; called once
+        files: each file with the package of its keys, in the order in which they are composed. It is called once
             something is wrong.
     """
 
     stage: str | None
     overridden: set[str]
-    files: Callable[[], list[tuple[str, str, YamlFile]]]
+    files: Callable[[], list[Written]]
 
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:
@@ -148,18 +165,35 @@ class Places:
         found = re.match(r"[\w./-]+(?:=[^\s:]*)?", text)
         if found is None:
             return text
-        written: dict[str, str] = {}
-        for name, package, file in self.files():
+        places: dict[str, str] = {}
+        ours: set[str] = set()
+        for name, package, file, is_ours in self.files():
             head = f"{package}." if package else ""
-            written |= {key if "=" in key else head + key: f"{name}:{line}" for key, line in file.lines.items()}
-        for key in self._keys(found[0], written):
+            keys = {key if "=" in key else head + key: f"{name}:{line}" for key, line in file.lines.items()}
+            places |= keys
+            ours = ours | keys.keys() if is_ours else ours - keys.keys()
+        exact = found[0]
+        for key in self._keys(exact, places):
             if any(key == other or key.startswith(f"{other}.") for other in self.overridden):
                 return text
-            if key in written:
-                return f"{written[key]}: {text}"
+            if key in places and (key == exact or key not in ours):  # in our files nothing is wrong but what was edited
+                return f"{places[key]}: {self._as_written(text)}"
         return text
 
-    def _keys(self, text: str, written: Mapping[str, str]) -> Iterator[str]:
+    def list_for_names(self) -> str | None:
+        """The key of the first list in a file where names with values are expected; None if there is none."""
+        for _, package, file, _ in self.files():
+            for key in _lists(nested(file.values, _OPEN), f"{package}." if package else ""):
+                if key.rpartition(".")[2] in _HOLDERS or key.rpartition(".")[0] == "steps":
+                    return key
+        return None
+
+    def _as_written(self, text: str) -> str:
+        """An error line with knobs as a stage's file has them: without the step's name."""
+        head = re.match(r"steps\.[^.:]+\.", text) if self.stage is not None else None
+        return text.replace(head[0], "") if head else text
+
+    def _keys(self, text: str, places: Mapping[str, str]) -> Iterator[str]:
         """What an error's key may be called in a file: as it is, by its short name, by what it lies in."""
         yield text
         key = text.partition("=")[0]
@@ -168,11 +202,20 @@ class Places:
         yield key
         if self.stage is not None and key.startswith("inputs."):
             yield key.removeprefix("inputs.")
-        last = key.rpartition(".")[2]
-        alike = [other for other in written if other.rpartition(".")[2] == last]
-        if len(alike) == 1 and key.split(".")[:2] == alike[0].split(".")[: key.count(".")][:2]:
+        head, _, last = key.rpartition(".")
+        alike = [other for other in places if other.rpartition(".")[2] == last and other.startswith(head)]
+        if len(alike) == 1:
             yield alike[0]
         parts = key.split(".")
         for length in range(len(parts) - 1, 0, -1):
             if parts[:length] != ["steps"]:
                 yield ".".join(parts[:length])
+
+
+def _lists(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """The keys of values that are lists."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _lists(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield prefix + key

@@ -35,14 +35,14 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from align.artifacts import STORE_VARIABLE, store_folder
 from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
 from align.configs.other_names import CUTOFF, OURS, did_you_mean, knobs_of, meant_knob, no_such_knob, other_unit
 from align.console import Parser
 from align.errors import AlignError, ConfigError
-from align.given import GIVEN, GROUPS, MODE, Given, Places, from_call, from_file
+from align.given import GIVEN, GROUPS, MODE, Given, Places, Written, from_call, from_file
 from align.launching import STOPPED, Launcher, MemberTask, Prepared
 from align.overrides import check_grammar, in_quotes, quoted
 from align.references import hint as reference_hint
@@ -152,7 +152,7 @@ def run(
         options.overrides, places = _overrides(
             config_name, stage, given, options.overrides, options.config_dir, options.multirun
         )
-        with _explained(config_name, options.overrides, places):
+        with _explained(config_name, options.overrides, options.config_dir, places):
             if options.cfg or options.info or options.shell_completion or options.hydra_help:
                 _run_hydra(options, parser, _nothing, str(conf_folder()), config_name)
                 return 0
@@ -196,10 +196,10 @@ def compose(
         if values:
             given.append((from_call(values, stage), None))
         words, places = _overrides(config_name, stage, given, overrides, config_dir, False)
-        with _explained(config_name, words, places):
+        with _explained(config_name, words, config_dir, places):
             hydra = Hydra.create_main_hydra2("align", _search_path(config_dir))
             composed = hydra.compose_config(config_name, words, RunMode.RUN, with_log_configuration=False)
-            _refuse_mode(composed, RunMode.RUN)
+            _refuse_mode(composed, RunMode.RUN, places)
             own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
             OmegaConf.resolve(own)  # by resolvers that are gone afterwards
             return own, places
@@ -239,7 +239,7 @@ def _read_config(
         raise ConfigError("--config: align model takes none; your own models come with --config-dir FOLDER")
     path = Path(file).expanduser()
     read = read_yaml(path, file)
-    places = Places(stage, set(), lambda: [(file, "", read)])
+    places = Places(stage, set(), lambda: [Written(file, "", read)])
     try:
         return from_file(read, stage, path.stem, {_key_of(word) for word in overrides}), (file, read)
     except ConfigError as error:
@@ -270,7 +270,9 @@ def _overrides(
     first = [f"stage@_global_={stage}"] if stage is not None else []
     files = [file for _, file in given if file is not None]
     for made, _ in given:
-        ConfigStore.instance().store(group=made.group, name=made.name, node=OmegaConf.create(made.node))
+        ConfigStore.instance().store(
+            group=made.group, name=made.name, node=OmegaConf.create(made.node), package="_global_"
+        )
         first += made.words
     if "store" not in keys and not any("store" in made.node for made, _ in given) and STORE_VARIABLE in os.environ:
         own.append(f"store={in_quotes(store_folder())}")
@@ -294,21 +296,17 @@ def _word_meant(word: str) -> str:
 
 
 def _options_of(group: str, config_dir: str | None) -> list[str]:
-    folders = [conf_folder(), *([Path(config_dir)] if config_dir is not None else [])]
-    names = {file.stem for folder in folders for file in (folder / group).glob("*.yaml")}
+    names = {file.stem for folder in _folders(config_dir).values() for file in (folder / group).glob("*.yaml")}
     return sorted(names) or sorted(STAGES)
 
 
 def _files(
     config_name: str, overrides: Sequence[str], config_dir: str | None, given: Sequence[tuple[str, YamlFile]]
-) -> list[tuple[str, str, YamlFile]]:
-    """The YAML files that a config is composed of: their names, packages and contents, the last one wins.
+) -> list[Written]:
+    """The YAML files that a config is composed of, in order: the last one wins.
 
     Of one that does not compose, those that are known nevertheless: the pipeline's and the ones given.
     """
-    folders = {str(conf_folder()): conf_folder()}
-    if config_dir is not None:
-        folders = {config_dir: Path(config_dir), **folders}
     try:
         with _own_hydra():
             GlobalHydra.instance().clear()
@@ -320,14 +318,14 @@ def _files(
         parts = [(f"pipeline/{name}", "") for name in pipelines]
     found = []
     for config_path, package in parts:
-        for shown, folder in folders.items():
+        for shown, folder in _folders(config_dir).items():
             file = folder / f"{config_path}.yaml"
             if file.is_file():
                 name = os.path.join(shown, f"{config_path}.yaml")
                 with contextlib.suppress(ConfigError):  # it is reported by itself
-                    found.append((name, package, read_yaml(file, name)))
+                    found.append(Written(name, package, read_yaml(file, name), folder == conf_folder()))
                 break
-    return [*found, *((name, "", file) for name, file in given)]
+    return [*found, *(Written(name, "", file) for name, file in given)]
 
 
 def _search_path(config_dir: str | None) -> Any:
@@ -341,21 +339,41 @@ def _search_path(config_dir: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(config_name: str, overrides: Sequence[str], places: Places) -> Iterator[None]:
+def _explained(config_name: str, overrides: Sequence[str], config_dir: str | None, places: Places) -> Iterator[None]:
     """Raise what Hydra raises as a `ConfigError` of one line."""
     try:
         yield
+    except (yaml.YAMLError, UnicodeDecodeError, GrammarParseError) as error:
+        raise ConfigError(_no_yaml(error, overrides, config_dir)) from error
     except (HydraException, OmegaConfBaseException) as error:
-        if isinstance(error.__cause__, yaml.YAMLError):
-            raise ConfigError(explain_yaml(error.__cause__)) from error
-        raise ConfigError(places.located(_explain(error, config_name, overrides))) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(explain_yaml(error)) from error
+        said = _explain(error, config_name, overrides)
+        if said.startswith("In '") and (key := places.list_for_names()) is not None:  # Hydra does not say the key
+            said = _expected_names(key)
+        raise ConfigError(places.located(said)) from error
 
 
-def _refuse_mode(config: DictConfig, expected: RunMode) -> None:
+def _no_yaml(error: Exception, overrides: Sequence[str], config_dir: str | None) -> str:
+    """The line on the first file of a folder that cannot be read; not every error says which one it is."""
+    for shown, folder in _folders(config_dir).items():
+        chosen = [folder / "pipeline" / f"{word.partition('=')[2]}.yaml" for word in overrides if "pipeline=" in word]
+        for file in [*chosen, *sorted(folder.rglob("*.yaml"))]:
+            if file.is_file():
+                try:
+                    read_yaml(file, os.path.join(shown, file.relative_to(folder)))
+                except ConfigError as refusal:
+                    return str(refusal)
+    return explain_yaml(error, "a config file")
+
+
+def _folders(config_dir: str | None) -> dict[str, Path]:
+    """The folders of configs, by what a user calls them; the first that has a file wins."""
+    ours = {str(conf_folder()): conf_folder()}
+    return ours if config_dir is None else {config_dir: Path(config_dir).expanduser(), **ours}
+
+
+def _refuse_mode(config: DictConfig, expected: RunMode, places: Places) -> None:
     if config.hydra.mode not in (None, expected):
-        raise ConfigError(MODE)
+        raise ConfigError(places.located(MODE))
 
 
 def _run(
@@ -370,7 +388,7 @@ def _run(
     hydra = Hydra.create_main_hydra2("align", _search_path(options.config_dir))
     if not options.multirun:
         config = hydra.compose_config(config_name, options.overrides, RunMode.RUN)
-        _refuse_mode(config, RunMode.RUN)
+        _refuse_mode(config, RunMode.RUN, places)
         config.hydra.mode = RunMode.RUN
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
         returned = run_job(
@@ -382,7 +400,7 @@ def _run(
         )
         return int(returned.return_value)
     probe = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN, with_log_configuration=False)
-    _refuse_mode(probe, RunMode.MULTIRUN)
+    _refuse_mode(probe, RunMode.MULTIRUN, places)
     folder = _own_folder(Path(probe.hydra.sweep.dir))
     codes = []
     try:
@@ -533,7 +551,7 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         first = "quickstart" if "quickstart" in names else names[0]
         return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
     if "Cannot merge DictConfig with ListConfig" in text and (at := re.search(r"full_key: (\S+)", text)):
-        return f"{at[1]}: expected names with values, as '{at[1]}={{NAME: VALUE}}', got a list"
+        return _expected_names(at[1])
     null = re.search(r"not Optional|Incompatible value 'None'", text)
     if null and (at := re.search(r"full_key: (\S+)", text)):
         return f"{at[1]}: expected a value, got null; leave it out for the default"
@@ -541,6 +559,10 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         "Cannot merge DictConfig with ListConfig", "a list is given where names with values are expected"
     )
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
+
+
+def _expected_names(key: str) -> str:
+    return f"{key}: expected names with values, as '{key}={{NAME: VALUE}}', got a list"
 
 
 def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from align.artifacts import Artifact, ArtifactStore, digest_of, sha256_file
 from align.configs import (
     RECORDS,
+    STAGES,
     Data,
     Evaluate,
     ImportModel,
@@ -29,7 +30,7 @@ from align.configs import (
     Tokenizer,
     stage_class,
 )
-from align.configs.other_names import CUTOFF, did_you_mean, no_such_knob
+from align.configs.other_names import CUTOFF, did_you_mean, knobs_of, no_such_knob
 from align.configs.typed import literal, plain, typed
 from align.data.cards import model_kind, resolve, resolve_base, resolve_model, resolve_tokenizer
 from align.data.formats import LABELLED
@@ -146,7 +147,11 @@ def _step_nodes(cfg: DictConfig) -> dict[str, DictConfig]:
         if not isinstance(node, DictConfig):
             hint = f"; ~steps.{name} leaves the step out" if node is None else ""
             raise ConfigError(f"steps.{name}: expected a step's knobs, as {{KNOB: VALUE}}, got {_shown(node)}{hint}")
-        if node.get("stage") is None:
+        if "stage" in node and node.stage not in STAGES:
+            hint = did_you_mean(difflib.get_close_matches(str(node.stage), STAGES, n=1))
+            there_are = ", ".join(STAGES)
+            raise ConfigError(f"steps.{name}.stage: no such stage: {node.stage}{hint}; stages: {there_are}")
+        if "stage" not in node:
             near = did_you_mean(difflib.get_close_matches(name, known, n=1))
             raise ConfigError(
                 f"steps.{name}: no such step{near}; declare a new one in the pipeline's defaults, as "
@@ -188,9 +193,9 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
 
 def _not_fitting(error: OmegaConfBaseException, stage: str, prefix: str) -> str:
     """Say in one line what a knob expects that has no such name or takes no such value."""
-    said = _said(error)
-    if re.match("Key '[^']+' not in '", said):
+    if re.match("Key '[^']+' not in '", str(error)):
         return no_such_knob(stage, str(error.full_key), prefix)
+    said = _said(error)
     group = re.fullmatch(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)", said)
     for knob in fields(stage_class(stage)):
         if group and getattr(knob.default_factory, "__name__", "") == group[1]:
@@ -200,7 +205,7 @@ def _not_fitting(error: OmegaConfBaseException, stage: str, prefix: str) -> str:
     if re.match(r"Cannot assign \w+ to Dict\[", said):
         example = f"'{error.full_key}={{NAME: VALUE}}'"
         return f"{prefix}{error.full_key}: expected names with values, as {example}, got {getattr(error, 'value', '')}"
-    return f"{prefix}{error.full_key}: {said}"
+    return f"{prefix}{str(error.full_key).removeprefix(prefix)}: {said}"  # an interpolation's error has the whole key
 
 
 def _said(error: OmegaConfBaseException) -> str:
@@ -208,6 +213,9 @@ def _said(error: OmegaConfBaseException) -> str:
     said = str(error).splitlines()[0]
     if found := re.search(r"Interpolation key '([^']*)' not found", said):
         return f"${{{found[1]}}}: there is no {found[1]} in the config to take the value from"
+    if re.match("Key '[^']+' not in '", said):
+        near = difflib.get_close_matches(str(error.full_key), [*knobs_of(RunConfig)], n=1, cutoff=CUTOFF)
+        return f"no such knob{did_you_mean(near)}; align run --help lists the settings"
     if re.search("not Optional|Incompatible value 'None'", said):
         return "expected a value, got null; leave it out for the default"
     return said

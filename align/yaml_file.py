@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import GrammarParseError
 
 from align.errors import ConfigError
 
@@ -49,10 +51,7 @@ def read_yaml(file: Path, name: str = "") -> YamlFile:
         return YamlFile({}, {})
     if not isinstance(values, dict):
         raise ConfigError(f"{name}:{node.start_mark.line + 1}: expected names with values (name: value), got {values}")
-    lines: dict[str, int] = {}
-    for key, line in _lines(node, "", name):
-        lines.setdefault(key, line)
-    return YamlFile(values, lines)
+    return YamlFile(values, dict(_lines(node, "", name)))
 
 
 def _lines(node: yaml.Node, prefix: str, name: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, int]]:
@@ -65,6 +64,8 @@ def _lines(node: yaml.Node, prefix: str, name: str, above: tuple[int, ...] = ())
                 yield from _choices(item)
             else:
                 yield from _lines(item, prefix, name, (*above, id(node)))
+    if isinstance(node, yaml.ScalarNode):
+        _check_interpolation(node, name)
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
@@ -79,6 +80,15 @@ def _lines(node: yaml.Node, prefix: str, name: str, above: tuple[int, ...] = ())
             continue
         yield prefix + key.value, line
         yield from _lines(value, f"{prefix}{key.value}.", name, (*above, id(node)))
+
+
+def _check_interpolation(node: yaml.ScalarNode, name: str) -> None:
+    """Refuse a text with a `${` that does not parse."""
+    try:
+        OmegaConf.create({"text": node.value})
+    except GrammarParseError:
+        hint = "write ${NAME}, or \\${ where it is text"
+        raise ConfigError(f"{name}:{node.start_mark.line + 1}: {node.value}: no interpolation; {hint}") from None
 
 
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
@@ -118,14 +128,19 @@ def explain_yaml(error: Exception, name: str = "") -> str:
         key = problem.removeprefix("found duplicate key ")
         return f"{where}: {key} is given twice" + (f" below line {first.line + 1}" if first else "") + "; keep one"
     if "mapping values are not allowed" in problem:
+        before = str(mark.buffer or "").splitlines()[mark.line][: mark.column] if mark.buffer else ""
+        if ": " not in before:
+            return f"{where}: the line before it is no name: value; write its colon and a space behind"
         return f'{where}: a second ": " in one line; write a text that holds ": " in quotes, or begin a new line'
     if "could not find expected ':'" in problem:
-        return f"{where}: expected name: value; the line before lacks its colon"
+        return f"{where}: the line before it is no name: value; write its colon and a space behind"
     if "expected a single document" in context:
         return f"{where}: a second document (---); give one file to each"
     if "could not determine a constructor" in problem:
         tag = problem.rpartition("tag ")[2]
         return f"{where}: the tag {tag} is not supported; write plain values"
+    if "'{'" in problem:
+        return f'{where}: a {{ in {{ }}; write a value with ${{...}} in quotes there: "${{NAME}}"'
     begun = f" ({context}, line {error.context_mark.line + 1})" if error.context_mark and context else ""
     return f"{where}: not YAML: {problem}{begun}"
 
