@@ -65,6 +65,15 @@ class Artifact:
         """The knobs and inputs that the stage ran with."""
         return self.manifest["config"]
 
+    @property
+    def store(self) -> ArtifactStore:
+        """The store that it lies in."""
+        return ArtifactStore(self.path.parents[2])
+
+    def lineage(self) -> list[Artifact]:
+        """It, then all that it was made from, each once, nearest first."""
+        return self.store.lineage(self)
+
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of its <name>.jsonl; none where it keeps none."""
         return read_json_lines(self.path / f"{name}.jsonl")

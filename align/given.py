@@ -177,7 +177,7 @@ class Places:
             if any(key == other or key.startswith(f"{other}.") for other in self.overridden):
                 return text
             if key in places and (key == exact or key not in ours):  # in our files nothing is wrong but what was edited
-                return f"{places[key]}: {self._as_written(text)}"
+                return f"{places[key]}: {self.as_written(text)}"
         return text
 
     def list_for_names(self) -> str | None:
@@ -188,7 +188,7 @@ class Places:
                     return key
         return None
 
-    def _as_written(self, text: str) -> str:
+    def as_written(self, text: str) -> str:
         """An error line with knobs as a stage's file has them: without the step's name."""
         head = re.match(r"steps\.[^.:]+\.", text) if self.stage is not None else None
         return text.replace(head[0], "") if head else text

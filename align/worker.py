@@ -33,11 +33,37 @@ from align.tracking import NoTracker, Tracked, Tracker, make_tracker
 
 
 def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
-    """Import the stage and run it, torch's random stream set by the stage's name and seed alone."""
+    """Import the stage and run it, torch's random stream set by the stage's name and seed alone.
+
+    Afterwards the number of threads and the random streams are as they were.
+    """
     import torch
 
-    if job.hardware.threads is not None:
-        torch.set_num_threads(job.hardware.threads)
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(), _numpy_stream():
+        try:
+            if job.hardware.threads is not None:
+                torch.set_num_threads(job.hardware.threads)
+            return _run_stage(config, inputs, job)
+        finally:
+            torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _numpy_stream() -> Iterator[None]:
+    """lm-eval seeds numpy's stream of the process."""
+    import numpy as np
+
+    before = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
+    import torch
+
     reuse_freed_memory()
     if getattr(config, "precision", "fp32") == "bf16" and emulates_bf16(job.device):
         job.info("this CPU has no bf16 arithmetic, so precision=bf16 will be many times slower than fp32")
