@@ -254,7 +254,8 @@ def load(
         if found.kind == "classifier":
             from transformers import AutoModelForSequenceClassification
 
-            return AutoModelForSequenceClassification.from_pretrained(folder).to(device).eval(), tokenizer
+            classifier = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False)
+            return classifier.to(device).eval(), tokenizer
         return load_model(folder, device), tokenizer
 
 

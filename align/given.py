@@ -81,22 +81,22 @@ def from_file(file: YamlFile, stage: str | None, stem: str, overridden: Iterable
 
 def from_call(values: Mapping[str, Any], stage: str | None) -> Given:
     """What a call from Python gives: texts are texts, no interpolation begins in them."""
-    return _given({name: literal(_plain(value)) for name, value in values.items()}, stage, "call", ())
+    return _given({name: literal(_plain(name, value)) for name, value in values.items()}, stage, "call", ())
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     """A Python value as YAML has it: a path as `path:FOLDER`, an artifact as a reference."""
     if isinstance(value, Artifact):
         return f"{value.stage}@{value.key}"
     if isinstance(value, os.PathLike):
         return f"path:{os.fspath(value)}"
     if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
+        return {str(key): _plain(f"{name}.{key}", inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_plain(name, inner) for inner in value]
     if isinstance(value, str | int | float | bool | None):
         return value
-    raise ConfigError(f"expected text, numbers, lists or dictionaries, got {value!r}")
+    raise ConfigError(f"{name}: expected text, numbers, lists or dictionaries, got {value!r}")
 
 
 def _given(values: Mapping[str, Any], stage: str | None, name: str, overridden: Iterable[str]) -> Given:

@@ -461,8 +461,10 @@ def _source(settings: RunConfig, where: str, ref: str, done: Mapping[str, Step],
         near = difflib.get_close_matches(ref, done, n=1)
         alike = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"{where}: no step {ref!r} in this pipeline{alike}; for one in the store say PIPELINE/STEP")
-    if is_path(ref) or "://" in ref or "/" not in ref:
-        raise ConfigError(f"{where}: expected PIPELINE/STEP, card:NAME, path:... or hf:..., got {ref!r}{hint(ref)}")
+    if is_path(ref) or "://" in ref or ("/" not in ref and "@" not in ref):
+        raise ConfigError(
+            f"{where}: expected PIPELINE/STEP, STAGE@KEY, card:NAME, path:... or hf:..., got {ref!r}{hint(ref)}"
+        )
     try:
         artifact = store.find(ref, hint)
         store.base_of(artifact)

@@ -222,7 +222,7 @@ def _event_loop() -> asyncio.Runner:
 
 
 def _in_event_loop(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. In a notebook this thread has a running loop, which cannot wait; another thread then does."""
+    """What `work` returns. In a notebook this thread's own loop runs already, so another thread waits."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
