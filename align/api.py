@@ -280,7 +280,7 @@ def _planned(
 ) -> tuple[RunConfig, list[Step], ArtifactStore]:
     """Everything that can be known before it runs."""
     from align.artifacts import ArtifactStore
-    from align.hydra_app import compose
+    from align.hydra_app import composed
     from align.plan import plan, split_config
 
     values = dict(knobs or {})
@@ -288,21 +288,15 @@ def _planned(
         if any(word.startswith("store=") for word in overrides):
             raise ConfigError("store: store=FOLDER is among the overrides too; keep one")
         values["store"] = store_folder(store)
-    cfg, places = compose(
-        config_name,
-        overrides,
-        stage,
-        values,
-        None if config is None else os.fspath(config),
-        None if config_dir is None else os.fspath(config_dir),
-    )
-    try:
-        with places.naming():
-            settings, nodes = split_config(cfg)
-            artifacts = ArtifactStore(settings.store)
-            return settings, plan(settings, nodes, artifacts), artifacts
-    except (ConfigError, StoreError) as error:
-        raise type(error)(places.as_written(str(error))) from None
+    files = [None if path is None else os.fspath(path) for path in (config, config_dir)]
+    with composed(config_name, overrides, stage, values, *files) as (cfg, places):
+        try:
+            with places.naming():
+                settings, nodes = split_config(cfg)
+                artifacts = ArtifactStore(settings.store)
+                return settings, plan(settings, nodes, artifacts), artifacts
+        except (ConfigError, StoreError) as error:
+            raise type(error)(places.as_written(str(error))) from None
 
 
 def _run(settings: RunConfig, steps: Sequence[Step], store: ArtifactStore, log: io.StringIO) -> Result:

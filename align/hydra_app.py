@@ -167,15 +167,18 @@ def _nothing(cfg: DictConfig) -> int:
     return 0
 
 
-def compose(
+@contextlib.contextmanager
+def composed(
     config_name: str,
     overrides: Sequence[str],
     stage: str | None = None,
     values: Mapping[str, Any] | None = None,
     config: str | None = None,
     config_dir: str | None = None,
-) -> tuple[DictConfig, Places]:
-    """The config of one run, without Hydra's own, and where its knobs are written.
+) -> Iterator[tuple[DictConfig, Places]]:
+    """Give the config of one run, without Hydra's own, and where its knobs are written.
+
+    Read all of it meanwhile: its interpolations are resolved by what Hydra has registered.
 
     Args:
         config_name: run or stage.
@@ -198,11 +201,9 @@ def compose(
         words, places = _overrides(config_name, stage, given, overrides, config_dir, False)
         with _explained(config_name, words, config_dir, places):
             hydra = Hydra.create_main_hydra2("align", _search_path(config_dir))
-            composed = hydra.compose_config(config_name, words, RunMode.RUN, with_log_configuration=False)
-            _refuse_mode(composed, RunMode.RUN, places)
-            own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-            OmegaConf.resolve(own)  # by resolvers that are gone afterwards
-            return own, places
+            whole = hydra.compose_config(config_name, words, RunMode.RUN, with_log_configuration=False)
+            _refuse_mode(whole, RunMode.RUN, places)
+        yield OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), places
 
 
 def _options(arguments: list[str], verb: str) -> tuple[argparse.Namespace, argparse.ArgumentParser]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -337,11 +338,15 @@ def test_functions_that_wait_are_rewards_in_a_notebook_s_loop() -> None:
     assert asyncio.run(cell()) == {"late": [4.0]}
 
 
-def test_ctrl_c_stops_at_a_step_and_the_same_call_goes_on(store: Path, here: Path) -> None:
+def test_ctrl_c_stops_at_a_step_and_the_same_call_goes_on(
+    store: Path, here: Path, request: pytest.FixtureRequest
+) -> None:
     """A second one would be what Ctrl-C was before: no kernel of a notebook dies of it."""
     given = {"model": "toy/pretrain", "data": "toy/demonstrations", "batch_size": 2, "num_epochs": 1, "seed": 6}
     given |= {"hardware": {"checkpoint_seconds": 0}, "tracker": "none", "store": store}
     begun = threading.Event()
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def press() -> None:
         while not list(store.glob("work/sft/*/checkpoints/*")):
