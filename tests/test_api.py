@@ -149,6 +149,16 @@ def test_a_stage_gives_what_the_command_line_makes(here: Path, capfd: pytest.Cap
     assert other.config["source"] == "path:some ${text}, (1).jsonl"
 
 
+@pytest.mark.slow  # each process imports torch
+def test_what_several_processes_print_is_kept_too(store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = ["step=sft", "steps.sft.num_epochs=1", "hardware.num_processes=2", "tracker=none"]
+    result = align.run("toy", given, config_dir=CONF, store=store)
+    assert not result["sft"].cached
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(align.ConfigError, match="sequence_length: expected at most"):
+        align.run("toy", [*given, "steps.sft.sequence_length=9999"], config_dir=CONF, store=store)
+
+
 def test_files_and_overrides_are_those_of_the_command_line(here: Path) -> None:
     Path("text.yaml").write_text("source: card:smallworld\ntrain_rows: 3\nseed: 1\n")
     (step,) = align.plan_stage("data", config="text.yaml", train_rows=4, name="a/b")
