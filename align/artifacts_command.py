@@ -17,7 +17,16 @@ from typing import Any
 from rich.console import Console
 from rich.tree import Tree
 
-from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, MANIFEST, Artifact, ArtifactStore, base_name, follow_umask
+from align.artifacts import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    MANIFEST,
+    Artifact,
+    ArtifactStore,
+    base_name,
+    existing_store,
+    follow_umask,
+)
 from align.console import Parser, print_sentence, print_table, wide_console
 from align.errors import ConfigError, StoreError
 from align.plan import flat
@@ -27,7 +36,7 @@ from align.report.tables import Table, without_empty
 
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="align artifacts", description=__doc__)
-    parser.add_argument("--store", default="artifacts", metavar="FOLDER", help="default: artifacts")
+    parser.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, (_, operands, what) in _VERBS.items():
         sub = verbs.add_parser(verb, help=what, description=what)
@@ -39,9 +48,7 @@ def main(arguments: list[str]) -> int:
         for operand in operands:
             sub.add_argument(operand.rstrip("?"), nargs="?" if operand.endswith("?") else None)
     options = parser.parse_args(arguments)
-    store = ArtifactStore(options.store)
-    if not store.root.is_dir():
-        raise StoreError(f"{store.root}: no artifacts here yet; run a pipeline, or say where with --store FOLDER")
+    store = existing_store(options.store)
     _VERBS[options.verb][0](store, options)
     return 0
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from align.artifacts import ArtifactStore
+from align.artifacts import ArtifactStore, existing_store
 from align.console import Parser
 from align.errors import ConfigError, StoreError
 
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         metavar="REF",
         help="PIPELINE (the latest of its steps, and those that are not finished), PIPELINE/STEP[:vN] or STAGE@KEY",
     )
-    parser.add_argument("--store", default="artifacts", metavar="FOLDER", help="default: artifacts")
+    parser.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     parser.add_argument(
         "--out", metavar="FILE.html", help="default: STORE/reports/REF.html; a .md file comes beside it"
     )
@@ -32,9 +32,7 @@ def main(arguments: list[str]) -> int:
         help="write the page again every few seconds, while steps run; it reloads itself; end with Ctrl-C",
     )
     options = parser.parse_args(arguments)
-    store = ArtifactStore(options.store)
-    if not store.root.is_dir():
-        raise StoreError(f"{store.root}: no artifacts here yet; run a pipeline, or say where with --store FOLDER")
+    store = existing_store(options.store)
     if options.out and not options.out.endswith(".html"):
         raise ConfigError(f"--out: expected a file whose name ends in .html, got {options.out}")
     from align.report.page import file_name, write_report

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from align.artifacts import ArtifactStore
+from align.artifacts import ArtifactStore, store_folder
 from align.console import Parser, print_sentence, print_table, table_lines, wide_console
 from align.errors import ConfigError, StoreError
 from align.report.sweep import (
@@ -39,8 +39,9 @@ def main(arguments: list[str]) -> int:
     show.add_argument("--json", action="store_true", help="JSON alone on standard output, and no page")
     ls = verbs.add_parser("ls", help="the sweeps of the store")
     for verb in (show, ls):
-        verb.add_argument("--store", default="artifacts", metavar="FOLDER", help="default: artifacts")
+        verb.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     options = parser.parse_args(arguments)
+    options.store = store_folder(options.store)
     given = Path(options.folder) if options.verb == "show" and options.folder else None
     if given is not None and not given.exists():
         given = Path(options.store) / "sweeps" / given  # by its name alone
