@@ -68,7 +68,7 @@ def print_sentence(console: Console, text: str, style: str = "") -> None:
 def sentence_lines(text: str, width: int) -> list[str]:
     """Break a sentence between words, its further lines indented; a word that is longer than a line stays whole."""
     lines: list[str] = []
-    for word in text.split():
+    for word in map(str.rstrip, _WORDS.findall(text.strip())):
         if lines and cell_len(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:

@@ -90,10 +90,12 @@ def show_outcomes(
     ran = sum(not outcome.cached for outcome in outcomes)
     console.print(f"{ran} run, {len(outcomes) - ran} cached, {sum(o.seconds for o in outcomes):.1f} s", highlight=False)
     if report is not None:
-        console.print(f"report:    {report}", soft_wrap=True, markup=False, highlight=False)
+        shown = report.relative_to(Path.cwd()) if report.is_relative_to(Path.cwd()) else report
+        console.print(f"report:    {shown}", soft_wrap=True, markup=False, highlight=False)
     if member is not None:  # the sweep says at its end where the rest is
         return
-    given = "" if str(store.root) == "artifacts" else f" --store {store.root}"
+    root = store.root.relative_to(Path.cwd()) if store.root.is_relative_to(Path.cwd()) else store.root
+    given = "" if str(root) == "artifacts" else f" --store {root}"
     console.print(f"artifacts: align artifacts ls{given}", soft_wrap=True, markup=False, highlight=False)
     if tracked and ran:
         folder = Path(os.environ.get("WANDB_DIR") or store.root) / "wandb"

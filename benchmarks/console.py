@@ -83,7 +83,10 @@ def everything(folder: Path) -> list[Shown]:
             ),
         ),
         Shown(
-            "What would run", "", "align plan pipeline=quickstart", printed("align plan pipeline=quickstart", folder)
+            "What would run",
+            "",
+            "align plan pipeline=quickstart ... steps.ppo.kl_coef=0.2",
+            printed(f"align plan {SMALL} steps.ppo.kl_coef=0.2", folder),
         ),
         Shown("What the store holds", "", "align artifacts ls", printed("align artifacts ls", folder)),
         Shown(
