@@ -18,8 +18,10 @@ def add(store, name, kind, inputs, metrics=None, config=None, created=0.0, **row
             file = {"log": "metrics"}.get(what, what)
             (work / "out" / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (work / "out" / "data.txt").write_text(name)
+        given = {slot: each if isinstance(each, list) else [each] for slot, each in inputs.items()}
         entries = {
-            slot: [{"ref": a.ref, "stage": a.stage, "key": a.key, "digest": a.digest}] for slot, a in inputs.items()
+            slot: [{"ref": a.ref, "stage": a.stage, "key": a.key, "digest": a.digest} for a in several]
+            for slot, several in given.items()
         }
         made = {
             **{"kind": kind, "inputs": entries, "metrics": metrics or {}, "config": config, "data": None},

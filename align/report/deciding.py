@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from align.evals.intervals import FEW, is_few
 from align.report.gather import Made
-from align.report.tables import Metrics, evaluations, interval, number, scorer
+from align.report.tables import Metrics, evaluations, interval, number, opponents, scorer
 from align.report.verdict import Tone, judge_in_training
 
 
@@ -46,18 +46,17 @@ def decided(made: Sequence[Made]) -> list[Decided]:
         judge = scorer(metrics)
         model, score = by_key[inputs["model"]].name, _with_interval(metrics, f"{judge}/score")
         compared = False
-        for slot, head in (("baseline", ""), ("prompted_base", "prompted_base/")):
-            if slot not in inputs or not interval(metrics, head):
+        for other, head in opponents(each, by_key):
+            if not interval(metrics, head):
                 continue
             compared = True
-            over = by_key[inputs[slot]].name
             result, tone = _result(metrics, f"{head}win_rate", judge_in_training(each, by_key))
             rows.append(
                 Decided(
                     model=model,
                     score=score,
-                    over=f"{over}, prompted" if head else over,
-                    its_score=_with_interval(metrics, f"{slot}/{judge}/score"),
+                    over=f"{other.name}, prompted" if head else other.name,
+                    its_score=_with_interval(metrics, f"{head or 'baseline/'}{judge}/score"),
                     win_rate=interval(metrics, head),
                     low=metrics[f"{head}win_rate_low"],
                     rate=metrics[f"{head}win_rate"],

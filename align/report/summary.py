@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from align.artifacts import Artifact
 from align.report.gather import Made
-from align.report.tables import Metrics, Table, evaluations, figure, interval, number, scorer, without_empty
+from align.report.tables import Metrics, Table, evaluations, figure, interval, number, opponents, scorer, without_empty
 
 # For each stage the metrics that say what came of it, and how they are called beside an artifact's name.
 _MAIN: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -38,11 +38,10 @@ def models_table(made: Sequence[Made]) -> Table:
     for each in answered:
         m, inputs = each.artifact.metrics, dict(each.inputs)
         judged = "win_rate" not in m and "judge/win_rate" in m
-        wins = [
-            (by_key[inputs[slot]].name, interval(m, head))
-            for slot, head in (("baseline", "judge/" if judged else ""), ("prompted_base", "prompted_base/"))
-            if slot in inputs and interval(m, head)
-        ]
+        wins = []
+        for opponent, head in opponents(each, by_key):
+            if shown := interval(m, head or ("judge/" if judged else "")):
+                wins.append((opponent.name, shown))
         other, rate = wins[0] if wins else ("", "")
         rows.append(
             [

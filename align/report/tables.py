@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from align.configs.evaluate import VALIDATION_SCORE
 from align.evals.intervals import FEW, is_few
 from align.report.gather import Made
 from align.report.running import Logged
@@ -293,6 +294,20 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def opponents(evaluation: Made, by_key: Mapping[str, Made]) -> list[tuple[Made, str]]:
+    """Whom a model is compared with, each with what the names of their metrics begin with.
+
+    The baseline comes first, then the prompted base model: of several the one that was best on validation prompts,
+    which `evaluate` took.
+    """
+    found = [(by_key[key], "") for slot, key in evaluation.inputs if slot == "baseline"]
+    prompted = [by_key[key] for slot, key in evaluation.inputs if slot == "prompted_base"]
+    if prompted:
+        best = max(prompted, key=lambda each: each.artifact.metrics.get(VALIDATION_SCORE, 0.0))
+        found.append((best, "prompted_base/"))
+    return found
 
 
 def evaluations(made: Sequence[Made]) -> list[Made]:

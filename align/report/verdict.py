@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from align.evals.intervals import FEW, is_few
 from align.report.gather import Made
-from align.report.tables import Metrics, evaluations, interval, percent, scorer, side
+from align.report.tables import Metrics, evaluations, interval, opponents, percent, scorer, side
 
 Tone = Literal["good", "bad", "neutral", "warning"]
 _BETTER = {1: "better, beyond chance", -1: "worse, beyond chance", 0: "not beyond chance"}
@@ -73,13 +73,9 @@ class _Comparison(NamedTuple):
 
 
 def _comparisons(evaluation: Made, by_key: Mapping[str, Made]) -> list[_Comparison]:
-    """The wins over the baseline, then over the best prompted base model, each where it was evaluated."""
-    inputs = dict(evaluation.inputs)
-    found = []
-    for slot, head in (("baseline", ""), ("prompted_base", "prompted_base/")):
-        if slot in inputs and interval(evaluation.artifact.metrics, head):
-            found.append(_Comparison(by_key[inputs[slot]], head))
-    return found
+    """The wins over the baseline, then over the prompted base model, each where it was evaluated."""
+    compared = opponents(evaluation, by_key)
+    return [_Comparison(other, head) for other, head in compared if interval(evaluation.artifact.metrics, head)]
 
 
 def _answer(evaluation: Made, by_key: Mapping[str, Made]) -> Line:

@@ -6,7 +6,9 @@ import pytest
 from small_store import add, compared, evaluation, ppo_log
 
 from align.artifacts import ArtifactStore
+from align.report.deciding import decided
 from align.report.gather import gather
+from align.report.summary import models_table
 from align.report.verdict import verdict
 
 RISING = [0.5 + 0.01 * i for i in range(30)]
@@ -82,6 +84,21 @@ def test_a_prompted_base_model_has_to_be_beaten_too(store, over_sft, over_base, 
     assert f"{100 * over_base[0]:.1f} % [" in first.text
     assert "over the prompted base model prompt (" in first.text
     assert first.tone == tone
+
+
+@pytest.mark.parametrize("best", ["zero_shot", "few_shot"])
+def test_of_several_prompted_base_models_the_one_that_was_evaluated_is_named(store, best):
+    for name in ("zero_shot", "few_shot"):
+        score = {"validation/score": 0.3 if name == best else 0.2}
+        add(store, f"toy/{name}", "model", {}, score, {"num_shots": len(name)})
+    inputs = {"model": "toy/ppo", "baseline": "toy/sft"}
+    found = {slot: store.find(name) for slot, name in inputs.items()}
+    found["prompted_base"] = [store.find("toy/zero_shot"), store.find("toy/few_shot")]
+    add(store, "toy/evaluate_it", "evaluation", found, evaluation(*BETTER) | over_prompted(*BETTER))
+    made = gather(store, ["toy/evaluate_it"])
+    assert f"over the prompted base model {best} (" in verdict(made)[0].text
+    assert {row.over for row in decided(made)} == {"sft", f"{best}, prompted"}
+    assert [row[3] for row in models_table(made).rows] == ["sft", best]
 
 
 def test_few_prompts_answer_nothing(store):
