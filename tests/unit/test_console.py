@@ -102,7 +102,10 @@ def test_any_table_fits_cuts_no_number_and_breaks_no_word(seed):
 
 @pytest.mark.parametrize("width", [40, 80])
 def test_a_sentence_breaks_between_words_alone(width):
-    text = "In 15.8 % of 19, 0.0 % of 8 and 100.0 % of 9. It worked: ppo wins 68.0 % [65.0, 71.0] over sft (better, beyond chance) on 600 prompts, by gold score."
+    text = (
+        "In 15.8 % of 19, 0.0 % of 8 and 100.0 % of 9. It worked: ppo wins 68.0 % [65.0, 71.0] over sft (better, "
+        "beyond chance) on 600 prompts, by gold score."
+    )
     lines = sentence_lines(text, width)
     assert max(map(len, lines)) <= width
     assert " ".join(line.strip() for line in lines) == text
