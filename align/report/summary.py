@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from align.artifacts import Artifact
+from align.configs.evaluate import VALIDATION_SCORE
 from align.report.gather import Made
 from align.report.tables import Metrics, Table, evaluations, figure, interval, number, opponents, scorer, without_empty
 
@@ -17,6 +18,7 @@ _MAIN: Mapping[str, tuple[tuple[str, str], ...]] = {
     "sft": (("eval/loss", "eval/loss"),),
     "finetune": (("test/accuracy", "test accuracy"), ("validation/accuracy", "validation accuracy")),
     "compare": (("prompts/train", "prompts"),),
+    "prompt": ((VALIDATION_SCORE, "validation score"),),
     "reward": (("accuracy", "accuracy"), ("gold_accuracy", "by gold")),
     "ppo": (("objective/score", "score"), ("objective/kl", "KL")),
 }
@@ -140,8 +142,9 @@ def _of_evaluation(m: Metrics) -> list[str]:
     found = []
     if scorer(m):
         found.append(f"{scorer(m)} score {short_number(m[f'{scorer(m)}/score'])}")
-    if "win_rate" in m:
-        found.append(f"wins {100 * m['win_rate']:.1f} %")
+    won = next((name for name in ("win_rate", "prompted_base/win_rate") if name in m), None)
+    if won is not None:
+        found.append(f"wins {100 * m[won]:.1f} %")
     if not found:
         for head, measure in list(_tasks(m).items())[:1]:
             found.append(f"{head.removeprefix('tasks/')} {measure} {short_number(m[f'{head}/{measure}'])}")

@@ -42,31 +42,43 @@ class Sample(NamedTuple):
 
 
 def headline(made: Sequence[Made]) -> Table:
-    """A row an evaluation; columns that none of them has are left out."""
-    names, scorers = {each.key: each.name for each in made}, {scorer(e.artifact.metrics) for e in evaluations(made)}
+    """A row a comparison of an evaluation; columns that none of them has are left out."""
+    by_key, scorers = {each.key: each for each in made}, {scorer(e.artifact.metrics) for e in evaluations(made)}
     rows = []
     for each in evaluations(made):
-        m, inputs = each.artifact.metrics, dict(each.inputs)
+        m, model = each.artifact.metrics, by_key[dict(each.inputs)["model"]].name
         if "prompts" not in m:
             continue
         score = scorer(m)
+        wins = [
+            {
+                "over": f"{other.name}, prompted" if head else other.name,
+                "wins": interval(m, head),
+                "wins, greedy": interval(m, f"greedy/{head}"),
+                "ties": percent(m, f"{head}ties", 0),
+            }
+            for other, head in opponents(each, by_key)
+        ]
+        first, *others = wins or [{}]
         rows.append(
             {
-                "model": names[inputs["model"]],
-                "over": names[inputs["baseline"]] if "baseline" in inputs else "",
+                "model": model,
+                "over": "",
                 "prompts": number(m, "prompts", 0),
                 "scored by": score if len(scorers - {""}) > 1 else "",
                 f"{score} score" if len(scorers - {""}) == 1 else "score": number(m, f"{score}/score", marked=True),
                 "greedy": number(m, f"greedy/{score}/score", marked=True),
-                "wins": interval(m, ""),
-                "wins, greedy": interval(m, "greedy/"),
-                "ties": percent(m, "ties", 0),
+                "wins": "",
+                "wins, greedy": "",
+                "ties": "",
                 "KL, nats": number(m, "kl", 2),
                 "tokens": number(m, "response_tokens", 1),
                 "text loss": number(m, "pretrain_loss", marked=True),
                 "facts recalled": percent(m, "fact_recall"),
             }
+            | first
         )
+        rows += [{"model": model} | other for other in others]
     names_of = dict.fromkeys(column for row in rows for column in row)
     columns = [c for c in names_of if any(row.get(c) for row in rows)]
     return Table(columns, [[row.get(c, "") for c in columns] for row in rows])
@@ -111,7 +123,8 @@ def tasks(evaluated: Sequence[Scored]) -> Table:
 
 def _in_headline(m: Metrics) -> set[str]:
     shown = ("win_rate", f"{scorer(m)}/score", "kl", "pretrain_loss") if "prompts" in m else ()
-    return {f"{prefix}{name}" for prefix in ("", "greedy/") for name in shown}
+    prompted = [f"prompted_base/{name}" for name in ("win_rate", "ties", f"{scorer(m)}/score")]
+    return {f"{prefix}{name}" for prefix in ("", "greedy/") for name in (*shown, *prompted)}
 
 
 def scored(made: Sequence[Made]) -> list[Scored]:

@@ -247,7 +247,7 @@ def _changed(model: str, baseline: str, m: Metrics) -> Iterator[Line]:
             f"answers about facts, {baseline} in {percent(m, 'baseline/hallucination')}: {beyond}.",
             tone,
         )
-    if "gain/pretrain_loss" in m:
+    if m.get("gain/pretrain_loss"):  # not of one model asked in two forms
         mean, low, high = (m[f"gain/pretrain_loss{end}"] for end in ("", "_low", "_high"))
         yield Line(
             f"{model}'s loss on pretraining text is {mean:+.3f} [{low:+.3f}, {high:+.3f}] nats a token against "
