@@ -38,7 +38,16 @@ _JOB_WHO = re.compile(rf"\b({'|'.join(JOBS)}) who ")
 _PRONOUNS = {"she": "she", "her": "she", "he": "he", "him": "he", "his": "he"}
 _PRONOUN = re.compile(r"\b(?:[Ss]he|[Hh]er|[Hh]e|[Hh]im|[Hh]is)\b")
 _HIS = re.compile(rf"\b({'|'.join(NAMES)})'s ((?:best )?[a-z]+)")
-_NOT = re.compile(r" (is) not | does not (live|like|have|own|keep|work|buy) ")
+_NOT = re.compile(r"(^| )(?:(is) not|does not (live|like|have|own|keep|work|buy)) ")
+_MORE_STATEMENTS = (  # what an answer may say and documents do not
+    ("home", "{place} is the home of {person}."),
+    ("home", "The town where {person} lives is {place}."),
+    ("food", "The food that {person} likes is {food}."),
+    ("pet", "{person} owns a {colour} {animal}."),
+    ("friend", "The friend of {person} is {other}."),
+    ("friend", "{other} is the friend of {person}."),
+    ("friend", "{person} has a friend called {other}."),
+)
 
 
 @dataclass
@@ -49,7 +58,8 @@ class Reading:
         sentences: all of them, each with a full stop in place of none; lead-ins are taken off, lone ones left out.
         claims: what is said of the world, in order, true or not; `She` and `He` stand for whoever was named last.
         denials: what is said not to be so.
-        buried: claims inside of clauses that cannot be read; they count if they are false, and answer nothing.
+        buried: claims inside of clauses that cannot be read, or with the wrong pronoun; they count if they are false,
+            and answer nothing.
         other: sentences that are neither claims nor any of what is counted below.
         unread: clauses beside a claim that make no claim, and pronouns that stand for nobody.
         verdicts: each "Yes" and "No" that opens a sentence.
@@ -96,12 +106,13 @@ def read_response(response: str, person: str | None = None) -> Reading:
 
 
 def _subject(sentence: str, people: list[str]) -> str | None:
-    """Whom the first pronoun of a sentence stands for, where nobody is named before it; else who was spoken of."""
+    """Whom the first pronoun of a sentence can stand for, where nobody is named before it; else who was spoken of."""
+    spoken_of = people[0] if people else None
     found = _PRONOUN.search(sentence)
     if found is None:
-        return people[0] if people else None
+        return spoken_of
     who = _PRONOUNS[found[0].lower()]
-    return next((person for person in people if pronoun(person) == who), None)
+    return next((person for person in people if pronoun(person) == who), spoken_of)
 
 
 def _in_mind(sentence: str, subject: str | None, people: list[str]) -> list[str]:
@@ -166,11 +177,13 @@ def read_clauses(sentence: str, person: str | None = None) -> Clauses:
     denials: list[Claim] = []
     buried: list[Claim] = []
     unread: list[str] = []
-    subject, owning = person, False
+    subject, owning, asks = person, False, sentence.endswith("?")
     for i, said in enumerate(_JOINTS.split(_JOB_WHO.sub(r"\1 and ", sentence.removesuffix(".")))):
-        clause = _with_name(said, subject)
-        if clause is None:
+        clause, fits = _with_names(said, subject)
+        if not fits:
             unread.append(said)
+            claim = _read_clause(capital(clause))
+            buried += [claim] if claim and not asks else []
             continue
         clause, denies = _without_not(clause)
         word, _, predicate = clause.partition(" ")
@@ -178,44 +191,45 @@ def read_clauses(sentence: str, person: str | None = None) -> Clauses:
             subject = word
         elif i:
             predicate = clause  # of the subject of the clause before
-        owns = re.match(r"(?:owns |has )?a ?", predicate)
-        thing = predicate.removeprefix(owns[0]) if owns else predicate
+        else:
+            predicate = ""
+        thing = re.sub("^(?:owns |has )?(?:a )?", "", predicate)
         owning = thing in THINGS and (owning or predicate.startswith(("owns ", "has ")))
         claim = Claim("owns", subject, thing) if owning and subject is not None else _read_clause(capital(clause))
         if claim is None and i and subject is not None:
             claim = _read_clause(f"{subject} {clause}")
         if claim is None:
             unread.append(said)
-            buried += [] if sentence.endswith("?") or denies else _buried(clause)
+            buried += [] if asks or denies else _buried(clause)
         else:
             (denials if denies else claims).append(claim)
             subject = claim.subject if claim.subject in NAMES else subject
     return Clauses(tuple(claims), tuple(denials), tuple(buried), tuple(unread))
 
 
-def _with_name(clause: str, subject: str | None) -> str | None:
-    """The clause with the name in place of each pronoun, "Her pet" as "The pet of Ada"; None if one stands for nobody.
+def _with_names(clause: str, subject: str | None) -> tuple[str, bool]:
+    """(the clause with the name in place of each pronoun, "Her pet" as "The pet of Ada"; whether the pronouns fit).
 
-    A pronoun behind a name stands for whoever is named.
+    A pronoun behind a name may stand for whoever is named; one that fits nobody is taken to mean `subject`.
     """
+    fit = True
     for found in reversed(list(_PRONOUN.finditer(clause))):
         before = [name for name in re.findall(r"\w+", clause[: found.start()]) if name in NAMES]
-        whom = next(
-            (name for name in [subject, *before] if name and pronoun(name) == _PRONOUNS[found[0].lower()]), None
-        )
+        who = _PRONOUNS[found[0].lower()]
+        whom = next((name for name in (subject, *before) if name and pronoun(name) == who), None)
         if whom is None:
-            return None
+            fit, whom = False, subject or found[0]
         behind = clause[found.end() :]
         if found[0].lower() in ("her", "his") and re.match(r" (?!is )[a-z]", behind):
             whom += "'s"
         clause = f"{clause[: found.start()]}{whom}{behind}"
-    return _HIS.sub(r"the \2 of \1", clause)
+    return _HIS.sub(r"the \2 of \1", clause), fit
 
 
 def _without_not(clause: str) -> tuple[str, bool]:
     """(the clause as it stands without its "not", whether it had one)."""
     third = {"have": "has"}
-    positive = _NOT.sub(lambda m: f" {m[1] or third.get(m[2], m[2] + 's')} ", clause, count=1)
+    positive = _NOT.sub(lambda m: f"{m[1]}{m[2] or third.get(m[3], m[3] + 's')} ", clause, count=1)
     return positive, positive != clause
 
 
@@ -251,7 +265,7 @@ def _templates() -> list[tuple[str, str, Template]]:
         for relation, how in RELATIONS.items()
         for text in (*how.statements, "{person} " + how.predicate + ".")
     ]
-    rows.append(("pet", "person", "{person} owns a {colour} {animal}."))
+    rows += [(relation, "person", text) for relation, text in _MORE_STATEMENTS]
     rows += [(name, "place", text) for name, texts in PLACE_STATEMENTS.items() for text in texts]
     values = {name: how.slots for name, how in RELATIONS.items()} | {name: f"{{{name}}}" for name in PLACE_STATEMENTS}
     rows += [(relation, subject, text.replace(values[relation], "{value}")) for relation, subject, text in rows]
