@@ -137,7 +137,7 @@ def _without_lead_ins(sentence: str, reading: Reading) -> str:
     """The sentence behind "Yes,", a hedge and the like, which are noted; "" where nothing is behind them."""
     if lead := _YES_OR_NO.match(sentence):
         reading.verdicts.append(lead[1])
-        sentence = capital(sentence[lead.end() :])
+        sentence = sentence[lead.end() :]
     while True:
         if sentence.startswith(HEDGE):
             reading.hedges += 1
@@ -150,7 +150,7 @@ def _without_lead_ins(sentence: str, reading: Reading) -> str:
             sentence = sentence[polite.end() :]
         else:
             break
-        sentence = capital(sentence)
+    sentence = capital(sentence)
     if sentence in ("Yes.", "No."):  # behind a hedge
         reading.verdicts.append(sentence[:-1])
         return ""
