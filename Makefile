@@ -46,7 +46,7 @@ format: setup ## mend the style
 	$(BIN)/ruff format .
 
 bench: setup peers ## speed, beside a peer and the machine's limit; figures in benchmarks/results
-	for file in $(filter-out benchmarks/claims.py benchmarks/gpt1.py benchmarks/agreement.py benchmarks/gpt1_words.py benchmarks/unigram.py,$(wildcard benchmarks/[a-z]*.py)); do \
+	for file in $(filter-out benchmarks/claims.py benchmarks/gpt1.py benchmarks/agreement.py benchmarks/gpt1_words.py benchmarks/unigram.py benchmarks/report_screenshots.py,$(wildcard benchmarks/[a-z]*.py)); do \
 		$(BIN)/python $$file --json benchmarks/results/$$(basename $$file .py).json || exit 1; \
 	done
 

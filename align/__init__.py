@@ -1,0 +1,51 @@
+"""From text to an aligned model: InstructGPT's recipe as a command line and as functions.
+
+`run`, `stage`, `plan_run`, `plan_stage`, `load` and `artifact` are imported when they are first used, for they need
+Hydra and `load` needs torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from align.errors import AlignError, ConfigError, HealthStop, Preempted, StoreError
+
+if TYPE_CHECKING:
+    from align.api import PlannedStep, Result, StepResult, artifact, load, plan_run, plan_stage, run, stage
+    from align.artifacts import Artifact
+
+_FROM_API = ("PlannedStep", "Result", "StepResult", "artifact", "load", "plan_run", "plan_stage", "run", "stage")
+
+__all__ = [
+    "AlignError",
+    "Artifact",
+    "ConfigError",
+    "HealthStop",
+    "PlannedStep",
+    "Preempted",
+    "Result",
+    "StepResult",
+    "StoreError",
+    "artifact",
+    "load",
+    "plan_run",
+    "plan_stage",
+    "run",
+    "stage",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Artifact":
+        from align.artifacts import Artifact
+
+        return Artifact
+    if name in _FROM_API:
+        import align.api
+
+        return getattr(align.api, name)
+    raise AttributeError(f"module 'align' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

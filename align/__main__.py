@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 from align.errors import AlignError, ConfigError, Preempted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from omegaconf import DictConfig
 
     from align.artifacts import ArtifactStore
     from align.configs import RunConfig
+    from align.given import Places
     from align.pipeline import Outcome
     from align.plan import Step
     from align.sweeps import Member
@@ -67,6 +70,8 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(code_version())
         return 0
+    if verb not in _COMPOSED and verb in _VERBS:  # their options are argparse's
+        rest = [f"--{word}" if word.startswith("store=") else word for word in rest]
     if verb == "artifacts":
         from align.artifacts_command import main as artifacts
 
@@ -92,8 +97,12 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _compose(verb: str, arguments: list[str]) -> int:
     """`run`, `plan`, `model` or a stage, whose knobs Hydra composes."""
-    from align.configs import stage_class
+    from align.configs import STAGES, stage_class
 
+    planning = verb == "plan"
+    if planning and arguments and arguments[0] in ("run", *STAGES):  # align plan sft ..., align plan run ...
+        word, *arguments = arguments
+        verb = verb if word == "run" else word
     if verb not in _COMPOSED:
         try:
             stage_class(verb)
@@ -109,23 +118,31 @@ def _compose(verb: str, arguments: list[str]) -> int:
     from align.hydra_app import run
 
     arguments = ["json=true" if word == "--json" else word for word in arguments]
-    if verb == "plan":
-        return run("run", arguments, _guarded(_plan), records=False)
-    if verb == "run":
-        return run("run", arguments, _guarded(_run), _has_work)
+    compare = None if "json=true" in arguments else _compare
     if verb == "model":
         return run("model_sizes", _of_model(arguments), _model, records=False)
-    return run("stage", [f"stage@_global_={verb}", *_with_inputs(verb, arguments)], _guarded(_run), _has_work)
+    if verb in STAGES:
+        given = _with_inputs(verb, arguments)
+        if planning:
+            return run("stage", given, _guarded(_plan), records=False, stage=verb)
+        return run("stage", given, _guarded(_run), _has_work, stage=verb, compare=compare)
+    if verb == "plan":
+        return run("run", arguments, _guarded(_plan), records=False)
+    return run("run", arguments, _guarded(_run), _has_work, compare=compare)
+
+
+def _compare(folder: Path) -> None:
+    """How the members of a sweep did, at its end."""
+    from align.sweep_command import compare_ended
+
+    compare_ended(folder)
 
 
 def _with_inputs(stage: str, arguments: list[str]) -> list[str]:
     """The arguments, with `model=REF` for `inputs.model=REF` where the stage has no knob of that name."""
-    from dataclasses import fields
+    from align.given import input_slots
 
-    from align.configs import stage_class
-
-    cls = stage_class(stage)
-    slots = {*cls.INPUTS, *cls.OPTIONAL} - {knob.name for knob in fields(cls)}
+    slots = input_slots(stage)
     return [f"inputs.{word}" if word.partition("=")[0] in slots else word for word in arguments]
 
 
@@ -139,12 +156,13 @@ def _of_model(arguments: list[str]) -> list[str]:
     return [f"model.{word}" if word.partition("=")[0].partition(".")[0] in knobs else word for word in arguments]
 
 
-def _model(cfg: DictConfig) -> int:
+def _model(cfg: DictConfig, places: Places) -> int:
     from align.hydra_app import chosen
     from align.model_command import show
 
     try:
-        return show(cfg, *chosen("model"))
+        with places.naming():
+            return show(cfg, *chosen("model"))
     except AlignError as error:
         return _told(error, bool(cfg.debug))
 
@@ -156,34 +174,36 @@ def _show(arguments: list[str]) -> int:
 
     options, knobs = show_options(arguments)
 
-    def task(cfg: DictConfig) -> int:
+    def task(cfg: DictConfig, places: Places) -> int:
         try:
-            return show_source(cfg, options)
+            with places.naming():
+                return show_source(cfg, options)
         except AlignError as error:
             return _told(error, bool(cfg.debug))
 
-    return run("stage", ["stage@_global_=data", *knobs], task, records=False)
+    return run("stage", knobs, task, records=False, stage="data")
 
 
-def _planned(cfg: DictConfig) -> tuple[RunConfig, list[Step], ArtifactStore]:
+def _planned(cfg: DictConfig, places: Places) -> tuple[RunConfig, list[Step], ArtifactStore]:
     """Everything that can be known before it runs; raises an AlignError where it cannot."""
     from align.artifacts import ArtifactStore
     from align.plan import plan, split_config
 
-    settings, nodes = split_config(cfg)
-    store = ArtifactStore(settings.store)
-    return settings, plan(settings, nodes, store), store
+    with places.naming():
+        settings, nodes = split_config(cfg)
+        store = ArtifactStore(settings.store)
+        return settings, plan(settings, nodes, store), store
 
 
-def _has_work(cfg: DictConfig) -> bool:
-    return not all(step.cached for step in _planned(cfg)[1])
+def _has_work(cfg: DictConfig, places: Places) -> bool:
+    return not all(step.cached for step in _planned(cfg, places)[1])
 
 
-def _guarded(act: Act) -> Callable[[DictConfig], int]:
+def _guarded(act: Act) -> Callable[[DictConfig, Places], int]:
     """A task for Hydra that never raises, so that a failed member of a sweep does not stop the others."""
     stopped: list[int] = []  # the exit code of a member that was asked to stop: those after it do not begin
 
-    def task(cfg: DictConfig) -> int:
+    def task(cfg: DictConfig, places: Places) -> int:
         if stopped:
             return stopped[0]
         from align.hydra_app import sweep_member
@@ -193,7 +213,7 @@ def _guarded(act: Act) -> Callable[[DictConfig], int]:
         member = sweep_member()
         try:
             with recorded(member if act is _run else None) as outcomes:
-                settings, steps, store = _planned(cfg)
+                settings, steps, store = _planned(cfg, places)
                 outcomes.extend(act(settings, steps, store, member))
             return 0
         except BrokenPipeError:
@@ -260,13 +280,13 @@ def _complete(arguments: list[str]) -> int:
         if len(words) < 3 or words[1] not in verbs:
             print(" ".join(verb for verb in verbs if verb.startswith(words[-1])))
             return 0
-        stage = [f"stage@_global_={words[1]}"] if words[1] in STAGES else []
-        os.environ["COMP_LINE"] = " ".join([words[0], *stage, *words[2:]])
-        if stage:
-            return run("stage", [*stage, *arguments], lambda cfg: 0)
+        stage = words[1] if words[1] in STAGES else None
+        os.environ["COMP_LINE"] = " ".join([words[0], *([f"stage@_global_={stage}"] if stage else []), *words[2:]])
+        if stage is not None:
+            return run("stage", arguments, lambda cfg, places: 0, stage=stage)
         if words[1] == "model":
-            return run("model_sizes", arguments, lambda cfg: 0)
-    return run("run", arguments, lambda cfg: 0)
+            return run("model_sizes", arguments, lambda cfg, places: 0)
+    return run("run", arguments, lambda cfg, places: 0)
 
 
 if __name__ == "__main__":

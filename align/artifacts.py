@@ -3,7 +3,7 @@
     objects/<stage>/<key>/                     payload and manifest.json
     names/<pipeline>/<step>/v<N>.json          {key, digest, created}: versions, one per key and name
     names/<pipeline>/<step>/aliases/<alias>    the number of a version; `latest` follows every successful run
-    work/<stage>/<key>/                        a step in progress: its lock, checkpoints and unfinished payload
+    work/<stage>/<key>/                        a step in progress: its lock, notes, checkpoints and unfinished payload
 
 An object exists as soon as its folder does: everything is written and fsynced beside it first, the manifest last, and
 the folder renamed into place. Nothing here imports torch.
@@ -31,10 +31,12 @@ from align.errors import StoreError
 from align.references import import_hint, is_outside, is_path
 
 MANIFEST = "manifest.json"
+NOTE, STEPS = "step.json", "steps.json"  # in a work folder: whose it is and how it ended; how many steps it has
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # an adapter's files; peft's names
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _BASE = re.compile(r"([a-z][a-z0-9_]*)/([0-9A-Za-z]+)")
 _GRACE_SECONDS = 24 * 3600  # what is younger than this, a collection of garbage leaves alone
+STORE_VARIABLE = "ALIGN_STORE"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,20 @@ class Artifact:
     @property
     def metrics(self) -> dict[str, float]:
         return self.manifest["metrics"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The knobs and inputs that the stage ran with."""
+        return self.manifest["config"]
+
+    @property
+    def store(self) -> ArtifactStore:
+        """The store that it lies in."""
+        return ArtifactStore(self.path.parents[2])
+
+    def lineage(self) -> list[Artifact]:
+        """It, then all that it was made from, each once, nearest first."""
+        return self.store.lineage(self)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of its <name>.jsonl; none where it keeps none."""
@@ -178,6 +194,33 @@ def follow_umask(path: Path) -> None:
     umask = os.umask(0o022)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
+
+
+def store_folder(given: str | os.PathLike[str] | None = None) -> str:
+    """The store's folder: the given one, else that of the environment variable ALIGN_STORE, else `artifacts`.
+
+    Raises:
+        StoreError: the given name is empty.
+    """
+    if given is None:
+        given = os.environ.get(STORE_VARIABLE) or "artifacts"
+    if not os.fspath(given):
+        raise StoreError("store: expected a folder, got an empty name")
+    return os.path.expanduser(given)
+
+
+def existing_store(given: str | os.PathLike[str] | None = None) -> ArtifactStore:
+    """The store in `store_folder(given)`.
+
+    Raises:
+        StoreError: there is no such folder.
+    """
+    store = ArtifactStore(store_folder(given))
+    if not store.root.is_dir():
+        raise StoreError(
+            f"{store.root}: no artifacts here yet; run a pipeline, or say where with --store FOLDER or {STORE_VARIABLE}"
+        )
+    return store
 
 
 class ArtifactStore:
@@ -419,7 +462,7 @@ class ArtifactStore:
             for entries in artifact.manifest["inputs"].values():
                 queue += [(entry["stage"], entry["key"]) for entry in entries]
         found = [p for p in self.root.glob("objects/*/*") if p not in keep]
-        found += [p for p in self.root.glob("work/*/*") if p.is_dir() and not _is_locked(p)]
+        found += [p for p in self.root.glob("work/*/*") if p.is_dir() and not is_locked(p)]
         return [p for p in found if time.time() - p.stat().st_mtime > _GRACE_SECONDS]
 
 
@@ -454,7 +497,7 @@ def _read_name(path: Path, kind: type) -> Any:
     return value
 
 
-def _is_locked(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """True while some process holds `folder`/lock."""
     if not (folder / "lock").is_file():
         return False

@@ -10,22 +10,33 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.tree import Tree
 
-from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, MANIFEST, Artifact, ArtifactStore, base_name, follow_umask
-from align.console import Parser, wide_console
+from align.artifacts import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    MANIFEST,
+    Artifact,
+    ArtifactStore,
+    base_name,
+    existing_store,
+    follow_umask,
+)
+from align.console import Parser, print_sentence, print_table, wide_console
 from align.errors import ConfigError, StoreError
 from align.plan import flat
+from align.report.summary import main_figures
+from align.report.tables import Table, without_empty
 
 
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="align artifacts", description=__doc__)
-    parser.add_argument("--store", default="artifacts", metavar="FOLDER", help="default: artifacts")
+    parser.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, (_, operands, what) in _VERBS.items():
         sub = verbs.add_parser(verb, help=what, description=what)
@@ -37,9 +48,7 @@ def main(arguments: list[str]) -> int:
         for operand in operands:
             sub.add_argument(operand.rstrip("?"), nargs="?" if operand.endswith("?") else None)
     options = parser.parse_args(arguments)
-    store = ArtifactStore(options.store)
-    if not store.root.is_dir():
-        raise StoreError(f"{store.root}: no artifacts here yet; run a pipeline, or say where with --store FOLDER")
+    store = existing_store(options.store)
     _VERBS[options.verb][0](store, options)
     return 0
 
@@ -59,24 +68,27 @@ def _ls(store: ArtifactStore, options: argparse.Namespace) -> None:
                     "artifact": f"{record['stage']}@{record['key'][:12]}",
                     "created": record["created"],
                     "bytes": sum(f["size"] for f in artifact.manifest["files"].values()) if artifact else 0,
+                    "figures": main_figures(artifact) if artifact else "",
                 }
             )
     if options.json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("name", "version", "aliases", "kind", "artifact", "made", "size"):
-        fixed = column in ("name", "version", "artifact")
-        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=fixed)
+    console = wide_console()
+    is_narrow = console.width < _WIDE  # then without what `show` says, too
+    shown = []
+    newest = {row["name"]: row["version"] for row in rows}
     for row in rows:
-        shown = {
-            **row,
-            "aliases": ", ".join(row["aliases"]),
-            "created": _made(row["created"]),
-            "size": _size(row["bytes"]),
-        }
-        table.add_row(*(shown[name] for name in ("name", "version", "aliases", "kind", "artifact", "created", "size")))
-    wide_console().print(table)
+        is_newest = row["version"] == newest[row["name"]]
+        others = [alias for alias in row["aliases"] if not (alias == "latest" and is_newest)]
+        name = " ".join([f"{row['name']}:{row['version']}", *others])
+        made = _made(row["created"])
+        if is_narrow:
+            shown.append([name, row["figures"] or row["kind"], made.partition("-")[2], _size(row["bytes"])])
+        else:
+            shown.append([name, row["kind"], row["figures"], row["artifact"], made, _size(row["bytes"])])
+    columns = ["name", "figures", "made", "size"]
+    print_table(console, columns if is_narrow else ["name", "kind", "figures", "artifact", "made", "size"], shown)
 
 
 def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
@@ -181,12 +193,57 @@ def _diff(store: ArtifactStore, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("", options.ref, options.other):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(row["what"], _short(row["before"]), _short(row["after"]))
-    Console().print(table if rows else f"{one.ref} and {two.ref} do not differ")
+    console = wide_console()
+    names = [str(row["what"]) for row in rows]
+    differing = [row for row, name in zip(rows, names, strict=True) if not _is_noise(name, names)]
+    files = [name.removeprefix("files.") for name in names if name.startswith("files.")]
+    if not differing:
+        what = f"differ in files alone: {', '.join(files)}" if files else "do not differ"
+        print_sentence(console, f"{one.ref} and {two.ref} {what}")
+        return
+    sections: dict[str, list[list[str]]] = {}
+    for row in differing:
+        part, _, name = str(row["what"]).partition(".")
+        change = _change(row["before"], row["after"])
+        before, after = _short(row["before"]), _short(row["after"])
+        if name == "commit":
+            before, after = before[:12], after[:12]
+        sections.setdefault(part, []).append([name, before, after, change])
+    for number, (part, shown) in enumerate(sections.items()):
+        if number:
+            console.print()
+        columns = [_TITLES.get(part, part), options.ref, options.other, "difference"]
+        print_table(console, *without_empty(Table(columns, shown)))
+    followers = sum(_is_noise(name, names) for name in names if name.startswith("metrics."))
+    if followers:
+        print_sentence(console, f"And {followers} bounds, baselines' figures and gains of these metrics: --json.")
+    if files:
+        console.print()
+        print_sentence(console, f"{len(files)} file{'s' * (len(files) > 1)} differ: {', '.join(files)}")
+
+
+def _is_noise(what: str, others: Sequence[str]) -> bool:
+    """Whether a person learns nothing from a difference that another does not say.
+
+    The hashes of files say that results differ; the names of inputs, what the inputs' keys say; the bounds of a
+    metric, its baseline's and the difference to that follow it.
+    """
+    part, _, name = what.partition(".")
+    if part == "metrics":
+        ends = ("_low", "_high", "_chance", "_chance_high", "_few")
+        followed = [what.removesuffix(end) for end in ends if what.endswith(end)]
+        followed += [what.replace(middle, "", 1) for middle in ("baseline/", "gain/") if middle in what]
+        return any(each in others or _is_noise(each, others) for each in followed)
+    return part == "files" or (part == "config" and name.startswith("inputs."))
+
+
+def _change(before: object, after: object) -> str:
+    """The second number less the first."""
+    for value in (before, after):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return ""
+    change = _short(float(after - before))  # type: ignore[operator]
+    return change if change.startswith("-") else f"+{change}"
 
 
 def _parts(one: Artifact, two: Artifact) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -259,9 +316,13 @@ def _size(count: float) -> str:
 
 
 def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
+    return "" if value is None else str(value)
 
 
+_WIDE = 120  # characters that a list takes with kinds and keys
+_TITLES = {"config": "knob", "inputs": "input", "metrics": "metric"}
 _VERBS = {  # verb -> (function, operands, what it does)
     "ls": (_ls, (), "every name with its versions"),
     "show": (_show, ("ref",), "one artifact: inputs, config, metrics, files"),

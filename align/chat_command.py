@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.artifacts import Artifact, ArtifactStore
+from align.artifacts import Artifact, ArtifactStore, existing_store, store_folder
 from align.console import Parser, harmless
-from align.errors import AlignError, ConfigError, StoreError
+from align.errors import AlignError, ConfigError
 from align.references import is_outside
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _PIPED = "Input that is piped is one conversation, a line a turn: the answers al
 
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
-    store = ArtifactStore(options.store)
+    store = ArtifactStore(store_folder(options.store))
     artifacts = [_artifact(ref, store, options) for ref in options.ref]
     lines: Iterator[str] | None = None if sys.stdin.isatty() else _piped(sys.stdin)
     conversations = [_open(ref, artifact, options) for ref, artifact in zip(options.ref, artifacts, strict=True)]
@@ -70,7 +70,7 @@ def _options(arguments: list[str]) -> Namespace:
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--raw", action="store_true", help="continue each line as plain text, without chat template")
     parser.add_argument("--ema", action="store_true", help="the average of its weights that PPO kept")
-    parser.add_argument("--store", default="artifacts", metavar="FOLDER", help="default: artifacts")
+    parser.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     options = parser.parse_args(arguments)
     for name, value, ok, allowed in (
         ("--temperature", options.temperature, 0 <= options.temperature < float("inf"), "a number from 0 up"),
@@ -93,12 +93,7 @@ def _artifact(ref: str, store: ArtifactStore, options: Namespace) -> Artifact:
     """The model that a reference names, verified; what is outside the store is imported into it first."""
     from align.conversation import learned_dialogues
 
-    if is_outside(ref):
-        artifact = _imported(ref, options.store)
-    elif not store.root.is_dir():
-        raise StoreError(f"{store.root}: no artifacts here yet; run a pipeline, or say where with --store FOLDER")
-    else:
-        artifact = store.find(ref)
+    artifact = _imported(ref, store) if is_outside(ref) else existing_store(options.store).find(ref)
     if artifact.kind != "model":
         raise ConfigError(f"{ref}: expected a model that answers, got a {artifact.kind}")
     if options.ema and not (artifact.path / "ema").is_dir():
@@ -112,7 +107,7 @@ def _artifact(ref: str, store: ArtifactStore, options: Namespace) -> Artifact:
     return artifact
 
 
-def _imported(ref: str, root: str) -> Artifact:
+def _imported(ref: str, store: ArtifactStore) -> Artifact:
     """Import a model as `align import_model source=REF` does; a model that is in the store already is found there."""
     from omegaconf import OmegaConf
 
@@ -125,9 +120,8 @@ def _imported(ref: str, root: str) -> Artifact:
         raise ConfigError(f"{ref}: expected a model, and a card names data")
     if (kind := model_kind(ref) or "model") != "model":
         raise ConfigError(f"{ref}: expected a model that answers, got a {kind}")
-    settings = RunConfig(name="own", store=root)
+    settings = RunConfig(name="own", store=str(store.root))
     settings.tracker.backend = "none"
-    store = ArtifactStore(root)
     steps = plan(settings, {"import_model": OmegaConf.create({"stage": ImportModel.STAGE, "source": ref})}, store)
     (outcome,) = run_pipeline(steps, store, settings)
     return outcome.artifact

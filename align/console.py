@@ -1,14 +1,22 @@
-"""What commands share: the parser of those that Hydra does not compose, where tables for people go, large numbers."""
+"""What commands share: the parser of those that Hydra does not compose, tables and sentences for people, large numbers.
+
+A table never breaks inside a word and never cuts a number: long names break after `/`, `_` and the like or lose their
+middle, and columns that still do not fit stand below the others.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import NoReturn
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 from align.errors import ConfigError
 
@@ -20,6 +28,15 @@ _ESCAPES = re.compile(
 )
 
 _DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_GAP = 2  # spaces between columns
+_NARROWEST = 12  # characters of a column of text that is made narrower
+_INDENT = "  "  # of a sentence's further lines
+_WORDS = re.compile(r"(?:[^ \t]| (?=%))+[ \t]*")
+_BREAKS = re.compile(
+    r"(?:[^ \t/_=.]|\.(?![A-Za-z])| (?=%))*(?:[/_=]|\.(?=[A-Za-z]))*[ \t]*"
+)  # a name may end a line here
+# A cell of a column that is never made narrower: `67.2 [64.4, 69.8]`, `+1.2e-05 *`, `409 k`, `2026-11-29 17:14`.
+_NUMBER = re.compile(r"[-+]?\.?\d[-+.,:\d %†*\[\]eE]*( ?(k|M|B|T|kB|MB|GB|s))?|[-+]?(nan|inf)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,8 +48,152 @@ class Parser(argparse.ArgumentParser):
 
 
 def wide_console() -> Console:
-    """As wide as the terminal; where there is none, wide enough to cut nothing that a program would look for."""
-    return Console(width=None if sys.stdout.isatty() else 400)
+    """As wide as the terminal or COLUMNS says; else wide enough to cut nothing that a program would look for."""
+    is_known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Console(width=None if is_known else 400)
+
+
+def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that fits the console, its head in bold."""
+    for lines, style in table_lines(columns, rows, console.width):
+        console.print(Text("\n".join(lines), style=style, no_wrap=True, overflow="ignore"), crop=False)
+
+
+def print_sentence(console: Console, text: str, style: str = "") -> None:
+    """Print a sentence, its further lines indented."""
+    lines = sentence_lines(text, console.width)
+    console.print(Text("\n".join(lines), style=style, no_wrap=True, overflow="ignore"), crop=False)
+
+
+def sentence_lines(text: str, width: int) -> list[str]:
+    """Break a sentence between words, its further lines indented; a word that is longer than a line stays whole."""
+    lines: list[str] = []
+    for word in map(str.rstrip, _WORDS.findall(text.strip())):
+        if lines and cell_len(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(_INDENT + word if lines else word)
+    return lines
+
+
+def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[tuple[list[str], str]]:
+    """Lay out a table of at most `width` characters a line.
+
+    Args:
+        columns: their titles; a table whose titles are all empty has no head.
+        rows: a cell for each column. A column of numbers alone stands at the right and is never made narrower.
+
+    Returns:
+        Blocks of lines, each with its style ("bold" for a head). Columns that do not fit follow in blocks below, the
+        first column before them again.
+    """
+    cells = [[_printable(cell) for cell in row] for row in rows]
+    own = list(range(len(columns)))
+    blocks: list[tuple[list[str], str]] = []
+    while own:
+        fitting = len(own)
+        while fitting > min(2, len(own)) and _narrowest(columns, cells, own[:fitting]) > width:
+            fitting -= 1
+        if blocks:
+            blocks.append(([""], ""))
+        blocks += _block(columns, cells, own[:fitting], width)
+        rest = own[fitting:]
+        own = [0, *rest] if rest else []
+    return blocks
+
+
+def _block(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], own: Sequence[int], width: int
+) -> list[tuple[list[str], str]]:
+    """The columns `own`, side by side."""
+    widths = _widths(columns, cells, own, width)
+    right = [_is_number(cells, i) for i in own]
+
+    def lines(row: Sequence[str]) -> list[str]:
+        parts = [_broken(row[i], size) for i, size in zip(own, widths, strict=True)]
+        made = []
+        for number in range(max(len(part) for part in parts)):
+            line = ""
+            for part, size, is_right in zip(parts, widths, right, strict=True):
+                text = part[number] if number < len(part) else ""
+                space = " " * (size - cell_len(text))
+                line += (space + text if is_right else text + space) + " " * _GAP
+            made.append(line.rstrip())
+        return made
+
+    head = [(lines(columns), "bold")] if any(columns[i] for i in own) else []
+    body = [line for row in cells for line in lines(row)]
+    return [*head, (body, "")] if body else head
+
+
+def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]], own: Sequence[int], width: int) -> list[int]:
+    """As wide as their cells, or as narrow as it takes, the widest column of text first."""
+    natural = [_natural(columns, cells, i) for i in own]
+    least = [_least(columns, cells, i) for i in own]
+    room = width - _GAP * (len(own) - 1)
+    while sum(natural) > room:
+        spare = [size - low for size, low in zip(natural, least, strict=True)]
+        able = [place for place, left in enumerate(spare) if left > 0]
+        if not able:
+            break
+        natural[max(able, key=lambda place: natural[place])] -= 1
+    return natural
+
+
+def _narrowest(columns: Sequence[str], cells: Sequence[Sequence[str]], own: Sequence[int]) -> int:
+    return sum(_least(columns, cells, i) for i in own) + _GAP * (len(own) - 1)
+
+
+def _natural(columns: Sequence[str], cells: Sequence[Sequence[str]], column: int) -> int:
+    """The width at which nothing in a column breaks."""
+    return max([cell_len(columns[column]), *(cell_len(row[column]) for row in cells)])
+
+
+def _least(columns: Sequence[str], cells: Sequence[Sequence[str]], column: int) -> int:
+    """The width below which a column is not made narrower: numbers stay whole, the title above them may break."""
+    if not _is_number(cells, column):
+        return min(_natural(columns, cells, column), _NARROWEST)
+    title = max((cell_len(piece.rstrip()) for piece in _pieces(columns[column])), default=0)
+    return max([min(title, _NARROWEST), *(cell_len(row[column]) for row in cells)])
+
+
+def _is_number(cells: Sequence[Sequence[str]], column: int) -> bool:
+    filled = [row[column] for row in cells if row[column]]
+    return bool(filled) and all(_NUMBER.fullmatch(cell) for cell in filled)
+
+
+def _pieces(text: str) -> list[str]:
+    """What a line may hold whole: words, and the parts of names."""
+    return [piece for piece in _BREAKS.findall(text) if piece]
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """The lines of a cell of `width` characters, broken between words; inside a name only where no line holds it."""
+    lines = [""]
+    for word in _WORDS.findall(text):
+        pieces = [word] if cell_len(word.rstrip()) <= width else _pieces(word)
+        for piece in pieces:
+            if cell_len((lines[-1] + piece).rstrip()) <= width:
+                lines[-1] += piece
+            elif cell_len(piece.rstrip()) <= width:
+                lines.append(piece)
+            else:
+                lines.append(_without_middle(piece.rstrip(), width))
+    return [line.rstrip() for line in lines if line.strip()] or [""]
+
+
+def _without_middle(name: str, width: int) -> str:
+    """`name` with "..." for as much of its middle as it takes."""
+    half = (width - 3) // 2
+    head, tail = name[: width - 3 - half], name[len(name) - half :]
+    while cell_len(head) + cell_len(tail) + 3 > width:  # letters that are two columns wide
+        head, tail = (head[:-1], tail) if cell_len(head) >= cell_len(tail) else (head, tail[1:])
+    return f"{head}...{tail}"
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would take as a command."""
+    return "".join(letter if letter.isprintable() else " " for letter in text).strip()
 
 
 def harmless(text: str) -> str:

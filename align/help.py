@@ -26,6 +26,7 @@ align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> e
   align plan pipeline=NAME [--json]                           what would run, what is cached, and why
   align model model=NAME [knob=value ...] [--json]            what a model holds and costs: parameters, memory, FLOPs
   align STAGE inputs.NAME=... [knob=value ...]                one stage by itself; align STAGE --help lists its knobs
+  align plan STAGE ...                                        what that stage would do
   align data source=path:FILE record=KIND --show 3            look at your own rows: as they came, as trained on
   align report PIPELINE|PIPELINE/STEP[:vN] ...                did it work? one HTML page, and Markdown
   align chat REF [REF] [--system TEXT] [--temperature T]      talk with a model, or with two at once
@@ -39,6 +40,8 @@ pipelines:  {pipelines}
 stages:     {stages}
 
 A knob of a step is steps.STEP.KNOB=value. Several values, as in steps.ppo.kl_coef=0.05,0.1 seed=0,1 -m, are a sweep.
+Knobs, inputs and settings in a file: align STAGE --config FILE.yaml, align run --config FILE.yaml.
+The artifacts: store=FOLDER or --store FOLDER, else $ALIGN_STORE, else artifacts. From Python: import align.
 Your own configs: --config-dir FOLDER. Tab completion: eval "$(align -sc install=bash)"."""
 
 
@@ -119,6 +122,7 @@ def command_help(verb: str) -> str:
     lines += ["", "the run, which changes no result but by its seed:", *_knobs(RunConfig)]
     lines += _knobs(HardwareConfig, "hardware.") + _knobs(TrackerConfig, "tracker.")
     lines += ["", "[GPT-3] etc.: where a default is from, see align/configs/__init__.py; [ours]: measured or judged"]
+    lines += ["--config FILE.yaml: any of these in a file; the command line wins. --store FOLDER: as store=FOLDER"]
     return "\n".join([*lines, "Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun, --hydra-help"])
 
 

@@ -7,39 +7,59 @@ errors into ours.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import copy
 import difflib
+import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobRuntime, run_job
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.basecontainer import BaseContainer
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
+from align.artifacts import STORE_VARIABLE, store_folder
 from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
 from align.configs.other_names import CUTOFF, OURS, did_you_mean, knobs_of, meant_knob, no_such_knob, other_unit
+from align.console import Parser
 from align.errors import AlignError, ConfigError
+from align.given import GIVEN, GROUPS, MODE, Given, Places, Written, from_call, from_file
 from align.launching import STOPPED, Launcher, MemberTask, Prepared
-from align.overrides import check_grammar, quoted
+from align.overrides import check_grammar, in_quotes, quoted
 from align.references import hint as reference_hint
 from align.references import is_outside, is_path
 from align.sweeps import Member, fates
+from align.yaml_file import YamlFile, explain_yaml, read_yaml
 
-Task = Callable[[DictConfig], int]  # returns an exit code
-Check = Callable[[DictConfig], bool]  # whether there is work left; raises an AlignError at a config that cannot run
+Task = Callable[[DictConfig, Places], int]  # returns an exit code
+# Whether there is work left; raises an AlignError at a config that cannot run.
+Check = Callable[[DictConfig, Places], bool]
+
+_ONE_AT_A_TIME = threading.RLock()  # Hydra composes by what is global in the process
+_NOT_TAKEN = {  # options of Hydra's own that choose another primary config than the verb does
+    "config_name": "--config-name: not supported here; give a config file with --config FILE",
+    "config_path": "--config-path: not supported here; add a folder of configs with --config-dir FOLDER",
+    "experimental_rerun": "--experimental-rerun: not supported here; give the same command again",
+}
 
 
 def conf_folder() -> Path:
@@ -72,8 +92,45 @@ def _open_names(node: DictConfig, cls: Any) -> None:
             _open_names(node[knob.name], knob.default_factory)
 
 
-def run(config_name: str, arguments: list[str], task: Task, check: Check | None = None, records: bool = True) -> int:
-    """Compose `config_name` with the overrides in `arguments` and call `task`, once a member with `--multirun`.
+@contextlib.contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Let a command have Hydra for itself; what the caller has made of it is afterwards as it was before."""
+    with _ONE_AT_A_TIME:
+        Plugins.instance()  # puts the plugins' configs into the store, once a process
+        configs, current, shown, job = (
+            ConfigStore.instance(),
+            GlobalHydra.instance(),
+            HydraConfig.instance(),
+            JobRuntime.instance(),
+        )
+        before = configs.repo, current.hydra, shown.cfg, job.conf
+        resolvers, full_error = dict(BaseContainer._resolvers), os.environ.get(_FULL_ERROR)
+        configs.repo, job.conf = copy.deepcopy(configs.repo), copy.deepcopy(job.conf)
+        current.clear()
+        os.environ[_FULL_ERROR] = "1"  # errors come to us instead of to standard error
+        try:
+            yield
+        finally:
+            configs.repo, current.hydra, shown.cfg, job.conf = before
+            BaseContainer._resolvers = resolvers
+            os.environ.pop(_FULL_ERROR)
+            if full_error is not None:
+                os.environ[_FULL_ERROR] = full_error
+
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def run(
+    config_name: str,
+    arguments: list[str],
+    task: Task,
+    check: Check | None = None,
+    records: bool = True,
+    stage: str | None = None,
+    compare: Callable[[Path], None] | None = None,
+) -> int:
+    """Compose `config_name` with what is given in `arguments` and call `task`, once a member with `--multirun`.
 
     Args:
         config_name: run, stage or model_sizes.
@@ -81,6 +138,8 @@ def run(config_name: str, arguments: list[str], task: Task, check: Check | None 
         task: called with each composed config.
         check: called with the config of every member of a sweep before the first runs.
         records: whether a sweep leaves its overrides in the store.
+        stage: the stage that runs by itself, where `config_name` is stage.
+        compare: called with the folder of a sweep that has ended, where it leaves records.
 
     Returns:
         The exit code; of a sweep, the worst member's.
@@ -88,56 +147,283 @@ def run(config_name: str, arguments: list[str], task: Task, check: Check | None 
     Raises:
         ConfigError: what was given does not compose. Nothing was written.
     """
-    register_schemas()
-    parser = get_args_parser()
+    with _own_hydra():
+        register_schemas()
+        options, parser = _options(arguments, stage or config_name)
+        given = [_read_config(options.config, config_name, stage, options.overrides)] if options.config else []
+        options.overrides, places = _overrides(
+            config_name, stage, given, options.overrides, options.config_dir, options.multirun
+        )
+        with _explained(config_name, options.overrides, options.config_dir, places):
+            if options.cfg or options.info or options.shell_completion or options.hydra_help:
+                _run_hydra(options, parser, _nothing, str(conf_folder()), config_name)
+                return 0
+            placed = functools.partial(_placed, task, places)
+            return _run(config_name, options, placed, check, records, places, compare)
+
+
+def _placed(task: Task, places: Places, cfg: DictConfig) -> int:
+    return task(cfg, places)
+
+
+def _nothing(cfg: DictConfig) -> int:
+    return 0
+
+
+@contextlib.contextmanager
+def composed(
+    config_name: str,
+    overrides: Sequence[str],
+    stage: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    config: str | None = None,
+    config_dir: str | None = None,
+) -> Iterator[tuple[DictConfig, Places]]:
+    """Give the config of one run, without Hydra's own, and where its knobs are written.
+
+    Read all of it meanwhile: its interpolations are resolved by what Hydra has registered.
+
+    Args:
+        config_name: run or stage.
+        overrides: in the command line's words; they win over `values`, and those over the file `config`.
+        stage: the stage that runs by itself.
+        values: knobs, inputs and settings as Python values.
+        config: a YAML file, as `--config`.
+        config_dir: a folder of configs, as `--config-dir`.
+
+    Raises:
+        ConfigError: what was given does not compose.
+    """
+    with _own_hydra():
+        register_schemas()
+        given: list[tuple[Given, tuple[str, YamlFile] | None]] = []
+        if config is not None:
+            given.append(_read_config(config, config_name, stage, overrides))
+        if values:
+            given.append((from_call(values, stage), None))
+        words, places = _overrides(config_name, stage, given, overrides, config_dir, False)
+        with _explained(config_name, words, config_dir, places):
+            hydra = Hydra.create_main_hydra2("align", _search_path(config_dir))
+            whole = hydra.compose_config(config_name, words, RunMode.RUN, with_log_configuration=False)
+            _refuse_mode(whole, RunMode.RUN, places)
+        yield OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), places
+
+
+def _options(arguments: list[str], verb: str) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """The options and overrides of a command line; none of Hydra's that would change nothing."""
+    if "--version" in arguments:
+        raise ConfigError("--version: give it alone, as align --version")
+    parser = Parser(prog=f"align {verb}", parents=[get_args_parser()], add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE")
+    parser.add_argument("--store", metavar="FOLDER")
     options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise ConfigError(
             f"{unknown[0]}: no such option; knobs are given as name=value, options are listed by --hydra-help"
         )
-    for word in options.overrides:
-        if "=" not in word and not word.startswith("~"):
-            hint = f"; did you mean pipeline={word}?" if (conf_folder() / "pipeline" / f"{word}.yaml").exists() else ""
-            raise ConfigError(f"{word}: expected name=value{hint}")
-    options.overrides = quoted(options.overrides, is_sweep=options.multirun)
-    check_grammar(options.overrides)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of to standard error
+    for name, refusal in _NOT_TAKEN.items():
+        if getattr(options, name) is not None:
+            raise ConfigError(refusal)
+    if options.run and options.multirun:
+        raise ConfigError("--run: one run, and --multirun a sweep; give one of them")
+    if (options.resolve or options.package is not None) and not options.cfg:
+        raise ConfigError(f"{'--resolve' if options.resolve else '--package'}: only with --cfg job")
+    if options.store is not None:
+        if any(word.startswith("store=") for word in options.overrides):
+            raise ConfigError("--store: store=FOLDER is given too; keep one")
+        options.overrides.append(f"store={in_quotes(store_folder(options.store))}")
+    return options, parser
+
+
+def _read_config(
+    file: str, config_name: str, stage: str | None, overrides: Sequence[str]
+) -> tuple[Given, tuple[str, YamlFile]]:
+    """What a config file gives, and the file by its name."""
+    if config_name == "model_sizes":
+        raise ConfigError("--config: align model takes none; your own models come with --config-dir FOLDER")
+    path = Path(file).expanduser()
+    read = read_yaml(path, file)
+    places = Places(stage, set(), lambda: [Written(file, "", read)])
     try:
-        if options.cfg or options.info or options.shell_completion or options.hydra_help:
-            _run_hydra(options, parser, task, str(conf_folder()), config_name)
-            return 0
-        return _run(config_name, options, task, check, records)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, config_name, options.overrides)) from error
+        return from_file(read, stage, path.stem, {_key_of(word) for word in overrides}), (file, read)
+    except ConfigError as error:
+        raise ConfigError(places.located(str(error))) from None
 
 
-def _run(config_name: str, options: Any, task: Task, check: Check | None, records: bool) -> int:
+def _key_of(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def _overrides(
+    config_name: str,
+    stage: str | None,
+    given: Sequence[tuple[Given, tuple[str, YamlFile] | None]],
+    words: Sequence[str],
+    config_dir: str | None,
+    is_sweep: bool,
+) -> tuple[list[str], Places]:
+    """Everything that is given as Hydra's overrides, the later before the earlier, and where it is written."""
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"{word}: expected name=value{_word_meant(word)}")
+        if _key_of(word) == "hydra.mode":
+            raise ConfigError(MODE)
+    own = quoted(words, is_sweep)
+    check_grammar(own)
+    keys = {_key_of(word) for word in own}
+    first = [f"stage@_global_={stage}"] if stage is not None else []
+    files = [file for _, file in given if file is not None]
+    for made, _ in given:
+        ConfigStore.instance().store(
+            group=made.group, name=made.name, node=OmegaConf.create(made.node), package="_global_"
+        )
+        first += made.words
+    if "store" not in keys and not any("store" in made.node for made, _ in given) and STORE_VARIABLE in os.environ:
+        own.append(f"store={in_quotes(store_folder())}")
+    overrides = [*first, *own]
+    read = functools.partial(_files, config_name, overrides, config_dir, files)
+    places = Places(stage, keys, read)
+    for word in overrides:
+        group = _key_of(word)
+        if (group in GROUPS or "@" in group) and word.partition("=")[2] == "null":
+            options = _options_of(group.partition("@")[0], config_dir)
+            raise ConfigError(places.located(f"{group}: expected a name, got null; there are: {', '.join(options)}"))
+    return overrides, places
+
+
+def _word_meant(word: str) -> str:
+    if (conf_folder() / "pipeline" / f"{word}.yaml").exists():
+        return f"; did you mean pipeline={word}?"
+    if word in STAGES:
+        return f"; a stage comes first, as in align {word}, align plan {word}"
+    return ""
+
+
+def _options_of(group: str, config_dir: str | None) -> list[str]:
+    names = {file.stem for folder in _folders(config_dir).values() for file in (folder / group).glob("*.yaml")}
+    return sorted(names) or sorted(STAGES)
+
+
+def _files(
+    config_name: str, overrides: Sequence[str], config_dir: str | None, given: Sequence[tuple[str, YamlFile]]
+) -> list[Written]:
+    """The YAML files that a config is composed of, in order: the last one wins.
+
+    Of one that does not compose, those that are known nevertheless: the pipeline's and the ones given.
+    """
+    try:
+        with _own_hydra():
+            GlobalHydra.instance().clear()
+            loader = ConfigLoaderImpl(_search_path(config_dir))
+            listed = loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults
+        parts = [(str(part.config_path), part.package or "") for part in listed]
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError):  # the error that is to be placed
+        pipelines = [word.partition("=")[2] for word in overrides if word.startswith("pipeline=")]
+        parts = [(f"pipeline/{name}", "") for name in pipelines]
+    found = []
+    for config_path, package in parts:
+        for shown, folder in _folders(config_dir).items():
+            file = folder / f"{config_path}.yaml"
+            if file.is_file():
+                name = os.path.join(shown, f"{config_path}.yaml")
+                with contextlib.suppress(ConfigError):  # it is reported by itself
+                    found.append(Written(name, package, read_yaml(file, name), folder == conf_folder()))
+                break
+    return [*found, *(Written(name, "", file) for name, file in given)]
+
+
+def _search_path(config_dir: str | None) -> Any:
     search_path = create_config_search_path(f"file://{conf_folder()}")
-    if options.config_dir is not None:
-        folder = Path(options.config_dir).absolute()
+    if config_dir is not None:
+        folder = Path(config_dir).expanduser().absolute()
         if not folder.is_dir():
-            raise ConfigError(f"--config-dir {options.config_dir}: no such folder")
+            raise ConfigError(f"--config-dir {config_dir}: no such folder")
         search_path.prepend(provider="command-line", path=f"file://{folder}")
+    return search_path
+
+
+@contextlib.contextmanager
+def _explained(config_name: str, overrides: Sequence[str], config_dir: str | None, places: Places) -> Iterator[None]:
+    """Raise what Hydra raises as a `ConfigError` of one line."""
+    try:
+        yield
+    except (yaml.YAMLError, UnicodeDecodeError, GrammarParseError) as error:
+        raise ConfigError(_no_yaml(error, overrides, config_dir)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        said = _explain(error, config_name, overrides)
+        if said.startswith("In '") and (key := places.list_for_names()) is not None:  # Hydra does not say the key
+            said = _expected_names(key)
+        raise ConfigError(places.located(said)) from error
+
+
+def _no_yaml(error: Exception, overrides: Sequence[str], config_dir: str | None) -> str:
+    """The line on the first file of a folder that cannot be read; not every error says which one it is."""
+    for shown, folder in _folders(config_dir).items():
+        chosen = [folder / "pipeline" / f"{word.partition('=')[2]}.yaml" for word in overrides if "pipeline=" in word]
+        for file in [*chosen, *sorted(folder.rglob("*.yaml"))]:
+            if file.is_file():
+                try:
+                    read_yaml(file, os.path.join(shown, file.relative_to(folder)))
+                except ConfigError as refusal:
+                    return str(refusal)
+    return explain_yaml(error, "a config file")
+
+
+def _folders(config_dir: str | None) -> dict[str, Path]:
+    """The folders of configs, by what a user calls them; the first that has a file wins."""
+    ours = {str(conf_folder()): conf_folder()}
+    return ours if config_dir is None else {config_dir: Path(config_dir).expanduser(), **ours}
+
+
+def _refuse_mode(config: DictConfig, expected: RunMode, places: Places) -> None:
+    if config.hydra.mode not in (None, expected):
+        raise ConfigError(places.located(MODE))
+
+
+def _run(
+    config_name: str,
+    options: Any,
+    task: Callable[[DictConfig], int],
+    check: Check | None,
+    records: bool,
+    places: Places,
+    compare: Callable[[Path], None] | None,
+) -> int:
     GlobalHydra.instance().clear()  # Hydra composes once a process; we may be called again
-    hydra = Hydra.create_main_hydra2("align", search_path)
+    hydra = Hydra.create_main_hydra2("align", _search_path(options.config_dir))
     if not options.multirun:
-        returned = hydra.run(config_name, task, options.overrides)
+        config = hydra.compose_config(config_name, options.overrides, RunMode.RUN)
+        _refuse_mode(config, RunMode.RUN, places)
+        config.hydra.mode = RunMode.RUN
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+        returned = run_job(
+            hydra_context=context,
+            task_function=task,
+            config=config,
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+        )
         return int(returned.return_value)
     probe = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN, with_log_configuration=False)
+    _refuse_mode(probe, RunMode.MULTIRUN, places)
     folder = _own_folder(Path(probe.hydra.sweep.dir))
     codes = []
     try:
         quoted = str(folder).replace("'", "\\'")
         here = f"hydra.sweep.dir='{quoted}'"  # it holds the time of day, which may be another when composed again
-        codes = _sweep(hydra, config_name, MemberTask(task, folder), check, [*options.overrides, here])
+        codes = _sweep(hydra, config_name, MemberTask(task, folder), check, places, [*options.overrides, here])
     finally:
         _tidy(folder, keep=records and bool(codes or fates(folder)))
     if records:
         _tell_ends(folder, codes)
+        if compare is not None and codes:
+            compare(folder)
     return max(codes, default=0)
 
 
-def _sweep(hydra: Hydra, config_name: str, task: MemberTask, check: Check | None, overrides: list[str]) -> list[int]:
+def _sweep(
+    hydra: Hydra, config_name: str, task: MemberTask, check: Check | None, places: Places, overrides: list[str]
+) -> list[int]:
     """Hydra's own multirun, its launcher inside ours; the exit code of each member."""
     config = hydra.compose_config(config_name, overrides, RunMode.MULTIRUN)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
@@ -147,7 +433,9 @@ def _sweep(hydra: Hydra, config_name: str, task: MemberTask, check: Check | None
         members = [list(member) for batch in sweeper.overrides for member in batch]
         varied = [i for i, column in enumerate(zip(*members, strict=True)) if len(set(column)) > 1]
         return {
-            number: _checked(hydra, config, member, check, f"member {number} ({' '.join(member[i] for i in varied)})")
+            number: _checked(
+                hydra, config, member, check, places, f"member {number} ({' '.join(member[i] for i in varied)})"
+            )
             for number, member in enumerate(members)
         }
 
@@ -157,11 +445,13 @@ def _sweep(hydra: Hydra, config_name: str, task: MemberTask, check: Check | None
     return [int(member.return_value) for batch in batches for member in batch]
 
 
-def _checked(hydra: Hydra, config: DictConfig, overrides: list[str], check: Check | None, name: str) -> Prepared:
+def _checked(
+    hydra: Hydra, config: DictConfig, overrides: list[str], check: Check | None, places: Places, name: str
+) -> Prepared:
     try:
         composed = hydra.config_loader.load_sweep_config(config, overrides)
         own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-        to_do = check is None or check(own)
+        to_do = check is None or check(own, places)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
             f"{name}: {_explain(error, str(config.hydra.job.config_name), overrides)}; no member was run"
@@ -200,7 +490,7 @@ def sweep_member() -> Member | None:
     hydra = HydraConfig.get()
     if OmegaConf.is_missing(hydra.job, "num"):
         return None
-    overrides = [word for word in hydra.overrides.task if not word.startswith("stage@")]
+    overrides = [word for word in hydra.overrides.task if not word.startswith(("stage@", f"+{GIVEN}"))]
     print(f"-- {hydra.job.num}: {' '.join(overrides)}", file=sys.stderr, flush=True)
     log = hydra.launcher.get("submitit_folder")
     log = str(log).replace("%j", str(hydra.job.id)) if log else None
@@ -268,11 +558,18 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         first = "quickstart" if "quickstart" in names else names[0]
         return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
     if "Cannot merge DictConfig with ListConfig" in text and (at := re.search(r"full_key: (\S+)", text)):
-        return f"{at[1]}: expected names with values, as '{at[1]}={{NAME: VALUE}}', got a list"
+        return _expected_names(at[1])
+    null = re.search(r"not Optional|Incompatible value 'None'", text)
+    if null and (at := re.search(r"full_key: (\S+)", text)):
+        return f"{at[1]}: expected a value, got null; leave it out for the default"
     text = text.replace(  # of a YAML file, whose place Hydra does not say
         "Cannot merge DictConfig with ListConfig", "a list is given where names with values are expected"
     )
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
+
+
+def _expected_names(key: str) -> str:
+    return f"{key}: expected names with values, as '{key}={{NAME: VALUE}}', got a list"
 
 
 def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from align.artifacts import Artifact, read_json_lines
+from align.artifacts import STEPS, Artifact, read_json_lines, write_json
 from align.configs import RunConfig
 from align.errors import ConfigError
 from align.progress import Progress
@@ -156,6 +156,8 @@ class Job:
 
     def steps(self, total: int, start: int = 0, unit: str = "steps") -> Iterator[int]:
         """`range(start, total)` with progress, rate and time left."""
+        if self.is_main:
+            write_json(self.work / STEPS, {"total": total, "unit": unit})
         with self._progress.over(total, start, unit) as advance:
             for step in range(start, total):
                 self._step_begun = time.monotonic()

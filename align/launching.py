@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -210,8 +209,6 @@ def _stoppable() -> contextlib.AbstractContextManager[None]:
     def stop(number: int, frame: object) -> None:
         raise stopped(number)
 
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
-        return contextlib.nullcontext()
     return on_stop(stop)
 
 

@@ -99,9 +99,10 @@ class Learner:
     def update(self, plan: Plan) -> Metrics:
         """An optimizer step a minibatch; losses are means over all its response tokens. Gives means over the steps."""
         steps = 0
-        seen: dict[str, list[float]] = {}
-        for name, rate in (("policy", plan.policy_rate), ("value", plan.value_rate)):
-            set_learning_rate(self._optimizers[name], self._peaks[name] * rate)
+        rates = {"policy": self._peaks["policy"] * plan.policy_rate, "value": self._peaks["value"] * plan.value_rate}
+        for name, rate in rates.items():
+            set_learning_rate(self._optimizers[name], rate)
+        seen = {f"{name}/learning_rate": [rate] for name, rate in rates.items()}
         for number, minibatch in enumerate(minibatch for layout in plan.layouts for minibatch in layout):
             self._job.stop_if_asked()
             moved: Totals = {}

@@ -92,10 +92,11 @@ def _quoted_reference(text: str) -> str:
     """
     if not text.startswith(_STARTS) or _PLAIN.fullmatch(text):
         return text
-    return _in_quotes(literal(text))
+    return in_quotes(literal(text))
 
 
-def _in_quotes(text: str) -> str:
+def in_quotes(text: str) -> str:
+    """A text as Hydra's grammar writes it, whatever stands in it but an interpolation."""
     return QuotedString(text, Quote.single).with_quotes()
 
 
@@ -123,5 +124,5 @@ def check_grammar(overrides: Sequence[str]) -> None:
 def _as_text(value: str) -> str:
     """The value in quotes; of a list each item."""
     if value.startswith("[") and value.endswith("]"):
-        return f"[{','.join(_in_quotes(part.strip()) for part in value[1:-1].split(','))}]"
-    return _in_quotes(value)
+        return f"[{','.join(in_quotes(part.strip()) for part in value[1:-1].split(','))}]"
+    return in_quotes(value)

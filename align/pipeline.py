@@ -6,6 +6,7 @@ folder, commits what it left there and points the step's name at it. Nothing her
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from align.artifacts import Artifact, ArtifactStore
+from align.artifacts import NOTE, Artifact, ArtifactStore, write_json
 from align.configs import Data, HardwareConfig, ImportModel, RunConfig
 from align.cores import cores
 from align.errors import ConfigError, HealthStop
@@ -79,6 +80,8 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracke
     if not isinstance(step.config, Data | ImportModel):  # functions are imported now, perhaps hours after the plan
         _refuse_changed(step, settings, store)
     begun = time.monotonic()
+    note = {"name": step.label, "begun": time.time()}
+    write_json(work / NOTE, note)  # for a report on a step that is not finished
     (work / "out").mkdir(exist_ok=True)
     tracker = make_tracker(settings.tracker, store.root)
     try:
@@ -107,6 +110,9 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracke
             (work / name).exists() for name in ("checkpoints", "judgements.jsonl")
         ):
             _clear(work)  # nothing was begun that could be gone on with
+        elif work.is_dir():
+            with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+                write_json(work / NOTE, note | {"error": str(error) or type(error).__name__})
         raise
     tracker.finish()
     return artifact

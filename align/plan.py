@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from align.artifacts import Artifact, ArtifactStore, digest_of, sha256_file
 from align.configs import (
     RECORDS,
+    STAGES,
     Data,
     Evaluate,
     ImportModel,
@@ -29,7 +30,7 @@ from align.configs import (
     Tokenizer,
     stage_class,
 )
-from align.configs.other_names import no_such_knob
+from align.configs.other_names import CUTOFF, did_you_mean, knobs_of, no_such_knob
 from align.configs.typed import literal, plain, typed
 from align.data.cards import model_kind, resolve, resolve_base, resolve_model, resolve_tokenizer
 from align.data.formats import LABELLED
@@ -102,12 +103,13 @@ def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
         own = plain(cfg, without=("steps",))
         settings = typed(RunConfig, {name: value for name, value in own.items() if name in names})
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{error.full_key}: {_said(error)}") from None
     assert isinstance(settings, RunConfig)
-    if "steps" in cfg:
+    if "stage" not in cfg:
+        _check_settings(cfg, names)
         if not settings.name:
             raise ConfigError("no pipeline given; say which, as in: align run pipeline=quickstart")
-        return settings, dict(cfg.steps.items())
+        return settings, _step_nodes(cfg)
     stage = cfg.stage
     pipeline, _, step = (settings.name or f"own/{stage}").partition("/")
     if not pipeline or not step:
@@ -119,6 +121,51 @@ def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
     return settings, {step: OmegaConf.create(literal(knobs))}
 
 
+def _check_settings(cfg: DictConfig, names: Collection[str]) -> None:
+    """Refuse a name beside `steps` that is neither a setting nor a value that an interpolation reads."""
+    own = [str(name) for name in cfg if name not in names and name != "steps"]
+    if not own:
+        return
+    written = str(OmegaConf.to_container(cfg, resolve=False))
+    for name in own:
+        if not re.search(rf"\$\{{\.*{re.escape(name)}[.}}\[]", written):
+            near = difflib.get_close_matches(name, [*names, "steps"], n=1, cutoff=CUTOFF)
+            raise ConfigError(
+                f"{name}: no such knob{did_you_mean(near)}; align run --help lists the settings; a step's knob is "
+                f"steps.STEP.KNOB"
+            )
+
+
+def _step_nodes(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The config of each step, each with a stage."""
+    steps = cfg.get("steps")
+    if not isinstance(steps, DictConfig) or not steps:
+        raise ConfigError(f"steps: expected the pipeline's steps by their names, got {_shown(steps)}")
+    nodes = {str(name): node for name, node in steps.items()}
+    known = [name for name, node in nodes.items() if isinstance(node, DictConfig) and node.get("stage") is not None]
+    for name, node in nodes.items():
+        if not isinstance(node, DictConfig):
+            hint = f"; ~steps.{name} leaves the step out" if node is None else ""
+            raise ConfigError(f"steps.{name}: expected a step's knobs, as {{KNOB: VALUE}}, got {_shown(node)}{hint}")
+        if "stage" in node and node.stage not in STAGES:
+            hint = did_you_mean(difflib.get_close_matches(str(node.stage), STAGES, n=1))
+            there_are = ", ".join(STAGES)
+            raise ConfigError(f"steps.{name}.stage: no such stage: {node.stage}{hint}; stages: {there_are}")
+        if "stage" not in node:
+            near = did_you_mean(difflib.get_close_matches(name, known, n=1))
+            raise ConfigError(
+                f"steps.{name}: no such step{near}; declare a new one in the pipeline's defaults, as "
+                f"/stage@steps.{name}: STAGE"
+            )
+    return nodes
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(OmegaConf.to_container(value)) if OmegaConf.is_config(value) else repr(value)
+
+
 def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
     """The checked config of a step.
 
@@ -127,7 +174,7 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
     """
     try:
         values = plain(node)
-        config = typed(stage_class(values.pop("stage")), values)
+        config = typed(stage_class(str(values.pop("stage"))), values)
         if isinstance(config, ImportModel):
             found = model_kind(config.source) or config.kind
             if config.kind not in (found, "model"):
@@ -146,9 +193,9 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
 
 def _not_fitting(error: OmegaConfBaseException, stage: str, prefix: str) -> str:
     """Say in one line what a knob expects that has no such name or takes no such value."""
-    said = str(error).splitlines()[0]
-    if re.match("Key '[^']+' not in '", said):
+    if re.match("Key '[^']+' not in '", str(error)):
         return no_such_knob(stage, str(error.full_key), prefix)
+    said = _said(error)
     group = re.fullmatch(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)", said)
     for knob in fields(stage_class(stage)):
         if group and getattr(knob.default_factory, "__name__", "") == group[1]:
@@ -158,7 +205,20 @@ def _not_fitting(error: OmegaConfBaseException, stage: str, prefix: str) -> str:
     if re.match(r"Cannot assign \w+ to Dict\[", said):
         example = f"'{error.full_key}={{NAME: VALUE}}'"
         return f"{prefix}{error.full_key}: expected names with values, as {example}, got {getattr(error, 'value', '')}"
-    return f"{prefix}{error.full_key}: {said}"
+    return f"{prefix}{str(error.full_key).removeprefix(prefix)}: {said}"  # an interpolation's error has the whole key
+
+
+def _said(error: OmegaConfBaseException) -> str:
+    """What is wrong with a value, for people who do not know OmegaConf."""
+    said = str(error).splitlines()[0]
+    if found := re.search(r"Interpolation key '([^']*)' not found", said):
+        return f"${{{found[1]}}}: there is no {found[1]} in the config to take the value from"
+    if re.match("Key '[^']+' not in '", said):
+        near = difflib.get_close_matches(str(error.full_key), [*knobs_of(RunConfig)], n=1, cutoff=CUTOFF)
+        return f"no such knob{did_you_mean(near)}; align run --help lists the settings"
+    if re.search("not Optional|Incompatible value 'None'", said):
+        return "expected a value, got null; leave it out for the default"
+    return said
 
 
 def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactStore) -> list[Step]:
@@ -401,8 +461,10 @@ def _source(settings: RunConfig, where: str, ref: str, done: Mapping[str, Step],
         near = difflib.get_close_matches(ref, done, n=1)
         alike = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"{where}: no step {ref!r} in this pipeline{alike}; for one in the store say PIPELINE/STEP")
-    if is_path(ref) or "://" in ref or "/" not in ref:
-        raise ConfigError(f"{where}: expected PIPELINE/STEP, card:NAME, path:... or hf:..., got {ref!r}{hint(ref)}")
+    if is_path(ref) or "://" in ref or ("/" not in ref and "@" not in ref):
+        raise ConfigError(
+            f"{where}: expected PIPELINE/STEP, STAGE@KEY, card:NAME, path:... or hf:..., got {ref!r}{hint(ref)}"
+        )
     try:
         artifact = store.find(ref, hint)
         store.base_of(artifact)

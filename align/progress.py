@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.console import Console
+from rich.live import Live
 from rich.text import Text
+
+from align.console import sentence_lines
 
 _PLAIN_SECONDS = 15.0  # between plain lines
 _SHOWN = ("loss", "eval/loss", "accuracy", "objective/score", "objective/kl", "gold/score")
@@ -27,8 +28,12 @@ class Progress:
         self._latest: dict[str, float] = {}
 
     def say(self, message: str) -> None:
-        if not self._silent:
-            self._console.print(f"  {self._label}: {message}", markup=False, highlight=False, soft_wrap=True)
+        if self._silent:
+            return
+        line = f"{self._label}: {message}"
+        if self._console.is_terminal:  # it would break a long line inside a word; a file keeps it whole
+            line = "\n  ".join(sentence_lines(line, self._console.width - len(_INDENT)))
+        self._console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
     def show(self, metrics: dict[str, float]) -> None:
         """Remember the numbers worth a look for the next line; a part of the reward may be missing in an iteration."""
@@ -48,26 +53,20 @@ class Progress:
 
     @contextlib.contextmanager
     def _bar(self, total: int | None, start: int, unit: str) -> Iterator[Callable[[int], None]]:
-        known = total is not None
-        columns = (
-            TextColumn(f"  {self._label}"),
-            BarColumn(16),
-            MofNCompleteColumn() if known else TextColumn("{task.completed:,.0f}"),
-            TextColumn(f"{unit}  {{task.fields[rate]}} "),
-            *([TimeRemainingColumn(compact=True), TextColumn("left ")] if known else []),
-        )
-        begun = time.monotonic()
-        with _BarWithLines(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task("", total=total, completed=start, rate="")
-            done = start
+        """A bar, and the numbers beside and below it: as many lines as the terminal's width takes."""
+        begun, done, rate = time.monotonic(), start, 0.0
 
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                rate = _rate(done - start, begun)
-                bar.lines = _wrapped(self._numbers(), self._console.width - len(_INDENT))
-                bar.update(task, completed=done, rate=_pace(rate))
+        def shown() -> Text:
+            bar = "" if total is None else f"{_drawn(done / total if total else 1.0)} "
+            lines = self._lines(bar, done, total, unit, rate)
+            return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
 
+        def advance(count: int) -> None:
+            nonlocal done, rate
+            done += count
+            rate = _rate(done - start, begun)
+
+        with Live(console=self._console, get_renderable=shown, transient=True):
             yield advance
 
     def _plain(self, total: int | None, start: int, unit: str) -> Callable[[int], None]:
@@ -80,11 +79,26 @@ class Progress:
             if time.monotonic() - shown >= _PLAIN_SECONDS:
                 shown = time.monotonic()
                 rate = _rate(done - start, begun)
-                of, left = ("", "") if total is None else (f"/{total:,}", f"{_clock((total - done) / rate)} left  ")
-                line = f"  {self._label}: {done:,}{of} {unit}  {_pace(rate)}  {left}{'  '.join(self._numbers())}"
-                print(line.rstrip(), file=sys.stderr, flush=True)
+                print("\n".join(self._lines("", done, total, unit, rate)), file=sys.stderr, flush=True)
 
         return advance
+
+    def _lines(self, bar: str, done: int, total: int | None, unit: str, rate: float) -> list[str]:
+        """How far, how fast and the latest numbers, in lines of the console's width."""
+        room = self._console.width - len(_INDENT)
+        count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
+        words = [f"{self._label}: {bar}{count} {unit}"]
+        if len(words[0]) > room:
+            words = [f"{self._label}: {count} {unit}"]
+        if len(words[0]) > room:
+            words = [f"{self._label}: {count}", unit]
+        if rate > 0:
+            words.append(_pace(rate))
+        if rate > 0 and total is not None:
+            words.append(f"{_clock((total - done) / rate)} left")
+        words += self._numbers()
+        first, *others = _wrapped(words, room)
+        return [f"  {first}", *(_INDENT + line for line in others)]
 
     def _numbers(self) -> list[str]:
         """The latest numbers as `score 1.2`: PPO's names need no heading beside each other."""
@@ -92,18 +106,8 @@ class Progress:
         return [f"{short[name]} {value:.3g}" for name, value in self._latest.items()]
 
 
-class _BarWithLines(Bar):
-    """A bar with lines of text under it, where beside it most of them would be cut off on a narrow terminal."""
-
-    lines: tuple[str, ...] = ()
-
-    def get_renderables(self) -> Iterator[RenderableType]:
-        yield from super().get_renderables()
-        for line in self.lines:
-            yield Text(_INDENT + line, no_wrap=True, overflow="ellipsis")
-
-
-_INDENT = "    "
+_INDENT = "    "  # of further lines
+_BAR = 16  # characters
 
 
 def _wrapped(words: list[str], width: int) -> tuple[str, ...]:
@@ -117,8 +121,14 @@ def _wrapped(words: list[str], width: int) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def _drawn(share: float) -> str:
+    """A bar of 16 characters."""
+    full = min(_BAR, round(_BAR * share))
+    return "━" * full + "╌" * (_BAR - full)
+
+
 def _rate(done: int, begun: float) -> float:
-    return max(done, 1e-9) / max(time.monotonic() - begun, 1e-9)
+    return done / max(time.monotonic() - begun, 1e-9)
 
 
 def _pace(rate: float) -> str:

@@ -1,4 +1,4 @@
-"""What a person reads at the end of a command: the plan, the headline table, samples side by side."""
+"""What a person reads at the end of a command: the plan; whether a run worked, and its figures in one table."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from align.artifacts import ArtifactStore
 from align.configs import PRECISIONS
-from align.console import short, wide_console
+from align.console import print_sentence, print_table, sentence_lines, short, table_lines, wide_console
 from align.costs import Cost
-from align.evals.intervals import few_warning, is_few
 from align.pipeline import Outcome
 from align.plan import Step
 from align.report import tables
+from align.report.gather import Made, gather
+from align.report.summary import metrics_table, models_table, tasks_table
+from align.report.verdict import verdict
 from align.sweeps import Member
 
-_NUM_SAMPLES = 5
 _PLAN_WIDTH = 120  # characters that a plan with its reasons takes
+_RUN_LINES = 30  # that the end of a run takes at most
+_SENTENCE_LINES = 9  # of those at most
+_CLOSING_LINES = 4  # how many steps ran, and where the report, the artifacts and W&B's runs are
+_STYLES = {"good": "green", "bad": "red", "warning": "yellow", "neutral": ""}
 
 
 def show_plan(steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, member: Member | None) -> None:
@@ -33,34 +36,29 @@ def show_plan(steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, m
         return
     console = wide_console()
     is_narrow = console.width < _PLAN_WIDTH  # then reasons stand below the table, each on lines of its own
-    table = Table(box=None, pad_edge=False)
-    for column in ("step", "stage", "key", "", "weights", "FLOPs", *([] if is_narrow else ["why"])):
-        right = column in ("weights", "FLOPs")
-        table.add_column(
-            column, overflow="fold", no_wrap=column != "why", justify="right" if right else "left", highlight=False
-        )
-    reasons = Table(box=None, pad_edge=False, show_header=False)
+    rows, reasons = [], []
     for step in steps:
         cost, state = costs[step.label], "cached" if step.cached else "run"
-        numbers = short(cost.parameters), f"{cost.flops:.2g}" if cost.flops else ""
+        numbers = [short(cost.parameters), f"{cost.flops:.2g}" if cost.flops else ""]
         if is_narrow:
-            table.add_row(step.name, step.stage, step.key[:8], state, *numbers)
+            rows.append([step.name, step.stage, step.key[:8], state, *numbers])
             if step.reason:
-                reasons.add_row(Text(step.name), Text(step.reason))
+                reasons.append([step.name, step.reason])
         else:
-            table.add_row(step.label, step.stage, step.key[:12], state, *numbers, Text(step.reason))
-    todo = sum(not step.cached for step in steps)
-    console.print(table)
-    if reasons.row_count:
+            rows.append([step.label, step.stage, step.key[:12], state, *numbers, step.reason])
+    columns = ["step", "stage", "key", "", "weights", "FLOPs", *([] if is_narrow else ["why"])]
+    print_table(console, columns, rows)
+    if reasons:
         console.print("\nwhy", style="bold")
-        console.print(reasons)
+        print_table(console, ["", ""], reasons)
         console.print()
     chosen = {precision: [step.name for step in steps if _precision(step) == precision] for precision in PRECISIONS}
     chosen = {precision: names for precision, names in chosen.items() if names}
     for precision, names in chosen.items():
         where = f": {', '.join(names)}" if len(chosen) > 1 else ""
-        console.print(f"precision {precision}{where}", markup=False, highlight=False)
-    console.print(f"{todo} to run, {len(steps) - todo} cached")
+        print_sentence(console, f"precision {precision}{where}")
+    todo = sum(not step.cached for step in steps)
+    console.print(f"{todo} to run, {len(steps) - todo} cached", highlight=False)
 
 
 def _precision(step: Step) -> str | None:
@@ -80,33 +78,97 @@ def show_outcomes(
     member: Member | None,
     report: Path | None,
 ) -> None:
-    """The end of a run: headline table and samples where there are evaluations, and where everything is."""
-    ran = sum(not outcome.cached for outcome in outcomes)
+    """The end of a run: whether it worked, one table, and where the rest is; at most 30 lines of 80 columns."""
     if as_json:
         _print_json([outcome.described() for outcome in outcomes], member)
         return
     console = Console()
-    evaluations = [o for o in outcomes if o.artifact.kind == "evaluation"]
-    answered = [o for o in evaluations if "prompts" in o.artifact.metrics]
-    if answered:
-        console.print(_headline(answered))
-        console.print(_samples(answered))
-    scored = [(o.step.name, *_players(o), o.artifact.metrics) for o in evaluations]
-    for title, figures in (("What the answers are like", tables.manners(scored)), ("Tasks", tables.tasks(scored))):
-        if figures.rows:
-            console.print(_figures(title, figures))
-    if not evaluations:
-        last = outcomes[-1]
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in last.artifact.metrics.items())
-        console.print(f"{last.step.label}:v{last.version}  {numbers}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"{ran} run, {len(outcomes) - ran} cached, {sum(o.seconds for o in outcomes):.1f} s")
+    made = gather(store, [f"{outcome.step.label}:v{outcome.version}" for outcome in outcomes])
+    last = next(each for each in made if each.key == outcomes[-1].artifact.key)
+    for line, style in result_lines(made, last, console.width, is_member=member is not None):
+        console.print(Text(line, style=style, no_wrap=True, overflow="ignore"), crop=False)
+    ran = sum(not outcome.cached for outcome in outcomes)
+    console.print(f"{ran} run, {len(outcomes) - ran} cached, {sum(o.seconds for o in outcomes):.1f} s", highlight=False)
     if report is not None:
-        console.print(f"report:    {report}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"artifacts: {store.root}   (align artifacts --store {store.root} ls)", soft_wrap=True)
+        shown = report.relative_to(Path.cwd()) if report.is_relative_to(Path.cwd()) else report
+        console.print(f"report:    {shown}", soft_wrap=True, markup=False, highlight=False)
+    if member is not None:  # the sweep says at its end where the rest is
+        return
+    root = store.root.relative_to(Path.cwd()) if store.root.is_relative_to(Path.cwd()) else store.root
+    given = "" if str(root) == "artifacts" else f" --store {root}"
+    console.print(f"artifacts: align artifacts ls{given}", soft_wrap=True, markup=False, highlight=False)
     if tracked and ran:
         folder = Path(os.environ.get("WANDB_DIR") or store.root) / "wandb"
-        unsent = f"   (wandb sync {folder}/offline-run-*)" if any(folder.glob("offline-run-*")) else ""
-        console.print(f"W&B runs:  {folder}{unsent}", soft_wrap=True)
+        unsent = any(folder.glob("offline-run-*"))
+        said = f"W&B runs:  wandb sync {folder}/offline-run-*" if unsent else f"W&B runs:  {folder}"
+        console.print(said, soft_wrap=True, markup=False, highlight=False)
+
+
+def result_lines(made: Sequence[Made], last: Made, width: int, is_member: bool = False) -> list[tuple[str, str]]:
+    """What came of a run, as lines of at most `width` characters with their styles.
+
+    Args:
+        made: all artifacts of the run and what they were made from; `last` is that of its last step.
+        is_member: of a sweep, which ends with a table of all members: here a sentence is enough.
+    """
+    is_evaluated = any(each.artifact.kind == "evaluation" for each in made)
+    said = verdict(made)
+    worrying = [line for line in said[1:] if line.tone in ("bad", "warning")]
+    # A run that evaluates nothing was not asked whether it worked.
+    sentences = [*(said[:1] if is_evaluated else []), *([] if is_member else worrying)]
+    lines: list[tuple[str, str]] = []
+    for number, line in enumerate(sentences):
+        broken = sentence_lines(line.text, width)
+        if number and len(lines) + len(broken) > _SENTENCE_LINES:
+            left_out = len(sentences) - number
+            lines.append((f"{left_out} more warning{'s' * (left_out > 1)}: in the report.", _STYLES["warning"]))
+            break
+        lines += [(text, _STYLES[line.tone]) for text in broken]
+    if is_member and is_evaluated:
+        return lines
+    table, notes = _table(made, last)
+    below = [line for note in notes for line in sentence_lines(note, width)]
+    room = _RUN_LINES - _CLOSING_LINES - len(lines) - len(below) - 3  # two empty lines and the one on rows left out
+    shown, left_out = _fitted(table, width, room, from_end=table.columns[0] == "model")
+    if left_out:
+        where = "in the report" if is_evaluated else f"align artifacts show {last.artifact.ref}"
+        below += sentence_lines(f"{left_out} more row{'s' * (left_out > 1)}: {where}.", width)
+    if table.rows:
+        above = [("", "")] if lines else []
+        lines += [*above, *shown, *((line, "dim") for line in below), ("", "")]
+    return lines
+
+
+def _table(made: Sequence[Made], last: Made) -> tuple[tables.Table, list[str]]:
+    """The one table of a run, with notes: models, or else tasks, or else the figures of the last step."""
+    table, tasks, notes = models_table(made), tasks_table(made), []
+    if table.rows:
+        shown = "Wins at temperature 1 with 95 % intervals, a tie counts half."
+        if "wins, %" not in table.columns:
+            shown = "Answers are sampled at temperature 1."
+        notes.append(f"{shown} Seconds are those of all steps that a model was made by.")
+        if tasks.rows:
+            notes.append(f"Figures on {len(tasks.rows)} task{'s' * (len(tasks.rows) > 1)}: in the report.")
+    elif tasks.rows:
+        table = tasks
+        notes.append("With 95 % intervals; * is beyond chance.")
+    else:
+        table = metrics_table(last.artifact)
+    if tables.has_few(table):
+        notes.append(tables.FEW_NOTE)
+    return table, notes
+
+
+def _fitted(table: tables.Table, width: int, room: int, from_end: bool) -> tuple[list[tuple[str, str]], int]:
+    """Lay out as many rows as `room` lines hold, the first or the last of them; and count those left out."""
+    for count in range(len(table.rows), 0, -1):
+        rows = table.rows[-count:] if from_end else table.rows[:count]
+        if not rows[0][0]:  # a further line of a row that is left out
+            continue
+        lines = [(line, style) for block, style in table_lines(table.columns, rows, width) for line in block]
+        if len(lines) <= room or count == 1:
+            return lines, len(table.rows) - count
+    return [], len(table.rows)
 
 
 def report_on_run(outcomes: Sequence[Outcome], store: ArtifactStore, name: str, member: Member | None) -> Path | None:
@@ -129,101 +191,3 @@ def report_on_run(outcomes: Sequence[Outcome], store: ArtifactStore, name: str, 
     if made or not out.exists():
         write_report(store, [f"{o.step.label}:v{o.version}" for o in evaluations], out, title)
     return out
-
-
-def _headline(evaluations: Sequence[Outcome]) -> Table:
-    """One row an evaluation: scores sampled and greedy, win rate against its baseline, KL, length, pretraining loss."""
-    scorers = dict.fromkeys(tables.scorer(o.artifact.metrics) for o in evaluations)
-    score = ", ".join(name for name in scorers if name)
-    table = Table(
-        title="Evaluation on held-out prompts, sampled at temperature 1 and greedily",
-        caption="Wins over the model below, a tie counting half, and their 95 % interval."
-        + (f"\n{tables.FEW_NOTE}" if any(_has_few(o.artifact.metrics) for o in evaluations) else ""),
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
-    columns = ("model", f"{score}\nT=1", "\ngreedy", "wins %\nT=1", "wins %\ngreedy", "ties\nT=1", "KL\nnats")
-    for column in (*columns, "tokens", "text\nloss"):
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
-    for outcome in evaluations:
-        m, inputs = outcome.artifact.metrics, outcome.step.inputs
-        over = f"\nover {_step_name(inputs['baseline'][0].ref)}" if "baseline" in inputs else ""
-        table.add_row(
-            _step_name(inputs["model"][0].ref) + over,
-            tables.number(m, f"{tables.scorer(m)}/score", marked=True),
-            tables.number(m, f"greedy/{tables.scorer(m)}/score", marked=True),
-            _interval(m, ""),
-            _interval(m, "greedy/"),
-            tables.percent(m, "ties", 0),
-            tables.number(m, "kl", 2),
-            tables.number(m, "response_tokens", 1),
-            tables.number(m, "pretrain_loss", marked=True),
-        )
-    return table
-
-
-def _step_name(ref: str) -> str:
-    return ref.partition("/")[2] or ref
-
-
-def _interval(metrics: dict[str, float], prefix: str) -> str:
-    names = [f"{prefix}{name}" for name in ("win_rate", "win_rate_low", "win_rate_high")]
-    if not all(name in metrics for name in names):
-        return ""
-    rate, low, high = (100 * metrics[name] for name in names)
-    mark = tables.FEW_MARK if is_few(metrics, f"{prefix}win_rate") else ""
-    return f"{rate:.1f}{mark}\n{low:.1f}-{high:.1f}"
-
-
-def _has_few(metrics: Mapping[str, float]) -> bool:
-    return few_warning(metrics) is not None
-
-
-def _players(outcome: Outcome) -> tuple[str, str]:
-    """The model's name, and the baseline's or nothing."""
-    inputs = outcome.step.inputs
-    return _step_name(inputs["model"][0].ref), _step_name(inputs["baseline"][0].ref) if "baseline" in inputs else ""
-
-
-def _figures(title: str, scores: tables.Table) -> Table:
-    """What is of all items, with 95 % intervals; the report has the parts of a task."""
-    table = Table(
-        title=title,
-        caption="With 95 % intervals; * is beyond chance." + (f"\n{tables.FEW_NOTE}" if tables.has_few(scores) else ""),
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        pad_edge=False,
-    )
-    for column in scores.columns:
-        table.add_column(column, overflow="fold")
-    for row in scores.rows:
-        if title == "Tasks" and "/" in row[0].removeprefix("lm_eval/"):
-            continue
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    return table
-
-
-def _samples(evaluations: Sequence[Outcome]) -> Table:
-    """The answers of every evaluated model to the same prompts, sampled at temperature 1."""
-    table = Table(title="Samples at temperature 1", title_justify="left", show_lines=True)
-    table.add_column("prompt", overflow="fold")
-    answers: dict[str, dict[str, str]] = {}
-    for outcome in evaluations:
-        name = outcome.step.inputs["model"][0].ref
-        table.add_column(_step_name(name), overflow="fold")
-        for row in outcome.artifact.rows("samples"):
-            answers.setdefault(row["prompt"], {})[name] = row["response"]
-    names = [outcome.step.inputs["model"][0].ref for outcome in evaluations]
-    for prompt, by_model in list(answers.items())[:_NUM_SAMPLES]:
-        table.add_row(*(_plain(text) for text in (prompt, *(by_model.get(name, "") for name in names))))
-    return table
-
-
-def _plain(text: str, limit: int = 160) -> str:
-    """Model text, with nothing in it that the terminal or the table would take as a command."""
-    shown = "".join(c if c.isprintable() else " " for c in text)
-    return (shown if len(shown) <= limit else shown[: limit - 3] + "...").replace("[", r"\[")

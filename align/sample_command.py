@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from argparse import Namespace
 
-from align.artifacts import Artifact, ArtifactStore
+from align.artifacts import Artifact, existing_store
 from align.console import Parser, harmless, wide_console
 from align.conversation import continued, learned_dialogues
-from align.errors import ConfigError, StoreError
+from align.errors import ConfigError
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sampled from; default: 1")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--raw", action="store_true", help="continue each prompt as plain text, without chat template")
-    parser.add_argument("--store", default="artifacts", metavar="FOLDER", help="default: artifacts")
+    parser.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     options = parser.parse_intermixed_args(arguments)
     for name, value, ok, allowed in (
         ("--temperature", min(options.temperature), min(options.temperature) >= 0, "numbers from 0 up"),
@@ -35,9 +35,7 @@ def main(arguments: list[str]) -> int:
     ):
         if not ok:
             raise ConfigError(f"{name}: expected {allowed}, got {value:g}")
-    store = ArtifactStore(options.store)
-    if not store.root.is_dir():
-        raise StoreError(f"{store.root}: no artifacts here yet; run a pipeline, or say where with --store FOLDER")
+    store = existing_store(options.store)
     artifact = store.find(options.ref)
     if artifact.kind != "model":
         told = "; its folder has some of its answers, in predictions.jsonl" if artifact.kind == "seq2seq_model" else ""

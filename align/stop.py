@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from align.errors import Preempted
 
@@ -15,7 +17,13 @@ STOPPED_CODE = 128 + signal.SIGTERM  # what a shell says of a process that SIGTE
 
 @contextlib.contextmanager
 def on_stop(act: Callable[[int, object], None]) -> Iterator[None]:
-    """Have SIGTERM and Ctrl-C call `act` with their number; what they did before, they do again afterwards."""
+    """Have SIGTERM and Ctrl-C call `act` with their number; what they did before, they do again afterwards.
+
+    Only the main thread can: in others nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     previous = {s: signal.signal(s, act) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -32,18 +40,23 @@ def stopped(number: int, said: str = "stopped") -> Preempted:
 
 
 class Stop:
-    """A flag that SIGTERM or Ctrl-C sets; the running step notices at its next boundary. A second signal ends it."""
+    """A flag that SIGTERM or Ctrl-C sets; the running step notices at its next boundary.
+
+    A second signal does what it did before: it ends the process, or raises `KeyboardInterrupt`.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self.asked_at: float | None = None  # of `time.monotonic`
+        self._before: dict[int, Any] = {}
 
     def listening(self) -> contextlib.AbstractContextManager[None]:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         return on_stop(self._set)
 
     def _set(self, number: int, frame: object) -> None:
         self.signal, self.asked_at = number, time.monotonic()
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, self._before.get(number) or signal.SIG_DFL)
         print("\nstopping at the next step; again to stop at once", file=sys.stderr, flush=True)
 
     def error(self, said: str = "stopped") -> Preempted:

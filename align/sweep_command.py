@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table as RichTable
+from rich.console import Console
 
-from align.artifacts import ArtifactStore
-from align.console import Parser, wide_console
+from align.artifacts import ArtifactStore, store_folder
+from align.console import Parser, print_sentence, print_table, table_lines, wide_console
 from align.errors import ConfigError, StoreError
-from align.report.sweep import members_table, objective_of, runs_of, settings_table
-from align.report.tables import Table
-from align.sweeps import read_sweep, sweeps
+from align.report.sweep import (
+    Run,
+    lower_is_better,
+    members_table,
+    objective_of,
+    runs_of,
+    settings_of,
+    settings_table,
+    shown_metrics,
+)
+from align.report.tables import Table, without_empty
+from align.sweeps import Record, read_sweep, sweeps
+
+_WIDE = 120  # characters that a table takes with artifacts' keys
 
 
 def main(arguments: list[str]) -> int:
@@ -27,8 +39,9 @@ def main(arguments: list[str]) -> int:
     show.add_argument("--json", action="store_true", help="JSON alone on standard output, and no page")
     ls = verbs.add_parser("ls", help="the sweeps of the store")
     for verb in (show, ls):
-        verb.add_argument("--store", default="artifacts", metavar="FOLDER", help="default: artifacts")
+        verb.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     options = parser.parse_args(arguments)
+    options.store = store_folder(options.store)
     given = Path(options.folder) if options.verb == "show" and options.folder else None
     if given is not None and not given.exists():
         given = Path(options.store) / "sweeps" / given  # by its name alone
@@ -51,9 +64,8 @@ def main(arguments: list[str]) -> int:
 
 def _show(store: ArtifactStore, folder: Path, options: argparse.Namespace) -> None:
     records = read_sweep(store, folder)
-    runs = runs_of(records)
     if options.json:
-        by_number = {run.number: run.metrics for run in runs}
+        by_number = {run.number: run.metrics for run in runs_of(records)}
         rows = [
             {
                 "member": r.number,
@@ -67,25 +79,99 @@ def _show(store: ArtifactStore, folder: Path, options: argparse.Namespace) -> No
         ]
         print(json.dumps(rows, indent=1))
         return
-    objective = objective_of(runs, options.objective) if runs else None
-    if options.objective and objective != options.objective:
+    compare(folder, records, options.objective)
+
+
+def compare_ended(folder: Path) -> None:
+    """Print the comparison with which a sweep ends; nothing where its folder is outside a store."""
+    if folder.parent.name == "sweeps" and (folder / "members").is_dir():
+        compare(folder, read_sweep(ArtifactStore(folder.parent.parent), folder), None)
+
+
+def compare(folder: Path, records: Sequence[Record], wanted: str | None) -> None:
+    """Print the members of a sweep, the best first, and means over seeds; write the page.
+
+    Args:
+        wanted: the metric that members are ranked by; None: the first known one that all members have.
+
+    Raises:
+        ConfigError: some member does not have the metric that is wanted.
+    """
+    runs, console = runs_of(records), wide_console()
+    objective = objective_of(runs, wanted) if runs else None
+    if wanted and objective != wanted:
         known = ", ".join(sorted({name for run in runs for name in run.metrics}))
-        raise ConfigError(f"--objective {options.objective}: not every member has it; they have: {known}")
-    _print(members_table(records))
-    means = settings_table(runs) if runs else None
-    if means is not None:
-        print("\nmeans over seeds, and half of their 95 % intervals")
-        _print(means)
+        raise ConfigError(f"--objective {wanted}: not every member has it; they have: {known}")
+    runs = _ranked(runs, objective)
+    _print_members(console, records, runs, objective)
+    if (means := settings_table(runs)) is not None:
+        console.print("\nMeans over seeds, and half of their 95 % intervals", highlight=False)
+        print_table(console, *_narrowed(means, runs, objective, console.width))
+    if len(runs) > 1:
+        console.print()
+        print_sentence(console, _about_ranking(records, runs, objective))
     if runs:
         from align.report.sweep_page import write_page
 
-        print(f"\npage: {write_page(folder, records, objective)}")
+        console.print(f"page: {write_page(folder, records, objective)}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _print(table: Table) -> None:
-    shown = RichTable(box=None, pad_edge=False)
-    for column in table.columns:
-        shown.add_column(column, overflow="fold")
-    for row in table.rows:
-        shown.add_row(*(cell.replace("[", r"\[") for cell in row))
-    wide_console().print(shown)
+def _ranked(runs: Sequence[Run], objective: str | None) -> list[Run]:
+    """The best setting first, by its mean over seeds; in it the best run first."""
+    if objective is None or len({run.split for run in runs if objective in run.evaluated}) > 1:
+        return list(runs)
+    sign = 1.0 if lower_is_better(objective) else -1.0
+    settings = sorted(settings_of(runs), key=lambda setting: sign * setting.mean(objective)[0])
+    return [run for setting in settings for run in sorted(setting.runs, key=lambda run: sign * run.metrics[objective])]
+
+
+def _about_ranking(records: Sequence[Record], runs: Sequence[Run], objective: str | None) -> str:
+    """What members are ranked by, and whether the first one's figure can be trusted."""
+    if objective is None:
+        return "Not ranked: the members have no known metric in common; --objective names one."
+    splits = {run.split for run in runs if objective in run.evaluated and "prompts" in run.metrics}
+    if len(splits) > 1:
+        return f"Not ranked: the members' {objective} is of different splits ({', '.join(sorted(splits))})."
+    better = "lower is better" if lower_is_better(objective) else "higher is better"
+    if splits != {"test"}:
+        return f"Ranked by {objective}{' on validation prompts' if splits else ''}, {better}."
+    step = next((name for record in records for name, a in reversed(record.made.items()) if a.kind == "evaluation"), "")
+    in_pipeline = any(knob.startswith("steps.") for record in records for knob in record.knobs)
+    knob = f"steps.{step.partition('/')[2]}.split=validation" if in_pipeline else "split=validation"
+    return (
+        f"Ranked by {objective} on test prompts, {better}. The first one's figure is too good, as it was chosen by "
+        f"these prompts; to choose by others: {knob}."
+    )
+
+
+def _print_members(console: Console, records: Sequence[Record], runs: Sequence[Run], objective: str | None) -> None:
+    """Print those that are done by rank, then the others; errors stand below, for they are long."""
+    places = {run.number: place for place, run in enumerate(runs)}
+    ordered = sorted(records, key=lambda record: places.get(record.number, len(records)))
+    bare = [record._replace(error="") for record in ordered]
+    print_table(console, *_narrowed(members_table(bare), runs, objective, console.width))
+    errors: dict[str, list[str]] = {}
+    for record in records:
+        if record.error:
+            errors.setdefault(record.error.splitlines()[0], []).append(str(record.number))
+    for error, numbers in errors.items():
+        plural = "s" * (len(numbers) > 1)
+        print_sentence(console, f"Member{plural} {', '.join(numbers)} failed: {error}", "red")
+
+
+def _narrowed(table: Table, runs: Sequence[Run], objective: str | None, width: int) -> Table:
+    """As many columns as fit side by side; metrics are left to the page, the objective never."""
+    table = without_empty(table)
+    spare = [name for name in shown_metrics(runs) if name != objective]
+    while spare and not _fits(table, width):
+        left_out = "made" if "made" in table.columns else spare.pop()
+        kept = [i for i, name in enumerate(table.columns) if name != left_out]
+        table = Table([table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows])
+    return table
+
+
+def _fits(table: Table, width: int) -> bool:
+    if width < _WIDE and "made" in table.columns:
+        return False
+    heads = [lines for lines, style in table_lines(table.columns, table.rows, width) if style]
+    return len(heads) == 1

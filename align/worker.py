@@ -15,10 +15,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from align.artifacts import Artifact, ArtifactStore, write_json
 from align.configs import RunConfig, StageConfig, stage_class
@@ -33,11 +33,37 @@ from align.tracking import NoTracker, Tracked, Tracker, make_tracker
 
 
 def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
-    """Import the stage and run it, torch's random stream set by the stage's name and seed alone."""
+    """Import the stage and run it, torch's random stream set by the stage's name and seed alone.
+
+    Afterwards the number of threads and the random streams are as they were.
+    """
     import torch
 
-    if job.hardware.threads is not None:
-        torch.set_num_threads(job.hardware.threads)
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(), _numpy_stream():
+        try:
+            if job.hardware.threads is not None:
+                torch.set_num_threads(job.hardware.threads)
+            return _run_stage(config, inputs, job)
+        finally:
+            torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _numpy_stream() -> Iterator[None]:
+    """lm-eval seeds numpy's stream of the process."""
+    import numpy as np
+
+    before = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
+    import torch
+
     reuse_freed_memory()
     if getattr(config, "precision", "fp32") == "bf16" and emulates_bf16(job.device):
         job.info("this CPU has no bf16 arithmetic, so precision=bf16 will be many times slower than fp32")
@@ -64,24 +90,52 @@ def run_ranks(
     command = [sys.executable, "-m", *launcher.split(), str(work)]
     threads = settings.hardware.threads or max(1, cores() // settings.hardware.num_processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    ranks = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)  # noqa: PLW1509
-    told = False
-    while ranks.poll() is None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            ranks.wait(timeout=0.2)
-        if stop.signal is not None and not told:
-            ranks.send_signal(signal.SIGTERM)
-            told = True
+    with _passed_on(work / "ranks.log") as (stream, pass_on):
+        ranks = subprocess.Popen(
+            command,
+            env=environment,
+            stderr=stream,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509
+        )
+        told = False
+        while ranks.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                ranks.wait(timeout=0.2)
+            pass_on()
+            if stop.signal is not None and not told:
+                ranks.send_signal(signal.SIGTERM)
+                told = True
     outcome = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
     if "metrics" in outcome:
         return outcome["metrics"]
     if stop.signal is not None:
         raise stop.error()
-    error = AlignError(
-        outcome.get("error", f"{tracked.name}: a process ended with exit code {ranks.returncode}; see above")
-    )
-    error.exit_code = outcome.get("exit_code", 1)
+    code = outcome.get("exit_code", 1)
+    kind = next((kind for kind in AlignError.__subclasses__() if kind.exit_code == code), AlignError)
+    error = kind(outcome.get("error", f"{tracked.name}: a process ended with exit code {ranks.returncode}; see above"))
+    error.exit_code = code
     raise error
+
+
+@contextlib.contextmanager
+def _passed_on(log: Path) -> Iterator[tuple[TextIO | None, Callable[[], None]]]:
+    """A stream for the standard error of processes, and what passes it on to ours.
+
+    That is no file in a notebook, or where a caller keeps what is printed: then they write to `log`.
+    """
+    try:
+        sys.stderr.fileno()
+    except OSError:
+        with log.open("w", encoding="utf-8") as written, log.open(encoding="utf-8", errors="replace") as read:
+
+            def pass_on() -> None:
+                sys.stderr.write(read.read())
+
+            yield written, pass_on
+            pass_on()
+        return
+    yield None, lambda: None
 
 
 def main(work: Path) -> None:

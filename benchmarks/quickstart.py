@@ -1,82 +1,135 @@
-"""Does the quickstart teach, and how fast: run it for several seeds from nothing, and set its figures side by side.
+"""Does the quickstart teach, and how fast: run it for several seeds, and set its figures side by side.
 
     python benchmarks/quickstart.py [--json FILE] [--seeds 0,1,2] [--store FOLDER]
+    python benchmarks/quickstart.py --shares 0.1,0.25,0.5,1       # by the share of dialogues that answer well
 
-Every seed runs every stage that has one; data and tokenizer are shared. Figures are the artifacts' own metrics.
+Every seed runs every stage that has one; data and tokenizer are shared. Figures are the artifacts' own metrics. With
+--store what is there already is not made again. The table at the end is that of pipelines/quickstart/README.md.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 
 from _report import arguments, report
 
+from align.evals.intervals import mean_and_half
+
+Metrics = Mapping[str, float]
+
+# The figures of the account: what a row says, the step, the metric, and how it is written: a score, a share, a signed
+# share, wins with their interval, or a number.
+ROWS = (
+    ("gold score, base, zero-shot", "evaluate_base", "baseline/gold/score", "score"),
+    ("base, few-shot", "evaluate_base", "gold/score", "score"),
+    ("SFT", "evaluate_sft", "gold/score", "score"),
+    ("PPO", "evaluate_ppo", "gold/score", "score"),
+    ("the same, greedy: base, zero-shot", "evaluate_base", "greedy/baseline/gold/score", "score"),
+    ("base, few-shot", "evaluate_base", "greedy/gold/score", "score"),
+    ("SFT", "evaluate_sft", "greedy/gold/score", "score"),
+    ("PPO", "evaluate_ppo", "greedy/gold/score", "score"),
+    ("PPO wins over SFT [95 %]", "evaluate_ppo", "win_rate", "wins"),
+    ("PPO over the best prompted base", "evaluate_ppo", "prompted_base/win_rate", "wins"),
+    ("SFT over the best prompted base", "evaluate_sft", "prompted_base/win_rate", "wins"),
+    ("the same, greedy: PPO over SFT", "evaluate_ppo", "greedy/win_rate", "wins"),
+    ("PPO over the best prompted base", "evaluate_ppo", "greedy/prompted_base/win_rate", "wins"),
+    ("SFT over the best prompted base", "evaluate_sft", "greedy/prompted_base/win_rate", "wins"),
+    ("KL to SFT, nats a response", "evaluate_ppo", "kl", "number"),
+    ("reward model right, against gold", "reward", "gold_accuracy", "share"),
+    ("labelers right, against gold", "reward", "labeler_gold_accuracy", "share"),
+    ("reward model right, against labelers", "reward", "accuracy", "share"),
+    ("longer answer right, against labelers", "reward", "length_accuracy", "share"),
+    ("text loss, base", "evaluate_base", "pretrain_loss", "number"),
+    ("SFT", "evaluate_sft", "pretrain_loss", "number"),
+    ("PPO", "evaluate_ppo", "pretrain_loss", "number"),
+    ("facts recalled, base", "evaluate_base", "fact_recall", "share"),
+    ("SFT", "evaluate_sft", "fact_recall", "share"),
+    ("PPO", "evaluate_ppo", "fact_recall", "share"),
+    ("made-up facts, base, few-shot", "evaluate_base", "hallucination", "share"),
+    ("SFT", "evaluate_sft", "hallucination", "share"),
+    ("PPO", "evaluate_ppo", "hallucination", "share"),
+    ("calibration error on the world's facts, base", "evaluate_base", "tasks/world_facts/ece", "share"),
+    ("SFT", "evaluate_sft", "tasks/world_facts/ece", "share"),
+    ("PPO", "evaluate_ppo", "tasks/world_facts/ece", "share"),
+    ('"Be polite." adds polite answers, SFT', "evaluate_sft", "steering/polite/effect", "signed"),
+    ("PPO", "evaluate_ppo", "steering/polite/effect", "signed"),
+)
+# The columns of the curve over shares.
+CURVE = (
+    ("base, zero-shot", "evaluate_base", "baseline/gold/score", "score"),
+    ("base, few-shot", "evaluate_base", "gold/score", "score"),
+    ("SFT", "evaluate_sft", "gold/score", "score"),
+    ("PPO", "evaluate_ppo", "gold/score", "score"),
+    ("PPO over the best prompted base", "evaluate_ppo", "prompted_base/win_rate", "share"),
+    ("greedy", "evaluate_ppo", "greedy/prompted_base/win_rate", "share"),
+    ("PPO over SFT", "evaluate_ppo", "win_rate", "share"),
+    ("SFT over the best prompted base", "evaluate_sft", "prompted_base/win_rate", "share"),
+)
+_WRITTEN = {"score": "{:.3f}", "number": "{:.2f}", "share": "{:.1%}", "signed": "{:+.1%}", "wins": "{:.1%}"}
+
 
 def main() -> None:
-    options = arguments(__doc__, seeds=str, store=str)
+    options = arguments(__doc__, seeds=str, store=str, shares=str)
     seeds = [int(seed) for seed in (options.seeds or "0,1,2").split(",")]
+    shares = options.shares.split(",") if options.shares else [None]
     with tempfile.TemporaryDirectory() as folder:
-        runs = [_run(seed, options.store or folder) for seed in seeds]
+        store = options.store or folder
+        runs = {share: [_run(seed, share, store) for seed in seeds] for share in shares}
     bars: dict[str, float] = {}
-    for name in runs[0]:
-        values = [run[name] for run in runs]
-        bars |= {f"{name}/seed{seed}": value for seed, value in zip(seeds, values, strict=True)}
-        bars[f"{name}/mean"] = statistics.fmean(values)
-        if len(values) == 3:
-            # The 95 % interval of the mean by Student's t with 2 degrees of freedom: half its width.
-            bars[f"{name}/half_interval"] = 4.303 * statistics.stdev(values) / math.sqrt(3)
+    for share, steps in runs.items():
+        head = "" if share is None else f"share {share}/"
+        for _, step, metric, _ in (("", "", "seconds", ""), *ROWS):
+            name = f"{head}{step}/{metric}" if step else f"{head}{metric}"
+            values = [_figure(run, step, metric) for run in steps]
+            bars |= {f"{name}/seed{seed}": value for seed, value in zip(seeds, values, strict=True)}
+            bars[f"{name}/mean"], bars[f"{name}/+-"] = mean_and_half(values)
     report(bars, options.json)
+    print(_curve(runs) if options.shares else _table(seeds, runs[None]))
 
 
-def _run(seed: int, store: str) -> dict[str, float]:
+def _run(seed: int, share: str | None, store: str) -> dict[str, Metrics]:
+    """The metrics of each step, and the seconds of all."""
+    given = [] if share is None else [f"steps.text.options.good_dialogue_share={share}"]
     command = [sys.executable, "-m", "align", "run", "pipeline=quickstart", f"seed={seed}", f"store={store}", "--json"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    steps = {outcome["step"].partition("/")[2]: outcome for outcome in json.loads(done.stdout)}
-    metrics = {name: step["metrics"] for name, step in steps.items()}
-    base, sft, ppo = (metrics[f"evaluate_{name}"] for name in ("base", "sft", "ppo"))
-    return {
-        "seconds": sum(step["seconds"] for step in steps.values()),
-        "base/gold": base["gold/score"],
-        "base/gold_greedy": base["greedy/gold/score"],
-        "sft/gold": sft["gold/score"],
-        "sft/gold_greedy": sft["greedy/gold/score"],
-        "ppo/gold": ppo["gold/score"],
-        "ppo/gold_greedy": ppo["greedy/gold/score"],
-        "ppo/gain": ppo["gold/score"] - sft["gold/score"],
-        "ppo/win_rate": ppo["win_rate"],
-        "ppo/win_rate_low": ppo["win_rate_low"],
-        "ppo/win_rate_high": ppo["win_rate_high"],
-        "ppo/win_rate_greedy": ppo["greedy/win_rate"],
-        "ppo/win_rate_greedy_low": ppo["greedy/win_rate_low"],
-        "ppo/win_rate_greedy_high": ppo["greedy/win_rate_high"],
-        "ppo/kl": ppo["kl"],
-        "reward/gold_accuracy": metrics["reward"]["gold_accuracy"],
-        "reward/labeler_gold_accuracy": metrics["reward"]["labeler_gold_accuracy"],
-        "reward/accuracy": metrics["reward"]["accuracy"],
-        "reward/length_accuracy": metrics["reward"]["length_accuracy"],
-        "base/text_loss": base["pretrain_loss"],
-        "sft/text_loss": sft["pretrain_loss"],
-        "ppo/text_loss": ppo["pretrain_loss"],
-        "reward/held_out_prompts": metrics["reward"]["held_out_prompts"],
-    } | {
-        f"{who}/{name}": own[f"{head}{name}"]
-        for who, own in (("base", base), ("sft", sft), ("ppo", ppo))
-        for head, name in (
-            *(("", "hallucination"), ("tasks/world_facts/", "ece"), ("tasks/world_facts/", "ece_chance_high")),
-            *(("", "gold/helpfulness"), ("", "gold/manner"), ("", "gold/harmlessness"), ("", "fact_recall")),
-            *(
-                ("steering/", "polite/effect"),
-                ("steering/", "brief/effect"),
-                ("steering/", "polite/effect_in_conflict"),
-            ),
-        )
-        if f"{head}{name}" in own
-    }
+    done = subprocess.run([*command, *given], check=True, stdout=subprocess.PIPE, text=True)
+    outcomes = json.loads(done.stdout)
+    steps = {outcome["step"].partition("/")[2]: outcome["metrics"] for outcome in outcomes}
+    return steps | {"": {"seconds": sum(outcome["seconds"] for outcome in outcomes)}}
+
+
+def _figure(run: Mapping[str, Metrics], step: str, metric: str) -> float:
+    return run[step][metric]
+
+
+def _table(seeds: Sequence[int], runs: Sequence[Mapping[str, Metrics]]) -> str:
+    lines = [f"| | {' | '.join(f'seed {seed}' for seed in seeds)} | mean |", "|---" * (len(seeds) + 2) + "|"]
+    for label, step, metric, kind in ROWS:
+        values = [_figure(run, step, metric) for run in runs]
+        cells = [_written(value, kind) for value in values]
+        if kind == "wins":
+            bounds = [[_figure(run, step, f"{metric}_{end}") for end in ("low", "high")] for run in runs]
+            cells = [f"{cell} [{100 * a:.1f}, {100 * b:.1f}]" for cell, (a, b) in zip(cells, bounds, strict=True)]
+        lines.append(f"| {label} | {' | '.join(cells)} | {_written(mean_and_half(values)[0], kind)} |")
+    return "\n".join(lines)
+
+
+def _curve(runs: Mapping[str | None, Sequence[Mapping[str, Metrics]]]) -> str:
+    lines = [f"| share | {' | '.join(label for label, *_ in CURVE)} |", "|---" * (len(CURVE) + 1) + "|"]
+    for share, steps in runs.items():
+        cells = []
+        for _, step, metric, kind in CURVE:
+            mean, half = mean_and_half([_figure(run, step, metric) for run in steps])
+            cells.append(f"{_written(mean, kind)} +- {_written(half, kind)}")
+        lines.append(f"| {share} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _written(value: float, kind: str) -> str:
+    return _WRITTEN[kind].format(value).replace("%", " %")
 
 
 if __name__ == "__main__":

@@ -491,7 +491,7 @@ def test_a_list_where_names_have_values_is_refused_with_the_form(
     [
         ("sft: {num_train_epochs: 3}", "steps.sft.num_train_epochs: no such knob (did you mean steps.sft.num_epochs?)"),
         ("sft: {lora: 8}", "steps.sft.lora: expected its knobs, as in steps.sft.lora.rank=..., got 8"),
-        ("ppo: {reward_functions: [a]}", "a list is given where names with values are expected"),
+        ("ppo: {reward_functions: [a]}", "reward_functions: expected names with values, as"),
     ],
 )
 def test_a_pipeline_of_the_users_own_is_answered_as_the_command_line_is(

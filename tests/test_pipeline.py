@@ -15,6 +15,8 @@ from conftest import CONF, align, manifests, run_toy
 
 from align import pipeline
 from align.__main__ import main
+from align.artifacts import ArtifactStore
+from align.report.running import unfinished
 
 STAGES = ("pretrain", "sft", "compare", "reward", "ppo", "evaluate")
 
@@ -247,6 +249,9 @@ def test_killed_in_every_stage_it_goes_on_to_the_same_artifacts(finished: Path, 
         process.kill()
         process.wait()
         assert not list((store / "objects").glob(f"{stage}/*"))
+        (step,) = unfinished(ArtifactStore(store), ["toy"])
+        assert (step.stage, step.is_running) == (stage, False)
+        assert step.state.startswith("did not end: it was killed")
     run_toy(store)
     assert_same(finished, store)
     assert not list((store / "work").glob("*/*"))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import html.parser
-import json
 import re
 import subprocess
 import sys
 
 import pytest
+from small_store import add, bounds, compared, evaluation, ppo_log
 from stage_jobs import job_at
 
-from align.artifacts import ArtifactStore, digest_of
+from align.artifacts import ArtifactStore
 from align.errors import StoreError
 from align.report import tables
 from align.report.charts import line_chart, thinned
 from align.report.gather import gather
 from align.report.page import calibration, curves, file_name, render
+from align.report.verdict import verdict
 from align.report_command import main
 
 EVIL = "<script>alert('x')</script> | *bold* & </td> http://example.com"
@@ -42,44 +43,6 @@ class Elements(html.parser.HTMLParser):
 
     def handle_endtag(self, tag):
         self._inside = ""
-
-
-def add(store, name, kind, inputs, metrics=None, config=None, created=0.0, **rows_of):
-    """One artifact of a step, with the files that a stage leaves: `log`, `samples` and `events` are rows."""
-    step = name.partition("/")[2]
-    stage = re.split(r"[_:]", step)[0]
-    config = {"seed": 0, "inputs": {}} | (config or {})
-    key = digest_of([name, config, rows_of])
-    with store.claim(stage, key) as work:
-        (work / "out").mkdir()
-        for what, rows in rows_of.items():
-            file = {"log": "metrics"}.get(what, what)
-            (work / "out" / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (work / "out" / "data.txt").write_text(name)
-        entries = {
-            slot: [{"ref": a.ref, "stage": a.stage, "key": a.key, "digest": a.digest}] for slot, a in inputs.items()
-        }
-        made = {
-            **{"kind": kind, "inputs": entries, "metrics": metrics or {}, "config": config, "data": None},
-            **{"seconds": 2.0, "created": created, "code": {"commit": "c0ffee" * 6, "dirty": False}, "packages": {}},
-        }
-        artifact = store.commit(stage, key, work / "out", made)
-    store.publish(name, artifact)
-    return artifact
-
-
-def evaluation(rate, low, high):
-    return {
-        **{"prompts": 600.0, "gold/score": 0.8, "baseline/gold/score": 0.6, "win_rate": rate},
-        **{"win_rate_low": low, "win_rate_high": high, "ties": 0.4, "kl": 1.25, "response_tokens": 10.0},
-    }
-
-
-def ppo_log(gold, score):
-    return [
-        {"step": i + 1, "gold/score": g, "objective/score": s, "objective/kl": 0.1 * i}
-        for i, (g, s) in enumerate(zip(gold, score, strict=True))
-    ]
 
 
 def test_a_report_shows_ppo_s_episodes_and_the_parts_of_its_reward(store):
@@ -177,25 +140,6 @@ def test_what_is_not_there_is_one_line(store, ref):
         gather(store, [ref])
 
 
-@pytest.mark.parametrize(
-    ("rate", "low", "high", "said"),
-    [
-        (0.68, 0.65, 0.71, "better, beyond chance"),
-        (0.3, 0.2, 0.4, "worse, beyond chance"),
-        (0.52, 0.48, 0.56, "not beyond chance"),
-        (0.52, 0.52, 0.52, "not beyond chance"),
-    ],
-)
-def test_the_verdict_says_whether_the_difference_is_beyond_chance(store, rate, low, high, said):
-    inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft")}
-    add(store, "toy/evaluate_more", "evaluation", inputs, evaluation(rate, low, high))
-    first = tables.verdict(gather(store, ["toy/evaluate_more"]))[0]
-    assert first == (
-        f"ppo wins {100 * rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of 600 prompts over sft by gold score, "
-        f"ties counted half: {said}."
-    )
-
-
 def test_too_few_prompts_are_marked_and_prove_nothing(store):
     inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft")}
     few = {"prompts": 8.0, "win_rate_few": 8.0, "gold/score_few": 8.0}
@@ -203,26 +147,12 @@ def test_too_few_prompts_are_marked_and_prove_nothing(store):
     reward = {"accuracy": 0.75, "held_out_pairs": 12.0}
     add(store, "toy/reward", "reward_model", {"model": store.find("toy/sft")}, reward)
     made = gather(store, ["toy/evaluate_few", "toy/reward"])
-    assert tables.verdict(made)[0].endswith("ties counted half: too few to tell, fewer than 30.")
     page, markdown = render("toy", made)
     for text in (page, markdown):
         assert text.count(tables.FEW_NOTE) == 1
         for figure in ("0.800†", "100.0 % [90.0, 100.0]†", "12†"):
             assert figure in text.replace("\\", "")
     assert tables.FEW_NOTE not in "".join(render("toy", gather(store, ["toy/evaluate_ppo"])))
-
-
-FALLING = [0.8] * 15 + [0.8 - 0.02 * i for i in range(15)]
-
-
-@pytest.mark.parametrize(
-    ("gold", "score", "fires"),
-    [(FALLING, RISING, True), (RISING, RISING, False), (FALLING, FALLING, False), ([0.8] * 30, RISING, False)],
-)
-def test_over_optimisation_is_said_where_gold_falls_while_the_score_rises(store, gold, score, fires):
-    ppo = add(store, "toy/ppo_more", "model", {}, log=ppo_log(gold, score))
-    said = tables.verdict(gather(store, [ppo.ref]))
-    assert any("over-optimised" in line for line in said) is fires
 
 
 def test_tasks_are_a_row_a_measure_with_the_gain_over_the_baseline():
@@ -251,18 +181,6 @@ def test_tasks_are_a_row_a_measure_with_the_gain_over_the_baseline():
         ],
     )
     assert tables.tasks([("e", "ppo", "", {"prompts": 3.0})]).rows == []
-
-
-def bounds(name, mean):
-    return {name: mean, f"{name}_low": mean - 0.1, f"{name}_high": mean + 0.1}
-
-
-def compared(head, name, model, baseline):
-    return {
-        **bounds(f"{head}{name}", model),
-        **bounds(f"{head}baseline/{name}", baseline),
-        **bounds(f"{head}gain/{name}", model - baseline),
-    }
 
 
 def test_manners_are_all_that_is_neither_a_task_s_nor_in_the_headline():
@@ -311,26 +229,8 @@ def test_who_decides_the_wins_is_named_and_no_score_is_lost(store):
     made = gather(store, ["toy/evaluate_more"])
     (row,) = tables.headline(made).rows
     assert dict(zip(tables.headline(made).columns, row, strict=True))["rules score"] == "40.000"
-    assert "over sft by rules score, ties counted half: better" in tables.verdict(made)[0]
+    assert verdict(made)[0].text.endswith("by rules score.")
     assert tables.manners(tables.scored(made)).rows[0][0] == "gold/score"
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [(0.3, "more often, beyond chance"), (-0.3, "less often, beyond chance"), (0.05, "not beyond chance")],
-)
-def test_what_winning_cost_is_said(store, change, said):
-    inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft")}
-    metrics = evaluation(0.6, 0.5, 0.7) | {"hallucination_prompts": 260.0}
-    metrics |= compared("", "hallucination", 0.5 + change, 0.5) | compared("", "pretrain_loss", 2.75, 2.5)
-    add(store, "toy/evaluate_more", "evaluation", inputs, metrics)
-    _, facts, tax, *_ = tables.verdict(gather(store, ["toy/evaluate_more"]))
-    assert facts == (
-        f"ppo states something false in {50 + 100 * change:.1f} % of 260 answers about facts, sft in 50.0 %: {said}."
-    )
-    assert tax == (
-        "ppo's loss on pretraining text is +0.250 [+0.150, +0.350] nats a token against sft's: the alignment tax."
-    )
 
 
 def test_calibration_is_a_chart_a_task_and_a_reward_model(store):
@@ -340,10 +240,10 @@ def test_calibration_is_a_chart_a_task_and_a_reward_model(store):
     of_task = [{"task": "copa", "model": model, **row} for model in ("model", "baseline") for row in bins]
     inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft"), "reward_model": reward}
     add(store, "toy/evaluate_more", "evaluation", inputs, evaluation(0.6, 0.5, 0.7), calibration=of_task)
-    one, two = map(str, calibration(gather(store, ["toy/evaluate_more"])))
-    assert "reward: pairs of answers" in one
-    assert "copa" in two
-    assert all(name in two for name in (">ppo<", ">sft<"))
+    one, two = calibration(gather(store, ["toy/evaluate_more"]))
+    assert (one.title, two.title) == ("reward: pairs of answers", "copa")
+    assert [line.name for line in two.legend] == ["ppo", "sft"]
+    assert "ppo is 55 % sure on average and right in 50 %" in two.summary
 
 
 def test_training_steps_tell_what_they_came_to_on_held_out_rows(store):
@@ -424,11 +324,13 @@ def test_a_long_series_is_thinned_to_means():
 
 def test_a_chart_takes_its_colours_from_the_page_and_skips_what_is_not_finite():
     series = {"one": [(1.0, float("nan")), (2.0, float("inf"))], "two": [(1.0, 2.0), (2.0, 3.0), (3.0, float("nan"))]}
-    svg = line_chart("a < b", "step", series)
+    chart = line_chart("a < b", "step", series)
+    svg = chart.picture
+    assert [(line.name, line.number) for line in chart.legend] == []
+    assert "two from 2 to 3" in chart.summary
     assert "var(--series-1)" in svg
     assert "var(--series-0)" not in svg
     assert not re.search(r"#01020\w", svg)
-    assert "a &lt; b" in svg
     assert "nan" not in svg.lower().replace("finance", "")
 
 

@@ -152,16 +152,29 @@ def swept(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-def test_a_sweep_is_a_table_with_every_member(swept: Path) -> None:
+def test_a_sweep_is_a_table_with_every_member(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "240")
     done = align("sweep", "show", "--store", swept)
     head, *rows = done.stdout.splitlines()
     assert head.split()[:3] == ["member", "evaluate.num_prompts", "evaluate.seed"]
-    assert [row.split()[:3] for row in rows[:6]] == [
+    assert sorted(row.split()[:3] for row in rows[:6]) == [
         [str(i), value, seed] for i, (value, seed) in enumerate((v, s) for v in ("4", "0", "6") for s in "01")
     ]
-    assert [row.rstrip().endswith("done") for row in rows[:6]] == [True, True, False, False, True, True]
-    assert rows[2].count("inputs.prompts: no test prompt leaves room for 12 new tokens") == 1
-    assert "means over seeds" in done.stdout
+    assert [row.split()[-1] for row in rows[:6]] == ["done"] * 4 + ["failed"] * 2
+    assert rows[6] == "Members 2, 3 failed: inputs.prompts: no test prompt leaves room for 12 new tokens"
+    assert "Means over seeds" in done.stdout
+
+
+def test_a_sweep_ends_with_the_comparison_of_its_members(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where members failed, too; what is printed is what `align sweep show` prints."""
+    monkeypatch.setenv("COLUMNS", "80")
+    knobs = ("steps.evaluate.num_prompts=4,0", "step=evaluate", "-m")
+    done = run_toy(swept, *knobs, check=2)
+    shown = align("sweep", "show", "--store", swept).stdout
+    assert done.stdout.endswith(shown)
+    assert "Member 1 failed: inputs.prompts: no test prompt leaves room for 12 new" in shown
+    assert max(len(line) for line in shown.splitlines() if not line.startswith("page: ")) <= 80
+    shutil.rmtree(max(swept.glob("sweeps/*")))  # other tests read the first sweep
 
 
 def test_its_page_and_those_of_its_members_lie_with_it(swept: Path) -> None:

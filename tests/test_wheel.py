@@ -18,6 +18,7 @@ def test_a_wheel_plans_the_quickstart_from_an_empty_folder(tmp_path: Path) -> No
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     assert (tmp_path / "installed/align/report/page.html.jinja").is_file()
+    assert (tmp_path / "installed/align/py.typed").is_file()
     empty = tmp_path / "empty"
     empty.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}

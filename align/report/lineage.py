@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from markupsafe import Markup
+
 from align.report.gather import Made
 
 _WIDTH, _HEIGHT, _ACROSS, _DOWN = 148, 40, 46, 18  # a box, and the gaps between boxes, in pixels
 
 
-def draw(made: Sequence[Made]) -> str:
+def draw(made: Sequence[Made]) -> Markup:
     """An SVG; `made` stands in an order in which inputs come first."""
     columns = _columns(made)
     tallest = max(map(len, columns.values()))
@@ -25,9 +27,16 @@ def draw(made: Sequence[Made]) -> str:
         _edge(corners[key], corners[each.key], f"{key} {each.key}", slot) for each in made for slot, key in each.inputs
     ]
     boxes = [_box(*corners[each.key], each) for each in made]
-    return (
-        f'<svg viewBox="0 0 {width} {height:.0f}" style="min-width:{0.62 * width:.0f}px" role="img" class="lineage">'
-        f"{''.join(edges)}{''.join(boxes)}</svg>"
+    names = {each.key: each.name for each in made}
+    said = [
+        f"{each.name} from {' and '.join(dict.fromkeys(names[key] for _, key in each.inputs))}"
+        for each in made
+        if each.inputs
+    ]
+    label = escape(f"What was made from what: {'; '.join(said) or ', '.join(names.values())}.")
+    return Markup(
+        f'<svg viewBox="0 0 {width} {height:.0f}" style="min-width:{0.75 * width:.0f}px" role="img" '
+        f'aria-label="{label}" class="lineage">{"".join(edges)}{"".join(boxes)}</svg>'
     )
 
 

@@ -12,28 +12,44 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from align.artifacts import ArtifactStore
+from align.errors import StoreError
 from align.report import tables
-from align.report.charts import SERIES, line_chart, reliability_chart
+from align.report.charts import DASHES, SERIES, Chart, line_chart, reliability_chart
+from align.report.deciding import decided
 from align.report.gather import Made, gather
 from align.report.lineage import draw
+from align.report.meanings import Entry, meaning
+from align.report.running import Logged, Unfinished, unfinished
+from align.report.verdict import verdict
 
+RELOAD_SECONDS = 5  # between two readings of a page that is being rewritten
+SIGNS = {"good": ("✓", "Good"), "bad": ("✕", "Bad"), "warning": ("!", "Check"), "neutral": ("•", "Note")}
 _SCORES = ("objective/score", "heldout/score", "gold/score")
 _COUNTS = ("reward/length", "reward/missing_eos")  # parts in tokens and as a share, which would flatten the others
+_LEARNING_RATE = ("learning rate", ("learning_rate",))
+_GRADIENT = ("gradient norm", ("grad_norm",))
 # Of each stage: a chart's title, then the metrics in it.
 _CURVES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
-    "pretrain": [("loss, nats a token", ("loss", "eval/loss")), ("gradient norm", ("grad_norm",))],
+    "pretrain": [("loss, nats a token", ("loss", "eval/loss")), _LEARNING_RATE, _GRADIENT],
     "text_to_text": [
         ("loss, nats a token", ("loss", "eval/text/loss", "eval/tasks/loss")),
         ("share of answers that are right", ("eval/tasks/accuracy",)),
-        ("gradient norm", ("grad_norm",)),
+        _LEARNING_RATE,
+        _GRADIENT,
     ],
     "finetune": [
         ("loss on the task, nats or squared error", ("task_loss",)),
         ("loss on its text, nats a token", ("lm_loss",)),
-        ("gradient norm", ("grad_norm",)),
+        _LEARNING_RATE,
+        _GRADIENT,
     ],
-    "sft": [("loss, nats a token", ("loss", "eval/loss")), ("gradient norm", ("grad_norm",))],
-    "reward": [("loss, nats a pair", ("loss",)), ("gradient norm", ("grad_norm",))],
+    "sft": [("loss, nats a token", ("loss", "eval/loss")), _LEARNING_RATE, _GRADIENT],
+    "reward": [
+        ("loss, nats a pair", ("loss",)),
+        ("share of pairs in the labelers' order", ("accuracy",)),
+        _LEARNING_RATE,
+        _GRADIENT,
+    ],
     "ppo": [
         ("scores", _SCORES),
         ("KL to the reference, nats a response", ("objective/kl",)),
@@ -42,24 +58,48 @@ _CURVES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("share of tokens that are clipped", ("ppo/clip_fraction", "value/clip_fraction")),
         ("explained variance of the value model", ("value/explained_variance",)),
         ("loss on pretraining text, nats a token", ("ptx/loss",)),
+        ("learning rate", ("policy/learning_rate", "value/learning_rate")),
+        ("gradient norm", ("policy/grad_norm", "value/grad_norm")),
     ],
 }
 _ORDER = {stage: place for place, stage in enumerate(("ppo", "reward", "sft", "finetune", "text_to_text", "pretrain"))}
+_DECIDING = ("wins",)  # columns of the headline table that the deciding figures show already, and scores
 
 
 class Charts(NamedTuple):
     """One step's."""
 
     step: str
-    pictures: list[Markup]
+    pictures: list[Chart]
 
 
-def write_report(store: ArtifactStore, refs: Sequence[str], out: Path, title: str) -> None:
-    """Write the report on `refs` to the HTML file `out`, and as Markdown beside it."""
-    html, markdown = render(title, gather(store, refs))
+def write_report(store: ArtifactStore, refs: Sequence[str], out: Path, title: str, follows: bool = False) -> None:
+    """Write the report on `refs` to the HTML file `out`, and as Markdown beside it.
+
+    Args:
+        follows: the page is written again and again: it reloads itself.
+
+    Raises:
+        StoreError: there is nothing of one of the references, neither an artifact nor a step that has begun.
+    """
+    steps = unfinished(store, refs)
+    made = _made(store, refs)
+    steps = [step for step in steps if not store.object_path(step.stage, step.key).is_dir()]  # ended meanwhile
+    html, markdown = render(title, made, steps, follows)
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in ((out, html), (out.with_suffix(".md"), markdown)):
         write_whole(path, text)
+
+
+def _made(store: ArtifactStore, refs: Sequence[str]) -> list[Made]:
+    """What is made of `refs`; of a pipeline whose first step still runs nothing is."""
+    try:
+        return gather(store, refs)
+    except StoreError:
+        rest = [ref for ref in refs if not unfinished(store, [ref])]
+        if len(rest) == len(refs):
+            raise
+        return gather(store, rest) if rest else []
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -73,13 +113,19 @@ def file_name(title: str) -> str:
     return re.sub(r"[^\w.=+-]", "-", title)[:150] + ".html"
 
 
-def render(title: str, made: Sequence[Made]) -> tuple[str, str]:
-    """(HTML, Markdown) of what `gather` found."""
+def render(
+    title: str, made: Sequence[Made], steps: Sequence[Unfinished] = (), follows: bool = False
+) -> tuple[str, str]:
+    """(HTML, Markdown) of what `gather` found, and of `steps` that are not finished."""
     environment = templates()
+    created = [each.artifact.manifest["created"] for each in made]
+    logged: list[Logged] = [*steps, *made]
     facts: dict[str, Any] = {
         "title": title,
-        "made_at": time.strftime("%Y-%m-%d %H:%M", time.localtime(max(m.artifact.manifest["created"] for m in made))),
-        "verdict": tables.verdict(made),
+        "made_at": time.strftime("%Y-%m-%d %H:%M", time.localtime(max(created))) if created else "",
+        "unfinished": steps,
+        "verdict": verdict(made),
+        "decided": decided(made),
         "headline": tables.headline(made),
         "matrix": tables.matrix(made),
         "tasks": tables.tasks(tables.scored(made)),
@@ -87,63 +133,119 @@ def render(title: str, made: Sequence[Made]) -> tuple[str, str]:
         "learned": tables.learned(made),
         "reward_models": tables.reward_models(made),
         "samples": tables.samples(made),
-        "episodes": tables.episodes(made),
-        "events": tables.events(made),
+        "episodes": tables.episodes(logged),
+        "events": tables.events(logged),
         "changes": tables.changes(made),
         "costs": tables.costs(made),
     }
     figures = [facts[name] for name in ("headline", "matrix", "tasks", "manners", "learned", "reward_models")]
     facts["few_note"] = tables.FEW_NOTE if any(map(tables.has_few, figures)) else ""
-    pictures = {"lineage": Markup(draw(made)), "curves": curves(made), "calibration": calibration(made)}
-    html = environment.get_template("page.html.jinja").render(**facts, **pictures)
+    html = environment.get_template("page.html.jinja").render(
+        **facts,
+        details=_details(facts["headline"]),
+        lineage=draw(made) if made else "",
+        curves=curves(logged),
+        calibration=calibration(made),
+        reload_seconds=RELOAD_SECONDS if follows else 0,
+        written=time.strftime("%H:%M:%S") if steps or follows else "",
+        written_at=round(time.time()),
+    )
     return html, environment.get_template("page.md.jinja").render(**facts)
 
 
+def _details(headline: tables.Table) -> tables.Table:
+    """The headline table without what the deciding figures show."""
+    kept = [
+        i
+        for i, column in enumerate(headline.columns)
+        if column not in _DECIDING and column != "score" and not column.endswith(" score")
+    ]
+    rows = [[row[i] for i in kept] for row in reversed(headline.rows)]  # in the order of the deciding figures
+    return tables.Table([headline.columns[i] for i in kept], rows)
+
+
+class Words:
+    """The names that one page explains: a template asks for each, and lists at its end those that it asked for."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+
+    def explain(self, name: str) -> Entry | None:
+        """The entry of a name; None where nothing is known of it."""
+        entry = meaning(str(name))
+        if entry is not None:
+            self._entries[entry.anchor] = entry
+        return entry
+
+    def glossary(self) -> list[Entry]:
+        """All that were asked for, in order."""
+        return sorted(self._entries.values())
+
+
+class Ids:
+    """Gives each picture of one page ids of its own: two steps may have charts that are alike."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, picture: Markup) -> Markup:
+        self._count += 1
+        return Markup(re.sub(r'(\bid="|url\(#|href="#)', rf"\1p{self._count}-", str(picture)))
+
+
 def templates() -> Environment:
-    """The templates of this folder; what they put into HTML is escaped."""
+    """The templates of this folder, for one page; what they put into HTML is escaped."""
     environment = Environment(
         loader=PackageLoader("align.report", ""),
         autoescape=lambda name: ".html" in str(name),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = _markdown_cell
+    environment.filters |= {"cell": _markdown_cell, "with_own_ids": Ids()}
+    environment.globals |= {"words": Words(), "signs": SIGNS, "dashes": DASHES}
     return environment
 
 
-def curves(made: Sequence[Made]) -> list[Charts]:
+def curves(logged: Sequence[Logged]) -> list[Charts]:
     """Each step's learning curves; of PPO also its scores against KL. Metrics that were not logged are left out."""
     found = []
-    for each in sorted(made, key=lambda each: _ORDER.get(each.stage, 0)):
+    for each in sorted(logged, key=lambda each: _ORDER.get(each.stage, 0)):
         pictures = []
         unit = "iteration" if each.stage == "ppo" else "step"
         for title, names in _CURVES.get(each.stage, ()):
             series = {name: _points(each, "step", name) for name in names}
             if any(series.values()):
-                pictures.append(Markup(line_chart(title, unit, series)))
-        if each.stage == "ppo":
+                pictures.append(line_chart(title, unit, series))
+        if each.stage == "ppo" and pictures:
             series = {name: _points(each, "objective/kl", name) for name in _SCORES}
             chart = line_chart("scores against KL, darker is later", "KL, nats a response", series, scattered=True)
-            pictures.insert(1, Markup(chart))
+            pictures.insert(1, chart)
             pictures[2:2] = _reward_parts(each)
         if pictures:
-            found.append(Charts(each.name, pictures))
+            state = f" ({each.state})" if isinstance(each, Unfinished) else ""
+            found.append(Charts(f"{each.name}{state}", pictures))
     return found
 
 
-def _reward_parts(made: Made) -> list[Markup]:
+def _reward_parts(each: Logged) -> list[Chart]:
     """The parts of PPO's reward, where it has several, in as many charts as there are colours for."""
-    names = dict.fromkeys(name for row in made.log for name in row if name.startswith("reward/"))
+    names = dict.fromkeys(name for row in each.log for name in row if name.startswith("reward/"))
     parts = [name for name in names if name not in _COUNTS]
     pictures = []
     for start in range(0, len(parts) if len(parts) > 1 else 0, len(SERIES)):
         shown = parts[start : start + len(SERIES)]
-        series = {name.removeprefix("reward/"): _points(made, "step", name) for name in shown}
-        pictures.append(Markup(line_chart("parts of the reward, before their weights", "iteration", series)))
+        series = {_part(name): _points(each, "step", name) for name in shown}
+        pictures.append(line_chart("parts of the reward, before their weights", "iteration", series))
     return pictures
 
 
-def calibration(made: Sequence[Made]) -> list[Markup]:
+def _part(metric: str) -> str:
+    """What a part of the reward is called: a function as its user named it."""
+    name = metric.removeprefix("reward/")
+    return "reward model" if name == "model" else name
+
+
+def calibration(made: Sequence[Made]) -> list[Chart]:
     """How well each reward model's and each model's sureness is founded: a chart a reward model, and a task."""
     names = {each.key: each.name for each in made}
     found: dict[str, dict[str, dict[float, tuple[float, float, int]]]] = {}
@@ -160,11 +262,11 @@ def calibration(made: Sequence[Made]) -> list[Markup]:
                 who = f"{who} ({each.name})"
             of_models.setdefault(who, {})[row["low"]] = one
     charts = {place: {who: list(bins.values()) for who, bins in by.items()} for place, by in found.items()}
-    return [Markup(reliability_chart(place, series)) for place, series in charts.items()]
+    return [reliability_chart(place, series) for place, series in charts.items()]
 
 
-def _points(made: Made, x: str, y: str) -> list[tuple[float, float]]:
-    return [(row[x], row[y]) for row in made.log if x in row and y in row]
+def _points(each: Logged, x: str, y: str) -> list[tuple[float, float]]:
+    return [(row[x], row[y]) for row in each.log if x in row and y in row]
 
 
 def _markdown_cell(text: object) -> str:

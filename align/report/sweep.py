@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from align.artifacts import Artifact
 from align.evals.intervals import mean_and_half
 from align.report.tables import Table
 from align.sweeps import Record
@@ -25,6 +26,8 @@ class Run(NamedTuple):
     knobs: dict[str, str]  # without seeds
     seed: str
     metrics: dict[str, float]
+    split: str = ""  # of the prompts that its evaluation's metrics are of; "" where nothing was evaluated
+    evaluated: frozenset[str] = frozenset()  # the metrics that are of that evaluation
 
 
 class Setting(NamedTuple):
@@ -33,6 +36,11 @@ class Setting(NamedTuple):
     knobs: dict[str, str]
     runs: list[Run]
 
+    @property
+    def name(self) -> str:
+        """Its knobs in a line."""
+        return " ".join(f"{short(name)}={value}" for name, value in self.knobs.items())
+
     def mean(self, name: str) -> tuple[float, float]:
         """The mean over seeds, and half of its 95 % interval."""
         values = [run.metrics[name] for run in self.runs if name in run.metrics]
@@ -40,19 +48,29 @@ class Setting(NamedTuple):
 
 
 def runs_of(records: Sequence[Record]) -> list[Run]:
-    """The members that are done, with the metrics of their last evaluation; of PPO's last rollout where it has them."""
+    """The members that are done, with the metrics of their last evaluation; of PPO's last rollout where it has them.
+
+    An evaluation on validation prompts goes before those on test prompts: members are chosen by it.
+    """
     runs = []
     for record in records:
         if record.state != "done" or not record.made:
             continue
         made = list(record.made.values())
-        last = next((a for a in reversed(made) if a.kind == "evaluation"), made[-1])
+        evaluations = [a for a in made if a.kind == "evaluation"]
+        chosen_by = [a for a in evaluations if _split(a) == "validation"] or evaluations
+        last = chosen_by[-1] if chosen_by else made[-1]
         trained = next((a.metrics for a in reversed(made) if a.stage == "ppo"), {})
         metrics = {name: v for name, v in trained.items() if name != "gold/score"} | last.metrics
         knobs = {name: value for name, value in record.knobs.items() if not _is_seed(name)}
         seed = " ".join(value for name, value in record.knobs.items() if _is_seed(name))
-        runs.append(Run(record.number, knobs, seed, metrics))
+        split = _split(last) if chosen_by else ""
+        runs.append(Run(record.number, knobs, seed, metrics, split, frozenset(last.metrics if chosen_by else ())))
     return runs
+
+
+def _split(evaluation: Artifact) -> str:
+    return evaluation.manifest["config"].get("split", "test")
 
 
 def settings_of(runs: Sequence[Run]) -> list[Setting]:

@@ -4,45 +4,84 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from align.report.charts import FAINT, INK, SERIES, new_chart, svg
+from align.report.charts import FAINT, INK, SERIES, Chart, Legend, new_chart, svg
 
 Value = str | float
 
 
-def knob_chart(knob: str, objective: str, points: Sequence[tuple[str, float]]) -> str:
-    """The objective against one knob: a dot a member, a line through the means."""
-    figure, axes = new_chart(f"{objective} against {knob}", knob)
-    places, ticks = _axis([value for value, _ in points])
-    axes.scatter(places, [y for _, y in points], s=16, color=SERIES[0], alpha=0.55, linewidths=0)
-    groups: dict[float, list[float]] = defaultdict(list)
-    for place, (_, y) in zip(places, points, strict=True):
-        groups[place].append(y)
-    means = sorted((place, sum(ys) / len(ys)) for place, ys in groups.items())
-    axes.plot([x for x, _ in means], [y for _, y in means], color=SERIES[0], linewidth=1.6)
+class Spot(NamedTuple):
+    """The result at one value of a knob: its mean, half of its 95 % interval (nan where unknown), and each member's."""
+
+    value: str
+    mean: float
+    half: float
+    members: list[float]
+
+
+def knob_chart(knob: str, objective: str, lines: Mapping[str, Sequence[Spot]], note: str) -> Chart:
+    """The objective against one knob: a line through the means with their intervals, a faint dot a member.
+
+    Args:
+        knob, objective: their names.
+        lines: a line for each setting of the other knobs, by its name; at most as many as there are colours.
+        note: what the intervals are over.
+    """
+    figure, axes = new_chart(knob)
+    places, ticks = _axis([spot.value for spots in lines.values() for spot in spots])
+    place_of = dict(zip((spot.value for spots in lines.values() for spot in spots), places, strict=True))
+    said = []
+    for number, (name, spots) in enumerate(lines.items()):
+        colour = SERIES[number]
+        ordered = sorted(spots, key=lambda spot: place_of[spot.value])
+        for spot in ordered:
+            xs = [place_of[spot.value]] * len(spot.members)
+            axes.scatter(xs, spot.members, s=12, color=colour, alpha=0.45, linewidths=0)
+        xs = [place_of[spot.value] for spot in ordered]
+        halves = [0.0 if math.isnan(spot.half) else spot.half for spot in ordered]
+        means = [spot.mean for spot in ordered]
+        axes.errorbar(xs, means, yerr=halves, color=colour, linewidth=1.6, capsize=3, marker="o", markersize=4)
+        figures = "; ".join(f"{spot.mean:.3g}{_half(spot.half)} at {spot.value}" for spot in ordered)
+        said.append(f"{name}: {figures}" if name else figures)
     axes.set_xticks(list(ticks.values()), list(ticks))
-    return svg(figure, f"{objective} {knob}")
+    legend = [Legend(name, number) for number, name in enumerate(lines)] if len(lines) > 1 else []
+    title = f"{objective} against {knob}"
+    return Chart(title, svg(figure), f"{title}: {'. '.join(said)}.", legend, note, dots=True)
 
 
 def pareto_chart(
-    title: str, objective: str, points: Sequence[tuple[float, float]], front: Sequence[int], names: Sequence[str]
-) -> str:
-    """Settings as dots, those that nothing beats joined by a line."""
-    figure, axes = new_chart(title, "KL, nats a response")
-    axes.scatter([x for x, _ in points], [y for _, y in points], s=20, color=SERIES[0], linewidths=0)
+    objective: str,
+    points: Sequence[tuple[float, float]],
+    halves: Sequence[tuple[float, float]],
+    front: Sequence[int],
+    names: Sequence[str],
+) -> Chart:
+    """Settings as dots of (KL, objective) with their intervals; those that nothing beats are joined by a line."""
+    figure, axes = new_chart("KL, nats a response")
     best = [points[i] for i in front]
+    for (x, y), (wide, high) in zip(points, halves, strict=True):
+        bars = [0.0 if math.isnan(half) else half for half in (wide, high)]
+        axes.errorbar(
+            [x], [y], xerr=[bars[0]], yerr=[bars[1]], color=SERIES[0], alpha=0.6, linewidth=1, fmt="o", markersize=4
+        )
     axes.plot([x for x, _ in best], [y for _, y in best], color=SERIES[1], linewidth=1.4, marker="o", markersize=4.5)
-    for (x, y), name in zip(points, names, strict=True):
-        axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=FAINT)
-    axes.set_ylabel(objective, fontsize=8, color=FAINT)
-    return svg(figure, title)
+    shown = range(len(points)) if len(points) <= 12 else front  # more names would cover each other
+    for place, i in enumerate(shown):
+        above = (4, 4) if place % 2 == 0 else (4, -9)  # so that neighbours' names do not cover each other
+        axes.annotate(names[i], points[i], xytext=above, textcoords="offset points", fontsize=7, color=FAINT)
+    title = f"{objective} against KL; a line joins what nothing beats"
+    said = "; ".join(f"{names[i]} with {points[i][1]:.3g} at {points[i][0]:.3g} nats" for i in front)
+    return Chart(
+        title, svg(figure), f"{title}: {said}.", [], "Bars: 95 % intervals over seeds, where there are several."
+    )
 
 
-def parallel_chart(title: str, names: Sequence[str], rows: Sequence[Sequence[Value]], lower: bool) -> str:
+def parallel_chart(names: Sequence[str], rows: Sequence[Sequence[Value]], lower: bool) -> Chart:
     """A line a member across one axis a knob, the cost and the objective, which is the last."""
-    figure, axes = new_chart(title, "")
+    figure, axes = new_chart("")
+    axes.set_position((0.06, 0.04, 0.84, 0.82))
     columns = []
     for column, name in enumerate(names):
         values = [row[column] for row in rows]
@@ -52,23 +91,20 @@ def parallel_chart(title: str, names: Sequence[str], rows: Sequence[Sequence[Val
         columns.append([(place - low) / span for place in places])
         axes.plot([column, column], [0, 1], color=FAINT, linewidth=0.8)
         for label, place in ticks.items():
-            axes.annotate(
-                label,
-                (column, (place - low) / span),
-                xytext=(3, 0),
-                textcoords="offset points",
-                fontsize=7,
-                color=INK,
-                va="center",
-            )
+            where = (column, (place - low) / span)
+            axes.annotate(label, where, xytext=(3, 0), textcoords="offset points", fontsize=7, color=INK, va="center")
         axes.annotate(name, (column, 1.08), fontsize=7, color=FAINT, ha="center", annotation_clip=False)
     for i in range(len(rows)):
         worth = 1 - columns[-1][i] if lower else columns[-1][i]
         heights = [column[i] for column in columns]
         axes.plot(range(len(names)), heights, color=SERIES[0], alpha=0.12 + 0.88 * worth**2, linewidth=1.4)
     axes.set_axis_off()
-    axes.set_title(title, loc="left", fontsize=10, color=INK, pad=22)
-    return svg(figure, title)
+    title = "every member; the stronger its line, the better"
+    return Chart(title, svg(figure), f"{len(rows)} members across {', '.join(names)}.", [], "")
+
+
+def _half(half: float) -> str:
+    return "" if math.isnan(half) else f" ± {half:.2g}"
 
 
 def _numbers(values: Sequence[Value]) -> tuple[list[float], dict[str, float]]:

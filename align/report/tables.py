@@ -1,12 +1,14 @@
-"""The figures of a report: what was asked of the evaluations, what each step cost, and whether it worked."""
+"""The figures of a report: what was asked of the evaluations, and what each step cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from align.configs.evaluate import VALIDATION_SCORE
 from align.evals.intervals import FEW, is_few
 from align.report.gather import Made
+from align.report.running import Logged
 
 Metrics = Mapping[str, float]
 
@@ -75,92 +77,10 @@ def scorer(metrics: Metrics) -> str:
     return next((name for name in _SCORERS if f"{name}/score" in metrics), "")
 
 
-def verdict(made: Sequence[Made]) -> list[str]:
-    """Did it work? A sentence for each evaluation that has a baseline, then what else should be known."""
-    names, said = {each.key: each.name for each in made}, []
-    for each in evaluations(made):
-        m, inputs = each.artifact.metrics, dict(each.inputs)
-        if "baseline" not in inputs or "win_rate" not in m:
-            continue
-        by = f" by {scorer(m)} score" if scorer(m) else ""
-        said.append(
-            f"{names[inputs['model']]} wins {interval(m, '')} of {m['prompts']:,.0f} prompts over "
-            f"{names[inputs['baseline']]}{by}, ties counted half: {_beyond(m, 'win_rate', 0.5, 'better', 'worse')}."
-        )
-        said += _judge_says(names[inputs["model"]], names[inputs["baseline"]], m)
-        said += _changed(names[inputs["model"]], names[inputs["baseline"]], m)
-    said += [line for each in made if each.stage == "ppo" for line in _over_optimised(each)]
-    events = sum(len(each.events) for each in made)
-    said.append(f"{events} health event{'s' * (events != 1)}." if events else "No health events.")
-    return said
-
-
-def _judge_says(model: str, baseline: str, m: Metrics) -> list[str]:
-    """Who wins by the language model that was asked, and how far it can be trusted."""
-    if "judge/win_rate" not in m:
-        return []
-    asked, trust = 2 * m["prompts"], []
-    if "judge/consistent" in m:
-        trust.append(f"both orders agree in {percent(m, 'judge/consistent')}")
-    if "judge/favoured_first" in m:
-        trust.append(f"{percent(m, 'judge/favoured_first')} of its choices are the answer shown first")
-    if m["judge/unread"]:
-        trust.append(f"{m['judge/unread']:,.0f} of {asked:,.0f} verdicts could not be made out and count as ties")
-    return [
-        f"By the judge {model} wins {interval(m, 'judge/')} over {baseline}: "
-        f"{_beyond(m, 'judge/win_rate', 0.5, 'better', 'worse')}; {', '.join(trust)}."
-    ]
-
-
-def _changed(model: str, baseline: str, m: Metrics) -> list[str]:
-    """What winning cost: facts that are made up, and the loss on pretraining text."""
-    said = []
-    if "gain/hallucination" in m:
-        beyond = _beyond(m, "gain/hallucination", 0.0, "more often", "less often")
-        said.append(
-            f"{model} states something false in {percent(m, 'hallucination')} of {m['hallucination_prompts']:,.0f} "
-            f"answers about facts, {baseline} in {percent(m, 'baseline/hallucination')}: {beyond}."
-        )
-    if "gain/pretrain_loss" in m:
-        mean, low, high = (m[f"gain/pretrain_loss{end}"] for end in ("", "_low", "_high"))
-        said.append(
-            f"{model}'s loss on pretraining text is {mean:+.3f} [{low:+.3f}, {high:+.3f}] nats a token against "
-            f"{baseline}'s: the alignment tax."
-        )
-    return said
-
-
-def _side(m: Metrics, name: str, null: float) -> int:
+def side(metrics: Metrics, name: str, null: float) -> int:
     """On which side of `null` the interval of a figure lies, 1 or -1; 0 where it holds it, or has no width."""
-    low, high = m[f"{name}_low"], m[f"{name}_high"]
+    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
     return 0 if low == high else int(low > null) - int(high < null)
-
-
-def _beyond(m: Metrics, name: str, null: float, above: str, below: str) -> str:
-    if is_few(m, name):
-        return f"too few to tell, fewer than {FEW}"
-    side = _side(m, name, null)
-    return f"{above if side > 0 else below}, beyond chance" if side else "not beyond chance"
-
-
-def _over_optimised(ppo: Made) -> list[str]:
-    """Says so where the gold score fell from its best, over tenths of the run, while the score it learns from rose."""
-    gold = [row["gold/score"] for row in ppo.log if "gold/score" in row]
-    # The reward model's score where there is one: the whole reward may rise by what a function adds.
-    learned = "reward/model" if any("reward/model" in row for row in ppo.log) else "objective/score"
-    score = [row[learned] for row in ppo.log if "gold/score" in row and learned in row]
-    size = max(1, len(gold) // 10)
-    if len(gold) < 10 or len(score) != len(gold):
-        return []
-    tenths = [(_mean(gold[i : i + size]), _mean(score[i : i + size])) for i in range(0, len(gold) - size + 1, size)]
-    best = max(range(len(tenths)), key=lambda i: tenths[i][0])
-    if tenths[-1][0] > tenths[best][0] - 0.05 or tenths[-1][1] < tenths[best][1]:
-        return []
-    return [
-        f"{ppo.name} is over-optimised: its gold score fell from {tenths[best][0]:.2f} to {tenths[-1][0]:.2f} while "
-        f"the {'reward model' if learned == 'reward/model' else 'reward function'}'s score rose; raise kl_coef or stop "
-        "earlier."
-    ]
 
 
 def matrix(made: Sequence[Made]) -> Table | None:
@@ -219,7 +139,7 @@ def _figures(evaluated: Sequence[Scored], wanted: Callable[[str, Metrics], bool]
             row = f"{head.removeprefix('tasks/').rstrip('/')} {name}".strip()
             row += f" (n={metrics[f'{head}items']:,.0f})" if f"{head}items" in metrics else ""
             for column, part in parts.items():
-                shown = _figure(metrics, f"{head}{part}{name}", name, part)
+                shown = figure(metrics, f"{head}{part}{name}", name, part)
                 if not shown:
                     continue
                 taken = cells.get(row, {}).get(column, shown) != shown
@@ -238,7 +158,7 @@ def _head_and_name(metric: str) -> tuple[str, str]:
     return head, metric.removeprefix(head)
 
 
-def _figure(metrics: Metrics, metric: str, name: str, part: str) -> str:
+def figure(metrics: Metrics, metric: str, name: str, part: str) -> str:
     """A figure with its interval, a share in percent; a calibration error with what chance makes of it.
 
     Behind it a mark where it is beyond chance, or where the items are too few to say.
@@ -251,7 +171,7 @@ def _figure(metrics: Metrics, metric: str, name: str, part: str) -> str:
         return ""
     mean, low, high = (metrics[f"{metric}{end}"] for end in ("", "_low", "_high"))
     sign = "+" if part == "gain/" or name.startswith("effect") or name == "overconfidence" else ""
-    beyond = mark or (" *" if part == "gain/" and _side(metrics, metric, 0.0) else "")
+    beyond = mark or (" *" if part == "gain/" and side(metrics, metric, 0.0) else "")
     if name.startswith(_SHARES) and not name.endswith("/score"):
         mean, low, high = (round(100 * x, 1) + 0.0 for x in (mean, low, high))  # no -0.0
         return f"{mean:{sign}.1f} % [{low:.1f}, {high:.1f}]{beyond}"
@@ -289,7 +209,7 @@ def changes(made: Sequence[Made]) -> Table:
     return Table(["step", "knob", "version before", "this version"], rows)
 
 
-def events(made: Sequence[Made]) -> Table:
+def events(made: Sequence[Logged]) -> Table:
     rows = [[each.name, str(e["step"]), e["name"], e["message"]] for each in made for e in each.events]
     return Table(["step", "at", "sign", "what it says"], rows)
 
@@ -308,7 +228,7 @@ def reward_models(made: Sequence[Made]) -> Table:
             m = each.artifact.metrics
             pairs = number(m, "held_out_pairs", 0) + (FEW_MARK if m.get("held_out_pairs", FEW) < FEW else "")
             rows.append([each.name, pairs, *(percent(m, name) for name in shown.values())])
-    return _without_empty(Table(["reward model", "held-out pairs", *shown], rows))
+    return without_empty(Table(["reward model", "held-out pairs", *shown], rows))
 
 
 def learned(made: Sequence[Made]) -> Table:
@@ -328,12 +248,12 @@ def learned(made: Sequence[Made]) -> Table:
             ):
                 continue
             name = path.rpartition("/")[2]
-            beside = [_figure(m, f"{head}{part}{path}", name, part) for part in ("baseline/", "gain/")]
-            rows.append([each.name, path, _figure(m, metric, name, "") or f"{value:,.3f}", *beside])
-    return _without_empty(Table(["step", "measure", "figure", "baseline", "difference"], rows))
+            beside = [figure(m, f"{head}{part}{path}", name, part) for part in ("baseline/", "gain/")]
+            rows.append([each.name, path, figure(m, metric, name, "") or f"{value:,.3f}", *beside])
+    return without_empty(Table(["step", "measure", "figure", "baseline", "difference"], rows))
 
 
-def _without_empty(table: Table) -> Table:
+def without_empty(table: Table) -> Table:
     """Without the columns in which no row has anything."""
     kept = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]
     return Table([table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows])
@@ -353,7 +273,7 @@ def samples(made: Sequence[Made]) -> list[Sample]:
     return [Sample(prompt, list(answers.items())) for prompt, answers in found.items()]
 
 
-def episodes(made: Sequence[Made]) -> list[tuple[str, Table]]:
+def episodes(made: Sequence[Logged]) -> list[tuple[str, Table]]:
     """(step, episodes that PPO kept, with every part of their reward) of the first and the last iterations."""
     found = []
     for each in made:
@@ -374,6 +294,20 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def opponents(evaluation: Made, by_key: Mapping[str, Made]) -> list[tuple[Made, str]]:
+    """Whom a model is compared with, each with what the names of their metrics begin with.
+
+    The baseline comes first, then the prompted base model: of several the one that was best on validation prompts,
+    which `evaluate` took.
+    """
+    found = [(by_key[key], "") for slot, key in evaluation.inputs if slot == "baseline"]
+    prompted = [by_key[key] for slot, key in evaluation.inputs if slot == "prompted_base"]
+    if prompted:
+        best = max(prompted, key=lambda each: each.artifact.metrics.get(VALIDATION_SCORE, 0.0))
+        found.append((best, "prompted_base/"))
+    return found
 
 
 def evaluations(made: Sequence[Made]) -> list[Made]:
@@ -408,7 +342,3 @@ def has_few(table: Table | None) -> bool:
 def _shown(row: Mapping[str, object], name: str) -> str:
     value = row.get(name)
     return f"{value:.2f}" if isinstance(value, int | float) else ""
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -8,10 +8,11 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,7 @@ from align.text.chat import decode_response, encode_dialogues
 from align.text.packing import micro_batches, pack
 
 Conversation = Sequence[dict[str, str]]
+T = TypeVar("T")
 
 # What the parts are called that are not functions; a function of the same name gets a longer one.
 _OWN_PARTS = (
@@ -194,7 +196,7 @@ def call_functions(
                 answer.close()  # one that never began would warn
         raise
     if waiting:
-        answers |= _event_loop().run(_await_all(waiting, occasion))
+        answers |= _in_event_loop(_await_all(waiting, occasion))
     return {f.name: _checked(f, answers[f.name], len(episodes.texts), occasion) for f in functions}
 
 
@@ -217,6 +219,16 @@ def _event_loop() -> asyncio.Runner:
     runner = asyncio.Runner()
     atexit.register(runner.close)
     return runner
+
+
+def _in_event_loop(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. In a notebook this thread's own loop runs already, so another thread waits."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _event_loop().run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_event_loop().run, work).result()
 
 
 async def _await_all(waiting: Sequence[tuple[RewardFunction, Awaitable[Any]]], occasion: str) -> dict[str, Any]:

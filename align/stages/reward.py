@@ -135,7 +135,7 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
     model.eval()  # dropout stays off: a score must not change when it is asked for again
     for step in job.steps(total, start):
         batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
-        loss = _accumulate(model, batch, job, cfg.precision)
+        loss, accuracy = _accumulate(model, batch, job, cfg.precision)
         job.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm)
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -143,24 +143,33 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
         set_learning_rate(optimizer, rates[step])
         optimizer.step()
         optimizer.zero_grad()
-        job.log({"loss": loss, "grad_norm": norm, "learning_rate": rates[step]}, step + 1)
+        job.log({"loss": loss, "accuracy": accuracy, "grad_norm": norm, "learning_rate": rates[step]}, step + 1)
         job.checkpoint(step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()})
 
 
-def _accumulate(model: ScalarModel, batch: Sequence[Ranking], job: Job, precision: str) -> float:
-    """Add the gradient of the batch's mean loss over prompts, this process's share; return the whole batch's loss."""
+def _accumulate(model: ScalarModel, batch: Sequence[Ranking], job: Job, precision: str) -> tuple[float, float]:
+    """Add the gradient of the batch's mean loss over prompts, this process's share.
+
+    Returns:
+        The whole batch's loss, and the share of its ordered pairs that the model puts in the labelers' order.
+    """
     mine, max_tokens = job.share(batch), job.micro_batch_tokens
-    total = torch.zeros((), device=job.device)
+    total, pairs = torch.zeros((), device=job.device), torch.zeros(2, device=job.device)
     for chunk in micro_batches([ranking.tokens for ranking in mine], max_tokens):
         rankings = [mine[i] for i in chunk]
         if rankings[0].tokens > max_tokens:
-            loss = _backward_in_parts(model, rankings[0], len(batch), job, precision)
+            loss, scores = _backward_in_parts(model, rankings[0], len(batch), job, precision)
         else:
-            loss = _losses(_scores(model, rankings, job, precision), rankings).sum() / len(batch)
+            scores = _scores(model, rankings, job, precision)
+            loss = _losses(scores, rankings).sum() / len(batch)
             loss.backward()
         total += loss.detach()
+        found = torch.cat(list(scores)).detach().cpu().split([len(ranking.ranks) for ranking in rankings])
+        for own, ranking in zip(found, rankings, strict=True):
+            pairs += torch.tensor(pairwise_accuracy(own, torch.tensor(ranking.ranks)), device=job.device)
     job.all_reduce(total)
-    return float(total)
+    job.all_reduce(pairs)
+    return float(total), float(pairs[0] / pairs[1])
 
 
 def _losses(scores: Sequence[torch.Tensor], rankings: Sequence[Ranking]) -> torch.Tensor:
@@ -170,8 +179,11 @@ def _losses(scores: Sequence[torch.Tensor], rankings: Sequence[Ranking]) -> torc
 
 def _backward_in_parts(
     model: ScalarModel, ranking: Ranking, num_prompts: int, job: Job, precision: str
-) -> torch.Tensor:
-    """Add the gradient of one ranking whose responses are too many tokens for one pass; return its part of the loss.
+) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """Add the gradient of one ranking whose responses are too many tokens for one pass.
+
+    Returns:
+        Its part of the loss, and its scores as `_scores` gives them.
 
     The loss needs all scores at once. So they are computed without a graph first, and each response goes through the
     model a second time with the gradient of its score known [Gao et al. 2021, gradient caching].
@@ -189,10 +201,10 @@ def _backward_in_parts(
     (gradient,) = torch.autograd.grad(loss, scores)
     for group in groups:
         score(group).backward(gradient[group])
-    return loss.detach()
+    return loss.detach(), [scores]
 
 
-def _scores(model: ScalarModel, rankings: Sequence[Ranking], job: Job, precision: str) -> tuple[torch.Tensor, ...]:
+def _scores(model: ScalarModel, rankings: Sequence[Ranking], job: Job, precision: str) -> Sequence[torch.Tensor]:
     """The rewards of each ranking's responses, one forward for each response."""
     packed = pack([sequence for ranking in rankings for sequence in ranking.sequences], job.device)
     with job.autocast(precision):

@@ -939,13 +939,14 @@ def test_rates_warm_up_from_a_tenth_and_then_follow_their_schedule(inputs, tmp_p
 
     monkeypatch.setattr(Learner, "_step", noting)
     once = {"num_epochs": 1, "minibatch_size": 8, "num_iterations": 6, "final_learning_rate_fraction": 0.2}
-    run(inputs, tmp_path, schedule=schedule, **once)
+    rows = run(inputs, tmp_path, schedule=schedule, **once)
     after = {
         "constant": [1.0] * 4,
         "linear": [1.0, 0.8, 0.6, 0.4],
         "cosine": [0.2 + 0.4 * (1 + math.cos(math.pi * k / 4)) for k in range(4)],
     }[schedule]
     assert rates == pytest.approx([1e-3 * f for f in (0.1, 0.55, *after)])
+    assert [row["policy/learning_rate"] for row in rows] == rates
 
 
 def test_the_policy_warms_up_when_its_own_training_begins(inputs, tmp_path, plans):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from stage_jobs import job_at, log_of, made_by, planned
@@ -43,6 +46,22 @@ def test_what_bounds_memory_changes_nothing(inputs, tmp_path, hardware, rank):
     for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "bounded"), strict=True):
         assert one == pytest.approx(other, rel=2e-4)
     assert whole == pytest.approx(bounded, rel=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [40, 4096], ids=["in parts", "packed"])
+def test_the_accuracy_that_is_logged_is_that_of_the_batch_before_it_is_learned(inputs, tmp_path, tokens):
+    """A batch of all held-out rankings is put in order as well as they are when they are held out."""
+    held_out = inputs.one("data")
+    folder = Path(shutil.copytree(held_out.path, tmp_path / "data"))
+    rows = pq.read_table(folder / "validation.parquet").slice(0, 20)  # all of them are half right: that tells nothing
+    for split in ("train", "validation"):
+        pq.write_table(rows, folder / f"{split}.parquet")
+    same = Inputs({**inputs, "data": (dataclasses.replace(held_out, path=folder),)})
+    hardware = {"micro_batch_tokens": tokens}
+    metrics = run(same, tmp_path / "run", hardware, batch_size=1000, num_epochs=1, learning_rate=1e-12)
+    (row,) = log_of(tmp_path / "run")
+    assert row["accuracy"] == pytest.approx(metrics["accuracy"], abs=1e-6)
+    assert row["accuracy"] != pytest.approx(0.5, abs=0.01)
 
 
 def test_demonstrations_that_are_too_long_for_the_mean_are_counted(inputs, tmp_path, capsys):

@@ -1,0 +1,140 @@
+"""Steps that are not finished: what their work folders say while they run, and after a crash."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from align.artifacts import NOTE, STEPS, ArtifactStore, is_locked
+
+Row = dict[str, Any]
+
+
+class Logged(Protocol):
+    """What a step leaves to look at, finished or not."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def log(self) -> list[Row]: ...
+    @property
+    def events(self) -> list[Row]: ...
+    @property
+    def samples(self) -> list[Row]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """One step that has begun and made no artifact yet.
+
+    Attributes:
+        name: as its artifact would be called, PIPELINE/STEP.
+        is_running: some process holds its lock.
+        error: what stopped it, in words; "" where it runs, or where it was killed before it could say.
+        begun, written: seconds since the epoch: when it last began, and when it last wrote to its log.
+        total, unit: how many steps it has, and of what; None where it does not say.
+    """
+
+    name: str
+    stage: str
+    key: str
+    is_running: bool
+    error: str
+    begun: float
+    written: float
+    total: int | None
+    unit: str
+    log: list[Row]
+    events: list[Row]
+    samples: list[Row]
+
+    @property
+    def step(self) -> int:
+        """The last step that it logged."""
+        return int(self.log[-1]["step"]) if self.log else 0
+
+    @property
+    def state(self) -> str:
+        """One line: how far it is, or how far it came."""
+        unit = self.unit.removesuffix("s") or "step"
+        if self.total is not None:
+            far = f"{unit} {self.step:,} of {self.total:,}"
+        else:
+            far = f"{unit} {self.step:,}" if self.log else "no log lines yet"
+        when = time.strftime("%H:%M:%S", time.localtime(self.written))
+        if self.is_running:
+            return f"running, last written {when}, {far}"
+        day = time.strftime("%Y-%m-%d", time.localtime(self.written))
+        if self.error:
+            return f"stopped before its end, last written {day} {when}, {far}: {self.error}"
+        return f"did not end: it was killed or its machine went down, last written {day} {when}, {far}"
+
+
+def unfinished(store: ArtifactStore, refs: Sequence[str]) -> list[Unfinished]:
+    """The unfinished steps that `refs` mean (PIPELINE, PIPELINE/STEP, STAGE@KEY), the first that began first.
+
+    A step that stopped is left out where its name has a newer artifact: the command was given again with other knobs.
+    """
+    found = []
+    for note in sorted(store.root.glob(f"work/*/*/{NOTE}")):
+        step = _read(note.parent)
+        if step is None or not any(_is_meant(step, ref) for ref in refs):
+            continue
+        if not step.is_running:
+            versions = store.versions(step.name).values()
+            if any(record["created"] > step.written for record in versions):
+                continue
+        found.append(step)
+    return sorted(found, key=lambda step: step.begun)
+
+
+def _is_meant(step: Unfinished, ref: str) -> bool:
+    if "@" in ref:
+        stage, _, key = ref.partition("@")
+        return step.stage == stage and step.key.startswith(key)
+    return step.name == ref or step.name.startswith(f"{ref}/")
+
+
+def _read(folder: Path) -> Unfinished | None:
+    """What lies in a work folder; None where its step ended meanwhile."""
+    is_running = is_locked(folder)  # before its files are read: what ends meanwhile is not called a crash
+    try:
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        out, steps = folder / "out", folder / STEPS
+        planned = json.loads(steps.read_text(encoding="utf-8")) if steps.is_file() else {}
+        log = out / "metrics.jsonl"
+        written = max((path.stat().st_mtime for path in (log, folder / NOTE) if path.is_file()), default=0.0)
+        rows = {name: _whole_rows(out / f"{name}.jsonl") for name in ("metrics", "events", "samples")}
+    except FileNotFoundError:
+        return None
+    return Unfinished(
+        name=note["name"],
+        stage=folder.parent.name,
+        key=folder.name,
+        is_running=is_running,
+        error="" if is_running else note.get("error", ""),
+        begun=note["begun"],
+        written=written,
+        total=planned.get("total"),
+        unit=planned.get("unit", ""),
+        log=rows["metrics"],
+        events=rows["events"],
+        samples=rows["samples"],
+    )
+
+
+def _whole_rows(file: Path) -> list[Row]:
+    """The rows of a JSON lines file that is being written: its last line may be half a line."""
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            rows.append(json.loads(line))
+    return rows

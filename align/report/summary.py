@@ -1,0 +1,153 @@
+"""The few figures of a run that fit a terminal, as one table; the report has the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from align.artifacts import Artifact
+from align.report.gather import Made
+from align.report.tables import Metrics, Table, evaluations, figure, interval, number, opponents, scorer, without_empty
+
+# For each stage the metrics that say what came of it, and how they are called beside an artifact's name.
+_MAIN: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "tokenizer": (("vocab_size", "entries"),),
+    "tokens": (("train/tokens", "tokens"),),
+    "pretrain": (("eval/loss", "eval/loss"),),
+    "text_to_text": (("eval/text/loss", "eval/text/loss"), ("eval/tasks/accuracy", "accuracy")),
+    "sft": (("eval/loss", "eval/loss"),),
+    "finetune": (("test/accuracy", "test accuracy"), ("validation/accuracy", "validation accuracy")),
+    "compare": (("prompts/train", "prompts"),),
+    "reward": (("accuracy", "accuracy"), ("gold_accuracy", "by gold")),
+    "ppo": (("objective/score", "score"), ("objective/kl", "KL")),
+}
+# Of a task, the first that it has is shown.
+_OF_TASKS = ("accuracy", "acc", "exact_match", "f1")
+_ENDS = ("_low", "_high", "_chance", "_chance_high", "_few")  # what belongs to another figure
+
+
+def models_table(made: Sequence[Made]) -> Table:
+    """A row for each model that answered prompts: its score, wins over others, and what it cost.
+
+    `seconds` are those of all steps that a model was made by, its inputs' too.
+    """
+    by_key = {each.key: each for each in made}
+    answered = [each for each in evaluations(made) if "prompts" in each.artifact.metrics]
+    scorers = {scorer(each.artifact.metrics) for each in answered} - {""}
+    score = f"{scorers.copy().pop()} score" if len(scorers) == 1 else "score"
+    rows = []
+    for each in answered:
+        m, inputs = each.artifact.metrics, dict(each.inputs)
+        judged = "win_rate" not in m and "judge/win_rate" in m
+        wins = []
+        for opponent, head in opponents(each, by_key):
+            if shown := interval(m, head or ("judge/" if judged else "")):
+                wins.append((opponent.name, shown))
+        other, rate = wins[0] if wins else ("", "")
+        rows.append(
+            [
+                by_key[inputs["model"]].name,
+                number(m, f"{scorer(m)}/score", marked=True),
+                scorer(m) if len(scorers) > 1 else "",
+                rate.replace(" %", ""),
+                other,
+                number(m, "kl", 2),
+                number(m, "response_tokens", 1),
+                f"{_seconds(inputs['model'], by_key):,.0f}",
+            ]
+        )
+        rows += [["", "", "", rate.replace(" %", ""), other, "", "", ""] for other, rate in wins[1:]]
+    return without_empty(Table(["model", score, "by", "wins, %", "over", "KL", "tokens", "seconds"], rows))
+
+
+def _seconds(key: str, by_key: Mapping[str, Made]) -> float:
+    """The time that an artifact and all that it was made from took."""
+    needed, found = [key], dict[str, float]()
+    while needed:
+        each = by_key[needed.pop()]
+        if each.key not in found:
+            found[each.key] = each.artifact.manifest["seconds"]
+            needed += [parent for _, parent in each.inputs]
+    return sum(found.values())
+
+
+def tasks_table(made: Sequence[Made]) -> Table:
+    """A row for each task that a model was scored on, with the difference to its baseline."""
+    by_key = {each.key: each for each in made}
+    rows = []
+    for each in evaluations(made):
+        m, inputs = each.artifact.metrics, dict(each.inputs)
+        baseline = by_key[inputs["baseline"]].name if "baseline" in inputs else ""
+        for head, measure in _tasks(m).items():
+            gain = figure(m, f"{head}/gain/{measure}", measure, "gain/")
+            items = f" (n={m[f'{head}/items']:,.0f})" if f"{head}/items" in m else ""
+            rows.append(
+                [
+                    f"{head.removeprefix('tasks/')} {measure}{items}",
+                    by_key[inputs["model"]].name,
+                    figure(m, f"{head}/{measure}", measure, ""),
+                    gain,
+                    baseline if gain else "",
+                ]
+            )
+    return without_empty(Table(["task", "model", "figure", "gain", "over"], rows))
+
+
+def _tasks(metrics: Metrics) -> dict[str, str]:
+    """The measure to show of each whole task; its parts are left to the report."""
+    found: dict[str, list[str]] = {}
+    for name in metrics:
+        head, _, measure = name.rpartition("/")
+        is_whole = head.startswith("tasks/") and "/" not in head.removeprefix("tasks/").removeprefix("lm_eval/")
+        if is_whole and f"{name}_low" in metrics:
+            found.setdefault(head, []).append(measure)
+    return {
+        head: next((name for name in _OF_TASKS if name in measures), measures[0]) for head, measures in found.items()
+    }
+
+
+def metrics_table(artifact: Artifact) -> Table:
+    """All figures of one step, those that matter most first; a figure with its interval."""
+    m = artifact.metrics
+    main = [name for name, _ in _MAIN.get(artifact.stage, ()) if name in m]
+    rows = []
+    for name in dict.fromkeys([*main, *m]):
+        if name.endswith(_ENDS) and any(name.removesuffix(end) in m for end in _ENDS if name.endswith(end)):
+            continue
+        rows.append([name, figure(m, name, name.rpartition("/")[2], "") or short_number(m[name])])
+    return Table(["metric", "value"], rows)
+
+
+def short_number(value: float) -> str:
+    """`1,234`, `0.831`, `1.2e-05`: a count whole, another number in three digits or so."""
+    if value == int(value) and abs(value) < 1e9:
+        return f"{value:,.0f}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.3g}"
+    return f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.3g}"
+
+
+def main_figures(artifact: Artifact) -> str:
+    """What came of one step, in a few words."""
+    m = artifact.metrics
+    if artifact.kind == "evaluation":
+        return ", ".join(_of_evaluation(m))
+    rows = [f"{short_number(m[name])} {name.removeprefix('rows/')}" for name in sorted(m) if name.startswith("rows/")]
+    named = [f"{shown} {short_number(m[name])}" for name, shown in _MAIN.get(artifact.stage, ()) if name in m]
+    return ", ".join(named or rows)
+
+
+def _of_evaluation(m: Metrics) -> list[str]:
+    found = []
+    if scorer(m):
+        found.append(f"{scorer(m)} score {short_number(m[f'{scorer(m)}/score'])}")
+    if "win_rate" in m:
+        found.append(f"wins {100 * m['win_rate']:.1f} %")
+    if not found:
+        for head, measure in list(_tasks(m).items())[:1]:
+            found.append(f"{head.removeprefix('tasks/')} {measure} {short_number(m[f'{head}/{measure}'])}")
+        more = len(_tasks(m)) - 1
+        if more > 0:
+            found.append(f"{more} more task{'s' * (more > 1)}")
+    if not found and "pretrain_loss" in m:
+        found.append(f"pretrain_loss {short_number(m['pretrain_loss'])}")
+    return found

@@ -1,0 +1,296 @@
+"""Say in sentences whether a run worked, what that rests on, and what else its reader should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from align.evals.intervals import FEW, is_few
+from align.report.gather import Made
+from align.report.tables import Metrics, evaluations, interval, opponents, percent, scorer, side
+
+Tone = Literal["good", "bad", "neutral", "warning"]
+_BETTER = {1: "better, beyond chance", -1: "worse, beyond chance", 0: "not beyond chance"}
+_TONES: dict[int, Tone] = {1: "good", -1: "bad", 0: "neutral"}
+
+
+class Line(NamedTuple):
+    """One sentence of a verdict.
+
+    Attributes:
+        tone: good or bad where a figure is better or worse beyond chance; bad too where the judge proves nothing;
+            warning where a figure is less sure than it looks; else neutral.
+    """
+
+    text: str
+    tone: Tone
+
+
+def verdict(made: Sequence[Made]) -> list[Line]:
+    """Answer "did it work?" in the first line; then warnings and costs, the other evaluations, and health events.
+
+    The answer is that of the last evaluation of a policy that PPO trained, or else of the last one that compares.
+    """
+    by_key = {each.key: each for each in made}
+    compared = [each for each in evaluations(made) if _comparisons(each, by_key)]
+    trained = [each for each in compared if _trained_by_ppo(each, by_key)]
+    chosen = next(reversed(trained or compared), None)
+    lines: list[Line] = []
+    if chosen is None:
+        lines += _without_wins(evaluations(made), by_key)
+    else:
+        lines += [_answer(chosen, by_key), *_besides(chosen, by_key)]
+        for each in compared:
+            if each is not chosen:
+                lines += [_result(each, by_key), *_besides(each, by_key)]
+    for each in made:
+        if each.stage == "ppo":
+            lines += _over_optimised(each)
+    events = sum(len(each.events) for each in made)
+    if events:
+        names = ", ".join(each.name for each in made if each.events)
+        lines.append(Line(f"{events} health event{'s' * (events != 1)} in {names}.", "warning"))
+    else:
+        lines.append(Line("No health events.", "neutral"))
+    return lines
+
+
+# -- who wins ------------------------------------------------------------------------------------------------------
+
+
+class _Comparison(NamedTuple):
+    """The evaluated model's wins over another one; `head` is what the names of their metrics begin with."""
+
+    other: Made
+    head: str
+
+    def side(self, metrics: Metrics) -> int:
+        """1 or -1 where the model is better or worse beyond chance, else 0; 0 too where the prompts are too few."""
+        return 0 if self.is_few(metrics) else side(metrics, f"{self.head}win_rate", 0.5)
+
+    def is_few(self, metrics: Metrics) -> bool:
+        return is_few(metrics, "win_rate") or is_few(metrics, f"{self.head}win_rate")
+
+
+def _comparisons(evaluation: Made, by_key: Mapping[str, Made]) -> list[_Comparison]:
+    """The wins over the baseline, then over the prompted base model, each where it was evaluated."""
+    compared = opponents(evaluation, by_key)
+    return [_Comparison(other, head) for other, head in compared if interval(evaluation.artifact.metrics, head)]
+
+
+def _answer(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
+    """Whether it worked, and the result."""
+    metrics, compared = evaluation.artifact.metrics, _comparisons(evaluation, by_key)
+    result = _result(evaluation, by_key)
+    if judge_in_training(evaluation, by_key):
+        return Line(f"This does not show whether it worked: {result.text}", "bad")
+    sides = [comparison.side(metrics) for comparison in compared]
+    if any(comparison.is_few(metrics) for comparison in compared):
+        said = "Too few prompts to tell"
+    elif -1 in sides:
+        said = "It did not work"
+    elif 0 not in sides:
+        said = "It worked"
+    elif 1 in sides:
+        said = "It worked only in part"
+    else:
+        said = "No difference beyond chance"
+    return Line(f"{said}: {result.text}", result.tone)
+
+
+def _result(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
+    """One evaluation's wins in a sentence, and who decided them."""
+    metrics, compared = evaluation.artifact.metrics, _comparisons(evaluation, by_key)
+    model = by_key[dict(evaluation.inputs)["model"]].name
+    trained = judge_in_training(evaluation, by_key)
+    parts = []
+    for comparison in compared:
+        other = comparison.other.name
+        if comparison.head:
+            other = f"the prompted base model {other}"
+        beyond = (
+            f" (fewer than {FEW} prompts)" if comparison.is_few(metrics) else f" ({_BETTER[comparison.side(metrics)]})"
+        )
+        if trained:
+            beyond = ""  # whatever it is, it is not about the answers
+        parts.append(f"{interval(metrics, comparison.head)} over {other}{beyond}")
+    split = evaluation.artifact.manifest["config"].get("split", "test")
+    prompts = f"{metrics['prompts']:,.0f} " + ("prompts" if split == "test" else f"{split} prompts")
+    decided = f"by {scorer(metrics)} score" if scorer(metrics) else "by an unnamed score"
+    if trained:
+        decided = f"decided by {trained}: this shows how well PPO fitted it, not whether answers got better"
+    text = f"{model} wins {' and '.join(parts)} on {prompts}, {decided}."
+    sides = [comparison.side(metrics) for comparison in compared]
+    if trained:
+        return Line(text, "bad")
+    if any(comparison.is_few(metrics) for comparison in compared):
+        return Line(text, "warning")
+    worst = min(sides)
+    return Line(text, _TONES[worst])
+
+
+def _without_wins(evaluated: Sequence[Made], by_key: Mapping[str, Made]) -> Iterator[Line]:
+    """What can be said where no evaluation compares the answers of two models."""
+    if not evaluated:
+        yield Line("Nothing says whether it worked: nothing here was evaluated.", "neutral")
+        return
+    for each in evaluated:
+        metrics, inputs = each.artifact.metrics, dict(each.inputs)
+        model = by_key[inputs["model"]].name
+        if "baseline" in inputs and (gains := _gains(metrics)):
+            better, worse = (sum(side(metrics, name, 0.0) == sign for name in gains) for sign in (1, -1))
+            rest = len(gains) - better - worse
+            tasks = "task" if len(gains) == 1 else "tasks"
+            tone: Tone = "bad" if worse else "good" if better else "neutral"
+            yield Line(
+                f"{model} against {by_key[inputs['baseline']].name} on {len(gains)} {tasks}: better on {better}, worse "
+                f"on {worse}, not beyond chance on {rest}.",
+                tone,
+            )
+        elif "baseline" not in inputs:
+            yield Line(f"{model} is compared with no other model; inputs.baseline gives one.", "neutral")
+
+
+def _gains(metrics: Metrics) -> list[str]:
+    """The differences in accuracy to the baseline, of whole tasks rather than their parts."""
+    found = []
+    for name in metrics:
+        head, _, measure = name.rpartition("/gain/")
+        is_whole = head.startswith("tasks/") and "/" not in head.removeprefix("tasks/").removeprefix("lm_eval/")
+        if is_whole and measure in ("accuracy", "acc", "exact_match") and not is_few(metrics, name):
+            found.append(name)
+    return found
+
+
+# -- what the result rests on --------------------------------------------------------------------------------------
+
+
+def _trained_by_ppo(evaluation: Made, by_key: Mapping[str, Made]) -> bool:
+    return next(_ppo_runs(dict(evaluation.inputs)["model"], by_key), None) is not None
+
+
+def _ppo_runs(key: str, by_key: Mapping[str, Made]) -> Iterator[Made]:
+    """The PPO steps that a model went through, the last first."""
+    while key in by_key:
+        step = by_key[key]
+        if step.stage == "ppo":
+            yield step
+        before = dict(step.inputs)
+        key = before.get("policy") or before.get("model") or ""
+
+
+def judge_in_training(evaluation: Made, by_key: Mapping[str, Made]) -> str:
+    """Name the judge where it decides the wins and one of the two models was trained against it; else "".
+
+    A policy learns what raises such a score, whether or not people would call it better.
+    """
+    inputs, decides = dict(evaluation.inputs), scorer(evaluation.artifact.metrics)
+    judges = {key for slot, key in evaluation.inputs if slot == "reward_model"} if decides == "reward" else set()
+    functions = _functions(evaluation) if decides == "rules" else set()
+    for slot, who in (("model", "this policy"), ("baseline", "the baseline")):
+        for ppo in _ppo_runs(inputs.get(slot, ""), by_key):
+            if judges & {key for kind, key in ppo.inputs if kind == "reward_model"}:
+                return f"the reward model that {who} was trained against"
+            if shared := sorted(functions & _functions(ppo)):
+                plural = "s" * (len(shared) > 1)
+                return f"the reward function{plural} {', '.join(shared)} that {who} was trained against"
+    return ""
+
+
+def _functions(made: Made) -> set[str]:
+    """The reward functions that a step uses, by name."""
+    given = made.artifact.manifest["config"].get("reward_functions") or {}
+    return {name for name, weight in given.items() if weight}
+
+
+def _besides(evaluation: Made, by_key: Mapping[str, Made]) -> list[Line]:
+    """What else there is to know of an evaluation that compares: doubts first, then a judge's view, then costs."""
+    metrics, inputs = evaluation.artifact.metrics, dict(evaluation.inputs)
+    model = by_key[inputs["model"]].name
+    lines: list[Line] = []
+    if metrics.get("seen_by_reward_model", 0.0) > 0:
+        lines.append(
+            Line(
+                f"{percent(metrics, 'seen_by_reward_model')} of the prompts that {model} was evaluated on are among "
+                "the comparisons that its reward model learned from: the win rate may be too high.",
+                "warning",
+            )
+        )
+    if "baseline" in inputs:
+        baseline = by_key[inputs["baseline"]].name
+        lines += [*_judge_says(model, baseline, metrics), *_changed(model, baseline, metrics)]
+    return lines
+
+
+def _judge_says(model: str, baseline: str, m: Metrics) -> Iterator[Line]:
+    """Who wins by the language model that was asked, and how far it can be trusted."""
+    if "judge/win_rate" not in m:
+        return
+    asked, trust = 2 * m["prompts"], []
+    if "judge/consistent" in m:
+        trust.append(f"both orders agree in {percent(m, 'judge/consistent')}")
+    if "judge/favoured_first" in m:
+        trust.append(f"{percent(m, 'judge/favoured_first')} of its choices are the answer shown first")
+    if m["judge/unread"]:
+        trust.append(f"{m['judge/unread']:,.0f} of {asked:,.0f} verdicts could not be read and count as ties")
+    beyond, tone = _beyond(m, "judge/win_rate", 0.5, "better", "worse")
+    said = "; ".join([beyond, ", ".join(trust)] if trust else [beyond])
+    yield Line(f"By the judge {model} wins {interval(m, 'judge/')} over {baseline}: {said}.", tone)
+
+
+def _changed(model: str, baseline: str, m: Metrics) -> Iterator[Line]:
+    """What winning cost: facts that are made up, and the loss on pretraining text."""
+    if "gain/hallucination" in m:
+        beyond, tone = _beyond(m, "gain/hallucination", 0.0, "more often", "less often", more_is_better=False)
+        yield Line(
+            f"{model} states something false in {percent(m, 'hallucination')} of {m['hallucination_prompts']:,.0f} "
+            f"answers about facts, {baseline} in {percent(m, 'baseline/hallucination')}: {beyond}.",
+            tone,
+        )
+    if "gain/pretrain_loss" in m:
+        mean, low, high = (m[f"gain/pretrain_loss{end}"] for end in ("", "_low", "_high"))
+        yield Line(
+            f"{model}'s loss on pretraining text is {mean:+.3f} [{low:+.3f}, {high:+.3f}] nats a token against "
+            f"{baseline}'s: the alignment tax.",
+            "neutral",
+        )
+
+
+def _beyond(
+    m: Metrics, name: str, null: float, above: str, below: str, more_is_better: bool = True
+) -> tuple[str, Tone]:
+    """Say on which side of chance a figure is, in words and as a tone."""
+    if is_few(m, name):
+        return f"too few to tell, fewer than {FEW}", "warning"
+    found = side(m, name, null)
+    if not found:
+        return "not beyond chance", "neutral"
+    return f"{above if found > 0 else below}, beyond chance", _TONES[found if more_is_better else -found]
+
+
+# -- signs in training ---------------------------------------------------------------------------------------------
+
+
+def _over_optimised(ppo: Made) -> Iterator[Line]:
+    """Says so where the gold score fell from its best, over tenths of the run, while the score it learns from rose."""
+    gold = [row["gold/score"] for row in ppo.log if "gold/score" in row]
+    # The reward model's score where there is one: the whole reward may rise by what a function adds.
+    learned = "reward/model" if any("reward/model" in row for row in ppo.log) else "objective/score"
+    score = [row[learned] for row in ppo.log if "gold/score" in row and learned in row]
+    size = max(1, len(gold) // 10)
+    if len(gold) < 10 or len(score) != len(gold):
+        return
+    tenths = [(_mean(gold[i : i + size]), _mean(score[i : i + size])) for i in range(0, len(gold) - size + 1, size)]
+    best = max(range(len(tenths)), key=lambda i: tenths[i][0])
+    if tenths[-1][0] > tenths[best][0] - 0.05 or tenths[-1][1] < tenths[best][1]:
+        return
+    yield Line(
+        f"{ppo.name} is over-optimised: its gold score fell from {tenths[best][0]:.2f} to {tenths[-1][0]:.2f} while "
+        f"the {'reward model' if learned == 'reward/model' else 'reward function'}'s score rose; raise kl_coef or stop "
+        "earlier.",
+        "warning",
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,178 @@
+"""A user's YAML file: its values, the line of each, and what is wrong with it in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import GrammarParseError
+
+from align.errors import ConfigError
+
+
+class YamlFile(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        values: nested, with the keys as they are written: `lora.rank` may be one key.
+        lines: the line of each key, counted from 1, as `steps.ppo.kl_coef`; of an item of `defaults` as `stage=sft`.
+    """
+
+    values: dict[str, Any]
+    lines: dict[str, int]
+
+
+def read_yaml(file: Path, name: str = "") -> YamlFile:
+    """Read a file of names with values as Hydra reads it.
+
+    Args:
+        name: of the file, for an error line.
+
+    Raises:
+        ConfigError: with the file and the line.
+    """
+    name = name or str(file)
+    if not file.is_file():
+        raise ConfigError(f"{name}: no such file")
+    loader = get_yaml_loader()
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+        node = yaml.compose(text, Loader=loader)
+        values = yaml.load(text, Loader=loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ConfigError(explain_yaml(error, name)) from None
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
+    if node is None:
+        return YamlFile({}, {})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}:{node.start_mark.line + 1}: expected names with values (name: value), got {values}")
+    return YamlFile(values, dict(_lines(node, "", name)))
+
+
+def _lines(node: yaml.Node, prefix: str, name: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, int]]:
+    """Each key below a node with its line."""
+    if id(node) in above:
+        raise ConfigError(f"{name}:{node.start_mark.line + 1}: a value that contains itself (&NAME and *NAME)")
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            if prefix == "defaults.":
+                yield from _choices(item)
+            else:
+                yield from _lines(item, prefix, name, (*above, id(node)))
+    if isinstance(node, yaml.ScalarNode):
+        _check_interpolation(node, name)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TEXT, _MERGE):
+            shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or names with values"
+            raise ConfigError(
+                f'{name}:{line}: expected a name, got {shown}; write a name in quotes if it is text: "..."'
+            )
+        if key.tag == _MERGE:
+            yield from _lines(value, prefix, name, (*above, id(node)))
+            continue
+        yield prefix + key.value, line
+        yield from _lines(value, f"{prefix}{key.value}.", name, (*above, id(node)))
+
+
+def _check_interpolation(node: yaml.ScalarNode, name: str) -> None:
+    """Refuse a text with a `${` that does not parse."""
+    try:
+        OmegaConf.create({"text": node.value})
+    except GrammarParseError:
+        hint = "write ${NAME}, or \\${ where it is text"
+        raise ConfigError(f"{name}:{node.start_mark.line + 1}: {node.value}: no interpolation; {hint}") from None
+
+
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
+
+def _choices(item: yaml.Node) -> Iterator[tuple[str, int]]:
+    """An item of the defaults list, `/stage@steps.sft: sft`, as `stage=sft`."""
+    if isinstance(item, yaml.MappingNode):
+        for group, option in item.value:
+            if isinstance(group, yaml.ScalarNode) and isinstance(option, yaml.ScalarNode):
+                chosen = group.value.removeprefix("override ").lstrip("/").partition("@")[0]
+                yield f"{chosen}={option.value}", group.start_mark.line + 1
+
+
+def explain_yaml(error: Exception, name: str = "") -> str:
+    """Say in one line where a file is no YAML, and what to write.
+
+    Args:
+        error: PyYAML's, or a `UnicodeDecodeError`.
+        name: of the file; "" where PyYAML's error has it.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object[: error.start].count(b"\n") + 1
+        return f"{name}:{line}: not UTF-8 text (byte 0x{error.object[error.start]:02x}); save the file as UTF-8"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"{name}: not a text file: {error.reason} at character {error.position + 1}"
+    if isinstance(error, RecursionError):
+        return f"{name}: values are nested too deeply"
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f"{name}: {' '.join(str(error).split())}"
+    mark, problem, context = error.problem_mark, str(error.problem), str(error.context or "")
+    where = f"{name or mark.name}:{mark.line + 1}"
+    if "\\t" in problem:
+        return f"{where}: a tab; indent with spaces"
+    if "found duplicate key" in problem:
+        first = error.context_mark
+        key = problem.removeprefix("found duplicate key ")
+        return f"{where}: {key} is given twice" + (f" below line {first.line + 1}" if first else "") + "; keep one"
+    if "mapping values are not allowed" in problem:
+        before = str(mark.buffer or "").splitlines()[mark.line][: mark.column] if mark.buffer else ""
+        if ": " not in before:
+            return f"{where}: the line before it is no name: value; write its colon and a space behind"
+        return f'{where}: a second ": " in one line; write a text that holds ": " in quotes, or begin a new line'
+    if "could not find expected ':'" in problem:
+        return f"{where}: the line before it is no name: value; write its colon and a space behind"
+    if "expected a single document" in context:
+        return f"{where}: a second document (---); give one file to each"
+    if "could not determine a constructor" in problem:
+        tag = problem.rpartition("tag ")[2]
+        return f"{where}: the tag {tag} is not supported; write plain values"
+    if "'{'" in problem:
+        return f'{where}: a {{ in {{ }}; write a value with ${{...}} in quotes there: "${{NAME}}"'
+    begun = f" ({context}, line {error.context_mark.line + 1})" if error.context_mark and context else ""
+    return f"{where}: not YAML: {problem}{begun}"
+
+
+def nested(values: Mapping[str, Any], opaque: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The values with `lora.rank: 8` as `lora: {rank: 8}`.
+
+    Args:
+        opaque: names below which keys are the user's own, dots and all.
+
+    Raises:
+        ConfigError: a value is given twice, as `lora: {rank: 4}` and `lora.rank: 8`. The message begins with the key.
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        is_opaque = key.rpartition(".")[2] in opaque
+        inner = nested(value, opaque) if isinstance(value, Mapping) and not is_opaque else value
+        _put(found, key, key.split("."), inner)
+    return found
+
+
+def _put(found: dict[str, Any], key: str, parts: list[str], value: Any) -> None:
+    head, *rest = parts
+    if rest:
+        below = found.setdefault(head, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{key}: {head} has a value already, {below!r}; keep one")
+        _put(below, key, rest, value)
+    elif isinstance(value, dict) and isinstance(found.get(head), dict):
+        for name, inner in value.items():
+            _put(found[head], f"{key}.{name}", [name], inner)
+    elif head in found:
+        raise ConfigError(f"{key}: given twice; keep one")
+    else:
+        found[head] = value
