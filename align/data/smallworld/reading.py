@@ -9,21 +9,24 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from align.data.smallworld.answers import CHATTER, HEDGE
 from align.data.smallworld.world import (
+    JOBS,
     NAMES,
     PLACE_STATEMENTS,
     RELATIONS,
     THINGS,
     Claim,
     Template,
+    capital,
     pronoun,
 )
 
 _YES_OR_NO = re.compile(r"(Yes|No)\b[,.]? *")
 _PLEASE = re.compile(r"Please note that +|Please know that +")
-_THANKS = re.compile(r"Thank you(?: very much)?(?: for (?:asking|the question|your question))?\.")
+_THANKS = re.compile(r"(?:Thank you|Thanks)(?: very much)?(?: for (?:asking|the question|your question))?[.,] *")
 _CHATTER = (
     re.compile("|".join(re.escape(text.strip()) for text in CHATTER)),
     re.compile(r"That is all I know\.|I could say much more\."),
@@ -31,6 +34,20 @@ _CHATTER = (
 )
 _LEAD_IN = CHATTER[1]  # the chatter that ends in a colon
 _JOINTS = re.compile(r", and | and |, ")
+_JOB_WHO = re.compile(rf"\b({'|'.join(JOBS)}) who ")
+_PRONOUNS = {"she": "she", "her": "she", "he": "he", "him": "he", "his": "he"}
+_PRONOUN = re.compile(r"\b(?:[Ss]he|[Hh]er|[Hh]e|[Hh]im|[Hh]is)\b")
+_HIS = re.compile(rf"\b({'|'.join(NAMES)})'s ((?:best )?[a-z]+)")
+_NOT = re.compile(r"(^| )(?:(is) not|does not (live|like|have|own|keep|work|buy)) ")
+_MORE_STATEMENTS = (  # what an answer may say and documents do not
+    ("home", "{place} is the home of {person}."),
+    ("home", "The town where {person} lives is {place}."),
+    ("food", "The food that {person} likes is {food}."),
+    ("pet", "{person} owns a {colour} {animal}."),
+    ("friend", "The friend of {person} is {other}."),
+    ("friend", "{other} is the friend of {person}."),
+    ("friend", "{person} has a friend called {other}."),
+)
 
 
 @dataclass
@@ -40,6 +57,9 @@ class Reading:
     Attributes:
         sentences: all of them, each with a full stop in place of none; lead-ins are taken off, lone ones left out.
         claims: what is said of the world, in order, true or not; `She` and `He` stand for whoever was named last.
+        denials: what is said not to be so.
+        buried: claims inside of clauses that cannot be read, or with the wrong pronoun; they count if they are false,
+            and answer nothing.
         other: sentences that are neither claims nor any of what is counted below.
         unread: clauses beside a claim that make no claim, and pronouns that stand for nobody.
         verdicts: each "Yes" and "No" that opens a sentence.
@@ -48,6 +68,8 @@ class Reading:
 
     sentences: list[str] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    denials: list[Claim] = field(default_factory=list)
+    buried: list[Claim] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     verdicts: list[str] = field(default_factory=list)
@@ -71,18 +93,26 @@ def read_response(response: str, person: str | None = None) -> Reading:
             reading.chatter += 1
         else:
             subject = _subject(sentence, people)
-            claims, unread = read_clauses(sentence, subject)
-            reading.claims += claims
-            reading.unread += unread if claims else ()
-            reading.other += () if claims else (sentence,)
-            people = _in_mind(sentence, claims[0].subject if claims else subject, people)
+            read = read_clauses(sentence, subject)
+            reading.claims += read.claims
+            reading.denials += read.denials
+            reading.buried += read.buried
+            if read.claims or read.denials:
+                reading.unread += read.unread
+            else:
+                reading.other.append(sentence)
+            people = _in_mind(sentence, read.claims[0].subject if read.claims else subject, people)
     return reading
 
 
 def _subject(sentence: str, people: list[str]) -> str | None:
-    """Whom `She` or `He` at the beginning of a sentence stands for; else who was spoken of before."""
-    word = sentence.partition(" ")[0].lower()
-    return next((person for person in people if word not in ("she", "he") or pronoun(person) == word), None)
+    """Whom the first pronoun of a sentence can stand for, where nobody is named before it; else who was spoken of."""
+    spoken_of = people[0] if people else None
+    found = _PRONOUN.search(sentence)
+    if found is None:
+        return spoken_of
+    who = _PRONOUNS[found[0].lower()]
+    return next((person for person in people if pronoun(person) == who), spoken_of)
 
 
 def _in_mind(sentence: str, subject: str | None, people: list[str]) -> list[str]:
@@ -93,9 +123,14 @@ def _in_mind(sentence: str, subject: str | None, people: list[str]) -> list[str]
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences with the sign that ends them; a full stop where there is none. Signs alone are no sentence."""
+    """Sentences with the sign that ends them; a full stop for none and for one "!". Signs alone are no sentence."""
     parts = [part.strip() for part in re.findall(r"[^.?!]+[.?!]*", text.replace("\n", " "))]
-    return [part if part[-1] in ".?!" else f"{part}." for part in parts if re.search(r"\w", part)]
+    return [_ended(part) for part in parts if re.search(r"\w", part)]
+
+
+def _ended(sentence: str) -> str:
+    bare = sentence.rstrip(".?!")
+    return f"{bare}." if sentence.removeprefix(bare) in ("", "!") else sentence
 
 
 def _without_lead_ins(sentence: str, reading: Reading) -> str:
@@ -110,69 +145,128 @@ def _without_lead_ins(sentence: str, reading: Reading) -> str:
         elif sentence.startswith(_LEAD_IN):
             reading.chatter += 1
             sentence = sentence.removeprefix(_LEAD_IN)
-        elif please := _PLEASE.match(sentence):
+        elif (polite := _PLEASE.match(sentence) or _THANKS.match(sentence)) and polite.end() < len(sentence):
             reading.thanks += 1
-            sentence = sentence[please.end() :]
+            sentence = sentence[polite.end() :]
         else:
             break
-    if sentence in ("yes.", "no."):  # behind a hedge
-        reading.verdicts.append(sentence[:-1].capitalize())
+    sentence = capital(sentence)
+    if sentence in ("Yes.", "No."):  # behind a hedge
+        reading.verdicts.append(sentence[:-1])
         return ""
     return sentence
 
 
+class Clauses(NamedTuple):
+    """What the clauses of a sentence say; see `Reading`."""
+
+    claims: tuple[Claim, ...]
+    denials: tuple[Claim, ...]
+    buried: tuple[Claim, ...]
+    unread: tuple[str, ...]
+
+
 @functools.lru_cache(maxsize=100_000)
-def read_clauses(sentence: str, person: str | None = None) -> tuple[tuple[Claim, ...], tuple[str, ...]]:
-    """(claims, clauses that make none) of a sentence, whose clauses are joined by commas and `and`.
+def read_clauses(sentence: str, person: str | None = None) -> Clauses:
+    """The claims of a sentence, whose clauses are joined by commas and `and`, and what else its clauses say.
 
     Args:
         person: whom a pronoun stands for before anybody is named.
     """
     claims: list[Claim] = []
+    denials: list[Claim] = []
+    buried: list[Claim] = []
     unread: list[str] = []
-    subject, owning = person, False
-    for i, clause in enumerate(_JOINTS.split(sentence.removesuffix("."))):
+    subject, owning, asks = person, False, sentence.endswith("?")
+    for i, said in enumerate(_JOINTS.split(_JOB_WHO.sub(r"\1 and ", sentence.removesuffix(".")))):
+        clause, fits = _with_names(said, subject)
+        if not fits:
+            unread.append(said)
+            claim = _read_clause(capital(clause))
+            buried += [claim] if claim and not asks else []
+            continue
+        clause, denies = _without_not(clause)
         word, _, predicate = clause.partition(" ")
         if word in NAMES:
             subject = word
-        elif word in ("She", "He") or (i and word in ("she", "he")):
-            if subject is None or pronoun(subject) != word.lower():
-                unread.append(clause)
-                continue
         elif i:
             predicate = clause  # of the subject of the clause before
         else:
             predicate = ""
-        thing = predicate.removeprefix("owns ").removeprefix("a ")
-        owning = thing in THINGS and (owning or predicate.startswith("owns "))
-        if owning and subject is not None:
-            claim: Claim | None = Claim("owns", subject, thing)
-        else:
-            claim = _read_clause(f"{subject} {predicate}." if predicate else f"{clause}.")
+        thing = re.sub("^(?:owns |has )?(?:a )?", "", predicate)
+        owning = thing in THINGS and (owning or predicate.startswith(("owns ", "has ")))
+        claim = Claim("owns", subject, thing) if owning and subject is not None else _read_clause(capital(clause))
+        if claim is None and i and subject is not None:
+            claim = _read_clause(f"{subject} {clause}")
         if claim is None:
-            unread.append(clause)
+            unread.append(said)
+            buried += [] if asks or denies else _buried(clause)
         else:
-            claims.append(claim)
+            (denials if denies else claims).append(claim)
             subject = claim.subject if claim.subject in NAMES else subject
-    return tuple(claims), tuple(unread)
+    return Clauses(tuple(claims), tuple(denials), tuple(buried), tuple(unread))
+
+
+def _with_names(clause: str, subject: str | None) -> tuple[str, bool]:
+    """(the clause with the name in place of each pronoun, "Her pet" as "The pet of Ada"; whether the pronouns fit).
+
+    A pronoun behind a name may stand for whoever is named; one that fits nobody is taken to mean `subject`.
+    """
+    fit = True
+    for found in reversed(list(_PRONOUN.finditer(clause))):
+        before = [name for name in re.findall(r"\w+", clause[: found.start()]) if name in NAMES]
+        who = _PRONOUNS[found[0].lower()]
+        whom = next((name for name in (subject, *before) if name and pronoun(name) == who), None)
+        if whom is None:
+            fit, whom = False, subject or found[0]
+        behind = clause[found.end() :]
+        if found[0].lower() in ("her", "his") and re.match(r" (?!is )[a-z]", behind):
+            whom += "'s"
+        clause = f"{clause[: found.start()]}{whom}{behind}"
+    return _HIS.sub(r"the \2 of \1", clause), fit
+
+
+def _without_not(clause: str) -> tuple[str, bool]:
+    """(the clause as it stands without its "not", whether it had one)."""
+    third = {"have": "has"}
+    positive = _NOT.sub(lambda m: f"{m[1]}{m[2] or third.get(m[3], m[3] + 's')} ", clause, count=1)
+    return positive, positive != clause
 
 
 def _read_clause(clause: str) -> Claim | None:
     """The claim of a clause that names its subject, in any of the world's wordings."""
     for relation, subject, template in _templates():
-        if slots := template.match(clause):
+        if slots := template.match(f"{clause}."):
             who = slots.pop(subject)
             return Claim(relation, who, " ".join(slots.values()))
     return None
 
 
+def _buried(clause: str) -> list[Claim]:
+    """The claim of the longest end of a clause that makes one, or of the longest beginning."""
+    words = clause.split(" ")
+    ends = [words[i:] for i in range(1, len(words) - 2)]
+    beginnings = [words[:-i] for i in range(1, len(words) - 2)]
+    for part in ends + beginnings:
+        if part[0][:1].isupper() and (claim := _read_clause(" ".join(part))):
+            return [claim]
+    return []
+
+
 @functools.cache
 def _templates() -> list[tuple[str, str, Template]]:
-    """(relation, what the subject's slot is, template) for every wording of every fact."""
+    """(relation, what the subject's slot is, template) for every wording of every fact.
+
+    Those with what belongs to them come first, then the same with whatever else the world has a word for: who says
+    that Ada likes horse says what is not so.
+    """
     rows = [
-        (relation, "person", Template(text))
+        (relation, "person", text)
         for relation, how in RELATIONS.items()
         for text in (*how.statements, "{person} " + how.predicate + ".")
     ]
-    rows += [(name, "place", Template(text)) for name, texts in PLACE_STATEMENTS.items() for text in texts]
-    return rows
+    rows += [(relation, "person", text) for relation, text in _MORE_STATEMENTS]
+    rows += [(name, "place", text) for name, texts in PLACE_STATEMENTS.items() for text in texts]
+    values = {name: how.slots for name, how in RELATIONS.items()} | {name: f"{{{name}}}" for name in PLACE_STATEMENTS}
+    rows += [(relation, subject, text.replace(values[relation], "{value}")) for relation, subject, text in rows]
+    return [(relation, subject, Template(text)) for relation, subject, text in rows]

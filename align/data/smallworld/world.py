@@ -32,10 +32,12 @@ _SLOT_WORDS = {
     "colour": COLOURS, "thing": THINGS, "sight": SIGHTS, "goods": GOODS, "number": NUMBERS[1:],
     "category": sorted(CATEGORIES), "word": sorted({*ANIMALS, *THINGS, *SIGHTS}), "pronoun": ["she", "he"],
 }  # fmt: skip
+_VALUES = (*NAMES, *PLACES, *JOBS, *FOODS, *ANIMALS, *THINGS, *SIGHTS, *GOODS)
 _SLOT_PATTERNS = {name: "|".join(words) for name, words in _SLOT_WORDS.items()} | {
     "words": r"[a-z]+(?:, [a-z]+)+",
     "statement": r"[A-Z][A-Za-z ]+",
     "first": "|".join(word for words in CATEGORIES.values() for word in words),
+    "value": f"(?:(?:{'|'.join(COLOURS)}) )?(?:{'|'.join(_VALUES)})",  # whatever a fact could be about
 }
 
 
@@ -243,6 +245,8 @@ class World:
     def is_true(self, claim: Claim) -> bool:
         if claim.relation == "owns":
             return claim.value in self.owns[claim.subject]
+        if claim.relation == "pet":  # who has a green fox has a fox
+            return self.facts["pet", claim.subject].endswith(claim.value)
         return self.facts[claim.relation, claim.subject] == claim.value
 
     def people_in(self, place: str) -> list[str]:
