@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from align.data import cards
+from align.data import smallworld
 from align.data.cards import cards_folders, file_digests, load_card, resolve, resolve_model
 from align.errors import ConfigError
 
@@ -347,13 +347,11 @@ def test_a_model_is_a_folder_with_a_config(folder):
     assert resolve_model("path:model", folder / "store").digest != source.digest
 
 
-def test_a_generators_source_is_in_its_digest(folder, monkeypatch):
-    (folder / "world").mkdir()
-    (folder / "world/a.py").write_text("x = 1")
-    write_card(folder, "generator: world")
-    monkeypatch.setattr(cards, "_HERE", folder)
+def test_a_generators_version_is_in_its_digest(folder, monkeypatch):
+    write_card(folder, "generator: smallworld")
     first = resolve("card:mine", None, None).digest
-    (folder / "world/a.py").write_text("x = 2")
+    assert resolve("card:mine", None, None).digest == first
+    monkeypatch.setattr(smallworld, "VERSION", smallworld.VERSION + 1)
     assert resolve("card:mine", None, None).digest != first
     write_card(folder, "generator: nowhere")
     with pytest.raises(ConfigError, match="generator 'nowhere': no such generator"):
