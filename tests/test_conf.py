@@ -376,9 +376,8 @@ def test_a_corrupt_input_stops_the_run_before_it_is_used(store: Path) -> None:
 def test_a_run_ends_with_every_part_of_the_reward(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toy = ["run", "pipeline=toy", "--config-dir", str(CONF), f"store={store}", "tracker=none"]
     assert main([*toy, "step=ppo"]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("toy/ppo:v0 ")]
-    for name in ("objective/score", "reward/model", "reward/length", "reward/missing_eos"):
-        assert f"  {name} " in line
+    shown = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert {"objective/score", "reward/model", "reward/length", "reward/missing_eos"} <= shown
 
 
 def test_a_model_writes_at_each_temperature(finished: Path) -> None:

@@ -704,7 +704,8 @@ def test_the_coefficient_follows_the_kl(inputs, tmp_path):
         error = min(max(row["objective/kl"] / 1e-6 - 1, -0.2), 0.2)
         assert after == pytest.approx(before * (1 + error * 8 / 80), rel=1e-12)
     assert told[1] < told[0]  # the first policy has no KL
-    assert told[2] > told[1]  # the next one has
+    assert any(row["objective/kl"] > 1e-6 for row in rows)  # a later one has
+    assert any(after > before for before, after in zip(told, told[1:], strict=False))
 
 
 def test_the_coefficient_waits_while_only_the_value_model_learns(inputs, tmp_path):

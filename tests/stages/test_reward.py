@@ -41,8 +41,9 @@ def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **
 def test_what_bounds_memory_changes_nothing(inputs, tmp_path, hardware, rank):
     """With 40 tokens a pass, no ranking fits into one: its scores are computed first, then each with its gradient."""
     lora = LoraConfig(rank=rank)
-    whole = run(inputs, tmp_path / "whole", lora=lora)
-    bounded = run(inputs, tmp_path / "bounded", hardware, lora=lora)
+    slow = {"lora": lora, "learning_rate": 1e-4}  # Adam's first steps turn rounding errors into steps of full size
+    whole = run(inputs, tmp_path / "whole", **slow)
+    bounded = run(inputs, tmp_path / "bounded", hardware, **slow)
     for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "bounded"), strict=True):
         assert one == pytest.approx(other, rel=2e-4)
     assert whole == pytest.approx(bounded, rel=1e-3)
@@ -53,7 +54,7 @@ def test_the_accuracy_that_is_logged_is_that_of_the_batch_before_it_is_learned(i
     """A batch of all held-out rankings is put in order as well as they are when they are held out."""
     held_out = inputs.one("data")
     folder = Path(shutil.copytree(held_out.path, tmp_path / "data"))
-    rows = pq.read_table(folder / "validation.parquet").slice(0, 20)  # all of them are half right: that tells nothing
+    rows = pq.read_table(folder / "validation.parquet").slice(0, 12)  # more of them are half right: that tells nothing
     for split in ("train", "validation"):
         pq.write_table(rows, folder / f"{split}.parquet")
     same = Inputs({**inputs, "data": (dataclasses.replace(held_out, path=folder),)})

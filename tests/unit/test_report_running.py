@@ -121,7 +121,9 @@ def test_a_step_says_how_many_steps_it_has(tmp_path):
 
 def follow(store: ArtifactStore) -> subprocess.Popen[str]:
     """`align report toy --follow` in a process of its own, when its first page is written."""
-    code = "import sys; from align.report_command import main; sys.exit(main(sys.argv[1:]))"
+    # A shell that started the tests behind it ignores SIGINT, and its children inherit that.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code += "; from align.report_command import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["toy", "--follow", "--store", str(store.root)]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -332,6 +332,7 @@ class Terminal:
         self.shown = ""
         self.pid, self._file = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell that started the tests behind it ignores it
             os.execv(sys.executable, [sys.executable, "-m", "align", *arguments])
 
     def until(self, text: str, seconds: float = 120.0) -> str:
