@@ -344,6 +344,10 @@ class Terminal:
             self.shown += os.read(self._file, 4096).decode(errors="replace").replace("\r\n", "\n")
         return self.shown[begin:]
 
+    def more(self) -> None:
+        """Wait until anything else is shown."""
+        self.shown += os.read(self._file, 4096).decode(errors="replace").replace("\r\n", "\n")
+
     def type(self, text: str) -> None:
         os.write(self._file, text.encode())
 
@@ -355,6 +359,7 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
+@pytest.mark.slow  # a process of its own, and what people type takes time
 def test_commands_and_ctrl_c_at_a_terminal(store, make):
     """Ctrl-C ends an answer, then a line that was begun, then the chat."""
     make("endless", "sft", context=2048)
@@ -371,7 +376,7 @@ def _talk_at(terminal: Terminal) -> None:
     assert "/undo" in terminal.until("\n> ")
     terminal.type("the cat\n")
     terminal.until("the cat\n")
-    time.sleep(0.5)
+    terminal.more()  # of the answer, which goes on for seconds
     terminal.type("\x03")
     assert "[stopped]" in terminal.until("\n> ")
     for line, reply in (
