@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -705,7 +706,7 @@ def test_the_coefficient_follows_the_kl(inputs, tmp_path):
         assert after == pytest.approx(before * (1 + error * 8 / 80), rel=1e-12)
     assert told[1] < told[0]  # the first policy has no KL
     assert any(row["objective/kl"] > 1e-6 for row in rows)  # a later one has
-    assert any(after > before for before, after in zip(told, told[1:], strict=False))
+    assert any(after > before for before, after in itertools.pairwise(told))
 
 
 def test_the_coefficient_waits_while_only_the_value_model_learns(inputs, tmp_path):
