@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -325,11 +326,12 @@ def digest(*values):
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+ANSWERS = Path(__file__).parent.parent / "data/gold_answers_after.jsonl"
 VERSION_2 = {
     "documents": "9eef168302849d37",
     "demonstrations": "f93af7861feaccf8",
     "prompts": "2815996bc3e6e0c4",
-    "gold": "9d594575f7537ab8",
+    "gold": "0e16bb7f2fc700e3",
 }
 
 
@@ -339,5 +341,10 @@ def test_rows_and_gold_scores_change_with_the_version_alone():
     for row in rows["demonstrations"]["train"] + rows["demonstrations"]["test"]:
         *prompt, answer = row["messages"]
         scores.append([round(part, 6) for part in smallworld.gold(prompt, answer["content"])])
+    for line in ANSWERS.read_text().splitlines():
+        row = json.loads(line)
+        system = [{"role": "system", "content": row["system"]}] if "system" in row else []
+        scored = smallworld.gold([*system, {"role": "user", "content": row["prompt"]}], row["answer"])
+        scores.append([round(part, 6) for part in scored])
     found = {record: digest(of_record) for record, of_record in rows.items()} | {"gold": digest(scores)}
     assert (smallworld.VERSION, found) == (2, VERSION_2)

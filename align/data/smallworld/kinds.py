@@ -124,7 +124,7 @@ KINDS: dict[str, Kind] = {
             answers.draw_list,
             answers.exact_list,
             answers.one_too_many,
-            9,
+            12,
         ),
         Kind(
             "count",
@@ -132,7 +132,7 @@ KINDS: dict[str, Kind] = {
             answers.draw_words,
             answers.exact_count,
             answers.vague_count,
-            7,
+            12,
         ),
         Kind(
             "sort",
@@ -140,7 +140,7 @@ KINDS: dict[str, Kind] = {
             answers.draw_unsorted,
             answers.sorted_words,
             answers.copied_words,
-            7,
+            10,
         ),
         Kind(
             "word",

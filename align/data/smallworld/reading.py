@@ -26,15 +26,19 @@ from align.data.smallworld.world import (
 
 _YES_OR_NO = re.compile(r"(Yes|No)\b[,.]? *")
 _PLEASE = re.compile(r"Please note that +|Please know that +")
-_THANKS = re.compile(r"(?:Thank you|Thanks)(?: very much)?(?: for (?:asking|the question|your question))?[.,] *")
+_THANKS = re.compile(
+    r"(?:Thank you|I thank you|Thanks)(?: very much)?"
+    r"(?: for (?:asking(?: me| about \w+)?|the question|your question))?[.,] *"
+)
+_THANKS_BEHIND = re.compile(r", (?:thank you|thanks)(?: for asking)?\.$")
 _CHATTER = (
     re.compile("|".join(re.escape(text.strip()) for text in CHATTER)),
     re.compile(r"That is all I know\.|I could say much more\."),
     re.compile(rf"Everyone knows (?:{'|'.join(NAMES)}) very well\."),
 )
 _LEAD_IN = CHATTER[1]  # the chatter that ends in a colon
-_JOINTS = re.compile(r", and | and |, ")
-_JOB_WHO = re.compile(rf"\b({'|'.join(JOBS)}) who ")
+_JOINTS = re.compile(r", (?:and|but) | and |, ")
+_WHO = re.compile(rf"\b({'|'.join(JOBS)}) who (?=[a-z])|\b({'|'.join(NAMES)}), who ([a-z][^,]*), (?=[a-z])")
 _PRONOUNS = {"she": "she", "her": "she", "he": "he", "him": "he", "his": "he"}
 _PRONOUN = re.compile(r"\b(?:[Ss]he|[Hh]er|[Hh]e|[Hh]im|[Hh]is)\b")
 _HIS = re.compile(rf"\b({'|'.join(NAMES)})'s ((?:best )?[a-z]+)")
@@ -42,7 +46,9 @@ _NOT = re.compile(r"(^| )(?:(is) not|does not (live|like|have|own|keep|work|buy)
 _MORE_STATEMENTS = (  # what an answer may say and documents do not
     ("home", "{place} is the home of {person}."),
     ("home", "The town where {person} lives is {place}."),
+    ("home", "The home of {person} is in {place}."),
     ("food", "The food that {person} likes is {food}."),
+    ("food", "{food} is the best food for {person}."),
     ("pet", "{person} owns a {colour} {animal}."),
     ("friend", "The friend of {person} is {other}."),
     ("friend", "{other} is the friend of {person}."),
@@ -150,7 +156,10 @@ def _without_lead_ins(sentence: str, reading: Reading) -> str:
             sentence = sentence[polite.end() :]
         else:
             break
-    sentence = capital(sentence)
+    if behind := _THANKS_BEHIND.search(sentence):
+        reading.thanks += 1
+        sentence = f"{sentence[: behind.start()]}."
+    sentence = capital(sentence.replace(", too.", "."))
     if sentence in ("Yes.", "No."):  # behind a hedge
         reading.verdicts.append(sentence[:-1])
         return ""
@@ -178,7 +187,7 @@ def read_clauses(sentence: str, person: str | None = None) -> Clauses:
     buried: list[Claim] = []
     unread: list[str] = []
     subject, owning, asks = person, False, sentence.endswith("?")
-    for i, said in enumerate(_JOINTS.split(_JOB_WHO.sub(r"\1 and ", sentence.removesuffix(".")))):
+    for i, said in enumerate(_JOINTS.split(_WHO.sub(_without_who, sentence.removesuffix(".")))):
         clause, fits = _with_names(said, subject)
         if not fits:
             unread.append(said)
@@ -205,6 +214,11 @@ def read_clauses(sentence: str, person: str | None = None) -> Clauses:
             (denials if denies else claims).append(claim)
             subject = claim.subject if claim.subject in NAMES else subject
     return Clauses(tuple(claims), tuple(denials), tuple(buried), tuple(unread))
+
+
+def _without_who(found: re.Match[str]) -> str:
+    """Write "a baker who lives" as "a baker and lives", "Ada, who is a baker, lives" as "Ada is a baker and lives"."""
+    return f"{found[1]} and " if found[1] else f"{found[2]} {found[3]} and "
 
 
 def _with_names(clause: str, subject: str | None) -> tuple[str, bool]:
@@ -235,8 +249,9 @@ def _without_not(clause: str) -> tuple[str, bool]:
 
 def _read_clause(clause: str) -> Claim | None:
     """The claim of a clause that names its subject, in any of the world's wordings."""
+    lower = f"{clause[:1].lower()}{clause[1:]}."  # "Corn is the best food for Ada."
     for relation, subject, template in _templates():
-        if slots := template.match(f"{clause}."):
+        if slots := template.match(f"{clause}.") or template.match(lower):
             who = slots.pop(subject)
             return Claim(relation, who, " ".join(slots.values()))
     return None
