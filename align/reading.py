@@ -36,21 +36,22 @@ def show_plan(steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, m
         return
     console = wide_console()
     is_narrow = console.width < _PLAN_WIDTH  # then reasons stand below the table, each on lines of its own
-    rows, reasons = [], []
+    rows, reasons = [], dict[str, list[str]]()
     for step in steps:
         cost, state = costs[step.label], "cached" if step.cached else "run"
         numbers = [short(cost.parameters), f"{cost.flops:.2g}" if cost.flops else ""]
         if is_narrow:
             rows.append([step.name, step.stage, step.key[:8], state, *numbers])
             if step.reason:
-                reasons.append([step.name, step.reason])
+                reasons.setdefault(step.reason, []).append(step.name)
         else:
             rows.append([step.label, step.stage, step.key[:12], state, *numbers, step.reason])
     columns = ["step", "stage", "key", "", "weights", "FLOPs", *([] if is_narrow else ["why"])]
     print_table(console, columns, rows)
     if reasons:
         console.print("\nwhy", style="bold")
-        print_table(console, ["", ""], reasons)
+        for reason, names in reasons.items():
+            print_sentence(console, f"{', '.join(names)}: {reason}")
         console.print()
     chosen = {precision: [step.name for step in steps if _precision(step) == precision] for precision in PRECISIONS}
     chosen = {precision: names for precision, names in chosen.items() if names}
