@@ -381,9 +381,10 @@ def test_a_run_ends_with_every_part_of_the_reward(store: Path, capsys: pytest.Ca
     assert {"objective/score", "reward/model", "reward/length", "reward/missing_eos"} <= shown
 
 
-def test_a_model_writes_at_each_temperature(finished: Path) -> None:
+def test_a_model_writes_at_each_temperature(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def written(*arguments: str) -> str:
-        return align("sample", "toy/pretrain", "--store", finished, "--tokens", "8", *arguments).stdout
+        assert main(["sample", "toy/pretrain", "--store", str(finished), "--tokens", "8", *arguments]) == 0
+        return capsys.readouterr().out
 
     both = written("Ada lives", "--temperature", "0,1")
     assert both.index("temperature 0") < both.index("temperature 1")
@@ -398,7 +399,8 @@ def test_a_model_writes_at_each_temperature(finished: Path) -> None:
         ),
         (("toy/pretrain", "--top-p", "2"), "--top-p: expected a number above 0 and at most 1, got 2"),
     ):
-        assert told in align("sample", *arguments, "--store", finished, check=2).stderr
+        assert main(["sample", *arguments, "--store", str(finished)]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_a_tokenizer_beside_tokens_is_refused(finished: Path) -> None:

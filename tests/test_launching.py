@@ -40,10 +40,12 @@ def test_every_ready_made_sweep_asks_something_and_plans_by_its_own_command(
     comment = "".join(re.findall(r"^# ?(.*)$", text, re.MULTILINE))
     assert "?" in comment
     (command,) = re.findall(rf"align run (pipeline=\w+ sweep={name}(?: step=\w+)?) -m", comment)
-    assert main(["plan", *command.split(), "seed=0", "--json", "-m"]) == 0
-    members = [json.loads(line)["steps"] for line in capsys.readouterr().out.splitlines()]
     varied = {k: v for k, v in yaml.safe_load(text)["hydra"]["sweeper"]["params"].items() if k != "seed"}
-    assert len(members) == max([len(values.split(",")) for values in varied.values()], default=1)
+    # The first and the last value alone: Hydra takes half a second to compose a member.
+    ends = [f"{k}={','.join(dict.fromkeys([v.split(',')[0], v.split(',')[-1]]))}" for k, v in varied.items()]
+    assert main(["plan", *command.split(), *ends, "seed=0", "--json", "-m"]) == 0
+    members = [json.loads(line)["steps"] for line in capsys.readouterr().out.splitlines()]
+    assert len(members) == (2 if varied else 1)
     last = [steps[-1]["key"] for steps in members]
     assert len(set(last)) == len(last)
     shared = set.intersection(*({step["key"] for step in steps} for steps in members))
