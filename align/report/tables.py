@@ -331,7 +331,7 @@ def number(metrics: Metrics, name: str, digits: int = 3, marked: bool = False) -
     """A metric as text, `marked` where its items are too few; "" where there is none of that name."""
     if name not in metrics:
         return ""
-    return f"{metrics[name]:,.{digits}f}" + (FEW_MARK if marked and is_few(metrics, name) else "")
+    return f"{round(metrics[name], digits) + 0.0:,.{digits}f}" + (FEW_MARK if marked and is_few(metrics, name) else "")
 
 
 def percent(metrics: Metrics, name: str, digits: int = 1) -> str:

@@ -150,7 +150,7 @@ def test_the_list_of_artifacts_says_what_came_of_each(store, capsys):
     assert figures["toy/pretrain:v0"] == "eval/loss 2.250"
     assert figures["toy/reward:v0"] == "accuracy 0.812"
     assert figures["toy/ppo:v0"] == "score 0.875, KL 3.500"
-    assert figures["toy/evaluate_ppo:v0"] == "gold score 0.800, wins 68.0 %"
+    assert figures["toy/evaluate_ppo:v0"] == "gold 0.800, wins 68.0 %"
 
 
 def test_an_alias_is_shown_but_for_latest_at_the_newest(store, capsys):
