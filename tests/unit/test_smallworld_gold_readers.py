@@ -5,6 +5,8 @@ such as no reader accepts ("adversarial"): false, contradictory, senseless, padd
 `gold_answers_after.jsonl` holds answers that another reader wrote without a look at the scorer; none of the adversarial
 ones passed, of the right ones 143 were not read, and the scorer was widened by most of them. "neither" is what a second
 reading withdrew, and what stays unread, with the reason in `why`.
+`gold_answers_fresh.jsonl` holds answers written against the finished scorer by one more reader, who read neither it nor
+the other two files before; here "neither" marks a right wording that a second reading withdrew.
 
 `made_up.jsonl` holds real answers of models to prompts that ask for facts. A reader labelled each, with the facts of
 everybody in it beside it, before any scorer did; batch "before" while the scorer was made, "after" when it was
@@ -25,7 +27,7 @@ from align.data.smallworld.gold import gold
 from align.data.smallworld.kinds import KINDS
 
 DATA = Path(__file__).parent.parent / "data"
-ANSWERS = ["gold_answers.jsonl", "gold_answers_after.jsonl"]
+ANSWERS = ["gold_answers.jsonl", "gold_answers_after.jsonl", "gold_answers_fresh.jsonl"]
 LEAST_OF_RIGHT, MOST_OF_ADVERSARIAL = 0.9, 0.5
 AGREEMENT = 0.97
 
