@@ -5,9 +5,9 @@ such as no reader accepts ("adversarial"): false, contradictory, senseless, padd
 `gold_answers_after.jsonl` holds answers that another reader wrote without a look at the scorer; none of the adversarial
 ones passed, of the right ones 143 were not read, and the scorer was widened by most of them. "neither" is what a second
 reading withdrew, and what stays unread, with the reason in `why`.
-`gold_answers_fresh.jsonl` holds answers written against the finished scorer by one more reader, who read neither it nor
-the other two files before: no adversarial one passed. "neither" is what a second reading withdrew, "unread" are 128 right
-answers in free English that the scorer scores below the bar: it reads the language of the world, and no more. Of 1,040
+`gold_answers_fresh.jsonl` holds answers written against the finished scorer by one more reader, who had read neither it
+nor the other two files: no adversarial one passed. "neither" is what a second reading withdrew, "unread" are 128 right
+answers in free English that score below the bar: the scorer reads the language of the world, and no more. Of 1,040
 answers of models one such was found.
 
 `made_up.jsonl` holds real answers of models to prompts that ask for facts. A reader labelled each, with the facts of
