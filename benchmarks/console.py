@@ -116,7 +116,7 @@ def printed(command: str, folder: Path) -> str:
 
 
 def in_terminal(command: str, folder: Path) -> tuple[str, str]:
-    """(PPO's last live lines, what stands on standard output at the end) of a run in a terminal of 80 columns."""
+    """(PPO's last live lines, the standard output) of a run in a terminal of 80 columns."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         command_line(command), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=theirs, text=True

@@ -23,7 +23,14 @@ _SPAN = 12  # a running mean is over this part of a line, but over at least 5 po
 _MOST = 240  # points of a line: more than a chart has pixels to tell apart
 INK, FAINT = "#010203", "#010204"  # stand for the page's own colours
 SERIES = [f"#0102{0x10 + i:02x}" for i in range(6)]
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2", "1 2")  # of each series, so that no line is told by its colour alone
+DASHES = (
+    "",
+    "7 3",
+    "2 3",
+    "9 3 2 3",
+    "5 2",
+    "1 2",
+)  # of each series, so that no line is recognised by its colour alone
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)"} | {c: f"var(--series-{i})" for i, c in enumerate(SERIES)}
 
 

@@ -112,7 +112,7 @@ def _result(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
             f" (fewer than {FEW} prompts)" if comparison.is_few(metrics) else f" ({_BETTER[comparison.side(metrics)]})"
         )
         if trained:
-            beyond = ""  # whatever it is, it is not about the answers
+            beyond = ""  # such a score says nothing about the answers
         parts.append(f"{interval(metrics, comparison.head)} over {other}{beyond}")
     split = evaluation.artifact.manifest["config"].get("split", "test")
     prompts = f"{metrics['prompts']:,.0f} " + ("prompts" if split == "test" else f"{split} prompts")

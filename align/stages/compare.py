@@ -19,12 +19,13 @@ from align.configs import Compare, filled
 from align.data.records import Row, read_info, read_rows, write_info, write_rows
 from align.errors import ConfigError
 from align.evals.gold import gold_scorer
+from align.evals.players import Player, respond
 from align.job import Inputs, Job, Metrics
 from align.labelling.simulated import Judged, Labelers, agreeing_pairs, judge
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
-from align.rollout.engine import Sampling, generate
+from align.rollout.engine import Sampling
 from align.seeds import derive_seed
-from align.text.chat import decode_response, encode_prompts, stop_ids, stop_strings
+from align.text.chat import decode_response, encode_prompts
 
 _CALIBRATION_PROMPTS = 400
 
@@ -100,22 +101,11 @@ def _sample(
         max_new_tokens=filled(cfg.max_new_tokens),
         temperature=cfg.temperature,
         batch_size=job.hardware.generation_batch_size,
-        stop_strings=stop_strings(tokenizer),
     )
-    texts = [""] * len(mine)
+    player = Player("model", model, tokenizer)
     with job.progress(len(mine), "responses") as advance:
-        for place, response in generate(
-            model,
-            [ids for _, ids, _ in mine],
-            [seed for _, _, seed in mine],
-            sampling,
-            eos_token_id=stop_ids(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            tokenizer=tokenizer,
-        ):
-            texts[place] = decode_response(tokenizer, response.ids)
-            advance(1)
-    return job.gather(texts)
+        drawn = respond(player, [ids for _, ids, _ in mine], [seed for _, _, seed in mine], sampling, advance)
+    return job.gather([decode_response(tokenizer, response.ids) for response in drawn])
 
 
 def _with_strays(groups: list[list[str]], cfg: Compare) -> list[list[str]]:

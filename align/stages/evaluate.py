@@ -216,7 +216,8 @@ def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages
         temperature=temperature,
         batch_size=job.hardware.generation_batch_size,
     )
-    seeds = [derive_seed(cfg.seed or 0, "evaluate", "model", i) for i in mine]  # whoever it is: a model is one model
+    # The same for every player, so that equal models answer alike.
+    seeds = [derive_seed(cfg.seed or 0, "evaluate", "model", i) for i in mine]
     manner = "greedy" if temperature == 0 else "sampled"
     with job.progress(len(mine), f"{manner} responses of {player.name}") as advance:
         drawn = respond(player, [prompts[i] for i in mine], seeds, sampling, advance)

@@ -130,11 +130,9 @@ def _drawn(
     prompts = encode_prompts(player.tokenizer, [row["prompt"] for row in rows])
     room = context_length(player.model) - filled(cfg.max_new_tokens) - max(map(len, prompts))
     controls = encoder_of(player.tokenizer).controls
-    order = random.Random(derive_seed(cfg.seed or 0, "prompt", "examples", draw)).sample(
-        range(len(examples)), len(examples)
-    )
+    rng = random.Random(derive_seed(cfg.seed or 0, "prompt", "examples", draw))
     shots: list[Shot] = []
-    for example in (examples[i] for i in order):
+    for example in rng.sample(examples, len(examples)):
         if len(shots) == cfg.num_shots:
             break
         text = form.written(example)

@@ -2,7 +2,7 @@ r"""Ask a language model that was never taught a chat template: write the dialog
 
 A form is one text with `{prompt}` and `{response}`, such as "Question: {prompt}\nAnswer: {response}\n\n". It becomes a
 chat template, so that a model asked in a form is a model like any other. An answer ends where the form goes on: with
-what stands behind the response, or with the label of a speaker.
+the text after the response, or with the label of a speaker.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Shot(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What stands before a prompt, between it and its response, and behind that."""
+    """The text before a prompt, between it and its response, and after the response."""
 
     before: str
     between: str

@@ -286,7 +286,7 @@ def share_of_good(share):
     scores = []
     for asked, answer in told(share):
         prompt = [{"role": "user", "content": asked}]
-        if read_task(prompt) is None:  # its system message stands before it
+        if read_task(prompt) is None:  # it begins with its system message
             system = next(text for text in SYSTEMS if asked.startswith(text))
             prompt = [{"role": "system", "content": system}, {"role": "user", "content": asked[len(system) + 1 :]}]
         scores.append(smallworld.gold(prompt, answer).overall >= 0.9)

@@ -7,8 +7,7 @@ ones passed, of the right ones 143 were not read, and the scorer was widened by 
 reading withdrew, and what stays unread, with the reason in `why`.
 `gold_answers_fresh.jsonl` holds answers written against the finished scorer by one more reader, who had read neither it
 nor the other two files: no adversarial one passed. "neither" is what a second reading withdrew, "unread" are 128 right
-answers in free English that score below the bar: the scorer reads the language of the world, and no more. Of 1,040
-answers of models one such was found.
+answers in free English that score below the bar: the scorer reads the language of the world, and no more.
 
 `made_up.jsonl` holds real answers of models to prompts that ask for facts. A reader labelled each, with the facts of
 everybody in it beside it, before any scorer did; batch "before" while the scorer was made, "after" when it was
@@ -16,7 +15,7 @@ finished. The rule: an answer is made up if it says something of a person or a
 town that is not so: in a sentence, by a bare value (which says that what was asked for is this value, of whatever kind
 it is), or by a wrong yes or no. A hedge does not excuse it. What says nothing that the world could answer is not made
 up: an evasion, words without sense, a scene, a true thing that nobody asked for. Friendship has a direction: Ada may be
-a friend of Dora, and Dora none of Ada. A wrong "she" or "he" stands for whoever was spoken of.
+a friend of Dora, and Dora none of Ada. A wrong "she" or "he" means the person spoken of.
 """
 
 import functools

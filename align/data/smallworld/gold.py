@@ -266,7 +266,7 @@ def _thing(claim: Claim) -> frozenset[str]:
 # -- lists, counts, order ------------------------------------------------------------------------------------------
 
 
-_ONES = {*ANIMALS, *JOBS, *THINGS, *SIGHTS}  # what "a" and "the" stand before
+_ONES = {*ANIMALS, *JOBS, *THINGS, *SIGHTS}  # words that take "a" or "the"
 
 
 def _items(text: str, words: list[str]) -> list[str]:

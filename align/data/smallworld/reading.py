@@ -62,7 +62,7 @@ class Reading:
 
     Attributes:
         sentences: all of them, each with a full stop in place of none; lead-ins are taken off, lone ones left out.
-        claims: what is said of the world, in order, true or not; `She` and `He` stand for whoever was named last.
+        claims: what is said of the world, in order, true or not; `She` and `He` mean the person named last.
         denials: what is said not to be so.
         buried: claims inside of clauses that cannot be read, or with the wrong pronoun; they count if they are false,
             and answer nothing.
@@ -224,7 +224,7 @@ def _without_who(found: re.Match[str]) -> str:
 def _with_names(clause: str, subject: str | None) -> tuple[str, bool]:
     """(the clause with the name in place of each pronoun, "Her pet" as "The pet of Ada"; whether the pronouns fit).
 
-    A pronoun behind a name may stand for whoever is named; one that fits nobody is taken to mean `subject`.
+    A pronoun after a name may mean that person; one that fits nobody is taken to mean `subject`.
     """
     fit = True
     for found in reversed(list(_PRONOUN.finditer(clause))):
