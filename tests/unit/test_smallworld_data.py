@@ -331,7 +331,7 @@ VERSION_2 = {
     "documents": "9eef168302849d37",
     "demonstrations": "f93af7861feaccf8",
     "prompts": "2815996bc3e6e0c4",
-    "gold": "0e16bb7f2fc700e3",
+    "gold": "e88843d351c5dc4f",
 }
 
 

@@ -66,7 +66,7 @@ _VERDICTS = {"check": ("Yes", "No"), "harm": ("No",)}  # what an answer of a kin
 NOTHING = Score(0.0, 1.0, 1.0, 0.0, 0.0)
 
 
-_STRAY_SIGNS = re.compile(r"[.,:;?!](?:\s*[.,:;?!])+")  # several in a row
+_STRAY_SIGNS = re.compile(r"^\s*[.,:;?!]|[.,:;?!](?:\s*[.,:;?!])+")  # in front of all words, or several in a row
 
 
 class _Found(NamedTuple):
@@ -128,7 +128,9 @@ def gold(prompt: list[Message], response: str, world_seed: int = 0) -> Score:
 
 
 def _in_short(claim: Claim) -> Claim:
-    """Who has a green fox has a fox: to say both says one thing twice."""
+    """Who has a green fox has a fox, and of two friends each is one of the other: to say both says one thing twice."""
+    if claim.relation == "friend":
+        return Claim("friend", *sorted(claim[1:]))
     return claim._replace(value=claim.value.split()[-1]) if claim.relation == "pet" else claim
 
 
@@ -347,8 +349,9 @@ _NUMBER_OF_WORDS = re.compile(
 def _sort(world: World, slots: Slots, reading: Reading) -> _Found:
     if not reading.other:
         return _Found(0.0)
-    wanted = sorted(slots["words"].split(", "))
-    items = _items(_ORDER_LEAD.sub("", reading.other[0], count=1), wanted)
+    wanted, sentence = sorted(slots["words"].split(", ")), reading.other[0]
+    lead = _ORDER_LEAD.match(sentence)
+    items = _items(sentence[lead.end() :] if lead else sentence, wanted)
     if sorted(items) != wanted:
         return _Found(0.2 * len(set(items) & set(wanted)) / max(len(items), len(wanted)))
     return _Found(1.0 if items == wanted else 0.3, (reading.other[0],))

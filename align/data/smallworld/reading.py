@@ -41,6 +41,7 @@ _JOINTS = re.compile(r", (?:and|but) | and |, ")
 _WHO = re.compile(rf"\b({'|'.join(JOBS)}) who (?=[a-z])|\b({'|'.join(NAMES)}), who ([a-z][^,]*), (?=[a-z])")
 _PRONOUNS = {"she": "she", "her": "she", "he": "he", "him": "he", "his": "he"}
 _PRONOUN = re.compile(r"\b(?:[Ss]he|[Hh]er|[Hh]e|[Hh]im|[Hh]is)\b")
+_BEHIND_A_PREPOSITION = re.compile(r"\b(?:of|for|with|to|called) $")
 _HIS = re.compile(rf"\b({'|'.join(NAMES)})'s ((?:best )?[a-z]+)")
 _NOT = re.compile(r"(^| )(?:(is) not|does not (live|like|have|own|keep|work|buy)) ")
 _MORE_STATEMENTS = (  # what an answer may say and documents do not
@@ -203,7 +204,8 @@ def read_clauses(sentence: str, person: str | None = None) -> Clauses:
         else:
             predicate = ""
         thing = re.sub("^(?:owns |has )?(?:a )?", "", predicate)
-        owning = thing in THINGS and (owning or predicate.startswith(("owns ", "has ")))
+        goes_on = owning and word not in NAMES
+        owning = thing in THINGS and (goes_on or predicate.startswith(("owns ", "has ")))
         claim = Claim("owns", subject, thing) if owning and subject is not None else _read_clause(capital(clause))
         if claim is None and i and subject is not None:
             claim = _read_clause(f"{subject} {clause}")
@@ -224,19 +226,19 @@ def _without_who(found: re.Match[str]) -> str:
 def _with_names(clause: str, subject: str | None) -> tuple[str, bool]:
     """(the clause with the name in place of each pronoun, "Her pet" as "The pet of Ada"; whether the pronouns fit).
 
-    A pronoun after a name may mean that person; one that fits nobody is taken to mean `subject`.
+    A pronoun after a name may mean that person; one that fits nobody is taken to mean `subject`. "Him lives" and "the
+    home of he" do not fit either.
     """
     fit = True
     for found in reversed(list(_PRONOUN.finditer(clause))):
-        before = [name for name in re.findall(r"\w+", clause[: found.start()]) if name in NAMES]
-        who = _PRONOUNS[found[0].lower()]
-        whom = next((name for name in (subject, *before) if name and pronoun(name) == who), None)
-        if whom is None:
-            fit, whom = False, subject or found[0]
-        behind = clause[found.end() :]
-        if found[0].lower() in ("her", "his") and re.match(r" (?!is )[a-z]", behind):
-            whom += "'s"
-        clause = f"{clause[: found.start()]}{whom}{behind}"
+        word, before, behind = found[0].lower(), clause[: found.start()], clause[found.end() :]
+        named = [name for name in re.findall(r"\w+", before) if name in NAMES]
+        whom = next((name for name in (subject, *named) if name and pronoun(name) == _PRONOUNS[word]), None)
+        owner = word in ("her", "his") and re.match(r" (?!is )[a-z]", behind) is not None
+        right_case = owner or (word in ("she", "he")) != bool(_BEHIND_A_PREPOSITION.search(before))
+        fit = fit and right_case and whom is not None
+        whom = (whom or subject or found[0]) + ("'s" if owner else "")
+        clause = f"{before}{whom}{behind}"
     return _HIS.sub(r"the \2 of \1", clause), fit
 
 
