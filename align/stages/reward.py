@@ -37,9 +37,17 @@ _ADAPTER = "reward"
 
 
 class Ranking(NamedTuple):
-    """One prompt with its ranked responses, as token ids."""
+    """One prompt with its K ranked responses, as token ids.
 
-    sequences: list[list[int]]  # prompt and response, K of them
+    Attributes:
+        sequences: prompt and response; responses that are equal share one, so that the model reads it once.
+        places: for each of the K, which of the sequences it is.
+        ranks: K of them, 1 for the best.
+        gold: K of them, where the data have any.
+    """
+
+    sequences: list[list[int]]
+    places: list[int]
     ranks: list[int]
     gold: list[float] | None
 
@@ -101,9 +109,10 @@ def _rankings(
         raise ConfigError(f"inputs.data: {split} row {owners[error.index] + 1}: {error.reason}") from None
     rankings = []
     for row, k in zip(rows, count, strict=True):
-        sequences = [next(encoded) for _ in range(k)]
-        if len(set(row["ranks"])) > 1 and max(map(len, sequences)) <= length:
-            rankings.append(Ranking(sequences, row["ranks"], row.get("gold")))
+        found: dict[tuple[int, ...], int] = {}
+        places = [found.setdefault(tuple(next(encoded)), len(found)) for _ in range(k)]
+        if len(set(row["ranks"])) > 1 and max(map(len, found)) <= length:
+            rankings.append(Ranking(list(map(list, found)), places, row["ranks"], row.get("gold")))
     dropped = len(rows) - len(rankings)
     if dropped:
         which = f"{dropped:,} of {len(rows):,} {split} rankings"
@@ -197,19 +206,20 @@ def _backward_in_parts(
     with torch.no_grad():
         scores = torch.cat([score(group) for group in groups])
     scores.requires_grad_(True)
-    loss = _losses([scores], [ranking]).sum() / num_prompts
+    loss = _losses([scores[ranking.places]], [ranking]).sum() / num_prompts
     (gradient,) = torch.autograd.grad(loss, scores)
     for group in groups:
         score(group).backward(gradient[group])
-    return loss.detach(), [scores]
+    return loss.detach(), [scores[ranking.places]]
 
 
 def _scores(model: ScalarModel, rankings: Sequence[Ranking], job: Job, precision: str) -> Sequence[torch.Tensor]:
-    """The rewards of each ranking's responses, one forward for each response."""
+    """The rewards of each ranking's K responses, one forward for each that differs."""
     packed = pack([sequence for ranking in rankings for sequence in ranking.sequences], job.device)
     with job.autocast(precision):
         scores = response_scores(model, packed)
-    return scores.split([len(ranking.sequences) for ranking in rankings])
+    own = scores.split([len(ranking.sequences) for ranking in rankings])
+    return [each[ranking.places] for each, ranking in zip(own, rankings, strict=True)]
 
 
 @torch.no_grad()
@@ -226,7 +236,7 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
         rankings = [mine[i] for i in chunk]
         for rewards, ranking in zip(_scores(model, rankings, job, precision), rankings, strict=True):
             ranks = torch.tensor(ranking.ranks)
-            lengths = torch.tensor([len(sequence) for sequence in ranking.sequences])
+            lengths = torch.tensor([len(ranking.sequences[place]) for place in ranking.places])
             counts[0] += torch.tensor(pairwise_accuracy(rewards.cpu(), ranks), device=job.device)
             counts[1] += torch.tensor(pairwise_accuracy(lengths, ranks), device=job.device)
             pairs += torch.stack(pair_confidences(rewards.cpu(), ranks), 1).tolist()

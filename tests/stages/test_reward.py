@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from stage_jobs import job_at, log_of, made_by, planned
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from align.configs import LoraConfig, Reward
 from align.data.records import read_rows
@@ -101,3 +102,30 @@ def test_rankings_that_are_too_long_are_counted(inputs, tmp_path, capsys):
     assert "optimizer steps: fewer than 50" in told
     with pytest.raises(ConfigError, match="no ranking is left"):
         run(inputs, tmp_path / "none", sequence_length=4)
+
+
+@pytest.mark.parametrize("tokens", [40, 4096], ids=["in parts", "packed"])
+def test_equal_responses_count_as_often_as_they_stand_there(inputs, tmp_path, tokens):
+    """The model reads them once; the loss is that of all pairs, scored one by one by the published classifier."""
+    held_out = inputs.one("data")
+    folder = Path(shutil.copytree(held_out.path, tmp_path / "data"))
+    table = pq.read_table(folder / "train.parquet")
+    rows = [row for row in table.to_pylist() if len(set(row["responses"])) > 2][:4]
+    for row in rows:
+        one, two, three = list(dict.fromkeys(row["responses"]))[:3]
+        row.update(responses=[one, two, one, three, two], ranks=[1, 2, 3, 2, 1], gold=[0.0] * 5)
+    for split in ("train", "validation"):
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), folder / f"{split}.parquet")
+    same = Inputs({**inputs, "data": (dataclasses.replace(held_out, path=folder),)})
+    run(same, tmp_path / "run", {"micro_batch_tokens": tokens}, batch_size=4, num_epochs=1, learning_rate=1e-12)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/out")
+    losses = []
+    for row in rows:
+        texts = [[*row["prompt"], {"role": "assistant", "content": text}] for text in row["responses"]]
+        ids = [tokenizer.apply_chat_template(text, return_dict=False) for text in texts]
+        scores = [model(torch.tensor([each])).logits.item() for each in ids]
+        pairs = [scores[a] - scores[b] for a in range(5) for b in range(5) if row["ranks"][a] < row["ranks"][b]]
+        losses.append(-torch.nn.functional.logsigmoid(torch.tensor(pairs)).mean().item())
+    (logged,) = log_of(tmp_path / "run")
+    assert logged["loss"] == pytest.approx(sum(losses) / 4, rel=1e-4)
