@@ -45,6 +45,20 @@ def report(bars: dict[str, float], file: Path | None) -> None:
         file.write_text(json.dumps({"bars": bars, "machine": machine}, indent=1) + "\n")
 
 
+_WRITTEN = {"score": "{:.3f}", "number": "{:.2f}", "share": "{:.1%}", "signed": "{:+.1%}"}
+
+
+def written(value: float, kind: str) -> str:
+    """As an account has it: a score, a number, a share, or a share with its sign."""
+    return _WRITTEN[kind].format(value).replace("%", " %")
+
+
+def in_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())

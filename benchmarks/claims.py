@@ -4,7 +4,8 @@
     align run pipeline=miniature sweep=beta step=evaluate_ppo -m
     python benchmarks/claims.py [--store artifacts] [--json FILE] [--plot FILE.svg]
 
-Figures are means over seeds; `+-` is half of the 95 % interval of the mean, by Student's t.
+Figures are means over seeds; `+-` is half of the 95 % interval of the mean, by Student's t. The table of models is of
+the test prompts, that of coefficients, which is to choose by, of the validation prompts.
 """
 
 from __future__ import annotations
@@ -12,15 +13,52 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _report import arguments, report
+from _report import arguments, in_table, report, written
 
 from align.evals.intervals import mean_and_half
 
-SHOWN = ("gold/score", "greedy/gold/score", "win_rate", "greedy/win_rate", "kl", "pretrain_loss", "fact_recall")
 TRAINED = ("reward/model", "heldout/score", "gold/score", "objective/kl", "response_tokens")
+# The columns of the models: what it says, the metric, how it is written.
+COLUMNS = (
+    ("gold score", "gold/score", "score"),
+    ("greedy", "greedy/gold/score", "score"),
+    ("wins over SFT", "win_rate", "share"),
+    ("greedy", "greedy/win_rate", "share"),
+    ("wins over the best prompted base", "prompted_base/win_rate", "share"),
+    ("greedy", "greedy/prompted_base/win_rate", "share"),
+    ("KL to SFT, nats a response", "kl", "number"),
+    ("text loss, nats a token", "pretrain_loss", "number"),
+    ("facts recalled", "fact_recall", "share"),
+)
+# The rows: a model, the step that evaluates it, what stands before its metrics there, and columns that it lacks.
+OVER_ITSELF = ("win_rate", "greedy/win_rate", "prompted_base/win_rate", "greedy/prompted_base/win_rate", "kl")
+MODELS = (
+    ("base, zero-shot", "base", "baseline/", OVER_ITSELF),
+    ("base, few-shot", "base", "", OVER_ITSELF),
+    ("SFT", "sft", "", ("win_rate", "greedy/win_rate", "kl")),
+    ("PPO", "ppo", "", ()),
+    ("PPO-ptx", "ptx", "", ()),
+    ("PPO, low-rank adapters", "lora", "", ()),
+)
+BETA_COLUMNS = (
+    ("score of the reward model", "train/reward/model", "score"),
+    ("held-out reward model", "train/heldout/score", "score"),
+    ("gold score", "gold/score", "score"),
+    ("greedy", "greedy/gold/score", "score"),
+    ("wins over SFT", "win_rate", "share"),
+    ("KL", "kl", "number"),
+)
+LARGE = (
+    ("the large base in its best form, gold score", "prompted_base/gold/score", "score"),
+    ("greedy", "greedy/prompted_base/gold/score", "score"),
+    ("PPO wins over it", "prompted_base/win_rate", "share"),
+    ("greedy", "greedy/prompted_base/win_rate", "share"),
+)
+Runs = Mapping[int, Mapping[str, float]]  # by seed
 
 
 def versions(store: Path, pipeline: str, step: str) -> list[dict[str, Any]]:
@@ -37,15 +75,18 @@ def manifest(store: Path, stage: str, key: str) -> dict[str, Any]:
     return json.loads((store / "objects" / stage / key / "manifest.json").read_text())
 
 
-def by_seed(store: Path, step: str) -> dict[int, dict[str, float]]:
-    """The newest figures of each seed."""
-    return {made["config"]["seed"]: made["metrics"] for made in versions(store, "miniature", step)}
+def by_seed(store: Path, step: str) -> Runs:
+    """The newest figures of each seed on the test prompts."""
+    made = [each for each in versions(store, "miniature", step) if each["config"]["split"] == "test"]
+    return dict(sorted((each["config"]["seed"], each["metrics"]) for each in made))
 
 
 def by_beta(store: Path) -> dict[float, list[dict[str, float]]]:
-    """What evaluation and training say of each `kl_coef`, a run a seed."""
+    """What evaluation on validation prompts and training say of each `kl_coef`, a run a seed."""
     found: dict[float, dict[int, dict[str, float]]] = defaultdict(dict)
     for made in versions(store, "miniature", "evaluate_ppo"):
+        if made["config"]["split"] != "validation":
+            continue
         (trained,) = made["inputs"]["model"]
         policy = manifest(store, "ppo", trained["key"])
         metrics = {f"train/{name}": policy["metrics"][name] for name in TRAINED}
@@ -57,25 +98,47 @@ def main() -> None:
     options = arguments(__doc__, store=str, plot=str)
     store = Path(options.store or "artifacts")
     bars: dict[str, float] = {}
-
-    def add(name: str, values: list[float]) -> None:
-        bars[name], bars[f"{name} +-"] = mean_and_half(values)
-
     betas = by_beta(store)
-    columns = {
-        name: list(by_seed(store, f"evaluate_{name}").values()) for name in ("base", "sft", "ptx", "lora", "large")
-    }
-    columns["ppo"] = betas[0.1]
-    for name, runs in columns.items():
-        for metric in SHOWN:
-            if runs and all(metric in run for run in runs):
-                add(f"{name}/{metric}", [run[metric] for run in runs])
-    for beta, runs in betas.items():
-        for metric in (*SHOWN, *(f"train/{name}" for name in TRAINED)):
-            add(f"beta {beta:g}/{metric}", [run[metric] for run in runs])
+    models = {name: by_seed(store, f"evaluate_{step}") for name, step, _, _ in MODELS}
+    large = by_seed(store, "evaluate_large")
+
+    def cells(about: str, columns: Sequence[tuple[str, str, str]], runs: Sequence[Mapping[str, float]]) -> list[str]:
+        found = []
+        for _, metric, kind in columns:
+            mean, half = mean_and_half([run[metric] for run in runs])
+            bars[f"{about}/{metric}"], bars[f"{about}/{metric} +-"] = mean, half
+            found.append(f"{written(mean, kind)} +- {written(half, kind)}")
+        return found
+
+    model_rows = []
+    for name, _, prefix, lacks in MODELS:
+        runs = [{metric: _figure(run, prefix, metric) for _, metric, _ in COLUMNS} for run in models[name].values()]
+        known = iter(cells(name, [column for column in COLUMNS if column[1] not in lacks], runs))
+        model_rows.append([name, *("" if metric in lacks else next(known) for _, metric, _ in COLUMNS)])
+    beta_rows = [[f"{beta:g}", *cells(f"beta {beta:g}", BETA_COLUMNS, runs)] for beta, runs in betas.items()]
+    large_row = cells("large", LARGE, list(large.values()))
+    wins = [("PPO over SFT", models["PPO"], "win_rate"), ("PPO-ptx over SFT", models["PPO-ptx"], "win_rate")]
+    wins += [("adapters over SFT", models["PPO, low-rank adapters"], "win_rate")]
+    wins += [("PPO over the large base", large, "prompted_base/win_rate")]
     report(bars, options.json)
+    print(in_table(["", *(label for label, *_ in COLUMNS)], model_rows), end="\n\n")
+    print(in_table([label for label, *_ in LARGE], [large_row]), end="\n\n")
+    print(in_table(["", *(f"seed {seed}" for seed in large)], [_each(*row) for row in wins]), end="\n\n")
+    print(in_table(["beta", *(label for label, *_ in BETA_COLUMNS)], beta_rows))
     if options.plot:
         plot(betas, Path(options.plot))
+
+
+def _figure(run: Mapping[str, float], prefix: str, metric: str) -> float:
+    """A metric of the model, or of its baseline: "greedy/baseline/gold/score"."""
+    greedy, name = ("greedy/", metric.removeprefix("greedy/")) if metric.startswith("greedy/") else ("", metric)
+    return run.get(f"{greedy}{prefix}{name}", float("nan"))
+
+
+def _each(label: str, runs: Runs, metric: str) -> list[str]:
+    """Each seed's wins, with the 95 % interval over its prompts."""
+    found = ((run[metric], run[f"{metric}_low"], run[f"{metric}_high"]) for run in runs.values())
+    return [label, *(f"{written(mean, 'share')} [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in found)]
 
 
 def plot(betas: dict[float, list[dict[str, float]]], file: Path) -> None:
@@ -90,7 +153,7 @@ def plot(betas: dict[float, list[dict[str, float]]], file: Path) -> None:
     panels = (
         ("train/reward/model", "last rollout: reward model PPO learns from"),
         ("train/heldout/score", "last rollout: held-out reward model"),
-        ("gold/score", "test prompts: gold score"),
+        ("gold/score", "validation prompts: gold score"),
     )
     for axis, (metric, title) in zip(axes, panels, strict=True):
         means = []

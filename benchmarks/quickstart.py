@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 
-from _report import arguments, report
+from _report import arguments, in_table, report, written
 
 from align.evals.intervals import mean_and_half
 
@@ -69,7 +69,6 @@ CURVE = (
     ("PPO over SFT", "evaluate_ppo", "win_rate", "share"),
     ("SFT over the best prompted base", "evaluate_sft", "prompted_base/win_rate", "share"),
 )
-_WRITTEN = {"score": "{:.3f}", "number": "{:.2f}", "share": "{:.1%}", "signed": "{:+.1%}", "wins": "{:.1%}"}
 
 
 def main() -> None:
@@ -106,30 +105,27 @@ def _figure(run: Mapping[str, Metrics], step: str, metric: str) -> float:
 
 
 def _table(seeds: Sequence[int], runs: Sequence[Mapping[str, Metrics]]) -> str:
-    lines = [f"| | {' | '.join(f'seed {seed}' for seed in seeds)} | mean |", "|---" * (len(seeds) + 2) + "|"]
+    rows = []
     for label, step, metric, kind in ROWS:
         values = [_figure(run, step, metric) for run in runs]
-        cells = [_written(value, kind) for value in values]
+        share = "share" if kind == "wins" else kind
+        cells = [written(value, share) for value in values]
         if kind == "wins":
             bounds = [[_figure(run, step, f"{metric}_{end}") for end in ("low", "high")] for run in runs]
             cells = [f"{cell} [{100 * a:.1f}, {100 * b:.1f}]" for cell, (a, b) in zip(cells, bounds, strict=True)]
-        lines.append(f"| {label} | {' | '.join(cells)} | {_written(mean_and_half(values)[0], kind)} |")
-    return "\n".join(lines)
+        rows.append([label, *cells, written(mean_and_half(values)[0], share)])
+    return in_table(["", *(f"seed {seed}" for seed in seeds), "mean"], rows)
 
 
 def _curve(runs: Mapping[str | None, Sequence[Mapping[str, Metrics]]]) -> str:
-    lines = [f"| share | {' | '.join(label for label, *_ in CURVE)} |", "|---" * (len(CURVE) + 1) + "|"]
+    rows = []
     for share, steps in runs.items():
-        cells = []
+        cells = [str(share)]
         for _, step, metric, kind in CURVE:
             mean, half = mean_and_half([_figure(run, step, metric) for run in steps])
-            cells.append(f"{_written(mean, kind)} +- {_written(half, kind)}")
-        lines.append(f"| {share} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _written(value: float, kind: str) -> str:
-    return _WRITTEN[kind].format(value).replace("%", " %")
+            cells.append(f"{written(mean, kind)} +- {written(half, kind)}")
+        rows.append(cells)
+    return in_table(["share", *(label for label, *_ in CURVE)], rows)
 
 
 if __name__ == "__main__":
