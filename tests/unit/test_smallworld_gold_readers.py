@@ -8,6 +8,8 @@ reading withdrew, and what stays unread, with the reason in `why`.
 `gold_answers_fresh.jsonl` holds answers written against the finished scorer by one more reader, who had read neither it
 nor the other two files: no adversarial one passed. "neither" is what a second reading withdrew, "unread" are 128 right
 answers in free English that score below the bar: the scorer reads the language of the world, and no more.
+`gold_answers_last.jsonl` holds answers of a fourth reader, who had not seen the other files nor how the scorer reads;
+all but 23 adversarial ones were written before any was scored. "neither" is what a second reading withdrew.
 
 `made_up.jsonl` holds real answers of models to prompts that ask for facts. A reader labelled each, with the facts of
 everybody in it beside it, before any scorer did; batch "before" while the scorer was made, "after" when it was
@@ -28,7 +30,12 @@ from align.data.smallworld.gold import gold
 from align.data.smallworld.kinds import KINDS
 
 DATA = Path(__file__).parent.parent / "data"
-ANSWERS = ["gold_answers.jsonl", "gold_answers_after.jsonl", "gold_answers_fresh.jsonl"]
+ANSWERS = [
+    "gold_answers.jsonl",
+    "gold_answers_after.jsonl",
+    "gold_answers_fresh.jsonl",
+    "gold_answers_last.jsonl",
+]
 LEAST_OF_RIGHT, MOST_OF_ADVERSARIAL = 0.9, 0.5
 AGREEMENT = 0.97
 
