@@ -9,7 +9,8 @@ reading withdrew, and what stays unread, with the reason in `why`.
 nor the other two files: no adversarial one passed. "neither" is what a second reading withdrew, "unread" are 128 right
 answers in free English that score below the bar: the scorer reads the language of the world, and no more.
 `gold_answers_last.jsonl` holds answers of a fourth reader, who had not seen the other files nor how the scorer reads;
-all but 23 adversarial ones were written before any was scored. "neither" is what a second reading withdrew.
+all but 23 adversarial ones were written before any was scored: none passed. The last 37 were written after a look at
+the code and did pass, before the scorer learned them. "neither" is what a second reading withdrew, "unread" as above.
 
 `made_up.jsonl` holds real answers of models to prompts that ask for facts. A reader labelled each, with the facts of
 everybody in it beside it, before any scorer did; batch "before" while the scorer was made, "after" when it was

@@ -26,10 +26,6 @@ from align.data.smallworld.world import (
 
 _YES_OR_NO = re.compile(r"(Yes|No)\b[,.]? *")
 _PLEASE = re.compile(r"Please note that +|Please know that +")
-_THANKS = re.compile(
-    r"(?:Thank you|I thank you|Thanks)(?: very much)?"
-    r"(?: for (?:asking(?: me| about \w+)?|the question|your question))?[.,] *"
-)
 _THANKS_BEHIND = re.compile(r", (?:thank you|thanks)(?: for asking)?\.$")
 _CHATTER = (
     re.compile("|".join(re.escape(text.strip()) for text in CHATTER)),
@@ -38,7 +34,8 @@ _CHATTER = (
 )
 _LEAD_IN = CHATTER[1]  # the chatter that ends in a colon
 _JOINTS = re.compile(r", (?:and|but) | and |, ")
-_WHO = re.compile(rf"\b({'|'.join(JOBS)}) who (?=[a-z])|\b({'|'.join(NAMES)}), who ([a-z][^,]*), (?=[a-z])")
+_VERB = r"(?:lives|is|works|has|likes|buys|keeps|often|owns)\b"
+_WHO = re.compile(rf"\b({'|'.join(JOBS)}) who (?={_VERB})|\b({'|'.join(NAMES)}), who ({_VERB}[^,]*), (?={_VERB})")
 _PRONOUNS = {"she": "she", "her": "she", "he": "he", "him": "he", "his": "he"}
 _PRONOUN = re.compile(r"\b(?:[Ss]he|[Hh]er|[Hh]e|[Hh]im|[Hh]is)\b")
 _BEHIND_A_PREPOSITION = re.compile(r"\b(?:of|for|with|to|called) $")
@@ -90,11 +87,11 @@ def read_response(response: str, person: str | None = None) -> Reading:
     reading = Reading()
     people = [person] if person else []  # the subject of the sentence before, then who else was named, latest first
     for said in split_sentences(response):
-        sentence = _without_lead_ins(said, reading)
+        sentence = _without_lead_ins(said, reading, person)
         if not sentence:
             continue
         reading.sentences.append(sentence)
-        if _THANKS.fullmatch(sentence):
+        if _thanks(person).fullmatch(sentence):
             reading.thanks += 1
         elif any(pattern.fullmatch(sentence) for pattern in _CHATTER):
             reading.chatter += 1
@@ -140,7 +137,17 @@ def _ended(sentence: str) -> str:
     return f"{bare}." if sentence.removeprefix(bare) in ("", "!") else sentence
 
 
-def _without_lead_ins(sentence: str, reading: Reading) -> str:
+@functools.cache
+def _thanks(person: str | None) -> re.Pattern[str]:
+    """Thanks for a question, also for one about `person`, whom the prompt names."""
+    about = f"| about (?:it|her|him|{person})" if person else "| about it"
+    return re.compile(
+        r"(?:Thank you|I thank you|Thanks)(?: very much)?"
+        rf"(?: for (?:asking(?: me| me that{about})?|the question|your question))?[.,] *"
+    )
+
+
+def _without_lead_ins(sentence: str, reading: Reading, person: str | None) -> str:
     """The sentence behind "Yes,", a hedge and the like, which are noted; "" where nothing is behind them."""
     if lead := _YES_OR_NO.match(sentence):
         reading.verdicts.append(lead[1])
@@ -152,7 +159,7 @@ def _without_lead_ins(sentence: str, reading: Reading) -> str:
         elif sentence.startswith(_LEAD_IN):
             reading.chatter += 1
             sentence = sentence.removeprefix(_LEAD_IN)
-        elif (polite := _PLEASE.match(sentence) or _THANKS.match(sentence)) and polite.end() < len(sentence):
+        elif (polite := _PLEASE.match(sentence) or _thanks(person).match(sentence)) and polite.end() < len(sentence):
             reading.thanks += 1
             sentence = sentence[polite.end() :]
         else:
@@ -180,6 +187,9 @@ class Clauses(NamedTuple):
 def read_clauses(sentence: str, person: str | None = None) -> Clauses:
     """The claims of a sentence, whose clauses are joined by commas and `and`, and what else its clauses say.
 
+    A clause without a subject has that of the clause before: in "Dora is the friend of Ada and lives in Redford" it is
+    Dora who lives there, and in "The home of Ada is Redford and is a farmer" nobody is a farmer.
+
     Args:
         person: whom a pronoun stands for before anybody is named.
     """
@@ -188,6 +198,7 @@ def read_clauses(sentence: str, person: str | None = None) -> Clauses:
     buried: list[Claim] = []
     unread: list[str] = []
     subject, owning, asks = person, False, sentence.endswith("?")
+    before: str | None = None  # the person who is the subject of the clause before
     for i, said in enumerate(_JOINTS.split(_WHO.sub(_without_who, sentence.removesuffix(".")))):
         clause, fits = _with_names(said, subject)
         if not fits:
@@ -198,7 +209,7 @@ def read_clauses(sentence: str, person: str | None = None) -> Clauses:
         clause, denies = _without_not(clause)
         word, _, predicate = clause.partition(" ")
         if word in NAMES:
-            subject = word
+            subject = before = word
         elif i:
             predicate = clause  # of the subject of the clause before
         else:
@@ -206,9 +217,11 @@ def read_clauses(sentence: str, person: str | None = None) -> Clauses:
         thing = re.sub("^(?:owns |has )?(?:a )?", "", predicate)
         goes_on = owning and word not in NAMES
         owning = thing in THINGS and (goes_on or predicate.startswith(("owns ", "has ")))
-        claim = Claim("owns", subject, thing) if owning and subject is not None else _read_clause(capital(clause))
-        if claim is None and i and subject is not None:
-            claim = _read_clause(f"{subject} {clause}")
+        claim = Claim("owns", before, thing) if owning and before is not None else _read_clause(capital(clause))
+        if claim is None and i and before is not None:
+            claim = _read_clause(f"{before} {clause}")
+        elif claim is not None and word not in NAMES and not owning:
+            before = None
         if claim is None:
             unread.append(said)
             buried += [] if asks or denies else _buried(clause)
