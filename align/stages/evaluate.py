@@ -179,14 +179,20 @@ def _over_prompted(
 
 
 def _seen(inputs: Inputs, job: Job, prompts: Sequence[Messages]) -> Metrics:
-    """The share of the prompts that the policy's reward models, or the one that judges, learned from."""
+    """The share of the prompts that the policy's reward models, or the one that judges, learned from.
+
+    A held-out reward model, which only watched PPO, does not count.
+    """
     store = ArtifactStore(job.store)
-    given = [*inputs["model"], *inputs.get("reward_model", ())]
+    judges = inputs.get("reward_model", ())
     try:
-        made = [artifact for each in given for artifact in store.lineage(each)]
-    except StoreError:  # what it was made from is gone
+        made = [artifact for each in (*inputs["model"], *judges) for artifact in store.lineage(each)]
+    except StoreError as error:
+        job.info(f"it is not known which prompts the reward models saw: {error}")
         return {}
-    data = [artifact for reward in made if reward.stage == "reward" for artifact in _inputs_of(store, reward, "data")]
+    trained = [reward for step in made if step.stage == "ppo" for reward in _inputs_of(store, step, "reward_model")]
+    rewards = [artifact for artifact in (*judges, *trained) if artifact.stage == "reward"]
+    data = [artifact for reward in rewards for artifact in _inputs_of(store, reward, "data")]
     if not data:
         return {}
     learned = {_asked(row["prompt"]) for row in read_rows([artifact.path for artifact in data], "train")}

@@ -210,3 +210,18 @@ def test_the_share_of_prompts_that_the_reward_model_learned_from(finished, tmp_p
     mine = (Artifact("data", "mine", "prompts", job.out),)
     found = scores(finished, tmp_path / "found", {"prompts": mine, "reward_model": made_by(finished, "reward")})
     assert found["seen_by_reward_model"] == 0.75
+
+
+def test_a_reward_model_that_only_watched_ppo_has_not_judged_it(store, tmp_path, capsys):
+    (policy,) = made_by(store, "ppo")
+    assert scores(store, tmp_path / "before", {})["seen_by_reward_model"] == 0
+    file = policy.path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["inputs"]["heldout_reward_model"] = manifest["inputs"].pop("reward_model")
+    file.write_text(json.dumps(manifest))
+    assert "seen_by_reward_model" not in scores(store, tmp_path / "after", {})
+    manifest["inputs"]["heldout_reward_model"][0]["key"] = "0" * 64
+    file.write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert "seen_by_reward_model" not in scores(store, tmp_path / "gone", {})
+    assert "it is not known which prompts the reward models saw: ppo@" in capsys.readouterr().err
