@@ -57,7 +57,10 @@ class Data(StageConfig):
         },
     )
     options: dict[str, Any] = field(
-        default_factory=dict, metadata={"comment": "of a card that generates its rows: world_seed, flaw_share"}
+        default_factory=dict,
+        metadata={
+            "comment": "of a card that generates its rows: world_seed; of documents good_dialogue_share, of demonstrations flaw_share"
+        },
     )
 
     @property
