@@ -59,7 +59,8 @@ class Data(StageConfig):
     options: dict[str, Any] = field(
         default_factory=dict,
         metadata={
-            "comment": "of a card that generates its rows: world_seed; of documents good_dialogue_share, of demonstrations flaw_share"
+            "comment": "of a card that generates its rows: world_seed; good_dialogue_share of documents, "
+            "flaw_share of demonstrations"
         },
     )
 
