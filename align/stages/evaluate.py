@@ -102,7 +102,7 @@ def _held_out(artifact: Artifact, slot: str, split: str, job: Job) -> list[Row]:
             return rows
     others = [split for split in SPLITS if (artifact.path / f"{split}.parquet").is_file()]
     info = read_info(artifact.path)
-    whole = f"align data source={info['source']} record={info['record']} split=test name=mine/all"
+    whole = f"align data source={info['source']} record={info['record']} split={split} name=mine/all"
     raise ConfigError(
         f"inputs.{slot}: no row of {info['source']} is in the {split} split: they are in {', '.join(others)}. "
         "Of a source that a model here was trained on, the test rows are those that training held out. To evaluate all "
