@@ -125,7 +125,7 @@ class Evaluate(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class Prompt(StageConfig):
-    """Find the form in which a language model answers best that was never taught a chat template.
+    """Find the form of plain text in which a base model, which has no chat template, answers best.
 
     align prompt model=mine/base prompts=mine/prompts reward_model=mine/reward
     """

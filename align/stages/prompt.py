@@ -1,5 +1,4 @@
-"""Find the form in which a language model answers best that was never taught a chat template: InstructGPT's prompted
-GPT-3.
+"""Find the form of plain text in which a base model answers best: InstructGPT's prompted GPT-3.
 
 Takes: a model; prompts, whose validation split chooses the form; demonstrations to draw solved examples from; a reward
 model where no gold scorer knows the prompts.
