@@ -8,6 +8,8 @@ reading withdrew, and what stays unread, with the reason in `why`.
 `gold_answers_fresh.jsonl` holds answers written against the finished scorer by one more reader, who had read neither it
 nor the other two files: no adversarial one passed. "neither" is what a second reading withdrew, "unread" are 128 right
 answers in free English that score below the bar: the scorer reads the language of the world, and no more.
+`gold_answers_last.jsonl` holds answers of a fourth reader, who had not seen the other files nor how the scorer reads;
+all but 23 adversarial ones were written before any was scored. "neither" is what a second reading withdrew.
 
 `made_up.jsonl` holds real answers of models to prompts that ask for facts. A reader labelled each, with the facts of
 everybody in it beside it, before any scorer did; batch "before" while the scorer was made, "after" when it was
@@ -28,7 +30,12 @@ from align.data.smallworld.gold import gold
 from align.data.smallworld.kinds import KINDS
 
 DATA = Path(__file__).parent.parent / "data"
-ANSWERS = ["gold_answers.jsonl", "gold_answers_after.jsonl", "gold_answers_fresh.jsonl"]
+ANSWERS = [
+    "gold_answers.jsonl",
+    "gold_answers_after.jsonl",
+    "gold_answers_fresh.jsonl",
+    "gold_answers_last.jsonl",
+]
 LEAST_OF_RIGHT, MOST_OF_ADVERSARIAL = 0.9, 0.5
 AGREEMENT = 0.97
 
@@ -119,7 +126,7 @@ def test_that_two_are_friends_of_each_other_is_one_thing():
 
 
 def test_the_card_says_how_many_answers_there_are():
-    first, _, fresh = ([row["verdict"] for row in rows(name)] for name in ANSWERS)
+    first, _, fresh, last = ([row["verdict"] for row in rows(name)] for name in ANSWERS)
     batches = [row["batch"] for row in rows("made_up.jsonl")]
     card = " ".join((DATA.parent.parent / "data_cards/smallworld.md").read_text().split())
     for said in (
@@ -128,5 +135,7 @@ def test_the_card_says_how_many_answers_there_are():
         f"Of {fresh.count('adversarial')} answers that another reader",
         f"of {fresh.count('right') + fresh.count('unread')} right answers",
         f"it scored {fresh.count('unread')} low",
+        f"Of {last.count('adversarial')} answers that a fourth reader",
+        f"of {last.count('right') + last.count('unread')} right ones {last.count('unread')} scored low",
     ):
         assert said in card
