@@ -43,7 +43,7 @@ def add_implied_steps(
                     refs[i] = _add_source(configs, made, ref, kind, f"{name}.inputs.{slot}")
                     data = configs[made]
                     if isinstance(config, Evaluate) and isinstance(data, Data):
-                        notes[made] = _evaluate_whole(data, learned, data_root)
+                        notes[made] = _evaluate_whole(data, learned, data_root, config.split)
             config.inputs[slot] = refs
     for name, config in list(configs.items()):
         kinds = {**config.INPUTS, **config.OPTIONAL}
@@ -58,26 +58,27 @@ def add_implied_steps(
     return notes
 
 
-def _evaluate_whole(data: Data, learned: Mapping[str, Data], data_root: str | None) -> str:
-    """Make every row of a source that evaluates a test row, unless a model that is evaluated has learned from it.
+def _evaluate_whole(data: Data, learned: Mapping[str, Data], data_root: str | None, split: str) -> str:
+    """Put every row of a source into the split that is evaluated, unless a model there has learned from the source.
 
-    A source with several splits keeps them: its test split is evaluated. Returns what the user should know.
+    A source with several splits keeps them. Returns what the user should know.
     """
     if data.splits != [*SPLITS]:  # card:NAME/SPLIT
         return ""
     said = _splits_said(data.source, data_root)
-    if data.record == "items":  # they are all test where no name says a split
-        data.split = "test" if len(said) == 1 else None
+    if data.record == "items":
+        are_test = not said and split == "test"  # as items are where no name says a split
+        data.split = None if len(said) > 1 or are_test else split
         return ""
     before = _learned_of(data.source, learned)
     if before is None:
-        data.split = None if len(said) > 1 else "test"
+        data.split = None if len(said) > 1 else split
         return ""
     seen = _splits_in(before, data.source, data_root)
     if None in seen or len(said) > 1:
         data.validation_share = before.validation_share
-        return f"a model here was trained on {before.source}, so the test split of {data.source} alone is evaluated"
-    data.split = "test"
+        return f"a model here was trained on {before.source}, so the {split} split of {data.source} alone is evaluated"
+    data.split = split
     if "train" in seen:
         return f"all of {data.source} is evaluated, and a model here was trained on it"
     return ""

@@ -21,7 +21,7 @@ from _report import arguments, in_table, report, written
 
 from align.evals.intervals import mean_and_half
 
-TRAINED = ("reward/model", "heldout/score", "gold/score", "objective/kl", "response_tokens")
+TRAINED = ("reward/model", "heldout/score")  # of the last rollout of training
 # The columns of the models: what it says, the metric, how it is written.
 COLUMNS = (
     ("gold score", "gold/score", "score"),
@@ -77,15 +77,18 @@ def manifest(store: Path, stage: str, key: str) -> dict[str, Any]:
 
 def by_seed(store: Path, step: str) -> Runs:
     """The newest figures of each seed on the test prompts."""
-    made = [each for each in versions(store, "miniature", step) if each["config"]["split"] == "test"]
-    return dict(sorted((each["config"]["seed"], each["metrics"]) for each in made))
+    made = [each for each in versions(store, "miniature", step) if each["config"].get("split") == "test"]
+    newest = {each["config"]["seed"]: each["metrics"] for each in made}
+    if not newest:
+        raise SystemExit(f"{store}: no version of miniature/{step} on test prompts; this file's top says how to run it")
+    return dict(sorted(newest.items()))
 
 
 def by_beta(store: Path) -> dict[float, list[dict[str, float]]]:
     """What evaluation on validation prompts and training say of each `kl_coef`, a run a seed."""
     found: dict[float, dict[int, dict[str, float]]] = defaultdict(dict)
     for made in versions(store, "miniature", "evaluate_ppo"):
-        if made["config"]["split"] != "validation":
+        if made["config"].get("split") != "validation":
             continue
         (trained,) = made["inputs"]["model"]
         policy = manifest(store, "ppo", trained["key"])
@@ -123,7 +126,8 @@ def main() -> None:
     report(bars, options.json)
     print(in_table(["", *(label for label, *_ in COLUMNS)], model_rows), end="\n\n")
     print(in_table([label for label, *_ in LARGE], [large_row]), end="\n\n")
-    print(in_table(["", *(f"seed {seed}" for seed in large)], [_each(*row) for row in wins]), end="\n\n")
+    seeds = sorted({seed for _, runs, _ in wins for seed in runs})
+    print(in_table(["", *(f"seed {seed}" for seed in seeds)], [_each(seeds, *row) for row in wins]), end="\n\n")
     print(in_table(["beta", *(label for label, *_ in BETA_COLUMNS)], beta_rows))
     if options.plot:
         plot(betas, Path(options.plot))
@@ -135,10 +139,16 @@ def _figure(run: Mapping[str, float], prefix: str, metric: str) -> float:
     return run.get(f"{greedy}{prefix}{name}", float("nan"))
 
 
-def _each(label: str, runs: Runs, metric: str) -> list[str]:
-    """Each seed's wins, with the 95 % interval over its prompts."""
-    found = ((run[metric], run[f"{metric}_low"], run[f"{metric}_high"]) for run in runs.values())
-    return [label, *(f"{written(mean, 'share')} [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in found)]
+def _each(seeds: Sequence[int], label: str, runs: Runs, metric: str) -> list[str]:
+    """Each seed's wins, with the 95 % interval over its prompts; empty where a seed has no run."""
+    cells = [label]
+    for seed in seeds:
+        if seed in runs:
+            mean, low, high = (runs[seed][f"{metric}{end}"] for end in ("", "_low", "_high"))
+            cells.append(f"{written(mean, 'share')} [{100 * low:.1f}, {100 * high:.1f}]")
+        else:
+            cells.append("")
+    return cells
 
 
 def plot(betas: dict[float, list[dict[str, float]]], file: Path) -> None:

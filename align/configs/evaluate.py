@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from align.configs.knobs import StageConfig, check_ranges, knob, max_new_tokens_knob, precision_knob, require
 from align.errors import ConfigError
+from align.text.forms import read_form
 
 FREE_FORM = ("greedy", "beam")
 PROBES = ("brief", "polite", "capitals", "one_sentence")
@@ -116,13 +117,15 @@ class Evaluate(StageConfig):
                 raise ConfigError(f"{name}: it judges answers, so expected inputs.prompts too")
         if self.reward_functions and not any(self.reward_functions.values()):
             raise ConfigError("reward_functions: expected a weight other than 0 for one of them, or nothing is scored")
+        if "prompted_base" in given and "prompts" not in given:
+            raise ConfigError("inputs.prompted_base: its answers are compared, so expected inputs.prompts too")
         if self.judge.url and "baseline" not in given:
             raise ConfigError("judge: it compares two models, so expected inputs.baseline too")
 
 
 @dataclass(slots=True, kw_only=True)
 class Prompt(StageConfig):
-    """Find the form in which a language model answers best that was never taught a chat template.
+    """Find the form of plain text in which a base model, which has no chat template, answers best.
 
     align prompt model=mine/base prompts=mine/prompts reward_model=mine/reward
     """
@@ -152,10 +155,17 @@ class Prompt(StageConfig):
         check_ranges(self)
         require(self.num_prefixes > 0, "num_prefixes", self.num_prefixes, "a number above 0")
         require(self.num_prompts is None or self.num_prompts > 0, "num_prompts", self.num_prompts, "a number above 0")
+        for name, text in self.forms.items():
+            try:
+                read_form(text)
+            except ValueError as error:
+                raise ConfigError(f"forms.{name}: {error}") from None
 
     def check_inputs(self) -> None:
         if self.num_shots and not self.inputs.get("examples"):
             raise ConfigError("num_shots: it draws solved examples, so expected inputs.examples too")
+        if self.inputs.get("examples") and not self.num_shots:
+            raise ConfigError("inputs.examples: num_shots says how many stand before a prompt, so expected it above 0")
 
 
 def _is_address(url: str) -> bool:

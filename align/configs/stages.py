@@ -57,7 +57,11 @@ class Data(StageConfig):
         },
     )
     options: dict[str, Any] = field(
-        default_factory=dict, metadata={"comment": "of a card that generates its rows: world_seed, flaw_share"}
+        default_factory=dict,
+        metadata={
+            "comment": "of a card that generates its rows: world_seed; good_dialogue_share of documents, "
+            "flaw_share of demonstrations"
+        },
     )
 
     @property

@@ -1,7 +1,7 @@
 """Sampling from a causal language model: batched, cached, and the same whatever else is in the batch.
 
 Each response has a seed of its own, and token t of it is drawn with the t-th number of that seed's stream. So a sample
-hangs on its seed alone: not on the batch size, not on the number of processes, not on where a killed run was resumed.
+depends only on its seed: not on the batch size, the number of processes, or where a killed run was resumed.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ from align.evals.win_rate import win_rate
 from align.job import Inputs, Job, Metrics
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
 from align.rollout.engine import Sampling
+from align.rollout.rewards import Episodes
 from align.seeds import derive_seed
 from align.text.chat import decode_response, encode_prompts, transcript
 from align.text.tokens import encode_text
@@ -101,7 +102,7 @@ def _held_out(artifact: Artifact, slot: str, split: str, job: Job) -> list[Row]:
             return rows
     others = [split for split in SPLITS if (artifact.path / f"{split}.parquet").is_file()]
     info = read_info(artifact.path)
-    whole = f"align data source={info['source']} record={info['record']} split=test name=mine/all"
+    whole = f"align data source={info['source']} record={info['record']} split={split} name=mine/all"
     raise ConfigError(
         f"inputs.{slot}: no row of {info['source']} is in the {split} split: they are in {', '.join(others)}. "
         "Of a source that a model here was trained on, the test rows are those that training held out. To evaluate all "
@@ -130,15 +131,17 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     scores: dict[str, list[Sequence[float | None]]] = {}  # of the first scorer
     for prefix, temperature in (("", 1.0), ("greedy/", 0.0)):
         given[prefix] = [_answer(cfg, job, player, prompts, temperature) for player in players]
+        of_model = []  # by each scorer
         for scorer in scorers:
             found = [scorer.score(episodes_of(rows, own)) for own in given[prefix]]
+            of_model.append(found[0])
             scores.setdefault(prefix, found)
             scored = _applying(job, "reward_functions", found)
             metrics |= _compared(cfg, prefix, f"{scorer.name}/score", scored)
             metrics |= _won(cfg, prefix if scorer is scorers[0] else f"{prefix}{scorer.name}/", scored)
         if prompted:
             answers = _answer(cfg, job, prompted, prompts, temperature)
-            metrics |= _over_prompted(cfg, job, prefix, scorers, rows, given[prefix][0], answers)
+            metrics |= _over_prompted(cfg, job, prefix, scorers, of_model, episodes_of(rows, answers))
     sampled, greedy = given[""], given["greedy/"]
     metrics |= _parts(cfg, scorers, rows, sampled)
     metrics["response_tokens"] = sum(len(r.ids) for r in sampled[0].responses) / len(rows)
@@ -158,15 +161,17 @@ def _over_prompted(
     job: Job,
     prefix: str,
     scorers: Sequence[Scorer],
-    rows: Sequence[Row],
-    own: Answers,
-    prompted: Answers,
+    of_model: Sequence[Sequence[float | None]],
+    prompted: Episodes,
 ) -> Metrics:
-    """What the prompted model's answers are worth, and how often the model's are better."""
+    """What the prompted model's answers are worth, and how often the model's are better.
+
+    Args:
+        of_model: what each scorer gave the model's answers.
+    """
     metrics: Metrics = {}
-    for scorer in scorers:
-        both = [scorer.score(episodes_of(rows, answers)) for answers in (own, prompted)]
-        scores = _applying(job, "reward_functions", both)
+    for scorer, own in zip(scorers, of_model, strict=True):
+        scores = _applying(job, "reward_functions", [own, scorer.score(prompted)])
         head = f"{prefix}prompted_base/"
         metrics |= _compared(cfg, head, f"{scorer.name}/score", scores[1:])
         metrics |= _won(cfg, head if scorer is scorers[0] else f"{head}{scorer.name}/", scores)
@@ -174,14 +179,20 @@ def _over_prompted(
 
 
 def _seen(inputs: Inputs, job: Job, prompts: Sequence[Messages]) -> Metrics:
-    """The share of the prompts that the policy's reward models, or the one that judges, learned from."""
+    """The share of the prompts that the policy's reward models, or the one that judges, learned from.
+
+    A held-out reward model, which only watched PPO, does not count.
+    """
     store = ArtifactStore(job.store)
-    given = [*inputs["model"], *inputs.get("reward_model", ())]
+    judges = inputs.get("reward_model", ())
     try:
-        made = [artifact for each in given for artifact in store.lineage(each)]
-    except StoreError:  # what it was made from is gone
+        made = [artifact for each in (*inputs["model"], *judges) for artifact in store.lineage(each)]
+    except StoreError as error:
+        job.info(f"it is not known which prompts the reward models saw: {error}")
         return {}
-    data = [artifact for reward in made if reward.stage == "reward" for artifact in _inputs_of(store, reward, "data")]
+    trained = [reward for step in made if step.stage == "ppo" for reward in _inputs_of(store, step, "reward_model")]
+    rewards = [artifact for artifact in (*judges, *trained) if artifact.stage == "reward"]
+    data = [artifact for reward in rewards for artifact in _inputs_of(store, reward, "data")]
     if not data:
         return {}
     learned = {_asked(row["prompt"]) for row in read_rows([artifact.path for artifact in data], "train")}

@@ -1,5 +1,4 @@
-"""Find the form in which a language model answers best that was never taught a chat template: InstructGPT's prompted
-GPT-3.
+"""Find the form of plain text in which a base model answers best: InstructGPT's prompted GPT-3.
 
 Takes: a model; prompts, whose validation split chooses the form; demonstrations to draw solved examples from; a reward
 model where no gold scorer knows the prompts.
@@ -10,11 +9,11 @@ and examples are drawn, and the competition is the same.
 
 from __future__ import annotations
 
-import copy
 import functools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from align.configs import Prompt, filled
@@ -22,92 +21,106 @@ from align.configs.evaluate import VALIDATION_SCORE
 from align.data.records import Row, read_info, read_rows
 from align.errors import ConfigError
 from align.evals.gold import gold_scorer
-from align.evals.intervals import bootstrap, bounds
-from align.evals.players import Answers, Player, episodes_of, respond
+from align.evals.intervals import bootstrap, bounds, few, few_warning
+from align.evals.players import Answers, Player, episodes_of, fit, respond
 from align.evals.scorers import Scorer, by_gold, by_reward_model
 from align.job import Inputs, Job, Metrics
 from align.models.load import answer_length, context_length, load_model, load_tokenizer, save_model
 from align.rollout.engine import Sampling
 from align.seeds import derive_seed
-from align.text.chat import decode_response, encode_prompts
+from align.text.chat import ask_in_form, decode_response, encode_prompts
 from align.text.encoding import encode_texts, encoder_of
-from align.text.forms import FORMS, Form, Shot, ask_in_form, read_form, shot_of
+from align.text.forms import FORMS, Form, Shot, read_form, shot_of
 
 _NUM_BOOTSTRAP = 2000
 
 
-class _Trial(NamedTuple):
-    """A form behind one draw of examples, and the scores of its answers to the validation prompts."""
+class _Candidate(NamedTuple):
+    """A form behind one draw of examples."""
 
-    player: Player
+    name: str
     form: Form
     draw: int
     shots: Sequence[Shot]
-    scores: Sequence[float]
 
-    @property
-    def mean(self) -> float:
-        return sum(self.scores) / len(self.scores)
-
-    @property
-    def row(self) -> dict[str, Any]:
+    def row(self, score: float) -> dict[str, Any]:
         examples = "".join(map(self.form.written, self.shots))
-        form = self.form.written(Shot("{prompt}", "{response}"))
-        return {"form": self.player.name, "draw": self.draw, "score": self.mean, "text": form, "examples": examples}
+        return {"form": self.name, "draw": self.draw, "score": score, "text": self.text, "examples": examples}
+
+    @property
+    def text(self) -> str:
+        return self.form.written(Shot("{prompt}", "{response}"))
 
 
 def run(cfg: Prompt, inputs: Inputs, job: Job) -> Metrics:
     folder = inputs.one("model").path
-    model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
-    cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, context_length(model)))
+    player = Player("model", load_model(folder, job.device), load_tokenizer(folder))
+    cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, context_length(player.model)))
+    forms = {name: read_form(text) for name, text in {**FORMS, **cfg.forms}.items()}
+    rows = _validation_rows(cfg, inputs, player, list(forms.values()), job)
+    scorer = _scorer(cfg, inputs, job)
+    candidates = _candidates(cfg, inputs, player, forms, rows, job)
+    scores: list[list[float]] = []
+    with job.progress(len(candidates) * len(rows), "answers") as advance:
+        for candidate in candidates:
+            ask_in_form(player.tokenizer, candidate.form, candidate.shots)
+            found = scorer.score(episodes_of(rows, _answers(cfg, job, player, rows, advance)))
+            scores.append([float(score or 0.0) for score in found])
+    ranked = sorted(zip(candidates, scores, strict=True), key=lambda tried: -fmean(tried[1]))
+    best, of_best = ranked[0]
+    job.table("forms", [candidate.row(fmean(own)) for candidate, own in ranked])
+    job.info(
+        f"{best.name} is the best of {len(candidates)} on {len(rows):,} validation prompts, "
+        f"{scorer.name} score {fmean(of_best):.3f}: {best.text!r}"
+    )
+    ask_in_form(player.tokenizer, best.form, best.shots)
+    save_model(player.model, player.tokenizer, job.out)
+    interval = bootstrap(of_best, _NUM_BOOTSTRAP, derive_seed(cfg.seed or 0, "prompt", "bootstrap"))
+    metrics = bounds(VALIDATION_SCORE, interval) | few(VALIDATION_SCORE, len(rows))
+    if (warning := few_warning(metrics)) is not None:
+        job.info(warning)
+    return metrics | {"forms": float(len(candidates))}
+
+
+def _validation_rows(cfg: Prompt, inputs: Inputs, player: Player, forms: Sequence[Form], job: Job) -> list[Row]:
+    """The prompts that choose: those that leave room for an answer in every form."""
     rows = list(read_rows(inputs.folders("prompts"), "validation"))[: cfg.num_prompts]
     if not rows:
         raise ConfigError("inputs.prompts: expected rows in the validation split, which choose the form, got none")
-    scorer = _scorer(cfg, inputs, job)
-    examples = list(map(shot_of, _conversations(inputs))) if cfg.num_shots else []
-    drawn = []
-    for name, form in _forms(cfg).items():
-        for draw in range(cfg.num_prefixes if cfg.num_shots else 1):
-            player = Player(name, model, copy.deepcopy(tokenizer))
-            ask_in_form(player.tokenizer, form, [])
+    fits = [True] * len(rows)
+    for form in forms:
+        ask_in_form(player.tokenizer, form, [])
+        own = fit([row["prompt"] for row in rows], [player], filled(cfg.max_new_tokens))
+        fits = [ok and also for ok, also in zip(fits, own, strict=True)]
+    if not any(fits):
+        raise ConfigError(f"inputs.prompts: no validation prompt leaves room for {cfg.max_new_tokens} new tokens")
+    if not all(fits):
+        which = f"{fits.count(False):,} of {len(rows):,} prompts"
+        job.info(f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than the model's context")
+    return [row for row, ok in zip(rows, fits, strict=True) if ok]
+
+
+def _candidates(
+    cfg: Prompt, inputs: Inputs, player: Player, forms: Mapping[str, Form], rows: Sequence[Row], job: Job
+) -> list[_Candidate]:
+    """Every form alone, or behind each draw of examples; forms that leave no room for the examples are left out."""
+    if not cfg.num_shots:
+        return [_Candidate(name, form, 0, []) for name, form in forms.items()]
+    examples = [shot_of(row["messages"]) for row in read_rows(inputs.folders("examples"), "train")]
+    found = []
+    for name, form in forms.items():
+        ask_in_form(player.tokenizer, form, [])
+        for draw in range(cfg.num_prefixes):
             shots = _drawn(cfg, player, form, rows, examples, draw)
             if len(shots) < cfg.num_shots:
                 job.info(f"the form {name} is left out: {len(shots)} of {cfg.num_shots} examples fit in the context")
                 break
-            ask_in_form(player.tokenizer, form, shots)
-            drawn.append((draw, form, shots, player))
-    if not drawn:
+            found.append(_Candidate(name, form, draw, shots))
+    if not found:
         raise ConfigError(
             f"num_shots: expected as many as leave room for a prompt and {cfg.max_new_tokens} new tokens in a context "
-            f"of {context_length(model):,} tokens, got {cfg.num_shots}"
+            f"of {context_length(player.model):,} tokens, got {cfg.num_shots}"
         )
-    trials = []
-    with job.progress(len(drawn) * len(rows), "answers") as advance:
-        for draw, form, shots, player in drawn:
-            scores = scorer.score(episodes_of(rows, _answers(cfg, job, player, rows, advance)))
-            trials.append(_Trial(player, form, draw, shots, [float(score or 0.0) for score in scores]))
-    best = max(trials, key=lambda trial: trial.mean)
-    job.table("forms", [trial.row for trial in sorted(trials, key=lambda trial: -trial.mean)])
-    job.info(
-        f"{best.player.name} is the best of {len(trials)} on {len(rows):,} validation prompts, "
-        f"{scorer.name} score {best.mean:.3f}: {best.form.written(Shot('{prompt}', '{response}'))!r}"
-    )
-    save_model(model, best.player.tokenizer, job.out)
-    interval = bootstrap(best.scores, _NUM_BOOTSTRAP, derive_seed(cfg.seed or 0, "prompt", "bootstrap"))
-    return {**bounds(VALIDATION_SCORE, interval), "forms": float(len(trials))}
-
-
-def _conversations(inputs: Inputs) -> Iterator[list[dict[str, str]]]:
-    return (row["messages"] for row in read_rows(inputs.folders("examples"), "train"))
-
-
-def _forms(cfg: Prompt) -> dict[str, Form]:
-    found = {}
-    for name, text in {**FORMS, **cfg.forms}.items():
-        try:
-            found[name] = read_form(text)
-        except ValueError as error:
-            raise ConfigError(f"forms.{name}: {error}") from None
     return found
 
 

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from align.errors import ConfigError
 from align.text.chat_format import PROBE, STOP_TOKENS, ChatFormat, Message, Rendered, Renderer, chat_format
 from align.text.encoding import Encoder, Span, chat_template_of, encode_texts, encoder_of
+from align.text.forms import Form, Shot, form_template
 
 ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 
@@ -39,7 +40,6 @@ SPACELESS_CHAT_TEMPLATE = CHAT_TEMPLATE.replace(
 # In tokenizer_config.json: whether dialogues keep what the template writes after the last turn, as plain Transformers
 # reads them.
 WHOLE_DIALOGUES, UNREAD_END = "align_whole_dialogues", "align_unread_end"
-
 
 # In tokenizer_config.json as long as no generation_config.json says otherwise: texts at which a response ends.
 STOP_STRINGS = "align_stop_strings"
@@ -94,6 +94,12 @@ def keep_stop_strings(tokenizer: PreTrainedTokenizerBase, strings: str | Sequenc
     tokenizer.init_kwargs.pop(STOP_STRINGS, None)
     if any(found):
         tokenizer.init_kwargs[STOP_STRINGS] = [string for string in found if string]
+
+
+def ask_in_form(tokenizer: PreTrainedTokenizerBase, form: Form, shots: Sequence[Shot]) -> None:
+    """Make a form, behind solved examples, the tokenizer's chat template."""
+    tokenizer.chat_template = form_template(form, shots)
+    keep_stop_strings(tokenizer, form.stop_strings)
 
 
 def up_to_stop(text: str, stop_strings: Sequence[str]) -> str:

@@ -12,10 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
-from align.text.chat import keep_stop_strings
-
 # Built in. Askell et al. 2021 ask in turns of a human and an assistant; GPT-3 in questions and answers (appendix G);
 # Alpaca in instructions and responses.
 FORMS = {
@@ -74,18 +70,16 @@ def shot_of(messages: Sequence[Mapping[str, str]]) -> Shot:
     return Shot(" ".join(message["content"].strip() for message in asked), answer["content"].strip())
 
 
-def ask_in_form(tokenizer: PreTrainedTokenizerBase, form: Form, shots: Sequence[Shot]) -> None:
-    """Make a form, behind solved examples, the tokenizer's chat template."""
-    tokenizer.chat_template = _template(form, "".join(map(form.written, shots)))
-    keep_stop_strings(tokenizer, form.stop_strings)
+def form_template(form: Form, shots: Sequence[Shot]) -> str:
+    """A form behind solved examples as a chat template.
 
-
-def _template(form: Form, shots: str) -> str:
-    """A text begins as a document does. A space before an answer is the answer's, as words have theirs before them."""
+    A text begins as a document does. A space before an answer is the answer's, as words have theirs before them.
+    """
     opening = form.between.rstrip(" ")
     space = form.between[len(opening) :]
+    examples = "".join(map(form.written, shots))
     begin, before, opening, space, after = (
-        json.dumps(text, ensure_ascii=False) for text in (shots, form.before, opening, space, form.after)
+        json.dumps(text, ensure_ascii=False) for text in (examples, form.before, opening, space, form.after)
     )
     return (
         f"{{{{ (bos_token or eos_token) + {begin} }}}}"

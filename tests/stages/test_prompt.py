@@ -89,7 +89,6 @@ def test_examples_are_of_the_training_split_and_differ_from_draw_to_draw(finishe
     ("knobs", "without", "says"),
     [
         ({"num_shots": 50}, None, "num_shots: expected as many as leave room"),
-        ({"forms": {"mine": "{prompt} and no more"}}, None, "forms.mine: expected {prompt} and then {response}"),
         ({}, "validation", "inputs.prompts: expected rows in the validation split"),
     ],
 )
@@ -103,9 +102,42 @@ def test_what_cannot_be_chosen_is_said_in_a_line(finished, tmp_path, knobs, with
     assert "\n" not in str(error.value)
 
 
-def test_shots_without_examples_are_refused_before_anything_runs():
+def test_shots_without_examples_and_examples_without_shots_are_refused_before_anything_runs():
+    given = {"model": ["a"], "prompts": ["b"]}
     with pytest.raises(ConfigError, match=r"num_shots: .*inputs\.examples"):
-        Prompt(num_shots=2, inputs={"model": ["a"], "prompts": ["b"]}).check_inputs()
+        Prompt(num_shots=2, inputs=given).check_inputs()
+    with pytest.raises(ConfigError, match=r"inputs\.examples: num_shots says how many"):
+        Prompt(inputs={**given, "examples": ["c"]}).check_inputs()
+    Prompt(num_shots=2, inputs={**given, "examples": ["c"]}).check_inputs()
+
+
+@pytest.mark.parametrize("form", ["{prompt} and no more", "", 5])
+def test_what_is_no_form_is_refused_when_it_is_planned(form):
+    with pytest.raises(ConfigError, match=r"forms\.mine: expected \{prompt\} and then \{response\}"):
+        Prompt(forms={"mine": str(form)})
+
+
+@pytest.mark.parametrize("shots", [0, 1])
+def test_prompts_that_leave_no_room_for_an_answer_are_left_out_and_counted(finished, tmp_path, capsys, shots):
+    texts = ["Where does Ada live?", "word " * 500, "Who is Ben?"]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    job = job_at(tmp_path / "mine")
+    data.run(Data(source=f"path:{file}", record="prompts", split="validation"), Inputs(), job)
+    given = {"prompts": (Artifact("data", "mine", "prompts", job.out),), "reward_model": made_by(finished, "reward")}
+    if shots:
+        given["examples"] = made_by(finished, "demonstrations")
+    made = prompted(finished, tmp_path / "made", given, num_shots=shots)
+    told = capsys.readouterr().err
+    assert "1 of 3 prompts left out: with 8 new tokens they are longer than the model's context" in told
+    assert "on 2 validation prompts" in told
+    assert made.metrics[f"{VALIDATION_SCORE}_few"] == 2
+    file.write_text(json.dumps({"prompt": texts[1]}) + "\n")
+    job = job_at(tmp_path / "long")
+    data.run(Data(source=f"path:{file}", record="prompts", split="validation"), Inputs(), job)
+    given["prompts"] = (Artifact("data", "long", "prompts", job.out),)
+    with pytest.raises(ConfigError, match=r"^inputs\.prompts: no validation prompt leaves room for 8 new tokens$"):
+        prompted(finished, tmp_path / "none", given, num_shots=shots)
 
 
 # -- evaluated -----------------------------------------------------------------------------------------------------
@@ -130,6 +162,11 @@ def test_wins_over_a_prompted_model_are_those_over_the_same_model_as_baseline(fi
         for name in ("reward/score", "reward/score_low", "gold/score_high"):
             assert found[f"{head}prompted_base/{name}"] == alone[f"{head}baseline/{name}"]
             assert found[f"{head}{name}"] == alone[f"{head}{name}"]
+
+
+def test_a_prompted_model_without_prompts_is_refused_before_anything_runs():
+    with pytest.raises(ConfigError, match=r"inputs\.prompted_base: .*inputs\.prompts"):
+        Evaluate(inputs={"model": ["a"], "prompted_base": ["b"], "text": ["c"]}).check_inputs()
 
 
 def test_of_several_prompted_models_the_best_on_validation_is_taken(finished, tmp_path):
@@ -173,3 +210,18 @@ def test_the_share_of_prompts_that_the_reward_model_learned_from(finished, tmp_p
     mine = (Artifact("data", "mine", "prompts", job.out),)
     found = scores(finished, tmp_path / "found", {"prompts": mine, "reward_model": made_by(finished, "reward")})
     assert found["seen_by_reward_model"] == 0.75
+
+
+def test_a_reward_model_that_only_watched_ppo_has_not_judged_it(store, tmp_path, capsys):
+    (policy,) = made_by(store, "ppo")
+    assert scores(store, tmp_path / "before", {})["seen_by_reward_model"] == 0
+    file = policy.path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["inputs"]["heldout_reward_model"] = manifest["inputs"].pop("reward_model")
+    file.write_text(json.dumps(manifest))
+    assert "seen_by_reward_model" not in scores(store, tmp_path / "after", {})
+    manifest["inputs"]["heldout_reward_model"][0]["key"] = "0" * 64
+    file.write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert "seen_by_reward_model" not in scores(store, tmp_path / "gone", {})
+    assert "it is not known which prompts the reward models saw: ppo@" in capsys.readouterr().err

@@ -3,9 +3,16 @@
 import pytest
 from tiny_models import tiny_tokenizer
 
-from align.text.chat import check_chat, decode_response, encode_conversations, encode_prompts, stop_strings
+from align.text.chat import (
+    ask_in_form,
+    check_chat,
+    decode_response,
+    encode_conversations,
+    encode_prompts,
+    stop_strings,
+)
 from align.text.encoding import encode_texts
-from align.text.forms import FORMS, Form, Shot, ask_in_form, read_form, shot_of
+from align.text.forms import FORMS, Form, Shot, read_form, shot_of
 
 ASKED = [{"role": "user", "content": "Where does Ada live?"}]
 WITH_SYSTEM = [{"role": "system", "content": "Be brief."}, *ASKED]

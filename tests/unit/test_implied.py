@@ -39,6 +39,12 @@ def test_all_of_a_source_is_evaluated(slot: str, source: str, split: str | None,
     assert (data.split, len(data.splits), note) == (split, splits, "")
 
 
+@pytest.mark.parametrize("slot", ["prompts", "items", "text"])
+def test_all_of_a_source_is_in_the_split_that_is_evaluated(slot: str, tmp_path: Path) -> None:
+    config = Evaluate(inputs={"model": MODEL, slot: "path:mine.jsonl"}, split="validation")
+    assert data_of(tmp_path, slot, config)[0].split == "validation"
+
+
 @pytest.mark.parametrize(
     ("slot", "files", "source", "split"),
     [

@@ -198,7 +198,13 @@ def test_more_rows_than_there_are_is_an_error_with_their_number(monkeypatch):
         ("comparisons", {"test": 1}, {}, "comparisons are made by compare"),
         ("prompts", {"test": 1}, {"seed": 1}, r"options\.seed"),
         ("prompts", {"test": 1}, {"world_seed": "x"}, r"options\.world_seed"),
-        ("prompts", {"test": 1}, {"flaw_share": 3}, r"options\.flaw_share"),
+        ("prompts", {"test": 1}, {"world_seed": True}, r"options\.world_seed: expected a whole number, got True"),
+        ("demonstrations", {"test": 1}, {"flaw_share": 3}, r"options\.flaw_share: expected a number .*, got 3"),
+        ("documents", {"test": 1}, {"good_dialogue_share": True}, r"options\.good_dialogue_share: .*, got True"),
+        ("documents", {"test": 1}, {"good_dialogue_share": float("nan")}, r"options\.good_dialogue_share: .*, got nan"),
+        ("prompts", {"test": 1}, {"flaw_share": 0.5}, r"options\.flaw_share: prompts .* have world_seed alone"),
+        ("documents", {"test": 1}, {"flaw_share": 0.5}, r"options\.flaw_share: .* and good_dialogue_share"),
+        ("demonstrations", {"test": 1}, {"good_dialogue_share": 0.5}, r"options\.good_dialogue_share: .*flaw_share"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_made_is_a_config_error(record, limits, options, message):

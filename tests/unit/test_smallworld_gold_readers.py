@@ -124,3 +124,17 @@ def test_that_two_are_friends_of_each_other_is_one_thing():
     prompt = [{"role": "user", "content": "Tell me two things about Leo."}]
     assert gold(prompt, "Leo is a friend of Nina. Nina is a friend of Leo.").overall <= MOST_OF_ADVERSARIAL
     assert gold(prompt, "Leo is a friend of Nina. Leo is a nurse.").overall == 1.0
+
+
+def test_the_card_says_how_many_answers_there_are():
+    first, _, fresh, _ = ([row["verdict"] for row in rows(name)] for name in ANSWERS)
+    batches = [row["batch"] for row in rows("made_up.jsonl")]
+    card = " ".join((DATA.parent.parent / "data_cards/smallworld.md").read_text().split())
+    for said in (
+        f"{first.count('right')} right answers score at least 0.9, {first.count('adversarial')} that no reader accepts",
+        f"of {batches.count('before')} answers of models, and of {batches.count('after')} others",
+        f"Of {fresh.count('adversarial')} answers that another reader",
+        f"of {fresh.count('right') + fresh.count('unread')} right answers",
+        f"it scored {fresh.count('unread')} low",
+    ):
+        assert said in card

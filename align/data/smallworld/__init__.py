@@ -22,8 +22,9 @@ __all__ = ["VERSION", "Score", "gold", "info", "rows", "world_facts"]
 VERSION = 2
 
 USUAL_ROWS = {"train": 5000, "validation": 500, "test": 500}  # where no number is given: it is generated without end
-# More than half of the demonstrations are in their labeler's habit, so that imitation learns it.
-_SHARES = {"good_dialogue_share": GOOD_DIALOGUE_SHARE, "flaw_share": 0.55}
+# The option that a record has, and its default. More than half of the demonstrations are in their labeler's habit, so
+# that imitation learns it.
+_SHARES = {"documents": ("good_dialogue_share", GOOD_DIALOGUE_SHARE), "demonstrations": ("flaw_share", 0.55)}
 
 
 def info(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def world_facts(world_seed: int) -> list[list[str]]:
 
 def _world_seed(options: Mapping[str, Any]) -> int:
     seed = options.get("world_seed", 0)
-    if not isinstance(seed, int):
+    if not isinstance(seed, int) or isinstance(seed, bool):
         raise ConfigError(f"options.world_seed: expected a whole number, got {seed!r}")
     return seed
 
@@ -50,16 +51,19 @@ def rows(
 
     Args:
         limits: rows to generate of each split; None: `USUAL_ROWS`.
-        options: `world_seed` (0); `good_dialogue_share` (0.25), of the dialogues in documents, those that answer well;
-            `flaw_share` (0.55), of the demonstrations, those in a labeler's habit.
+        options: `world_seed` (0); for documents `good_dialogue_share` (0.25), of the dialogues, those that answer well;
+            for demonstrations `flaw_share` (0.55), those in a labeler's habit.
+
+    Raises:
+        ConfigError: an option or a split that there is not, or more rows than there are.
     """
-    unknown = options.keys() - {"world_seed", *_SHARES}
-    if unknown:
-        raise ConfigError(f"options.{min(unknown)}: the embedded world has world_seed, {' and '.join(_SHARES)}")
-    shares = _SHARES | {name: value for name, value in options.items() if name in _SHARES}
-    for name, share in shares.items():
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise ConfigError(f"options.{name}: expected a number from 0 to 1, got {share!r}")
+    name, default = _SHARES.get(record, ("", 0.0))
+    if unknown := options.keys() - {"world_seed", name}:
+        has = f"world_seed and {name}" if name else "world_seed alone"
+        raise ConfigError(f"options.{min(unknown)}: {record} of the embedded world have {has}")
+    share = options.get(name, default)
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
+        raise ConfigError(f"options.{name}: expected a number from 0 to 1, got {share!r}")
     world = make_world(_world_seed(options))
     made = {}
     for split in splits:
@@ -67,7 +71,7 @@ def rows(
             raise ConfigError(f"splits: expected {', '.join(limits)}, got {split!r}")
         given = limits[split]
         count = USUAL_ROWS[split] if given is None else given
-        made[split] = list(itertools.islice(_generate(world, record, split, shares), count))
+        made[split] = list(itertools.islice(_generate(world, record, split, share), count))
         if len(made[split]) < count:
             raise ConfigError(
                 f"{split}_rows: the embedded world has {len(made[split]):,} {record} there, got {count:,}"
@@ -75,9 +79,9 @@ def rows(
     return made
 
 
-def _generate(world: World, record: str, split: str, shares: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+def _generate(world: World, record: str, split: str, share: float) -> Iterator[dict[str, Any]]:
     if record == "documents":
-        for text in documents(world, split, shares["good_dialogue_share"]):
+        for text in documents(world, split, share):
             yield {"text": text}
     elif record == "prompts":
         for task in draw_tasks(world, split, "prompts"):
@@ -86,7 +90,7 @@ def _generate(world: World, record: str, split: str, shares: Mapping[str, float]
         rng = random.Random(f"smallworld {world.seed} {split} answers")
         for task in draw_tasks(world, split, "demonstrations"):
             kind = KINDS[task.kind]
-            write = kind.flawed if rng.random() < shares["flaw_share"] else kind.good
+            write = kind.flawed if rng.random() < share else kind.good
             answer = {"role": "assistant", "content": write(world, task.slots, rng)}
             yield {"messages": [*task.prompt, answer], "kind": task.kind}
     else:

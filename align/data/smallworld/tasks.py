@@ -36,7 +36,7 @@ def ask(kind: str, wording: Wording, slots: Slots) -> Task:
 def split_of(task: Task, world: World) -> str:
     """The split a task belongs to: 80 % train, 10 % validation, 10 % test.
 
-    It hangs on what is asked, not on the wording or the system message, so a question cannot stand in two splits
+    It depends on what is asked, not on the wording or the system message, so a question cannot stand in two splits
     in two wordings.
     """
     what = ", ".join(f"{slot}={value}" for slot, value in sorted(task.slots.items()))
