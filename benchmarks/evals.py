@@ -4,15 +4,18 @@
     python benchmarks/evals.py [--model FOLDER] [--json FILE] [--rounds 3]
 
 Three kinds of items: `choices`, four completions of 1 to 8 words of one context of 20 to 100 words; `single`, one
-completion of 1 or 2 words of such a context; `pairs`, two texts of 10 to 30 words behind nothing. 300, 200 and 200 of
+completion of 1 or 2 words of such a context; `pairs`, two texts of 10 to 30 words behind nothing. 60, 40 and 40 of
 them for a random GPT-2 with 4 layers of width 256, whose words are numbers. With `--model`, a folder of Transformers
-with its tokenizer, a tenth of them for that model, and the words are the embedded world's documents. Both sides compute
-in float32; a pass has 16 candidates of lm-eval's, and at most as many tokens of ours as those would have if all were as
-long as the longest.
+with its tokenizer, a quarter of them for that model, and the words are the embedded world's documents.
+
+Both sides compute in float32. A pass of lm-eval's has 16 candidates; for a model of your own 4, because 16 of so few
+items would be padded more than those of a real task. A pass of ours has at most as many tokens as those would have if
+all were as long as the longest. Each side has one thread, and CPU seconds are measured: other work on the machine
+changes them little.
 
 `logprob_gap` is the largest difference of a candidate's log-prob in nats, `greedy_disagreements` how many candidates
-only one side finds greedy. `rate_ratio` is our candidates per second divided by lm-eval's, of the median round;
-`_least` and `_most` are those of the single rounds.
+only one side finds greedy. `rate_ratio` is our candidates per second divided by lm-eval's, the median over rounds;
+`_least` and `_most` are those of single rounds.
 """
 
 from __future__ import annotations
@@ -38,8 +41,7 @@ from align.worker import reuse_freed_memory
 
 HERE = Path(__file__).parent
 VOCABULARY, CONTEXT = 4096, 128
-BATCH = 16
-COUNTS = {"choices": 300, "single": 200, "pairs": 200}
+COUNTS = {"choices": 60, "single": 40, "pairs": 40}
 
 
 def numbered_words() -> list[str]:
@@ -84,7 +86,9 @@ def main() -> None:
     options = arguments(__doc__, model=Path, rounds=int)
     rounds = options.rounds or 3
     reuse_freed_memory()
-    items = items_of(real_words(), 0.1) if options.model else items_of(numbered_words(), 1.0)
+    torch.set_num_threads(1)
+    batch_size = 4 if options.model else 16
+    items = items_of(real_words(), 0.25) if options.model else items_of(numbered_words(), 1.0)
     pairs = {
         kind: [pair for row in rows for pair in zip(row["contexts"], row["completions"], strict=True)]
         for kind, rows in items.items()
@@ -95,16 +99,18 @@ def main() -> None:
             save_workload(Path(folder), gpt2_config(4, 256, 4, VOCABULARY, CONTEXT), 0.0)
         model, tokenizer = load_model(where, torch.device("cpu")).float().eval(), AutoTokenizer.from_pretrained(where)
         encoded = [encode_pair(tokenizer, *pair) for every in pairs.values() for pair in every]
-        max_tokens = BATCH * max(len(context) + len(completion) for context, completion in encoded)
-        settings = {"model": str(where), "candidates": pairs, "batch_size": BATCH}
-        peer = Side([str(PEER_PYTHON), str(HERE / "peers/lm_eval_items.py")], settings, Path(folder), {})
+        max_tokens = batch_size * max(len(context) + len(completion) for context, completion in encoded)
+        settings = {"model": str(where), "candidates": pairs, "batch_size": batch_size}
+        peer = Side(
+            [str(PEER_PYTHON), str(HERE / "peers/lm_eval_items.py")], settings, Path(folder), {"OMP_NUM_THREADS": "1"}
+        )
         ours: dict[str, list[Any]] = {}
         seconds: dict[str, list[float]] = {kind: [] for kind in items}
         for _ in range(rounds + 1):
             for kind, rows in items.items():
-                begun = time.perf_counter()
+                begun = time.process_time()
                 scored = score_items(model, tokenizer, rows, max_tokens)
-                seconds[kind].append(time.perf_counter() - begun)
+                seconds[kind].append(time.process_time() - begun)
                 ours[kind] = [candidate for row in scored for candidate in row]
             peer.turn()
         peer.close()
