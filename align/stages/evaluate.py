@@ -79,7 +79,7 @@ def _player(cfg: Evaluate, name: str, artifact: Artifact, job: Job) -> Player:
 
 
 def _prompted(inputs: Inputs, job: Job) -> Player | None:
-    """The prompted model, of several the one with the best score on the prompts that chose its form."""
+    """The prompted model, of several the one with the best score on validation prompts."""
     given = inputs.get("prompted_base", ())
     if not given:
         return None

@@ -21,7 +21,7 @@ from align.configs.evaluate import VALIDATION_SCORE
 from align.data.records import Row, read_info, read_rows
 from align.errors import ConfigError
 from align.evals.gold import gold_scorer
-from align.evals.intervals import bootstrap, bounds, few, few_warning
+from align.evals.intervals import FEW, bootstrap, bounds, few, few_warning
 from align.evals.players import Answers, Player, episodes_of, fit, respond
 from align.evals.scorers import Scorer, by_gold, by_reward_model
 from align.job import Inputs, Job, Metrics
@@ -33,6 +33,7 @@ from align.text.encoding import encode_texts, encoder_of
 from align.text.forms import FORMS, Form, Shot, read_form, shot_of
 
 _NUM_BOOTSTRAP = 2000
+_MOST_FRESH = 200  # prompts that say what the chosen form is worth
 
 
 class _Candidate(NamedTuple):
@@ -57,34 +58,48 @@ def run(cfg: Prompt, inputs: Inputs, job: Job) -> Metrics:
     player = Player("model", load_model(folder, job.device), load_tokenizer(folder))
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, context_length(player.model)))
     forms = {name: read_form(text) for name, text in {**FORMS, **cfg.forms}.items()}
-    rows = _validation_rows(cfg, inputs, player, list(forms.values()), job)
+    choosing, fresh = _validation_rows(cfg, inputs, player, list(forms.values()), job)
     scorer = _scorer(cfg, inputs, job)
-    candidates = _candidates(cfg, inputs, player, forms, rows, job)
-    scores: list[list[float]] = []
-    with job.progress(len(candidates) * len(rows), "answers") as advance:
-        for candidate in candidates:
-            ask_in_form(player.tokenizer, candidate.form, candidate.shots)
-            found = scorer.score(episodes_of(rows, _answers(cfg, job, player, rows, advance)))
-            scores.append([float(score or 0.0) for score in found])
-    ranked = sorted(zip(candidates, scores, strict=True), key=lambda tried: -fmean(tried[1]))
-    best, of_best = ranked[0]
+    candidates = _candidates(cfg, inputs, player, forms, [*choosing, *fresh], job)
+
+    def scores(candidate: _Candidate, rows: Sequence[Row]) -> list[float]:
+        ask_in_form(player.tokenizer, candidate.form, candidate.shots)
+        found = scorer.score(episodes_of(rows, _answers(cfg, job, player, rows, advance)))
+        return [float(score or 0.0) for score in found]
+
+    with job.progress(len(candidates) * len(choosing) + len(fresh), "answers") as advance:
+        tried = [scores(candidate, choosing) for candidate in candidates]
+        ranked = sorted(zip(candidates, tried, strict=True), key=lambda each: -fmean(each[1]))
+        best, of_best = ranked[0]
+        if fresh:  # the best of many is partly the luckiest
+            of_best = scores(best, fresh)
     job.table("forms", [candidate.row(fmean(own)) for candidate, own in ranked])
+    on = f"{len(fresh):,} other" if fresh else "the same"
     job.info(
-        f"{best.name} is the best of {len(candidates)} on {len(rows):,} validation prompts, "
-        f"{scorer.name} score {fmean(of_best):.3f}: {best.text!r}"
+        f"{best.name} is the best of {len(candidates)} on {len(choosing):,} validation prompts; {scorer.name} score "
+        f"{fmean(of_best):.3f} on {on} validation prompts: {best.text!r}"
     )
     ask_in_form(player.tokenizer, best.form, best.shots)
     save_model(player.model, player.tokenizer, job.out)
     interval = bootstrap(of_best, _NUM_BOOTSTRAP, derive_seed(cfg.seed or 0, "prompt", "bootstrap"))
-    metrics = bounds(VALIDATION_SCORE, interval) | few(VALIDATION_SCORE, len(rows))
+    metrics = bounds(VALIDATION_SCORE, interval) | few(VALIDATION_SCORE, len(of_best))
     if (warning := few_warning(metrics)) is not None:
         job.info(warning)
     return metrics | {"forms": float(len(candidates))}
 
 
-def _validation_rows(cfg: Prompt, inputs: Inputs, player: Player, forms: Sequence[Form], job: Job) -> list[Row]:
-    """The prompts that choose: those that leave room for an answer in every form."""
-    rows = list(read_rows(inputs.folders("prompts"), "validation"))[: cfg.num_prompts]
+def _validation_rows(
+    cfg: Prompt, inputs: Inputs, player: Player, forms: Sequence[Form], job: Job
+) -> tuple[list[Row], list[Row]]:
+    """The prompts that choose, and others that say what was chosen is worth; of both those with room in every form.
+
+    The others are the split's last, so that steps which choose by more prompts or fewer are compared on the same ones.
+    Where few are left, there are none.
+    """
+    every = list(read_rows(inputs.folders("prompts"), "validation"))
+    choosing = every[: cfg.num_prompts]
+    fresh = every[len(choosing) :][-_MOST_FRESH:]
+    rows = choosing + (fresh if len(fresh) >= FEW else [])
     if not rows:
         raise ConfigError("inputs.prompts: expected rows in the validation split, which choose the form, got none")
     fits = [True] * len(rows)
@@ -92,12 +107,14 @@ def _validation_rows(cfg: Prompt, inputs: Inputs, player: Player, forms: Sequenc
         ask_in_form(player.tokenizer, form, [])
         own = fit([row["prompt"] for row in rows], [player], filled(cfg.max_new_tokens))
         fits = [ok and also for ok, also in zip(fits, own, strict=True)]
-    if not any(fits):
+    if not any(fits[: len(choosing)]):
         raise ConfigError(f"inputs.prompts: no validation prompt leaves room for {cfg.max_new_tokens} new tokens")
     if not all(fits):
         which = f"{fits.count(False):,} of {len(rows):,} prompts"
         job.info(f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than the model's context")
-    return [row for row, ok in zip(rows, fits, strict=True) if ok]
+    kept = [row if ok else None for row, ok in zip(rows, fits, strict=True)]
+    end = len(choosing)
+    return [row for row in kept[:end] if row is not None], [row for row in kept[end:] if row is not None]
 
 
 def _candidates(
@@ -110,16 +127,15 @@ def _candidates(
     found = []
     for name, form in forms.items():
         ask_in_form(player.tokenizer, form, [])
-        for draw in range(cfg.num_prefixes):
-            shots = _drawn(cfg, player, form, rows, examples, draw)
-            if len(shots) < cfg.num_shots:
-                job.info(f"the form {name} is left out: {len(shots)} of {cfg.num_shots} examples fit in the context")
-                break
-            found.append(_Candidate(name, form, draw, shots))
+        draws = [_drawn(cfg, player, form, rows, examples, draw) for draw in range(cfg.num_prefixes)]
+        if (fewest := min(map(len, draws))) < cfg.num_shots:
+            what = f"only {fewest} of {cfg.num_shots} examples fit" if fewest else "it is left out: no example fits"
+            job.info(f"the form {name}: {what} in the context beside the longest prompt")
+        found += [_Candidate(name, form, draw, shots) for draw, shots in enumerate(draws) if shots]
     if not found:
         raise ConfigError(
-            f"num_shots: expected as many as leave room for a prompt and {cfg.max_new_tokens} new tokens in a context "
-            f"of {context_length(player.model):,} tokens, got {cfg.num_shots}"
+            f"num_shots: no example fits in a context of {context_length(player.model):,} tokens beside the longest "
+            f"prompt and {cfg.max_new_tokens} new tokens; give num_shots=0, or less max_new_tokens"
         )
     return found
 

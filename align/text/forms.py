@@ -43,9 +43,14 @@ class Form(NamedTuple):
 
     @property
     def stop_strings(self) -> list[str]:
-        """What ends an answer: the text behind it, of spaces alone a line break, and the labels of the speakers."""
+        """What ends an answer: the text behind it, of spaces alone a line break, and the labels of the speakers.
+
+        A label begins a word: "A:" ends no answer at "USA:".
+        """
         end = self.after if self.after.strip(" ") else "\n"
-        return list(dict.fromkeys([end, *(label for text in (self.before, self.between) if (label := text.strip()))]))
+        labels = [label for text in (self.before, self.between) if (label := text.strip())]
+        beginning = [f"{space}{label}" for label in labels for space in (" ", "\n")]
+        return list(dict.fromkeys([end, *(text for text in beginning if end not in text)]))
 
 
 def read_form(text: str) -> Form:

@@ -3,8 +3,9 @@
     make peers
     .venv-peers/bin/python benchmarks/peers/lm_eval_items.py SETTINGS.json
 
-The settings: `model` (a folder with its tokenizer), `candidates` (context, completion), `batch_size`. It waits for a
-line on standard input, scores all candidates, and prints {"seconds": ..., "scores": [[log-prob, is greedy], ...]}.
+The settings: `model` (a folder with its tokenizer), `candidates` (of each kind, pairs of context and completion),
+`batch_size`. It waits for a line on standard input, scores all candidates, one kind after the other, and prints
+{"seconds": {kind: CPU seconds}, "scores": {kind: [[log-prob, is greedy], ...]}}.
 """
 
 import json
@@ -29,11 +30,14 @@ def main(path: str) -> None:
     peer = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=settings["batch_size"])
     print(json.dumps({"ready": True}), file=channel, flush=True)
     while sys.stdin.readline():
-        requests = [Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(settings["candidates"])]
-        started = time.perf_counter()
-        scores = peer.loglikelihood(requests, disable_tqdm=True)
-        seconds = time.perf_counter() - started
-        found = [[float(logprob), bool(greedy)] for logprob, greedy in scores]
+        seconds: dict[str, float] = {}
+        found: dict[str, list[tuple[float, bool]]] = {}
+        for kind, pairs in settings["candidates"].items():
+            requests = [Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(pairs)]
+            started = time.process_time()
+            scores = peer.loglikelihood(requests, disable_tqdm=True)
+            seconds[kind] = time.process_time() - started
+            found[kind] = [(float(logprob), bool(greedy)) for logprob, greedy in scores]
         print(json.dumps({"seconds": seconds, "scores": found}), file=channel, flush=True)
 
 

@@ -88,7 +88,7 @@ def test_examples_are_of_the_training_split_and_differ_from_draw_to_draw(finishe
 @pytest.mark.parametrize(
     ("knobs", "without", "says"),
     [
-        ({"num_shots": 50}, None, "num_shots: expected as many as leave room"),
+        ({"num_shots": 1, "max_new_tokens": 84}, None, "num_shots: no example fits in a context of 96 tokens"),
         ({}, "validation", "inputs.prompts: expected rows in the validation split"),
     ],
 )
@@ -109,6 +109,30 @@ def test_shots_without_examples_and_examples_without_shots_are_refused_before_an
     with pytest.raises(ConfigError, match=r"inputs\.examples: num_shots says how many"):
         Prompt(inputs={**given, "examples": ["c"]}).check_inputs()
     Prompt(num_shots=2, inputs={**given, "examples": ["c"]}).check_inputs()
+
+
+def test_of_more_examples_than_fit_those_that_fit_are_taken(finished, tmp_path, capsys):
+    examples = made_by(finished, "demonstrations")
+    rows = tried(prompted(finished, tmp_path, {"examples": examples}, num_shots=50, num_prefixes=2))
+    assert all(row["examples"] for row in rows)
+    assert "of 50 examples fit in the context" in capsys.readouterr().err
+
+
+def test_what_a_form_is_worth_is_its_score_on_prompts_that_did_not_choose_it(finished, tmp_path):
+    """The best of many is partly the luckiest, on the prompts that it is the best on."""
+    texts = [row["prompt"] for row in read_rows([each.path for each in made_by(finished, "prompts")], "train")][:36]
+    artifacts = {}
+    for name, own in (("all", texts), ("last", texts[6:])):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in own))
+        job = job_at(tmp_path / name)
+        data.run(Data(source=f"path:{file}", record="prompts", split="validation"), Inputs(), job)
+        given = {"prompts": (Artifact("data", name, "prompts", job.out),), "reward_model": made_by(finished, "reward")}
+        artifacts[name] = prompted(finished, tmp_path / f"{name}-made", given, num_prompts=6 if name == "all" else None)
+    best = tried(artifacts["all"])[0]
+    (own,) = [row["score"] for row in tried(artifacts["last"]) if row["form"] == best["form"]]
+    assert artifacts["all"].metrics[VALIDATION_SCORE] == pytest.approx(own)
+    assert own != pytest.approx(best["score"])
 
 
 @pytest.mark.parametrize("form", ["{prompt} and no more", "", 5])

@@ -110,3 +110,17 @@ def test_what_is_no_form_is_refused(text):
 def test_a_shot_is_the_last_answer_behind_all_that_was_said_before():
     messages = [*WITH_SYSTEM, {"role": "assistant", "content": " In Oakvale. "}]
     assert shot_of(messages) == Shot("Be brief. Where does Ada live?", "In Oakvale.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "ends"),
+    [
+        ("The USA: a land.", False),
+        ("In Ashport.\nA: No.", True),
+        ("In Ashport. Q: Why?", True),
+        ("In Ashport.\n\n", True),
+    ],
+)
+def test_a_label_ends_an_answer_where_it_begins_a_word(answer, ends):
+    form = read_form("Q: {prompt}\nA: {response}\n\n")
+    assert any(stop in answer for stop in form.stop_strings) is ends
