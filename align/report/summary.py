@@ -39,11 +39,10 @@ def models_table(made: Sequence[Made]) -> Table:
     rows = []
     for each in answered:
         m, inputs = each.artifact.metrics, dict(each.inputs)
-        judged = "win_rate" not in m and "judge/win_rate" in m
         wins = []
-        for opponent, head in opponents(each, by_key):
-            if shown := interval(m, head or ("judge/" if judged else "")):
-                wins.append((opponent.name, shown))
+        for opponent in opponents(each, by_key):
+            if shown := interval(m, opponent.head):
+                wins.append((opponent.made.name, shown))
         other, rate = wins[0] if wins else ("", "")
         rows.append(
             [
