@@ -14,7 +14,16 @@ from conftest import align, run_toy
 from align.artifacts import ArtifactStore
 from align.errors import AlignError, StoreError
 from align.evals.intervals import mean_and_half, student
-from align.report.sweep import Run, members_table, objective_of, pareto, runs_of, settings_of, settings_table
+from align.report.sweep import (
+    Run,
+    lower_is_better,
+    members_table,
+    objective_of,
+    pareto,
+    runs_of,
+    settings_of,
+    settings_table,
+)
 from align.report.sweep_charts import _axis
 from align.sweeps import Member, Record, fates, read_sweep, recorded, sweeps
 
@@ -116,6 +125,23 @@ def test_the_objective_is_the_first_that_every_member_has():
     assert objective_of(runs[:1], None) == "win_rate"
     assert objective_of(runs, "win_rate") == "loss"
     assert objective_of([run_of(0, "a", odd=1.0)], None) is None
+
+
+@pytest.mark.parametrize(
+    ("objective", "is_lower"),
+    [
+        *[("hallucination", True), ("gain/hallucination", True), ("tasks/wiki/bits_per_byte", True), ("kl", True)],
+        *[("reward/missing_eos", True), ("pretrain_loss", True), ("tasks/copa/ece", True), ("eval/loss", True)],
+        *[("gold/score", False), ("judge/win_rate", False), ("accuracy", False), ("reward/niece", False)],
+    ],
+)
+def test_members_are_ranked_by_the_better_side_of_a_metric(objective, is_lower):
+    assert lower_is_better(objective) is is_lower
+
+
+def test_a_judge_s_wins_go_before_the_score_that_was_trained_on():
+    judged = {"objective/score": 1.0, "judge/win_rate": 0.6}
+    assert objective_of([run_of(0, "a", **judged)], None) == "judge/win_rate"
 
 
 @pytest.mark.parametrize(

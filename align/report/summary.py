@@ -141,7 +141,7 @@ def _of_evaluation(m: Metrics) -> list[str]:
     found = []
     if scorer(m):
         found.append(f"{scorer(m)} {short_number(m[f'{scorer(m)}/score'])}")
-    won = next((name for name in ("win_rate", "prompted_base/win_rate") if name in m), None)
+    won = next((name for name in ("win_rate", "prompted_base/win_rate", "judge/win_rate") if name in m), None)
     if won is not None:
         found.append(f"wins {100 * m[won]:.1f} %")
     if not found:
