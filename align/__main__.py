@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from align.errors import AlignError, ConfigError, Preempted
+from align.errors import AlignError, ConfigError, Preempted, naming_the_world
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "debug=true" in arguments
     try:
-        return _dispatch(arguments)
+        with naming_the_world():
+            return _dispatch(arguments)
     except AlignError as error:
         return _told(error, debug)
     except KeyboardInterrupt:
@@ -212,7 +213,7 @@ def _guarded(act: Act) -> Callable[[DictConfig, Places], int]:
         debug = bool(cfg.get("debug"))
         member = sweep_member()
         try:
-            with recorded(member if act is _run else None) as outcomes:
+            with recorded(member if act is _run else None) as outcomes, naming_the_world():
                 settings, steps, store = _planned(cfg, places)
                 outcomes.extend(act(settings, steps, store, member))
             return 0

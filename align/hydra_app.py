@@ -42,9 +42,10 @@ from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, Tracke
 from align.configs.other_names import CUTOFF, OURS, did_you_mean, knobs_of, meant_knob, no_such_knob, other_unit
 from align.console import Parser
 from align.errors import AlignError, ConfigError
-from align.given import GIVEN, GROUPS, MODE, Given, Places, Written, from_call, from_file
+from align.given import GIVEN, GROUPS, MODE, Given, Places, Written, expected_names, from_call, from_file
 from align.launching import STOPPED, Launcher, MemberTask, Prepared
 from align.overrides import check_grammar, in_quotes, quoted
+from align.plan import flat
 from align.references import hint as reference_hint
 from align.references import is_outside, is_path
 from align.sweeps import Member, fates
@@ -282,7 +283,8 @@ def _overrides(
         own.append(f"store={in_quotes(store_folder())}")
     overrides = [*first, *own]
     read = functools.partial(_files, config_name, overrides, config_dir, files)
-    places = Places(stage, keys, read)
+    called = {key for made, file in given if file is None for key in flat(made.node)}
+    places = Places(stage, keys | called, read)
     for word in overrides:
         group = _key_of(word)
         if (group in GROUPS or "@" in group) and word.partition("=")[2] == "null":
@@ -349,10 +351,14 @@ def _explained(config_name: str, overrides: Sequence[str], config_dir: str | Non
         yield
     except (yaml.YAMLError, UnicodeDecodeError, GrammarParseError) as error:
         raise ConfigError(_no_yaml(error, overrides, config_dir)) from error
+    except ValueError as error:
+        if not str(error).startswith("Invalid defaults list"):
+            raise
+        raise ConfigError(places.located("defaults: expected a list, as [/stage@steps.sft: sft, _self_]")) from error
     except (HydraException, OmegaConfBaseException) as error:
         said = _explain(error, config_name, overrides)
         if said.startswith("In '") and (key := places.list_for_names()) is not None:  # Hydra does not say the key
-            said = _expected_names(key)
+            said = expected_names(key)
         raise ConfigError(places.located(said)) from error
 
 
@@ -558,7 +564,7 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         first = "quickstart" if "quickstart" in names else names[0]
         return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
     if "Cannot merge DictConfig with ListConfig" in text and (at := re.search(r"full_key: (\S+)", text)):
-        return _expected_names(at[1])
+        return expected_names(at[1])
     null = re.search(r"not Optional|Incompatible value 'None'", text)
     if null and (at := re.search(r"full_key: (\S+)", text)):
         return f"{at[1]}: expected a value, got null; leave it out for the default"
@@ -566,10 +572,6 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         "Cannot merge DictConfig with ListConfig", "a list is given where names with values are expected"
     )
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
-
-
-def _expected_names(key: str) -> str:
-    return f"{key}: expected names with values, as '{key}={{NAME: VALUE}}', got a list"
 
 
 def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:

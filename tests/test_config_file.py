@@ -266,6 +266,8 @@ WRONG_PIPELINE = {
     "an interpolation of nothing": ("300", "'${nope}'", ":9: steps.words.vocab_size: ${nope}: there is no nope"),
     "a setting's interpolation": ("name: mine", "name: mine\nseed: ${nope}", ":7: seed: ${nope}: there is no nope"),
     "the mode of a sweep": ("name: mine", "name: mine\nhydra: {mode: MULTIRUN}", ":7: hydra.mode: not supported here"),
+    "defaults without a list": (PIPELINE, "name: mine\ndefaults: {}\n", ":2: defaults: expected a list"),
+    "null for defaults": (PIPELINE, "name: mine\ndefaults:\n", ":2: defaults: expected a list"),
 }
 
 
