@@ -299,11 +299,10 @@ def _planned(
             raise ConfigError("store: store=FOLDER is among the overrides too; keep one")
         values["store"] = store_folder(store)
     files = [None if path is None else os.fspath(path) for path in (config, config_dir)]
-    with composed(config_name, overrides, stage, values, *files) as (cfg, places):
-        with places.naming():
-            settings, nodes = split_config(cfg)
-            artifacts = ArtifactStore(settings.store)
-            return settings, plan(settings, nodes, artifacts), artifacts
+    with composed(config_name, overrides, stage, values, *files) as (cfg, places), places.naming():
+        settings, nodes = split_config(cfg)
+        artifacts = ArtifactStore(settings.store)
+        return settings, plan(settings, nodes, artifacts), artifacts
 
 
 def _run(settings: RunConfig, steps: Sequence[Step], store: ArtifactStore, log: io.StringIO) -> Result:
