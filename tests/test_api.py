@@ -239,6 +239,12 @@ def test_a_device_that_is_not_there_is_one_line(finished: Path) -> None:
             align.load("toy/sft", store=finished, device=device)
 
 
+def test_what_runs_on_the_cpu_leaves_gpus_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking a GPU for its random stream starts CUDA, which takes its memory."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert align.stage("data", **TEXT, hardware={"device": "cpu"}).kind == "documents"
+
+
 def test_a_store_that_is_a_file_is_a_store_error(here: Path) -> None:
     Path("store").write_text("")
     with pytest.raises(align.StoreError, match="Not a directory"):

@@ -107,7 +107,9 @@ def _result(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
         parts.append(f"{interval(metrics, other.head)} over {name}{beyond}")
     split = evaluation.artifact.manifest["config"].get("split", "test")
     prompts = f"{metrics['prompts']:,.0f} " + ("prompts" if split == "test" else f"{split} prompts")
-    decided = f"by {scorer(metrics)} score" if scorer(metrics) else "by the judge"
+    decided = f"by {scorer(metrics)} score" if scorer(metrics) else "by an unnamed score"
+    if any(other.head == "judge/" for other in compared):
+        decided = "by the judge"
     if trained:
         decided = f"decided by {trained}: this shows how well PPO fitted it, not whether answers got better"
     text = f"{model} wins {' and '.join(parts)} on {prompts}, {decided}."
