@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from align.errors import AlignError, ConfigError, Preempted, naming_the_world
+from align.quiet import QUIET
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,14 +28,7 @@ if TYPE_CHECKING:
 
     Act = Callable[[RunConfig, list[Step], ArtifactStore, Member | None], list[Outcome]]
 
-for _name, _value in {
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # trl reports its use otherwise
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "true",
-    "TQDM_DISABLE": "1",  # lm-eval shows bars of its own otherwise
-}.items():
+for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 _COMPOSED = ("run", "plan", "model")

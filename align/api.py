@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from align.artifacts import Artifact, existing_store, store_folder
 from align.configs import stage_class
 from align.errors import ConfigError, naming_the_world
+from align.quiet import QUIET
 
 if TYPE_CHECKING:
     import torch
@@ -348,21 +349,10 @@ def _contained(progress: bool) -> Iterator[io.StringIO]:
         restored.callback(_restore_list, sys.path, list(sys.path))
         restored.callback(random.setstate, random.getstate())
         restored.callback(os.chdir, Path.cwd())
-        os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+        os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
         if not progress:
             restored.enter_context(contextlib.redirect_stderr(_OneThread(sys.stderr, log)))
         yield log
-
-
-# Libraries say less, and report nothing; where one is imported already, it goes on as it was.
-_QUIET = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "true",
-    "TQDM_DISABLE": "1",
-}
 
 
 def _restore_environment(before: Mapping[str, str]) -> None:

@@ -166,7 +166,7 @@ def _narrowed(table: Table, runs: Sequence[Run], objective: str | None, width: i
     """As many columns as fit side by side; metrics are left to the page, the objective never."""
     table = without_empty(table)
     spare = [name for name in shown_metrics(runs) if name != objective]
-    while spare and not _fits(table, width):
+    while ("made" in table.columns or spare) and not _fits(table, width):
         left_out = "made" if "made" in table.columns else spare.pop()
         kept = [i for i, name in enumerate(table.columns) if name != left_out]
         table = Table([table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows])

@@ -268,6 +268,16 @@ def test_without_a_member_that_is_done_an_objective_is_refused_in_a_line(store):
         compare(folder, read_sweep(store, folder), "kl")
 
 
+def test_a_sweep_of_one_figure_leaves_out_keys_too(store, capsys):
+    folder = store.root / "sweeps" / "one"
+    for number in range(2):
+        with recorded(Member(folder, number, [f"train_rows={number}"])) as outcomes:
+            made = add(store, "own/data", "documents", {}, {"rows/train": float(number)}, {"train_rows": number})
+            outcomes.append(Outcome("own/data", made))
+    compare(folder, read_sweep(store, folder), "rows/train")
+    assert capsys.readouterr().out.splitlines()[0].split() == ["member", "train_rows", "rows/train", "state"]
+
+
 def test_a_sweep_with_many_figures_keeps_the_objective(store, capsys):
     many = dict.fromkeys(("greedy/gold/score", "pretrain_loss", "fact_recall", "greedy/win_rate"), 123456.789)
     lines = shown(capsys, swept(store, [0.5, 0.75], **many))
