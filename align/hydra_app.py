@@ -352,7 +352,7 @@ def _explained(config_name: str, overrides: Sequence[str], config_dir: str | Non
     except (yaml.YAMLError, UnicodeDecodeError, GrammarParseError) as error:
         raise ConfigError(_no_yaml(error, overrides, config_dir)) from error
     except ValueError as error:
-        if not str(error).startswith("Invalid defaults list"):
+        if not re.search(r"Invalid defaults list|Unsupported type in defaults|default item", str(error)):
             raise
         raise ConfigError(places.located("defaults: expected a list, as [/stage@steps.sft: sft, _self_]")) from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -549,6 +549,9 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         own = "; your own come with --config-dir FOLDER" if group == "pipeline" else ""
         own += f"; one that was trained is given as inputs.model={name}" if group == "model" and "/" in name else ""
         return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}{own}"
+    absent = re.search(r"In '[^']+': Could not (?:load|find) '([^']+)'", text)
+    if absent:
+        return f"defaults: {absent[1]}: no such config; a step is declared as /stage@steps.NAME: STAGE"
     ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=(.*?)'\s+1\. To use it as a list", text, re.DOTALL)
     if ambiguous:
         key, value = ambiguous.groups()

@@ -24,7 +24,7 @@ from align.report.sweep import (
     settings_of,
     settings_table,
 )
-from align.report.sweep_charts import _axis
+from align.report.sweep_charts import axis
 from align.sweeps import Member, Record, fates, read_sweep, recorded, sweeps
 
 
@@ -153,7 +153,7 @@ def test_a_judge_s_wins_go_before_the_score_that_was_trained_on():
     ],
 )
 def test_a_knob_s_values_stand_by_size_by_order_or_in_turn(values, places):
-    assert _axis(values)[0] == places
+    assert axis(values)[0] == places
 
 
 @pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (2, 4.303), (9, 2.262), (10, 2.2281), (30, 2.0423)])
