@@ -533,22 +533,7 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config search|$)", text, re.DOTALL
     )
     if option:
-        group, name, options = option[1], option[2], [o for o in option[3].split() if o != "schema"]
-        if group.startswith("model/"):  # a name with a slash is an artifact's
-            group, name = "model", f"{group.removeprefix('model/')}/{name}"
-        if group == "model" and config_name == "stage":
-            stage = _stage_given(overrides)
-            if not any(knob.startswith("model.") for knob in knobs_of(STAGES[stage])):
-                return no_such_knob(stage, "model")  # Hydra knows it as a group, which this stage has not
-        if group == "hydra/launcher":
-            return (
-                f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use launcher=basic"
-            )
-        near = difflib.get_close_matches(name, options, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        own = "; your own come with --config-dir FOLDER" if group == "pipeline" else ""
-        own += f"; one that was trained is given as inputs.model={name}" if group == "model" and "/" in name else ""
-        return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}{own}"
+        return _no_such_option(*option.groups(), config_name, overrides)
     absent = re.search(r"In '[^']+': Could not (?:load|find) '([^']+)'", text)
     if absent:
         return f"defaults: {absent[1]}: no such config; a step is declared as /stage@steps.NAME: STAGE"
@@ -575,6 +560,24 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         "Cannot merge DictConfig with ListConfig", "a list is given where names with values are expected"
     )
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
+
+
+def _no_such_option(group: str, name: str, listed: str, config_name: str, overrides: Sequence[str]) -> str:
+    """Say which names a group of configs has; `listed` are Hydra's, by spaces."""
+    options = [option for option in listed.split() if option != "schema"]
+    if group.startswith("model/"):  # a name with a slash is an artifact's
+        group, name = "model", f"{group.removeprefix('model/')}/{name}"
+    if group == "model" and config_name == "stage":
+        stage = _stage_given(overrides)
+        if not any(knob.startswith("model.") for knob in knobs_of(STAGES[stage])):
+            return no_such_knob(stage, "model")  # Hydra knows it as a group, which this stage has not
+    if group == "hydra/launcher":
+        return f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use launcher=basic"
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    own = "; your own come with --config-dir FOLDER" if group == "pipeline" else ""
+    own += f"; one that was trained is given as inputs.model={name}" if group == "model" and "/" in name else ""
+    return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}{own}"
 
 
 def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
