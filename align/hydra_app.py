@@ -533,7 +533,7 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config search|$)", text, re.DOTALL
     )
     if option:
-        return _no_such_option(*option.groups(), config_name, overrides)
+        return _no_such_option(option[1], option[2], option[3], config_name, overrides)
     absent = re.search(r"In '[^']+': Could not (?:load|find) '([^']+)'", text)
     if absent:
         return f"defaults: {absent[1]}: no such config; a step is declared as /stage@steps.NAME: STAGE"
