@@ -11,7 +11,8 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from align.errors import AlignError, ConfigError, Preempted
+from align.errors import AlignError, ConfigError, Preempted, naming_the_world
+from align.quiet import QUIET
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,14 +28,7 @@ if TYPE_CHECKING:
 
     Act = Callable[[RunConfig, list[Step], ArtifactStore, Member | None], list[Outcome]]
 
-for _name, _value in {
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # trl reports its use otherwise
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "true",
-    "TQDM_DISABLE": "1",  # lm-eval shows bars of its own otherwise
-}.items():
+for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 _COMPOSED = ("run", "plan", "model")
@@ -46,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "debug=true" in arguments
     try:
-        return _dispatch(arguments)
+        with naming_the_world():
+            return _dispatch(arguments)
     except AlignError as error:
         return _told(error, debug)
     except KeyboardInterrupt:
@@ -212,7 +207,7 @@ def _guarded(act: Act) -> Callable[[DictConfig, Places], int]:
         debug = bool(cfg.get("debug"))
         member = sweep_member()
         try:
-            with recorded(member if act is _run else None) as outcomes:
+            with recorded(member if act is _run else None) as outcomes, naming_the_world():
                 settings, steps, store = _planned(cfg, places)
                 outcomes.extend(act(settings, steps, store, member))
             return 0

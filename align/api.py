@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.artifacts import Artifact, existing_store, store_folder
 from align.configs import stage_class
-from align.errors import ConfigError, StoreError
+from align.errors import ConfigError, naming_the_world
+from align.quiet import QUIET
 
 if TYPE_CHECKING:
     import torch
@@ -227,7 +228,7 @@ def load(
 
     Raises:
         StoreError: there is no such artifact, or a file of it is not as it was made.
-        ConfigError: it is no model, or keeps no average.
+        ConfigError: it is no model, or keeps no average; or there is no such device.
     """
     found = ref if isinstance(ref, Artifact) else artifact(ref, store=store)
     if found.kind not in ("model", "reward_model", "seq2seq_model", "classifier"):
@@ -241,6 +242,7 @@ def load(
         raise ConfigError(f"weights=ema: {found.ref} keeps no average; give weights=raw")
     found.store.verify(found)
     with _contained(False):
+        _check_device(device)
         from align.models.heads import load_scalar
         from align.models.load import load_model, load_tokenizer
 
@@ -257,6 +259,15 @@ def load(
             classifier = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False)
             return classifier.to(device).eval(), tokenizer
         return load_model(folder, device), tokenizer
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # the latter where torch was built without CUDA
+        raise ConfigError(f"device: expected one that torch has here, got {device!r}") from None
 
 
 def _pipeline_words(pipeline: str | None, overrides: Sequence[str]) -> list[str]:
@@ -289,14 +300,10 @@ def _planned(
             raise ConfigError("store: store=FOLDER is among the overrides too; keep one")
         values["store"] = store_folder(store)
     files = [None if path is None else os.fspath(path) for path in (config, config_dir)]
-    with composed(config_name, overrides, stage, values, *files) as (cfg, places):
-        try:
-            with places.naming():
-                settings, nodes = split_config(cfg)
-                artifacts = ArtifactStore(settings.store)
-                return settings, plan(settings, nodes, artifacts), artifacts
-        except (ConfigError, StoreError) as error:
-            raise type(error)(places.as_written(str(error))) from None
+    with composed(config_name, overrides, stage, values, *files) as (cfg, places), places.naming():
+        settings, nodes = split_config(cfg)
+        artifacts = ArtifactStore(settings.store)
+        return settings, plan(settings, nodes, artifacts), artifacts
 
 
 def _run(settings: RunConfig, steps: Sequence[Step], store: ArtifactStore, log: io.StringIO) -> Result:
@@ -337,26 +344,15 @@ def _contained(progress: bool) -> Iterator[io.StringIO]:
         What was printed to standard error, where `progress` is False.
     """
     log = io.StringIO()
-    with _ONE_AT_A_TIME, contextlib.ExitStack() as restored:
+    with _ONE_AT_A_TIME, naming_the_world(), contextlib.ExitStack() as restored:
         restored.callback(_restore_environment, dict(os.environ))
         restored.callback(_restore_list, sys.path, list(sys.path))
         restored.callback(random.setstate, random.getstate())
         restored.callback(os.chdir, Path.cwd())
-        os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+        os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
         if not progress:
             restored.enter_context(contextlib.redirect_stderr(_OneThread(sys.stderr, log)))
         yield log
-
-
-# Libraries say less, and report nothing; where one is imported already, it goes on as it was.
-_QUIET = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "true",
-    "TQDM_DISABLE": "1",
-}
 
 
 def _restore_environment(before: Mapping[str, str]) -> None:

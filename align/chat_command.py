@@ -214,6 +214,8 @@ def _typed() -> str:
 
 def _command(conversations: Sequence[Conversation], line: str) -> str:
     """Obey a line that begins with a slash; the reply."""
+    from align.conversation import set_system
+
     word, _, rest = line.partition(" ")
     if word == "/reset":
         for conversation in conversations:
@@ -223,8 +225,7 @@ def _command(conversations: Sequence[Conversation], line: str) -> str:
         done = [conversation.undo() for conversation in conversations]
         return "forgot the last question and its answer" if any(done) else "there is no turn to forget"
     if word == "/system":
-        for conversation in conversations:
-            conversation.set_system(rest.strip())
+        set_system(conversations, rest.strip())
         return "the system message is set" if rest.strip() else "no system message"
     if word == "/help":
         return _COMMANDS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -86,6 +86,11 @@ class Conversation:
         self._system = ""
         self.set_system(system)
 
+    @property
+    def system(self) -> str:
+        """The system message; "" for none."""
+        return self._system
+
     def set_system(self, text: str) -> None:
         """Give the model a system message; "" takes it away.
 
@@ -164,7 +169,7 @@ class Conversation:
             yield self._text(ids, settled=False)
         finally:
             text = self._text(ids, settled=False)
-            if text and not self._raw:
+            if not self._raw:
                 self.turns.append((self._asked, text))
 
     def _encoded(self, turns: list[tuple[str, str]], text: str) -> list[int]:
@@ -186,6 +191,22 @@ class Conversation:
             return settled_text(self._tokenizer, ids) if settled else decode_response(self._tokenizer, ids)
         text = continued(self._tokenizer, self._prompt, list(without_end(self._tokenizer, ids)))
         return text.rstrip("\ufffd") if settled else text
+
+
+def set_system(conversations: Sequence[Conversation], text: str) -> None:
+    """Give each model a system message, or none of them where one refuses it.
+
+    Raises:
+        ConfigError: a chat template takes none.
+    """
+    before = [conversation.system for conversation in conversations]
+    try:
+        for conversation in conversations:
+            conversation.set_system(text)
+    except ConfigError:
+        for conversation, system in zip(conversations, before, strict=True):
+            conversation.set_system(system)
+        raise
 
 
 def continued(tokenizer: PreTrainedTokenizerBase, prompt: list[int], written: list[int]) -> str:

@@ -7,6 +7,7 @@ A file has the names of the command line: knobs, inputs, settings, and the names
 from __future__ import annotations
 
 import contextlib
+import numbers
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -94,8 +95,12 @@ def _plain(name: str, value: Any) -> Any:
         return {str(key): _plain(f"{name}.{key}", inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(name, inner) for inner in value]
-    if isinstance(value, str | int | float | bool | None):
+    if isinstance(value, str | bool | None):
         return value
+    if isinstance(value, numbers.Integral):  # NumPy's numbers too
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
     raise ConfigError(f"{name}: expected text, numbers, lists or dictionaries, got {value!r}")
 
 
@@ -115,6 +120,9 @@ def _given(values: Mapping[str, Any], stage: str | None, name: str, overridden: 
             if not isinstance(inputs, dict) or slot in inputs:
                 raise ConfigError(f"{slot}: given twice, as inputs.{slot} too; keep one")
             inputs = values["inputs"] = {**inputs, slot: values.pop(slot)}
+    for key in _lists(values, ""):
+        if is_holder(key):
+            raise ConfigError(expected_names(key))
     words = []
     for group in GROUPS:
         chosen = values.get(group)
@@ -161,7 +169,10 @@ class Places:
             raise type(error)(located) from error
 
     def located(self, text: str) -> str:
-        """An error line that begins with a key, behind the file and line where the key is written."""
+        """An error line that begins with a key, behind the file and line where the key is written.
+
+        Without a place where the key is in no file of the user's; of a stage always without the step's name.
+        """
         found = re.match(r"[\w./-]+(?:=[^\s:]*)?", text)
         if found is None:
             return text
@@ -175,22 +186,23 @@ class Places:
         exact = found[0]
         for key in self._keys(exact, places):
             if any(key == other or key.startswith(f"{other}.") for other in self.overridden):
-                return text
+                return self.as_written(text)
             if key in places and (key == exact or key not in ours):  # in our files nothing is wrong but what was edited
                 return f"{places[key]}: {self.as_written(text)}"
-        return text
+        return self.as_written(text)
 
     def list_for_names(self) -> str | None:
         """The key of the first list in a file where names with values are expected; None if there is none."""
         for _, package, file, _ in self.files():
             for key in _lists(nested(file.values, _OPEN), f"{package}." if package else ""):
-                if key.rpartition(".")[2] in _HOLDERS or key.rpartition(".")[0] == "steps":
+                if is_holder(key):
                     return key
         return None
 
     def as_written(self, text: str) -> str:
         """An error line with knobs as a stage's file has them: without the step's name."""
-        head = re.match(r"steps\.[^.:]+\.", text) if self.stage is not None else None
+        # The step that `plan` puts before pretrain, pretrain.tokens, takes its inputs from it.
+        head = re.match(r"steps\.[^.:]+\.(tokens\.(?=inputs))?", text) if self.stage is not None else None
         return text.replace(head[0], "") if head else text
 
     def _keys(self, text: str, places: Mapping[str, str]) -> Iterator[str]:
@@ -210,6 +222,16 @@ class Places:
         for length in range(len(parts) - 1, 0, -1):
             if parts[:length] != ["steps"]:
                 yield ".".join(parts[:length])
+
+
+def is_holder(key: str) -> bool:
+    """Whether names with values stand below a key."""
+    head, _, last = key.rpartition(".")
+    return last in _HOLDERS or head == "steps"
+
+
+def expected_names(key: str) -> str:
+    return f"{key}: expected names with values, as '{key}={{NAME: VALUE}}', got a list"
 
 
 def _lists(values: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -42,9 +42,10 @@ from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, Tracke
 from align.configs.other_names import CUTOFF, OURS, did_you_mean, knobs_of, meant_knob, no_such_knob, other_unit
 from align.console import Parser
 from align.errors import AlignError, ConfigError
-from align.given import GIVEN, GROUPS, MODE, Given, Places, Written, from_call, from_file
+from align.given import GIVEN, GROUPS, MODE, Given, Places, Written, expected_names, from_call, from_file
 from align.launching import STOPPED, Launcher, MemberTask, Prepared
 from align.overrides import check_grammar, in_quotes, quoted
+from align.plan import flat
 from align.references import hint as reference_hint
 from align.references import is_outside, is_path
 from align.sweeps import Member, fates
@@ -282,7 +283,8 @@ def _overrides(
         own.append(f"store={in_quotes(store_folder())}")
     overrides = [*first, *own]
     read = functools.partial(_files, config_name, overrides, config_dir, files)
-    places = Places(stage, keys, read)
+    called = {key for made, file in given if file is None for key in flat(made.node)}
+    places = Places(stage, keys | called, read)
     for word in overrides:
         group = _key_of(word)
         if (group in GROUPS or "@" in group) and word.partition("=")[2] == "null":
@@ -349,10 +351,14 @@ def _explained(config_name: str, overrides: Sequence[str], config_dir: str | Non
         yield
     except (yaml.YAMLError, UnicodeDecodeError, GrammarParseError) as error:
         raise ConfigError(_no_yaml(error, overrides, config_dir)) from error
+    except ValueError as error:
+        if not re.search(r"Invalid defaults list|Unsupported type in defaults|default item", str(error)):
+            raise
+        raise ConfigError(places.located("defaults: expected a list, as [/stage@steps.sft: sft, _self_]")) from error
     except (HydraException, OmegaConfBaseException) as error:
         said = _explain(error, config_name, overrides)
         if said.startswith("In '") and (key := places.list_for_names()) is not None:  # Hydra does not say the key
-            said = _expected_names(key)
+            said = expected_names(key)
         raise ConfigError(places.located(said)) from error
 
 
@@ -527,22 +533,10 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config search|$)", text, re.DOTALL
     )
     if option:
-        group, name, options = option[1], option[2], [o for o in option[3].split() if o != "schema"]
-        if group.startswith("model/"):  # a name with a slash is an artifact's
-            group, name = "model", f"{group.removeprefix('model/')}/{name}"
-        if group == "model" and config_name == "stage":
-            stage = _stage_given(overrides)
-            if not any(knob.startswith("model.") for knob in knobs_of(STAGES[stage])):
-                return no_such_knob(stage, "model")  # Hydra knows it as a group, which this stage has not
-        if group == "hydra/launcher":
-            return (
-                f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use launcher=basic"
-            )
-        near = difflib.get_close_matches(name, options, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        own = "; your own come with --config-dir FOLDER" if group == "pipeline" else ""
-        own += f"; one that was trained is given as inputs.model={name}" if group == "model" and "/" in name else ""
-        return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}{own}"
+        return _no_such_option(option[1], option[2], option[3], config_name, overrides)
+    absent = re.search(r"In '[^']+': Could not (?:load|find) '([^']+)'", text)
+    if absent:
+        return f"defaults: {absent[1]}: no such config; a step is declared as /stage@steps.NAME: STAGE"
     ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=(.*?)'\s+1\. To use it as a list", text, re.DOTALL)
     if ambiguous:
         key, value = ambiguous.groups()
@@ -558,7 +552,7 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         first = "quickstart" if "quickstart" in names else names[0]
         return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
     if "Cannot merge DictConfig with ListConfig" in text and (at := re.search(r"full_key: (\S+)", text)):
-        return _expected_names(at[1])
+        return expected_names(at[1])
     null = re.search(r"not Optional|Incompatible value 'None'", text)
     if null and (at := re.search(r"full_key: (\S+)", text)):
         return f"{at[1]}: expected a value, got null; leave it out for the default"
@@ -568,8 +562,22 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
 
 
-def _expected_names(key: str) -> str:
-    return f"{key}: expected names with values, as '{key}={{NAME: VALUE}}', got a list"
+def _no_such_option(group: str, name: str, listed: str, config_name: str, overrides: Sequence[str]) -> str:
+    """Say which names a group of configs has; `listed` are Hydra's, by spaces."""
+    options = [option for option in listed.split() if option != "schema"]
+    if group.startswith("model/"):  # a name with a slash is an artifact's
+        group, name = "model", f"{group.removeprefix('model/')}/{name}"
+    if group == "model" and config_name == "stage":
+        stage = _stage_given(overrides)
+        if not any(knob.startswith("model.") for knob in knobs_of(STAGES[stage])):
+            return no_such_knob(stage, "model")  # Hydra knows it as a group, which this stage has not
+    if group == "hydra/launcher":
+        return f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use launcher=basic"
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    own = "; your own come with --config-dir FOLDER" if group == "pipeline" else ""
+    own += f"; one that was trained is given as inputs.model={name}" if group == "model" and "/" in name else ""
+    return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}{own}"
 
 
 def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:

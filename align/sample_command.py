@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     options = parser.parse_intermixed_args(arguments)
     for name, value, ok, allowed in (
-        ("--temperature", min(options.temperature), min(options.temperature) >= 0, "numbers from 0 up"),
+        *(("--temperature", t, 0 <= t < float("inf"), "numbers from 0 up") for t in options.temperature),
         ("--tokens", options.tokens, options.tokens > 0, "a number above 0"),
         ("--top-p", options.top_p, 0 < options.top_p <= 1, "a number above 0 and at most 1"),
     ):

@@ -21,6 +21,7 @@ from align.report.sweep import (
     settings_of,
     settings_table,
     shown_metrics,
+    splits_of,
 )
 from align.report.tables import Table, without_empty
 from align.sweeps import Record, read_sweep, sweeps
@@ -100,6 +101,8 @@ def compare(folder: Path, records: Sequence[Record], wanted: str | None) -> None
     runs, console = runs_of(records), wide_console()
     objective = objective_of(runs, wanted) if runs else None
     if wanted and objective != wanted:
+        if not runs:
+            raise ConfigError(f"--objective {wanted}: no member is done yet; leave it out to see how each ended")
         known = ", ".join(sorted({name for run in runs for name in run.metrics}))
         raise ConfigError(f"--objective {wanted}: not every member has it; they have: {known}")
     runs = _ranked(runs, objective)
@@ -118,7 +121,7 @@ def compare(folder: Path, records: Sequence[Record], wanted: str | None) -> None
 
 def _ranked(runs: Sequence[Run], objective: str | None) -> list[Run]:
     """The best setting first, by its mean over seeds; in it the best run first."""
-    if objective is None or len({run.split for run in runs if objective in run.evaluated}) > 1:
+    if objective is None or len(splits_of(runs, objective)) > 1:
         return list(runs)
     sign = 1.0 if lower_is_better(objective) else -1.0
     settings = sorted(settings_of(runs), key=lambda setting: sign * setting.mean(objective)[0])
@@ -129,7 +132,7 @@ def _about_ranking(records: Sequence[Record], runs: Sequence[Run], objective: st
     """What members are ranked by, and whether the first one's figure can be trusted."""
     if objective is None:
         return "Not ranked: the members have no known metric in common; --objective names one."
-    splits = {run.split for run in runs if objective in run.evaluated and "prompts" in run.metrics}
+    splits = splits_of(runs, objective)
     if len(splits) > 1:
         return f"Not ranked: the members' {objective} is of different splits ({', '.join(sorted(splits))})."
     better = "lower is better" if lower_is_better(objective) else "higher is better"
@@ -163,7 +166,7 @@ def _narrowed(table: Table, runs: Sequence[Run], objective: str | None, width: i
     """As many columns as fit side by side; metrics are left to the page, the objective never."""
     table = without_empty(table)
     spare = [name for name in shown_metrics(runs) if name != objective]
-    while spare and not _fits(table, width):
+    while ("made" in table.columns or spare) and not _fits(table, width):
         left_out = "made" if "made" in table.columns else spare.pop()
         kept = [i for i, name in enumerate(table.columns) if name != left_out]
         table = Table([table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows])

@@ -40,7 +40,9 @@ def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
     import torch
 
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(), _numpy_stream():
+    on_gpu = job.device.type == "cuda" or torch.cuda.is_initialized()  # else the question alone would start CUDA
+    gpus = range(torch.cuda.device_count()) if on_gpu else range(0)
+    with torch.random.fork_rng(devices=gpus), _numpy_stream():
         try:
             if job.hardware.threads is not None:
                 torch.set_num_threads(job.hardware.threads)

@@ -186,6 +186,9 @@ REFUSED = {
     ),
     "a knob of another type": (lambda: align.stage("sft", batch_size="many", model="a/b"), "batch_size: Value 'many'"),
     "a missing input": (lambda: align.stage("sft", data="card:smallworld"), "inputs.model: sft needs a model here"),
+    "a list for names": (lambda: align.stage("sft", lora=[8]), "lora: expected names with values"),
+    "a setting of another type": (lambda: align.stage("sft", seed=True), "seed: Value 'True' of type 'bool'"),
+    "a name in capitals": (lambda: align.stage("sft", name="A B"), "name: expected PIPELINE/STEP, got 'A B'"),
     "a value of no kind": (lambda: align.stage("sft", model=3 + 1j), "model: expected text, numbers, lists or"),
     "null for hardware": (lambda: align.stage("sft", hardware=None), "hardware: expected a name, got null"),
     "a sweep": (lambda: align.run("quickstart", ["-m"]), "-m: expected name=value"),
@@ -219,6 +222,33 @@ def test_what_is_wrong_is_a_config_error_and_nothing_is_written(
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("share", [np.float64(0.25), np.float32(0.25)], ids=["double", "single"])
+def test_numbers_of_numpy_are_numbers(share: Any, here: Path) -> None:
+    """A loop over `np.logspace(...)` gives these."""
+    Path("rows.jsonl").write_text('{"text": "a"}\n')
+    rows = {"source": "path:rows.jsonl", "record": "documents"}
+    plain = align.plan_stage("data", **rows, validation_share=0.25, seed=3)
+    assert align.plan_stage("data", **rows, validation_share=share, seed=np.int64(3)) == plain
+
+
+def test_a_device_that_is_not_there_is_one_line(finished: Path) -> None:
+    for device in ("nope", "cuda:99"):
+        with pytest.raises(align.ConfigError, match=f"device: expected one that torch has here, got '{device}'"):
+            align.load("toy/sft", store=finished, device=device)
+
+
+def test_what_runs_on_the_cpu_leaves_gpus_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking a GPU for its random stream starts CUDA, which takes its memory."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert align.stage("data", **TEXT, hardware={"device": "cpu"}).kind == "documents"
+
+
+def test_a_store_that_is_a_file_is_a_store_error(here: Path) -> None:
+    Path("store").write_text("")
+    with pytest.raises(align.StoreError, match="Not a directory"):
+        align.stage("data", **TEXT, store="store")
 
 
 def test_what_is_not_there_is_a_store_error(here: Path) -> None:

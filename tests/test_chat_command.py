@@ -20,7 +20,8 @@ from tiny_models import tiny_model, tiny_tokenizer, written_by_transformers
 from align.__main__ import main
 from align.artifacts import Artifact, ArtifactStore
 from align.console import harmless
-from align.conversation import Conversation, learned_dialogues
+from align.conversation import Conversation, learned_dialogues, set_system
+from align.errors import ConfigError
 from align.models.load import load_model, load_tokenizer, save_model
 from align.models.vocabulary import draw_rows
 from align.rollout.engine import Sampling, generate, stream
@@ -254,6 +255,35 @@ def test_undo_reset_and_a_system_message(tuned):
     talk.reset()
     talk.set_system("the dog ran home")
     assert answered(talk, "the cat") == by_transformers(tuned.path, ["the cat"], "the dog ran home")[0]
+
+
+def test_a_question_with_an_empty_answer_is_a_turn_too(tuned):
+    """Else `/undo` would forget an earlier question, and two models would not talk of the same ones."""
+    model, tokenizer = load_model(tuned.path), load_tokenizer(tuned.path)
+    torch.nn.init.zeros_(model.get_parameter("model.norm.weight"))  # all tokens are alike: the first ends the answer
+    silent = Conversation("it", model, tokenizer, Sampling(max_new_tokens=MOST, temperature=0.0))
+    assert [answered(silent, question) for question in ("the cat", "sat on")] == ["", ""]
+    assert silent.turns == [("the cat", ""), ("sat on", "")]
+    assert silent.undo()
+    assert silent.turns == [("the cat", "")]
+
+
+def test_a_system_message_that_one_of_two_models_refuses_is_set_for_none(tuned):
+    talks = [conversation(tuned), conversation(tuned)]
+    tokenizer = load_tokenizer(tuned.path)
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system message') }}{% endif %}" + CHATML
+    )
+    strict = Conversation("strict", load_model(tuned.path), tokenizer, Sampling(max_new_tokens=MOST))
+    with pytest.raises(ConfigError, match="no system message"):
+        set_system([talks[0], strict], "the dog ran home")
+    assert answered(talks[0], "the cat") == answered(talks[1], "the cat")
+
+
+@pytest.mark.parametrize("temperatures", ["0.7,nan", "nan", "inf", "1,-1"])
+def test_sample_takes_temperatures_that_are_numbers(capsys, store, tuned, temperatures):
+    assert main(["sample", "mine/tuned", "hi", "--store", str(store.root), "--temperature", temperatures]) == 2
+    assert "--temperature: expected numbers from 0 up, got" in capsys.readouterr().err
 
 
 def test_an_answer_that_is_stopped_is_kept_as_far_as_it_was_written(tuned):

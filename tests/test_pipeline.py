@@ -158,7 +158,7 @@ def test_models_are_scored_on_a_user_s_items(store: Path, tmp_path: Path) -> Non
 def test_an_evaluation_wants_prompts_or_items(finished: Path) -> None:
     done = align("evaluate", "inputs.model=toy/ppo", f"store={finished}", check=2)
     asked = "expected prompts, items or text, some or all, or tasks: what it is scored on"
-    assert done.stderr == f"error: steps.evaluate.inputs: {asked}\n"
+    assert done.stderr == f"error: inputs: {asked}\n"
     short = align("evaluate", "model=toy/ppo", f"store={finished}", check=2)
     assert short.stderr == done.stderr
 

@@ -14,8 +14,17 @@ from conftest import align, run_toy
 from align.artifacts import ArtifactStore
 from align.errors import AlignError, StoreError
 from align.evals.intervals import mean_and_half, student
-from align.report.sweep import Run, members_table, objective_of, pareto, runs_of, settings_of, settings_table
-from align.report.sweep_charts import _axis
+from align.report.sweep import (
+    Run,
+    lower_is_better,
+    members_table,
+    objective_of,
+    pareto,
+    runs_of,
+    settings_of,
+    settings_table,
+)
+from align.report.sweep_charts import axis
 from align.sweeps import Member, Record, fates, read_sweep, recorded, sweeps
 
 
@@ -119,6 +128,23 @@ def test_the_objective_is_the_first_that_every_member_has():
 
 
 @pytest.mark.parametrize(
+    ("objective", "is_lower"),
+    [
+        *[("hallucination", True), ("gain/hallucination", True), ("tasks/wiki/bits_per_byte", True), ("kl", True)],
+        *[("reward/missing_eos", True), ("pretrain_loss", True), ("tasks/copa/ece", True), ("eval/loss", True)],
+        *[("gold/score", False), ("judge/win_rate", False), ("accuracy", False), ("reward/niece", False)],
+    ],
+)
+def test_members_are_ranked_by_the_better_side_of_a_metric(objective, is_lower):
+    assert lower_is_better(objective) is is_lower
+
+
+def test_a_judge_s_wins_go_before_the_score_that_was_trained_on():
+    judged = {"objective/score": 1.0, "judge/win_rate": 0.6}
+    assert objective_of([run_of(0, "a", **judged)], None) == "judge/win_rate"
+
+
+@pytest.mark.parametrize(
     ("values", "places"),
     [
         (["1", "3", "2"], [1.0, 3.0, 2.0]),
@@ -127,7 +153,7 @@ def test_the_objective_is_the_first_that_every_member_has():
     ],
 )
 def test_a_knob_s_values_stand_by_size_by_order_or_in_turn(values, places):
-    assert _axis(values)[0] == places
+    assert axis(values)[0] == places
 
 
 @pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (2, 4.303), (9, 2.262), (10, 2.2281), (30, 2.0423)])

@@ -46,7 +46,7 @@ def decided(made: Sequence[Made]) -> list[Decided]:
         judge = scorer(metrics)
         model, score = by_key[inputs["model"]].name, _with_interval(metrics, f"{judge}/score")
         compared = False
-        for other, head in opponents(each, by_key):
+        for other, head, is_prompted in opponents(each, by_key):
             if not interval(metrics, head):
                 continue
             compared = True
@@ -55,8 +55,8 @@ def decided(made: Sequence[Made]) -> list[Decided]:
                 Decided(
                     model=model,
                     score=score,
-                    over=f"{other.name}, prompted" if head else other.name,
-                    its_score=_with_interval(metrics, f"{head or 'baseline/'}{judge}/score"),
+                    over=f"{other.name}, prompted" if is_prompted else other.name,
+                    its_score=_with_interval(metrics, f"{head if is_prompted else 'baseline/'}{judge}/score"),
                     win_rate=interval(metrics, head),
                     low=metrics[f"{head}win_rate_low"],
                     rate=metrics[f"{head}win_rate"],

@@ -147,6 +147,7 @@ _MEANINGS = {
         "Mean length of a response. A drift without a rise in quality is a sign of reward hacking."
     ),
     "entropy, nats a token": "How spread out the policy's choices are. Near 0 it says always the same.",
+    "policy/entropy": "How spread out the policy's choices are, nats a token. Near 0 it says always the same.",
     "share of tokens that are clipped": (
         "Share of tokens whose ratio or value is outside the clip range, where the update does not learn. Much "
         "above 0.2 the steps are too large."

@@ -39,11 +39,10 @@ def models_table(made: Sequence[Made]) -> Table:
     rows = []
     for each in answered:
         m, inputs = each.artifact.metrics, dict(each.inputs)
-        judged = "win_rate" not in m and "judge/win_rate" in m
         wins = []
-        for opponent, head in opponents(each, by_key):
-            if shown := interval(m, head or ("judge/" if judged else "")):
-                wins.append((opponent.name, shown))
+        for opponent in opponents(each, by_key):
+            if shown := interval(m, opponent.head):
+                wins.append((opponent.made.name, shown))
         other, rate = wins[0] if wins else ("", "")
         rows.append(
             [
@@ -142,7 +141,7 @@ def _of_evaluation(m: Metrics) -> list[str]:
     found = []
     if scorer(m):
         found.append(f"{scorer(m)} {short_number(m[f'{scorer(m)}/score'])}")
-    won = next((name for name in ("win_rate", "prompted_base/win_rate") if name in m), None)
+    won = next((name for name in ("win_rate", "prompted_base/win_rate", "judge/win_rate") if name in m), None)
     if won is not None:
         found.append(f"wins {100 * m[won]:.1f} %")
     if not found:

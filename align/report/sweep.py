@@ -11,9 +11,11 @@ from align.evals.intervals import mean_and_half
 from align.report.tables import Table
 from align.sweeps import Record
 
-OBJECTIVES = ("gold/score", "win_rate", "reward/score", "objective/score", "eval/loss", "loss")
+OBJECTIVES = ("gold/score", "win_rate", "judge/win_rate", "reward/score", "objective/score", "eval/loss", "loss")
+_LOWER_IS_BETTER = {"kl", "perplexity", "bits_per_byte", "hallucination", "ece", "missing_eos"}
 _SHOWN = (
-    *("gold/score", "greedy/gold/score", "reward/score", "win_rate", "greedy/win_rate", "kl", "response_tokens"),
+    *("gold/score", "greedy/gold/score", "reward/score", "win_rate", "greedy/win_rate", "judge/win_rate", "kl"),
+    "response_tokens",
     *("pretrain_loss", "fact_recall", "objective/score", "objective/kl", "heldout/score", "gold_accuracy", "accuracy"),
     *("eval/loss", "loss"),
 )
@@ -122,7 +124,13 @@ def objective_of(runs: Sequence[Run], wanted: str | None) -> str | None:
 
 
 def lower_is_better(objective: str) -> bool:
-    return objective.endswith(("loss", "kl", "perplexity"))
+    name = objective.rpartition("/")[2]
+    return name in _LOWER_IS_BETTER or name.endswith("loss")
+
+
+def splits_of(runs: Sequence[Run], objective: str | None) -> set[str]:
+    """The splits of the prompts that the objective is a figure of; members of several cannot be ranked by it."""
+    return {run.split for run in runs if objective in run.evaluated and "prompts" in run.metrics}
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -30,7 +30,7 @@ def knob_chart(knob: str, objective: str, lines: Mapping[str, Sequence[Spot]], n
         note: what the intervals are over.
     """
     figure, axes = new_chart(knob)
-    places, ticks = _axis([spot.value for spots in lines.values() for spot in spots])
+    places, ticks = axis([spot.value for spots in lines.values() for spot in spots])
     place_of = dict(zip((spot.value for spots in lines.values() for spot in spots), places, strict=True))
     said = []
     for number, (name, spots) in enumerate(lines.items()):
@@ -85,7 +85,7 @@ def parallel_chart(names: Sequence[str], rows: Sequence[Sequence[Value]], lower:
     columns = []
     for column, name in enumerate(names):
         values = [row[column] for row in rows]
-        places, ticks = _axis([str(v) for v in values]) if isinstance(values[0], str) else _numbers(values)
+        places, ticks = axis([str(v) for v in values]) if isinstance(values[0], str) else _numbers(values)
         low, high = min(places), max(places)
         span = (high - low) or 1.0
         columns.append([(place - low) / span for place in places])
@@ -112,7 +112,7 @@ def _numbers(values: Sequence[Value]) -> tuple[list[float], dict[str, float]]:
     return places, {f"{place:.3g}": place for place in (min(places), max(places))}
 
 
-def _axis(values: Sequence[str]) -> tuple[list[float], dict[str, float]]:
+def axis(values: Sequence[str]) -> tuple[list[float], dict[str, float]]:
     """Where each value stands, and the ticks: numbers by size, or in order where sizes differ widely; else in turn."""
     distinct = list(dict.fromkeys(values))
     numbers = {value: _number(value) for value in distinct}

@@ -21,6 +21,7 @@ from align.report.sweep import (
     settings_of,
     settings_table,
     short,
+    splits_of,
 )
 from align.report.sweep_charts import Spot, knob_chart, parallel_chart, pareto_chart
 from align.report.tables import Table
@@ -60,7 +61,7 @@ def verdict(records: Sequence[Record], objective: str | None) -> list[Line]:
     lines = []
     runs = runs_of(records)
     settings = [setting for setting in settings_of(runs) if objective and not math.isnan(setting.mean(objective)[0])]
-    splits = {run.split for run in runs if objective in run.evaluated and "prompts" in run.metrics}
+    splits = splits_of(runs, objective)
     if objective is None:
         lines.append(Line("No metric that all members have can rank them.", "neutral"))
     elif len(splits) > 1:

@@ -36,6 +36,19 @@ class Answer(NamedTuple):
     score: str
 
 
+class Opponent(NamedTuple):
+    """A model that another one is compared with.
+
+    Attributes:
+        head: what the names of their metrics begin with.
+        is_prompted: it is the base model with its best prompt.
+    """
+
+    made: Made
+    head: str
+    is_prompted: bool
+
+
 class Sample(NamedTuple):
     prompt: str
     answers: list[tuple[str, Answer]]  # (model, answer)
@@ -52,12 +65,12 @@ def headline(made: Sequence[Made]) -> Table:
         score = scorer(m)
         wins = [
             {
-                "over": f"{other.name}, prompted" if head else other.name,
-                "wins": interval(m, head),
-                "wins, greedy": interval(m, f"greedy/{head}"),
-                "ties": percent(m, f"{head}ties", 0),
+                "over": f"{other.made.name}, prompted" if other.is_prompted else other.made.name,
+                "wins": interval(m, other.head),
+                "wins, greedy": interval(m, f"greedy/{other.head}"),
+                "ties": percent(m, f"{other.head}ties", 0),
             }
-            for other, head in opponents(each, by_key)
+            for other in opponents(each, by_key)
         ]
         first, *others = wins or [{}]
         rows.append(
@@ -309,17 +322,19 @@ def _cell(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def opponents(evaluation: Made, by_key: Mapping[str, Made]) -> list[tuple[Made, str]]:
-    """Whom a model is compared with, each with what the names of their metrics begin with.
+def opponents(evaluation: Made, by_key: Mapping[str, Made]) -> list[Opponent]:
+    """The models that a model is compared with.
 
-    The baseline comes first, then the prompted base model: of several the one that was best on validation prompts,
-    which `evaluate` took.
+    The baseline comes first, by the judge where nothing else scored the answers; then the prompted base model: of
+    several the one that was best on validation prompts, which `evaluate` took.
     """
-    found = [(by_key[key], "") for slot, key in evaluation.inputs if slot == "baseline"]
+    metrics = evaluation.artifact.metrics
+    head = "judge/" if "win_rate" not in metrics and "judge/win_rate" in metrics else ""
+    found = [Opponent(by_key[key], head, False) for slot, key in evaluation.inputs if slot == "baseline"]
     prompted = [by_key[key] for slot, key in evaluation.inputs if slot == "prompted_base"]
     if prompted:
         best = max(prompted, key=lambda each: each.artifact.metrics.get(VALIDATION_SCORE, 0.0))
-        found.append((best, "prompted_base/"))
+        found.append(Opponent(best, "prompted_base/", True))
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from align.evals.intervals import FEW, is_few
 from align.report.gather import Made
-from align.report.tables import Metrics, evaluations, interval, opponents, percent, scorer, side
+from align.report.tables import Metrics, Opponent, evaluations, interval, opponents, percent, scorer, side
 
 Tone = Literal["good", "bad", "neutral", "warning"]
 _BETTER = {1: "better, beyond chance", -1: "worse, beyond chance", 0: "not beyond chance"}
@@ -58,24 +58,19 @@ def verdict(made: Sequence[Made]) -> list[Line]:
 # -- who wins ------------------------------------------------------------------------------------------------------
 
 
-class _Comparison(NamedTuple):
-    """The evaluated model's wins over another one; `head` is what the names of their metrics begin with."""
-
-    other: Made
-    head: str
-
-    def side(self, metrics: Metrics) -> int:
-        """1 or -1 where the model is better or worse beyond chance, else 0; 0 too where the prompts are too few."""
-        return 0 if self.is_few(metrics) else side(metrics, f"{self.head}win_rate", 0.5)
-
-    def is_few(self, metrics: Metrics) -> bool:
-        return is_few(metrics, "win_rate") or is_few(metrics, f"{self.head}win_rate")
-
-
-def _comparisons(evaluation: Made, by_key: Mapping[str, Made]) -> list[_Comparison]:
+def _comparisons(evaluation: Made, by_key: Mapping[str, Made]) -> list[Opponent]:
     """The wins over the baseline, then over the prompted base model, each where it was evaluated."""
     compared = opponents(evaluation, by_key)
-    return [_Comparison(other, head) for other, head in compared if interval(evaluation.artifact.metrics, head)]
+    return [other for other in compared if interval(evaluation.artifact.metrics, other.head)]
+
+
+def _side(metrics: Metrics, other: Opponent) -> int:
+    """1 or -1 where the model is better or worse beyond chance, else 0; 0 too where the prompts are too few."""
+    return 0 if _has_few(metrics, other) else side(metrics, f"{other.head}win_rate", 0.5)
+
+
+def _has_few(metrics: Metrics, other: Opponent) -> bool:
+    return is_few(metrics, "win_rate") or is_few(metrics, f"{other.head}win_rate")
 
 
 def _answer(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
@@ -84,8 +79,8 @@ def _answer(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
     result = _result(evaluation, by_key)
     if judge_in_training(evaluation, by_key):
         return Line(f"This does not show whether it worked: {result.text}", "bad")
-    sides = [comparison.side(metrics) for comparison in compared]
-    if any(comparison.is_few(metrics) for comparison in compared):
+    sides = [_side(metrics, other) for other in compared]
+    if any(_has_few(metrics, other) for other in compared):
         said = "Too few prompts to tell"
     elif -1 in sides:
         said = "It did not work"
@@ -104,29 +99,25 @@ def _result(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
     model = by_key[dict(evaluation.inputs)["model"]].name
     trained = judge_in_training(evaluation, by_key)
     parts = []
-    for comparison in compared:
-        other = comparison.other.name
-        if comparison.head:
-            other = f"the prompted base model {other}"
-        beyond = (
-            f" (fewer than {FEW} prompts)" if comparison.is_few(metrics) else f" ({_BETTER[comparison.side(metrics)]})"
-        )
+    for other in compared:
+        name = f"the prompted base model {other.made.name}" if other.is_prompted else other.made.name
+        beyond = f" (fewer than {FEW} prompts)" if _has_few(metrics, other) else f" ({_BETTER[_side(metrics, other)]})"
         if trained:
             beyond = ""  # such a score says nothing about the answers
-        parts.append(f"{interval(metrics, comparison.head)} over {other}{beyond}")
+        parts.append(f"{interval(metrics, other.head)} over {name}{beyond}")
     split = evaluation.artifact.manifest["config"].get("split", "test")
     prompts = f"{metrics['prompts']:,.0f} " + ("prompts" if split == "test" else f"{split} prompts")
     decided = f"by {scorer(metrics)} score" if scorer(metrics) else "by an unnamed score"
+    if any(other.head == "judge/" for other in compared):
+        decided = "by the judge"
     if trained:
         decided = f"decided by {trained}: this shows how well PPO fitted it, not whether answers got better"
     text = f"{model} wins {' and '.join(parts)} on {prompts}, {decided}."
-    sides = [comparison.side(metrics) for comparison in compared]
     if trained:
         return Line(text, "bad")
-    if any(comparison.is_few(metrics) for comparison in compared):
+    if any(_has_few(metrics, other) for other in compared):
         return Line(text, "warning")
-    worst = min(sides)
-    return Line(text, _TONES[worst])
+    return Line(text, _TONES[min(_side(metrics, other) for other in compared)])
 
 
 def _without_wins(evaluated: Sequence[Made], by_key: Mapping[str, Made]) -> Iterator[Line]:
@@ -147,19 +138,26 @@ def _without_wins(evaluated: Sequence[Made], by_key: Mapping[str, Made]) -> Iter
                 f"on {worse}, not beyond chance on {rest}.",
                 tone,
             )
-        elif "baseline" not in inputs:
+        elif "baseline" in inputs:
+            yield Line(
+                f"Nothing decides between {model} and {by_key[inputs['baseline']].name}: there is no win rate, and no "
+                f"accuracy on a task of at least {FEW} items.",
+                "neutral",
+            )
+        else:
             yield Line(f"{model} is compared with no other model; inputs.baseline gives one.", "neutral")
 
 
 def _gains(metrics: Metrics) -> list[str]:
     """The differences in accuracy to the baseline, of whole tasks rather than their parts."""
-    found = []
-    for name in metrics:
-        head, _, measure = name.rpartition("/gain/")
-        is_whole = head.startswith("tasks/") and "/" not in head.removeprefix("tasks/").removeprefix("lm_eval/")
-        if is_whole and measure in ("accuracy", "acc", "exact_match") and not is_few(metrics, name):
-            found.append(name)
-    return found
+    found: dict[str, str] = {}
+    for measure in ("accuracy", "acc", "exact_match", "f1"):
+        for name in metrics:
+            head, _, last = name.rpartition("/gain/")
+            is_whole = head.startswith("tasks/") and "/" not in head.removeprefix("tasks/").removeprefix("lm_eval/")
+            if is_whole and last == measure and not is_few(metrics, name):
+                found.setdefault(head, name)
+    return list(found.values())
 
 
 # -- what the result rests on --------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from small_store import add, bounds, compared, evaluation
 
 from align.__main__ import main
 from align.artifacts import ArtifactStore
+from align.errors import ConfigError
 from align.reading import result_lines
 from align.report.gather import gather
-from align.sweep_command import compare_ended
-from align.sweeps import Member, recorded
+from align.sweep_command import compare, compare_ended
+from align.sweeps import Member, read_sweep, recorded
 
 BETTER = evaluation(0.68, 0.65, 0.71)
 
@@ -259,6 +260,22 @@ def test_members_of_different_splits_are_not_ranked(store, capsys):
     lines = shown(capsys, swept(store, [0.25, 0.75], ["test", "validation"]))
     assert ranks(lines) == ["0", "1"]
     assert "Not ranked: the members' gold/score is of different splits (test, validation)." in " ".join(lines)
+
+
+def test_without_a_member_that_is_done_an_objective_is_refused_in_a_line(store):
+    folder = swept(store, [None, None])
+    with pytest.raises(ConfigError, match="--objective kl: no member is done yet"):
+        compare(folder, read_sweep(store, folder), "kl")
+
+
+def test_a_sweep_of_one_figure_leaves_out_keys_too(store, capsys):
+    folder = store.root / "sweeps" / "one"
+    for number in range(2):
+        with recorded(Member(folder, number, [f"train_rows={number}"])) as outcomes:
+            made = add(store, "own/data", "documents", {}, {"rows/train": float(number)}, {"train_rows": number})
+            outcomes.append(Outcome("own/data", made))
+    compare(folder, read_sweep(store, folder), "rows/train")
+    assert capsys.readouterr().out.splitlines()[0].split() == ["member", "train_rows", "rows/train", "state"]
 
 
 def test_a_sweep_with_many_figures_keeps_the_objective(store, capsys):

@@ -223,6 +223,36 @@ def test_without_wins_the_tasks_are_counted(store):
     assert verdict(gather(store, ["toy/ppo"]))[0].text.startswith("Nothing says whether it worked")
 
 
+JUDGED = {"prompts": 100.0, "judge/win_rate": 0.6, "judge/win_rate_low": 0.52, "judge/win_rate_high": 0.68}
+
+
+def test_a_judge_decides_where_nothing_else_scored(store):
+    first, *_ = evaluated(store, JUDGED | {"judge/unread": 0.0})
+    result = "ppo wins 60.0 % [52.0, 68.0] over sft (better, beyond chance) on 100 prompts, by the judge."
+    assert first == (f"It worked: {result}", "good")
+    (row,) = decided(gather(store, ["toy/evaluate_it"]))
+    assert (row.over, row.rate, row.tone) == ("sft", 0.6, "good")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        (compared("tasks/squad/", "f1", 0.9, 0.5), "ppo against sft on 1 task: better on 1,"),
+        (
+            compared("tasks/nq/", "exact_match", 0.9, 0.5) | compared("tasks/nq/", "f1", 0.9, 0.5),
+            "ppo against sft on 1 task: better on 1,",
+        ),
+        (compared("tasks/wiki/", "perplexity", 9.0, 8.0), "Nothing decides between ppo and sft: there is no win rate"),
+        (
+            compared("tasks/copa/", "accuracy", 0.9, 0.5) | {"tasks/copa/gain/accuracy_few": 9.0},
+            "Nothing decides between ppo and sft",
+        ),
+    ],
+)
+def test_the_first_line_is_an_answer_whatever_was_measured(store, metrics, said):
+    assert evaluated(store, metrics)[0].text.startswith(said)
+
+
 @pytest.mark.parametrize(
     ("gold", "score", "fires"),
     [(FALLING, RISING, True), (RISING, RISING, False), (FALLING, FALLING, False), ([0.8] * 30, RISING, False)],
