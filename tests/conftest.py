@@ -1,6 +1,9 @@
 """A store in which the toy pipeline (tests/conf/pipeline/toy.yaml) has run once; tests read it or work on a copy."""
 
+import contextlib
 import fcntl
+import gc
+import io
 import json
 import os
 import shutil
@@ -12,23 +15,53 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from align.__main__ import main
+
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there: no test asks the Hub
 
 CONF = Path(__file__).parent / "conf"
 
 
-def align(*arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does."""
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def align(*arguments: object, check: int | None = 0) -> Done:
+    """Run a command in this process, which has imported torch already.
+
+    A process of its own takes 5 seconds to import it. `align_process` has one.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([*map(str, arguments)])
+    return _checked(Done(code, out.getvalue(), err.getvalue()), check)
+
+
+def align_process(*arguments: object, check: int | None = 0) -> Done:
+    """Run a command as a user does, in a process of its own."""
     command = [sys.executable, "-m", "align", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if check is not None:
-        assert done.returncode == check, done.stderr
+    return _checked(Done(done.returncode, done.stdout, done.stderr), check)
+
+
+def _checked(done: Done, expected: int | None) -> Done:
+    if expected is not None:
+        assert done.returncode == expected, done.stderr
     return done
 
 
-def run_toy(store: Path, *arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    return align("run", "pipeline=toy", "--config-dir", CONF, f"store={store}", "tracker=none", *arguments, check=check)
+def toy(store: Path, *arguments: object) -> tuple[object, ...]:
+    """The words of a command that runs the toy pipeline."""
+    return ("run", "pipeline=toy", "--config-dir", CONF, f"store={store}", "tracker=none", *arguments)
+
+
+def run_toy(store: Path, *arguments: object, check: int | None = 0) -> Done:
+    return align(*toy(store, *arguments), check=check)
 
 
 def manifests(store: Path) -> dict[str, dict]:
@@ -42,6 +75,12 @@ def manifests(store: Path) -> dict[str, dict]:
     return found
 
 
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what stays: thousands of tests, and the modules they import."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read only; the processes of one test run share it, and the first to need it makes it."""
@@ -52,7 +91,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not store.with_name("whole").exists():
-            run_toy(store)
+            align_process(*toy(store))
             store.with_name("whole").touch()
     return store
 
