@@ -324,9 +324,7 @@ def test_every_stage_runs_in_bf16(tmp_path: Path) -> None:
     assert len(outcomes) == 11
 
 
-@pytest.mark.parametrize(
-    "stage", [s if s == "ppo" else pytest.param(s, marks=pytest.mark.slow) for s in STAGES]
-)
+@pytest.mark.parametrize("stage", [s if s == "ppo" else pytest.param(s, marks=pytest.mark.slow) for s in STAGES])
 def test_two_processes_do_what_one_does(finished: Path, store: Path, stage: str) -> None:
     """By default PPO alone, which has all that the others share: each starts three processes that import torch."""
     alone = manifests(store)[stage]
