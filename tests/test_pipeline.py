@@ -225,7 +225,7 @@ def start_toy(store: Path, *arguments: str) -> subprocess.Popen[bytes]:
 def wait_for(process: subprocess.Popen[bytes], store: Path, stage: str) -> bool:
     """True when the stage is in the middle of its work; False when the process ended before that was seen."""
     while process.poll() is None:
-        if any(store.glob(f"work/{stage}/*/{MARKS[stage]}")):
+        if in_the_middle(store, stage):
             return True
         time.sleep(0.001)
     return False
@@ -260,20 +260,6 @@ def test_dropout_and_every_other_stream_resume_exactly(tmp_path: Path) -> None:
     done = run_toy(store, dropout, "step=pretrain")
     assert "going on from" in done.stderr
     assert_same(tmp_path / "whole", store)
-
-
-@pytest.mark.slow
-def test_asked_to_stop_it_saves_and_says_so(finished: Path, tmp_path: Path) -> None:
-    store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
-    shutil.rmtree(store / "objects/ppo")
-    process = start_toy(store, "step=ppo")
-    assert wait_for(process, store, "ppo")
-    process.send_signal(signal.SIGTERM)
-    _, told = process.communicate()
-    assert process.returncode == 143
-    assert told.decode().splitlines()[-1] == "error: stopped; give the same command to go on from here"
-    run_toy(store, "step=ppo")
-    assert weights(manifests(store)["ppo"]) == weights(manifests(finished)["ppo"])
 
 
 def test_a_stage_without_checkpoints_hears_a_stop_too(finished: Path, tmp_path: Path) -> None:
@@ -311,8 +297,23 @@ def sigterm_when(seen: Callable[[], bool]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def in_the_middle(store: Path, stage: str) -> bool:
+    return any(store.glob(f"work/{stage}/*/{MARKS[stage]}"))
+
+
+def test_asked_to_stop_it_saves_and_says_so(finished: Path, store: Path) -> None:
+    shutil.rmtree(store / "objects/ppo")
+    with sigterm_when(lambda: in_the_middle(store, "ppo")):
+        told = run_toy(store, "step=ppo", "hardware.checkpoint_seconds=0", check=143).stderr
+    assert told.splitlines()[-1] == "error: stopped; give the same command to go on from here"
+    assert "going on from" in run_toy(store, "step=ppo").stderr
+    one, two = manifests(store)["ppo"], manifests(finished)["ppo"]
+    assert weights(one) == weights(two)
+    assert one["metrics"] == two["metrics"]
+
+
 def test_a_stop_ends_a_sweep(store: Path) -> None:
-    with sigterm_when(lambda: any(store.glob(f"work/ppo/*/{MARKS['ppo']}"))):
+    with sigterm_when(lambda: in_the_middle(store, "ppo")):
         run_toy(store, "step=ppo", "steps.ppo.seed=1,2", "hardware.checkpoint_seconds=0", "-m", check=143)
     assert len(list((store / "objects/ppo").iterdir())) == 1
 
