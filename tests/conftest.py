@@ -7,8 +7,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,34 +32,19 @@ class Done(NamedTuple):
 def align(*arguments: object, check: int | None = 0) -> Done:
     """Run a command in this process, which has imported torch already.
 
-    A process of its own takes 5 seconds to import it. `align_process` has one.
+    A process of its own takes 5 seconds to import it.
     """
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([*map(str, arguments)])
-    return _checked(Done(code, out.getvalue(), err.getvalue()), check)
-
-
-def align_process(*arguments: object, check: int | None = 0) -> Done:
-    """Run a command as a user does, in a process of its own."""
-    command = [sys.executable, "-m", "align", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return _checked(Done(done.returncode, done.stdout, done.stderr), check)
-
-
-def _checked(done: Done, expected: int | None) -> Done:
-    if expected is not None:
-        assert done.returncode == expected, done.stderr
+    done = Done(code, out.getvalue(), err.getvalue())
+    if check is not None:
+        assert done.returncode == check, done.stderr
     return done
 
 
-def toy(store: Path, *arguments: object) -> tuple[object, ...]:
-    """The words of a command that runs the toy pipeline."""
-    return ("run", "pipeline=toy", "--config-dir", CONF, f"store={store}", "tracker=none", *arguments)
-
-
 def run_toy(store: Path, *arguments: object, check: int | None = 0) -> Done:
-    return align(*toy(store, *arguments), check=check)
+    return align("run", "pipeline=toy", "--config-dir", CONF, f"store={store}", "tracker=none", *arguments, check=check)
 
 
 def manifests(store: Path) -> dict[str, dict]:
@@ -91,7 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not store.with_name("whole").exists():
-            align_process(*toy(store))
+            run_toy(store)
             store.with_name("whole").touch()
     return store
 
