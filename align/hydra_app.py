@@ -71,17 +71,33 @@ def conf_folder() -> Path:
 
 def register_schemas() -> None:
     """Make every stage and setting known to Hydra, so that a knob that does not exist is refused."""
+    repo = ConfigStore.instance().repo
+    for name, node in _schemas().items():
+        if isinstance(node, dict):
+            repo.setdefault(name, {}).update(node)
+        else:
+            repo[name] = node
+
+
+@functools.cache
+def _schemas() -> dict[str, Any]:
+    """Hydra's store with our schemas alone; made once, for Hydra copies what it loads."""
     store = ConfigStore.instance()
-    for name, cls in STAGES.items():
-        slots = dict.fromkeys([*cls.INPUTS, *cls.OPTIONAL])
-        node = OmegaConf.create({"stage": name, **asdict(cls()), "inputs": slots})
-        _open_names(node, cls)
-        store.store(group="stage", name=name, node=node)
-    node = OmegaConf.create({"model": asdict(ModelConfig())})
-    _open_names(node.model, ModelConfig)
-    store.store(name="model_schema", node=node)
-    store.store(group="hardware", name="schema", node=HardwareConfig)
-    store.store(group="tracker", name="schema", node=TrackerConfig)
+    before, store.repo = store.repo, {}
+    try:
+        for name, cls in STAGES.items():
+            slots = dict.fromkeys([*cls.INPUTS, *cls.OPTIONAL])
+            node = OmegaConf.create({"stage": name, **asdict(cls()), "inputs": slots})
+            _open_names(node, cls)
+            store.store(group="stage", name=name, node=node)
+        node = OmegaConf.create({"model": asdict(ModelConfig())})
+        _open_names(node.model, ModelConfig)
+        store.store(name="model_schema", node=node)
+        store.store(group="hardware", name="schema", node=HardwareConfig)
+        store.store(group="tracker", name="schema", node=TrackerConfig)
+        return store.repo
+    finally:
+        store.repo = before
 
 
 def _open_names(node: DictConfig, cls: Any) -> None:

@@ -1,16 +1,19 @@
 """A store in which the toy pipeline (tests/conf/pipeline/toy.yaml) has run once; tests read it or work on a copy."""
 
+import contextlib
 import fcntl
+import gc
+import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from align.__main__ import main
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there: no test asks the Hub
@@ -18,16 +21,29 @@ os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there: no tes
 CONF = Path(__file__).parent / "conf"
 
 
-def align(*arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does."""
-    command = [sys.executable, "-m", "align", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def align(*arguments: object, check: int | None = 0) -> Done:
+    """Run a command in this process, which has imported torch already.
+
+    A process of its own takes 5 seconds to import it.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([*map(str, arguments)])
+    done = Done(code, out.getvalue(), err.getvalue())
     if check is not None:
         assert done.returncode == check, done.stderr
     return done
 
 
-def run_toy(store: Path, *arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+def run_toy(store: Path, *arguments: object, check: int | None = 0) -> Done:
     return align("run", "pipeline=toy", "--config-dir", CONF, f"store={store}", "tracker=none", *arguments, check=check)
 
 
@@ -40,6 +56,12 @@ def manifests(store: Path) -> dict[str, dict]:
         path = store / "objects" / record["stage"] / record["key"] / "manifest.json"
         found[folder.name] = json.loads(path.read_text())
     return found
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what stays: thousands of tests, and the modules they import."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -96,13 +96,20 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize(
+    ("wrong", "launcher"),
+    [
+        *((wrong, "basic") for wrong in WRONG),
+        ("steps.ppo.kl_coef=0.1,high", "joblib"),  # does not compose
+        ("steps.ppo.kl_coef=0.1,-1", "joblib"),  # composes, and is refused by the plan
+    ],
+)
 def test_a_wrong_value_stops_a_sweep_before_it_begins(
     wrong: str, launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = main(["run", "pipeline=quickstart", wrong, f"launcher={launcher}", "tracker=none", "-m"])
+    toy = ("pipeline=toy", "--config-dir", str(CONF))
+    code = main(["run", *toy, wrong, f"launcher={launcher}", "tracker=none", "-m"])
     said = capsys.readouterr().err
     assert f"{code} {said.removeprefix('error: ')}".startswith(WRONG[wrong])
     assert said.count("\n") == 1

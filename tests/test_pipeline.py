@@ -1,12 +1,15 @@
 """The toy pipeline through the command line: caching, sweeps, single stages, kills, signals, several processes."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +52,14 @@ def assert_same(one: Path, two: Path) -> None:
 
 
 def test_a_second_run_runs_nothing(finished: Path) -> None:
-    begun = time.monotonic()
-    outcomes = json.loads(run_toy(finished, "--json").stdout)
+    """Nor does it import torch, which would take seconds."""
+    code = "import sys; from align.__main__ import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
+    command = ["run", "pipeline=toy", "--config-dir", str(CONF), f"store={finished}", "tracker=none", "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+    outcomes = json.loads(done.stdout)
     assert [outcome["step"] for outcome in outcomes if not outcome["cached"]] == []
     assert len(outcomes) == 11
     assert all(outcome["ref"].endswith(":v0") for outcome in outcomes)
-    assert time.monotonic() - begun < 5  # torch is not imported
 
 
 def test_plan_says_why_a_step_is_not_cached(finished: Path) -> None:
@@ -93,31 +98,19 @@ def test_a_seed_of_the_run_reaches_every_step_that_has_one(finished: Path) -> No
 
 
 def test_a_sweep_shares_what_is_upstream(store: Path) -> None:
-    done = run_toy(
-        store, "steps.ppo.kl_coef=0.01,0.1", "steps.ppo.seed=0,1", "-m", "step=ppo", "steps.ppo.num_iterations=1"
-    )
+    done = run_toy(store, "steps.ppo.kl_coef=0.01,0.1", "-m", "step=ppo", "steps.ppo.num_iterations=1")
     assert done.stderr.count("not made yet") == 0
     versions = sorted(path.name for path in (store / "names/toy/ppo").glob("v*.json"))
-    assert versions == ["v0.json", "v1.json", "v2.json", "v3.json", "v4.json"]
+    assert versions == ["v0.json", "v1.json", "v2.json"]
     for step in ("pretrain", "sft", "compare", "reward"):
         assert [path.name for path in (store / "names/toy" / step).glob("v*.json")] == ["v0.json"]
     keys = {json.loads(path.read_text())["key"] for path in (store / "names/toy/ppo").glob("v*.json")}
-    assert len(keys) == 5
+    assert len(keys) == 3
 
 
 def test_a_planned_sweep_is_a_line_of_json_a_member(finished: Path) -> None:
-    done = align(
-        *(
-            "plan",
-            "pipeline=toy",
-            "--config-dir",
-            CONF,
-            f"store={finished}",
-            "steps.ppo.kl_coef=0.1,0.2",
-            "-m",
-            "--json",
-        )
-    )
+    plan = ("plan", "pipeline=toy", "--config-dir", CONF, f"store={finished}")
+    done = align(*plan, "steps.ppo.kl_coef=0.1,0.2", "-m", "--json")
     members = [json.loads(line) for line in done.stdout.splitlines()]
     assert [member["overrides"][2] for member in members] == ["steps.ppo.kl_coef=0.1", "steps.ppo.kl_coef=0.2"]
     assert all(len(member["steps"]) == 11 for member in members)
@@ -234,7 +227,7 @@ def start_toy(store: Path, *arguments: str) -> subprocess.Popen[bytes]:
 def wait_for(process: subprocess.Popen[bytes], store: Path, stage: str) -> bool:
     """True when the stage is in the middle of its work; False when the process ended before that was seen."""
     while process.poll() is None:
-        if any(store.glob(f"work/{stage}/*/{MARKS[stage]}")):
+        if in_the_middle(store, stage):
             return True
         time.sleep(0.001)
     return False
@@ -271,20 +264,6 @@ def test_dropout_and_every_other_stream_resume_exactly(tmp_path: Path) -> None:
     assert_same(tmp_path / "whole", store)
 
 
-@pytest.mark.slow
-def test_asked_to_stop_it_saves_and_says_so(finished: Path, tmp_path: Path) -> None:
-    store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
-    shutil.rmtree(store / "objects/ppo")
-    process = start_toy(store, "step=ppo")
-    assert wait_for(process, store, "ppo")
-    process.send_signal(signal.SIGTERM)
-    _, told = process.communicate()
-    assert process.returncode == 143
-    assert told.decode().splitlines()[-1] == "error: stopped; give the same command to go on from here"
-    run_toy(store, "step=ppo")
-    assert weights(manifests(store)["ppo"]) == weights(manifests(finished)["ppo"])
-
-
 def test_a_stage_without_checkpoints_hears_a_stop_too(finished: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
     for stage in ("compare", "reward"):
@@ -297,26 +276,48 @@ def test_a_stage_without_checkpoints_hears_a_stop_too(finished: Path, tmp_path: 
     assert not (store / "objects/reward").exists()
 
 
-def test_a_stop_ends_a_sweep(finished: Path, tmp_path: Path) -> None:
-    store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
-    process = start_toy(store, "step=ppo", "steps.ppo.seed=1,2,3", "-m")
-    assert wait_for(process, store, "ppo")
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode == 143
-    assert len(list((store / "objects/ppo").iterdir())) == 1
+@contextlib.contextmanager
+def sigterm_when(seen: Callable[[], bool]) -> Iterator[None]:
+    """Ask this process to stop, as a terminal or a cluster does, once `seen` is true."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            if seen():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # one that comes too late ends no test run
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        signal.signal(signal.SIGTERM, before)
 
 
-def test_killed_after_its_last_step_ppo_keeps_its_metrics(finished: Path, tmp_path: Path) -> None:
-    store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
+def in_the_middle(store: Path, stage: str) -> bool:
+    return any(store.glob(f"work/{stage}/*/{MARKS[stage]}"))
+
+
+def test_asked_to_stop_it_saves_and_says_so(finished: Path, store: Path) -> None:
     shutil.rmtree(store / "objects/ppo")
-    process = start_toy(store, "step=ppo")
-    while process.poll() is None and not list(store.glob("work/ppo/*/checkpoints/step-6")):
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
-    run_toy(store, "step=ppo")
-    assert manifests(store)["ppo"]["metrics"] == manifests(finished)["ppo"]["metrics"]
+    with sigterm_when(lambda: in_the_middle(store, "ppo")):
+        told = run_toy(store, "step=ppo", "hardware.checkpoint_seconds=0", check=143).stderr
+    assert told.splitlines()[-1] == "error: stopped; give the same command to go on from here"
+    assert "going on from" in run_toy(store, "step=ppo").stderr
+    one, two = manifests(store)["ppo"], manifests(finished)["ppo"]
+    assert weights(one) == weights(two)
+    assert one["metrics"] == two["metrics"]
+
+
+def test_a_stop_ends_a_sweep(store: Path) -> None:
+    with sigterm_when(lambda: in_the_middle(store, "ppo")):
+        run_toy(store, "step=ppo", "steps.ppo.seed=1,2", "hardware.checkpoint_seconds=0", "-m", check=143)
+    assert len(list((store / "objects/ppo").iterdir())) == 1
 
 
 @pytest.mark.slow
@@ -326,10 +327,9 @@ def test_every_stage_runs_in_bf16(tmp_path: Path) -> None:
     assert len(outcomes) == 11
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param(s, marks=pytest.mark.slow) if s in ("sft", "compare", "evaluate") else s for s in STAGES]
-)
+@pytest.mark.parametrize("stage", [s if s == "ppo" else pytest.param(s, marks=pytest.mark.slow) for s in STAGES])
 def test_two_processes_do_what_one_does(finished: Path, store: Path, stage: str) -> None:
+    """By default PPO alone, which has all that the others share: each starts three processes that import torch."""
     alone = manifests(store)[stage]
     shutil.rmtree(store / "objects" / stage)
     run_toy(store, f"step={stage}", "hardware=two_processes")
@@ -408,10 +408,9 @@ def test_two_commands_at_once_make_an_artifact_once(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "artifacts/names/toy/tokenizer").glob("v*")] == ["v0.json"]
 
 
-def test_an_offline_wandb_run_is_left_for_each_step(store: Path) -> None:
+def test_an_offline_wandb_run_is_left_for_each_step(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
     shutil.rmtree(store / "objects/reward")
-    environment = {**os.environ, "WANDB_MODE": "offline"}
-    command = [sys.executable, "-m", "align", "run", "pipeline=toy", "--config-dir", str(CONF), f"store={store}"]
-    done = subprocess.run([*command, "step=reward"], env=environment, capture_output=True, text=True, check=True)
+    done = run_toy(store, "step=reward", "tracker=wandb")
     assert len(list((store / "wandb").glob("offline-run-*"))) == 1
     assert "wandb sync" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +34,13 @@ def typed(cls: type, values: Mapping[str, Any]) -> Any:
         ConfigError: a value is not what the class takes.
         OmegaConfBaseException: it is of another type.
     """
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), literal(values)))
+    return OmegaConf.to_object(OmegaConf.merge(_schema(cls), literal(values)))
+
+
+@functools.cache
+def _schema(cls: type) -> DictConfig:
+    """The fields and defaults of a config class; a merge copies them, and to make them takes longer."""
+    return OmegaConf.structured(cls)
 
 
 def literal(value: Any) -> Any:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -220,20 +217,20 @@ def hub_of(folder: Path, repository: str) -> Path:
     return place
 
 
-def from_hub(home: Path, *arguments: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "align", *arguments, "store=artifacts", "tracker=none"]
-    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == code, done.stderr
-    return done.stderr
+@pytest.fixture
+def offline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's library as it is with HF_HOME=. and HF_HUB_OFFLINE=1, which it reads when it is imported."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def test_a_model_of_the_hub_comes_at_its_commit(here: Path) -> None:
+@pytest.mark.usefixtures("offline")
+def test_a_model_of_the_hub_comes_at_its_commit(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = hub_of(here, "mine/tiny")
     original = tiny_model("gpt2")
     original.save_pretrained(place)
     tiny_tokenizer().save_pretrained(place)
-    from_hub(here, "import_model", f"source=hf:mine/tiny@{COMMIT}")
+    assert run("import_model", f"source=hf:mine/tiny@{COMMIT}") == 0
     folder, manifest = made("import_model")
     ids = torch.arange(20)[None]
     with torch.no_grad():
@@ -242,17 +239,18 @@ def test_a_model_of_the_hub_comes_at_its_commit(here: Path) -> None:
     other = f"hf:mine/tiny@{COMMIT[::-1]}"
     assert step("import_model", source=f"hf:mine/tiny@{COMMIT}").key == manifest["key"]
     assert step("import_model", source=other).key != manifest["key"]
-    error = from_hub(here, "import_model", f"source={other}", code=2).strip().splitlines()[-1]
-    assert error.startswith(f"error: source '{other}': ")
+    assert run("import_model", f"source={other}") == 2
+    assert said(capsys).startswith(f"source '{other}': ")
     assert "full commit hash only" in refused("import_model", source="hf:mine/tiny@main")
 
 
-def test_an_encoder_decoder_of_the_hub_is_asked_for_by_its_kind(here: Path) -> None:
+@pytest.mark.usefixtures("offline")
+def test_an_encoder_decoder_of_the_hub_is_asked_for_by_its_kind(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = f"hf:mine/t5@{COMMIT}"
     tiny_t5(hub_of(here, "mine/t5"))
-    error = from_hub(here, "import_model", f"source={source}", code=2).strip().splitlines()[-1]
+    assert run("import_model", f"source={source}") == 2
     reason = "it is an encoder-decoder, not a decoder-only language model; give kind=seq2seq_model"
-    assert error == f"error: source '{source}': {reason}"
+    assert said(capsys) == f"source '{source}': {reason}"
     assert not list(Path("artifacts/objects").glob("import_model/*"))
     assert step("import_model", source=source, kind="seq2seq_model").config.output == "seq2seq_model"
 

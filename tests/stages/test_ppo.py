@@ -48,7 +48,7 @@ KNOBS: dict[str, Any] = {
 }
 FULL: dict[str, Any] = {  # everything that has a state of its own
     **KNOBS,
-    "num_iterations": 12,
+    "num_iterations": 6,
     "schedule": "cosine",
     "kl_goal": 0.5,
     "kl_horizon": 40.0,
@@ -353,7 +353,7 @@ def broken(inputs: Inputs, folder: Path, after: int, **knobs: Any) -> None:
         ppo.run(planned(Ppo(**{**FULL, **knobs})), inputs, job)
 
 
-@pytest.mark.parametrize("after", range(1, 12))
+@pytest.mark.parametrize("after", range(1, 6))
 def test_a_run_that_died_ends_as_if_it_had_not(inputs, unbroken, tmp_path, after):
     broken(inputs, tmp_path, after)
     ppo.run(planned(Ppo(**FULL)), inputs, job_at(tmp_path, checkpoint_seconds=0))
@@ -362,6 +362,13 @@ def test_a_run_that_died_ends_as_if_it_had_not(inputs, unbroken, tmp_path, after
     assert one is not None
     assert two is not None
     assert digest(without_log(one[1])) == digest(without_log(two[1]))
+
+
+def test_a_run_that_died_after_its_last_iteration_keeps_its_metrics(inputs, tmp_path):
+    whole = ppo.run(planned(Ppo(**KNOBS)), inputs, job_at(tmp_path / "whole", checkpoint_seconds=0))
+    with pytest.raises(Dead):
+        ppo.run(planned(Ppo(**KNOBS)), inputs, job_at(tmp_path / "died", dying_after(3), checkpoint_seconds=0))
+    assert ppo.run(planned(Ppo(**KNOBS)), inputs, job_at(tmp_path / "died", checkpoint_seconds=0)) == whole
 
 
 def without_log(whole: dict[str, Any]) -> Any:
@@ -398,7 +405,7 @@ PARTS = ["kl_coef", "policy", "value", "average", *MOMENTS]
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_the_state_is_needed(inputs, unbroken, tmp_path, watched, part):
-    broken(inputs, tmp_path, 6)
+    broken(inputs, tmp_path, 3)
     policy = AutoModelForCausalLM.from_pretrained(inputs.one("policy").path)
     start = {"policy": dict(policy.named_parameters()), "average": [p.detach() for p in policy.parameters()]}
     value = actors_module.load_scalar(inputs.one("reward_model").path)

@@ -141,11 +141,11 @@ def test_the_noise_has_the_deviation_it_says():
 @pytest.mark.parametrize("agreement", [0.65, 0.726, 0.85])
 def test_fresh_rankings_agree_as_often_as_asked(agreement):
     crew = crew_of()
-    reached = crew.calibrate(prompts_of(1000, 8), agreement)
+    reached = crew.calibrate(prompts_of(500, 8), agreement)
     assert reached == pytest.approx(agreement, abs=0.002)
     alike = ordered = 0
     rng = np.random.default_rng(9)
-    for judged in prompts_of(4000, 8, seed=1):
+    for judged in prompts_of(2000, 8, seed=1):
         one, two = (crew.rank(judged, int(who)) for who in rng.choice(5, 2, replace=False))
         a, n = slow_agreement(one, two)
         alike, ordered = alike + a, ordered + n
