@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from stage_jobs import job_at, made_by, planned
 
@@ -44,6 +46,14 @@ def tried(artifact: Artifact) -> list[dict]:
 def of_world(folder: Path, record: str, **knobs: object) -> tuple[Artifact, ...]:
     job = job_at(folder)
     data.run(Data(source="card:smallworld", record=record, **knobs), Inputs(), job)
+    return (Artifact("data", folder.name, record, job.out),)
+
+
+def of_file(folder: Path, rows: list[dict], record: str, split: str) -> tuple[Artifact, ...]:
+    file = folder.with_suffix(".jsonl")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = job_at(folder)
+    data.run(Data(source=f"path:{file}", record=record, split=split), Inputs(), job)
     return (Artifact("data", folder.name, record, job.out),)
 
 
@@ -88,13 +98,16 @@ def test_examples_are_of_the_training_split_and_differ_from_draw_to_draw(finishe
 @pytest.mark.parametrize(
     ("knobs", "without", "says"),
     [
-        ({"num_shots": 1, "max_new_tokens": 84}, None, "num_shots: no example fits in a context of 96 tokens"),
+        ({"num_shots": 1}, "room", "num_shots: no example fits in a context of"),
         ({}, "validation", "inputs.prompts: expected rows in the validation split"),
     ],
 )
 def test_what_cannot_be_chosen_is_said_in_a_line(finished, tmp_path, knobs, without, says):
     more = {"examples": made_by(finished, "demonstrations")}
-    if without:
+    if without == "room":
+        row = {"prompt": "Who is Ben?", "completion": "word " * 500}
+        more["examples"] = of_file(tmp_path / "rows", [row], "demonstrations", "train")
+    if without == "validation":
         more["prompts"] = of_world(tmp_path / "rows", "prompts", splits=["train"], train_rows=6)
     with pytest.raises(ConfigError) as error:
         prompted(finished, tmp_path / "made", more, **knobs)
@@ -120,17 +133,15 @@ def test_of_more_examples_than_fit_those_that_fit_are_taken(finished, tmp_path, 
 
 def test_what_a_form_is_worth_is_its_score_on_prompts_that_did_not_choose_it(finished, tmp_path):
     """The best of many is partly the luckiest, on the prompts that it is the best on."""
-    texts = [row["prompt"] for row in read_rows([each.path for each in made_by(finished, "prompts")], "train")][:36]
+    whole = of_world(tmp_path / "all", "prompts", splits=["validation"], validation_rows=36)
+    rest = Path(shutil.copytree(whole[0].path, tmp_path / "rest"))
+    pq.write_table(pq.read_table(rest / "validation.parquet").slice(6), rest / "validation.parquet")
     artifacts = {}
-    for name, own in (("all", texts), ("last", texts[6:])):
-        file = tmp_path / f"{name}.jsonl"
-        file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in own))
-        job = job_at(tmp_path / name)
-        data.run(Data(source=f"path:{file}", record="prompts", split="validation"), Inputs(), job)
-        given = {"prompts": (Artifact("data", name, "prompts", job.out),), "reward_model": made_by(finished, "reward")}
-        artifacts[name] = prompted(finished, tmp_path / f"{name}-made", given, num_prompts=6 if name == "all" else None)
+    for name, rows, chosen_by in (("all", whole[0], 6), ("rest", replace(whole[0], path=rest), None)):
+        given = {"prompts": (rows,), "reward_model": made_by(finished, "reward")}
+        artifacts[name] = prompted(finished, tmp_path / f"{name}-made", given, num_prompts=chosen_by)
     best = tried(artifacts["all"])[0]
-    (own,) = [row["score"] for row in tried(artifacts["last"]) if row["form"] == best["form"]]
+    (own,) = [row["score"] for row in tried(artifacts["rest"]) if row["form"] == best["form"]]
     assert artifacts["all"].metrics[VALIDATION_SCORE] == pytest.approx(own)
     assert own != pytest.approx(best["score"])
 

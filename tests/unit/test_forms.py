@@ -81,7 +81,10 @@ def test_earlier_turns_go_on_in_the_form():
         ("Ada: {prompt} Ben: {response} ", ("\n", " Ada:", " Ben:")),
         ("Ada: {prompt} Ben: {response}", ("\n", " Ada:", " Ben:")),
         ("{prompt}\n{response}\n\n", ("\n\n",)),
-        ("### Ask\n{prompt}\n### Say\n{response}\n### End\n", ("\n### End\n", " ### Ask", "\n### Ask", " ### Say", "\n### Say")),
+        (
+            "### Ask\n{prompt}\n### Say\n{response}\n### End\n",
+            ("\n### End\n", " ### Ask", "\n### Ask", " ### Say", "\n### Say"),
+        ),
     ],
 )
 def test_an_answer_ends_at_what_follows_it_and_at_a_change_of_speaker(text, stops):
