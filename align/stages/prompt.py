@@ -1,7 +1,7 @@
 """Find the form of plain text in which a base model answers best: InstructGPT's prompted GPT-3.
 
-Takes: a model; prompts, whose validation split chooses the form; demonstrations to draw solved examples from; a reward
-model where no gold scorer knows the prompts.
+Takes: a model; prompts, whose validation split chooses the form and says what it is worth; demonstrations to draw
+solved examples from; a reward model where no gold scorer knows the prompts.
 Makes: the same model with the best form as its chat template, and forms.jsonl, with what each form was worth.
 Departs from InstructGPT: its authors wrote prefixes by hand and held a competition on validation prompts; here forms
 and examples are drawn, and the competition is the same.
