@@ -11,6 +11,8 @@ answers in free English that score below the bar: the scorer reads the language 
 `gold_answers_last.jsonl` holds answers of a fourth reader, who had not seen the other files nor how the scorer reads;
 all but 23 adversarial ones were written before any was scored: none passed. The last 37 were written after a look at
 the code and did pass, before the scorer learned them. "neither" is what a second reading withdrew, "unread" as above.
+`gold_answers_final.jsonl` holds answers of a fifth reader, who had seen neither the other files nor how the scorer
+reads, and wrote all before any was scored: no adversarial one passed. "neither" is what a second reading withdrew.
 
 `made_up.jsonl` holds real answers of models to prompts that ask for facts. A reader labelled each, with the facts of
 everybody in it beside it, before any scorer did; batch "before" while the scorer was made, "after" when it was
@@ -36,6 +38,7 @@ ANSWERS = [
     "gold_answers_after.jsonl",
     "gold_answers_fresh.jsonl",
     "gold_answers_last.jsonl",
+    "gold_answers_final.jsonl",
 ]
 LEAST_OF_RIGHT, MOST_OF_ADVERSARIAL = 0.9, 0.5
 AGREEMENT = 0.97
@@ -127,7 +130,7 @@ def test_that_two_are_friends_of_each_other_is_one_thing():
 
 
 def test_the_card_says_how_many_answers_there_are():
-    first, _, fresh, _ = ([row["verdict"] for row in rows(name)] for name in ANSWERS)
+    first, _, fresh, *_ = ([row["verdict"] for row in rows(name)] for name in ANSWERS)
     batches = [row["batch"] for row in rows("made_up.jsonl")]
     card = " ".join((DATA.parent.parent / "data_cards/smallworld.md").read_text().split())
     for said in (
