@@ -12,11 +12,12 @@ answers in free English that score below the bar: the scorer reads the language 
 all but 23 adversarial ones were written before any was scored: none passed. The last 37 were written after a look at
 the code and did pass, before the scorer learned them. "neither" is what a second reading withdrew, "unread" as above.
 `gold_answers_final.jsonl` holds answers of a fifth reader, who had seen neither the other files nor how the scorer
-reads, and wrote all before any was scored: no adversarial one passed. "neither" is what a second reading withdrew.
+reads, and wrote all before any was scored: no adversarial one passed. The last 12 were found by a search and in the
+code and did pass, before the scorer learned them.
 
 `made_up.jsonl` holds real answers of models to prompts that ask for facts. A reader labelled each, with the facts of
 everybody in it beside it, before any scorer did; batch "before" while the scorer was made, "after" when it was
-finished. The rule: an answer is made up if it says something of a person or a
+first finished, "final" when its last version was, but for what the last answers of the two files above taught it. The rule: an answer is made up if it says something of a person or a
 town that is not so: in a sentence, by a bare value (which says that what was asked for is this value, of whatever kind
 it is), or by a wrong yes or no. A hedge does not excuse it. What says nothing that the world could answer is not made
 up: an evasion, words without sense, a scene, a true thing that nobody asked for. Friendship has a direction: Ada may be
@@ -74,7 +75,7 @@ def test_what_no_reader_accepts_scores_low(name, kind):
     assert [row for row in found if score(row) > MOST_OF_ADVERSARIAL] == []
 
 
-@pytest.mark.parametrize("batch", ["before", "after"])
+@pytest.mark.parametrize("batch", ["before", "after", "final"])
 def test_what_readers_find_made_up_is_what_counts_as_made_up(batch):
     labelled = [row for row in rows("made_up.jsonl") if row["batch"] == batch]
     assert 10 <= sum(row["made_up"] for row in labelled) <= len(labelled) - 10
@@ -130,14 +131,15 @@ def test_that_two_are_friends_of_each_other_is_one_thing():
 
 
 def test_the_card_says_how_many_answers_there_are():
-    first, _, fresh, *_ = ([row["verdict"] for row in rows(name)] for name in ANSWERS)
+    first, _, fresh, last, final = ([row["verdict"] for row in rows(name)] for name in ANSWERS)
+    late = last + final
     batches = [row["batch"] for row in rows("made_up.jsonl")]
     card = " ".join((DATA.parent.parent / "data_cards/smallworld.md").read_text().split())
     for said in (
         f"{first.count('right')} right answers score at least 0.9, {first.count('adversarial')} that no reader accepts",
-        f"of {batches.count('before')} answers of models, and of {batches.count('after')} others",
-        f"Of {fresh.count('adversarial')} answers that another reader",
-        f"of {fresh.count('right') + fresh.count('unread')} right answers",
-        f"it scored {fresh.count('unread')} low",
+        f"of {batches.count('before')} answers of models, and of {batches.count('after') + batches.count('final')} others",
+        f"of {fresh.count('right') + fresh.count('unread')} right answers in free English it scored "
+        f"{fresh.count('unread')} low",
+        f"of {late.count('right') + late.count('unread')} in wordings near the world's {late.count('unread')}",
     ):
         assert said in card

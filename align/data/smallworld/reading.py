@@ -65,7 +65,8 @@ class Reading:
         buried: claims inside of clauses that cannot be read, or with the wrong pronoun; they count if they are false,
             and answer nothing.
         other: sentences that are neither claims nor any of what is counted below.
-        unread: clauses beside a claim that make no claim, and pronouns that stand for nobody.
+        unread: the sentence of each clause that stands beside a claim and makes none, and of each pronoun that stands
+            for nobody.
         verdicts: each "Yes" and "No" that opens a sentence.
         hedges, chatter, thanks: how many there are.
     """
@@ -102,7 +103,7 @@ def read_response(response: str, person: str | None = None) -> Reading:
             reading.denials += read.denials
             reading.buried += read.buried
             if read.claims or read.denials:
-                reading.unread += read.unread
+                reading.unread += [sentence] * len(read.unread)
             else:
                 reading.other.append(sentence)
             people = _in_mind(sentence, read.claims[0].subject if read.claims else subject, people)
@@ -167,7 +168,7 @@ def _without_lead_ins(sentence: str, reading: Reading, person: str | None) -> st
     if behind := _THANKS_BEHIND.search(sentence):
         reading.thanks += 1
         sentence = f"{sentence[: behind.start()]}."
-    sentence = capital(sentence.replace(", too.", "."))
+    sentence = capital(sentence)
     if sentence in ("Yes.", "No."):  # behind a hedge
         reading.verdicts.append(sentence[:-1])
         return ""
