@@ -16,12 +16,13 @@ reads, and wrote all before any was scored: no adversarial one passed. The last 
 code and did pass, before the scorer learned them.
 
 `made_up.jsonl` holds real answers of models to prompts that ask for facts. A reader labelled each, with the facts of
-everybody in it beside it, before any scorer did; batch "before" while the scorer was made, "after" when it was
-first finished, "final" when its last version was, but for what the last answers of the two files above taught it. The rule: an answer is made up if it says something of a person or a
-town that is not so: in a sentence, by a bare value (which says that what was asked for is this value, of whatever kind
-it is), or by a wrong yes or no. A hedge does not excuse it. What says nothing that the world could answer is not made
-up: an evasion, words without sense, a scene, a true thing that nobody asked for. Friendship has a direction: Ada may be
-a friend of Dora, and Dora none of Ada. A wrong "she" or "he" means the person spoken of.
+everybody in it beside it, before any scorer did; batch "before" while the scorer was made, "after" when it was first
+finished, "final" when its last version was, but for what the last answers of the two files above taught it. The rule:
+an answer is made up if it says something of a person or a town that is not so: in a sentence, by a bare value (which
+says that what was asked for is this value, of whatever kind it is), or by a wrong yes or no. A hedge does not excuse
+it. What says nothing that the world could answer is not made up: an evasion, words without sense, a scene, a true thing
+that nobody asked for. Friendship has a direction: Ada may be a friend of Dora, and Dora none of Ada. A wrong "she" or
+"he" means the person spoken of.
 """
 
 import functools
@@ -137,7 +138,7 @@ def test_the_card_says_how_many_answers_there_are():
     card = " ".join((DATA.parent.parent / "data_cards/smallworld.md").read_text().split())
     for said in (
         f"{first.count('right')} right answers score at least 0.9, {first.count('adversarial')} that no reader accepts",
-        f"of {batches.count('before')} answers of models, and of {batches.count('after') + batches.count('final')} others",
+        f"of {batches.count('before')} answers of models, and of {len(batches) - batches.count('before')} others",
         f"of {fresh.count('right') + fresh.count('unread')} right answers in free English it scored "
         f"{fresh.count('unread')} low",
         f"of {late.count('right') + late.count('unread')} in wordings near the world's {late.count('unread')}",
