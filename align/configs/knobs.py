@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -88,6 +89,7 @@ def check_ranges(config: Any) -> None:
             require(value in (AUTO, *PRECISIONS), name, value, f"{AUTO}, {' or '.join(PRECISIONS)}")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
+        require(math.isfinite(value), name, value, "a finite number")
         if name.endswith(_ABOVE_0):
             require(value > 0, name, value, "a number above 0")
         elif name.endswith(_SHARES):

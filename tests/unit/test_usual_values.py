@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from stage_jobs import job_at
 from tiny_models import tiny_model
 
 from align.configs import HardwareConfig, LoraConfig, Ppo, Reward, Sft
+from align.errors import ConfigError
 from align.models.load import answer_length, sequence_length
 
 
@@ -60,3 +63,10 @@ def test_a_pass_has_1024_tokens_on_a_cpu_and_4096_on_a_gpu(tmp_path):
 
 def test_checkpoints_are_at_least_20_s_apart():
     assert HardwareConfig().checkpoint_seconds == 20
+
+
+@pytest.mark.parametrize(("stage", "knob"), [(Ppo, "kl_coef"), (Ppo, "missing_eos_reward"), (Sft, "learning_rate")])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_knob_that_is_no_finite_number_is_refused(stage, knob, value):
+    with pytest.raises(ConfigError, match=f"{knob}: expected a finite number, got"):
+        stage(**{knob: value})
