@@ -78,18 +78,19 @@ def _player(cfg: Evaluate, name: str, artifact: Artifact, job: Job) -> Player:
     return Player(name, load_model(folder, job.device), load_tokenizer(folder))
 
 
-def _prompted(inputs: Inputs, job: Job) -> Player | None:
+def _prompted(cfg: Evaluate, inputs: Inputs, job: Job) -> Player | None:
     """The prompted model, of several the one with the best score on validation prompts."""
     given = inputs.get("prompted_base", ())
     if not given:
         return None
     best = given[0]
     if len(given) > 1:
-        unknown = [artifact.ref for artifact in given if VALIDATION_SCORE not in artifact.metrics]
+        named = list(zip(cfg.inputs["prompted_base"], given, strict=True))
+        unknown = [name for name, artifact in named if VALIDATION_SCORE not in artifact.metrics]
         if unknown:
             raise ConfigError(f"inputs.prompted_base: expected models that `align prompt` made, got {unknown[0]}")
-        best = max(given, key=lambda artifact: artifact.metrics[VALIDATION_SCORE])
-        job.info(f"prompted_base: {best.ref} is the best on validation prompts")
+        name, best = max(named, key=lambda each: each[1].metrics[VALIDATION_SCORE])
+        job.info(f"prompted_base: {name} is the best on validation prompts")
     return Player("prompted_base", load_model(best.path, job.device), load_tokenizer(best.path))
 
 
@@ -122,7 +123,7 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     rows = [row for artifact in inputs["prompts"] for row in _held_out(artifact, "prompts", cfg.split, job)][
         : cfg.num_prompts
     ]
-    prompted = _prompted(inputs, job)
+    prompted = _prompted(cfg, inputs, job)
     rows = _fitting(cfg, rows, [*players, prompted] if prompted else players, job)
     prompts = [row["prompt"] for row in rows]
     scorers = _scorers(cfg, inputs, job)

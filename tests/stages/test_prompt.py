@@ -179,7 +179,9 @@ def test_prompts_that_leave_no_room_for_an_answer_are_left_out_and_counted(finis
 
 
 def scores(finished: Path, folder: Path, inputs: dict[str, tuple[Artifact, ...]], **knobs: object) -> Metrics:
-    config = Evaluate(**{"num_bootstrap": 50, "max_new_tokens": 8, "seed": 0, "precision": "fp32", **knobs})
+    few = {"num_bootstrap": 50, "max_new_tokens": 8, "seed": 0, "precision": "fp32"}
+    named = {slot: [f"{slot}{i}" for i in range(len(artifacts))] for slot, artifacts in inputs.items()}
+    config = Evaluate(**{**few, **knobs}, inputs=named)
     (folder / "out").mkdir(parents=True)
     settings = RunConfig(store=str(finished), hardware=HardwareConfig(device="cpu"))
     given = {"model": made_by(finished, "ppo"), "prompts": made_by(finished, "prompts"), **inputs}
@@ -204,7 +206,7 @@ def test_a_prompted_model_without_prompts_is_refused_before_anything_runs():
         Evaluate(inputs={"model": ["a"], "prompted_base": ["b"], "text": ["c"]}).check_inputs()
 
 
-def test_of_several_prompted_models_the_best_on_validation_is_taken(finished, tmp_path):
+def test_of_several_prompted_models_the_best_on_validation_is_taken(finished, tmp_path, capsys):
     one, other = prompted(finished, tmp_path / "a"), *made_by(finished, "sft")
     judge = {"reward_model": made_by(finished, "reward")}
     alone = [scores(finished, tmp_path / f"{i}", {"baseline": (base,), **judge}) for i, base in enumerate((one, other))]
@@ -216,11 +218,14 @@ def test_of_several_prompted_models_the_best_on_validation_is_taken(finished, tm
             given.append(committed(copied, f"copy{i}", {VALIDATION_SCORE: 0.9 if i == best else 0.1}))
         found = scores(finished, tmp_path / f"best{best}", {"prompted_base": tuple(given), **judge})
         assert found["prompted_base/reward/score"] == alone[best]["baseline/reward/score"]
+        assert f"prompted_base: prompted_base{best} is the best on validation prompts" in capsys.readouterr().err
 
 
 def test_models_that_were_never_prompted_cannot_be_ranked(finished, tmp_path):
     given = (*made_by(finished, "sft"), *made_by(finished, "pretrain"))
-    with pytest.raises(ConfigError, match=r"inputs\.prompted_base: expected models that `align prompt` made, got sft@"):
+    with pytest.raises(
+        ConfigError, match=r"inputs\.prompted_base: expected models that `align prompt` made, got prompted_base0"
+    ):
         scores(finished, tmp_path, {"prompted_base": given})
 
 
