@@ -37,7 +37,7 @@ COLUMNS = (
 # The rows: a model, the step that evaluates it, what stands before its metrics there, and columns that it lacks.
 OVER_ITSELF = ("win_rate", "greedy/win_rate", "prompted_base/win_rate", "greedy/prompted_base/win_rate", "kl")
 MODELS = (
-    ("base, zero-shot", "base", "baseline/", OVER_ITSELF),
+    ("base, zero-shot", "base", "baseline/", (*OVER_ITSELF, "fact_recall")),  # the same model as the next: asked once
     ("base, few-shot", "base", "", OVER_ITSELF),
     ("SFT", "sft", "", ("win_rate", "greedy/win_rate", "kl")),
     ("PPO", "ppo", "", ()),
@@ -115,8 +115,9 @@ def main() -> None:
 
     model_rows = []
     for name, _, prefix, lacks in MODELS:
-        runs = [{metric: _figure(run, prefix, metric) for _, metric, _ in COLUMNS} for run in models[name].values()]
-        known = iter(cells(name, [column for column in COLUMNS if column[1] not in lacks], runs))
+        columns = [column for column in COLUMNS if column[1] not in lacks]
+        runs = [{metric: _figure(run, prefix, metric) for _, metric, _ in columns} for run in models[name].values()]
+        known = iter(cells(name, columns, runs))
         model_rows.append([name, *("" if metric in lacks else next(known) for _, metric, _ in COLUMNS)])
     beta_rows = [[f"{beta:g}", *cells(f"beta {beta:g}", BETA_COLUMNS, runs)] for beta, runs in betas.items()]
     large_row = cells("large", LARGE, list(large.values()))
@@ -136,7 +137,7 @@ def main() -> None:
 def _figure(run: Mapping[str, float], prefix: str, metric: str) -> float:
     """A metric of the model, or of its baseline: "greedy/baseline/gold/score"."""
     greedy, name = ("greedy/", metric.removeprefix("greedy/")) if metric.startswith("greedy/") else ("", metric)
-    return run.get(f"{greedy}{prefix}{name}", float("nan"))
+    return run[f"{greedy}{prefix}{name}"]
 
 
 def _each(seeds: Sequence[int], label: str, runs: Runs, metric: str) -> list[str]:
