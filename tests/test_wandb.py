@@ -250,7 +250,7 @@ def test_a_service_that_is_down_costs_seconds_and_changes_nothing(finished: Path
             listener.listen()
         begun = time.monotonic()
         done = run(store, url, "step=ppo")
-    assert time.monotonic() - begun < 30  # 5 of them are the question's; import torch and two steps are the rest
+    assert time.monotonic() - begun < 60  # the question takes 5; torch and two steps are the rest; wandb alone waits 90
     assert done.stderr.count("W&B does not answer") == 1
     assert digests(store) == digests(finished)
     assert sorted(offline_runs(store)) == ["toy/ppo:v0", "toy/reward:v0"]

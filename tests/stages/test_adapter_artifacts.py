@@ -265,7 +265,7 @@ def test_a_value_model_that_is_no_adapter_on_the_base_is_refused_before_anything
     given = ("inputs.policy=mine/sft", f"inputs.reward_model={reward_model}", "inputs.prompts=path:prompts.jsonl")
     assert run("ppo", *given, *PPO, "name=mine/two") == 2
     line = error(capsys)
-    assert line.startswith("error: steps.two.inputs.reward_model: with lora.rank the value model starts from")
+    assert line.startswith("error: inputs.reward_model: with lora.rank the value model starts from")
     assert said in line
     assert "give value_from=policy, or lora.rank=null" in line
     assert sorted(Path("artifacts").rglob("*")) == before
