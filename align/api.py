@@ -273,7 +273,7 @@ def _check_device(device: str) -> None:
 def _pipeline_words(pipeline: str | None, overrides: Sequence[str]) -> list[str]:
     if isinstance(overrides, str):
         raise ConfigError(f"overrides: expected a list of texts, as [{overrides!r}], got {overrides!r}")
-    if not all(isinstance(word, str) for word in overrides):
+    if isinstance(overrides, Mapping) or not all(isinstance(word, str) for word in overrides):
         raise ConfigError(f'overrides: expected a list of texts, as ["steps.ppo.kl_coef=0.05"], got {overrides!r}')
     if pipeline is None:
         return list(overrides)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 import textwrap
 from dataclasses import MISSING, Field, fields, is_dataclass
 from inspect import cleandoc
@@ -70,7 +72,8 @@ Your own models: FOLDER/model/NAME.yaml with --config-dir FOLDER."""
 
 
 def overview() -> str:
-    return _OVERVIEW.format(pipelines=", ".join(pipelines()), stages=", ".join(STAGES))
+    text = _OVERVIEW.format(pipelines=", ".join(pipelines()), stages=", ".join(STAGES))
+    return _fitted(text)
 
 
 def pipelines() -> list[str]:
@@ -94,16 +97,16 @@ def command_help(verb: str) -> str:
         head = [f"align {verb} pipeline=NAME [knob=value ...]", "", what, f"Pipelines: {', '.join(pipelines())}", ""]
         lines = head
     elif verb == "model":
-        return _MODEL_HELP.format(models=_folded(models()), knobs="\n".join(_knobs(ModelConfig, "model.")))
+        return _fitted(_MODEL_HELP.format(models=_folded(models()), knobs="\n".join(_knobs(ModelConfig, "model."))))
     else:
         cls = STAGES[verb]
         given = " inputs.NAME=..." if cls.INPUTS or cls.OPTIONAL else ""
         lines = [f"align {verb}{given} [knob=value ...]", "", cleandoc(str(cls.__doc__)), ""]
         if cls.INPUTS or cls.OPTIONAL:
             lines += [
-                "inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or hf:ORG/NAME[@COMMIT]), also as"
+                "inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or hf:ORG/NAME[@COMMIT]), also as "
+                "NAME=... where no knob has that name:"
             ]
-            lines += ["NAME=... where no knob has that name:"]
             lines += [f"  inputs.{slot:<28} {kind}" for slot, kind in cls.INPUTS.items()]
             lines += [f"  inputs.{slot:<28} {kind} (optional)" for slot, kind in cls.OPTIONAL.items()]
             lines += [""]
@@ -123,11 +126,37 @@ def command_help(verb: str) -> str:
     lines += _knobs(HardwareConfig, "hardware.") + _knobs(TrackerConfig, "tracker.")
     lines += ["", "[GPT-3] etc.: where a default is from, see align/configs/__init__.py; [ours]: measured or judged"]
     lines += ["--config FILE.yaml: any of these in a file; the command line wins. --store FOLDER: as store=FOLDER"]
-    return "\n".join([*lines, "Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun, --hydra-help"])
+    lines += ["Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun, --hydra-help"]
+    return _fitted("\n".join(lines))
+
+
+def _fitted(text: str) -> str:
+    """The text within the terminal's width; a line each where no terminal shows it, so that it can be searched."""
+    width = shutil.get_terminal_size((_NO_TERMINAL, 24)).columns
+    return "\n".join(part for line in text.splitlines() for part in _parts(line, width))
+
+
+def _parts(line: str, width: int) -> list[str]:
+    """A line that is too long in several; what the last column of a table says goes below the others."""
+    if len(line) <= width:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    fold = functools.partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
+    head, _, said = line.rpartition("  ")
+    if not head.strip():
+        return fold(line.strip(), initial_indent=indent, subsequent_indent=indent)
+    below = f"{indent}    "
+    return [
+        *fold(head.strip(), initial_indent=indent, subsequent_indent=below),
+        *fold(said, initial_indent=below, subsequent_indent=below),
+    ]
+
+
+_NO_TERMINAL = 100_000
 
 
 def _folded(names: list[str]) -> str:
-    return textwrap.fill(", ".join(names), 118, initial_indent="  ", subsequent_indent="  ")
+    return f"  {', '.join(names)}"
 
 
 def _knobs(config: Any, prefix: str = "") -> list[str]:
