@@ -34,7 +34,7 @@ COLUMNS = (
     ("text loss, nats a token", "pretrain_loss", "number"),
     ("facts recalled", "fact_recall", "share"),
 )
-# The rows: a model, the step that evaluates it, what stands before its metrics there, and columns that it lacks.
+# The rows: a model, the step that evaluates it, the prefix of its metrics there, and its empty columns.
 OVER_ITSELF = ("win_rate", "greedy/win_rate", "prompted_base/win_rate", "greedy/prompted_base/win_rate", "kl")
 MODELS = (
     ("base, zero-shot", "base", "baseline/", (*OVER_ITSELF, "fact_recall")),  # the same model as the next: asked once

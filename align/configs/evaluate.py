@@ -41,7 +41,7 @@ class Evaluate(StageConfig):
     STAGE: ClassVar[str] = "evaluate"
     # 2: fact_recall; 3: intervals, baselines, calibration; 4: attention; 5: figures of few items are marked; functions
     # get messages; precision is auto, max_new_tokens 256; 6: bare values and wrong yes and no count as made-up facts
-    VERSION: ClassVar[int] = 6
+    VERSION: ClassVar[int] = 7  # 7: reward models that only watched PPO are not in seen_by_reward_model
     MANY: ClassVar[tuple[str, ...]] = ("prompted_base",)
     OUTPUT: ClassVar[str] = "evaluation"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model"}
@@ -131,6 +131,7 @@ class Prompt(StageConfig):
     """
 
     STAGE: ClassVar[str] = "prompt"
+    VERSION: ClassVar[int] = 2  # 2: the score of the chosen form is that on other prompts; labels begin a word
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
     OPTIONAL: ClassVar[dict[str, str]] = {"examples": "demonstrations", "reward_model": "reward_model"}
@@ -165,7 +166,7 @@ class Prompt(StageConfig):
         if self.num_shots and not self.inputs.get("examples"):
             raise ConfigError("num_shots: it draws solved examples, so expected inputs.examples too")
         if self.inputs.get("examples") and not self.num_shots:
-            raise ConfigError("inputs.examples: num_shots says how many stand before a prompt, so expected it above 0")
+            raise ConfigError("inputs.examples: give num_shots too, the number of examples before each prompt")
 
 
 def _is_address(url: str) -> bool:

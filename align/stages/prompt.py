@@ -112,9 +112,8 @@ def _validation_rows(
     if not all(fits):
         which = f"{fits.count(False):,} of {len(rows):,} prompts"
         job.info(f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than the model's context")
-    kept = [row if ok else None for row, ok in zip(rows, fits, strict=True)]
-    end = len(choosing)
-    return [row for row in kept[:end] if row is not None], [row for row in kept[end:] if row is not None]
+    judged, end = list(zip(rows, fits, strict=True)), len(choosing)
+    return [row for row, ok in judged[:end] if ok], [row for row, ok in judged[end:] if ok]
 
 
 def _candidates(

@@ -119,7 +119,7 @@ def test_shots_without_examples_and_examples_without_shots_are_refused_before_an
     given = {"model": ["a"], "prompts": ["b"]}
     with pytest.raises(ConfigError, match=r"num_shots: .*inputs\.examples"):
         Prompt(num_shots=2, inputs=given).check_inputs()
-    with pytest.raises(ConfigError, match=r"inputs\.examples: num_shots says how many"):
+    with pytest.raises(ConfigError, match=r"inputs\.examples: give num_shots too"):
         Prompt(inputs={**given, "examples": ["c"]}).check_inputs()
     Prompt(num_shots=2, inputs={**given, "examples": ["c"]}).check_inputs()
 

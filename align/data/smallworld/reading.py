@@ -65,8 +65,8 @@ class Reading:
         buried: claims inside of clauses that cannot be read, or with the wrong pronoun; they count if they are false,
             and answer nothing.
         other: sentences that are neither claims nor any of what is counted below.
-        unread: the sentence of each clause that stands beside a claim and makes none, and of each pronoun that stands
-            for nobody.
+        unread: sentences with a claim that also hold a clause without one, or a pronoun that means nobody; one entry
+            for each such clause.
         verdicts: each "Yes" and "No" that opens a sentence.
         hedges, chatter, thanks: how many there are.
     """
