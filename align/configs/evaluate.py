@@ -41,7 +41,8 @@ class Evaluate(StageConfig):
     STAGE: ClassVar[str] = "evaluate"
     # 2: fact_recall; 3: intervals, baselines, calibration; 4: attention; 5: figures of few items are marked; functions
     # get messages; precision is auto, max_new_tokens 256; 6: bare values and wrong yes and no count as made-up facts
-    VERSION: ClassVar[int] = 7  # 7: reward models that only watched PPO are not in seen_by_reward_model
+    # 7: reward models that only watched PPO are not in seen_by_reward_model
+    VERSION: ClassVar[int] = 7
     MANY: ClassVar[tuple[str, ...]] = ("prompted_base",)
     OUTPUT: ClassVar[str] = "evaluation"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model"}

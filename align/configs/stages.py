@@ -189,11 +189,9 @@ class Reward(StageConfig):
     """Train a reward model on rankings with InstructGPT's K-wise loss."""
 
     STAGE: ClassVar[str] = "reward"
-    # 2: attention's softmax is in the precision of its products; 3: lora makes an adapter, new defaults
     # 2: attention's softmax is in the precision of its products; 3: lora makes an adapter, new defaults; 4: equal
     # responses of a ranking are read, and counted in tokens, once
     VERSION: ClassVar[int] = 4
-    )
     OUTPUT: ClassVar[str] = "reward_model"
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "comparisons"}
     OPTIONAL: ClassVar[dict[str, str]] = {"demonstrations": "demonstrations"}
