@@ -1,12 +1,14 @@
 """The artifact store: immutable results under their keys, and names with versions that point at them.
 
     objects/<stage>/<key>/                     payload and manifest.json
-    names/<pipeline>/<step>/v<N>.json          {key, digest, created}: versions, one per key and name
-    names/<pipeline>/<step>/aliases/<alias>    the number of a version; `latest` follows every successful run
+    names/<pipeline>/<step>/v<N>.json          {key, digest, seal, created}: versions, one per key and name
+    names/<pipeline>/<step>/aliases/<alias>    a version; `latest` follows every successful run
     work/<stage>/<key>/                        a step in progress: its lock, notes, checkpoints and unfinished payload
+    lock                                       shared by all who begin to use artifacts; who removes some has it alone
 
 An object exists as soon as its folder does: everything is written and fsynced beside it first, the manifest last, and
-the folder renamed into place. Nothing here imports torch.
+the folder renamed into place. Manifests, versions and aliases are sealed (`align.seals`) and checked whenever they are
+read. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -21,21 +23,23 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from align.errors import StoreError
 from align.references import import_hint, is_outside, is_path
+from align.seals import digest_of, fits, is_checked, seal_of, with_check
 
 MANIFEST = "manifest.json"
 NOTE, STEPS = "step.json", "steps.json"  # in a work folder: whose it is and how it ended; how many steps it has
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # an adapter's files; peft's names
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_VERSION = re.compile(r"v(0|[1-9][0-9]{0,8})")
 _BASE = re.compile(r"([a-z][a-z0-9_]*)/([0-9A-Za-z]+)")
-_GRACE_SECONDS = 24 * 3600  # what is younger than this, a collection of garbage leaves alone
 STORE_VARIABLE = "ALIGN_STORE"
 
 
@@ -84,10 +88,10 @@ class Artifact:
         """The sha256 over the names and contents of all files."""
         return digest_of({name: file["sha256"] for name, file in self.manifest["files"].items()})
 
-
-def digest_of(value: object) -> str:
-    """sha256 of the canonical JSON of `value`."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    @property
+    def seal(self) -> str:
+        """The digest of its result, see `align.seals`; "" in a store of earlier code."""
+        return self.manifest.get("seal", "")
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
@@ -108,15 +112,37 @@ def sha256_file(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact's folder.
+
+    Raises:
+        StoreError: it is missing or damaged, it was changed after it was written, or the system refuses to read it.
+    """
+    manifest = _read_json(folder / MANIFEST)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         shapes = [(file["sha256"], file["size"]) for file in manifest["files"].values()]
         names = [manifest["kind"], manifest["stage"], manifest["key"]]
-        if all(isinstance(x, str) for x in names) and all(isinstance(size, int) for _, size in shapes):
-            return manifest
-        raise TypeError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise _corrupt(folder, MANIFEST, "cannot be read") from None
+        is_whole = all(isinstance(x, str) for x in names) and all(isinstance(size, int) for _, size in shapes)
+    except (KeyError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise _corrupt(folder, MANIFEST, "is missing or damaged")
+    if "seal" in manifest and manifest["seal"] != seal_of(manifest):
+        raise _corrupt(folder, MANIFEST, "was changed after it was written: its seal does not fit")
+    return manifest
+
+
+def _read_json(file: Path) -> Any:
+    """What a file holds; None where there is no such file, or no JSON in it.
+
+    Raises:
+        StoreError: the system refuses to read it. Nothing is damaged then, so nothing must be removed.
+    """
+    try:
+        return json.loads(file.read_bytes().decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def base_name(folder: Path) -> tuple[str, str]:
@@ -128,9 +154,9 @@ def base_name(folder: Path) -> tuple[str, str]:
     if not (folder / ADAPTER).is_file():
         return folder.parent.name, folder.name
     try:
-        named = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise _corrupt(folder, ADAPTER, "cannot be read") from None
+        named = _read_json(folder / ADAPTER)["base_model_name_or_path"]
+    except (KeyError, TypeError):
+        raise _corrupt(folder, ADAPTER, "is damaged") from None
     found = _BASE.fullmatch(str(named))
     if found is None:
         raise StoreError(
@@ -173,11 +199,14 @@ def write_json(path: Path, value: object) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary beside `path` to write to; then it is fsynced and takes that name: a whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    yield temporary
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # processes in containers may have one number
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)
 
 
@@ -248,7 +277,9 @@ class ArtifactStore:
                 raise _corrupt(path, name, "is missing")
             if target.stat().st_size != file["size"]:
                 raise _corrupt(path, name, f"has {target.stat().st_size} bytes, its manifest says {file['size']}")
-        return Artifact(stage, key, manifest["kind"], path)
+        artifact = Artifact(stage, key, manifest["kind"], path)
+        artifact.__dict__["manifest"] = manifest  # the cached property, so that it is read once
+        return artifact
 
     def base_of(self, artifact: Artifact) -> Artifact | None:
         """The model that an adapter is trained on; None if the artifact is no adapter.
@@ -261,7 +292,7 @@ class ArtifactStore:
             return None
         base = self.get(stage, key)
         if base is None:
-            names = [f"{name}:v{v}" for name in self.names() for v, r in self.versions(name).items() if r["key"] == key]
+            names = self._names_of_key(key)
             raise _base_is_gone(artifact.ref, " ".join([f"{stage}@{key[:12]}", *(f"({name})" for name in names[:1])]))
         return base
 
@@ -305,9 +336,12 @@ class ArtifactStore:
                 if self.object_path(stage, key).is_dir() or [p.name for p in folder.iterdir()] == ["lock"]:
                     with contextlib.suppress(OSError):  # not empty: the next claimant is in it already
                         shutil.rmtree(folder)
-                    for parent in (folder.parent, folder.parent.parent, self.root):
-                        with contextlib.suppress(OSError):
-                            parent.rmdir()  # only where it is empty
+                    with contextlib.suppress(OSError):  # not empty
+                        folder.parent.rmdir()
+                        folder.parent.parent.rmdir()
+                        if [path.name for path in self.root.iterdir()] == ["lock"]:
+                            (self.root / "lock").unlink()
+                        self.root.rmdir()
 
     def commit(self, stage: str, key: str, payload: Path, manifest: dict[str, Any]) -> Artifact:
         """Turn the folder `payload` into the artifact of `key`. `manifest` gets `files` added and must have `kind`."""
@@ -320,56 +354,133 @@ class ArtifactStore:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
             files[name] = {"sha256": sha256_file(path), "size": path.stat().st_size}
-        write_json(payload / MANIFEST, {**manifest, "stage": stage, "key": key, "files": files})
+        whole = json.loads(json.dumps({**manifest, "stage": stage, "key": key, "files": files}))  # as it is read again
+        write_json(payload / MANIFEST, {**whole, "seal": seal_of(whole)})
         for folder in [p for p in payload.rglob("*") if p.is_dir()]:
             fsync_folder(folder)
         target = self.object_path(stage, key)
         target.parent.mkdir(parents=True, exist_ok=True)
+        self._renew_versions(stage, key, payload)
         payload.rename(target)
         fsync_folder(target.parent)
         return Artifact(stage, key, manifest["kind"], target)
 
+    def _renew_versions(self, stage: str, key: str, payload: Path) -> None:
+        """Let the versions of an artifact that was gone fit the one that takes its place: logs hold seconds."""
+        again = Artifact(stage, key, "", payload)
+        for name, number, record in self.each_version():
+            if isinstance(record, dict) and record["key"] == key:
+                self._write_version(name, number, {**record, "digest": again.digest, "seal": again.seal})
+
     # -- names ---------------------------------------------------------------------------------------------------
 
     def publish(self, name: str, artifact: Artifact) -> int:
-        """Give an artifact a version under `name` (pipeline/step), the one it has if it has one; `latest` follows."""
+        """Give an artifact a version under `name` (pipeline/step), the one it has if it has one; `latest` follows.
+
+        Raises:
+            StoreError: the artifact has a version and does not fit it: it was changed after it was written.
+        """
         folder = self._name_folder(name)
-        record = {"stage": artifact.stage, "key": artifact.key, "digest": artifact.digest, "created": time.time()}
-        with _locked(folder, ""):
+        with _locked(folder):
             versions = self.versions(name)
             number = next((n for n, v in versions.items() if v["key"] == artifact.key), None)
             if number is None:
                 number = max(versions, default=-1) + 1
-                write_json(folder / f"v{number}.json", record)
-            elif versions[number]["digest"] != artifact.digest:  # it was gone, and was made again
-                write_json(folder / f"v{number}.json", record)
-            self.tag(name, number, "latest")
+                record = {"stage": artifact.stage, "key": artifact.key, "created": time.time()}
+                self._write_version(name, number, {**record, "digest": artifact.digest, "seal": artifact.seal})
+            else:
+                require_fit(artifact, versions[number], f"{name}:v{number}")
+            if self.aliases(name).get("latest") != number:
+                self.tag(name, number, "latest")
         return number
 
+    def published(self, name: str, artifact: Artifact) -> int | None:
+        """The artifact's version where `publish` would change nothing, else None.
+
+        Raises:
+            StoreError: as `publish`.
+        """
+        number = self.aliases(name).get("latest")
+        record = self.versions(name).get(number) if number is not None else None
+        if record is None or record["key"] != artifact.key:
+            return None
+        require_fit(artifact, record, f"{name}:v{number}")
+        return number
+
+    def _write_version(self, name: str, number: int, record: Mapping[str, Any]) -> None:
+        plain = {field: record[field] for field in ("stage", "key", "digest", "seal", "created")}
+        write_json(self._name_folder(name) / f"v{number}.json", with_check(plain, name, number))
+
     def versions(self, name: str) -> dict[int, dict[str, Any]]:
-        """{number: {stage, key, digest, created}}, oldest first."""
-        folder = self._name_folder(name)
-        found = sorted((int(p.stem[1:]), p) for p in folder.glob("v*.json") if p.stem[1:].isdigit())
-        return {number: _read_name(path, dict) for number, path in found}
+        """{number: {stage, key, digest, seal, created}}, oldest first."""
+        return {number: self._read_version(name, number) for number in self._numbers(name)}
+
+    def _numbers(self, name: str) -> list[int]:
+        stems = [path.stem for path in self._name_folder(name).glob("v*.json")]
+        return sorted(int(stem[1:]) for stem in stems if _VERSION.fullmatch(stem))
+
+    def _read_version(self, name: str, number: int) -> dict[str, Any]:
+        path = self._name_folder(name) / f"v{number}.json"
+        record = _read_json(path)
+        if not isinstance(record, dict) or not {"stage", "key", "digest", "created"} <= record.keys():
+            raise _bad_name(path, "is damaged")
+        if not all(isinstance(record[field], str) for field in ("stage", "key", "digest")):
+            raise _bad_name(path, "is damaged")
+        if ("seal" in record or is_checked(record)) and not fits(record, name, number):
+            raise _bad_name(path, "was changed after it was written")
+        return record
 
     def tag(self, name: str, version: int, alias: str) -> None:
         """Point an alias at a version."""
         if not _NAME.fullmatch(alias) or re.fullmatch(r"v\d+", alias):
             raise StoreError(f"alias {alias!r}: expected small letters, digits, '.', '_' or '-', and not v<number>")
-        if version not in self.versions(name):
+        if version not in self._numbers(name):
             raise StoreError(f"{name}: has no version v{version}")
         folder = self._name_folder(name) / "aliases"
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / alias, version)
+        write_json(folder / alias, with_check({"version": version}, name, alias))
 
     def aliases(self, name: str) -> dict[str, int]:
-        folder = self._name_folder(name) / "aliases"
-        found = sorted(p for p in folder.glob("*") if not p.name.startswith("."))
-        return {path.name: _read_name(path, int) for path in found}
+        """{alias: the number of its version}."""
+        found = {}
+        for alias, number in self.each_alias(name):
+            if isinstance(number, StoreError):
+                raise number
+            found[alias] = number
+        return found
+
+    def each_alias(self, name: str) -> Iterator[tuple[str, int | StoreError]]:
+        """(alias, number of its version) of a name; the error in place of one that is damaged."""
+        for path in sorted((self._name_folder(name) / "aliases").glob("*")):
+            if _NAME.fullmatch(path.name):
+                try:
+                    yield path.name, self._read_alias(name, path)
+                except StoreError as error:
+                    yield path.name, error
+
+    def _read_alias(self, name: str, path: Path) -> int:
+        value = _read_json(path)
+        if type(value) is int:  # of earlier code, whose versions have no seal either
+            record = self._read_version(name, value) if value in self._numbers(name) else {}
+            if not is_checked(record):
+                return value
+        elif isinstance(value, dict) and type(value.get("version")) is int and fits(value, name, path.name):
+            return value["version"]
+        raise _bad_name(path, "is damaged or was changed after it was written")
 
     def names(self) -> list[str]:
         folder = self.root / "names"
-        return sorted({p.parent.relative_to(folder).as_posix() for p in folder.glob("*/*/v*.json")})
+        found = {path.parent.relative_to(folder) for path in folder.glob("*/*/v*.json")}
+        return sorted(name.as_posix() for name in found if all(map(_NAME.fullmatch, name.parts)))
+
+    def each_version(self) -> Iterator[tuple[str, int, dict[str, Any] | StoreError]]:
+        """(name, number, record) of every version; the error in place of a record that is damaged."""
+        for name in self.names():
+            for number in self._numbers(name):
+                try:
+                    yield name, number, self._read_version(name, number)
+                except StoreError as error:
+                    yield name, number, error
 
     def find(self, ref: str, hint: Callable[[str], str] = import_hint) -> Artifact:
         """The artifact of `PIPELINE/STEP`, `PIPELINE/STEP:v3`, `PIPELINE/STEP:alias` or `STAGE@KEY`.
@@ -391,8 +502,8 @@ class ArtifactStore:
             name, _, which = ref.partition(":")
             record = self._version(ref, name, which or "latest", hint)
             artifact = self.get(record["stage"], record["key"])
-            if artifact is not None and artifact.digest != record["digest"]:
-                raise _corrupt(artifact.path, MANIFEST, f"does not have the digest that {ref} was given")
+            if artifact is not None:
+                require_fit(artifact, record, ref)
         if artifact is None:
             raise StoreError(f"{ref}: its files are gone from {self.root}; run the step that makes it")
         return artifact
@@ -408,7 +519,7 @@ class ArtifactStore:
             meant = f" (did you mean {near[0]}?)" if near else hint(ref)
             known = ", ".join(names) or "none yet"
             raise StoreError(f"{ref}: no artifact of that name in {self.root}{meant}; names: {known}")
-        number = int(which[1:]) if re.fullmatch(r"v\d+", which) else self.aliases(name).get(which)
+        number = int(which[1:]) if _VERSION.fullmatch(which) else self.aliases(name).get(which)
         if number not in versions:
             known = ", ".join([f"v{n}" for n in versions] + list(self.aliases(name)))
             raise StoreError(f"{ref}: no such version; {name} has {known}")
@@ -422,15 +533,25 @@ class ArtifactStore:
 
     def names_of(self, artifact: Artifact) -> list[str]:
         """Every `PIPELINE/STEP:vN` of an artifact."""
-        return [f"{n}:v{v}" for n in self.names() for v, r in self.versions(n).items() if r["key"] == artifact.key]
+        return self._names_of_key(artifact.key)
+
+    def _names_of_key(self, key: str) -> list[str]:
+        every = self.each_version()
+        return [
+            f"{name}:v{number}" for name, number, record in every if isinstance(record, dict) and record["key"] == key
+        ]
 
     # -- the whole store -----------------------------------------------------------------------------------------
 
-    def objects(self) -> Iterator[Artifact]:
+    def objects(self) -> Iterator[Artifact | StoreError]:
+        """Every artifact; the error in place of one that is damaged."""
         for path in sorted(self.root.glob("objects/*/*")):
-            artifact = self.get(path.parent.name, path.name)
-            if artifact:
-                yield artifact
+            try:
+                artifact = self.get(path.parent.name, path.name)
+            except StoreError as error:
+                yield error
+            else:
+                yield artifact or StoreError(f"{path}: is no artifact's folder; remove it")
 
     def lineage(self, artifact: Artifact) -> list[Artifact]:
         """The artifact, then all it was made from, each once, nearest first."""
@@ -449,21 +570,23 @@ class ArtifactStore:
                     queue.append(parent)
         return order
 
-    def garbage(self) -> list[Path]:
-        """Objects that no name leads to, and abandoned work, all untouched for a day."""
-        keep: set[Path] = set()
-        queue = [(r["stage"], r["key"]) for name in self.names() for r in self.versions(name).values()]
-        while queue:
-            artifact = self.get(*queue.pop())
-            if artifact is None or artifact.path in keep:
-                continue  # a lost ancestor must not cost those that are still there
-            keep.add(artifact.path)
-            queue.append(base_name(artifact.path))
-            for entries in artifact.manifest["inputs"].values():
-                queue += [(entry["stage"], entry["key"]) for entry in entries]
-        found = [p for p in self.root.glob("objects/*/*") if p not in keep]
-        found += [p for p in self.root.glob("work/*/*") if p.is_dir() and not is_locked(p)]
-        return [p for p in found if time.time() - p.stat().st_mtime > _GRACE_SECONDS]
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold off a removal while an artifact is found and what needs it is written down."""
+        with _locked(self.root, shared=True):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold off all that `in_use` holds, to remove what nobody needs."""
+        with _locked(self.root):
+            yield
+
+
+def require_fit(artifact: Artifact, record: Mapping[str, Any], ref: str) -> None:
+    """Raise `StoreError` where an artifact is not the one that its version was given to."""
+    if (artifact.digest, artifact.seal) != (record["digest"], record.get("seal", "")):
+        raise _corrupt(artifact.path, MANIFEST, f"does not fit {ref}: it was changed after it was written")
 
 
 def _safe(folder: Path, name: str) -> str:
@@ -485,33 +608,47 @@ def _plain_files(folder: Path) -> list[Path]:
     return found
 
 
-def _read_name(path: Path, kind: type) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        value = None
-    if not isinstance(value, kind) or (
-        isinstance(value, dict) and not {"stage", "key", "digest", "created"} <= value.keys()
-    ):
-        raise StoreError(f"{path}: cannot be read; remove it and give the command that makes the artifact again")
-    return value
+def _bad_name(path: Path, what: str) -> StoreError:
+    return StoreError(f"{path}: {what}; remove it and give the command that makes the artifact again")
 
 
 def is_locked(folder: Path) -> bool:
     """True while some process holds `folder`/lock."""
-    if not (folder / "lock").is_file():
-        return False
-    with (folder / "lock").open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    with held_if_free(folder) as is_free:
+        return not is_free
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, waiting: str) -> Iterator[None]:
+def held_if_free(folder: Path) -> Iterator[bool]:
+    """Hold `folder`/lock and give True, or give False where some process holds it; what has no lock nobody holds."""
+    file = folder / "lock"
+    if not file.is_file():
+        yield True
+        return
+    with file.open("a" if os.access(file, os.W_OK) else "r") as lock:
+        try:
+            _flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _flock(lock: IO[Any], how: int) -> None:
+    try:
+        fcntl.flock(lock, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"{lock.name}: this file system gives no lock (flock: {error.strerror}); put the store on one that does"
+        ) from None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, waiting: str = "", shared: bool = False) -> Iterator[None]:
     """Hold `folder`/lock. Who waited may hold the lock of a folder that was removed meanwhile, and tries again."""
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -522,11 +659,11 @@ def _locked(folder: Path, waiting: str) -> Iterator[None]:
             continue
         with opened as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _flock(lock, how | fcntl.LOCK_NB)
             except BlockingIOError:
                 if waiting:
                     print(waiting, file=sys.stderr, flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                _flock(lock, how)
             try:
                 same = os.fstat(lock.fileno()).st_ino == (folder / "lock").stat().st_ino
             except FileNotFoundError:

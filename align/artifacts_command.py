@@ -27,8 +27,10 @@ from align.artifacts import (
     existing_store,
     follow_umask,
 )
+from align.audit import audit
 from align.console import Parser, print_sentence, print_table, wide_console
 from align.errors import ConfigError, StoreError
+from align.garbage import find_garbage, remove_garbage
 from align.plan import flat
 from align.report.summary import main_figures
 from align.report.tables import Table, without_empty
@@ -55,22 +57,31 @@ def main(arguments: list[str]) -> int:
 
 def _ls(store: ArtifactStore, options: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
-    for name in store.names():
-        aliases = store.aliases(name)
-        for number, record in store.versions(name).items():
+    faults: list[str] = []
+    aliases = {name: dict(store.each_alias(name)) for name in store.names()}
+    faults += [str(n) for own in aliases.values() for n in own.values() if isinstance(n, StoreError)]
+    for name, number, record in store.each_version():
+        try:
+            if isinstance(record, StoreError):
+                raise record
             artifact = store.get(record["stage"], record["key"])
-            rows.append(
-                {
-                    "name": name,
-                    "version": f"v{number}",
-                    "aliases": [alias for alias, n in aliases.items() if n == number],
-                    "kind": artifact.kind if artifact else "gone",
-                    "artifact": f"{record['stage']}@{record['key'][:12]}",
-                    "created": record["created"],
-                    "bytes": sum(f["size"] for f in artifact.manifest["files"].values()) if artifact else 0,
-                    "figures": main_figures(artifact) if artifact else "",
-                }
-            )
+        except StoreError as error:
+            faults.append(str(error))
+            continue
+        rows.append(
+            {
+                "name": name,
+                "version": f"v{number}",
+                "aliases": [alias for alias, n in aliases[name].items() if n == number],
+                "kind": artifact.kind if artifact else "gone",
+                "artifact": f"{record['stage']}@{record['key'][:12]}",
+                "created": record["created"],
+                "bytes": sum(f["size"] for f in artifact.manifest["files"].values()) if artifact else 0,
+                "figures": main_figures(artifact) if artifact else "",
+            }
+        )
+    for line in faults:
+        print(f"warning: {line}", file=sys.stderr)
     if options.json:
         print(json.dumps(rows, indent=1))
         return
@@ -167,19 +178,17 @@ def _branch(artifact: Artifact, store: ArtifactStore, slot: str, shown: set[str]
 
 
 def _verify(store: ArtifactStore, options: argparse.Namespace) -> None:
-    found = {a.key: a for a in ([store.find(options.ref)] if options.ref else store.objects())}
-    if not options.ref:
-        for name in store.names():
-            found |= {a.key: a for a in (store.find(f"{name}:v{number}") for number in store.versions(name))}
-    bad = []
-    for artifact in found.values():
-        try:
-            store.verify(artifact)
-        except StoreError as error:
-            bad.append(str(error))
-    if bad:
-        raise StoreError("\nerror: ".join(bad))
-    print(f"{len(found)} checked, every file as its manifest says")
+    if options.ref:
+        store.verify(store.find(options.ref))
+        print(f"{options.ref}: every file as its manifest says")
+        return
+    found = audit(store)
+    if found.unsealed:
+        print(f"{found.unsealed} of earlier code without a seal: their files were checked, not their manifests")
+    checked = f"{found.artifacts} artifacts, {found.versions} versions and {found.aliases} aliases checked"
+    if found.faults:
+        raise StoreError("\nerror: ".join([*found.faults, f"{checked}, {len(found.faults)} faults"]))
+    print(f"{checked}: all as they were written")
 
 
 def _diff(store: ArtifactStore, options: argparse.Namespace) -> None:
@@ -294,13 +303,15 @@ def _export(store: ArtifactStore, options: argparse.Namespace) -> None:
 
 
 def _gc(store: ArtifactStore, options: argparse.Namespace) -> None:
-    found = store.garbage()
-    for path in found:
+    found = find_garbage(store)
+    count = 0
+    for path in remove_garbage(store) if options.yes else found.paths:
         print(path.relative_to(store.root))
-        if options.yes:
-            shutil.rmtree(path)
+        count += 1
+    for line in found.unreadable:
+        print(f"warning: {line}; until then artifacts stay, for nobody knows which of them it needs", file=sys.stderr)
     done = "removed" if options.yes else "would be removed; --yes does it"
-    print(f"{len(found)} folders that no name leads to and that are older than a day {done}", file=sys.stderr)
+    print(f"{count} that no name leads to and nobody wrote to for a day {done}", file=sys.stderr)
 
 
 def _made(created: float) -> str:

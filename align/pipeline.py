@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from align.artifacts import NOTE, Artifact, ArtifactStore, write_json
 from align.configs import Data, HardwareConfig, ImportModel, RunConfig
 from align.cores import cores
-from align.errors import ConfigError, HealthStop
+from align.errors import ConfigError, HealthStop, StoreError
 from align.plan import Source, Step, data_digest
 from align.stop import Stop
 from align.sweeps import Member
@@ -57,31 +57,41 @@ class Outcome:
 def run_step(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracked) -> Outcome:
     """Make the step's artifact unless it is there, and point its name at it."""
     begun, stop = time.monotonic(), Stop()
+    there = store.get(step.stage, step.key)
+    published = store.published(step.label, there) if there is not None else None
+    if there is not None and published is not None:  # nothing to write: a store that may only be read will do
+        return Outcome(step, there, published, cached=True, seconds=time.monotonic() - begun)
     waiting = f"  {step.label}: another process makes it; waiting"
     with store.claim(step.stage, step.key, waiting) as work:
-        artifact = store.get(step.stage, step.key)
-        cached = artifact is not None
+        with store.in_use():
+            artifact = store.get(step.stage, step.key)
+            cached = artifact is not None
+            version = store.publish(step.label, artifact) if artifact is not None else 0
         if artifact is None:
             with stop.listening():
-                artifact = _make(step, store, settings, tracked, work, stop)
-    version = store.publish(step.label, artifact)
+                artifact, version = _make(step, store, settings, tracked, work, stop)
     if stop.signal is not None:  # it came too late for the stage to notice
         raise stop.error(f"stopped when {step.label} was done")
     return Outcome(step, artifact, version, cached, time.monotonic() - begun)
 
 
-def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracked, work: Path, stop: Stop) -> Artifact:
+def _make(
+    step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracked, work: Path, stop: Stop
+) -> tuple[Artifact, int]:
+    """The artifact, and the number of its version."""
     from align.job import Inputs, Job
     from align.worker import run_ranks, run_stage
 
-    inputs = Inputs(
-        {slot: tuple(_verified(source, store) for source in sources) for slot, sources in step.inputs.items()}
-    )
+    begun = time.monotonic()
+    reads = [[source.stage, source.key] for sources in step.inputs.values() for source in sources]
+    note = {"name": step.label, "begun": time.time(), "inputs": reads}
+    with store.in_use():
+        inputs = Inputs({slot: tuple(_found(source, store) for source in group) for slot, group in step.inputs.items()})
+        write_json(work / NOTE, note)  # for who removes garbage, and for a report on a step that is not finished
+    for artifact in [artifact for group in inputs.values() for artifact in group]:
+        store.verify(artifact)
     if not isinstance(step.config, Data | ImportModel):  # functions are imported now, perhaps hours after the plan
         _refuse_changed(step, settings, store)
-    begun = time.monotonic()
-    note = {"name": step.label, "begun": time.time()}
-    write_json(work / NOTE, note)  # for a report on a step that is not finished
     (work / "out").mkdir(exist_ok=True)
     tracker = make_tracker(settings.tracker, store.root)
     try:
@@ -115,7 +125,7 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracke
                 write_json(work / NOTE, note | {"error": str(error) or type(error).__name__})
         raise
     tracker.finish()
-    return artifact
+    return artifact, version
 
 
 def _refuse_changed(step: Step, settings: RunConfig, store: ArtifactStore) -> None:
@@ -141,10 +151,10 @@ def _clear(work: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _verified(source: Source, store: ArtifactStore) -> Artifact:
+def _found(source: Source, store: ArtifactStore) -> Artifact:
     artifact = store.get(source.stage, source.key)
-    assert artifact is not None, f"{source.ref} was planned and is gone"
-    store.verify(artifact)
+    if artifact is None:
+        raise StoreError(f"{source.ref}: gone since the step was planned; give the same command again")
     return artifact
 
 
@@ -153,7 +163,7 @@ def _lineage(step: Step, inputs: dict[str, tuple[Artifact, ...]]) -> Lineage:
     refs = {slot: [source.ref for source in sources] for slot, sources in step.inputs.items()}
     return {
         slot: [
-            {"ref": ref, "stage": a.stage, "key": a.key, "digest": a.digest}
+            {"ref": ref, "stage": a.stage, "key": a.key, "digest": a.digest, "seal": a.seal}
             for ref, a in zip(refs[slot], artifacts, strict=True)
         ]
         for slot, artifacts in inputs.items()

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from align.artifacts import Artifact, ArtifactStore, digest_of, sha256_file
+from align.artifacts import Artifact, ArtifactStore, sha256_file
 from align.configs import (
     RECORDS,
     STAGES,
@@ -40,6 +40,7 @@ from align.implied import add_implied_steps, expected_kind, refs_of
 from align.precision import bf16_is_fast
 from align.references import expanded, hint, is_path, meant, pinned
 from align.roots import check_adapters
+from align.seals import digest_of
 from align.versions import packages
 from align.vocabularies import differ, tokenizer_file
 

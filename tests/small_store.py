@@ -3,7 +3,7 @@
 import json
 import re
 
-from align.artifacts import digest_of
+from align.seals import digest_of
 
 
 def add(store, name, kind, inputs, metrics=None, config=None, created=0.0, **rows_of):

@@ -18,13 +18,14 @@ from typing import Any
 
 import yaml
 
-from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, digest_of, sha256_file, write_json
+from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, sha256_file, write_json
 from align.data.files import PACKED, SUFFIXES, TEXTS, suffix_of
 from align.data.formats import FORMATS, GROUPED
 from align.data.records import source_name
 from align.data.split_names import says_split, split_of_file, split_of_name, splits_of_names
 from align.errors import ConfigError
 from align.references import beside, expanded, hint
+from align.seals import digest_of
 
 _HERE = Path(__file__).resolve().parent
 _ARTIFACT = re.compile(r"[a-z][a-z0-9_]*/[0-9A-Za-z]+")  # STAGE/KEY

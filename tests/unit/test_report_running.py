@@ -14,11 +14,12 @@ import pytest
 from small_store import add, evaluation
 from stage_jobs import job_at
 
-from align.artifacts import NOTE, STEPS, ArtifactStore, digest_of
+from align.artifacts import NOTE, STEPS, ArtifactStore
 from align.errors import StoreError
 from align.report.page import write_report
 from align.report.running import unfinished
 from align.report_command import main
+from align.seals import digest_of
 
 KEY = digest_of("a run")
 
