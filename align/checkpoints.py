@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +20,76 @@ from safetensors.torch import load_file, save_file
 
 from align.artifacts import fsync_folder, sha256_file, write_json
 
-_MANIFEST = "manifest.json"
+_MANIFEST, _TENSORS, _STATE = "manifest.json", "tensors.safetensors", "state.json"
+_KEPT = 2  # the newest, and the one before in case the newest is damaged when it is needed
 
 Parameters = dict[str, torch.nn.Parameter]
 
 
 def save_checkpoint(folder: Path, step: int, state: Any) -> None:
-    """Save `state` as `folder`/step-<step>, and then remove older ones.
+    """Save `state` as `folder`/step-<step>. The one before stays beside it, older ones are removed.
 
     Everything is written to a temporary folder beside its place and fsynced, the manifest last, then renamed: a
-    checkpoint that has its name is whole. Tensors on the CPU are written from where they are, without a copy.
+    checkpoint that has its name is whole. Tensors on the CPU are written from where they are, without a copy. Where
+    writing fails, on a full disk for example, what was there before stays and the temporary folder goes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".step-{step}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder / f".step-{step}.{uuid.uuid4().hex}"
     temporary.mkdir()
-    tensors: dict[str, torch.Tensor] = {}
-    skeleton = _strip(state, "", tensors)
-    save_file(_apart(tensors), temporary / "tensors.safetensors")
-    (temporary / "state.json").write_text(json.dumps(skeleton), encoding="utf-8")
-    for name in ("tensors.safetensors", "state.json"):
-        with (temporary / name).open("rb+") as file:
-            os.fsync(file.fileno())
-    write_json(temporary / _MANIFEST, {p.name: sha256_file(p) for p in temporary.iterdir()})
+    try:
+        tensors: dict[str, torch.Tensor] = {}
+        skeleton = _strip(state, "", tensors)
+        save_file(_apart(tensors), temporary / _TENSORS)
+        (temporary / _STATE).write_text(json.dumps(skeleton), encoding="utf-8")
+        for name in (_TENSORS, _STATE):
+            with (temporary / name).open("rb+") as file:
+                os.fsync(file.fileno())
+        write_json(temporary / _MANIFEST, {name: sha256_file(temporary / name) for name in (_TENSORS, _STATE)})
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     place = folder / f"step-{step}"
     if place.exists():
         place.rename(folder / f".step-{step}.replaced")
     temporary.rename(place)
     fsync_folder(folder)
+    kept = [folder / f"step-{each}" for each in _steps(folder)[:_KEPT]]
     for other in folder.iterdir():
-        if other != place and other.name.lstrip(".").startswith("step-"):
+        if other not in kept and other.name.lstrip(".").startswith("step-"):
             shutil.rmtree(other)
 
 
 def load_checkpoint(folder: Path) -> tuple[int, Any] | None:
     """(step, state) of the newest checkpoint that is whole, or None."""
-    steps = sorted((int(p.name[5:]) for p in folder.glob("step-*") if p.name[5:].isdigit()), reverse=True)
-    for step in steps:
+    for step in _steps(folder):
         place = folder / f"step-{step}"
-        if _is_whole(place):
-            skeleton = json.loads((place / "state.json").read_text(encoding="utf-8"))
-            return step, _fill(skeleton, load_file(place / "tensors.safetensors"))
+        if not _fault(place):
+            skeleton = json.loads((place / _STATE).read_text(encoding="utf-8"))
+            return step, _fill(skeleton, load_file(place / _TENSORS))
     return None
+
+
+def set_damaged_aside(folder: Path) -> list[str]:
+    """Rename checkpoints that are damaged and newer than the newest whole one; a line for each.
+
+    They stay to be looked at until the step is done; nothing reads them.
+    """
+    lines = []
+    for step in _steps(folder):
+        place = folder / f"step-{step}"
+        fault = _fault(place)
+        if not fault:
+            break
+        aside = folder / f"damaged-step-{step}-{uuid.uuid4().hex[:8]}"
+        place.rename(aside)
+        lines.append(f"the checkpoint of {step} is damaged ({fault}) and set aside as {aside}")
+    return lines
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps that there are checkpoints of, the newest first."""
+    found = [re.fullmatch(r"step-([0-9]{1,18})", path.name) for path in folder.glob("step-*")]
+    return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
 @torch.no_grad()
@@ -69,13 +99,20 @@ def restore_parameters(parameters: Parameters, saved: dict[str, torch.Tensor]) -
         parameter.copy_(saved[name])
 
 
-def _is_whole(place: Path) -> bool:
-    """True when the manifest is there and every file is as it says."""
+def _fault(place: Path) -> str:
+    """What is wrong with a checkpoint; "" where the manifest is there and every file is as it says."""
     try:
         manifest = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
-        return all(sha256_file(place / name) == digest for name, digest in manifest.items())
-    except (OSError, ValueError):
-        return False
+        for name in (_TENSORS, _STATE):
+            if manifest[name] != sha256_file(place / name):
+                return f"{name} is not as it was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename or place).name} cannot be read: {error.strerror}"
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return f"{_MANIFEST} is not as it was written"
+    return ""
 
 
 def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -110,22 +110,6 @@ class Job:
         """What `log` has written so far, of this step and, after a resume, of its earlier runs."""
         return read_json_lines(self.metrics_file)
 
-    def cut_events(self, step: int) -> None:
-        """Remove the events after `step`, where the work resumes."""
-        self.cut_rows("events", step)
-
-    def cut_rows(self, name: str, step: int) -> None:
-        """Remove the rows of <name>.jsonl after `step`, where the work resumes; each row has a `step`."""
-        file = self.out / f"{name}.jsonl"
-        if not (self.is_main and file.exists()):
-            return
-        kept = []
-        for line in file.read_bytes().splitlines(keepends=True):
-            # A process that is killed while it writes may leave the beginning of a line: it is of a later step.
-            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        file.write_bytes(b"".join(kept))
-
     def event(self, step: int, name: str, message: str) -> None:
         """Tell of something that somebody should look at: on the console, in events.jsonl and to the tracker."""
         if not self.is_main:
@@ -225,7 +209,7 @@ class Job:
         return 0.0 if asked == 0 else max(asked, _SAVES_APART * self._save_seconds)
 
     def _save(self, step: int, state: Callable[[], Any]) -> None:
-        """Save now. The random state of every process and the length of the log go with it."""
+        """Save now. The random state of every process and the lengths of all logs go with it."""
         begun = time.monotonic()
         random_states = self.gather([_random_state(self.device)])
         if self.is_main:
@@ -234,7 +218,7 @@ class Job:
             whole = {
                 "state": state(),
                 "random": random_states,
-                "logged": self.logged_bytes(),
+                "logged": {file.name: file.stat().st_size for file in self._logs()},
                 "world_size": self.world_size,
             }
             save_checkpoint(self.work / "checkpoints", step, whole)
@@ -243,16 +227,26 @@ class Job:
         self._save_seconds = self._saved - begun
 
     def resume(self) -> tuple[int, Any] | None:
-        """(step, state) as last saved, with the log cut back to it and the random state restored; None if fresh."""
-        from align.checkpoints import load_checkpoint
+        """(step, state) as last saved, with all logs cut back to it and the random state restored; None if fresh.
 
-        found = load_checkpoint(self.work / "checkpoints")
+        A damaged checkpoint is set aside and the one before is taken. Both are said.
+        """
+        from align.checkpoints import load_checkpoint, set_damaged_aside
+
+        folder = self.work / "checkpoints"
+        damaged = set_damaged_aside(folder) if self.is_main else []
+        self.barrier()  # the others look when it is done
+        for line in damaged:
+            self.info(line)
+        found = load_checkpoint(folder)
         if found is None:
-            self.cut_log(0)  # of a process that was gone before it saved
+            if damaged:
+                self.info("there is no older checkpoint: beginning again")
+            self._cut_logs({})  # of a process that was gone before it saved
             return None
         step, whole = found
         self.require_world_size(whole["world_size"])
-        self.cut_log(whole["logged"])
+        self._cut_logs(whole["logged"])
         _set_random_state(whole["random"][self.rank], self.device)
         self.info(f"going on from {step}")
         return step, whole["state"]
@@ -265,15 +259,20 @@ class Job:
                 f"use {begun_with}, or remove {self.work} to begin it again"
             )
 
-    def logged_bytes(self) -> int:
-        """How long the log is, to be cut back to on a resume."""
-        return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+    def _logs(self) -> list[Path]:
+        """The files that grow with every step: metrics, events, samples."""
+        return sorted(self.out.glob("*.jsonl"))
 
-    def cut_log(self, size: int) -> None:
-        """Forget the lines that were logged after a checkpoint of `size` bytes."""
-        if self.is_main and self.metrics_file.exists():
-            with self.metrics_file.open("rb+") as file:
-                file.truncate(size)
+    def _cut_logs(self, sizes: dict[str, int]) -> None:
+        """Forget what was logged after a checkpoint, which holds the size of each log."""
+        if not self.is_main:
+            return
+        for file in self._logs():
+            if file.name not in sizes:
+                file.unlink()
+                continue
+            with file.open("rb+") as log:
+                log.truncate(sizes[file.name])
 
     def _any(self, flag: bool) -> bool:
         """True where it is for any process of the step."""

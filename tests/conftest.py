@@ -51,7 +51,7 @@ def manifests(store: Path) -> dict[str, dict]:
     """The manifest of the latest version of each step of the toy pipeline."""
     found = {}
     for folder in sorted((store / "names" / "toy").iterdir()):
-        latest = json.loads((folder / "aliases" / "latest").read_text())
+        latest = json.loads((folder / "aliases" / "latest").read_text())["version"]
         record = json.loads((folder / f"v{latest}.json").read_text())
         path = store / "objects" / record["stage"] / record["key"] / "manifest.json"
         found[folder.name] = json.loads(path.read_text())

@@ -119,8 +119,6 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         start, state = saved
         learner.restore(state["learner"])
         kl_coef, metrics = state["kl_coef"], state["metrics"]
-    job.cut_events(start)
-    job.cut_rows("samples", start)
     for past in job.logged() if job.is_main else ():
         health.look(int(past["step"]), past)
 

@@ -64,7 +64,6 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)
         text.taken, guard.recent = state["taken"], state["recent"]
-    job.cut_events(start)
 
     model.train()
     if job.world_size > 1 and not saved:

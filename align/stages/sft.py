@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.artifacts import replacing
+from align.artifacts import replacing, sha256_file
 from align.checkpoints import Parameters, restore_parameters
 from align.configs import Sft, filled
 from align.data.records import Row, read_rows
 from align.doubts import doubts
-from align.errors import ConfigError, HealthStop
+from align.errors import ConfigError, HealthStop, StoreError
 from align.job import Inputs, Job, Metrics
 from align.models.adapters import fresh_adapter
 from align.models.load import (
@@ -287,13 +287,14 @@ def _validation(cfg: Sft, model: PreTrainedModel, held_out: Sequence[Example], j
 class BestEpoch:
     """The trained weights after the epoch with the lowest validation loss, in a file until training ends.
 
-    The file that the last checkpoint knows of stays until a later checkpoint knows of another.
+    The files that the last two checkpoints know of stay: those are what training may go on from.
     """
 
     def __init__(self, folder: Path, parameters: Parameters, job: Job):
         self._folder, self._parameters, self._job = folder, parameters, job
         self.loss, self.step = math.inf, 0
-        self._step_of_checkpoint = 0
+        self._digest = ""  # of the kept weights' file
+        self._of_checkpoints = [0, 0]  # the steps that the last two know of
 
     def look(self, step: int, loss: float) -> None:
         """Keep the weights after `step` if their validation loss is the lowest so far."""
@@ -305,8 +306,9 @@ class BestEpoch:
         tensors = {name: p.detach().contiguous() for name, p in self._parameters.items()}
         with replacing(self._file(step)) as part:
             save_file(tensors, part)
+            self._digest = sha256_file(part)
         for other in self._folder.glob(self._file("*").name):
-            if other not in (self._file(step), self._file(self._step_of_checkpoint)):
+            if other not in [self._file(each) for each in (step, *self._of_checkpoints)]:
                 other.unlink()
 
     def put_back(self, last_step: int) -> None:
@@ -314,17 +316,23 @@ class BestEpoch:
         if self.step in (0, last_step):
             return
         self._job.barrier()  # the first process may still be writing
-        restore_parameters(self._parameters, load_file(self._file(self.step), device=str(self._job.device)))
+        file = self._file(self.step)
+        if self._job.is_main and not (file.is_file() and sha256_file(file) == self._digest):
+            raise StoreError(
+                f"{file}: is damaged; remove {self._folder} and give the same command to begin the step again"
+            )
+        restore_parameters(self._parameters, load_file(file, device=str(self._job.device)))
         self._job.info(f"the weights of step {self.step} are kept: their validation loss is the lowest")
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold."""
-        self._step_of_checkpoint = self.step
-        return {"loss": self.loss, "step": self.step}
+        self._of_checkpoints = [self._of_checkpoints[1], self.step]
+        before, _ = self._of_checkpoints
+        return {"loss": self.loss, "step": self.step, "digest": self._digest, "before": before}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.loss, self.step = state["loss"], state["step"]
-        self._step_of_checkpoint = self.step
+        self.loss, self.step, self._digest = state["loss"], state["step"], state["digest"]
+        self._of_checkpoints = [state["before"], self.step]
 
     def _file(self, step: int | str) -> Path:
         return self._folder / f"best-{step}.safetensors"

@@ -490,29 +490,6 @@ def test_a_step_is_left_where_it_would_end_30_s_after_the_signal(tmp_path, monke
         break
 
 
-def test_events_after_the_boundary_are_forgotten_on_a_resume(tmp_path):
-    job = job_at(tmp_path)
-    for step in (1, 2, 3):
-        job.event(step, "cut_off", "only 10 % end")
-    job.cut_events(2)
-    kept = [json.loads(line)["step"] for line in (tmp_path / "out/events.jsonl").read_text().splitlines()]
-    assert kept == [1, 2]
-
-
-def test_rows_after_the_boundary_are_removed_on_a_resume_and_so_is_half_a_row(tmp_path):
-    job = job_at(tmp_path)
-    for step in (1, 2, 3):
-        job.append("samples", step, [{"response": "a"}, {"response": f"{step}"}])
-    file = tmp_path / "out/samples.jsonl"
-    whole = file.read_bytes()
-    with file.open("ab") as out:
-        out.write(b'{"step": 4, "resp')
-    job.cut_rows("samples", 3)
-    assert file.read_bytes() == whole
-    job.cut_rows("samples", 2)
-    assert [json.loads(line)["step"] for line in file.read_bytes().splitlines()] == [1, 1, 2, 2]
-
-
 def test_the_tracker_gets_the_table_of_rows_as_long_as_it_is_so_far(tmp_path):
     seen: list[Any] = []
 

@@ -203,6 +203,23 @@ def test_a_run_that_died_ends_as_if_it_had_not(inputs, unbroken, tmp_path, after
     assert result_of(tmp_path) == result_of(whole)
 
 
+@pytest.mark.parametrize("after", [2, 5, 8])
+def test_with_a_damaged_checkpoint_it_goes_on_from_the_one_before(inputs, unbroken, tmp_path, capsys, after):
+    """Step 5 is the one after an epoch's end: the one before knows of other best weights."""
+    whole, knobs = unbroken
+    with pytest.raises(Dead):
+        sft.run(planned(Sft(**knobs)), inputs, job_at(tmp_path, dying_after(after), checkpoint_seconds=0))
+    newest = tmp_path / f"checkpoints/step-{after}"
+    weights = bytearray((newest / "tensors.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (newest / "tensors.safetensors").write_bytes(weights)
+    sft.run(planned(Sft(**knobs)), inputs, job_at(tmp_path, checkpoint_seconds=0))
+    told = capsys.readouterr().err
+    assert f"the checkpoint of {after} is damaged" in told
+    assert f"going on from {after - 1}" in told
+    assert result_of(tmp_path) == result_of(whole)
+
+
 def test_a_run_that_died_after_its_best_epoch_still_keeps_that(inputs, tmp_path):
     data = demonstrations(
         tmp_path / "data", train=[("Who is Ada?", "A sailor.")] * 20, validation=[("Who is Ada?", "No idea at all.")]

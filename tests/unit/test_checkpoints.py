@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import shutil
+import signal
 
 import pytest
 import torch
 
-from align.checkpoints import load_checkpoint, save_checkpoint
+from align.checkpoints import load_checkpoint, save_checkpoint, set_damaged_aside
 
 
 def same(a, b):
@@ -118,10 +120,10 @@ def test_no_checkpoint_is_none(tmp_path):
     assert load_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_older_ones_are_removed(tmp_path):
-    for step in (1, 2, 10):
+def test_the_last_two_stay(tmp_path):
+    for step, kept in ((1, ["step-1"]), (2, ["step-1", "step-2"]), (10, ["step-10", "step-2"])):
         save_checkpoint(tmp_path, step, {"step": step})
-        assert [p.name for p in tmp_path.iterdir()] == [f"step-{step}"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == kept
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
@@ -180,6 +182,39 @@ def test_a_flipped_bit_of_the_manifest_is_noticed(folder, bit):
             assert load_checkpoint(folder)[0] == 9, place
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "null", "1", '{"state.json": null}', "[" * 100_000])
+def test_a_manifest_that_says_nothing_makes_no_checkpoint_whole(folder, text):
+    (folder / "step-10/manifest.json").write_text(text)
+    assert load_checkpoint(folder)[0] == 9
+
+
+def test_damaged_ones_are_set_aside_and_said(folder):
+    (folder / "step-9/state.json").write_text("{}")
+    (folder / "step-10/tensors.safetensors").unlink()
+    ten, nine = set_damaged_aside(folder)
+    assert ten.startswith("the checkpoint of 10 is damaged (tensors.safetensors is missing) and set aside as ")
+    assert nine.startswith("the checkpoint of 9 is damaged (state.json is not as it was written) and set aside as ")
+    assert set_damaged_aside(folder) == []
+    assert load_checkpoint(folder)[0] == 2
+    aside = [path for path in folder.iterdir() if path.name.startswith("damaged-")]
+    assert sorted(str(path) for path in aside) == sorted(line.rpartition(" ")[2] for line in (ten, nine))
+
+
+def test_a_save_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
+    save_checkpoint(tmp_path, 1, {"x": 1})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.raises(Exception, match="File too large"):
+            save_checkpoint(tmp_path, 2, {"w": torch.ones(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert load_checkpoint(tmp_path) == (1, {"x": 1})
+
+
 def test_when_none_is_whole_there_is_none(folder):
     for file in folder.glob("*/state.json"):
         file.write_text(file.read_text() + " ")
@@ -190,14 +225,15 @@ def test_a_temporary_folder_left_behind_is_ignored_and_then_removed(folder):
     shutil.copytree(folder / "step-10", folder / ".step-11.4321")
     assert load_checkpoint(folder)[0] == 10
     save_checkpoint(folder, 12, {"x": 1})
-    assert [p.name for p in folder.iterdir()] == ["step-12"]
+    assert sorted(p.name for p in folder.iterdir()) == ["step-10", "step-12"]
 
 
 def test_other_files_beside_checkpoints_stay(tmp_path):
     (tmp_path / "log.txt").write_text("kept")
     save_checkpoint(tmp_path, 1, {})
     save_checkpoint(tmp_path, 2, {})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.txt", "step-2"]
+    save_checkpoint(tmp_path, 3, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.txt", "step-2", "step-3"]
 
 
 def test_nothing_is_pickled(tmp_path):

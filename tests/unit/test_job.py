@@ -1,0 +1,73 @@
+"""What a job writes, and what of it is there again after its process was gone."""
+
+import json
+
+import pytest
+from stage_jobs import job_at
+
+
+def steps_of(file):
+    return [json.loads(line)["step"] for line in file.read_bytes().split(b"\n") if line]
+
+
+def write(job, *steps):
+    """One row in each log for each step, with a line separator of Unicode in the text."""
+    for step in steps:
+        job.log({"loss": 1.0}, step)
+        job.event(step, "cut_off", "only 10 %\u2028end")
+        job.append("samples", step, [{"response": "a\u2028\u2029\u0085b"}, {"response": "c"}])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A job that saved at 2 and at 3, and was gone after it had logged 4 and the beginning of 5."""
+    job = job_at(tmp_path, checkpoint_seconds=0)
+    assert job.resume() is None
+    write(job, 1, 2)
+    job.checkpoint(2, lambda: {"at": 2})
+    write(job, 3)
+    job.checkpoint(3, lambda: {"at": 3})
+    write(job, 4)
+    for name in ("metrics", "events", "samples"):
+        with (tmp_path / f"out/{name}.jsonl").open("ab") as file:
+            file.write(b'{"step": 5, "lo')
+    return tmp_path
+
+
+def logged(folder):
+    return {file.stem: steps_of(file) for file in sorted((folder / "out").glob("*.jsonl"))}
+
+
+def test_every_log_is_cut_to_what_the_checkpoint_says(folder):
+    assert job_at(folder).resume() == (3, {"at": 3})
+    assert logged(folder) == {"events": [1, 2, 3], "metrics": [1, 2, 3], "samples": [1, 1, 2, 2, 3, 3]}
+
+
+def test_with_a_damaged_checkpoint_every_log_is_cut_to_the_one_before_and_both_are_said(folder, capsys):
+    (folder / "checkpoints/step-3/state.json").write_text("{}")
+    assert job_at(folder).resume() == (2, {"at": 2})
+    assert logged(folder) == {"events": [1, 2], "metrics": [1, 2], "samples": [1, 1, 2, 2]}
+    told = capsys.readouterr().err
+    assert "the checkpoint of 3 is damaged (state.json is not as it was written)" in told
+    assert "going on from 2" in told
+
+
+def test_without_a_whole_checkpoint_every_log_begins_again_and_that_is_said(folder, capsys):
+    for step in (2, 3):
+        (folder / f"checkpoints/step-{step}/manifest.json").unlink()
+    assert job_at(folder).resume() is None
+    assert logged(folder) == {}
+    told = capsys.readouterr().err
+    assert "the checkpoint of 2 is damaged" in told
+    assert "the checkpoint of 3 is damaged" in told
+    assert "there is no older checkpoint: beginning again" in told
+
+
+def test_a_process_that_was_gone_before_it_saved_leaves_no_line(tmp_path):
+    job = job_at(tmp_path)
+    job.resume()
+    write(job, 0, 1)
+    again = job_at(tmp_path)
+    assert again.resume() is None
+    write(again, 0)
+    assert logged(tmp_path) == {"events": [0], "metrics": [0], "samples": [0, 0]}
