@@ -7,6 +7,7 @@ file, the rest to JSON with a reference where each tensor stood, so that integer
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -24,10 +25,14 @@ _MANIFEST, _TENSORS, _STATE = "manifest.json", "tensors.safetensors", "state.jso
 _KEPT = 2  # the newest, and the one before in case the newest is damaged when it is needed
 
 Parameters = dict[str, torch.nn.Parameter]
+Logs = dict[str, tuple[int, str]]  # the size of each and the sha256 of that many bytes
 
 
-def save_checkpoint(folder: Path, step: int, state: Any) -> None:
+def save_checkpoint(folder: Path, step: int, state: Any, logs: Logs | None = None) -> None:
     """Save `state` as `folder`/step-<step>. The one before stays beside it, older ones are removed.
+
+    `logs` are files that grow, by their paths from where `folder` lies: what there is of each at this step. Where that
+    was changed, the checkpoint counts as damaged.
 
     Everything is written to a temporary folder beside its place and fsynced, the manifest last, then renamed: a
     checkpoint that has its name is whole. Tensors on the CPU are written from where they are, without a copy. Where
@@ -44,7 +49,8 @@ def save_checkpoint(folder: Path, step: int, state: Any) -> None:
         for name in (_TENSORS, _STATE):
             with (temporary / name).open("rb+") as file:
                 os.fsync(file.fileno())
-        write_json(temporary / _MANIFEST, {name: sha256_file(temporary / name) for name in (_TENSORS, _STATE)})
+        files = {name: sha256_file(temporary / name) for name in (_TENSORS, _STATE)}
+        write_json(temporary / _MANIFEST, {"files": files, "logs": logs or {}})
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -104,7 +110,10 @@ def _fault(place: Path) -> str:
     try:
         manifest = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
         for name in (_TENSORS, _STATE):
-            if manifest[name] != sha256_file(place / name):
+            if manifest["files"][name] != sha256_file(place / name):
+                return f"{name} is not as it was written"
+        for name, (size, digest) in manifest["logs"].items():
+            if _sha256_of_beginning(place.parent.parent / name, size) != digest:
                 return f"{name} is not as it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -113,6 +122,16 @@ def _fault(place: Path) -> str:
     except (ValueError, TypeError, KeyError, RecursionError):
         return f"{_MANIFEST} is not as it was written"
     return ""
+
+
+def _sha256_of_beginning(file: Path, size: int) -> str:
+    """Of the first `size` bytes; of fewer where the file is shorter."""
+    digest = hashlib.sha256()
+    with file.open("rb") as beginning:
+        while size > 0 and (piece := beginning.read(min(size, 1 << 20))):
+            digest.update(piece)
+            size -= len(piece)
+    return digest.hexdigest()
 
 
 def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

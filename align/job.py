@@ -6,6 +6,7 @@ A stage runs in one process or in several (`hardware.num_processes`), each with 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -46,6 +47,21 @@ class Inputs(dict[str, tuple[Artifact, ...]]):
         return [artifact.path for artifact in self[name]]
 
 
+class _Log:
+    """A file that grows: its size and sha256, for which only what is new is read."""
+
+    def __init__(self, file: Path):
+        self._file, self._size, self._digest = file, 0, hashlib.sha256()
+
+    def until_now(self) -> tuple[int, str]:
+        with self._file.open("rb") as file:
+            file.seek(self._size)
+            while piece := file.read(1 << 20):
+                self._digest.update(piece)
+                self._size += len(piece)
+        return self._size, self._digest.hexdigest()
+
+
 class Job:
     """One process of a running stage.
 
@@ -75,6 +91,7 @@ class Job:
         self._stop = stop or Stop()
         self._progress = Progress(label, silent=rank != 0)
         self._saved = time.monotonic()
+        self._known_logs: dict[str, _Log] = {}
         self._save_seconds = 0.0  # that the last checkpoint took
         self._step_begun, self._step_seconds = self._saved, 0.0  # of the step before
 
@@ -215,13 +232,10 @@ class Job:
         if self.is_main:
             from align.checkpoints import save_checkpoint
 
-            whole = {
-                "state": state(),
-                "random": random_states,
-                "logged": {file.name: file.stat().st_size for file in self._logs()},
-                "world_size": self.world_size,
-            }
-            save_checkpoint(self.work / "checkpoints", step, whole)
+            whole = {"state": state(), "random": random_states, "world_size": self.world_size}
+            logs = {f"{self.out.name}/{name}": log.until_now() for name, log in self._logs().items()}
+            whole["logged"] = {name: size for name, (size, _) in logs.items()}
+            save_checkpoint(self.work / "checkpoints", step, whole, logs)
         self.barrier()
         self._saved = time.monotonic()
         self._save_seconds = self._saved - begun
@@ -259,20 +273,22 @@ class Job:
                 f"use {begun_with}, or remove {self.work} to begin it again"
             )
 
-    def _logs(self) -> list[Path]:
-        """The files that grow with every step: metrics, events, samples."""
-        return sorted(self.out.glob("*.jsonl"))
+    def _logs(self) -> dict[str, _Log]:
+        """The files that grow with every step, by name: metrics, events, samples."""
+        for file in sorted(self.out.glob("*.jsonl")):
+            self._known_logs.setdefault(file.name, _Log(file))
+        return self._known_logs
 
     def _cut_logs(self, sizes: dict[str, int]) -> None:
         """Forget what was logged after a checkpoint, which holds the size of each log."""
         if not self.is_main:
             return
-        for file in self._logs():
-            if file.name not in sizes:
+        for file in self.out.glob("*.jsonl"):
+            size = sizes.get(f"{self.out.name}/{file.name}")
+            if size is None:
                 file.unlink()
-                continue
-            with file.open("rb+") as log:
-                log.truncate(sizes[file.name])
+            else:
+                os.truncate(file, size)
 
     def _any(self, flag: bool) -> bool:
         """True where it is for any process of the step."""

@@ -182,7 +182,9 @@ def test_a_flipped_bit_of_the_manifest_is_noticed(folder, bit):
             assert load_checkpoint(folder)[0] == 9, place
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "null", "1", '{"state.json": null}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "null", "1", '{"files": {}}', '{"files": {"state.json": null}}', "[" * 100_000]
+)
 def test_a_manifest_that_says_nothing_makes_no_checkpoint_whole(folder, text):
     (folder / "step-10/manifest.json").write_text(text)
     assert load_checkpoint(folder)[0] == 9

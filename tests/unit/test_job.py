@@ -52,6 +52,17 @@ def test_with_a_damaged_checkpoint_every_log_is_cut_to_the_one_before_and_both_a
     assert "going on from 2" in told
 
 
+@pytest.mark.parametrize("name", ["metrics", "events", "samples"])
+def test_a_log_that_was_changed_is_not_gone_on_with(folder, name, capsys):
+    """Of step 3, which the checkpoint of 2 knows nothing of; then of step 1."""
+    file = folder / f"out/{name}.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"step": 3', b'"step": 8'))
+    assert job_at(folder).resume() == (2, {"at": 2})
+    assert f"the checkpoint of 3 is damaged (out/{name}.jsonl is not as it was written)" in capsys.readouterr().err
+    file.write_bytes(file.read_bytes().replace(b'"step": 1', b'"step": 9'))
+    assert job_at(folder).resume() is None
+
+
 def test_without_a_whole_checkpoint_every_log_begins_again_and_that_is_said(folder, capsys):
     for step in (2, 3):
         (folder / f"checkpoints/step-{step}/manifest.json").unlink()
