@@ -119,7 +119,7 @@ def _fault(place: Path) -> str:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
         return f"{Path(error.filename or place).name} cannot be read: {error.strerror}"
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{_MANIFEST} is not as it was written"
     return ""
 

@@ -104,6 +104,9 @@ def _needed(store: ArtifactStore) -> tuple[set[Path], list[str]]:
 
 
 def _is_old(path: Path) -> bool:
-    """Whether nothing at or below a path was written for a day."""
-    newest = max((each.lstat().st_mtime for each in (path, *path.rglob("*"))), default=0.0)
+    """Whether nothing at or below a path was written for a day; what goes while it is looked at is in use."""
+    try:
+        newest = max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
+    except FileNotFoundError:
+        return False
     return time.time() - newest > _GRACE_SECONDS

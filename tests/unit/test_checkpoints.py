@@ -190,6 +190,13 @@ def test_a_manifest_that_says_nothing_makes_no_checkpoint_whole(folder, text):
     assert load_checkpoint(folder)[0] == 9
 
 
+@pytest.mark.parametrize("logs", [0.95, None, [], {"out/metrics.jsonl": 1}, {"out/metrics.jsonl": ["1", "x"]}])
+def test_logs_that_are_none_make_no_checkpoint_whole(folder, logs):
+    file = folder / "step-10/manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "logs": logs}))
+    assert load_checkpoint(folder)[0] == 9
+
+
 def test_damaged_ones_are_set_aside_and_said(folder):
     (folder / "step-9/state.json").write_text("{}")
     (folder / "step-10/tensors.safetensors").unlink()
