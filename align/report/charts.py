@@ -6,6 +6,7 @@ import functools
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -193,15 +194,22 @@ def svg(figure: Figure) -> Markup:
     Its text is hidden from screen readers: the page says what the picture shows.
     """
     import matplotlib
+    from matplotlib.text import Text
 
     out = io.StringIO()
-    # Text stays text: it takes the page's font and can be searched. The salt makes ids the same in every run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "align"}):
+    for label in figure.findobj(Text):
+        label.set_parse_math(False)
+    # Text stays text: it takes the page's font and can be searched, and a $ in it begins no formula. The salt makes ids
+    # the same in every run.
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "align", "text.parse_math": False}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():  # type: ignore[arg-type]
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # from matplotlib's font, which the page does not use
         figure.savefig(out, format="svg", transparent=True)
     _, start, text = out.getvalue().partition("<svg")
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    text = re.sub(r"<style .*?</style>", "", text, count=1, flags=re.DOTALL)  # the page's style has it
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)

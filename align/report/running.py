@@ -7,11 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from align.artifacts import NOTE, STEPS, ArtifactStore, is_locked
-
-Row = dict[str, Any]
+from align.report.rows import Row, is_key, read_rows
 
 
 class Logged(Protocol):
@@ -27,6 +26,8 @@ class Logged(Protocol):
     def events(self) -> list[Row]: ...
     @property
     def samples(self) -> list[Row]: ...
+    @property
+    def left_out(self) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Unfinished:
         error: what stopped it, in words; "" where it runs, or where it was killed before it could say.
         begun, written: seconds since the epoch: when it last began, and when it last wrote to its log.
         total, unit: how many steps it has, and of what; None where it does not say.
+        left_out: a line on each file of which not all can be read.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Unfinished:
     log: list[Row]
     events: list[Row]
     samples: list[Row]
+    left_out: list[str]
 
     @property
     def step(self) -> int:
@@ -83,6 +86,8 @@ def unfinished(store: ArtifactStore, refs: Sequence[str]) -> list[Unfinished]:
     """
     found = []
     for note in sorted(store.root.glob(f"work/*/*/{NOTE}")):
+        if not is_key(note.parent.name):  # no work of align's: see `strangers`
+            continue
         step = _read(note.parent)
         if step is None or not any(_is_meant(step, ref) for ref in refs):
             continue
@@ -92,6 +97,16 @@ def unfinished(store: ArtifactStore, refs: Sequence[str]) -> list[Unfinished]:
                 continue
         found.append(step)
     return sorted(found, key=lambda step: step.begun)
+
+
+def strangers(store: ArtifactStore) -> list[str]:
+    """A line on each folder among the unfinished steps that no step of align has made."""
+    folders = [note.parent for note in sorted(store.root.glob(f"work/*/*/{NOTE}"))]
+    return [
+        f"work/{folder.parent.name}/{folder.name}, whose name is not 64 hexadecimal digits"
+        for folder in folders
+        if not is_key(folder.name)
+    ]
 
 
 def _is_meant(step: Unfinished, ref: str) -> bool:
@@ -110,7 +125,7 @@ def _read(folder: Path) -> Unfinished | None:
         planned = json.loads(steps.read_text(encoding="utf-8")) if steps.is_file() else {}
         log = out / "metrics.jsonl"
         written = max((path.stat().st_mtime for path in (log, folder / NOTE) if path.is_file()), default=0.0)
-        rows = {name: _whole_rows(out / f"{name}.jsonl") for name in ("metrics", "events", "samples")}
+        logs = {name: read_rows(out, name, is_written=True) for name in ("metrics", "events", "samples")}
     except FileNotFoundError:
         return None
     return Unfinished(
@@ -123,18 +138,8 @@ def _read(folder: Path) -> Unfinished | None:
         written=written,
         total=planned.get("total"),
         unit=planned.get("unit", ""),
-        log=rows["metrics"],
-        events=rows["events"],
-        samples=rows["samples"],
+        log=logs["metrics"][0],
+        events=logs["events"][0],
+        samples=logs["samples"][0],
+        left_out=[line for _, said in logs.values() for line in said],
     )
-
-
-def _whole_rows(file: Path) -> list[Row]:
-    """The rows of a JSON lines file that is being written: its last line may be half a line."""
-    if not file.is_file():
-        return []
-    rows = []
-    for line in file.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            rows.append(json.loads(line))
-    return rows
