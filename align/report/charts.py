@@ -6,6 +6,7 @@ import functools
 import io
 import math
 import re
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -141,7 +142,7 @@ def new_chart(x_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.6, 2.5))
     FigureCanvasSVG(figure)
     axes = figure.add_axes((0.13, 0.17, 0.85, 0.74))  # as a layout engine would, in half the time
-    axes.set_xlabel(x_label, fontsize=8, color=FAINT)
+    axes.set_xlabel(drawn(x_label), fontsize=8, color=FAINT)
     axes.tick_params(labelsize=8, colors=FAINT)
     axes.yaxis.get_offset_text().set(color=FAINT, size=8)
     axes.locator_params(axis="y", nbins=6)
@@ -150,6 +151,13 @@ def new_chart(x_label: str) -> tuple[Figure, Axes]:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(FAINT)
     return figure, axes
+
+
+def drawn(text: str) -> str:
+    """Text as matplotlib can draw it: without halves of surrogate pairs and without control characters."""
+    return "".join(
+        " " if unicodedata.category(letter) == "Cc" else letter for letter in text.encode(errors="replace").decode()
+    )
 
 
 def _dashes(number: int) -> tuple[int, tuple[float, ...]]:

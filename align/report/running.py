@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from align.artifacts import NOTE, STEPS, ArtifactStore, is_locked
-from align.report.rows import Row, is_key, read_rows
+from align.report.rows import Row, is_key, is_number, read_rows
+
+_NAME = re.compile(r"[a-z0-9._-]+/[a-z0-9._-]+")
 
 
 class Logged(Protocol):
@@ -86,9 +89,7 @@ def unfinished(store: ArtifactStore, refs: Sequence[str]) -> list[Unfinished]:
     """
     found = []
     for note in sorted(store.root.glob(f"work/*/*/{NOTE}")):
-        if not is_key(note.parent.name):  # no work of align's: see `strangers`
-            continue
-        step = _read(note.parent)
+        step = None if _fault(note) else _read(note.parent)
         if step is None or not any(_is_meant(step, ref) for ref in refs):
             continue
         if not step.is_running:
@@ -100,13 +101,24 @@ def unfinished(store: ArtifactStore, refs: Sequence[str]) -> list[Unfinished]:
 
 
 def strangers(store: ArtifactStore) -> list[str]:
-    """A line on each folder among the unfinished steps that no step of align has made."""
-    folders = [note.parent for note in sorted(store.root.glob(f"work/*/*/{NOTE}"))]
-    return [
-        f"work/{folder.parent.name}/{folder.name}, whose name is not 64 hexadecimal digits"
-        for folder in folders
-        if not is_key(folder.name)
-    ]
+    """A line on each folder of unfinished work that `unfinished` leaves out, because align does not write such."""
+    notes = [(note, _fault(note)) for note in sorted(store.root.glob(f"work/*/*/{NOTE}"))]
+    return [f"{note.parent.relative_to(store.root)}: {fault}" for note, fault in notes if fault]
+
+
+def _fault(note: Path) -> str:
+    """Why a work folder is none of align's; "" where it is one, or is gone."""
+    if not is_key(note.parent.name):
+        return "its name is not 64 hexadecimal digits"
+    try:
+        said = json.loads(note.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # its step ended meanwhile
+        return ""
+    except ValueError:
+        said = None
+    if isinstance(said, dict) and is_number(said.get("begun")) and _NAME.fullmatch(str(said.get("name"))):
+        return ""
+    return f"its {NOTE} cannot be read"
 
 
 def _is_meant(step: Unfinished, ref: str) -> bool:
@@ -123,6 +135,7 @@ def _read(folder: Path) -> Unfinished | None:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
         out, steps = folder / "out", folder / STEPS
         planned = json.loads(steps.read_text(encoding="utf-8")) if steps.is_file() else {}
+        total = planned.get("total")
         log = out / "metrics.jsonl"
         written = max((path.stat().st_mtime for path in (log, folder / NOTE) if path.is_file()), default=0.0)
         logs = {name: read_rows(out, name, is_written=True) for name in ("metrics", "events", "samples")}
@@ -136,8 +149,8 @@ def _read(folder: Path) -> Unfinished | None:
         error="" if is_running else note.get("error", ""),
         begun=note["begun"],
         written=written,
-        total=planned.get("total"),
-        unit=planned.get("unit", ""),
+        total=total if is_number(total) else None,
+        unit=str(planned.get("unit", "")),
         log=logs["metrics"][0],
         events=logs["events"][0],
         samples=logs["samples"][0],
