@@ -149,7 +149,7 @@ def _read(folder: Path) -> Unfinished | None:
         error="" if is_running else note.get("error", ""),
         begun=note["begun"],
         written=written,
-        total=total if is_number(total) else None,
+        total=total if isinstance(total, int) else None,
         unit=str(planned.get("unit", "")),
         log=logs["metrics"][0],
         events=logs["events"][0],
