@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from align.errors import AlignError, ConfigError, Preempted, naming_the_world
+from align.errors import AlignError, ConfigError, Preempted, naming_the_world, one_line
 from align.quiet import QUIET
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _answered(act: Callable[[DictConfig], int]) -> Callable[[DictConfig, Places]
         except BrokenPipeError:
             raise
         except Exception as error:
-            return _told(error, bool(cfg.debug))
+            return _told(error, cfg.get("debug") is True)
 
     return task
 
@@ -208,7 +208,7 @@ def _guarded(act: Act) -> Callable[[DictConfig, Places], int]:
         from align.hydra_app import sweep_member
         from align.sweeps import recorded
 
-        debug = bool(cfg.get("debug"))
+        debug = cfg.get("debug") is True
         member = sweep_member()
         try:
             with recorded(member if act is _run else None) as outcomes, naming_the_world(str(cfg.get("store"))):
@@ -257,9 +257,10 @@ def _told(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     if isinstance(error, AlignError):
-        print(f"error: {error}", file=sys.stderr)
+        for line in str(error).split("\nerror: "):
+            print(f"error: {one_line(line)}", file=sys.stderr)
         return error.exit_code
-    said = " ".join(f"{type(error).__name__}: {error}".split())
+    said = one_line(f"{type(error).__name__}: {error}")
     print(f"error: {said} (a defect of align, not of yours; debug=true shows where)", file=sys.stderr)
     return 1
 

@@ -132,3 +132,8 @@ def _line(place: str, number: int | None, reason: str) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")
+
+
+def one_line(text: str) -> str:
+    """Text of others in one line of a terminal: line breaks, control characters and what cannot be printed escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.strip())

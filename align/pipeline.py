@@ -19,7 +19,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from align.artifacts import NOTE, Artifact, ArtifactStore, write_json
-from align.configs import Data, HardwareConfig, ImportModel, RunConfig
+from align.configs import HardwareConfig, RunConfig
+from align.configs.knobs import READ_AS_IT_RUNS, READ_AT_START
 from align.cores import cores
 from align.errors import ConfigError, HealthStop
 from align.plan import Source, Step, data_digest
@@ -77,7 +78,7 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracke
     inputs = Inputs(
         {slot: tuple(_verified(source, store) for source in sources) for slot, sources in step.inputs.items()}
     )
-    if not isinstance(step.config, Data | ImportModel):  # functions are imported now, perhaps hours after the plan
+    if step.config.reads(*READ_AT_START):  # functions are imported now, perhaps hours after the plan
         _refuse_changed(step, settings, store)
     begun = time.monotonic()
     note = {"name": step.label, "begun": time.time()}
@@ -97,7 +98,7 @@ def _make(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracke
                 f"{step.label}: {', '.join(broken)}: not a finite number, so nothing is published; "
                 f"metrics.jsonl in {work / 'out'} shows where it began"
             )
-        if isinstance(step.config, Data | ImportModel):  # they read as long as they run
+        if step.config.reads(*READ_AS_IT_RUNS):
             _refuse_changed(step, settings, store)
         manifest = _manifest(step, lineage, metrics, begun, settings.hardware)
         artifact = store.commit(step.stage, step.key, work / "out", manifest)
