@@ -184,7 +184,10 @@ REFUSED = {
         lambda: align.stage("data", train_rows=-1, source="card:smallworld"),
         "train_rows: expected",
     ),
-    "a knob of another type": (lambda: align.stage("sft", batch_size="many", model="a/b"), "batch_size: expected an integer, got 'many'"),
+    "a knob of another type": (
+        lambda: align.stage("sft", batch_size="many", model="a/b"),
+        "batch_size: expected an integer, got 'many'",
+    ),
     "a missing input": (lambda: align.stage("sft", data="card:smallworld"), "inputs.model: sft needs a model here"),
     "a list for names": (lambda: align.stage("sft", lora=[8]), "lora: expected names with values"),
     "a setting of another type": (lambda: align.stage("sft", seed=True), "seed: expected an integer, got true"),
