@@ -279,7 +279,7 @@ def refused(case: Case) -> None:
     assert sorted(os.listdir()) == before, case.arguments
 
 
-@pytest.mark.parametrize("seed", range(48))
+@pytest.mark.parametrize("seed", range(32))
 def test_a_wrong_config_is_refused_in_one_line_at_its_place(seed: int) -> None:
     refused(KINDS[seed % len(KINDS)](random.Random(seed)))
 
@@ -314,7 +314,6 @@ VALID: list[Callable[[random.Random], str]] = [
     lambda rng: f"steps.ppo.normalize_advantages={rng.random() < 0.5}".lower(),
     lambda rng: f"steps.ppo.schedule={rng.choice(['constant', 'linear', 'cosine'])}",
     lambda rng: f"steps.ppo.gamma={rng.uniform(0, 1)}",
-    lambda rng: f"steps.ppo.lora.rank={rng.choice(['null', '1', '64'])}",
     lambda rng: f"steps.sft.num_epochs={rng.randint(1, 10**6)}",
     lambda rng: f"steps.sft.batch_size={rng.randint(1, 10**6)}",
     lambda rng: f"steps.reward.seed={rng.choice(['null', '-1', '3'])}",
@@ -348,7 +347,7 @@ def accepted(arguments: list[str]) -> None:
     assert out
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_right_config_is_planned(seed: int) -> None:
     accepted(valid(random.Random(seed)))
 
