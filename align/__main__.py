@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from align.errors import AlignError, ConfigError, Preempted, naming_the_world
+from align.errors import AlignError, ConfigError, Preempted, naming_the_world, one_line
 from align.quiet import QUIET
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with naming_the_world():
             return _dispatch(arguments)
-    except AlignError as error:
-        return _told(error, debug)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        return _told(error, debug)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -66,7 +66,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(code_version())
         return 0
     if verb not in _COMPOSED and verb in _VERBS:  # their options are argparse's
-        rest = [f"--{word}" if word.startswith("store=") else word for word in rest]
+        rest = [f"--{word}" if word.startswith("store=") else word for word in rest if word != "debug=true"]
     if verb == "artifacts":
         from align.artifacts_command import main as artifacts
 
@@ -115,7 +115,7 @@ def _compose(verb: str, arguments: list[str]) -> int:
     arguments = ["json=true" if word == "--json" else word for word in arguments]
     compare = None if "json=true" in arguments else _compare
     if verb == "model":
-        return run("model_sizes", _of_model(arguments), _model, records=False)
+        return run("model_sizes", _of_model(arguments), _answered(_model), records=False)
     if verb in STAGES:
         given = _with_inputs(verb, arguments)
         if planning:
@@ -151,15 +151,11 @@ def _of_model(arguments: list[str]) -> list[str]:
     return [f"model.{word}" if word.partition("=")[0].partition(".")[0] in knobs else word for word in arguments]
 
 
-def _model(cfg: DictConfig, places: Places) -> int:
+def _model(cfg: DictConfig) -> int:
     from align.hydra_app import chosen
     from align.model_command import show
 
-    try:
-        with places.naming():
-            return show(cfg, *chosen("model"))
-    except AlignError as error:
-        return _told(error, bool(cfg.debug))
+    return show(cfg, *chosen("model"))
 
 
 def _show(arguments: list[str]) -> int:
@@ -169,14 +165,22 @@ def _show(arguments: list[str]) -> int:
 
     options, knobs = show_options(arguments)
 
+    return run("stage", knobs, _answered(lambda cfg: show_source(cfg, options)), records=False, stage="data")
+
+
+def _answered(act: Callable[[DictConfig], int]) -> Callable[[DictConfig, Places], int]:
+    """A task for Hydra that never raises: Hydra prints lines of its own about what a task raises."""
+
     def task(cfg: DictConfig, places: Places) -> int:
         try:
-            with places.naming():
-                return show_source(cfg, options)
-        except AlignError as error:
-            return _told(error, bool(cfg.debug))
+            with naming_the_world(), places.naming():
+                return act(cfg)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            return _told(error, cfg.get("debug") is True)
 
-    return run("stage", knobs, task, records=False, stage="data")
+    return task
 
 
 def _planned(cfg: DictConfig, places: Places) -> tuple[RunConfig, list[Step], ArtifactStore]:
@@ -204,10 +208,10 @@ def _guarded(act: Act) -> Callable[[DictConfig, Places], int]:
         from align.hydra_app import sweep_member
         from align.sweeps import recorded
 
-        debug = bool(cfg.get("debug"))
+        debug = cfg.get("debug") is True
         member = sweep_member()
         try:
-            with recorded(member if act is _run else None) as outcomes, naming_the_world():
+            with recorded(member if act is _run else None) as outcomes, naming_the_world(str(cfg.get("store"))):
                 settings, steps, store = _planned(cfg, places)
                 outcomes.extend(act(settings, steps, store, member))
             return 0
@@ -216,17 +220,8 @@ def _guarded(act: Act) -> Callable[[DictConfig, Places], int]:
         except Preempted as error:
             stopped.append(error.exit_code)
             return _told(error, debug)
-        except AlignError as error:
-            return _told(error, debug)
         except Exception as error:
-            if not debug:
-                name = type(error).__name__
-                print(
-                    f"error: {name}: {error} (a defect of align, not of yours; debug=true shows where)", file=sys.stderr
-                )
-                return 1
-            traceback.print_exc()
-            return 1
+            return _told(error, debug)
 
     return task
 
@@ -257,11 +252,17 @@ def _run(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: M
     return outcomes
 
 
-def _told(error: AlignError, debug: bool) -> int:
+def _told(error: Exception, debug: bool) -> int:
+    """Print the one line on an error, with `debug` its traceback too; the exit code."""
     if debug:
         traceback.print_exc()
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+    if isinstance(error, AlignError):
+        for line in str(error).split("\nerror: "):
+            print(f"error: {one_line(line)}", file=sys.stderr)
+        return error.exit_code
+    said = one_line(f"{type(error).__name__}: {error}")
+    print(f"error: {said} (a defect of align, not of yours; debug=true shows where)", file=sys.stderr)
+    return 1
 
 
 def _complete(arguments: list[str]) -> int:

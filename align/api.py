@@ -207,7 +207,8 @@ def artifact(ref: str, *, store: _StoreFolder = None) -> Artifact:
     Raises:
         StoreError: there is no such artifact or store.
     """
-    return existing_store(store).find(ref)
+    with naming_the_world():
+        return existing_store(store).find(ref)
 
 
 def load(
@@ -240,8 +241,8 @@ def load(
     folder = found.path / "ema" if weights == "ema" else found.path
     if not folder.is_dir():
         raise ConfigError(f"weights=ema: {found.ref} keeps no average; give weights=raw")
-    found.store.verify(found)
     with _contained(False):
+        found.store.verify(found)
         _check_device(device)
         from align.models.heads import load_scalar
         from align.models.load import load_model, load_tokenizer
@@ -310,8 +311,9 @@ def _run(settings: RunConfig, steps: Sequence[Step], store: ArtifactStore, log: 
     from align.pipeline import run_pipeline
     from align.reading import report_on_run
 
-    outcomes = run_pipeline(steps, store, settings)
-    report = report_on_run(outcomes, store, settings.name, None)
+    with naming_the_world(str(store.root)):
+        outcomes = run_pipeline(steps, store, settings)
+        report = report_on_run(outcomes, store, settings.name, None)
     return Result([_result(outcome) for outcome in outcomes], report, log.getvalue())
 
 

@@ -117,7 +117,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         StoreError: it is missing or damaged, it was changed after it was written, or the system refuses to read it.
     """
-    manifest = _read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     try:
         shapes = [(file["sha256"], file["size"]) for file in manifest["files"].values()]
         names = [manifest["kind"], manifest["stage"], manifest["key"]]
@@ -131,7 +131,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
     """What a file holds; None where there is no such file, or no JSON in it.
 
     Raises:
@@ -154,7 +154,7 @@ def base_name(folder: Path) -> tuple[str, str]:
     if not (folder / ADAPTER).is_file():
         return folder.parent.name, folder.name
     try:
-        named = _read_json(folder / ADAPTER)["base_model_name_or_path"]
+        named = read_json(folder / ADAPTER)["base_model_name_or_path"]
     except (KeyError, TypeError):
         raise _corrupt(folder, ADAPTER, "is damaged") from None
     found = _BASE.fullmatch(str(named))
@@ -421,7 +421,7 @@ class ArtifactStore:
 
     def _read_version(self, name: str, number: int) -> dict[str, Any]:
         path = self._name_folder(name) / f"v{number}.json"
-        record = _read_json(path)
+        record = read_json(path)
         if not isinstance(record, dict) or not {"stage", "key", "digest", "created"} <= record.keys():
             raise _bad_name(path, "is damaged")
         if not all(isinstance(record[field], str) for field in ("stage", "key", "digest")):
@@ -459,7 +459,7 @@ class ArtifactStore:
                     yield path.name, error
 
     def _read_alias(self, name: str, path: Path) -> int:
-        value = _read_json(path)
+        value = read_json(path)
         if type(value) is int:  # of earlier code, whose versions have no seal either
             record = self._read_version(name, value) if value in self._numbers(name) else {}
             if not is_checked(record):
@@ -540,6 +540,14 @@ class ArtifactStore:
         return [
             f"{name}:v{number}" for name, number, record in every if isinstance(record, dict) and record["key"] == key
         ]
+
+    def work_folders(self) -> list[Path]:
+        """The folders of steps that are not finished. Those that end while it looks are left out."""
+        found = []
+        for path in sorted((self.root / "work").glob("*")):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                found += [Path(entry.path) for entry in os.scandir(path) if entry.is_dir()]
+        return sorted(found)
 
     # -- the whole store -----------------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.tree import Tree
 
 from align.artifacts import (
@@ -28,7 +27,7 @@ from align.artifacts import (
     follow_umask,
 )
 from align.audit import audit
-from align.console import Parser, print_sentence, print_table, wide_console
+from align.console import Parser, plain_console, print_sentence, print_table, wide_console
 from align.errors import ConfigError, StoreError
 from align.garbage import find_garbage, remove_garbage
 from align.plan import flat
@@ -110,7 +109,7 @@ def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
         )
         return
     m = artifact.manifest
-    console = Console()
+    console = plain_console()
     console.print(f"{artifact.ref}  {m['kind']}  {', '.join(store.names_of(artifact))}", soft_wrap=True)
     code = m["code"].get("commit") or m["code"].get("version")
     changed = " with changes" if m["code"].get("dirty") else ""
@@ -130,7 +129,7 @@ def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
         if values:
             console.print(f"\n{title}")
         for name, value in values.items():
-            console.print(f"  {name:<34} {value}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"  {name:<34} {value}", soft_wrap=True)
 
 
 def _lineage(store: ArtifactStore, options: argparse.Namespace) -> None:

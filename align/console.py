@@ -47,10 +47,15 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{command}: {message}; see {command} --help")
 
 
+def plain_console(stderr: bool = False, width: int | None = None) -> Console:
+    """A console that prints text as it is: `[red]`, `:smile:` and numbers in it mean nothing."""
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
 def wide_console() -> Console:
     """As wide as the terminal or COLUMNS says; else wide enough to cut nothing that a program would look for."""
     is_known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
-    return Console(width=None if is_known else 400)
+    return plain_console(width=None if is_known else 400)
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

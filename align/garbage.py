@@ -36,7 +36,7 @@ class Garbage(NamedTuple):
 def find_garbage(store: ArtifactStore) -> Garbage:
     """What nobody needs and nobody wrote to for a day."""
     keep, unreadable = _needed(store)
-    work = [path for path in sorted(store.root.glob("work/*/*")) if path.is_dir() and not is_locked(path)]
+    work = [path for path in store.work_folders() if not is_locked(path)]
     loose = [path for path in sorted(store.root.glob("objects/*/*")) if path not in keep]
     temporary = [path for path in sorted(store.root.glob("names/**/.*")) if path.is_file()]
     found = [*([] if unreadable else loose), *work, *temporary]
@@ -77,7 +77,7 @@ def _needed(store: ArtifactStore) -> tuple[set[Path], list[str]]:
             unreadable.append(str(record))
         else:
             queue.append((record["stage"], record["key"]))
-    for note in store.root.glob(f"work/*/*/{NOTE}"):
+    for note in [folder / NOTE for folder in store.work_folders()]:
         try:
             queue += [(stage, key) for stage, key in json.loads(note.read_text(encoding="utf-8")).get("inputs", [])]
         except FileNotFoundError:

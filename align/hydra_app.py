@@ -93,8 +93,9 @@ def _schemas() -> dict[str, Any]:
         node = OmegaConf.create({"model": asdict(ModelConfig())})
         _open_names(node.model, ModelConfig)
         store.store(name="model_schema", node=node)
-        store.store(group="hardware", name="schema", node=HardwareConfig)
-        store.store(group="tracker", name="schema", node=TrackerConfig)
+        # Plain values, as of the stages: `typed` says what is wrong with one, and Hydra would turn 3 into true.
+        store.store(group="hardware", name="schema", node=OmegaConf.create(asdict(HardwareConfig())))
+        store.store(group="tracker", name="schema", node=OmegaConf.create(asdict(TrackerConfig())))
         return store.repo
     finally:
         store.repo = before
@@ -135,6 +136,10 @@ def _own_hydra() -> Iterator[None]:
                 os.environ[_FULL_ERROR] = full_error
 
 
+# Of Hydra's own settings, those that a sweep has a use for; a run keeps everything in its store.
+_PLUGINS = ("hydra/launcher", "hydra/sweeper")
+_HYDRAS = "of Hydra's own settings there are hydra.sweep.dir, hydra.launcher.* and hydra.sweeper.*"
+_FIXED = {"output_subdir": None, "run.dir": ".", "job.chdir": False, "verbose": False}
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
@@ -222,7 +227,7 @@ def composed(
         with _explained(config_name, words, config_dir, places):
             hydra = Hydra.create_main_hydra2("align", _search_path(config_dir))
             whole = hydra.compose_config(config_name, words, RunMode.RUN, with_log_configuration=False)
-            _refuse_mode(whole, RunMode.RUN, places)
+            _refuse_hydras(whole, RunMode.RUN, places)
         yield OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), places
 
 
@@ -281,7 +286,7 @@ def _overrides(
 ) -> tuple[list[str], Places]:
     """Everything that is given as Hydra's overrides, the later before the earlier, and where it is written."""
     for word in words:
-        if "=" not in word and not word.startswith("~"):
+        if ("=" not in word and not word.startswith("~")) or not _key_of(word).strip():
             raise ConfigError(f"{word}: expected name=value{_word_meant(word)}")
         if _key_of(word) == "hydra.mode":
             raise ConfigError(MODE)
@@ -302,11 +307,24 @@ def _overrides(
     called = {key for made, file in given if file is None for key in flat(made.node)}
     places = Places(stage, keys | called, read)
     for word in overrides:
-        group = _key_of(word)
-        if (group in GROUPS or "@" in group) and word.partition("=")[2] == "null":
-            options = _options_of(group.partition("@")[0], config_dir)
-            raise ConfigError(places.located(f"{group}: expected a name, got null; there are: {', '.join(options)}"))
+        key, value = _key_of(word), word.partition("=")[2]
+        if key in GROUPS or "@" in key:
+            _check_name(key, value, config_dir, places)
+        if key == "hydra" or (key.startswith("hydra/") and key not in _PLUGINS):
+            raise ConfigError(places.located(f"{key}: not supported here; {_HYDRAS}"))
+        if key == "sweep" and value != "none" and not is_sweep:
+            raise ConfigError(places.located(f"{word}: a sweep; give -m (--multirun) too, or one run is made"))
     return overrides, places
+
+
+def _check_name(group: str, value: str, config_dir: str | None, places: Places) -> None:
+    """Refuse what is no name of a config, `hardware=3`; a name that there is not, Hydra reports."""
+    parsed = None if value in ("", "null") else OmegaConf.from_dotlist([f"value={value}"]).value
+    is_of_values = value.startswith(("{", "[")) and "@" not in group
+    if not isinstance(parsed, str) and not is_of_values:
+        options = _options_of(group.partition("@")[0], config_dir)
+        said = value or "nothing"
+        raise ConfigError(places.located(f"{group}: expected a name, got {said}; there are: {', '.join(options)}"))
 
 
 def _word_meant(word: str) -> str:
@@ -368,10 +386,12 @@ def _explained(config_name: str, overrides: Sequence[str], config_dir: str | Non
     except (yaml.YAMLError, UnicodeDecodeError, GrammarParseError) as error:
         raise ConfigError(_no_yaml(error, overrides, config_dir)) from error
     except ValueError as error:
+        _refuse_broken(overrides, config_dir)
         if not re.search(r"Invalid defaults list|Unsupported type in defaults|default item", str(error)):
             raise
         raise ConfigError(places.located("defaults: expected a list, as [/stage@steps.sft: sft, _self_]")) from error
     except (HydraException, OmegaConfBaseException) as error:
+        _refuse_broken(overrides, config_dir)
         said = _explain(error, config_name, overrides)
         if said.startswith("In '") and (key := places.list_for_names()) is not None:  # Hydra does not say the key
             said = expected_names(key)
@@ -391,15 +411,28 @@ def _no_yaml(error: Exception, overrides: Sequence[str], config_dir: str | None)
     return explain_yaml(error, "a config file")
 
 
+def _refuse_broken(overrides: Sequence[str], config_dir: str | None) -> None:
+    """Raise the error of the file of the pipeline that was chosen, where it cannot be read as names with values."""
+    for name in [word.partition("=")[2] for word in overrides if word.startswith("pipeline=")]:
+        for shown, folder in _folders(config_dir).items():
+            if (file := folder / "pipeline" / f"{name}.yaml").is_file():
+                read_yaml(file, os.path.join(shown, "pipeline", file.name))
+                break
+
+
 def _folders(config_dir: str | None) -> dict[str, Path]:
     """The folders of configs, by what a user calls them; the first that has a file wins."""
     ours = {str(conf_folder()): conf_folder()}
     return ours if config_dir is None else {config_dir: Path(config_dir).expanduser(), **ours}
 
 
-def _refuse_mode(config: DictConfig, expected: RunMode, places: Places) -> None:
+def _refuse_hydras(config: DictConfig, expected: RunMode, places: Places) -> None:
+    """Refuse settings of Hydra's own by which it would write folders and files, or do something else."""
     if config.hydra.mode not in (None, expected):
         raise ConfigError(places.located(MODE))
+    for key, value in _FIXED.items():
+        if OmegaConf.select(config.hydra, key) != value:
+            raise ConfigError(places.located(f"hydra.{key}: not supported here; {_HYDRAS}"))
 
 
 def _run(
@@ -415,7 +448,7 @@ def _run(
     hydra = Hydra.create_main_hydra2("align", _search_path(options.config_dir))
     if not options.multirun:
         config = hydra.compose_config(config_name, options.overrides, RunMode.RUN)
-        _refuse_mode(config, RunMode.RUN, places)
+        _refuse_hydras(config, RunMode.RUN, places)
         config.hydra.mode = RunMode.RUN
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
         returned = run_job(
@@ -427,7 +460,7 @@ def _run(
         )
         return int(returned.return_value)
     probe = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN, with_log_configuration=False)
-    _refuse_mode(probe, RunMode.MULTIRUN, places)
+    _refuse_hydras(probe, RunMode.MULTIRUN, places)
     folder = _own_folder(Path(probe.hydra.sweep.dir))
     codes = []
     try:
@@ -561,6 +594,8 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         if is_path(value):
             return f"{key}: a path with a comma in it is taken for several values{reference_hint(value)}"
         return f"{key}={value}: several values are a list, {key}=[{value}], or a sweep over them, with --multirun"
+    if several := re.search(r"Sweep parameters '([^'=]+)=.*' requires --multirun", text):
+        return f"{several[1]}: several values are a sweep; give -m (--multirun) too"
     choose = re.search(r"You must specify '([^']+)'.*?Available options:\s*(.*)", text, re.DOTALL)
     if choose:
         group = choose[1].partition("@")[0]
@@ -581,8 +616,9 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
 def _no_such_option(group: str, name: str, listed: str, config_name: str, overrides: Sequence[str]) -> str:
     """Say which names a group of configs has; `listed` are Hydra's, by spaces."""
     options = [option for option in listed.split() if option != "schema"]
-    if group.startswith("model/"):  # a name with a slash is an artifact's
-        group, name = "model", f"{group.removeprefix('model/')}/{name}"
+    first, slash, rest = group.partition("/")
+    if slash and first in GROUPS:  # a name with a slash: of a model, an artifact's
+        group, name = first, f"{rest}/{name}"
     if group == "model" and config_name == "stage":
         stage = _stage_given(overrides)
         if not any(knob.startswith("model.") for knob in knobs_of(STAGES[stage])):

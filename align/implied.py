@@ -173,6 +173,10 @@ def _add_source(configs: dict[str, StageConfig], made: str, ref: str, kind: str,
         raise ConfigError(f"steps.{where}: expected an artifact of kind {kind}, got {ref}")
     else:
         source, _, split = ref.partition("/") if ref.startswith("card:") else (ref, "", "")
+        if split and split not in SPLITS:
+            near = difflib.get_close_matches(split, SPLITS, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ConfigError(f"steps.{where}: {ref}: no such split{hint}; splits: {', '.join(SPLITS)}")
         data = configs[made] = Data(source=source, record="documents" if kind == "tokens" else kind)
         data.splits = [split] if split else data.splits
     return made

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
 
 from align.configs import ModelConfig
 from align.configs.knobs import PRECISIONS
 from align.configs.pretrain import OPTIMIZERS
+from align.configs.typed import plain, typed
 from align.console import short, wide_console
 from align.errors import ConfigError
 from align.sizes import memory, parameters, training_flops, without_embeddings
@@ -57,7 +58,7 @@ def show(cfg: DictConfig, chosen: str, as_published: bool) -> int:
 
 def _model_config(cfg: DictConfig) -> ModelConfig:
     try:
-        model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), cfg.model))
+        model = typed(ModelConfig, plain(cfg.model))
     except ConfigError as error:
         raise ConfigError(f"model.{error}") from None
     except OmegaConfBaseException as error:
@@ -71,7 +72,7 @@ def _tokens(cfg: DictConfig, published: str) -> tuple[float | None, str]:
         return _TRAINED_ON.get(published, (None, f"{_PER_PARAMETER} a parameter, Chinchilla"))
     try:
         tokens = float(cfg.tokens)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         tokens = 0.0
     if not 0 < tokens < float("inf"):
         raise ConfigError(f"tokens: expected a number above 0, as in tokens=300e9, got {cfg.tokens!r}")

@@ -106,7 +106,7 @@ def check_grammar(overrides: Sequence[str]) -> None:
     for word in overrides:
         try:
             parser.parse_override(word)
-        except HydraException:
+        except (HydraException, ValueError, RecursionError):  # the last two: of numbers and lists beyond all measure
             key, _, value = word.partition("=")
             if is_path(value):
                 raise ConfigError(f"{key}: Hydra cannot read {value!r}{hint(value)}") from None

@@ -19,7 +19,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from align.artifacts import NOTE, Artifact, ArtifactStore, write_json
-from align.configs import Data, HardwareConfig, ImportModel, RunConfig
+from align.configs import HardwareConfig, RunConfig
+from align.configs.knobs import READ_AS_IT_RUNS, READ_AT_START
 from align.cores import cores
 from align.errors import ConfigError, HealthStop, StoreError
 from align.plan import Source, Step, data_digest
@@ -90,7 +91,7 @@ def _make(
         write_json(work / NOTE, note)  # for who removes garbage, and for a report on a step that is not finished
     for artifact in [artifact for group in inputs.values() for artifact in group]:
         store.verify(artifact)
-    if not isinstance(step.config, Data | ImportModel):  # functions are imported now, perhaps hours after the plan
+    if step.config.reads(*READ_AT_START):  # functions are imported now, perhaps hours after the plan
         _refuse_changed(step, settings, store)
     (work / "out").mkdir(exist_ok=True)
     tracker = make_tracker(settings.tracker, store.root)
@@ -107,7 +108,7 @@ def _make(
                 f"{step.label}: {', '.join(broken)}: not a finite number, so nothing is published; "
                 f"metrics.jsonl in {work / 'out'} shows where it began"
             )
-        if isinstance(step.config, Data | ImportModel):  # they read as long as they run
+        if step.config.reads(*READ_AS_IT_RUNS):
             _refuse_changed(step, settings, store)
         manifest = _manifest(step, lineage, metrics, begun, settings.hardware)
         artifact = store.commit(step.stage, step.key, work / "out", manifest)

@@ -21,17 +21,15 @@ from align.artifacts import Artifact, ArtifactStore, sha256_file
 from align.configs import (
     RECORDS,
     STAGES,
-    Data,
-    Evaluate,
     ImportModel,
     Ppo,
     RunConfig,
     StageConfig,
-    Tokenizer,
     stage_class,
 )
+from align.configs.knobs import READ_AT_START, require
 from align.configs.other_names import CUTOFF, did_you_mean, knobs_of, no_such_knob
-from align.configs.typed import literal, plain, typed
+from align.configs.typed import NoSuchKnob, literal, plain, shown, typed
 from align.data.cards import model_kind, resolve, resolve_base, resolve_model, resolve_tokenizer
 from align.data.formats import LABELLED
 from align.errors import ConfigError, StoreError
@@ -44,6 +42,9 @@ from align.seals import digest_of
 from align.versions import packages
 from align.vocabularies import differ, tokenizer_file
 
+# Of pipelines and steps, as the store takes them: they are names of folders.
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_A_NAME = "at most 63 small letters, digits, '.', '_' or '-', the first a letter or digit"
 # What is made of a row of a task. 2: its answer context, and whether it only leans to a side. 3: LLM Foundry's rows and
 # GPT-3's arithmetic are asked as lm-eval asks them.
 _ITEMS = 3
@@ -102,19 +103,31 @@ def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
     names = {f.name for f in fields(RunConfig)}
     try:
         own = plain(cfg, without=("steps",))
-        settings = typed(RunConfig, {name: value for name, value in own.items() if name in names})
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {_said(error)}") from None
+    try:
+        settings = typed(RunConfig, {name: value for name, value in own.items() if name in names})
+    except NoSuchKnob as error:
+        near = difflib.get_close_matches(error.name, [*knobs_of(RunConfig)], n=1, cutoff=CUTOFF)
+        said = f"no such knob{did_you_mean(near)}; align run --help lists the settings"
+        raise ConfigError(f"{error.name}: {said}") from None
     assert isinstance(settings, RunConfig)
+    require(
+        settings.data_root is None or expanded(settings.data_root).is_dir(),
+        "data_root",
+        settings.data_root,
+        "a folder that exists",
+    )
     if "stage" not in cfg:
         _check_settings(cfg, names)
         if not settings.name:
             raise ConfigError("no pipeline given; say which, as in: align run pipeline=quickstart")
+        require(bool(_NAME.fullmatch(settings.name)), "name", settings.name, _A_NAME)
         return settings, _step_nodes(cfg)
     stage = cfg.stage
     pipeline, _, step = (settings.name or f"own/{stage}").partition("/")
-    if not pipeline or not step:
-        raise ConfigError(f"name: expected PIPELINE/STEP, got {settings.name!r}")
+    valid = _NAME.fullmatch(pipeline) and _NAME.fullmatch(step)
+    require(bool(valid), "name", settings.name, f"PIPELINE/STEP, each {_A_NAME}")
     settings.name = pipeline
     knobs = {name: value for name, value in own.items() if name not in names}
     if any(f.name == "seed" for f in fields(stage_class(stage))):
@@ -145,6 +158,8 @@ def _step_nodes(cfg: DictConfig) -> dict[str, DictConfig]:
     nodes = {str(name): node for name, node in steps.items()}
     known = [name for name, node in nodes.items() if isinstance(node, DictConfig) and node.get("stage") is not None]
     for name, node in nodes.items():
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"steps.{name}: expected a step's name of {_A_NAME}")
         if not isinstance(node, DictConfig):
             hint = f"; ~steps.{name} leaves the step out" if node is None else ""
             raise ConfigError(f"steps.{name}: expected a step's knobs, as {{KNOB: VALUE}}, got {_shown(node)}{hint}")
@@ -162,9 +177,7 @@ def _step_nodes(cfg: DictConfig) -> dict[str, DictConfig]:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(OmegaConf.to_container(value)) if OmegaConf.is_config(value) else repr(value)
+    return shown(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
 
 
 def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
@@ -181,44 +194,37 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
             if config.kind not in (found, "model"):
                 raise ConfigError(f"kind: {config.source} is a {found} by its config.json, got {config.kind!r}")
             config.kind = found
+        config.inputs = {slot: refs for slot, refs in config.inputs.items() if refs}
+        for slot, refs in refs_of(config):
+            require(all(ref and "\0" not in ref for ref in refs), f"inputs.{slot}", refs, "references")
+    except NoSuchKnob as error:
+        raise ConfigError(no_such_knob(str(node.stage), error.name, f"steps.{name}.")) from None
     except ConfigError as error:
         raise ConfigError(f"steps.{name}.{error}") from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(_not_fitting(error, str(node.stage), f"steps.{name}.")) from None
+    except OmegaConfBaseException as error:  # an interpolation; its error has the whole key
+        key = f"steps.{name}." + str(error.full_key).removeprefix(f"steps.{name}.")
+        raise ConfigError(f"{key}: {_said(error)}") from None
     assert isinstance(config, StageConfig)
     if getattr(config, "seed", 0) is None:
         config.seed = seed  # type: ignore[attr-defined]
-    config.inputs = {slot: refs for slot, refs in config.inputs.items() if refs}
     return config
 
 
-def _not_fitting(error: OmegaConfBaseException, stage: str, prefix: str) -> str:
-    """Say in one line what a knob expects that has no such name or takes no such value."""
-    if re.match("Key '[^']+' not in '", str(error)):
-        return no_such_knob(stage, str(error.full_key), prefix)
-    said = _said(error)
-    group = re.fullmatch(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)", said)
-    for knob in fields(stage_class(stage)):
-        if group and getattr(knob.default_factory, "__name__", "") == group[1]:
-            (first, *_) = fields(knob.default_factory)  # type: ignore[arg-type]
-            example = f"{prefix}{knob.name}.{first.name}=..."
-            return f"{prefix}{knob.name}: expected its knobs, as in {example}, got {group[2]}"
-    if re.match(r"Cannot assign \w+ to Dict\[", said):
-        example = f"'{error.full_key}={{NAME: VALUE}}'"
-        return f"{prefix}{error.full_key}: expected names with values, as {example}, got {getattr(error, 'value', '')}"
-    return f"{prefix}{str(error.full_key).removeprefix(prefix)}: {said}"  # an interpolation's error has the whole key
-
-
 def _said(error: OmegaConfBaseException) -> str:
-    """What is wrong with a value, for people who do not know OmegaConf."""
+    """What is wrong with an interpolation, for people who do not know OmegaConf."""
     said = str(error).splitlines()[0]
     if found := re.search(r"Interpolation key '([^']*)' not found", said):
         return f"${{{found[1]}}}: there is no {found[1]} in the config to take the value from"
-    if re.match("Key '[^']+' not in '", said):
-        near = difflib.get_close_matches(str(error.full_key), [*knobs_of(RunConfig)], n=1, cutoff=CUTOFF)
-        return f"no such knob{did_you_mean(near)}; align run --help lists the settings"
-    if re.search("not Optional|Incompatible value 'None'", said):
-        return "expected a value, got null; leave it out for the default"
+    if found := re.search(r"Environment variable '([^']*)' not found", said):
+        return f"${{oc.env:{found[1]}}}: the environment has no such variable; set it, or give a default behind a comma"
+    if found := re.search(r"Unsupported interpolation type (\S+)", said):
+        return (
+            f"${{{found[1]}:...}}: no such resolver; ${{NAME}} takes a value of the config, ${{oc.env:NAME}} a variable"
+        )
+    if "Recursive interpolation" in said:
+        return "takes its value from itself; write a value in one of the places"
+    if "Missing mandatory value" in said:
+        return "expected a value, got ???"
     return said
 
 
@@ -246,11 +252,11 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
 
 def _pin(name: str, config: StageConfig) -> None:
     """Put the commit into the source of a step that reads the Hub, so that its key and manifest hold it."""
-    if isinstance(config, Data | ImportModel | Tokenizer):
+    for knob, kind in config.reads("rows", "model", "tokenizer").items():
         try:
-            config.source = pinned(config.source, "dataset" if isinstance(config, Data) else "model")
+            setattr(config, knob, pinned(getattr(config, knob), "dataset" if kind == "rows" else "model"))
         except ConfigError as error:
-            raise ConfigError(f"steps.{name}.source: {error}") from None
+            raise ConfigError(f"steps.{name}.{knob}: {error}") from None
 
 
 def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
@@ -314,7 +320,7 @@ def _resolve_step(
     digest = data_digest(name, config, settings, store)
     knobs = changed_knobs(config)
     if digest is not None:
-        for place in ("source", "base"):
+        for place in config.reads("rows", "model", "base", "tokenizer"):
             knobs.pop(place, None)  # the digest says what was read; where it lay is no part of the result
     key = digest_of(
         {
@@ -389,28 +395,32 @@ def _ppo_note(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> str
 
 def data_digest(name: str, config: StageConfig, settings: RunConfig, store: ArtifactStore) -> str | None:
     """The digest of what a step reads from outside the store; None for a step that reads nothing there."""
-    try:
-        if isinstance(config, Data):
-            source = resolve(config.source, settings.data_root, store.root)
-            if config.record == "demonstrations" and (source.card.format is None or source.card.format in LABELLED):
-                return digest_of([source.digest, source.card.name])  # T5 writes the task's name into every row
-            return digest_of([source.digest, _ITEMS]) if config.record == "items" else source.digest
-        if isinstance(config, ImportModel):
-            return _imported_digest(config, store)
-        if isinstance(config, Tokenizer) and config.source:
-            return resolve_tokenizer(config.source, store.root).digest
-    except ConfigError as error:
-        raise ConfigError(f"steps.{name}.source: {error}") from None
-    if isinstance(config, Ppo | Evaluate):
-        digests = _digests_of_files(name, config)
-        return digest_of(digests) if digests else None
-    return None
+    for knob, kind in config.reads(*_DIGESTS).items():
+        source = getattr(config, knob)
+        try:
+            return _DIGESTS[kind](config, source, settings, store) if source or kind != "tokenizer" else None
+        except ConfigError as error:
+            raise ConfigError(f"steps.{name}.{knob}: {error}") from None
+    digests = _digests_of_files(name, config)
+    return digest_of(digests) if digests else None
 
 
-def _imported_digest(config: ImportModel, store: ArtifactStore) -> str:
+def _rows_digest(config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore) -> str:
+    found, record = resolve(source, settings.data_root, store.root), config.output
+    if record == "demonstrations" and (found.card.format is None or found.card.format in LABELLED):
+        return digest_of([found.digest, found.card.name])  # T5 writes the task's name into every row
+    return digest_of([found.digest, _ITEMS]) if record == "items" else found.digest
+
+
+def _tokenizer_digest(config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore) -> str:
+    return resolve_tokenizer(source, store.root).digest
+
+
+def _model_digest(config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore) -> str:
     """Of the model's files, of those of an adapter's base, and of the file of a chat template that was given."""
-    digest = resolve_model(config.source, store.root).digest
-    base = resolve_base(config.source, config.base, store.root)
+    assert isinstance(config, ImportModel)
+    digest = resolve_model(source, store.root).digest
+    base = resolve_base(source, config.base, store.root)
     if base is not None:
         digest = digest_of([digest, base.digest])
     if not config.chat_template.startswith("path:"):
@@ -421,21 +431,32 @@ def _imported_digest(config: ImportModel, store: ArtifactStore) -> str:
     return digest_of([digest, sha256_file(template)])
 
 
-def _digests_of_files(name: str, config: Ppo | Evaluate) -> dict[str, Any]:
-    """The digests of the user's own files that a config names, by what names them."""
-    named: list[tuple[str, str, Callable[[str], dict[str, str]]]] = [
-        ("reward_functions", reference, source_digests) for reference in config.reward_functions
-    ]
+# Of the sources that a whole step is made of: one a step.
+_DIGESTS: dict[str, Callable[[StageConfig, str, RunConfig, ArtifactStore], str]] = {
+    "rows": _rows_digest,
+    "tokenizer": _tokenizer_digest,
+    "model": _model_digest,
+}
+
+
+def _digests_of_files(name: str, config: StageConfig) -> dict[str, Any]:
+    """The digests of the user's own functions and files that a config names, by what names them."""
+    named: list[tuple[str, str, Callable[[str], dict[str, str]]]] = []
     found: dict[str, Any] = {}
-    if isinstance(config, Evaluate):
-        named += [(f"checks.{check}", reference, _check_digests) for check, reference in config.checks.items()]
-        named += [("tasks", task, _task_digests) for task in config.tasks if task.endswith(".yaml")]
-        found |= {"lm_eval": packages().get("lm_eval")} if config.tasks else {}
-    for knob, reference, digests in named:
+    for knob, kind in config.reads(*READ_AT_START).items():
+        value = getattr(config, knob)
+        if kind == "functions":
+            named += [(knob, reference, source_digests) for reference in value]
+        elif kind == "checks":
+            named += [(f"{knob}.{check}", reference, _check_digests) for check, reference in value.items()]
+        else:
+            named += [(knob, task, _task_digests) for task in value if task.endswith(".yaml")]
+            found |= {"lm_eval": packages().get("lm_eval")} if value else {}
+    for place, reference, digests in named:
         try:
             found[reference] = digests(reference)
         except ConfigError as error:
-            raise ConfigError(f"steps.{name}.{knob}: {error}") from None
+            raise ConfigError(f"steps.{name}.{place}: {error}") from None
     return found
 
 

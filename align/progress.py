@@ -7,11 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from align.console import sentence_lines
+from align.console import plain_console, sentence_lines
 
 _PLAIN_SECONDS = 15.0  # between plain lines
 _SHOWN = ("loss", "eval/loss", "accuracy", "objective/score", "objective/kl", "gold/score")
@@ -24,7 +23,7 @@ class Progress:
 
     def __init__(self, label: str, silent: bool = False):
         self._label, self._silent = label, silent
-        self._console = Console(stderr=True)
+        self._console = plain_console(stderr=True)
         self._latest: dict[str, float] = {}
 
     def say(self, message: str) -> None:
@@ -33,7 +32,7 @@ class Progress:
         line = f"{self._label}: {message}"
         if self._console.is_terminal:  # it would break a long line inside a word; a file keeps it whole
             line = "\n  ".join(sentence_lines(line, self._console.width - len(_INDENT)))
-        self._console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(f"  {line}", soft_wrap=True)
 
     def show(self, metrics: dict[str, float]) -> None:
         """Remember the numbers worth a look for the next line; a part of the reward may be missing in an iteration."""

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from align.artifacts import ArtifactStore
 from align.configs import PRECISIONS
-from align.console import print_sentence, print_table, sentence_lines, short, table_lines, wide_console
+from align.console import plain_console, print_sentence, print_table, sentence_lines, short, table_lines, wide_console
 from align.costs import Cost
 from align.pipeline import Outcome
 from align.plan import Step
@@ -59,7 +58,7 @@ def show_plan(steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, m
         where = f": {', '.join(names)}" if len(chosen) > 1 else ""
         print_sentence(console, f"precision {precision}{where}")
     todo = sum(not step.cached for step in steps)
-    console.print(f"{todo} to run, {len(steps) - todo} cached", highlight=False)
+    console.print(f"{todo} to run, {len(steps) - todo} cached")
 
 
 def _precision(step: Step) -> str | None:
@@ -83,26 +82,26 @@ def show_outcomes(
     if as_json:
         _print_json([outcome.described() for outcome in outcomes], member)
         return
-    console = Console()
+    console = plain_console()
     made = gather(store, [f"{outcome.step.label}:v{outcome.version}" for outcome in outcomes])
     last = next(each for each in made if each.key == outcomes[-1].artifact.key)
     for line, style in result_lines(made, last, console.width, is_member=member is not None):
         console.print(Text(line, style=style, no_wrap=True, overflow="ignore"), crop=False)
     ran = sum(not outcome.cached for outcome in outcomes)
-    console.print(f"{ran} run, {len(outcomes) - ran} cached, {sum(o.seconds for o in outcomes):.1f} s", highlight=False)
+    console.print(f"{ran} run, {len(outcomes) - ran} cached, {sum(o.seconds for o in outcomes):.1f} s")
     if report is not None:
         shown = report.relative_to(Path.cwd()) if report.is_relative_to(Path.cwd()) else report
-        console.print(f"report:    {shown}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"report:    {shown}", soft_wrap=True)
     if member is not None:  # the sweep says at its end where the rest is
         return
     root = store.root.relative_to(Path.cwd()) if store.root.is_relative_to(Path.cwd()) else store.root
     given = "" if str(root) == "artifacts" else f" --store {root}"
-    console.print(f"artifacts: align artifacts ls{given}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"artifacts: align artifacts ls{given}", soft_wrap=True)
     if tracked and ran:
         folder = Path(os.environ.get("WANDB_DIR") or store.root) / "wandb"
         unsent = any(folder.glob("offline-run-*"))
         said = f"W&B runs:  wandb sync {folder}/offline-run-*" if unsent else f"W&B runs:  {folder}"
-        console.print(said, soft_wrap=True, markup=False, highlight=False)
+        console.print(said, soft_wrap=True)
 
 
 def result_lines(made: Sequence[Made], last: Made, width: int, is_member: bool = False) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from align.artifacts import ArtifactStore
 from align.configs import Data
-from align.console import Parser
+from align.console import Parser, plain_console
 from align.data.cards import resolve_model, resolve_tokenizer
 from align.errors import ConfigError
 from align.plan import split_config, step_config
@@ -79,7 +79,7 @@ def show(cfg: Data, data_root: str | None, count: int, tokenizer: PreTrainedToke
     """
     from align.stages.data import first_rows
 
-    console = Console(highlight=False)
+    console = plain_console()
     problems = []
 
     def say(line: str) -> None:

@@ -108,7 +108,7 @@ def compare(folder: Path, records: Sequence[Record], wanted: str | None) -> None
     runs = _ranked(runs, objective)
     _print_members(console, records, runs, objective)
     if (means := settings_table(runs)) is not None:
-        console.print("\nMeans over seeds, and half of their 95 % intervals", highlight=False)
+        console.print("\nMeans over seeds, and half of their 95 % intervals")
         print_table(console, *_narrowed(means, runs, objective, console.width))
     if len(runs) > 1:
         console.print()
@@ -116,7 +116,7 @@ def compare(folder: Path, records: Sequence[Record], wanted: str | None) -> None
     if runs:
         from align.report.sweep_page import write_page
 
-        console.print(f"page: {write_page(folder, records, objective)}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"page: {write_page(folder, records, objective)}", soft_wrap=True)
 
 
 def _ranked(runs: Sequence[Run], objective: str | None) -> list[Run]:

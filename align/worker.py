@@ -24,7 +24,7 @@ from align.artifacts import Artifact, ArtifactStore, write_json
 from align.configs import RunConfig, StageConfig, stage_class
 from align.configs.typed import typed
 from align.cores import cores
-from align.errors import AlignError, StoreError
+from align.errors import AlignError, StoreError, naming_the_world
 from align.job import Inputs, Job, Metrics, emulates_bf16
 from align.memory import reuse_freed_memory
 from align.seeds import derive_seed
@@ -165,7 +165,7 @@ def _run_rank(work: Path, settings: RunConfig, request: dict[str, Any]) -> None:
         tracker = make_tracker(settings.tracker, store.root)
         tracker.start(tracked, work)
     job = Job(tracked.name, work, settings, tracker, stop, dist.get_rank(), dist.get_world_size())
-    with stop.listening(), _telling(work, job.is_main) as outcome:
+    with stop.listening(), _telling(work, job.is_main) as outcome, naming_the_world(str(store.root)):
         outcome["metrics"] = run_stage(config, inputs, job)
     tracker.finish()
     dist.destroy_process_group()

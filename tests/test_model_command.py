@@ -66,7 +66,7 @@ REFUSED = {
         "model.options.rms_norm_ep: LlamaConfig of transformers has no such field (did you mean rms_norm_eps?)",
     ),
     "a knob out of range": (["model=gpt2", "hidden_size=0"], "model.hidden_size: expected a number above 0, got 0"),
-    "a knob of another type": (["model=gpt2", "vocab_size=x"], "model.vocab_size: Value 'x' of type 'str'"),
+    "a knob of another type": (["model=gpt2", "vocab_size=x"], "model.vocab_size: expected an integer, got 'x'"),
     "heads that do not divide": (["model=gpt2", "num_heads=7"], "model.num_heads: expected a divisor of hidden_size"),
     "tokens that are none": (["model=gpt2", "tokens=many"], "tokens: expected a number above 0, as in tokens=300e9"),
     "an unknown architecture": (["model=gpt2", "architecture=gtp2"], "model.architecture=gtp2: transformers has no"),

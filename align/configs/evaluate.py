@@ -66,16 +66,21 @@ class Evaluate(StageConfig):
         metadata={"comment": "'prefixes={NAME: LINE}': before each item and checked prompt [InstructGPT: respectful]"},
     )
     tasks: list[str] = field(
-        default_factory=list, metadata={"comment": "of lm-eval: lm_eval:NAME, or lm_eval:FILE.yaml; its extra is eval"}
+        default_factory=list,
+        metadata={"comment": "of lm-eval: lm_eval:NAME, or lm_eval:FILE.yaml; its extra is eval", "reads": "tasks"},
     )
     reward_functions: dict[str, float] = field(
         default_factory=dict,
-        metadata={"comment": "MODULE:FUNCTION: weight, a judge by rules, as in PPO: docs/rewards.md"},
+        metadata={
+            "comment": "MODULE:FUNCTION: weight, a judge by rules, as in PPO: docs/rewards.md",
+            "reads": "functions",
+        },
     )
     checks: dict[str, str] = field(
         default_factory=dict,
         metadata={
-            "comment": "'checks={NAME: \"words:FILE\"}', or classifier:FOLDER#LABEL, MODULE:FUNCTION; of every answer"
+            "comment": "'checks={NAME: \"words:FILE\"}', or classifier:FOLDER#LABEL, MODULE:FUNCTION; of every answer",
+            "reads": "checks",
         },
     )
     steering: list[str] = field(

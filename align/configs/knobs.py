@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+import re
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from align.errors import ConfigError
@@ -17,9 +18,20 @@ AUTO = "auto"  # a precision that `plan` decides by the machine
 MODELS = ("model", "seq2seq_model", "reward_model")  # decoder-only; encoder-decoder; sequence classifier, one label
 
 
-def knob(default: Any, comment: str) -> Any:
-    """A dataclass field with its explanation: what it is, its unit, the source of its default."""
-    return field(default=default, metadata={"comment": comment})
+# What a knob may name outside the store. The plan takes the digest of it into the step's key. What is read as long as
+# a step runs is compared again at its end; functions, checks and tasks are loaded when it begins, and compared then.
+READ_AS_IT_RUNS = ("rows", "model", "base", "tokenizer", "file")
+READ_AT_START = ("functions", "checks", "tasks")
+_NAMES_FILES = re.compile(r"path:[A-Z]|card:NAME|hf:ORG|MODULE:FUNCTION|FILE\b")  # in a knob's comment
+
+
+def knob(default: Any, comment: str, reads: str | None = None) -> Any:
+    """A dataclass field with its explanation: what it is, its unit, the source of its default.
+
+    Args:
+        reads: what it names outside the store, of READ_AS_IT_RUNS or READ_AT_START; None: nothing.
+    """
+    return field(default=default, metadata={"comment": comment} | ({"reads": reads} if reads else {}))
 
 
 def precision_knob() -> Any:
@@ -59,6 +71,22 @@ class StageConfig:
     OUTPUT: ClassVar[str]  # kind
     PARALLEL: ClassVar[bool] = True  # False: one process does it, whatever hardware.num_processes says
     inputs: dict[str, Any] = field(default_factory=dict)
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a class with a knob that names files and does not declare it: its key would not hold what they say."""
+        for name, knob_ in vars(cls).items():
+            if isinstance(knob_, Field):
+                reads, names_files = knob_.metadata.get("reads"), _NAMES_FILES.search(knob_.metadata.get("comment", ""))
+                if names_files and reads is None:
+                    raise TypeError(f"{cls.__name__}.{name}: its comment names files; declare them by reads=")
+                if reads not in (None, *READ_AS_IT_RUNS, *READ_AT_START):
+                    raise TypeError(f"{cls.__name__}.{name}: reads={reads!r} is not known")
+
+    @classmethod
+    def reads(cls, *kinds: str) -> dict[str, str]:
+        """The knobs that name things outside the store, and what: all, or those of some kinds."""
+        declared = {knob_.name: knob_.metadata["reads"] for knob_ in fields(cls) if "reads" in knob_.metadata}
+        return {name: kind for name, kind in declared.items() if not kinds or kind in kinds}
 
     @property
     def output(self) -> str:

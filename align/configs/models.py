@@ -67,9 +67,9 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        require(self.alpha > 0, "lora.alpha", self.alpha, "a number above 0")
-        require(self.dropout < 1, "lora.dropout", self.dropout, "a number from 0 to below 1")
+        require(self.alpha > 0, "alpha", self.alpha, "a number above 0")
+        require(self.dropout < 1, "dropout", self.dropout, "a number from 0 to below 1")
         for knob_ in fields(self):
             value = getattr(self, knob_.name)
             ok = self.rank is not None or value == knob_.default
-            require(ok, f"lora.{knob_.name}", value, "lora.rank beside it: without one all weights are trained")
+            require(ok, knob_.name, value, "lora.rank beside it: without one all weights are trained")

@@ -106,7 +106,8 @@ class Ppo(StageConfig):
         default_factory=dict,
         metadata={
             "comment": "MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS) -> weight, of a function with TRL's signature; in "
-            "YAML or as 'reward_functions={MODULE:FUNCTION:1.0}'; see docs/rewards.md"
+            "YAML or as 'reward_functions={MODULE:FUNCTION:1.0}'; see docs/rewards.md",
+            "reads": "functions",
         },
     )
     length_coef: float = knob(0.0, "added to the reward for each response token; below 0 shortens [ours]")

@@ -41,6 +41,7 @@ class TrackerConfig:
 
     def __post_init__(self) -> None:
         require(self.backend in ("wandb", "none"), "backend", self.backend, "wandb or none")
+        require(self.project != "", "project", self.project, "a name")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,3 +58,6 @@ class RunConfig:
     check_data: bool = knob(False, "align plan: read and check the rows of every data step")
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+    def __post_init__(self) -> None:
+        require(self.store != "", "store", self.store, "a folder")

@@ -33,7 +33,9 @@ class Data(StageConfig):
     # like messages is an answer; an answer that has two ranks is left out.
     VERSION: ClassVar[int] = 5
     PARALLEL: ClassVar[bool] = False
-    source: str = knob("", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME[@COMMIT]; without one, today's newest")
+    source: str = knob(
+        "", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME[@COMMIT]; without one, today's newest", reads="rows"
+    )
     record: str = knob("documents", "what the rows become: " + ", ".join(RECORDS))
     splits: list[str] = field(
         default_factory=lambda: ["train", "validation", "test"], metadata={"comment": "which splits to keep"}
@@ -97,7 +99,9 @@ class Tokenizer(StageConfig):
     PARALLEL: ClassVar[bool] = False
     OUTPUT: ClassVar[str] = "tokenizer"
     OPTIONAL: ClassVar[dict[str, str]] = {"data": "documents"}
-    source: str = knob("", "a published vocabulary, path:FOLDER or hf:ORG/NAME@COMMIT, instead of inputs.data")
+    source: str = knob(
+        "", "a published vocabulary, path:FOLDER or hf:ORG/NAME@COMMIT, instead of inputs.data", reads="tokenizer"
+    )
     algorithm: str = knob("bpe", "bpe or unigram, both on bytes [GPT-2; T5: unigram]")
     vocab_size: int = knob(50_257, "entries, special tokens, 256 bytes and sentinels among them [GPT-2; T5: 32,100]")
     num_documents: int | None = knob(None, "train on the first so many; None: all")
@@ -230,10 +234,11 @@ class ImportModel(StageConfig):
     STAGE: ClassVar[str] = "import_model"
     VERSION: ClassVar[int] = 3  # the model's stop strings are kept
     PARALLEL: ClassVar[bool] = False
-    source: str = knob("", "hf:ORG/NAME@COMMIT, path:FOLDER or path:FILE.gguf")
+    source: str = knob("", "hf:ORG/NAME@COMMIT, path:FOLDER or path:FILE.gguf", reads="model")
     base: str = knob(
         "",
         "of a LoRA adapter as peft saves it: the model that it is on, as a source; empty: where the adapter says",
+        reads="base",
     )
     kind: str = knob(
         "model",
@@ -241,7 +246,9 @@ class ImportModel(StageConfig):
         "label); for path: its config.json decides",
     )
     chat_template: str = knob(
-        "keep", "keep: the model's own, ours only where it has none; align: ours; path:FILE: a Jinja file [ours]"
+        "keep",
+        "keep: the model's own, ours only where it has none; align: ours; path:FILE: a Jinja file [ours]",
+        reads="file",
     )
 
     @property

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
+
+from align.configs.knobs import require
+from align.errors import ConfigError
 
 _INTERPOLATION = re.compile(r"(\\*)\$\{")  # with the backslashes before it, each of which is to stay one
 
@@ -27,20 +34,136 @@ def plain(node: DictConfig, without: tuple[str, ...] = ()) -> dict[str, Any]:
     return values
 
 
+class NoSuchKnob(ConfigError):
+    """A name that a config class does not have."""
+
+    def __init__(self, name: str):
+        super().__init__(f"{name}: no such knob")
+        self.name = name
+
+
 def typed(cls: type, values: Mapping[str, Any]) -> Any:
-    """An object of a config class from plain values; `${` in a text is text, and no interpolation begins there.
+    """An object of a config class from plain values, each of the type that the class says.
+
+    A number may be given as text, as an environment variable holds it; nothing else becomes something else: 1 is not
+    true, true is not 1, and neither is text.
 
     Raises:
-        ConfigError: a value is not what the class takes.
-        OmegaConfBaseException: it is of another type.
+        NoSuchKnob: the class has no knob of a name.
+        ConfigError: a value is not what the class takes. The message begins with the knob's name.
     """
-    return OmegaConf.to_object(OmegaConf.merge(_schema(cls), literal(values)))
+    return _typed(cls, values, "")
+
+
+def _typed(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    kinds = _kinds(cls)
+    for name in values:
+        if name not in kinds:
+            raise NoSuchKnob(f"{prefix}{name}")
+    given = {}
+    for name, value in values.items():
+        default = cls.__dataclass_fields__[name].default_factory
+        given[name] = _fitting(kinds[name], value, f"{prefix}{name}", default)
+    try:
+        return cls(**given)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from None
 
 
 @functools.cache
-def _schema(cls: type) -> DictConfig:
-    """The fields and defaults of a config class; a merge copies them, and to make them takes longer."""
-    return OmegaConf.structured(cls)
+def _kinds(cls: type) -> dict[str, Any]:
+    """The type of each knob."""
+    kinds = get_type_hints(cls)
+    return {knob.name: kinds[knob.name] for knob in fields(cls)}
+
+
+def _fitting(kind: Any, value: Any, name: str, default: Any = MISSING) -> Any:
+    """A value as its type says, or a `ConfigError`.
+
+    Args:
+        default: of a knob that holds others: makes what it is where they are not given.
+    """
+    if isinstance(kind, UnionType):
+        if value is None:
+            return None
+        (kind,) = [one for one in get_args(kind) if one is not type(None)]
+        require(value != "", name, value, "a value, or null")
+    if kind is Any:
+        return value
+    if value is None:
+        raise ConfigError(f"{name}: expected a value, got null; leave it out for the default")
+    if is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            example = f"{name}.{fields(kind)[0].name}=..."
+            raise ConfigError(f"{name}: expected its knobs, as in {example}, got {shown(value)}")
+        usual = default()
+        return _typed(kind, {**{k.name: getattr(usual, k.name) for k in fields(kind)}, **value}, f"{name}.")
+    if get_origin(kind) is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{name}: expected names with values, as '{name}={{NAME: VALUE}}', got {shown(value)}")
+        return {key: _fitting(get_args(kind)[1], inner, f"{name}.{key}") for key, inner in value.items()}
+    if get_origin(kind) is list:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name}: expected a list, as '{name}=[VALUE,VALUE]', got {shown(value)}")
+        return [_fitting(get_args(kind)[0], inner, f"{name}[{i}]") for i, inner in enumerate(value)]
+    return _PLAIN[kind](value, name)
+
+
+def _truth(value: Any, name: str) -> bool:
+    found = {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value
+    if not isinstance(found, bool):
+        raise ConfigError(f"{name}: expected true or false, got {shown(value)}")
+    return found
+
+
+def _integer(value: Any, name: str) -> int:
+    found = _number_of(value, int)
+    if found is None or isinstance(found, float):
+        raise ConfigError(f"{name}: expected an integer, got {shown(value)}")
+    if abs(found) > _LARGEST:
+        raise ConfigError(f"{name}: expected an integer of at most 18 digits, got {shown(value)}")
+    return int(found)
+
+
+def _real(value: Any, name: str) -> float:
+    found = _number_of(value, float)
+    if found is None:
+        raise ConfigError(f"{name}: expected a number, got {shown(value)}")
+    with contextlib.suppress(OverflowError):
+        if math.isfinite(found):
+            return float(found)
+    raise ConfigError(f"{name}: expected a finite number, got {shown(value)}")
+
+
+def _number_of(value: Any, kind: type) -> int | float | None:
+    """The number that a value is, or that a text says; None where it is none."""
+    if isinstance(value, str):
+        try:
+            return kind(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _text(value: Any, name: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ConfigError(f"{name}: expected text, got {shown(value)}; text is given in quotes")
+    require("\0" not in str(value), name, value, "text without a NUL character")
+    return str(value)
+
+
+_PLAIN: dict[Any, Callable[[Any, str], Any]] = {bool: _truth, int: _integer, float: _real, str: _text}
+_LARGEST = 10**18 - 1  # what 64 bits hold, and no count is larger
+
+
+def shown(value: Any) -> str:
+    """A value for an error line, as a config has it; a long one is cut."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and abs(value) > 10**40:
+        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def literal(value: Any) -> Any:

@@ -6,6 +6,8 @@ import functools
 import io
 import math
 import re
+import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -140,7 +142,7 @@ def new_chart(x_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.6, 2.5))
     FigureCanvasSVG(figure)
     axes = figure.add_axes((0.13, 0.17, 0.85, 0.74))  # as a layout engine would, in half the time
-    axes.set_xlabel(x_label, fontsize=8, color=FAINT)
+    axes.set_xlabel(drawn(x_label), fontsize=8, color=FAINT)
     axes.tick_params(labelsize=8, colors=FAINT)
     axes.yaxis.get_offset_text().set(color=FAINT, size=8)
     axes.locator_params(axis="y", nbins=6)
@@ -149,6 +151,13 @@ def new_chart(x_label: str) -> tuple[Figure, Axes]:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(FAINT)
     return figure, axes
+
+
+def drawn(text: str) -> str:
+    """Text as matplotlib can draw it: without halves of surrogate pairs and without control characters."""
+    return "".join(
+        " " if unicodedata.category(letter) == "Cc" else letter for letter in text.encode(errors="replace").decode()
+    )
 
 
 def _dashes(number: int) -> tuple[int, tuple[float, ...]]:
@@ -193,15 +202,22 @@ def svg(figure: Figure) -> Markup:
     Its text is hidden from screen readers: the page says what the picture shows.
     """
     import matplotlib
+    from matplotlib.text import Text
 
     out = io.StringIO()
-    # Text stays text: it takes the page's font and can be searched. The salt makes ids the same in every run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "align"}):
+    for label in figure.findobj(Text):
+        label.set_parse_math(False)
+    # Text stays text: it takes the page's font and can be searched, and a $ in it begins no formula. The salt makes ids
+    # the same in every run.
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "align", "text.parse_math": False}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():  # type: ignore[arg-type]
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # from matplotlib's font, which the page does not use
         figure.savefig(out, format="svg", transparent=True)
     _, start, text = out.getvalue().partition("<svg")
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    text = re.sub(r"<style .*?</style>", "", text, count=1, flags=re.DOTALL)  # the page's style has it
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from align.artifacts import Artifact, ArtifactStore
 from align.errors import StoreError
 from align.plan import flat
 from align.references import is_outside, is_path
-
-Row = dict[str, Any]
+from align.report.rows import Row, is_key, is_number, read_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +22,7 @@ class Made:
             several; version: "v3", or a piece of its key.
         inputs: (slot, key) of what it was made from.
         changes: (knob, before, now), against the version before.
+        left_out: a line on each file of which not all can be read.
     """
 
     name: str
@@ -35,6 +34,7 @@ class Made:
     samples: list[Row]
     calibration: list[Row]
     changes: list[tuple[str, str, str]]
+    left_out: list[str]
 
     @property
     def key(self) -> str:
@@ -64,12 +64,30 @@ def gather(store: ArtifactStore, refs: Sequence[str]) -> list[Made]:
     for ref in refs:
         for artifact in _named(store, ref, order):
             for each in reversed(store.lineage(artifact)):
+                _check(each)
                 order.setdefault(each.key, each)
     pipelines = {ref.partition("/")[0] for ref in refs if "@" not in ref}
     only = pipelines.pop() if len(pipelines) == 1 else None
     made = [_made(store, artifact, only) for artifact in _parents_first(order)]
     count = Counter(each.name for each in made)
     return [replace(each, name=f"{each.name}:{each.version}") if count[each.name] > 1 else each for each in made]
+
+
+def _check(artifact: Artifact) -> None:
+    """Refuse a manifest that `align` does not write: its folder's name is no key, or a field is of another type."""
+    m = artifact.manifest
+    if not is_key(artifact.key):
+        raise StoreError(f"{artifact.path}: no artifact of align: expected a name of 64 hexadecimal digits; remove it")
+    fields = (("metrics", dict), ("config", dict), ("code", dict), ("inputs", dict))
+    wrong = [name for name, kind in fields if not isinstance(m.get(name), kind)]
+    wrong += [name for name in ("created", "seconds") if not is_number(m.get(name))]
+    if not wrong and not all(map(is_number, m["metrics"].values())):
+        wrong = ["metrics"]
+    if wrong:
+        raise StoreError(
+            f"{artifact.path}: manifest.json: {wrong[0]} is not what align writes; remove that folder and run the step "
+            "that makes it again"
+        )
 
 
 def _named(store: ArtifactStore, ref: str, order: Mapping[str, Artifact]) -> Iterator[Artifact]:
@@ -109,16 +127,18 @@ def _made(store: ArtifactStore, artifact: Artifact, only: str | None) -> Made:
     called = next((name for name in names if only and name.startswith(f"{only}/")), names[0])
     name, _, version = called.partition(":")
     inputs = [(slot, e["key"]) for slot, entries in artifact.manifest["inputs"].items() for e in entries]
+    logs = {name: read_rows(artifact.path, name) for name in ("metrics", "events", "samples", "calibration")}
     return Made(
         name=name.removeprefix(f"{only}/") if only else name,
         version=version or artifact.key[:8],
         artifact=artifact,
         inputs=inputs,
-        log=artifact.rows("metrics"),
-        events=artifact.rows("events"),
-        samples=artifact.rows("samples"),
-        calibration=artifact.rows("calibration"),
+        log=logs["metrics"][0],
+        events=logs["events"][0],
+        samples=logs["samples"][0],
+        calibration=logs["calibration"][0],
         changes=_changes(store, name, version, artifact),
+        left_out=[line for _, said in logs.values() for line in said],
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from markupsafe import Markup
 
@@ -33,11 +32,10 @@ def draw(made: Sequence[Made]) -> Markup:
         for each in made
         if each.inputs
     ]
-    label = escape(f"What was made from what: {'; '.join(said) or ', '.join(names.values())}.")
+    label = f"What was made from what: {'; '.join(said) or ', '.join(names.values())}."
     return Markup(
-        f'<svg viewBox="0 0 {width} {height:.0f}" style="min-width:{0.75 * width:.0f}px" role="img" '
-        f'aria-label="{label}" class="lineage">{"".join(edges)}{"".join(boxes)}</svg>'
-    )
+        '<svg viewBox="0 0 {} {:.0f}" style="min-width:{:.0f}px" role="img" aria-label="{}" class="lineage">{}{}</svg>'
+    ).format(width, height, 0.75 * width, label, Markup("").join(edges), Markup("").join(boxes))
 
 
 def _columns(made: Sequence[Made]) -> dict[int, list[Made]]:
@@ -59,18 +57,18 @@ def _columns(made: Sequence[Made]) -> dict[int, list[Made]]:
     return columns
 
 
-def _edge(one: tuple[float, float], other: tuple[float, float], ends: str, slot: str) -> str:
+def _edge(one: tuple[float, float], other: tuple[float, float], ends: str, slot: str) -> Markup:
     x1, y1, x2, y2 = one[0] + _WIDTH, one[1] + _HEIGHT / 2, other[0], other[1] + _HEIGHT / 2
     bend = (x2 - x1) / 2
     path = f"M{x1} {y1:.0f} C{x1 + bend} {y1:.0f} {x2 - bend} {y2:.0f} {x2} {y2:.0f}"
-    return f'<path class="edge" data-ends="{ends}" d="{path}"><title>{escape(slot)}</title></path>'
+    return Markup('<path class="edge" data-ends="{}" d="{}"><title>{}</title></path>').format(ends, path, slot)
 
 
-def _box(x: float, y: float, made: Made) -> str:
+def _box(x: float, y: float, made: Made) -> Markup:
     tip = f"{made.artifact.ref}, sha256 {made.artifact.digest[:12]}"
-    return (
-        f'<g class="{escape(made.artifact.kind)}" data-key="{made.key}"><title>{escape(tip)}</title>'
-        f'<rect x="{x}" y="{y:.0f}" width="{_WIDTH}" height="{_HEIGHT}" rx="6"/>'
-        f'<text x="{x + 9}" y="{y + 17:.0f}">{escape(made.name[:21])}</text>'
-        f'<text class="faint" x="{x + 9}" y="{y + 32:.0f}">{escape(made.stage)} {escape(made.version)}</text></g>'
+    box = Markup('<rect x="{}" y="{:.0f}" width="{}" height="{}" rx="6"/>').format(x, y, _WIDTH, _HEIGHT)
+    name = Markup('<text x="{}" y="{:.0f}">{}</text>').format(x + 9, y + 17, made.name[:21])
+    below = Markup('<text class="faint" x="{}" y="{:.0f}">{} {}</text>').format(x + 9, y + 32, made.stage, made.version)
+    return Markup('<g class="{}" data-key="{}"><title>{}</title>{}{}{}</g>').format(
+        made.artifact.kind, made.key, tip, box, name, below
     )

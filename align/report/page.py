@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
+import os
 import re
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +24,8 @@ from align.report.deciding import decided
 from align.report.gather import Made, gather
 from align.report.lineage import draw
 from align.report.meanings import Entry, meaning
-from align.report.running import Logged, Unfinished, unfinished
+from align.report.rows import is_number
+from align.report.running import Logged, Unfinished, strangers, unfinished
 from align.report.verdict import verdict
 
 RELOAD_SECONDS = 5  # between two readings of a page that is being rewritten
@@ -85,7 +91,7 @@ def write_report(store: ArtifactStore, refs: Sequence[str], out: Path, title: st
     steps = unfinished(store, refs)
     made = _made(store, refs)
     steps = [step for step in steps if not store.object_path(step.stage, step.key).is_dir()]  # ended meanwhile
-    html, markdown = render(title, made, steps, follows)
+    html, markdown = render(title, made, steps, follows, strangers(store))
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in ((out, html), (out.with_suffix(".md"), markdown)):
         write_whole(path, text)
@@ -103,10 +109,13 @@ def _made(store: ArtifactStore, refs: Sequence[str]) -> list[Made]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The whole file or none: whoever has it open never sees half of it."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    temporary.replace(path)
+    """Write the whole file or none, so that nobody reads half of it; two processes may write it at once."""
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.new")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def file_name(title: str) -> str:
@@ -114,9 +123,17 @@ def file_name(title: str) -> str:
 
 
 def render(
-    title: str, made: Sequence[Made], steps: Sequence[Unfinished] = (), follows: bool = False
+    title: str,
+    made: Sequence[Made],
+    steps: Sequence[Unfinished] = (),
+    follows: bool = False,
+    left_out: Sequence[str] = (),
 ) -> tuple[str, str]:
-    """(HTML, Markdown) of what `gather` found, and of `steps` that are not finished."""
+    """(HTML, Markdown) of what `gather` found, and of `steps` that are not finished.
+
+    Args:
+        left_out: a line on each thing of the store that is not in the report.
+    """
     environment = templates()
     created = [each.artifact.manifest["created"] for each in made]
     logged: list[Logged] = [*steps, *made]
@@ -124,6 +141,7 @@ def render(
         "title": title,
         "made_at": time.strftime("%Y-%m-%d %H:%M", time.localtime(max(created))) if created else "",
         "unfinished": steps,
+        "left_out": [*left_out, *(line for each in logged for line in each.left_out)],
         "verdict": verdict(made),
         "decided": decided(made),
         "headline": tables.headline(made),
@@ -145,6 +163,7 @@ def render(
         details=_details(facts["headline"]),
         lineage=draw(made) if made else "",
         curves=curves(logged),
+        script=_own("page.js"),
         calibration=calibration(made),
         reload_seconds=RELOAD_SECONDS if follows else 0,
         written=time.strftime("%H:%M:%S") if steps or follows else "",
@@ -201,9 +220,23 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": _markdown_cell, "with_own_ids": Ids()}
-    environment.globals |= {"words": Words(), "signs": SIGNS, "dashes": DASHES}
+    environment.filters |= {"cell": _markdown_cell, "with_own_ids": Ids(), "csp": _hashed}
+    environment.globals |= {"words": Words(), "signs": SIGNS, "dashes": DASHES, "style": _own("style.css")}
     return environment
+
+
+@functools.cache
+def _own(name: str) -> Markup:
+    """A file of this folder, as it is put into a page."""
+    return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
+def _hashed(text: str) -> str:
+    """A style or script as a content security policy names it.
+
+    Hashed is what lies in our files and not what lies in the page, where a store's text could stand too.
+    """
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def curves(logged: Sequence[Logged]) -> list[Charts]:
@@ -266,12 +299,12 @@ def calibration(made: Sequence[Made]) -> list[Chart]:
 
 
 def _points(each: Logged, x: str, y: str) -> list[tuple[float, float]]:
-    return [(row[x], row[y]) for row in each.log if x in row and y in row]
+    return [(row[x], row[y]) for row in each.log if is_number(row.get(x)) and is_number(row.get(y))]
 
 
 def _markdown_cell(text: object) -> str:
     """Text that neither ends a table's cell nor is taken as markup."""
     shown = " ".join(str(text).split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
-    for mark in "|*_`[]#~!":
+    for mark in "|*_`[]#~!$":
         shown = shown.replace(mark, f"\\{mark}")
     return shown

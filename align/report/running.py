@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from align.artifacts import NOTE, STEPS, ArtifactStore, is_locked
+from align.artifacts import NOTE, STEPS, ArtifactStore, is_locked, read_json
+from align.report.rows import Row, is_key, is_number, read_rows
 
-Row = dict[str, Any]
+_NAME = re.compile(r"[a-z0-9._-]+/[a-z0-9._-]+")
 
 
 class Logged(Protocol):
@@ -27,6 +29,8 @@ class Logged(Protocol):
     def events(self) -> list[Row]: ...
     @property
     def samples(self) -> list[Row]: ...
+    @property
+    def left_out(self) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,7 @@ class Unfinished:
         error: what stopped it, in words; "" where it runs, or where it was killed before it could say.
         begun, written: seconds since the epoch: when it last began, and when it last wrote to its log.
         total, unit: how many steps it has, and of what; None where it does not say.
+        left_out: a line on each file of which not all can be read.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Unfinished:
     log: list[Row]
     events: list[Row]
     samples: list[Row]
+    left_out: list[str]
 
     @property
     def step(self) -> int:
@@ -82,8 +88,8 @@ def unfinished(store: ArtifactStore, refs: Sequence[str]) -> list[Unfinished]:
     A step that stopped is left out where its name has a newer artifact: the command was given again with other knobs.
     """
     found = []
-    for note in sorted(store.root.glob(f"work/*/*/{NOTE}")):
-        step = _read(note.parent)
+    for note in [folder / NOTE for folder in store.work_folders()]:
+        step = None if _fault(note) else _read(note.parent)
         if step is None or not any(_is_meant(step, ref) for ref in refs):
             continue
         if not step.is_running:
@@ -92,6 +98,27 @@ def unfinished(store: ArtifactStore, refs: Sequence[str]) -> list[Unfinished]:
                 continue
         found.append(step)
     return sorted(found, key=lambda step: step.begun)
+
+
+def strangers(store: ArtifactStore) -> list[str]:
+    """A line on each folder of unfinished work that `unfinished` leaves out, because align does not write such."""
+    notes = [(folder / NOTE, _fault(folder / NOTE)) for folder in store.work_folders()]
+    return [f"{note.parent.relative_to(store.root)}: {fault}" for note, fault in notes if fault]
+
+
+def _fault(note: Path) -> str:
+    """Why a work folder is none of align's; "" where it is one, or is gone."""
+    if not is_key(note.parent.name):
+        return "its name is not 64 hexadecimal digits"
+    try:
+        said = json.loads(note.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # its step ended meanwhile
+        return ""
+    except ValueError:
+        said = None
+    if isinstance(said, dict) and is_number(said.get("begun")) and _NAME.fullmatch(str(said.get("name"))):
+        return ""
+    return f"its {NOTE} cannot be read"
 
 
 def _is_meant(step: Unfinished, ref: str) -> bool:
@@ -107,10 +134,12 @@ def _read(folder: Path) -> Unfinished | None:
     try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
         out, steps = folder / "out", folder / STEPS
-        planned = json.loads(steps.read_text(encoding="utf-8")) if steps.is_file() else {}
+        planned = read_json(steps)
+        planned = planned if isinstance(planned, dict) else {}
+        total = planned.get("total")
         log = out / "metrics.jsonl"
         written = max((path.stat().st_mtime for path in (log, folder / NOTE) if path.is_file()), default=0.0)
-        rows = {name: _whole_rows(out / f"{name}.jsonl") for name in ("metrics", "events", "samples")}
+        logs = {name: read_rows(out, name, is_written=True) for name in ("metrics", "events", "samples")}
     except FileNotFoundError:
         return None
     return Unfinished(
@@ -121,20 +150,10 @@ def _read(folder: Path) -> Unfinished | None:
         error="" if is_running else note.get("error", ""),
         begun=note["begun"],
         written=written,
-        total=planned.get("total"),
-        unit=planned.get("unit", ""),
-        log=rows["metrics"],
-        events=rows["events"],
-        samples=rows["samples"],
+        total=total if isinstance(total, int) else None,
+        unit=str(planned.get("unit", "")),
+        log=logs["metrics"][0],
+        events=logs["events"][0],
+        samples=logs["samples"][0],
+        left_out=[line for _, said in logs.values() for line in said],
     )
-
-
-def _whole_rows(file: Path) -> list[Row]:
-    """The rows of a JSON lines file that is being written: its last line may be half a line."""
-    if not file.is_file():
-        return []
-    rows = []
-    for line in file.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            rows.append(json.loads(line))
-    return rows

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from align.report.charts import FAINT, INK, SERIES, Chart, Legend, new_chart, svg
+from align.report.charts import FAINT, INK, SERIES, Chart, Legend, drawn, new_chart, svg
 
 Value = str | float
 
@@ -45,7 +45,7 @@ def knob_chart(knob: str, objective: str, lines: Mapping[str, Sequence[Spot]], n
         axes.errorbar(xs, means, yerr=halves, color=colour, linewidth=1.6, capsize=3, marker="o", markersize=4)
         figures = "; ".join(f"{spot.mean:.3g}{_half(spot.half)} at {spot.value}" for spot in ordered)
         said.append(f"{name}: {figures}" if name else figures)
-    axes.set_xticks(list(ticks.values()), list(ticks))
+    axes.set_xticks(list(ticks.values()), list(map(drawn, ticks)))
     legend = [Legend(name, number) for number, name in enumerate(lines)] if len(lines) > 1 else []
     title = f"{objective} against {knob}"
     return Chart(title, svg(figure), f"{title}: {'. '.join(said)}.", legend, note, dots=True)
@@ -70,7 +70,7 @@ def pareto_chart(
     shown = range(len(points)) if len(points) <= 12 else front  # more names would cover each other
     for place, i in enumerate(shown):
         above = (4, 4) if place % 2 == 0 else (4, -9)  # so that neighbours' names do not cover each other
-        axes.annotate(names[i], points[i], xytext=above, textcoords="offset points", fontsize=7, color=FAINT)
+        axes.annotate(drawn(names[i]), points[i], xytext=above, textcoords="offset points", fontsize=7, color=FAINT)
     title = f"{objective} against KL; a line joins what nothing beats"
     said = "; ".join(f"{names[i]} with {points[i][1]:.3g} at {points[i][0]:.3g} nats" for i in front)
     return Chart(
@@ -92,8 +92,10 @@ def parallel_chart(names: Sequence[str], rows: Sequence[Sequence[Value]], lower:
         axes.plot([column, column], [0, 1], color=FAINT, linewidth=0.8)
         for label, place in ticks.items():
             where = (column, (place - low) / span)
-            axes.annotate(label, where, xytext=(3, 0), textcoords="offset points", fontsize=7, color=INK, va="center")
-        axes.annotate(name, (column, 1.08), fontsize=7, color=FAINT, ha="center", annotation_clip=False)
+            axes.annotate(
+                drawn(label), where, xytext=(3, 0), textcoords="offset points", fontsize=7, color=INK, va="center"
+            )
+        axes.annotate(drawn(name), (column, 1.08), fontsize=7, color=FAINT, ha="center", annotation_clip=False)
     for i in range(len(rows)):
         worth = 1 - columns[-1][i] if lower else columns[-1][i]
         heights = [column[i] for column in columns]

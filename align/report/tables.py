@@ -8,6 +8,7 @@ from typing import NamedTuple
 from align.configs.evaluate import VALIDATION_SCORE
 from align.evals.intervals import FEW, is_few
 from align.report.gather import Made
+from align.report.rows import is_number
 from align.report.running import Logged
 
 Metrics = Mapping[str, float]
@@ -293,9 +294,11 @@ def samples(made: Sequence[Made]) -> list[Sample]:
         inputs = dict(each.inputs)
         for row in each.samples:
             answers = found.setdefault(row["prompt"], {})
-            if "baseline" in row:
-                answers.setdefault(names[inputs["baseline"]], Answer(row["baseline"], _shown(row, "baseline_score")))
-            answers[names[inputs["model"]]] = Answer(row["response"], _shown(row, "score"))
+            if "baseline" in row and "baseline" in inputs:
+                answers.setdefault(
+                    names[inputs["baseline"]], Answer(str(row["baseline"]), _shown(row, "baseline_score"))
+                )
+            answers[names[inputs["model"]]] = Answer(str(row.get("response", "")), _shown(row, "score"))
     return [Sample(prompt, list(answers.items())) for prompt, answers in found.items()]
 
 
@@ -305,10 +308,10 @@ def episodes(made: Sequence[Logged]) -> list[tuple[str, Table]]:
     for each in made:
         if each.stage != "ppo" or not each.samples:
             continue
-        steps = sorted({row["step"] for row in each.samples})
+        steps = sorted({row["step"] for row in each.samples if is_number(row.get("step"))})
         shown = {*steps[:1], *steps[-2:]}
         columns = list(dict.fromkeys(column for row in each.samples for column in row))
-        rows = [[_cell(row.get(column)) for column in columns] for row in each.samples if row["step"] in shown]
+        rows = [[_cell(row.get(column)) for column in columns] for row in each.samples if row.get("step") in shown]
         names = {"step": "iteration", "kl": "KL, nats"}
         titles = [names.get(column, column.removeprefix("reward/")) for column in columns]
         found.append((each.name, Table(titles, rows)))

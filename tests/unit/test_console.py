@@ -3,10 +3,14 @@
 import itertools
 import random
 import re
+from pathlib import Path
 
 import pytest
+from rich.table import Table
+from rich.tree import Tree
 
-from align.console import sentence_lines, table_lines
+import align
+from align.console import plain_console, sentence_lines, table_lines, wide_console
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -112,3 +116,28 @@ def test_a_sentence_breaks_between_words_alone(width):
     assert all(line.startswith("  ") for line in lines[1:])
     assert not any(line.strip().startswith("%") for line in lines)
     assert sentence_lines("see " + "/a" * 60, 40) == ["see", "  " + "/a" * 60]
+
+
+FOREIGN = r"\[x^2\] [/red] [bold]a[/bold] [link=x] :smile: 12 'a' [ ["
+
+
+@pytest.mark.parametrize("console", [plain_console, wide_console])
+def test_a_console_prints_what_others_wrote_as_it_is(console, capsys):
+    """Markup, names of emoji and numbers; a closing tag that nothing opens would end in an error."""
+    printer = console()
+    printer.print(FOREIGN, soft_wrap=True)
+    printer.print(Tree(FOREIGN))
+    table = Table(box=None, pad_edge=False)
+    table.add_column(FOREIGN)
+    table.add_row(FOREIGN)
+    printer.print(table)
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [FOREIGN] * 4
+
+
+def test_every_console_is_a_plain_one():
+    """One that is made elsewhere would read markup in a path or in a model's text."""
+    package = Path(align.__file__).parent
+    makers = [
+        path.name for path in package.rglob("*.py") if re.search(r"\b(?:Console|from_markup)\(", path.read_text())
+    ]
+    assert makers == ["console.py"]

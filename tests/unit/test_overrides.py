@@ -149,9 +149,9 @@ def test_a_value_that_hydra_cannot_read_comes_back_quoted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["data", "source=card:smallworld", "name=a/b (1", "--show"]) == 2
+    assert main(["data", "source=card:smallworld", "tracker.project=a/b (1", "--show"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: name: Hydra cannot read 'a/b (1'; ")
+    assert said.startswith("error: tracker.project: Hydra cannot read 'a/b (1'; ")
     again = said.partition("quotes inside: ")[2].strip()
-    assert again == """'name='"'"'a/b (1'"'"''"""
-    assert main(["data", "source=card:smallworld", "name='a/b (1'", "--show"]) == 0
+    assert again == """'tracker.project='"'"'a/b (1'"'"''"""
+    assert main(["data", "source=card:smallworld", "tracker.project='a/b (1'", "--show"]) == 0

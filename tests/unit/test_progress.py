@@ -75,7 +75,7 @@ def test_plain_lines_fit_80_columns_and_hold_every_number_whole(monkeypatch, cap
 
 def test_before_the_first_unit_is_done_no_pace_is_made_up(monkeypatch):
     console = Console(width=80, force_terminal=True, record=True, stderr=True)
-    monkeypatch.setattr(progress, "Console", lambda stderr: console)
+    monkeypatch.setattr(progress, "plain_console", lambda stderr: console)
     with Progress("ppo").over(60, 0, "iterations"):
         pass
     shown = console.export_text(styles=False)
@@ -86,7 +86,7 @@ def test_before_the_first_unit_is_done_no_pace_is_made_up(monkeypatch):
 @pytest.mark.parametrize("width", [72, 80, 200])
 def test_on_a_narrow_terminal_every_part_of_the_reward_is_shown_whole(monkeypatch, width):
     console = Console(width=width, force_terminal=True, record=True, stderr=True)
-    monkeypatch.setattr(progress, "Console", lambda stderr: console)
+    monkeypatch.setattr(progress, "plain_console", lambda stderr: console)
     bar = Progress("quickstart/ppo")
     with bar.over(500, 0, "iterations") as advance:
         bar.show(PPO)

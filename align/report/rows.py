@@ -1,0 +1,54 @@
+"""The rows of a step's logs, for a report: what cannot be read is left out and said."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeGuard
+
+Row = dict[str, Any]
+
+# What a report takes from the rows of each file.
+_NUMBERS = {
+    "metrics": ("step",),
+    "events": ("step",),
+    "calibration": ("low", "confidence", "accuracy", "answers"),
+}
+_TEXTS = {"events": ("name", "message"), "samples": ("prompt",), "calibration": ("task", "model")}
+
+
+def read_rows(folder: Path, name: str, is_written: bool = False) -> tuple[list[Row], list[str]]:
+    """The rows of <name>.jsonl in a folder, and a line on those that cannot be read; none where there is no such file.
+
+    Args:
+        is_written: some process writes to it, so its last line may be half a line, which is no fault.
+    """
+    file = folder / f"{name}.jsonl"
+    if not file.is_file():
+        return [], []
+    *lines, last = file.read_bytes().split(b"\n")
+    found = [_row(line, name) for line in (lines if is_written or not last else [*lines, last])]
+    rows = [row for row in found if row is not None]
+    lost = len(found) - len(rows)
+    said = f"{lost} line{'s' * (lost > 1)} of {folder.parent.name}/{folder.name}/{file.name} cannot be read"
+    return rows, [said] if lost else []
+
+
+def _row(line: bytes, name: str) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not all(is_number(row.get(field)) for field in _NUMBERS.get(name, ())):
+        return None
+    return row if all(isinstance(row.get(field), str) for field in _TEXTS.get(name, ())) else None
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_key(name: str) -> bool:
+    """Whether a folder's name is a step's key: 64 hexadecimal digits."""
+    return re.fullmatch("[0-9a-f]{64}", name) is not None
