@@ -510,9 +510,10 @@ class ArtifactStore:
 
     def _version(self, ref: str, name: str, which: str, hint: Callable[[str], str]) -> dict[str, Any]:
         try:
-            versions = self.versions(name)
+            self._name_folder(name)
         except StoreError as error:
             raise StoreError(f"{error}{hint(ref)}") from None
+        versions = self.versions(name)
         if not versions:
             names = self.names()
             near = difflib.get_close_matches(name, names, n=1)

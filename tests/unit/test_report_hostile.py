@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_store import add, bounds, compared, evaluation
+from small_store import add, bounds, compared, evaluation, seal_again
 
 import align.report
 from align.artifacts import ArtifactStore
@@ -194,6 +194,7 @@ def store_of(root: Path, text: str, stage: str = "") -> ArtifactStore:
             for entry in entries:
                 entry["ref"] = text
         manifest.write_text(json.dumps(made))
+    seal_again(root)
     work = root / "work" / "ppo" / ("a" * 64)
     (work / "out").mkdir(parents=True)
     (work / "step.json").write_text(json.dumps({"name": "toy/ppo", "begun": 5.0, "error": text}))
@@ -275,6 +276,7 @@ def test_an_artifact_whose_key_is_none_is_refused_by_its_folder(store: ArtifactS
     (moved / "manifest.json").write_text(json.dumps(manifest | {"key": key}))
     (version,) = store.root.glob("names/toy/sft/v0.json")
     version.write_text(json.dumps(json.loads(version.read_text()) | {"key": key}))
+    seal_again(store.root)
     with pytest.raises(StoreError, match="expected a name of 64 hexadecimal digits"):
         gather(store, ["toy/sft"])
 
@@ -286,6 +288,7 @@ def test_an_artifact_whose_key_is_none_is_refused_by_its_folder(store: ArtifactS
 def test_a_manifest_of_other_types_is_refused_by_its_field(store: ArtifactStore, field: str, value: object) -> None:
     (file,) = store.root.glob("objects/sft/*/manifest.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    seal_again(store.root)
     with pytest.raises(StoreError, match=f"manifest.json: {field} is not what align writes"):
         gather(store, ["toy/sft"])
 
@@ -302,6 +305,7 @@ def test_a_line_that_cannot_be_read_is_left_out_and_said(store: ArtifactStore, l
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["files"]["metrics.jsonl"]["size"] = len(torn)
         (folder / "manifest.json").write_text(json.dumps(manifest))
+        seal_again(store.root)
         (made,) = gather(ArtifactStore(store.root), [f"sft@{folder.name}"])
         assert made.log == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
         for page in render("toy", [made]):
