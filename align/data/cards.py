@@ -21,6 +21,7 @@ import yaml
 from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, digest_of, sha256_file, write_json
 from align.data.files import PACKED, SUFFIXES, TEXTS, suffix_of
 from align.data.formats import FORMATS, GROUPED
+from align.data.model_files import check_files, check_model
 from align.data.records import source_name
 from align.data.split_names import says_split, split_of_file, split_of_name, splits_of_names
 from align.errors import ConfigError
@@ -245,6 +246,7 @@ def resolve_model(source: str, store: Path | None) -> Source:
         store,
         lambda names: bool(known & names) or any(n.endswith(".gguf") for n in names),
         "a model's config.json or a .gguf file in it (or params_shapes.json, of GPT-1's released parameters)",
+        check_model,
     )
     several = [path.name for path in found.files if path.suffix == ".gguf"]
     if found.gguf and len(several) > 1:
@@ -328,6 +330,7 @@ def resolve_tokenizer(source: str, store: Path | None) -> Source:
         store,
         lambda names: bool(names & {*_TOKENIZERS}) or any(names.issuperset(pair) for pair in VOCABULARIES),
         f"a tokenizer in it: {pairs}, or {' or '.join(_TOKENIZERS)}",
+        check_files,
         without=_WEIGHTS,
     )
 
@@ -359,21 +362,34 @@ def kind_of(architectures: list[str] | None, is_encoder_decoder: bool) -> str:
 
 
 def _resolve_folder(
-    source: str, store: Path | None, fits: Callable[[set[str]], bool], wanted: str, without: tuple[str, ...] = ()
+    source: str,
+    store: Path | None,
+    fits: Callable[[set[str]], bool],
+    wanted: str,
+    check: Callable[[Path, list[Path]], None],
+    without: tuple[str, ...] = (),
 ) -> Source:
-    """A pinned repository of the Hub, or a folder whose files' names fit; files ending as in `without` do not count."""
+    """A pinned repository of the Hub, or a folder whose files' names fit; files ending as in `without` do not count.
+
+    `check` raises `ValueError` where no library should open the files.
+    """
     scheme, _, rest = source.partition(":")
     if scheme == "hf" and rest:
         return _on_hub(rest, source)
     folder = expanded(rest)
     known = scheme == "path" and rest and folder.is_dir()
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in without) if known else []
+    files = sorted(p for p in folder.iterdir() if not p.is_dir() and p.suffix not in without) if known else []
     if scheme == "path" and folder.suffix == ".gguf" and folder.is_file():
         folder, files = folder.parent, [folder]
     if not fits({p.name for p in files}):
         missing = scheme == "path" and rest and not folder.exists()
         more = f"; no such file or folder{beside(folder)}" if missing else hint(source)
         raise ConfigError(f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with {wanted}{more}")
+    try:
+        # A file that the user named itself may be a link to anywhere.
+        check(files[0].resolve().parent if files[0] == expanded(rest) else folder, files)
+    except ValueError as error:
+        raise ConfigError(f"source {source!r}: {error}") from None
     digests = file_digests(files, store)
     return Source(
         DataCard(name=folder.name, licence="yours"),

@@ -35,6 +35,10 @@ _NAMES = {
     "reward_model": "a sequence classifier",
 }
 
+# A config may name an attention kernel of the Hub, which `transformers` would fetch and run: it is opened with the
+# library's plain one. Pickled weights can run code too.
+_SAFE = {"attn_implementation": "eager", "use_safetensors": True}
+
 
 def open_model(source: Source, kind: str) -> PreTrainedModel:
     """Open a published model whole: float32, in eval mode, its `stored_dtype` the precision that it came in.
@@ -57,7 +61,7 @@ def open_model(source: Source, kind: str) -> PreTrainedModel:
         _require_full_weights(config)
     try:
         dtype = torch.float32 if gguf else _dtype_of_files(source) or "auto"
-        given = {**source.pretrained, **gguf, "dtype": dtype}
+        given = {**source.pretrained, **gguf, "dtype": dtype, **_SAFE}
         if kind == "reward_model":
             model, info = open_classifier(config, **given)
         else:
@@ -120,7 +124,7 @@ def _open_base(base: Source, kind: str) -> PreTrainedModel:
         if kind_of(config.architectures, config.is_encoder_decoder) != "model":
             return open_model(base, kind)
         config.num_labels = 1
-        model, info = open_classifier(config, **base.pretrained, dtype=torch.float32)
+        model, info = open_classifier(config, **base.pretrained, dtype=torch.float32, **_SAFE)
         info["missing_keys"] = {name for name in info["missing_keys"] if not name.startswith("score.")}
         info["unexpected_keys"] = {name for name in info["unexpected_keys"] if not name.startswith("lm_head.")}
         _require_whole(model, info, kind)
