@@ -21,7 +21,7 @@ import yaml
 from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, digest_of, sha256_file, write_json
 from align.data.files import PACKED, SUFFIXES, TEXTS, suffix_of
 from align.data.formats import FORMATS, GROUPED
-from align.data.model_files import check_files, check_model
+from align.data.model_files import check_files, check_model, read_fields
 from align.data.records import source_name
 from align.data.split_names import says_split, split_of_file, split_of_name, splits_of_names
 from align.errors import ConfigError
@@ -308,10 +308,10 @@ def _is_adapter(folder: Path) -> bool:
 def _recorded_base(source: str, folder: Path) -> tuple[str, str]:
     """What an adapter's config says of its base: a name or a path, and the commit."""
     try:
-        read = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        kind, named, revision = read.get("peft_type"), read.get("base_model_name_or_path"), read.get("revision")
-    except (ValueError, AttributeError):
-        raise ConfigError(f"source {source!r}: {ADAPTER} in it is not the JSON of an adapter's config") from None
+        read = read_fields(folder / ADAPTER)
+    except ValueError as error:
+        raise ConfigError(f"source {source!r}: {error}") from None
+    kind, named, revision = read.get("peft_type"), read.get("base_model_name_or_path"), read.get("revision")
     if kind != "LORA":
         raise ConfigError(
             f"source {source!r}: an adapter of the kind {kind}; expected LORA; merge it into its base first "
@@ -344,14 +344,14 @@ def model_kind(source: str) -> str | None:
     config = folder / "config.json"
     if scheme == "path" and _is_adapter(folder) and not config.is_file():
         # "SEQ_CLS" is peft's word for a sequence classifier.
-        return "reward_model" if '"SEQ_CLS"' in (folder / ADAPTER).read_text(encoding="utf-8") else None
+        return "reward_model" if b'"SEQ_CLS"' in (folder / ADAPTER).read_bytes() else None
     if scheme != "path" or not config.is_file():
         return None
     try:
-        read = json.loads(config.read_text(encoding="utf-8"))
-        return kind_of(read.get("architectures"), bool(read.get("is_encoder_decoder")))
-    except (ValueError, AttributeError):
-        raise ConfigError(f"source {source!r}: config.json in it is not the JSON of a model's config") from None
+        read = read_fields(config)
+    except ValueError as error:
+        raise ConfigError(f"source {source!r}: {error}") from None
+    return kind_of(read.get("architectures"), bool(read.get("is_encoder_decoder")))
 
 
 def kind_of(architectures: list[str] | None, is_encoder_decoder: bool) -> str:

@@ -13,7 +13,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,6 @@ INDEX = ".safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _MAX_SMALL = 64 * 2**20  # bytes; an index of many thousand weights has some MiB
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json", "encoder_bpe_40000.json")
-_OBJECTS = (
-    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", ADAPTER),
-)
 _MAX_TOKENIZER = 2**30  # bytes; the largest published ones have some 35 MiB
 _MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 _MAX_NUMBER = 2**53  # beyond it no size and no id can be meant
@@ -47,6 +43,58 @@ _KINDS = (
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers", "encoder_layers")
 
 Shapes = dict[str, list[int]]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) is int and 0 <= each < 2**31 for each in value)
+
+
+_TEXT = (lambda value: isinstance(value, str), "text")
+_TEXTS = (_are_texts, "a list of text")
+_NUMBER = (_is_number, "a finite number")
+_ID = (lambda value: _are_ids([value]), "a token id")
+_FLAG = (lambda value: isinstance(value, bool), "true or false")
+_ONE_OR_MORE_TEXTS = (lambda value: isinstance(value, str) or _are_texts(value), "text or a list of text")
+_ONE_OR_MORE_IDS = (lambda value: _are_ids(value if isinstance(value, list) else [value]), "a token id or a list of them")
+
+# The small JSON files of a model, and the fields that align itself reads in them; null is allowed everywhere.
+_FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "config.json": {
+        "model_type": _TEXT,
+        "architectures": _TEXTS,
+        "is_encoder_decoder": _FLAG,
+        "eos_token_id": _ONE_OR_MORE_IDS,
+        "align_attention": _TEXT,
+        "align_reward_shift": _NUMBER,
+    },
+    "generation_config.json": {"eos_token_id": _ONE_OR_MORE_IDS, "stop_strings": _ONE_OR_MORE_TEXTS},
+    "tokenizer_config.json": {
+        "model_max_length": _NUMBER,
+        "chat_template": (
+            lambda value: isinstance(value, str) or isinstance(value, list) and all(map(_is_named_template, value)),
+            "text, or a list of objects with name and template",
+        ),
+        "align_stop_tokens": _TEXTS,
+        "align_stop_strings": _TEXTS,
+        "align_whole_dialogues": _FLAG,
+        "align_unread_end": _ID,
+    },
+    "special_tokens_map.json": {},
+    "added_tokens.json": {},
+    ADAPTER: {"peft_type": _TEXT, "base_model_name_or_path": _TEXT, "revision": _TEXT},
+}
+
+
+def _is_named_template(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("name", "template"))
 
 
 def unusual_kind(path: Path) -> str | None:
@@ -81,8 +129,8 @@ def check_files(folder: Path, files: Sequence[Path]) -> None:
         if path.suffix in (".json", ".jinja") and (size := path.stat().st_size) > most:
             raise ValueError(f"{path.name}: expected at most {most:,} bytes, got {size:,}")
     for path in files:
-        if path.name in _OBJECTS:
-            read_object(path)
+        if path.name in _FIELDS:
+            read_fields(path)
 
 
 def check_model(folder: Path, files: Sequence[Path]) -> None:
@@ -124,6 +172,20 @@ def _check_kind(folder: Path, path: Path) -> None:
         raise ValueError(f"{path.name}: a broken symbolic link, to {os.readlink(path)}")
 
 
+def read_fields(path: Path) -> dict[str, Any]:
+    """A small JSON file of a model, whose fields that align reads are of the right types.
+
+    Raises:
+        ValueError: it is no object, or a field is not what it should be.
+    """
+    read = read_object(path)
+    for field, (is_right, what) in _FIELDS[path.name].items():
+        value = read.get(field)
+        if value is not None and not is_right(value):
+            raise ValueError(f"{path.name}: {field}: expected {what}, got {_shown(value)}")
+    return read
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """A small JSON file that holds one object.
 
@@ -152,12 +214,6 @@ def _check_config(path: Path, shapes: Shapes) -> None:
     for where, value in _leaves(config, ""):
         if isinstance(value, int) and abs(value) > _MAX_NUMBER:
             raise ValueError(f"{path.name}: {where}: expected a number of at most {_MAX_NUMBER:,}, got a larger one")
-    for field, kind, what in (("model_type", str, "text"), ("architectures", list, "a list of text")):
-        value = config.get(field)
-        if value is not None and not isinstance(value, kind):
-            raise ValueError(f"{path.name}: {field}: expected {what}, got {_kind(value)}")
-    if not all(isinstance(name, str) for name in config.get("architectures") or []):
-        raise ValueError(f"{path.name}: architectures: expected a list of text")
     for where, value in _leaves(config, ""):
         is_count = where.rpartition(".")[2] in _LAYERS and isinstance(value, int)
         if is_count and shapes and value > len(shapes):

@@ -24,7 +24,9 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from align.artifacts import ADAPTER_WEIGHTS
 from align.data.cards import Source, kind_of
+from align.errors import ConfigError
 from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
 from align.models.heads import SHIFT, open_classifier
 from align.models.vocabulary import DRAWN
@@ -66,6 +68,8 @@ def open_model(source: Source, kind: str) -> PreTrainedModel:
             model, info = open_classifier(config, **given)
         else:
             auto = AutoModelForCausalLM if kind == "model" else AutoModelForSeq2SeqLM
+            # The config is handed over: read again, what it says of its attention would win over ours.
+            given |= {} if gguf else {"config": config}
             model, info = auto.from_pretrained(**given, output_loading_info=True)
     except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
         raise ValueError(_one_line(error, source.gguf)) from None
@@ -92,6 +96,8 @@ def open_adapted(adapter: Source, base: Source, kind: str) -> PreTrainedModel:
     name = str(adapter.pretrained["pretrained_model_name_or_path"])
     where = {} if adapter.root is not None else {"revision": adapter.pretrained["revision"]}
     try:
+        # Without this file `peft` would unpickle another.
+        cached_file(name, ADAPTER_WEIGHTS, **where)
         config = peft.PeftConfig.from_pretrained(name, **where)
         weights = peft.load_peft_weights(name, device="cpu", **where)
         with warnings.catch_warnings():
@@ -252,4 +258,6 @@ def _one_line(error: Exception | str, gguf: str | None = None) -> str:
         return f"a file of weights is cut or damaged ({text})"
     if "ignore_mismatched_sizes" in text:
         return "its weights have other sizes than its config says"
+    if not isinstance(error, str | OSError | ValueError | ConfigError):  # a KeyError's text is the key alone
+        return f"its files are not what transformers expects ({type(error).__name__}: {text[:300]})"
     return text[:300]
