@@ -244,7 +244,7 @@ REFUSED |= {
     "index names a file that is not there": _map(lambda right: dict.fromkeys(right, "model-00009.safetensors")),
     "index names a pickle": _map(lambda right: dict.fromkeys(right, "pytorch_model-00001.bin")),
     "index maps to numbers": _map(lambda right: dict.fromkeys(right, 7)),
-    "index maps to null": _map(lambda right: dict.fromkeys(right)),
+    "index maps to null": _map(dict.fromkeys),
     "weight map is a list": _map(lambda right: [*right]),
     "weight map is text": _map(lambda right: "model.safetensors"),
     "weight map is null": _map(lambda right: None),
@@ -405,8 +405,9 @@ REFUSED |= {
             "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False},
         }
     ),
-    "no tokenizer": lambda folder: [(folder / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")][:0]
-    and None,
+    "no tokenizer": lambda folder: (
+        [(folder / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")][:0] and None
+    ),
 }
 EITHER |= {
     f"{name} with {field} {value!r}"[:70]: _edit(name, **{field: value})
@@ -489,7 +490,7 @@ REFUSED |= {
         "reads what is private": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "nested 5,000 deep": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
         "a million characters": "{# " + "a" * 1_100_000 + " #}x",
-        "writes at random": "{% for m in messages %}{{ m.content }}{{ range(9999) | random }}{% endfor %}{{ eos_token }}",
+        "writes at random": "{% for m in messages %}{{ m.content ~ (range(9999) | random) }}{% endfor %}{{ eos_token }}",
     }.items()
 }
 

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, digest_of, sha256_file, write_json
+from align.data.file_kinds import unusual_kind
 from align.data.files import PACKED, SUFFIXES, TEXTS, suffix_of
 from align.data.formats import FORMATS, GROUPED
 from align.data.model_files import check_files, check_model, read_fields
@@ -417,6 +418,8 @@ def _local(card: DataCard, source: str, root: Path, store: Path | None) -> Sourc
     found = {path for pattern in card.local for path in root.glob(pattern)}
     for path in sorted(found):
         _refuse_broken_link(source, path)
+        if not path.is_dir():
+            _refuse_unusual(source, path)
     files = sorted(path for path in found if path.is_file())
     if not files:
         patterns = ", ".join(card.local) or "no files"
@@ -433,7 +436,10 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
     _refuse_broken_link(source, path)
     if path.is_dir():
         files, left_out = _rows_and_others(_files_below(source, path))
+        for file in files:
+            _refuse_unusual(source, file)
     else:
+        _refuse_unusual(source, path)
         files = [path] if path.is_file() else []
     if not files:
         what = f"holds no {', '.join(SUFFIXES)} file" if path.is_dir() else f"no such file or folder{beside(path)}"
@@ -474,6 +480,12 @@ def _refuse_broken_link(source: str, path: Path) -> None:
             f"{source}: {path} is a broken symbolic link, to {os.readlink(path)}; bring back what it points to, or "
             f"remove the link"
         )
+
+
+def _refuse_unusual(source: str, path: Path) -> None:
+    """Refuse a pipe, which would wait for a writer, a device, which may never end, and the like."""
+    if (kind := unusual_kind(path)) is not None:
+        raise ConfigError(f"{source}: {path}: expected an ordinary file, got {kind}")
 
 
 def _rows_and_others(paths: list[Path]) -> tuple[list[Path], list[Path]]:

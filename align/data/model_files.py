@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.artifacts import ADAPTER, ADAPTER_WEIGHTS
+from align.data.file_kinds import unusual_kind
 
 INDEX = ".safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -32,13 +32,6 @@ _BITS = {
     **{"F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
     **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8},
 }
-_KINDS = (
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISDIR, "a folder"),
-)
 # What configs call the number of layers, one module each: a library would build them all before it looks at weights.
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers", "encoder_layers")
 
@@ -63,7 +56,10 @@ _NUMBER = (_is_number, "a finite number")
 _ID = (lambda value: _are_ids([value]), "a token id")
 _FLAG = (lambda value: isinstance(value, bool), "true or false")
 _ONE_OR_MORE_TEXTS = (lambda value: isinstance(value, str) or _are_texts(value), "text or a list of text")
-_ONE_OR_MORE_IDS = (lambda value: _are_ids(value if isinstance(value, list) else [value]), "a token id or a list of them")
+_ONE_OR_MORE_IDS = (
+    lambda value: _are_ids(value if isinstance(value, list) else [value]),
+    "a token id or a list of them",
+)
 
 # The small JSON files of a model, and the fields that align itself reads in them; null is allowed everywhere.
 _FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
@@ -79,7 +75,7 @@ _FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "tokenizer_config.json": {
         "model_max_length": _NUMBER,
         "chat_template": (
-            lambda value: isinstance(value, str) or isinstance(value, list) and all(map(_is_named_template, value)),
+            lambda value: isinstance(value, str) or (isinstance(value, list) and all(map(_is_named_template, value))),
             "text, or a list of objects with name and template",
         ),
         "align_stop_tokens": _TEXTS,
@@ -95,21 +91,6 @@ _FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
 
 def _is_named_template(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("name", "template"))
-
-
-def unusual_kind(path: Path) -> str | None:
-    """What a path is where it is no ordinary file: "a pipe", "a device"; None of a file, and of nothing at all.
-
-    It is not opened: a pipe would wait for a writer, and a device may never end.
-    """
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), None)
-    if kind is None and path.resolve().is_relative_to("/proc"):
-        return "an entry of /proc"
-    return kind
 
 
 def check_files(folder: Path, files: Sequence[Path]) -> None:

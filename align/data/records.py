@@ -506,11 +506,16 @@ def _without_empty_fields(row: Row) -> Row:
 
 def read_parquet(path: Path) -> Iterator[Row]:
     """The rows of a Parquet file, in the memory of some of them however long its row groups are."""
+    for batch in read_batches(path):
+        yield from batch.to_pylist()
+
+
+def read_batches(path: Path) -> Iterator[Any]:
+    """The Arrow batches of a Parquet file, of some rows each."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-            yield from batch.to_pylist()
+        yield from file.iter_batches(batch_size=_BATCH_ROWS)
 
 
 def count_rows(folder: Path, split: str) -> int:

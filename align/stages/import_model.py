@@ -125,8 +125,8 @@ def _require_near_ids(ids: set[int], model: PreTrainedModel) -> None:
     largest, rows = max(ids, default=0), model.get_input_embeddings().num_embeddings
     if largest >= max(rows, 2 * len(ids)):
         raise ValueError(
-            f"its tokenizer has {len(ids):,} entries, and the id of one is {largest:,}; expected ids below {rows:,}, the "
-            f"rows of the model's embeddings"
+            f"its tokenizer has {len(ids):,} entries, and the id of one is {largest:,}; expected ids below {rows:,}, "
+            f"the rows of the model's embeddings"
         )
 
 

@@ -135,13 +135,18 @@ def test_no_kernel_is_fetched(spoiled, tmp_path: Path) -> None:
     spoiled(EITHER["_attn_implementation is org/kernel"])
     package = tmp_path / "packages"
     (package / "kernels-0.18.2.dist-info").mkdir(parents=True)
-    (package / "kernels-0.18.2.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n")
+    (package / "kernels-0.18.2.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n"
+    )
     (package / "kernels").mkdir()
     noting = f"open({str(Path(CANARY).absolute())!r}, 'a').write(name)"
     (package / "kernels/__init__.py").write_text(_NOTING.replace("NOTING", noting))
     places = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", str(Path(__file__).parents[2]))])
     done = subprocess.run(
-        [sys.executable, "-m", "align", *IMPORT], env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True
+        [sys.executable, "-m", "align", *IMPORT],
+        env={**os.environ, "PYTHONPATH": places},
+        capture_output=True,
+        text=True,
     )
     assert not Path(CANARY).exists(), Path(CANARY).read_text()
     assert done.returncode == 0, done.stderr
