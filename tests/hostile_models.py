@@ -490,7 +490,7 @@ REFUSED |= {
         "reads what is private": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "nested 5,000 deep": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
         "a million characters": "{# " + "a" * 1_100_000 + " #}x",
-        "writes at random": "{% for m in messages %}{{ m.content ~ (range(9999) | random) }}{% endfor %}{{ eos_token }}",
+        "writes at random": "{% for m in messages %}{{ m.content ~ (range(999) | random) }}{% endfor %}{{ eos_token }}",
     }.items()
 }
 

@@ -71,7 +71,8 @@ class Malformed(Exception):
     """A row is not what its format says; `field` names the place."""
 
     def __init__(self, field: str, what: str):
-        super().__init__(f"{field}: {what}")
+        # A name in a file may hold half of a surrogate pair, which cannot be printed.
+        super().__init__(f"{field}: {what}".encode(errors="backslashreplace").decode())
 
 
 class OutOfTurn(Malformed):

@@ -8,6 +8,7 @@ import lzma
 import os
 import re
 import tracemalloc
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -154,8 +155,8 @@ def test_an_encoding_is_found_out_by_the_whole_file_and_through_what_packs_it(tm
     [
         (
             "é".encode() * 9 + b"\n\xe9\n",
-            "line 2: expected UTF-8 text, as most of the file is, but byte 1 of it, 0xe9, is none (invalid continuation "
-            "byte); mend it, or save it as UTF-8",
+            "line 2: expected UTF-8 text, as most of the file is, but byte 1 of it, 0xe9, is none (invalid "
+            "continuation byte); mend it, or save it as UTF-8",
         ),
         (
             b"\x81\xe9\n",
@@ -172,7 +173,8 @@ def test_an_encoding_is_found_out_by_the_whole_file_and_through_what_packs_it(tm
         ),
         (
             b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "\xff"}\n',
-            "line 3: expected UTF-8 text, as its first bytes say, but byte 11 of it, 0xff, is none (invalid start byte)",
+            "line 3: expected UTF-8 text, as its first bytes say, but byte 11 of it, 0xff, is none "
+            "(invalid start byte)",
         ),
     ],
 )
@@ -528,7 +530,7 @@ TWICE = pa.StructArray.from_arrays([pa.array(["b"]), pa.array(["c"])], names=["r
             pa.table([["a"], ["b"], ["c"]], names=["prompt", "completion", "completion"]),
             "header: two columns are called 'completion'; rename one of them",
         ),
-        (pa.table({"prompt": ["a"], "messages": TWICE}), "file: expected .*duplicate field names"),
+        (pa.table({"prompt": ["a"], "messages": TWICE}), "messages: expected .*duplicate field names"),
     ],
 )
 def test_two_columns_or_fields_of_one_name_are_refused_in_binary_files_too(tmp_path, kind, table, message):
@@ -568,11 +570,13 @@ def test_a_line_that_no_memory_should_hold_is_refused_by_its_place(tmp_path, mon
     monkeypatch.setattr("align.data.files.MAX_LINE", 2**20)
     content = b'{"text": "whole"}\n' if "json" in name else b""
     content += head + b"a" * 2**20 + b"b"
+    packers = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    content = packers.get(Path(name).suffix, bytes)(content)
     message = [row for _, row in rows_of(tmp_path, name, content)][-1]
     assert message == "line 2: expected at most 1,048,576 characters in a line, got more"
 
 
-@pytest.mark.parametrize(("name", "limit"), [("a.json", "MAX_JSON"), ("a.txt.gz", "MAX_TEXT")])
+@pytest.mark.parametrize(("name", "limit"), [("a.json", "MAX_JSON"), ("a.txt", "MAX_TEXT")])
 def test_a_file_that_no_memory_should_hold_is_refused(tmp_path, monkeypatch, name, limit):
     monkeypatch.setattr(f"align.data.files.{limit}", 1000)
     ((_, message),) = rows_of(tmp_path, name, b'[{"text": "' + b"a" * 1000 + b'"}]')
@@ -585,7 +589,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     assert (where, str(row)) == (f"{tmp_path}/a.jsonl", "file: expected an ordinary file, got a pipe")
 
 
-@pytest.mark.parametrize("kind", [pa.duration("s"), pa.timestamp("s"), pa.date64(), pa.timestamp("us", "no/such_zone")])
+@pytest.mark.parametrize("kind", [pa.duration("s"), pa.timestamp("ms"), pa.date64(), pa.timestamp("us", "no/such_zone")])
 def test_a_time_that_python_cannot_hold_is_the_fault_of_its_column(tmp_path, kind):
     table = pa.table({"text": ["a", "b"], "when": pa.array([0, 2**62], pa.int64()).cast(kind, safe=False)})
     pq.write_table(table, tmp_path / "a.parquet")
