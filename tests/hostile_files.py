@@ -174,7 +174,9 @@ def content(rng: random.Random, kind: str, layout: str) -> bytes:
         end = rng.choice(["\n", "\n", "\r\n", "\n\n", "\r"])
         text = end.join(_json(rng, row) for row in found) + rng.choice([end, ""])
     elif kind == ".json":
-        text = rng.choice(["[{}]", "[{}]", "{}", '{{"data": [{}]}}', "[{}"]).format(",".join(_json(rng, r) for r in found))
+        text = rng.choice(["[{}]", "[{}]", "{}", '{{"data": [{}]}}', "[{}"]).format(
+            ",".join(_json(rng, r) for r in found)
+        )
     elif kind in (".csv", ".tsv"):
         text = _cells(rng, found, rng.choice([",", ";", "|", "\t"]) if kind == ".csv" else "\t")
     elif kind == ".xml":

@@ -158,6 +158,7 @@ def check_row(record: str, row: Row) -> Row:
         row = {**row, "messages": messages}
     elif record == "items":
         texts = _check_item(row)
+        row = {**row, "labels": [int(label) for label in row["labels"]]}  # 1, true and 1.0 have no common type
     elif record == "labelled":
         texts = _check_labelled(row)
     else:
@@ -500,7 +501,8 @@ def _without_empty_fields(row: Row) -> Row:
     """A column of Parquet gives every message all the fields that one of them has; take the empty ones out again."""
     for name in ("messages", "prompt"):
         messages = row.get(name)
-        if isinstance(messages, list) and messages and len(messages[0]) > 2:
+        is_of_messages = isinstance(messages, list) and messages and all(isinstance(each, dict) for each in messages)
+        if is_of_messages and len(messages[0]) > 2:  # not so where it is a column of the user's own
             row[name] = [{k: v for k, v in message.items() if v is not None} for message in messages]
     return row
 

@@ -589,7 +589,9 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     assert (where, str(row)) == (f"{tmp_path}/a.jsonl", "file: expected an ordinary file, got a pipe")
 
 
-@pytest.mark.parametrize("kind", [pa.duration("s"), pa.timestamp("ms"), pa.date64(), pa.timestamp("us", "no/such_zone")])
+@pytest.mark.parametrize(
+    "kind", [pa.duration("s"), pa.timestamp("ms"), pa.date64(), pa.timestamp("us", "no/such_zone")]
+)
 def test_a_time_that_python_cannot_hold_is_the_fault_of_its_column(tmp_path, kind):
     table = pa.table({"text": ["a", "b"], "when": pa.array([0, 2**62], pa.int64()).cast(kind, safe=False)})
     pq.write_table(table, tmp_path / "a.parquet")
