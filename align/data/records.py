@@ -501,8 +501,9 @@ def _without_empty_fields(row: Row) -> Row:
     """A column of Parquet gives every message all the fields that one of them has; take the empty ones out again."""
     for name in ("messages", "prompt"):
         messages = row.get(name)
-        is_of_messages = isinstance(messages, list) and messages and all(isinstance(each, dict) for each in messages)
-        if is_of_messages and len(messages[0]) > 2:  # not so where it is a column of the user's own
+        if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
+            continue  # a column of the user's own
+        if messages and len(messages[0]) > 2:
             row[name] = [{k: v for k, v in message.items() if v is not None} for message in messages]
     return row
 
