@@ -273,6 +273,7 @@ def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
     if wanted == "documents" and record == "demonstrations":
         return {"text": "\n\n".join(m["content"] or m.get("tool_calls", "") for m in row["messages"])}
     if wanted == "demonstrations" and record == "labelled":
+        _check_labelled(row)  # what is written out must be what it is called
         return {"messages": as_text_to_text(row, name)}
     raise ValueError(f"{record} cannot become {wanted}")
 

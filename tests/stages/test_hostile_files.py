@@ -16,7 +16,7 @@ from align.job import Inputs
 from align.stages import data as stage
 
 # Seeds on which reading once failed otherwise than in a ConfigError, or refused in a line that cannot be printed.
-REGRESSIONS = [714, 1071]
+REGRESSIONS = [714, 1071, 2895]
 ASKED = [{"role": "user", "content": "Do ducks swim?"}]
 RANKED = {"prompt": ASKED, "responses": ["yes", "no"]}
 
