@@ -19,8 +19,10 @@ from typing import Any
 import yaml
 
 from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, sha256_file, write_json
+from align.data.file_kinds import unusual_kind
 from align.data.files import PACKED, SUFFIXES, TEXTS, suffix_of
 from align.data.formats import FORMATS, GROUPED
+from align.data.model_files import check_files, check_model, read_fields
 from align.data.records import source_name
 from align.data.split_names import says_split, split_of_file, split_of_name, splits_of_names
 from align.errors import ConfigError
@@ -246,6 +248,7 @@ def resolve_model(source: str, store: Path | None) -> Source:
         store,
         lambda names: bool(known & names) or any(n.endswith(".gguf") for n in names),
         "a model's config.json or a .gguf file in it (or params_shapes.json, of GPT-1's released parameters)",
+        check_model,
     )
     several = [path.name for path in found.files if path.suffix == ".gguf"]
     if found.gguf and len(several) > 1:
@@ -307,10 +310,10 @@ def _is_adapter(folder: Path) -> bool:
 def _recorded_base(source: str, folder: Path) -> tuple[str, str]:
     """What an adapter's config says of its base: a name or a path, and the commit."""
     try:
-        read = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        kind, named, revision = read.get("peft_type"), read.get("base_model_name_or_path"), read.get("revision")
-    except (ValueError, AttributeError):
-        raise ConfigError(f"source {source!r}: {ADAPTER} in it is not the JSON of an adapter's config") from None
+        read = read_fields(folder / ADAPTER)
+    except ValueError as error:
+        raise ConfigError(f"source {source!r}: {error}") from None
+    kind, named, revision = read.get("peft_type"), read.get("base_model_name_or_path"), read.get("revision")
     if kind != "LORA":
         raise ConfigError(
             f"source {source!r}: an adapter of the kind {kind}; expected LORA; merge it into its base first "
@@ -329,6 +332,7 @@ def resolve_tokenizer(source: str, store: Path | None) -> Source:
         store,
         lambda names: bool(names & {*_TOKENIZERS}) or any(names.issuperset(pair) for pair in VOCABULARIES),
         f"a tokenizer in it: {pairs}, or {' or '.join(_TOKENIZERS)}",
+        check_files,
         without=_WEIGHTS,
     )
 
@@ -342,14 +346,14 @@ def model_kind(source: str) -> str | None:
     config = folder / "config.json"
     if scheme == "path" and _is_adapter(folder) and not config.is_file():
         # "SEQ_CLS" is peft's word for a sequence classifier.
-        return "reward_model" if '"SEQ_CLS"' in (folder / ADAPTER).read_text(encoding="utf-8") else None
+        return "reward_model" if b'"SEQ_CLS"' in (folder / ADAPTER).read_bytes() else None
     if scheme != "path" or not config.is_file():
         return None
     try:
-        read = json.loads(config.read_text(encoding="utf-8"))
-        return kind_of(read.get("architectures"), bool(read.get("is_encoder_decoder")))
-    except (ValueError, AttributeError):
-        raise ConfigError(f"source {source!r}: config.json in it is not the JSON of a model's config") from None
+        read = read_fields(config)
+    except ValueError as error:
+        raise ConfigError(f"source {source!r}: {error}") from None
+    return kind_of(read.get("architectures"), bool(read.get("is_encoder_decoder")))
 
 
 def kind_of(architectures: list[str] | None, is_encoder_decoder: bool) -> str:
@@ -360,21 +364,34 @@ def kind_of(architectures: list[str] | None, is_encoder_decoder: bool) -> str:
 
 
 def _resolve_folder(
-    source: str, store: Path | None, fits: Callable[[set[str]], bool], wanted: str, without: tuple[str, ...] = ()
+    source: str,
+    store: Path | None,
+    fits: Callable[[set[str]], bool],
+    wanted: str,
+    check: Callable[[Path, list[Path]], None],
+    without: tuple[str, ...] = (),
 ) -> Source:
-    """A pinned repository of the Hub, or a folder whose files' names fit; files ending as in `without` do not count."""
+    """A pinned repository of the Hub, or a folder whose files' names fit; files ending as in `without` do not count.
+
+    `check` raises `ValueError` where no library should open the files.
+    """
     scheme, _, rest = source.partition(":")
     if scheme == "hf" and rest:
         return _on_hub(rest, source)
     folder = expanded(rest)
     known = scheme == "path" and rest and folder.is_dir()
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in without) if known else []
+    files = sorted(p for p in folder.iterdir() if not p.is_dir() and p.suffix not in without) if known else []
     if scheme == "path" and folder.suffix == ".gguf" and folder.is_file():
         folder, files = folder.parent, [folder]
     if not fits({p.name for p in files}):
         missing = scheme == "path" and rest and not folder.exists()
         more = f"; no such file or folder{beside(folder)}" if missing else hint(source)
         raise ConfigError(f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with {wanted}{more}")
+    try:
+        # A file that the user named itself may be a link to anywhere.
+        check(files[0].resolve().parent if files[0] == expanded(rest) else folder, files)
+    except ValueError as error:
+        raise ConfigError(f"source {source!r}: {error}") from None
     digests = file_digests(files, store)
     return Source(
         DataCard(name=folder.name, licence="yours"),
@@ -402,6 +419,8 @@ def _local(card: DataCard, source: str, root: Path, store: Path | None) -> Sourc
     found = {path for pattern in card.local for path in root.glob(pattern)}
     for path in sorted(found):
         _refuse_broken_link(source, path)
+        if not path.is_dir():
+            _refuse_unusual(source, path)
     files = sorted(path for path in found if path.is_file())
     if not files:
         patterns = ", ".join(card.local) or "no files"
@@ -418,7 +437,10 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
     _refuse_broken_link(source, path)
     if path.is_dir():
         files, left_out = _rows_and_others(_files_below(source, path))
+        for file in files:
+            _refuse_unusual(source, file)
     else:
+        _refuse_unusual(source, path)
         files = [path] if path.is_file() else []
     if not files:
         what = f"holds no {', '.join(SUFFIXES)} file" if path.is_dir() else f"no such file or folder{beside(path)}"
@@ -459,6 +481,12 @@ def _refuse_broken_link(source: str, path: Path) -> None:
             f"{source}: {path} is a broken symbolic link, to {os.readlink(path)}; bring back what it points to, or "
             f"remove the link"
         )
+
+
+def _refuse_unusual(source: str, path: Path) -> None:
+    """Refuse a pipe, which would wait for a writer, a device, which may never end, and the like."""
+    if (kind := unusual_kind(path)) is not None:
+        raise ConfigError(f"{source}: {path}: expected an ordinary file, got {kind}")
 
 
 def _rows_and_others(paths: list[Path]) -> tuple[list[Path], list[Path]]:

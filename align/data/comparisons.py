@@ -227,7 +227,27 @@ def labelled_targets(row: dict[str, Any]) -> Iterator[Row]:
 def given_ranks(row: dict[str, Any]) -> Iterator[Row]:
     """Our own columns: `responses` and `ranks`. Columns besides them are kept."""
     lists = {name: from_json(row.get(name)) for name in ("responses", "ranks")}
+    _check_places(lists["responses"], lists["ranks"])
     yield {**row, **lists, "prompt": with_system(row, prompt_in(row, "prompt"))}
+
+
+def _check_places(responses: Any, ranks: Any) -> None:
+    """Refuse numbers that are no places of a ranking: of scores the highest is the best, and all would be inverted.
+
+    Both ways of counting behind a tie are places: 1, 1, 2 and 1, 1, 3.
+    """
+    if not isinstance(responses, list) or not isinstance(ranks, list) or len(ranks) != len(responses):
+        return  # `check_row` says what is wrong
+    if not all(type(rank) is int for rank in ranks):
+        return
+    places = [1 + sum(other < rank for other in ranks) for rank in ranks]
+    if ranks not in (places, [1 + sorted(set(ranks)).index(rank) for rank in ranks]):
+        shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+        raise Malformed(
+            "ranks",
+            f"expected the places of {len(ranks)} responses, 1 for the best, 2 for the next, and the same for a tie, "
+            f"got {shown}; where these are scores, and more is better, write places in their stead",
+        )
 
 
 # -- an answer a row: rows that share a prompt are one ranking -------------------------------------------------------

@@ -19,7 +19,6 @@ import itertools
 import json
 import lzma
 import re
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,25 +27,31 @@ from typing import Any, NamedTuple, TextIO
 from xml.etree import ElementTree
 
 from align.data.columns import plain_name
+from align.data.file_kinds import unusual_kind
 from align.data.formats import SPELLINGS
-from align.data.records import Malformed, read_parquet
+from align.data.records import Malformed, read_batches
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".txt", ".md")
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # may follow those that are text
 TEXTS = (".txt", ".md")  # beside tables these are read-mes
 
 _BLOCK = 2**20  # bytes
+# Longer ones are no rows: a few bytes of a packed file can stand for gigabytes, and memory would hold them.
+MAX_LINE = 2**26  # characters of a line, and of a cell
+MAX_JSON = 2**30  # characters of a `.json` file, which is read whole; as Python's objects it takes several times that
+MAX_TEXT = 2**32  # characters of a text file, which is one row
 _BATCH_ROWS = 1000
 _MARKS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _BYTE_ORDER_MARKS = (  # UTF-32's little-endian one begins with UTF-16's
-    (codecs.BOM_UTF8, "utf-8-sig", None),
-    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
-    (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
-    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
-    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
+    (codecs.BOM_UTF8, "utf-8-sig", "utf-8", None),
+    (codecs.BOM_UTF32_LE, "utf-32", "utf-32-le", "UTF-32"),
+    (codecs.BOM_UTF32_BE, "utf-32", "utf-32-be", "UTF-32"),
+    (codecs.BOM_UTF16_LE, "utf-16", "utf-16-le", "UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16", "utf-16-be", "UTF-16"),
 )
 # A record of tab-separated cells, in which each cell that holds a quote is enclosed in quotes: what CSV writers make.
 _ENCLOSED = re.compile(r'(?:(?:"(?:[^"]|"")*+"|[^"\t\r\n]*+)(?:\t|\r?\n|$))+')
+_AS_LINES = "write its rows as JSON lines (jq -c '.[]' FILE), which are read one by one"
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # Excel's first line of a table that is not separated by commas
 
 Say = Callable[[str], None]
@@ -81,6 +86,9 @@ def read_file(
         text_tables: read `.txt` as tab-separated cells under a line of column names.
         columns_of: gets the first line of a table, and returns the names of its columns where that line is a row.
     """
+    if (kind := unusual_kind(path)) is not None:
+        yield RawRow(str(path), Malformed("file", f"expected an ordinary file, got {kind}"))
+        return
     suffix = suffix_of(path)
     if suffix == ".txt" and text_tables:
         suffix = ".tsv"
@@ -110,7 +118,8 @@ def _text_rows(text: _Text, suffix: str, say: Say, columns_of: ColumnsOf) -> Ite
         yield from _rows_under_header(text.path, _tsv_records(text, say), say, columns_of)
     else:
         with text.open() as file:
-            yield RawRow(str(text.path), {"text": file.read(), "file": text.path.name})
+            content = _whole(file, MAX_TEXT, "split it into several files")
+        yield RawRow(str(text.path), {"text": content, "file": text.path.name})
 
 
 # -- bytes and characters ----------------------------------------------------------------------------------------
@@ -153,55 +162,105 @@ def _encoding(path: Path, say: Say) -> str:
     Raises:
         Malformed: it is damaged UTF-8, or no text at all.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
     with _binary(path) as file:
-        block = file.read(_BLOCK)
-        for mark, encoding, name in _BYTE_ORDER_MARKS:
-            if block.startswith(mark):
-                if name is not None:
-                    say(f"{path}: read as {name}")
-                return encoding
-        head = block[:1000]
-        if 4 * head.count(0) > len(head):
-            raise Malformed(
-                "file", "expected UTF-8 text, got zero bytes, as UTF-16 without its mark has; save it as UTF-8"
-            )
-        try:
-            while block:
-                decoder.decode(block)
-                block = file.read(_BLOCK)
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            pass
-        except (EOFError, OSError, zlib.error, lzma.LZMAError):
-            return "utf-8"  # reading it will say what is wrong, behind the rows that are whole
-        else:
-            return "utf-8"
-    name = _one_byte_encoding(path)
+        head = file.read(1000)
+    for mark, encoding, without_mark, name in _BYTE_ORDER_MARKS:
+        if head.startswith(mark):
+            if name is not None:
+                say(f"{path}: read as {name}")
+            if bad := _first_bad_byte(path, without_mark):
+                raise Malformed(bad.line, f"expected {name or 'UTF-8'} text, as its first bytes say, but {bad.what}")
+            return encoding
+    if 4 * head.count(0) > len(head):
+        raise Malformed("file", "expected UTF-8 text, got zero bytes, as UTF-16 without its mark has; save it as UTF-8")
+    bad = _first_bad_byte(path, "utf-8")
+    if bad is None:
+        return "utf-8"
+    name = _one_byte_encoding(path, bad)
     say(f"{path}: read as {name}, for it is not UTF-8; save it as UTF-8 if letters are wrong")
     return "cp1252"
 
 
-def _one_byte_encoding(path: Path) -> str:
-    """The name of the encoding of a file that is not UTF-8."""
-    characters, first, stray = 0, "", set()
-    num_stray = 0
+class _BadByte(NamedTuple):
+    """A byte that the encoding of a file does not have there."""
+
+    line: str  # `line 17`
+    what: str  # `byte 4 of it, 0xff, is none (invalid start byte)`
+
+
+def _first_bad_byte(path: Path, encoding: str) -> _BadByte | None:
+    """The first byte that is none of an encoding; None of a file that is whole, and of one that cannot be unpacked.
+
+    Of the latter, reading it says what is wrong, behind the rows that are whole.
+    """
+    decoder = codecs.getincrementaldecoder(encoding)()
+    line, in_line = 1, 0  # the line that a block begins in, and the bytes of it that came before
     with _binary(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.isascii():
-                continue
-            wide = re.findall(r"[^\x00-\x7f]", line.decode("utf-8", "surrogateescape"))
+        while True:
+            try:
+                block = file.read(_BLOCK)
+            except (EOFError, OSError, zlib.error, lzma.LZMAError):
+                return None
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                whole = error.object[: error.start].decode(encoding)
+                at = len(whole.rpartition("\n")[2].encode(encoding)) + (0 if "\n" in whole else in_line)
+                what = f"byte {at + 1} of it, 0x{error.object[error.start]:02x}, is none ({error.reason})"
+                return _BadByte(f"line {line + whole.count(chr(10))}", what)
+            if not block:
+                return None
+            line += text.count("\n")
+            in_line = len(text.rpartition("\n")[2].encode(encoding)) + (0 if "\n" in text else in_line)
+
+
+def _one_byte_encoding(path: Path, bad: _BadByte) -> str:
+    """The name of the encoding of a file that is not UTF-8, of which the first byte that is none of it is known."""
+    characters, stray = 0, set()
+    num_stray = 0
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    with _binary(path) as file:
+        while block := file.read(_BLOCK):
+            wide = re.findall(r"[^\x00-\x7f]", decoder.decode(block))
             found = [ord(character) - 0xDC00 for character in wide if "\udc80" <= character <= "\udcff"]
-            if found and not first:
-                first = f"line {number} has the byte 0x{found[0]:02x}"
             stray |= set(found)
             num_stray += len(found)
             characters += len(wide) - len(found)
     if characters >= num_stray:
-        raise Malformed("file", f"expected UTF-8 text, as most of it is, but {first}; mend it, or save it as UTF-8")
+        advice = "mend it, or save it as UTF-8"
+        raise Malformed(bad.line, f"expected UTF-8 text, as most of the file is, but {bad.what}; {advice}")
     if stray & {0x81, 0x8D, 0x8F, 0x90, 0x9D}:  # Windows-1252 has no character there
-        raise Malformed("file", f"expected UTF-8 text, but {first}, and it is not Windows-1252; save it as UTF-8")
+        raise Malformed(bad.line, f"expected UTF-8 text, but {bad.what}, and it is not Windows-1252; save it as UTF-8")
     return "Windows-1252" if any(byte < 0xA0 for byte in stray) else "Latin-1"
+
+
+def _lines_of(file: TextIO) -> Iterator[str]:
+    """The lines of a file; memory holds one, and no longer one than a row may be.
+
+    Raises:
+        Malformed: a line is longer.
+    """
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise Malformed(f"line {number}", f"expected at most {MAX_LINE:,} characters in a line, got more")
+        yield line
+
+
+def _whole(file: TextIO, most: int, advice: str) -> str:
+    """All that a file holds.
+
+    Raises:
+        Malformed: that is more than `most` characters.
+    """
+    parts, size = [], 0
+    while part := file.read(_BLOCK):
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise Malformed("file", f"expected at most {most:,} characters, got more; {advice}")
+    return "".join(parts)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------
@@ -255,8 +314,8 @@ def _mark(text: _Text) -> tuple[str, int]:
 
 def _quoted_records(file: TextIO, mark: str, skipped: int = 0) -> Iterator[_Record]:
     """Records in which quotes enclose cells. A record with other quotes is malformed, and the next line begins anew."""
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(file, delimiter=mark, strict=True)
+    csv.field_size_limit(MAX_LINE)
+    reader = csv.reader(_lines_of(file), delimiter=mark, strict=True)
     while True:
         begin = skipped + reader.line_num + 1
         try:
@@ -275,14 +334,14 @@ def _quoted_records(file: TextIO, mark: str, skipped: int = 0) -> Iterator[_Reco
 def _tsv_records(text: _Text, say: Say) -> Iterator[_Record]:
     """Tab-separated cells. Quotes are text, as in GLUE, unless each cell that holds one is enclosed in them."""
     with text.open() as file:
-        quoted = _encloses_cells(file)
+        quoted = _encloses_cells(_lines_of(file))
     if quoted:
         say(f"{text.path}: quotes enclose its cells, as a spreadsheet writes them")
         with text.open(keep_line_ends=True) as file:
             yield from _quoted_records(file, "\t")
         return
     with text.open() as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines_of(file), 1):
             if line != "\n":
                 yield _Record(number, line.removesuffix("\n").split("\t"))
 
@@ -369,19 +428,19 @@ def _other_width(path: Path, expected: int, got: int) -> Malformed:
 
 def _json_lines(text: _Text, say: Say) -> Iterator[RawRow]:
     with text.open() as file:
-        first = next((line.strip() for line in file if line.strip()), "")
+        first = next((line.strip() for line in _lines_of(file) if line.strip()), "")
     if first == "{":
         raise Malformed("file", "expected one object a line, got one over several; put each in one line (jq -c . FILE)")
     if first.startswith("["):
         rows = None
         with text.open() as file, contextlib.suppress(ValueError, RecursionError):
-            rows = json.load(file, object_pairs_hook=_of_pairs)
+            rows = json.loads(_whole(file, MAX_JSON, _AS_LINES), object_pairs_hook=_of_pairs)
         if rows is not None:
             say(f"{text.path}: holds one JSON list, not JSON lines; read as that")
             yield from _listed(text.path, rows)
             return
     with text.open() as file:
-        yield from _lines(text.path, file)
+        yield from _lines(text.path, _lines_of(file))
 
 
 def _lines(path: Path, lines: Iterable[str]) -> Iterator[RawRow]:
@@ -392,7 +451,7 @@ def _lines(path: Path, lines: Iterable[str]) -> Iterator[RawRow]:
 
 def _json(text: _Text, say: Say) -> Iterator[RawRow]:
     with text.open() as file:
-        content = file.read()
+        content = _whole(file, MAX_JSON, _AS_LINES)
     try:
         rows = json.loads(content, object_pairs_hook=_of_pairs)
     except (ValueError, RecursionError) as error:
@@ -459,9 +518,12 @@ def _parquet(path: Path) -> Iterator[RawRow]:
 
     try:
         _refuse_twice(pq.read_schema(path).names)
-        for number, row in enumerate(read_parquet(path), 1):
-            yield RawRow(f"{path}:{number}", row)
-    except (pa.ArrowException, OSError, ValueError) as error:  # the last: two fields of one name within a column
+        number = 0
+        for batch in read_batches(path):
+            for row in _rows_of_batch(batch):
+                number += 1
+                yield RawRow(f"{path}:{number}", row)
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:  # `ValueError`: two fields of one name
         yield RawRow(str(path), Malformed("file", f"expected Parquet ({' '.join(str(error).split())[:100]})"))
 
 
@@ -479,11 +541,31 @@ def _arrow(path: Path) -> Iterator[RawRow]:
             batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
             for batch in batches:
                 for begin in range(0, batch.num_rows, _BATCH_ROWS):
-                    for row in batch.slice(begin, _BATCH_ROWS).to_pylist():
+                    for row in _rows_of_batch(batch.slice(begin, _BATCH_ROWS)):
                         number += 1
                         yield RawRow(f"{path}:{number}", row)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
         yield RawRow(str(path), Malformed("file", f"expected Arrow ({' '.join(str(error).split())[:100]})"))
+
+
+def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
+    """The rows of an Arrow batch as Python's values.
+
+    Raises:
+        Malformed: a column holds what Python has no value for, such as a time before the year 1.
+    """
+    import pyarrow as pa
+
+    try:
+        return batch.to_pylist()
+    except (pa.ArrowException, ValueError, ArithmeticError, TypeError, LookupError):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column.to_pylist()
+            except (pa.ArrowException, ValueError, ArithmeticError, TypeError, LookupError) as error:
+                said = " ".join(str(error).split())[:100]
+                raise Malformed(name, f"expected a value that Python can hold, got a {column.type} ({said})") from None
+        raise
 
 
 def _pairs(path: Path) -> Iterator[RawRow]:

@@ -178,7 +178,7 @@ def query_choices(row: dict[str, Any]) -> Iterator[Row]:
     choices = [check_text(choice, "choices") for choice in _list(row.get("choices"), "choices")]
     right = _place(row, choices)
     if (siqa := _SIQA.fullmatch(query)) and choices == list("ABC")[: len(choices)]:
-        answers = [line[3:] for line in siqa[3].splitlines()]
+        answers = [line[3:] for line in siqa[3].removesuffix("\n").split("\n")]
         if len(answers) != len(choices):
             raise Malformed("query", f"expected as many choices as there are, {len(choices)}, got {len(answers)}")
         yield _choice(f"Q: {siqa[1]} {siqa[2]}\nA:", answers, right)

@@ -71,7 +71,8 @@ class Malformed(Exception):
     """A row is not what its format says; `field` names the place."""
 
     def __init__(self, field: str, what: str):
-        super().__init__(f"{field}: {what}")
+        # A name in a file may hold half of a surrogate pair, which cannot be printed.
+        super().__init__(f"{field}: {what}".encode(errors="backslashreplace").decode())
 
 
 class OutOfTurn(Malformed):
@@ -157,6 +158,7 @@ def check_row(record: str, row: Row) -> Row:
         row = {**row, "messages": messages}
     elif record == "items":
         texts = _check_item(row)
+        row = {**row, "labels": [int(label) for label in row["labels"]]}  # 1, true and 1.0 have no common type
     elif record == "labelled":
         texts = _check_labelled(row)
     else:
@@ -271,6 +273,7 @@ def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
     if wanted == "documents" and record == "demonstrations":
         return {"text": "\n\n".join(m["content"] or m.get("tool_calls", "") for m in row["messages"])}
     if wanted == "demonstrations" and record == "labelled":
+        _check_labelled(row)  # what is written out must be what it is called
         return {"messages": as_text_to_text(row, name)}
     raise ValueError(f"{record} cannot become {wanted}")
 
@@ -499,18 +502,25 @@ def _without_empty_fields(row: Row) -> Row:
     """A column of Parquet gives every message all the fields that one of them has; take the empty ones out again."""
     for name in ("messages", "prompt"):
         messages = row.get(name)
-        if isinstance(messages, list) and messages and len(messages[0]) > 2:
+        if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
+            continue  # a column of the user's own
+        if messages and len(messages[0]) > 2:
             row[name] = [{k: v for k, v in message.items() if v is not None} for message in messages]
     return row
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
     """The rows of a Parquet file, in the memory of some of them however long its row groups are."""
+    for batch in read_batches(path):
+        yield from batch.to_pylist()
+
+
+def read_batches(path: Path) -> Iterator[Any]:
+    """The Arrow batches of a Parquet file, of some rows each."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-            yield from batch.to_pylist()
+        yield from file.iter_batches(batch_size=_BATCH_ROWS)
 
 
 def count_rows(folder: Path, split: str) -> int:

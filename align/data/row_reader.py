@@ -67,6 +67,7 @@ class RowReader:
         self._found_columns: set[str] = set()  # of `columns`, those that some row has
         self._read_fields: set[str] = set()  # of `columns`, those that some format reads or keeps
         self._respelled: dict[tuple[Any, ...], dict[str, str]] = {}
+        self._kind = ""  # of labelled rows: what their label is
         self._groups = _Groups(folder)
 
     def read(self, raw: RawRow, split: str | None = None) -> Iterator[Read]:
@@ -196,6 +197,8 @@ class RowReader:
         except ValueError as error:
             raise Malformed("row", f"its columns make it one of {record}; {error}") from None
         else:
+            if self.record == "labelled":
+                self._require_one_kind(made)
             if self.record == "prompts" and record != "prompts":
                 self.unanswered[record] += 1
             if record == "demonstrations" and "tools" in found and "tools" not in made:
@@ -203,6 +206,14 @@ class RowReader:
             if record == "demonstrations" != self.record and any("weight" in each for each in found["messages"]):
                 self.unused["messages[].weight"] += 1
             yield Read(split, found, made)
+
+    def _require_one_kind(self, made: Row) -> None:
+        """Refuse a class among choices or scores: a dataset is of one task, and its column `label` of one type."""
+        given = next((name for name in ("choices", "score") if made.get(name) is not None), "label")
+        what = {"choices": "the place of the right choice", "score": "a score", "label": "a class"}
+        self._kind = self._kind or given
+        if given != self._kind:
+            raise Malformed(given, f"expected {what[self._kind]}, as the rows before have, got {what[given]}")
 
     def _join(self, name: str, split: str | None, pieces: list[Row]) -> Iterator[Read]:
         for found in GROUPED[name].join(pieces):

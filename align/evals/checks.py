@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from align.data.model_files import check_model
 from align.errors import ConfigError
 from align.functions import check_file, load_function
 from align.rollout.rewards import Episodes, RewardFunction, call_functions
@@ -34,7 +35,7 @@ def load_check(reference: str, device: torch.device) -> Check:
 
 def _word_list(path: Path) -> Check:
     """1 where an answer holds a listed word or phrase, whole, in any case: a line each, # for remarks."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     listed = [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
     if not listed:
         raise ConfigError(f"words:{path}: expected a word or phrase a line, got none")
@@ -45,8 +46,19 @@ def _word_list(path: Path) -> Check:
 
 def _classifier(folder: Path, label: str, device: torch.device) -> Check:
     """The probability of a label, by a text classifier as `transformers` saves it."""
+    try:
+        check_model(folder, sorted(path for path in folder.iterdir() if not path.is_dir()))
+    except ValueError as error:
+        raise ConfigError(f"classifier:{folder}: {error}") from None
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    # The plain attention, whatever the config says: it may name a kernel of the Hub, which would be fetched and run.
     model, loading = AutoModelForSequenceClassification.from_pretrained(
-        folder, trust_remote_code=False, output_loading_info=True
+        folder,
+        config=config,
+        attn_implementation="eager",
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
     )
     if loading["missing_keys"]:
         raise ConfigError(f"classifier:{folder}: it holds no classifier ({min(loading['missing_keys'])} is missing)")

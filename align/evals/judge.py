@@ -160,7 +160,7 @@ class Endpoint:
         whole = text[: text.rfind("\n") + 1]  # not the last line of a process that was killed while it wrote
         if whole != text:
             self.kept.write_text(whole, encoding="utf-8")
-        return dict(json.loads(line) for line in whole.splitlines())
+        return dict(json.loads(line) for line in whole.split("\n")[:-1])
 
     def _ask(self, text: str) -> str:
         body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": text}]}

@@ -24,7 +24,9 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from align.artifacts import ADAPTER_WEIGHTS
 from align.data.cards import Source, kind_of
+from align.errors import ConfigError
 from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
 from align.models.heads import SHIFT, open_classifier
 from align.models.vocabulary import DRAWN
@@ -34,6 +36,10 @@ _NAMES = {
     "seq2seq_model": "an encoder-decoder",
     "reward_model": "a sequence classifier",
 }
+
+# A config may name an attention kernel of the Hub, which `transformers` would fetch and run: it is opened with the
+# library's plain one. Pickled weights can run code too.
+_SAFE = {"attn_implementation": "eager", "use_safetensors": True}
 
 
 def open_model(source: Source, kind: str) -> PreTrainedModel:
@@ -57,11 +63,13 @@ def open_model(source: Source, kind: str) -> PreTrainedModel:
         _require_full_weights(config)
     try:
         dtype = torch.float32 if gguf else _dtype_of_files(source) or "auto"
-        given = {**source.pretrained, **gguf, "dtype": dtype}
+        given = {**source.pretrained, **gguf, "dtype": dtype, **_SAFE}
         if kind == "reward_model":
             model, info = open_classifier(config, **given)
         else:
             auto = AutoModelForCausalLM if kind == "model" else AutoModelForSeq2SeqLM
+            # The config is handed over: read again, what it says of its attention would win over ours.
+            given |= {} if gguf else {"config": config}
             model, info = auto.from_pretrained(**given, output_loading_info=True)
     except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
         raise ValueError(_one_line(error, source.gguf)) from None
@@ -88,6 +96,8 @@ def open_adapted(adapter: Source, base: Source, kind: str) -> PreTrainedModel:
     name = str(adapter.pretrained["pretrained_model_name_or_path"])
     where = {} if adapter.root is not None else {"revision": adapter.pretrained["revision"]}
     try:
+        # Without this file `peft` would unpickle another.
+        cached_file(name, ADAPTER_WEIGHTS, **where)
         config = peft.PeftConfig.from_pretrained(name, **where)
         weights = peft.load_peft_weights(name, device="cpu", **where)
         with warnings.catch_warnings():
@@ -120,7 +130,7 @@ def _open_base(base: Source, kind: str) -> PreTrainedModel:
         if kind_of(config.architectures, config.is_encoder_decoder) != "model":
             return open_model(base, kind)
         config.num_labels = 1
-        model, info = open_classifier(config, **base.pretrained, dtype=torch.float32)
+        model, info = open_classifier(config, **base.pretrained, dtype=torch.float32, **_SAFE)
         info["missing_keys"] = {name for name in info["missing_keys"] if not name.startswith("score.")}
         info["unexpected_keys"] = {name for name in info["unexpected_keys"] if not name.startswith("lm_head.")}
         _require_whole(model, info, kind)
@@ -248,4 +258,6 @@ def _one_line(error: Exception | str, gguf: str | None = None) -> str:
         return f"a file of weights is cut or damaged ({text})"
     if "ignore_mismatched_sizes" in text:
         return "its weights have other sizes than its config says"
+    if not isinstance(error, str | OSError | ValueError | ConfigError):  # a KeyError's text is the key alone
+        return f"its files are not what transformers expects ({type(error).__name__}: {text[:300]})"
     return text[:300]

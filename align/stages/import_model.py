@@ -78,6 +78,7 @@ def _open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         return open_tokenizer(source)
     except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
         said = " ".join(str(error).split())[:200]
+        said = said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
         raise ValueError(f"its tokenizer does not open ({said})") from None
 
 
@@ -105,6 +106,7 @@ def _complete(cfg: ImportModel, model: PreTrainedModel, tokenizer: PreTrainedTok
             "or the one that you give by chat_template=path:FILE"
         )
     before = set(tokenizer.get_vocab().values())
+    _require_near_ids(before, model)
     added = complete(tokenizer, None if cfg.kind == "seq2seq_model" else _template(cfg.chat_template))
     if cfg.kind == "reward_model":
         read_whole_dialogues(tokenizer, model.config.pad_token_id)
@@ -116,6 +118,16 @@ def _complete(cfg: ImportModel, model: PreTrainedModel, tokenizer: PreTrainedTok
     draw_rows(model, sorted(new), derive_seed(0, "import_model", "rows"), untrained=[tokenizer.pad_token_id])
     if added:
         job.info(f"added {', '.join(added)}")
+
+
+def _require_near_ids(ids: set[int], model: PreTrainedModel) -> None:
+    """Raise `ValueError` where an id is so large that most rows of the embeddings would be of no token."""
+    largest, rows = max(ids, default=0), model.get_input_embeddings().num_embeddings
+    if largest >= max(rows, 2 * len(ids)):
+        raise ValueError(
+            f"its tokenizer has {len(ids):,} entries, and the id of one is {largest:,}; expected ids below {rows:,}, "
+            f"the rows of the model's embeddings"
+        )
 
 
 def _template(named: str) -> str:

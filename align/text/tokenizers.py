@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from align.text.chat import CHAT_TEMPLATE, ROLE_TOKENS, SPACELESS_CHAT_TEMPLATE, stop_ids
 from align.text.encoding import chat_template_of
+from align.text.template_trial import try_template
 from align.text.unigram import learn_pieces
 
 EOS = "<|endoftext|>"
@@ -108,7 +109,8 @@ def complete(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = KEE
             text of another; None: it needs none.
 
     Raises:
-        ValueError: it has no end-of-text token and is not GPT-1's, or several chat templates and no default.
+        ValueError: it has no end-of-text token and is not GPT-1's, or several chat templates and no default, or a chat
+            template that needs too much time or memory.
     """
     added = []
     if chat_template == KEEP:
@@ -122,6 +124,9 @@ def complete(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = KEE
     if chat_template not in (None, KEEP, ALIGN):
         tokenizer.chat_template = chat_template
         added.append(f"the chat template given{instead}")
+    came = None if chat_template == ALIGN else chat_template_of(tokenizer)
+    if came not in (None, CHAT_TEMPLATE, SPACELESS_CHAT_TEMPLATE):
+        try_template(came, tokenizer.special_tokens_map)  # before anything renders it in this process
     ours = chat_template == ALIGN or (chat_template == KEEP and chat_template_of(tokenizer) is None)
     ends = [tokenizer.eos_token_id] if ours or chat_template is None else stop_ids(tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:

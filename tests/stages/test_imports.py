@@ -261,4 +261,4 @@ def test_what_is_no_model_is_refused(here: Path) -> None:
     assert kinds in refused("import_model", source="path:x", kind="encoder")
     (here / "odd").mkdir()
     (here / "odd/config.json").write_text("[]")
-    assert "config.json in it is not the JSON of a model's config" in refused("import_model", source="path:odd")
+    assert "config.json: expected a JSON object, got a list" in refused("import_model", source="path:odd")

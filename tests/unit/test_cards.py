@@ -3,6 +3,8 @@
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from align.data import smallworld
 from align.data.cards import cards_folders, file_digests, load_card, resolve, resolve_model
@@ -338,12 +340,12 @@ def test_a_model_is_a_folder_with_a_config(folder):
         ):
             resolve_model(source, None)
     (folder / "model/config.json").write_text("{}")
-    (folder / "model/model.safetensors").write_text("weights")
+    save_file({"weights": torch.zeros(2)}, folder / "model/model.safetensors")
     (folder / "model/sub/other.bin").write_text("not a part")
     source = resolve_model("path:model", folder / "store")
     assert [path.name for path in source.files] == ["config.json", "model.safetensors"]
     assert source.root.samefile(folder / "model")
-    (folder / "model/model.safetensors").write_text("others.")
+    save_file({"weights": torch.ones(2)}, folder / "model/model.safetensors")
     assert resolve_model("path:model", folder / "store").digest != source.digest
 
 

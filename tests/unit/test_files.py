@@ -5,8 +5,10 @@ import csv
 import gzip
 import json
 import lzma
+import os
 import re
 import tracemalloc
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -153,17 +155,27 @@ def test_an_encoding_is_found_out_by_the_whole_file_and_through_what_packs_it(tm
     [
         (
             "é".encode() * 9 + b"\n\xe9\n",
-            "file: expected UTF-8 text, as most of it is, but line 2 has the byte 0xe9; mend it, or save it as UTF-8",
+            "line 2: expected UTF-8 text, as most of the file is, but byte 1 of it, 0xe9, is none (invalid "
+            "continuation byte); mend it, or save it as UTF-8",
         ),
         (
             b"\x81\xe9\n",
-            "file: expected UTF-8 text, but line 1 has the byte 0x81, and it is not Windows-1252; save it as UTF-8",
+            "line 1: expected UTF-8 text, but byte 1 of it, 0x81, is none (invalid start byte), and it is not "
+            "Windows-1252; save it as UTF-8",
         ),
         (
             "text\nabc\n".encode("utf-16-le"),
             "file: expected UTF-8 text, got zero bytes, as UTF-16 without its mark has; save it as UTF-8",
         ),
-        (b"\xff\xfea\x00\n", "file: expected UTF-16-LE text (truncated data)"),
+        (
+            b"\xff\xfea\x00\n",
+            "line 1: expected UTF-16 text, as its first bytes say, but byte 5 of it, 0x0a, is none (truncated data)",
+        ),
+        (
+            b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "\xff"}\n',
+            "line 3: expected UTF-8 text, as its first bytes say, but byte 11 of it, 0xff, is none "
+            "(invalid start byte)",
+        ),
     ],
 )
 def test_a_file_that_is_no_text_or_damaged_is_malformed(tmp_path, name, content, message):
@@ -518,7 +530,7 @@ TWICE = pa.StructArray.from_arrays([pa.array(["b"]), pa.array(["c"])], names=["r
             pa.table([["a"], ["b"], ["c"]], names=["prompt", "completion", "completion"]),
             "header: two columns are called 'completion'; rename one of them",
         ),
-        (pa.table({"prompt": ["a"], "messages": TWICE}), "file: expected .*duplicate field names"),
+        (pa.table({"prompt": ["a"], "messages": TWICE}), "messages: expected .*duplicate field names"),
     ],
 )
 def test_two_columns_or_fields_of_one_name_are_refused_in_binary_files_too(tmp_path, kind, table, message):
@@ -539,3 +551,50 @@ def test_quotes_in_a_csv_file_of_tabs_may_be_text_and_the_error_says_how(tmp_pat
     assert problem.endswith("; where quotes are text, name the file .tsv")
     ((_, problem),) = rows_of(tmp_path, "b.csv", 'text,label\na"b" "c,"1\n')
     assert ".tsv" not in problem
+
+
+@pytest.mark.parametrize("before", [0, 2**20 - 2, 2**20, 3 * 2**20 + 5])
+def test_a_bad_byte_is_named_by_its_line_and_its_place_in_it(tmp_path, before):
+    """Wherever the blocks end in which a file is read; U+2028 and U+0085 end no line."""
+    line = "\u2028\u0085é".encode() + b"a" * before
+    content = "é\n".encode() * 20 + line + b"\xff" + "é\n".encode() * 20
+    ((_, message),) = rows_of(tmp_path, "a.jsonl", content)
+    assert f"line 21: expected UTF-8 text, as most of the file is, but byte {len(line) + 1} of it, 0xff, is" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("a.jsonl.gz", b'{"text": "'), ("a.csv.bz2", b"text\n"), ("a.tsv.xz", b"text\n"), ("a.jsonl", b'{"text": "')],
+)
+def test_a_line_that_no_memory_should_hold_is_refused_by_its_place(tmp_path, monkeypatch, name, head):
+    monkeypatch.setattr("align.data.files.MAX_LINE", 2**20)
+    content = b'{"text": "whole"}\n' if "json" in name else b""
+    content += head + b"a" * 2**20 + b"b"
+    packers = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    content = packers.get(Path(name).suffix, bytes)(content)
+    message = [row for _, row in rows_of(tmp_path, name, content)][-1]
+    assert message == "line 2: expected at most 1,048,576 characters in a line, got more"
+
+
+@pytest.mark.parametrize(("name", "limit"), [("a.json", "MAX_JSON"), ("a.txt", "MAX_TEXT")])
+def test_a_file_that_no_memory_should_hold_is_refused(tmp_path, monkeypatch, name, limit):
+    monkeypatch.setattr(f"align.data.files.{limit}", 1000)
+    ((_, message),) = rows_of(tmp_path, name, b'[{"text": "' + b"a" * 1000 + b'"}]')
+    assert message.startswith("file: expected at most 1,000 characters, got more; ")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    ((where, row),) = read_file(tmp_path / "a.jsonl")
+    assert (where, str(row)) == (f"{tmp_path}/a.jsonl", "file: expected an ordinary file, got a pipe")
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.duration("s"), pa.timestamp("ms"), pa.date64(), pa.timestamp("us", "no/such_zone")]
+)
+def test_a_time_that_python_cannot_hold_is_the_fault_of_its_column(tmp_path, kind):
+    table = pa.table({"text": ["a", "b"], "when": pa.array([0, 2**62], pa.int64()).cast(kind, safe=False)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    *_, (where, row) = read_file(tmp_path / "a.parquet")
+    assert where.startswith(f"{tmp_path}/a.parquet")
+    assert str(row).startswith("when: expected a value that Python can hold")

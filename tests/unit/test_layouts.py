@@ -1566,9 +1566,9 @@ def deep_tree(levels):
         ("prompts", {"prompt": Q, "a\ud800": 1}, "column: expected text that UTF-8 can hold"),
         ("demonstrations", deep_tree(900), "row: expected fewer lists and objects in each other"),
         ("comparisons", {"prompt": Q, "responses": [A, B], "ranks": [1, 10**30]},
-         "ranks: expected whole numbers below 2,147,483,648"),
+         "ranks: expected the places of 2 responses, 1 for the best"),
         ("comparisons", {"prompt": Q, "responses": [A, B], "ranks": [-(10**30), 1]},
-         "ranks: expected whole numbers below 2,147,483,648"),
+         "ranks: expected the places of 2 responses, 1 for the best"),
     ],
 )  # fmt: skip
 def test_a_row_that_cannot_be_kept_or_read_is_malformed(record, row, message):

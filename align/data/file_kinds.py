@@ -1,0 +1,29 @@
+"""What a path is where it is no ordinary file, found out without opening it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISDIR, "a folder"),
+)
+
+
+def unusual_kind(path: Path) -> str | None:
+    """What a path is where it is no ordinary file: "a pipe", "a device"; None of a file, and of nothing at all.
+
+    It is not opened: a pipe would wait for a writer, and a device may never end.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), None)
+    if kind is None and path.resolve().is_relative_to("/proc"):
+        return "an entry of /proc"
+    return kind

@@ -1,0 +1,184 @@
+"""Whatever a folder of a model holds, import makes a model of it or refuses it in one line, and runs nothing of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hostile_models import CANARY, EITHER, REFUSED, Spoil, bytes_changed
+from tiny_models import tiny_model, tiny_tokenizer
+
+from align.__main__ import main
+from align.data.cards import resolve_model
+from align.errors import ConfigError
+from align.models.load import save_model
+
+IMPORT = ["import_model", "source=path:model", "store=artifacts", "tracker=none"]
+NUM_CHANGED = 300  # folders with some bytes changed
+
+# What each kind of fault is told by, one of a kind: the first ten are seen before anything is opened.
+SAID = {
+    "pickle that runs code": "its weights are pickles (pytorch_model.bin)",
+    "pickle named safetensors": "model.safetensors: expected safetensors, got a pickle",
+    "header past the file": "its first 8 bytes say a header of 1,099,511,627,776 bytes, and the file has",
+    "header is a list": "its header is a list, not an object",
+    "offsets overlap": "no weight has the bytes before 'model.embed_tokens.weight'",
+    "offsets past the file": "by its data_offsets",
+    "weights lack their last bytes": "bytes by its header, and",
+    "index names a device": 'expected the name of a .safetensors file in the same folder, got "/dev/zero"',
+    "index names a file that is not there": "model-00009.safetensors is not in the folder",
+    "weight map is a list": "weight_map: expected an object of weights and their files, got a list",
+    "a file of weights is a link out of the folder": "got a link out of the folder, to ",
+    "model_type is ['llama']": 'config.json: model_type: expected text, got ["llama"]',
+    "config is nested 100,000 deep": "config.json: expected fewer lists and objects in each other",
+    "hidden_size is nan": "config.json: expected JSON (a number is NaN)",
+    "num_hidden_layers is 1000000000": "1,000,000,000 layers, and its weights hold 20 tensors",
+    "config.json is a pipe": "config.json: expected an ordinary file, got a pipe",
+    "config.json is a device": "config.json: expected an ordinary file, got a device",
+    "tokenizer_config.json with model_max_length 'long'": "model_max_length: expected a finite number, got",
+    "generation_config.json with stop_strings [7]": "stop_strings: expected text or a list of text, got [7]",
+}
+# Seen only when the model is opened.
+SAID_LATER = {
+    "auto_map of an unknown type": "it needs code of its own repository, and align runs no such code",
+    "tokenizer.json is an empty object": "its tokenizer does not open (KeyError: 'added_tokens')",
+    "an id of 2**31 in the vocabulary": "the id of one is 2,147,483,648; expected ids below 280",
+    "template: a text of a gigabyte": "its chat template needs more than 512 MiB of memory",
+    "template: a text of megabytes": "its chat template writes more than 500,000 characters",
+    "template: raises": "its chat template fails: TemplateError: no",
+    "template: writes nothing": "its chat template does not write what the user and the assistant say",
+}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good") / "model"
+    save_model(tiny_model("llama"), tiny_tokenizer(), folder)
+    return folder
+
+
+@pytest.fixture
+def spoiled(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A function that makes a spoiled copy, `model`, in an own folder where commands then run."""
+
+    def make(spoil: Spoil) -> Path:
+        folder = tmp_path / "here"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        shutil.copytree(good, folder / "model")
+        shutil.copy(good / "model.safetensors", folder / "elsewhere.safetensors")
+        spoil(folder / "model")
+        monkeypatch.chdir(folder)
+        return folder / "model"
+
+    return make
+
+
+def imported(capsys: pytest.CaptureFixture[str]) -> str:
+    """Import `model`: the line that refuses it, "" where there is none; anything else fails the test."""
+    code = main(IMPORT)
+    errors = [line for line in capsys.readouterr().err.split("\n") if line.startswith("error: ")]
+    made = list(Path("artifacts/objects/import_model").glob("*/manifest.json"))
+    assert not Path(CANARY).exists()
+    assert (code, len(errors), len(made)) in ((0, 0, 1), (2, 1, 0)), errors
+    assert "path:model" in "".join(errors) or not errors
+    return "".join(errors)
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_no_library_should_open_is_refused_before_anything_runs(spoiled, name: str) -> None:
+    spoiled((REFUSED | EITHER)[name])
+    with pytest.raises(ConfigError) as caught:
+        resolve_model("path:model", None)
+    assert SAID[name] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SAID_LATER)
+def test_what_does_not_open_is_refused_in_a_line_and_nothing_is_written(spoiled, capsys, name: str) -> None:
+    spoiled((REFUSED | EITHER)[name])
+    assert SAID_LATER[name] in imported(capsys)
+
+
+def test_an_attention_that_a_config_names_is_not_taken(spoiled, capsys) -> None:
+    """Without the package `kernels` transformers refuses the model; with it, it fetches what is named, and runs it."""
+    for field in ("_attn_implementation", "attn_implementation"):
+        spoiled(EITHER[f"{field} is org/kernel"])
+        assert imported(capsys) == ""
+        (config,) = Path("artifacts/objects/import_model").glob("*/config.json")
+        assert "org/kernel" not in config.read_text()
+
+
+# What transformers imports: decorators that change nothing, and functions that fetch, which note that they were called.
+_NOTING = """
+class Anything:
+    def __init__(self, *a, **k): pass
+    def __call__(self, *a, **k): return a[0] if a else self
+    def __getattr__(self, name): return Anything()
+
+def __getattr__(name):
+    if name.startswith('__'):
+        raise AttributeError(name)
+    if 'get' in name or 'load' in name or 'install' in name:
+        return lambda *a, **k: NOTING
+    return Anything if name[0].isupper() else lambda *a, **k: Anything()
+"""
+
+
+@pytest.mark.slow
+def test_no_kernel_is_fetched(spoiled, tmp_path: Path) -> None:
+    """With a package called `kernels` that notes each call: none comes."""
+    spoiled(EITHER["_attn_implementation is org/kernel"])
+    package = tmp_path / "packages"
+    (package / "kernels-0.18.2.dist-info").mkdir(parents=True)
+    (package / "kernels-0.18.2.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n"
+    )
+    (package / "kernels").mkdir()
+    noting = f"open({str(Path(CANARY).absolute())!r}, 'a').write(name)"
+    (package / "kernels/__init__.py").write_text(_NOTING.replace("NOTING", noting))
+    places = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", str(Path(__file__).parents[2]))])
+    done = subprocess.run(
+        [sys.executable, "-m", "align", *IMPORT],
+        env={**os.environ, "PYTHONPATH": places},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not Path(CANARY).exists(), Path(CANARY).read_text()
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_snapshot_of_the_hub_s_cache_may_link_to_its_blobs(good: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--name/snapshots/0123"
+    (tmp_path / "models--org--name/blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for i, path in enumerate(sorted(good.iterdir())):
+        shutil.copy(path, tmp_path / f"models--org--name/blobs/{i}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{i}")
+    assert len(resolve_model(f"path:{snapshot}", None).files) == len(list(good.iterdir()))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", REFUSED)
+def test_every_spoiled_folder_is_refused_in_a_line(spoiled, capsys, name: str) -> None:
+    spoiled(REFUSED[name])
+    assert imported(capsys)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", EITHER)
+def test_every_odd_folder_is_read_or_refused_in_a_line(spoiled, capsys, name: str) -> None:
+    spoiled(EITHER[name])
+    imported(capsys)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(NUM_CHANGED))
+def test_a_folder_with_bytes_changed_is_read_or_refused_in_a_line(spoiled, capsys, seed: int) -> None:
+    spoiled(bytes_changed(seed))
+    imported(capsys)
