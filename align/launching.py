@@ -198,8 +198,9 @@ class Launcher:
 
     def _each_by_itself(self, members: dict[int, list[str]]) -> list[JobReturn]:
         """Each as a job of submitit's own, as many at once as there are cores for."""
-        # Ctrl-C would end submitit's process over a member, and so the member: blocked here, it is blocked there.
-        blocked = (signal.SIG_BLOCK, [signal.SIGINT])
+        # Ctrl-C, or a terminal that closes, would end submitit's process over a member: blocked here, they are blocked
+        # there. The member hears of both from this process, as SIGTERM.
+        blocked = (signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
         with ThreadPoolExecutor(self.task.at_once, initializer=signal.pthread_sigmask, initargs=blocked) as pool:
             return list(pool.map(self._alone, members.values(), members.keys()))
 
