@@ -87,7 +87,7 @@ def trial_of(number: int, only: str | None) -> Trial:
     target = "parent"
     if kind == "ranks" and how == "KILL":
         target = rng.choice(("parent", "rank 0", "rank 1"))
-    launcher = rng.choice(LAUNCHERS)
+    launcher = rng.choice(LAUNCHERS) if kind == "sweep" else "none"
     if kind == "sweep" and how == "KILL" and launcher != "basic":
         target = rng.choice(("parent", "member"))
     moment = rng.choice(("random", "random", "random", *MOMENTS))
