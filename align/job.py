@@ -382,7 +382,7 @@ def _device(name: str) -> torch.device:
         raise ConfigError("hardware.device: cuda was asked for and torch finds none; use auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))  # set by torchrun, one GPU a process
+    local = int(os.environ.get("LOCAL_RANK", "0"))  # set by run_ranks, one GPU a process
     if local >= torch.cuda.device_count():
         raise ConfigError(f"hardware.num_processes: expected at most a process a GPU, and there are {local}")
     device = torch.device("cuda", local)

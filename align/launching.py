@@ -2,15 +2,21 @@
 
 Members that run at once share the cores. A member that is killed stops no other: joblib ends its whole pool when one
 of its processes is killed, and submitit stops waiting for the others. A stop reaches those that run, and the others do
-not begin.
+not begin. Members on this machine end with the process that runs the sweep, however that one ends; what waits in
+SLURM's queue is cancelled when the sweep is stopped or fails.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +29,17 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from align.cores import cores
-from align.errors import AlignError
-from align.stop import STOPPED_CODE, on_stop, stopped
+from align.errors import AlignError, ConfigError, Preempted, StoreError
+from align.stop import STOPPED_CODE, end_when, end_with_parent, on_stop, stopped
 from align.sweeps import KILLED, Fate, fates
 
 Task = Callable[[DictConfig], int]
-STOPPED = "stopped"  # a file in the sweep's folder: who has not begun shall not
+STOPPED = "stopped"  # a file in the sweep's folder, with the signal's number: members that have not begun shall not
+SWEEPING = "sweep.lock"  # a file there that the sweep's process holds locked for as long as it is
+_STOP_CODES = {128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+_SUBMITTED = "_submitted.pkl"  # submitit's file for each job, after the job's id
+_QUEUE_SECONDS = 60.0  # between two questions to SLURM why jobs wait
+_FIRST_QUEUE_SECONDS = 5.0
 
 
 class MemberTask:
@@ -38,15 +49,51 @@ class MemberTask:
         self.task, self.folder = task, folder
         self.ended: dict[int, int] = {}  # exit codes of those that a pool launched anew shall not do again
         self.at_once = 1
+        self.kind = "basic"  # of launcher
 
     def __call__(self, config: DictConfig) -> int:
         number = HydraConfig.get().job.num
         if number in self.ended:
             return self.ended[number]
-        if (self.folder / STOPPED).exists():
-            return STOPPED_CODE
-        with _stoppable(), _numbered(number) if self.at_once > 1 else contextlib.nullcontext():
-            return self.task(config)
+        if self.kind == "local":  # a grandchild of the sweep's process; those of joblib are children, see `_in_a_pool`
+            _end_with_sweep(self.folder)
+        code = stop_code(self.folder)
+        if code is None:
+            try:
+                with _stoppable(), _numbered(number) if self.at_once > 1 else contextlib.nullcontext():
+                    code = self.task(config)
+            except Preempted as error:
+                code = error.exit_code
+        if self.kind in ("joblib", "local") and not _is_held(self.folder / SWEEPING):
+            os._exit(code)  # the sweep's process is gone, and one of loky's would wait for more to do
+        return code
+
+
+def stop_code(folder: Path) -> int | None:
+    """The exit code of members that a stop of the sweep keeps from beginning; None while none was asked for."""
+    try:
+        return 128 + int((folder / STOPPED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:  # it is being written
+        return STOPPED_CODE
+
+
+@functools.cache  # once a process, which may run several members
+def _end_with_sweep(folder: Path) -> None:
+    end_when(lambda: not _is_held(folder / SWEEPING))
+
+
+def _is_held(lock: Path) -> bool:
+    """True while a process has the file locked. A lock ends with its process, wherever it stands in the tree."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 class Prepared(NamedTuple):
@@ -84,14 +131,19 @@ class Launcher:
             self._tell()
         if self.task.at_once > 1:
             members = {number: self._with_share(number, overrides) for number, overrides in members.items()}
-        if self.kind == "joblib":
-            run = self._in_a_pool
-        elif self.kind == "local":
-            run = self._each_by_itself
-        else:
-            return self.inner.launch(list(members.values()), initial_job_idx)
-        with _stop_reaches(self.task.folder, by_terminal=self.kind == "joblib"):
-            return run(members)
+        self.task.kind = self.kind
+        runs = {"joblib": self._in_a_pool, "local": self._each_by_itself, "slurm": self._in_slurm}
+        run = runs.get(self.kind, self._in_this_process)
+        with _sweeping(self.task.folder), _stop_reaches(self.task.folder, self.kind):
+            returned = run(members)
+        code = stop_code(self.task.folder)
+        if code is None:
+            return returned
+        # Members hear of any stop as SIGTERM; the sweep ends by the signal that it was given.
+        return [_returned(code) if each.return_value in _STOP_CODES else each for each in returned]
+
+    def _in_this_process(self, members: dict[int, list[str]]) -> list[JobReturn]:
+        return self.inner.launch(list(members.values()), min(members))
 
     def _tell(self) -> None:
         told, where = f"-- {len(self.members)} members", self.settings.get("submitit_folder")
@@ -116,6 +168,7 @@ class Launcher:
     def _in_a_pool(self, members: dict[int, list[str]]) -> list[JobReturn]:
         """In joblib's pool; where it breaks down, those that were cut off are tried alone, then the others go on."""
         first, codes = min(members), self.task.ended
+        self.inner.joblib |= {"initializer": end_with_parent, "initargs": (os.getpid(),)}
         for _ in members:
             try:
                 return self.inner.launch(list(members.values()), first)
@@ -123,8 +176,9 @@ class Launcher:
                 known = self._settled(members)
             cut = [number for number, fate in known.items() if fate.state == "killed" and number not in codes]
             codes |= {number: fate.code for number, fate in known.items() if number not in cut}
-            if (self.task.folder / STOPPED).exists():
-                return [_returned(codes.get(number, STOPPED_CODE)) for number in members]
+            stop = stop_code(self.task.folder)
+            if stop is not None:
+                return [_returned(codes.get(number, stop)) for number in members]
             if not cut:
                 continue  # it was none of ours that ran
             names = ", ".join(map(str, cut))
@@ -144,8 +198,9 @@ class Launcher:
 
     def _each_by_itself(self, members: dict[int, list[str]]) -> list[JobReturn]:
         """Each as a job of submitit's own, as many at once as there are cores for."""
-        # Ctrl-C would end submitit's process over a member, and so the member: blocked here, it is blocked there.
-        blocked = (signal.SIG_BLOCK, [signal.SIGINT])
+        # Ctrl-C, or a terminal that closes, would end submitit's process over a member: blocked here, they are blocked
+        # there. The member hears of both from this process, as SIGTERM.
+        blocked = (signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
         with ThreadPoolExecutor(self.task.at_once, initializer=signal.pthread_sigmask, initargs=blocked) as pool:
             return list(pool.map(self._alone, members.values(), members.keys()))
 
@@ -162,6 +217,96 @@ class Launcher:
             fate = fates(self.task.folder).get(number)
             print(f"-- {number}: {fate.state if fate else 'not begun'}", file=sys.stderr, flush=True)
         return returned
+
+    def _in_slurm(self, members: dict[int, list[str]]) -> list[JobReturn]:
+        """Each as a job of SLURM's; what is left in its queue when this ends is cancelled."""
+        if shutil.which("sbatch") is None or shutil.which("srun") is None:
+            raise ConfigError("launcher=slurm: sbatch and srun are not on this machine; use launcher=submitit_local")
+        folder = Path(self.settings.submitit_folder)
+        while "%" in folder.name or "%" in str(folder.parent):
+            folder = folder.parent
+        queue = Queue(folder)
+        try:
+            with queue.telling():
+                try:
+                    return self.inner.launch(list(members.values()), min(members))
+                except Exception as error:
+                    if not type(error).__module__.startswith("submitit."):
+                        raise
+                    if not queue.jobs():
+                        told = " ".join(str(error).split())
+                        raise StoreError(f"launcher=slurm: SLURM did not take the jobs: {told}") from error
+                    queue.wait()  # submitit stops waiting when a job was killed; the others go on
+        except _Cancelled:
+            queue.cancel()
+            with contextlib.suppress(_Cancelled):  # asked again: at once
+                queue.wait()
+        finally:
+            queue.cancel()
+        known, stop = fates(self.task.folder), stop_code(self.task.folder)
+        codes = {number: fate.code for number, fate in known.items() if fate.state != "running"}
+        return [_returned(codes.get(number, KILLED if stop is None else stop)) for number in members]
+
+
+class _Cancelled(BaseException):
+    """The sweep is to stop while it waits for SLURM. No `Exception`: submitit goes on after those."""
+
+
+class Queue:
+    """The jobs that a sweep put into SLURM's queue, by the files that submitit leaves for each in `folder`."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._before = set(self._submitted())  # of an earlier batch
+
+    def _submitted(self) -> list[str]:
+        return sorted(path.name.removesuffix(_SUBMITTED) for path in self._folder.rglob(f"*{_SUBMITTED}"))
+
+    def jobs(self) -> list[str]:
+        return [job for job in self._submitted() if job not in self._before]
+
+    def left(self) -> dict[str, tuple[str, str]]:
+        """The state of each job that has not ended, and why it is in it, as SLURM says."""
+        jobs = self.jobs()
+        if not jobs:
+            return {}
+        command = ["squeue", "--noheader", "--format=%i|%T|%r", f"--jobs={','.join(jobs)}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        rows = [line.split("|") for line in done.stdout.splitlines()]
+        return {row[0].strip(): (row[1], row[2].strip()) for row in rows if len(row) == 3}
+
+    def wait(self) -> None:
+        """Return when no job is left."""
+        while self.left():
+            time.sleep(_FIRST_QUEUE_SECONDS)
+
+    def cancel(self) -> None:
+        """Cancel the jobs that are left: SLURM sends SIGTERM to those that run, which save."""
+        if left := self.left():
+            subprocess.run(["scancel", *left], capture_output=True, check=False)
+            print(f"-- cancelled in SLURM: {', '.join(left)}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Say meanwhile why jobs wait, whenever that changes."""
+        over = threading.Event()
+
+        def tell() -> None:
+            told: dict[str, str] = {}
+            pause = _FIRST_QUEUE_SECONDS
+            while not over.wait(pause):
+                pause = _QUEUE_SECONDS
+                waiting = {job: why for job, (state, why) in self.left().items() if state == "PENDING"}
+                for job, why in waiting.items():
+                    if told.get(job) != why:
+                        print(f"-- {job} waits in SLURM's queue: {why}", file=sys.stderr, flush=True)
+                told = waiting
+
+        threading.Thread(target=tell, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
 
 def members_at_once(kind: str, settings: DictConfig, count: int) -> int:
@@ -186,17 +331,29 @@ def _returned(code: int) -> JobReturn:
 # -- stopping ----------------------------------------------------------------------------------------------------
 
 
-def _stop_reaches(folder: Path, by_terminal: bool) -> contextlib.AbstractContextManager[None]:
-    """Pass SIGTERM and Ctrl-C on to the members of a sweep that run on this machine; no other begins then.
+@contextlib.contextmanager
+def _sweeping(folder: Path) -> Iterator[None]:
+    """Hold the lock by which members see that the sweep's process is there."""
+    lock = folder / SWEEPING
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
-    `by_terminal`: their terminal tells them of Ctrl-C already, and a second signal would end them at once.
-    """
+
+def _stop_reaches(folder: Path, kind: str) -> contextlib.AbstractContextManager[None]:
+    """Pass a stop on to the members of a sweep that run; no other begins then."""
 
     def stop(number: int, frame: object) -> None:
-        (folder / STOPPED).touch()
-        print("\nstopping the members that run at their next step", file=sys.stderr, flush=True)
+        (folder / STOPPED).write_text(str(number), encoding="utf-8")
+        with contextlib.suppress(OSError):  # the terminal of a lost connection is gone
+            print("\nstopping the members that run at their next step", file=sys.stderr, flush=True)
+        if kind == "slurm":
+            raise _Cancelled
         for fate in fates(folder).values():
-            if fate.state == "running" and fate.pid and not (by_terminal and number == signal.SIGINT):
+            if fate.state == "running" and fate.pid and fate.pid != os.getpid():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(fate.pid, signal.SIGTERM)
 
@@ -205,9 +362,13 @@ def _stop_reaches(folder: Path, by_terminal: bool) -> contextlib.AbstractContext
 
 def _stoppable() -> contextlib.AbstractContextManager[None]:
     """Between steps, and while another process is waited for, a stop ends the member as in the middle of a step."""
+    heard: set[int] = set()
 
     def stop(number: int, frame: object) -> None:
-        raise stopped(number)
+        # Ctrl-C comes from the terminal, then SIGTERM from the sweep's process: the second must not cut off the first.
+        if not heard or number in heard:
+            heard.add(number)
+            raise stopped(number)
 
     return on_stop(stop)
 

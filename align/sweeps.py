@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.artifacts import Artifact, ArtifactStore, write_json
-from align.errors import StoreError
+from align.errors import Preempted, StoreError
 
 _FOLDER = "members"
 KILLED = 137  # what a shell says of a process that ended by SIGKILL
@@ -41,7 +41,7 @@ class Record(NamedTuple):
 
     number: int
     knobs: dict[str, str]
-    state: str  # running, done, failed, killed
+    state: str  # running, done, failed, stopped, killed
     error: str
     made: dict[str, Artifact]
     tries: int = 1
@@ -73,6 +73,9 @@ def recorded(member: Member | None) -> Iterator[list[Any]]:
         write_json(file, record)
         try:
             yield outcomes
+        except Preempted as error:
+            write_json(file, record | {"state": "stopped", "code": error.exit_code})
+            raise
         except Exception as error:
             code = getattr(error, "exit_code", 1)
             write_json(file, record | {"state": "failed", "error": str(error), "code": code})

@@ -1,24 +1,29 @@
 """Run one step's stage, in this process or as one rank of several.
 
-With `hardware.num_processes` above 1, torchrun starts this module once a rank; each reads the same request, and rank 0
-leaves the metrics behind.
+With `hardware.num_processes` above 1, `run_ranks` starts this module once for each rank; each reads the same request
+and leaves a file that says how it ended. There is no torchrun in between: its agent takes as long to start as a rank,
+hides which rank died of what, and is one more process that can be killed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import importlib
 import json
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from align.artifacts import Artifact, ArtifactStore, write_json
 from align.configs import RunConfig, StageConfig, stage_class
@@ -28,8 +33,14 @@ from align.errors import AlignError, StoreError, naming_the_world
 from align.job import Inputs, Job, Metrics, emulates_bf16
 from align.memory import reuse_freed_memory
 from align.seeds import derive_seed
-from align.stop import Stop
+from align.stop import Stop, end_with_parent
 from align.tracking import NoTracker, Tracked, Tracker, make_tracker
+
+RANKS_LOG = "ranks.log"  # in the step's work folder: what the ranks print besides rank 0's progress
+_LISTENER = "ALIGN_LISTENER"  # the open port that rank 0 serves, as a file descriptor
+_LOOK_SECONDS = 0.1
+_KILLED_SECONDS = 3.0  # for the other ranks to end when one was killed: they have nothing left to save
+_FAILED_SECONDS = 60.0  # when one ended by itself: others may be saving, or telling W&B
 
 
 def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
@@ -77,7 +88,11 @@ def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
 def run_ranks(
     config: StageConfig, inputs: Inputs, tracked: Tracked, work: Path, settings: RunConfig, stop: Stop
 ) -> Metrics:
-    """Run the stage under torchrun."""
+    """Run the stage in several processes on this machine, and wait until all of them have ended.
+
+    Raises:
+        AlignError: what the rank that failed first says, or the signal that killed it.
+    """
     request = {
         "stage": config.STAGE,
         "config": asdict(config),
@@ -85,90 +100,185 @@ def run_ranks(
         "tracked": asdict(tracked),
         "settings": {**asdict(settings), "store": str(Path(settings.store).absolute())},
     }
-    write_json(work / "request.json", request)
-    result = work / "result.json"
-    result.unlink(missing_ok=True)
-    launcher = f"torch.distributed.run --standalone --nproc-per-node={settings.hardware.num_processes} -m align.worker"
-    command = [sys.executable, "-m", *launcher.split(), str(work)]
-    threads = settings.hardware.threads or max(1, cores() // settings.hardware.num_processes)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with _passed_on(work / "ranks.log") as (stream, pass_on):
-        ranks = subprocess.Popen(
-            command,
-            env=environment,
-            stderr=stream,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
-        )
-        told = False
-        while ranks.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                ranks.wait(timeout=0.2)
-            pass_on()
-            if stop.signal is not None and not told:
-                ranks.send_signal(signal.SIGTERM)
-                told = True
-    outcome = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
-    if "metrics" in outcome:
-        return outcome["metrics"]
+    log = work / RANKS_LOG
+    log.write_text("", encoding="utf-8")
+    count = settings.hardware.num_processes
+    ranks: list[subprocess.Popen[bytes]] = []
+    # A folder of this start's own: ranks whose parent was killed may still tell how they ended.
+    # Rank 0 is handed an open port: one that was only found to be free may be taken before it listens.
+    with (
+        tempfile.TemporaryDirectory(prefix="ranks-", dir=work) as own,
+        _console(Path(own)) as (console, pass_on),
+        log.open("ab") as quiet,
+        socket.create_server(("127.0.0.1", 0), backlog=2 * count) as port,
+    ):
+        folder = Path(own)
+        write_json(folder / "request.json", request)
+        try:
+            for rank in range(count):
+                ranks.append(_start_rank(rank, folder, settings, port, console if rank == 0 else quiet))
+            _wait_for(ranks, stop, pass_on)
+            codes = [process.poll() for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()  # does nothing to a process that has ended
+                process.wait()
+        outcomes = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("rank-*.json")]
+    return _metrics(tracked.name, log, codes, outcomes, stop)
+
+
+def _start_rank(
+    rank: int, folder: Path, settings: RunConfig, port: socket.socket, output: IO[Any]
+) -> subprocess.Popen[bytes]:
+    count = settings.hardware.num_processes
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(settings.hardware.threads or max(1, cores() // count)),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port.getsockname()[1]),
+    }
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is reported once, not by each other rank
+    if rank == 0:
+        environment[_LISTENER] = str(port.fileno())
+    # A session of its own: Ctrl-C in a terminal reaches the parent alone, which asks each rank once.
+    return subprocess.Popen(
+        [sys.executable, "-m", "align.worker", str(folder), str(os.getpid())],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=(port.fileno(),) if rank == 0 else (),
+        start_new_session=True,
+    )
+
+
+def _wait_for(ranks: Sequence[subprocess.Popen[bytes]], stop: Stop, pass_on: Callable[[], None]) -> None:
+    """Return when all ranks have ended, or a while after the first that failed: the others cannot go on without it."""
+    told, until = False, math.inf
+    while any(process.poll() is None for process in ranks) and time.monotonic() < until:
+        time.sleep(_LOOK_SECONDS)
+        pass_on()
+        if stop.signal is not None and not told:
+            told = True
+            for process in ranks:
+                process.terminate()
+        failed = [process.returncode for process in ranks if process.returncode]
+        if failed and until == math.inf:
+            until = time.monotonic() + (_KILLED_SECONDS if min(failed) < 0 else _FAILED_SECONDS)
+
+
+def _metrics(
+    name: str, log: Path, codes: Sequence[int | None], outcomes: Sequence[dict[str, Any]], stop: Stop
+) -> Metrics:
+    """The metrics of the stage; else raise the error that came first, and not those of ranks that missed the others.
+
+    Args:
+        codes: how each rank ended; None for one that had to be ended.
+        outcomes: what ranks say of it.
+    """
+    outcomes = sorted(outcomes, key=lambda outcome: outcome["at"])
+    for outcome in outcomes:
+        if "metrics" in outcome:
+            return outcome["metrics"]
     if stop.signal is not None:
         raise stop.error()
-    code = outcome.get("exit_code", 1)
-    kind = next((kind for kind in AlignError.__subclasses__() if kind.exit_code == code), AlignError)
-    error = kind(outcome.get("error", f"{tracked.name}: a process ended with exit code {ranks.returncode}; see above"))
+    for outcome in outcomes:
+        if outcome["kind"] is not None:
+            kinds = {kind.__name__: kind for kind in AlignError.__subclasses__()}
+            raise _with_code(kinds.get(outcome["kind"], AlignError)(outcome["error"]), outcome["exit_code"])
+    killed = [(rank, -code) for rank, code in enumerate(codes) if code is not None and code < 0]
+    killed.sort(key=lambda pair: pair[1] != signal.SIGKILL)  # SIGKILL first: a rank that lost another one may abort
+    if killed:
+        rank, number = killed[0]
+        names = {each.value: each.name for each in signal.Signals}
+        why = " (out of memory?)" if number == signal.SIGKILL else f"; {log} has what it printed"
+        said = f"rank {rank} was killed by {names.get(number, f'signal {number}')}{why}"
+        raise _with_code(AlignError(f"{name}: {said}; give the same command to go on"), 128 + number)
+    if outcomes:
+        said = f"rank {outcomes[0]['rank']}: {outcomes[0]['error']} (a defect of align, not of yours"
+        raise AlignError(f"{name}: {said}; {log} shows where)")
+    rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
+    raise AlignError(f"{name}: rank {rank} ended with exit code {code}; {log} has what it printed")
+
+
+def _with_code(error: AlignError, code: int) -> AlignError:
     error.exit_code = code
-    raise error
+    return error
 
 
 @contextlib.contextmanager
-def _passed_on(log: Path) -> Iterator[tuple[TextIO | None, Callable[[], None]]]:
-    """A stream for the standard error of processes, and what passes it on to ours.
+def _console(folder: Path) -> Iterator[tuple[IO[Any], Callable[[], None]]]:
+    """Where rank 0 prints, and a function that passes on what it printed.
 
-    That is no file in a notebook, or where a caller keeps what is printed: then they write to `log`.
+    Our own standard error, where that is the process's. In a notebook, in a member of a sweep, or where a caller keeps
+    what is printed it is not: then rank 0 prints to a file, and this process passes it on.
     """
-    try:
-        sys.stderr.fileno()
-    except OSError:
-        with log.open("w", encoding="utf-8") as written, log.open(encoding="utf-8", errors="replace") as read:
-
-            def pass_on() -> None:
-                sys.stderr.write(read.read())
-
-            yield written, pass_on
-            pass_on()
+    ours: IO[Any] = sys.stderr
+    if ours is sys.__stderr__:
+        yield ours, lambda: None
         return
-    yield None, lambda: None
+    printed = folder / "rank-0.txt"
+    with printed.open("wb") as written, printed.open(encoding="utf-8", errors="replace") as read:
+
+        def pass_on() -> None:
+            sys.stderr.write(read.read())
+
+        yield written, pass_on
+        pass_on()
 
 
-def main(work: Path) -> None:
+def main(folder: Path, parent: int) -> None:
     """One rank: read the request, run, and leave the outcome."""
-    _die_with_parent()
-    request = json.loads((work / "request.json").read_text(encoding="utf-8"))
-    settings = typed(RunConfig, request["settings"])
-    with (work / "ranks.lock").open("w") as lock:
-        if os.environ["RANK"] == "0":
+    end_with_parent(parent)
+    work, rank = folder.parent, int(os.environ["RANK"])
+    with _telling(folder, rank) as outcome, (work / "ranks.lock").open("w") as lock:
+        if rank == 0:
             fcntl.flock(lock, fcntl.LOCK_EX)  # ranks whose parent was killed may still be saving
-        _run_rank(work, settings, request)
+        request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+        outcome["metrics"] = _run_rank(work, typed(RunConfig, request["settings"]), request, rank)
 
 
-def _run_rank(work: Path, settings: RunConfig, request: dict[str, Any]) -> None:
+def _run_rank(work: Path, settings: RunConfig, request: dict[str, Any], rank: int) -> Metrics:
     import torch.distributed as dist
 
-    dist.init_process_group()  # gloo for what is on the CPU, nccl for what is on a GPU
+    world_size = int(os.environ["WORLD_SIZE"])
+    _join(rank, world_size)
     store = ArtifactStore(settings.store)
     inputs = Inputs({slot: tuple(_input(store, *ref) for ref in refs) for slot, refs in request["inputs"].items()})
     config = typed(stage_class(request["stage"]), request["config"])
-    stop = Stop()
+    stop = Stop(silent=True)  # the parent says it
     tracked = Tracked(**request["tracked"])
     tracker: Tracker = NoTracker()
-    if dist.get_rank() == 0:
+    if rank == 0:
         tracker = make_tracker(settings.tracker, store.root)
         tracker.start(tracked, work)
-    job = Job(tracked.name, work, settings, tracker, stop, dist.get_rank(), dist.get_world_size())
-    with stop.listening(), _telling(work, job.is_main) as outcome, naming_the_world(str(store.root)):
-        outcome["metrics"] = run_stage(config, inputs, job)
+    job = Job(tracked.name, work, settings, tracker, stop, rank, world_size)
+    try:
+        with stop.listening():
+            metrics = run_stage(config, inputs, job)
+    except BaseException:
+        tracker.finish(exit_code=1)
+        raise
     tracker.finish()
     dist.destroy_process_group()
+    return metrics
+
+
+def _join(rank: int, world_size: int) -> None:
+    """Meet the other ranks: gloo for what is on the CPU, nccl for what is on a GPU."""
+    import torch.distributed as dist
+
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size,
+        is_master=rank == 0,
+        master_listen_fd=int(os.environ[_LISTENER]) if rank == 0 else None,
+    )
+    dist.init_process_group(store=store, rank=rank, world_size=world_size)
 
 
 def _input(store: ArtifactStore, stage: str, key: str) -> Artifact:
@@ -179,25 +289,24 @@ def _input(store: ArtifactStore, stage: str, key: str) -> Artifact:
 
 
 @contextlib.contextmanager
-def _telling(work: Path, is_main: bool) -> Iterator[dict[str, Any]]:
-    """Leave behind what came out, on rank 0; an error of the user's world as its line and exit code."""
+def _telling(folder: Path, rank: int) -> Iterator[dict[str, Any]]:
+    """Leave how this rank ended: rank 0 its metrics, any rank its error, of the user's world or a defect of ours."""
     outcome: dict[str, Any] = {}
+    failed: dict[str, Any] = {}
     try:
-        yield outcome
+        with naming_the_world():
+            yield outcome
     except AlignError as error:
-        # Whoever has it: the others then end for want of this process, and know nothing of why.
-        write_json(work / "result.json", {"error": str(error), "exit_code": error.exit_code})
-        sys.exit(error.exit_code)
-    if is_main:
-        write_json(work / "result.json", outcome)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the parent dies; elsewhere an orphan goes on, holding the step's lock."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        failed = {"kind": type(error).__name__, "error": str(error), "exit_code": error.exit_code}
+    except Exception as error:
+        with (folder.parent / RANKS_LOG).open("a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+        failed = {"kind": None, "error": f"{type(error).__name__}: {' '.join(str(error).split())}", "exit_code": 1}
+    if failed or rank == 0:
+        write_json(folder / f"rank-{rank}.json", {"rank": rank, "at": time.time(), **(failed or outcome)})
+    if failed:
+        sys.exit(failed["exit_code"])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _ppo_child import IMPORT_RSS, bf16_peak, rss
+from _ppo_child import ANSWERS, IMPORT_RSS, bf16_peak, rss
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from align.artifacts import Artifact
@@ -36,7 +36,7 @@ def wait() -> None:
 def tell(begun: float, loss: float | None, loading: float = 0.0) -> None:
     seconds = time.perf_counter() - begun
     told = {"seconds": seconds, "loss": loss, "loading_seconds": loading, "peak_rss_bytes": rss("VmHWM")}
-    print(json.dumps(told | {"import_rss_bytes": IMPORT_RSS}), flush=True)
+    print(json.dumps(told | {"import_rss_bytes": IMPORT_RSS}), file=ANSWERS, flush=True)
 
 
 class Turns(Job):
@@ -152,7 +152,7 @@ def main() -> None:
         if settings["side"] == "ours":
             reuse_freed_memory()  # as `run_stage` does
         ready = {"ready": True, "bf16_flops": bf16_peak(torch.device("cpu")) if settings["side"] == "ours" else None}
-        print(json.dumps(ready), flush=True)
+        print(json.dumps(ready), file=ANSWERS, flush=True)
         {"ours": ours, "trainer": trainer, "plain": plain}[settings["side"]](settings, Path(folder))
 
 

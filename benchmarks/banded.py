@@ -12,14 +12,13 @@ context over 1024 to 16,384 tokens: 1 is linear, 2 the square.
 from __future__ import annotations
 
 import math
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from _banded_child import step
+from _peer import asked
 from _report import arguments, medians, report
 
 from align.memory import reuse_freed_memory
@@ -34,8 +33,8 @@ HELD = (*TIMED, "eager", "eager_fp32")  # not timed: the gigabytes that they fre
 def peak(way: str, context: int) -> float:
     """Bytes."""
     command = [sys.executable, str(CHILD), way, str(context)]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144"}
-    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+    environment = {"MALLOC_MMAP_THRESHOLD_": "262144"}
+    return float(asked(command, environment=environment)[0])
 
 
 def growth(contexts: Sequence[int], values: Sequence[float]) -> float:

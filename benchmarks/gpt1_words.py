@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import subprocess
 from collections import Counter
 from pathlib import Path
 
+from _peer import asked
 from _report import report
 from _texts import PEER_PYTHON, lines_of
 
@@ -38,8 +38,7 @@ def main() -> None:
     lines = lines_of(options.text)
     given = "".join(json.dumps(line) + "\n" for line in lines)
     command = [str(options.peer), str(HERE / "peers/gpt1_words.py"), str(options.folder)]
-    peer = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
-    theirs = [json.loads(line) for line in peer.stdout.splitlines()]
+    theirs = [json.loads(line) for line in asked(command, given)]
     tokenizer = open_tokenizer(resolve_tokenizer(f"path:{options.folder}", None))
     ours = tokenizer(lines, split_special_tokens=True)["input_ids"]
 

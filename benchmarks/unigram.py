@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 from time import perf_counter
 
+from _peer import asked
 from _report import report
 from _texts import PEER_PYTHON, lines_of
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -41,7 +41,7 @@ def by_sentencepiece(train: list[str], test: list[str], size: int, python: Path)
         json.dump({"size": size, "train": train, "test": test}, file)
         file.flush()
         command = [str(python), str(HERE / "peers/sentencepiece_tokens.py"), file.name]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return int(asked(command)[0])
 
 
 def main() -> None:

@@ -17,10 +17,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from conftest import CONF, align, run_toy
+from processes import left_of, start
 
 from align.__main__ import main
 from align.cores import cores
-from align.launching import MemberTask, _Numbered, members_at_once
+from align.launching import MemberTask, Queue, _Numbered, members_at_once
 from align.sweeps import Fate, fates
 
 ROOT = Path(__file__).parent.parent
@@ -175,9 +176,8 @@ def test_lines_of_members_are_told_apart(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def start_sweep(store: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "align", "run", "pipeline=toy", "--config-dir", str(CONF), f"store={store}"]
-    given = [*command, "tracker=none", *arguments, "-m"]
-    return subprocess.Popen(given, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    toy = ("run", "pipeline=toy", "--config-dir", str(CONF), f"store={store}", "tracker=none")
+    return start([*toy, *arguments, "-m"])
 
 
 def when(process: subprocess.Popen[str], store: Path, seen: Callable[[dict[int, Fate]], int | None]) -> int:
@@ -236,10 +236,9 @@ def test_asked_to_stop_members_side_by_side_save_and_no_other_begins(store: Path
     assert process.returncode == 143, told
     assert "Traceback" not in told
     (folder,) = store.glob("sweeps/*")
-    assert {number: fate.error for number, fate in fates(folder).items()} == dict.fromkeys(
-        (0, 1), "stopped; give the same command to go on from here"
-    )
+    assert [(fate.state, fate.code) for fate in fates(folder).values()] == [("stopped", 143)] * 2
     assert not (folder / "stopped").exists()
+    assert not (folder / "sweep.lock").exists()
     done = run_toy(store, *command, "-m")
     assert done.stderr.count("going on from") == 2
     assert len(list((store / "objects/ppo").iterdir())) == 4
@@ -254,8 +253,8 @@ def test_a_pool_launched_anew_does_not_do_again_what_has_ended(tmp_path: Path, m
     task.ended[7] = 4
     assert task(None) == 4  # type: ignore[arg-type]
     task.ended.clear()
-    (tmp_path / "stopped").touch()
-    assert task(None) == 143  # type: ignore[arg-type]
+    (tmp_path / "stopped").write_text("2")
+    assert task(None) == 130  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -278,6 +277,142 @@ def test_twelve_members_at_once_build_what_they_share_once_and_one_that_is_kille
     done = run_toy(store, *command, "-m")
     assert len(re.findall("cached  toy/", done.stderr)) == 12 * 10
     assert align("artifacts", "--store", store, "verify").returncode == 0
+
+
+# -- the sweep's process ends ----------------------------------------------------------------------------------------
+
+
+def in_last_step(process: subprocess.Popen[str], store: Path, count: int) -> None:
+    when(process, store, lambda known: len(list(store.glob("work/ppo/*/checkpoints/step-*"))) >= count or None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_members_save_and_end_when_the_sweep_is_killed(store: Path, launcher: str) -> None:
+    command = ("steps.ppo.seed=1,2,3", *LONG, f"launcher={launcher}")
+    process = start_sweep(store, *command)
+    in_last_step(process, store, 2)
+    process.kill()
+    process.communicate()
+    assert left_of(process.pid, store) == []
+    (folder,) = store.glob("sweeps/*")
+    assert {fate.state for fate in fates(folder).values()} == {"stopped"}
+    done = run_toy(store, *command[:-1], "-m")
+    assert "going on from" in done.stderr
+    assert len(list((store / "objects/ppo").iterdir())) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_sweep_ends_by_the_signal_it_is_given_and_its_members_are_stopped(
+    store: Path, launcher: str, number: int, code: int
+) -> None:
+    process = start_sweep(store, "steps.ppo.seed=1,2,3", *LONG, f"launcher={launcher}")
+    in_last_step(process, store, 1)
+    if number == signal.SIGTERM:
+        process.send_signal(number)
+    else:  # a terminal tells all its processes of Ctrl-C, and of being closed
+        os.killpg(process.pid, number)
+    _, told = process.communicate()
+    assert process.returncode == code, told
+    assert "Traceback" not in told
+    (folder,) = store.glob("sweeps/*")
+    states = [fate.state for fate in fates(folder).values()]
+    assert set(states) == {"stopped"}
+    assert told.count(": stopped\n") >= len(states)
+    assert "-- 0 of 3 members done; the same command does what is left" in told
+    assert left_of(process.pid, store) == []
+
+
+# -- slurm ---------------------------------------------------------------------------------------------------------
+
+_SQUEUE = """#!/bin/sh
+cat "$SLURM_FAKE/queue" 2>/dev/null
+exit 0
+"""
+_SCANCEL = """#!/bin/sh
+echo "$@" >> "$SLURM_FAKE/cancelled"
+: > "$SLURM_FAKE/queue"
+"""
+_SBATCH = """#!/bin/sh
+printf '42_[0-1%%256]|PENDING|Resources\\n' > "$SLURM_FAKE/queue"
+echo Submitted batch job 42
+"""
+_SACCT = """#!/bin/sh
+echo 'JobID|State|NodeList'
+echo '42_[0-1]|PENDING|None assigned'
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """SLURM's commands on the path, of a cluster in which no job begins."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    scripts = {
+        "squeue": _SQUEUE,
+        "scancel": _SCANCEL,
+        "sbatch": _SBATCH,
+        "sacct": _SACCT,
+        "srun": "#!/bin/sh\nexit 1\n",
+    }
+    for name, text in scripts.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_FAKE", str(folder))
+    return folder
+
+
+def test_a_queue_knows_its_own_jobs_alone_and_cancels_what_is_left_of_them(
+    slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = tmp_path / "logs"
+    for job in ("41_0", "42_0", "42_1"):
+        if job == "42_0":
+            queue = Queue(logs)  # job 41 was there before
+            assert queue.left() == {}
+        (logs / job).mkdir(parents=True)
+        (logs / job / f"{job}_submitted.pkl").touch()
+    assert queue.jobs() == ["42_0", "42_1"]
+    queue.cancel()  # nothing is in the queue
+    assert not (slurm / "cancelled").exists()
+    (slurm / "queue").write_text("42_0|PENDING|Resources\n42_1|RUNNING|None\n")
+    assert queue.left() == {"42_0": ("PENDING", "Resources"), "42_1": ("RUNNING", "None")}
+    queue.cancel()
+    assert (slurm / "cancelled").read_text() == "42_0 42_1\n"
+    assert capsys.readouterr().err == "-- cancelled in SLURM: 42_0, 42_1\n"
+    queue.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_sweep_says_why_slurm_holds_it_back_and_leaves_nothing_in_its_queue(
+    store: Path, slurm: Path, number: int, code: int
+) -> None:
+    process = start_sweep(store, "step=ppo", "steps.ppo.seed=1,2", "launcher=slurm")
+    assert process.stderr is not None
+    told = ""
+    while "waits in SLURM's queue" not in told:
+        line = process.stderr.readline()
+        assert line, told
+        told += line
+    assert "-- 42_[0-1%256] waits in SLURM's queue: Resources\n" in told
+    process.send_signal(number)
+    told += process.communicate(timeout=60)[1]
+    assert process.returncode == code, told
+    assert "Traceback" not in told
+    assert (slurm / "cancelled").read_text().split() == ["42_[0-1%256]"]
+    assert "-- 0 of 2 members done; the same command does what is left" in told
+
+
+def test_without_slurm_its_launcher_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    done = run_toy(tmp_path / "artifacts", "step=text", "launcher=slurm", "-m", check=2)
+    assert done.stderr.splitlines()[-1].startswith("error: launcher=slurm: sbatch and srun are not on this machine")
+    assert not (tmp_path / "artifacts").exists()
 
 
 # -- submitit ------------------------------------------------------------------------------------------------------

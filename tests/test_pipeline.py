@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 from conftest import CONF, align, manifests, run_toy
+from processes import left_of, ranks_of, start
 
 from align import pipeline
 from align.__main__ import main
 from align.artifacts import ArtifactStore
 from align.report.running import unfinished
 
+ROOT = Path(__file__).parent.parent
 STAGES = ("pretrain", "sft", "compare", "reward", "ppo", "evaluate")
 
 
@@ -218,13 +220,12 @@ MARKS = {
 }
 
 
-def start_toy(store: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "align", "run", "pipeline=toy", "--config-dir", str(CONF), f"store={store}"]
-    settings = ["tracker=none", "hardware.checkpoint_seconds=0"]
-    return subprocess.Popen([*command, *settings, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+def start_toy(store: Path, *arguments: str) -> subprocess.Popen[str]:
+    toy = ("run", "pipeline=toy", "--config-dir", str(CONF), f"store={store}", "tracker=none")
+    return start([*toy, "hardware.checkpoint_seconds=0", *arguments])
 
 
-def wait_for(process: subprocess.Popen[bytes], store: Path, stage: str) -> bool:
+def wait_for(process: subprocess.Popen[str], store: Path, stage: str) -> bool:
     """True when the stage is in the middle of its work; False when the process ended before that was seen."""
     while process.poll() is None:
         if in_the_middle(store, stage):
@@ -347,22 +348,24 @@ def test_two_processes_do_what_one_does(finished: Path, store: Path, stage: str)
 
 
 @pytest.mark.slow
-def test_when_one_of_two_processes_is_killed_both_end_and_the_next_start_goes_on(finished: Path, store: Path) -> None:
-    """The rewards and weights are then those of two processes that nobody disturbed."""
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_one_of_two_processes_is_killed_both_end_and_the_next_start_goes_on(store: Path, rank: int) -> None:
+    """One line says which and by what; rewards and weights are then those of two processes that nobody disturbed."""
     shutil.rmtree(store / "objects/ppo")
     whole = Path(shutil.copytree(store, store.parent / "whole"))
     more = ("step=ppo", "hardware=two_processes", "steps.ppo.num_iterations=40")
     run_toy(whole, *more)
     process = start_toy(store, *more)
     assert wait_for(process, store, "ppo")
-    ranks = [
-        pid for pid in descendants(process.pid) if "align.worker" in command_of(pid) and "torch" not in command_of(pid)
-    ]
-    os.kill(ranks[-1], signal.SIGKILL)
+    os.kill(ranks_of(process.pid)[rank], signal.SIGKILL)
     _, told = process.communicate(timeout=120)
-    assert process.returncode not in (0, 143)
-    assert "Traceback" not in told.decode().splitlines()[-1]
-    assert [pid for pid in ranks if Path(f"/proc/{pid}").exists()] == []
+    assert process.returncode == 137
+    lines = [line for line in told.splitlines() if not line.startswith(("[", "  toy/ppo: "))]
+    said = f"rank {rank} was killed by SIGKILL (out of memory?); give the same command to go on"
+    assert lines == [f"error: toy/ppo: {said}"]
+    assert left_of(process.pid, store) == []
+    (log,) = store.glob("work/ppo/*/ranks.log")
+    assert "Error" in log.read_text()  # what the other rank says of it
     done = run_toy(store, *more)
     assert "going on from" in done.stderr
     one, two = manifests(store)["ppo"], manifests(whole)["ppo"]
@@ -370,15 +373,46 @@ def test_when_one_of_two_processes_is_killed_both_end_and_the_next_start_goes_on
     assert log_without_times(store, one) == log_without_times(whole, two)
 
 
-def descendants(pid: int) -> list[int]:
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *descendants(int(child))]
-    return found
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
+def test_ranks_save_and_end_with_their_parent_however_it_ends(store: Path, number: int, code: int) -> None:
+    shutil.rmtree(store / "objects/ppo")
+    more = ("step=ppo", "hardware=two_processes", "steps.ppo.num_iterations=40")
+    process = start_toy(store, *more)
+    assert wait_for(process, store, "ppo")
+    process.send_signal(number)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert left_of(process.pid, store) == []
+    if number != signal.SIGKILL:
+        assert told.splitlines()[-2:] == [
+            "stopping at the next step; again to stop at once",
+            "error: stopped; give the same command to go on from here",
+        ]
+    (work,) = store.glob("work/ppo/*")
+    saved = max(int(path.name.partition("-")[2]) for path in work.glob("checkpoints/step-*"))
+    logged = [json.loads(line)["step"] for line in (work / "out/metrics.jsonl").read_text().splitlines()]
+    assert logged[-1] == saved  # no step is lost
+    assert f"going on from {saved}" in run_toy(store, *more).stderr
 
 
-def command_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+@pytest.mark.slow
+def test_a_defect_in_a_rank_is_one_line_and_the_log_shows_where(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "defect.py").write_text(
+        "import align.stages.reward as r\ndef run(*_): raise RuntimeError('made up')\nr.run = run\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text("import os, sys\nif os.environ.get('RANK') == '1':\n    import defect\n")
+    shutil.rmtree(store / "objects/reward")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+        done = run_toy(store, "step=reward", "hardware=two_processes", check=1)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: toy/reward: rank 1: RuntimeError: made up (a defect of align, not of yours; ")
+    (log,) = store.glob("work/reward/*/ranks.log")
+    assert str(log) in last
+    assert "defect.py" in log.read_text()
 
 
 @pytest.mark.slow
@@ -402,7 +436,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(store: Path) -> None:
 
 def test_two_commands_at_once_make_an_artifact_once(tmp_path: Path) -> None:
     commands = [start_toy(tmp_path / "artifacts", "step=tokenizer") for _ in range(2)]
-    told = [command.communicate()[1].decode() for command in commands]
+    told = [command.communicate()[1] for command in commands]
     assert [command.returncode for command in commands] == [0, 0], told
     assert len(list((tmp_path / "artifacts/objects/tokenizer").iterdir())) == 1
     assert [p.name for p in (tmp_path / "artifacts/names/toy/tokenizer").glob("v*")] == ["v0.json"]

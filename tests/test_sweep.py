@@ -6,13 +6,14 @@ import json
 import math
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from conftest import align, run_toy
 
 from align.artifacts import ArtifactStore
-from align.errors import AlignError, StoreError
+from align.errors import AlignError, Preempted, StoreError
 from align.evals.intervals import mean_and_half, student
 from align.report.sweep import (
     Run,
@@ -25,6 +26,7 @@ from align.report.sweep import (
     settings_table,
 )
 from align.report.sweep_charts import axis
+from align.stop import stopped
 from align.sweeps import Member, Record, fates, read_sweep, recorded, sweeps
 
 
@@ -45,16 +47,24 @@ def test_members_say_how_they_ended(tmp_path):
         assert read_sweep(store, folder)[0].state == "running"
     with pytest.raises(AlignError), recorded(member(folder, 1, "seed=1")):
         raise AlignError("it went wrong")
+    with pytest.raises(Preempted), recorded(member(folder, 2, "seed=3")):
+        raise stopped(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), recorded(member(folder, 10, "seed=2")):  # as one that is killed
         raise KeyboardInterrupt
     records = read_sweep(store, folder)
     assert [(r.number, r.state, r.error, r.knobs) for r in records] == [
         (0, "done", "", {"seed": "0"}),
         (1, "failed", "it went wrong", {"seed": "1"}),
+        (2, "stopped", "", {"seed": "3"}),
         (10, "killed", "", {"seed": "2"}),
     ]
     assert sweeps(store) == [folder]
-    assert [(fate.state, fate.code) for fate in fates(folder).values()] == [("done", 0), ("failed", 1), ("killed", 137)]
+    assert [(fate.state, fate.code) for fate in fates(folder).values()] == [
+        ("done", 0),
+        ("failed", 1),
+        ("stopped", 130),
+        ("killed", 137),
+    ]
 
 
 def test_a_member_that_begins_again_says_how_often(tmp_path):

@@ -88,6 +88,15 @@ def logged(store: Path, stages: Sequence[str] = STAGES) -> set[str]:
     return names
 
 
+def steps_of(store: Path, step: str) -> list[int]:
+    """The steps whose loss the artifact's own log has."""
+    made = manifests(store)[step]
+    log = store / "objects" / made["stage"] / made["key"] / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(rows) > 4
+    return [row["step"] for row in rows if "loss" in row]
+
+
 def shape(server: Service) -> Any:
     """What arrived, but for ids and times."""
     runs = {
@@ -269,6 +278,39 @@ def test_a_service_that_falls_silent_holds_one_step_up(finished: Path, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("status", [401, 429, 500])
+def test_a_service_that_refuses_changes_nothing_and_gets_all_of_it_later(
+    finished: Path, tmp_path: Path, service: Service, status: int
+) -> None:
+    """A wrong key, too many requests, a fault of the service's own."""
+    store = without(finished, tmp_path, "reward", "ppo")
+    service.refuses = status
+    begun = time.monotonic()
+    done = run(store, service.url, "step=ppo")
+    assert time.monotonic() - begun < 180
+    assert done.stderr.count("W&B does not answer or refuses") == 1
+    assert KEY not in done.stdout + done.stderr
+    assert digests(store) == digests(finished)
+    assert sorted(offline_runs(store)) == ["toy/ppo:v0", "toy/reward:v0"]
+    service.refuses = None
+    sync(store, service)
+    assert sorted(told["name"] for told in service.runs.values()) == ["toy/ppo:v0", "toy/reward:v0"]
+    assert sorted(a["name"] for run_id in service.runs for a in service.outputs(run_id)) == ["toy.ppo", "toy.reward"]
+
+
+@pytest.mark.slow
+def test_a_slow_service_changes_nothing(finished: Path, tmp_path: Path, service: Service) -> None:
+    store = without(finished, tmp_path, "reward")
+    service.slow = 0.5
+    run(store, service.url, "step=reward")
+    assert digests(store) == digests(finished)
+    ((run_id, told),) = service.runs.items()
+    assert told["name"] == "toy/reward:v0"
+    assert [row["reward/step"] for row in told["history"] if "reward/loss" in row] == steps_of(store, "reward")
+    assert [output["name"] for output in service.outputs(run_id)] == ["toy.reward"]
+
+
+@pytest.mark.slow
 def test_without_wandb_the_results_are_the_same(finished: Path, tmp_path: Path) -> None:
     store = without(finished, tmp_path, "reward")
     script = "import sys; sys.modules['wandb'] = None; from align.__main__ import main; sys.exit(main(sys.argv[1:]))"
@@ -292,7 +334,7 @@ def test_two_processes_tell_one_run(finished: Path, tmp_path: Path, service: Ser
     ((run_id, told),) = service.runs.items()
     assert told["name"] == "toy/reward:v0"
     steps = [row["reward/step"] for row in told["history"] if "reward/loss" in row]
-    assert steps == [1, 2, 3, 4, 5, 6, 7]
+    assert steps == steps_of(store, "reward")
     assert [output["name"] for output in service.outputs(run_id)] == ["toy.reward"]
 
 

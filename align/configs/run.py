@@ -12,7 +12,7 @@ class HardwareConfig:
     """Where and how a step runs. Outside every key: it changes no number beyond rounding, but for dropout's draws."""
 
     device: str = knob("auto", "auto, cpu or cuda")
-    num_processes: int = knob(1, "of one step, under torchrun; each takes its share of every batch")
+    num_processes: int = knob(1, "of one step, on this machine; each takes its share of every batch")
     threads: int | None = knob(None, "of each process on the CPU; None: torch's own choice")
     micro_batch_tokens: int | None = knob(
         None, "tokens of one pass; None: 4,096 on a GPU, 1,024 on a CPU: less memory, a little slower"

@@ -73,7 +73,7 @@ def verdict(records: Sequence[Record], objective: str | None) -> list[Line]:
             said = "Chosen on test prompts, so the best one's figure is too good; split=validation in the evaluation "
             lines.append(Line(f"{said}chooses on others.", "warning"))
     ends = Counter(record.state for record in records)
-    lost = sum(number for state, number in ends.items() if state in ("failed", "killed"))
+    lost = sum(number for state, number in ends.items() if state in ("failed", "stopped", "killed"))
     lines.append(
         Line(
             f"{len(records)} members: {', '.join(f'{number} {state}' for state, number in ends.items())}.",

@@ -3,14 +3,15 @@
     .venv-words/bin/python benchmarks/peers/gpt1_words.py FOLDER < lines.jsonl
 
 FOLDER holds encoder_bpe_40000.json and vocab_40000.bpe. Each line of standard input is a text as JSON, each line that
-is printed its ids. The rules: ftfy mends the text; dashes become -, an ellipsis three dots; runs of marks stand apart;
-spaces run together and newlines stay; spaCy's English rules cut words; words in lower case are merged from characters,
-of which the last is marked </w>.
+is written (to the descriptor in ANSWERS_FD, or to standard output) its ids. The rules: ftfy mends the text; dashes
+become -, an ellipsis three dots; runs of marks stand apart; spaces run together and newlines stay; spaCy's English
+rules cut words; words in lower case are merged from characters, of which the last is marked </w>.
 """
 
 import itertools
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -55,10 +56,11 @@ def main(folder: Path) -> None:
     known: dict[str, list[str]] = {}
     words = spacy.blank("en")
     words.max_length = 10**9
-    for line in sys.stdin:
-        text = standardised(ftfy.fix_text(json.loads(line)))
-        found = [ids.get(part, 0) for word in words(text) for part in merged(word.text.lower(), ranks, known)]
-        print(json.dumps(found))
+    with os.fdopen(int(os.environ.get("ANSWERS_FD", "1")), "w") as answers:
+        for line in sys.stdin:
+            text = standardised(ftfy.fix_text(json.loads(line)))
+            found = [ids.get(part, 0) for word in words(text) for part in merged(word.text.lower(), ranks, known)]
+            print(json.dumps(found), file=answers)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     .venv-peers/bin/python benchmarks/peers/lm_eval_items.py SETTINGS.json
 
 The settings: `model` (a folder with its tokenizer), `candidates` (of each kind, pairs of context and completion),
-`batch_size`. It waits for a line on standard input, scores all candidates, one kind after the other, and prints
+`batch_size`. It waits for a line on standard input, scores all candidates, one kind after the other, and writes to the
+descriptor in ANSWERS_FD, or to standard output:
 {"seconds": {kind: CPU seconds}, "scores": {kind: [[log-prob, is greedy], ...]}}.
 """
 
@@ -24,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def main(path: str) -> None:
     settings = json.loads(Path(path).read_text())
-    channel, sys.stdout = sys.stdout, sys.stderr
+    channel = os.fdopen(int(os.environ.get("ANSWERS_FD", "1")), "w")
     model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
     peer = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=settings["batch_size"])

@@ -8,6 +8,7 @@ Text is not normalised, and characters that were not learned fall back to bytes,
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -27,4 +28,5 @@ if __name__ == "__main__":
         minloglevel=2,
     )
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    print(sum(map(len, processor.encode(settings["test"]))))
+    with os.fdopen(int(os.environ.get("ANSWERS_FD", "1")), "w") as answers:
+        print(sum(map(len, processor.encode(settings["test"]))), file=answers)

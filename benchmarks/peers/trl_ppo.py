@@ -3,9 +3,10 @@
     make peers
     .venv-peers/bin/python benchmarks/peers/trl_ppo.py SETTINGS.json
 
-It prints JSON lines on standard output (what the libraries print goes to standard error) and is moved on by lines on
-standard input. First comes {"ready": true, "versions": {...}, "mixed_precision": ...}. Then before every update, the
-first one too, it waits for a line, whatever its content, does the update (rollout and optimization), and prints
+It writes JSON lines to the descriptor in ANSWERS_FD, or to standard output (where libraries may print too), and is
+moved on by lines on standard input. First comes {"ready": true, "versions": {...}, "mixed_precision": ...}. Then before
+every update, the first one too, it waits for a line, whatever its content, does the update (rollout and optimization),
+and writes
 
     {"iteration": 1, "seconds": ..., "generate_seconds": ..., "score": ..., "kl": ..., "response_tokens": ...,
      "peak_rss_bytes": ..., "import_rss_bytes": ...}
@@ -184,7 +185,7 @@ def build(settings: dict[str, Any], output_dir: str) -> PPOTrainer:
 def main(path: str) -> None:
     """Train by the settings in the file `path`."""
     settings = json.loads(Path(path).read_text())
-    channel, sys.stdout = sys.stdout, sys.stderr
+    channel = os.fdopen(int(os.environ.get("ANSWERS_FD", "1")), "w")
     with tempfile.TemporaryDirectory() as output_dir:
         trainer = build(settings, output_dir)
         turns = Turns(trainer, channel)

@@ -1,0 +1,115 @@
+"""Being asked to stop: which signals do, what a second one does, and ending with a process that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from align.stop import Stop, on_stop
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def doing(number: int, what: object) -> Iterator[None]:
+    before = signal.signal(number, what)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_noted_and_the_same_one_again_does_what_it_did_before(number: int) -> None:
+    again: list[int] = []
+    stop = Stop()
+    with doing(number, lambda n, frame: again.append(n)), stop.listening():
+        os.kill(os.getpid(), number)
+        assert (stop.signal, again) == (number, [])
+        assert stop.error().exit_code == 128 + number
+        os.kill(os.getpid(), number)
+        assert again == [number]
+
+
+def test_of_two_signals_the_first_says_how_it_ends_and_speaks_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    stop = Stop()
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.error().exit_code == 129
+    assert capsys.readouterr().err.count("stopping at the next step") == 1
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_ignored_signal_stays_ignored_as_nohup_asks(number: int) -> None:
+    stop, heard = Stop(), []
+    with doing(number, signal.SIG_IGN), on_stop(lambda n, frame: heard.append(n)), stop.listening():
+        os.kill(os.getpid(), number)
+        assert signal.getsignal(number) == signal.SIG_IGN
+    assert (stop.signal, heard) == (None, [])
+
+
+def test_afterwards_the_signals_do_what_they_did() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with Stop().listening():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+_CHILD = """
+import os, sys, time
+from align.stop import end_with_parent
+end_with_parent(int(sys.argv[1]))
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+_PARENT = """
+import os, subprocess, sys, threading, time
+def start():
+    subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
+if sys.argv[2] == "thread":
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+else:
+    start()
+time.sleep(60)
+"""
+
+
+def ends(pid: int, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        status = Path(f"/proc/{pid}/stat")
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
+@pytest.mark.parametrize("started_by", ["main", "thread"])
+def test_a_process_ends_with_the_one_that_started_it_and_not_with_a_thread_of_it(started_by: str) -> None:
+    command = [sys.executable, "-c", _PARENT, _CHILD, started_by]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert not ends(child, 1.0)
+    parent.kill()
+    parent.wait()
+    assert ends(child, 5.0)
+    parent.stdout.close()
+
+
+def test_a_process_whose_parent_is_gone_before_it_looks_ends_at_once() -> None:
+    command = [sys.executable, "-c", _CHILD, str(os.getppid())]
+    done = subprocess.run(command, check=False, timeout=20, stdout=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGTERM
