@@ -8,7 +8,7 @@ TOOLS_READY := $(VENV)/.tools-ready
 # Python compiles what it imports; pip would compile every file first, which takes longer than to download it.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help setup tools quickstart test test-slow test-soak real-model lint format bench peers clean
+.PHONY: help setup tools quickstart test test-slow soak real-model lint format bench peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,8 +35,8 @@ quickstart: setup ## the whole recipe on the embedded world, in minutes
 test: tools ## the default tests, a process a core, each with one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-test-soak: tools ## thousands of made-up bad files, and hundreds of spoiled folders of models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m soak
+soak: tools ## the reliability plan: kills, damage, bad input, hours of training; goes on where it stopped
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/run.py
 
 test-slow: tools ## the tests that take long: the quickstart itself, kills in every stage, processes, a real model
 	-$(MAKE) real-model

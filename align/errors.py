@@ -12,6 +12,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 # What only a wrong call of ours leads to.
 _OURS = {errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ESRCH}
+_SHORT = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO}
 # What to do about it, where the system's own words do not say.
 _ADVICE = {
     errno.ENOSPC: "free some space, then give the same command again",
@@ -101,6 +102,15 @@ def fault_of_world(error: BaseException, place: str = "") -> str | None:
         if error.__cause__ is None:
             return None
         error = error.__cause__
+
+
+def is_short(error: BaseException | None) -> bool:
+    """Whether the machine ran out of memory, disk or open files: then what was read is not at fault."""
+    while error is not None:
+        if _is_of_memory(error) or (isinstance(error, OSError) and error.errno in _SHORT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _is_of_memory(error: BaseException) -> bool:

@@ -253,11 +253,12 @@ REFUSED |= {
     "index is a list": _sharded(lambda right: [1]),
     "index is no JSON": _sharded(lambda right: "{"),
     "index is empty": _sharded(lambda right: ""),
-    "a file of weights is a link out of the folder": _sharded(
-        lambda right: {"metadata": {}, "weight_map": right}, "model-00002-of-00002.safetensors"
-    ),
 }
 
+# A link of the user's own, to a larger disk.
+EITHER["a file of weights is a link out of the folder"] = _sharded(
+    lambda right: {"metadata": {}, "weight_map": right}, "model-00002-of-00002.safetensors"
+)
 EITHER |= {"index leaves a weight out": _map(lambda right: dict(list(right.items())[1:]))}
 
 # -- config.json -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from align.artifacts import ADAPTER, ADAPTER_WEIGHTS
 from align.data.file_kinds import unusual_kind
 
 INDEX = ".safetensors.index.json"
+_WEIGHTS = (".safetensors", ".gguf")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _MAX_SMALL = 64 * 2**20  # bytes; an index of many thousand weights has some MiB
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json", "encoder_bpe_40000.json")
@@ -139,12 +140,20 @@ def check_model(folder: Path, files: Sequence[Path]) -> None:
 
 
 def _check_kind(folder: Path, path: Path) -> None:
-    """Refuse what is no file, and a link to what is outside the folder; the Hub's cache links to its own blobs."""
+    """Refuse what is no file, and a link to what is outside the folder, of which the artifact would hold a copy.
+
+    Weights may lie elsewhere, for people link them from a larger disk: nothing but tensors is read of them. The Hub's
+    cache links to its own blobs.
+    """
     if (kind := unusual_kind(path)) is not None:
         raise ValueError(f"{path.name}: expected an ordinary file, got {kind}")
     root = folder.resolve()
     inside = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in inside):
+    if (
+        path.is_symlink()
+        and path.suffix not in _WEIGHTS
+        and not any(path.resolve().is_relative_to(place) for place in inside)
+    ):
         raise ValueError(
             f"{path.name}: expected a file, got a link out of the folder, to {os.readlink(path)}; put the file itself "
             f"there if it belongs to the model"

@@ -26,7 +26,7 @@ from transformers.utils import cached_file
 
 from align.artifacts import ADAPTER_WEIGHTS
 from align.data.cards import Source, kind_of
-from align.errors import ConfigError
+from align.errors import ConfigError, is_short
 from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
 from align.models.heads import SHIFT, open_classifier
 from align.models.vocabulary import DRAWN
@@ -72,6 +72,8 @@ def open_model(source: Source, kind: str) -> PreTrainedModel:
             given |= {} if gguf else {"config": config}
             model, info = auto.from_pretrained(**given, output_loading_info=True)
     except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
+        if is_short(error):
+            raise
         raise ValueError(_one_line(error, source.gguf)) from None
     _require_whole(model, info, kind)
     if gguf:
@@ -110,6 +112,8 @@ def open_adapted(adapter: Source, base: Source, kind: str) -> PreTrainedModel:
         peft.set_peft_model_state_dict(adapted, weights)
         merged = adapted.merge_and_unload()
     except Exception as error:  # as in `open_model`
+        if is_short(error):
+            raise
         raise ValueError(f"the adapter: {_one_line(error)}") from None
     _require_whole(merged, {}, kind)
     own = cached_file(name, "config.json", **where, _raise_exceptions_for_missing_entries=False)
@@ -159,6 +163,8 @@ def _open_config(source: Source, gguf: dict[str, str]) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(**source.pretrained, **gguf)
     except Exception as error:  # as in `open_model`
+        if is_short(error):
+            raise
         raise ValueError(_one_line(error, source.gguf)) from None
 
 

@@ -32,7 +32,7 @@ SAID = {
     "index names a device": 'expected the name of a .safetensors file in the same folder, got "/dev/zero"',
     "index names a file that is not there": "model-00009.safetensors is not in the folder",
     "weight map is a list": "weight_map: expected an object of weights and their files, got a list",
-    "a file of weights is a link out of the folder": "got a link out of the folder, to ",
+    "tokenizer.json is a link out of the folder": "got a link out of the folder, to ",
     "model_type is ['llama']": 'config.json: model_type: expected text, got ["llama"]',
     "config is nested 100,000 deep": "config.json: expected fewer lists and objects in each other",
     "hidden_size is nan": "config.json: expected JSON (a number is NaN)",
@@ -151,6 +151,25 @@ def test_no_kernel_is_fetched(spoiled, tmp_path: Path) -> None:
     )
     assert not Path(CANARY).exists(), Path(CANARY).read_text()
     assert done.returncode == 0, done.stderr
+
+
+def test_weights_may_be_a_link_to_another_disk(spoiled, capsys) -> None:
+    spoiled(EITHER["a file of weights is a link out of the folder"])
+    assert imported(capsys) == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")],
+)
+def test_a_machine_without_memory_is_not_said_to_be_a_bad_model(spoiled, capsys, monkeypatch, error: Exception) -> None:
+    def fail(*given: object, **named: object) -> None:
+        raise error
+
+    spoiled(lambda folder: None)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+    assert main(IMPORT) == 3
+    assert "error: out of memory: " in capsys.readouterr().err
 
 
 def test_a_snapshot_of_the_hub_s_cache_may_link_to_its_blobs(good: Path, tmp_path: Path) -> None:
