@@ -1,0 +1,121 @@
+"""Run the reliability plan part by part, and write what came of it into docs/reliability.md.
+
+    python tests/soak/run.py [--minutes 90] [--only PART ...] [--table]
+
+Each part is a program beside this one with a results file in .soak/, and goes on where it stopped. The minutes are
+shared out by the parts' weights; a part that is done early leaves its time to those after it. With --table nothing is
+run: the table is written from the results that are there. The exit code is 1 where a part found something wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / ".soak"
+PAGE = ROOT / "docs/reliability.md"
+BEGIN, END = "<!-- begin: tests/soak/run.py -->", "<!-- end -->"
+
+
+class Part(NamedTuple):
+    """One program.
+
+    Attributes:
+        name: of its file and of its results.
+        weight: its share of the time.
+        rows: for each kind of its trials what a trial is, in words; a trial's kind is its `part`, else its `kind`.
+    """
+
+    name: str
+    weight: float
+    rows: dict[str, str]
+
+
+PARTS = (
+    Part(
+        "kills",
+        45,
+        {
+            "stage": "a stage in one process is killed or stopped at any moment, and gone on with",
+            "ranks": "a stage in two processes; one of them or their parent is killed or stopped",
+            "sweep": "a sweep by basic, joblib or submitit_local; a member or the parent is killed or stopped",
+        },
+    ),
+    Part(
+        "store",
+        8,
+        {
+            "mutations": "one file of a store or of a step in progress is changed: noticed before it is used",
+            "clean": "a store is used as it should be: nothing is called damaged",
+            "publishers": "8 processes publish 1,000 artifacts beside 4 readers, and are killed 200 times",
+            "garbage": "garbage is removed 100 times while old artifacts are named and read",
+        },
+    ),
+)
+
+
+def results_of(part: Part) -> list[dict[str, Any]]:
+    file = RESULTS / f"{part.name}.jsonl"
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    return [json.loads(line) for line in lines if line]
+
+
+def run_part(part: Part, minutes: float) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    program = Path(__file__).with_name(f"{part.name}.py")
+    given = [str(RESULTS / f"{part.name}.jsonl"), "--minutes", f"{minutes:.1f}"]
+    print(f"-- {part.name}, at most {minutes:.0f} minutes", flush=True)
+    subprocess.run([sys.executable, str(program), *given], check=False, cwd=ROOT)
+
+
+def table() -> str:
+    """One row for each kind of trial; what found nothing in n trials happens in at most 3/n of them, at 95 %."""
+    lines = ["| what happens | trials | wrong | at most | command |", "|---|---|---|---|---|"]
+    for part in PARTS:
+        rows = results_of(part)
+        for kind, what in part.rows.items():
+            own = [row for row in rows if row.get("part", row.get("kind")) == kind]
+            wrong = sum(bool(row["wrong"]) for row in own)
+            if not own:
+                bound = ""
+            elif wrong:
+                bound = f"{100 * wrong / len(own):.2g} % were"
+            else:
+                bound = f"{min(100, 300 / len(own)):.2g} %"
+            command = f"`python tests/soak/{part.name}.py .soak/{part.name}.jsonl`"
+            lines.append(f"| {what} | {len(own):,} | {wrong:,} | {bound} | {command} |")
+    return "\n".join(lines)
+
+
+def write_table() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=90.0)
+    parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS])
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    chosen = [part for part in PARTS if options.only is None or part.name in options.only]
+    if not options.table:
+        until = time.monotonic() + 60 * options.minutes
+        for place, part in enumerate(chosen):
+            left = (until - time.monotonic()) / 60
+            run_part(part, left * part.weight / sum(each.weight for each in chosen[place:]))
+    write_table()
+    print(table())
+    return int(any(row["wrong"] for part in chosen for row in results_of(part)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
