@@ -8,7 +8,7 @@ TOOLS_READY := $(VENV)/.tools-ready
 # Python compiles what it imports; pip would compile every file first, which takes longer than to download it.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help setup tools quickstart test test-slow soak real-model lint format bench peers clean
+.PHONY: help setup tools quickstart test soak test-slow real-model lint format bench peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

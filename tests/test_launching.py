@@ -93,7 +93,7 @@ WRONG = {
     "step=ppo,pppo": "2 member 1 (step=pppo): step=pppo: no such step (did you mean ppo?)",
     "steps.text.source=card:smallworld,card:no": r"2 member 1 (steps.text.source=card\:no): steps.text.source: card:no",
     "steps.ppo.inputs.policy=sft,a/b": "3 member 1 (steps.ppo.inputs.policy=a/b): steps.ppo.inputs.policy: a/b: no",
-    "hardware.threads=1,0": "2 member 1 (hardware.threads=0): threads: expected",
+    "hardware.threads=1,0": "2 member 1 (hardware.threads=0): hardware.threads: expected",
 }
 
 

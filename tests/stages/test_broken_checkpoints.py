@@ -80,8 +80,9 @@ def lost_shard(folder: Path) -> None:
 
 def adapter_alone(folder: Path) -> None:
     without("*")(folder)
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x/y"}))
-    (folder / "adapter_model.safetensors").write_bytes(b"")
+    config = {"peft_type": "LORA", "base_model_name_or_path": "x/y", "r": 2}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
 
 
 def replaced_by(model) -> Callable[[Path], None]:
@@ -125,8 +126,11 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "sizes differ": (edited(intermediate_size=40), "its weights have other sizes than its config says"),
     "a file is cut": (cut, "a file of weights is cut or damaged"),
-    "a file is empty": (lambda folder: (folder / WEIGHTS).write_bytes(b""), "a file of weights is cut or damaged"),
-    "no tensor in it": (weights(dict.clear), "missing weights: lm_head.weight, model.embed_tokens.weight"),
+    "a file is empty": (
+        lambda folder: (folder / WEIGHTS).write_bytes(b""),
+        "expected safetensors, got a file of 0 bytes",
+    ),
+    "no tensor in it": (weights(dict.clear), "model.safetensors: it holds no weights"),
     "no weights": (without(WEIGHTS), "it holds no weights"),
     "a shard is lost": (lost_shard, "model-00002-of-00002.safetensors"),
     "not a number": (

@@ -131,7 +131,7 @@ def test_columns_without_a_field_say_how_they_are_written(here, capsys):
     (here / "a.jsonl").write_text(lines(*prompts(3)))
     assert data("source=path:a.jsonl", "record=prompts", "columns=prompt") == 2
     said = capsys.readouterr().err
-    assert "columns: expected names with values, as 'columns={NAME: VALUE}', got prompt\n" in said
+    assert "columns: expected names with values, as 'columns={NAME: VALUE}', got 'prompt'\n" in said
 
 
 def test_the_name_of_a_column_is_text(here, capsys):

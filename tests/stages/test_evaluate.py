@@ -398,6 +398,7 @@ def test_what_a_named_file_holds_is_in_the_key(finished: Path, tmp_path: Path) -
     task.unlink()
     with pytest.raises(ConfigError, match=r"steps\.evaluate\.tasks: lm_eval:.*mine\.yaml: no such file"):
         digest()
+    task.write_text("x")
     words.unlink()
     with pytest.raises(ConfigError, match=r"steps\.evaluate\.checks\.bad: words:.*words\.txt: no such file"):
         digest()

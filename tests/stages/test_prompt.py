@@ -18,6 +18,7 @@ from align.data.records import read_rows
 from align.errors import ConfigError
 from align.job import Inputs, Job, Metrics
 from align.models.load import load_tokenizer
+from align.seals import seal_of
 from align.stages import data, evaluate, prompt
 from align.text.chat import encode_prompts
 
@@ -258,10 +259,10 @@ def test_a_reward_model_that_only_watched_ppo_has_not_judged_it(store, tmp_path,
     file = policy.path / "manifest.json"
     manifest = json.loads(file.read_text())
     manifest["inputs"]["heldout_reward_model"] = manifest["inputs"].pop("reward_model")
-    file.write_text(json.dumps(manifest))
+    file.write_text(json.dumps(manifest | {"seal": seal_of(manifest)}))
     assert "seen_by_reward_model" not in scores(store, tmp_path / "after", {})
     manifest["inputs"]["heldout_reward_model"][0]["key"] = "0" * 64
-    file.write_text(json.dumps(manifest))
+    file.write_text(json.dumps(manifest | {"seal": seal_of(manifest)}))
     capsys.readouterr()
     assert "seen_by_reward_model" not in scores(store, tmp_path / "gone", {})
     assert "it is not known which prompts the reward models saw: ppo@" in capsys.readouterr().err

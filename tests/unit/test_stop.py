@@ -43,6 +43,8 @@ def test_of_two_signals_the_first_says_how_it_ends_and_speaks_alone(capsys: pyte
     stop = Stop()
     with stop.listening():
         os.kill(os.getpid(), signal.SIGHUP)
+        while stop.signal is None:  # another thread may have been given it
+            time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGTERM)
     assert stop.error().exit_code == 129
     assert capsys.readouterr().err.count("stopping at the next step") == 1
