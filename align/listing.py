@@ -19,7 +19,7 @@ from typing import Any
 from align.artifacts import MANIFEST, ArtifactStore, read_bytes, replacing, size_of_file
 from align.errors import StoreError
 
-# Nanoseconds. A file that was changed less than that ago may change again and keep its time: clocks of disks are coarse.
+# Nanoseconds. A file that was changed less than that ago may change again and keep its time: a disk's clock is coarse.
 _SETTLED = 2 * 10**9
 
 Row = dict[str, Any]

@@ -852,7 +852,8 @@ def test_a_full_disk_is_told_in_one_line_and_nothing_is_left(here, monkeypatch, 
 COMMAND = "import sys; from align.__main__ import main; assert main(sys.argv[1:]) == 0"
 CHECK = """
 import sys; from align.configs import Data; from align.stages.data import check_rows
-check_rows(Data(source=sys.argv[1]), None)
+from align.progress import Progress
+check_rows(Data(source=sys.argv[1]), None, Progress("data"))
 """
 READ = """
 import sys; from pathlib import Path; from align.data.records import read_rows

@@ -11,7 +11,6 @@ from align.__main__ import main
 from align.artifacts import ArtifactStore
 from align.seals import seal_of
 
-
 OPENED: list[str] | None = None  # the files that Python opened, while somebody asks
 
 
