@@ -578,13 +578,16 @@ def _arrow(path: Path, place: Place) -> Iterator[RawRow]:
     number = 0
     try:
         with pa.memory_map(str(path)) as source:
-            place.follow(lambda: 0 if source.closed else source.tell())
             is_file = source.read(6) == b"ARROW1"
             source.seek(0)
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
             _refuse_twice(reader.schema.names)
             batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+            # Batches of the file format are fetched from where they lie; the stream's are read one after the other.
+            done, total, size = 0, reader.num_record_batches if is_file else 0, path.stat().st_size
+            place.follow(lambda: size * done // total if is_file else source.tell())
             for batch in batches:
+                done += 1
                 for begin in range(0, batch.num_rows, _BATCH_ROWS):
                     for row in _rows_of_batch(batch.slice(begin, _BATCH_ROWS)):
                         number += 1
