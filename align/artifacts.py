@@ -4,6 +4,7 @@
     names/<pipeline>/<step>/v<N>.json          {key, digest, seal, created}: versions, one per key and name
     names/<pipeline>/<step>/aliases/<alias>    a version; `latest` follows every successful run
     work/<stage>/<key>/                        a step in progress: its lock, notes, checkpoints and unfinished payload
+    cache/                                     what saves time: digests of data files, what `artifacts ls` read; may go
     lock                                       shared by all who begin to use artifacts; who removes some has it alone
 
 An object exists as soon as its folder does: everything is written and fsynced beside it first, the manifest last, and
