@@ -8,7 +8,7 @@ TOOLS_READY := $(VENV)/.tools-ready
 # Python compiles what it imports; pip would compile every file first, which takes longer than to download it.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help setup tools quickstart test soak test-slow real-model lint format bench peers clean
+.PHONY: help setup tools quickstart test soak test-slow real-model lint format bench peers audit sbom clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,28 @@ peers: .venv-peers/.ready ## make .venv-peers, in which the peers of the benchma
 .venv-peers/.ready: benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
+	touch $@
+
+# What looks at the installed packages from outside, in an environment of its own: it is none of what is looked at.
+SUPPLY := .venv-supply
+AUDIT := $(SUPPLY)/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+
+audit: $(SUPPLY)/.ready ## look the pinned packages up in the database of known vulnerabilities
+	@if $(AUDIT) > $(SUPPLY)/found 2> $(SUPPLY)/said; then cat $(SUPPLY)/found; echo "no known vulnerability in constraints.txt"; \
+	elif [ -s $(SUPPLY)/found ]; then cat $(SUPPLY)/found; exit 1; \
+	else echo "audit: nothing was audited: $$(tail -n 1 $(SUPPLY)/said | cut -c 1-200); run it where the database of vulnerabilities can be reached" >&2; \
+		exit 2; \
+	fi
+
+sbom: $(READY) $(SUPPLY)/.ready ## list the installed packages: dist/sbom.json (CycloneDX) and dist/licences.md
+	mkdir -p dist
+	$(SUPPLY)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate -o dist/sbom.json $(BIN)/python
+	$(SUPPLY)/bin/pip-licenses --python $(BIN)/python --from mixed --format markdown --order license \
+		| awk -F '|' '$$2 ~ /[^ ]/' > dist/licences.md # without the further lines of a licence's text
+
+$(SUPPLY)/.ready: Makefile
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1 cyclonedx-bom==7.5.0 pip-licenses==5.5.5
 	touch $@
 
 clean: ## remove what the tools left, but no artifacts and no .venv

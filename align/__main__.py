@@ -232,11 +232,12 @@ def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: 
 
     if settings.check_data:
         from align.configs import Data
+        from align.progress import Progress
         from align.stages.data import check_rows
 
         for step in steps:
             if isinstance(step.config, Data):
-                check_rows(step.config, settings.data_root)
+                check_rows(step.config, settings.data_root, Progress(step.label))
     show_plan(steps, step_costs(steps, store), as_json=settings.json, member=member)
     return []
 

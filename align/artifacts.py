@@ -4,6 +4,7 @@
     names/<pipeline>/<step>/v<N>.json          {key, digest, seal, created}: versions, one per key and name
     names/<pipeline>/<step>/aliases/<alias>    a version; `latest` follows every successful run
     work/<stage>/<key>/                        a step in progress: its lock, notes, checkpoints and unfinished payload
+    cache/                                     what saves time: digests of data files, what `artifacts ls` read; may go
     lock                                       shared by all who begin to use artifacts; who removes some has it alone
 
 An object exists as soon as its folder does: everything is written and fsynced beside it first, the manifest last, and
@@ -21,13 +22,14 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from align.errors import StoreError
@@ -111,6 +113,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def size_of_file(path: str | os.PathLike[str]) -> int | None:
+    """The bytes of a file, asked once; None where there is no file. A store has many."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an artifact's folder.
 
@@ -138,11 +149,24 @@ def read_json(file: Path) -> Any:
         StoreError: the system refuses to read it. Nothing is damaged then, so nothing must be removed.
     """
     try:
-        return json.loads(file.read_bytes().decode("utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return json.loads(read_bytes(file).decode("utf-8"))
+    except (ValueError, RecursionError):
         return None
+
+
+def read_bytes(file: str | os.PathLike[str]) -> bytes:
+    """What a file holds; nothing where there is no such file.
+
+    Raises:
+        StoreError: as `read_json`.
+    """
+    try:
+        with open(file, "rb") as opened:
+            return opened.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
     except OSError as error:
-        raise StoreError(f"{file}: cannot be read: {error.strerror}") from None
+        raise StoreError(f"{os.fspath(file)}: cannot be read: {error.strerror}") from None
 
 
 def base_name(folder: Path) -> tuple[str, str]:
@@ -261,7 +285,7 @@ class ArtifactStore:
     # -- objects -------------------------------------------------------------------------------------------------
 
     def object_path(self, stage: str, key: str) -> Path:
-        return self.root / "objects" / stage / key
+        return self.root.joinpath("objects", stage, key)
 
     def get(self, stage: str, key: str) -> Artifact | None:
         """The artifact of a key, or None; its files are there in the right sizes, their hashes not yet checked."""
@@ -272,11 +296,11 @@ class ArtifactStore:
         if (manifest["stage"], manifest["key"]) != (stage, key):
             raise _corrupt(path, MANIFEST, "is another artifact's")
         for name, file in manifest["files"].items():
-            target = path / _safe(path, name)
-            if not target.is_file():
+            size = size_of_file(os.path.join(path, _safe(path, name)))
+            if size is None:
                 raise _corrupt(path, name, "is missing")
-            if target.stat().st_size != file["size"]:
-                raise _corrupt(path, name, f"has {target.stat().st_size} bytes, its manifest says {file['size']}")
+            if size != file["size"]:
+                raise _corrupt(path, name, f"has {size} bytes, its manifest says {file['size']}")
         artifact = Artifact(stage, key, manifest["kind"], path)
         artifact.__dict__["manifest"] = manifest  # the cached property, so that it is read once
         return artifact
@@ -368,9 +392,10 @@ class ArtifactStore:
     def _renew_versions(self, stage: str, key: str, payload: Path) -> None:
         """Let the versions of an artifact that was gone fit the one that takes its place: logs hold seconds."""
         again = Artifact(stage, key, "", payload)
-        for name, number, record in self.each_version():
-            if isinstance(record, dict) and record["key"] == key:
-                self._write_version(name, number, {**record, "digest": again.digest, "seal": again.seal})
+        for name, numbers in self.numbers().items():
+            for number, record in self._versions_of_key(name, numbers, key):
+                if isinstance(record, dict):
+                    self._write_version(name, number, {**record, "digest": again.digest, "seal": again.seal})
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -382,14 +407,16 @@ class ArtifactStore:
         """
         folder = self._name_folder(name)
         with _locked(folder):
-            versions = self.versions(name)
-            number = next((n for n, v in versions.items() if v["key"] == artifact.key), None)
-            if number is None:
-                number = max(versions, default=-1) + 1
+            numbers = self._numbers(name)
+            number, known = next(self._versions_of_key(name, numbers, artifact.key), (None, None))
+            if isinstance(known, StoreError):
+                raise known
+            if number is None or known is None:
+                number = max(numbers, default=-1) + 1
                 record = {"stage": artifact.stage, "key": artifact.key, "created": time.time()}
                 self._write_version(name, number, {**record, "digest": artifact.digest, "seal": artifact.seal})
             else:
-                require_fit(artifact, versions[number], f"{name}:v{number}")
+                require_fit(artifact, known, f"{name}:v{number}")
             if self.aliases(name).get("latest") != number:
                 self.tag(name, number, "latest")
         return number
@@ -401,8 +428,10 @@ class ArtifactStore:
             StoreError: as `publish`.
         """
         number = self.aliases(name).get("latest")
-        record = self.versions(name).get(number) if number is not None else None
-        if record is None or record["key"] != artifact.key:
+        if number is None or number not in self._numbers(name):
+            return None
+        record = self.version(name, number)
+        if record["key"] != artifact.key:
             return None
         require_fit(artifact, record, f"{name}:v{number}")
         return number
@@ -413,13 +442,36 @@ class ArtifactStore:
 
     def versions(self, name: str) -> dict[int, dict[str, Any]]:
         """{number: {stage, key, digest, seal, created}}, oldest first."""
-        return {number: self._read_version(name, number) for number in self._numbers(name)}
+        return {number: self.version(name, number) for number in self._numbers(name)}
 
     def _numbers(self, name: str) -> list[int]:
-        stems = [path.stem for path in self._name_folder(name).glob("v*.json")]
-        return sorted(int(stem[1:]) for stem in stems if _VERSION.fullmatch(stem))
+        return _versions_in(self._name_folder(name))
 
-    def _read_version(self, name: str, number: int) -> dict[str, Any]:
+    def _versions_of_key(
+        self, name: str, numbers: list[int], key: str
+    ) -> Iterator[tuple[int, dict[str, Any] | StoreError]]:
+        """(number, record) of those versions that are of a key; the error in place of a record that is damaged.
+
+        A name may have thousands of versions, so the others are not read as JSON: what is of a key has it in its bytes.
+        """
+        folder, wanted = self._name_folder(name), key.encode()
+        for number in numbers:
+            try:
+                if wanted not in read_bytes(os.path.join(folder, f"v{number}.json")):
+                    continue
+                record = self.version(name, number)
+            except StoreError as error:
+                yield number, error
+                continue
+            if record["key"] == key:
+                yield number, record
+
+    def version(self, name: str, number: int) -> dict[str, Any]:
+        """{stage, key, digest, seal, created} of a version.
+
+        Raises:
+            StoreError: it is missing, or was changed after it was written.
+        """
         path = self._name_folder(name) / f"v{number}.json"
         record = read_json(path)
         if not isinstance(record, dict) or not {"stage", "key", "digest", "created"} <= record.keys():
@@ -461,7 +513,7 @@ class ArtifactStore:
     def _read_alias(self, name: str, path: Path) -> int:
         value = read_json(path)
         if type(value) is int:  # of earlier code, whose versions have no seal either
-            record = self._read_version(name, value) if value in self._numbers(name) else {}
+            record = self.version(name, value) if value in self._numbers(name) else {}
             if not is_checked(record):
                 return value
         elif isinstance(value, dict) and type(value.get("version")) is int and fits(value, name, path.name):
@@ -469,16 +521,23 @@ class ArtifactStore:
         raise _bad_name(path, "is damaged or was changed after it was written")
 
     def names(self) -> list[str]:
-        folder = self.root / "names"
-        found = {path.parent.relative_to(folder) for path in folder.glob("*/*/v*.json")}
-        return sorted(name.as_posix() for name in found if all(map(_NAME.fullmatch, name.parts)))
+        return list(self.numbers())
+
+    def numbers(self) -> dict[str, list[int]]:
+        """{name: the numbers of its versions}, in the order of the names. No version is read."""
+        found = {}
+        for pipeline in _folders_in(self.root / "names"):
+            for step in _folders_in(pipeline.path):
+                if numbers := _versions_in(step.path):
+                    found[f"{pipeline.name}/{step.name}"] = numbers
+        return dict(sorted(found.items()))
 
     def each_version(self) -> Iterator[tuple[str, int, dict[str, Any] | StoreError]]:
         """(name, number, record) of every version; the error in place of a record that is damaged."""
-        for name in self.names():
-            for number in self._numbers(name):
+        for name, numbers in self.numbers().items():
+            for number in numbers:
                 try:
-                    yield name, number, self._read_version(name, number)
+                    yield name, number, self.version(name, number)
                 except StoreError as error:
                     yield name, number, error
 
@@ -493,7 +552,7 @@ class ArtifactStore:
             raise StoreError(f"{ref}: expected PIPELINE/STEP[:version] or STAGE@KEY{hint(ref)}")
         if "@" in ref:
             stage, _, prefix = ref.partition("@")
-            keys = [p.name for p in (self.root / "objects" / stage).glob(f"{prefix}*")] if prefix.isalnum() else []
+            keys = self._keys(stage, prefix)
             if len(keys) != 1:
                 meant = "" if keys else hint(ref)
                 raise StoreError(f"{ref}: {len(keys)} artifacts of {self.root} have that key, expected one{meant}")
@@ -508,38 +567,48 @@ class ArtifactStore:
             raise StoreError(f"{ref}: its files are gone from {self.root}; run the step that makes it")
         return artifact
 
+    def _keys(self, stage: str, prefix: str) -> list[str]:
+        """The keys of a stage that begin so."""
+        try:
+            keys = os.listdir(self.root / "objects" / stage) if prefix.isalnum() else []
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # `ValueError`: a name with a NUL
+            return []
+        return [key for key in keys if key.startswith(prefix)]
+
     def _version(self, ref: str, name: str, which: str, hint: Callable[[str], str]) -> dict[str, Any]:
         try:
             self._name_folder(name)
         except StoreError as error:
             raise StoreError(f"{error}{hint(ref)}") from None
-        versions = self.versions(name)
-        if not versions:
+        numbers = self._numbers(name)
+        if not numbers:
             names = self.names()
             near = difflib.get_close_matches(name, names, n=1)
             meant = f" (did you mean {near[0]}?)" if near else hint(ref)
             known = ", ".join(names) or "none yet"
             raise StoreError(f"{ref}: no artifact of that name in {self.root}{meant}; names: {known}")
         number = int(which[1:]) if _VERSION.fullmatch(which) else self.aliases(name).get(which)
-        if number not in versions:
-            known = ", ".join([f"v{n}" for n in versions] + list(self.aliases(name)))
+        if number is None or number not in numbers:
+            known = ", ".join([f"v{n}" for n in numbers] + list(self.aliases(name)))
             raise StoreError(f"{ref}: no such version; {name} has {known}")
-        return versions[number]
+        return self.version(name, number)
 
     def _name_folder(self, name: str) -> Path:
         parts = name.split("/")
         if len(parts) != 2 or not all(_NAME.fullmatch(part) for part in parts):
             raise StoreError(f"{name!r}: expected PIPELINE/STEP in small letters, digits, '.', '_' or '-'")
-        return self.root / "names" / parts[0] / parts[1]
+        return self.root.joinpath("names", *parts)
 
     def names_of(self, artifact: Artifact) -> list[str]:
         """Every `PIPELINE/STEP:vN` of an artifact."""
         return self._names_of_key(artifact.key)
 
     def _names_of_key(self, key: str) -> list[str]:
-        every = self.each_version()
         return [
-            f"{name}:v{number}" for name, number, record in every if isinstance(record, dict) and record["key"] == key
+            f"{name}:v{number}"
+            for name, numbers in self.numbers().items()
+            for number, record in self._versions_of_key(name, numbers, key)
+            if isinstance(record, dict)
         ]
 
     def work_folders(self) -> list[Path]:
@@ -598,9 +667,28 @@ def require_fit(artifact: Artifact, record: Mapping[str, Any], ref: str) -> None
         raise _corrupt(artifact.path, MANIFEST, f"does not fit {ref}: it was changed after it was written")
 
 
+def _folders_in(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """The folders in a folder that may be a part of an artifact's name; none where there is no folder."""
+    try:
+        with os.scandir(path) as entries:
+            return [entry for entry in entries if _NAME.fullmatch(entry.name) and entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _versions_in(folder: str | os.PathLike[str]) -> list[int]:
+    """The numbers of the versions in a name's folder, in their order."""
+    try:
+        files = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    stems = [file.removesuffix(".json") for file in files if file.endswith(".json")]
+    return sorted(int(stem[1:]) for stem in stems if _VERSION.fullmatch(stem))
+
+
 def _safe(folder: Path, name: str) -> str:
     """A manifest's file name, if it stays below its folder on every system."""
-    parts = PurePosixPath(name).parts
+    parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in name or not parts:
         raise _corrupt(folder, repr(name), "is not a safe file name")
     return name

@@ -1,6 +1,7 @@
 """`align artifacts`: look at the store, name things in it, take things out of it.
 
-Needs no torch, except to export an adapter as a whole model.
+Needs no torch, except to export an adapter as a whole model. What one verb alone needs is imported there: a look at the
+store takes less time than to import the plan.
 """
 
 from __future__ import annotations
@@ -26,13 +27,9 @@ from align.artifacts import (
     existing_store,
     follow_umask,
 )
-from align.audit import audit
 from align.console import Parser, plain_console, print_sentence, print_table, wide_console
 from align.errors import ConfigError, StoreError
-from align.garbage import find_garbage, remove_garbage
-from align.plan import flat
-from align.report.summary import main_figures
-from align.report.tables import Table, without_empty
+from align.listing import list_versions
 
 
 def main(arguments: list[str]) -> int:
@@ -55,30 +52,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _ls(store: ArtifactStore, options: argparse.Namespace) -> None:
-    rows: list[dict[str, Any]] = []
-    faults: list[str] = []
-    aliases = {name: dict(store.each_alias(name)) for name in store.names()}
-    faults += [str(n) for own in aliases.values() for n in own.values() if isinstance(n, StoreError)]
-    for name, number, record in store.each_version():
-        try:
-            if isinstance(record, StoreError):
-                raise record
-            artifact = store.get(record["stage"], record["key"])
-        except StoreError as error:
-            faults.append(str(error))
-            continue
-        rows.append(
-            {
-                "name": name,
-                "version": f"v{number}",
-                "aliases": [alias for alias, n in aliases[name].items() if n == number],
-                "kind": artifact.kind if artifact else "gone",
-                "artifact": f"{record['stage']}@{record['key'][:12]}",
-                "created": record["created"],
-                "bytes": sum(f["size"] for f in artifact.manifest["files"].values()) if artifact else 0,
-                "figures": main_figures(artifact) if artifact else "",
-            }
-        )
+    rows, faults = list_versions(store)
     for line in faults:
         print(f"warning: {line}", file=sys.stderr)
     if options.json:
@@ -102,6 +76,8 @@ def _ls(store: ArtifactStore, options: argparse.Namespace) -> None:
 
 
 def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
+    from align.plan import flat
+
     artifact = store.find(options.ref)
     if options.json:
         print(
@@ -181,6 +157,8 @@ def _verify(store: ArtifactStore, options: argparse.Namespace) -> None:
         store.verify(store.find(options.ref))
         print(f"{options.ref}: every file as its manifest says")
         return
+    from align.audit import audit
+
     found = audit(store)
     if found.unsealed:
         print(f"{found.unsealed} of earlier code without a seal: their files were checked, not their manifests")
@@ -191,6 +169,8 @@ def _verify(store: ArtifactStore, options: argparse.Namespace) -> None:
 
 
 def _diff(store: ArtifactStore, options: argparse.Namespace) -> None:
+    from align.report.tables import Table, without_empty
+
     one, two = store.find(options.ref), store.find(options.other)
     rows = [
         {"what": f"{part}.{name}", "before": before.get(name), "after": after.get(name)}
@@ -255,6 +235,8 @@ def _change(before: object, after: object) -> str:
 
 
 def _parts(one: Artifact, two: Artifact) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    from align.plan import flat
+
     a, b = one.manifest, two.manifest
 
     def inputs(m: dict[str, Any]) -> dict[str, str]:
@@ -302,6 +284,8 @@ def _export(store: ArtifactStore, options: argparse.Namespace) -> None:
 
 
 def _gc(store: ArtifactStore, options: argparse.Namespace) -> None:
+    from align.garbage import find_garbage, remove_garbage
+
     found = find_garbage(store)
     count = 0
     for path in remove_garbage(store) if options.yes else found.paths:

@@ -14,8 +14,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rich.cells import cell_len
+from rich.cells import cell_len as cells_of
 from rich.console import Console
+from rich.segment import Segment, Segments
 from rich.text import Text
 
 from align.errors import ConfigError
@@ -61,7 +62,9 @@ def wide_console() -> Console:
 def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table that fits the console, its head in bold."""
     for lines, style in table_lines(columns, rows, console.width):
-        console.print(Text("\n".join(lines), style=style, no_wrap=True, overflow="ignore"), crop=False)
+        text = "\n".join([*lines, ""])
+        # As it is: the lines fit, and thousands of them take long to be laid out again.
+        console.print(Segments([Segment(text, console.get_style(style or "none"))]), crop=False, end="")
 
 
 def print_sentence(console: Console, text: str, style: str = "") -> None:
@@ -162,6 +165,11 @@ def _least(columns: Sequence[str], cells: Sequence[Sequence[str]], column: int) 
     return max([min(title, _NARROWEST), *(cell_len(row[column]) for row in cells)])
 
 
+def cell_len(text: str) -> int:
+    """The columns of a terminal that a text takes."""
+    return len(text) if text.isascii() and text.isprintable() else cells_of(text)
+
+
 def _is_number(cells: Sequence[Sequence[str]], column: int) -> bool:
     filled = [row[column] for row in cells if row[column]]
     return bool(filled) and all(_NUMBER.fullmatch(cell) for cell in filled)
@@ -174,6 +182,8 @@ def _pieces(text: str) -> list[str]:
 
 def _broken(text: str, width: int) -> list[str]:
     """The lines of a cell of `width` characters, broken between words; inside a name only where no line holds it."""
+    if cell_len(text) <= width:
+        return [text]
     lines = [""]
     for word in _WORDS.findall(text):
         pieces = [word] if cell_len(word.rstrip()) <= width else _pieces(word)
@@ -198,6 +208,8 @@ def _without_middle(name: str, width: int) -> str:
 
 def _printable(text: str) -> str:
     """Without what a terminal would take as a command."""
+    if text.isprintable():
+        return text.strip()
     return "".join(letter if letter.isprintable() else " " for letter in text).strip()
 
 

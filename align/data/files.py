@@ -65,6 +65,25 @@ class RawRow(NamedTuple):
     row: dict[str, Any] | Malformed
 
 
+class Place:
+    """How far somebody is who reads files: the bytes of those that are read, and of the one that is being read."""
+
+    def __init__(self) -> None:
+        self._before = 0
+        self._here: Callable[[], int] = lambda: 0
+
+    def bytes(self) -> int:
+        return self._before + self._here()
+
+    def follow(self, here: Callable[[], int]) -> None:
+        """Ask `here` for the bytes of the file that is being read."""
+        self._here = here
+
+    def leave(self, path: Path) -> None:
+        """Count a whole file."""
+        self._before, self._here = self._before + path.stat().st_size, lambda: 0
+
+
 def suffix_of(path: Path) -> str:
     """The suffix that says how a file is read, in small letters: that of `a.CSV.gz` is `.csv`."""
     packed = path.suffix.lower() in PACKED
@@ -77,6 +96,7 @@ def read_file(
     *,
     text_tables: bool = False,
     columns_of: ColumnsOf = lambda cells: None,
+    place: Place | None = None,
 ) -> Iterator[RawRow]:
     """Yield every row of a file; a plain text file is one row {"text", "file"}. Unreadable rows come as `Malformed`.
 
@@ -85,7 +105,9 @@ def read_file(
         say: called with a line for each thing about the file that a user would not expect: `a.csv: read as Latin-1`.
         text_tables: read `.txt` as tab-separated cells under a line of column names.
         columns_of: gets the first line of a table, and returns the names of its columns where that line is a row.
+        place: says how far the reading is.
     """
+    place = place or Place()
     if (kind := unusual_kind(path)) is not None:
         yield RawRow(str(path), Malformed("file", f"expected an ordinary file, got {kind}"))
         return
@@ -95,9 +117,9 @@ def read_file(
     binary = {".parquet": _parquet, ".arrow": _arrow, ".xml": _pairs}
     try:
         if suffix in binary:
-            yield from binary[suffix](path)
+            yield from binary[suffix](path, place)
         else:
-            text = _Text(path, _encoding(path, say))
+            text = _Text(path, _encoding(path, say), place)
             yield from _text_rows(text, suffix, say, columns_of)
     except Malformed as problem:
         yield RawRow(str(path), problem)
@@ -105,6 +127,8 @@ def read_file(
         yield RawRow(str(path), Malformed("file", f"expected {error.encoding.upper()} text ({error.reason})"))
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         yield RawRow(str(path), Malformed("file", f"expected {suffix[1:]}, whole ({error})"))
+    with contextlib.suppress(FileNotFoundError):
+        place.leave(path)
 
 
 def _text_rows(text: _Text, suffix: str, say: Say, columns_of: ColumnsOf) -> Iterator[RawRow]:
@@ -125,21 +149,37 @@ def _text_rows(text: _Text, suffix: str, say: Say, columns_of: ColumnsOf) -> Ite
 # -- bytes and characters ----------------------------------------------------------------------------------------
 
 
-def _binary(path: Path) -> Any:
-    openers: dict[str, Callable[[Path], Any]] = {
+def _binary(path: Path, place: Place | None = None) -> Any:
+    """The bytes of a file, unpacked; `place` follows those that were read of the file itself."""
+    file = path.open("rb", buffering=0)
+    if place is not None:
+        place.follow(lambda: 0 if file.closed else file.tell())
+    openers: dict[str, Callable[[Any], Any]] = {
         ".gz": gzip.open,
         ".bz2": bz2.open,
         ".xz": lzma.open,
         ".zst": _open_zst,
     }
     suffix = path.suffix.lower()
-    return openers[suffix](path) if suffix in openers else path.open("rb")
+    return _Unpacked(openers[suffix](file), file) if suffix in openers else io.BufferedReader(file)
 
 
-def _open_zst(path: Path) -> Any:
+class _Unpacked(io.BufferedReader):
+    """What is unpacked from a file; closing it closes the file, too."""
+
+    def __init__(self, unpacked: Any, file: io.FileIO):
+        super().__init__(unpacked)
+        self._file = file
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
+def _open_zst(file: io.FileIO) -> Any:
     import pyarrow as pa  # Python's own library reads it from 3.14 on
 
-    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+    return pa.CompressedInputStream(file, "zstd")
 
 
 class _Text(NamedTuple):
@@ -147,10 +187,13 @@ class _Text(NamedTuple):
 
     path: Path
     encoding: str
+    place: Place
 
     def open(self, keep_line_ends: bool = False) -> TextIO:
         """As text; the csv module wants line ends as they are, everything else has them made alike."""
-        return io.TextIOWrapper(_binary(self.path), encoding=self.encoding, newline="" if keep_line_ends else None)
+        return io.TextIOWrapper(
+            _binary(self.path, self.place), encoding=self.encoding, newline="" if keep_line_ends else None
+        )
 
 
 def _encoding(path: Path, say: Say) -> str:
@@ -512,13 +555,14 @@ def _object(line: str) -> dict[str, Any] | Malformed:
 # -- other kinds -------------------------------------------------------------------------------------------------
 
 
-def _parquet(path: Path) -> Iterator[RawRow]:
+def _parquet(path: Path, place: Place) -> Iterator[RawRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         _refuse_twice(pq.read_schema(path).names)
-        number = 0
+        number, total, size = 0, pq.read_metadata(path).num_rows, path.stat().st_size
+        place.follow(lambda: size * number // max(total, 1))
         for batch in read_batches(path):
             for row in _rows_of_batch(batch):
                 number += 1
@@ -527,7 +571,7 @@ def _parquet(path: Path) -> Iterator[RawRow]:
         yield RawRow(str(path), Malformed("file", f"expected Parquet ({' '.join(str(error).split())[:100]})"))
 
 
-def _arrow(path: Path) -> Iterator[RawRow]:
+def _arrow(path: Path, place: Place) -> Iterator[RawRow]:
     """Arrow's two formats: the stream, which `datasets` saves, and the file."""
     import pyarrow as pa
 
@@ -539,7 +583,11 @@ def _arrow(path: Path) -> Iterator[RawRow]:
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
             _refuse_twice(reader.schema.names)
             batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+            # Batches of the file format are fetched from where they lie; the stream's are read one after the other.
+            done, total, size = 0, reader.num_record_batches if is_file else 0, path.stat().st_size
+            place.follow(lambda: size * done // total if is_file else source.tell())
             for batch in batches:
+                done += 1
                 for begin in range(0, batch.num_rows, _BATCH_ROWS):
                     for row in _rows_of_batch(batch.slice(begin, _BATCH_ROWS)):
                         number += 1
@@ -568,11 +616,11 @@ def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
         raise
 
 
-def _pairs(path: Path) -> Iterator[RawRow]:
+def _pairs(path: Path, place: Place) -> Iterator[RawRow]:
     """RTE 1 to 3: `<pair id="1" value="TRUE"><t>..</t><h>..</h></pair>`, attributes and texts as columns."""
     number = 0
     try:
-        with _binary(path) as file:
+        with _binary(path, place) as file:
             for _, element in ElementTree.iterparse(file):
                 if element.tag == "pair":
                     texts = {child.tag: " ".join("".join(child.itertext()).split()) for child in element}

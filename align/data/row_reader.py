@@ -35,8 +35,8 @@ class Read(NamedTuple):
 class RowReader:
     """Reads raw rows as one record.
 
-    Rows that make a record together wait in a temporary file until `joined` is called; memory then holds 16 bytes of a
-    key and a place for each.
+    Rows that make a record together wait in a temporary file until `joined` is called; memory then holds the
+    digest of a key and the place of each of its rows: 260 bytes a key.
 
     Args:
         record: what the rows become.

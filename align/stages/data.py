@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from align.configs import Data
 from align.data import smallworld
 from align.data.cards import DataCard, Source, resolve
-from align.data.files import RawRow, read_file
+from align.data.files import Place, RawRow, read_file
 from align.data.formats import FORMATS
 from align.data.labelled import columns_without_header
 from align.data.records import (
@@ -42,6 +42,7 @@ from align.data.sorting import RowSorter
 from align.data.split_names import doubtful_word, split_of_name
 from align.errors import ConfigError, StoreError
 from align.job import Inputs, Job, Metrics
+from align.progress import Progress
 
 _SHOWN_ERRORS = 20
 _SHOWN_FILES = 3
@@ -50,7 +51,10 @@ _READ_ON = 100_000  # rows in which `first_rows` looks for the others that make 
 _IN_MEMORY = 2**27  # bytes of rows; what is more goes through a file
 _SHARED = "also in a held-out split"
 
+_MB = 10**6
+
 _T = TypeVar("_T")
+_Shown = Callable[[int | None, str], contextlib.AbstractContextManager[Callable[[int], None]]]  # `Job.progress`
 
 
 def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
@@ -87,12 +91,17 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
     return metrics | {f"dropped/{reason}": count for reason, count in dropped.items()}
 
 
-def check_rows(cfg: Data, data_root: str | None) -> None:
+def check_rows(cfg: Data, data_root: str | None, shown: Progress) -> None:
     """Read every row of a data step and raise what `run` would; for `align plan check_data=true`."""
+
+    def progress(total: int | None, unit: str) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        return shown.over(total, 0, unit)
+
     source = resolve(cfg.source, data_root, None)
     _refuse_columns_of_generated(cfg, source)
     if not source.card.generator:
-        for _ in _records(_raw_rows(source, cfg), cfg, source, _reader(cfg, source, None)):
+        reader = _reader(cfg, source, None)
+        for _ in _records(_shown_rows(source, cfg, progress), cfg, source, reader):
             pass  # nothing is kept; what is wrong with some is raised behind the last
 
 
@@ -235,16 +244,16 @@ class _Rows:
 def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowReader) -> dict[str, _Rows]:
     """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
     count, any_given, dropped = 0, False, reader.dropped
-    raw_rows = _raw_rows(source, cfg, job.info)
-    with job.progress(None, "rows read") as advance:
-        for given, whole, made in _records(_watched(raw_rows, advance), cfg, source, reader, job.info):
-            if given is not None and cfg.validation_share is not None:
-                raise ConfigError(f"validation_share: the files of {cfg.source} say their splits, so leave it out")
-            split = given or _split(cfg, source.card, whole)
-            for row in made:
-                sorter.add(split, row)
-            count, any_given = count + len(made), any_given or given is not None
-    with job.progress(None, "rows compared") as advance:
+    raw_rows = _shown_rows(source, cfg, job.progress, job.info)
+    for given, whole, made in _records(raw_rows, cfg, source, reader, job.info):
+        if given is not None and cfg.validation_share is not None:
+            raise ConfigError(f"validation_share: the files of {cfg.source} say their splits, so leave it out")
+        split = given or _split(cfg, source.card, whole)
+        for row in made:
+            sorter.add(split, row)
+        count, any_given = count + len(made), any_given or given is not None
+    # Duplicates are counted here, so it may be fewer. Where splits were given, what is asked is compared besides.
+    with job.progress(2 * count if any_given else count, "rows compared") as advance:
         splits = _kept_apart(sorter, any_given, advance, dropped)
     if duplicates := count - sum(map(len, splits.values())) - dropped[_SHARED]:
         dropped["duplicate"] = duplicates
@@ -269,7 +278,8 @@ def _kept_apart(
 ) -> dict[str, _Rows]:
     """All rows by split, where what is asked in a held-out one is taken out of those before it.
 
-    Only where a file's name said its split can that be: `any_given`. Then 32 bytes of each held-out row are in memory.
+    Only where a file's name said its split can that be: `any_given`. Then the sha256 of each held-out row is in memory,
+    which takes 120 bytes with Python's object and its place in a set.
     """
     splits: dict[str, _Rows] = {}
     held_out: tuple[set[bytes], ...] = ()
@@ -291,6 +301,24 @@ def _kept_apart(
 
 def _asked(row: Row) -> bytes:
     return digest(whole_key(row))
+
+
+def _shown_rows(
+    source: Source, cfg: Data, progress: _Shown, say: Callable[[str], None] = lambda note: None
+) -> Iterator[tuple[str | None, RawRow]]:
+    """The rows of `_raw_rows`; how far the reading is shows in the megabytes of the files, or in rows of the Hub."""
+    if not source.files:
+        with progress(None, "rows read") as advance:
+            yield from _watched(_raw_rows(source, cfg, say), advance)
+        return
+    place, told = Place(), 0
+    with progress(sum(path.stat().st_size for path in source.files) // _MB, "MB read") as advance:
+        for number, row in enumerate(_raw_rows(source, cfg, say, place), 1):
+            yield row
+            if number % _TOLD_EVERY == 0:
+                advance(place.bytes() // _MB - told)
+                told = place.bytes() // _MB
+        advance(place.bytes() // _MB - told)
 
 
 def _watched(rows: Iterable[_T], advance: Callable[[int], None]) -> Iterator[_T]:
@@ -395,7 +423,7 @@ def _split(cfg: Data, card: DataCard, row: Row) -> str:
 
 
 def _raw_rows(
-    source: Source, cfg: Data, say: Callable[[str], None] = lambda note: None
+    source: Source, cfg: Data, say: Callable[[str], None] = lambda note: None, place: Place | None = None
 ) -> Iterator[tuple[str | None, RawRow]]:
     """Yield rows, each with the split that its file is, where that is known; what is unusual is reported."""
     if not source.files:
@@ -408,7 +436,7 @@ def _raw_rows(
     # A first row such as `Some question?,1` is a row of GLUE's only where GLUE's columns are what is read.
     unnamed = {"columns_of": columns_without_header} if labelled else {}
     for path, split in splits.items():
-        for raw in read_file(path, say, text_tables=labelled, **unnamed):
+        for raw in read_file(path, say, text_tables=labelled, place=place, **unnamed):
             yield split, raw
 
 

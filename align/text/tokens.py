@@ -43,14 +43,15 @@ def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -
     dtype = token_dtype(len(tokenizer))
     encoder = encoder_of(tokenizer)
     begin, end = np.array(encoder.begin, dtype), np.array([tokenizer.eos_token_id], dtype)
-    for group in _groups(texts):
+    for group in groups_of(texts):
         encodings = encoder.encode_text(group)
         flat = np.concatenate([part for e in encodings for part in (begin, np.array(e.ids, dtype), end)])
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in group)
         yield flat, Counts(len(group), len(flat), size)
 
 
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+def groups_of(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in lists of some megabytes: what is tokenised at a time, for its tokens take several times that memory."""
     group: list[str] = []
     size = 0
     for text in texts:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from memory import peak_memory
 
+from align import progress
 from align.__main__ import main
 from align.artifacts import ArtifactStore
 from align.configs import Data, RunConfig
@@ -849,10 +850,20 @@ def test_a_full_disk_is_told_in_one_line_and_nothing_is_left(here, monkeypatch, 
     assert not [name for name in written(here) if name.endswith(".parquet") or name.startswith(("objects", "names"))]
 
 
+@pytest.mark.parametrize("command", [["plan", "data", "check_data=true"], ["data"]])
+def test_reading_says_how_far_it_is_and_how_long_it_takes(here, capsys, monkeypatch, command):
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
+    (here / "a.jsonl").write_text("".join(json.dumps({"text": f"{n} " * 500}) + "\n" for n in range(3000)))
+    assert main([*command, "source=path:a.jsonl", "record=documents", "tracker.backend=none"]) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"^  own/data: [1-5]/6 MB read  [\d.]+/s  0:\d\d left$", told, re.MULTILINE)
+
+
 COMMAND = "import sys; from align.__main__ import main; assert main(sys.argv[1:]) == 0"
 CHECK = """
 import sys; from align.configs import Data; from align.stages.data import check_rows
-check_rows(Data(source=sys.argv[1]), None)
+from align.progress import Progress
+check_rows(Data(source=sys.argv[1]), None, Progress("data"))
 """
 READ = """
 import sys; from pathlib import Path; from align.data.records import read_rows

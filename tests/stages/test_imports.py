@@ -25,9 +25,11 @@ from transformers import (
 from align.__main__ import main
 from align.artifacts import ArtifactStore
 from align.configs import RunConfig
+from align.data.records import read_rows
 from align.errors import ConfigError
 from align.models.load import load_tokenizer
 from align.plan import Step, plan
+from align.text.encoding import encode_texts
 from align.text.tokenizers import EOS, PAD, train_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -107,7 +109,9 @@ def test_documents_become_t5_s_kind_of_tokenizer(here: Path) -> None:
     folder, manifest = made("tokenizer")
     tokenizer = load_tokenizer(folder)
     assert tokenizer.convert_tokens_to_ids(["<pad>", "</s>", "<unk>", "<extra_id_0>"]) == [0, 1, 2, 419]
-    assert manifest["metrics"]["bytes_per_token"] > 1.5
+    texts = [row["text"] for row in read_rows([made("data")[0]], "validation")]
+    num_tokens = sum(map(len, encode_texts(tokenizer, texts)))
+    assert manifest["metrics"]["bytes_per_token"] == sum(len(text.encode()) for text in texts) / num_tokens > 1.5
 
 
 def test_a_vocabulary_too_small_is_told_in_a_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

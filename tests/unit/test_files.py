@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.data.files import read_file, suffix_of
+from align.data.files import Place, read_file, suffix_of
 from align.data.records import Malformed
 
 
@@ -598,3 +598,61 @@ def test_a_time_that_python_cannot_hold_is_the_fault_of_its_column(tmp_path, kin
     *_, (where, row) = read_file(tmp_path / "a.parquet")
     assert where.startswith(f"{tmp_path}/a.parquet")
     assert str(row).startswith("when: expected a value that Python can hold")
+
+
+def _as_arrow_stream(path, table):
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=500)
+
+
+def _as_arrow_file(path, table):
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=500)
+
+
+def _packed(opener, **options):
+    def write(path, table):
+        with opener(path, "wb", **options) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in table.to_pylist()).encode())
+
+    return write
+
+
+def _as_table(mark):
+    return lambda path, table: path.write_text("\n".join(["text", *table["text"].to_pylist()]).replace(" ", mark))
+
+
+def _as_zst(path, table):
+    with pa.CompressedOutputStream(str(path), "zstd") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in table.to_pylist()).encode())
+
+
+OF_A_KIND = {
+    "a.jsonl": _packed(open),
+    "a.jsonl.gz": _packed(gzip.open),
+    "a.jsonl.bz2": _packed(bz2.open, compresslevel=1),
+    "a.jsonl.xz": _packed(lzma.open, preset=0),
+    "a.jsonl.zst": _as_zst,
+    "a.csv": _as_table("-"),
+    "a.tsv": _as_table("-"),
+    "a.parquet": lambda path, table: pq.write_table(table, path, row_group_size=500),
+    "a.arrow": _as_arrow_stream,
+    "b.arrow": _as_arrow_file,
+}
+
+
+@pytest.mark.parametrize("name", OF_A_KIND)
+def test_how_far_the_reading_is_follows_the_rows_of_every_kind_of_file(tmp_path, name):
+    rows = [{"text": f"{os.urandom(40).hex()} {number}"} for number in range(16_000)]
+    OF_A_KIND[name](tmp_path / name, pa.Table.from_pylist(rows))
+    place, size = Place(), (tmp_path / name).stat().st_size
+    shares = []
+    for number, (_, row) in enumerate(read_file(tmp_path / name, place=place), 1):
+        assert not isinstance(row, Malformed)
+        if number % 4_000 == 0:
+            shares.append(place.bytes() / size)
+    assert shares[:3] == pytest.approx([0.25, 0.5, 0.75], abs=0.15)
+    assert place.bytes() == size
+    for _ in read_file(tmp_path / name, place=place):
+        pass
+    assert place.bytes() == 2 * size

@@ -11,7 +11,16 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from align.text import tokens
-from align.text.tokens import Counts, TextRows, encode_text, read_tokens, token_dtype, write_info, write_tokens
+from align.text.tokens import (
+    Counts,
+    TextRows,
+    encode_text,
+    groups_of,
+    read_tokens,
+    token_dtype,
+    write_info,
+    write_tokens,
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +30,18 @@ def tokenizer():
 
 def ids_of(text, tokenizer):
     return [FIRST + sorted(pre_tokenizers.ByteLevel.alphabet()).index(letter) for letter in text]
+
+
+def test_texts_are_read_some_megabytes_at_a_time():
+    read = []
+
+    def texts():
+        for number in range(12):
+            read.append(number)
+            yield "x" * 2**20
+
+    seen = [(len(group), len(read)) for group in groups_of(texts())]
+    assert seen == [(4, 4), (4, 8), (4, 12)]
 
 
 def test_documents_end_with_the_end_and_lie_end_to_end(tokenizer):

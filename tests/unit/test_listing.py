@@ -1,0 +1,142 @@
+"""`align artifacts ls` remembers what it read, and never shows what is no longer so."""
+
+import json
+import os
+import sys
+import time
+
+import pytest
+
+from align.__main__ import main
+from align.artifacts import ArtifactStore
+from align.seals import seal_of
+
+OPENED: list[str] | None = None  # the files that Python opened, while somebody asks
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Stores of three artifacts, two of one name. Their files are old: one that is new is read again each time."""
+    made = []
+    for _ in range(16):
+        store = ArtifactStore(tmp_path_factory.mktemp("listing") / "store")
+        for number, name in enumerate(["mine/data", "mine/data", "mine/more"]):
+            key = f"{number:064x}"
+            with store.claim("data", key) as work:
+                (work / "out").mkdir(parents=True)
+                (work / "out/rows.txt").write_text("rows " * (number + 1))
+                manifest = {"kind": "documents", "inputs": {}, "metrics": {"rows/train": float(number)}}
+                store.publish(name, store.commit("data", key, work / "out", manifest))
+        made.append(store)
+    time.sleep(2.1)
+    return made
+
+
+@pytest.fixture
+def store(stores):
+    return stores.pop()
+
+
+def shown(store, capsys):
+    assert main(["artifacts", "ls", "--json", "--store", str(store.root)]) == 0
+    printed = capsys.readouterr()
+    return json.loads(printed.out), printed.err
+
+
+def seal_anew(path, **changes):
+    manifest = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(manifest | {"seal": seal_of(manifest)}, indent=1, sort_keys=True))
+
+
+def longer_rows(store, folder):
+    (folder / "rows.txt").write_text("some more rows")
+
+
+def other_figures(store, folder):
+    seal_anew(folder / "manifest.json", metrics={"rows/train": 7.0})
+
+
+def other_figures_at_the_old_time(store, folder):
+    before = (folder / "manifest.json").stat()
+    seal_anew(folder / "manifest.json", metrics={"rows/train": 7.0})
+    os.utime(folder / "manifest.json", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def broken_manifest(store, folder):
+    (folder / "manifest.json").write_text("{")
+
+
+def no_artifact(store, folder):
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def other_alias(store, folder):
+    store.tag("mine/data", 0, "best")
+
+
+def broken_version(store, folder):
+    (store.root / "names/mine/data/v1.json").write_text("{}")
+
+
+def no_version(store, folder):
+    (store.root / "names/mine/data/v1.json").unlink()
+
+
+CHANGES = (
+    *(longer_rows, other_figures, other_figures_at_the_old_time, broken_manifest, no_artifact),
+    *(other_alias, broken_version, no_version),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_was_remembered_and_changed_is_read_again(store, capsys, change):
+    before = shown(store, capsys)
+    assert shown(store, capsys) == before
+    change(store, store.root / "objects/data" / f"{1:064x}")
+    remembered = shown(store, capsys)
+    assert remembered != before
+    # What is not remembered is read, and says the same.
+    (store.root / "cache/listing.json").unlink()
+    assert shown(store, capsys) == remembered
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"mine/data:v0": 1}', b"check\n{}"])
+def test_a_listing_that_is_damaged_is_made_again(store, capsys, damage):
+    before = shown(store, capsys)
+    file = store.root / "cache/listing.json"
+    whole = file.read_bytes()
+    file.write_bytes(damage)
+    assert shown(store, capsys) == before
+    assert file.read_bytes() == whole
+
+
+def test_a_figure_changed_in_the_listing_is_not_shown(store, capsys):
+    before = shown(store, capsys)
+    file = store.root / "cache/listing.json"
+    file.write_bytes(file.read_bytes().replace(b"2 train", b"9 train"))
+    assert shown(store, capsys) == before
+
+
+def _note(event, arguments):
+    if OPENED is not None and event == "open":
+        OPENED.append(str(arguments[0]))
+
+
+def test_unchanged_artifacts_are_not_read_again(store, capsys, monkeypatch):
+    sys.addaudithook(_note)
+    read = []
+    for _ in range(2):
+        opened: list[str] = []
+        monkeypatch.setattr(sys.modules[__name__], "OPENED", opened)
+        shown(store, capsys)
+        read.append([path for path in opened if path.endswith(("manifest.json", "v0.json", "v1.json"))])
+    monkeypatch.setattr(sys.modules[__name__], "OPENED", None)
+    assert len(read[0]) == 6
+    assert read[1] == []
+
+
+def test_a_store_that_may_not_be_written_to_is_listed(store, capsys):
+    (store.root / "cache").write_text("a file where the folder belongs")
+    rows, told = shown(store, capsys)
+    assert [f"{row['name']}:{row['version']}" for row in rows] == ["mine/data:v0", "mine/data:v1", "mine/more:v0"]
+    assert told == ""
