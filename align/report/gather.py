@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,21 +51,33 @@ class Made:
         return self.artifact.stage
 
 
-def gather(store: ArtifactStore, refs: Sequence[str]) -> list[Made]:
+def gather(store: ArtifactStore, refs: Sequence[str], left_out: list[str] | None = None) -> list[Made]:
     """Everything that `refs` were made from, and themselves.
 
     A pipeline's name stands for its latest evaluations and what they were made from, and for the latest of the steps
     that have no part in them: after a sweep whose members ran side by side, the latest of each step may be of different
     members.
 
+    Args:
+        left_out: where a line goes for each step of a pipeline that is damaged, or was made from what is; the report
+            is then on the others. None: it is an error.
+
     Raises:
-        StoreError: there is no such artifact.
+        StoreError: there is no such artifact, or it is damaged and was asked for by its own name.
     """
     order: dict[str, Artifact] = {}
     for ref in refs:
-        for artifact in _named(store, ref, order):
-            for each in reversed(store.lineage(artifact)):
-                _check(each)
+        for artifact in _named(store, ref, order, left_out):
+            try:
+                lineage = store.lineage(artifact)
+                for each in lineage:
+                    _check(each)
+            except StoreError as error:
+                if left_out is None or _is_one(ref):
+                    raise
+                left_out.append(f"{artifact.ref}: {error}")
+                continue
+            for each in reversed(lineage):
                 order.setdefault(each.key, each)
     pipelines = {ref.partition("/")[0] for ref in refs if "@" not in ref}
     only = pipelines.pop() if len(pipelines) == 1 else None
@@ -90,20 +103,42 @@ def _check(artifact: Artifact) -> None:
         )
 
 
-def _named(store: ArtifactStore, ref: str, order: Mapping[str, Artifact]) -> Iterator[Artifact]:
+def _is_one(ref: str) -> bool:
+    """Whether a reference is of one artifact, not of a pipeline."""
+    return "/" in ref or "@" in ref or is_outside(ref) or is_path(ref)
+
+
+def _named(
+    store: ArtifactStore, ref: str, order: Mapping[str, Artifact], left_out: list[str] | None
+) -> Iterator[Artifact]:
     """What `ref` stands for; `order` is what is there by the time the next is asked for."""
-    if "/" in ref or "@" in ref or is_outside(ref) or is_path(ref):
+    if _is_one(ref):
         yield store.find(ref)
         return
     names = [name for name in store.names() if name.startswith(f"{ref}/")]
     if not names:
         known = ", ".join(sorted({name.partition("/")[0] for name in store.names()})) or "none yet"
         raise StoreError(f"{ref}: no pipeline of that name in {store.root}; pipelines: {known}")
-    latest = {name: store.find(name) for name in names}
+    latest = {}
+    for name in names:
+        try:
+            latest[name] = store.find(name)
+        except StoreError as error:
+            if left_out is None:
+                raise
+            left_out.append(f"{name}: {error}")
     for name, artifact in sorted(latest.items(), key=lambda item: item[1].kind != "evaluation"):
-        versions = {record["key"] for record in store.versions(name).values()}
-        if artifact.kind == "evaluation" or not versions & order.keys():
+        if artifact.kind == "evaluation" or not _keys(store, name) & order.keys():
             yield artifact
+
+
+def _keys(store: ArtifactStore, name: str) -> set[str]:
+    """The keys of a name's versions, without those that are damaged."""
+    found = set()
+    for number in store.numbers()[name]:
+        with contextlib.suppress(StoreError):
+            found.add(store.version(name, number)["key"])
+    return found
 
 
 def _parents_first(artifacts: dict[str, Artifact]) -> list[Artifact]:
@@ -144,8 +179,10 @@ def _made(store: ArtifactStore, artifact: Artifact, only: str | None) -> Made:
 
 def _changes(store: ArtifactStore, name: str, version: str, artifact: Artifact) -> list[tuple[str, str, str]]:
     number = int(version[1:]) if version else 0
-    record = store.versions(name).get(number - 1) if number else None
-    before = store.get(record["stage"], record["key"]) if record else None
+    try:
+        before = store.find(f"{name}:v{number - 1}") if number else None
+    except StoreError:  # it is gone or damaged, and this report is not on it
+        before = None
     if before is None:
         return []
     old, new = flat(before.manifest["config"]), flat(artifact.manifest["config"])

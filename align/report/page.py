@@ -89,23 +89,24 @@ def write_report(store: ArtifactStore, refs: Sequence[str], out: Path, title: st
         StoreError: there is nothing of one of the references, neither an artifact nor a step that has begun.
     """
     steps = unfinished(store, refs)
-    made = _made(store, refs)
+    left_out = strangers(store)
+    made = _made(store, refs, left_out)
     steps = [step for step in steps if not store.object_path(step.stage, step.key).is_dir()]  # ended meanwhile
-    html, markdown = render(title, made, steps, follows, strangers(store))
+    html, markdown = render(title, made, steps, follows, left_out)
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in ((out, html), (out.with_suffix(".md"), markdown)):
         write_whole(path, text)
 
 
-def _made(store: ArtifactStore, refs: Sequence[str]) -> list[Made]:
+def _made(store: ArtifactStore, refs: Sequence[str], left_out: list[str]) -> list[Made]:
     """What is made of `refs`; of a pipeline whose first step still runs nothing is."""
     try:
-        return gather(store, refs)
+        return gather(store, refs, left_out)
     except StoreError:
         rest = [ref for ref in refs if not unfinished(store, [ref])]
         if len(rest) == len(refs):
             raise
-        return gather(store, rest) if rest else []
+        return gather(store, rest, left_out) if rest else []
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -5,10 +5,12 @@ import json
 import os
 
 import pytest
+from small_store import add
 
 from align.__main__ import main
 from align.artifacts import ArtifactStore
 from align.errors import StoreError
+from align.report.page import write_report
 from align.seals import seal_of
 
 ADVICE = "remove that folder"
@@ -217,6 +219,21 @@ def test_one_bad_file_hides_nothing_else(store, capsys, what):
     told = capsys.readouterr().err
     assert str(file.parent) in told
     assert str(other.parent) in told
+
+
+@pytest.mark.parametrize("what", ["objects/data/{data}/manifest.json", "names/mine/data/v1.json"])
+def test_a_report_on_a_pipeline_leaves_out_what_is_damaged_and_says_so(tmp_path, what):
+    store = ArtifactStore(tmp_path)
+    data = add(store, "mine/data", "documents", {})
+    add(store, "mine/data", "documents", {}, log=[{"step": 1}])
+    add(store, "mine/sft", "model", {"data": data}, {"eval/loss": 1.5})
+    (tmp_path / what.format(data=store.find("mine/data").key)).write_text("{")
+    write_report(store, ["mine"], tmp_path / "page.html", "mine")
+    page = (tmp_path / "page.md").read_text()
+    assert "Left out: mine/data: " in page
+    assert "| sft | sft | v0 |" in page
+    with pytest.raises(StoreError):
+        write_report(store, ["mine/data"], tmp_path / "page.html", "mine")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
