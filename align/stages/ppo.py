@@ -12,6 +12,7 @@ say either.
 from __future__ import annotations
 
 import functools
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -112,7 +113,8 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     learner = _learner(cfg, actors, prompts, _text(cfg, inputs, actors, tokenizer, job), job)
     engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id, tokenizer)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
-    health = Health(cfg.kl_goal, filled(cfg.value_warmup_iterations), corrected=cfg.importance_cap is not None)
+    corrected = cfg.importance_cap is not None
+    health = Health(cfg.kl_goal, filled(cfg.value_warmup_iterations), corrected, cfg.rollout_batch_size)
     start, kl_coef = 0, cfg.kl_coef
     metrics: Metrics = {}
     if saved := job.resume():
@@ -351,7 +353,8 @@ def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episo
     )
     lengths = samples.mask.sum(1)
     rewards = terms.combine(scores, rules, lengths, samples.ended)
-    metrics = _reward_metrics(rewards, lengths) | _length_metrics(samples)
+    metrics = _reward_metrics(rewards, lengths) | _length_metrics(samples) | _deviations(scores, rules, terms.functions)
+    metrics["prompts/distinct"] = len({json.dumps(row["prompt"]) for row in episodes.rows}) / len(episodes.rows)
     if judges.heldout is not None:
         metrics["heldout/score"] = float(score(judges.heldout).mean())
     logged: dict[str, list[float]] = {}
@@ -378,6 +381,17 @@ def _reward_metrics(rewards: Rewards, lengths: torch.Tensor) -> Metrics:
             metrics[f"applies/{name}"] = float(applies.float().mean())
     if not scored.all():
         metrics["unscored"] = float((~scored).float().mean())
+    return metrics
+
+
+def _deviations(scores: torch.Tensor, rules: dict[str, torch.Tensor], weights: dict[str, float]) -> Metrics:
+    """How far a rollout's responses are apart, by the reward model, and by the function, that tells most of them."""
+    metrics: Metrics = {}
+    if len(scores):
+        metrics["deviation/model"] = float(scores.std(1, correction=0).max())
+    applied = [rules[name][~torch.isnan(rules[name])] for name, weight in weights.items() if weight != 0]
+    if found := [float(part.std(correction=0)) for part in applied if len(part)]:
+        metrics["deviation/functions"] = max(found)
     return metrics
 
 
