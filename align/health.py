@@ -24,7 +24,7 @@ class Event(NamedTuple):
 
 
 class _Series:
-    """The first and the last values of one metric: what rules read. A long run needs no more memory than a short one."""
+    """The first and the last values of one metric: all that rules read, so that a long run takes no more memory."""
 
     def __init__(self) -> None:
         self.first: list[float] = []
@@ -114,10 +114,10 @@ class Health:
         models are tenths of nats apart.
         """
         series = self._series.get("objective/kl")
-        if self._kl_seen != 1 or series is None:
+        tokens = self._now.get("response_tokens")
+        if self._kl_seen != 1 or series is None or tokens is None:
             return None
         (kl,) = series.first
-        tokens = self._now.get("response_tokens", 1.0)
         if abs(kl) <= max(0.05, 0.01 * tokens):
             return None
         return f"the KL is {kl:.2f} nats a response before the first update: the reference is not the policy's start"
@@ -161,11 +161,12 @@ class Health:
         return f"updates move the policy by {recent:.2f} nats a token; lower learning_rate or give target_kl"
 
     def explained_variance(self) -> str | None:
-        """Worse than a constant, when the value model has had time to learn."""
+        """No better than a constant, which explains 0, when the value model has had time to learn."""
         recent = self._recent("value/explained_variance")
-        if recent is None or self._looked <= self._warmup + 2 * _WINDOW or recent >= 0:
+        if recent is None or self._looked <= self._warmup + 2 * _WINDOW or recent >= 0.01:
             return None
-        return f"the value model explains less than nothing ({recent:.2f}); raise value_learning_rate or warm it up"
+        what = "nothing" if recent > -0.01 else "less than nothing"
+        return f"the value model explains {what} ({recent:.2f}); raise value_learning_rate or warm it up"
 
     def sampling_gap(self) -> str | None:
         """The sampler is not the trainer's model: above 0.01 nats a token (k3) [NeMo RL stops there]."""
@@ -221,13 +222,6 @@ class Health:
             return None
         return "all responses of a rollout score the same: there is nothing to learn from what they are scored by"
 
-    def repeated_prompts(self) -> str | None:
-        """Less than half of a rollout's prompts differ [ours]."""
-        recent = self._recent("prompts/distinct")
-        if recent is None or recent >= 0.5:
-            return None
-        return f"only {recent:.0%} of a rollout's prompts differ; give more prompts, each once"
-
     def few_episodes(self) -> str | None:
         """Fewer than 8 in a rollout: advantages are normalised over it, and their mean is off by 1 / sqrt(n) [ours]."""
         if self._episodes is None or self._episodes >= 8:
@@ -257,7 +251,6 @@ _RULES: dict[str, Callable[[Health], str | None]] = {
         Health.reward_hacking,
         Health.unscored,
         Health.flat_reward,
-        Health.repeated_prompts,
         Health.few_episodes,
         Health.not_finite,
     )

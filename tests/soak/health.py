@@ -35,7 +35,7 @@ SMALL = (
     *("compare.num_prompts=500", "compare.num_validation_prompts=50", "compare.num_responses=4"),
     *("prompts.test_rows=26", "prompts.validation_rows=100"),
 )
-PPO = ("num_iterations=40", "rollout_batch_size=64", "minibatch_size=32", "max_new_tokens=40")
+PPO = ("num_iterations=40", "rollout_batch_size=32", "minibatch_size=16", "max_new_tokens=32")
 Patch = Callable[[pytest.MonkeyPatch, Path], None]
 
 
@@ -57,7 +57,7 @@ class Broken(NamedTuple):
 
 PAYS_FOR_LENGTH = """
 def number_of_characters(completions, **columns):
-    return [len(text) / 50 for text in completions]
+    return [len(messages[-1]["content"]) / 10 for messages in completions]
 """
 
 
@@ -102,7 +102,7 @@ BROKEN = (
         "value model that never learns", ("explained_variance",), ["value_from=policy", "value_learning_rate=1e-12"]
     ),
     Broken("no end token", ("cut_off",), (), no_end),
-    Broken("one prompt", ("repeated_prompts",), ["inputs.prompts=path:ONE_PROMPT"]),
+    Broken("one prompt", (), ["inputs.prompts=path:ONE_PROMPT"]),
     Broken("another reference", ("wrong_reference",), (), another_reference),
     Broken("constant reward model", ("flat_reward",), (), scores_as(torch.zeros_like)),
     Broken("saturated reward model", ("flat_reward",), (), scores_as(lambda s: torch.tanh(50 + s))),

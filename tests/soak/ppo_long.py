@@ -13,6 +13,7 @@ the first and the last 200. The exit code is 1 where something was wrong, and 2 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -137,18 +138,17 @@ def warm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def cpu_an_iteration(rows: list[dict[str, Any]], first: int, last: int) -> float:
     """The median over pairs of neighbouring samples of one process."""
-    pairs = [(a, b) for a, b in zip(rows, rows[1:], strict=False) if a["life"] == b["life"]]
+    pairs = [(a, b) for a, b in itertools.pairwise(rows) if a["life"] == b["life"]]
     chosen = [(a, b) for a, b in pairs if first <= a["iteration"] and b["iteration"] <= last]
-    return float(np.median([(b["cpu_seconds"] - a["cpu_seconds"]) / (b["iteration"] - a["iteration"]) for a, b in chosen]))
+    costs = [(b["cpu_seconds"] - a["cpu_seconds"]) / (b["iteration"] - a["iteration"]) for a, b in chosen]
+    return float(np.median(costs))
 
 
 def result(rows: list[dict[str, Any]], store: Path) -> dict[str, Any]:
     samples = [row for row in rows if row["part"] == "sample"]
     kept, wrong = warm(samples), [line for row in rows for line in row.get("wrong", ())]
-    hours = sum(b["clock"] - a["clock"] for a, b in zip(samples, samples[1:], strict=False) if a["life"] == b["life"])
-    counted = sum(
-        b["iteration"] - a["iteration"] for a, b in zip(samples, samples[1:], strict=False) if a["life"] == b["life"]
-    )
+    hours = sum(b["clock"] - a["clock"] for a, b in itertools.pairwise(samples) if a["life"] == b["life"])
+    counted = sum(b["iteration"] - a["iteration"] for a, b in itertools.pairwise(samples) if a["life"] == b["life"])
     an_hour = counted / (hours / 3600)
     memory, spread = (1.024 * value for value in slope(kept, "rss_kib"))
     if memory - spread > MOST_KB:
