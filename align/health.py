@@ -6,6 +6,7 @@ Where a limit is from another project it says so; the others are judged on healt
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -132,9 +133,16 @@ class Health:
         return f"entropy fell from {first:.2f} to {recent:.2f} nats a token: responses become all alike"
 
     def length_hacking(self) -> str | None:
-        """Half as long again, and the longer of a rollout's responses are those that score."""
+        """Half as long again, and the longer of a rollout's responses are those that score; or length is the score.
+
+        A correlation above 0.85 leaves less than 28 % of the score's variance to anything but length [ours].
+        """
         recent, first = self._recent("response_tokens"), self._first("response_tokens")
         correlation = self._recent("objective/score_length_correlation")
+        if correlation is not None and correlation > 0.85:
+            return (
+                f"the score is mostly length (correlation {correlation:.2f}): longer responses are all that is learned"
+            )
         if recent is None or first is None or correlation is None or recent < 1.5 * first or correlation < 0.7:
             return None
         return f"responses grew from {first:.0f} to {recent:.0f} tokens and the longer score higher ({correlation:.2f})"
@@ -187,13 +195,16 @@ class Health:
 
         The held-out score is that of a reward model which PPO does not learn from; without one, the gold score where
         the prompts' world has one. The reward model's score is compared; where functions alone say what a response is
-        worth, their sum is.
+        worth, their sum is. Both have to differ from the first window to the third by three standard errors: means of
+        ten rollouts go up and down by chance.
         """
         if len(self._pairs) < _WINDOW * _WINDOWS:
             return None
         trained, held_out = zip(*self._pairs, strict=True)
         mine, theirs = _windows(trained), _windows(held_out)
         if not (mine[0] < mine[1] < mine[2] and theirs[0] > theirs[1] > theirs[2]):
+            return None
+        if not (_is_beyond_chance(trained) and _is_beyond_chance(held_out)):
             return None
         whose = "that of a reward model that PPO does not see" if "heldout/score" in self._now else "the gold score"
         return (
@@ -259,6 +270,13 @@ _RULES: dict[str, Callable[[Health], str | None]] = {
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _is_beyond_chance(series: Sequence[float]) -> bool:
+    """Whether the first and the last of three windows differ by more than three standard errors of their means."""
+    first, last = series[:_WINDOW], series[-_WINDOW:]
+    error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / _WINDOW)
+    return abs(_mean(last) - _mean(first)) > 3 * error
 
 
 def _windows(series: Sequence[float]) -> list[float]:

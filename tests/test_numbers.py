@@ -36,7 +36,13 @@ CONFIGS: dict[str, Callable[..., StageConfig]] = {
     "text_to_text": TextToText,
 }
 KNOBS: dict[str, dict[str, Any]] = {
-    "pretrain": {"model": ModelConfig(**TINY, num_heads=2), "num_steps": STEPS, "batch_size": 4, "eval_every": 100},
+    "pretrain": {
+        "model": ModelConfig(**TINY, num_heads=2),
+        "num_steps": STEPS,
+        "batch_size": 4,
+        "sequence_length": 32,
+        "eval_every": 100,
+    },
     "sft": {"num_epochs": 1, "batch_size": 24, "learning_rate": 1e-3},
     "reward": {"batch_size": 6, "learning_rate": 1e-3},
     "ppo": {"num_iterations": STEPS, "rollout_batch_size": 8, "minibatch_size": 8, "max_new_tokens": 8},

@@ -96,7 +96,11 @@ BROKEN = (
     Broken("length as reward", ("length_hacking", "cut_off"), [LENGTH, "inputs.reward_model=null", "kl_coef=0.01"]),
     Broken("temperature near 0", ("entropy_collapse",), ["temperature=0.02"]),
     Broken("temperature 0", (), ["temperature=0"]),
-    Broken("reward sign flipped", ("reward_hacking",), ["reward_model_weights=[-1.0]"]),
+    Broken(
+        "reward sign flipped",
+        ("reward_hacking",),
+        ["reward_model_weights=[-1.0]", "learning_rate=0.001", "num_iterations=80"],
+    ),
     Broken("value learning rate 0", (), ["value_learning_rate=0"]),
     Broken(
         "value model that never learns", ("explained_variance",), ["value_from=policy", "value_learning_rate=1e-12"]

@@ -6,7 +6,7 @@ It makes the toy pipeline (tests/conf) once, in RESULTS.store, and then runs its
 Every 20 iterations it adds one line to RESULTS.jsonl: resident memory, open files, threads and processor seconds of the
 process, and bytes of the step's folder. Ten signals, SIGTERM or SIGKILL, arrive in the first 1,200 iterations; after
 each, the same command resumes. The program resumes, too, when it is given again. The last line is the result: slopes
-with 95 % intervals, over all processes, each after its first 60 iterations, and the processor time of an iteration in
+with 95 % intervals, over all processes, each after its first 120 iterations, and the processor time of an iteration in
 the first and the last 200. The exit code is 1 where something was wrong, and 2 where the time was too short.
 """
 
@@ -28,7 +28,7 @@ from kills import SIGNALS, TOY, ended, start
 from align.artifacts import read_json_lines
 
 ITERATIONS, EVERY, SIGNALS_SENT, LAST_SIGNAL = 2000, 20, 10, 1200
-WARM_UP = 60  # iterations of a process in which caches fill
+WARM_UP = 120  # iterations of a process in which caches fill
 SMALL = ("num_iterations=2000", "rollout_batch_size=4", "minibatch_size=4", "max_new_tokens=8", "ptx_coef=0")
 CODES = {"TERM": 143, "KILL": 137}
 MOST_KB = 1.0  # an iteration: 2,000 of them would then need 2 MB more

@@ -222,6 +222,13 @@ def test_a_value_model_may_be_bad_while_it_is_warmed_up():
     assert [event.step for event in told(bad, warmup=30)] == [51]
 
 
+def test_a_score_that_is_length_is_told_before_responses_grow():
+    (event,) = told(iterations({TOKENS: steps((20.0, 10)), CORRELATION: steps((0.86, 10))}))
+    assert (event.step, event.name) == (10, "length_hacking")
+    assert "correlation 0.86" in event.message
+    assert told(iterations({TOKENS: steps((20.0, 40)), CORRELATION: steps((0.84, 40))})) == []
+
+
 def test_a_value_model_that_is_a_constant_is_told():
     (event,) = told(iterations({EXPLAINED: steps((0.0, 25))}))
     assert (event.step, event.name) == (21, "explained_variance")
@@ -333,6 +340,14 @@ def test_without_a_held_out_model_the_gold_score_is_held_against_the_reward():
     (event,) = told(iterations({MODEL: list(range(30)), "gold/score": list(range(30, 0, -1))}))
     assert (event.step, event.name) == (30, "reward_hacking")
     assert "while the gold score fell" in event.message
+
+
+@pytest.mark.parametrize(("noise", "count"), [(0.1, 1), (1.0, 0)])
+def test_a_fall_that_chance_may_explain_is_not_told(noise, count):
+    """Of 0.4 a window, beside a noise of so much from one rollout to the next."""
+    trained = [value + noise * (-1) ** i for i, value in enumerate(steps((0.0, 10), (0.4, 10), (0.8, 10)))]
+    held_out = [-value for value in trained]
+    assert len(told(iterations({MODEL: trained, HELD_OUT: held_out}))) == count
 
 
 def test_8_episodes_are_enough():
