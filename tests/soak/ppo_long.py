@@ -196,7 +196,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
             if row["part"] == "signal":
                 axis.axvline(row["iteration"], color="#cc6633", lw=0.6, ls=":")
         axis.set_ylabel(label)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.2 * scale * max(row[name] for row in samples))
     axes[-1].set_xlabel("iteration (dotted: a SIGTERM or SIGKILL arrives, and the command is given again)")
     figure.savefig(file, metadata={"Date": None})
 
