@@ -92,6 +92,8 @@ class Job:
         self._progress = Progress(label, silent=rank != 0)
         self._saved = time.monotonic()
         self._known_logs: dict[str, _Log] = {}
+        self._sent: dict[str, int] = {}  # bytes of each table when the tracker got it
+        self._last_step = 0
         self._save_seconds = 0.0  # that the last checkpoint took
         self._step_begun, self._step_seconds = self._saved, 0.0  # of the step before
 
@@ -145,18 +147,27 @@ class Job:
         self._tracker.table(name, list(rows[0]), [list(row.values()) for row in rows])
 
     def append(self, name: str, step: int, rows: Sequence[dict[str, Any]]) -> None:
-        """Add rows of one step to <name>.jsonl; the tracker gets the whole table so far, so its last is complete."""
+        """Add rows of one step to <name>.jsonl; send the tracker the whole table so far, at the last step and before.
+
+        A tracker's table cannot grow. Sent with every step, a long run's would take space as the square of its steps;
+        so it is sent when it has grown by a quarter.
+        """
         if not self.is_main or not rows:
             return
         file = self.out / f"{name}.jsonl"
         with file.open("a", encoding="utf-8") as out:
             out.writelines(json.dumps({"step": step, **row}, ensure_ascii=False, default=str) + "\n" for row in rows)
+        size = file.stat().st_size
+        if step != self._last_step and size < 1.25 * self._sent.get(name, 0):
+            return
+        self._sent[name] = size
         every = read_json_lines(file)
         columns = list(dict.fromkeys(column for row in every for column in row))
         self._tracker.table(name, columns, [[row.get(column) for column in columns] for row in every])
 
     def steps(self, total: int, start: int = 0, unit: str = "steps") -> Iterator[int]:
         """`range(start, total)` with progress, rate and time left."""
+        self._last_step = total
         if self.is_main:
             write_json(self.work / STEPS, {"total": total, "unit": unit})
         with self._progress.over(total, start, unit) as advance:

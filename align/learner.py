@@ -257,7 +257,7 @@ class Learner:
         mine = [i for group in minibatch for i in group]
         culprits = self._job.gather([samples.ids[i] for i in mine if not self._is_finite(plan, i)], even=False)
         named = sorted(culprits or self._job.gather([samples.ids[i] for i in mine], even=False))
-        message = f"iteration {plan.iteration}: {bad} is not finite; episodes of prompts {named}"
+        message = f"iteration {plan.iteration + 1}: {bad} is not finite; episodes of prompts {named}"
         if self._cfg.on_nonfinite == "stop":
             raise HealthStop(f"{message}; lower learning_rate, or give on_nonfinite=skip")
         self._job.event(plan.iteration + 1, "nonfinite", f"{message}; their minibatch is skipped")

@@ -12,6 +12,12 @@ _FEWEST = 10  # of them, before any is refused
 _IN_A_ROW = 10  # steps left out, after which something else is wrong
 
 
+def require_finite(step: int, loss: float, norm: float) -> None:
+    """Raise `HealthStop` where a number is not finite, before the optimizer takes step `step`, as the log counts."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise HealthStop(f"{_not_finite(step, loss, norm)}; lower learning_rate")
+
+
 class Guard:
     """Tell which steps to leave out: a loss far above the recent ones, or a number that is not finite.
 
@@ -30,7 +36,7 @@ class Guard:
         self.recent: list[float | None] = []
 
     def refuses(self, step: int, loss: float, norm: float) -> str | None:
-        """Why step `step` is to be left out; None where it is to be taken.
+        """Why step `step`, as the log counts, is to be left out; None where it is to be taken.
 
         Raises:
             HealthStop: a number is not finite, or ten steps in a row were to be left out.
@@ -38,7 +44,7 @@ class Guard:
         known = [loss for loss in self.recent if loss is not None]
         reason = None
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            reason = f"step {step}: the loss is {loss} and the gradient's norm {norm}"
+            reason = _not_finite(step, loss, norm)
             if not self._skips_nonfinite:
                 raise HealthStop(f"{reason}; lower learning_rate, or give on_nonfinite=skip")
         elif self._max_rise is not None and len(known) >= _FEWEST:
@@ -49,3 +55,27 @@ class Guard:
         if self.recent[-_IN_A_ROW:] == [None] * _IN_A_ROW:
             raise HealthStop(f"{reason}; it is the tenth left out in a row; lower learning_rate")
         return reason
+
+
+class Skips:
+    """Count the iterations in a row that no step came of; the tenth ends the run.
+
+    Attributes:
+        in_a_row: all the state there is.
+    """
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+
+    def count(self, iteration: int, skipped: bool) -> None:
+        """Raise `HealthStop` at the tenth."""
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+        if self.in_a_row == _IN_A_ROW:
+            raise HealthStop(
+                f"iteration {iteration}: a number is not finite, and it is the tenth iteration in a row without a "
+                "step; lower learning_rate"
+            )
+
+
+def _not_finite(step: int, loss: float, norm: float) -> str:
+    return f"step {step}: the loss is {loss} and the gradient's norm {norm}"

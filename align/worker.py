@@ -29,7 +29,7 @@ from align.artifacts import Artifact, ArtifactStore, write_json
 from align.configs import RunConfig, StageConfig, stage_class
 from align.configs.typed import typed
 from align.cores import cores
-from align.errors import AlignError, StoreError, naming_the_world
+from align.errors import AlignError, HealthStop, StoreError, naming_the_world
 from align.job import Inputs, Job, Metrics, emulates_bf16
 from align.memory import reuse_freed_memory
 from align.seeds import derive_seed
@@ -58,6 +58,8 @@ def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
             if job.hardware.threads is not None:
                 torch.set_num_threads(job.hardware.threads)
             return _run_stage(config, inputs, job)
+        except HealthStop as error:
+            raise HealthStop(f"{job.label}: {error}") from None  # a run has several steps that train
         finally:
             torch.set_num_threads(threads)
 

@@ -33,8 +33,9 @@ class Ppo(StageConfig):
     STAGE: ClassVar[str] = "ppo"
     # 2: ema_decay is on; text is counted by the episode; 3: attention; 4: no reencode; 5: reward functions get messages
     # and may give None, objective/score is the whole reward, ptx gradients are clipped apart, lora makes an
-    # adapter, new defaults; 6: rows of text of at most 2,048 tokens
-    VERSION: ClassVar[int] = 6
+    # adapter, new defaults; 6: rows of text of at most 2,048 tokens; 7: how far scores are apart is logged, checkpoints
+    # count the iterations in a row without a step
+    VERSION: ClassVar[int] = 7
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"policy": "model", "prompts": "prompts"}
     OPTIONAL: ClassVar[dict[str, str]] = {

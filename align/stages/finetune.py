@@ -23,7 +23,7 @@ from align.checkpoints import restore_parameters
 from align.configs import Finetune
 from align.data.records import SPLITS, Row, read_rows
 from align.doubts import doubts
-from align.errors import ConfigError, HealthStop
+from align.errors import ConfigError
 from align.evals.glue import choice_metrics, class_metrics, score_metrics
 from align.job import Inputs, Job, Metrics
 from align.losses.tasks import joint_loss, row_outputs, task_loss
@@ -33,6 +33,7 @@ from align.models.classifier import TaskModel, add_embeddings, require_classifie
 from align.models.load import context_length, load_model, load_tokenizer
 from align.optimizers import adamw, clip_gradients, linear_factor, set_learning_rate
 from align.seeds import derive_seed
+from align.spikes import require_finite
 from align.text.packing import micro_batches
 from align.text.rows import RowOrder
 from align.text.task_formats import Example, Goal, add_task_tokens, encode_rows, find_goal
@@ -122,10 +123,7 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
         losses = _accumulate(cfg, model, batch, kind, job)
         job.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm)
-        if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
-            raise HealthStop(
-                f"step {step}: the loss is {losses['loss']} and the gradient's norm {norm}; lower learning_rate"
-            )
+        require_finite(step + 1, losses["loss"], norm)
         set_learning_rate(optimizer, rates[step])
         optimizer.step()
         optimizer.zero_grad()

@@ -65,6 +65,7 @@ from align.rollout.rewards import (
     make_episodes,
 )
 from align.seeds import derive_seed
+from align.spikes import Skips
 from align.text.chat import encode_prompts, is_ended, read_alike, show_prompt, stop_ids, stop_strings
 from align.text.packing import micro_batches
 from align.text.tokens import TextRows, encode_text
@@ -112,13 +113,18 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     learner = _learner(cfg, actors, prompts, _text(cfg, inputs, actors, tokenizer, job), job)
     engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id, tokenizer)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
-    health = Health(cfg.kl_goal, filled(cfg.value_warmup_iterations), corrected=cfg.importance_cap is not None)
-    start, kl_coef = 0, cfg.kl_coef
+    health = Health(
+        cfg.kl_goal,
+        filled(cfg.value_warmup_iterations),
+        corrected=cfg.importance_cap is not None,
+        episodes=cfg.rollout_batch_size,
+    )
+    start, kl_coef, skips = 0, cfg.kl_coef, Skips()
     metrics: Metrics = {}
     if saved := job.resume():
         start, state = saved
         learner.restore(state["learner"])
-        kl_coef, metrics = state["kl_coef"], state["metrics"]
+        kl_coef, metrics, skips.in_a_row = state["kl_coef"], state["metrics"], state["skips"]
     for past in job.logged() if job.is_main else ():
         health.look(int(past["step"]), past)
 
@@ -146,13 +152,14 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
                 kl_coef = next_kl_coef(kl_coef, kl, cfg.kl_goal, cfg.kl_horizon, cfg.rollout_batch_size)
         else:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        skips.count(iteration + 1, skipped=not finite or metrics.get("ppo/steps") == 0)
         metrics |= _gold_score(gold, episodes)
         updated = time.monotonic()
         metrics |= {"time/rollout": sampled - begun, "time/score": scored - sampled, "time/update": updated - scored}
         job.log(metrics, iteration + 1)
         for event in health.look(iteration + 1, metrics) if job.is_main else ():
             job.event(*event)
-        job.checkpoint(iteration + 1, functools.partial(_state, learner, kl_coef, metrics))
+        job.checkpoint(iteration + 1, functools.partial(_state, learner, kl_coef, metrics, skips.in_a_row))
 
     _publish(cfg, actors, learner, tokenizer, job)
     return _final_metrics(metrics) | _size(cfg, actors, job)
@@ -351,7 +358,7 @@ def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episo
     )
     lengths = samples.mask.sum(1)
     rewards = terms.combine(scores, rules, lengths, samples.ended)
-    metrics = _reward_metrics(rewards, lengths) | _length_metrics(samples)
+    metrics = _reward_metrics(rewards, lengths) | _length_metrics(samples) | _deviations(scores, rules, terms.functions)
     if judges.heldout is not None:
         metrics["heldout/score"] = float(score(judges.heldout).mean())
     logged: dict[str, list[float]] = {}
@@ -378,6 +385,17 @@ def _reward_metrics(rewards: Rewards, lengths: torch.Tensor) -> Metrics:
             metrics[f"applies/{name}"] = float(applies.float().mean())
     if not scored.all():
         metrics["unscored"] = float((~scored).float().mean())
+    return metrics
+
+
+def _deviations(scores: torch.Tensor, rules: dict[str, torch.Tensor], weights: dict[str, float]) -> Metrics:
+    """How far a rollout's responses are apart, by the reward model, and by the function, that tells most of them."""
+    metrics: Metrics = {}
+    if len(scores):
+        metrics["deviation/model"] = float(scores.std(1, correction=0).max())
+    applied = [rules[name][~torch.isnan(rules[name])] for name, weight in weights.items() if weight != 0]
+    if found := [float(part.std(correction=0)) for part in applied if len(part)]:
+        metrics["deviation/functions"] = max(found)
     return metrics
 
 
@@ -416,7 +434,7 @@ def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
     if not bad.any():
         return True
     named = [rollouts.samples.ids[i] for i in bad.nonzero().squeeze(1).tolist()]
-    message = f"iteration {iteration}: a score, value or log-prob is not finite; episodes of prompts {named}"
+    message = f"iteration {iteration + 1}: a score, value or log-prob is not finite; episodes of prompts {named}"
     if cfg.on_nonfinite == "stop":
         raise HealthStop(f"{message}; lower learning_rate, or give on_nonfinite=skip")
     job.event(iteration + 1, "nonfinite", f"{message}; the rollout is skipped")
@@ -506,8 +524,8 @@ def _sample_rows(rollouts: Rollouts, judged: Judged, episodes: Episodes) -> list
     return rows
 
 
-def _state(learner: Learner, kl_coef: float, metrics: Metrics) -> dict[str, Any]:
-    return {"learner": learner.state(), "kl_coef": kl_coef, "metrics": metrics}
+def _state(learner: Learner, kl_coef: float, metrics: Metrics, skips: int) -> dict[str, Any]:
+    return {"learner": learner.state(), "kl_coef": kl_coef, "metrics": metrics, "skips": skips}
 
 
 def _gold_score(gold: GoldScorer | None, episodes: Episodes) -> Metrics:

@@ -76,7 +76,7 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
         loss = _accumulate(loss_of, text.tokens(job.share(pairs)), len(pairs) * (length - 1), job, cfg.precision)
         job.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm)
-        left_out = guard.refuses(step, loss, norm)
+        left_out = guard.refuses(step + 1, loss, norm)
         if left_out:
             job.event(step + 1, "step_left_out", left_out)
         step_all(optimizers, None if left_out else rates[step])

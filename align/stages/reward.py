@@ -19,7 +19,7 @@ from align.checkpoints import restore_parameters
 from align.configs import Reward, filled
 from align.data.records import read_rows
 from align.doubts import doubts
-from align.errors import ConfigError, HealthStop
+from align.errors import ConfigError
 from align.evals.calibration import calibration_error, reliability
 from align.evals.intervals import few, few_warning
 from align.job import Inputs, Job, Metrics
@@ -29,6 +29,7 @@ from align.models.heads import ScalarModel, scalar_from_lm
 from align.models.load import load_tokenizer, precision_lines, round_to_stored, sequence_length
 from align.models.packed import response_scores
 from align.optimizers import adamw, clip_gradients, cosine_factor, set_learning_rate
+from align.spikes import require_finite
 from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, takes_tools
 from align.text.packing import micro_batches, pack
 from align.text.rows import RowOrder
@@ -147,8 +148,7 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
         loss, accuracy = _accumulate(model, batch, job, cfg.precision)
         job.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise HealthStop(f"step {step}: the loss is {loss} and the gradient's norm {norm}; lower learning_rate")
+        require_finite(step + 1, loss, norm)
         set_learning_rate(optimizer, rates[step])
         optimizer.step()
         optimizer.zero_grad()

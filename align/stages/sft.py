@@ -23,7 +23,7 @@ from align.checkpoints import Parameters, restore_parameters
 from align.configs import Sft, filled
 from align.data.records import Row, read_rows
 from align.doubts import doubts
-from align.errors import ConfigError, HealthStop, StoreError
+from align.errors import ConfigError, StoreError
 from align.job import Inputs, Job, Metrics
 from align.models.adapters import fresh_adapter
 from align.models.load import (
@@ -38,6 +38,7 @@ from align.models.packed import learned_logprobs
 from align.models.vocabulary import DRAWN
 from align.optimizers import adamw, clip_gradients, cosine_factor, set_learning_rate
 from align.seeds import derive_seed
+from align.spikes import require_finite
 from align.text.chat import Encoded, TemplateRefusal, encode_conversations, takes_tools, uses_tools
 from align.text.packing import micro_batches, pack
 from align.text.rows import RowOrder
@@ -214,8 +215,7 @@ def _train(
         loss = _accumulate(model, batch, job, cfg.precision)
         job.sum_gradients(list(parameters.values()))
         norm = clip_gradients(list(parameters.values()), cfg.max_grad_norm)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise HealthStop(f"step {step}: the loss is {loss} and the gradient's norm {norm}; lower learning_rate")
+        require_finite(step + 1, loss, norm)
         set_learning_rate(optimizer, rates[step])
         optimizer.step()
         optimizer.zero_grad()

@@ -106,7 +106,7 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
         loss = _accumulate(model, pairs, sum(map(rows.num_targets, drawn)), job, cfg.precision)
         job.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm or math.inf)
-        left_out = guard.refuses(step, loss, norm)
+        left_out = guard.refuses(step + 1, loss, norm)
         if left_out:
             job.event(step + 1, "step_left_out", left_out)
         step_all(optimizers, None if left_out else rate)

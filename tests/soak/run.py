@@ -57,6 +57,15 @@ PARTS = (
             "garbage": "garbage is removed 100 times while old artifacts are named and read",
         },
     ),
+    Part(
+        "health",
+        12,
+        {
+            "broken": "a PPO run is broken on purpose: an event says what is wrong, or it is refused",
+            "healthy": "a PPO run with another seed, not broken: no event",
+        },
+    ),
+    Part("ppo_long", 10, {"ppo_long": "PPO for 2,000 iterations, killed and stopped: memory, files and disk stay flat"}),
 )
 
 

@@ -642,7 +642,7 @@ def test_a_score_that_is_not_finite_is_caught_before_any_step(inputs, tmp_path, 
     monkeypatch.setattr(ppo.RewardTerms, "combine", poisoned)
     chosen = ppo._choose(1, 8, 64, KNOBS["seed"])[5]
     if answer == "stop":
-        with pytest.raises(HealthStop, match=rf"iteration 1: a score.* prompts \[{chosen}\]"):
+        with pytest.raises(HealthStop, match=rf"iteration 2: a score.* prompts \[{chosen}\]"):
             run(inputs, tmp_path)
         assert len(log_of(tmp_path)) == 1
     else:

@@ -40,6 +40,16 @@ CASES: dict[str, dict[str, Any]] = {
         "says": "-0.06 on average",
         "quiet": [{KL: steps((-0.06, 9))}, {KL: steps((-0.04, 40))}, {KL: [-1.0, 1.0] * 20}],
     },
+    "wrong_reference": {
+        "fires": {KL: [0.3, 0.3, 5.0], TOKENS: [20.0, 20.0, 20.0]},
+        "at": 1,
+        "says": "the KL is 0.30 nats a response before the first update",
+        "quiet": [
+            {KL: [0.19, 0.5, 0.5], TOKENS: [20.0] * 3},  # 0.01 a token
+            {KL: [0.0, 0.5, 0.5], TOKENS: [20.0] * 3},
+            {KL: [0.04], TOKENS: [1.0]},
+        ],
+    },
     "entropy_collapse": {
         "fires": {"policy/entropy": steps((2.0, 10), (0.5, 10))},
         "at": 20,
@@ -48,6 +58,8 @@ CASES: dict[str, dict[str, Any]] = {
             {"policy/entropy": steps((2.0, 10), (0.5, 9))},
             {"policy/entropy": steps((2.0, 10), (0.61, 30))},
             {"policy/entropy": steps((0.5, 40))},
+            {"policy/entropy": steps((0.06, 40))},
+            {"policy/entropy": steps((0.04, 9))},
         ],
     },
     "length_hacking": {
@@ -87,7 +99,7 @@ CASES: dict[str, dict[str, Any]] = {
         "fires": {EXPLAINED: steps((-0.1, 26))},
         "at": 26,
         "says": "(-0.10)",
-        "quiet": [{EXPLAINED: steps((-0.1, 25))}, {EXPLAINED: steps((-0.1, 16), (0.01, 24))}, {EXPLAINED: [0.0] * 40}],
+        "quiet": [{EXPLAINED: steps((-0.1, 25))}, {EXPLAINED: steps((-0.1, 16), (0.02, 24))}],
     },
     "sampling_gap": {
         "fires": {"policy/sampling_kl": steps((0.001, 10), (0.1, 1))},
@@ -123,6 +135,30 @@ CASES: dict[str, dict[str, Any]] = {
         "says": "25% of the episodes have no score, for every reward function gave None: they are left out",
         "quiet": [{SCORE: [1.0] * 40}],
     },
+    "flat_reward": {
+        "fires": {"deviation/model": steps((0.5, 2), (0.0, 10))},
+        "at": 12,
+        "says": "nothing to learn",
+        "quiet": [
+            {"deviation/model": steps((0.0, 9))},
+            {"deviation/model": steps((0.011, 40))},
+            {"deviation/model": steps((0.0, 40)), "deviation/functions": steps((0.001, 40))},
+            {"deviation/functions": steps((1e-6, 40))},
+        ],
+    },
+    "few_episodes": {
+        "episodes": 7,
+        "fires": {SCORE: [1.0] * 20},
+        "at": 1,
+        "says": "a rollout of 7",
+        "quiet": [],
+    },
+    "not_finite": {
+        "fires": {HELD_OUT: [math.nan], SCORE: [1.0]},
+        "at": 1,
+        "says": "heldout/score: not a finite number",
+        "quiet": [{HELD_OUT: [1e30, -1e30]}],
+    },
 }
 
 
@@ -136,13 +172,14 @@ def told(
     warmup: int = 0,
     health: Health | None = None,
     first: int = 1,
+    episodes: int | None = None,
 ) -> list[Event]:
-    health = health or Health(kl_goal, warmup)
+    health = health or Health(kl_goal, warmup, episodes=episodes)
     return [event for step, each in enumerate(metrics, first) for event in health.look(step, each)]
 
 
 def options(case: dict[str, Any]) -> dict[str, Any]:
-    return {name: case[name] for name in ("kl_goal", "warmup") if name in case}
+    return {name: case[name] for name in ("kl_goal", "warmup", "episodes") if name in case}
 
 
 def test_every_rule_has_a_case():
@@ -183,6 +220,19 @@ def test_a_value_model_may_be_bad_while_it_is_warmed_up():
     bad = iterations({EXPLAINED: steps((-0.5, 60))})
     assert [event.step for event in told(bad, warmup=0)] == [21, 41]
     assert [event.step for event in told(bad, warmup=30)] == [51]
+
+
+def test_a_score_that_is_length_is_told_before_responses_grow():
+    (event,) = told(iterations({TOKENS: steps((20.0, 10)), CORRELATION: steps((0.86, 10))}))
+    assert (event.step, event.name) == (10, "length_hacking")
+    assert "correlation 0.86" in event.message
+    assert told(iterations({TOKENS: steps((20.0, 40)), CORRELATION: steps((0.84, 40))})) == []
+
+
+def test_a_value_model_that_is_a_constant_is_told():
+    (event,) = told(iterations({EXPLAINED: steps((0.0, 25))}))
+    assert (event.step, event.name) == (21, "explained_variance")
+    assert "explains nothing (0.00)" in event.message
 
 
 def test_what_goes_on_is_said_again_after_20_iterations_and_not_before():
@@ -239,7 +289,7 @@ def test_no_rule_speaks_of_a_healthy_run(seed):
     rng = random.Random(seed)
     metrics = [
         {
-            KL: 6.0 * min(1.0, i / 50) + rng.gauss(0, 0.3),
+            KL: 6.0 * min(1.0, i / 50) + rng.gauss(0, 0.3) * (i > 0),  # before the first update the policy is its start
             "policy/entropy": 2.5 - i / 200 + rng.gauss(0, 0.1),
             TOKENS: 20 + i / 20 + rng.gauss(0, 1),
             CORRELATION: rng.uniform(-0.3, 0.5),
@@ -274,6 +324,31 @@ def test_a_gap_that_is_corrected_for_is_not_told():
         assert len([event for step, each in enumerate(far, 1) for event in health.look(step, each)]) == count
 
 
-def test_what_is_not_a_number_says_nothing():
-    strange = [{"objective/kl": math.nan, "policy/entropy": math.inf, "ppo/clip_fraction": math.nan}] * 30
-    assert told(strange) == []
+def test_what_is_not_a_number_is_named_and_counts_for_no_other_rule():
+    strange = [{"objective/kl": math.nan, "policy/entropy": math.inf, "ppo/clip_fraction": math.nan}] * 20
+    (event,) = told(strange)
+    assert event.name == "not_finite"
+    assert event.message.startswith("objective/kl, policy/entropy, ppo/clip_fraction: ")
+
+
+def test_an_entropy_near_zero_is_told_from_the_start():
+    (event,) = told(iterations({"policy/entropy": steps((0.04, 20))}))
+    assert (event.step, event.name) == (10, "entropy_collapse")
+
+
+def test_without_a_held_out_model_the_gold_score_is_held_against_the_reward():
+    (event,) = told(iterations({MODEL: list(range(30)), "gold/score": list(range(30, 0, -1))}))
+    assert (event.step, event.name) == (30, "reward_hacking")
+    assert "while the gold score fell" in event.message
+
+
+@pytest.mark.parametrize(("noise", "count"), [(0.1, 1), (1.0, 0)])
+def test_a_fall_that_chance_may_explain_is_not_told(noise, count):
+    """Of 0.4 a window, beside a noise of so much from one rollout to the next."""
+    trained = [value + noise * (-1) ** i for i, value in enumerate(steps((0.0, 10), (0.4, 10), (0.8, 10)))]
+    held_out = [-value for value in trained]
+    assert len(told(iterations({MODEL: trained, HELD_OUT: held_out}))) == count
+
+
+def test_8_episodes_are_enough():
+    assert told([{SCORE: 1.0}] * 20, episodes=8) == []

@@ -5,6 +5,10 @@ import json
 import pytest
 from stage_jobs import job_at
 
+from align.configs import HardwareConfig, RunConfig
+from align.job import Job
+from align.tracking import NoTracker
+
 
 def steps_of(file):
     return [json.loads(line)["step"] for line in file.read_bytes().split(b"\n") if line]
@@ -82,3 +86,25 @@ def test_a_process_that_was_gone_before_it_saved_leaves_no_line(tmp_path):
     assert again.resume() is None
     write(again, 0)
     assert logged(tmp_path) == {"events": [0], "metrics": [0], "samples": [0, 0]}
+
+
+class Counting(NoTracker):
+    """Keep the number of rows of each table that it was sent."""
+
+    def __init__(self):
+        self.sent = []
+
+    def table(self, name, columns, rows):
+        self.sent.append(len(rows))
+
+
+def test_a_table_that_grows_is_sent_whole_at_the_last_step_and_takes_no_square_of_the_steps(tmp_path):
+    tracker = Counting()
+    (tmp_path / "out").mkdir()
+    job = Job("test", tmp_path, RunConfig(hardware=HardwareConfig(device="cpu")), tracker)
+    for step in job.steps(500):
+        job.append("samples", step + 1, [{"response": "the same length"}])
+    assert tracker.sent[:4] == [1, 2, 3, 4]
+    assert tracker.sent[-1] == 500
+    assert sum(tracker.sent) < 6 * 500  # sent each time: 125,250
+    assert len((tmp_path / "out/samples.jsonl").read_text().splitlines()) == 500
