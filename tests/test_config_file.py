@@ -58,6 +58,8 @@ def test_a_file_of_knobs_is_what_the_command_line_says(here: Path, capsys: pytes
     )
     Path("some").mkdir()
     Path("some/config.json").write_text('{"model_type": "gpt2"}')
+    header = b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    Path("some/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     words = "model=path:some data=card:smallworld lora.rank=8 lora.alpha=4 learning_rate=1e-3 seed=3 name=a/b"
     choices = "tracker=none hardware=two_processes store=elsewhere"
     by_words = composed(["plan", "sft", *words.split(), *choices.split()], capsys)

@@ -98,7 +98,7 @@ def test_what_the_machine_refuses_is_one_line(case: str, tmp_path: Path) -> None
 
 
 def test_a_name_that_no_file_can_have_is_the_one_s_who_wrote_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="^.*/x+: .* longer than the file system takes"), naming_the_world():
+    with pytest.raises(ConfigError, match=r"^.*/x+: .* longer than the file system takes"), naming_the_world():
         _long_name(tmp_path)
 
 
