@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator
 
 import pytest
-from hostile_configs import Answer, faults_of_plan, faults_of_refusal, right, wrong
+from hostile_configs import QUICKSTART, Answer, Case, faults_of_plan, faults_of_refusal, right, wrong
 
 from align.__main__ import main
 
@@ -36,3 +36,18 @@ def test_a_wrong_config_is_refused_in_one_line_at_its_place(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_right_config_is_planned(seed: int) -> None:
     assert faults_of_plan(right(seed), answered) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "place"),
+    [
+        ("steps.reward.seed=${hydra:nope}", "${hydra:nope}: Hydra has no setting of that name"),
+        ("steps.reward.seed=${oc.select:nope}", "${oc.select:nope}: there is no nope in the config"),
+        ("launcher=joblib", "launcher=joblib: of a sweep"),
+        ("hydra.searchpath=[nope]", "hydra.searchpath: not supported here"),
+        ("hydra.launcher.n_jobs=2", "hydra.launcher.n_jobs: of a sweep"),
+    ],
+)
+def test_what_was_once_ignored_in_silence_is_refused(word: str, place: str) -> None:
+    assert faults_of_refusal(Case([*QUICKSTART, word], word.partition("=")[0]), answered) == []
+    assert f": {place}" in answered([*QUICKSTART, word])[2]
