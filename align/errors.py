@@ -32,6 +32,7 @@ _NO_MEMORY = re.compile(
     r"|ALLOC_FAILED",
     re.IGNORECASE,
 )
+_LONG_WORD = re.compile(r"\S{600,}(?<![:;,])")
 _OF_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers raise errors of their own classes
 _LOWER = (
     "lower hardware.micro_batch_tokens, hardware.generation_batch_size or the step's batch size, or give "
@@ -73,6 +74,8 @@ class Preempted(AlignError):
 def naming_the_world(place: str = "") -> Iterator[None]:
     """Raise a full disk, a folder without rights, too little memory and the like as a `StoreError` of one line.
 
+    A name that no file can have is what somebody wrote: a `ConfigError`.
+
     Args:
         place: what is written to meanwhile, for errors that do not say which file they are about.
     """
@@ -81,6 +84,8 @@ def naming_the_world(place: str = "") -> Iterator[None]:
     except (AlignError, BrokenPipeError):  # the reader of a pipe that ended is no fault
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(too_long(error)) from error
         if (said := fault_of_world(error, place)) is None:
             raise
         raise StoreError(said) from error
@@ -102,6 +107,11 @@ def fault_of_world(error: BaseException, place: str = "") -> str | None:
         if error.__cause__ is None:
             return None
         error = error.__cause__
+
+
+def too_long(error: OSError) -> str:
+    """What is wrong with a name that the file system has no room for."""
+    return f"{error.filename}: a path, or a name in it, longer than the file system takes; give a shorter one"
 
 
 def is_short(error: BaseException | None) -> bool:
@@ -145,5 +155,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text of others in one line of a terminal: line breaks, control characters and what cannot be printed escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.strip())
+    """Text of others in one line of a terminal.
+
+    Line breaks, control characters and what cannot be printed are escaped; a word of more than 600 characters is cut.
+    """
+    text = _LONG_WORD.sub(lambda word: f"{word[0][:60]}... ({len(word[0]):,} characters)", text.strip())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

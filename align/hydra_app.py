@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.resolvers.oc import select
 
 from align.artifacts import STORE_VARIABLE, store_folder
 from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
@@ -49,7 +50,7 @@ from align.plan import flat
 from align.references import hint as reference_hint
 from align.references import is_outside, is_path
 from align.sweeps import Member, fates
-from align.yaml_file import YamlFile, explain_yaml, read_yaml
+from align.yaml_file import YamlFile, explain_yaml, nested, read_yaml
 
 Task = Callable[[DictConfig, Places], int]  # returns an exit code
 # Whether there is work left; raises an AlignError at a config that cannot run.
@@ -139,7 +140,10 @@ def _own_hydra() -> Iterator[None]:
 # Of Hydra's own settings, those that a sweep has a use for; a run keeps everything in its store.
 _PLUGINS = ("hydra/launcher", "hydra/sweeper")
 _HYDRAS = "of Hydra's own settings there are hydra.sweep.dir, hydra.launcher.* and hydra.sweeper.*"
-_FIXED = {"output_subdir": None, "run.dir": ".", "job.chdir": False, "verbose": False}
+_TAKEN = re.compile(r"hydra\.(sweep\.dir|(launcher|sweeper)\..+)")
+_OF_A_SWEEP = "of a sweep; give -m (--multirun) too, or leave it out"
+_LONGEST_NAME = 200  # of a config, which is a file
+_ABSENT = object()
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
@@ -225,9 +229,9 @@ def composed(
             given.append((from_call(values, stage), None))
         words, places = _overrides(config_name, stage, given, overrides, config_dir, False)
         with _explained(config_name, words, config_dir, places):
-            hydra = Hydra.create_main_hydra2("align", _search_path(config_dir))
+            hydra = _hydra(config_dir)
             whole = hydra.compose_config(config_name, words, RunMode.RUN, with_log_configuration=False)
-            _refuse_hydras(whole, RunMode.RUN, places)
+            _refuse_hydras(whole, RunMode.RUN, config_dir, places)
         yield OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), places
 
 
@@ -306,11 +310,14 @@ def _overrides(
     read = functools.partial(_files, config_name, overrides, config_dir, files)
     called = {key for made, file in given if file is None for key in flat(made.node)}
     places = Places(stage, keys | called, read)
+    _refuse_settings(map(_key_of, own), is_sweep)  # what the command line says is in no file
+    for made, _ in given:
+        _refuse_settings(flat(made.node), is_sweep, places.located)
     for word in overrides:
         key, value = _key_of(word), word.partition("=")[2]
         if key in GROUPS or "@" in key:
             _check_name(key, value, config_dir, places)
-        if key == "hydra" or (key.startswith("hydra/") and key not in _PLUGINS):
+        if key.startswith("hydra/") and key not in _PLUGINS:
             raise ConfigError(places.located(f"{key}: not supported here; {_HYDRAS}"))
         if key == "sweep" and value != "none" and not is_sweep:
             raise ConfigError(places.located(f"{word}: a sweep; give -m (--multirun) too, or one run is made"))
@@ -319,11 +326,12 @@ def _overrides(
 
 def _check_name(group: str, value: str, config_dir: str | None, places: Places) -> None:
     """Refuse what is no name of a config, `hardware=3`; a name that there is not, Hydra reports."""
-    parsed = None if value in ("", "null") else OmegaConf.from_dotlist([f"value={value}"]).value
+    is_name = value not in ("", "null") and "${" not in value and len(value) < _LONGEST_NAME
+    parsed = OmegaConf.from_dotlist([f"value={value}"]).value if is_name else None
     is_of_values = value.startswith(("{", "[")) and "@" not in group
     if not isinstance(parsed, str) and not is_of_values:
         options = _options_of(group.partition("@")[0], config_dir)
-        said = value or "nothing"
+        said = (value if len(value) < _LONGEST_NAME else f"{len(value):,} characters") or "nothing"
         raise ConfigError(places.located(f"{group}: expected a name, got {said}; there are: {', '.join(options)}"))
 
 
@@ -353,14 +361,14 @@ def _files(
             loader = ConfigLoaderImpl(_search_path(config_dir))
             listed = loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults
         parts = [(str(part.config_path), part.package or "") for part in listed]
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError):  # the error that is to be placed
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):  # what is to be placed
         pipelines = [word.partition("=")[2] for word in overrides if word.startswith("pipeline=")]
         parts = [(f"pipeline/{name}", "") for name in pipelines]
     found = []
     for config_path, package in parts:
         for shown, folder in _folders(config_dir).items():
             file = folder / f"{config_path}.yaml"
-            if file.is_file():
+            if os.path.isfile(file):
                 name = os.path.join(shown, f"{config_path}.yaml")
                 with contextlib.suppress(ConfigError):  # it is reported by itself
                     found.append(Written(name, package, read_yaml(file, name), folder == conf_folder()))
@@ -403,7 +411,7 @@ def _no_yaml(error: Exception, overrides: Sequence[str], config_dir: str | None)
     for shown, folder in _folders(config_dir).items():
         chosen = [folder / "pipeline" / f"{word.partition('=')[2]}.yaml" for word in overrides if "pipeline=" in word]
         for file in [*chosen, *sorted(folder.rglob("*.yaml"))]:
-            if file.is_file():
+            if os.path.isfile(file):
                 try:
                     read_yaml(file, os.path.join(shown, file.relative_to(folder)))
                 except ConfigError as refusal:
@@ -415,7 +423,7 @@ def _refuse_broken(overrides: Sequence[str], config_dir: str | None) -> None:
     """Raise the error of the file of the pipeline that was chosen, where it cannot be read as names with values."""
     for name in [word.partition("=")[2] for word in overrides if word.startswith("pipeline=")]:
         for shown, folder in _folders(config_dir).items():
-            if (file := folder / "pipeline" / f"{name}.yaml").is_file():
+            if os.path.isfile(file := folder / "pipeline" / f"{name}.yaml"):
                 read_yaml(file, os.path.join(shown, "pipeline", file.name))
                 break
 
@@ -426,13 +434,55 @@ def _folders(config_dir: str | None) -> dict[str, Path]:
     return ours if config_dir is None else {config_dir: Path(config_dir).expanduser(), **ours}
 
 
-def _refuse_hydras(config: DictConfig, expected: RunMode, places: Places) -> None:
-    """Refuse settings of Hydra's own by which it would write folders and files, or do something else."""
+def _hydra(config_dir: str | None) -> Hydra:
+    """Hydra, with resolvers that refuse a key that does not exist: its own make null of it."""
+    hydra = Hydra.create_main_hydra2("align", _search_path(config_dir))
+    OmegaConf.register_new_resolver("hydra", _setting_of_hydra, replace=True)
+    OmegaConf.register_new_resolver("oc.select", _selected, replace=True)
+    return hydra
+
+
+def _setting_of_hydra(key: str) -> Any:
+    """`${hydra:KEY}`."""
+    if HydraConfig.instance().cfg is None:
+        raise LookupError(f"${{hydra:{key}}}: a command has Hydra's settings, and a call from Python has none")
+    settings: Any = HydraConfig.get()  # a DictConfig that says it is a HydraConf
+    value = OmegaConf.select(settings, key, default=_ABSENT)
+    if value is _ABSENT:
+        raise LookupError(f"${{hydra:{key}}}: Hydra has no setting of that name for this run")
+    return value
+
+
+def _selected(key: str, *default: Any, _parent_: Any) -> Any:
+    """`${oc.select:KEY}` and `${oc.select:KEY,DEFAULT}`."""
+    value = select(key, *(default or (_ABSENT,)), _parent_=_parent_)
+    if value is _ABSENT:
+        raise LookupError(f"${{oc.select:{key}}}: there is no {key} in the config; a default goes behind a comma")
+    return value
+
+
+def _refuse_hydras(config: DictConfig, expected: RunMode, config_dir: str | None, places: Places) -> None:
+    """Refuse settings of Hydra's own that do something else than is asked for, and those of a sweep without one."""
     if config.hydra.mode not in (None, expected):
         raise ConfigError(places.located(MODE))
-    for key, value in _FIXED.items():
-        if OmegaConf.select(config.hydra, key) != value:
-            raise ConfigError(places.located(f"hydra.{key}: not supported here; {_HYDRAS}"))
+    if config_dir is not None:
+        for _, package, file, is_ours in places.files():
+            if not is_ours:
+                keys = flat(nested(file.values))
+                _refuse_settings([f"{package}.{key}" if package else key for key in keys], True, places.located)
+    for group in ("launcher", "hydra/launcher"):
+        chosen = config.hydra.runtime.choices.get(group)
+        if expected is RunMode.RUN and chosen not in (None, "basic"):
+            raise ConfigError(places.located(f"{group}={chosen}: {_OF_A_SWEEP}"))
+
+
+def _refuse_settings(keys: Iterable[str], is_sweep: bool, placed: Callable[[str], str] = str) -> None:
+    """Refuse what is no setting of Hydra's to choose, or none of one run."""
+    for key in keys:
+        if key.partition(".")[0] == "hydra" and not _TAKEN.fullmatch(key):
+            raise ConfigError(placed(f"{key}: not supported here; {_HYDRAS}"))
+        if key.startswith("hydra.") and not is_sweep:
+            raise ConfigError(placed(f"{key}: {_OF_A_SWEEP}"))
 
 
 def _run(
@@ -445,10 +495,10 @@ def _run(
     compare: Callable[[Path], None] | None,
 ) -> int:
     GlobalHydra.instance().clear()  # Hydra composes once a process; we may be called again
-    hydra = Hydra.create_main_hydra2("align", _search_path(options.config_dir))
+    hydra = _hydra(options.config_dir)
     if not options.multirun:
         config = hydra.compose_config(config_name, options.overrides, RunMode.RUN)
-        _refuse_hydras(config, RunMode.RUN, places)
+        _refuse_hydras(config, RunMode.RUN, options.config_dir, places)
         config.hydra.mode = RunMode.RUN
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
         returned = run_job(
@@ -460,7 +510,7 @@ def _run(
         )
         return int(returned.return_value)
     probe = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN, with_log_configuration=False)
-    _refuse_hydras(probe, RunMode.MULTIRUN, places)
+    _refuse_hydras(probe, RunMode.MULTIRUN, options.config_dir, places)
     folder = _own_folder(Path(probe.hydra.sweep.dir))
     codes = []
     try:

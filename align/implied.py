@@ -166,7 +166,10 @@ def _number(i: int, refs: list[str]) -> str:
 
 def _add_source(configs: dict[str, StageConfig], made: str, ref: str, kind: str, where: str) -> str:
     if kind in MODELS:
-        configs[made] = ImportModel(source=ref, kind=model_kind(ref) or kind)
+        try:
+            configs[made] = ImportModel(source=ref, kind=model_kind(ref) or kind)
+        except ConfigError as error:
+            raise ConfigError(f"steps.{where}: {error}") from None
     elif kind == "tokenizer":
         configs[made] = Tokenizer(source=ref)
     elif kind == "evaluation":

@@ -6,6 +6,7 @@ comma in it as grammar, so such a value is quoted here before Hydra sees it.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from hydra.errors import HydraException
 
 from align.configs.typed import literal
 from align.errors import ConfigError
-from align.references import SCHEMES, expanded, hint, is_path
+from align.references import SCHEMES, hint, is_path
 
 _STARTS = (*(f"{scheme}:" for scheme in SCHEMES), "/", "./", "../", "~/", "http://", "https://", "file://")
 _IN_NAMES, _BACKSLASH = re.compile(r"[:()=,\s\[\]{}]"), r"\\\g<0>"
@@ -77,7 +78,8 @@ def _rejoined(parts: Sequence[str]) -> list[str]:
         end = begin + 1
         for longer in range(len(parts), begin + 1, -1):
             whole = ",".join(parts[begin:longer])
-            if parts[begin].startswith(_STARTS) and expanded(whole.removeprefix("path:")).exists():
+            path = os.path.expanduser(whole.removeprefix("path:"))
+            if parts[begin].startswith(_STARTS) and os.path.exists(path):
                 end = longer
                 break
         found.append(",".join(parts[begin:end]))

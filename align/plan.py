@@ -8,8 +8,9 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from align.artifacts import Artifact, ArtifactStore, sha256_file
 from align.configs import (
     RECORDS,
     STAGES,
+    Data,
     ImportModel,
     Ppo,
     RunConfig,
@@ -30,13 +32,14 @@ from align.configs import (
 from align.configs.knobs import READ_AT_START, require
 from align.configs.other_names import CUTOFF, did_you_mean, knobs_of, no_such_knob
 from align.configs.typed import NoSuchKnob, literal, plain, shown, typed
-from align.data.cards import model_kind, resolve, resolve_base, resolve_model, resolve_tokenizer
+from align.data.cards import load_card, model_kind, resolve, resolve_base, resolve_model, resolve_tokenizer
 from align.data.formats import LABELLED
+from align.data.records import read_info
 from align.errors import ConfigError, StoreError
 from align.functions import check_file, source_digests
 from align.implied import add_implied_steps, expected_kind, refs_of
 from align.precision import bf16_is_fast
-from align.references import expanded, hint, is_path, meant, pinned
+from align.references import check_length, expanded, hint, is_path, meant, pinned
 from align.roots import check_adapters
 from align.seals import digest_of
 from align.versions import packages
@@ -112,12 +115,12 @@ def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
         said = f"no such knob{did_you_mean(near)}; align run --help lists the settings"
         raise ConfigError(f"{error.name}: {said}") from None
     assert isinstance(settings, RunConfig)
-    require(
-        settings.data_root is None or expanded(settings.data_root).is_dir(),
-        "data_root",
-        settings.data_root,
-        "a folder that exists",
-    )
+    try:
+        expanded(settings.store)
+    except ConfigError as error:
+        raise ConfigError(f"store: {error}") from None
+    is_folder = settings.data_root is None or os.path.isdir(os.path.expanduser(settings.data_root))
+    require(is_folder, "data_root", settings.data_root, "a folder that exists")
     if "stage" not in cfg:
         _check_settings(cfg, names)
         if not settings.name:
@@ -189,12 +192,13 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
     try:
         values = plain(node)
         config = typed(stage_class(str(values.pop("stage"))), values)
+        config.inputs = {slot: refs for slot, refs in config.inputs.items() if refs}
+        _check_lengths(config)
         if isinstance(config, ImportModel):
-            found = model_kind(config.source) or config.kind
+            found = _kind_of_source(config)
             if config.kind not in (found, "model"):
                 raise ConfigError(f"kind: {config.source} is a {found} by its config.json, got {config.kind!r}")
             config.kind = found
-        config.inputs = {slot: refs for slot, refs in config.inputs.items() if refs}
         for slot, refs in refs_of(config):
             require(all(ref and "\0" not in ref for ref in refs), f"inputs.{slot}", refs, "references")
     except NoSuchKnob as error:
@@ -210,6 +214,24 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
     return config
 
 
+def _check_lengths(config: StageConfig) -> None:
+    """Refuse references and paths that no file can have, at their key."""
+    outside = [(knob, [getattr(config, knob)]) for knob in config.reads("rows", "model", "base", "tokenizer", "file")]
+    for key, refs in [*outside, *((f"inputs.{slot}", refs) for slot, refs in refs_of(config))]:
+        try:
+            for ref in refs:
+                check_length(ref)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None
+
+
+def _kind_of_source(config: ImportModel) -> str:
+    try:
+        return model_kind(config.source) or config.kind
+    except ConfigError as error:
+        raise ConfigError(f"source: {error}") from None
+
+
 def _said(error: OmegaConfBaseException) -> str:
     """What is wrong with an interpolation, for people who do not know OmegaConf."""
     said = str(error).splitlines()[0]
@@ -221,6 +243,8 @@ def _said(error: OmegaConfBaseException) -> str:
         return (
             f"${{{found[1]}:...}}: no such resolver; ${{NAME}} takes a value of the config, ${{oc.env:NAME}} a variable"
         )
+    if found := re.match(r"\w+ raised while resolving interpolation: (.*)", said):
+        return found[1]
     if "Recursive interpolation" in said:
         return "takes its value from itself; write a value in one of the places"
     if "Missing mandatory value" in said:
@@ -317,6 +341,7 @@ def _resolve_step(
                 raise ConfigError(f"{where}: expected {expected}, but {source.ref} is {source.kind}")
         if len(sources) != 1 and expected not in RECORDS and slot not in config.MANY:
             raise ConfigError(f"{where}: expected one {expected}, got {len(sources)}")
+    _check_gold(name, config, inputs, done, store)
     digest = data_digest(name, config, settings, store)
     knobs = changed_knobs(config)
     if digest is not None:
@@ -337,6 +362,30 @@ def _resolve_step(
     if artifact is None and (note := _ppo_note(step, done, store)):
         reason = f"{reason}; {note}"
     return replace(step, cached=artifact is not None, reason=reason)
+
+
+def _check_gold(
+    name: str,
+    config: StageConfig,
+    inputs: Mapping[str, Sequence[Source]],
+    done: Mapping[str, Step],
+    store: ArtifactStore,
+) -> None:
+    """Refuse prompts that no gold scorer knows where nothing else says what an answer is worth."""
+    prompts = inputs.get("prompts", ())
+    if not prompts or not (need := config.need_of_gold(inputs)):
+        return
+    made = {(step.stage, step.key): step.config for step in done.values()}
+
+    def is_known(source: Source) -> bool:
+        data = made.get((source.stage, source.key))
+        if isinstance(data, Data):
+            return data.source.startswith("card:") and bool(load_card(data.source.removeprefix("card:")).generator)
+        artifact = store.get(source.stage, source.key)
+        return artifact is None or read_info(artifact.path).get("gold") is not None
+
+    if not any(map(is_known, prompts)):
+        raise ConfigError(f"steps.{name}.{need}")
 
 
 def _own_tokenizers(step: Step, slot: str, done: Mapping[str, Step], store: ArtifactStore) -> list[bool | None]:

@@ -6,6 +6,7 @@ Says what a reference without such a word in front was meant to be, and pins a r
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.files import PACKED, SUFFIXES
-from align.errors import ConfigError
+from align.errors import ConfigError, too_long
 
 SCHEMES = ("card", "path", "hf")
 _PATHS = ("/", "./", "../", "~")
@@ -32,14 +33,28 @@ _TIMEOUT = 10.0  # seconds for an answer of the Hub
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path with `~` for the home folder. What exists under the name as it is written, as a file `~x`, is that."""
+    """A path with `~` for the home folder. What exists under the name as it is written, as a file `~x`, is that.
+
+    Raises:
+        ConfigError: no file can have the name.
+    """
     written = Path(path)
     if os.path.lexists(written):
         return written
+    found = Path(os.path.expanduser(written))
     try:
-        return written.expanduser()
-    except RuntimeError:  # no user has that name
-        return written
+        found.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(too_long(error)) from None
+    except ValueError:  # a NUL, which no name has: there is no such file
+        pass
+    return found
+
+
+def check_length(ref: str) -> None:
+    """Raise `ConfigError` where a reference holds a name that no file can have."""
+    expanded(ref.partition(":")[2] if is_outside(ref) else ref)
 
 
 def is_outside(ref: str) -> bool:
@@ -63,7 +78,7 @@ def meant(ref: str) -> str | None:
         return f"path:{ref.removeprefix('file://')}"
     if not ref or "://" in ref or is_outside(ref):
         return None
-    if is_path(ref) or Path(ref).exists():
+    if is_path(ref) or os.path.exists(ref):
         return f"path:{ref}"
     if "/" in ref and ":" not in ref and _REPOSITORY.fullmatch(ref.partition("@")[0]):
         return f"hf:{ref}"
@@ -78,7 +93,7 @@ def hint(ref: str) -> str:
     full = meant(ref)
     if full is None:
         return "; download it, then write path:FILE" if "://" in ref else ""
-    if full.startswith("path:") and not expanded(full.removeprefix("path:")).exists():
+    if full.startswith("path:") and not os.path.exists(os.path.expanduser(full.removeprefix("path:"))):
         return f"; a file or folder is written {shlex.quote(full)}, and there is none at that place"
     if full.startswith("hf:"):
         return f"; a repository of the Hub is written {full}"

@@ -22,6 +22,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from stage_jobs import job_at
+
+from align.configs import Data
+from align.data.records import SPLITS, check_row, read_rows
+from align.errors import ConfigError
+from align.job import Inputs
+from align.stages import data as stage
 
 RECORDS = ("documents", "demonstrations", "prompts", "comparisons", "items", "labelled")
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".xml", ".parquet", ".arrow")
@@ -285,3 +292,26 @@ def _spoiled(rng: random.Random, raw: bytes, *, always: bool = False) -> bytes:
         elif place < len(found):
             found[place] = rng.randrange(256)
     return bytes(found)
+
+
+def outcome(folder: Path, seed: int) -> tuple[str, list[str]]:
+    """What comes of the file of a seed as a random record, "rows" or the line that refuses it, and what is wrong."""
+    folder.mkdir()
+    path, record = write(folder, seed)
+    job = job_at(folder / "job")
+    try:
+        stage.run(Data(source=f"path:{path}", record=record), Inputs({}), job)
+        for split in SPLITS:
+            for row in read_rows([job.out], split):
+                check_row(record, row)
+    except ConfigError as error:
+        said = str(error)
+        checks = {
+            "it does not name the file": path.name in said,
+            "it cannot be printed": said == said.encode(errors="replace").decode(),
+            "rows were written": not list(job.out.glob("*.parquet")),
+        }
+        return said, [f"{what}: {ascii(said)[:300]}" for what, holds in checks.items() if not holds]
+    except Exception as error:
+        return "", [ascii(f"{type(error).__name__}: {error}")[:300]]
+    return "rows", []

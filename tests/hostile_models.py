@@ -6,6 +6,8 @@ or refused, for what they hold is odd and harms nothing. None may run code, reac
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pickle
@@ -18,7 +20,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from align.__main__ import main
+
 Spoil = Callable[[Path], None]
+IMPORT = ["import_model", "source=path:model", "store=artifacts", "tracker=none"]
 CANARY = "canary"  # a file beside the folder; code that came with a model would write it
 
 REFUSED: dict[str, Spoil] = {}
@@ -548,3 +553,20 @@ def bytes_changed(seed: int) -> Spoil:
         path.write_bytes(bytes(raw))
 
     return spoil
+
+
+def import_here() -> tuple[str, list[str]]:
+    """Import the folder `model` of this folder: the line that refuses it, "" where there is none; what is wrong."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(IMPORT)
+    errors = [line for line in err.getvalue().split("\n") if line.startswith("error: ")]
+    made = list(Path("artifacts/objects/import_model").glob("*/manifest.json"))
+    said = "".join(errors)
+    checks = {
+        "code of the folder ran": not Path(CANARY).exists(),
+        f"exit code {code}, {len(errors)} lines, {len(made)} models": (code, len(errors), len(made))
+        in ((0, 0, 1), (2, 1, 0)),
+        "it does not name the source": "path:model" in said or not errors,
+    }
+    return said, [f"{what}: {ascii(said)[:300]}" for what, holds in checks.items() if not holds]

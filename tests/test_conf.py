@@ -158,6 +158,8 @@ def test_a_plan_fits_a_terminal_of_80_columns(here: Path) -> None:
 
 # -- what is refused ---------------------------------------------------------------------------------------------
 
+COMMIT = "0123456789" * 4
+
 REFUSED = {
     "a typo'd knob of a step": (
         ["run", "pipeline=quickstart", "steps.ppo.kl_cof=0.1"],
@@ -249,7 +251,23 @@ REFUSED = {
     "an unpinned Hub set": (["data", "source=hf:a/b"], "2 source: hf:a/b: the Hub is read at a full commit"),
     "a source of no kind": (
         ["data", "source=data.jsonl"],
-        "2 source: source 'data.jsonl': expected card:NAME",
+        "2 source: 'data.jsonl': expected card:NAME",
+    ),
+    "a card's split where a whole card is asked for": (
+        ["data", "source=card:smallworld/train"],
+        "2 source: card:smallworld/train: here a whole card is named: card:smallworld; splits='[train]' keeps one",
+    ),
+    "forms by own prompts and no reward model": (
+        ["prompt", f"model=hf:a/b@{COMMIT}", f"prompts=hf:a/c@{COMMIT}"],
+        "2 inputs.reward_model: these prompts have no gold scorer, so a reward model must choose the form",
+    ),
+    "answers to own prompts and nothing that judges": (
+        ["evaluate", f"model=hf:a/b@{COMMIT}", f"prompts=hf:a/c@{COMMIT}"],
+        "2 inputs.reward_model: these prompts have no gold scorer, so a reward model, reward_functions, checks",
+    ),
+    "simulated labelers of own prompts": (
+        ["compare", f"model=hf:a/b@{COMMIT}", f"prompts=hf:a/c@{COMMIT}"],
+        "2 inputs.prompts: simulated labelers need prompts with a gold scorer",
     ),
     "an unknown verb of artifacts": (["artifacts", "lst"], "2 align artifacts: argument verb: invalid choice"),
     "an empty store": (["artifacts", "ls"], "3 "),

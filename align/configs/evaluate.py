@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import ClassVar
 from urllib.parse import urlsplit
@@ -113,6 +114,15 @@ class Evaluate(StageConfig):
             )
             require(bool(self.judge.model), "judge.model", self.judge.model, "the judge's name at the endpoint")
 
+    def need_of_gold(self, given: Container[str]) -> str:
+        judged = self.reward_functions or self.checks or self.steering or self.judge.url or "reward_model" in given
+        if judged or "prompts" not in given:
+            return ""
+        return (
+            "inputs.reward_model: these prompts have no gold scorer, so a reward model, reward_functions, checks, "
+            "steering or a judge.url must say what answers are worth"
+        )
+
     def check_inputs(self) -> None:
         given = {slot for slot, refs in self.inputs.items() if refs}
         if not given & {"prompts", "items", "text"} and not self.tasks:
@@ -167,6 +177,11 @@ class Prompt(StageConfig):
                 read_form(text)
             except ValueError as error:
                 raise ConfigError(f"forms.{name}: {error}") from None
+
+    def need_of_gold(self, given: Container[str]) -> str:
+        if "reward_model" in given:
+            return ""
+        return "inputs.reward_model: these prompts have no gold scorer, so a reward model must choose the form"
 
     def check_inputs(self) -> None:
         if self.num_shots and not self.inputs.get("examples"):

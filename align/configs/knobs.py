@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Container
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -101,6 +102,10 @@ class StageConfig:
         """
         if getattr(self, "precision", None) == AUTO:
             self.precision = "bf16" if bf16_is_fast else "fp32"  # type: ignore[misc]
+
+    def need_of_gold(self, given: Container[str]) -> str:
+        """What is wrong where no gold scorer knows the prompts, by the inputs given; "" where the step needs none."""
+        return ""
 
     def check_inputs(self) -> None:
         """Raise `ConfigError` where a knob needs an input that is not given; inputs are known when it is planned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -181,6 +182,9 @@ class Compare(StageConfig):
     agreement: float = knob(0.73, "share of pairs that two labelers order alike [InstructGPT: 72.6 +- 1.5 %]")
     tie_width: float = knob(0.05, "liking closer than this is ranked a tie, in gold score [ours]")
     seed: int | None = knob(None, "None: the run's seed")
+
+    def need_of_gold(self, given: Container[str]) -> str:
+        return "inputs.prompts: simulated labelers need prompts with a gold scorer; use a card's comparisons"
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -7,6 +7,7 @@ again and reads. Nothing here imports torch or opens the network.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -19,11 +20,11 @@ from typing import Any
 import yaml
 
 from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, sha256_file, write_json
-from align.data.file_kinds import unusual_kind
-from align.data.files import PACKED, SUFFIXES, TEXTS, suffix_of
+from align.data.file_kinds import TEXTS, unusual_kind
+from align.data.files import PACKED, SUFFIXES, suffix_of
 from align.data.formats import FORMATS, GROUPED
 from align.data.model_files import check_files, check_model, read_fields
-from align.data.records import source_name
+from align.data.records import SPLITS, source_name
 from align.data.split_names import says_split, split_of_file, split_of_name, splits_of_names
 from align.errors import ConfigError
 from align.references import beside, expanded, hint
@@ -168,10 +169,16 @@ def cards_folders() -> list[Path]:
 def load_card(name: str) -> DataCard:
     for folder in cards_folders():
         path = folder / f"{name}.md"
-        if path.is_file():
+        if os.path.isfile(path):
             return _read_card(path)
     known = sorted({p.stem for folder in cards_folders() for p in folder.glob("*.md")})
-    raise ConfigError(f"card:{name}: no such data card; cards: {', '.join(known)}")
+    card, _, split = name.partition("/")
+    if card in known:
+        meant = f"{split} is no split of it" if split not in SPLITS else f"splits='[{split}]' keeps one split of it"
+        raise ConfigError(f"card:{name}: here a whole card is named: card:{card}; {meant}")
+    near = difflib.get_close_matches(card, known, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise ConfigError(f"card:{name}: no such data card{hint}; cards: {', '.join(known)}")
 
 
 def _read_card(path: Path) -> DataCard:
@@ -231,9 +238,9 @@ def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
         return _on_hub(rest, source)
     if scheme == "path" and rest:
         return _users(source, expanded(rest), store)
-    is_card = any((folder / f"{source}.md").is_file() for folder in cards_folders()) and "/" not in source
+    is_card = any(os.path.isfile(folder / f"{source}.md") for folder in cards_folders()) and "/" not in source
     meant = f"; did you mean card:{source}?" if is_card else hint(source)
-    raise ConfigError(f"source {source!r}: expected card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT{meant}")
+    raise ConfigError(f"{source!r}: expected card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT{meant}")
 
 
 def resolve_model(source: str, store: Path | None) -> Source:
@@ -252,7 +259,7 @@ def resolve_model(source: str, store: Path | None) -> Source:
     )
     several = [path.name for path in found.files if path.suffix == ".gguf"]
     if found.gguf and len(several) > 1:
-        raise ConfigError(f"source {source!r}: it holds several GGUF files ({', '.join(several)}); name one of them")
+        raise ConfigError(f"{source}: it holds several GGUF files ({', '.join(several)}); name one of them")
     return found
 
 
@@ -289,7 +296,7 @@ def resolve_base(source: str, given: str, store: Path | None) -> Source | None:
         base = f"hf:{named}@{revision}"
     elif scheme == "path":
         raise ConfigError(
-            f"source {source!r}: an adapter on {named or 'a model that it does not name'}, which is not here; give its "
+            f"{source}: an adapter on {named or 'a model that it does not name'}, which is not here; give its "
             f"base too: base=path:FOLDER or base=hf:ORG/NAME@COMMIT"
         )
     else:
@@ -312,15 +319,15 @@ def _recorded_base(source: str, folder: Path) -> tuple[str, str]:
     try:
         read = read_fields(folder / ADAPTER)
     except ValueError as error:
-        raise ConfigError(f"source {source!r}: {error}") from None
+        raise ConfigError(f"{source}: {error}") from None
     kind, named, revision = read.get("peft_type"), read.get("base_model_name_or_path"), read.get("revision")
     if kind != "LORA":
         raise ConfigError(
-            f"source {source!r}: an adapter of the kind {kind}; expected LORA; merge it into its base first "
+            f"{source}: an adapter of the kind {kind}; expected LORA; merge it into its base first "
             f"(peft: model.merge_and_unload().save_pretrained(FOLDER)), then import that folder"
         )
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ConfigError(f"source {source!r}: an adapter without its weights ({ADAPTER_WEIGHTS})")
+        raise ConfigError(f"{source}: an adapter without its weights ({ADAPTER_WEIGHTS})")
     return str(named or ""), str(revision or "")
 
 
@@ -340,19 +347,21 @@ def resolve_tokenizer(source: str, store: Path | None) -> Source:
 def model_kind(source: str) -> str | None:
     """The kind of artifact that a model's source becomes; None where that is not known without opening the network."""
     scheme, _, rest = source.partition(":")
+    if scheme != "path":
+        return None
     folder = expanded(rest)
-    if scheme == "path" and (folder / "params_shapes.json").is_file():
+    if (folder / "params_shapes.json").is_file():
         return "model"
     config = folder / "config.json"
-    if scheme == "path" and _is_adapter(folder) and not config.is_file():
+    if _is_adapter(folder) and not config.is_file():
         # "SEQ_CLS" is peft's word for a sequence classifier.
         return "reward_model" if b'"SEQ_CLS"' in (folder / ADAPTER).read_bytes() else None
-    if scheme != "path" or not config.is_file():
+    if not config.is_file():
         return None
     try:
         read = read_fields(config)
     except ValueError as error:
-        raise ConfigError(f"source {source!r}: {error}") from None
+        raise ConfigError(f"{source}: {error}") from None
     return kind_of(read.get("architectures"), bool(read.get("is_encoder_decoder")))
 
 
@@ -386,12 +395,12 @@ def _resolve_folder(
     if not fits({p.name for p in files}):
         missing = scheme == "path" and rest and not folder.exists()
         more = f"; no such file or folder{beside(folder)}" if missing else hint(source)
-        raise ConfigError(f"source {source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with {wanted}{more}")
+        raise ConfigError(f"{source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with {wanted}{more}")
     try:
         # A file that the user named itself may be a link to anywhere.
         check(files[0].resolve().parent if files[0] == expanded(rest) else folder, files)
     except ValueError as error:
-        raise ConfigError(f"source {source!r}: {error}") from None
+        raise ConfigError(f"{source}: {error}") from None
     digests = file_digests(files, store)
     return Source(
         DataCard(name=folder.name, licence="yours"),

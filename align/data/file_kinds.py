@@ -1,9 +1,11 @@
-"""What a path is where it is no ordinary file, found out without opening it."""
+"""What a file holds by its name, and what a path is where it is no ordinary file, found out without opening it."""
 
 from __future__ import annotations
 
 import stat
 from pathlib import Path
+
+TEXTS = (".txt", ".md")  # of a document; beside tables these are read-mes
 
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),

@@ -33,7 +33,6 @@ from align.data.records import Malformed, read_batches
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".txt", ".md")
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # may follow those that are text
-TEXTS = (".txt", ".md")  # beside tables these are read-mes
 
 _BLOCK = 2**20  # bytes
 # Longer ones are no rows: a few bytes of a packed file can stand for gigabytes, and memory would hold them.

@@ -9,8 +9,10 @@ row one of which format. Formats of conversations are in `demonstrations.py`, `c
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from align.data import comparisons, demonstrations, oasst
@@ -19,6 +21,7 @@ from align.data.comparisons import better_and_worse, two_answers, which, whole_p
 from align.data.conversations import asked_in, with_system
 from align.data.demonstrations import a_list as _list
 from align.data.demonstrations import asked_and_answered, conversation
+from align.data.file_kinds import TEXTS
 from align.data.labelled import LABELLED, infer_labelled, labelled_columns
 from align.data.records import CONVERTS, Dropped, Malformed, Row, check_text
 
@@ -520,6 +523,12 @@ def _no_layout(row: Mapping[str, Any], record: str, matching: list[Layout]) -> s
         knob = as_knob(dict.fromkeys(("context", "continuation"), "COLUMN"))
         return f"{record} need one of these sets of columns: {known}; the file has {has}; give, for example, {knob}"
     simplest, others = _NEEDS[record]
+    if set(row) == {"text", "file"} and (file := str(row["file"])).endswith(TEXTS):
+        example = json.dumps(dict.fromkeys(simplest.split(), "..."))
+        return (
+            f"{file} is one document, and documents cannot become {record}; write a file of lines instead, "
+            f"{PurePath(file).stem}.jsonl, each as {example} (docs/data.md lists other fields)"
+        )
     fields = simplest.split()
     said = f"{record} need {', '.join(fields)} (or {others}; docs/data.md lists all); the file has {has}"
     if matching:

@@ -35,9 +35,7 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     infos = [read_info(folder) for folder in folders]
     scorer = gold_scorer(infos)
     if scorer is None:
-        raise ConfigError(
-            "inputs.prompts: simulated labelers need prompts with a gold scorer; use a card's comparisons"
-        )
+        raise ConfigError(cfg.need_of_gold(inputs))
     limits = {"train": (cfg.skip_prompts, cfg.num_prompts), "validation": (0, cfg.num_validation_prompts)}
     folder = inputs.one("model").path
     model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)

@@ -246,11 +246,8 @@ def _scorers(cfg: Evaluate, inputs: Inputs, job: Job) -> list[Scorer]:
         autocast = functools.partial(job.autocast, cfg.precision)
         folder = inputs.one("reward_model").path
         found.append(by_reward_model(folder, job.device, job.micro_batch_tokens, autocast))
-    if not found and not (cfg.checks or cfg.steering or cfg.judge.url):
-        raise ConfigError(
-            "inputs.reward_model: these prompts have no gold scorer, so a reward model, reward_functions, checks, "
-            "steering or a judge.url must say what answers are worth"
-        )
+    if gold is None and (need := cfg.need_of_gold(inputs)):
+        raise ConfigError(need)
     return found
 
 

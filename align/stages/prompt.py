@@ -145,9 +145,7 @@ def _scorer(cfg: Prompt, inputs: Inputs, job: Job) -> Scorer:
         autocast = functools.partial(job.autocast, cfg.precision)
         return by_reward_model(inputs.one("reward_model").path, job.device, job.micro_batch_tokens, autocast)
     if (gold := gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])) is None:
-        raise ConfigError(
-            "inputs.reward_model: these prompts have no gold scorer, so a reward model must choose the form"
-        )
+        raise ConfigError(cfg.need_of_gold(inputs))
     return by_gold(gold)
 
 

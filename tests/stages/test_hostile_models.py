@@ -9,16 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_models import CANARY, EITHER, REFUSED, Spoil, bytes_changed
+from hostile_models import CANARY, EITHER, IMPORT, REFUSED, Spoil, import_here
 from tiny_models import tiny_model, tiny_tokenizer
 
 from align.__main__ import main
 from align.data.cards import resolve_model
 from align.errors import ConfigError
 from align.models.load import save_model
-
-IMPORT = ["import_model", "source=path:model", "store=artifacts", "tracker=none"]
-NUM_CHANGED = 300  # folders with some bytes changed
 
 # What each kind of fault is told by, one of a kind: the first ten are seen before anything is opened.
 SAID = {
@@ -78,15 +75,11 @@ def spoiled(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return make
 
 
-def imported(capsys: pytest.CaptureFixture[str]) -> str:
+def imported() -> str:
     """Import `model`: the line that refuses it, "" where there is none; anything else fails the test."""
-    code = main(IMPORT)
-    errors = [line for line in capsys.readouterr().err.split("\n") if line.startswith("error: ")]
-    made = list(Path("artifacts/objects/import_model").glob("*/manifest.json"))
-    assert not Path(CANARY).exists()
-    assert (code, len(errors), len(made)) in ((0, 0, 1), (2, 1, 0)), errors
-    assert "path:model" in "".join(errors) or not errors
-    return "".join(errors)
+    line, faults = import_here()
+    assert faults == []
+    return line
 
 
 @pytest.mark.parametrize("name", SAID)
@@ -99,16 +92,16 @@ def test_what_no_library_should_open_is_refused_before_anything_runs(spoiled, na
 
 
 @pytest.mark.parametrize("name", SAID_LATER)
-def test_what_does_not_open_is_refused_in_a_line_and_nothing_is_written(spoiled, capsys, name: str) -> None:
+def test_what_does_not_open_is_refused_in_a_line_and_nothing_is_written(spoiled, name: str) -> None:
     spoiled((REFUSED | EITHER)[name])
-    assert SAID_LATER[name] in imported(capsys)
+    assert SAID_LATER[name] in imported()
 
 
-def test_an_attention_that_a_config_names_is_not_taken(spoiled, capsys) -> None:
+def test_an_attention_that_a_config_names_is_not_taken(spoiled) -> None:
     """Without the package `kernels` transformers refuses the model; with it, it fetches what is named, and runs it."""
     for field in ("_attn_implementation", "attn_implementation"):
         spoiled(EITHER[f"{field} is org/kernel"])
-        assert imported(capsys) == ""
+        assert imported() == ""
         (config,) = Path("artifacts/objects/import_model").glob("*/config.json")
         assert "org/kernel" not in config.read_text()
 
@@ -153,9 +146,9 @@ def test_no_kernel_is_fetched(spoiled, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_weights_may_be_a_link_to_another_disk(spoiled, capsys) -> None:
+def test_weights_may_be_a_link_to_another_disk(spoiled) -> None:
     spoiled(EITHER["a file of weights is a link out of the folder"])
-    assert imported(capsys) == ""
+    assert imported() == ""
 
 
 @pytest.mark.parametrize(
@@ -180,24 +173,3 @@ def test_a_snapshot_of_the_hub_s_cache_may_link_to_its_blobs(good: Path, tmp_pat
         shutil.copy(path, tmp_path / f"models--org--name/blobs/{i}")
         (snapshot / path.name).symlink_to(f"../../blobs/{i}")
     assert len(resolve_model(f"path:{snapshot}", None).files) == len(list(good.iterdir()))
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("name", REFUSED)
-def test_every_spoiled_folder_is_refused_in_a_line(spoiled, capsys, name: str) -> None:
-    spoiled(REFUSED[name])
-    assert imported(capsys)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("name", EITHER)
-def test_every_odd_folder_is_read_or_refused_in_a_line(spoiled, capsys, name: str) -> None:
-    spoiled(EITHER[name])
-    imported(capsys)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("seed", range(NUM_CHANGED))
-def test_a_folder_with_bytes_changed_is_read_or_refused_in_a_line(spoiled, capsys, seed: int) -> None:
-    spoiled(bytes_changed(seed))
-    imported(capsys)

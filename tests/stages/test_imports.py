@@ -132,7 +132,7 @@ def test_a_vocabulary_that_cannot_be_read_is_told_in_a_line(here: Path, capsys: 
         ({"source": "path:gpt2", "inputs": {"data": "card:smallworld"}}, "not both, got ['data', 'source']"),
         ({"source": "path:gpt2", "vocab_size": 300}, "vocab_size: expected no value beside source"),
         ({"source": "path:gpt2", "algorithm": "unigram"}, "algorithm: expected no value beside source"),
-        ({"source": "path:none"}, "source: source 'path:none': expected hf:ORG/NAME@COMMIT or path:FOLDER"),
+        ({"source": "path:none"}, "source: 'path:none': expected hf:ORG/NAME@COMMIT or path:FOLDER"),
         ({"source": "hf:a/b"}, "source: hf:a/b: the Hub is read at a full commit hash only"),
         ({"algorithm": "wordpiece"}, "algorithm: expected bpe or unigram, got 'wordpiece'"),
     ],

@@ -88,7 +88,9 @@ def test_a_card_with_a_value_of_the_wrong_kind_is_refused(folder, front):
 
 def test_an_unknown_card_is_refused_with_those_there_are(folder):
     write_card(folder, "licence: mine")
-    with pytest.raises(ConfigError, match=r"^card:mien: no such data card; cards: .*mine.*smallworld"):
+    with pytest.raises(
+        ConfigError, match=r"^card:mien: no such data card \(did you mean mine\?\); cards: .*mine.*smallworld"
+    ):
         resolve("card:mien", None, None)
 
 

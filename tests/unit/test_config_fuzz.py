@@ -1,247 +1,16 @@
 """Any wrong config is refused in one line that names its place, before anything is written; a right one never is.
 
-The generator breaks one thing of a command: a knob's type, range or name, a file of YAML, an override's grammar, an
-input, a setting, two knobs together. Commands go the whole way from the command line to the plan, in this process.
+Commands go the whole way from the command line to the plan, in this process.
 """
 
 import contextlib
 import io
-import os
-import random
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_type_hints
+from collections.abc import Iterator
 
 import pytest
+from hostile_configs import QUICKSTART, Answer, Case, faults_of_plan, faults_of_refusal, right, wrong
 
 from align.__main__ import main
-from align.configs import STAGES, RunConfig
-
-QUICKSTART = ["plan", "pipeline=quickstart"]
-
-
-class Case(NamedTuple):
-    """A command, and what its error line has to hold."""
-
-    arguments: list[str]
-    place: str
-    files: tuple[tuple[str, bytes], ...] = ()
-
-
-# -- what there is to break --------------------------------------------------------------------------------------------
-
-
-class Knob(NamedTuple):
-    words: list[str]  # of the command that has it
-    key: str  # as an override says it
-    kind: Any
-    is_optional: bool
-
-
-def _knobs(cls: Any, words: list[str], prefix: str = "") -> Iterator[Knob]:
-    kinds = get_type_hints(cls)
-    for knob in fields(cls):
-        kind = kinds[knob.name]
-        if is_dataclass(kind):
-            yield from _knobs(kind, words, f"{prefix}{knob.name}.")
-        elif knob.name not in ("inputs", "options"):
-            inner = [one for one in get_args(kind) if one is not type(None)] if type(None) in get_args(kind) else [kind]
-            yield Knob(words, prefix + knob.name, inner[0], len(get_args(kind)) > len(inner))
-
-
-OF_STAGES = [knob for name, cls in STAGES.items() for knob in _knobs(cls, ["plan", name])]
-OF_STEPS = [
-    knob._replace(key=f"steps.{step}.{knob.key}")
-    for step, stage in (("ppo", "ppo"), ("sft", "sft"), ("pretrain", "pretrain"), ("evaluate_ppo", "evaluate"))
-    for knob in _knobs(STAGES[stage], QUICKSTART)
-]
-OF_RUNS = [
-    knob
-    for knob in _knobs(RunConfig, QUICKSTART)
-    if knob.key not in ("name", "debug")  # without a name there is no pipeline
-]
-KNOBS = [*OF_STAGES, *OF_STEPS, *OF_RUNS]
-
-LONG = "9" * 400
-NO_TEXT = ["[1]", "{a:1}", "true", "null", '"a\x00b"']
-NO_NUMBER = [
-    "abc",
-    "''",
-    "''",
-    "true",
-    "[1]",
-    "{a:1}",
-    "inf",
-    "nan",
-    "-inf",
-    "1e400",
-    LONG,
-    f"-{LONG}",
-    "1_x",
-    "0x",
-    "None",
-]
-WRONG: dict[Any, list[str]] = {
-    bool: ["1", "0", "2", "yes", "''", "null", "[true]", "{a:true}", "1.0", "on", "abc", LONG],
-    int: [*NO_NUMBER, "1.5", "1e5", "9" * 30, "-" + "9" * 30, "1e-5"],
-    float: NO_NUMBER,
-    str: NO_TEXT,
-}
-
-
-def wrong_values(rng: random.Random) -> Case:
-    knob = rng.choice([knob for knob in KNOBS if knob.kind in WRONG])
-    values = WRONG[knob.kind]
-    value = rng.choice([v for v in values if v != "null" or not knob.is_optional])
-    return Case([*knob.words, f"{knob.key}={value}"], knob.key)
-
-
-def wrong_containers(rng: random.Random) -> Case:
-    knob = rng.choice([knob for knob in KNOBS if knob.kind not in WRONG])
-    value = rng.choice(["3", "abc", "true", "null", "''"])
-    return Case([*knob.words, f"{knob.key}={value}"], knob.key)
-
-
-POSITIVE = re.compile(r"(_size|_tokens|_length|_epochs|learning_rate|_norm|_every|rank|threads|num_steps|num_layers)$")
-
-
-def out_of_range(rng: random.Random) -> Case:
-    knob = rng.choice([k for k in KNOBS if k.kind in (int, float) and POSITIVE.search(k.key)])
-    value = rng.choice(["0", "-1", "-1000000"])
-    return Case([*knob.words, f"{knob.key}={value}"], knob.key.rpartition(".")[2])
-
-
-def typos(rng: random.Random) -> Case:
-    knob = rng.choice(KNOBS)
-    head, _, last = knob.key.rpartition(".")
-    place = rng.randint(0, len(last) - 1)
-    letter = rng.choice("abcdefghijklmnopqrstuvwxyz_")
-    made = rng.choice([last[:place] + letter + last[place + 1 :], last[:place] + last[place + 1 :], last + letter])
-    key = f"{head}.{made}" if head else made
-    stage = knob.words[1] if knob.words != QUICKSTART else ""
-    slots = {*STAGES[stage].INPUTS, *STAGES[stage].OPTIONAL} if stage else set()
-    known = (
-        {k.key for k in KNOBS} | {k.key.partition(".")[0] for k in KNOBS} | {"hydra", "pipeline", "sweep", "launcher"}
-    )
-    if not made or key in known or made in slots or made in ("inputs", "name", "debug", "model", "options"):
-        key = made = "no_such_knob"
-    return Case([*knob.words, f"{rng.choice(['', '+', '++'])}{key}=1"], made)
-
-
-def injections(rng: random.Random) -> Case:
-    """Grammar, interpolations and settings of Hydra where a number is expected."""
-    knob = rng.choice([k for k in [*OF_STEPS, *OF_STAGES] if k.kind in (int, float)])
-    noise = "".join(chr(rng.choice([*range(1, 0x250), 0x2028, 0x202E, 0x1F600])) for _ in range(rng.randrange(12)))
-    value = rng.choice(
-        [
-            *("${nope}", "${nope", "${oc.env:NO_SUCH_VARIABLE}", "${oc.nope:1}", "${.nope}", "???"),
-            *("'", '"', "\\", "{", "[", "}", "(", "choice(1,2)", "range(1,3)", "glob(*)", "1,2", "int(x)", "a:b:c"),
-            *("$(touch owned)", "`touch owned`", "__import__('os')", "{_target_:os.system}", "!!python/object:x"),
-            *(f"x{noise}", f"'{noise}", f"[{noise}", f"{{{noise}"),
-        ]
-    )
-    return Case([*knob.words, f"{knob.key}={value}"], knob.key)
-
-
-SETTINGS = [
-    *[
-        (f"{group}={value}", group)
-        for group in ("hardware", "tracker", "launcher", "sweep")
-        for value in ("3", "null", "nope")
-    ],
-    *[
-        (f"hydra.{key}=x", "hydra")
-        for key in ("mode", "run.dir", "output_subdir", "job.chdir", "verbose", "nope", "sweep")
-    ],
-    *[(f"{word}", "hydra") for word in ("hydra=null", "hydra=3", "hydra/job_logging=stdout", "hydra/output=x")],
-    *[(f"{key}={{a: 1}}".replace(" ", ""), key) for key in ("hardware", "tracker", "steps.ppo", "steps.new")],
-    *[(f"steps={value}", "steps") for value in ("null", "3", "[1]", "''")],
-    *[(f"steps.ppo={value}", "steps.ppo") for value in ("null", "3", "[1]", "''")],
-    *[(f"steps.ppo.stage={value}", "steps.ppo.stage") for value in ("null", "3", "[1]", "nope", "''")],
-    *[(f"step={value}", "step") for value in ("nope", "[1]", "''")],
-    *[(f"name={value}", "name") for value in ("'a b'", "../x", "a/b", "A", "'ü'", "'a\x00'", "x" * 70)],
-    *[(f"store={value}", "store") for value in ("''", "null", "[1]", "true", "'a\x00b'")],
-    *[(f"data_root={value}", "data_root") for value in ("''", "nope", "[1]")],
-    *[(f"~steps.ppo.inputs.{slot}", f"steps.ppo.inputs.{slot}") for slot in ("policy", "prompts")],
-    *[(word, word.strip() or "expected name=value") for word in ("=3", "", " ", "steps.ppo", "ppo")],
-    ("sweep=beta", "sweep=beta"),
-    ("steps.ppo.inputs.prompts=card:smallworld/trane", "steps.ppo.inputs.prompts"),
-    ("steps.ppo.inputs.prompts=card:smalworld", "smalworld"),
-    ("steps.ppo.inputs.policy=polcy", "steps.ppo.inputs.policy"),
-    ("steps.ppo.inputs.policy=[sft,[1]]", "steps.ppo.inputs.policy"),
-    ("steps.ppo.inputs.policy=3", "steps.ppo.inputs.policy"),
-    ("steps.ppo.inputs.policy={a:1}", "steps.ppo.inputs.policy"),
-    ("steps.ppo.inputs=[1]", "steps.ppo.inputs"),
-    ("steps.ppo.inputs.nope=sft", "steps.ppo.inputs.nope"),
-    ("steps.sft.inputs.model=sft", "steps.sft.inputs"),
-    ("steps.ppo.top_p=0.5", "steps.ppo.top_p"),
-    ("steps.ppo.minibatch_size=7", "steps.ppo.minibatch_size"),
-    ("steps.ppo.lora.alpha=3", "steps.ppo.lora.alpha"),
-    ("steps.ppo.ptx_coef=1", "steps.ppo.ptx_coef"),
-    ("steps.ppo.kl_form=k9", "steps.ppo.kl_form"),
-    ("steps.sft.text_share=0.1", "steps.sft.text_share"),
-    ("steps.evaluate_ppo.tasks=[nope]", "steps.evaluate_ppo.tasks"),
-    ("steps.evaluate_ppo.checks={a:3}", "steps.evaluate_ppo.checks.a"),
-    ("steps.ppo.reward_functions={nope:f:1.0}", "steps.ppo.reward_functions"),
-]
-
-
-def wrong_settings(rng: random.Random) -> Case:
-    word, place = rng.choice(SETTINGS)
-    return Case([*QUICKSTART, word], place)
-
-
-FILES: list[bytes] = [
-    *(
-        b"a: [1\nb: 2\n",
-        b"a: 1\n b: 2\n",
-        b"\ta: 1\n",
-        b"a: b: c\n",
-        b"seed: 1\nseed: 2\n",
-        b"- 1\n",
-        b"3\n",
-        b"a\nb\n",
-    ),
-    *(b"seed: \xff\n", b"\x00", b"seed: \x01\n", b"seed: *x\n", b"seed: !x 1\n", b"seed: ${nope\n", b"a: {\n", b"'a\n"),
-    *(
-        b"--- {}\n--- {}\n",
-        b"&a [*a]\n",
-        b"steps: [1]\n",
-        b"steps: null\n",
-        b"seed: abc\n",
-        b"seed: .inf\n",
-        b"nope: 1\n",
-    ),
-    *(b"hardware: 3\n", b"hardware: {threads: 0}\n", b"hydra: {mode: MULTIRUN}\n", b"hydra: {output_subdir: x}\n"),
-    *(
-        b"steps: {ppo: {kl_coef: abc}}\n",
-        b"steps: {ppo: {lora: 3}}\n",
-        b"steps.ppo.kl_coef: [1]\n",
-        b"1: 2\n",
-        b"null: 1\n",
-    ),
-    *(
-        b"sweep: beta\n",
-        b"stage: sft\n",
-        b"steps:\n  ppo:\n    kl_coef: 0.1\n    kl_coef: 0.2\n",
-        b"seed: " + b"9" * 5000,
-    ),
-    *(b"[" * 3000, b"store: ''\n", b"json: 3\n", b"seed: '\xc3\xa9'\n", b"steps: {ppo: {stage: nope}}\n"),
-]
-
-
-def wrong_files(rng: random.Random) -> Case:
-    return Case([*QUICKSTART, "--config", "mine.yaml"], "", (("mine.yaml", rng.choice(FILES)),))
-
-
-KINDS: list[Callable[[random.Random], Case]] = [
-    *(wrong_values, wrong_values, wrong_containers, out_of_range, typos, injections, wrong_settings, wrong_files)
-]
-
-
-# -- what must hold ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -252,107 +21,33 @@ def _in_an_empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         yield
 
 
-def answered(arguments: list[str]) -> tuple[int, str, str]:
+def answered(arguments: list[str]) -> Answer:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(arguments)
     return code, out.getvalue(), err.getvalue()
 
 
-def refused(case: Case) -> None:
-    for name, text in case.files:
-        Path(name).write_bytes(text)
-    before = sorted(os.listdir())
-    code, out, err = answered(case.arguments)
-    assert (code, out) == (2, ""), (case.arguments, code, err)
-    (line,) = err.splitlines()
-    assert line.startswith("error: "), line
-    assert "defect" not in line, line
-    assert not re.search(
-        r"object_type|full_key|ListConfig|DictConfig|could not be converted|Traceback|OmegaConf", line
-    ), line
-    assert len(line) < 1500, line
-    last = case.place.rpartition(".")[2]
-    assert case.place in line or last in line or re.search(r"mine\.yaml(:\d+)?: ", line), line
-    if case.files:
-        assert re.match(r"error: (mine\.yaml(:\d+)?: |[\w./]+[=:])", line), line
-    assert sorted(os.listdir()) == before, case.arguments
-
-
-@pytest.mark.parametrize("seed", range(32))
+@pytest.mark.parametrize("seed", range(20))
 def test_a_wrong_config_is_refused_in_one_line_at_its_place(seed: int) -> None:
-    refused(KINDS[seed % len(KINDS)](random.Random(seed)))
+    assert faults_of_refusal(wrong(seed), answered) == []
 
 
-@pytest.mark.soak
-def test_two_thousand_wrong_configs_are_refused() -> None:
-    faults = []
-    for seed in range(2000):
-        try:
-            refused(KINDS[seed % len(KINDS)](random.Random(seed)))
-        except Exception as error:  # all of them are shown at once
-            faults.append(f"{seed}: {type(error).__name__}: {error}".splitlines()[0])
-    assert faults == []
-
-
-def name_of(rng: random.Random, marks: str) -> str:
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    return "a" + "".join(rng.choice(letters + marks) for _ in range(rng.randrange(12)))
-
-
-VALID: list[Callable[[random.Random], str]] = [
-    lambda rng: f"seed={rng.randint(0, 2**31)}",
-    lambda rng: f"store={name_of(rng, '_-')}",
-    lambda rng: f"name={name_of(rng, '._-')}x",
-    lambda rng: f"hardware.threads={rng.choice(['null', '1', '8'])}",
-    lambda rng: f"hardware={rng.choice(['auto', 'two_processes'])}",
-    lambda rng: f"tracker={rng.choice(['none', 'wandb'])}",
-    lambda rng: f"json={rng.choice(['true', 'false'])}",
-    lambda rng: f"steps.ppo.kl_coef={rng.uniform(0, 10)}",
-    lambda rng: f"steps.ppo.learning_rate={rng.choice(['null', '1e-5', '3', '0.1'])}",
-    lambda rng: f"steps.ppo.num_iterations={rng.randint(11, 10**9)}",
-    lambda rng: f"steps.ppo.normalize_advantages={rng.random() < 0.5}".lower(),
-    lambda rng: f"steps.ppo.schedule={rng.choice(['constant', 'linear', 'cosine'])}",
-    lambda rng: f"steps.ppo.gamma={rng.uniform(0, 1)}",
-    lambda rng: f"steps.sft.num_epochs={rng.randint(1, 10**6)}",
-    lambda rng: f"steps.sft.batch_size={rng.randint(1, 10**6)}",
-    lambda rng: f"steps.reward.seed={rng.choice(['null', '-1', '3'])}",
-    lambda rng: f"steps.text.train_rows={rng.choice(['null', '10', '0'])}",
-    lambda rng: f"steps.text.options.good_dialogue_share={rng.uniform(0, 1)}",
-    lambda rng: f"steps.pretrain.model.hidden_size={rng.choice([32, 64, 768])}",
-    lambda rng: f"steps.evaluate_ppo.split={rng.choice(['validation', 'test'])}",
-    lambda rng: f"steps.evaluate_ppo.num_samples={rng.randint(0, 100)}",
-    lambda rng: "steps.evaluate_ppo.steering=[brief,polite]",
-    lambda rng: "hydra.launcher.n_jobs=2" if rng.random() < 0.5 else "launcher=basic",
-    lambda rng: "seed=${oc.env:NO_SUCH_VARIABLE,3}",
-    lambda rng: "steps.ppo.kl_coef=${oc.env:NO_SUCH_VARIABLE,0.1}",
-    lambda rng: "~steps.evaluate_ppo",
-    lambda rng: "step=sft",
-]
-
-
-def valid(rng: random.Random) -> list[str]:
-    made = [make(rng) for make in rng.sample(VALID, rng.randint(1, 3))]
-    words = {word.lstrip("~").partition("=")[0]: word for word in made}
-    if any("n_jobs" in word for word in words.values()):
-        words["launcher"] = "launcher=joblib"
-    if "~steps.evaluate_ppo" in words.values():
-        words = {key: word for key, word in words.items() if "steps.evaluate_ppo." not in word}
-    return [*QUICKSTART, *words.values()]
-
-
-def accepted(arguments: list[str]) -> None:
-    code, out, err = answered(arguments)
-    assert (code, err) == (0, ""), (arguments, err)
-    assert out
-
-
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_right_config_is_planned(seed: int) -> None:
-    accepted(valid(random.Random(seed)))
+    assert faults_of_plan(right(seed), answered) == []
 
 
-@pytest.mark.soak
-def test_two_hundred_right_configs_are_planned() -> None:
-    for seed in range(200):
-        accepted(valid(random.Random(seed)))
+@pytest.mark.parametrize(
+    ("word", "place"),
+    [
+        ("steps.reward.seed=${hydra:nope}", "${hydra:nope}: Hydra has no setting of that name"),
+        ("steps.reward.seed=${oc.select:nope}", "${oc.select:nope}: there is no nope in the config"),
+        ("launcher=joblib", "launcher=joblib: of a sweep"),
+        ("hydra.searchpath=[nope]", "hydra.searchpath: not supported here"),
+        ("hydra.launcher.n_jobs=2", "hydra.launcher.n_jobs: of a sweep"),
+    ],
+)
+def test_what_was_once_ignored_in_silence_is_refused(word: str, place: str) -> None:
+    assert faults_of_refusal(Case([*QUICKSTART, word], word.partition("=")[0]), answered) == []
+    assert f": {place}" in answered([*QUICKSTART, word])[2]

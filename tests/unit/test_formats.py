@@ -292,3 +292,9 @@ def test_the_raw_row_is_left_as_it_was(name):
     before = repr(row)
     read(name, row)
     assert repr(row) == before
+
+
+@pytest.mark.parametrize("record", ["prompts", "demonstrations", "comparisons"])
+def test_a_text_file_of_questions_is_told_to_be_written_as_lines(record):
+    with pytest.raises(Malformed, match=r'q\.txt is one document.* write .*, q\.jsonl, each as \{"prompt": "\.\.\."'):
+        infer_format({"text": "Can ducks swim?\nAnd hens?\n", "file": "q.txt"}, record)

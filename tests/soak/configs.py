@@ -1,0 +1,130 @@
+"""Give wrong configs and right ones: each wrong one is refused in a line at its place, each right one is planned.
+
+    python tests/soak/configs.py RESULTS.jsonl [--minutes 30] [--only PART]
+
+Parts:
+    wrong       one thing of a command is wrong (tests/hostile_configs.py); the whole way to the plan, in this process
+    valid       up to three things of a command are other than usual
+    processes   wrong and right ones, by turns, as a process of `python -m align`
+
+Each trial adds one line to RESULTS.jsonl, and the program goes on with the next one when it is given again. Trial N is
+the same each time. The exit code is 1 where a trial, of this start or of one before, found something wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+
+from hostile_configs import Answer, Case, faults_of_plan, faults_of_refusal, right, wrong  # noqa: E402
+
+from align.__main__ import main  # noqa: E402
+from align.artifacts import STORE_VARIABLE  # noqa: E402
+
+COUNTS = {"wrong": 2000, "valid": 200, "processes": 50}
+_SECONDS = 300.0  # after which a process hangs
+
+
+def in_this_process(arguments: list[str]) -> Answer:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def as_a_process(arguments: list[str]) -> Answer:
+    done = subprocess.run(
+        [sys.executable, "-m", "align", *arguments],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+
+
+def run_wrong(number: int) -> tuple[list[str], list[str]]:
+    case = wrong(number)
+    return case.arguments, faults_of_refusal(case, in_this_process)
+
+
+def run_valid(number: int) -> tuple[list[str], list[str]]:
+    return right(number), faults_of_plan(right(number), in_this_process)
+
+
+def run_process(number: int) -> tuple[list[str], list[str]]:
+    if number % 5 == 4:
+        return right(number), faults_of_plan(right(number), as_a_process)
+    case = possible(number)
+    return case.arguments, faults_of_refusal(case, as_a_process)
+
+
+def possible(number: int) -> Case:
+    """The first wrong config from a number on that a system can start a process with: no argument holds a NUL."""
+    while any("\0" in word for word in wrong(number).arguments):
+        number += 1
+    return wrong(number)
+
+
+RUN: dict[str, Callable[[int], tuple[list[str], list[str]]]] = {
+    "wrong": run_wrong,
+    "valid": run_valid,
+    "processes": run_process,
+}
+
+
+def trials(rows: list[dict[str, Any]], parts: list[str]) -> Iterator[tuple[str, int]]:
+    done = collections.Counter(row["part"] for row in rows)
+    for part in parts:
+        yield from ((part, number) for number in range(done[part], COUNTS[part]))
+
+
+def run(results: Path, seconds: float, parts: list[str]) -> bool:
+    """Go on with the trials; True where nothing was wrong."""
+    results = results.absolute()
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    begun = time.monotonic()
+    os.environ.pop(STORE_VARIABLE, None)
+    with tempfile.TemporaryDirectory(prefix="configs-") as folder, contextlib.chdir(folder):
+        for part, number in trials(rows, parts):
+            if time.monotonic() - begun > seconds:
+                break
+            try:
+                command, found = RUN[part](number)
+            except Exception as error:  # a fault of align's that it does not even report
+                command, found = [], [f"{type(error).__name__}: {error}"]
+            row = {"part": part, "trial": number, "wrong": found, **({"command": command} if found else {})}
+            with results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            rows.append(row)
+            if found:
+                print(json.dumps(row), flush=True)
+    for part in parts:
+        own = [row for row in rows if row["part"] == part]
+        print(f"{part}: {sum(bool(row['wrong']) for row in own)} of {len(own)} trials found something wrong")
+    return not any(row["wrong"] for row in rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--only", choices=COUNTS)
+    options = parser.parse_args()
+    passed = run(options.results, 60 * options.minutes, [options.only] if options.only else list(COUNTS))
+    sys.exit(0 if passed else 1)

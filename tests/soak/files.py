@@ -1,0 +1,143 @@
+"""Give bad files of data, bad rows and folders of models that harm: each is read, or refused in one line.
+
+    python tests/soak/files.py RESULTS.jsonl [--minutes 30] [--only PART]
+
+Parts:
+    models      every folder of tests/hostile_models.py, and 300 with some bytes changed, imported; one that harms must
+                be refused, and nothing in it may run
+    rows        100 random rows for a format or a layout (tests/hostile_rows.py)
+    files       a file made at random, of any kind, packed or not (tests/hostile_files.py), read by the data stage
+
+Each model is imported in a process of its own that may have 8 GiB of addresses and 5 minutes. Each trial adds one line
+to RESULTS.jsonl, and the program goes on with the next one when it is given again. Trial N is the same each time. The
+exit code is 1 where a trial, of this start or of one before, found something wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+
+from hostile_files import outcome  # noqa: E402
+from hostile_models import EITHER, REFUSED, Spoil, bytes_changed, import_here  # noqa: E402
+from hostile_rows import READERS, rows_of_format, rows_of_layout  # noqa: E402
+from tiny_models import tiny_model, tiny_tokenizer  # noqa: E402
+
+from align.models.load import save_model  # noqa: E402
+
+NUM_CHANGED = 300
+MODELS: dict[str, Spoil] = {**REFUSED, **EITHER, **{f"bytes changed {i}": bytes_changed(i) for i in range(NUM_CHANGED)}}
+COUNTS = {"models": len(MODELS), "rows": 1500, "files": 5000}
+FORK = multiprocessing.get_context("fork")
+_ADDRESSES = 8 << 30  # bytes of them; torch alone has some
+_SECONDS = 300.0
+
+
+def run_model(number: int, folder: Path, good: Path) -> dict[str, Any]:
+    name = list(MODELS)[number]
+    shutil.copytree(good, folder / "model")
+    shutil.copy(good / "model.safetensors", folder / "elsewhere.safetensors")
+    MODELS[name](folder / "model")
+    said, told = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_import, args=(folder, told))
+    process.start()
+    told.close()
+    process.join(_SECONDS)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return {"case": name, "wrong": [f"it did not end in {_SECONDS:.0f} s"]}
+    try:
+        line, faults = said.recv()
+    except EOFError:
+        return {"case": name, "wrong": [f"its process ended with {process.exitcode}"]}
+    if name in REFUSED and not line:
+        faults.append("it was not refused")
+    return {"case": name, "said": line[:200], "wrong": faults}
+
+
+def _import(folder: Path, told: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
+    os.chdir(folder)
+    try:
+        answer = import_here()
+    except BaseException as error:  # whatever comes here, the command line has not caught
+        answer = "", [ascii(f"{type(error).__name__}: {error}")[:300]]
+    told.send(answer)
+
+
+def run_rows(number: int, folder: Path, good: Path) -> dict[str, Any]:
+    reader, rng = READERS[number % len(READERS)], random.Random(f"rows {number}")
+    try:
+        if isinstance(reader, str):
+            rows_of_format(reader, rng, 100)
+        else:
+            rows_of_layout(reader, rng, 100)
+    except Exception as error:
+        return {"reader": str(reader), "wrong": [ascii(f"{type(error).__name__}: {error}")[:300]]}
+    return {"wrong": []}
+
+
+def run_file(number: int, folder: Path, good: Path) -> dict[str, Any]:
+    with contextlib.redirect_stderr(io.StringIO()):
+        said, wrong = outcome(folder / "file", number)
+    return {"rows": said == "rows", "wrong": wrong}
+
+
+RUN: dict[str, Callable[[int, Path, Path], dict[str, Any]]] = {"models": run_model, "rows": run_rows, "files": run_file}
+
+
+def trials(rows: list[dict[str, Any]], parts: list[str]) -> Iterator[tuple[str, int]]:
+    done = collections.Counter(row["part"] for row in rows)
+    for part in parts:
+        yield from ((part, number) for number in range(done[part], COUNTS[part]))
+
+
+def run(results: Path, seconds: float, parts: list[str]) -> bool:
+    """Go on with the trials; True where nothing was wrong."""
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="files-") as kept, contextlib.chdir(kept):
+        good = Path(kept) / "good"
+        save_model(tiny_model("llama"), tiny_tokenizer(), good)
+        for part, number in trials(rows, parts):
+            if time.monotonic() - begun > seconds:
+                break
+            with tempfile.TemporaryDirectory(dir=kept) as folder:
+                row = {"part": part, "trial": number, **RUN[part](number, Path(folder), good)}
+            with results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            rows.append(row)
+            if row["wrong"]:
+                print(json.dumps(row), flush=True)
+    for part in parts:
+        own = [row for row in rows if row["part"] == part]
+        print(f"{part}: {sum(bool(row['wrong']) for row in own)} of {len(own)} trials found something wrong")
+    return not any(row["wrong"] for row in rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--only", choices=COUNTS)
+    options = parser.parse_args()
+    passed = run(options.results.absolute(), 60 * options.minutes, [options.only] if options.only else list(COUNTS))
+    sys.exit(0 if passed else 1)
