@@ -61,7 +61,7 @@ PARTS = (
         "configs",
         15,
         {
-            "wrong": "a config or a command line with one fault or more: refused in a line that names it, nothing written",
+            "wrong": "a config with one fault or more: refused in a line that names it, and nothing is written",
             "valid": "a config without a fault: planned",
             "processes": "a wrong command line, as a process of its own",
         },
@@ -72,7 +72,7 @@ PARTS = (
         {
             "files": "a data file made at random or spoiled: read, or refused in a line that names it",
             "rows": "100 rows made at random, in all formats: read, or refused by file and line",
-            "models": "a folder of a model, hostile, odd or with bytes changed: imported or refused; nothing of it runs",
+            "models": "a folder of a model, hostile, odd or spoiled: imported or refused; nothing of it runs",
         },
     ),
     Part(
