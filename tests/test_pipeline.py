@@ -265,6 +265,7 @@ def test_dropout_and_every_other_stream_resume_exactly(tmp_path: Path) -> None:
     assert_same(tmp_path / "whole", store)
 
 
+@pytest.mark.slow  # 10 s: a process that imports torch twice
 def test_a_stage_without_checkpoints_hears_a_stop_too(finished: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
     for stage in ("compare", "reward"):
@@ -434,6 +435,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(store: Path) -> None:
     assert len(list((store / "objects/pretrain").iterdir())) == 1
 
 
+@pytest.mark.slow  # 7 s: two processes; the store alone is tested in test_artifacts_processes.py
 def test_two_commands_at_once_make_an_artifact_once(tmp_path: Path) -> None:
     commands = [start_toy(tmp_path / "artifacts", "step=tokenizer") for _ in range(2)]
     told = [command.communicate()[1] for command in commands]

@@ -169,7 +169,8 @@ VERBS = {
     "show": ["data", "source=card:smallworld", "--show", "1"],
 }
 DOORS = {  # what each verb asks first of the code behind it
-    **dict.fromkeys(("report", "sample", "chat", "artifacts"), "align.artifacts.ArtifactStore.names"),
+    **dict.fromkeys(("report", "sample", "chat"), "align.artifacts.ArtifactStore.find"),
+    "artifacts": "align.artifacts.ArtifactStore.numbers",
     "sweep": "align.sweep_command.sweeps",
     "plan": "align.plan.plan",
     "run": "align.plan.plan",
@@ -177,7 +178,6 @@ DOORS = {  # what each verb asks first of the code behind it
     "model": "align.model_command.show",
     "show": "align.show_command.show_source",
 }
-DOORS |= dict.fromkeys(("report", "sample", "chat"), "align.artifacts.ArtifactStore.find")
 
 
 @pytest.mark.parametrize("debug", [False, True])

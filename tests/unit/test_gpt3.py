@@ -251,6 +251,7 @@ print(type(load_scalar(Path(sys.argv[1])).classifier).__name__)
 """
 
 
+@pytest.mark.slow  # 6 s: a process that imports torch
 def test_transformers_alone_refuses_it_rather_than_compute_dense_attention(tmp_path):
     """And knows it once any of our loaders is imported."""
     built().save_pretrained(tmp_path)
