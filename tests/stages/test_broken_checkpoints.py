@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -194,7 +195,7 @@ def test_a_broken_checkpoint_is_refused_in_a_line(
     said = capsys.readouterr().err.strip().splitlines()
     errors = [line for line in said if line.startswith("error: ")]
     assert errors == said[-1:]
-    assert "source: path:broken: " in errors[0] or "source: 'path:broken': " in errors[0]
+    assert re.match("error: source:? .?path:broken", errors[0])
     assert reason in errors[0]
     assert not list(here.glob("artifacts/objects/import_model/*"))
 

@@ -187,7 +187,8 @@ def test_a_limit_is_kept(ours, folder):
     assert len(found["choices"].by_item["acc"]) == 5
 
 
-@pytest.mark.parametrize("model", ["gpt2"], indirect=True)  # it takes 9 s to list lm-eval's own tasks
+@pytest.mark.slow  # it takes 9 s to list lm-eval's own tasks
+@pytest.mark.parametrize("model", ["gpt2"], indirect=True)
 def test_a_task_that_is_not_there_is_named(ours):
     with pytest.raises(ValueError, match=r"lm-eval 0\.4\.\d+ has no task 'no_such_task'; lm-eval ls tasks lists them"):
         run_tasks(ours, ["no_such_task"], None, None, 0)
