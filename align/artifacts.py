@@ -367,6 +367,12 @@ class ArtifactStore:
                             (self.root / "lock").unlink()
                         self.root.rmdir()
 
+    def clear_work(self, stage: str, key: str) -> None:
+        """Remove the work folder of a finished step, which a process leaves that is killed right after its commit."""
+        if (self.root / "work" / stage / key).exists():
+            with contextlib.suppress(OSError), self.claim(stage, key):
+                pass
+
     def commit(self, stage: str, key: str, payload: Path, manifest: dict[str, Any]) -> Artifact:
         """Turn the folder `payload` into the artifact of `key`. `manifest` gets `files` added and must have `kind`."""
         for left in payload.glob(f"*{MANIFEST}*"):  # of an earlier commit that was cut off before its rename

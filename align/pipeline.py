@@ -61,6 +61,7 @@ def run_step(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tra
     there = store.get(step.stage, step.key)
     published = store.published(step.label, there) if there is not None else None
     if there is not None and published is not None:  # nothing to write: a store that may only be read will do
+        store.clear_work(step.stage, step.key)
         return Outcome(step, there, published, cached=True, seconds=time.monotonic() - begun)
     waiting = f"  {step.label}: another process makes it; waiting"
     with store.claim(step.stage, step.key, waiting) as work:

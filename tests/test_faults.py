@@ -117,3 +117,14 @@ def test_a_run_that_finds_all_made_writes_nothing(command, tmp_path):
     align(*command)
     with refused(tmp_path / "store", 1):
         assert "0 run, 1 cached" in align(*command).stdout
+
+
+def test_what_a_process_leaves_that_was_killed_right_after_its_commit_goes(command, tmp_path):
+    align(*command)
+    store = ArtifactStore(tmp_path / "store")
+    (artifact,) = store.objects()
+    left = store.root / "work/data" / artifact.key
+    (left / "checkpoints").mkdir(parents=True)
+    (left / "lock").touch()
+    assert "0 run, 1 cached" in align(*command).stdout
+    assert not (store.root / "work").exists()
