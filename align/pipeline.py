@@ -94,6 +94,8 @@ def _make(
         store.verify(artifact)
     if step.config.reads(*READ_AT_START):  # functions are imported now, perhaps hours after the plan
         _refuse_changed(step, settings, store)
+    if not (work / "checkpoints").exists():
+        shutil.rmtree(work / "out", ignore_errors=True)  # of a process that was gone before it saved
     (work / "out").mkdir(exist_ok=True)
     tracker = make_tracker(settings.tracker, store.root)
     try:

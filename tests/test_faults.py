@@ -128,3 +128,16 @@ def test_what_a_process_leaves_that_was_killed_right_after_its_commit_goes(comma
     (left / "lock").touch()
     assert "0 run, 1 cached" in align(*command).stdout
     assert not (store.root / "work").exists()
+
+
+def test_what_a_process_wrote_that_was_killed_before_its_commit_is_not_in_the_artifact(command, tmp_path):
+    """Of a stage without checkpoints: its log would hold every line twice."""
+    align(*command)
+    store = ArtifactStore(tmp_path / "store")
+    (artifact,) = store.objects()
+    half = store.root / "work/data" / artifact.key / "out"
+    half.parent.mkdir(parents=True)
+    artifact.path.rename(half)
+    (half / "metrics.jsonl").write_text('{"step": 0}\n')
+    align(*command)
+    assert store.get("data", artifact.key).seal == artifact.seal
