@@ -204,7 +204,8 @@ class World:
 
     def undisturbed(self, trial: Trial) -> tuple[dict[str, Any], float]:
         """What the command comes to, and the seconds that it takes."""
-        what = (trial.kind, trial.stage, trial.processes)  # launchers and the times of saving change no result
+        # Launchers and the times of saving change no result, but which of a sweep's members is `latest`.
+        what = (trial.kind, trial.stage, trial.processes, trial.launcher)
         if what not in self.expected:
             store, begun = self.fresh(trial), time.monotonic()
             printed = self.folder / "undisturbed.txt"
