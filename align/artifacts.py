@@ -619,10 +619,12 @@ class ArtifactStore:
 
     def work_folders(self) -> list[Path]:
         """The folders of steps that are not finished. Those that end while it looks are left out."""
-        found = []
-        for path in sorted((self.root / "work").glob("*")):
+        found, stages = [], []
+        with contextlib.suppress(FileNotFoundError):
+            stages = [entry.path for entry in os.scandir(self.root / "work")]
+        for stage in stages:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                found += [Path(entry.path) for entry in os.scandir(path) if entry.is_dir()]
+                found += [Path(entry.path) for entry in os.scandir(stage) if entry.is_dir()]
         return sorted(found)
 
     # -- the whole store -----------------------------------------------------------------------------------------
