@@ -727,10 +727,12 @@ def is_locked(folder: Path) -> bool:
 def held_if_free(folder: Path) -> Iterator[bool]:
     """Hold `folder`/lock and give True, or give False where some process holds it; what has no lock nobody holds."""
     file = folder / "lock"
-    if not file.is_file():
+    try:
+        opened = file.open("a" if os.access(file, os.W_OK) else "r")
+    except (FileNotFoundError, NotADirectoryError):
         yield True
         return
-    with file.open("a" if os.access(file, os.W_OK) else "r") as lock:
+    with opened as lock:
         try:
             _flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
