@@ -84,21 +84,22 @@ def _make(
     from align.job import Inputs, Job
     from align.worker import run_ranks, run_stage
 
+    if step.config.reads(*READ_AT_START):  # functions are imported now, perhaps hours after the plan
+        _refuse_changed(step, settings, store)
     begun = time.monotonic()
     reads = [[source.stage, source.key] for sources in step.inputs.values() for source in sources]
     note = {"name": step.label, "begun": time.time(), "inputs": reads}
     with store.in_use():
         inputs = Inputs({slot: tuple(_found(source, store) for source in group) for slot, group in step.inputs.items()})
         write_json(work / NOTE, note)  # for who removes garbage, and for a report on a step that is not finished
-    for artifact in [artifact for group in inputs.values() for artifact in group]:
-        store.verify(artifact)
-    if step.config.reads(*READ_AT_START):  # functions are imported now, perhaps hours after the plan
-        _refuse_changed(step, settings, store)
     if not (work / "checkpoints").exists():
         shutil.rmtree(work / "out", ignore_errors=True)  # of a process that was gone before it saved
     (work / "out").mkdir(exist_ok=True)
     tracker = make_tracker(settings.tracker, store.root)
     try:
+        for group in inputs.values():
+            for each in group:
+                store.verify(each)
         lineage = _lineage(step, inputs)
         tracked = _with_parents(tracked, lineage, inputs, store)
         tracker.start(tracked, work)
@@ -120,7 +121,7 @@ def _make(
         tracker.log_artifact(version, aliases, artifact)
     except BaseException as error:
         tracker.finish(exit_code=1)
-        if isinstance(error, ConfigError) and not any(
+        if isinstance(error, ConfigError | StoreError) and not any(
             (work / name).exists() for name in ("checkpoints", "judgements.jsonl")
         ):
             _clear(work)  # nothing was begun that could be gone on with

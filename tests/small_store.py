@@ -36,7 +36,7 @@ def add(store, name, kind, inputs, metrics=None, config=None, created=0.0, **row
 
 
 def seal_again(root):
-    """Make every seal of a store fit what stands in it now, as somebody hostile would."""
+    """Compute every seal of a store again, as an attacker could."""
     digests = {}
     for file in sorted(root.glob("objects/*/*/manifest.json")):
         manifest = json.loads(file.read_text())

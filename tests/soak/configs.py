@@ -7,8 +7,8 @@ Parts:
     valid       up to three things of a command are other than usual
     processes   wrong and right ones, by turns, as a process of `python -m align`
 
-Each trial adds one line to RESULTS.jsonl, and the program goes on with the next one when it is given again. Trial N is
-the same each time. The exit code is 1 where a trial, of this start or of one before, found something wrong.
+Each trial adds one line to RESULTS.jsonl. Start it again with the same file and it continues with the next one. Trial
+N is the same each time. The exit code is 1 where a trial, of this start or of one before, found something wrong.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ Parts:
     rows        100 random rows for a format or a layout (tests/hostile_rows.py)
     files       a file made at random, of any kind, packed or not (tests/hostile_files.py), read by the data stage
 
-Each model is imported in a process of its own that may have 8 GiB of addresses and 5 minutes. Each trial adds one line
-to RESULTS.jsonl, and the program goes on with the next one when it is given again. Trial N is the same each time. The
-exit code is 1 where a trial, of this start or of one before, found something wrong.
+Each model is imported in a process of its own that may have 8 GiB of addresses and 5 minutes. Each trial adds one
+line to RESULTS.jsonl. Start it again with the same file and it continues with the next one. Trial N is the same each
+time. The exit code is 1 where a trial, of this start or of one before, found something wrong.
 """
 
 from __future__ import annotations

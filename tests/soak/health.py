@@ -4,8 +4,8 @@
 
 It makes a small smallworld pipeline up to the reward models once, in RESULTS.store, and then only PPO steps. A broken
 run has to be told by an event or refused before it begins; a healthy one, over all seeds, has to bring no event. Each
-run adds one line to RESULTS.jsonl, and the program goes on with the next one when it is given again. The exit code is 1
-where a run, of this start or of one before, found something wrong, and 2 where the time was too short.
+run adds one line to RESULTS.jsonl. Start it again with the same file and it continues with the next one. The exit
+code is 1 where a run, of this start or of one before, found something wrong, and 2 where the time was too short.
 """
 
 from __future__ import annotations

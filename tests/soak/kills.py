@@ -4,10 +4,9 @@
 
 A trial starts a step of the toy pipeline (tests/conf), sends it a signal, gives the same command again until it is
 done, and compares weights and all other files, the log, events, metrics and `latest` with an undisturbed run of the
-same command. Nothing may be left below work/, and no process. Each trial adds one line to RESULTS.jsonl; the program
-goes on with the next one when it is given again. Trial N is the same each time, but for the moment at which the signal
-arrives.
-The exit code is 1 where any trial, of this start or of one before, found something wrong.
+same command. Nothing may be left below work/, and no process. Each trial adds one line to RESULTS.jsonl. Start it
+again with the same file and it continues with the next one. Trial N is the same each time, but for the moment at
+which the signal arrives. The exit code is 1 where any trial, of this start or of one before, found something wrong.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ PARTS = (
         "kills",
         45,
         {
-            "stage": "a stage in one process is killed or stopped at any moment, and gone on with",
+            "stage": "a stage in one process is killed or stopped at any moment, and the command is given again",
             "ranks": "a stage in two processes; one of them or their parent is killed or stopped",
             "sweep": "a sweep by basic, joblib or submitit_local; a member or the parent is killed or stopped",
         },

@@ -14,8 +14,8 @@ The input is generated in a temporary folder (TMPDIR says where; it takes three 
 Each part adds one line to RESULTS.jsonl: the most memory that its processes had, how many bytes of that each row more
 took since the quarter, the seconds, and the progress it showed. The bytes a row are judged where the quarter's input is
 200 MB or more: less only fills what is held in memory on purpose (rows before they are sorted, a group of them as it is
-written). The program goes on with the next part when it is given
-again with the same size. The exit code is 1 where a part, of this start or of one before, found something wrong.
+written). Start it again with the same size and it
+continues with the next part. The exit code is 1 where a part, of this start or of one before, found something wrong.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Parts:
     publishers  8 processes publish 125 artifacts each and are killed 200 times in all, while 4 read
     garbage     one publishes, one reads, one removes garbage
 
-Each trial adds one line to RESULTS.jsonl, and the program goes on with the next one when it is given again. Trial N is
-the same each time. The exit code is 1 where a trial, of this start or of one before, found something wrong.
+Each trial adds one line to RESULTS.jsonl. Start it again with the same file and it continues with the next one. Trial
+N is the same each time. The exit code is 1 where a trial, of this start or of one before, found something wrong.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from align.data.cards import resolve_model
 from align.errors import ConfigError
 from align.models.load import save_model
 
-# What each kind of fault is told by, one of a kind: the first ten are seen before anything is opened.
+# The error of one case of each kind. All are found before a library opens a file.
 SAID = {
     "pickle that runs code": "its weights are pickles (pytorch_model.bin)",
     "pickle named safetensors": "model.safetensors: expected safetensors, got a pickle",

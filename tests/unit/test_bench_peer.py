@@ -1,4 +1,4 @@
-"""A benchmark's process: its answers arrive whatever it, or a library of it, prints."""
+"""The answers of a benchmark's process arrive, whatever it and its libraries print."""
 
 from __future__ import annotations
 
