@@ -141,3 +141,18 @@ def test_what_a_process_wrote_that_was_killed_before_its_commit_is_not_in_the_ar
     (half / "metrics.jsonl").write_text('{"step": 0}\n')
     align(*command)
     assert store.get("data", artifact.key).seal == artifact.seal
+
+
+def test_a_step_that_is_refused_for_a_damaged_input_leaves_nothing(tmp_path):
+    (tmp_path / "text.jsonl").write_text('{"text": "Ada sat on the mat and read."}\n' * 3)
+    place = [f"store={tmp_path / 'store'}", "tracker=none"]
+    align("data", f"source=path:{tmp_path / 'text.jsonl'}", "record=documents", "name=mine/text", *place)
+    store = ArtifactStore(tmp_path / "store")
+    (artifact,) = store.objects()
+    file = next(path for path in sorted(artifact.path.rglob("*")) if path.suffix == ".parquet")
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+    done = align("tokenizer", "inputs.data=mine/text", "vocab_size=300", *place, check=3)
+    assert "has sha256" in done.stderr
+    assert not (store.root / "work").exists()
