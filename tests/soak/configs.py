@@ -13,16 +13,12 @@ N is the same each time. The exit code is 1 where a trial, of this start or of o
 
 from __future__ import annotations
 
-import argparse
-import collections
 import contextlib
 import io
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +27,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 from hostile_configs import Answer, Case, faults_of_plan, faults_of_refusal, right, wrong  # noqa: E402
+from trials import run_trials  # noqa: E402
 
 from align.__main__ import main  # noqa: E402
 from align.artifacts import STORE_VARIABLE  # noqa: E402
@@ -88,43 +85,20 @@ RUN: dict[str, Callable[[int], tuple[list[str], list[str]]]] = {
 }
 
 
-def trials(rows: list[dict[str, Any]], parts: list[str]) -> Iterator[tuple[str, int]]:
-    done = collections.Counter(row["part"] for row in rows)
-    for part in parts:
-        yield from ((part, number) for number in range(done[part], COUNTS[part]))
-
-
-def run(results: Path, seconds: float, parts: list[str]) -> bool:
-    """Go on with the trials; True where nothing was wrong."""
-    results = results.absolute()
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    begun = time.monotonic()
+@contextlib.contextmanager
+def prepared() -> Iterator[Callable[[str, int], dict[str, Any]]]:
     os.environ.pop(STORE_VARIABLE, None)
     with tempfile.TemporaryDirectory(prefix="configs-") as folder, contextlib.chdir(folder):
-        for part, number in trials(rows, parts):
-            if time.monotonic() - begun > seconds:
-                break
-            try:
-                command, found = RUN[part](number)
-            except Exception as error:  # a fault of align's that it does not even report
-                command, found = [], [f"{type(error).__name__}: {error}"]
-            row = {"part": part, "trial": number, "wrong": found, **({"command": command} if found else {})}
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            rows.append(row)
-            if found:
-                print(json.dumps(row), flush=True)
-    for part in parts:
-        own = [row for row in rows if row["part"] == part]
-        print(f"{part}: {sum(bool(row['wrong']) for row in own)} of {len(own)} trials found something wrong")
-    return not any(row["wrong"] for row in rows)
+        yield attempt
+
+
+def attempt(part: str, number: int) -> dict[str, Any]:
+    try:
+        command, found = RUN[part](number)
+    except Exception as error:  # a fault of align's that it does not even report
+        command, found = [], [f"{type(error).__name__}: {error}"]
+    return {"wrong": found, **({"command": command} if found else {})}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--only", choices=COUNTS)
-    options = parser.parse_args()
-    passed = run(options.results, 60 * options.minutes, [options.only] if options.only else list(COUNTS))
-    sys.exit(0 if passed else 1)
+    sys.exit(run_trials(__doc__, COUNTS, 30.0, prepared))

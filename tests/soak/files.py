@@ -15,11 +15,8 @@ time. The exit code is 1 where a trial, of this start or of one before, found so
 
 from __future__ import annotations
 
-import argparse
-import collections
 import contextlib
 import io
-import json
 import multiprocessing
 import os
 import random
@@ -27,7 +24,6 @@ import resource
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +35,7 @@ from hostile_files import outcome  # noqa: E402
 from hostile_models import EITHER, REFUSED, Spoil, bytes_changed, import_here  # noqa: E402
 from hostile_rows import READERS, rows_of_format, rows_of_layout  # noqa: E402
 from tiny_models import tiny_model, tiny_tokenizer  # noqa: E402
+from trials import run_trials  # noqa: E402
 
 from align.models.load import save_model  # noqa: E402
 
@@ -104,40 +101,18 @@ def run_file(number: int, folder: Path, good: Path) -> dict[str, Any]:
 RUN: dict[str, Callable[[int, Path, Path], dict[str, Any]]] = {"models": run_model, "rows": run_rows, "files": run_file}
 
 
-def trials(rows: list[dict[str, Any]], parts: list[str]) -> Iterator[tuple[str, int]]:
-    done = collections.Counter(row["part"] for row in rows)
-    for part in parts:
-        yield from ((part, number) for number in range(done[part], COUNTS[part]))
-
-
-def run(results: Path, seconds: float, parts: list[str]) -> bool:
-    """Go on with the trials; True where nothing was wrong."""
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    begun = time.monotonic()
+@contextlib.contextmanager
+def prepared() -> Iterator[Callable[[str, int], dict[str, Any]]]:
     with tempfile.TemporaryDirectory(prefix="files-") as kept, contextlib.chdir(kept):
         good = Path(kept) / "good"
         save_model(tiny_model("llama"), tiny_tokenizer(), good)
-        for part, number in trials(rows, parts):
-            if time.monotonic() - begun > seconds:
-                break
+
+        def attempt(part: str, number: int) -> dict[str, Any]:
             with tempfile.TemporaryDirectory(dir=kept) as folder:
-                row = {"part": part, "trial": number, **RUN[part](number, Path(folder), good)}
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            rows.append(row)
-            if row["wrong"]:
-                print(json.dumps(row), flush=True)
-    for part in parts:
-        own = [row for row in rows if row["part"] == part]
-        print(f"{part}: {sum(bool(row['wrong']) for row in own)} of {len(own)} trials found something wrong")
-    return not any(row["wrong"] for row in rows)
+                return RUN[part](number, Path(folder), good)
+
+        yield attempt
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--only", choices=COUNTS)
-    options = parser.parse_args()
-    passed = run(options.results.absolute(), 60 * options.minutes, [options.only] if options.only else list(COUNTS))
-    sys.exit(0 if passed else 1)
+    sys.exit(run_trials(__doc__, COUNTS, 30.0, prepared))

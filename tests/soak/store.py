@@ -14,8 +14,7 @@ N is the same each time. The exit code is 1 where a trial, of this start or of o
 
 from __future__ import annotations
 
-import argparse
-import collections
+import contextlib
 import copy
 import json
 import multiprocessing
@@ -34,6 +33,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 from conftest import run_toy  # noqa: E402
+from trials import run_trials  # noqa: E402
 
 from align.artifacts import Artifact, ArtifactStore  # noqa: E402
 from align.audit import audit  # noqa: E402
@@ -417,38 +417,12 @@ RUN: dict[str, Callable[[int, World], dict[str, Any]]] = {
 }
 
 
-def trials(rows: list[dict[str, Any]], parts: list[str]) -> Iterator[tuple[str, int]]:
-    done = collections.Counter(row["part"] for row in rows)
-    for part in parts:
-        yield from ((part, number) for number in range(done[part], COUNTS[part]))
-
-
-def run(results: Path, seconds: float, parts: list[str]) -> bool:
-    """Go on with the trials; True where nothing was wrong."""
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    begun = time.monotonic()
+@contextlib.contextmanager
+def prepared() -> Iterator[Callable[[str, int], dict[str, Any]]]:
     with tempfile.TemporaryDirectory(prefix="store-") as folder:
         world = World(Path(folder))
-        for part, number in trials(rows, parts):
-            if time.monotonic() - begun > seconds:
-                break
-            row = {"part": part, "trial": number, **RUN[part](number, world)}
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            rows.append(row)
-            if row["wrong"]:
-                print(json.dumps(row), flush=True)
-    for part in parts:
-        own = [row for row in rows if row["part"] == part]
-        print(f"{part}: {sum(bool(row['wrong']) for row in own)} of {len(own)} trials found something wrong")
-    return not any(row["wrong"] for row in rows)
+        yield lambda part, number: RUN[part](number, world)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--only", choices=COUNTS)
-    options = parser.parse_args()
-    passed = run(options.results, 60 * options.minutes, [options.only] if options.only else list(COUNTS))
-    sys.exit(0 if passed else 1)
+    sys.exit(run_trials(__doc__, COUNTS, 10.0, prepared))
