@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import fcntl
 import hashlib
 import json
@@ -42,6 +43,8 @@ ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  #
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _VERSION = re.compile(r"v(0|[1-9][0-9]{0,8})")
 _BASE = re.compile(r"([a-z][a-z0-9_]*)/([0-9A-Za-z]+)")
+# Files that macOS and NFS put into a folder by themselves. They are no part of an artifact, and no damage.
+_OF_SYSTEM = re.compile(r"\.DS_Store|\._.+|\.nfs[0-9a-f]+")
 STORE_VARIABLE = "ALIGN_STORE"
 
 
@@ -234,6 +237,15 @@ def replacing(path: Path) -> Iterator[Path]:
     fsync_folder(path.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each on disk: what is fsynced in a folder that a crash forgets is lost."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync_folder(folder.parent)
+
+
 def fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -320,22 +332,23 @@ class ArtifactStore:
             raise _base_is_gone(artifact.ref, " ".join([f"{stage}@{key[:12]}", *(f"({name})" for name in names[:1])]))
         return base
 
-    def verify(self, artifact: Artifact) -> None:
-        """Read every file of an artifact and compare its sha256, and so for the base of an adapter.
+    def verify(self, *artifacts: Artifact) -> None:
+        """Read every file of artifacts, and of the bases of adapters, once, and compare its sha256.
 
         Raises:
             StoreError: the first file that differs, or an adapter's base that is gone.
         """
-        self._verify_files(artifact)
-        base = self.base_of(artifact)
-        if base is not None:
-            self._verify_files(base)
+        bases = [self.base_of(artifact) for artifact in artifacts]
+        for artifact in dict.fromkeys([*artifacts, *(base for base in bases if base is not None)]):
+            self.verify_files(artifact)
 
-    def _verify_files(self, artifact: Artifact) -> None:
+    def verify_files(self, artifact: Artifact) -> None:
+        """As `verify`, without the base of an adapter."""
         expected = artifact.manifest["files"]
         found = {path.relative_to(artifact.path).as_posix() for path in _plain_files(artifact.path)}
         for name in sorted(found - {*expected, MANIFEST}):
-            raise _corrupt(artifact.path, name, "is not in the manifest")
+            if not _is_of_system(name):
+                raise _corrupt(artifact.path, name, "is not in the manifest")
         for name, file in expected.items():
             if _safe(artifact.path, name) not in found:
                 raise _corrupt(artifact.path, name, "is missing")
@@ -357,13 +370,12 @@ class ArtifactStore:
             try:
                 yield folder
             finally:
-                if self.object_path(stage, key).is_dir() or [p.name for p in folder.iterdir()] == ["lock"]:
-                    with contextlib.suppress(OSError):  # not empty: the next claimant is in it already
+                with contextlib.suppress(OSError):  # gone, or not empty: the next claimant is in it already
+                    if self.object_path(stage, key).is_dir() or os.listdir(folder) == ["lock"]:
                         shutil.rmtree(folder)
-                    with contextlib.suppress(OSError):  # not empty
                         folder.parent.rmdir()
                         folder.parent.parent.rmdir()
-                        if [path.name for path in self.root.iterdir()] == ["lock"]:
+                        if os.listdir(self.root) == ["lock"]:
                             (self.root / "lock").unlink()
                         self.root.rmdir()
 
@@ -379,17 +391,19 @@ class ArtifactStore:
             left.unlink()
         files = {}
         for path in _plain_files(payload):
-            follow_umask(path)
             name = _safe(payload, path.relative_to(payload).as_posix())
+            if _is_of_system(name):
+                continue
+            follow_umask(path)
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
             files[name] = {"sha256": sha256_file(path), "size": path.stat().st_size}
-        whole = json.loads(json.dumps({**manifest, "stage": stage, "key": key, "files": files}))  # as it is read again
-        write_json(payload / MANIFEST, {**whole, "seal": seal_of(whole)})
         for folder in [p for p in payload.rglob("*") if p.is_dir()]:
             fsync_folder(folder)
+        whole = json.loads(json.dumps({**manifest, "stage": stage, "key": key, "files": files}))  # as it is read again
+        write_json(payload / MANIFEST, {**whole, "seal": seal_of(whole)})  # which fsyncs the payload's folder, too
         target = self.object_path(stage, key)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         self._renew_versions(stage, key, payload)
         payload.rename(target)
         fsync_folder(target.parent)
@@ -423,7 +437,7 @@ class ArtifactStore:
                 self._write_version(name, number, {**record, "digest": artifact.digest, "seal": artifact.seal})
             else:
                 require_fit(artifact, known, f"{name}:v{number}")
-            if self.aliases(name).get("latest") != number:
+            if self.alias(name, "latest") != number:
                 self.tag(name, number, "latest")
         return number
 
@@ -433,7 +447,7 @@ class ArtifactStore:
         Raises:
             StoreError: as `publish`.
         """
-        number = self.aliases(name).get("latest")
+        number = self.alias(name, "latest")
         if number is None or number not in self._numbers(name):
             return None
         record = self.version(name, number)
@@ -509,20 +523,34 @@ class ArtifactStore:
 
     def each_alias(self, name: str) -> Iterator[tuple[str, int | StoreError]]:
         """(alias, number of its version) of a name; the error in place of one that is damaged."""
-        for path in sorted((self._name_folder(name) / "aliases").glob("*")):
-            if _NAME.fullmatch(path.name):
-                try:
-                    yield path.name, self._read_alias(name, path)
-                except StoreError as error:
-                    yield path.name, error
+        try:
+            found = sorted(os.listdir(self._name_folder(name) / "aliases"))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for alias in found:
+            try:
+                number = self.alias(name, alias)
+            except StoreError as error:
+                yield alias, error
+            else:
+                if number is not None:
+                    yield alias, number
 
-    def _read_alias(self, name: str, path: Path) -> int:
+    def alias(self, name: str, alias: str) -> int | None:
+        """The number of an alias's version; None where there is no such alias.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        path = self._name_folder(name) / "aliases" / alias
+        if not _NAME.fullmatch(alias) or not os.path.lexists(path):
+            return None
         value = read_json(path)
         if type(value) is int:  # of earlier code, whose versions have no seal either
             record = self.version(name, value) if value in self._numbers(name) else {}
             if not is_checked(record):
                 return value
-        elif isinstance(value, dict) and type(value.get("version")) is int and fits(value, name, path.name):
+        elif isinstance(value, dict) and type(value.get("version")) is int and fits(value, name, alias):
             return value["version"]
         raise _bad_name(path, "is damaged or was changed after it was written")
 
@@ -593,9 +621,9 @@ class ArtifactStore:
             meant = f" (did you mean {near[0]}?)" if near else hint(ref)
             known = ", ".join(names) or "none yet"
             raise StoreError(f"{ref}: no artifact of that name in {self.root}{meant}; names: {known}")
-        number = int(which[1:]) if _VERSION.fullmatch(which) else self.aliases(name).get(which)
+        number = int(which[1:]) if _VERSION.fullmatch(which) else self.alias(name, which)
         if number is None or number not in numbers:
-            known = ", ".join([f"v{n}" for n in numbers] + list(self.aliases(name)))
+            known = ", ".join([f"v{n}" for n in numbers] + [alias for alias, _ in self.each_alias(name)])
             raise StoreError(f"{ref}: no such version; {name} has {known}")
         return self.version(name, number)
 
@@ -632,6 +660,8 @@ class ArtifactStore:
     def objects(self) -> Iterator[Artifact | StoreError]:
         """Every artifact; the error in place of one that is damaged."""
         for path in sorted(self.root.glob("objects/*/*")):
+            if _is_of_system(path.name):
+                continue
             try:
                 artifact = self.get(path.parent.name, path.name)
             except StoreError as error:
@@ -702,6 +732,10 @@ def _safe(folder: Path, name: str) -> str:
     return name
 
 
+def _is_of_system(name: str) -> bool:
+    return _OF_SYSTEM.fullmatch(name.rpartition("/")[2]) is not None
+
+
 def _plain_files(folder: Path) -> list[Path]:
     """Every file below a folder; a link, a pipe or the like is refused: it could lead anywhere."""
     found = []
@@ -758,11 +792,12 @@ def _locked(folder: Path, waiting: str = "", shared: bool = False) -> Iterator[N
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             opened = (folder / "lock").open("w")
         except (FileNotFoundError, FileExistsError):  # who held it removed the folder meanwhile
-            if folder.is_file():
-                raise
+            for path in (folder, *folder.parents):
+                if path.is_file() or (path.is_symlink() and not path.exists()):  # a disk that is not mounted
+                    raise FileExistsError(errno.EEXIST, "is no folder, or a link to nothing", str(path)) from None
             continue
         with opened as lock:
             try:

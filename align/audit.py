@@ -34,7 +34,8 @@ def audit(store: ArtifactStore) -> Audit:
             continue
         whole[artifact.stage, artifact.key] = artifact
         try:
-            store.verify(artifact)
+            store.verify_files(artifact)
+            store.base_of(artifact)
         except StoreError as error:
             faults.append(str(error))
     for artifact in whole.values():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import align
+from watching import watching
 
 from align.artifacts import ArtifactStore
 from align.audit import audit
@@ -18,36 +18,28 @@ from align.audit import audit
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-class _Refusing:
-    """Counts what changes a folder, and refuses the change of one number."""
+class Changes:
+    """How many changes a folder has seen."""
 
-    def __init__(self) -> None:
-        self.folder: str | None = None
-        self.number = self.count = 0
-
-    def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
-        if self.folder is None or event not in ("open", "os.mkdir", "os.rename"):
-            return
-        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & _WRITES):
-            return
-        if not str(arguments[0]).startswith(self.folder):
-            return
-        self.count += 1
-        if self.count == self.number:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
-
-
-_refusing = _Refusing()
-sys.addaudithook(_refusing)  # there is no way to take one away, so it does nothing while it has no folder
+    count = 0
 
 
 @contextlib.contextmanager
-def refused(folder: Path, number: int) -> Iterator[_Refusing]:
-    _refusing.folder, _refusing.number, _refusing.count = str(folder), number, 0
-    try:
-        yield _refusing
-    finally:
-        _refusing.folder = None
+def refused(folder: Path, number: int) -> Iterator[Changes]:
+    """Count what changes a folder, and refuse the change of that number, as a full disk does."""
+    seen = Changes()
+
+    def refuse(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & _WRITES):
+            return
+        if not str(arguments[0]).startswith(str(folder)):
+            return
+        seen.count += 1
+        if seen.count == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
+
+    with watching(refuse):
+        yield seen
 
 
 @pytest.fixture

@@ -5,9 +5,11 @@ import os
 import shutil
 
 import pytest
+from watching import opened_files, watching
 
 from align.__main__ import main
 from align.artifacts import ArtifactStore
+from align.audit import audit
 from align.errors import StoreError
 from align.seals import seal_of
 
@@ -301,3 +303,100 @@ def test_lineage_shows_a_step_that_reads_functions_and_no_source(store, capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert "files of functions data sha256 dddddddddddd" in told
     assert "path:x data sha256 eeeeeeeeeeee" in told
+
+
+# -- what is no damage ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._a.txt", ".nfs000000000001b03e00000001", "sub/.DS_Store"])
+def test_what_the_system_puts_into_a_folder_is_no_damage_and_no_part_of_an_artifact(store, name):
+    """Who looks into a folder with the Finder leaves a file there, in finished artifacts and in those in progress."""
+    artifact = make(store, 1, {**FILES, name: b"the system's"})
+    assert set(artifact.manifest["files"]) == set(FILES)
+    (artifact.path / name).write_bytes(b"changed by the system")
+    (artifact.path.parent / ".DS_Store").write_bytes(b"the system's")
+    store.verify(artifact)
+    assert audit(store).faults == []
+
+
+def test_what_went_wrong_in_a_step_is_said_though_its_work_folder_was_removed_meanwhile(store):
+    with pytest.raises(RuntimeError, match="what went wrong"), store.claim("data", key_of(1)) as work:
+        shutil.rmtree(work)
+        raise RuntimeError("what went wrong")
+
+
+@pytest.mark.parametrize("place", ["", "work", "work/data", "names"])
+def test_a_link_to_a_disk_that_is_not_there_is_an_error_and_no_endless_loop(store, tmp_path, place):
+    """As of a store on a disk that is not mounted."""
+    link = store.root / place
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "not mounted")
+    with pytest.raises(FileExistsError, match=str(link)), store.claim("data", key_of(1)):
+        store.publish("mine/data", make(store, 2))
+
+
+def test_a_damaged_alias_hides_no_other(store):
+    artifact = make(store)
+    store.publish("mine/data", artifact)
+    store.tag("mine/data", 0, "best")
+    (store.root / "names/mine/data/aliases/best").write_text("{")
+    assert store.find("mine/data:latest") == store.find("mine/data") == artifact
+    assert store.publish("mine/data", artifact) == 0
+    with pytest.raises(StoreError, match="aliases/best"):
+        store.find("mine/data:best")
+    with pytest.raises(StoreError, match="mine/data has v0, best, latest"):
+        store.find("mine/data:worst")
+
+
+def test_each_file_is_read_once_though_several_adapters_have_one_base(store):
+    base = make(store, 1, stage="sft")
+    adapter = {"adapter_config.json": json.dumps({"base_model_name_or_path": f"sft/{key_of(1)}"}).encode()}
+    adapters = [make(store, number, adapter) for number in (2, 3)]
+    for use in (lambda: store.verify(*adapters, base), lambda: audit(store)):
+        with opened_files() as opened:
+            use()
+        assert opened.count(str(base.path / "a.txt")) == 1
+        assert str(adapters[1].path / "adapter_config.json") in opened
+
+
+# -- after a power cut ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_disk(monkeypatch):
+    """What was fsynced, by its inode, and what was renamed, by its new name, in their order."""
+    happened, fsync = [], os.fsync
+
+    def note(event, arguments):
+        if event == "os.rename":
+            happened.append(str(arguments[1]))
+
+    def noted(descriptor):
+        fsync(descriptor)
+        happened.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with watching(note):
+        yield happened
+
+
+def test_a_name_leads_to_nothing_that_a_power_cut_could_take(store, on_disk):
+    """Each file and folder is on disk before what leads to it: the payload, its manifest, its place, its name."""
+    artifact = make(store)
+    store.publish("mine/data", artifact)
+    place, name = artifact.path, store.root / "names/mine/data/v0.json"
+    manifest = next(number for number, new in enumerate(on_disk) if str(new).endswith("out/manifest.json"))
+    in_place, named = on_disk.index(str(place)), on_disk.index(str(name))
+
+    def first(path):
+        return on_disk.index(path.stat().st_ino)
+
+    for path in (*(place / file for file in FILES), place / "sub", place / "manifest.json"):
+        assert first(path) < manifest
+    assert manifest < first(place) < in_place
+    assert in_place < on_disk.index(place.parent.stat().st_ino, in_place) < named
+    assert on_disk.index(name.parent.stat().st_ino, named) > named
+    for folder in (store.root.parent, store.root, *place.parents[1:2]):  # of each, that it holds the next
+        assert first(folder) < in_place
+    for folder in name.parents[1:3]:
+        assert first(folder) < named

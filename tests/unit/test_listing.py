@@ -2,16 +2,14 @@
 
 import json
 import os
-import sys
 import time
 
 import pytest
+from watching import opened_files
 
 from align.__main__ import main
 from align.artifacts import ArtifactStore
 from align.seals import seal_of
-
-OPENED: list[str] | None = None  # the files that Python opened, while somebody asks
 
 
 @pytest.fixture(scope="module")
@@ -117,20 +115,12 @@ def test_a_figure_changed_in_the_listing_is_not_shown(store, capsys):
     assert shown(store, capsys) == before
 
 
-def _note(event, arguments):
-    if OPENED is not None and event == "open":
-        OPENED.append(str(arguments[0]))
-
-
-def test_unchanged_artifacts_are_not_read_again(store, capsys, monkeypatch):
-    sys.addaudithook(_note)
+def test_unchanged_artifacts_are_not_read_again(store, capsys):
     read = []
     for _ in range(2):
-        opened: list[str] = []
-        monkeypatch.setattr(sys.modules[__name__], "OPENED", opened)
-        shown(store, capsys)
+        with opened_files() as opened:
+            shown(store, capsys)
         read.append([path for path in opened if path.endswith(("manifest.json", "v0.json", "v1.json"))])
-    monkeypatch.setattr(sys.modules[__name__], "OPENED", None)
     assert len(read[0]) == 6
     assert read[1] == []
 
