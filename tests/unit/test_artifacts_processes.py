@@ -127,23 +127,3 @@ def test_what_a_killed_claimant_left_is_there_for_the_next(tmp_path):
     with ArtifactStore(tmp_path).claim("data", key) as work:
         assert sorted(path.name for path in work.iterdir()) == ["checkpoint", "lock", "out"]
         assert (work / "checkpoint").read_text() == "half"
-
-
-_PUBLISH_THE_SAME = """
-made, first = list(store.objects()), 4 * int(sys.argv[2])
-Path(sys.argv[1], f"ready{sys.argv[2]}").touch()
-while not Path(sys.argv[1], "go").exists(): time.sleep(0.001)
-for artifact in made[first:] + made[:first]: store.publish("mine/data", artifact)
-"""
-
-
-def test_artifacts_that_several_publish_at_once_have_one_version_each(tmp_path):
-    made = start(tmp_path, "for i in range(12): make(f'{i:064x}', str(i))")
-    assert made.wait(30) == 0, made.stderr.read()
-    running = [start(tmp_path, _PUBLISH_THE_SAME, me) for me in range(3)]
-    until(lambda: len(list(tmp_path.glob("ready*"))) == 3)
-    (tmp_path / "go").touch()
-    for process in running:
-        assert process.wait(60) == 0, process.stderr.read()
-    versions = ArtifactStore(tmp_path).versions("mine/data")
-    assert sorted(record["key"] for record in versions.values()) == [f"{i:064x}" for i in range(12)]
