@@ -6,6 +6,7 @@ below it was written for a day.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -46,26 +47,33 @@ def find_garbage(store: ArtifactStore) -> Garbage:
 def remove_garbage(store: ArtifactStore) -> Iterator[Path]:
     """Remove what `find_garbage` finds, and yield each path when it is gone.
 
-    Nobody begins to use an artifact meanwhile, and a step that begins its work again keeps it. An artifact leaves its
-    place at once: a removal that is cut off leaves no half of it there.
+    Nobody begins to use an artifact until all has left its place, each at once, so that no half of one is ever there. A
+    step that begins its work again keeps it. The files are removed after that: they may be many, and nobody has to wait
+    for it.
     """
+    removed = store.root / _REMOVED
+    taken: list[tuple[Path, Path]] = []
     with store.alone():
-        shutil.rmtree(store.root / _REMOVED, ignore_errors=True)  # of a removal that was cut off
+        left = [*removed.glob("*")]  # by a removal that was cut off, or one that is not done yet
         for path in find_garbage(store).paths:
             if path.is_file():
                 path.unlink()
-            elif path.is_relative_to(store.root / "work"):
-                with held_if_free(path) as is_free:
-                    if not (is_free and _is_old(path)):
-                        continue
-                    shutil.rmtree(path)
-            else:
-                place = store.root / _REMOVED / uuid.uuid4().hex
-                place.parent.mkdir(exist_ok=True)
-                path.rename(place)
-                shutil.rmtree(place)
-            yield path
-        shutil.rmtree(store.root / _REMOVED, ignore_errors=True)
+                yield path
+                continue
+            with held_if_free(path) as is_free:
+                if is_free and _is_old(path):
+                    removed.mkdir(exist_ok=True)
+                    place = removed / uuid.uuid4().hex
+                    path.rename(place)
+                    taken.append((path, place))
+    for place in left:
+        shutil.rmtree(place, ignore_errors=True)
+    for path, place in taken:
+        with contextlib.suppress(FileNotFoundError):  # another removal took it for one that was cut off
+            shutil.rmtree(place)
+        yield path
+    with contextlib.suppress(OSError):  # not empty: another removal
+        removed.rmdir()
 
 
 def _needed(store: ArtifactStore) -> tuple[set[Path], list[str]]:
@@ -79,7 +87,7 @@ def _needed(store: ArtifactStore) -> tuple[set[Path], list[str]]:
             queue.append((record["stage"], record["key"]))
     for note in [folder / NOTE for folder in store.work_folders()]:
         try:
-            queue += [(stage, key) for stage, key in json.loads(note.read_text(encoding="utf-8")).get("inputs", [])]
+            queue += [(str(stage), str(key)) for stage, key in json.loads(note.read_text("utf-8")).get("inputs", [])]
         except FileNotFoundError:
             continue  # the step ended meanwhile
         except (OSError, ValueError, TypeError, AttributeError):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from align.__main__ import main
-from align.artifacts import NOTE, ArtifactStore
+from align.artifacts import NOTE, ArtifactStore, held_if_free
 from align.garbage import find_garbage, remove_garbage
 
 DAY = 24 * 3600
@@ -132,6 +132,36 @@ def test_a_removal_that_was_cut_off_leaves_no_half_of_an_artifact(store, monkeyp
     assert store.get("data", key_of(1)) is None
     assert list(remove_garbage(store)) == []
     assert sorted(path.name for path in store.root.iterdir()) == ["lock", "objects"]
+
+
+def test_nobody_waits_while_the_files_of_what_is_removed_go(store):
+    """A model has gigabytes, and a run that begins meanwhile must not stand still without a word."""
+    loose = [make(store, number).path for number in range(3)]
+    grow_old(*loose)
+    for path in remove_garbage(store):
+        loose.remove(path)
+        assert not any(each.exists() for each in loose)  # all have left their places
+        with held_if_free(store.root) as is_free:
+            assert is_free
+    assert loose == []
+    assert sorted(path.name for path in store.root.iterdir()) == ["lock", "objects"]
+
+
+@pytest.mark.parametrize("note", ["{", "[]", '{"inputs": 1}', '{"inputs": [1]}', '{"inputs": [["sft"]]}'])
+def test_a_note_of_a_step_that_cannot_be_read_keeps_all_artifacts(store, note):
+    loose = make(store, 1)
+    with store.claim("ppo", key_of(2)) as work:
+        (work / NOTE).write_text(note)
+        grow_old(loose.path)
+        found = find_garbage(store)
+    assert found.paths == []
+    assert str(work / NOTE) in found.unreadable[0]
+
+
+def test_a_note_with_a_number_for_a_key_is_no_defect(store):
+    with store.claim("ppo", key_of(2)) as work:
+        (work / NOTE).write_text('{"inputs": [[1, 2]]}')
+        assert find_garbage(store).paths == []
 
 
 def _use_again_and_again(root, barrier, rounds):
