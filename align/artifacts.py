@@ -42,6 +42,7 @@ NOTE, STEPS = "step.json", "steps.json"  # in a work folder: whose it is and how
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # an adapter's files; peft's names
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _VERSION = re.compile(r"v(0|[1-9][0-9]{0,8})")
+_FOLDER = re.compile(r"\w[\w.-]*")
 _BASE = re.compile(r"([a-z][a-z0-9_]*)/([0-9A-Za-z]+)")
 # Files that macOS and NFS put into a folder by themselves. They are no part of an artifact, and no damage.
 _OF_SYSTEM = re.compile(r"\.DS_Store|\._.+|\.nfs[0-9a-f]+")
@@ -132,17 +133,63 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         StoreError: it is missing or damaged, it was changed after it was written, or the system refuses to read it.
     """
     manifest = read_json(folder / MANIFEST)
-    try:
-        shapes = [(file["sha256"], file["size"]) for file in manifest["files"].values()]
-        names = [manifest["kind"], manifest["stage"], manifest["key"]]
-        is_whole = all(isinstance(x, str) for x in names) and all(isinstance(size, int) for _, size in shapes)
-    except (KeyError, TypeError, AttributeError):
-        is_whole = False
-    if not is_whole:
+    if not isinstance(manifest, dict) or not {"kind", "stage", "key", "files"} <= manifest.keys():
         raise _corrupt(folder, MANIFEST, "is missing or damaged")
     if "seal" in manifest and manifest["seal"] != seal_of(manifest):
         raise _corrupt(folder, MANIFEST, "was changed after it was written: its seal does not fit")
-    return manifest
+    whole = _LEFT_OUT | manifest
+    for field, is_right in _FIELDS.items():
+        if not is_right(whole[field]):
+            raise _corrupt(folder, f"{MANIFEST}: {field}", "is not what align writes")
+    return whole
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_time(value: Any) -> bool:
+    """Seconds that a calendar can show."""
+    return _is_number(value) and 0 <= value < 1e11
+
+
+def _are_files(value: Any) -> bool:
+    return _is_dict(value) and all(
+        _is_dict(file) and _is_text(file.get("sha256")) and type(file.get("size")) is int for file in value.values()
+    )
+
+
+def _are_inputs(value: Any) -> bool:
+    return _is_dict(value) and all(isinstance(group, list) and all(map(_is_input, group)) for group in value.values())
+
+
+def _is_input(value: Any) -> bool:
+    named = _is_dict(value) and all(_is_text(value.get(field)) for field in ("ref", "stage", "key", "digest"))
+    return named and all(_FOLDER.fullmatch(value[field]) for field in ("stage", "key"))
+
+
+# What the fields of a manifest are. The seal is not over all, and earlier code has none.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("kind", "stage", "key"), _is_text),
+    **dict.fromkeys(("config", "code", "packages", "hardware"), _is_dict),
+    **dict.fromkeys(("created", "seconds"), _is_time),
+    "data": lambda value: value is None or _is_text(value),
+    "metrics": lambda value: _is_dict(value) and all(map(_is_number, value.values())),
+    "files": _are_files,
+    "inputs": _are_inputs,
+}
+_LEFT_OUT: dict[str, Any] = {  # what a manifest that lacks a field says of it
+    **dict.fromkeys(("config", "code", "packages", "hardware", "inputs", "metrics"), {}),
+    **{"created": 0.0, "seconds": 0.0, "data": None},
+}
 
 
 def read_json(file: Path) -> Any:
@@ -494,9 +541,9 @@ class ArtifactStore:
         """
         path = self._name_folder(name) / f"v{number}.json"
         record = read_json(path)
-        if not isinstance(record, dict) or not {"stage", "key", "digest", "created"} <= record.keys():
+        if not isinstance(record, dict) or not _is_time(record.get("created")):
             raise _bad_name(path, "is damaged")
-        if not all(isinstance(record[field], str) for field in ("stage", "key", "digest")):
+        if not all(_is_text(record.get(field)) for field in ("stage", "key", "digest")):
             raise _bad_name(path, "is damaged")
         if ("seal" in record or is_checked(record)) and not fits(record, name, number):
             raise _bad_name(path, "was changed after it was written")

@@ -197,6 +197,28 @@ def test_a_store_of_earlier_code_is_read_and_verify_says_what_it_cannot_check(st
     assert "3 of earlier code without a seal" in capsys.readouterr().out
 
 
+OF_OTHER_TYPES = [
+    *(("created", value) for value in ("x", 1e300, True)),
+    *((field, value) for field in ("code", "packages", "hardware", "config") for value in (None, [])),
+    *(("inputs", value) for value in (None, {"data": None}, {"data": ["x"]}, {"data": [{"stage": "..", "key": "x"}]})),
+    *[("seconds", None), ("data", 5), ("metrics", {"win_rate": "x"}), ("files", {"rows.txt": {"sha256": 1, "size": 5}})],
+]
+
+
+@pytest.mark.parametrize(("field", "value"), OF_OTHER_TYPES, ids=str)
+def test_a_manifest_of_other_types_is_refused_in_a_line_by_every_verb(store, capsys, field, value):
+    """Not all is under the seal, and a store of earlier code has none: such a manifest is read as it is."""
+    unsealed(store)
+    (file,) = store.root.glob("objects/ppo/*/manifest.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    for verb in (["verify"], ["show", "mine/ppo"], ["lineage", "mine/ppo"], ["diff", "mine/ppo", "mine/data"]):
+        assert main(["artifacts", *verb, "--store", str(store.root)]) == 3
+        assert f"manifest.json: {field} is not what align writes; remove that folder" in capsys.readouterr().err
+    for verb in ("ls", "gc"):
+        assert main(["artifacts", verb, "--store", str(store.root)]) == 0
+        assert f"manifest.json: {field} is not what align writes" in capsys.readouterr().err
+
+
 HARM = {
     "a manifest": "objects/data/{data}/manifest.json",
     "a file": "objects/data/{data}/rows.txt",
