@@ -7,6 +7,7 @@ file, the rest to JSON with a reference where each tensor stood, so that integer
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from align.artifacts import fsync_folder, sha256_file, write_json
+from align.artifacts import fsync_folder, make_folder, sha256_file, write_json
 
 _MANIFEST, _TENSORS, _STATE = "manifest.json", "tensors.safetensors", "state.json"
 _KEPT = 2  # the newest, and the one before in case the newest is damaged when it is needed
@@ -38,7 +39,7 @@ def save_checkpoint(folder: Path, step: int, state: Any, logs: Logs | None = Non
     checkpoint that has its name is whole. Tensors on the CPU are written from where they are, without a copy. Where
     writing fails, on a full disk for example, what was there before stays and the temporary folder goes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     temporary = folder / f".step-{step}.{uuid.uuid4().hex}"
     temporary.mkdir()
     try:
@@ -66,12 +67,11 @@ def save_checkpoint(folder: Path, step: int, state: Any, logs: Logs | None = Non
 
 
 def load_checkpoint(folder: Path) -> tuple[int, Any] | None:
-    """(step, state) of the newest checkpoint that is whole, or None."""
-    for step in _steps(folder):
+    """(step, state) of the newest checkpoint, or None. `set_damaged_aside` has to say first that it is whole."""
+    for step in _steps(folder)[:1]:
         place = folder / f"step-{step}"
-        if not _fault(place):
-            skeleton = json.loads((place / _STATE).read_text(encoding="utf-8"))
-            return step, _fill(skeleton, load_file(place / _TENSORS))
+        skeleton = json.loads((place / _STATE).read_text(encoding="utf-8"))
+        return step, _fill(skeleton, load_file(place / _TENSORS))
     return None
 
 
@@ -79,6 +79,9 @@ def set_damaged_aside(folder: Path) -> list[str]:
     """Rename checkpoints that are damaged and newer than the newest whole one; a line for each.
 
     They stay to be looked at until the step is done; nothing reads them.
+
+    Raises:
+        OSError: the system refuses to read one. That is no damage, and a step must not begin again for it.
     """
     lines = []
     for step in _steps(folder):
@@ -118,6 +121,8 @@ def _fault(place: Path) -> str:
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
+        if error.errno not in (errno.EIO, errno.EISDIR, errno.ENOTDIR):  # a bad block of a disk; no file at all
+            raise
         return f"{Path(error.filename or place).name} cannot be read: {error.strerror}"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{_MANIFEST} is not as it was written"

@@ -48,13 +48,14 @@ class Inputs(dict[str, tuple[Artifact, ...]]):
 
 
 class _Log:
-    """A file that grows: its size and sha256, for which only what is new is read."""
+    """A file that grows: its size and sha256, for which only what is new is read; that much is on disk then."""
 
     def __init__(self, file: Path):
         self._file, self._size, self._digest = file, 0, hashlib.sha256()
 
     def until_now(self) -> tuple[int, str]:
         with self._file.open("rb") as file:
+            os.fsync(file.fileno())  # a power cut must not take what a checkpoint vouches for
             file.seek(self._size)
             while piece := file.read(1 << 20):
                 self._digest.update(piece)

@@ -10,6 +10,7 @@ import signal
 
 import pytest
 import torch
+from watching import opened_files
 
 from align.checkpoints import load_checkpoint, save_checkpoint, set_damaged_aside
 
@@ -140,6 +141,15 @@ def several(folder):
     return folder / "all"
 
 
+def step_taken(folder):
+    """The step that is resumed from; what is set aside for that is put back."""
+    set_damaged_aside(folder)
+    found = load_checkpoint(folder)
+    for path in folder.glob("damaged-step-*"):
+        path.rename(folder / path.name.removeprefix("damaged-").rpartition("-")[0])
+    return found and found[0]
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "all").mkdir()
@@ -160,7 +170,7 @@ def test_a_damaged_one_is_passed_over(folder, name, damage):
     file.unlink()
     if damage != "remove":
         file.write_bytes(b"" if damage == "empty" else content[:-1])
-    assert load_checkpoint(folder)[0] == 9
+    assert step_taken(folder) == 9
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
@@ -169,7 +179,7 @@ def test_any_flipped_bit_of_the_content_is_noticed(folder, name):
     content = file.read_bytes()
     for place in range(len(content)):
         file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        assert load_checkpoint(folder)[0] == 9, place
+        assert step_taken(folder) == 9, place
 
 
 @pytest.mark.parametrize("bit", [1, 64, 128])
@@ -179,7 +189,7 @@ def test_a_flipped_bit_of_the_manifest_is_noticed(folder, bit):
     for place, byte in enumerate(content):
         if byte not in b" \n":  # between the entries, where one space or another means the same
             file.write_bytes(content[:place] + bytes([byte ^ bit]) + content[place + 1 :])
-            assert load_checkpoint(folder)[0] == 9, place
+            assert step_taken(folder) == 9, place
 
 
 @pytest.mark.parametrize(
@@ -187,14 +197,14 @@ def test_a_flipped_bit_of_the_manifest_is_noticed(folder, bit):
 )
 def test_a_manifest_that_says_nothing_makes_no_checkpoint_whole(folder, text):
     (folder / "step-10/manifest.json").write_text(text)
-    assert load_checkpoint(folder)[0] == 9
+    assert step_taken(folder) == 9
 
 
 @pytest.mark.parametrize("logs", [0.95, None, [], {"out/metrics.jsonl": 1}, {"out/metrics.jsonl": ["1", "x"]}])
 def test_logs_that_are_none_make_no_checkpoint_whole(folder, logs):
     file = folder / "step-10/manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "logs": logs}))
-    assert load_checkpoint(folder)[0] == 9
+    assert step_taken(folder) == 9
 
 
 def test_damaged_ones_are_set_aside_and_said(folder):
@@ -227,7 +237,24 @@ def test_a_save_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
 def test_when_none_is_whole_there_is_none(folder):
     for file in folder.glob("*/state.json"):
         file.write_text(file.read_text() + " ")
-    assert load_checkpoint(folder) is None
+    assert step_taken(folder) is None
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_what_the_system_refuses_to_read_is_not_damaged(folder, name):
+    """A link to itself: like missing rights or a server that does not answer, and also for root."""
+    file = folder / "step-10" / name
+    file.unlink()
+    file.symlink_to(file)
+    with pytest.raises(OSError, match="symbolic links"):
+        set_damaged_aside(folder)
+    assert file.is_symlink()
+
+
+def test_a_checkpoint_is_read_once_to_check_it_and_once_to_load_it(folder):
+    with opened_files() as opened:
+        assert step_taken(folder) == 10
+    assert opened.count(str(folder / "step-10/state.json")) == 2
 
 
 def test_a_temporary_folder_left_behind_is_ignored_and_then_removed(folder):

@@ -1,6 +1,7 @@
 """What a job writes, and what of it is there again after its process was gone."""
 
 import json
+import os
 
 import pytest
 from stage_jobs import job_at
@@ -86,6 +87,18 @@ def test_a_process_that_was_gone_before_it_saved_leaves_no_line(tmp_path):
     assert again.resume() is None
     write(again, 0)
     assert logged(tmp_path) == {"events": [0], "metrics": [0], "samples": [0, 0]}
+
+
+def test_a_checkpoint_vouches_for_logs_that_are_on_disk(tmp_path, monkeypatch):
+    """Else a power cut takes the end of a log, and with it every checkpoint that knows of it."""
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (fsync(descriptor), synced.append(os.fstat(descriptor).st_ino)))
+    job = job_at(tmp_path, checkpoint_seconds=0)
+    write(job, 1)
+    job.checkpoint(1, lambda: {"at": 1})
+    saved = synced.index((tmp_path / "checkpoints/step-1/manifest.json").stat().st_ino)
+    for name in ("metrics", "events", "samples"):
+        assert synced.index((tmp_path / f"out/{name}.jsonl").stat().st_ino) < saved
 
 
 class Counting(NoTracker):
