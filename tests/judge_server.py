@@ -18,7 +18,7 @@ class Server(ThreadingHTTPServer):
         self.taste = taste
         self.asked: list[dict] = []
         self.headers_seen: list[dict[str, str]] = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()  # closes within that
 
     @property
     def url(self) -> str:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from align.artifacts import replacing
 from align.errors import AlignError, ConfigError
 from align.seals import digest_of
 
@@ -138,7 +139,7 @@ class Endpoint:
                 return
             with lock, self.kept.open("a", encoding="utf-8") as file:
                 known[item[0]] = answer
-                file.write(json.dumps([item[0], answer]) + "\n")
+                file.write(json.dumps([item[0], answer, digest_of([item[0], answer])]) + "\n")
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             futures = [pool.submit(ask, item) for item in missing.items()]
@@ -154,13 +155,17 @@ class Endpoint:
         return [known.get(key, "") for key in keys]
 
     def _read_kept(self) -> dict[str, str]:
+        """The answers already given. Those that are not as they were written are asked for again, and that is said."""
         if not self.kept.is_file():
             return {}
-        text = self.kept.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # not the last line of a process that was killed while it wrote
-        if whole != text:
-            self.kept.write_text(whole, encoding="utf-8")
-        return dict(json.loads(line) for line in whole.split("\n")[:-1])
+        *lines, torn = self.kept.read_bytes().split(b"\n")  # torn: of a process that was killed while it wrote
+        known = {line: answer for line in lines if (answer := _kept_answer(line))}
+        if torn or len(known) < len(lines):
+            with replacing(self.kept) as whole:
+                whole.write_bytes(b"".join(line + b"\n" for line in known))
+        if damaged := sum(line not in known for line in lines):
+            self.say(f"answers of the judge that were kept and changed since: {damaged}; asked again")
+        return dict(known.values())
 
     def _ask(self, text: str) -> str:
         body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": text}]}
@@ -193,6 +198,15 @@ class Endpoint:
             f"judge.url: {address} failed {_ATTEMPTS} times, at last with {problem}; the answers so far are kept, so "
             "the same command goes on"
         )
+
+
+def _kept_answer(line: bytes) -> tuple[str, str] | None:
+    """What was asked, by its digest, and the answer; None where the line is not as it was written."""
+    try:
+        asked, answer, check = json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return (asked, answer) if check == digest_of([asked, answer]) else None
 
 
 def _in_a_line(said: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -93,6 +94,36 @@ def test_answers_are_kept_and_not_asked_for_again(serve, tmp_path):
     other = serve(longer)
     assert compare(other, tmp_path) == first  # the same judge at another address
     assert other.asked == []
+
+
+HARM = {
+    "another verdict": lambda line: line.replace(']]",', ']] [[C]]",'),
+    "another question": lambda line: line.replace('["', '["0', 1),
+    "no JSON": lambda line: line[:-2] + "\n",
+    "no list": lambda line: "5\n",
+    "earlier code": lambda line: json.dumps(json.loads(line)[:2]) + "\n",
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_kept_answer_that_was_changed_is_asked_for_again_and_that_is_said_once(serve, tmp_path, harm):
+    server, kept, told = serve(longer), tmp_path / "kept.jsonl", []
+    first = compare(server, tmp_path)
+    first_line, *others = kept.read_text().splitlines(keepends=True)
+    kept.write_text("".join([HARM[harm](first_line), *others]))
+    endpoint = Endpoint(server.url, "some-model", kept, told.append)
+    for _ in range(2):
+        assert endpoint.compare(PROMPTS, ONE, TWO, lambda n: None) == first
+    assert len(server.asked) == 8 + 1
+    assert told == ["answers of the judge that were kept and changed since: 1; asked again"]
+
+
+def test_bytes_that_are_no_text_are_no_defect(serve, tmp_path):
+    server = serve(longer)
+    first = compare(server, tmp_path)
+    kept = tmp_path / "kept.jsonl"
+    kept.write_bytes(b"\xff" + kept.read_bytes())
+    assert compare(server, tmp_path) == first
 
 
 def test_ratings_are_numbers_from_1_to_7(serve, tmp_path):
