@@ -73,7 +73,9 @@ class Stop:
             self.signal, self.asked_at = number, time.monotonic()
             if self._silent:
                 return
-            with contextlib.suppress(OSError):  # the terminal of a lost connection is gone
+            # The terminal of a lost connection is gone, or the signal came in the middle of another line: print raises
+            # RuntimeError then.
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
                 print("\nstopping at the next step; again to stop at once", file=sys.stderr, flush=True)
 
     def error(self, said: str = "stopped") -> Preempted:

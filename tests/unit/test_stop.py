@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,29 @@ def test_of_two_signals_the_first_says_how_it_ends_and_speaks_alone(capsys: pyte
         os.kill(os.getpid(), signal.SIGTERM)
     assert stop.error().exit_code == 129
     assert capsys.readouterr().err.count("stopping at the next step") == 1
+
+
+def test_a_signal_while_a_line_waits_for_its_reader_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `align run 2>&1 | less` does, where nobody turns the page."""
+    reader, writer = os.pipe()
+    main_thread, stop = threading.get_ident(), Stop()
+
+    def ask_and_read() -> None:
+        time.sleep(0.1)  # the pipe is full by then
+        signal.pthread_kill(main_thread, signal.SIGTERM)
+        time.sleep(0.1)
+        while os.read(reader, 1 << 16):
+            pass
+
+    with open(writer, "w", buffering=1) as stream, stop.listening():
+        monkeypatch.setattr(sys, "stderr", stream)
+        thread = threading.Thread(target=ask_and_read)
+        thread.start()
+        for _ in range(3000):
+            print("x" * 100, file=sys.stderr)
+    thread.join()
+    os.close(reader)
+    assert stop.signal == signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", SIGNALS)
