@@ -187,7 +187,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "inputs": _are_inputs,
 }
 _LEFT_OUT: dict[str, Any] = {  # what a manifest that lacks a field says of it
-    **dict.fromkeys(("config", "code", "packages", "hardware", "inputs", "metrics"), {}),
+    **{field: {} for field in ("config", "code", "packages", "hardware", "inputs", "metrics")},
     **{"created": 0.0, "seconds": 0.0, "data": None},
 }
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -26,10 +26,15 @@ from align.errors import ConfigError, HealthStop, StoreError
 from align.plan import Source, Step, data_digest
 from align.stop import Stop
 from align.sweeps import Member
-from align.tracking import Tracked, make_tracker
+from align.tracking import Tracked, Tracker, make_tracker
 from align.versions import code_version, packages
 
+if TYPE_CHECKING:
+    from align.job import Inputs
+
 Lineage = dict[str, list[dict[str, str]]]
+
+_KEPT = ("checkpoints", "judgements.jsonl")  # in a work folder: what the same command goes on with
 
 
 @dataclass(slots=True)
@@ -81,56 +86,74 @@ def _make(
     step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracked, work: Path, stop: Stop
 ) -> tuple[Artifact, int]:
     """The artifact, and the number of its version."""
-    from align.job import Inputs, Job
-    from align.worker import run_ranks, run_stage
-
     if step.config.reads(*READ_AT_START):  # functions are imported now, perhaps hours after the plan
         _refuse_changed(step, settings, store)
     begun = time.monotonic()
+    inputs, note = _begin(step, store, work)
+    tracker = make_tracker(settings.tracker, store.root)
+    try:
+        store.verify(*(each for group in inputs.values() for each in group))
+        lineage = _lineage(step, inputs)
+        tracked = _with_parents(tracked, lineage, inputs, store)
+        tracker.start(tracked, work)
+        metrics = _run_stage(step, inputs, tracked, work, settings, tracker, stop)
+        if step.config.reads(*READ_AS_IT_RUNS):
+            _refuse_changed(step, settings, store)
+        manifest = _manifest(step, lineage, metrics, begun, settings.hardware)
+        artifact = store.commit(step.stage, step.key, work / "out", manifest)
+        version = store.publish(step.label, artifact)
+        aliases = [alias for alias, number in store.each_alias(step.label) if number == version]
+        tracker.log_artifact(version, aliases, artifact)
+    except BaseException as error:
+        tracker.finish(exit_code=1)
+        _leave(work, note, error)
+        raise
+    tracker.finish()
+    return artifact, version
+
+
+def _begin(step: Step, store: ArtifactStore, work: Path) -> tuple[Inputs, dict[str, Any]]:
+    """What the step reads, and the note in its work folder; what a process left that saved nothing is removed."""
+    from align.job import Inputs
+
     reads = [[source.stage, source.key] for sources in step.inputs.values() for source in sources]
     note = {"name": step.label, "begun": time.time(), "inputs": reads}
     with store.in_use():
         inputs = Inputs({slot: tuple(_found(source, store) for source in group) for slot, group in step.inputs.items()})
         write_json(work / NOTE, note)  # for who removes garbage, and for a report on a step that is not finished
     if not (work / "checkpoints").exists():
-        shutil.rmtree(work / "out", ignore_errors=True)  # of a process that was gone before it saved
+        shutil.rmtree(work / "out", ignore_errors=True)
     (work / "out").mkdir(exist_ok=True)
-    tracker = make_tracker(settings.tracker, store.root)
-    try:
-        for group in inputs.values():
-            for each in group:
-                store.verify(each)
-        lineage = _lineage(step, inputs)
-        tracked = _with_parents(tracked, lineage, inputs, store)
-        tracker.start(tracked, work)
-        if settings.hardware.num_processes > 1 and step.config.PARALLEL:
-            metrics = run_ranks(step.config, inputs, tracked, work, settings, stop)
+    return inputs, note
+
+
+def _run_stage(
+    step: Step, inputs: Inputs, tracked: Tracked, work: Path, settings: RunConfig, tracker: Tracker, stop: Stop
+) -> dict[str, float]:
+    """The metrics, all of them finite."""
+    from align.job import Job
+    from align.worker import run_ranks, run_stage
+
+    if settings.hardware.num_processes > 1 and step.config.PARALLEL:
+        metrics = run_ranks(step.config, inputs, tracked, work, settings, stop)
+    else:
+        metrics = run_stage(step.config, inputs, Job(step.label, work, settings, tracker, stop))
+    if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        raise HealthStop(
+            f"{step.label}: {', '.join(broken)}: not a finite number, so nothing is published; "
+            f"metrics.jsonl in {work / 'out'} shows where it began"
+        )
+    return metrics
+
+
+def _leave(work: Path, note: dict[str, Any], error: BaseException) -> None:
+    """Leave the work folder of a step that failed as the next process, or a report on it, wants to find it."""
+    has_begun = any((work / name).exists() for name in _KEPT)
+    with contextlib.suppress(OSError):  # a full disk, or a folder that is gone, must not hide what went wrong
+        if isinstance(error, ConfigError | StoreError) and not has_begun:
+            _clear(work)
         else:
-            metrics = run_stage(step.config, inputs, Job(step.label, work, settings, tracker, stop))
-        if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
-            raise HealthStop(
-                f"{step.label}: {', '.join(broken)}: not a finite number, so nothing is published; "
-                f"metrics.jsonl in {work / 'out'} shows where it began"
-            )
-        if step.config.reads(*READ_AS_IT_RUNS):
-            _refuse_changed(step, settings, store)
-        manifest = _manifest(step, lineage, metrics, begun, settings.hardware)
-        artifact = store.commit(step.stage, step.key, work / "out", manifest)
-        version = store.publish(step.label, artifact)
-        aliases = [alias for alias, number in store.aliases(step.label).items() if number == version]
-        tracker.log_artifact(version, aliases, artifact)
-    except BaseException as error:
-        tracker.finish(exit_code=1)
-        if isinstance(error, ConfigError | StoreError) and not any(
-            (work / name).exists() for name in ("checkpoints", "judgements.jsonl")
-        ):
-            _clear(work)  # nothing was begun that could be gone on with
-        elif work.is_dir():
-            with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                write_json(work / NOTE, note | {"error": str(error) or type(error).__name__})
-        raise
-    tracker.finish()
-    return artifact, version
+            write_json(work / NOTE, note | {"error": str(error) or type(error).__name__})
 
 
 def _refuse_changed(step: Step, settings: RunConfig, store: ArtifactStore) -> None:

@@ -320,9 +320,13 @@ def test_what_the_system_puts_into_a_folder_is_no_damage_and_no_part_of_an_artif
 
 
 def test_what_went_wrong_in_a_step_is_said_though_its_work_folder_was_removed_meanwhile(store):
-    with pytest.raises(RuntimeError, match="what went wrong"), store.claim("data", key_of(1)) as work:
-        shutil.rmtree(work)
-        raise RuntimeError("what went wrong")
+    def fail():
+        with store.claim("data", key_of(1)) as work:
+            shutil.rmtree(work)
+            raise RuntimeError("what went wrong")
+
+    with pytest.raises(RuntimeError, match="what went wrong"):
+        fail()
 
 
 @pytest.mark.parametrize("place", ["", "work", "work/data", "names"])

@@ -201,7 +201,12 @@ OF_OTHER_TYPES = [
     *(("created", value) for value in ("x", 1e300, True)),
     *((field, value) for field in ("code", "packages", "hardware", "config") for value in (None, [])),
     *(("inputs", value) for value in (None, {"data": None}, {"data": ["x"]}, {"data": [{"stage": "..", "key": "x"}]})),
-    *[("seconds", None), ("data", 5), ("metrics", {"win_rate": "x"}), ("files", {"rows.txt": {"sha256": 1, "size": 5}})],
+    *[
+        ("seconds", None),
+        ("data", 5),
+        ("metrics", {"win_rate": "x"}),
+        ("files", {"rows.txt": {"sha256": 1, "size": 5}}),
+    ],
 ]
 
 
