@@ -132,7 +132,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         StoreError: it is missing or damaged, it was changed after it was written, or the system refuses to read it.
     """
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(f"{folder}/{MANIFEST}")
     if not isinstance(manifest, dict) or not {"kind", "stage", "key", "files"} <= manifest.keys():
         raise _corrupt(folder, MANIFEST, "is missing or damaged")
     if "seal" in manifest and manifest["seal"] != seal_of(manifest):
@@ -192,7 +192,7 @@ _LEFT_OUT: dict[str, Any] = {  # what a manifest that lacks a field says of it
 }
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: str | os.PathLike[str]) -> Any:
     """What a file holds; None where there is no such file, or no JSON in it.
 
     Raises:
@@ -349,13 +349,14 @@ class ArtifactStore:
     def get(self, stage: str, key: str) -> Artifact | None:
         """The artifact of a key, or None; its files are there in the right sizes, their hashes not yet checked."""
         path = self.object_path(stage, key)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             return None
         manifest = read_manifest(path)
         if (manifest["stage"], manifest["key"]) != (stage, key):
             raise _corrupt(path, MANIFEST, "is another artifact's")
+        folder = str(path)
         for name, file in manifest["files"].items():
-            size = size_of_file(os.path.join(path, _safe(path, name)))
+            size = size_of_file(f"{folder}/{_safe(path, name)}")
             if size is None:
                 raise _corrupt(path, name, "is missing")
             if size != file["size"]:
@@ -539,7 +540,7 @@ class ArtifactStore:
         Raises:
             StoreError: it is missing, or was changed after it was written.
         """
-        path = self._name_folder(name) / f"v{number}.json"
+        path = os.path.join(self._name_folder(name), f"v{number}.json")
         record = read_json(path)
         if not isinstance(record, dict) or not _is_time(record.get("created")):
             raise _bad_name(path, "is damaged")
@@ -794,8 +795,8 @@ def _plain_files(folder: Path) -> list[Path]:
     return found
 
 
-def _bad_name(path: Path, what: str) -> StoreError:
-    return StoreError(f"{path}: {what}; remove it and give the command that makes the artifact again")
+def _bad_name(path: str | os.PathLike[str], what: str) -> StoreError:
+    return StoreError(f"{os.fspath(path)}: {what}; remove it and give the command that makes the artifact again")
 
 
 def is_locked(folder: Path) -> bool:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from align.data.files import PACKED, SUFFIXES
+from align.data.file_kinds import PACKED, SUFFIXES
 from align.errors import ConfigError, too_long
 
 SCHEMES = ("card", "path", "hf")

@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, sha256_file, write_json
-from align.data.file_kinds import TEXTS, unusual_kind
-from align.data.files import PACKED, SUFFIXES, suffix_of
+from align.data.file_kinds import PACKED, SUFFIXES, TEXTS, unusual_kind
+from align.data.files import suffix_of
 from align.data.formats import FORMATS, GROUPED
 from align.data.model_files import check_files, check_model, read_fields
 from align.data.records import SPLITS, source_name

@@ -5,6 +5,8 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".txt", ".md")
+PACKED = (".gz", ".bz2", ".xz", ".zst")  # may follow those that are text
 TEXTS = (".txt", ".md")  # of a document; beside tables these are read-mes
 
 _KINDS = (

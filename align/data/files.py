@@ -27,12 +27,9 @@ from typing import Any, NamedTuple, TextIO
 from xml.etree import ElementTree
 
 from align.data.columns import plain_name
-from align.data.file_kinds import unusual_kind
+from align.data.file_kinds import PACKED, unusual_kind
 from align.data.formats import SPELLINGS
 from align.data.records import Malformed, read_batches
-
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".txt", ".md")
-PACKED = (".gz", ".bz2", ".xz", ".zst")  # may follow those that are text
 
 _BLOCK = 2**20  # bytes
 # Longer ones are no rows: a few bytes of a packed file can stand for gigabytes, and memory would hold them.

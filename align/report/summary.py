@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from align.artifacts import Artifact
 from align.configs.evaluate import VALIDATION_SCORE
-from align.report.gather import Made
 from align.report.tables import Metrics, Table, evaluations, figure, interval, number, opponents, scorer, without_empty
+
+if TYPE_CHECKING:
+    from align.report.gather import Made
 
 # For each stage the metrics that say what came of it, and how they are called beside an artifact's name.
 _MAIN: Mapping[str, tuple[tuple[str, str], ...]] = {

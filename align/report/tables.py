@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from align.configs.evaluate import VALIDATION_SCORE
 from align.evals.intervals import FEW, is_few
-from align.report.gather import Made
 from align.report.rows import is_number
-from align.report.running import Logged
+
+if TYPE_CHECKING:
+    from align.report.gather import Made
+    from align.report.running import Logged
 
 Metrics = Mapping[str, float]
 

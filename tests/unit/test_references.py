@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from align.__main__ import main
 from align.artifacts import ArtifactStore
 from align.configs import RunConfig
-from align.data.files import PACKED, SUFFIXES
+from align.data.file_kinds import PACKED, SUFFIXES
 from align.errors import ConfigError, StoreError
 from align.plan import plan
 from align.references import expanded, hint, meant, pinned
