@@ -7,7 +7,7 @@ import math
 import pytest
 
 from align.errors import HealthStop
-from align.spikes import Guard
+from align.spikes import Guard, Skips
 
 
 def test_a_loss_far_above_the_recent_ones_is_left_out_and_not_remembered():
@@ -50,3 +50,14 @@ def test_ten_in_a_row_end_the_run():
         assert guard.refuses(step, math.nan, 1.0)
     with pytest.raises(HealthStop, match="tenth left out in a row"):
         guard.refuses(19, math.nan, 1.0)
+
+
+def test_ten_iterations_in_a_row_without_a_step_end_the_run_and_every_reason_is_named():
+    skips = Skips()
+    for iteration in range(1, 10):
+        skips.count(iteration, skipped=True)
+    skips.count(10, skipped=False)
+    for iteration in range(11, 20):
+        skips.count(iteration, skipped=True)
+    with pytest.raises(HealthStop, match="iteration 20: the tenth in a row .* not finite or .* target_kl"):
+        skips.count(20, skipped=True)
