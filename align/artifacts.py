@@ -418,20 +418,30 @@ class ArtifactStore:
             try:
                 yield folder
             finally:
-                with contextlib.suppress(OSError):  # gone, or not empty: the next claimant is in it already
+                with contextlib.suppress(OSError):  # gone
                     if self.object_path(stage, key).is_dir() or os.listdir(folder) == ["lock"]:
-                        shutil.rmtree(folder)
-                        folder.parent.rmdir()
-                        folder.parent.parent.rmdir()
-                        if os.listdir(self.root) == ["lock"]:
-                            (self.root / "lock").unlink()
-                        self.root.rmdir()
+                        self._remove_work(folder)
 
     def clear_work(self, stage: str, key: str) -> None:
-        """Remove the work folder of a finished step, which a process leaves that is killed right after its commit."""
-        if (self.root / "work" / stage / key).exists():
-            with contextlib.suppress(OSError), self.claim(stage, key):
-                pass
+        """Remove the work folder of a finished step, which a process leaves that is killed right after its commit.
+
+        One that is not at its end yet (W&B may take minutes) removes it by itself, and nobody waits for that.
+        """
+        folder = self.root / "work" / stage / key
+        if folder.exists():
+            with held_if_free(folder) as is_free:
+                if is_free:
+                    self._remove_work(folder)
+
+    def _remove_work(self, folder: Path) -> None:
+        """Remove a step's work folder whose lock is held, and those above it where they are empty then."""
+        with contextlib.suppress(OSError):  # not empty: the next claimant is in it already
+            shutil.rmtree(folder)
+            folder.parent.rmdir()
+            folder.parent.parent.rmdir()
+            if os.listdir(self.root) == ["lock"]:
+                (self.root / "lock").unlink()
+            self.root.rmdir()
 
     def commit(self, stage: str, key: str, payload: Path, manifest: dict[str, Any]) -> Artifact:
         """Turn the folder `payload` into the artifact of `key`. `manifest` gets `files` added and must have `kind`."""

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 
 import pytest
 from watching import opened_files, watching
@@ -327,6 +328,22 @@ def test_what_went_wrong_in_a_step_is_said_though_its_work_folder_was_removed_me
 
     with pytest.raises(RuntimeError, match="what went wrong"):
         fail()
+
+
+def test_who_finds_an_artifact_made_does_not_wait_until_its_maker_has_ended(store):
+    """Which may send it to W&B for minutes. What a maker left that was killed goes all the same."""
+    with store.claim("data", key_of(1)) as work:
+        (work / "out").mkdir()
+        store.commit("data", key_of(1), work / "out", {"kind": "documents"})
+        finder = threading.Thread(target=store.clear_work, args=("data", key_of(1)), daemon=True)
+        finder.start()
+        finder.join(10)
+        assert not finder.is_alive()
+        assert work.is_dir()
+    work.mkdir(parents=True)
+    (work / "lock").touch()
+    store.clear_work("data", key_of(1))
+    assert not (store.root / "work").exists()
 
 
 @pytest.mark.parametrize("place", ["", "work", "work/data", "names"])
