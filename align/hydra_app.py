@@ -250,8 +250,9 @@ def _options(arguments: list[str], verb: str) -> tuple[argparse.Namespace, argpa
     for name, refusal in _NOT_TAKEN.items():
         if getattr(options, name) is not None:
             raise ConfigError(refusal)
-    if options.run and options.multirun:
-        raise ConfigError("--run: one run, and --multirun a sweep; give one of them")
+    asked = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(options, name)]
+    if len(asked) > 1:
+        raise ConfigError(f"{', '.join(f'--{name}' for name in asked)}: give one of them")
     if (options.resolve or options.package is not None) and not options.cfg:
         raise ConfigError(f"{'--resolve' if options.resolve else '--package'}: only with --cfg job")
     if options.store is not None:
@@ -290,38 +291,60 @@ def _overrides(
 ) -> tuple[list[str], Places]:
     """Everything that is given as Hydra's overrides, the later before the earlier, and where it is written."""
     for word in words:
-        if ("=" not in word and not word.startswith("~")) or not _key_of(word).strip():
-            raise ConfigError(f"{word}: expected name=value{_word_meant(word)}")
-        if _key_of(word) == "hydra.mode":
-            raise ConfigError(MODE)
+        _check_form(word)
     own = quoted(words, is_sweep)
     check_grammar(own)
-    keys = {_key_of(word) for word in own}
-    first = [f"stage@_global_={stage}"] if stage is not None else []
+    overrides = [*_chosen(stage, [made for made, _ in given]), *own]
+    if STORE_VARIABLE in os.environ and not _says_store(own, given):
+        overrides.append(f"store={in_quotes(store_folder())}")
     files = [file for _, file in given if file is not None]
-    for made, _ in given:
-        ConfigStore.instance().store(
-            group=made.group, name=made.name, node=OmegaConf.create(made.node), package="_global_"
-        )
-        first += made.words
-    if "store" not in keys and not any("store" in made.node for made, _ in given) and STORE_VARIABLE in os.environ:
-        own.append(f"store={in_quotes(store_folder())}")
-    overrides = [*first, *own]
-    read = functools.partial(_files, config_name, overrides, config_dir, files)
     called = {key for made, file in given if file is None for key in flat(made.node)}
-    places = Places(stage, keys | called, read)
+    read = functools.partial(_files, config_name, overrides, config_dir, files)
+    places = Places(stage, called.union(map(_key_of, own)), read)
     _refuse_settings(map(_key_of, own), is_sweep)  # what the command line says is in no file
     for made, _ in given:
-        _refuse_settings(flat(made.node), is_sweep, places.located)
+        is_pipeline = made.group == "pipeline"  # which may be run with and without a sweep
+        _refuse_settings(flat(made.node), is_sweep or is_pipeline, places.located)
     for word in overrides:
-        key, value = _key_of(word), word.partition("=")[2]
-        if key in GROUPS or "@" in key:
-            _check_name(key, value, config_dir, places)
-        if key.startswith("hydra/") and key not in _PLUGINS:
-            raise ConfigError(places.located(f"{key}: not supported here; {_HYDRAS}"))
-        if key == "sweep" and value != "none" and not is_sweep:
-            raise ConfigError(places.located(f"{word}: a sweep; give -m (--multirun) too, or one run is made"))
+        _check_choice(word, config_dir, is_sweep, places)
     return overrides, places
+
+
+def _check_form(word: str) -> None:
+    """Refuse a word of the command line that gives no value to a name."""
+    if ("=" not in word and not word.startswith("~")) or not _key_of(word).strip():
+        raise ConfigError(f"{word}: expected name=value{_word_meant(word)}")
+    if _key_of(word) == "hydra.mode":
+        raise ConfigError(MODE)
+
+
+def _chosen(stage: str | None, given: Iterable[Given]) -> list[str]:
+    """The overrides that choose the stage and what files and calls give; Hydra finds that in its store from now on."""
+    words = [] if stage is None else [f"stage@_global_={stage}"]
+    for made in given:
+        node = OmegaConf.create(made.node)
+        ConfigStore.instance().store(group=made.group, name=made.name, node=node, package="_global_")
+        words += made.words
+    return words
+
+
+def _says_store(own: Iterable[str], given: Iterable[tuple[Given, Any]]) -> bool:
+    return "store" in map(_key_of, own) or any("store" in made.node for made, _ in given)
+
+
+def _check_choice(word: str, config_dir: str | None, is_sweep: bool, places: Places) -> None:
+    """Refuse a choice of a config that nobody can make, and one for a sweep where there is none."""
+    key, value = _key_of(word), word.partition("=")[2]
+    if key in GROUPS or "@" in key:
+        _check_name(key, value, config_dir, places)
+    if key.startswith("hydra/") and key not in _PLUGINS:
+        raise ConfigError(places.located(f"{key}: not supported here; {_HYDRAS}"))
+    if is_sweep or "${" in value:
+        return
+    if key == "sweep" and value != "none":
+        raise ConfigError(places.located(f"{word}: a sweep; give -m (--multirun) too, or one run is made"))
+    if key in ("launcher", "hydra/launcher") and value != "basic":
+        raise ConfigError(places.located(f"{word}: {_OF_A_SWEEP}"))
 
 
 def _check_name(group: str, value: str, config_dir: str | None, places: Places) -> None:
@@ -470,10 +493,6 @@ def _refuse_hydras(config: DictConfig, expected: RunMode, config_dir: str | None
             if not is_ours:
                 keys = flat(nested(file.values))
                 _refuse_settings([f"{package}.{key}" if package else key for key in keys], True, places.located)
-    for group in ("launcher", "hydra/launcher"):
-        chosen = config.hydra.runtime.choices.get(group)
-        if expected is RunMode.RUN and chosen not in (None, "basic"):
-            raise ConfigError(places.located(f"{group}={chosen}: {_OF_A_SWEEP}"))
 
 
 def _refuse_settings(keys: Iterable[str], is_sweep: bool, placed: Callable[[str], str] = str) -> None:
@@ -624,6 +643,8 @@ def _tidy(folder: Path, keep: bool) -> None:
 
 def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
     text = f"{error}\n{error.__cause__ or ''}"
+    if override := re.search(r"In '[^']+': Could not override '([^']+)'", text):
+        return _no_override(override[1])
     missing = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in '", text)
     if missing:
         full = re.search(r"full_key: (\S+)", text)
@@ -661,6 +682,14 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         "Cannot merge DictConfig with ListConfig", "a list is given where names with values are expected"
     )
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
+
+
+def _no_override(group: str) -> str:
+    """Say why the `override` of a defaults list has nothing to override."""
+    if group == "sweep":
+        return "defaults: override /sweep: a sweep changes the steps of a pipeline, so it is chosen by sweep=NAME alone"
+    near = did_you_mean(difflib.get_close_matches(group, ("hardware", "tracker", "launcher"), n=1))
+    return f"defaults: override /{group}: no config before it chooses that{near}"
 
 
 def _no_such_option(group: str, name: str, listed: str, config_name: str, overrides: Sequence[str]) -> str:

@@ -82,7 +82,7 @@ def _make(
 ) -> tuple[Artifact, int]:
     """The artifact, and the number of its version."""
     from align.job import Inputs, Job
-    from align.worker import run_ranks, run_stage
+    from align.worker import run_ranks, run_stage, wait_for_ranks
 
     if step.config.reads(*READ_AT_START):  # functions are imported now, perhaps hours after the plan
         _refuse_changed(step, settings, store)
@@ -92,6 +92,7 @@ def _make(
     with store.in_use():
         inputs = Inputs({slot: tuple(_found(source, store) for source in group) for slot, group in step.inputs.items()})
         write_json(work / NOTE, note)  # for who removes garbage, and for a report on a step that is not finished
+    wait_for_ranks(work, step.label)
     if not (work / "checkpoints").exists():
         shutil.rmtree(work / "out", ignore_errors=True)  # of a process that was gone before it saved
     (work / "out").mkdir(exist_ok=True)

@@ -299,6 +299,21 @@ def test_a_service_that_refuses_changes_nothing_and_gets_all_of_it_later(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("status", [401, 429, 500])
+def test_a_service_that_refuses_in_the_middle_of_a_run_changes_nothing(
+    finished: Path, tmp_path: Path, service: Service, status: int
+) -> None:
+    store = without(finished, tmp_path, "reward", "ppo")
+    service.refuses, service.refuses_after = status, "UpsertBucket"
+    begun = time.monotonic()
+    done = run(store, service.url, "step=ppo")
+    assert time.monotonic() - begun < 180
+    assert done.stderr.count("offline from here on") == 1
+    assert digests(store) == digests(finished)
+    assert sorted(offline_runs(store)) == ["toy/ppo:v0"]
+
+
+@pytest.mark.slow
 def test_a_slow_service_changes_nothing(finished: Path, tmp_path: Path, service: Service) -> None:
     store = without(finished, tmp_path, "reward")
     service.slow = 0.5
