@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
@@ -32,6 +33,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime, run_job
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
@@ -231,7 +233,7 @@ def composed(
         with _explained(config_name, words, config_dir, places):
             hydra = _hydra(config_dir)
             whole = hydra.compose_config(config_name, words, RunMode.RUN, with_log_configuration=False)
-            _refuse_hydras(whole, RunMode.RUN, config_dir, places)
+            _refuse_hydras(hydra, whole, RunMode.RUN, config_dir, places)
         yield OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), places
 
 
@@ -457,9 +459,27 @@ def _folders(config_dir: str | None) -> dict[str, Path]:
     return ours if config_dir is None else {config_dir: Path(config_dir).expanduser(), **ours}
 
 
+class _Configs(ConfigRepository):
+    """Hydra's configs, with a note of those that it reads.
+
+    Attributes:
+        read: their paths, without the ending.
+    """
+
+    def __init__(self, search_path: Any):
+        super().__init__(search_path)
+        self.read: set[str] = set()
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        self.read.add(config_path)
+        return super().load_config(config_path)
+
+
 def _hydra(config_dir: str | None) -> Hydra:
     """Hydra, with resolvers that refuse a key that does not exist: its own make null of it."""
-    hydra = Hydra.create_main_hydra2("align", _search_path(config_dir))
+    search_path = _search_path(config_dir)
+    hydra = Hydra.create_main_hydra2("align", search_path)
+    hydra.config_loader.repository = _Configs(search_path)
     OmegaConf.register_new_resolver("hydra", _setting_of_hydra, replace=True)
     OmegaConf.register_new_resolver("oc.select", _selected, replace=True)
     return hydra
@@ -484,15 +504,28 @@ def _selected(key: str, *default: Any, _parent_: Any) -> Any:
     return value
 
 
-def _refuse_hydras(config: DictConfig, expected: RunMode, config_dir: str | None, places: Places) -> None:
-    """Refuse settings of Hydra's own that do something else than is asked for, and those of a sweep without one."""
+def _refuse_hydras(hydra: Hydra, config: DictConfig, expected: RunMode, config_dir: str | None, places: Places) -> None:
+    """Refuse settings of Hydra's own that do something else than is asked for.
+
+    Args:
+        hydra: what composed `config`.
+    """
     if config.hydra.mode not in (None, expected):
         raise ConfigError(places.located(MODE))
-    if config_dir is not None:
-        for _, package, file, is_ours in places.files():
-            if not is_ours:
-                keys = flat(nested(file.values))
-                _refuse_settings([f"{package}.{key}" if package else key for key in keys], True, places.located)
+    if config_dir is None or not _names_hydra(hydra.config_loader.repository.read, config_dir, places):
+        return
+    for _, package, file, is_ours in places.files():
+        if not is_ours:
+            keys = flat(nested(file.values))
+            _refuse_settings([f"{package}.{key}" if package else key for key in keys], True, places.located)
+
+
+def _names_hydra(read: Iterable[str], config_dir: str, places: Places) -> bool:
+    """Whether a setting of Hydra's can be in the user's configs that were read; to look closer takes a second read."""
+    files = (Path(config_dir).expanduser() / f"{path}.yaml" for path in read)
+    return any("@hydra" in key for key in places.overridden) or any(
+        b"hydra" in file.read_bytes() for file in files if os.path.isfile(file)
+    )
 
 
 def _refuse_settings(keys: Iterable[str], is_sweep: bool, placed: Callable[[str], str] = str) -> None:
@@ -517,7 +550,7 @@ def _run(
     hydra = _hydra(options.config_dir)
     if not options.multirun:
         config = hydra.compose_config(config_name, options.overrides, RunMode.RUN)
-        _refuse_hydras(config, RunMode.RUN, options.config_dir, places)
+        _refuse_hydras(hydra, config, RunMode.RUN, options.config_dir, places)
         config.hydra.mode = RunMode.RUN
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
         returned = run_job(
@@ -529,7 +562,7 @@ def _run(
         )
         return int(returned.return_value)
     probe = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN, with_log_configuration=False)
-    _refuse_hydras(probe, RunMode.MULTIRUN, options.config_dir, places)
+    _refuse_hydras(hydra, probe, RunMode.MULTIRUN, options.config_dir, places)
     folder = _own_folder(Path(probe.hydra.sweep.dir))
     codes = []
     try:

@@ -282,6 +282,11 @@ WRONG_PIPELINE = {
     "an interpolation of nothing": ("300", "'${nope}'", ":9: steps.words.vocab_size: ${nope}: there is no nope"),
     "a setting's interpolation": ("name: mine", "name: mine\nseed: ${nope}", ":7: seed: ${nope}: there is no nope"),
     "the mode of a sweep": ("name: mine", "name: mine\nhydra: {mode: MULTIRUN}", ":7: hydra.mode: not supported here"),
+    "a setting of Hydra's own": (
+        "name: mine",
+        "name: mine\nhydra: {job: {name: x}}",
+        ":7: hydra.job.name: not supported here",
+    ),
     "defaults without a list": (PIPELINE, "name: mine\ndefaults: {}\n", ":2: defaults: expected a list"),
     "a number among defaults": (PIPELINE, "defaults: [1]\n", ":1: defaults: expected a list"),
     "two choices in one": (PIPELINE, "defaults: [{a: b, c: d}]\n", ":1: defaults: expected a list"),
