@@ -341,12 +341,8 @@ def _check_choice(word: str, config_dir: str | None, is_sweep: bool, places: Pla
         _check_name(key, value, config_dir, places)
     if key.startswith("hydra/") and key not in _PLUGINS:
         raise ConfigError(places.located(f"{key}: not supported here; {_HYDRAS}"))
-    if is_sweep or "${" in value:
-        return
-    if key == "sweep" and value != "none":
+    if key == "sweep" and value != "none" and not is_sweep:
         raise ConfigError(places.located(f"{word}: a sweep; give -m (--multirun) too, or one run is made"))
-    if key in ("launcher", "hydra/launcher") and value != "basic":
-        raise ConfigError(places.located(f"{word}: {_OF_A_SWEEP}"))
 
 
 def _check_name(group: str, value: str, config_dir: str | None, places: Places) -> None:
@@ -470,6 +466,9 @@ class _Configs(ConfigRepository):
         super().__init__(search_path)
         self.read: set[str] = set()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Configs:
+        return copy.copy(self)  # Hydra composes by a deep copy, whose note would be lost
+
     def load_config(self, config_path: str) -> ConfigResult | None:
         self.read.add(config_path)
         return super().load_config(config_path)
@@ -512,6 +511,10 @@ def _refuse_hydras(hydra: Hydra, config: DictConfig, expected: RunMode, config_d
     """
     if config.hydra.mode not in (None, expected):
         raise ConfigError(places.located(MODE))
+    given = {_key_of(word) for word in (*config.hydra.overrides.task, *config.hydra.overrides.hydra)}
+    for group in given & {"launcher", "hydra/launcher"}:  # a pipeline may choose one, for when it is swept
+        if expected is RunMode.RUN and (chosen := config.hydra.runtime.choices.get(group)) != "basic":
+            raise ConfigError(places.located(f"{group}={chosen}: {_OF_A_SWEEP}"))
     if config_dir is None or not _names_hydra(hydra.config_loader.repository.read, config_dir, places):
         return
     for _, package, file, is_ours in places.files():
