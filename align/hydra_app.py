@@ -564,14 +564,15 @@ def _run(
             job_subdir_key=None,
         )
         return int(returned.return_value)
-    probe = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN, with_log_configuration=False)
-    _refuse_hydras(hydra, probe, RunMode.MULTIRUN, options.config_dir, places)
-    folder = _own_folder(Path(probe.hydra.sweep.dir))
+    config = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN)
+    _refuse_hydras(hydra, config, RunMode.MULTIRUN, options.config_dir, places)
+    folder = _own_folder(Path(config.hydra.sweep.dir))
+    config.hydra.sweep.dir = str(folder)
+    quoted = str(folder).replace("'", "\\'")
+    config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # for the members, which are composed anew
     codes = []
     try:
-        quoted = str(folder).replace("'", "\\'")
-        here = f"hydra.sweep.dir='{quoted}'"  # it holds the time of day, which may be another when composed again
-        codes = _sweep(hydra, config_name, MemberTask(task, folder), check, places, [*options.overrides, here])
+        codes = _sweep(hydra, config, MemberTask(task, folder), check, places)
     finally:
         _tidy(folder, keep=records and bool(codes or fates(folder)))
     if records:
@@ -581,11 +582,8 @@ def _run(
     return max(codes, default=0)
 
 
-def _sweep(
-    hydra: Hydra, config_name: str, task: MemberTask, check: Check | None, places: Places, overrides: list[str]
-) -> list[int]:
+def _sweep(hydra: Hydra, config: DictConfig, task: MemberTask, check: Check | None, places: Places) -> list[int]:
     """Hydra's own multirun, its launcher inside ours; the exit code of each member."""
-    config = hydra.compose_config(config_name, overrides, RunMode.MULTIRUN)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     sweeper: Any = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
 
