@@ -478,7 +478,8 @@ def _hydra(config_dir: str | None) -> Hydra:
     """Hydra, with resolvers that refuse a key that does not exist: its own make null of it."""
     search_path = _search_path(config_dir)
     hydra = Hydra.create_main_hydra2("align", search_path)
-    hydra.config_loader.repository = _Configs(search_path)
+    loader: Any = hydra.config_loader
+    loader.repository = _Configs(search_path)
     OmegaConf.register_new_resolver("hydra", _setting_of_hydra, replace=True)
     OmegaConf.register_new_resolver("oc.select", _selected, replace=True)
     return hydra
@@ -511,11 +512,13 @@ def _refuse_hydras(hydra: Hydra, config: DictConfig, expected: RunMode, config_d
     """
     if config.hydra.mode not in (None, expected):
         raise ConfigError(places.located(MODE))
-    given = {_key_of(word) for word in (*config.hydra.overrides.task, *config.hydra.overrides.hydra)}
+    words: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # a word may hold an interpolation
+    given = {_key_of(word) for word in (*words["task"], *words["hydra"])}
     for group in given & {"launcher", "hydra/launcher"}:  # a pipeline may choose one, for when it is swept
         if expected is RunMode.RUN and (chosen := config.hydra.runtime.choices.get(group)) != "basic":
             raise ConfigError(places.located(f"{group}={chosen}: {_OF_A_SWEEP}"))
-    if config_dir is None or not _names_hydra(hydra.config_loader.repository.read, config_dir, places):
+    loader: Any = hydra.config_loader
+    if config_dir is None or not _names_hydra(loader.repository.read, config_dir, places):
         return
     for _, package, file, is_ours in places.files():
         if not is_ours:
