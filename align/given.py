@@ -201,8 +201,7 @@ class Places:
 
     def as_written(self, text: str) -> str:
         """An error line with knobs as a stage's file has them: without the step's name."""
-        # The step that `plan` puts before pretrain, pretrain.tokens, takes its inputs from it.
-        head = re.match(r"steps\.[^.:]+\.(tokens\.(?=inputs))?", text) if self.stage is not None else None
+        head = re.match(r"steps\.[^.:]+\.", text) if self.stage is not None else None
         return text.replace(head[0], "") if head else text
 
     def _keys(self, text: str, places: Mapping[str, str]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
@@ -32,6 +33,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime, run_job
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
@@ -231,7 +233,7 @@ def composed(
         with _explained(config_name, words, config_dir, places):
             hydra = _hydra(config_dir)
             whole = hydra.compose_config(config_name, words, RunMode.RUN, with_log_configuration=False)
-            _refuse_hydras(whole, RunMode.RUN, config_dir, places)
+            _refuse_hydras(hydra, whole, RunMode.RUN, config_dir, places)
         yield OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), places
 
 
@@ -250,8 +252,9 @@ def _options(arguments: list[str], verb: str) -> tuple[argparse.Namespace, argpa
     for name, refusal in _NOT_TAKEN.items():
         if getattr(options, name) is not None:
             raise ConfigError(refusal)
-    if options.run and options.multirun:
-        raise ConfigError("--run: one run, and --multirun a sweep; give one of them")
+    asked = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(options, name)]
+    if len(asked) > 1:
+        raise ConfigError(f"{', '.join(f'--{name}' for name in asked)}: give one of them")
     if (options.resolve or options.package is not None) and not options.cfg:
         raise ConfigError(f"{'--resolve' if options.resolve else '--package'}: only with --cfg job")
     if options.store is not None:
@@ -290,38 +293,56 @@ def _overrides(
 ) -> tuple[list[str], Places]:
     """Everything that is given as Hydra's overrides, the later before the earlier, and where it is written."""
     for word in words:
-        if ("=" not in word and not word.startswith("~")) or not _key_of(word).strip():
-            raise ConfigError(f"{word}: expected name=value{_word_meant(word)}")
-        if _key_of(word) == "hydra.mode":
-            raise ConfigError(MODE)
+        _check_form(word)
     own = quoted(words, is_sweep)
     check_grammar(own)
-    keys = {_key_of(word) for word in own}
-    first = [f"stage@_global_={stage}"] if stage is not None else []
+    overrides = [*_chosen(stage, [made for made, _ in given]), *own]
+    if STORE_VARIABLE in os.environ and not _says_store(own, given):
+        overrides.append(f"store={in_quotes(store_folder())}")
     files = [file for _, file in given if file is not None]
-    for made, _ in given:
-        ConfigStore.instance().store(
-            group=made.group, name=made.name, node=OmegaConf.create(made.node), package="_global_"
-        )
-        first += made.words
-    if "store" not in keys and not any("store" in made.node for made, _ in given) and STORE_VARIABLE in os.environ:
-        own.append(f"store={in_quotes(store_folder())}")
-    overrides = [*first, *own]
-    read = functools.partial(_files, config_name, overrides, config_dir, files)
     called = {key for made, file in given if file is None for key in flat(made.node)}
-    places = Places(stage, keys | called, read)
+    read = functools.partial(_files, config_name, overrides, config_dir, files)
+    places = Places(stage, called.union(map(_key_of, own)), read)
     _refuse_settings(map(_key_of, own), is_sweep)  # what the command line says is in no file
     for made, _ in given:
-        _refuse_settings(flat(made.node), is_sweep, places.located)
+        is_pipeline = made.group == "pipeline"  # which may be run with and without a sweep
+        _refuse_settings(flat(made.node), is_sweep or is_pipeline, places.located)
     for word in overrides:
-        key, value = _key_of(word), word.partition("=")[2]
-        if key in GROUPS or "@" in key:
-            _check_name(key, value, config_dir, places)
-        if key.startswith("hydra/") and key not in _PLUGINS:
-            raise ConfigError(places.located(f"{key}: not supported here; {_HYDRAS}"))
-        if key == "sweep" and value != "none" and not is_sweep:
-            raise ConfigError(places.located(f"{word}: a sweep; give -m (--multirun) too, or one run is made"))
+        _check_choice(word, config_dir, is_sweep, places)
     return overrides, places
+
+
+def _check_form(word: str) -> None:
+    """Refuse a word of the command line that gives no value to a name."""
+    if ("=" not in word and not word.startswith("~")) or not _key_of(word).strip():
+        raise ConfigError(f"{word}: expected name=value{_word_meant(word)}")
+    if _key_of(word) == "hydra.mode":
+        raise ConfigError(MODE)
+
+
+def _chosen(stage: str | None, given: Iterable[Given]) -> list[str]:
+    """The overrides that choose the stage and what files and calls give; Hydra finds that in its store from now on."""
+    words = [] if stage is None else [f"stage@_global_={stage}"]
+    for made in given:
+        node = OmegaConf.create(made.node)
+        ConfigStore.instance().store(group=made.group, name=made.name, node=node, package="_global_")
+        words += made.words
+    return words
+
+
+def _says_store(own: Iterable[str], given: Iterable[tuple[Given, Any]]) -> bool:
+    return "store" in map(_key_of, own) or any("store" in made.node for made, _ in given)
+
+
+def _check_choice(word: str, config_dir: str | None, is_sweep: bool, places: Places) -> None:
+    """Refuse a choice of a config that nobody can make, and one for a sweep where there is none."""
+    key, value = _key_of(word), word.partition("=")[2]
+    if key in GROUPS or "@" in key:
+        _check_name(key, value, config_dir, places)
+    if key.startswith("hydra/") and key not in _PLUGINS:
+        raise ConfigError(places.located(f"{key}: not supported here; {_HYDRAS}"))
+    if key == "sweep" and value != "none" and not is_sweep:
+        raise ConfigError(places.located(f"{word}: a sweep; give -m (--multirun) too, or one run is made"))
 
 
 def _check_name(group: str, value: str, config_dir: str | None, places: Places) -> None:
@@ -434,9 +455,31 @@ def _folders(config_dir: str | None) -> dict[str, Path]:
     return ours if config_dir is None else {config_dir: Path(config_dir).expanduser(), **ours}
 
 
+class _Configs(ConfigRepository):
+    """Hydra's configs, with a note of those that it reads.
+
+    Attributes:
+        read: their paths, without the ending.
+    """
+
+    def __init__(self, search_path: Any):
+        super().__init__(search_path)
+        self.read: set[str] = set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Configs:
+        return copy.copy(self)  # Hydra composes by a deep copy, whose note would be lost
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        self.read.add(config_path)
+        return super().load_config(config_path)
+
+
 def _hydra(config_dir: str | None) -> Hydra:
     """Hydra, with resolvers that refuse a key that does not exist: its own make null of it."""
-    hydra = Hydra.create_main_hydra2("align", _search_path(config_dir))
+    search_path = _search_path(config_dir)
+    hydra = Hydra.create_main_hydra2("align", search_path)
+    loader: Any = hydra.config_loader
+    loader.repository = _Configs(search_path)
     OmegaConf.register_new_resolver("hydra", _setting_of_hydra, replace=True)
     OmegaConf.register_new_resolver("oc.select", _selected, replace=True)
     return hydra
@@ -461,19 +504,34 @@ def _selected(key: str, *default: Any, _parent_: Any) -> Any:
     return value
 
 
-def _refuse_hydras(config: DictConfig, expected: RunMode, config_dir: str | None, places: Places) -> None:
-    """Refuse settings of Hydra's own that do something else than is asked for, and those of a sweep without one."""
+def _refuse_hydras(hydra: Hydra, config: DictConfig, expected: RunMode, config_dir: str | None, places: Places) -> None:
+    """Refuse settings of Hydra's own that do something else than is asked for.
+
+    Args:
+        hydra: what composed `config`.
+    """
     if config.hydra.mode not in (None, expected):
         raise ConfigError(places.located(MODE))
-    if config_dir is not None:
-        for _, package, file, is_ours in places.files():
-            if not is_ours:
-                keys = flat(nested(file.values))
-                _refuse_settings([f"{package}.{key}" if package else key for key in keys], True, places.located)
-    for group in ("launcher", "hydra/launcher"):
-        chosen = config.hydra.runtime.choices.get(group)
-        if expected is RunMode.RUN and chosen not in (None, "basic"):
+    words: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # a word may hold an interpolation
+    given = {_key_of(word) for word in (*words["task"], *words["hydra"])}
+    for group in given & {"launcher", "hydra/launcher"}:  # a pipeline may choose one, for when it is swept
+        if expected is RunMode.RUN and (chosen := config.hydra.runtime.choices.get(group)) != "basic":
             raise ConfigError(places.located(f"{group}={chosen}: {_OF_A_SWEEP}"))
+    loader: Any = hydra.config_loader
+    if config_dir is None or not _names_hydra(loader.repository.read, config_dir, places):
+        return
+    for _, package, file, is_ours in places.files():
+        if not is_ours:
+            keys = flat(nested(file.values))
+            _refuse_settings([f"{package}.{key}" if package else key for key in keys], True, places.located)
+
+
+def _names_hydra(read: Iterable[str], config_dir: str, places: Places) -> bool:
+    """Whether a setting of Hydra's can be in the user's configs that were read; to look closer takes a second read."""
+    files = (Path(config_dir).expanduser() / f"{path}.yaml" for path in read)
+    return any("@hydra" in key for key in places.overridden) or any(
+        b"hydra" in file.read_bytes() for file in files if os.path.isfile(file)
+    )
 
 
 def _refuse_settings(keys: Iterable[str], is_sweep: bool, placed: Callable[[str], str] = str) -> None:
@@ -498,7 +556,7 @@ def _run(
     hydra = _hydra(options.config_dir)
     if not options.multirun:
         config = hydra.compose_config(config_name, options.overrides, RunMode.RUN)
-        _refuse_hydras(config, RunMode.RUN, options.config_dir, places)
+        _refuse_hydras(hydra, config, RunMode.RUN, options.config_dir, places)
         config.hydra.mode = RunMode.RUN
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
         returned = run_job(
@@ -509,14 +567,15 @@ def _run(
             job_subdir_key=None,
         )
         return int(returned.return_value)
-    probe = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN, with_log_configuration=False)
-    _refuse_hydras(probe, RunMode.MULTIRUN, options.config_dir, places)
-    folder = _own_folder(Path(probe.hydra.sweep.dir))
+    config = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN)
+    _refuse_hydras(hydra, config, RunMode.MULTIRUN, options.config_dir, places)
+    folder = _own_folder(Path(config.hydra.sweep.dir))
+    config.hydra.sweep.dir = str(folder)
+    quoted = str(folder).replace("'", "\\'")
+    config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # for the members, which are composed anew
     codes = []
     try:
-        quoted = str(folder).replace("'", "\\'")
-        here = f"hydra.sweep.dir='{quoted}'"  # it holds the time of day, which may be another when composed again
-        codes = _sweep(hydra, config_name, MemberTask(task, folder), check, places, [*options.overrides, here])
+        codes = _sweep(hydra, config, MemberTask(task, folder), check, places)
     finally:
         _tidy(folder, keep=records and bool(codes or fates(folder)))
     if records:
@@ -526,11 +585,8 @@ def _run(
     return max(codes, default=0)
 
 
-def _sweep(
-    hydra: Hydra, config_name: str, task: MemberTask, check: Check | None, places: Places, overrides: list[str]
-) -> list[int]:
+def _sweep(hydra: Hydra, config: DictConfig, task: MemberTask, check: Check | None, places: Places) -> list[int]:
     """Hydra's own multirun, its launcher inside ours; the exit code of each member."""
-    config = hydra.compose_config(config_name, overrides, RunMode.MULTIRUN)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     sweeper: Any = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
 
@@ -624,6 +680,8 @@ def _tidy(folder: Path, keep: bool) -> None:
 
 def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
     text = f"{error}\n{error.__cause__ or ''}"
+    if override := re.search(r"In '[^']+': Could not override '([^']+)'", text):
+        return _no_override(override[1])
     missing = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in '", text)
     if missing:
         full = re.search(r"full_key: (\S+)", text)
@@ -661,6 +719,14 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         "Cannot merge DictConfig with ListConfig", "a list is given where names with values are expected"
     )
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
+
+
+def _no_override(group: str) -> str:
+    """Say why the `override` of a defaults list has nothing to override."""
+    if group == "sweep":
+        return "defaults: override /sweep: a sweep changes the steps of a pipeline, so it is chosen by sweep=NAME alone"
+    near = did_you_mean(difflib.get_close_matches(group, ("hardware", "tracker", "launcher"), n=1))
+    return f"defaults: override /{group}: no config before it chooses that{near}"
 
 
 def _no_such_option(group: str, name: str, listed: str, config_name: str, overrides: Sequence[str]) -> str:

@@ -7,12 +7,31 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import PurePath
+from typing import NamedTuple
 
 from align.artifacts import ArtifactStore
 from align.configs import MODELS, SPLITS, Data, Evaluate, ImportModel, StageConfig, Tokenizer, Tokens
 from align.data.cards import load_card, model_kind, resolve
 from align.errors import ConfigError, StoreError
 from align.references import expanded, is_outside
+
+
+class Implied(NamedTuple):
+    """A step that a config implies.
+
+    Attributes:
+        made_of: `source` or `inputs`, where the step has what it is made of; nobody wrote it there.
+        written: where somebody did, as `steps.sft.inputs.model`.
+        note: what the user should know about the step; "" if nothing.
+    """
+
+    made_of: str
+    written: str
+    note: str = ""
+
+    def as_written(self, name: str, said: str) -> str:
+        """An error line on the step called `name`, with the place where the user wrote what it is about."""
+        return said.replace(f"steps.{name}.{self.made_of}", self.written, 1)
 
 
 def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
@@ -26,13 +45,13 @@ def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
 
 def add_implied_steps(
     configs: dict[str, StageConfig], store: ArtifactStore, data_root: str | None = None
-) -> dict[str, str]:
+) -> dict[str, Implied]:
     """Make a step of every input that names data or a model outside the store, and of documents to be tokenised.
 
     Returns:
-        What the user should know about a step that was made, by its name.
+        The steps that were made, by their names.
     """
-    notes: dict[str, str] = {}
+    implied: dict[str, Implied] = {}
     for name, config in list(configs.items()):
         learned = _learned_from(config, configs, store) if isinstance(config, Evaluate) else {}
         for slot, refs in refs_of(config):
@@ -40,10 +59,12 @@ def add_implied_steps(
             for i, ref in enumerate(refs):
                 if is_outside(ref):
                     made = f"{name}.{slot}{_number(i, refs)}"
-                    refs[i] = _add_source(configs, made, ref, kind, f"{name}.inputs.{slot}")
+                    written, note = f"steps.{name}.inputs.{slot}", ""
+                    refs[i] = _add_source(configs, made, ref, kind, written)
                     data = configs[made]
                     if isinstance(config, Evaluate) and isinstance(data, Data):
-                        notes[made] = _evaluate_whole(data, learned, data_root, config.split)
+                        note = _evaluate_whole(data, learned, data_root, config.split)
+                    implied[made] = Implied("source", written, note)
             config.inputs[slot] = refs
     for name, config in list(configs.items()):
         kinds = {**config.INPUTS, **config.OPTIONAL}
@@ -52,10 +73,11 @@ def add_implied_steps(
             found = [_kind(ref, configs, store) for ref in refs]
             for i, ref in enumerate(refs):
                 if found[i] == "documents":
-                    refs[i] = _add_tokens(configs, f"{name}.tokens{_number(i, refs)}", ref, config)
+                    refs[i] = _add_tokens(configs, made := f"{name}.tokens{_number(i, refs)}", ref, config)
+                    implied[made] = Implied("inputs", f"steps.{name}.inputs")
             if config.inputs.pop("tokenizer", None) and set(found) == {"tokens"}:
                 raise ConfigError(f"steps.{name}.inputs.tokenizer: the tokens have theirs; leave it out")
-    return notes
+    return implied
 
 
 def _evaluate_whole(data: Data, learned: Mapping[str, Data], data_root: str | None, split: str) -> str:
@@ -169,17 +191,17 @@ def _add_source(configs: dict[str, StageConfig], made: str, ref: str, kind: str,
         try:
             configs[made] = ImportModel(source=ref, kind=model_kind(ref) or kind)
         except ConfigError as error:
-            raise ConfigError(f"steps.{where}: {error}") from None
+            raise ConfigError(f"{where}: {error}") from None
     elif kind == "tokenizer":
         configs[made] = Tokenizer(source=ref)
     elif kind == "evaluation":
-        raise ConfigError(f"steps.{where}: expected an artifact of kind {kind}, got {ref}")
+        raise ConfigError(f"{where}: expected an artifact of kind {kind}, got {ref}")
     else:
         source, _, split = ref.partition("/") if ref.startswith("card:") else (ref, "", "")
         if split and split not in SPLITS:
             near = difflib.get_close_matches(split, SPLITS, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ConfigError(f"steps.{where}: {ref}: no such split{hint}; splits: {', '.join(SPLITS)}")
+            raise ConfigError(f"{where}: {ref}: no such split{hint}; splits: {', '.join(SPLITS)}")
         data = configs[made] = Data(source=source, record="documents" if kind == "tokens" else kind)
         data.splits = [split] if split else data.splits
     return made

@@ -115,12 +115,14 @@ def _make(
 def _begin(step: Step, store: ArtifactStore, work: Path) -> tuple[Inputs, dict[str, Any]]:
     """What the step reads, and the note in its work folder; what a process left that saved nothing is removed."""
     from align.job import Inputs
+    from align.worker import wait_for_ranks
 
     reads = [[source.stage, source.key] for sources in step.inputs.values() for source in sources]
     note = {"name": step.label, "begun": time.time(), "inputs": reads}
     with store.in_use():
         inputs = Inputs({slot: tuple(_found(source, store) for source in group) for slot, group in step.inputs.items()})
         write_json(work / NOTE, note)  # for who removes garbage, and for a report on a step that is not finished
+    wait_for_ranks(work, step.label)
     if not (work / "checkpoints").exists():
         shutil.rmtree(work / "out", ignore_errors=True)
     (work / "out").mkdir(exist_ok=True)

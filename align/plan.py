@@ -7,10 +7,11 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from align.data.formats import LABELLED
 from align.data.records import read_info
 from align.errors import ConfigError, StoreError
 from align.functions import check_file, source_digests
-from align.implied import add_implied_steps, expected_kind, refs_of
+from align.implied import Implied, add_implied_steps, expected_kind, refs_of
 from align.precision import bf16_is_fast
 from align.references import check_length, expanded, hint, is_path, meant, pinned
 from align.roots import check_adapters
@@ -260,18 +261,32 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
         StoreError: an artifact that is named or cached is gone or damaged.
     """
     configs = {name: step_config(name, node, settings.seed) for name, node in nodes.items()}
-    notes = add_implied_steps(configs, store, settings.data_root)
+    implied = add_implied_steps(configs, store, settings.data_root)
     for name, config in configs.items():
-        _pin(name, config)
+        with _as_written(name, implied):
+            _pin(name, config)
         config.fill_in(bf16_is_fast(settings.hardware.device))
     order = _in_order(configs)
     if settings.step is not None:
         order = _needed(settings.step, order, configs)
     steps: dict[str, Step] = {}
     for name in order:
-        step = _resolve_step(settings, name, configs[name], steps, store)
-        steps[name] = replace(step, reason="; ".join(filter(None, (step.reason, notes.get(name)))))
+        with _as_written(name, implied):
+            step = _resolve_step(settings, name, configs[name], steps, store)
+        note = implied[name].note if name in implied else ""
+        steps[name] = replace(step, reason="; ".join(filter(None, (step.reason, note))))
     return list(steps.values())
+
+
+@contextlib.contextmanager
+def _as_written(name: str, implied: Mapping[str, Implied]) -> Iterator[None]:
+    """Name, in an error about an implied step, what the user wrote: the step's own knobs nobody did."""
+    try:
+        yield
+    except (ConfigError, StoreError) as error:
+        if name not in implied:
+            raise
+        raise type(error)(implied[name].as_written(name, str(error))) from error
 
 
 def _pin(name: str, config: StageConfig) -> None:

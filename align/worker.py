@@ -37,6 +37,7 @@ from align.stop import Stop, end_with_parent
 from align.tracking import NoTracker, Tracked, Tracker, make_tracker
 
 RANKS_LOG = "ranks.log"  # in the step's work folder: what the ranks print besides rank 0's progress
+_RANKS_LOCK = "ranks.lock"  # there, too: rank 0 holds it as long as it lives, also when its parent was killed
 _LISTENER = "ALIGN_LISTENER"  # the open port that rank 0 serves, as a file descriptor
 _LOOK_SECONDS = 0.1
 _KILLED_SECONDS = 3.0  # for the other ranks to end when one was killed: they have nothing left to save
@@ -85,6 +86,19 @@ def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
     torch.manual_seed(derive_seed(getattr(config, "seed", 0), config.STAGE))
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints is not ours to give out
         return importlib.import_module(f"align.stages.{config.STAGE}").run(config, inputs, job)
+
+
+def wait_for_ranks(work: Path, label: str) -> None:
+    """Return when no rank 0 of a command that was killed is left: it ends its step, logs it and saves."""
+    lock = work / _RANKS_LOCK
+    if not lock.exists():
+        return
+    with lock.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"  {label}: processes of a command that was killed still save; waiting", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def run_ranks(
@@ -236,9 +250,9 @@ def main(folder: Path, parent: int) -> None:
     """One rank: read the request, run, and leave the outcome."""
     end_with_parent(parent)
     work, rank = folder.parent, int(os.environ["RANK"])
-    with _telling(folder, rank) as outcome, (work / "ranks.lock").open("w") as lock:
+    with _telling(folder, rank) as outcome, (work / _RANKS_LOCK).open("w") as lock:
         if rank == 0:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # ranks whose parent was killed may still be saving
+            fcntl.flock(lock, fcntl.LOCK_EX)  # for whoever gives the command again, see `wait_for_ranks`
         request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
         outcome["metrics"] = _run_rank(work, typed(RunConfig, request["settings"]), request, rank)
 

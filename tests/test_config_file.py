@@ -106,6 +106,20 @@ def test_a_file_with_defaults_is_a_pipeline(here: Path, capsys: pytest.CaptureFi
     assert composed(["plan", "--config", "whole.yaml"], capsys)[0]["step"] == "whole/text"
 
 
+@pytest.mark.parametrize("in_folder", [False, True], ids=["file", "folder"])
+def test_a_pipeline_may_choose_its_launcher_and_is_planned_with_a_sweep_and_without(
+    in_folder: bool, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = here / ("conf/pipeline/mine.yaml" if in_folder else "mine.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    launcher = "  - override /launcher: joblib\n  - override /hardware: two_processes\n  - _self_\n"
+    file.write_text(PIPELINE.replace("  - _self_\n", launcher) + "hydra: {launcher: {n_jobs: 3}}\n")
+    given = ["pipeline=mine", "--config-dir", "conf"] if in_folder else ["--config", "mine.yaml"]
+    assert len(composed(["plan", *given], capsys)) == 2
+    assert main(["plan", *given, "--cfg", "hydra", "--package", "hydra.launcher"]) == 0
+    assert "n_jobs: 3" in capsys.readouterr().out
+
+
 def test_a_file_without_defaults_is_on_top_of_a_pipeline(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("on.yaml").write_text("pipeline: toy\nsteps: {ppo: {kl_coef: 0.25}}\nsteps.sft.learning_rate: 0.5\n")
     toy = ["--config-dir", str(CONF)]
@@ -268,11 +282,26 @@ WRONG_PIPELINE = {
     "an interpolation of nothing": ("300", "'${nope}'", ":9: steps.words.vocab_size: ${nope}: there is no nope"),
     "a setting's interpolation": ("name: mine", "name: mine\nseed: ${nope}", ":7: seed: ${nope}: there is no nope"),
     "the mode of a sweep": ("name: mine", "name: mine\nhydra: {mode: MULTIRUN}", ":7: hydra.mode: not supported here"),
+    "a setting of Hydra's own": (
+        "name: mine",
+        "name: mine\nhydra: {job: {name: x}}",
+        ":7: hydra.job.name: not supported here",
+    ),
     "defaults without a list": (PIPELINE, "name: mine\ndefaults: {}\n", ":2: defaults: expected a list"),
     "a number among defaults": (PIPELINE, "defaults: [1]\n", ":1: defaults: expected a list"),
     "two choices in one": (PIPELINE, "defaults: [{a: b, c: d}]\n", ":1: defaults: expected a list"),
     "a config that is not there": ("/stage@steps.words", "/stag@steps.words", ":2: defaults: stag/tokenizer: no such"),
     "a name alone": ("  - _self_\n", "  - nope\n  - _self_\n", ":2: defaults: pipeline/nope: no such config"),
+    "an override of nothing": (
+        "  - _self_\n",
+        "  - override /launchr: joblib\n  - _self_\n",
+        ":2: defaults: override /launchr: no config before it chooses that (did you mean launcher?)",
+    ),
+    "a sweep among defaults": (
+        "  - _self_\n",
+        "  - override /sweep: beta\n  - _self_\n",
+        ":2: defaults: override /sweep: a sweep changes the steps of a pipeline, so it is chosen by sweep=NAME alone",
+    ),
     "null for defaults": (PIPELINE, "name: mine\ndefaults:\n", ":2: defaults: expected a list"),
 }
 
@@ -319,6 +348,7 @@ WORDS = {
     "Hydra's rerun": (["--experimental-rerun", "x"], "--experimental-rerun: not supported here"),
     "the version of Hydra": (["pipeline=quickstart", "--version"], "--version: give it alone"),
     "a package of no config": (["pipeline=quickstart", "--package", "x"], "--package: only with --cfg job"),
+    "a sweep to look at": (["pipeline=quickstart", "--cfg", "job", "-m"], "--multirun, --cfg: give one of them"),
     "nothing to resolve": (["pipeline=quickstart", "--resolve"], "--resolve: only with --cfg job"),
     "an option cut short": (["pipeline=quickstart", "--conf", "x"], "--conf: no such option"),
     "an option without its value": (["pipeline=quickstart", "--config"], "align run: argument --config: expected one"),

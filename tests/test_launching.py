@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import CONF, align, run_toy
+from conftest import CONF, align, manifests, run_toy
 from processes import left_of, start
 
 from align.__main__ import main
@@ -56,9 +56,9 @@ def test_every_ready_made_sweep_asks_something_and_plans_by_its_own_command(
 
 def test_the_reward_model_s_size_changes_nothing_of_the_policy(tmp_path: Path) -> None:
     """At the policy's own width, its model is the policy's."""
-    done = align(
-        "plan", "pipeline=quickstart", "sweep=reward_model_size", "seed=0", f"store={tmp_path}", "--json", "-m"
-    )
+    widths = "steps.pretrain_reward.model.hidden_size=96,192"
+    given = ("pipeline=quickstart", "sweep=reward_model_size", widths, "seed=0", f"store={tmp_path}")
+    done = align("plan", *given, "--json", "-m")
     for line in done.stdout.splitlines():
         member = json.loads(line)
         keys = {step["step"].partition("/")[2]: step["key"] for step in member["steps"]}
@@ -419,8 +419,14 @@ def test_without_slurm_its_launcher_says_so(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_submitit_runs_a_process_a_member_and_says_where_it_prints(store: Path) -> None:
-    given = ("step=prompts", "steps.prompts.splits=[train]", "steps.prompts.train_rows=10,0", "launcher=submitit_local")
-    done = run_toy(store, *given, "-m", check=2)
+    """One has nothing to do, and one is refused for a damaged input: neither imports torch, which takes seconds."""
+    text = manifests(store)["text"]
+    (rows, *_) = (store / "objects" / text["stage"] / text["key"]).glob("*.parquet")
+    content = bytearray(rows.read_bytes())
+    content[-20] ^= 1
+    rows.write_bytes(content)
+    given = ("step=tokenizer", "steps.tokenizer.vocab_size=400,401", "launcher=submitit_local")
+    done = run_toy(store, *given, "-m", check=3)
     (folder,) = store.glob("sweeps/*")
     known = fates(folder)
     assert [fate.state for fate in known.values()] == ["done", "failed"]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from stage_jobs import job_at, log_of, made_by, planned
 from tiny_models import sentinel_tokenizer, tiny_model, tiny_tokenizer
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from align.artifacts import Artifact
 from align.configs import Finetune, ModelConfig, Ppo, Pretrain, Reward, Sft, StageConfig, TextToText
@@ -294,3 +294,33 @@ def test_a_spike_of_the_loss_to_ten_times_its_size_is_left_out_where_asked(input
     losses = [row["loss"] for row in log_of(tmp_path)]
     assert losses[step] > 10 * losses[step - 1]
     assert events_of(tmp_path) == [(step + 1, "step_left_out")]
+
+
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_a_gradient_of_ten_times_its_size_makes_the_step_that_it_would_have_made(inputs, tmp_path, stage):
+    """All gradients are clipped here, so of a larger one the direction alone is left."""
+
+    def trained(name: str, *larger: int) -> tuple[list[dict[str, Any]], Any]:
+        job = job_at(tmp_path / name, Watched)
+
+        def hook(module: torch.nn.Module, given: Any) -> None:
+            for parameter in module.parameters(recurse=False):
+                if parameter.requires_grad and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    parameter.register_hook(lambda gradient: gradient * (10.0 if job.done in larger else 1.0))
+
+        seen: set[int] = set()
+        handle = register_module_forward_pre_hook(hook)
+        try:
+            run_stage(config(stage, max_grad_norm=1e-3), inputs[stage], job)
+        finally:
+            handle.remove()
+        return log_of(tmp_path / name), job.kept
+
+    (log, weights), (log_of_larger, weights_of_larger) = trained("usual"), trained("larger", 2)
+    norm = "policy/grad_norm" if stage == "ppo" else "grad_norm"
+    ratios = [row[norm] / usual[norm] for row, usual in zip(log_of_larger, log, strict=True) if norm in usual]
+    assert ratios[:4] == pytest.approx([1.0, 1.0, 10.0, 1.0], rel=1e-3)
+    assert events_of(tmp_path / "larger") == []
+    for tensor, usual in zip(tensors(weights_of_larger), tensors(weights), strict=True):
+        assert torch.allclose(tensor.double(), usual.double(), rtol=1e-3, atol=1e-5)

@@ -375,6 +375,37 @@ def test_when_one_of_two_processes_is_killed_both_end_and_the_next_start_goes_on
 
 
 @pytest.mark.slow
+def test_a_rank_that_is_in_a_long_step_when_its_parent_is_killed_loses_no_line_of_the_log(store: Path) -> None:
+    """The command is given again before there is a checkpoint, and while rank 0 is still in the middle of a step."""
+    shutil.rmtree(store / "objects/ppo")
+    more = ("step=ppo", "hardware=two_processes", "steps.ppo.num_iterations=40", "hardware.checkpoint_seconds=1000")
+    process = start_toy(store, *more)
+    while sum(len(log.read_text().splitlines()) for log in store.glob("work/ppo/*/out/metrics.jsonl")) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    rank = ranks_of(process.pid)[0]
+    os.kill(rank, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    again = start_toy(store, *more)
+    told = b""
+    try:
+        assert again.stderr is not None
+        os.set_blocking(again.stderr.fileno(), False)
+        while b"still save; waiting" not in told and not ranks_of(again.pid):
+            time.sleep(0.05)
+            with contextlib.suppress(BlockingIOError):
+                told += os.read(again.stderr.fileno(), 2**16)
+        os.set_blocking(again.stderr.fileno(), True)
+    finally:
+        os.kill(rank, signal.SIGCONT)
+    told += again.communicate(timeout=120)[1].encode()
+    assert again.returncode == 0, told.decode()
+    assert b"going on from" in told
+    assert [row["step"] for row in log_without_times(store, manifests(store)["ppo"])] == list(range(1, 41))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )

@@ -181,10 +181,13 @@ def test_an_interval_by_hand():
 # -- the command, on a sweep of the toy pipeline -------------------------------------------------------------------
 
 
+SHORT = ("step=evaluate", "~steps.evaluate.inputs.text", "steps.evaluate.steering=[]", "steps.evaluate.num_bootstrap=2")
+
+
 @pytest.fixture(scope="module")
 def swept(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Path(shutil.copytree(finished, tmp_path_factory.mktemp("swept") / "artifacts"))
-    run_toy(store, "steps.evaluate.num_prompts=4,0,6", "steps.evaluate.seed=0,1", "step=evaluate", "-m", check=2)
+    run_toy(store, *SHORT, "steps.evaluate.num_prompts=4,0,6", "steps.evaluate.seed=0,1", "-m", check=2)
     return store
 
 
@@ -204,8 +207,7 @@ def test_a_sweep_is_a_table_with_every_member(swept: Path, monkeypatch: pytest.M
 def test_a_sweep_ends_with_the_comparison_of_its_members(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where members failed, too; what is printed is what `align sweep show` prints."""
     monkeypatch.setenv("COLUMNS", "80")
-    knobs = ("steps.evaluate.num_prompts=4,0", "step=evaluate", "-m")
-    done = run_toy(swept, *knobs, check=2)
+    done = run_toy(swept, *SHORT, "steps.evaluate.num_prompts=4,0", "-m", check=2)
     shown = align("sweep", "show", "--store", swept).stdout
     assert done.stdout.endswith(shown)
     assert "Member 1 failed: inputs.prompts: no test prompt leaves room for 12 new" in shown

@@ -249,20 +249,28 @@ def test_killed_it_goes_on_in_the_same_run_without_a_gap(finished: Path, tmp_pat
     assert service.alerts  # few toy responses end by themselves
 
 
-@pytest.mark.parametrize("answers", ["closed", pytest.param("nothing", marks=pytest.mark.slow)])
-def test_a_service_that_is_down_costs_seconds_and_changes_nothing(finished: Path, tmp_path: Path, answers: str) -> None:
-    store = without(finished, tmp_path, "reward", "ppo")
+@pytest.mark.parametrize(
+    ("answers", "steps"),
+    [("closed", ("text", "tokenizer")), pytest.param("nothing", ("reward", "ppo"), marks=pytest.mark.slow)],
+)
+def test_a_service_that_is_down_costs_seconds_and_changes_nothing(
+    finished: Path, tmp_path: Path, answers: str, steps: tuple[str, str]
+) -> None:
+    store = without(finished, tmp_path)
+    made = manifests(store)
+    for step in steps:
+        shutil.rmtree(store / "objects" / made[step]["stage"] / made[step]["key"])
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         if answers == "nothing":
             listener.listen()
         begun = time.monotonic()
-        done = run(store, url, "step=ppo")
+        done = run(store, url, f"step={steps[-1]}")
     assert time.monotonic() - begun < 60  # the question takes 5; torch and two steps are the rest; wandb alone waits 90
     assert done.stderr.count("W&B does not answer") == 1
     assert digests(store) == digests(finished)
-    assert sorted(offline_runs(store)) == ["toy/ppo:v0", "toy/reward:v0"]
+    assert sorted(offline_runs(store)) == sorted(f"toy/{step}:v0" for step in steps)
 
 
 @pytest.mark.slow
@@ -296,6 +304,21 @@ def test_a_service_that_refuses_changes_nothing_and_gets_all_of_it_later(
     sync(store, service)
     assert sorted(told["name"] for told in service.runs.values()) == ["toy/ppo:v0", "toy/reward:v0"]
     assert sorted(a["name"] for run_id in service.runs for a in service.outputs(run_id)) == ["toy.ppo", "toy.reward"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [401, 429, 500])
+def test_a_service_that_refuses_in_the_middle_of_a_run_changes_nothing(
+    finished: Path, tmp_path: Path, service: Service, status: int
+) -> None:
+    store = without(finished, tmp_path, "reward", "ppo")
+    service.refuses, service.refuses_after = status, "UpsertBucket"
+    begun = time.monotonic()
+    done = run(store, service.url, "step=ppo")
+    assert time.monotonic() - begun < 180
+    assert done.stderr.count("offline from here on") == 1
+    assert digests(store) == digests(finished)
+    assert sorted(offline_runs(store)) == ["toy/ppo:v0"]
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ class Service(http.server.ThreadingHTTPServer):
         self.asked: list[str] = []
         self.unknown: list[str] = []
         self.refuses: int | None = None  # the status that every request gets, as 401 for a wrong key
+        self.refuses_after = ""  # an operation after which it does; "": from the beginning
         self.slow = 0.0  # seconds before each answer
         self.silent_after = ""  # an operation after which it still accepts, and answers nothing
         self.ended = threading.Event()
@@ -235,7 +236,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self._body()
         self.server.ended.wait(self.server.slow)
-        if self.server.refuses is not None:
+        if self.server.refuses is not None and self.server.refuses_after in ("", *self.server.asked):
             self.send_error(self.server.refuses)
             return
         if self.server.silent_after in self.server.asked:

@@ -80,7 +80,7 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
         with job.progress(sum(map(len, kept.values())), "rows written") as advance:
             metrics: Metrics = {f"rows/{s}": write_rows(job.out, s, kept[s], advance, cfg.record) for s in cfg.splits}
     if not any(metrics.values()):
-        raise ConfigError(f"source {cfg.source!r}: no row is left; dropped: {_counted(dropped) or 'none'}")
+        raise ConfigError(f"source: {cfg.source}: no row is left; dropped: {_counted(dropped) or 'none'}")
     if reader.unused:
         info["columns_not_used"] = dict(reader.unused)
     write_info(job.out, record=cfg.record, source=cfg.source, licence=source.card.licence, dropped=dropped, **info)
@@ -162,7 +162,7 @@ def first_rows(cfg: Data, data_root: str | None, count: int, say: Callable[[str]
             look = look._replace(note="it makes a record together with other rows, shown below")
         yield look._replace(raw=None if isinstance(raw.row, Malformed) else raw.row)
     if num_read == 0:
-        raise ConfigError(f"source {cfg.source!r}: it has no rows")
+        raise ConfigError(f"source: {cfg.source}: it has no rows")
     if num_waiting:
         for given, raw in itertools.islice(raw_rows, _READ_ON):
             num_read += 1

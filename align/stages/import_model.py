@@ -54,7 +54,7 @@ def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
             for line in (*check_chat(tokenizer), *fitted(model)):
                 job.info(line)
     except (OSError, ValueError, ConfigError) as error:
-        raise ConfigError(f"source {cfg.source!r}: {' '.join(str(error).split())[:400]}") from None
+        raise ConfigError(f"source: {cfg.source}: {' '.join(str(error).split())[:400]}") from None
     model.config.bos_token_id = tokenizer.bos_token_id
     model.config.pad_token_id, model.config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     fuse_activation(model.config)

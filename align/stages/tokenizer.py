@@ -29,7 +29,7 @@ def run(cfg: Tokenizer, inputs: Inputs, job: Job) -> Metrics:
     try:
         tokenizer = _published(cfg, job) if cfg.source else _trained(cfg, inputs, job)
     except (OSError, ValueError) as error:
-        where = f"source {cfg.source!r}: " if cfg.source else ""
+        where = f"source: {cfg.source}: " if cfg.source else ""
         raise ConfigError(where + " ".join(str(error).split())[:300]) from None
     tokenizer.save_pretrained(job.out)
     metrics = {"vocab_size": float(len(tokenizer))}

@@ -122,7 +122,7 @@ def test_a_vocabulary_too_small_is_told_in_a_line(here: Path, capsys: pytest.Cap
 def test_a_vocabulary_that_cannot_be_read_is_told_in_a_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_gpt2(here / "gpt2", merges="x y z\n")
     assert run("tokenizer", "source=path:gpt2") == 2
-    assert said(capsys) == "source 'path:gpt2': vocab.bpe: expected two parts a line"
+    assert said(capsys) == "source: path:gpt2: vocab.bpe: expected two parts a line"
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_model_of_the_hub_comes_at_its_commit(here: Path, capsys: pytest.Captu
     assert step("import_model", source=f"hf:mine/tiny@{COMMIT}").key == manifest["key"]
     assert step("import_model", source=other).key != manifest["key"]
     assert run("import_model", f"source={other}") == 2
-    assert said(capsys).startswith(f"source '{other}': ")
+    assert said(capsys).startswith(f"source: {other}: ")
     assert "full commit hash only" in refused("import_model", source="hf:mine/tiny@main")
 
 
@@ -254,7 +254,7 @@ def test_an_encoder_decoder_of_the_hub_is_asked_for_by_its_kind(here: Path, caps
     tiny_t5(hub_of(here, "mine/t5"))
     assert run("import_model", f"source={source}") == 2
     reason = "it is an encoder-decoder, not a decoder-only language model; give kind=seq2seq_model"
-    assert said(capsys) == f"source '{source}': {reason}"
+    assert said(capsys) == f"source: {source}: {reason}"
     assert not list(Path("artifacts/objects").glob("import_model/*"))
     assert step("import_model", source=source, kind="seq2seq_model").config.output == "seq2seq_model"
 

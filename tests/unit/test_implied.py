@@ -16,10 +16,10 @@ MODEL = "hf:here/model@" + "a" * 40
 def data_of(store: Path, slot: str, config: Evaluate, **before: StageConfig) -> tuple[Data, str]:
     """The data step of an input, and what is said of it."""
     configs = {**before, "evaluate": config}
-    notes = add_implied_steps(configs, ArtifactStore(store))
+    implied = add_implied_steps(configs, ArtifactStore(store))
     made = configs[f"evaluate.{slot}"]
     assert isinstance(made, Data)
-    return made, notes[f"evaluate.{slot}"]
+    return made, implied[f"evaluate.{slot}"].note
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,27 @@ def test_an_input_says_what_to_write(given: str, here: Path, capsys: pytest.Capt
     assert main(["sft", given, others[given.partition("=")[0]]]) in (2, 3)
     said = capsys.readouterr().err
     assert TOOK[given] in said
+    assert said.startswith(f"error: {given.partition('=')[0]}: ")  # and not a knob of the step that reads it
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "inputs", "said"),
+    [
+        ("sft", "model: path:none, data: card:smallworld", ".model: 'path:none': expected hf:"),
+        ("sft", f"model: hf:here/model@{NEWEST}, data: path:no.jsonl", ".data: path:no.jsonl: no such file"),
+        ("pretrain", "data: card:smallworld", ": expected a tokenizer"),
+    ],
+)
+def test_an_input_of_a_pipeline_is_named_where_its_file_has_it(
+    stage: str, inputs: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The steps that read a model, rows, and documents for tokens are implied: nobody wrote their knobs."""
+    Path("mine.yaml").write_text(
+        f"defaults: [/stage@steps.a: {stage}, _self_]\nsteps:\n  a:\n    inputs: {{{inputs}}}\n"
+    )
+    assert main(["plan", "--config", "mine.yaml"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: mine.yaml:4: steps.a.inputs{said}")
 
 
 @pytest.mark.parametrize("stage", ["data", "import_model", "tokenizer"])

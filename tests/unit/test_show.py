@@ -221,7 +221,7 @@ def test_a_generated_source_is_shown(record: str, here: Path, capsys: pytest.Cap
         (["--show", "--tokenizer", "path:mine.jsonl"], "--tokenizer path:mine.jsonl: "),
         (["--show", "source=hf:off/line"], "hf:off/line: the Hub is read at a full commit hash only, and could not be"),
         (["--show", "columns={prompt: zz}"], "columns.prompt: no row has a column 'zz' (of the 1 that were read)"),
-        (["--show", "source=path:empty.jsonl"], "source 'path:empty.jsonl': it has no rows"),
+        (["--show", "source=path:empty.jsonl"], "source: path:empty.jsonl: it has no rows"),
         (["--show", "max_char=3"], "max_char: no such knob (did you mean max_chars?)"),
     ],
 )
