@@ -26,6 +26,7 @@ from transformers.utils import cached_file
 
 from align.artifacts import ADAPTER_WEIGHTS
 from align.data.cards import Source, kind_of
+from align.data.model_files import weight_files
 from align.errors import ConfigError, is_short
 from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
 from align.models.heads import SHIFT, open_classifier
@@ -209,10 +210,9 @@ def _dtype_of_files(source: Source) -> torch.dtype | None:
     """The widest floating type of the weights in a local folder; its config may say another, and round them."""
     widths = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
     found = set()
-    for path in source.files:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                found |= {widths.get(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+    for path in weight_files(source.files):
+        with safe_open(path, "pt") as file:
+            found |= {widths.get(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
     found.discard(None)
     if len(found) > 1:  # neither half format holds the other
         return torch.float32
