@@ -131,7 +131,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST)
     try:
         shapes = [(file["sha256"], file["size"]) for file in manifest["files"].values()]
-        names = [manifest["kind"], manifest["stage"], manifest["key"]]
+        inputs = [each for entries in manifest.get("inputs", {}).values() for each in entries]
+        names = [manifest["kind"], *(each[name] for each in (manifest, *inputs) for name in ("stage", "key"))]
         is_whole = all(isinstance(x, str) for x in names) and all(isinstance(size, int) for _, size in shapes)
     except (KeyError, TypeError, AttributeError):
         is_whole = False

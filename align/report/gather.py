@@ -11,7 +11,7 @@ from align.artifacts import Artifact, ArtifactStore
 from align.errors import StoreError
 from align.plan import flat
 from align.references import is_outside, is_path
-from align.report.rows import Row, is_key, is_number, read_rows
+from align.report.rows import Row, is_key, is_number, is_time, read_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ def _check(artifact: Artifact) -> None:
         raise StoreError(f"{artifact.path}: no artifact of align: expected a name of 64 hexadecimal digits; remove it")
     fields = (("metrics", dict), ("config", dict), ("code", dict), ("inputs", dict))
     wrong = [name for name, kind in fields if not isinstance(m.get(name), kind)]
-    wrong += [name for name in ("created", "seconds") if not is_number(m.get(name))]
+    wrong += [name for name, is_right in (("created", is_time), ("seconds", is_number)) if not is_right(m.get(name))]
     if not wrong and not all(map(is_number, m["metrics"].values())):
         wrong = ["metrics"]
     if wrong:

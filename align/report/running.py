@@ -114,7 +114,7 @@ def _fault(note: Path) -> str:
         said = json.loads(note.read_text(encoding="utf-8"))
     except FileNotFoundError:  # its step ended meanwhile
         return ""
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if isinstance(said, dict) and is_number(said.get("begun")) and _NAME.fullmatch(str(said.get("name"))):
         return ""
