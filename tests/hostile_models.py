@@ -555,6 +555,34 @@ def _touched(path: Path) -> Path:
     return path
 
 
+def _gguf(blocks: int, *, behind: bool = False) -> Spoil:
+    """A GGUF file alone, without tensors' data, that says how many layers it has; `behind`: after a long vocabulary."""
+
+    def value(name: str, kind: int, raw: bytes) -> bytes:
+        return struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", kind) + raw
+
+    def spoil(folder: Path) -> None:
+        for path in folder.iterdir():
+            path.unlink()
+        layers = value("llama.block_count", 4, struct.pack("<I", blocks))
+        words = b"".join(struct.pack("<Q", 3) + b"cat" for _ in range(1000))
+        lists = struct.pack("<IQ", 9, 1) + struct.pack("<IQ", 6, 2) + bytes(8)  # a list of a list of two numbers
+        others = [
+            value("general.architecture", 8, struct.pack("<Q", 5) + b"llama"),
+            value("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 1000) + words),
+            value("tokenizer.ggml.scores", 9, struct.pack("<IQ", 6, 1000) + bytes(4000)),
+            value("x.lists", 9, lists),
+        ]
+        values = [*others, layers] if behind else [layers, *others]
+        (folder / "x.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 20, len(values)) + b"".join(values))
+
+    return spoil
+
+
+REFUSED |= {
+    f"GGUF of a thousand million layers{', at its end' * at_end}": _gguf(10**9, behind=at_end) for at_end in (0, 1)
+}
+EITHER |= {"GGUF of two layers": _gguf(2, behind=True)}
 REFUSED |= {f"{name} is a pipe": _fifo(name) for name in ("config.json", "model.safetensors", "tokenizer.json")}
 EITHER |= {
     "generation_config.json is a pipe": _fifo("generation_config.json"),

@@ -8,13 +8,14 @@ plan` does it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from align.artifacts import ADAPTER, ADAPTER_WEIGHTS
 from align.data.file_kinds import unusual_kind
@@ -54,11 +55,12 @@ def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(each) is int and -1 <= each < 2**31 for each in value)
 
 
-def _is_weights_name(value: Any) -> bool:
+def is_weights_name(value: Any) -> bool:
     """True of a name without folders in it, of safetensors or of an index of them."""
     return isinstance(value, str) and Path(value).name == value and value.endswith((".safetensors", _INDEX))
 
 
+WEIGHTS_NAME = "the name of a .safetensors file in the same folder"
 _TEXT = (lambda value: isinstance(value, str), "text")
 _TEXTS = (_are_texts, "a list of text")
 _NUMBER = (_is_number, "a finite number")
@@ -77,7 +79,7 @@ _FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "architectures": _TEXTS,
         "is_encoder_decoder": _FLAG,
         "eos_token_id": _ONE_OR_MORE_IDS,
-        "transformers_weights": (_is_weights_name, "the name of a .safetensors file in the same folder"),
+        "transformers_weights": (is_weights_name, WEIGHTS_NAME),
         "align_attention": _TEXT,
         "align_reward_shift": _NUMBER,
     },
@@ -134,6 +136,9 @@ def check_model(folder: Path, files: Sequence[Path]) -> None:
     shapes: Shapes = {}
     for path in weight_files(files):
         shapes |= check_weights(path)
+    for path in files:
+        if path.suffix == ".gguf":
+            _check_gguf(path)
     if "config.json" in named:
         _check_config(named["config.json"], shapes)
     if ADAPTER in named:
@@ -363,6 +368,51 @@ def _indexed(path: Path, files: Mapping[str, Path]) -> list[Path]:
         if part not in files:
             raise ValueError(f"{path.name}: weight_map.{weight}: {part} is not in the folder; fetch it too")
     return [files[part] for part in dict.fromkeys(parts.values())]
+
+
+# -- GGUF ------------------------------------------------------------------------------------------------------------
+
+_GGUF_TEXT, _GGUF_LIST = 8, 9
+_GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value of other types
+
+
+def _check_gguf(path: Path) -> None:
+    """Refuse a GGUF file that says more layers than it holds tensors: a library would build them all first.
+
+    What is wrong with it otherwise, the library says that reads it.
+    """
+    with path.open("rb") as file, contextlib.suppress(struct.error, RecursionError):
+        magic, _, tensors, values = struct.unpack("<4sIQQ", file.read(24))
+        for _ in range(values if magic == b"GGUF" else 0):
+            name = file.read(min(_unsigned(file, 8), _MAX_SMALL))
+            kind = _unsigned(file, 4)
+            if name.endswith(b"block_count") and (size := _GGUF_SIZES.get(kind)):
+                layers = _unsigned(file, size)
+                if layers > tensors:
+                    raise ValueError(f"{path.name}: {layers:,} layers, and it holds {tensors:,} tensors")
+            else:
+                _skip(file, kind)
+
+
+def _unsigned(file: BinaryIO, size: int) -> int:
+    raw = file.read(size)
+    if len(raw) < size:
+        raise struct.error
+    return int.from_bytes(raw, "little")
+
+
+def _skip(file: BinaryIO, kind: int, count: int = 1) -> None:
+    """Go on behind some values of a GGUF file; `struct.error` where its end is before theirs."""
+    if kind == _GGUF_LIST:
+        for _ in range(count):
+            _skip(file, _unsigned(file, 4), _unsigned(file, 8))
+    elif kind == _GGUF_TEXT:
+        for _ in range(count):
+            _skip(file, 0, _unsigned(file, 8))
+    elif kind not in _GGUF_SIZES or (size := count * _GGUF_SIZES[kind]) >= 2**62:
+        raise struct.error
+    else:
+        file.seek(size, os.SEEK_CUR)
 
 
 def _kind(value: Any) -> str:

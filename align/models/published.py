@@ -26,7 +26,7 @@ from transformers.utils import cached_file
 
 from align.artifacts import ADAPTER_WEIGHTS
 from align.data.cards import Source, kind_of
-from align.data.model_files import weight_files
+from align.data.model_files import WEIGHTS_NAME, is_weights_name, weight_files
 from align.errors import ConfigError, is_short
 from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
 from align.models.heads import SHIFT, open_classifier
@@ -162,11 +162,15 @@ def _require_fitting_adapter(
 
 def _open_config(source: Source, gguf: dict[str, str]) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(**source.pretrained, **gguf)
+        config = AutoConfig.from_pretrained(**source.pretrained, **gguf)
     except Exception as error:  # as in `open_model`
         if is_short(error):
             raise
         raise ValueError(_one_line(error, source.gguf)) from None
+    chosen = getattr(config, "transformers_weights", None)
+    if chosen is not None and not is_weights_name(chosen):  # transformers would unpickle it
+        raise ValueError(f"config.json: transformers_weights: expected {WEIGHTS_NAME}, got {str(chosen)[:60]!r}")
+    return config
 
 
 def _require_fitting(config: PreTrainedConfig, kind: str) -> None:

@@ -96,6 +96,8 @@ def _check(artifact: Artifact) -> None:
     wrong += [name for name, is_right in (("created", is_time), ("seconds", is_number)) if not is_right(m.get(name))]
     if not wrong and not all(map(is_number, m["metrics"].values())):
         wrong = ["metrics"]
+    if not wrong and artifact.kind == "evaluation" and not m["inputs"].get("model"):
+        wrong = ["inputs"]
     if wrong:
         raise StoreError(
             f"{artifact.path}: manifest.json: {wrong[0]} is not what align writes; remove that folder and run the step "

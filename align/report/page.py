@@ -286,10 +286,14 @@ def calibration(made: Sequence[Made]) -> list[Chart]:
     for each in made:
         inputs = dict(each.inputs)
         for row in each.calibration:
+            if row["answers"] <= 0:
+                continue
             if each.stage == "reward":
                 place, who = f"{each.name}: pairs of answers", each.name
-            else:
+            elif row["model"] in inputs:
                 place, who = row["task"], names[inputs[row["model"]]]
+            else:  # no row that align writes
+                continue
             of_models = found.setdefault(place, {})
             one = (row["confidence"], row["accuracy"], row["answers"])
             if of_models.get(who, {}).get(row["low"], one) != one:

@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from tiny_models import tiny_model, tiny_tokenizer
 
 from align.__main__ import main
-from align.data.cards import resolve_base, resolve_model
+from align.data.cards import DataCard, Source, resolve_base, resolve_model
 from align.data.model_files import weight_files
 from align.errors import ConfigError
 from align.models.load import save_model
+from align.models.published import open_model
 
 # The error of one case of each kind. All are found before a library opens a file.
 SAID = {
@@ -44,6 +45,8 @@ SAID = {
     "weights by the config's choice: sub/model.safetensors.index.json": "transformers_weights: expected the name of",
     "weights by the config's choice: other.safetensors": "other.safetensors is not in the folder; fetch it too",
     "special_tokens_map.json links to itself": "special_tokens_map.json: a broken symbolic link, to special",
+    "GGUF of a thousand million layers": "x.gguf: 1,000,000,000 layers, and it holds 20 tensors",
+    "GGUF of a thousand million layers, at its end": "x.gguf: 1,000,000,000 layers, and it holds 20 tensors",
     "GGUF in place of weights": "its GGUF file can be taken alone: name it, as path:FOLDER/x.gguf",
     "config.json is a pipe": "config.json: expected an ordinary file, got a pipe",
     "config.json is a device": "config.json: expected an ordinary file, got a device",
@@ -178,6 +181,18 @@ def test_no_kernel_is_fetched(spoiled, tmp_path: Path) -> None:
     )
     assert not Path(CANARY).exists(), Path(CANARY).read_text()
     assert done.returncode == 0, done.stderr
+
+
+def test_a_pickle_that_the_config_of_a_repository_chooses_is_not_opened(spoiled) -> None:
+    """Of a source on the Hub no file is looked at before; the same is asked where its config is opened."""
+    folder = spoiled(REFUSED["weights by the config's choice: adapter_model.bin"])
+    with pytest.raises(ValueError, match="transformers_weights: expected the name of a .safetensors file"):
+        open_model(Source(DataCard(name="model"), folder, (), ""), "model")
+
+
+def test_a_gguf_file_with_as_many_layers_as_tensors_is_not_refused(spoiled) -> None:
+    spoiled(EITHER["GGUF of two layers"])
+    assert resolve_model("path:model", None).gguf == "x.gguf"
 
 
 def test_weights_may_be_a_link_to_another_disk(spoiled) -> None:

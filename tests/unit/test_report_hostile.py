@@ -17,6 +17,7 @@ from align.artifacts import ArtifactStore
 from align.errors import StoreError
 from align.report.gather import gather
 from align.report.page import render, write_report, write_whole
+from align.report.rows import Row
 from align.report.sweep_page import write_page
 from align.sweeps import Record
 
@@ -307,6 +308,22 @@ def test_a_manifest_whose_inputs_are_none_is_damaged(store: ArtifactStore, input
     seal_again(store.root)
     with pytest.raises(StoreError, match=r"manifest\.json"):
         gather(store, ["toy/sft"])
+
+
+def test_an_evaluation_of_no_model_is_refused(store: ArtifactStore) -> None:
+    add(store, "toy/evaluate", "evaluation", {}, evaluation(0.6, 0.5, 0.7))
+    with pytest.raises(StoreError, match=r"manifest\.json: inputs is not what align writes"):
+        gather(store, ["toy/evaluate"])
+
+
+@pytest.mark.parametrize("wrong", [{"model": "x"}, {"answers": 0}, {"answers": -1}])
+def test_a_bin_of_no_model_or_no_answers_is_left_out_of_its_chart(tmp_path: Path, wrong: Row) -> None:
+    store = ArtifactStore(tmp_path)
+    one = {"task": "t", "model": "model", "low": 0.5, "answers": 9, "confidence": 0.55, "accuracy": 0.5}
+    model = add(store, "toy/sft", "model", {})
+    bins = [one, {**one, "low": 0.9, "accuracy": 1.0, **wrong}]
+    add(store, "toy/evaluate", "evaluation", {"model": model}, evaluation(0.6, 0.5, 0.7), calibration=bins)
+    assert "right in 50 %" in render("toy", gather(store, ["toy/evaluate"]))[0]
 
 
 @pytest.mark.parametrize("row", [b'{"step": 2, "loss": 1' + b"0" * 400 + b"}", b'{"step": 2, "loss": NaN}'])
