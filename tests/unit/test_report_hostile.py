@@ -321,9 +321,11 @@ def test_a_bin_of_no_model_or_no_answers_is_left_out_of_its_chart(tmp_path: Path
     store = ArtifactStore(tmp_path)
     one = {"task": "t", "model": "model", "low": 0.5, "answers": 9, "confidence": 0.55, "accuracy": 0.5}
     model = add(store, "toy/sft", "model", {})
-    bins = [one, {**one, "low": 0.9, "accuracy": 1.0, **wrong}]
+    bins = [one, {**one, "task": "unplaced", **wrong}]
     add(store, "toy/evaluate", "evaluation", {"model": model}, evaluation(0.6, 0.5, 0.7), calibration=bins)
-    assert "right in 50 %" in render("toy", gather(store, ["toy/evaluate"]))[0]
+    page = render("toy", gather(store, ["toy/evaluate"]))[0]
+    assert "right in 50 %" in page
+    assert "unplaced" not in page
 
 
 @pytest.mark.parametrize("row", [b'{"step": 2, "loss": 1' + b"0" * 400 + b"}", b'{"step": 2, "loss": NaN}'])
