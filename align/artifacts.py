@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from align.errors import StoreError
 from align.references import import_hint, is_outside, is_path
@@ -152,13 +152,14 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_number(value: object) -> TypeGuard[float]:
+    """True of a number, NaN and infinity too; not of an integer that no float holds: nothing could draw it."""
+    return isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def _is_time(value: Any) -> bool:
     """Seconds that a calendar can show."""
-    return _is_number(value) and 0 <= value < 1e11
+    return is_number(value) and 0 <= value < 1e11
 
 
 def _are_files(value: Any) -> bool:
@@ -182,7 +183,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("config", "code", "packages", "hardware"), _is_dict),
     **dict.fromkeys(("created", "seconds"), _is_time),
     "data": lambda value: value is None or _is_text(value),
-    "metrics": lambda value: _is_dict(value) and all(map(_is_number, value.values())),
+    "metrics": lambda value: _is_dict(value) and all(map(is_number, value.values())),
     "files": _are_files,
     "inputs": _are_inputs,
 }

@@ -2,6 +2,7 @@
 
 A case is a name and a function that changes a copy of a good folder. `REFUSED` must be refused; `EITHER` may be read
 or refused, for what they hold is odd and harms nothing. None may run code, reach outside the folder, or end otherwise.
+`LEGAL` is what published models hold: it must be read.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ CANARY = "canary"  # a file beside the folder; code that came with a model would
 
 REFUSED: dict[str, Spoil] = {}
 EITHER: dict[str, Spoil] = {}
+LEGAL: dict[str, Spoil] = {}
 
 
 class _Payload:
@@ -258,6 +260,11 @@ REFUSED |= {
     "index is a list": _sharded(lambda right: [1]),
     "index is no JSON": _sharded(lambda right: "{"),
     "index is empty": _sharded(lambda right: ""),
+}
+
+REFUSED |= {
+    f"weights by the config's choice: {name}": _edit("config.json", transformers_weights=name)
+    for name in ("adapter_model.bin", "sub/model.safetensors.index.json", "other.safetensors", 7)
 }
 
 # A link of the user's own, to a larger disk.
@@ -513,8 +520,79 @@ def _fifo(name: str) -> Spoil:
     return spoil
 
 
+LEGAL |= {
+    "a file of somebody's data": lambda folder: os.truncate(_touched(folder / "train.json"), 70 * 2**20),
+    "weights in another layout, not fetched": _write(
+        "consolidated.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    ),
+    "an index of weights in another layout": _write(
+        "consolidated.safetensors.index.json", '{"weight_map": {"a": "consolidated-00001-of-00002.safetensors"}}'
+    ),
+    "pickles beside the weights": _write("pytorch_model.bin", b"PK\x03\x04"),
+    "no token ends a text": _edit("generation_config.json", eos_token_id=-1),
+    "several tokens end a text": _edit("config.json", eos_token_id=[1, 2]),
+    "no padding token": _edit("config.json", pad_token_id=-1),
+    "no limit on length": _edit("config.json", model_max_length=int(1e30)),
+    "no limit on length in the tokenizer": _edit("tokenizer_config.json", model_max_length=int(1e30)),
+    "no length in the tokenizer": _edit("tokenizer_config.json", model_max_length=None),
+    "several chat templates": _edit(
+        "tokenizer_config.json",
+        chat_template=[{"name": "default", "template": "x"}, {"name": "tool_use", "template": "y"}],
+    ),
+    "infinity in the config": _edit("config.json", time_step_limit=[0.0, float("inf")]),
+    "a mark of UTF-8": lambda folder: _write("config.json", b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())(
+        folder
+    ),
+    "weights by a name of their own": lambda folder: (
+        (folder / "model.safetensors").rename(folder / "other.safetensors"),
+        _edit("config.json", transformers_weights="other.safetensors")(folder),
+    )[-1],
+}
+
+
+def _touched(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+def _gguf(blocks: int, *, behind: bool = False) -> Spoil:
+    """A GGUF file alone, without tensors' data, that says how many layers it has; `behind`: after a long vocabulary."""
+
+    def value(name: str, kind: int, raw: bytes) -> bytes:
+        return struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", kind) + raw
+
+    def spoil(folder: Path) -> None:
+        for path in folder.iterdir():
+            path.unlink()
+        layers = value("llama.block_count", 4, struct.pack("<I", blocks))
+        words = b"".join(struct.pack("<Q", 3) + b"cat" for _ in range(1000))
+        lists = struct.pack("<IQ", 9, 1) + struct.pack("<IQ", 6, 2) + bytes(8)  # a list of a list of two numbers
+        others = [
+            value("general.architecture", 8, struct.pack("<Q", 5) + b"llama"),
+            value("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 1000) + words),
+            value("tokenizer.ggml.scores", 9, struct.pack("<IQ", 6, 1000) + bytes(4000)),
+            value("x.lists", 9, lists),
+        ]
+        values = [*others, layers] if behind else [layers, *others]
+        (folder / "x.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 20, len(values)) + b"".join(values))
+
+    return spoil
+
+
+REFUSED |= {
+    f"GGUF of a thousand million layers{', at its end' * at_end}": _gguf(10**9, behind=at_end) for at_end in (0, 1)
+}
+EITHER |= {"GGUF of two layers": _gguf(2, behind=True)}
 REFUSED |= {f"{name} is a pipe": _fifo(name) for name in ("config.json", "model.safetensors", "tokenizer.json")}
-EITHER |= {"generation_config.json is a pipe": _fifo("generation_config.json")}
+EITHER |= {
+    "generation_config.json is a pipe": _fifo("generation_config.json"),
+    "special_tokens_map.json links to itself": lambda folder: (folder / "special_tokens_map.json").symlink_to(
+        "special_tokens_map.json"
+    ),
+    "GGUF in place of weights": lambda folder: _write("x.gguf", b"GGUF")(
+        (folder / "model.safetensors").rename(folder.parent / "weights").parent / "model"
+    ),
+}
 REFUSED |= {
     "config.json is a device": lambda folder: (
         (folder / "config.json").unlink(),

@@ -466,8 +466,8 @@ def _other_width(path: Path, expected: int, got: int) -> Malformed:
 
 
 def _json_lines(text: _Text, say: Say) -> Iterator[RawRow]:
-    with text.open() as file:
-        first = next((line.strip() for line in _lines_of(file) if line.strip()), "")
+    with text.open() as file:  # of the first line its beginning will do: it may be a whole list
+        first = next((part.strip() for part in iter(lambda: file.readline(_BLOCK), "") if part.strip()), "")
     if first == "{":
         raise Malformed("file", "expected one object a line, got one over several; put each in one line (jq -c . FILE)")
     if first.startswith("["):

@@ -8,18 +8,20 @@ plan` does it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from align.artifacts import ADAPTER, ADAPTER_WEIGHTS
 from align.data.file_kinds import unusual_kind
 
-INDEX = ".safetensors.index.json"
+_INDEX = ".safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", f"model{_INDEX}"
 _WEIGHTS = (".safetensors", ".gguf")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _MAX_SMALL = 64 * 2**20  # bytes; an index of many thousand weights has some MiB
@@ -27,6 +29,7 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json", "encoder_bpe_40
 _MAX_TOKENIZER = 2**30  # bytes; the largest published ones have some 35 MiB
 _MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 _MAX_NUMBER = 2**53  # beyond it no size and no id can be meant
+_NO_LIMIT = int(1e30)  # but transformers writes this where a length has no limit
 _BITS = {
     **{"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16},
     **{"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64},
@@ -48,9 +51,16 @@ def _are_texts(value: Any) -> bool:
 
 
 def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(type(each) is int and 0 <= each < 2**31 for each in value)
+    # -1 is no token: configs have it where there is none.
+    return isinstance(value, list) and all(type(each) is int and -1 <= each < 2**31 for each in value)
 
 
+def is_weights_name(value: Any) -> bool:
+    """True of a name without folders in it, of safetensors or of an index of them."""
+    return isinstance(value, str) and Path(value).name == value and value.endswith((".safetensors", _INDEX))
+
+
+WEIGHTS_NAME = "the name of a .safetensors file in the same folder"
 _TEXT = (lambda value: isinstance(value, str), "text")
 _TEXTS = (_are_texts, "a list of text")
 _NUMBER = (_is_number, "a finite number")
@@ -69,6 +79,7 @@ _FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "architectures": _TEXTS,
         "is_encoder_decoder": _FLAG,
         "eos_token_id": _ONE_OR_MORE_IDS,
+        "transformers_weights": (is_weights_name, WEIGHTS_NAME),
         "align_attention": _TEXT,
         "align_reward_shift": _NUMBER,
     },
@@ -107,8 +118,7 @@ def check_files(folder: Path, files: Sequence[Path]) -> None:
     for path in files:
         _check_kind(folder, path)
     for path in files:
-        most = _MAX_TOKENIZER if path.name in _VOCABULARIES else _MAX_SMALL
-        if path.suffix in (".json", ".jinja") and (size := path.stat().st_size) > most:
+        if (most := _most_bytes(path)) is not None and (size := path.stat().st_size) > most:
             raise ValueError(f"{path.name}: expected at most {most:,} bytes, got {size:,}")
     for path in files:
         if path.name in _FIELDS:
@@ -124,19 +134,45 @@ def check_model(folder: Path, files: Sequence[Path]) -> None:
     check_files(folder, files)
     named = {path.name: path for path in files}
     shapes: Shapes = {}
-    for name, path in named.items():
-        if name.endswith(".safetensors"):
-            shapes |= check_weights(path)
-    for name, path in named.items():
-        if name.endswith(INDEX):
-            _check_index(path, named)
+    for path in weight_files(files):
+        shapes |= check_weights(path)
+    for path in files:
+        if path.suffix == ".gguf":
+            _check_gguf(path)
     if "config.json" in named:
         _check_config(named["config.json"], shapes)
     if ADAPTER in named:
         if ADAPTER_WEIGHTS in named:
-            _check_adapter(named[ADAPTER], shapes)
+            _check_adapter(named[ADAPTER], check_weights(named[ADAPTER_WEIGHTS]))
     elif "config.json" in named and not shapes:
-        _refuse_pickles(named)
+        _refuse_other_weights(named)
+
+
+def weight_files(files: Sequence[Path]) -> list[Path]:
+    """The files that transformers reads a model's weights from; none of a folder without safetensors.
+
+    Others may lie beside them that nothing opens: the same weights in the layout of another library, or pointers of
+    Git LFS to what was not fetched.
+
+    Raises:
+        ValueError: they are named wrongly, or one of them is not there.
+    """
+    named = {path.name: path for path in files}
+    chosen = read_fields(named["config.json"]).get("transformers_weights") if "config.json" in named else None
+    if chosen is not None and chosen not in named:
+        raise ValueError(f"config.json: transformers_weights: {chosen} is not in the folder; fetch it too")
+    name = chosen or next((name for name in (WEIGHTS, INDEX) if name in named), None)
+    if name is None:
+        return []
+    return [named[name]] if name.endswith(".safetensors") else _indexed(named[name], named)
+
+
+def _most_bytes(path: Path) -> int | None:
+    """How large a file may be that libraries read whole; None of another: a folder may hold somebody's data too."""
+    if path.name in _VOCABULARIES:
+        return _MAX_TOKENIZER
+    is_read = path.name in _FIELDS or path.name.endswith((_INDEX, ".jinja")) or path.name == "params_shapes.json"
+    return _MAX_SMALL if is_read else None
 
 
 def _check_kind(folder: Path, path: Path) -> None:
@@ -147,8 +183,10 @@ def _check_kind(folder: Path, path: Path) -> None:
     """
     if (kind := unusual_kind(path)) is not None:
         raise ValueError(f"{path.name}: expected an ordinary file, got {kind}")
+    if not path.exists():
+        raise ValueError(f"{path.name}: a broken symbolic link, to {os.readlink(path)}")
     root = folder.resolve()
-    inside = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    inside = [root, *(place.parent / "blobs" for place in root.parents if place.name == "snapshots")]
     if (
         path.is_symlink()
         and path.suffix not in _WEIGHTS
@@ -158,8 +196,6 @@ def _check_kind(folder: Path, path: Path) -> None:
             f"{path.name}: expected a file, got a link out of the folder, to {os.readlink(path)}; put the file itself "
             f"there if it belongs to the model"
         )
-    if not path.exists():
-        raise ValueError(f"{path.name}: a broken symbolic link, to {os.readlink(path)}")
 
 
 def read_fields(path: Path) -> dict[str, Any]:
@@ -202,7 +238,7 @@ def _constant(name: str) -> float:
 def _check_config(path: Path, shapes: Shapes) -> None:
     config = read_object(path)
     for where, value in _leaves(config, ""):
-        if isinstance(value, int) and abs(value) > _MAX_NUMBER:
+        if isinstance(value, int) and abs(value) > _MAX_NUMBER and value != _NO_LIMIT:
             raise ValueError(f"{path.name}: {where}: expected a number of at most {_MAX_NUMBER:,}, got a larger one")
     for where, value in _leaves(config, ""):
         is_count = where.rpartition(".")[2] in _LAYERS and isinstance(value, int)
@@ -226,6 +262,8 @@ def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
 def _check_adapter(path: Path, shapes: Shapes) -> None:
     """Refuse ranks that no weight has: a library would make matrices of that size before it looks."""
     config = read_object(path)
+    if config.get("peft_type") != "LORA":
+        return  # such adapters have no rank, and `resolve_base` refuses them
     largest = max((size for shape in shapes.values() for size in shape), default=0)
     ranks = {"r": config.get("r")}
     if isinstance(config.get("rank_pattern"), dict):
@@ -238,7 +276,8 @@ def _check_adapter(path: Path, shapes: Shapes) -> None:
             )
 
 
-def _refuse_pickles(files: Mapping[str, Path]) -> None:
+def _refuse_other_weights(files: Mapping[str, Path]) -> None:
+    """Say what a folder holds in place of safetensors."""
     pickles = [name for name in files if name.endswith(_PICKLES) and name != "training_args.bin"]
     if pickles:
         raise ValueError(
@@ -246,7 +285,9 @@ def _refuse_pickles(files: Mapping[str, Path]) -> None:
             f"expected model.safetensors; take the safetensors that the model is published with, or convert it where "
             f"you trust it (transformers: from_pretrained, then save_pretrained)"
         )
-    raise ValueError("it holds no weights (model.safetensors)")
+    gguf = next((name for name in files if name.endswith(".gguf")), None)
+    advice = f"; its GGUF file can be taken alone: name it, as path:FOLDER/{gguf}" if gguf else ""
+    raise ValueError(f"it holds no weights (model.safetensors){advice}")
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------
@@ -313,8 +354,8 @@ def _damaged(path: Path, what: str) -> ValueError:
     return ValueError(f"{path.name}: a file of weights is cut or damaged ({what}); fetch it again")
 
 
-def _check_index(path: Path, files: Mapping[str, Path]) -> None:
-    """Refuse an index that names anything but safetensors files of its own folder."""
+def _indexed(path: Path, files: Mapping[str, Path]) -> list[Path]:
+    """The files that an index names; refused are all but safetensors files of its own folder."""
     parts = read_object(path).get("weight_map")
     if not isinstance(parts, dict) or not parts:
         raise ValueError(f"{path.name}: weight_map: expected an object of weights and their files, got {_kind(parts)}")
@@ -326,6 +367,52 @@ def _check_index(path: Path, files: Mapping[str, Path]) -> None:
             )
         if part not in files:
             raise ValueError(f"{path.name}: weight_map.{weight}: {part} is not in the folder; fetch it too")
+    return [files[part] for part in dict.fromkeys(parts.values())]
+
+
+# -- GGUF ------------------------------------------------------------------------------------------------------------
+
+_GGUF_TEXT, _GGUF_LIST = 8, 9
+_GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value of other types
+
+
+def _check_gguf(path: Path) -> None:
+    """Refuse a GGUF file that says more layers than it holds tensors: a library would build them all first.
+
+    What is wrong with it otherwise, the library says that reads it.
+    """
+    with path.open("rb") as file, contextlib.suppress(struct.error, RecursionError):
+        magic, _, tensors, values = struct.unpack("<4sIQQ", file.read(24))
+        for _ in range(values if magic == b"GGUF" else 0):
+            name = file.read(min(_unsigned(file, 8), _MAX_SMALL))
+            kind = _unsigned(file, 4)
+            if name.endswith(b"block_count") and (size := _GGUF_SIZES.get(kind)):
+                layers = _unsigned(file, size)
+                if layers > tensors:
+                    raise ValueError(f"{path.name}: {layers:,} layers, and it holds {tensors:,} tensors")
+            else:
+                _skip(file, kind)
+
+
+def _unsigned(file: BinaryIO, size: int) -> int:
+    raw = file.read(size)
+    if len(raw) < size:
+        raise struct.error
+    return int.from_bytes(raw, "little")
+
+
+def _skip(file: BinaryIO, kind: int, count: int = 1) -> None:
+    """Go on behind some values of a GGUF file; `struct.error` where its end is before theirs."""
+    if kind == _GGUF_LIST:
+        for _ in range(count):
+            _skip(file, _unsigned(file, 4), _unsigned(file, 8))
+    elif kind == _GGUF_TEXT:
+        for _ in range(count):
+            _skip(file, 0, _unsigned(file, 8))
+    elif kind not in _GGUF_SIZES or (size := count * _GGUF_SIZES[kind]) >= 2**62:
+        raise struct.error
+    else:
+        file.seek(size, os.SEEK_CUR)
 
 
 def _kind(value: Any) -> str:

@@ -26,6 +26,7 @@ from transformers.utils import cached_file
 
 from align.artifacts import ADAPTER_WEIGHTS
 from align.data.cards import Source, kind_of
+from align.data.model_files import WEIGHTS_NAME, is_weights_name, weight_files
 from align.errors import ConfigError, is_short
 from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
 from align.models.heads import SHIFT, open_classifier
@@ -161,11 +162,15 @@ def _require_fitting_adapter(
 
 def _open_config(source: Source, gguf: dict[str, str]) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(**source.pretrained, **gguf)
+        config = AutoConfig.from_pretrained(**source.pretrained, **gguf)
     except Exception as error:  # as in `open_model`
         if is_short(error):
             raise
         raise ValueError(_one_line(error, source.gguf)) from None
+    chosen = getattr(config, "transformers_weights", None)
+    if chosen is not None and not is_weights_name(chosen):  # transformers would unpickle it
+        raise ValueError(f"config.json: transformers_weights: expected {WEIGHTS_NAME}, got {str(chosen)[:60]!r}")
+    return config
 
 
 def _require_fitting(config: PreTrainedConfig, kind: str) -> None:
@@ -209,10 +214,9 @@ def _dtype_of_files(source: Source) -> torch.dtype | None:
     """The widest floating type of the weights in a local folder; its config may say another, and round them."""
     widths = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
     found = set()
-    for path in source.files:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                found |= {widths.get(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+    for path in weight_files(source.files):
+        with safe_open(path, "pt") as file:
+            found |= {widths.get(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
     found.discard(None)
     if len(found) > 1:  # neither half format holds the other
         return torch.float32

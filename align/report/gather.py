@@ -87,9 +87,14 @@ def gather(store: ArtifactStore, refs: Sequence[str], left_out: list[str] | None
 
 
 def _check(artifact: Artifact) -> None:
-    """Refuse a folder that `align` does not make: its name is no key."""
+    """Refuse what `align` does not make: a folder whose name is no key, an evaluation of no model."""
     if not is_key(artifact.key):
         raise StoreError(f"{artifact.path}: no artifact of align: expected a name of 64 hexadecimal digits; remove it")
+    if artifact.kind == "evaluation" and not artifact.manifest["inputs"].get("model"):
+        raise StoreError(
+            f"{artifact.path}: manifest.json: inputs is not what align writes; remove that folder and run the step "
+            "that makes it again"
+        )
 
 
 def _is_one(ref: str) -> bool:

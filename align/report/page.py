@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from align.artifacts import ArtifactStore
+from align.artifacts import ArtifactStore, is_number
 from align.errors import StoreError
 from align.report import tables
 from align.report.charts import DASHES, SERIES, Chart, line_chart, reliability_chart
@@ -24,7 +24,6 @@ from align.report.deciding import decided
 from align.report.gather import Made, gather
 from align.report.lineage import draw
 from align.report.meanings import Entry, meaning
-from align.report.rows import is_number
 from align.report.running import Logged, Unfinished, strangers, unfinished
 from align.report.verdict import verdict
 
@@ -286,10 +285,14 @@ def calibration(made: Sequence[Made]) -> list[Chart]:
     for each in made:
         inputs = dict(each.inputs)
         for row in each.calibration:
+            if row["answers"] <= 0:
+                continue
             if each.stage == "reward":
                 place, who = f"{each.name}: pairs of answers", each.name
-            else:
+            elif row["model"] in inputs:
                 place, who = row["task"], names[inputs[row["model"]]]
+            else:  # no row that align writes
+                continue
             of_models = found.setdefault(place, {})
             one = (row["confidence"], row["accuracy"], row["answers"])
             if of_models.get(who, {}).get(row["low"], one) != one:

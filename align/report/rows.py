@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
+
+from align.artifacts import is_number
 
 Row = dict[str, Any]
 
@@ -38,15 +41,15 @@ def read_rows(folder: Path, name: str, is_written: bool = False) -> tuple[list[R
 def _row(line: bytes, name: str) -> Row | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or not all(is_number(row.get(field)) for field in _NUMBERS.get(name, ())):
+    if not isinstance(row, dict) or not all(_is_finite(row.get(field)) for field in _NUMBERS.get(name, ())):
         return None
     return row if all(isinstance(row.get(field), str) for field in _TEXTS.get(name, ())) else None
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_finite(value: object) -> bool:
+    return is_number(value) and math.isfinite(value)
 
 
 def is_key(name: str) -> bool:

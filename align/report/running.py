@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from align.artifacts import NOTE, STEPS, ArtifactStore, is_locked, read_json
-from align.report.rows import Row, is_key, is_number, read_rows
+from align.artifacts import NOTE, STEPS, ArtifactStore, is_locked, is_number, read_json
+from align.report.rows import Row, is_key, read_rows
 
 _NAME = re.compile(r"[a-z0-9._-]+/[a-z0-9._-]+")
 
@@ -114,7 +114,7 @@ def _fault(note: Path) -> str:
         said = json.loads(note.read_text(encoding="utf-8"))
     except FileNotFoundError:  # its step ended meanwhile
         return ""
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if isinstance(said, dict) and is_number(said.get("begun")) and _NAME.fullmatch(str(said.get("name"))):
         return ""

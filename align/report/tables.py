@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from align.artifacts import is_number
 from align.configs.evaluate import VALIDATION_SCORE
 from align.evals.intervals import FEW, is_few
-from align.report.rows import is_number
 
 if TYPE_CHECKING:
     from align.report.gather import Made
@@ -311,7 +311,7 @@ def episodes(made: Sequence[Logged]) -> list[tuple[str, Table]]:
         if each.stage != "ppo" or not each.samples:
             continue
         steps = sorted({row["step"] for row in each.samples if is_number(row.get("step"))})
-        shown = {*steps[:1], *steps[-2:]}
+        shown = [*steps[:1], *steps[-2:]]
         columns = list(dict.fromkeys(column for row in each.samples for column in row))
         rows = [[_cell(row.get(column)) for column in columns] for row in each.samples if row.get("step") in shown]
         names = {"step": "iteration", "kl": "KL, nats"}
@@ -374,4 +374,4 @@ def has_few(table: Table | None) -> bool:
 
 def _shown(row: Mapping[str, object], name: str) -> str:
     value = row.get(name)
-    return f"{value:.2f}" if isinstance(value, int | float) else ""
+    return f"{value:.2f}" if is_number(value) else ""

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.configs import ImportModel
 from align.data.cards import Source, resolve_base, resolve_model
-from align.errors import ConfigError, is_short
+from align.errors import ConfigError
 from align.job import Inputs, Job, Metrics
 from align.models.build import fuse_activation
 from align.models.check import fit_model, fit_reward_model
@@ -74,14 +74,7 @@ def _open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     if source.root is not None and not _has_tokenizer(source):
         # For some architectures transformers then makes an empty tokenizer, without a word.
         raise ValueError("it holds no tokenizer; put its tokenizer.json beside the weights")
-    try:
-        return open_tokenizer(source)
-    except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
-        if is_short(error):
-            raise
-        said = " ".join(str(error).split())[:200]
-        said = said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
-        raise ValueError(f"its tokenizer does not open ({said})") from None
+    return open_tokenizer(source)
 
 
 def _precision(

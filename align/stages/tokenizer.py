@@ -28,7 +28,7 @@ from align.text.tokens import groups_of
 def run(cfg: Tokenizer, inputs: Inputs, job: Job) -> Metrics:
     try:
         tokenizer = _published(cfg, job) if cfg.source else _trained(cfg, inputs, job)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         where = f"source: {cfg.source}: " if cfg.source else ""
         raise ConfigError(where + " ".join(str(error).split())[:300]) from None
     tokenizer.save_pretrained(job.out)

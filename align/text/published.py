@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from align.data.cards import VOCABULARIES, Source
+from align.errors import is_short
 from align.text.tokenizers import EOS, as_fast
 
 Merges = list[tuple[str, str]]
@@ -21,9 +22,19 @@ def open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     words end in </w>, else GPT-2's.
 
     Raises:
-        ValueError: the files are not what they are called.
-        OSError, ValueError: `AutoTokenizer` cannot open them.
+        ValueError: one line on what is wrong with its files.
     """
+    try:
+        return _open(source)
+    except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
+        if is_short(error):
+            raise
+        said = " ".join(str(error).split())[:200]
+        said = said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
+        raise ValueError(f"its tokenizer does not open ({said})") from None
+
+
+def _open(source: Source) -> PreTrainedTokenizerBase:
     names = {path.name for path in source.files}
     if not names & {"tokenizer.json", "tokenizer_config.json"}:
         for pair in VOCABULARIES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,13 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_models import CANARY, EITHER, IMPORT, REFUSED, Spoil, import_here
+import torch
+from hostile_models import CANARY, EITHER, IMPORT, LEGAL, REFUSED, Spoil, import_here
+from safetensors.torch import save_file
 from tiny_models import tiny_model, tiny_tokenizer
 
 from align.__main__ import main
-from align.data.cards import resolve_model
+from align.data.cards import DataCard, Source, resolve_base, resolve_model
+from align.data.model_files import weight_files
 from align.errors import ConfigError
 from align.models.load import save_model
+from align.models.published import open_model
 
 # The error of one case of each kind. All are found before a library opens a file.
 SAID = {
@@ -34,6 +39,15 @@ SAID = {
     "config is nested 100,000 deep": "config.json: expected fewer lists and objects in each other",
     "hidden_size is nan": "config.json: expected JSON (a number is NaN)",
     "num_hidden_layers is 1000000000": "1,000,000,000 layers, and its weights hold 20 tensors",
+    "weights by the config's choice: adapter_model.bin": (
+        'transformers_weights: expected the name of a .safetensors file in the same folder, got "adapter_model.bin"'
+    ),
+    "weights by the config's choice: sub/model.safetensors.index.json": "transformers_weights: expected the name of",
+    "weights by the config's choice: other.safetensors": "other.safetensors is not in the folder; fetch it too",
+    "special_tokens_map.json links to itself": "special_tokens_map.json: a broken symbolic link, to special",
+    "GGUF of a thousand million layers": "x.gguf: 1,000,000,000 layers, and it holds 20 tensors",
+    "GGUF of a thousand million layers, at its end": "x.gguf: 1,000,000,000 layers, and it holds 20 tensors",
+    "GGUF in place of weights": "its GGUF file can be taken alone: name it, as path:FOLDER/x.gguf",
     "config.json is a pipe": "config.json: expected an ordinary file, got a pipe",
     "config.json is a device": "config.json: expected an ordinary file, got a device",
     "tokenizer_config.json with model_max_length 'long'": "model_max_length: expected a finite number, got",
@@ -91,6 +105,29 @@ def test_what_no_library_should_open_is_refused_before_anything_runs(spoiled, na
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", LEGAL)
+def test_what_published_models_hold_is_not_refused(spoiled, name: str) -> None:
+    folder = spoiled(LEGAL[name])
+    assert resolve_model("path:model", None).root == Path("model")
+    assert [path.suffix for path in weight_files([*folder.iterdir()])] == [".safetensors"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json is an empty object",
+        "tokenizer.json is nested",
+        "tokenizer with no vocabulary",
+        "tokenizer_config.json with eos_token 7",
+    ],
+)
+def test_a_tokenizer_that_does_not_open_is_no_defect_of_align(spoiled, capsys, name: str) -> None:
+    spoiled((REFUSED | EITHER)[name])
+    assert main(["tokenizer", "source=path:model", "store=artifacts", "tracker=none"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.split("\n") if line.startswith("error: ")]
+    assert line.startswith("error: source 'path:model': its tokenizer does not open (")
+
+
 @pytest.mark.parametrize("name", SAID_LATER)
 def test_what_does_not_open_is_refused_in_a_line_and_nothing_is_written(spoiled, name: str) -> None:
     spoiled((REFUSED | EITHER)[name])
@@ -146,6 +183,18 @@ def test_no_kernel_is_fetched(spoiled, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_pickle_that_the_config_of_a_repository_chooses_is_not_opened(spoiled) -> None:
+    """Of a source on the Hub no file is looked at before; the same is asked where its config is opened."""
+    folder = spoiled(REFUSED["weights by the config's choice: adapter_model.bin"])
+    with pytest.raises(ValueError, match="transformers_weights: expected the name"):
+        open_model(Source(DataCard(name="model"), folder, (), ""), "model")
+
+
+def test_a_gguf_file_with_as_many_layers_as_tensors_is_not_refused(spoiled) -> None:
+    spoiled(EITHER["GGUF of two layers"])
+    assert resolve_model("path:model", None).gguf == "x.gguf"
+
+
 def test_weights_may_be_a_link_to_another_disk(spoiled) -> None:
     spoiled(EITHER["a file of weights is a link out of the folder"])
     assert imported() == ""
@@ -165,11 +214,40 @@ def test_a_machine_without_memory_is_not_said_to_be_a_bad_model(spoiled, capsys,
     assert "error: out of memory: " in capsys.readouterr().err
 
 
-def test_a_snapshot_of_the_hub_s_cache_may_link_to_its_blobs(good: Path, tmp_path: Path) -> None:
-    snapshot = tmp_path / "models--org--name/snapshots/0123"
+def adapter(folder: Path, **config: object) -> str:
+    """A folder of an adapter on one layer of `model`."""
+    folder.mkdir()
+    base = str(folder.with_name("model"))
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, **config}))
+    save_file({"lora_A": torch.zeros(2, 8), "lora_B": torch.zeros(8, 2)}, folder / "adapter_model.safetensors")
+    return f"path:{folder}"
+
+
+def test_an_adapter_on_few_layers_may_have_its_base_s_config(spoiled) -> None:
+    """The layers of the base are not those of the adapter's weights."""
+    model = spoiled(lambda folder: None)
+    source = adapter(model.with_name("adapter"), peft_type="LORA", r=2)
+    (model.with_name("adapter") / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 32}')
+    resolve_model(source, None)
+    base = resolve_base(source, "", None)
+    assert base is not None
+    assert base.root == model
+
+
+def test_an_adapter_of_another_kind_is_refused_for_its_kind(spoiled) -> None:
+    """Such an adapter has no rank."""
+    source = adapter(spoiled(lambda folder: None).with_name("adapter"), peft_type="IA3")
+    resolve_model(source, None)
+    with pytest.raises(ConfigError, match="an adapter of the kind IA3; expected LORA"):
+        resolve_base(source, "", None)
+
+
+@pytest.mark.parametrize("below", ["", "/sub"])
+def test_a_snapshot_of_the_hub_s_cache_may_link_to_its_blobs(good: Path, tmp_path: Path, below: str) -> None:
+    snapshot = tmp_path / f"models--org--name/snapshots/0123{below}"
     (tmp_path / "models--org--name/blobs").mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for i, path in enumerate(sorted(good.iterdir())):
         shutil.copy(path, tmp_path / f"models--org--name/blobs/{i}")
-        (snapshot / path.name).symlink_to(f"../../blobs/{i}")
+        (snapshot / path.name).symlink_to(os.path.relpath(tmp_path / f"models--org--name/blobs/{i}", snapshot))
     assert len(resolve_model(f"path:{snapshot}", None).files) == len(list(good.iterdir()))

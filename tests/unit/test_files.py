@@ -141,11 +141,11 @@ def test_text_is_read_in_the_encoding_it_has_and_an_unusual_one_is_reported(tmp_
 
 
 def test_an_encoding_is_found_out_by_the_whole_file_and_through_what_packs_it(tmp_path):
-    content = "text\n" + "ascii\n" * 400_000 + "Café\n"
+    content = "text\n" + f"{'ascii' * 100}\n" * 4_000 + "Café\n"
     (tmp_path / "a.csv.xz").write_bytes(lzma.compress(content.encode("latin-1"), preset=0))
     said = []
     *_, (where, row) = read_file(tmp_path / "a.csv.xz", said.append)
-    assert (where, row) == (f"{tmp_path}/a.csv.xz:400002", {"text": "Café"})
+    assert (where, row) == (f"{tmp_path}/a.csv.xz:4002", {"text": "Café"})
     assert said == [f"{tmp_path}/a.csv.xz: read as Latin-1, for it is not UTF-8; save it as UTF-8 if letters are wrong"]
 
 
@@ -512,10 +512,12 @@ def test_quotes_that_would_enclose_whole_rows_of_a_tsv_file_are_text(tmp_path, l
 def test_a_stray_quote_ends_the_look_at_a_tsv_file(tmp_path):
     """Rows behind it are not gathered as one cell: the memory stays that of a few lines."""
     (tmp_path / "a.tsv").write_text("sentence\tlabel\n" + '"stray\t0\n' + "another row\t1\n" * 200_000)
+    rows = read_file(tmp_path / "a.tsv")
     tracemalloc.start()
-    assert sum(1 for _ in read_file(tmp_path / "a.tsv")) == 200_001
+    assert next(rows).row == {"sentence": '"stray', "label": "0"}  # the look is over when the first row comes
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    rows.close()
     assert peak < 2**22  # the rows as text take 3 MB, and as strings 13
 
 
@@ -574,6 +576,13 @@ def test_a_line_that_no_memory_should_hold_is_refused_by_its_place(tmp_path, mon
     content = packers.get(Path(name).suffix, bytes)(content)
     message = [row for _, row in rows_of(tmp_path, name, content)][-1]
     assert message == "line 2: expected at most 1,048,576 characters in a line, got more"
+
+
+def test_a_list_in_one_long_line_of_a_jsonl_file_is_no_line_that_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("align.data.files.MAX_LINE", 1000)
+    content = json.dumps([{"text": f"row {number}"} for number in range(200)])
+    assert len(content) > 1000
+    assert len(rows_of(tmp_path, "a.jsonl", content)) == 200
 
 
 @pytest.mark.parametrize(("name", "limit"), [("a.json", "MAX_JSON"), ("a.txt", "MAX_TEXT")])

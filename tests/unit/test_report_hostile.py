@@ -17,6 +17,7 @@ from align.artifacts import ArtifactStore
 from align.errors import StoreError
 from align.report.gather import gather
 from align.report.page import render, write_report, write_whole
+from align.report.rows import Row
 from align.report.sweep_page import write_page
 from align.sweeps import Record
 
@@ -283,7 +284,10 @@ def test_an_artifact_whose_key_is_none_is_refused_by_its_folder(store: ArtifactS
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("metrics", {"loss": "<b>"}), ("metrics", []), ("config", "x"), ("code", None), ("created", "x"), ("seconds", {})],
+    [
+        *(("metrics", {"loss": "<b>"}), ("metrics", []), ("config", "x"), ("code", None), ("created", "x")),
+        *(("seconds", {}), ("seconds", 10**400), ("created", float("nan")), ("created", 1e300)),
+    ],
 )
 def test_a_manifest_of_other_types_is_refused_by_its_field(store: ArtifactStore, field: str, value: object) -> None:
     (file,) = store.root.glob("objects/sft/*/manifest.json")
@@ -294,6 +298,56 @@ def test_a_manifest_of_other_types_is_refused_by_its_field(store: ArtifactStore,
 
 
 TORN = [b'{"step": 3, "lo', b"\x00\x00\x00", b'{"step": "3"}', b"[1]", b'{"loss": 1.0}', b"\xff{}", b'{"step": 3}x']
+TORN += [b"[" * 100_000, b'{"step": NaN}', b'{"step": Infinity}', b'{"step": 1' + b"0" * 400 + b"}"]
+
+
+@pytest.mark.parametrize("inputs", [[], {"a": 1}, {"a": ["b"]}, {"a": [{"stage": "sft"}]}])
+def test_a_manifest_whose_inputs_are_none_is_damaged(store: ArtifactStore, inputs: object) -> None:
+    (file,) = store.root.glob("objects/sft/*/manifest.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"inputs": inputs}))
+    seal_again(store.root)
+    with pytest.raises(StoreError, match=r"manifest\.json"):
+        gather(store, ["toy/sft"])
+
+
+def test_an_evaluation_of_no_model_is_refused(store: ArtifactStore) -> None:
+    add(store, "toy/evaluate", "evaluation", {}, evaluation(0.6, 0.5, 0.7))
+    with pytest.raises(StoreError, match=r"manifest\.json: inputs is not what align writes"):
+        gather(store, ["toy/evaluate"])
+
+
+@pytest.mark.parametrize("wrong", [{"model": "x"}, {"answers": 0}, {"answers": -1}])
+def test_a_bin_of_no_model_or_no_answers_is_left_out_of_its_chart(tmp_path: Path, wrong: Row) -> None:
+    store = ArtifactStore(tmp_path)
+    one = {"task": "t", "model": "model", "low": 0.5, "answers": 9, "confidence": 0.55, "accuracy": 0.5}
+    model = add(store, "toy/sft", "model", {})
+    bins = [one, {**one, "task": "unplaced", **wrong}]
+    add(store, "toy/evaluate", "evaluation", {"model": model}, evaluation(0.6, 0.5, 0.7), calibration=bins)
+    page = render("toy", gather(store, ["toy/evaluate"]))[0]
+    assert "right in 50 %" in page
+    assert "unplaced" not in page
+
+
+@pytest.mark.parametrize("row", [b'{"step": 2, "loss": 1' + b"0" * 400 + b"}", b'{"step": 2, "loss": NaN}'])
+def test_a_number_that_cannot_be_drawn_is_left_out_of_its_curve(store: ArtifactStore, row: bytes) -> None:
+    (file,) = store.root.glob("objects/sft/*/metrics.jsonl")
+    manifest = json.loads((file.parent / "manifest.json").read_text())
+    file.write_bytes(b'{"step": 1, "loss": 2.0}\n' + row + b"\n")
+    manifest["files"][file.name]["size"] = file.stat().st_size
+    (file.parent / "manifest.json").write_text(json.dumps(manifest))
+    seal_again(store.root)
+    (made,) = gather(ArtifactStore(store.root), [f"sft@{file.parent.name}"])
+    assert "loss" in render("toy", [made])[0]
+
+
+@pytest.mark.parametrize("step", [[], {}, None, "x"])
+def test_an_episode_of_no_iteration_is_left_out(tmp_path: Path, step: object) -> None:
+    store = ArtifactStore(tmp_path)
+    episodes = [{"step": 1, "prompt": "first", "score": 1.0}, {"step": step, "prompt": "unplaced", "score": 10**400}]
+    add(store, "toy/ppo", "model", {}, samples=episodes)
+    page = render("toy", gather(store, ["toy/ppo"]))[0]
+    assert "first" in page
+    assert "unplaced" not in page
 
 
 @pytest.mark.parametrize("line", TORN)
