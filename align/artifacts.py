@@ -303,10 +303,14 @@ def fsync_folder(folder: Path) -> None:
 
 
 def follow_umask(path: Path) -> None:
-    """Let a file be read by whom the umask says; safetensors makes files that their owner alone can read."""
+    """Let a file be read by whom the umask says; safetensors makes files that their owner alone can read.
+
+    A file of another user, whose step this one goes on with, stays as it is: only its owner can change that.
+    """
     umask = os.umask(0o022)
     os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    if path.stat().st_uid == os.geteuid():
+        path.chmod(0o666 & ~umask)
 
 
 def store_folder(given: str | os.PathLike[str] | None = None) -> str:

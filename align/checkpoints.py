@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from align.artifacts import fsync_folder, make_folder, sha256_file, write_json
+from align.artifacts import follow_umask, fsync_folder, make_folder, sha256_file, write_json
 
 _MANIFEST, _TENSORS, _STATE = "manifest.json", "tensors.safetensors", "state.json"
 _KEPT = 2  # the newest, and the one before in case the newest is damaged when it is needed
@@ -46,6 +46,7 @@ def save_checkpoint(folder: Path, step: int, state: Any, logs: Logs | None = Non
         tensors: dict[str, torch.Tensor] = {}
         skeleton = _strip(state, "", tensors)
         save_file(_apart(tensors), temporary / _TENSORS)
+        follow_umask(temporary / _TENSORS)
         (temporary / _STATE).write_text(json.dumps(skeleton), encoding="utf-8")
         for name in (_TENSORS, _STATE):
             with (temporary / name).open("rb+") as file:
