@@ -43,6 +43,7 @@ ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  #
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _VERSION = re.compile(r"v(0|[1-9][0-9]{0,8})")
 _FOLDER = re.compile(r"\w[\w.-]*")
+_USUAL_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _BASE = re.compile(r"([a-z][a-z0-9_]*)/([0-9A-Za-z]+)")
 # Files that macOS and NFS put into a folder by themselves. They are no part of an artifact, and no damage.
 _OF_SYSTEM = re.compile(r"\.DS_Store|\._.+|\.nfs[0-9a-f]+")
@@ -163,9 +164,10 @@ def _is_time(value: Any) -> bool:
 
 
 def _are_files(value: Any) -> bool:
-    return _is_dict(value) and all(
-        _is_dict(file) and _is_text(file.get("sha256")) and type(file.get("size")) is int for file in value.values()
-    )
+    try:
+        return all(type(file["sha256"]) is str and type(file["size"]) is int for file in value.values())
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def _are_inputs(value: Any) -> bool:
@@ -789,6 +791,8 @@ def _versions_in(folder: str | os.PathLike[str]) -> list[int]:
 
 def _safe(folder: Path, name: str) -> str:
     """A manifest's file name, if it stays below its folder on every system."""
+    if _USUAL_FILE.fullmatch(name):
+        return name
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in name or not parts:
         raise _corrupt(folder, repr(name), "is not a safe file name")

@@ -273,8 +273,11 @@ class Job:
         step, whole = found
         self.require_world_size(whole["world_size"])
         self._cut_logs(whole["logged"])
-        _set_random_state(whole["random"][self.rank], self.device)
+        random_state = whole["random"][self.rank]
+        _set_random_state(random_state, self.device)
         self.info(f"going on from {step}")
+        if ("cuda" in random_state) != (self.device.type == "cuda"):
+            self.info("it was begun on another kind of device, so what is random on this one begins anew")
         return step, whole["state"]
 
     def require_world_size(self, begun_with: int) -> None:
@@ -421,5 +424,5 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
     import torch
 
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
+    if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

@@ -4,7 +4,8 @@
 
 Each part is a program beside this one with a results file in .soak/, and goes on where it stopped. The minutes are
 shared out by the parts' weights; a part that is done early leaves its time to those after it. With --table nothing is
-run: the table is written from the results that are there. The exit code is 1 where a part found something wrong.
+run: the table is written from the results that are there. The exit code is 1 where a part found something wrong, or
+failed itself.
 """
 
 from __future__ import annotations
@@ -94,12 +95,13 @@ def results_of(part: Part) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line]
 
 
-def run_part(part: Part, minutes: float) -> None:
+def run_part(part: Part, minutes: float) -> bool:
+    """True where its program found nothing wrong, and did not fail itself."""
     RESULTS.mkdir(exist_ok=True)
     program = Path(__file__).with_name(f"{part.name}.py")
     given = [str(RESULTS / f"{part.name}.jsonl"), "--minutes", f"{minutes:.1f}"]
     print(f"-- {part.name}, at most {minutes:.0f} minutes", flush=True)
-    subprocess.run([sys.executable, str(program), *given], check=False, cwd=ROOT)
+    return subprocess.run([sys.executable, str(program), *given], check=False, cwd=ROOT).returncode == 0
 
 
 def table() -> str:
@@ -135,14 +137,15 @@ def main() -> int:
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     chosen = [part for part in PARTS if options.only is None or part.name in options.only]
+    passed = True
     if not options.table:
         until = time.monotonic() + 60 * options.minutes
         for place, part in enumerate(chosen):
             left = (until - time.monotonic()) / 60
-            run_part(part, left * part.weight / sum(each.weight for each in chosen[place:]))
+            passed &= run_part(part, left * part.weight / sum(each.weight for each in chosen[place:]))
     write_table()
     print(table())
-    return int(any(row.get("wrong") for part in chosen for row in results_of(part)))
+    return int(not passed or any(row.get("wrong") for part in chosen for row in results_of(part)))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ import json
 import os
 
 import pytest
+import torch
 from stage_jobs import job_at
 
+from align.checkpoints import load_checkpoint, save_checkpoint
 from align.configs import HardwareConfig, RunConfig
 from align.job import Job
 from align.tracking import NoTracker
@@ -99,6 +101,23 @@ def test_a_checkpoint_vouches_for_logs_that_are_on_disk(tmp_path, monkeypatch):
     saved = synced.index((tmp_path / "checkpoints/step-1/manifest.json").stat().st_ino)
     for name in ("metrics", "events", "samples"):
         assert synced.index((tmp_path / f"out/{name}.jsonl").stat().st_ino) < saved
+
+
+def test_a_step_that_was_begun_on_a_cpu_goes_on_on_a_gpu(folder, capsys):
+    """The device is no part of a step's key: the same command on another machine finds the same work."""
+    job = job_at(folder)
+    job.device = torch.device("cuda")
+    assert job.resume() == (3, {"at": 3})
+    assert "begun on another kind of device" in capsys.readouterr().err
+
+
+def test_a_step_that_was_begun_on_a_gpu_goes_on_on_a_cpu(folder, capsys):
+    saved = folder / "checkpoints/step-3"
+    step, whole = load_checkpoint(folder / "checkpoints")
+    whole["random"][0]["cuda"] = torch.zeros(16, dtype=torch.uint8)
+    save_checkpoint(folder / "checkpoints", step, whole, json.loads((saved / "manifest.json").read_text())["logs"])
+    assert job_at(folder).resume() == (3, {"at": 3})
+    assert "begun on another kind of device" in capsys.readouterr().err
 
 
 class Counting(NoTracker):
