@@ -337,6 +337,16 @@ WORDS = {
         "hardware.device: expected a value, got null",
     ),
     "an interpolation of nothing": (["pipeline=quickstart", "seed=${nope}"], "seed: ${nope}: there is no nope"),
+    "a store of nothing": (["pipeline=quickstart", "store=${nope}"], "store: ${nope}: there is no nope"),
+    "a setting of nothing": (["pipeline=quickstart", "debug=${nope}"], "debug: ${nope}: there is no nope"),
+    "a sweep in a store of nothing": (
+        ["pipeline=quickstart", "store=${oc.env:NO_SUCH}", "seed=1,2", "-m"],
+        "store: ${oc.env:NO_SUCH}: the environment has no such variable",
+    ),
+    "members with a setting of nothing": (
+        ["pipeline=quickstart", "hardware.threads=${nope}", "seed=1,2", "-m"],
+        "member 0 (seed=1): hardware.threads: ${nope}: there is no nope",
+    ),
     "the mode of a sweep": (["pipeline=quickstart", "hydra.mode=MULTIRUN"], "hydra.mode: not supported here; give -m"),
     "the mode added": (["pipeline=quickstart", "++hydra.mode=RUN"], "hydra.mode: not supported here"),
     "Hydra's config name": (
@@ -390,3 +400,11 @@ def test_a_plan_of_a_stage_reads_the_rows_where_asked(here: Path, capsys: pytest
     given = ["plan", "data", "source=path:rows.jsonl"]
     assert len(composed(given, capsys)) == 1
     assert "rows.jsonl:1: " in refused([*given, "check_data=true"], capsys)
+
+
+@pytest.mark.parametrize("word", ["tokens=${nope}", "hidden_size=${nope}"])
+def test_an_interpolation_of_nothing_in_a_model_is_one_line(
+    word: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = word.partition("=")[0].replace("hidden_size", "model.hidden_size")
+    assert refused(["model", "model=gpt2", word], capsys).startswith(f"error: {key}: ${{nope}}: there is no nope")
