@@ -146,7 +146,8 @@ def _check_settings(cfg: DictConfig, names: Collection[str]) -> None:
         return
     written = str(OmegaConf.to_container(cfg, resolve=False))
     for name in own:
-        if not re.search(rf"\$\{{\.*{re.escape(name)}[.}}\[]", written):
+        # By itself, ${NAME}, or as an argument of a resolver, ${oc.select:NAME,DEFAULT}.
+        if not re.search(rf"\$\{{(?:[^}}]*[:,]\s*)?\.*{re.escape(name)}(?!\w)", written):
             near = difflib.get_close_matches(name, [*names, "steps"], n=1, cutoff=CUTOFF)
             raise ConfigError(
                 f"{name}: no such knob{did_you_mean(near)}; align run --help lists the settings; a step's knob is "

@@ -120,6 +120,16 @@ def test_a_pipeline_may_choose_its_launcher_and_is_planned_with_a_sweep_and_with
     assert "n_jobs: 3" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("read", ["${rows}", "${oc.select:rows}", "${oc.select:nope,${rows}}", "${oc.select: rows, 3}"])
+def test_a_name_of_a_pipeline_s_own_is_taken_where_an_interpolation_reads_it(
+    read: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.yaml").write_text(PIPELINE.replace("train_rows: 50", f"train_rows: '{read}'") + "rows: 50\n")
+    (text, _) = composed(["plan", "--config", "mine.yaml"], capsys)
+    Path("mine.yaml").write_text(PIPELINE)
+    assert text == composed(["plan", "--config", "mine.yaml"], capsys)[0]
+
+
 def test_a_file_without_defaults_is_on_top_of_a_pipeline(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("on.yaml").write_text("pipeline: toy\nsteps: {ppo: {kl_coef: 0.25}}\nsteps.sft.learning_rate: 0.5\n")
     toy = ["--config-dir", str(CONF)]
