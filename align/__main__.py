@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.errors import AlignError, ConfigError, Preempted, naming_the_world, one_line
 from align.quiet import QUIET
@@ -178,9 +178,19 @@ def _answered(act: Callable[[DictConfig], int]) -> Callable[[DictConfig, Places]
         except BrokenPipeError:
             raise
         except Exception as error:
-            return _told(error, cfg.get("debug") is True)
+            return _told(error, _setting(cfg, "debug") is True)
 
     return task
+
+
+def _setting(cfg: DictConfig, name: str) -> Any:
+    """The value of a setting; None if its interpolation cannot be resolved, which the plan reports at its place."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return cfg.get(name)
+    except OmegaConfBaseException:
+        return None
 
 
 def _planned(cfg: DictConfig, places: Places) -> tuple[RunConfig, list[Step], ArtifactStore]:
@@ -208,10 +218,10 @@ def _guarded(act: Act) -> Callable[[DictConfig, Places], int]:
         from align.hydra_app import sweep_member
         from align.sweeps import recorded
 
-        debug = cfg.get("debug") is True
+        debug = _setting(cfg, "debug") is True
         member = sweep_member()
         try:
-            with recorded(member if act is _run else None) as outcomes, naming_the_world(str(cfg.get("store"))):
+            with recorded(member if act is _run else None) as outcomes, naming_the_world(str(_setting(cfg, "store"))):
                 settings, steps, store = _planned(cfg, places)
                 outcomes.extend(act(settings, steps, store, member))
             return 0

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
+from omegaconf.errors import OmegaConfBaseException
+
 from align.artifacts import Artifact
 from align.configs import STAGES, stage_class
-from align.configs.typed import literal
+from align.configs.typed import literal, said_of_interpolation
 from align.errors import ConfigError, StoreError
 from align.yaml_file import YamlFile, nested
 
@@ -167,6 +169,8 @@ class Places:
             if located == str(error):
                 raise
             raise type(error)(located) from error
+        except OmegaConfBaseException as error:  # of an interpolation
+            raise ConfigError(self.located(f"{error.full_key}: {said_of_interpolation(error)}")) from error
 
     def located(self, text: str) -> str:
         """An error line that begins with a key, behind the file and line where the key is written.

@@ -37,12 +37,13 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 from omegaconf.resolvers.oc import select
 
 from align.artifacts import STORE_VARIABLE, store_folder
 from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
 from align.configs.other_names import CUTOFF, OURS, did_you_mean, knobs_of, meant_knob, no_such_knob, other_unit
+from align.configs.typed import said_of_interpolation
 from align.console import Parser
 from align.errors import AlignError, ConfigError
 from align.given import GIVEN, GROUPS, MODE, Given, Places, Written, expected_names, from_call, from_file
@@ -414,17 +415,17 @@ def _explained(config_name: str, overrides: Sequence[str], config_dir: str | Non
         yield
     except (yaml.YAMLError, UnicodeDecodeError, GrammarParseError) as error:
         raise ConfigError(_no_yaml(error, overrides, config_dir)) from error
-    except ValueError as error:
-        _refuse_broken(overrides, config_dir)
-        if not re.search(r"Invalid defaults list|Unsupported type in defaults|default item", str(error)):
-            raise
-        raise ConfigError(places.located("defaults: expected a list, as [/stage@steps.sft: sft, _self_]")) from error
     except (HydraException, OmegaConfBaseException) as error:
         _refuse_broken(overrides, config_dir)
         said = _explain(error, config_name, overrides)
         if said.startswith("In '") and (key := places.list_for_names()) is not None:  # Hydra does not say the key
             said = expected_names(key)
         raise ConfigError(places.located(said)) from error
+    except ValueError as error:
+        _refuse_broken(overrides, config_dir)
+        if not re.search(r"Invalid defaults list|Unsupported type in defaults|default item", str(error)):
+            raise
+        raise ConfigError(places.located("defaults: expected a list, as [/stage@steps.sft: sft, _self_]")) from error
 
 
 def _no_yaml(error: Exception, overrides: Sequence[str], config_dir: str | None) -> str:
@@ -512,8 +513,7 @@ def _refuse_hydras(hydra: Hydra, config: DictConfig, expected: RunMode, config_d
     """
     if config.hydra.mode not in (None, expected):
         raise ConfigError(places.located(MODE))
-    words: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # a word may hold an interpolation
-    given = {_key_of(word) for word in (*words["task"], *words["hydra"])}
+    given = {_key_of(word) for kind in ("task", "hydra") for word in _words(config.hydra, kind)}
     for group in given & {"launcher", "hydra/launcher"}:  # a pipeline may choose one, for when it is swept
         if expected is RunMode.RUN and (chosen := config.hydra.runtime.choices.get(group)) != "basic":
             raise ConfigError(places.located(f"{group}={chosen}: {_OF_A_SWEEP}"))
@@ -543,6 +543,17 @@ def _refuse_settings(keys: Iterable[str], is_sweep: bool, placed: Callable[[str]
             raise ConfigError(placed(f"{key}: {_OF_A_SWEEP}"))
 
 
+def _words(hydra: DictConfig, kind: str = "task") -> list[str]:
+    """The overrides of a command as they were given. To look at one in the config would resolve what it interpolates.
+
+    Args:
+        hydra: Hydra's own config.
+        kind: task or hydra, whose settings they change.
+    """
+    words: Any = OmegaConf.to_container(hydra.overrides[kind], resolve=False)
+    return words
+
+
 def _run(
     config_name: str,
     options: Any,
@@ -569,6 +580,8 @@ def _run(
         return int(returned.return_value)
     config = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN)
     _refuse_hydras(hydra, config, RunMode.MULTIRUN, options.config_dir, places)
+    if "store" in config:
+        _ = config.store  # what is wrong with it would be said of the folder, which lies in it
     folder = _own_folder(Path(config.hydra.sweep.dir))
     config.hydra.sweep.dir = str(folder)
     quoted = str(folder).replace("'", "\\'")
@@ -602,7 +615,7 @@ def _sweep(hydra: Hydra, config: DictConfig, task: MemberTask, check: Check | No
 
     sweeper.launcher = Launcher(sweeper.launcher, config.hydra.launcher, task, prepare)
     sweeper.validate_batch_is_legal = lambda batch: None  # every batch is checked before the first runs
-    batches = sweeper.sweep(arguments=list(config.hydra.overrides.task))
+    batches = sweeper.sweep(arguments=_words(config.hydra))
     return [int(member.return_value) for batch in batches for member in batch]
 
 
@@ -613,13 +626,13 @@ def _checked(
         composed = hydra.config_loader.load_sweep_config(config, overrides)
         own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         to_do = check is None or check(own, places)
+        return Prepared(composed.hardware.threads, composed.hardware.num_processes, to_do)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
             f"{name}: {_explain(error, str(config.hydra.job.config_name), overrides)}; no member was run"
         ) from error
     except AlignError as error:
         raise type(error)(f"{name}: {error}; no member was run") from error
-    return Prepared(composed.hardware.threads, composed.hardware.num_processes, to_do)
 
 
 def _own_folder(folder: Path) -> Path:
@@ -648,10 +661,10 @@ def _tell_ends(folder: Path, codes: list[int]) -> None:
 
 def sweep_member() -> Member | None:
     """The member of a sweep that runs now, told to whoever watches; None outside a sweep."""
-    hydra = HydraConfig.get()
+    hydra: Any = HydraConfig.get()  # a DictConfig that says it is a HydraConf
     if OmegaConf.is_missing(hydra.job, "num"):
         return None
-    overrides = [word for word in hydra.overrides.task if not word.startswith(("stage@", f"+{GIVEN}"))]
+    overrides = [word for word in _words(hydra) if not word.startswith(("stage@", f"+{GIVEN}"))]
     print(f"-- {hydra.job.num}: {' '.join(overrides)}", file=sys.stderr, flush=True)
     log = hydra.launcher.get("submitit_folder")
     log = str(log).replace("%j", str(hydra.job.id)) if log else None
@@ -660,8 +673,8 @@ def sweep_member() -> Member | None:
 
 def chosen(group: str) -> tuple[str, bool]:
     """What was chosen from a config group for the run under way, and whether all in it was left as it is."""
-    hydra = HydraConfig.get()
-    return str(hydra.runtime.choices[group]), not any(w.startswith(f"{group}.") for w in hydra.overrides.task)
+    hydra: Any = HydraConfig.get()
+    return str(hydra.runtime.choices[group]), not any(w.startswith(f"{group}.") for w in _words(hydra))
 
 
 def _tidy(folder: Path, keep: bool) -> None:
@@ -679,6 +692,8 @@ def _tidy(folder: Path, keep: bool) -> None:
 
 
 def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
+    if isinstance(error, InterpolationResolutionError):
+        return f"{error.full_key}: {said_of_interpolation(error)}"
     text = f"{error}\n{error.__cause__ or ''}"
     if override := re.search(r"In '[^']+': Could not override '([^']+)'", text):
         return _no_override(override[1])

@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
 
 from align.configs import ModelConfig
@@ -61,8 +60,6 @@ def _model_config(cfg: DictConfig) -> ModelConfig:
         model = typed(ModelConfig, plain(cfg.model))
     except ConfigError as error:
         raise ConfigError(f"model.{error}") from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"model.{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(model, ModelConfig)
     return model
 

@@ -32,7 +32,7 @@ from align.configs import (
 )
 from align.configs.knobs import READ_AT_START, require
 from align.configs.other_names import CUTOFF, did_you_mean, knobs_of, no_such_knob
-from align.configs.typed import NoSuchKnob, literal, plain, shown, typed
+from align.configs.typed import NoSuchKnob, literal, plain, said_of_interpolation, shown, typed
 from align.data.cards import load_card, model_kind, resolve, resolve_base, resolve_model, resolve_tokenizer
 from align.data.formats import LABELLED
 from align.data.records import read_info
@@ -108,7 +108,7 @@ def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
     try:
         own = plain(cfg, without=("steps",))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {_said(error)}") from None
+        raise ConfigError(f"{error.full_key}: {said_of_interpolation(error)}") from None
     try:
         settings = typed(RunConfig, {name: value for name, value in own.items() if name in names})
     except NoSuchKnob as error:
@@ -146,7 +146,8 @@ def _check_settings(cfg: DictConfig, names: Collection[str]) -> None:
         return
     written = str(OmegaConf.to_container(cfg, resolve=False))
     for name in own:
-        if not re.search(rf"\$\{{\.*{re.escape(name)}[.}}\[]", written):
+        # By itself, ${NAME}, or as an argument of a resolver, ${oc.select:NAME,DEFAULT}.
+        if not re.search(rf"\$\{{(?:[^}}]*[:,]\s*)?\.*{re.escape(name)}(?!\w)", written):
             near = difflib.get_close_matches(name, [*names, "steps"], n=1, cutoff=CUTOFF)
             raise ConfigError(
                 f"{name}: no such knob{did_you_mean(near)}; align run --help lists the settings; a step's knob is "
@@ -208,7 +209,7 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
         raise ConfigError(f"steps.{name}.{error}") from None
     except OmegaConfBaseException as error:  # an interpolation; its error has the whole key
         key = f"steps.{name}." + str(error.full_key).removeprefix(f"steps.{name}.")
-        raise ConfigError(f"{key}: {_said(error)}") from None
+        raise ConfigError(f"{key}: {said_of_interpolation(error)}") from None
     assert isinstance(config, StageConfig)
     if getattr(config, "seed", 0) is None:
         config.seed = seed  # type: ignore[attr-defined]
@@ -231,26 +232,6 @@ def _kind_of_source(config: ImportModel) -> str:
         return model_kind(config.source) or config.kind
     except ConfigError as error:
         raise ConfigError(f"source: {error}") from None
-
-
-def _said(error: OmegaConfBaseException) -> str:
-    """What is wrong with an interpolation, for people who do not know OmegaConf."""
-    said = str(error).splitlines()[0]
-    if found := re.search(r"Interpolation key '([^']*)' not found", said):
-        return f"${{{found[1]}}}: there is no {found[1]} in the config to take the value from"
-    if found := re.search(r"Environment variable '([^']*)' not found", said):
-        return f"${{oc.env:{found[1]}}}: the environment has no such variable; set it, or give a default behind a comma"
-    if found := re.search(r"Unsupported interpolation type (\S+)", said):
-        return (
-            f"${{{found[1]}:...}}: no such resolver; ${{NAME}} takes a value of the config, ${{oc.env:NAME}} a variable"
-        )
-    if found := re.match(r"\w+ raised while resolving interpolation: (.*)", said):
-        return found[1]
-    if "Recursive interpolation" in said:
-        return "takes its value from itself; write a value in one of the places"
-    if "Missing mandatory value" in said:
-        return "expected a value, got ???"
-    return said
 
 
 def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactStore) -> list[Step]:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,9 +97,9 @@ def fates(folder: Path) -> dict[int, Fate]:
 
 
 def _pair(override: str) -> tuple[str, str]:
-    """The knob and its value, without what Hydra's grammar puts before a colon."""
+    """The knob and its value, without what Hydra's grammar puts before a colon or a brace."""
     name, _, value = override.lstrip("+").partition("=")
-    return name, value.replace("\\:", ":")
+    return name, re.sub(r"\\([:{}])", r"\1", value)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -120,6 +120,16 @@ def test_a_pipeline_may_choose_its_launcher_and_is_planned_with_a_sweep_and_with
     assert "n_jobs: 3" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("read", ["${rows}", "${oc.select:rows}", "${oc.select:nope,${rows}}", "${oc.select: rows, 3}"])
+def test_a_name_of_a_pipeline_s_own_is_taken_where_an_interpolation_reads_it(
+    read: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.yaml").write_text(PIPELINE.replace("train_rows: 50", f"train_rows: '{read}'") + "rows: 50\n")
+    (text, _) = composed(["plan", "--config", "mine.yaml"], capsys)
+    Path("mine.yaml").write_text(PIPELINE)
+    assert text == composed(["plan", "--config", "mine.yaml"], capsys)[0]
+
+
 def test_a_file_without_defaults_is_on_top_of_a_pipeline(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("on.yaml").write_text("pipeline: toy\nsteps: {ppo: {kl_coef: 0.25}}\nsteps.sft.learning_rate: 0.5\n")
     toy = ["--config-dir", str(CONF)]
@@ -337,6 +347,16 @@ WORDS = {
         "hardware.device: expected a value, got null",
     ),
     "an interpolation of nothing": (["pipeline=quickstart", "seed=${nope}"], "seed: ${nope}: there is no nope"),
+    "a store of nothing": (["pipeline=quickstart", "store=${nope}"], "store: ${nope}: there is no nope"),
+    "a setting of nothing": (["pipeline=quickstart", "debug=${nope}"], "debug: ${nope}: there is no nope"),
+    "a sweep in a store of nothing": (
+        ["pipeline=quickstart", "store=${oc.env:NO_SUCH}", "seed=1,2", "-m"],
+        "store: ${oc.env:NO_SUCH}: the environment has no such variable",
+    ),
+    "members with a setting of nothing": (
+        ["pipeline=quickstart", "hardware.threads=${nope}", "seed=1,2", "-m"],
+        "member 0 (seed=1): hardware.threads: ${nope}: there is no nope",
+    ),
     "the mode of a sweep": (["pipeline=quickstart", "hydra.mode=MULTIRUN"], "hydra.mode: not supported here; give -m"),
     "the mode added": (["pipeline=quickstart", "++hydra.mode=RUN"], "hydra.mode: not supported here"),
     "Hydra's config name": (
@@ -390,3 +410,11 @@ def test_a_plan_of_a_stage_reads_the_rows_where_asked(here: Path, capsys: pytest
     given = ["plan", "data", "source=path:rows.jsonl"]
     assert len(composed(given, capsys)) == 1
     assert "rows.jsonl:1: " in refused([*given, "check_data=true"], capsys)
+
+
+@pytest.mark.parametrize("word", ["tokens=${nope}", "hidden_size=${nope}"])
+def test_an_interpolation_of_nothing_in_a_model_is_one_line(
+    word: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = word.partition("=")[0].replace("hidden_size", "model.hidden_size")
+    assert refused(["model", "model=gpt2", word], capsys).startswith(f"error: {key}: ${{nope}}: there is no nope")

@@ -125,6 +125,14 @@ def test_of_batches_the_last_is_checked_before_the_first_begins(tmp_path: Path) 
     assert not (tmp_path / "artifacts").exists()
 
 
+def test_an_interpolation_takes_the_value_of_each_member(tmp_path: Path) -> None:
+    """And not that of the config without the sweep."""
+    data = ("plan", "data", "source=card:smallworld", f"store={tmp_path}", "validation_rows=${train_rows}", "--json")
+    swept = [json.loads(line) for line in align(*data, "train_rows=5,6", "-m").stdout.splitlines()]
+    alone = [json.loads(align(*data, f"train_rows={count}").stdout) for count in (5, 6)]
+    assert [member["steps"][0]["key"] for member in swept] == [steps[0]["key"] for steps in alone]
+
+
 def test_two_sweeps_of_one_second_have_a_folder_each(finished: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
     for _ in range(2):

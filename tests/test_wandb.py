@@ -316,6 +316,7 @@ def test_a_service_that_refuses_in_the_middle_of_a_run_changes_nothing(
     begun = time.monotonic()
     done = run(store, service.url, "step=ppo")
     assert time.monotonic() - begun < 180
+    assert re.search(r"toy/reward: (not all reached W&B|W&B stopped taking)", done.stderr), done.stderr
     assert done.stderr.count("offline from here on") == 1
     assert digests(store) == digests(finished)
     assert sorted(offline_runs(store)) == ["toy/ppo:v0"]

@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from align.configs.knobs import require
 from align.errors import ConfigError
@@ -32,6 +33,26 @@ def plain(node: DictConfig, without: tuple[str, ...] = ()) -> dict[str, Any]:
         value = node[name]
         values[str(name)] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     return values
+
+
+def said_of_interpolation(error: OmegaConfBaseException) -> str:
+    """What is wrong with an interpolation, for people who do not know OmegaConf."""
+    said = str(error).splitlines()[0]
+    if found := re.search(r"Interpolation key '([^']*)' not found", said):
+        return f"${{{found[1]}}}: there is no {found[1]} in the config to take the value from"
+    if found := re.search(r"Environment variable '([^']*)' not found", said):
+        return f"${{oc.env:{found[1]}}}: the environment has no such variable; set it, or give a default behind a comma"
+    if found := re.search(r"Unsupported interpolation type (\S+)", said):
+        return (
+            f"${{{found[1]}:...}}: no such resolver; ${{NAME}} takes a value of the config, ${{oc.env:NAME}} a variable"
+        )
+    if found := re.match(r"\w+ raised while resolving interpolation: (.*)", said):
+        return found[1]
+    if "Recursive interpolation" in said:
+        return "takes its value from itself; write a value in one of the places"
+    if "Missing mandatory value" in said:
+        return "expected a value, got ???"
+    return said
 
 
 class NoSuchKnob(ConfigError):
