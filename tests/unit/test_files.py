@@ -598,6 +598,14 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     assert (where, str(row)) == (f"{tmp_path}/a.jsonl", "file: expected an ordinary file, got a pipe")
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
+@pytest.mark.parametrize("target", ["/proc/self/mem", "/proc/self/environ", "/proc/cpuinfo"])
+def test_an_entry_of_proc_is_refused_through_a_link_too(tmp_path, target):
+    (tmp_path / "a.jsonl").symlink_to(target)
+    ((_, row),) = read_file(tmp_path / "a.jsonl")
+    assert str(row) == "file: expected an ordinary file, got an entry of /proc"
+
+
 @pytest.mark.parametrize(
     "kind", [pa.duration("s"), pa.timestamp("ms"), pa.date64(), pa.timestamp("us", "no/such_zone")]
 )
