@@ -113,6 +113,14 @@ def test_what_published_models_hold_is_not_refused(spoiled, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["no padding token", "weights by a name of their own", "weights in another layout, not fetched"]
+)
+def test_what_published_models_hold_becomes_a_model(spoiled, name: str) -> None:
+    spoiled(LEGAL[name])
+    assert imported() == ""
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "tokenizer.json is an empty object",
