@@ -575,7 +575,7 @@ def test_a_line_that_no_memory_should_hold_is_refused_by_its_place(tmp_path, mon
     packers = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
     content = packers.get(Path(name).suffix, bytes)(content)
     message = [row for _, row in rows_of(tmp_path, name, content)][-1]
-    assert message == "line 2: expected at most 1,048,576 characters in a line, got more"
+    assert message == "line 2: expected at most 1,048,576 characters in a line, got more; write it as several rows"
 
 
 def test_a_list_in_one_long_line_of_a_jsonl_file_is_no_line_that_is_too_long(tmp_path, monkeypatch):
