@@ -540,9 +540,6 @@ LEGAL |= {
         chat_template=[{"name": "default", "template": "x"}, {"name": "tool_use", "template": "y"}],
     ),
     "infinity in the config": _edit("config.json", time_step_limit=[0.0, float("inf")]),
-    "a mark of UTF-8": lambda folder: _write("config.json", b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())(
-        folder
-    ),
     "weights by a name of their own": lambda folder: (
         (folder / "model.safetensors").rename(folder / "other.safetensors"),
         _edit("config.json", transformers_weights="other.safetensors")(folder),
@@ -585,6 +582,9 @@ REFUSED |= {
 EITHER |= {"GGUF of two layers": _gguf(2, behind=True)}
 REFUSED |= {f"{name} is a pipe": _fifo(name) for name in ("config.json", "model.safetensors", "tokenizer.json")}
 EITHER |= {
+    "a mark of UTF-8": lambda folder: _write("config.json", b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())(
+        folder
+    ),
     "generation_config.json is a pipe": _fifo("generation_config.json"),
     "special_tokens_map.json links to itself": lambda folder: (folder / "special_tokens_map.json").symlink_to(
         "special_tokens_map.json"

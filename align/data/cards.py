@@ -504,7 +504,8 @@ def _rows_and_others(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     tables = [path for path in readable if suffix_of(path) not in TEXTS]
     data = [path for path in tables if path.name not in _SAVED_BESIDE]
     rows = data or tables or readable
-    return rows, [path for path in paths if path not in set(rows)]
+    is_row = set(rows)
+    return rows, [path for path in paths if path not in is_row]
 
 
 def _is_cache(path: Path) -> bool:

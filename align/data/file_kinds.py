@@ -28,6 +28,7 @@ def unusual_kind(path: Path) -> str | None:
     except OSError:
         return None
     kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), None)
-    if kind is None and path.resolve().is_relative_to("/proc"):
+    # Nothing in /proc takes a block of a disk. To resolve each of many ordinary files would take most of the time here.
+    if kind is None and found.st_blocks == 0 and path.resolve().is_relative_to("/proc"):
         return "an entry of /proc"
     return kind

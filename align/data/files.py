@@ -283,7 +283,8 @@ def _lines_of(file: TextIO) -> Iterator[str]:
     while line := file.readline(MAX_LINE + 1):
         number += 1
         if len(line) > MAX_LINE:
-            raise Malformed(f"line {number}", f"expected at most {MAX_LINE:,} characters in a line, got more")
+            most = f"expected at most {MAX_LINE:,} characters in a line, got more"
+            raise Malformed(f"line {number}", f"{most}; write it as several rows")
         yield line
 
 

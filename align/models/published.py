@@ -170,6 +170,8 @@ def _open_config(source: Source, gguf: dict[str, str]) -> PreTrainedConfig:
     chosen = getattr(config, "transformers_weights", None)
     if chosen is not None and not is_weights_name(chosen):  # transformers would unpickle it
         raise ValueError(f"config.json: transformers_weights: expected {WEIGHTS_NAME}, got {str(chosen)[:60]!r}")
+    if isinstance(pad := getattr(config, "pad_token_id", None), int) and pad < 0:
+        config.pad_token_id = None  # -1 is no token, and torch would take the last row of the embeddings for it
     return config
 
 

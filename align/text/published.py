@@ -24,24 +24,20 @@ def open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: one line on what is wrong with its files.
     """
-    try:
-        return _open(source)
-    except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
-        if is_short(error):
-            raise
-        said = " ".join(str(error).split())[:200]
-        said = said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
-        raise ValueError(f"its tokenizer does not open ({said})") from None
-
-
-def _open(source: Source) -> PreTrainedTokenizerBase:
     names = {path.name for path in source.files}
     if not names & {"tokenizer.json", "tokenizer_config.json"}:
         for pair in VOCABULARIES:
             if names.issuperset(pair) and source.root is not None:
                 return _read(*(source.root / name for name in pair))
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
-    return AutoTokenizer.from_pretrained(**source.pretrained, **gguf)
+    try:
+        return AutoTokenizer.from_pretrained(**source.pretrained, **gguf)
+    except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
+        if is_short(error):
+            raise
+        said = " ".join(str(error).split())[:200]
+        said = said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
+        raise ValueError(f"its tokenizer does not open ({said})") from None
 
 
 def gpt1_tokenizer(vocabulary: dict[str, int], merges: Merges) -> PreTrainedTokenizerFast:
@@ -85,9 +81,10 @@ def _read(vocabulary_file: Path, merges_file: Path) -> PreTrainedTokenizerFast:
     """One of GPT-1's or GPT-2's, by what its vocabulary holds."""
     try:
         vocabulary = json.loads(vocabulary_file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{vocabulary_file.name}: not JSON ({error})") from None
-    if not isinstance(vocabulary, dict) or {*vocabulary.values()} != {*range(len(vocabulary))}:
+    are_ids = isinstance(vocabulary, dict) and all(type(each) is int for each in vocabulary.values())
+    if not are_ids or {*vocabulary.values()} != {*range(len(vocabulary))}:
         raise ValueError(f"{vocabulary_file.name}: expected tokens with the ids 0, 1, 2, ...")
     lines = merges_file.read_text(encoding="utf-8").split("\n")
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]

@@ -24,7 +24,7 @@ MAX_TEMPLATE = 1_000_000  # characters; the longest published ones have some 30,
 MAX_RENDERED = 500_000  # characters for a dialogue of about 40,000
 MAX_SECONDS = 5  # of the processor, for all dialogues; published templates need some hundredths of one
 MAX_MEMORY = 2**29  # bytes beyond what the child has when it begins
-_MAX_WAIT = 120  # seconds by the clock, for a machine that does much else
+_MAX_WAIT = 600  # seconds by the clock: a machine that does much else gives a process a small share of them
 
 # Exit codes of the child.
 _TOO_LONG, _TOO_MUCH_MEMORY, _TOO_MUCH_TEXT = 10, 11, 12

@@ -32,7 +32,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 from hostile_files import outcome  # noqa: E402
-from hostile_models import EITHER, REFUSED, Spoil, bytes_changed, import_here  # noqa: E402
+from hostile_models import EITHER, LEGAL, REFUSED, Spoil, bytes_changed, import_here  # noqa: E402
 from hostile_rows import READERS, rows_of_format, rows_of_layout  # noqa: E402
 from tiny_models import tiny_model, tiny_tokenizer  # noqa: E402
 from trials import run_trials  # noqa: E402
@@ -40,7 +40,12 @@ from trials import run_trials  # noqa: E402
 from align.models.load import save_model  # noqa: E402
 
 NUM_CHANGED = 300
-MODELS: dict[str, Spoil] = {**REFUSED, **EITHER, **{f"bytes changed {i}": bytes_changed(i) for i in range(NUM_CHANGED)}}
+MODELS: dict[str, Spoil] = {
+    **REFUSED,
+    **EITHER,
+    **LEGAL,
+    **{f"bytes changed {i}": bytes_changed(i) for i in range(NUM_CHANGED)},
+}
 COUNTS = {"models": len(MODELS), "rows": 1500, "files": 5000}
 FORK = multiprocessing.get_context("fork")
 _ADDRESSES = 8 << 30  # bytes of them; torch alone has some

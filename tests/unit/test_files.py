@@ -575,7 +575,7 @@ def test_a_line_that_no_memory_should_hold_is_refused_by_its_place(tmp_path, mon
     packers = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
     content = packers.get(Path(name).suffix, bytes)(content)
     message = [row for _, row in rows_of(tmp_path, name, content)][-1]
-    assert message == "line 2: expected at most 1,048,576 characters in a line, got more"
+    assert message == "line 2: expected at most 1,048,576 characters in a line, got more; write it as several rows"
 
 
 def test_a_list_in_one_long_line_of_a_jsonl_file_is_no_line_that_is_too_long(tmp_path, monkeypatch):
@@ -596,6 +596,14 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     ((where, row),) = read_file(tmp_path / "a.jsonl")
     assert (where, str(row)) == (f"{tmp_path}/a.jsonl", "file: expected an ordinary file, got a pipe")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
+@pytest.mark.parametrize("target", ["/proc/self/mem", "/proc/self/environ", "/proc/cpuinfo"])
+def test_an_entry_of_proc_is_refused_through_a_link_too(tmp_path, target):
+    (tmp_path / "a.jsonl").symlink_to(target)
+    ((_, row),) = read_file(tmp_path / "a.jsonl")
+    assert str(row) == "file: expected an ordinary file, got an entry of /proc"
 
 
 @pytest.mark.parametrize(
