@@ -58,7 +58,10 @@ def make(store: ArtifactStore) -> Make:
         if left.get("ema"):
             torch.manual_seed(seed + 100)
             save_model(tiny_model("llama", CONTEXT), tokenizer, payload / "ema")
-        inputs = {} if parent is None else {"model": [{"stage": parent.stage, "key": parent.key}]}
+        inputs = {}
+        if parent is not None:
+            read = {"ref": parent.ref, "stage": parent.stage, "key": parent.key, "digest": parent.digest}
+            inputs = {"model": [read]}
         key = f"{len(list(store.objects())):064x}"
         kind = left.get("kind", "model")
         artifact = store.commit(stage, key, payload, {"kind": kind, "inputs": inputs, "metrics": {}, "config": {}})

@@ -112,7 +112,7 @@ def test_what_does_not_run_is_refused_by_the_import_in_one_line(
     write_source(model, tmp_path / "source")
     done, error = run_stages(tmp_path / "source", tmp_path)
     assert done == []
-    assert error.startswith("error: source ")
+    assert error.startswith("error: source: ")
     assert REFUSED[name] in error
 
 

@@ -132,7 +132,7 @@ def test_a_tokenizer_that_does_not_open_is_no_defect_of_align(spoiled, capsys, n
     spoiled((REFUSED | EITHER)[name])
     assert main(["tokenizer", "source=path:model", "store=artifacts", "tracker=none"]) == 2
     (line,) = [line for line in capsys.readouterr().err.split("\n") if line.startswith("error: ")]
-    assert line.startswith("error: source 'path:model': its tokenizer does not open (")
+    assert line.startswith("error: source: path:model: its tokenizer does not open (")
 
 
 @pytest.mark.parametrize("name", SAID_LATER)

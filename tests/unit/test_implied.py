@@ -137,7 +137,7 @@ def test_what_an_artifact_of_the_store_learned_from_counts_too(tmp_path: Path) -
         payload.mkdir()
         inputs = {"data": [parent]} if parent else {}
         made = store.commit(stage, stage * 8, payload, {"kind": kind, "inputs": inputs, "config": config})
-        parent = {"stage": stage, "key": made.key}
+        parent = {"ref": stage, "stage": stage, "key": made.key, "digest": made.digest}
     store.publish("mine/sft", made)
     for model, split in (("mine/sft", None), (MODEL, "test")):
         config = Evaluate(inputs={"model": model, "prompts": "path:mine.jsonl"})
