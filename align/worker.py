@@ -217,7 +217,7 @@ def _metrics(
         said = f"rank {outcomes[0]['rank']}: {outcomes[0]['error']} (a defect of align, not of yours"
         raise AlignError(f"{name}: {said}; {log} shows where)")
     rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
-    raise AlignError(f"{name}: rank {rank} ended with exit code {code}; {log} has what it printed")
+    raise _with_code(AlignError(f"{name}: rank {rank} ended with exit code {code}; {log} has what it printed"), code)
 
 
 def _with_code(error: AlignError, code: int) -> AlignError:
@@ -319,7 +319,11 @@ def _telling(folder: Path, rank: int) -> Iterator[dict[str, Any]]:
             traceback.print_exc(file=log)
         failed = {"kind": None, "error": f"{type(error).__name__}: {' '.join(str(error).split())}", "exit_code": 1}
     if failed or rank == 0:
-        write_json(folder / f"rank-{rank}.json", {"rank": rank, "at": time.time(), **(failed or outcome)})
+        try:
+            write_json(folder / f"rank-{rank}.json", {"rank": rank, "at": time.time(), **(failed or outcome)})
+        except OSError as error:  # a full disk, for one; the exit code says what kind of error it is
+            print(f"rank {rank}: {failed.get('error', error)}", file=sys.stderr, flush=True)
+            sys.exit(failed.get("exit_code", StoreError.exit_code))
     if failed:
         sys.exit(failed["exit_code"])
 

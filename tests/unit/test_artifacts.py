@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import threading
 
 import pytest
@@ -50,6 +51,18 @@ def test_files_of_an_artifact_may_be_read_by_whom_the_umask_says(store):
         made = store.commit("data", key_of(1), work / "out", {"kind": "model", "inputs": {}, "metrics": {}})
     own, other = ((made.path / name).stat().st_mode for name in ("model.safetensors", "readme.txt"))
     assert own == other
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_what_another_user_left_in_a_step_keeps_its_rights(store):
+    """The system lets only a file's owner change them, and a step may be gone on with by a colleague."""
+    with store.claim("data", key_of(1)) as work:
+        (work / "out").mkdir()
+        (work / "out/metrics.jsonl").touch(mode=0o660)
+        (work / "out/metrics.jsonl").chmod(0o660)
+        os.chown(work / "out/metrics.jsonl", 1, 1)
+        made = store.commit("data", key_of(1), work / "out", {"kind": "model", "inputs": {}, "metrics": {}})
+    assert stat.S_IMODE((made.path / "metrics.jsonl").stat().st_mode) == 0o660
 
 
 def test_a_committed_artifact_is_there_whole(store):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import shutil
 import signal
+import stat
 
 import pytest
 import torch
@@ -305,3 +307,15 @@ def test_a_foreign_folder_beside_checkpoints_does_not_stop_a_resume(tmp_path):
     save_checkpoint(tmp_path, 1, {"x": 1})
     (tmp_path / "step-old").mkdir()
     assert load_checkpoint(tmp_path) == (1, {"x": 1})
+
+
+def test_a_checkpoint_may_be_read_by_whom_the_umask_says(tmp_path):
+    """A colleague goes on with the step; safetensors makes files that their owner alone can read."""
+    before = os.umask(0o002)
+    try:
+        save_checkpoint(tmp_path / "checkpoints", 1, {"weight": torch.ones(2)})
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o664}
+    assert len(files) == 3
