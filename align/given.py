@@ -180,6 +180,9 @@ class Places:
         found = re.match(r"[\w./-]+(?:=[^\s:]*)?", text)
         if found is None:
             return text
+        exact = found[0]
+        if self._is_overridden(exact):
+            return self.as_written(text)
         places: dict[str, str] = {}
         ours: set[str] = set()
         for name, package, file, is_ours in self.files():
@@ -187,13 +190,15 @@ class Places:
             keys = {key if "=" in key else head + key: f"{name}:{line}" for key, line in file.lines.items()}
             places |= keys
             ours = ours | keys.keys() if is_ours else ours - keys.keys()
-        exact = found[0]
         for key in self._keys(exact, places):
-            if any(key == other or key.startswith(f"{other}.") for other in self.overridden):
+            if self._is_overridden(key):
                 return self.as_written(text)
             if key in places and (key == exact or key not in ours):  # in our files nothing is wrong but what was edited
                 return f"{places[key]}: {self.as_written(text)}"
         return self.as_written(text)
+
+    def _is_overridden(self, key: str) -> bool:
+        return any(key == other or key.startswith(f"{other}.") for other in self.overridden)
 
     def list_for_names(self) -> str | None:
         """The key of the first list in a file where names with values are expected; None if there is none."""

@@ -24,16 +24,15 @@ from typing import Any
 import yaml
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime, run_job
 from hydra.errors import HydraException
-from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
@@ -180,15 +179,16 @@ def run(
         register_schemas()
         options, parser = _options(arguments, stage or config_name)
         given = [_read_config(options.config, config_name, stage, options.overrides)] if options.config else []
+        loader = _Loader(_search_path(options.config_dir))
         options.overrides, places = _overrides(
-            config_name, stage, given, options.overrides, options.config_dir, options.multirun
+            config_name, stage, given, options.overrides, options.config_dir, options.multirun, loader
         )
         with _explained(config_name, options.overrides, options.config_dir, places):
             if options.cfg or options.info or options.shell_completion or options.hydra_help:
                 _run_hydra(options, parser, _nothing, str(conf_folder()), config_name)
                 return 0
             placed = functools.partial(_placed, task, places)
-            return _run(config_name, options, placed, check, records, places, compare)
+            return _run(config_name, options, placed, check, records, places, compare, loader)
 
 
 def _placed(task: Task, places: Places, cfg: DictConfig) -> int:
@@ -230,11 +230,12 @@ def composed(
             given.append(_read_config(config, config_name, stage, overrides))
         if values:
             given.append((from_call(values, stage), None))
-        words, places = _overrides(config_name, stage, given, overrides, config_dir, False)
+        loader = _Loader(_search_path(config_dir))
+        words, places = _overrides(config_name, stage, given, overrides, config_dir, False, loader)
         with _explained(config_name, words, config_dir, places):
-            hydra = _hydra(config_dir)
+            hydra = _hydra(loader)
             whole = hydra.compose_config(config_name, words, RunMode.RUN, with_log_configuration=False)
-            _refuse_hydras(hydra, whole, RunMode.RUN, config_dir, places)
+            _refuse_hydras(whole, RunMode.RUN, config_dir, places, loader)
         yield OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), places
 
 
@@ -291,6 +292,7 @@ def _overrides(
     words: Sequence[str],
     config_dir: str | None,
     is_sweep: bool,
+    loader: _Loader,
 ) -> tuple[list[str], Places]:
     """Everything that is given as Hydra's overrides, the later before the earlier, and where it is written."""
     for word in words:
@@ -302,7 +304,7 @@ def _overrides(
         overrides.append(f"store={in_quotes(store_folder())}")
     files = [file for _, file in given if file is not None]
     called = {key for made, file in given if file is None for key in flat(made.node)}
-    read = functools.partial(_files, config_name, overrides, config_dir, files)
+    read = functools.partial(_files, config_name, overrides, config_dir, files, loader)
     places = Places(stage, called.union(map(_key_of, own)), read)
     _refuse_settings(map(_key_of, own), is_sweep)  # what the command line says is in no file
     for made, _ in given:
@@ -371,23 +373,26 @@ def _options_of(group: str, config_dir: str | None) -> list[str]:
 
 
 def _files(
-    config_name: str, overrides: Sequence[str], config_dir: str | None, given: Sequence[tuple[str, YamlFile]]
+    config_name: str,
+    overrides: Sequence[str],
+    config_dir: str | None,
+    given: Sequence[tuple[str, YamlFile]],
+    loader: _Loader,
 ) -> list[Written]:
     """The YAML files that a config is composed of, in order: the last one wins.
 
     Of one that does not compose, those that are known nevertheless: the pipeline's and the ones given.
     """
-    try:
-        with _own_hydra():
-            GlobalHydra.instance().clear()
-            loader = ConfigLoaderImpl(_search_path(config_dir))
-            listed = loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults
-        parts = [(str(part.config_path), part.package or "") for part in listed]
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):  # what is to be placed
-        pipelines = [word.partition("=")[2] for word in overrides if word.startswith("pipeline=")]
-        parts = [(f"pipeline/{name}", "") for name in pipelines]
+    if not loader.parts:  # nothing was composed yet
+        try:
+            with _own_hydra():
+                GlobalHydra.instance().clear()
+                loader.note(loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults)
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):  # what is to be placed
+            pipelines = [word.partition("=")[2] for word in overrides if word.startswith("pipeline=")]
+            loader.parts = [(f"pipeline/{name}", "") for name in pipelines]
     found = []
-    for config_path, package in parts:
+    for config_path, package in loader.parts:
         for shown, folder in _folders(config_dir).items():
             file = folder / f"{config_path}.yaml"
             if os.path.isfile(file):
@@ -456,31 +461,29 @@ def _folders(config_dir: str | None) -> dict[str, Path]:
     return ours if config_dir is None else {config_dir: Path(config_dir).expanduser(), **ours}
 
 
-class _Configs(ConfigRepository):
-    """Hydra's configs, with a note of those that it reads.
+class _Loader(ConfigLoaderImpl):
+    """Hydra's loader, with a note of what it composed last: who looks for the file of a knob need not compose again.
 
     Attributes:
-        read: their paths, without the ending.
+        parts: the path of each config, without its ending, and the package of its keys, in order; none at first.
     """
 
     def __init__(self, search_path: Any):
         super().__init__(search_path)
-        self.read: set[str] = set()
+        self.parts: list[tuple[str, str]] = []
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Configs:
-        return copy.copy(self)  # Hydra composes by a deep copy, whose note would be lost
+    def note(self, defaults: Iterable[ResultDefault]) -> None:
+        self.parts = [(str(part.config_path), part.package or "") for part in defaults]
 
-    def load_config(self, config_path: str) -> ConfigResult | None:
-        self.read.add(config_path)
-        return super().load_config(config_path)
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
+        self.note(defaults)
+        return super()._compose_config_from_defaults_list(defaults, repo)
 
 
-def _hydra(config_dir: str | None) -> Hydra:
+def _hydra(loader: _Loader) -> Hydra:
     """Hydra, with resolvers that refuse a key that does not exist: its own make null of it."""
-    search_path = _search_path(config_dir)
-    hydra = Hydra.create_main_hydra2("align", search_path)
-    loader: Any = hydra.config_loader
-    loader.repository = _Configs(search_path)
+    hydra = Hydra("align", loader)
+    GlobalHydra.instance().initialize(hydra)
     OmegaConf.register_new_resolver("hydra", _setting_of_hydra, replace=True)
     OmegaConf.register_new_resolver("oc.select", _selected, replace=True)
     return hydra
@@ -505,11 +508,13 @@ def _selected(key: str, *default: Any, _parent_: Any) -> Any:
     return value
 
 
-def _refuse_hydras(hydra: Hydra, config: DictConfig, expected: RunMode, config_dir: str | None, places: Places) -> None:
+def _refuse_hydras(
+    config: DictConfig, expected: RunMode, config_dir: str | None, places: Places, loader: _Loader
+) -> None:
     """Refuse settings of Hydra's own that do something else than is asked for.
 
     Args:
-        hydra: what composed `config`.
+        loader: what composed `config`.
     """
     if config.hydra.mode not in (None, expected):
         raise ConfigError(places.located(MODE))
@@ -517,8 +522,7 @@ def _refuse_hydras(hydra: Hydra, config: DictConfig, expected: RunMode, config_d
     for group in given & {"launcher", "hydra/launcher"}:  # a pipeline may choose one, for when it is swept
         if expected is RunMode.RUN and (chosen := config.hydra.runtime.choices.get(group)) != "basic":
             raise ConfigError(places.located(f"{group}={chosen}: {_OF_A_SWEEP}"))
-    loader: Any = hydra.config_loader
-    if config_dir is None or not _names_hydra(loader.repository.read, config_dir, places):
+    if config_dir is None or not _names_hydra(loader, config_dir, places):
         return
     for _, package, file, is_ours in places.files():
         if not is_ours:
@@ -526,9 +530,9 @@ def _refuse_hydras(hydra: Hydra, config: DictConfig, expected: RunMode, config_d
             _refuse_settings([f"{package}.{key}" if package else key for key in keys], True, places.located)
 
 
-def _names_hydra(read: Iterable[str], config_dir: str, places: Places) -> bool:
+def _names_hydra(loader: _Loader, config_dir: str, places: Places) -> bool:
     """Whether a setting of Hydra's can be in the user's configs that were read; to look closer takes a second read."""
-    files = (Path(config_dir).expanduser() / f"{path}.yaml" for path in read)
+    files = (Path(config_dir).expanduser() / f"{path}.yaml" for path, _ in loader.parts)
     return any("@hydra" in key for key in places.overridden) or any(
         b"hydra" in file.read_bytes() for file in files if os.path.isfile(file)
     )
@@ -562,12 +566,13 @@ def _run(
     records: bool,
     places: Places,
     compare: Callable[[Path], None] | None,
+    loader: _Loader,
 ) -> int:
     GlobalHydra.instance().clear()  # Hydra composes once a process; we may be called again
-    hydra = _hydra(options.config_dir)
+    hydra = _hydra(loader)
     if not options.multirun:
         config = hydra.compose_config(config_name, options.overrides, RunMode.RUN)
-        _refuse_hydras(hydra, config, RunMode.RUN, options.config_dir, places)
+        _refuse_hydras(config, RunMode.RUN, options.config_dir, places, loader)
         config.hydra.mode = RunMode.RUN
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
         returned = run_job(
@@ -579,7 +584,7 @@ def _run(
         )
         return int(returned.return_value)
     config = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN)
-    _refuse_hydras(hydra, config, RunMode.MULTIRUN, options.config_dir, places)
+    _refuse_hydras(config, RunMode.MULTIRUN, options.config_dir, places, loader)
     if "store" in config:
         _ = config.store  # what is wrong with it would be said of the folder, which lies in it
     folder = _own_folder(Path(config.hydra.sweep.dir))

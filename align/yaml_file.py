@@ -38,11 +38,10 @@ def read_yaml(file: Path, name: str = "") -> YamlFile:
     name = name or str(file)
     if not file.is_file():
         raise ConfigError(f"{name}: no such file")
-    loader = get_yaml_loader()
     try:
-        text = file.read_bytes().decode("utf-8-sig")
-        node = yaml.compose(text, Loader=loader)
-        values = yaml.load(text, Loader=loader)
+        loader = get_yaml_loader()(file.read_bytes().decode("utf-8-sig"))
+        node = loader.get_single_node()
+        values = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ConfigError(explain_yaml(error, name)) from None
     except OSError as error:
@@ -55,7 +54,7 @@ def read_yaml(file: Path, name: str = "") -> YamlFile:
 
 
 def _lines(node: yaml.Node, prefix: str, name: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, int]]:
-    """Each key below a node with its line."""
+    """Each key below a node with its line. The node's values were made, so what `<<` merges stands in it."""
     if id(node) in above:
         raise ConfigError(f"{name}:{node.start_mark.line + 1}: a value that contains itself (&NAME and *NAME)")
     if isinstance(node, yaml.SequenceNode):
@@ -70,14 +69,11 @@ def _lines(node: yaml.Node, prefix: str, name: str, above: tuple[int, ...] = ())
         return
     for key, value in node.value:
         line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TEXT, _MERGE):
+        if not isinstance(key, yaml.ScalarNode) or key.tag != _TEXT:
             shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or names with values"
             raise ConfigError(
                 f'{name}:{line}: expected a name, got {shown}; write a name in quotes if it is text: "..."'
             )
-        if key.tag == _MERGE:
-            yield from _lines(value, prefix, name, (*above, id(node)))
-            continue
         yield prefix + key.value, line
         yield from _lines(value, f"{prefix}{key.value}.", name, (*above, id(node)))
 
@@ -91,7 +87,7 @@ def _check_interpolation(node: yaml.ScalarNode, name: str) -> None:
         raise ConfigError(f"{name}:{node.start_mark.line + 1}: {node.value}: no interpolation; {hint}") from None
 
 
-_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+_TEXT = "tag:yaml.org,2002:str"
 
 
 def _choices(item: yaml.Node) -> Iterator[tuple[str, int]]:
