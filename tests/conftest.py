@@ -7,7 +7,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,11 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there: no test asks the Hub
 
 CONF = Path(__file__).parent / "conf"
+
+
+def mostly_slow(cases: Iterable[Any], fast: Collection[Any]) -> list[Any]:
+    """The cases of a test, slow but for a few: they differ in their kind, the others only in where it happens."""
+    return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 class Done(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONF, align, manifests, run_toy
+from conftest import CONF, align, manifests, mostly_slow, run_toy
 from processes import left_of, ranks_of, start
 
 from align import pipeline
@@ -119,9 +119,9 @@ def test_a_planned_sweep_is_a_line_of_json_a_member(finished: Path) -> None:
 
 
 def test_a_failed_member_does_not_stop_a_sweep(store: Path) -> None:
-    done = run_toy(store, "steps.evaluate.num_prompts=4,0,6", "step=evaluate", "-m", check=2)
-    assert "error: inputs.prompts: no test prompt leaves room for 12 new tokens" in done.stderr
-    assert len(list((store / "names/toy/evaluate").glob("v*.json"))) == 3
+    done = run_toy(store, "steps.tokenizer.vocab_size=300,200,320", "step=tokenizer", "-m", check=2)
+    assert "error: vocab_size must exceed 261" in done.stderr
+    assert len(list((store / "names/toy/tokenizer").glob("v*.json"))) == 3
 
 
 ITEMS = [
@@ -329,7 +329,7 @@ def test_every_stage_runs_in_bf16(tmp_path: Path) -> None:
     assert len(outcomes) == 11
 
 
-@pytest.mark.parametrize("stage", [s if s == "ppo" else pytest.param(s, marks=pytest.mark.slow) for s in STAGES])
+@pytest.mark.parametrize("stage", mostly_slow(STAGES, ["ppo"]))
 def test_two_processes_do_what_one_does(finished: Path, store: Path, stage: str) -> None:
     """By default PPO alone, which has all that the others share: each starts three processes that import torch."""
     alone = manifests(store)[stage]

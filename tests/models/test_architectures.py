@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from catalogue import ARCHITECTURES, CONTEXT, REFUSED, WINDOW, tiny
+from conftest import mostly_slow
 from five_stages import STAGES, run_stages, write_data, write_source
 from tiny_models import sequences_of, tiny_tokenizer, written_by_transformers
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
@@ -31,11 +32,6 @@ RUN = [name for name in ARCHITECTURES if name not in REFUSED]
 FAST = ["opt", "bloom", "gemma2", "qwen2_moe", "deepseek_v2", "phi3_longrope"]
 PADDED = ["opt", "bloom", "mpt", "gpt_neo", "gptj", "falcon_alibi", "gemma2", "gpt_oss", "xglm", "bert-generation"]
 EOS, PAD = 0, 1
-
-
-def all_of(names: list[str]) -> list:
-    """The names; those not in `FAST` are slow."""
-    return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def fitted(name: str, folder: Path) -> PreTrainedModel:
@@ -65,7 +61,7 @@ def plain_logprobs(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", all_of(RUN))
+@pytest.mark.parametrize("name", mostly_slow(RUN, FAST))
 def test_packed_log_probs_are_those_of_each_sequence_alone(name: str, tmp_path: Path) -> None:
     ours, plain = fitted(name, tmp_path), plainly(tmp_path)
     sequences = sequences_of(lengths_of(ours))
@@ -75,7 +71,7 @@ def test_packed_log_probs_are_those_of_each_sequence_alone(name: str, tmp_path: 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", all_of(RUN))
+@pytest.mark.parametrize("name", mostly_slow(RUN, FAST))
 def test_greedy_samples_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     """With two slots for four prompts, so that one is filled while another is written."""
     ours, plain = fitted(name, tmp_path), plainly(tmp_path)
@@ -93,7 +89,7 @@ def test_greedy_samples_are_those_of_transformers(name: str, tmp_path: Path) -> 
         assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == found[i].ids
 
 
-@pytest.mark.parametrize("name", all_of(RUN))
+@pytest.mark.parametrize("name", mostly_slow(RUN, ["opt", "gemma2", "qwen2_moe"]))
 def test_the_recipe_runs_from_import_to_evaluation(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_source(tiny(name), tmp_path / "source")
@@ -260,7 +256,7 @@ def test_no_sample_goes_beyond_such_a_context(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", all_of(RUN))
+@pytest.mark.parametrize("name", mostly_slow(RUN, FAST))
 def test_a_scalar_head_stands_on_the_trunk_of_the_language_model(name: str, tmp_path: Path) -> None:
     """What it reads are the hidden states of plain `transformers`; saved and loaded, it says the same."""
     fitted(name, tmp_path / "model")
@@ -325,7 +321,7 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", all_of(RUN))
+@pytest.mark.parametrize("name", mostly_slow(RUN, FAST))
 def test_adapters_on_top_of_each_other_say_alone_what_they_say_together(name: str, tmp_path: Path) -> None:
     """Merged, and read back as one. Of a mixture, peft wraps the experts once for each of their matrices."""
     sequences = sequences_of([3, 14, 1])

@@ -367,11 +367,12 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("card", "task", "train", "validation", "test"),
     [
-        ("snli", "entailment", 17_627, 1_012, 1_025),  # 19,666 labelled pairs, two of them twice
+        # 19,666 labelled pairs, two of them twice
+        pytest.param("snli", "entailment", 17_627, 1_012, 1_025, marks=pytest.mark.slow),
         ("sick_entailment", "entailment", 4_420, 495, 4_927),
         ("sick_relatedness", "similarity", 4_435, 495, 4_927),
         ("boolq", "entailment", 1_661, 796, 813),
-        ("commonsense_qa", "multiple_choice", 9_741, 0, 1_221),
+        pytest.param("commonsense_qa", "multiple_choice", 9_741, 0, 1_221, marks=pytest.mark.slow),
     ],
 )
 def test_the_cards_hold_rows_of_their_task(

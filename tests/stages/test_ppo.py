@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import mostly_slow
 from peft import PeftModel
 from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
 from transformers import AutoModelForCausalLM
@@ -403,7 +404,7 @@ MOMENTS = [f"{model}:{what}" for model in ("policy", "value") for what in ("exp_
 PARTS = ["kl_coef", "policy", "value", "average", *MOMENTS]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", mostly_slow(PARTS, ["kl_coef", "policy", "average", "value:exp_avg"]))
 def test_every_part_of_the_state_is_needed(inputs, unbroken, tmp_path, watched, part):
     broken(inputs, tmp_path, 3)
     policy = AutoModelForCausalLM.from_pretrained(inputs.one("policy").path)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import mostly_slow
 from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -193,7 +194,7 @@ def unbroken(request, inputs, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     return folder, knobs
 
 
-@pytest.mark.parametrize("after", range(1, 9))
+@pytest.mark.parametrize("after", mostly_slow(range(1, 9), [1, 4, 5, 8]))
 def test_a_run_that_died_ends_as_if_it_had_not(inputs, unbroken, tmp_path, after):
     whole, knobs = unbroken
     job = job_at(tmp_path, dying_after(after), checkpoint_seconds=0)

@@ -19,6 +19,7 @@ from chat_templates import (
     turns_of,
     turns_to_find,
 )
+from conftest import mostly_slow
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from align.errors import ConfigError
@@ -33,7 +34,7 @@ from align.text.chat import (
 
 OF_TRL = [f"{name}-published" for name in TRL]
 OTHERS = [f"{name}-{version}" for name in TRL for version in ("training", "unknown")]
-TRL_CASES = [*OF_TRL, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+TRL_CASES = mostly_slow([*OF_TRL, *OTHERS], OF_TRL)
 ANSWERS = (ROUNDS[1]["content"], ROUNDS[3]["content"])
 
 
