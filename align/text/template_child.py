@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
 import signal
@@ -72,7 +73,7 @@ def main() -> int:
 def _limit(seconds: int, memory: int) -> None:
     """Limits on what follows: processor time, and memory beyond what the process has now."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    most = int(used.ru_utime + used.ru_stime) + seconds
+    most = math.ceil(used.ru_utime + used.ru_stime) + seconds  # the system counts whole seconds
     signal.signal(signal.SIGXCPU, lambda *_: os._exit(_TOO_LONG))
     resource.setrlimit(resource.RLIMIT_CPU, (most, most + 2))  # the second ends code that never returns to Python
     with contextlib.suppress(OSError, ValueError):  # macOS has no such limit; there the time is the limit
@@ -82,4 +83,4 @@ def _limit(seconds: int, memory: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # at once: while Python takes itself down it has no signal handlers, and the limit still holds
