@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import CONF, align, manifests, run_toy
+from conftest import CONF, align, manifests, mostly_slow, run_toy
 from processes import left_of, start
 
 from align.__main__ import main
@@ -32,7 +32,7 @@ LONG = ("step=ppo", "steps.ppo.num_iterations=16", "hardware.checkpoint_seconds=
 # -- what is ready-made --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", mostly_slow(SWEEPS, ["beta", "good_dialogue_share", "ptx"]))
 def test_every_ready_made_sweep_asks_something_and_plans_by_its_own_command(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,7 +100,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("wrong", "launcher"),
     [
-        *((wrong, "basic") for wrong in WRONG),
+        *((wrong, "basic") for wrong in list(WRONG)[2:]),
         ("steps.ppo.kl_coef=0.1,high", "joblib"),  # does not compose
         ("steps.ppo.kl_coef=0.1,-1", "joblib"),  # composes, and is refused by the plan
     ],

@@ -1,5 +1,6 @@
 """Where the store is: the flag or an override, else ALIGN_STORE, else `artifacts`; for every command."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", READING)
-@pytest.mark.parametrize("how", ["flag", "joined flag", "override", "environment", "flag over environment"])
+@pytest.mark.parametrize(
+    ("command", "how"),
+    [
+        *itertools.product(READING, ["flag", "environment"]),
+        *itertools.product(
+            ["artifacts", "plan of a stage", "run"], ["joined flag", "override", "flag over environment"]
+        ),
+    ],
+)
 def test_every_command_finds_the_store(
     command: str, how: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

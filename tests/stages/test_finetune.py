@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import align
+from conftest import align, mostly_slow
 from safetensors.torch import load_file
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -104,7 +104,10 @@ def files(work: Path) -> dict[str, str]:
 # -- it learns -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", ["classification", "entailment", "similarity", "multiple_choice"])
+@pytest.mark.parametrize(
+    "task",
+    mostly_slow(["classification", "entailment", "similarity", "multiple_choice"], ["similarity", "multiple_choice"]),
+)
 def test_each_task_is_learned_and_told_beside_its_baseline(task: str, model: Path, tmp_path: Path) -> None:
     rows = of_task(task, 96)
     if task == "multiple_choice":  # right is the animal that is named

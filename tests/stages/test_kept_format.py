@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from chat_templates import PUBLISHED
+from conftest import mostly_slow
 from safetensors.torch import load_file
 from tiny_models import tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -144,7 +145,7 @@ def test_a_file_with_weights_and_tools_is_learned_as_it_says(here: Path, capsys:
 # -- the template ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["chatml", "llama3", "gemma", "mistral"])
+@pytest.mark.parametrize("name", mostly_slow(["chatml", "llama3", "gemma", "mistral"], ["llama3", "gemma"]))
 def test_import_keeps_the_template_and_stages_go_on_with_it(here: Path, name: str) -> None:
     folder = imported(name)
     own = PUBLISHED[name].tokenizer()
@@ -238,7 +239,7 @@ def test_a_row_that_the_template_refuses_is_named(here: Path, capsys: pytest.Cap
 # -- where a sequence ends -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["chatml", "phi3", "llama3"])
+@pytest.mark.parametrize("name", mostly_slow(["chatml", "phi3", "llama3"], ["chatml"]))
 def test_a_reward_model_is_read_where_it_was_trained(here: Path, name: str) -> None:
     """By sampled tokens, by text, and as a dialogue: one sequence, which ends at the token that ends a turn."""
     imported(name)

@@ -37,7 +37,7 @@ def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **
     return reward.run(planned(Reward(**{**KNOBS, **knobs})), inputs, job_at(folder, **(hardware or {})))
 
 
-@pytest.mark.parametrize("rank", [None, 2], ids=["full", "lora"])
+@pytest.mark.parametrize("rank", [None, pytest.param(2, marks=pytest.mark.slow)], ids=["full", "lora"])
 @pytest.mark.parametrize("hardware", [{"micro_batch_tokens": 40}, {"activation_checkpointing": True}])
 def test_what_bounds_memory_changes_nothing(inputs, tmp_path, hardware, rank):
     """With 40 tokens a pass, no ranking fits into one: its scores are computed first, then each with its gradient."""

@@ -204,7 +204,7 @@ def test_a_run_that_died_ends_as_if_it_had_not(inputs, unbroken, tmp_path, after
     assert result_of(tmp_path) == result_of(whole)
 
 
-@pytest.mark.parametrize("after", [2, 5, 8])
+@pytest.mark.parametrize("after", mostly_slow([2, 5, 8], [5]))
 def test_with_a_damaged_checkpoint_it_goes_on_from_the_one_before(inputs, unbroken, tmp_path, capsys, after):
     """Step 5 is the one after an epoch's end: the one before knows of other best weights."""
     whole, knobs = unbroken

@@ -9,6 +9,7 @@ from pathlib import Path
 import lm_eval
 import pytest
 import torch
+from conftest import mostly_slow
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -140,7 +141,7 @@ def test_rolling_log_probs_are_those_of_lm_eval_s_own_model(ours, theirs):
     assert ours.loglikelihood_rolling(requests) == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("num_shots", [None, 2])
+@pytest.mark.parametrize("num_shots", mostly_slow([None, 2], [None]))
 def test_a_task_s_figures_are_those_of_lm_eval_s_own_model(ours, theirs, folder, num_shots):
     names = [str(folder / f"{name}.yaml") for name in (TASKS if num_shots is None else ["choices"])]
     found = run_tasks(ours, names, num_shots, None, 0)

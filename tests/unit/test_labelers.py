@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from conftest import mostly_slow
 
 from align.labelling.simulated import Labelers, agreeing_pairs, judge, to_ranks
 
@@ -138,7 +139,7 @@ def test_the_noise_has_the_deviation_it_says():
     assert wins == pytest.approx(0.61135, abs=0.02)
 
 
-@pytest.mark.parametrize("agreement", [0.65, 0.726, 0.85])
+@pytest.mark.parametrize("agreement", mostly_slow([0.65, 0.726, 0.85], [0.726]))
 def test_fresh_rankings_agree_as_often_as_asked(agreement):
     crew = crew_of()
     reached = crew.calibrate(prompts_of(500, 8), agreement)
