@@ -97,7 +97,7 @@ def test_the_recipe_runs_from_import_to_evaluation(name: str, tmp_path: Path, mo
     assert run_stages(tmp_path / "source", tmp_path) == (list(STAGES), "")
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", mostly_slow(REFUSED, [*REFUSED][::3]))
 def test_what_does_not_run_is_refused_by_the_import_in_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

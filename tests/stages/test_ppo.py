@@ -423,8 +423,15 @@ def test_every_part_of_the_state_is_needed(inputs, unbroken, tmp_path, watched, 
     assert result_of(tmp_path) != result_of(unbroken)
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["in time", "too late"])
-@pytest.mark.parametrize("where", ["rollout", "update"])
+@pytest.mark.parametrize(
+    ("where", "late"),
+    [
+        pytest.param("rollout", False, id="in time for the rollout"),
+        pytest.param("update", True, id="too late for the update"),
+        pytest.param("rollout", True, id="too late for the rollout", marks=pytest.mark.slow),
+        pytest.param("update", False, id="in time for the update", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stop_ends_the_iteration_within_its_grace_and_loses_nothing(
     inputs, unbroken, tmp_path, monkeypatch, where, late
 ):
