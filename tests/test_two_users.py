@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import time
@@ -16,6 +18,12 @@ from conftest import CONF
 
 ADA, BEN, GROUP = 64001, 64002, 64000
 ROOT = Path(__file__).parent.parent
+ENV = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT), *site.getsitepackages()]),
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,6 +41,17 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def python_for_all() -> str:
+    """A Python of this version that another user may run: this one, or the system's with the packages of this one."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        code = f"import sys, torch; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+        with contextlib.suppress(OSError):
+            as_ada = {"user": ADA, "group": GROUP, "extra_groups": []}
+            if subprocess.run([python, "-c", code], env=ENV, check=False, **as_ada).returncode == 0:
+                return python
+    pytest.skip("another user may not run this Python")
+
+
 @pytest.fixture
 def start(place: Path) -> Start:
     """A function that starts an align command as a user, with an umask."""
@@ -43,21 +62,19 @@ def start(place: Path) -> Start:
             home.mkdir()
             os.chown(home, user, GROUP)
         return subprocess.Popen(
-            [sys.executable, "-m", "align", *map(str, words)],
+            [python, "-m", "align", *map(str, words)],
             user=user,
             group=GROUP,
             extra_groups=[],
             umask=umask,
             cwd=home,
-            env={**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**ENV, "HOME": str(home)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    probe = subprocess.run([sys.executable, "-c", ""], user=ADA, group=GROUP, extra_groups=[], check=False)
-    if probe.returncode:
-        pytest.skip("another user may not read this Python")
+    python = python_for_all()
     return started
 
 
@@ -86,7 +103,7 @@ def test_a_colleague_goes_on_with_a_step_and_shares_what_is_there(finished: Path
     assert (process.returncode, "going on from" in told) == (0, True), told
     process = start(ADA, 0o002, *command, *more)
     _, told = process.communicate(timeout=120)
-    assert (process.returncode, "0 run" in told or "cached" in told) == (0, True), told
+    assert (process.returncode, "toy/ppo  cached" in told) == (0, True), told
 
 
 def test_who_may_only_read_runs_what_is_cached_and_is_told_what_he_may_not(
