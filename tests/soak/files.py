@@ -31,6 +31,8 @@ from typing import Any
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
+# A child that is forked hangs where the tokenizers' threads of its parent were busy.
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 from hostile_files import outcome  # noqa: E402
 from hostile_models import EITHER, LEGAL, REFUSED, Spoil, bytes_changed, import_here  # noqa: E402
 from hostile_rows import READERS, rows_of_format, rows_of_layout  # noqa: E402
