@@ -61,9 +61,9 @@ def _dispatch(arguments: list[str]) -> int:
         print(overview())
         return 0
     if verb == "--version":
-        from align.versions import code_version
+        from align.versions import version_line
 
-        print(code_version())
+        print(version_line())
         return 0
     if verb not in _COMPOSED and verb in _VERBS:  # their options are argparse's
         rest = [f"--{word}" if word.startswith("store=") else word for word in rest if word != "debug=true"]

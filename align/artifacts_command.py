@@ -33,7 +33,7 @@ from align.listing import list_versions
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(prog="align artifacts", description=__doc__)
+    parser = Parser(prog="align artifacts", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, (_, operands, what) in _VERBS.items():

@@ -25,9 +25,9 @@ _COMMANDS = """\
 /undo          forget the last question and its answer
 /system TEXT   give the model a system message; without TEXT, take it away
 /help          show this
-/exit          end, as Ctrl-D does. Ctrl-C ends an answer; at an empty line, it ends the chat"""
+/exit          end, as Ctrl-D does; Ctrl-C ends an answer, else the chat"""
 
-_PIPED = "Input that is piped is one conversation, a line a turn: the answers alone go to standard output."
+_PIPED = "Piped input is one conversation, a line a turn; only answers go to the output."
 
 
 def main(arguments: list[str]) -> int:
@@ -133,6 +133,7 @@ def _open(ref: str, artifact: Artifact, options: Namespace) -> Conversation:
     from align.rollout.engine import Sampling
 
     folder: Path = artifact.path / "ema" if options.ema else artifact.path
+    print(f"loading {ref}", file=sys.stderr, flush=True)
     model = load_model(folder)
     try:
         most = answer_length(options.tokens, context_length(model))

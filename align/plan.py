@@ -280,7 +280,7 @@ def _pin(name: str, config: StageConfig) -> None:
 
 
 def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
-    """Names with every step after those it needs."""
+    """Names with every step after those it needs; data first: a mistake in it shows before any model is made."""
     order: list[str] = []
     path: list[str] = []
 
@@ -296,7 +296,7 @@ def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
                     visit(ref)
         order.append(path.pop())
 
-    for name in configs:
+    for name in sorted(configs, key=lambda name: not isinstance(configs[name], Data)):
         visit(name)
     return order
 

@@ -37,5 +37,12 @@ def code_version() -> dict[str, Any]:
         return {"commit": None, "version": metadata.version("align"), "dirty": False}
 
 
+def version_line() -> str:
+    """`align 0.1.0`, with the commit of the checkout that it runs from, and whether files were changed since."""
+    code = code_version()
+    commit = f", commit {code['commit'][:12]}" if code["commit"] else ""
+    return f"align {metadata.version('align')}{commit}{' and changes' if code['dirty'] else ''}"
+
+
 def _git(folder: Path, *words: str) -> str:
     return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()

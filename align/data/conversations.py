@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from align.data.columns import Columns, first_of, from_json, in_table, plain_name, skip, truth
-from align.data.records import Dropped, Malformed, Message, OutOfTurn, Row, check_messages, check_text
+from align.data.records import Dropped, Malformed, Message, OutOfTurn, Row, check_messages, check_text, type_name
 
 SYSTEM = ("system", "system_prompt")  # columns beside a conversation
 
@@ -223,7 +223,7 @@ def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
     if isinstance(value, list) or _is_messages(row, value):
         return messages_in(row, column)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise Malformed(column, f"expected text or messages, got {type(value).__name__}")
+        raise Malformed(column, f"expected text or messages, got {type_name(value)}")
     value = text_in(value, column)
     if value.startswith("\n\nHuman:"):
         begun = value.rstrip().removesuffix("\n\nAssistant:")
@@ -282,7 +282,7 @@ def turns_in(row: Mapping[str, Any], column: str) -> list[Message]:
         return [assistant(text_in(value, column))]
     messages = _messages(row, column)
     if not isinstance(messages, list):
-        raise Malformed(column, f"expected text or messages, got {type(value).__name__}")
+        raise Malformed(column, f"expected text or messages, got {type_name(value)}")
     if not messages:
         raise Malformed(column, "expected an answer, got an empty list; fill it in or remove the row")
     begins = isinstance(messages[0], dict) and messages[0].get("role") == "assistant" if messages else True

@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 from align.data.columns import plain_name
 from align.data.file_kinds import PACKED, unusual_kind
 from align.data.formats import SPELLINGS
-from align.data.records import Malformed, read_batches
+from align.data.records import Malformed, read_batches, type_name
 
 _BLOCK = 2**20  # bytes
 # Longer ones are no rows: a few bytes of a packed file can stand for gigabytes, and memory would hold them.
@@ -498,7 +498,7 @@ def _json(text: _Text, say: Say) -> Iterator[RawRow]:
         lines = content.split("\n")
         several = [line for line in lines[:1000] if line.strip()]
         if len(several) < 2 or isinstance(_object(several[0]), Malformed):
-            raise Malformed("file", f"expected JSON ({error})") from None
+            raise Malformed("file", f"expected JSON ({_of_json(error)})") from None
         say(f"{text.path}: holds JSON lines, not one JSON list; read as those")
         yield from _lines(text.path, lines)
         return
@@ -510,7 +510,7 @@ def _json(text: _Text, say: Say) -> Iterator[RawRow]:
 def _as_no_list(value: Any) -> str:
     """What a JSON file holds in place of a list of rows, and how to make one of it."""
     if not isinstance(value, dict):
-        return type(value).__name__
+        return type_name(value)
     for name, inner in value.items():
         if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner):
             return f"an object with rows under {name!r}; write that list alone (jq '.[\"{name}\"]' FILE)"
@@ -541,12 +541,19 @@ def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
+def _of_json(error: Exception, is_line: bool = False) -> str:
+    """What is wrong with a JSON text, and where; of one line the column alone."""
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg}: " + ("" if is_line else f"line {error.lineno}, ") + f"column {error.colno}"
+
+
 def _object(line: str) -> dict[str, Any] | Malformed:
     try:
         row = json.loads(line, object_pairs_hook=_of_pairs)
     except (ValueError, RecursionError) as error:
-        return Malformed("row", f"expected JSON ({error})")
-    return row if isinstance(row, dict) else Malformed("row", f"expected an object, got {type(row).__name__}")
+        return Malformed("row", f"expected JSON ({_of_json(error, is_line=True)})")
+    return row if isinstance(row, dict) else Malformed("row", f"expected an object, got {type_name(row)}")
 
 
 # -- other kinds -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from align.data.columns import plain_name
-from align.data.records import Dropped, Malformed, Row, check_text
+from align.data.records import Dropped, Malformed, Row, check_text, type_name
 
 # Columns of two texts, what is judged second: a hypothesis after its premise, a question after its passage.
 _PAIRS = (
@@ -91,7 +91,7 @@ def _number(value: Any, field: str) -> float:
             raise ValueError
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise Malformed(field, f"expected a number, got {type(value).__name__}") from None
+        raise Malformed(field, f"expected a number, got {type_name(value)}") from None
 
 
 def labelled_choices(row: dict[str, Any]) -> Iterator[Row]:

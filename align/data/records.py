@@ -67,6 +67,11 @@ _MAX_DEPTH = 100  # lists and objects in each other: pickle stops at 500, JSON a
 _LISTS = ("gold", "texts", "choices", *itertools.chain(*_FIELDS.values()))  # kept as lists where their types allow it
 
 
+def type_name(value: object) -> str:
+    """What kind of value a row holds, for an error line."""
+    return "null" if value is None else type(value).__name__
+
+
 class Malformed(Exception):
     """A row is not what its format says; `field` names the place."""
 

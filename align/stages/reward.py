@@ -67,9 +67,14 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     train, dropped = _rankings(inputs, "train", tokenizer, length, job)
     held_out, _ = _rankings(inputs, "validation", tokenizer, length, job)
     if not train and not dropped:
-        raise ConfigError("inputs.data: it has no training rows; to train on all rows, give align data split=train")
+        raise ConfigError(
+            "inputs.data: it has no training rows; to train on all of its rows, make the data first: align data "
+            "source=... record=comparisons split=train name=mine/data"
+        )
     if not train:
         raise ConfigError(f"inputs.data: no ranking is left to learn from within {length:,} tokens")
+    if not held_out:
+        job.info("there are no validation rows, so no accuracy will be reported")
     num_parameters, adapters = model.classifier.num_parameters(), None
     if cfg.lora.rank is not None:
         adapters = fresh_adapter(model.classifier, folder, cfg.lora, _ADAPTER)
@@ -108,16 +113,19 @@ def _rankings(
         encoded = iter(encode_dialogues(tokenizer, [rows[i]["prompt"] for i in owners], responses))
     except TemplateRefusal as error:
         raise ConfigError(f"inputs.data: {split} row {owners[error.index] + 1}: {error.reason}") from None
-    rankings = []
+    rankings, tied = [], 0
     for row, k in zip(rows, count, strict=True):
         found: dict[tuple[int, ...], int] = {}
         places = [found.setdefault(tuple(next(encoded)), len(found)) for _ in range(k)]
-        if len(set(row["ranks"])) > 1 and max(map(len, found)) <= length:
+        if len(set(row["ranks"])) == 1:
+            tied += 1
+        elif max(map(len, found)) <= length:
             rankings.append(Ranking(list(map(list, found)), places, row["ranks"], row.get("gold")))
     dropped = len(rows) - len(rankings)
     if dropped:
-        which = f"{dropped:,} of {len(rows):,} {split} rankings"
-        job.info(f"{which} left out: all tied, or longer than sequence_length, {length:,} tokens")
+        why = [f"{tied:,} all tied"] if tied else []
+        why += [f"{dropped - tied:,} longer than sequence_length, {length:,} tokens"] if dropped > tied else []
+        job.info(f"{dropped:,} of {len(rows):,} {split} rankings left out: {'; '.join(why)}")
     return rankings, dropped
 
 

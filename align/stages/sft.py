@@ -68,7 +68,10 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     train, dropped = _demonstrations(inputs, "train", tokenizer, length, job)
     held_out, _ = _demonstrations(inputs, "validation", tokenizer, length, job)
     if not train and not dropped:
-        raise ConfigError("inputs.data: it has no training rows; to train on all rows, give align data split=train")
+        raise ConfigError(
+            "inputs.data: it has no training rows; to train on all of its rows, make the data first: align data "
+            "source=... record=demonstrations split=train name=mine/data"
+        )
     if not train:
         raise ConfigError(f"inputs.data: no demonstration is left to learn from within {length:,} tokens")
     if not held_out:

@@ -142,6 +142,17 @@ def test_a_file_with_weights_and_tools_is_learned_as_it_says(here: Path, capsys:
     assert metrics_of(folder)["eval/loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
+def test_a_mistake_in_the_data_is_told_before_the_model_is_imported(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To import a large model takes minutes."""
+    publish("published", PUBLISHED["chatml"].tokenizer())
+    Path("mine.jsonl").write_text('{"question": "Who sat?", "answer": null}\n')
+    assert sft("path:published", data="mine.jsonl") == 2
+    assert "mine.jsonl" in said(capsys)
+    assert not list(Path("artifacts").glob("objects/import_model/*"))
+
+
 # -- the template ----------------------------------------------------------------------------------------------------
 
 

@@ -97,8 +97,13 @@ def test_rankings_that_are_too_long_are_counted(inputs, tmp_path, capsys):
     metrics = run(inputs, tmp_path / "some", sequence_length=36)
     assert metrics["dropped"] > 0
     told = capsys.readouterr().err
-    assert f"{metrics['dropped']:.0f} of {rows['train']} train rankings left out: all tied, or longer than" in told
-    assert f" of {rows['validation']} validation rankings left out: all tied, or longer than" in told
+    found = re.search(rf"(\d+) of {rows['train']} train rankings left out: (\d+) all tied; (\d+) longer than", told)
+    assert found is not None
+    dropped, tied, too_long = map(int, found.groups())
+    assert dropped == metrics["dropped"] == tied + too_long
+    of_training = list(read_rows(inputs.folders("data"), "train"))
+    assert tied == sum(len(set(row["ranks"])) == 1 for row in of_training) > 0
+    assert f" of {rows['validation']} validation rankings left out: " in told
     assert "optimizer steps: fewer than 50" in told
     with pytest.raises(ConfigError, match="no ranking is left"):
         run(inputs, tmp_path / "none", sequence_length=4)

@@ -84,7 +84,7 @@ def test_a_cut_last_line_is_malformed(tmp_path):
         ('{"text": "a"} {"text": "b"}', "row: expected JSON (Extra data"),
         ('["a"]', "row: expected an object, got list"),
         ('"a"', "row: expected an object, got str"),
-        ("null", "row: expected an object, got NoneType"),
+        ("null", "row: expected an object, got null"),
         ("NaN", "row: expected an object, got float"),
         ("[" * 10_000 + "]" * 10_000, "row: expected JSON ("),
         ('{"text": ' + "[" * 10_000 + "]" * 10_000 + "}", "row: expected JSON ("),
