@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CONF, align
+from conftest import CONF, align, mostly_slow
 
 from align.__main__ import main
 from align.help import pipelines
@@ -330,7 +330,7 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize("knob", TOGETHER)
+@pytest.mark.parametrize("knob", mostly_slow(TOGETHER, [*TOGETHER][::2]))
 def test_knobs_that_are_wrong_together_are_refused(knob: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given, allowed = TOGETHER[knob]
     step = "evaluate_ppo" if knob == "weights" else "ppo"

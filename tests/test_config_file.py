@@ -65,7 +65,7 @@ def test_a_file_of_knobs_is_what_the_command_line_says(here: Path, capsys: pytes
     choices = "tracker=none hardware=two_processes store=elsewhere"
     by_words = composed(["plan", "sft", *words.split(), *choices.split()], capsys)
     assert composed(["plan", "sft", "--config", "mine.yaml"], capsys) == by_words
-    assert [step["step"] for step in by_words] == ["a/b.model", "a/b.data", "a/b"]
+    assert [step["step"] for step in by_words] == ["a/b.data", "a/b.model", "a/b"]
     other = composed(["plan", "sft", "--config", "mine.yaml", "learning_rate=1e-2", "lora.rank=2"], capsys)
     both = [word for word in words.split() if not word.startswith(("learning_rate", "lora.rank"))]
     assert other == composed(["plan", "sft", *both, "learning_rate=1e-2", "lora.rank=2"], capsys)
@@ -317,7 +317,7 @@ WRONG_PIPELINE = {
 
 
 @pytest.mark.parametrize(("before", "after", "said"), WRONG_PIPELINE.values(), ids=WRONG_PIPELINE)
-@pytest.mark.parametrize("in_folder", [False, True], ids=["file", "folder"])
+@pytest.mark.parametrize("in_folder", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["file", "folder"])
 def test_what_is_wrong_with_a_pipeline_s_file_is_one_line(
     before: str, after: str, said: str, in_folder: bool, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

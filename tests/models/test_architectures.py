@@ -89,7 +89,7 @@ def test_greedy_samples_are_those_of_transformers(name: str, tmp_path: Path) -> 
         assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == found[i].ids
 
 
-@pytest.mark.parametrize("name", mostly_slow(RUN, ["opt", "gemma2", "qwen2_moe"]))
+@pytest.mark.parametrize("name", mostly_slow(RUN, ["opt", "qwen2_moe"]))
 def test_the_recipe_runs_from_import_to_evaluation(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_source(tiny(name), tmp_path / "source")

@@ -495,7 +495,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", mostly_slow(OTHERS, [*OTHERS][:3]))
 def test_a_published_reward_model_scores_in_ppo_as_in_plain_transformers(
     here: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,6 +128,7 @@ def files_of(folder: Path) -> dict[str, str]:
 # -- learning ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_to_write_words_in_reverse(tasks_alone, tmp_path):
     found = run(
         tasks_alone,

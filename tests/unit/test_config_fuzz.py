@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator
 
 import pytest
+from conftest import mostly_slow
 from hostile_configs import QUICKSTART, Answer, Case, faults_of_plan, faults_of_refusal, right, wrong
 
 from align.__main__ import main
@@ -28,7 +29,7 @@ def answered(arguments: list[str]) -> Answer:
     return code, out.getvalue(), err.getvalue()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", mostly_slow(range(20), range(10)))
 def test_a_wrong_config_is_refused_in_one_line_at_its_place(seed: int) -> None:
     assert faults_of_refusal(wrong(seed), answered) == []
 
