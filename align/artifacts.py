@@ -307,7 +307,7 @@ def fsync_folder(folder: Path) -> None:
 def follow_umask(path: Path) -> None:
     """Let a file be read by whom the umask says; safetensors makes files that their owner alone can read.
 
-    A file of another user, whose step this one goes on with, stays as it is: only its owner can change that.
+    A file of another user keeps its rights, which only its owner can change. A step that another user began has some.
     """
     umask = os.umask(0o022)
     os.umask(umask)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Lineage = dict[str, list[dict[str, str]]]
 
-_KEPT = ("checkpoints", "judgements.jsonl")  # in a work folder: what the same command goes on with
+_KEPT = ("checkpoints", "judgements.jsonl")  # in a work folder: what a step resumes from
 
 
 @dataclass(slots=True)

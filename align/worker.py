@@ -252,7 +252,7 @@ def main(folder: Path, parent: int) -> None:
     work, rank = folder.parent, int(os.environ["RANK"])
     with _telling(folder, rank) as outcome, (work / _RANKS_LOCK).open("w") as lock:
         if rank == 0:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # for whoever gives the command again, see `wait_for_ranks`
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the next run of this step waits for it: `wait_for_ranks`
         request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
         outcome["metrics"] = _run_rank(work, typed(RunConfig, request["settings"]), request, rank)
 

@@ -100,6 +100,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("wrong", "launcher"),
     [
+        *(pytest.param(wrong, "basic", marks=pytest.mark.slow) for wrong in list(WRONG)[:2]),
         *((wrong, "basic") for wrong in list(WRONG)[2:]),  # the first two by another launcher
         ("steps.ppo.kl_coef=0.1,high", "joblib"),  # does not compose
         ("steps.ppo.kl_coef=0.1,-1", "joblib"),  # composes, and is refused by the plan

@@ -1,9 +1,9 @@
 """Where the store is: the flag or an override, else ALIGN_STORE, else `artifacts`; for every command."""
 
-import itertools
 from pathlib import Path
 
 import pytest
+from conftest import mostly_slow
 
 import align
 from align.__main__ import main
@@ -33,14 +33,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("command", READING)
 @pytest.mark.parametrize(
-    ("command", "how"),
-    [
-        *itertools.product(READING, ["flag", "environment"]),
-        *itertools.product(
-            ["artifacts", "plan of a stage", "run"], ["joined flag", "override", "flag over environment"]
-        ),
-    ],
+    "how",
+    mostly_slow(
+        ["flag", "joined flag", "override", "environment", "flag over environment"], ["flag", "override", "environment"]
+    ),
 )
 def test_every_command_finds_the_store(
     command: str, how: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

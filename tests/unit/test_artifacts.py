@@ -55,7 +55,7 @@ def test_files_of_an_artifact_may_be_read_by_whom_the_umask_says(store):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 def test_what_another_user_left_in_a_step_keeps_its_rights(store):
-    """The system lets only a file's owner change them, and a step may be gone on with by a colleague."""
+    """Only a file's owner can change its rights, and another user may resume the step."""
     with store.claim("data", key_of(1)) as work:
         (work / "out").mkdir()
         (work / "out/metrics.jsonl").touch(mode=0o660)

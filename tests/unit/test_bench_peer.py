@@ -1,4 +1,4 @@
-"""The answers of a benchmark's process arrive, whatever it and its libraries print."""
+"""A benchmark reads a process's answers although that process and its libraries print other lines."""
 
 from __future__ import annotations
 

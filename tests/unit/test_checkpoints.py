@@ -310,7 +310,7 @@ def test_a_foreign_folder_beside_checkpoints_does_not_stop_a_resume(tmp_path):
 
 
 def test_a_checkpoint_may_be_read_by_whom_the_umask_says(tmp_path):
-    """A colleague goes on with the step; safetensors makes files that their owner alone can read."""
+    """Another user may resume the step, and safetensors makes files that only their owner can read."""
     before = os.umask(0o002)
     try:
         save_checkpoint(tmp_path / "checkpoints", 1, {"weight": torch.ones(2)})

@@ -10,7 +10,7 @@ from align.data.formats import FORMATS, LAYOUTS
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_random_row_is_read_or_malformed_or_dropped(name):
-    kept = rows_of_format(name, random.Random(f"rows for {name}"), 800)
+    kept = rows_of_format(name, random.Random(f"rows for {name}"), 2000)
     assert kept > 0 or name not in ("text", "prompt", "prompt_completion", "instruction", "book", "wikitext")
 
 
