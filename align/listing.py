@@ -1,9 +1,10 @@
 """Every version in a store and what it leads to, as `align artifacts ls` shows it.
 
-What a version and the manifest of its artifact say is remembered in cache/listing.json, beside the inodes, sizes and
-times of both files. So a look at a store of thousands reads and checks only those that are new or changed. The other
-files of an artifact are looked at each time, and not read: `align artifacts verify` reads everything. A store that may
-not be written to is read anew each time.
+What a version and the manifest of its artifact say is remembered in cache/listing.jsonl, beside the inodes, sizes and
+times of both files. A line is added when a step has published its artifact, and when a look finds what has none. So a
+look at a store of thousands reads and checks only those that were changed. The other files of an artifact are looked
+at each time, and not read: `align artifacts verify` reads everything. A store that was copied is read anew once, one
+that may not be written to each time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,70 +30,103 @@ Stamp = list[int]
 
 def list_versions(store: ArtifactStore) -> tuple[list[Row], list[str]]:
     """A row for each version, in the order of names and numbers, and a line for each file that is damaged."""
-    listing = _Listing(store)
-    rows: list[Row] = []
-    faults: list[str] = []
-    for name, numbers in store.numbers().items():
-        aliases: dict[int, list[str]] = {}
-        for alias, version in store.each_alias(name):
-            if isinstance(version, StoreError):
-                faults.append(str(version))
-            else:
-                aliases.setdefault(version, []).append(alias)
-        for number in numbers:
-            try:
-                found = listing.row(name, number)
-            except StoreError as error:
-                faults.append(str(error))
-            else:
-                rows.append({"name": name, "version": f"v{number}", "aliases": aliases.get(number, []), **found})
-    listing.keep()
-    return rows, faults
+    return _Listing(store).rows()
+
+
+def remember(store: ArtifactStore, name: str, number: int) -> None:
+    """Add a line on a version that this process has just written, so that the next look need not read it.
+
+    Without the line that look takes longer, and nothing else.
+    """
+    with contextlib.suppress(OSError, StoreError):
+        _Listing(store).add(name, number)
 
 
 class _Listing:
-    """What is known of versions: {NAME:vN: {version, manifest: their stamps, files: {name: size}, stage, key, row}}."""
+    """What is known of versions: {NAME:vN: {version, manifest: their stamps, files: {name: size}, stage, key, row}}.
+
+    A line of the file is a digest, a space, and the JSON of (NAME:vN, what is known). Of several lines on one version
+    the last counts. A line of other code, or one that was torn, counts for nothing.
+    """
 
     def __init__(self, store: ArtifactStore):
-        self._store, self._file = store, store.root / "cache" / "listing.json"
+        self._store, self._file = store, store.root / "cache" / "listing.jsonl"
         self._code = _code()
-        self._before = self._read()
         self._now: dict[str, dict[str, Any]] = {}
 
-    def row(self, name: str, number: int) -> Row:
+    def rows(self) -> tuple[list[Row], list[str]]:
+        """As `list_versions`."""
+        before, is_tidy = self._read()
+        rows: list[Row] = []
+        faults: list[str] = []
+        for name, numbers in self._store.numbers().items():
+            aliases: dict[int, list[str]] = {}
+            for alias, version in self._store.each_alias(name):
+                if isinstance(version, StoreError):
+                    faults.append(str(version))
+                else:
+                    aliases.setdefault(version, []).append(alias)
+            for number in numbers:
+                try:
+                    found = self._row(name, number, before.get(f"{name}:v{number}"))
+                except StoreError as error:
+                    faults.append(str(error))
+                else:
+                    rows.append({"name": name, "version": f"v{number}", "aliases": aliases.get(number, []), **found})
+        if not is_tidy or self._now != before:
+            self._write()
+        return rows, faults
+
+    def add(self, name: str, number: int) -> None:
+        """Add a line on a version. Its files are new, but who just wrote them knows that nobody changed them since."""
+        self._read_anew(name, number, is_settled=lambda stamp: True)
+        self._file.parent.mkdir(exist_ok=True)
+        with self._file.open("ab", buffering=0) as file:
+            file.write(self._lines())
+
+    def _row(self, name: str, number: int, known: dict[str, Any] | None) -> Row:
         """What a version leads to.
 
         Raises:
             StoreError: the version or the artifact is damaged.
         """
-        ref = f"{name}:v{number}"
-        version = _stamp(f"{self._store.root}/names/{name}/v{number}.json")
-        known = self._before.get(ref)
-        if known is None or version != known["version"] or not self._is_whole(known):
-            return self._read_anew(name, number, version)
-        self._now[ref] = known
+        if known is None or _stamp(self._version_file(name, number)) != known["version"] or not self._is_whole(known):
+            return self._read_anew(name, number, _is_settled)
+        self._now[f"{name}:v{number}"] = known
         return known["row"]
 
-    def keep(self) -> None:
+    def _read(self) -> tuple[dict[str, dict[str, Any]], bool]:
+        """What is known from before, and whether the file holds nothing else."""
+        try:
+            lines = read_bytes(self._file).splitlines()
+        except StoreError:
+            return {}, True
+        found = {}
+        for line in lines:
+            check, _, content = line.partition(b" ")
+            if check == self._check(content):
+                ref, known = json.loads(content)
+                found[ref] = known
+        return found, len(found) == len(lines)
+
+    def _write(self) -> None:
         """Write down what is known for the next look; without it that takes longer, and nothing else."""
-        if self._now == self._before:
-            return
-        content = json.dumps(self._now).encode()
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(exist_ok=True)
             with replacing(self._file) as temporary:
-                temporary.write_bytes(self._check(content) + b"\n" + content)
+                temporary.write_bytes(self._lines())
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        """What the look before knew; nothing where the file is damaged or of other code."""
-        try:
-            check, _, content = read_bytes(self._file).partition(b"\n")
-        except StoreError:
-            return {}
-        return json.loads(content) if check == self._check(content) else {}
+    def _lines(self) -> bytes:
+        contents = [json.dumps(each).encode() for each in self._now.items()]
+        return b"".join(self._check(content) + b" " + content + b"\n" for content in contents)
 
     def _check(self, content: bytes) -> bytes:
-        return hashlib.sha256(self._code + content).hexdigest().encode()
+        digest = self._code.copy()
+        digest.update(content)
+        return digest.hexdigest().encode()
+
+    def _version_file(self, name: str, number: int) -> str:
+        return f"{self._store.root}/names/{name}/v{number}.json"
 
     def _is_whole(self, known: dict[str, Any]) -> bool:
         """Whether an artifact's manifest is as it was, and its files have their sizes."""
@@ -100,7 +135,8 @@ class _Listing:
             size_of_file(folder + file) == size for file, size in known["files"].items()
         )
 
-    def _read_anew(self, name: str, number: int, version: Stamp | None) -> Row:
+    def _read_anew(self, name: str, number: int, is_settled: Callable[[Stamp], bool]) -> Row:
+        version = _stamp(self._version_file(name, number))
         record = self._store.version(name, number)
         stage, key = record["stage"], record["key"]
         manifest = _stamp(f"{self._store.object_path(stage, key)}/{MANIFEST}")
@@ -113,7 +149,7 @@ class _Listing:
 
         files = {file: of["size"] for file, of in artifact.manifest["files"].items()}
         row |= {"kind": artifact.kind, "bytes": sum(files.values()), "figures": main_figures(artifact)}
-        if version is not None and manifest is not None and _is_settled(version) and _is_settled(manifest):
+        if version is not None and manifest is not None and is_settled(version) and is_settled(manifest):
             both = {"version": version, "manifest": manifest, "files": files}
             self._now[f"{name}:v{number}"] = {**both, "stage": stage, "key": key, "row": row}
         return row
@@ -132,7 +168,9 @@ def _is_settled(stamp: Stamp) -> bool:
     return time.time_ns() - max(stamp[2:]) > _SETTLED
 
 
-def _code() -> bytes:
-    """The code that makes a row: other code may show other figures."""
-    here = Path(__file__).resolve().parent
-    return b"".join(read_bytes(here / file) for file in ("listing.py", "report/summary.py", "report/tables.py"))
+def _code() -> hashlib._Hash:
+    """The digest of the code that makes a row: other code may show other figures."""
+    here, digest = Path(__file__).resolve().parent, hashlib.sha256()
+    for file in ("listing.py", "report/summary.py", "report/tables.py"):
+        digest.update(read_bytes(here / file))
+    return digest

@@ -23,6 +23,7 @@ from align.configs import HardwareConfig, RunConfig
 from align.configs.knobs import READ_AS_IT_RUNS, READ_AT_START
 from align.cores import cores
 from align.errors import ConfigError, HealthStop, StoreError
+from align.listing import remember
 from align.plan import Source, Step, data_digest
 from align.stop import Stop
 from align.sweeps import Member
@@ -77,6 +78,7 @@ def run_step(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tra
         if artifact is None:
             with stop.listening():
                 artifact, version = _make(step, store, settings, tracked, work, stop)
+    remember(store, step.label, version)
     if stop.signal is not None:  # it came too late for the stage to notice
         raise stop.error(f"stopped when {step.label} was done")
     return Outcome(step, artifact, version, cached, time.monotonic() - begun)

@@ -1,18 +1,41 @@
 """How long the command line takes before any work begins, beside Python's own start and Hydra's.
 
+`list_store` is `align artifacts ls` of a store with 10,000 artifacts as runs leave it, `list_copied_store` the first
+look at a copy of it, in which each manifest is read and checked.
+
 python benchmarks/command_line.py [--json FILE]
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from _report import arguments, medians, report
 
+from align.artifacts import ArtifactStore
+from align.listing import remember
+
 _HYDRA_APP = "import hydra; hydra.main(version_base=None)(lambda cfg: None)()"
+_STORED = 10_000
+
+
+def _fill(store: ArtifactStore) -> None:
+    """Publish artifacts of 20 steps, as a run does."""
+    for number in range(_STORED):
+        key = f"{number:064x}"
+        with store.claim("sft", key) as work:
+            (work / "out").mkdir()
+            (work / "out" / "metrics.jsonl").write_text(f'{{"step": {number}}}\n')
+            knobs, figures = {f"knob_{i}": i for i in range(40)}, {f"figure/{i}": i / 7 for i in range(30)}
+            manifest = {"kind": "policy", "inputs": {}, "config": knobs, "metrics": figures}
+            artifact = store.commit("sft", key, work / "out", manifest)
+        name = f"many/sft_{number % 20}"
+        remember(store, name, store.publish(name, artifact))
 
 
 def main() -> None:
@@ -21,9 +44,18 @@ def main() -> None:
     def run(*words: str) -> None:
         subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
+    def list_copied() -> None:
+        shutil.rmtree("copied/cache", ignore_errors=True)
+        run("-m", "align", "artifacts", "ls", "--store", "copied")
+
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        names = ("python", "hydra_help", "align_help", "plan_instructgpt", "plan_quickstart")
+        _fill(ArtifactStore(Path("store")))
+        shutil.copytree("store", "copied", ignore=shutil.ignore_patterns("cache"))
+        names = (
+            *("python", "hydra_help", "align_help", "plan_instructgpt", "plan_quickstart"),
+            *("list_store", "list_copied_store"),
+        )
         seconds = medians(
             [
                 lambda: run("-c", "pass"),
@@ -31,6 +63,8 @@ def main() -> None:
                 lambda: run("-m", "align", "--help"),
                 lambda: run("-m", "align", "plan", "pipeline=instructgpt"),
                 lambda: run("-m", "align", "plan", "pipeline=quickstart"),
+                lambda: run("-m", "align", "artifacts", "ls", "--store", "store"),
+                list_copied,
             ],
             rounds=9,
         )

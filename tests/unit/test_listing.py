@@ -5,10 +5,12 @@ import os
 import time
 
 import pytest
+from conftest import run_toy
 from watching import opened_files
 
 from align.__main__ import main
 from align.artifacts import ArtifactStore
+from align.listing import remember
 from align.seals import seal_of
 
 
@@ -16,7 +18,7 @@ from align.seals import seal_of
 def stores(tmp_path_factory):
     """Stores of three artifacts, two of one name. Their files are old: one that is new is read again each time."""
     made = []
-    for _ in range(16):
+    for _ in range(18):
         store = ArtifactStore(tmp_path_factory.mktemp("listing") / "store")
         for number, name in enumerate(["mine/data", "mine/data", "mine/more"]):
             key = f"{number:064x}"
@@ -94,14 +96,14 @@ def test_what_was_remembered_and_changed_is_read_again(store, capsys, change):
     remembered = shown(store, capsys)
     assert remembered != before
     # What is not remembered is read, and says the same.
-    (store.root / "cache/listing.json").unlink()
+    (store.root / "cache/listing.jsonl").unlink()
     assert shown(store, capsys) == remembered
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"mine/data:v0": 1}', b"check\n{}"])
 def test_a_listing_that_is_damaged_is_made_again(store, capsys, damage):
     before = shown(store, capsys)
-    file = store.root / "cache/listing.json"
+    file = store.root / "cache/listing.jsonl"
     whole = file.read_bytes()
     file.write_bytes(damage)
     assert shown(store, capsys) == before
@@ -110,19 +112,47 @@ def test_a_listing_that_is_damaged_is_made_again(store, capsys, damage):
 
 def test_a_figure_changed_in_the_listing_is_not_shown(store, capsys):
     before = shown(store, capsys)
-    file = store.root / "cache/listing.json"
+    file = store.root / "cache/listing.jsonl"
     file.write_bytes(file.read_bytes().replace(b"2 train", b"9 train"))
     assert shown(store, capsys) == before
 
 
+def read_by_a_look(store, capsys):
+    with opened_files() as opened:
+        rows, _ = shown(store, capsys)
+    return rows, [path for path in opened if path.endswith(("manifest.json", "v0.json", "v1.json"))]
+
+
 def test_unchanged_artifacts_are_not_read_again(store, capsys):
-    read = []
-    for _ in range(2):
-        with opened_files() as opened:
-            shown(store, capsys)
-        read.append([path for path in opened if path.endswith(("manifest.json", "v0.json", "v1.json"))])
-    assert len(read[0]) == 6
-    assert read[1] == []
+    (before, first), (after, second) = (read_by_a_look(store, capsys) for _ in range(2))
+    assert before == after
+    assert (len(first), second) == (6, [])
+
+
+def test_what_a_step_has_just_published_is_not_read(store, capsys):
+    seal_anew(store.root / "objects/data" / f"{1:064x}" / "manifest.json", metrics={"rows/train": 7.0})
+    expected, _ = read_by_a_look(store, capsys)
+    (store.root / "cache/listing.jsonl").unlink()
+    for name, number in [("mine/data", 0), ("mine/more", 0), ("mine/data", 1), ("mine/data", 0)]:
+        remember(store, name, number)
+    assert read_by_a_look(store, capsys) == (expected, [])
+
+
+def test_a_line_that_was_torn_costs_its_neighbours_nothing(store, capsys):
+    expected, _ = shown(store, capsys)
+    file = store.root / "cache/listing.jsonl"
+    first, second, third = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + second[:40] + third + second)
+    assert read_by_a_look(store, capsys)[0] == expected
+    file.write_bytes(first + third[:40])
+    remember(store, "mine/data", 1)
+    assert read_by_a_look(store, capsys)[0] == expected
+
+
+def test_a_run_leaves_nothing_to_read(tmp_path, capsys):
+    run_toy(tmp_path / "store", "step=text")
+    rows, read = read_by_a_look(ArtifactStore(tmp_path / "store"), capsys)
+    assert ([row["name"] for row in rows], read) == (["toy/text"], [])
 
 
 def test_a_store_that_may_not_be_written_to_is_listed(store, capsys):
