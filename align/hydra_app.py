@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
@@ -470,6 +471,7 @@ class _Loader(ConfigLoaderImpl):
 
     def __init__(self, search_path: Any):
         super().__init__(search_path)
+        self.repository = _Repository(search_path)
         self.parts: list[tuple[str, str]] = []
 
     def note(self, defaults: Iterable[ResultDefault]) -> None:
@@ -478,6 +480,15 @@ class _Loader(ConfigLoaderImpl):
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
         self.note(defaults)
         return super()._compose_config_from_defaults_list(defaults, repo)
+
+
+class _Repository(ConfigRepository):
+    """Hydra's places of configs, which it copies for each config that it composes: the schemas in them need no copy."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Repository:
+        copied = _Repository.__new__(_Repository)
+        copied.sources = list(self.sources)
+        return copied
 
 
 def _hydra(loader: _Loader) -> Hydra:

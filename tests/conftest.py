@@ -7,7 +7,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +22,31 @@ CONF = Path(__file__).parent / "conf"
 
 
 def mostly_slow(cases: Iterable[Any], fast: Collection[Any]) -> list[Any]:
-    """The cases of a test, slow but for a few: they differ in their kind, the others only in where it happens."""
-    return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+    """The cases of a test, slow but for a few: they differ in their kind, the others only in where it happens.
+
+    A case is a value, or a tuple of values.
+    """
+    return [
+        case if case in fast else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+        for case in cases
+    ]
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """A folder that all processes of a test run read, and the first that needs it makes."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.with_suffix(".made").exists():
+            make(folder)
+            folder.with_suffix(".made").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the processes of one test run find what they share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 class Done(NamedTuple):
@@ -70,18 +93,9 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read only; the processes of one test run share it, and the first to need it makes it."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    store = folder / "finished" / "artifacts"
-    with (folder / "finished.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not store.with_name("whole").exists():
-            run_toy(store)
-            store.with_name("whole").touch()
-    return store
+def finished(shared: Path) -> Path:
+    """Read only."""
+    return made_once(shared / "finished", lambda folder: run_toy(folder / "artifacts")) / "artifacts"
 
 
 @pytest.fixture

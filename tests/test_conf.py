@@ -330,7 +330,7 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize("knob", mostly_slow(TOGETHER, [*TOGETHER][::2]))
+@pytest.mark.parametrize("knob", mostly_slow(TOGETHER, [*TOGETHER][::4]))
 def test_knobs_that_are_wrong_together_are_refused(knob: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given, allowed = TOGETHER[knob]
     step = "evaluate_ppo" if knob == "weights" else "ppo"
@@ -369,7 +369,7 @@ def test_a_function_of_the_users_own_is_in_the_key(here: Path, capsys: pytest.Ca
     assert keys[0][1] == keys[1][1]
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", mostly_slow(REFUSED, [*REFUSED][::2]))
 def test_what_is_wrong_is_said_in_one_line(case: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, expected = REFUSED[case]
     assert refused(

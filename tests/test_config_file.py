@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONF
+from conftest import CONF, mostly_slow
 from safetensors.torch import save_file
 
 from align.__main__ import main
@@ -216,10 +216,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("text", "said"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("case", mostly_slow(WRONG, [*WRONG][::2]))
 def test_what_is_wrong_with_a_stage_s_file_is_one_line(
-    text: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
+    case: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    text, said = WRONG[case]
     Path("my_sft.yaml").write_text(text)
     inputs = [word for word in ("model=card:a", "data=card:smallworld") if f"{word[:5]}" not in text]
     line = refused(["sft", "--config", "my_sft.yaml", *(inputs if "inputs" not in text else [])], capsys)
@@ -316,11 +317,12 @@ WRONG_PIPELINE = {
 }
 
 
-@pytest.mark.parametrize(("before", "after", "said"), WRONG_PIPELINE.values(), ids=WRONG_PIPELINE)
+@pytest.mark.parametrize("case", mostly_slow(WRONG_PIPELINE, [*WRONG_PIPELINE][::2]))
 @pytest.mark.parametrize("in_folder", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["file", "folder"])
 def test_what_is_wrong_with_a_pipeline_s_file_is_one_line(
-    before: str, after: str, said: str, in_folder: bool, here: Path, capsys: pytest.CaptureFixture[str]
+    case: str, in_folder: bool, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before, after, said = WRONG_PIPELINE[case]
     assert before in PIPELINE
     file = Path("conf/pipeline/mine.yaml" if in_folder else "my.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -382,10 +384,11 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize(("words", "said"), WORDS.values(), ids=WORDS)
+@pytest.mark.parametrize("case", mostly_slow(WORDS, [*WORDS][::2]))
 def test_what_is_wrong_on_the_command_line_is_one_line(
-    words: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]
+    case: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    words, said = WORDS[case]
     assert refused(["run", *words], capsys).startswith(f"error: {said}")
 
 

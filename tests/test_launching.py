@@ -32,7 +32,7 @@ LONG = ("step=ppo", "steps.ppo.num_iterations=16", "hardware.checkpoint_seconds=
 # -- what is ready-made --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", mostly_slow(SWEEPS, ["beta", "good_dialogue_share", "ptx"]))
+@pytest.mark.parametrize("name", mostly_slow(SWEEPS, ["good_dialogue_share"]))
 def test_every_ready_made_sweep_asks_something_and_plans_by_its_own_command(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,8 +100,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("wrong", "launcher"),
     [
-        *(pytest.param(wrong, "basic", marks=pytest.mark.slow) for wrong in list(WRONG)[:2]),
-        *((wrong, "basic") for wrong in list(WRONG)[2:]),  # the first two by another launcher
+        *mostly_slow([(wrong, "basic") for wrong in WRONG], [(wrong, "basic") for wrong in list(WRONG)[3::2]]),
         ("steps.ppo.kl_coef=0.1,high", "joblib"),  # does not compose
         ("steps.ppo.kl_coef=0.1,-1", "joblib"),  # composes, and is refused by the plan
     ],

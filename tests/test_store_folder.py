@@ -33,11 +33,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", READING)
+HOW = ["flag", "joined flag", "override", "environment", "flag over environment"]
+
+
 @pytest.mark.parametrize(
-    "how",
+    ("command", "how"),
     mostly_slow(
-        ["flag", "joined flag", "override", "environment", "flag over environment"], ["flag", "override", "environment"]
+        [(command, how) for command in READING for how in HOW],
+        [(command, HOW[place % len(HOW)]) for place, command in enumerate([*READING, *READING])],
     ),
 )
 def test_every_command_finds_the_store(

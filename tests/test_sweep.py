@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import align, run_toy
+from conftest import align, made_once, run_toy
 
 from align.artifacts import ArtifactStore
 from align.errors import AlignError, Preempted, StoreError
@@ -185,10 +185,13 @@ SHORT = ("step=evaluate", "~steps.evaluate.inputs.text", "steps.evaluate.steerin
 
 
 @pytest.fixture(scope="module")
-def swept(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = Path(shutil.copytree(finished, tmp_path_factory.mktemp("swept") / "artifacts"))
-    run_toy(store, *SHORT, "steps.evaluate.num_prompts=4,0,6", "steps.evaluate.seed=0,1", "-m", check=2)
-    return store
+def swept(finished: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def sweep(store: Path) -> None:
+        shutil.copytree(finished, store)
+        run_toy(store, *SHORT, "steps.evaluate.num_prompts=4,0,6", "steps.evaluate.seed=0,1", "-m", check=2)
+
+    made = made_once(shared / "swept", sweep)
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("swept") / "artifacts"))
 
 
 def test_a_sweep_is_a_table_with_every_member(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from align.evals.items import encode_context, encode_pair, fitting, score_pairs, start_token
 from align.models.load import context_length
@@ -139,23 +139,27 @@ def run_tasks(
             if not name.endswith(".yaml") and name not in manager.all_tasks:
                 raise ValueError(f"lm-eval {lm_eval.__version__} has no task {name!r}; lm-eval ls tasks lists them")
         try:
-            found = lm_eval.simple_evaluate(
-                model=scorer,
-                tasks=list(names),
-                num_fewshot=num_shots,
-                limit=limit,
-                bootstrap_iters=0,
-                log_samples=True,
-                task_manager=manager,
-                random_seed=seed % 2**32,
-                numpy_random_seed=seed % 2**32,
-                torch_random_seed=seed % 2**32,
-                fewshot_random_seed=seed % 2**32,
-            )
+            tasks = _prepared(manager, names, num_shots, seed % 2**32)
+            found = lm_eval.evaluate(lm=scorer, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True)
         except (OSError, ConnectionError, KeyError, ImportError) as error:
             said = " ".join(str(error).split())[:200]
             raise ValueError(f"{', '.join(names)}: {type(error).__name__}: {said}") from error
     return {name: _scores(name, found) for name in found["results"]}
+
+
+def _prepared(manager: TaskManager, names: Sequence[str], num_shots: int | None, seed: int) -> Any:
+    """The tasks as `lm_eval.simple_evaluate` prepares them.
+
+    That function also asks the machine for its hardware and packages, which takes more than a second.
+    """
+    set_seed(seed)
+    loaded = manager.load(list(names))
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        if own is None or (num_shots is not None and own != 0):
+            task.set_config(key="num_fewshot", value=num_shots or 0)
+        task.set_fewshot_seed(seed=seed)
+    return loaded
 
 
 def _scores(name: str, found: Any) -> TaskScores:

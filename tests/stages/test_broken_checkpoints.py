@@ -186,7 +186,7 @@ def test_a_whole_checkpoint_comes_in(whole: Path, here: Path) -> None:
     assert main(["import_model", f"source=path:{whole}", "tracker=none"]) == 0
 
 
-@pytest.mark.parametrize("name", mostly_slow(BROKEN, [*BROKEN][::2]))
+@pytest.mark.parametrize("name", mostly_slow(BROKEN, [*BROKEN][::4]))
 def test_a_broken_checkpoint_is_refused_in_a_line(
     name: str, whole: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -354,7 +354,7 @@ def broken(inputs: Inputs, folder: Path, after: int, **knobs: Any) -> None:
         ppo.run(planned(Ppo(**{**FULL, **knobs})), inputs, job)
 
 
-@pytest.mark.parametrize("after", mostly_slow(range(1, 6), [1, 3, 5]))
+@pytest.mark.parametrize("after", mostly_slow(range(1, 6), [1, 3]))
 def test_a_run_that_died_ends_as_if_it_had_not(inputs, unbroken, tmp_path, after):
     broken(inputs, tmp_path, after)
     ppo.run(planned(Ppo(**FULL)), inputs, job_at(tmp_path, checkpoint_seconds=0))
@@ -404,7 +404,7 @@ MOMENTS = [f"{model}:{what}" for model in ("policy", "value") for what in ("exp_
 PARTS = ["kl_coef", "policy", "value", "average", *MOMENTS]
 
 
-@pytest.mark.parametrize("part", mostly_slow(PARTS, ["kl_coef", "policy", "average", "value:exp_avg"]))
+@pytest.mark.parametrize("part", mostly_slow(PARTS, ["kl_coef", "value:exp_avg"]))
 def test_every_part_of_the_state_is_needed(inputs, unbroken, tmp_path, watched, part):
     broken(inputs, tmp_path, 3)
     policy = AutoModelForCausalLM.from_pretrained(inputs.one("policy").path)

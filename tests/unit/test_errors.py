@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import mostly_slow
 
 import align
 from align.__main__ import main
@@ -180,8 +181,12 @@ DOORS = {  # what each verb asks first of the code behind it
 }
 
 
-@pytest.mark.parametrize("debug", [False, True])
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    ("verb", "debug"),
+    mostly_slow(
+        [(verb, debug) for verb in VERBS for debug in (False, True)], [("report", True), *((v, False) for v in VERBS)]
+    ),
+)
 def test_no_verb_ends_in_a_bare_traceback(
     verb: str, debug: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
