@@ -369,7 +369,7 @@ def test_a_function_of_the_users_own_is_in_the_key(here: Path, capsys: pytest.Ca
     assert keys[0][1] == keys[1][1]
 
 
-@pytest.mark.parametrize("case", mostly_slow(REFUSED, [*REFUSED][::2]))
+@pytest.mark.parametrize("case", mostly_slow(REFUSED, [*REFUSED][::3]))
 def test_what_is_wrong_is_said_in_one_line(case: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, expected = REFUSED[case]
     assert refused(

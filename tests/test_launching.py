@@ -100,7 +100,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("wrong", "launcher"),
     [
-        *mostly_slow([(wrong, "basic") for wrong in WRONG], [(wrong, "basic") for wrong in list(WRONG)[3::2]]),
+        *mostly_slow([(wrong, "basic") for wrong in WRONG], [(wrong, "basic") for wrong in list(WRONG)[3::3]]),
         ("steps.ppo.kl_coef=0.1,high", "joblib"),  # does not compose
         ("steps.ppo.kl_coef=0.1,-1", "joblib"),  # composes, and is refused by the plan
     ],

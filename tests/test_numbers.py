@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import mostly_slow
 from stage_jobs import job_at, log_of, made_by, planned
 from tiny_models import sentinel_tokenizer, tiny_model, tiny_tokenizer
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -296,7 +297,7 @@ def test_a_spike_of_the_loss_to_ten_times_its_size_is_left_out_where_asked(input
     assert events_of(tmp_path) == [(step + 1, "step_left_out")]
 
 
-@pytest.mark.parametrize("stage", CONFIGS)
+@pytest.mark.parametrize("stage", mostly_slow(CONFIGS, ["sft", "ppo"]))
 def test_a_gradient_of_ten_times_its_size_makes_the_step_that_it_would_have_made(inputs, tmp_path, stage):
     """All gradients are clipped here, so of a larger one the direction alone is left."""
 

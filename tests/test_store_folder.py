@@ -40,7 +40,7 @@ HOW = ["flag", "joined flag", "override", "environment", "flag over environment"
     ("command", "how"),
     mostly_slow(
         [(command, how) for command in READING for how in HOW],
-        [(command, HOW[place % len(HOW)]) for place, command in enumerate([*READING, *READING])],
+        [(command, HOW[place % len(HOW)]) for place, command in enumerate(READING)],
     ),
 )
 def test_every_command_finds_the_store(

@@ -299,8 +299,13 @@ def published_reward_model(name: str, folder: Path, bias: float | None) -> PreTr
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["llama", "opt", "qwen3_moe"])
-@pytest.mark.parametrize("bias", [None, 0.7])
+@pytest.mark.parametrize(
+    ("name", "bias"),
+    mostly_slow(
+        [(name, bias) for name in ("llama", "opt", "qwen3_moe") for bias in (None, 0.7)],
+        [("llama", 0.7), ("opt", None), ("qwen3_moe", 0.7)],
+    ),
+)
 def test_a_published_head_is_read_as_it_is_with_a_bias_or_without(
     name: str, bias: float | None, tmp_path: Path
 ) -> None:
@@ -324,7 +329,7 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", mostly_slow(RUN, FAST))
+@pytest.mark.parametrize("name", mostly_slow(RUN, ["opt", "qwen2_moe"]))
 def test_adapters_on_top_of_each_other_say_alone_what_they_say_together(name: str, tmp_path: Path) -> None:
     """Merged, and read back as one. Of a mixture, peft wraps the experts once for each of their matrices."""
     sequences = sequences_of([3, 14, 1])

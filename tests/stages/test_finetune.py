@@ -106,7 +106,7 @@ def files(work: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "task",
-    mostly_slow(["classification", "entailment", "similarity", "multiple_choice"], ["similarity", "multiple_choice"]),
+    mostly_slow(["classification", "entailment", "similarity", "multiple_choice"], ["multiple_choice"]),
 )
 def test_each_task_is_learned_and_told_beside_its_baseline(task: str, model: Path, tmp_path: Path) -> None:
     rows = of_task(task, 96)
@@ -375,9 +375,9 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     [
         # 19,666 labelled pairs, two of them twice
         pytest.param("snli", "entailment", 17_627, 1_012, 1_025, marks=pytest.mark.slow),
-        ("sick_entailment", "entailment", 4_420, 495, 4_927),
+        pytest.param("sick_entailment", "entailment", 4_420, 495, 4_927, marks=pytest.mark.slow),
         ("sick_relatedness", "similarity", 4_435, 495, 4_927),
-        ("boolq", "entailment", 1_661, 796, 813),
+        pytest.param("boolq", "entailment", 1_661, 796, 813, marks=pytest.mark.slow),
         pytest.param("commonsense_qa", "multiple_choice", 9_741, 0, 1_221, marks=pytest.mark.slow),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import mostly_slow
 from hostile_models import CANARY, EITHER, IMPORT, LEGAL, REFUSED, Spoil, import_here
 from safetensors.torch import save_file
 from tiny_models import tiny_model, tiny_tokenizer
@@ -135,7 +136,7 @@ def test_a_tokenizer_that_does_not_open_is_no_defect_of_align(spoiled, capsys, n
     assert line.startswith("error: source: path:model: its tokenizer does not open (")
 
 
-@pytest.mark.parametrize("name", SAID_LATER)
+@pytest.mark.parametrize("name", mostly_slow(SAID_LATER, [*SAID_LATER][1::2]))
 def test_what_does_not_open_is_refused_in_a_line_and_nothing_is_written(spoiled, name: str) -> None:
     spoiled((REFUSED | EITHER)[name])
     assert SAID_LATER[name] in imported()

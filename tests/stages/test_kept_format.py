@@ -156,7 +156,7 @@ def test_a_mistake_in_the_data_is_told_before_the_model_is_imported(
 # -- the template ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", mostly_slow(["chatml", "llama3", "gemma", "mistral"], ["llama3", "gemma"]))
+@pytest.mark.parametrize("name", mostly_slow(["chatml", "llama3", "gemma", "mistral"], ["gemma"]))
 def test_import_keeps_the_template_and_stages_go_on_with_it(here: Path, name: str) -> None:
     folder = imported(name)
     own = PUBLISHED[name].tokenizer()
@@ -402,13 +402,16 @@ def test_weights_are_stored_as_their_files_hold_them_whatever_the_config_says(he
     assert all(torch.equal(kept[name][: len(weight)], weight) for name, weight in published.items())
 
 
+FAILING = {
+    "{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}": "its chat template fails: TypeError",
+    "{{ 'abc }}": "its chat template fails: TemplateSyntaxError",
+    "{{ 1 / 0 }}": "its chat template fails: ZeroDivisionError",
+}
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
-    [
-        ("{{ 'abc }}", "its chat template fails: TemplateSyntaxError"),
-        ("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}", "its chat template fails: TypeError"),
-        ("{{ 1 / 0 }}", "its chat template fails: ZeroDivisionError"),
-    ],
+    mostly_slow(FAILING.items(), [*FAILING.items()][:1]),
 )
 def test_a_template_that_fails_is_refused(
     here: Path, capsys: pytest.CaptureFixture[str], template: str, reason: str
@@ -495,7 +498,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(OTHERS, [*OTHERS][:3]))
+@pytest.mark.parametrize("name", mostly_slow(OTHERS, [*OTHERS][:1]))
 def test_a_published_reward_model_scores_in_ppo_as_in_plain_transformers(
     here: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

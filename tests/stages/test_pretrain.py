@@ -177,8 +177,16 @@ def test_compiled_layers_learn_the_same_and_keep_their_names(inputs, tmp_path):
 
 
 # Adafactor's learning rate is relative to the size of each matrix.
-@pytest.mark.parametrize(("optimizer", "learning_rate"), [("adamw", 1e-2), ("muon", 1e-2), ("adafactor", 0.3)])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+OPTIMIZERS = [("adamw", 1e-2), ("muon", 1e-2), ("adafactor", 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "learning_rate", "precision"),
+    mostly_slow(
+        [(*optimizer, precision) for optimizer in OPTIMIZERS for precision in ("fp32", "bf16")],
+        [("adamw", 1e-2, "bf16"), ("muon", 1e-2, "fp32"), ("adafactor", 0.3, "fp32")],
+    ),
+)
 def test_every_optimizer_learns(inputs, tmp_path, optimizer, learning_rate, precision):
     knobs = {"optimizer": optimizer, "learning_rate": learning_rate, "precision": precision}
     rows = run(inputs, tmp_path, num_steps=40, **knobs)

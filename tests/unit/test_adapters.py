@@ -9,6 +9,7 @@ import shutil
 import peft
 import pytest
 import torch
+from conftest import mostly_slow
 from safetensors.torch import load_file
 from tiny_models import tiny_mixture, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
@@ -253,7 +254,7 @@ def test_what_is_learned_is_the_adapter_in_use_and_never_the_base(policy, reward
     assert scalar.head.weight.grad is None
 
 
-@pytest.mark.parametrize("switch", ["policy", "value", "reward_1", None])
+@pytest.mark.parametrize("switch", mostly_slow(["policy", "value", "reward_1", None], ["policy", "reward_1"]))
 def test_a_reward_adapter_stays_frozen_and_the_others_learn_whatever_was_switched(policy, reward, store, switch):
     actors = LoraActors(policy, reward, LORA, CPU)
     scalar = actors.reward_model(store / "reward" / "dddd")
@@ -552,7 +553,7 @@ def test_saving_twice_gives_the_same_bytes_and_leaves_the_policy_usable(policy, 
 # -- adapters on top of adapters -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "mixture"])
+@pytest.fixture(scope="module", params=mostly_slow(["gpt2", "llama", "mixture"], ["gpt2", "mixture"]))
 def stack(request, tokenizer, tmp_path_factory):
     """A base with two drawn tokens, an adapter on it (sft), reward adapters on both, one on another base; read only."""
     place = tmp_path_factory.mktemp("objects")

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import mostly_slow
 from tiny_models import tiny_model, tiny_tokenizer, written_by_transformers
 
 from align.models.packed import pack_pairs, response_logprobs
@@ -22,7 +23,9 @@ def built(architecture, context=64, spread=0.3):
     return tiny_model(architecture, context, spread)
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gpt_neox", "llama", "openai-gpt"])
+@pytest.fixture(
+    scope="module", params=mostly_slow(["gpt2", "gpt_neox", "llama", "openai-gpt"], ["gpt_neox", "openai-gpt"])
+)
 def model(request):
     return built(request.param)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import mostly_slow
 
 from align.data.files import Place, read_file, suffix_of
 from align.data.records import Malformed
@@ -658,7 +659,7 @@ OF_A_KIND = {
 }
 
 
-@pytest.mark.parametrize("name", OF_A_KIND)
+@pytest.mark.parametrize("name", mostly_slow(OF_A_KIND, [*OF_A_KIND][::3]))
 def test_how_far_the_reading_is_follows_the_rows_of_every_kind_of_file(tmp_path, name):
     rows = [{"text": f"{os.urandom(40).hex()} {number}"} for number in range(16_000)]
     OF_A_KIND[name](tmp_path / name, pa.Table.from_pylist(rows))

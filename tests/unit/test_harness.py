@@ -9,6 +9,7 @@ from pathlib import Path
 import lm_eval
 import pytest
 import torch
+from conftest import mostly_slow
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -20,7 +21,7 @@ from align.evals.harness import Scorer, run_tasks
 CONTEXT = 64
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=mostly_slow(["gpt2", "llama"], ["llama"]))
 def model(request) -> PreTrainedModel:
     torch.manual_seed(1)
     return tiny_model(request.param, CONTEXT)

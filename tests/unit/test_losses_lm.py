@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import mostly_slow
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -30,7 +31,7 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gpt_neox", "llama"])
+@pytest.fixture(scope="module", params=mostly_slow(["gpt2", "gpt_neox", "llama"], ["gpt2", "llama"]))
 def policy(request):
     torch.manual_seed(0)
     return tiny_model(request.param, context=32)

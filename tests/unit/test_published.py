@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import regex
+from conftest import mostly_slow
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Tokenizer, OpenAIGPTTokenizer
 
@@ -281,7 +282,7 @@ def test_no_merge_crosses_a_piece_of_gpt2_s_pattern(gpt2, texts: list[str]) -> N
 
 
 @real
-@pytest.mark.parametrize("name", ["gpt1_bpe", "gpt2_bpe"])
+@pytest.mark.parametrize("name", mostly_slow(["gpt1_bpe", "gpt2_bpe"], ["gpt2_bpe"]))
 def test_a_completed_one_is_opened_as_it_was_saved(name: str, texts: list[str], tmp_path: Path) -> None:
     plain, tokenizer = opened(SHARED / name), opened(SHARED / name)
     complete(tokenizer)

@@ -5,6 +5,7 @@ import random
 import re
 
 import pytest
+from conftest import mostly_slow
 from small_store import add, bounds, compared, evaluation
 
 from align.__main__ import main
@@ -120,7 +121,7 @@ def test_a_run_without_an_evaluation_shows_its_last_step_s_figures(store):
     assert f"{left_out} more rows: align artifacts show {store.find('toy/sft').ref}." in lines
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", mostly_slow(range(12), range(4)))
 def test_however_long_its_names_and_many_its_models_a_run_ends_within_a_screen(store, seed):
     rng = random.Random(seed)
     tail = "_" + "_".join("".join(rng.choices("abcdefgh", k=rng.randint(2, 14))) for _ in range(rng.randint(1, 3)))

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from conftest import mostly_slow
 from tiny_models import tiny_model, written_by_transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -38,7 +39,9 @@ def built(architecture, context=64, spread=0.3, ending=4.0, seed=1):
     return model
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gpt_neox", "llama", "mistral", "qwen3"])
+@pytest.fixture(
+    scope="module", params=mostly_slow(["gpt2", "gpt_neox", "llama", "mistral", "qwen3"], ["gpt2", "mistral"])
+)
 def model(request):
     return built(request.param)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from conftest import mostly_slow
 
 from align.data import smallworld
 from align.data.smallworld import tasks
@@ -316,7 +317,7 @@ def test_a_quarter_of_the_dialogues_answers_well_by_default():
     assert 0.22 < share_of_good(0.25) < 0.3
 
 
-@pytest.mark.parametrize("share", [0, 1])
+@pytest.mark.parametrize("share", mostly_slow([0, 1], [1]))
 def test_what_is_not_dialogue_states_the_facts_at_any_share(share):
     rows = smallworld.rows("documents", ["train"], {"train": 1500}, {"good_dialogue_share": share})["train"]
     lines = [line for row in rows for line in row["text"].split("\n") if not re.match(r"\w+: ", line)]
