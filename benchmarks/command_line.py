@@ -21,21 +21,34 @@ from align.artifacts import ArtifactStore
 from align.listing import remember
 
 _HYDRA_APP = "import hydra; hydra.main(version_base=None)(lambda cfg: None)()"
-_STORED = 10_000
+_STEPS, _VERSIONS = 20, 500
 
 
-def _fill(store: ArtifactStore) -> None:
-    """Publish artifacts of 20 steps, as a run does."""
-    for number in range(_STORED):
-        key = f"{number:064x}"
-        with store.claim("sft", key) as work:
-            (work / "out").mkdir()
-            (work / "out" / "metrics.jsonl").write_text(f'{{"step": {number}}}\n')
-            knobs, figures = {f"knob_{i}": i for i in range(40)}, {f"figure/{i}": i / 7 for i in range(30)}
-            manifest = {"kind": "policy", "inputs": {}, "config": knobs, "metrics": figures}
-            artifact = store.commit("sft", key, work / "out", manifest)
-        name = f"many/sft_{number % 20}"
-        remember(store, name, store.publish(name, artifact))
+def _fill(store: Path) -> None:
+    """Publish 10,000 artifacts as runs do: each step's in a store of its own, all of which are put together then.
+
+    A commit looks at each version of its store, so in one store the last thousands would take long.
+    """
+    for step in range(_STEPS):
+        part = ArtifactStore(store / "parts" / str(step))
+        for number in range(_VERSIONS):
+            key = f"{step * _VERSIONS + number:064x}"
+            with part.claim("sft", key) as work:
+                (work / "out").mkdir()
+                (work / "out" / "metrics.jsonl").write_text(f'{{"step": {number}}}\n')
+                knobs, figures = {f"knob_{i}": i for i in range(40)}, {f"figure/{i}": i / 7 for i in range(30)}
+                manifest = {"kind": "policy", "inputs": {}, "config": knobs, "metrics": figures}
+                artifact = part.commit("sft", key, work / "out", manifest)
+            name = f"many/sft_{step}"
+            remember(part, name, part.publish(name, artifact))
+        for kind in ("objects/sft", "names/many"):
+            for folder in (part.root / kind).iterdir():
+                (store / kind).mkdir(parents=True, exist_ok=True)
+                folder.rename(store / kind / folder.name)
+        (store / "cache").mkdir(exist_ok=True)
+        with (store / "cache/listing.jsonl").open("ab") as listing:
+            listing.write((part.root / "cache/listing.jsonl").read_bytes())
+    shutil.rmtree(store / "parts")
 
 
 def main() -> None:
@@ -50,7 +63,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        _fill(ArtifactStore(Path("store")))
+        _fill(Path("store"))
         shutil.copytree("store", "copied", ignore=shutil.ignore_patterns("cache"))
         names = (
             *("python", "hydra_help", "align_help", "plan_instructgpt", "plan_quickstart"),
