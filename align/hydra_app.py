@@ -483,7 +483,7 @@ class _Loader(ConfigLoaderImpl):
 
 
 class _Repository(ConfigRepository):
-    """Hydra's places of configs, which it copies for each config that it composes: the schemas in them need no copy."""
+    """Hydra's places of configs. Hydra copies them for each config, with all schemas; a schema is copied when read."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Repository:
         copied = _Repository.__new__(_Repository)

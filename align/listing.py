@@ -1,10 +1,10 @@
 """Every version in a store and what it leads to, as `align artifacts ls` shows it.
 
 What a version and the manifest of its artifact say is remembered in cache/listing.jsonl, beside the inodes, sizes and
-times of both files. A line is added when a step has published its artifact, and when a look finds what has none. So a
-look at a store of thousands reads and checks only those that were changed. The other files of an artifact are looked
-at each time, and not read: `align artifacts verify` reads everything. A store that was copied is read anew once, one
-that may not be written to each time.
+times of both files. A step adds a line when it has made its artifact; a look writes the file again where lines are
+missing or old. So a look at a store of thousands reads and checks only what changed. Of the other files of an artifact
+it asks the size alone: `align artifacts verify` reads everything. A store that was copied, or was listed by other code,
+is read anew once; one that may not be written to is read anew each time.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from align.errors import StoreError
 # Nanoseconds. A file that was changed less than that ago may change again and keep its time: a disk's clock is coarse.
 _SETTLED = 2 * 10**9
 
+_ROW = {"kind": str, "artifact": str, "created": float, "bytes": int, "figures": str}
+
 Row = dict[str, Any]
 Stamp = list[int]
 
@@ -34,11 +36,11 @@ def list_versions(store: ArtifactStore) -> tuple[list[Row], list[str]]:
 
 
 def remember(store: ArtifactStore, name: str, number: int) -> None:
-    """Add a line on a version that this process has just written, so that the next look need not read it.
+    """Add a line on a version and an artifact that this process has just written, so that the next look reads neither.
 
-    Without the line that look takes longer, and nothing else.
+    Where that fails, the next look takes longer. It must not end a run that has made its artifact.
     """
-    with contextlib.suppress(OSError, StoreError):
+    with contextlib.suppress(Exception):
         _Listing(store).add(name, number)
 
 
@@ -51,7 +53,6 @@ class _Listing:
 
     def __init__(self, store: ArtifactStore):
         self._store, self._file = store, store.root / "cache" / "listing.jsonl"
-        self._code = _code()
         self._now: dict[str, dict[str, Any]] = {}
 
     def rows(self) -> tuple[list[Row], list[str]]:
@@ -79,9 +80,13 @@ class _Listing:
 
     def add(self, name: str, number: int) -> None:
         """Add a line on a version. Its files are new, but who just wrote them knows that nobody changed them since."""
+        if _code() != _CODE:  # it was changed while this process ran
+            return
         self._read_anew(name, number, is_settled=lambda stamp: True)
         self._file.parent.mkdir(exist_ok=True)
-        with self._file.open("ab", buffering=0) as file:
+        # Neither wait for a pipe nor follow a link.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        with open(os.open(self._file, flags, 0o666), "ab", buffering=0) as file:
             file.write(self._lines())
 
     def _row(self, name: str, number: int, known: dict[str, Any] | None) -> Row:
@@ -104,9 +109,12 @@ class _Listing:
         found = {}
         for line in lines:
             check, _, content = line.partition(b" ")
-            if check == self._check(content):
+            if check != _check(content):
+                continue
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # somebody made a line of another form
                 ref, known = json.loads(content)
-                found[ref] = known
+                if _is_known(known):
+                    found[ref] = known
         return found, len(found) == len(lines)
 
     def _write(self) -> None:
@@ -118,12 +126,7 @@ class _Listing:
 
     def _lines(self) -> bytes:
         contents = [json.dumps(each).encode() for each in self._now.items()]
-        return b"".join(self._check(content) + b" " + content + b"\n" for content in contents)
-
-    def _check(self, content: bytes) -> bytes:
-        digest = self._code.copy()
-        digest.update(content)
-        return digest.hexdigest().encode()
+        return b"".join(_check(content) + b" " + content + b"\n" for content in contents)
 
     def _version_file(self, name: str, number: int) -> str:
         return f"{self._store.root}/names/{name}/v{number}.json"
@@ -140,7 +143,7 @@ class _Listing:
         record = self._store.version(name, number)
         stage, key = record["stage"], record["key"]
         manifest = _stamp(f"{self._store.object_path(stage, key)}/{MANIFEST}")
-        row = {"kind": "gone", "artifact": f"{stage}@{key[:12]}", "created": record["created"], "bytes": 0}
+        row = {"kind": "gone", "artifact": f"{stage}@{key[:12]}", "created": float(record["created"]), "bytes": 0}
         row["figures"] = ""
         artifact = self._store.get(stage, key)
         if artifact is None:
@@ -168,9 +171,27 @@ def _is_settled(stamp: Stamp) -> bool:
     return time.time_ns() - max(stamp[2:]) > _SETTLED
 
 
-def _code() -> hashlib._Hash:
+def _is_known(known: Any) -> bool:
+    """Whether a line has the form that `_Listing` writes."""
+    row = known["row"]
+    return (
+        all(type(known[field]) is str for field in ("stage", "key"))
+        and all(type(size) is int for size in known["files"].values())
+        and {"version", "manifest"} <= known.keys()
+        and {field: type(value) for field, value in row.items()} == _ROW
+    )
+
+
+def _code() -> bytes:
     """The digest of the code that makes a row: other code may show other figures."""
     here, digest = Path(__file__).resolve().parent, hashlib.sha256()
     for file in ("listing.py", "report/summary.py", "report/tables.py"):
         digest.update(read_bytes(here / file))
-    return digest
+    return digest.digest()
+
+
+_CODE = _code()  # as this process imported it
+
+
+def _check(content: bytes) -> bytes:
+    return hashlib.sha256(_CODE + content).hexdigest().encode()

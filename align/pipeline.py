@@ -78,7 +78,6 @@ def run_step(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tra
         if artifact is None:
             with stop.listening():
                 artifact, version = _make(step, store, settings, tracked, work, stop)
-    remember(store, step.label, version)
     if stop.signal is not None:  # it came too late for the stage to notice
         raise stop.error(f"stopped when {step.label} was done")
     return Outcome(step, artifact, version, cached, time.monotonic() - begun)
@@ -104,6 +103,7 @@ def _make(
         manifest = _manifest(step, lineage, metrics, begun, settings.hardware)
         artifact = store.commit(step.stage, step.key, work / "out", manifest)
         version = store.publish(step.label, artifact)
+        remember(store, step.label, version)
         aliases = [alias for alias, number in store.each_alias(step.label) if number == version]
         tracker.log_artifact(version, aliases, artifact)
     except BaseException as error:

@@ -1,7 +1,7 @@
 """How long the command line takes before any work begins, beside Python's own start and Hydra's.
 
 `list_store` is `align artifacts ls` of a store with 10,000 artifacts as runs leave it, `list_copied_store` the first
-look at a copy of it, in which each manifest is read and checked.
+look at a copy of it, in which each manifest is read and checked. To make the store takes some minutes.
 
 python benchmarks/command_line.py [--json FILE]
 """

@@ -22,10 +22,12 @@ CONF = Path(__file__).parent / "conf"
 
 
 def mostly_slow(cases: Iterable[Any], fast: Collection[Any]) -> list[Any]:
-    """The cases of a test, slow but for a few: they differ in their kind, the others only in where it happens.
+    """The cases of a test, of which a few run by default; `make test-slow` runs the others.
 
     A case is a value, or a tuple of values.
     """
+    cases = [*cases]
+    assert all(case in cases for case in fast), f"no cases of this test: {fast}"
     return [
         case if case in fast else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
         for case in cases
@@ -37,6 +39,7 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.with_suffix(".made").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed half-way
             make(folder)
             folder.with_suffix(".made").touch()
     return folder

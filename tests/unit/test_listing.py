@@ -1,13 +1,16 @@
 """`align artifacts ls` remembers what it read, and never shows what is no longer so."""
 
+import hashlib
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 from conftest import run_toy
 from watching import opened_files
 
+import align
 from align.__main__ import main
 from align.artifacts import ArtifactStore
 from align.listing import remember
@@ -18,7 +21,7 @@ from align.seals import seal_of
 def stores(tmp_path_factory):
     """Stores of three artifacts, two of one name. Their files are old: one that is new is read again each time."""
     made = []
-    for _ in range(18):
+    for _ in range(24):
         store = ArtifactStore(tmp_path_factory.mktemp("listing") / "store")
         for number, name in enumerate(["mine/data", "mine/data", "mine/more"]):
             key = f"{number:064x}"
@@ -147,6 +150,39 @@ def test_a_line_that_was_torn_costs_its_neighbours_nothing(store, capsys):
     file.write_bytes(first + third[:40])
     remember(store, "mine/data", 1)
     assert read_by_a_look(store, capsys)[0] == expected
+
+
+def test_what_is_no_file_of_the_store_is_not_written_to(store, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    listing = store.root / "cache/listing.jsonl"
+    listing.parent.mkdir(exist_ok=True)
+    listing.symlink_to(tmp_path / "precious.txt")
+    remember(store, "mine/data", 0)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+    listing.unlink()
+    os.mkfifo(listing)
+    remember(store, "mine/data", 0)  # does not wait for a reader
+
+
+def test_an_artifact_that_cannot_be_listed_ends_no_run(store):
+    seal_anew(store.root / "objects/data" / f"{1:064x}" / "manifest.json", metrics={"rows/train": float("nan")})
+    remember(store, "mine/data", 1)
+    remember(store, "mine/data", 7)  # is not there
+
+
+@pytest.mark.parametrize(
+    "odd", ["3", "[[", '["mine/data:v0", {}]', '["mine/data:v0", {"row": 3, "stage": 1, "key": 2}]']
+)
+def test_a_line_of_another_form_counts_for_nothing(store, capsys, odd):
+    """Who may write to a store can also make the digest of a line."""
+    before = shown(store, capsys)
+    code = hashlib.sha256()
+    for file in ("listing.py", "report/summary.py", "report/tables.py"):
+        code.update((Path(align.__file__).parent / file).read_bytes())
+    digest = hashlib.sha256(code.digest() + odd.encode()).hexdigest()
+    with (store.root / "cache/listing.jsonl").open("a") as file:
+        file.write(f"{digest} {odd}\n")
+    assert shown(store, capsys) == before
 
 
 def test_a_run_leaves_nothing_to_read(tmp_path, capsys):
