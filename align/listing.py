@@ -111,7 +111,9 @@ class _Listing:
             check, _, content = line.partition(b" ")
             if check != _check(content):
                 continue
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # somebody made a line of another form
+            with contextlib.suppress(
+                ValueError, TypeError, KeyError, AttributeError
+            ):  # somebody made a line of another form
                 ref, known = json.loads(content)
                 if _is_known(known):
                     found[ref] = known

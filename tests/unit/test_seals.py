@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from small_store import add
@@ -224,12 +226,25 @@ def test_a_manifest_of_other_types_is_refused_in_a_line_by_every_verb(store, cap
         assert f"manifest.json: {field} is not what align writes" in capsys.readouterr().err
 
 
+NOT_READ = [("a file", "ls"), ("a file", "gc"), ("an alias", "gc")]
 HARM = {
     "a manifest": "objects/data/{data}/manifest.json",
     "a file": "objects/data/{data}/rows.txt",
     "a version": "names/mine/data/v1.json",
     "an alias": "names/mine/data/aliases/best",
 }
+
+
+@pytest.mark.parametrize("verb", ["ls", "verify", "gc"])
+@pytest.mark.parametrize("what", HARM)
+def test_a_pipe_in_the_place_of_a_file_is_damage_and_not_waited_for(store, what, verb):
+    file = store.root / HARM[what].format(data=store.find("mine/data").key)
+    file.unlink()
+    os.mkfifo(file)
+    command = [sys.executable, "-m", "align", "artifacts", verb, "--store", str(store.root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode in (0, 3)
+    assert str(file) in done.stderr or file.name in done.stderr or (what, verb) in NOT_READ
 
 
 @pytest.mark.parametrize("what", HARM)
