@@ -214,17 +214,13 @@ def read_bytes(file: str | os.PathLike[str]) -> bytes:
         StoreError: as `read_json`.
     """
     try:
-        with open(file, "rb", opener=_without_waiting) as opened:
+        # A pipe that nobody writes to is empty then, and not waited for.
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
             return opened.read()
     except (FileNotFoundError, NotADirectoryError):
         return b""
     except OSError as error:
         raise StoreError(f"{os.fspath(file)}: cannot be read: {error.strerror}") from None
-
-
-def _without_waiting(file: str, flags: int) -> int:
-    """Open a file; a pipe that nobody writes to is empty, and not waited for."""
-    return os.open(file, flags | os.O_NONBLOCK)
 
 
 def base_name(folder: Path) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import mostly_slow
 from small_store import add
 
 from align.__main__ import main
@@ -235,8 +236,13 @@ HARM = {
 }
 
 
-@pytest.mark.parametrize("verb", ["ls", "verify", "gc"])
-@pytest.mark.parametrize("what", HARM)
+@pytest.mark.parametrize(
+    ("what", "verb"),
+    mostly_slow(
+        [(what, verb) for what in HARM for verb in ("ls", "verify", "gc")],
+        [("a manifest", "ls"), ("a file", "verify"), ("an alias", "gc")],
+    ),
+)
 def test_a_pipe_in_the_place_of_a_file_is_damage_and_not_waited_for(store, what, verb):
     file = store.root / HARM[what].format(data=store.find("mine/data").key)
     file.unlink()
