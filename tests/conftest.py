@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import gc
 import io
+import itertools
 import json
 import os
 import shutil
@@ -93,6 +94,15 @@ def pytest_collection_finish() -> None:
     """Let the garbage collector pass over what stays: thousands of tests, and the modules they import."""
     gc.collect()
     gc.freeze()
+    gc.disable()  # else it takes a tenth of the time
+
+
+_ended = itertools.count(1)
+
+
+def pytest_runtest_logfinish() -> None:
+    if next(_ended) % 50 == 0:
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
