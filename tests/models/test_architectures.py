@@ -29,7 +29,7 @@ from align.rollout.engine import LocalEngine, Sampling, generate
 from align.text.packing import pack
 
 RUN = [name for name in ARCHITECTURES if name not in REFUSED]
-FAST = ["opt", "bloom", "gemma2", "qwen2_moe", "deepseek_v2", "phi3_longrope"]
+FAST = ["opt", "gemma2", "qwen2_moe", "deepseek_v2"]
 PADDED = ["opt", "bloom", "mpt", "gpt_neo", "gptj", "falcon_alibi", "gemma2", "gpt_oss", "xglm", "bert-generation"]
 EOS, PAD = 0, 1
 

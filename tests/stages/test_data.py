@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import mostly_slow
 from memory import peak_memory
 
 from align import progress
@@ -470,7 +471,7 @@ UNFIT = {
 }
 
 
-@pytest.mark.parametrize("what", UNFIT)
+@pytest.mark.parametrize("what", mostly_slow(UNFIT, [*UNFIT][::2]))
 def test_a_row_that_cannot_be_kept_is_no_defect_of_ours(here, what):
     record, content = UNFIT[what]
     (here / "a.jsonl").write_text(content + "\n")
@@ -761,7 +762,7 @@ CORPORA = {  # files below mine, and the knobs
 }
 
 
-@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("corpus", mostly_slow(CORPORA, [*CORPORA][::2]))
 def test_the_files_are_the_same_whether_memory_holds_the_rows_or_not(here, monkeypatch, corpus):
     files, knobs = CORPORA[corpus]
     (here / "mine").mkdir()

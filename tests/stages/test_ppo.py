@@ -132,8 +132,10 @@ def close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], rtol: floa
 # -- identities --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("precision", "temperature"),
+    mostly_slow([(p, t) for p in ("fp32", "bf16") for t in (1.0, 0.7)], [("fp32", 0.7), ("bf16", 1.0)]),
+)
 def test_the_first_minibatch_has_ratio_one_and_no_kl(inputs, tmp_path, precision, temperature):
     once = {"num_iterations": 2, "num_epochs": 1, "minibatch_size": 8, "max_grad_norm": 1e9}
     for row in run(inputs, tmp_path, {"micro_batch_tokens": 64}, precision=precision, temperature=temperature, **once):
@@ -921,7 +923,7 @@ def test_a_value_model_that_is_no_adapter_is_refused_with_adapters(inputs, tmp_p
         run(inputs, tmp_path, lora=LoraConfig(rank=4))
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("schedule", mostly_slow(["constant", "linear", "cosine"], ["cosine"]))
 def test_rates_warm_up_from_a_tenth_and_then_follow_their_schedule(inputs, tmp_path, watched, monkeypatch, schedule):
     rates: list[float] = []
     step = Learner._step

@@ -145,7 +145,10 @@ def test_a_validation_loss_that_does_not_fall_is_said(inputs, tmp_path, capsys):
     assert "the validation loss did not fall: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("hardware", [{"micro_batch_tokens": 64}, {"activation_checkpointing": True}])
+BOUNDS = [{"micro_batch_tokens": 64}, {"activation_checkpointing": True}]
+
+
+@pytest.mark.parametrize("hardware", mostly_slow(BOUNDS, BOUNDS[:1]))
 def test_what_bounds_memory_changes_nothing(inputs, tmp_path, hardware):
     plain, bounded = run(inputs, tmp_path / "plain"), run(inputs, tmp_path / "bounded", hardware)
     for one, other in zip(plain, bounded, strict=True):

@@ -185,7 +185,7 @@ def first_loss(tasks_alone, tokenizer) -> float:
     return nats / tokens
 
 
-@pytest.mark.parametrize("micro_batch_tokens", [4096, 64])
+@pytest.mark.parametrize("micro_batch_tokens", mostly_slow([4096, 64], [64]))
 def test_the_first_loss_is_the_librarys_over_all_target_tokens(tasks_alone, tmp_path, first_loss, micro_batch_tokens):
     """A batch of as many rows as there are is each of them once, in whatever order and groups."""
     run(tasks_alone, tmp_path, {"micro_batch_tokens": micro_batch_tokens}, num_steps=1, batch_size=400)
