@@ -123,7 +123,7 @@ def metrics_table(artifact: Artifact) -> Table:
 
 def short_number(value: float) -> str:
     """`1,234`, `0.831`, `1.2e-05`: a count whole, another number in three digits or so."""
-    if value == int(value) and abs(value) < 1e9:
+    if float(value).is_integer() and abs(value) < 1e9:
         return f"{value:,.0f}"
     if abs(value) >= 1000:
         return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.3g}"

@@ -272,6 +272,7 @@ def test_a_scalar_head_stands_on_the_trunk_of_the_language_model(name: str, tmp_
     loaded = load_scalar(tmp_path / "reward")
     for one, other in zip(loaded.classifier.parameters(), scalar.classifier.parameters(), strict=True):
         assert torch.equal(one, other)
+    assert loaded.shift == scalar.shift == 0.25
     # A file's tensors lie elsewhere in memory, and some processors round by that: by a last bit.
     torch.testing.assert_close(response_scores(loaded, pack(sequences)), scores - 0.25, rtol=0, atol=1e-6)
 

@@ -21,7 +21,7 @@ from align.seals import seal_of
 def stores(tmp_path_factory):
     """Stores of three artifacts, two of one name. Their files are old: one that is new is read again each time."""
     made = []
-    for _ in range(24):
+    for _ in range(28):
         store = ArtifactStore(tmp_path_factory.mktemp("listing") / "store")
         for number, name in enumerate(["mine/data", "mine/data", "mine/more"]):
             key = f"{number:064x}"
@@ -164,10 +164,16 @@ def test_what_is_no_file_of_the_store_is_not_written_to(store, tmp_path):
     remember(store, "mine/data", 0)  # does not wait for a reader
 
 
-def test_an_artifact_that_cannot_be_listed_ends_no_run(store):
-    seal_anew(store.root / "objects/data" / f"{1:064x}" / "manifest.json", metrics={"rows/train": float("nan")})
-    remember(store, "mine/data", 1)
-    remember(store, "mine/data", 7)  # is not there
+def test_a_version_that_is_not_there_gets_no_line(store):
+    remember(store, "mine/data", 7)
+    assert not (store.root / "cache/listing.jsonl").exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_figure_that_is_not_finite_hides_no_artifact(store, capsys, value):
+    seal_anew(store.root / "objects/data" / f"{1:064x}" / "manifest.json", metrics={"rows/train": float(value)})
+    rows, _ = shown(store, capsys)
+    assert [row["figures"] for row in rows] == ["0 train", f"{value} train", "2 train"]
 
 
 @pytest.mark.parametrize(
