@@ -114,10 +114,13 @@ def test_what_does_not_run_is_refused_by_the_import_in_one_line(
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [
-        *[(name, "padded") for name in ("opt", "biogpt", "bert-generation", "gemma2", "gpt_oss")],
-        *[(name, "packed") for name in ("llama", "qwen2_moe", "deepseek_v2", "cohere2", "gemma3_text")],
-    ],
+    mostly_slow(
+        [
+            *[(name, "padded") for name in ("opt", "biogpt", "bert-generation", "gemma2", "gpt_oss")],
+            *[(name, "packed") for name in ("llama", "qwen2_moe", "deepseek_v2", "cohere2", "gemma3_text")],
+        ],
+        [("opt", "padded"), ("gemma2", "padded"), ("llama", "packed"), ("qwen2_moe", "packed")],
+    ),
 )
 def test_which_way_fits_is_told_of_weak_weights_as_well(name: str, way: str) -> None:
     """With weights as they are drawn before any training, a wrong mask moves log-probs by as little as 0.005 nats."""
@@ -305,7 +308,7 @@ def published_reward_model(name: str, folder: Path, bias: float | None) -> PreTr
     ("name", "bias"),
     mostly_slow(
         [(name, bias) for name in ("llama", "opt", "qwen3_moe") for bias in (None, 0.7)],
-        [("llama", 0.7), ("opt", None), ("qwen3_moe", 0.7)],
+        [("llama", 0.7), ("opt", None)],
     ),
 )
 def test_a_published_head_is_read_as_it_is_with_a_bias_or_without(

@@ -13,6 +13,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from conftest import mostly_slow
 from stage_jobs import job_at
 from test_kept_format import comparison, dialogue, made, metrics_of, publish, write
 from tiny_models import tiny_tokenizer
@@ -293,12 +294,15 @@ def published_adapter(folder: str, base: str, named: str | None = None, **config
 
 @pytest.mark.parametrize(
     "variant",
-    [
-        {},
-        {"use_dora": True},
-        {"use_rslora": True, "rank_pattern": {"up_proj": 3}},
-        {"target_modules": ["q_proj", "embed_tokens"]},
-    ],
+    mostly_slow(
+        [
+            {},
+            {"use_dora": True},
+            {"use_rslora": True, "rank_pattern": {"up_proj": 3}},
+            {"target_modules": ["q_proj", "embed_tokens"]},
+        ],
+        [{}, {"use_rslora": True, "rank_pattern": {"up_proj": 3}}],
+    ),
 )
 def test_an_adapter_of_somebody_is_imported_on_the_base_that_it_names(here: Path, variant: dict) -> None:
     expected = published_adapter("theirs", "published", **variant)

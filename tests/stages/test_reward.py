@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import mostly_slow
 from stage_jobs import job_at, log_of, made_by, planned
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -38,7 +39,10 @@ def run(inputs: Inputs, folder: Path, hardware: dict[str, Any] | None = None, **
 
 
 @pytest.mark.parametrize("rank", [None, pytest.param(2, marks=pytest.mark.slow)], ids=["full", "lora"])
-@pytest.mark.parametrize("hardware", [{"micro_batch_tokens": 40}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize(
+    "hardware",
+    mostly_slow([{"micro_batch_tokens": 40}, {"activation_checkpointing": True}], [{"activation_checkpointing": True}]),
+)
 def test_what_bounds_memory_changes_nothing(inputs, tmp_path, hardware, rank):
     """With 40 tokens a pass, no ranking fits into one: its scores are computed first, then each with its gradient."""
     lora = LoraConfig(rank=rank)

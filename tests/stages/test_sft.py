@@ -197,7 +197,7 @@ def unbroken(request, inputs, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     return folder, knobs
 
 
-@pytest.mark.parametrize("after", mostly_slow(range(1, 9), [1, 5]))
+@pytest.mark.parametrize("after", mostly_slow(range(1, 9), [5]))
 def test_a_run_that_died_ends_as_if_it_had_not(inputs, unbroken, tmp_path, after):
     whole, knobs = unbroken
     job = job_at(tmp_path, dying_after(after), checkpoint_seconds=0)

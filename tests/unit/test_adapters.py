@@ -589,7 +589,7 @@ def test_three_adapters_on_top_of_each_other_are_one_on_the_base(stack, tokenize
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["onsft", "onbase"])
+@pytest.mark.parametrize("name", mostly_slow(["onsft", "onbase"], ["onsft"]))
 def test_a_reward_adapter_scores_alike_here_in_peft_and_beside_a_policy_on_the_same_base(stack, name):
     folder, base = stack / "reward" / name, stack / "import_model" / "aaaa"
     scalar = load_scalar(folder)

@@ -29,7 +29,7 @@ def answered(arguments: list[str]) -> Answer:
     return code, out.getvalue(), err.getvalue()
 
 
-@pytest.mark.parametrize("seed", mostly_slow(range(20), range(10)))
+@pytest.mark.parametrize("seed", mostly_slow(range(20), range(6)))
 def test_a_wrong_config_is_refused_in_one_line_at_its_place(seed: int) -> None:
     assert faults_of_refusal(wrong(seed), answered) == []
 

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from chat_templates import PUBLISHED
+from conftest import mostly_slow
 from tiny_models import tiny_model, tiny_tokenizer, written_by_transformers
 
 from align.evals.beam import beam_search, length_penalty
@@ -39,7 +40,7 @@ def best_of_all(model, prompt, allowed, ends, most, alpha):
     return max(every, key=lambda ids: logprob(ids) / ((5 + len(ids)) / 6) ** alpha)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 3.0])
+@pytest.mark.parametrize("alpha", mostly_slow([0.0, 0.6, 3.0], [0.6]))
 def test_a_wide_beam_finds_the_best_continuation_there_is(model, alpha):
     """Only six tokens may be written, so that all their continuations can be tried; prompts of two lengths together."""
     allowed, ends, most = [5, 6, 7, 8, 9, 10], [5, 6], 3
@@ -74,7 +75,7 @@ def plain_beam(model, prompt, ends, most, width, alpha):
     return best[:-1] if best[-1] in ends else best
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("alpha", mostly_slow([0.0, 0.6, 2.0], [0.6]))
 def test_a_narrow_beam_is_the_plain_one_though_it_stops_early(model, alpha):
     """Many tokens end a text, so that beams end at every length, and the model is sure, so that long ones may win."""
     prompts, ends = [[20 + i, 31, 40 + 2 * i, 7][: 2 + i % 3] for i in range(8)], list(range(100, 200))

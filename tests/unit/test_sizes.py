@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import mostly_slow
 from tiny_models import tiny_tokenizer
 
 from align.configs import ModelConfig
@@ -75,7 +76,7 @@ def test_there_is_a_config_of_every_published_size() -> None:
     assert PUBLISHED.keys() | MILLIONS.keys() <= {path.stem for path in FILES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", mostly_slow(FILES, FILES[::3]), ids=lambda path: path.stem)
 def test_the_formula_has_each_weight_of_the_model_that_is_built(path: Path) -> None:
     cfg = published(path.stem)
     model = meta_model(cfg)

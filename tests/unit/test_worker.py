@@ -37,6 +37,7 @@ print((before - psutil.Process().memory_info().rss) // 2**20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.libc_ver() < ("glibc", "2.35"),
     reason="older C libraries, and others, give out 64 MiB afresh whatever is set",
