@@ -133,6 +133,7 @@ def test_an_interpolation_takes_the_value_of_each_member(tmp_path: Path) -> None
     assert [member["steps"][0]["key"] for member in swept] == [steps[0]["key"] for steps in alone]
 
 
+@pytest.mark.slow
 def test_two_sweeps_of_one_second_have_a_folder_each(finished: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(finished, tmp_path / "artifacts"))
     for _ in range(2):

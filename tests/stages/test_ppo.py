@@ -324,7 +324,11 @@ def test_no_pass_has_more_tokens_than_asked_and_layers_compute_twice_where_asked
     assert len(passes.twice) == 2  # the policy's layer and the value model's
 
 
-@pytest.mark.parametrize("lora", [{}, {"lora": LoraConfig(rank=2), "value_from": "policy"}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora",
+    mostly_slow([{}, {"lora": LoraConfig(rank=2), "value_from": "policy"}], [{}]),
+    ids=["full", "lora"],
+)
 def test_activation_checkpointing_changes_nothing(inputs, tmp_path, lora):
     """Under LoRA the layers of both models are computed again with the adapter of their forward pass on."""
     knobs = {
@@ -540,6 +544,7 @@ def test_killed_while_it_publishes_it_publishes_again(inputs, tmp_path, monkeypa
     assert (tmp_path / "out/ema/adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_an_adapter_run_that_died_ends_as_if_it_had_not(inputs, tmp_path):
     lora = {"lora": LoraConfig(rank=4), "value_from": "policy"}
     ppo.run(planned(Ppo(**{**FULL, **lora})), inputs, job_at(tmp_path / "whole"))

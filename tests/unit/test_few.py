@@ -22,6 +22,7 @@ def coverage(count: int) -> float:
     return held / 400
 
 
+@pytest.mark.slow
 def test_an_interval_of_few_items_promises_too_much() -> None:
     """The reason for the warning, and for where it begins."""
     assert coverage(8) < 0.7

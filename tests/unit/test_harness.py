@@ -145,7 +145,7 @@ def test_rolling_log_probs_are_those_of_lm_eval_s_own_model(ours, theirs):
     assert ours.loglikelihood_rolling(requests) == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("num_shots", [None, 2])
+@pytest.mark.parametrize("num_shots", mostly_slow([None, 2], [2]))
 def test_a_task_s_figures_are_those_of_lm_eval_s_own_model(ours, theirs, folder, num_shots):
     """Shots that are asked for count also where a task says how many it has; but not where it says none."""
     names = [str(folder / f"{name}.yaml") for name in (TASKS if num_shots is None else ["choices", "of_0", "of_1"])]

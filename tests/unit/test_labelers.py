@@ -153,6 +153,7 @@ def test_fresh_rankings_agree_as_often_as_asked(agreement):
     assert alike / ordered == pytest.approx(agreement, abs=0.01)
 
 
+@pytest.mark.slow
 def test_more_agreement_is_less_noise():
     noises = []
     for agreement in (0.6, 0.7, 0.8):

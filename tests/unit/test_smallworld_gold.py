@@ -171,6 +171,7 @@ def test_scores_next_to_nothing(attack):
     assert mean(overall(ATTACKS[attack]())) <= 0.02
 
 
+@pytest.mark.slow
 def test_no_fixed_answer_scores_well_on_all_prompts():
     rng = random.Random(5)
     candidates = [
