@@ -80,7 +80,8 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
         with job.progress(sum(map(len, kept.values())), "rows written") as advance:
             metrics: Metrics = {f"rows/{s}": write_rows(job.out, s, kept[s], advance, cfg.record) for s in cfg.splits}
     if not any(metrics.values()):
-        raise ConfigError(f"source: {cfg.source}: no row is left; dropped: {_counted(dropped) or 'none'}")
+        why = f"no row is left; dropped: {_counted(dropped)}" if dropped else f"no rows for {', '.join(cfg.splits)}"
+        raise ConfigError(f"source: {cfg.source}: {why}")
     if reader.unused:
         info["columns_not_used"] = dict(reader.unused)
     write_info(job.out, record=cfg.record, source=cfg.source, licence=source.card.licence, dropped=dropped, **info)

@@ -283,6 +283,7 @@ def test_what_is_wrong_with_every_row_is_said_once(here, capsys):
         (["source=path:a.jsonl", "train_rows=-1"], "train_rows: expected a number from 0 up"),
         (["source=path:a.jsonl", "record=comparisons"], "documents cannot become comparisons"),
         (["source=path:blank.jsonl"], "no row is left; dropped: empty text 1"),
+        (["source=path:empty.jsonl"], "path:empty.jsonl: no rows for train, validation, test"),
         (
             ["source=card:smallworld", "record=prompts", "options.sed=1", "train_rows=1", "splits=[train]"],
             "options.sed",
@@ -292,6 +293,7 @@ def test_what_is_wrong_with_every_row_is_said_once(here, capsys):
 def test_what_cannot_be_read_is_one_line_and_exit_code_2(here, capsys, arguments, message):
     (here / "a.jsonl").write_text(lines({"text": "a"}))
     (here / "blank.jsonl").write_text(lines({"text": " "}))
+    (here / "empty.jsonl").touch()
     assert data(*(f"+{word}" if word.startswith("options.") else word for word in arguments)) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
