@@ -23,7 +23,10 @@ def add(store, name, kind, inputs, metrics=None, config=None, created=0.0, **row
         (work / "out" / "data.txt").write_text(name)
         given = {slot: each if isinstance(each, list) else [each] for slot, each in inputs.items()}
         entries = {
-            slot: [{"ref": a.ref, "stage": a.stage, "key": a.key, "digest": a.digest} for a in several]
+            slot: [
+                {"ref": [*store.names_of(a), a.ref][0], "stage": a.stage, "key": a.key, "digest": a.digest}
+                for a in several
+            ]
             for slot, several in given.items()
         }
         made = {

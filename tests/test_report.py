@@ -119,6 +119,14 @@ def test_a_pipeline_s_report_mixes_no_members_of_a_sweep(store):
     assert [each.name for each in gather(store, ["toy/ppo"])][-1] == "ppo"
 
 
+def test_of_several_names_the_one_that_a_step_was_given_is_shown(store):
+    inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft")}
+    add(store, "mine/judged", "evaluation", inputs, evaluation(0.68, 0.65, 0.71), created=5.0)
+    store.publish("another/sft", inputs["baseline"])  # as a run that shares it does
+    assert [each.name for each in gather(store, ["mine/judged"])][-3:] == ["toy/sft", "toy/ppo", "judged"]
+    assert "sft" in {each.name for each in gather(store, ["another/sft"])}
+
+
 def test_two_versions_of_a_step_are_told_apart_and_their_knobs_compared(store):
     sft = store.find("toy/sft")
     second = add(store, "toy/ppo", "model", {"policy": sft}, config={"kl_coef": 0.5}, created=5.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from align.artifacts import Artifact, ArtifactStore
@@ -81,7 +81,13 @@ def gather(store: ArtifactStore, refs: Sequence[str], left_out: list[str] | None
                 order.setdefault(each.key, each)
     pipelines = {ref.partition("/")[0] for ref in refs if "@" not in ref}
     only = pipelines.pop() if len(pipelines) == 1 else None
-    made = [_made(store, artifact, only) for artifact in _parents_first(order)]
+    given = {
+        (entry["key"], entry["ref"].partition(":")[0])
+        for artifact in order.values()
+        for entries in artifact.manifest["inputs"].values()
+        for entry in entries
+    }
+    made = [_made(store, artifact, only, given) for artifact in _parents_first(order)]
     count = Counter(each.name for each in made)
     return [replace(each, name=f"{each.name}:{each.version}") if count[each.name] > 1 else each for each in made]
 
@@ -151,10 +157,16 @@ def _parents_first(artifacts: dict[str, Artifact]) -> list[Artifact]:
     return list(placed.values())
 
 
-def _made(store: ArtifactStore, artifact: Artifact, only: str | None) -> Made:
-    names = store.names_of(artifact) or [artifact.ref]
-    called = next((name for name in names if only and name.startswith(f"{only}/")), names[0])
-    name, _, version = called.partition(":")
+def _made(store: ArtifactStore, artifact: Artifact, only: str | None, given: Container[tuple[str, str]]) -> Made:
+    """One artifact. Of its names one of the pipeline `only` goes first, then one that a step was given it by.
+
+    Args:
+        given: (key, name without its version) of the inputs of the report's artifacts.
+    """
+    names = [name.partition(":") for name in store.names_of(artifact) or [artifact.ref]]
+    of_only = [name for name in names if only and name[0].startswith(f"{only}/")]
+    of_step = [name for name in names if (artifact.key, name[0]) in given]
+    name, _, version = (of_only or of_step or names)[0]
     inputs = [(slot, e["key"]) for slot, entries in artifact.manifest["inputs"].items() for e in entries]
     logs = {name: read_rows(artifact.path, name) for name in ("metrics", "events", "samples", "calibration")}
     return Made(
