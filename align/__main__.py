@@ -99,6 +99,10 @@ def _compose(verb: str, arguments: list[str]) -> int:
         word, *arguments = arguments
         verb = verb if word == "run" else word
     if verb not in _COMPOSED:
+        from align.artifacts_command import VERBS as OF_ARTIFACTS
+
+        if verb in OF_ARTIFACTS:
+            raise ConfigError(f"{verb}: did you mean align artifacts {verb}?")
         try:
             stage_class(verb)
         except ConfigError as error:

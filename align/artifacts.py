@@ -685,8 +685,8 @@ class ArtifactStore:
             names = self.names()
             near = difflib.get_close_matches(name, names, n=1)
             meant = f" (did you mean {near[0]}?)" if near else hint(ref)
-            known = ", ".join(names) or "none yet"
-            raise StoreError(f"{ref}: no artifact of that name in {self.root}{meant}; names: {known}")
+            known = "" if near else f"; names: {', '.join(names) or 'none yet'}"
+            raise StoreError(f"{ref}: no artifact of that name in {self.root}{meant}{known}")
         number = int(which[1:]) if _VERSION.fullmatch(which) else self.alias(name, which)
         if number is None or number not in numbers:
             known = ", ".join([f"v{n}" for n in numbers] + [alias for alias, _ in self.each_alias(name)])

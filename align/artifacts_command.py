@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     parser = Parser(prog="align artifacts", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb, (_, operands, what) in _VERBS.items():
+    for verb, (_, operands, what) in VERBS.items():
         sub = verbs.add_parser(verb, help=what, description=what)
         sub.add_argument("--store", default=argparse.SUPPRESS, metavar="FOLDER")
         if verb in ("ls", "show", "lineage", "diff"):
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
             sub.add_argument(operand.rstrip("?"), nargs="?" if operand.endswith("?") else None)
     options = parser.parse_args(arguments)
     store = existing_store(options.store)
-    _VERBS[options.verb][0](store, options)
+    VERBS[options.verb][0](store, options)
     return 0
 
 
@@ -317,7 +317,7 @@ def _short(value: object) -> str:
 
 _WIDE = 120  # characters that a list takes with kinds and keys
 _TITLES = {"config": "knob", "inputs": "input", "metrics": "metric"}
-_VERBS = {  # verb -> (function, operands, what it does)
+VERBS = {  # verb -> (function, operands, what it does)
     "ls": (_ls, (), "every name with its versions"),
     "show": (_show, ("ref",), "one artifact: inputs, config, metrics, files"),
     "lineage": (_lineage, ("ref",), "all that an artifact was made from, back to the data"),

@@ -126,7 +126,7 @@ def command_help(verb: str) -> str:
     lines += _knobs(HardwareConfig, "hardware.") + _knobs(TrackerConfig, "tracker.")
     lines += ["", "[GPT-3] etc.: where a default is from, see align/configs/__init__.py; [ours]: measured or judged"]
     lines += ["--config FILE.yaml: any of these in a file; the command line wins. --store FOLDER: as store=FOLDER"]
-    lines += ["Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun, --hydra-help"]
+    lines += ["Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun"]
     return _fitted("\n".join(lines))
 
 

@@ -250,11 +250,14 @@ def _options(arguments: list[str], verb: str) -> tuple[argparse.Namespace, argpa
     options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise ConfigError(
-            f"{unknown[0]}: no such option; knobs are given as name=value, options are listed by --hydra-help"
+            f"{unknown[0]}: no such option; a knob or an input is given as NAME=VALUE, without dashes; align {verb} "
+            "--help lists them, and the options"
         )
     for name, refusal in _NOT_TAKEN.items():
         if getattr(options, name) is not None:
             raise ConfigError(refusal)
+    if options.hydra_help and verb != "run":
+        raise ConfigError(f"--hydra-help: give it to align run; align {verb} --help lists what there is here")
     asked = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(options, name)]
     if len(asked) > 1:
         raise ConfigError(f"{', '.join(f'--{name}' for name in asked)}: give one of them")

@@ -170,6 +170,7 @@ REFUSED = {
         "2 learning_rat: no such knob (did you mean learning_rate?)",
     ),
     "a typo'd setting": (["run", "pipeline=quickstart", "sead=1"], "2 sead: no such knob (did you mean seed?)"),
+    "a verb of artifacts": (["export", "mine/sft", "x"], "2 export: did you mean align artifacts export?"),
     "an unknown stage": (["pretrian"], "2 unknown stage 'pretrian' (did you mean pretrain?)"),
     "an unknown pipeline": (
         ["run", "pipeline=quikstart"],
@@ -272,6 +273,8 @@ REFUSED = {
     "an unknown verb of artifacts": (["artifacts", "lst"], "2 align artifacts: argument verb: invalid choice"),
     "an empty store": (["artifacts", "ls"], "3 "),
     "an unknown option": (["run", "pipeline=quickstart", "--quiet"], "2 --quiet: no such option"),
+    "a knob with dashes": (["sft", "--model", "mine/sft"], "given as NAME=VALUE, without dashes; align sft --help"),
+    "Hydra's help of a stage": (["sft", "--hydra-help"], "2 --hydra-help: give it to align run; align sft --help"),
     "a config folder that is not there": (
         ["run", "pipeline=a", "--config-dir", "none"],
         "2 --config-dir none: no such",

@@ -80,6 +80,10 @@ class Place:
         self._before, self._here = self._before + path.stat().st_size, lambda: 0
 
 
+# The bytes that a compressed file begins with.
+_BEGINS = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd"}
+
+
 def suffix_of(path: Path) -> str:
     """The suffix that says how a file is read, in small letters: that of `a.CSV.gz` is `.csv`."""
     packed = path.suffix.lower() in PACKED
@@ -122,9 +126,19 @@ def read_file(
     except UnicodeDecodeError as error:
         yield RawRow(str(path), Malformed("file", f"expected {error.encoding.upper()} text ({error.reason})"))
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        yield RawRow(str(path), Malformed("file", f"expected {suffix[1:]}, whole ({error})"))
+        yield RawRow(str(path), Malformed("file", _broken(path, suffix, error)))
     with contextlib.suppress(FileNotFoundError):
         place.leave(path)
+
+
+def _broken(path: Path, suffix: str, error: Exception) -> str:
+    """What is wrong with a file that a reader of compressed or binary files gave up on."""
+    begins = _BEGINS.get(path.suffix.lower())
+    if begins is not None and getattr(error, "errno", None) is None:  # else the system could not read it
+        with path.open("rb") as file:
+            if file.read(len(begins)) != begins:
+                return f"expected a compressed file, as its name says ({error}); rename it if it is not compressed"
+    return f"expected {suffix[1:]}, whole ({error})"
 
 
 def _text_rows(text: _Text, suffix: str, say: Say, columns_of: ColumnsOf) -> Iterator[RawRow]:

@@ -72,7 +72,7 @@ def decided(made: Sequence[Made]) -> list[Decided]:
 
 def _result(metrics: Metrics, name: str, trained_judge: str) -> tuple[str, Tone]:
     if trained_judge:
-        return "no evidence: PPO was trained against this judge", "bad"
+        return "no evidence: PPO was trained against this judge", "warning"
     if is_few(metrics, name) or is_few(metrics, "win_rate"):
         return f"too few prompts to tell, fewer than {FEW}", "warning"
     low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]

@@ -18,8 +18,8 @@ class Line(NamedTuple):
     """One sentence of a verdict.
 
     Attributes:
-        tone: good or bad where a figure is better or worse beyond chance; bad too where the judge proves nothing;
-            warning where a figure is less sure than it looks; else neutral.
+        tone: good or bad where a figure is better or worse beyond chance; warning where it is less sure than it looks,
+            or the judge proves nothing; else neutral.
     """
 
     text: str
@@ -78,7 +78,7 @@ def _answer(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
     metrics, compared = evaluation.artifact.metrics, _comparisons(evaluation, by_key)
     result = _result(evaluation, by_key)
     if judge_in_training(evaluation, by_key):
-        return Line(f"This does not show whether it worked: {result.text}", "bad")
+        return Line(f"This does not show whether it worked: {result.text}", "warning")
     sides = [_side(metrics, other) for other in compared]
     if any(_has_few(metrics, other) for other in compared):
         said = "Too few prompts to tell"
@@ -113,9 +113,7 @@ def _result(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
     if trained:
         decided = f"decided by {trained}: this shows how well PPO fitted it, not whether answers got better"
     text = f"{model} wins {' and '.join(parts)} on {prompts}, {decided}."
-    if trained:
-        return Line(text, "bad")
-    if any(_has_few(metrics, other) for other in compared):
+    if trained or any(_has_few(metrics, other) for other in compared):
         return Line(text, "warning")
     return Line(text, _TONES[min(_side(metrics, other) for other in compared)])
 

@@ -262,11 +262,14 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowRea
         test = splits["test"]
         shots = min(cfg.shot_rows, test.end)
         splits |= {"train": replace(test, end=shots), "test": replace(test, begin=shots)}
-    if not any_given and cfg.split is None and cfg.record != "items" and count and not splits["validation"].end:
-        job.info(
-            f"no validation row among {count:,}, so training reports no figures of held-out rows; "
-            "a larger validation_share (0.05 is usual) holds out more"
-        )
+    if not any_given and cfg.split is None and cfg.record != "items" and (left := sum(map(len, splits.values()))):
+        if not splits["train"].end:
+            job.info(f"no training row among the {left:,} that are left: no step can train on these")
+        if not splits["validation"].end:
+            job.info(
+                f"no validation row among the {left:,} that are left, so training reports no figures of held-out "
+                "rows; a larger validation_share (0.05 is usual) holds out more"
+            )
     limits = _limits(cfg)
     for split, rows in splits.items():
         if (limit := limits[split]) is not None:

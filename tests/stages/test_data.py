@@ -455,8 +455,17 @@ def test_a_file_without_a_validation_row_is_told(here, capsys):
     assert "no validation row" not in capsys.readouterr().err
     assert data("source=path:a.jsonl", "record=prompts") == 0
     said = capsys.readouterr().err
-    assert "no validation row among 3" in said
+    assert "no validation row among the 3 that are left" in said
     assert "3 train, 0 validation, 0 test" in said
+
+
+def test_duplicates_that_leave_nothing_to_train_on_are_told(here, capsys):
+    same = {"prompt": "a5", "response": "b"}  # by its prompt a test row
+    (here / "a.jsonl").write_text(lines(*[same] * 30))
+    assert data("source=path:a.jsonl", "record=demonstrations") == 0
+    said = capsys.readouterr().err
+    assert "no training row among the 1 that are left: no step can train on these" in said
+    assert "dropped 29: duplicate 29" in said
 
 
 UNFIT = {

@@ -477,6 +477,7 @@ def test_a_broken_container_is_malformed(tmp_path, name, content):
     *_, (where, problem) = rows_of(tmp_path, name, content)
     assert where.startswith(name)
     assert problem.startswith("file: expected ")
+    assert ("rename it if it is not compressed" in problem) == name.startswith("plain")
 
 
 @pytest.mark.parametrize(

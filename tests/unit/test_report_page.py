@@ -74,7 +74,7 @@ def evaluated(store, rate, low, high, **more):
         (0.3, 0.2, 0.4, {}, "bad", "✕", "worse, beyond chance"),
         (0.52, 0.48, 0.56, {}, "neutral", "•", "no difference beyond chance"),
         (0.9, 0.8, 1.0, {"win_rate_few": 8.0}, "warning", "!", "too few prompts to tell, fewer than 30"),
-        (0.9, 0.8, 1.0, {"reward/score": 1.0}, "bad", "✕", "no evidence: PPO was trained against this judge"),
+        (0.9, 0.8, 1.0, {"reward/score": 1.0}, "warning", "!", "no evidence: PPO was trained against this judge"),
     ],
 )
 def test_colour_sign_and_words_follow_the_result(store, rate, low, high, more, tone, word, said):

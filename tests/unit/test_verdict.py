@@ -128,7 +128,7 @@ def test_a_reward_model_that_the_policy_was_trained_against_proves_nothing(store
         "whether answers got better."
     )
     assert "beyond chance" not in first.text
-    assert first.tone == "bad"
+    assert first.tone == "warning"
 
 
 def test_a_held_out_reward_model_is_a_judge_like_another(store):
