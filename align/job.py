@@ -390,18 +390,11 @@ class Job:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def require_device(name: str) -> None:
-    """Raise where the device that was asked for is not there."""
+def _device(name: str) -> torch.device:
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("hardware.device: cuda was asked for and torch finds none; use auto or cpu")
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    require_device(name)
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))  # set by run_ranks, one GPU a process

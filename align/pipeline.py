@@ -225,10 +225,6 @@ def run_pipeline(
     """Run every step in order, for a member of a sweep or by itself; a line to standard error for each."""
     group = f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     outcomes = []
-    if settings.hardware.device == "cuda" and not all(step.cached for step in steps):
-        from align.job import require_device
-
-        require_device("cuda")  # before the first step and not before the first that needs one, hours later
     for number, step in enumerate(steps, 1):
         head = f"[{number}/{len(steps)}] {step.label}"
         if not step.cached:

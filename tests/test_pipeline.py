@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import CONF, align, manifests, mostly_slow, run_toy
 from processes import left_of, ranks_of, start
 
@@ -304,14 +303,6 @@ def sigterm_when(seen: Callable[[], bool]) -> Iterator[None]:
 
 def in_the_middle(store: Path, stage: str) -> bool:
     return any(store.glob(f"work/{stage}/*/{MARKS[stage]}"))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_device_that_is_not_there_is_refused_before_the_first_step(finished: Path, tmp_path: Path) -> None:
-    done = run_toy(tmp_path / "artifacts", "hardware.device=cuda", check=2)
-    assert "hardware.device: cuda was asked for and torch finds none; use auto or cpu" in done.stderr
-    assert not list(tmp_path.glob("artifacts/objects/*/*"))
-    run_toy(finished, "hardware.device=cuda")  # all is made: nothing runs on a device
 
 
 def test_asked_to_stop_it_saves_and_says_so(finished: Path, store: Path) -> None:
