@@ -114,7 +114,7 @@ def _lineage(store: ArtifactStore, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps([_node(a, store) for a in order], indent=1))
         return
-    wide_console().print(_branch(artifact, store, "", set()))
+    wide_console().print(_branch(artifact, store, "", options.ref, set()))
 
 
 def _node(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
@@ -133,10 +133,16 @@ def _node(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
     }
 
 
-def _branch(artifact: Artifact, store: ArtifactStore, slot: str, shown: set[str]) -> Tree:
-    """What one artifact was made from, below it; what stands in the tree already is only named."""
-    m = artifact.manifest
-    name = next(iter(store.names_of(artifact)), artifact.ref)
+def _branch(artifact: Artifact, store: ArtifactStore, slot: str, given: str, shown: set[str]) -> Tree:
+    """What one artifact was made from, below it; what stands in the tree already is only named.
+
+    Args:
+        slot: of the step that it was given to; "" for none.
+        given: the reference that it was given by. Of several names, that one is shown.
+    """
+    m, asked = artifact.manifest, given.partition(":")[0]
+    names = store.names_of(artifact) or [artifact.ref]
+    name = next((name for name in names if name.partition(":")[0] == asked), names[0])
     if artifact.key in shown:
         return Tree(f"{slot}: {name}  (above)")
     shown.add(artifact.key)
@@ -148,7 +154,8 @@ def _branch(artifact: Artifact, store: ArtifactStore, slot: str, shown: set[str]
     for input_slot, entries in m["inputs"].items():
         for entry in entries:
             parent = store.get(entry["stage"], entry["key"])
-            tree.add(_branch(parent, store, input_slot, shown) if parent else f"{input_slot}: {entry['ref']} (gone)")
+            ref = entry["ref"]
+            tree.add(_branch(parent, store, input_slot, ref, shown) if parent else f"{input_slot}: {ref} (gone)")
     return tree
 
 

@@ -13,6 +13,7 @@ from small_store import add, bounds, compared, evaluation, ppo_log
 from stage_jobs import job_at
 
 from align.artifacts import ArtifactStore
+from align.artifacts_command import main as artifacts
 from align.errors import StoreError
 from align.report import tables
 from align.report.charts import line_chart, thinned
@@ -119,12 +120,17 @@ def test_a_pipeline_s_report_mixes_no_members_of_a_sweep(store):
     assert [each.name for each in gather(store, ["toy/ppo"])][-1] == "ppo"
 
 
-def test_of_several_names_the_one_that_a_step_was_given_is_shown(store):
+def test_of_several_names_the_one_that_a_step_was_given_is_shown(store, capsys):
     inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft")}
     add(store, "mine/judged", "evaluation", inputs, evaluation(0.68, 0.65, 0.71), created=5.0)
     store.publish("another/sft", inputs["baseline"])  # as a run that shares it does
     assert [each.name for each in gather(store, ["mine/judged"])][-3:] == ["toy/sft", "toy/ppo", "judged"]
     assert "sft" in {each.name for each in gather(store, ["another/sft"])}
+    for ref, shown in (("mine/judged", "baseline: toy/sft:v0"), ("another/sft", "another/sft:v0  model")):
+        assert artifacts(["lineage", ref, "--store", str(store.root)]) == 0
+        assert shown in capsys.readouterr().out
+    assert artifacts(["lineage", "toy/sft", "--store", str(store.root)]) == 0
+    assert capsys.readouterr().out.startswith("toy/sft:v0  model")
 
 
 def test_two_versions_of_a_step_are_told_apart_and_their_knobs_compared(store):
