@@ -135,6 +135,9 @@ def _about_ranking(records: Sequence[Record], runs: Sequence[Run], objective: st
     splits = splits_of(runs, objective)
     if len(splits) > 1:
         return f"Not ranked: the members' {objective} is of different splits ({', '.join(sorted(splits))})."
+    settings = settings_of(runs)
+    if len(settings) > 1 and len({setting.mean(objective)[0] for setting in settings}) == 1:
+        return f"Not ranked: {objective} is the same for all."
     better = "lower is better" if lower_is_better(objective) else "higher is better"
     if splits != {"test"}:
         return f"Ranked by {objective}{' on validation prompts' if splits else ''}, {better}."

@@ -250,6 +250,12 @@ def test_members_that_were_evaluated_on_validation_prompts_may_be_chosen_by_them
     assert "too good" not in text
 
 
+def test_members_that_are_alike_are_not_ranked(store, capsys):
+    text = " ".join(shown(capsys, swept(store, [0.5, 0.5])))
+    assert "Not ranked: gold/score is the same for all." in text
+    assert "too good" not in text
+
+
 def test_validation_prompts_rank_members_that_were_evaluated_on_both(store, capsys):
     folder = swept(store, [0.5, 0.75], "validation", tested=[0.75, 0.5])
     lines = shown(capsys, folder)
