@@ -114,7 +114,7 @@ def _lineage(store: ArtifactStore, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps([_node(a, store) for a in order], indent=1))
         return
-    wide_console().print(_branch(artifact, store, "", options.ref, set()))
+    wide_console().print(_branch(artifact, store, "", options.ref, {}))
 
 
 def _node(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
@@ -133,19 +133,20 @@ def _node(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
     }
 
 
-def _branch(artifact: Artifact, store: ArtifactStore, slot: str, given: str, shown: set[str]) -> Tree:
+def _branch(artifact: Artifact, store: ArtifactStore, slot: str, given: str, shown: dict[str, str]) -> Tree:
     """What one artifact was made from, below it; what stands in the tree already is only named.
 
     Args:
         slot: of the step that it was given to; "" for none.
         given: the reference that it was given by. Of several names, that one is shown.
+        shown: key -> name of what stands in the tree already.
     """
     m, asked = artifact.manifest, given.partition(":")[0]
     names = store.names_of(artifact) or [artifact.ref]
     name = next((name for name in names if name.partition(":")[0] == asked), names[0])
     if artifact.key in shown:
-        return Tree(f"{slot}: {name}  (above)")
-    shown.add(artifact.key)
+        return Tree(f"{slot}: {shown[artifact.key]}  (above)")
+    shown[artifact.key] = name
     code = str(m["code"].get("commit") or m["code"].get("version"))[:10]
     read = m["config"].get("source", "files of functions")  # PPO and evaluate read a user's functions
     source = f"  {read}  data sha256 {m['data'][:12]}" if m["data"] else ""

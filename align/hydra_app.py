@@ -178,7 +178,7 @@ def run(
     """
     with _own_hydra():
         register_schemas()
-        options, parser = _options(arguments, stage or config_name)
+        options, parser = _options(arguments, stage or {"model_sizes": "model"}.get(config_name, config_name))
         given = [_read_config(options.config, config_name, stage, options.overrides)] if options.config else []
         loader = _Loader(_search_path(options.config_dir))
         options.overrides, places = _overrides(
@@ -250,14 +250,14 @@ def _options(arguments: list[str], verb: str) -> tuple[argparse.Namespace, argpa
     options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise ConfigError(
-            f"{unknown[0]}: no such option; a knob or an input is given as NAME=VALUE, without dashes; align {verb} "
-            "--help lists them, and the options"
+            f"{unknown[0]}: no such option; a knob or an input is given as NAME=VALUE, without dashes "
+            f"(align {verb} --help)"
         )
     for name, refusal in _NOT_TAKEN.items():
         if getattr(options, name) is not None:
             raise ConfigError(refusal)
     if options.hydra_help and verb != "run":
-        raise ConfigError(f"--hydra-help: give it to align run; align {verb} --help lists what there is here")
+        raise ConfigError(f"--hydra-help: give it to align run; see align {verb} --help")
     asked = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(options, name)]
     if len(asked) > 1:
         raise ConfigError(f"{', '.join(f'--{name}' for name in asked)}: give one of them")

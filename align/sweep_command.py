@@ -14,6 +14,7 @@ from align.console import Parser, print_sentence, print_table, table_lines, wide
 from align.errors import ConfigError, StoreError
 from align.report.sweep import (
     Run,
+    are_alike,
     lower_is_better,
     members_table,
     objective_of,
@@ -135,8 +136,7 @@ def _about_ranking(records: Sequence[Record], runs: Sequence[Run], objective: st
     splits = splits_of(runs, objective)
     if len(splits) > 1:
         return f"Not ranked: the members' {objective} is of different splits ({', '.join(sorted(splits))})."
-    settings = settings_of(runs)
-    if len(settings) > 1 and len({setting.mean(objective)[0] for setting in settings}) == 1:
+    if are_alike(runs, objective):
         return f"Not ranked: {objective} is the same for all."
     better = "lower is better" if lower_is_better(objective) else "higher is better"
     if splits != {"test"}:

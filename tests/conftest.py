@@ -106,7 +106,7 @@ def pytest_runtest_setup() -> None:
 
 def _collect_garbage() -> None:
     gc.collect()
-    gc.freeze()  # what is left stays: thousands of tests, and the modules they import
+    gc.freeze()  # do not look at what is left again: most of it is modules, and thousands of tests
 
 
 @pytest.fixture(scope="session")

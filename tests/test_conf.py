@@ -273,8 +273,13 @@ REFUSED = {
     "an unknown verb of artifacts": (["artifacts", "lst"], "2 align artifacts: argument verb: invalid choice"),
     "an empty store": (["artifacts", "ls"], "3 "),
     "an unknown option": (["run", "pipeline=quickstart", "--quiet"], "2 --quiet: no such option"),
-    "a knob with dashes": (["sft", "--model", "mine/sft"], "given as NAME=VALUE, without dashes; align sft --help"),
-    "Hydra's help of a stage": (["sft", "--hydra-help"], "2 --hydra-help: give it to align run; align sft --help"),
+    "a knob with dashes": (
+        ["sft", "--model", "mine/sft"],
+        "2 --model: no such option; a knob or an input is given as NAME=VALUE, without dashes (align sft --help)",
+    ),
+    "an option of no verb": (["model", "--quiet"], "2 --quiet: no such option; a knob or an input is given as NAME="),
+    "Hydra's help of a stage": (["sft", "--hydra-help"], "2 --hydra-help: give it to align run; see align sft --help"),
+    "Hydra's help of models": (["model", "--hydra-help"], "2 --hydra-help: give it to align run; see align model -"),
     "a config folder that is not there": (
         ["run", "pipeline=a", "--config-dir", "none"],
         "2 --config-dir none: no such",

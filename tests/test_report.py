@@ -131,6 +131,19 @@ def test_of_several_names_the_one_that_a_step_was_given_is_shown(store, capsys):
         assert shown in capsys.readouterr().out
     assert artifacts(["lineage", "toy/sft", "--store", str(store.root)]) == 0
     assert capsys.readouterr().out.startswith("toy/sft:v0  model")
+    assert "toy/sft" in {each.name for each in gather(store, ["toy/sft", "mine/judged"])}
+    store.publish("toy/copy", inputs["baseline"])  # before toy/sft, as letters go
+    assert [each.name for each in gather(store, ["toy/evaluate_ppo"])][-3:] == ["sft", "ppo", "evaluate_ppo"]
+
+
+def test_what_stands_above_in_a_lineage_is_called_as_it_is_there(store, capsys):
+    ppo = store.find("toy/ppo")
+    store.publish("a/sft", store.find("toy/sft"))  # the evaluation is given it by this name, and PPO by the other
+    add(store, "mine/judged", "evaluation", {"model": ppo, "baseline": store.find("a/sft")}, {"win_rate": 0.5})
+    assert artifacts(["lineage", "mine/judged", "--store", str(store.root)]) == 0
+    out = capsys.readouterr().out
+    (again,) = re.findall(r": (\S+)  \(above\)\n", "\n".join(line for line in out.split("\n") if "sft" in line) + "\n")
+    assert f" {again}  model  sft@" in out
 
 
 def test_two_versions_of_a_step_are_told_apart_and_their_knobs_compared(store):

@@ -290,7 +290,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def serving() -> Iterator[Service]:
     """A stand-in that answers while the block runs."""
     with Service() as service:
-        thread = threading.Thread(target=service.serve_forever, args=(0.02,), daemon=True)  # closes within that
+        thread = threading.Thread(target=service.serve_forever, args=(0.02,), daemon=True)  # it ends within that
         thread.start()
         try:
             yield service

@@ -136,8 +136,8 @@ def _broken(path: Path, suffix: str, error: Exception) -> str:
     begins = _BEGINS.get(path.suffix.lower())
     if begins is not None and getattr(error, "errno", None) is None:  # else the system could not read it
         with path.open("rb") as file:
-            if file.read(len(begins)) != begins:
-                return f"expected a compressed file, as its name says ({error}); rename it if it is not compressed"
+            if len(head := file.read(len(begins))) == len(begins) and head != begins:
+                return f"expected {path.suffix[1:]} data, as its name says ({error}); rename it if it is not"
     return f"expected {suffix[1:]}, whole ({error})"
 
 

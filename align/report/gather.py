@@ -66,8 +66,10 @@ def gather(store: ArtifactStore, refs: Sequence[str], left_out: list[str] | None
         StoreError: there is no such artifact, or it is damaged and was asked for by its own name.
     """
     order: dict[str, Artifact] = {}
+    given: set[tuple[str, str]] = set()
     for ref in refs:
         for artifact in _named(store, ref, order, left_out):
+            given.add((artifact.key, ref.partition(":")[0]))
             try:
                 lineage = store.lineage(artifact)
                 for each in lineage:
@@ -81,12 +83,9 @@ def gather(store: ArtifactStore, refs: Sequence[str], left_out: list[str] | None
                 order.setdefault(each.key, each)
     pipelines = {ref.partition("/")[0] for ref in refs if "@" not in ref}
     only = pipelines.pop() if len(pipelines) == 1 else None
-    given = {
-        (entry["key"], entry["ref"].partition(":")[0])
-        for artifact in order.values()
-        for entries in artifact.manifest["inputs"].values()
-        for entry in entries
-    }
+    for artifact in order.values():
+        for entries in artifact.manifest["inputs"].values():
+            given |= {(entry["key"], entry["ref"].partition(":")[0]) for entry in entries}
     made = [_made(store, artifact, only, given) for artifact in _parents_first(order)]
     count = Counter(each.name for each in made)
     return [replace(each, name=f"{each.name}:{each.version}") if count[each.name] > 1 else each for each in made]
@@ -158,15 +157,18 @@ def _parents_first(artifacts: dict[str, Artifact]) -> list[Artifact]:
 
 
 def _made(store: ArtifactStore, artifact: Artifact, only: str | None, given: Container[tuple[str, str]]) -> Made:
-    """One artifact. Of its names one of the pipeline `only` goes first, then one that a step was given it by.
+    """One artifact. Of its names one of the pipeline `only` goes first, and of those one that it was given by.
 
     Args:
-        given: (key, name without its version) of the inputs of the report's artifacts.
+        given: (key, name without its version) of what the report is on and of what its steps were given.
     """
+
+    def is_later(called: tuple[str, str, str]) -> tuple[bool, bool]:
+        of_another = only is not None and not called[0].startswith(f"{only}/")
+        return of_another, (artifact.key, called[0]) not in given
+
     names = [name.partition(":") for name in store.names_of(artifact) or [artifact.ref]]
-    of_only = [name for name in names if only and name[0].startswith(f"{only}/")]
-    of_step = [name for name in names if (artifact.key, name[0]) in given]
-    name, _, version = (of_only or of_step or names)[0]
+    name, _, version = min(names, key=is_later)
     inputs = [(slot, e["key"]) for slot, entries in artifact.manifest["inputs"].items() for e in entries]
     logs = {name: read_rows(artifact.path, name) for name in ("metrics", "events", "samples", "calibration")}
     return Made(

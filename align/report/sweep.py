@@ -82,6 +82,11 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     return list(found.values())
 
 
+def are_alike(runs: Sequence[Run], objective: str) -> bool:
+    """Whether no run is ahead of another."""
+    return len(runs) > 1 and all(run.metrics[objective] == runs[0].metrics[objective] for run in runs)
+
+
 def members_table(records: Sequence[Record]) -> Table:
     by_number = {run.number: run for run in runs_of(records)}
     shown = shown_metrics(list(by_number.values()))

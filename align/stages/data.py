@@ -80,8 +80,8 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
         with job.progress(sum(map(len, kept.values())), "rows written") as advance:
             metrics: Metrics = {f"rows/{s}": write_rows(job.out, s, kept[s], advance, cfg.record) for s in cfg.splits}
     if not any(metrics.values()):
-        why = f"no row is left; dropped: {_counted(dropped)}" if dropped else f"no rows for {', '.join(cfg.splits)}"
-        raise ConfigError(f"source: {cfg.source}: {why}")
+        why = f"; dropped: {_counted(dropped)}" if dropped else ""
+        raise ConfigError(f"source: {cfg.source}: no rows for {', '.join(cfg.splits)}{why}")
     if reader.unused:
         info["columns_not_used"] = dict(reader.unused)
     write_info(job.out, record=cfg.record, source=cfg.source, licence=source.card.licence, dropped=dropped, **info)
@@ -264,10 +264,10 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowRea
         splits |= {"train": replace(test, end=shots), "test": replace(test, begin=shots)}
     if not any_given and cfg.split is None and cfg.record != "items" and (left := sum(map(len, splits.values()))):
         if not splits["train"].end:
-            job.info(f"no training row among the {left:,} that are left: no step can train on these")
+            job.info(f"no training row is left, {left:,} in other splits: no step can train on these")
         if not splits["validation"].end:
             job.info(
-                f"no validation row among the {left:,} that are left, so training reports no figures of held-out "
+                f"no validation row is left, {left:,} in other splits, so training reports no figures of held-out "
                 "rows; a larger validation_share (0.05 is usual) holds out more"
             )
     limits = _limits(cfg)

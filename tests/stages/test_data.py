@@ -282,7 +282,7 @@ def test_what_is_wrong_with_every_row_is_said_once(here, capsys):
         (["source=path:a.jsonl", "record=rows"], "record: expected one of documents, demonstrations"),
         (["source=path:a.jsonl", "train_rows=-1"], "train_rows: expected a number from 0 up"),
         (["source=path:a.jsonl", "record=comparisons"], "documents cannot become comparisons"),
-        (["source=path:blank.jsonl"], "no row is left; dropped: empty text 1"),
+        (["source=path:blank.jsonl"], "path:blank.jsonl: no rows for train, validation, test; dropped: empty text 1"),
         (["source=path:empty.jsonl"], "path:empty.jsonl: no rows for train, validation, test"),
         (
             ["source=card:smallworld", "record=prompts", "options.sed=1", "train_rows=1", "splits=[train]"],
@@ -455,7 +455,7 @@ def test_a_file_without_a_validation_row_is_told(here, capsys):
     assert "no validation row" not in capsys.readouterr().err
     assert data("source=path:a.jsonl", "record=prompts") == 0
     said = capsys.readouterr().err
-    assert "no validation row among the 3 that are left" in said
+    assert "no validation row is left, 3 in other splits" in said
     assert "3 train, 0 validation, 0 test" in said
 
 
@@ -464,7 +464,7 @@ def test_duplicates_that_leave_nothing_to_train_on_are_told(here, capsys):
     (here / "a.jsonl").write_text(lines(*[same] * 30))
     assert data("source=path:a.jsonl", "record=demonstrations") == 0
     said = capsys.readouterr().err
-    assert "no training row among the 1 that are left: no step can train on these" in said
+    assert "no training row is left, 1 in other splits: no step can train on these" in said
     assert "dropped 29: duplicate 29" in said
 
 

@@ -238,6 +238,7 @@ def test_every_way_to_name_an_artifact_finds_it(store):
     ("ref", "message"),
     [
         ("mine/dta", r"^mine/dta: no artifact of that name in .* \(did you mean mine/data\?\)$"),
+        ("mine/zzzzzz", r"^mine/zzzzzz: no artifact of that name in .*; names: mine/data$"),
         ("mine/data:v7", r"^mine/data:v7: no such version; mine/data has v0, v1, best, latest$"),
         ("mine/data:beast", r"^mine/data:beast: no such version; mine/data has v0, v1, best, latest$"),
         ("mine/data:v0:v1", "no such version"),

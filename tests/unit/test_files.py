@@ -461,6 +461,8 @@ def test_the_rows_before_a_damaged_place_of_a_parquet_file_are_read(tmp_path):
         ("cut.jsonl.gz", gzip.compress(LINES * 1000, mtime=0)[:-20]),
         ("plain.jsonl.gz", LINES),
         ("damaged.jsonl.gz", gzip.compress(LINES * 1000, mtime=0)[:40] + b"\x00" * 40),
+        ("other.jsonl.xz", gzip.compress(LINES, mtime=0)),
+        ("begun.jsonl.gz", b"\x1f"),
         ("cut.jsonl.bz2", bz2.compress(LINES * 1000)[:-20]),
         ("plain.jsonl.bz2", LINES),
         ("cut.jsonl.zst", zst(LINES * 1000)[:-20]),
@@ -477,7 +479,7 @@ def test_a_broken_container_is_malformed(tmp_path, name, content):
     *_, (where, problem) = rows_of(tmp_path, name, content)
     assert where.startswith(name)
     assert problem.startswith("file: expected ")
-    assert ("rename it if it is not compressed" in problem) == name.startswith("plain")
+    assert ("data, as its name says" in problem) == name.startswith(("plain", "other"))
 
 
 @pytest.mark.parametrize(

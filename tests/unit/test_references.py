@@ -60,7 +60,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The paths that a stand-in for the Hub was asked for."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.asked = []
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()  # closes within that
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()  # it ends within that
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     yield server.asked
     server.shutdown()

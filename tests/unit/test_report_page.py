@@ -302,6 +302,12 @@ def test_a_choice_on_test_prompts_is_said(store, splits, said):
     assert any("Best by" in line.text for line in lines) is (splits == "test")
 
 
+def test_of_members_that_are_alike_none_was_chosen(store):
+    lines = verdict(swept(store, {("0.1", "0"): 0.5, ("0.5", "0"): 0.5}, "test"), "gold/score")
+    assert [line.tone for line in lines] == ["neutral", "neutral"]
+    assert lines[0].text.startswith("No setting is best")
+
+
 def test_members_that_failed_are_said(store):
     records = swept(store, {("0.1", "0"): 0.5})
     records.append(Record(1, records[0].knobs, "failed", "no", {}))

@@ -96,7 +96,6 @@ assert sum(len(row["text"]) for row in records.read_rows([folder], "train")) == 
 """
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     """From 10 MB of rows to 50 MB, sorted, written and read again: a group and a batch of them are in memory."""
     small, large = (peak_memory(CHILD, tmp_path, count) for count in (1000, 5000))
