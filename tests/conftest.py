@@ -100,7 +100,7 @@ _begun = itertools.count(1)
 
 
 def pytest_runtest_setup() -> None:
-    if next(_begun) % 50 == 0:
+    if next(_begun) % 200 == 0:
         _collect_garbage()
 
 

@@ -544,6 +544,7 @@ def test_killed_while_it_publishes_it_publishes_again(inputs, tmp_path, monkeypa
     assert (tmp_path / "out/ema/adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_an_adapter_run_that_died_ends_as_if_it_had_not(inputs, tmp_path):
     lora = {"lora": LoraConfig(rank=4), "value_from": "policy"}
     ppo.run(planned(Ppo(**{**FULL, **lora})), inputs, job_at(tmp_path / "whole"))

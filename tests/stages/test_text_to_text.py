@@ -258,6 +258,7 @@ def test_several_tasks_are_told_apart_and_together(tasks_alone, tmp_path):
     assert found["test/tasks/rows"] == found["test/reverse/rows"] + found["test/again/rows"] == 32
 
 
+@pytest.mark.slow
 def test_held_out_rows_that_are_too_long_are_answered_wrong_and_told(tasks_alone, tokenizer, tmp_path, capsys):
     answers = [row["messages"][1]["content"] for row in read_rows(tasks_alone.folders("tasks"), "test")]
     long = sum(len(tokenizer(answer)["input_ids"]) + 1 > 4 for answer in answers)  # 1 for the end

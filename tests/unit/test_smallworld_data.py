@@ -307,6 +307,7 @@ def test_all_dialogues_answer_well_where_that_is_asked_for():
     assert share_of_good(1) == 1.0
 
 
+@pytest.mark.slow
 def test_of_the_others_few_happen_to_be_right():
     assert share_of_good(0) < 0.03
 
