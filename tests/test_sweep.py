@@ -187,7 +187,8 @@ SHORT = ("step=evaluate", "~steps.evaluate.inputs.text", "steps.evaluate.steerin
 @pytest.fixture(scope="module")
 def swept(finished: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def sweep(store: Path) -> None:
-        shutil.copytree(finished, store)
+        # Another process may plan a sweep over `finished` just now, whose folder stands there as long as that takes.
+        shutil.copytree(finished, store, ignore=shutil.ignore_patterns("sweeps"))
         run_toy(store, *SHORT, "steps.evaluate.num_prompts=4,0,6", "steps.evaluate.seed=0,1", "-m", check=2)
 
     made = made_once(shared / "swept", sweep)
