@@ -92,21 +92,14 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _compose(verb: str, arguments: list[str]) -> int:
     """`run`, `plan`, `model` or a stage, whose knobs Hydra composes."""
-    from align.configs import STAGES, stage_class
+    from align.configs import STAGES
 
     planning = verb == "plan"
     if planning and arguments and arguments[0] in ("run", *STAGES):  # align plan sft ..., align plan run ...
         word, *arguments = arguments
         verb = verb if word == "run" else word
     if verb not in _COMPOSED:
-        from align.artifacts_command import VERBS as OF_ARTIFACTS
-
-        if verb in OF_ARTIFACTS:
-            raise ConfigError(f"{verb}: did you mean align artifacts {verb}?")
-        try:
-            stage_class(verb)
-        except ConfigError as error:
-            raise ConfigError(f"{error}; verbs: {', '.join(_VERBS)}") from None
+        _require_stage(verb)
     if "-h" in arguments or "--help" in arguments:
         from align.help import command_help
 
@@ -128,6 +121,19 @@ def _compose(verb: str, arguments: list[str]) -> int:
     if verb == "plan":
         return run("run", arguments, _guarded(_plan), records=False)
     return run("run", arguments, _guarded(_run), _has_work, compare=compare)
+
+
+def _require_stage(verb: str) -> None:
+    """Raise where a verb is no stage, with the verbs that there are."""
+    from align.artifacts_command import VERBS as OF_ARTIFACTS
+    from align.configs import stage_class
+
+    if verb in OF_ARTIFACTS:
+        raise ConfigError(f"{verb}: did you mean align artifacts {verb}?")
+    try:
+        stage_class(verb)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; verbs: {', '.join(_VERBS)}") from None
 
 
 def _compare(folder: Path) -> None:

@@ -27,7 +27,7 @@ import stat
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -702,6 +702,17 @@ class ArtifactStore:
     def names_of(self, artifact: Artifact) -> list[str]:
         """Every `PIPELINE/STEP:vN` of an artifact."""
         return self._names_of_key(artifact.key)
+
+    def name_of(self, artifact: Artifact, given: Container[str] = (), pipeline: str | None = None) -> str:
+        """The `PIPELINE/STEP:vN` to show for an artifact; STAGE@KEY where it has none.
+
+        Args:
+            given: the references, without version, by which somebody was given it. One of them goes first.
+            pipeline: whose names go before all others.
+        """
+        names = self.names_of(artifact) or [artifact.ref]
+        own = [name for name in names if pipeline is not None and name.startswith(f"{pipeline}/")] or names
+        return next((name for name in own if name.partition(":")[0] in given), own[0])
 
     def _names_of_key(self, key: str) -> list[str]:
         return [

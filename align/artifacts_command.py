@@ -134,19 +134,17 @@ def _node(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
 
 
 def _branch(artifact: Artifact, store: ArtifactStore, slot: str, given: str, shown: dict[str, str]) -> Tree:
-    """What one artifact was made from, below it; what stands in the tree already is only named.
+    """An artifact with a branch for each of its inputs. One that was shown before has a line and no branches.
 
     Args:
-        slot: of the step that it was given to; "" for none.
-        given: the reference that it was given by. Of several names, that one is shown.
-        shown: key -> name of what stands in the tree already.
+        slot: the input of a step that it is; "" for the root.
+        given: the reference by which the step, or the user, named it.
+        shown: key -> name of the artifacts that were shown; this adds its own.
     """
-    m, asked = artifact.manifest, given.partition(":")[0]
-    names = store.names_of(artifact) or [artifact.ref]
-    name = next((name for name in names if name.partition(":")[0] == asked), names[0])
     if artifact.key in shown:
         return Tree(f"{slot}: {shown[artifact.key]}  (above)")
-    shown[artifact.key] = name
+    m = artifact.manifest
+    name = shown[artifact.key] = store.name_of(artifact, {given.partition(":")[0]})
     code = str(m["code"].get("commit") or m["code"].get("version"))[:10]
     read = m["config"].get("source", "files of functions")  # PPO and evaluate read a user's functions
     source = f"  {read}  data sha256 {m['data'][:12]}" if m["data"] else ""

@@ -60,6 +60,7 @@ Task = Callable[[DictConfig, Places], int]  # returns an exit code
 Check = Callable[[DictConfig, Places], bool]
 
 _ONE_AT_A_TIME = threading.RLock()  # Hydra composes by what is global in the process
+_VERB_OF = {"run": "run", "model_sizes": "model"}  # the verb that composes a config, where no stage does
 _NOT_TAKEN = {  # options of Hydra's own that choose another primary config than the verb does
     "config_name": "--config-name: not supported here; give a config file with --config FILE",
     "config_path": "--config-path: not supported here; add a folder of configs with --config-dir FOLDER",
@@ -178,7 +179,7 @@ def run(
     """
     with _own_hydra():
         register_schemas()
-        options, parser = _options(arguments, stage or {"model_sizes": "model"}.get(config_name, config_name))
+        options, parser = _options(arguments, stage or _VERB_OF[config_name])
         given = [_read_config(options.config, config_name, stage, options.overrides)] if options.config else []
         loader = _Loader(_search_path(options.config_dir))
         options.overrides, places = _overrides(
@@ -253,6 +254,16 @@ def _options(arguments: list[str], verb: str) -> tuple[argparse.Namespace, argpa
             f"{unknown[0]}: no such option; a knob or an input is given as NAME=VALUE, without dashes "
             f"(align {verb} --help)"
         )
+    _refuse_options(options, verb)
+    if options.store is not None:
+        if any(word.startswith("store=") for word in options.overrides):
+            raise ConfigError("--store: store=FOLDER is given too; keep one")
+        options.overrides.append(f"store={in_quotes(store_folder(options.store))}")
+    return options, parser
+
+
+def _refuse_options(options: argparse.Namespace, verb: str) -> None:
+    """Refuse Hydra's options that do nothing here, or that do not go together."""
     for name, refusal in _NOT_TAKEN.items():
         if getattr(options, name) is not None:
             raise ConfigError(refusal)
@@ -263,11 +274,6 @@ def _options(arguments: list[str], verb: str) -> tuple[argparse.Namespace, argpa
         raise ConfigError(f"{', '.join(f'--{name}' for name in asked)}: give one of them")
     if (options.resolve or options.package is not None) and not options.cfg:
         raise ConfigError(f"{'--resolve' if options.resolve else '--package'}: only with --cfg job")
-    if options.store is not None:
-        if any(word.startswith("store=") for word in options.overrides):
-            raise ConfigError("--store: store=FOLDER is given too; keep one")
-        options.overrides.append(f"store={in_quotes(store_folder(options.store))}")
-    return options, parser
 
 
 def _read_config(

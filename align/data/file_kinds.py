@@ -6,7 +6,8 @@ import stat
 from pathlib import Path
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".txt", ".md")
-PACKED = (".gz", ".bz2", ".xz", ".zst")  # may follow those that are text
+# May follow those that are text; each with the bytes that such a file begins with.
+PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd"}
 TEXTS = (".txt", ".md")  # of a document; beside tables these are read-mes
 
 _KINDS = (

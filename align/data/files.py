@@ -80,10 +80,6 @@ class Place:
         self._before, self._here = self._before + path.stat().st_size, lambda: 0
 
 
-# The bytes that a compressed file begins with.
-_BEGINS = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd"}
-
-
 def suffix_of(path: Path) -> str:
     """The suffix that says how a file is read, in small letters: that of `a.CSV.gz` is `.csv`."""
     packed = path.suffix.lower() in PACKED
@@ -133,7 +129,7 @@ def read_file(
 
 def _broken(path: Path, suffix: str, error: Exception) -> str:
     """What is wrong with a file that a reader of compressed or binary files gave up on."""
-    begins = _BEGINS.get(path.suffix.lower())
+    begins = PACKED.get(path.suffix.lower())
     if begins is not None and getattr(error, "errno", None) is None:  # else the system could not read it
         with path.open("rb") as file:
             if len(head := file.read(len(begins))) == len(begins) and head != begins:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from align.artifacts import Artifact, ArtifactStore
@@ -66,10 +66,10 @@ def gather(store: ArtifactStore, refs: Sequence[str], left_out: list[str] | None
         StoreError: there is no such artifact, or it is damaged and was asked for by its own name.
     """
     order: dict[str, Artifact] = {}
-    given: set[tuple[str, str]] = set()
+    given: defaultdict[str, set[str]] = defaultdict(set)
     for ref in refs:
         for artifact in _named(store, ref, order, left_out):
-            given.add((artifact.key, ref.partition(":")[0]))
+            given[artifact.key].add(ref.partition(":")[0])
             try:
                 lineage = store.lineage(artifact)
                 for each in lineage:
@@ -83,10 +83,9 @@ def gather(store: ArtifactStore, refs: Sequence[str], left_out: list[str] | None
                 order.setdefault(each.key, each)
     pipelines = {ref.partition("/")[0] for ref in refs if "@" not in ref}
     only = pipelines.pop() if len(pipelines) == 1 else None
-    for artifact in order.values():
-        for entries in artifact.manifest["inputs"].values():
-            given |= {(entry["key"], entry["ref"].partition(":")[0]) for entry in entries}
-    made = [_made(store, artifact, only, given) for artifact in _parents_first(order)]
+    for entry in _entries(order.values()):
+        given[entry["key"]].add(entry["ref"].partition(":")[0])
+    made = [_made(store, artifact, only, given[artifact.key]) for artifact in _parents_first(order)]
     count = Counter(each.name for each in made)
     return [replace(each, name=f"{each.name}:{each.version}") if count[each.name] > 1 else each for each in made]
 
@@ -146,9 +145,8 @@ def _parents_first(artifacts: dict[str, Artifact]) -> list[Artifact]:
     def place(artifact: Artifact) -> None:
         if artifact.key in placed:
             return
-        for entries in artifact.manifest["inputs"].values():
-            for entry in entries:
-                place(artifacts[entry["key"]])
+        for entry in _entries([artifact]):
+            place(artifacts[entry["key"]])
         placed[artifact.key] = artifact
 
     for artifact in sorted(artifacts.values(), key=lambda a: a.manifest["created"]):
@@ -156,19 +154,15 @@ def _parents_first(artifacts: dict[str, Artifact]) -> list[Artifact]:
     return list(placed.values())
 
 
-def _made(store: ArtifactStore, artifact: Artifact, only: str | None, given: Container[tuple[str, str]]) -> Made:
-    """One artifact. Of its names one of the pipeline `only` goes first, and of those one that it was given by.
+def _entries(artifacts: Iterable[Artifact]) -> Iterator[dict[str, str]]:
+    """What the manifests of artifacts say of each of their inputs."""
+    for artifact in artifacts:
+        for entries in artifact.manifest["inputs"].values():
+            yield from entries
 
-    Args:
-        given: (key, name without its version) of what the report is on and of what its steps were given.
-    """
 
-    def is_later(called: tuple[str, str, str]) -> tuple[bool, bool]:
-        of_another = only is not None and not called[0].startswith(f"{only}/")
-        return of_another, (artifact.key, called[0]) not in given
-
-    names = [name.partition(":") for name in store.names_of(artifact) or [artifact.ref]]
-    name, _, version = min(names, key=is_later)
+def _made(store: ArtifactStore, artifact: Artifact, only: str | None, given: Container[str]) -> Made:
+    name, _, version = store.name_of(artifact, given, only).partition(":")
     inputs = [(slot, e["key"]) for slot, entries in artifact.manifest["inputs"].items() for e in entries]
     logs = {name: read_rows(artifact.path, name) for name in ("metrics", "events", "samples", "calibration")}
     return Made(

@@ -242,6 +242,18 @@ class _Rows:
         return itertools.islice(rows, self.begin, self.end)
 
 
+def _tell_of_empty(splits: Mapping[str, _Rows], job: Job) -> None:
+    """Say that a split which training needs is empty, of rows that were split by what they hold."""
+    left = sum(map(len, splits.values()))
+    if left and not splits["train"].end:
+        job.info(f"no training row is left, {left:,} in other splits: no step can train on these")
+    if left and not splits["validation"].end:
+        job.info(
+            f"no validation row is left, {left:,} in other splits, so training reports no figures of held-out rows; "
+            "a larger validation_share (0.05 is usual) holds out more"
+        )
+
+
 def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowReader) -> dict[str, _Rows]:
     """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
     count, any_given, dropped = 0, False, reader.dropped
@@ -262,14 +274,8 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowRea
         test = splits["test"]
         shots = min(cfg.shot_rows, test.end)
         splits |= {"train": replace(test, end=shots), "test": replace(test, begin=shots)}
-    if not any_given and cfg.split is None and cfg.record != "items" and (left := sum(map(len, splits.values()))):
-        if not splits["train"].end:
-            job.info(f"no training row is left, {left:,} in other splits: no step can train on these")
-        if not splits["validation"].end:
-            job.info(
-                f"no validation row is left, {left:,} in other splits, so training reports no figures of held-out "
-                "rows; a larger validation_share (0.05 is usual) holds out more"
-            )
+    if not any_given and cfg.split is None and cfg.record != "items":
+        _tell_of_empty(splits, job)
     limits = _limits(cfg)
     for split, rows in splits.items():
         if (limit := limits[split]) is not None:

@@ -37,7 +37,7 @@ _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "
 def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
     source = resolve_model(cfg.source, None)
     base = resolve_base(cfg.source, cfg.base, job.store)
-    job.info("reading the weights, and checking what the model computes; a large one takes minutes")
+    job.info("reading the model and checking it; a large one takes minutes")
     try:
         if base is None:
             with source.alone() as opened:

@@ -250,7 +250,7 @@ def test_a_checkpoint_finds_the_best_weights_that_it_knows_of_after_a_better_epo
     for step, loss, value in ((2, 0.4, 2.0), (3, 0.3, 3.0)):
         parameters["weight"].data.fill_(value)
         best.look(step, loss)
-    assert len(list(tmp_path.glob("best-*"))) == 2  # one for the checkpoint, one for now
+    assert len(list(tmp_path.glob("best-*"))) == 2  # that of the checkpoint, and the best so far
     again = sft.BestEpoch(tmp_path, parameters, job_at(tmp_path))
     again.load_state(checkpoint)
     again.look(2, 0.6)
