@@ -12,7 +12,7 @@ from align.errors import AlignError, ConfigError, HealthStop, Preempted, StoreEr
 
 if TYPE_CHECKING:
     from align.api import PlannedStep, Result, StepResult, artifact, load, plan_run, plan_stage, run, stage
-    from align.artifacts import Artifact
+    from align.store.artifacts import Artifact
 
 _FROM_API = ("PlannedStep", "Result", "StepResult", "artifact", "load", "plan_run", "plan_stage", "run", "stage")
 
@@ -37,7 +37,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "Artifact":
-        from align.artifacts import Artifact
+        from align.store.artifacts import Artifact
 
         return Artifact
     if name in _FROM_API:

@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.artifacts import Artifact, existing_store, store_folder
 from align.configs import stage_class
 from align.errors import ConfigError, naming_the_world
-from align.quiet import QUIET
+from align.runtime.environment import QUIET
+from align.store.artifacts import Artifact, existing_store, store_folder
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from align.artifacts import ArtifactStore
     from align.configs import RunConfig
-    from align.pipeline import Outcome
-    from align.plan import Step
+    from align.pipeline.plan import Step
+    from align.pipeline.run import Outcome
+    from align.store.artifacts import ArtifactStore
 
 _StoreFolder = str | os.PathLike[str] | None
 _ONE_AT_A_TIME = threading.RLock()  # a run's random numbers are those of the process
@@ -291,9 +291,9 @@ def _planned(
     knobs: Mapping[str, Any] | None = None,
 ) -> tuple[RunConfig, list[Step], ArtifactStore]:
     """Everything that can be known before it runs."""
-    from align.artifacts import ArtifactStore
-    from align.hydra_app import composed
-    from align.plan import plan, split_config
+    from align.cli.hydra import composed
+    from align.pipeline.plan import plan, split_config
+    from align.store.artifacts import ArtifactStore
 
     values = dict(knobs or {})
     if store is not None:
@@ -308,8 +308,8 @@ def _planned(
 
 
 def _run(settings: RunConfig, steps: Sequence[Step], store: ArtifactStore, log: io.StringIO) -> Result:
-    from align.pipeline import run_pipeline
-    from align.reading import report_on_run
+    from align.cli.output import report_on_run
+    from align.pipeline.run import run_pipeline
 
     with naming_the_world(str(store.root)):
         outcomes = run_pipeline(steps, store, settings)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from align.artifacts import Artifact
 from align.configs import HardwareConfig, LoraConfig, Ppo, RunConfig
 from align.data.records import write_info, write_rows
-from align.job import Inputs, Job
-from align.memory import reuse_freed_memory
+from align.runtime.job import Inputs, Job
+from align.runtime.memory import reuse_freed_memory
 from align.stages import ppo
+from align.store.artifacts import Artifact
 
 
 def rss(field: str) -> int:

@@ -20,11 +20,11 @@ import torch
 from _ppo_child import ANSWERS, IMPORT_RSS, bf16_peak, rss
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from align.artifacts import Artifact
 from align.configs import HardwareConfig, Pretrain, RunConfig
-from align.job import Inputs, Job
-from align.memory import reuse_freed_memory
+from align.runtime.job import Inputs, Job
+from align.runtime.memory import reuse_freed_memory
 from align.stages import pretrain
+from align.store.artifacts import Artifact
 from align.text.tokens import Counts, TextRows, write_info
 
 

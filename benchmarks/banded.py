@@ -21,7 +21,7 @@ from _banded_child import step
 from _peer import asked
 from _report import arguments, medians, report
 
-from align.memory import reuse_freed_memory
+from align.runtime.memory import reuse_freed_memory
 
 CHILD = Path(__file__).parent / "_banded_child.py"
 CONTEXT = 4096

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from _report import arguments, medians, report
 
-from align.artifacts import ArtifactStore
-from align.listing import remember
+from align.report.listing import remember
+from align.store.artifacts import ArtifactStore
 
 _HYDRA_APP = "import hydra; hydra.main(version_base=None)(lambda cfg: None)()"
 _STEPS, _VERSIONS = 20, 500

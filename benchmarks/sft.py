@@ -34,11 +34,11 @@ from _workload import tokenizer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from align.artifacts import Artifact
 from align.configs import HardwareConfig, RunConfig, Sft
 from align.data.records import write_info, write_rows
-from align.job import Inputs, Job
+from align.runtime.job import Inputs, Job
 from align.stages import sft
+from align.store.artifacts import Artifact
 from align.text.chat import encode_conversations
 from align.text.tokenizers import complete
 

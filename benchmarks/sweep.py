@@ -15,7 +15,7 @@ import time
 
 from _report import arguments, report
 
-from align.cores import cores
+from align.runtime.cpu import cores
 
 BRIEF = (
     *("steps.pretrain.num_steps=60", "steps.demonstrations.train_rows=500", "steps.compare.num_prompts=200"),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from align.__main__ import main
+from align.cli.main import main
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there: no test asks the Hub
@@ -125,7 +125,7 @@ def store(finished: Path, tmp_path: Path) -> Path:
 def precision_of_any_machine() -> Iterator[None]:
     """Let `precision: auto` be fp32 in this process, so that the tests compute alike wherever they run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("align.plan.bf16_is_fast", lambda device: False)
+        patch.setattr("align.pipeline.plan.bf16_is_fast", lambda device: False)
         yield
 
 

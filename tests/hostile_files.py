@@ -27,7 +27,7 @@ from stage_jobs import job_at
 from align.configs import Data
 from align.data.records import SPLITS, check_row, read_rows
 from align.errors import ConfigError
-from align.job import Inputs
+from align.runtime.job import Inputs
 from align.stages import data as stage
 
 RECORDS = ("documents", "demonstrations", "prompts", "comparisons", "items", "labelled")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from align.__main__ import main
+from align.cli.main import main
 
 Spoil = Callable[[Path], None]
 IMPORT = ["import_model", "source=path:model", "store=artifacts", "tracker=none"]

@@ -54,4 +54,4 @@ def left_of(session: int, *named: object, seconds: float = 15.0) -> list[str]:
 
 def ranks_of(parent: int) -> list[int]:
     """The processes of the ranks that a process has started, in order."""
-    return sorted(pid for pid, of, line in live(-1, "align.worker") if of == parent)
+    return sorted(pid for pid, of, line in live(-1, "align.pipeline.worker") if of == parent)

@@ -4,9 +4,9 @@ import contextlib
 import json
 import re
 
-from align.artifacts import Artifact
 from align.errors import StoreError
-from align.seals import digest_of, seal_of, with_check
+from align.store.artifacts import Artifact
+from align.store.seals import digest_of, seal_of, with_check
 
 
 def add(store, name, kind, inputs, metrics=None, config=None, created=0.0, **rows_of):

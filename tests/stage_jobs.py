@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from conftest import manifests
 
-from align.artifacts import Artifact
 from align.configs import HardwareConfig, RunConfig, StageConfig
-from align.job import Job
-from align.stop import Stop
+from align.runtime.job import Job
+from align.runtime.signals import Stop
+from align.store.artifacts import Artifact
 
 
 def planned(config: StageConfig) -> Any:

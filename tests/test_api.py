@@ -27,10 +27,10 @@ from omegaconf import OmegaConf
 from tiny_models import sentinel_tokenizer, tiny_t5
 
 import align
-from align.artifacts import ArtifactStore
 from align.models.heads import load_scalar
 from align.models.load import load_model, save_model
 from align.models.packed import response_scores
+from align.store.artifacts import ArtifactStore
 from align.text.packing import pack
 
 TEXT = {"source": "card:smallworld", "splits": ["train"], "train_rows": 12, "tracker": "none"}
@@ -58,8 +58,8 @@ def test_importing_align_imports_neither_torch_nor_hydra() -> None:
 
 def test_every_name_that_align_offers_is_there() -> None:
     """Beside modules of like names, which other imports put into the package."""
-    import align.pipeline
-    import align.plan
+    import align.pipeline.plan
+    import align.pipeline.run
     import align.stages.sft
 
     assert set(align.__all__) <= set(dir(align))
@@ -366,7 +366,7 @@ def test_it_runs_in_a_notebook_s_loop_and_in_threads(here: Path) -> None:
 
 
 def test_functions_that_wait_are_rewards_in_a_notebook_s_loop() -> None:
-    from align.rollout.rewards import Episodes, RewardFunction, call_functions
+    from align.rl.rewards import Episodes, RewardFunction, call_functions
 
     async def late(prompts: Any, completions: Any, **columns: Any) -> list[float]:
         await asyncio.sleep(0)

@@ -17,14 +17,14 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer, written_by_transformers
 
-from align.__main__ import main
-from align.artifacts import Artifact, ArtifactStore
-from align.console import harmless
-from align.conversation import Conversation, learned_dialogues, set_system
+from align.cli.main import main
 from align.errors import ConfigError
 from align.models.load import load_model, load_tokenizer, save_model
 from align.models.vocabulary import draw_rows
-from align.rollout.engine import Sampling, generate, stream
+from align.runtime.console import harmless
+from align.sampling.conversation import Conversation, learned_dialogues, set_system
+from align.sampling.engine import Sampling, generate, stream
+from align.store.artifacts import Artifact, ArtifactStore
 from align.text.chat import ROLE_TOKENS, decode_response, encode_prompts, keep_stop_strings, settled_text
 
 CONTEXT, MOST = 64, 8

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import CONF, align, mostly_slow
 
-from align.__main__ import main
-from align.help import pipelines
+from align.cli.help import pipelines
+from align.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,7 +79,7 @@ def test_help_and_plan_import_no_torch(here: Path) -> None:
     """Which would take seconds."""
     code = (
         "import sys\n"
-        "from align.__main__ import main\n"
+        "from align.cli.main import main\n"
         f"for command in {WITHOUT_TORCH!r}:\n"
         "    assert main(command) == 0, command\n"  # a command that fails imports nothing, either
         "    assert 'torch' not in sys.modules, command\n"
@@ -126,7 +126,7 @@ def test_a_plan_decides_the_precision_by_the_machine_shows_it_and_has_it_in_the_
     given = ["plan", "pipeline=quickstart", *(f"steps.{step}.precision=auto" for step in ("sft", "reward", "ppo"))]
     keys = []
     for fast, precision in ((False, "fp32"), (True, "bf16")):
-        monkeypatch.setattr("align.plan.bf16_is_fast", lambda device, fast=fast: fast)
+        monkeypatch.setattr("align.pipeline.plan.bf16_is_fast", lambda device, fast=fast: fast)
         assert main([*given, "--json"]) == 0
         steps = {step["stage"]: step for step in json.loads(capsys.readouterr().out)}
         assert [steps[stage]["precision"] for stage in ("sft", "reward", "ppo")] == [precision] * 3

@@ -8,7 +8,7 @@ import torch
 from conftest import CONF, mostly_slow
 from safetensors.torch import save_file
 
-from align.__main__ import main
+from align.cli.main import main
 
 PIPELINE = """\
 # @package _global_

@@ -12,8 +12,8 @@ import pytest
 from conftest import align
 from watching import watching
 
-from align.artifacts import ArtifactStore
-from align.audit import audit
+from align.store.artifacts import ArtifactStore
+from align.store.audit import audit
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 

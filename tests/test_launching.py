@@ -19,10 +19,10 @@ import yaml
 from conftest import CONF, align, manifests, mostly_slow, run_toy
 from processes import left_of, start
 
-from align.__main__ import main
-from align.cores import cores
-from align.launching import MemberTask, Queue, _Numbered, members_at_once
-from align.sweeps import Fate, fates
+from align.cli.main import main
+from align.pipeline.launch import MemberTask, Queue, _Numbered, members_at_once
+from align.pipeline.sweep_records import Fate, fates
+from align.runtime.cpu import cores
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = [path.stem for path in (ROOT / "conf/sweep").glob("*.yaml") if path.stem != "none"]
@@ -163,13 +163,13 @@ def test_two_sweeps_of_one_second_have_a_folder_each(finished: Path, tmp_path: P
 def test_how_many_members_share_this_machine(
     kind: str, settings: dict[str, int], count: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.launching.cores", lambda: 8)
+    monkeypatch.setattr("align.pipeline.launch.cores", lambda: 8)
     assert members_at_once(kind, SimpleNamespace(**settings), count) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 def test_cores_are_those_that_this_process_may_use() -> None:
-    code = "import os; from align.cores import cores; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    code = "import os; from align.runtime.cpu import cores; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
     done = subprocess.run([sys.executable, "-c", code + "; print(cores())"], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
 
@@ -256,7 +256,7 @@ def test_asked_to_stop_members_side_by_side_save_and_no_other_begins(store: Path
 def test_a_pool_launched_anew_does_not_do_again_what_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = MemberTask(lambda config: 0, tmp_path)
     monkeypatch.setattr(
-        "align.launching.HydraConfig", SimpleNamespace(get=lambda: SimpleNamespace(job=SimpleNamespace(num=7)))
+        "align.pipeline.launch.HydraConfig", SimpleNamespace(get=lambda: SimpleNamespace(job=SimpleNamespace(num=7)))
     )
     assert task(None) == 0  # type: ignore[arg-type]
     task.ended[7] = 4

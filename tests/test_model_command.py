@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import CONF, manifests
 
-from align.__main__ import main
+from align.cli.main import main
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_the_published_vocabulary_is_in_no_key_and_options_are(here: Path, capsy
 
 def test_a_model_alone_in_its_default_but_for_the_vocabulary_adds_nothing_to_a_key() -> None:
     from align.configs import ModelConfig, Pretrain
-    from align.plan import changed_knobs
+    from align.pipeline.plan import changed_knobs
 
     assert changed_knobs(Pretrain(model=ModelConfig(vocab_size=7))) == {}
     assert changed_knobs(Pretrain(model=ModelConfig(vocab_size=7, num_layers=2))) == {"model": {"num_layers": 2}}

@@ -18,13 +18,13 @@ from stage_jobs import job_at, log_of, made_by, planned
 from tiny_models import sentinel_tokenizer, tiny_model, tiny_tokenizer
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from align.artifacts import Artifact
 from align.configs import Finetune, ModelConfig, Ppo, Pretrain, Reward, Sft, StageConfig, TextToText
 from align.data.records import write_info, write_rows
 from align.errors import HealthStop
-from align.job import Inputs, Job
 from align.models.load import save_model
-from align.worker import run_stage
+from align.pipeline.worker import run_stage
+from align.runtime.job import Inputs, Job
+from align.store.artifacts import Artifact
 
 STEPS = 4
 TINY = {"hidden_size": 32, "num_layers": 1, "dropout": 0.0}

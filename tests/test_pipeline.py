@@ -17,10 +17,10 @@ import pytest
 from conftest import CONF, align, manifests, mostly_slow, run_toy
 from processes import left_of, ranks_of, start
 
-from align import pipeline
-from align.__main__ import main
-from align.artifacts import ArtifactStore
+from align.cli.main import main
+from align.pipeline.run import run as pipeline
 from align.report.running import unfinished
+from align.store.artifacts import ArtifactStore
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("pretrain", "sft", "compare", "reward", "ppo", "evaluate")
@@ -55,7 +55,7 @@ def assert_same(one: Path, two: Path) -> None:
 
 def test_a_second_run_runs_nothing(finished: Path) -> None:
     """Nor does it import torch, which would take seconds."""
-    code = "import sys; from align.__main__ import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
+    code = "import sys; from align.cli.main import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
     command = ["run", "pipeline=toy", "--config-dir", str(CONF), f"store={finished}", "tracker=none", "--json"]
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
     outcomes = json.loads(done.stdout)

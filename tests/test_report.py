@@ -12,15 +12,15 @@ import pytest
 from small_store import add, bounds, compared, evaluation, ppo_log
 from stage_jobs import job_at
 
-from align.artifacts import ArtifactStore
-from align.artifacts_command import main as artifacts
+from align.cli.artifacts import main as artifacts
+from align.cli.report import main
 from align.errors import StoreError
 from align.report import tables
 from align.report.charts import line_chart, thinned
 from align.report.gather import gather
 from align.report.page import calibration, curves, file_name, render
 from align.report.verdict import verdict
-from align.report_command import main
+from align.store.artifacts import ArtifactStore
 
 EVIL = "<script>alert('x')</script> | *bold* & </td> http://example.com"
 
@@ -380,7 +380,7 @@ def test_a_sweep_s_override_is_a_file_name():
 
 
 def test_the_command_needs_no_torch(store):
-    code = "import sys; from align.report_command import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    code = "import sys; from align.cli.report import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     arguments = ["toy", "--store", str(store.root)]
     out = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == "False"

@@ -6,7 +6,7 @@ import pytest
 from conftest import mostly_slow
 
 import align
-from align.__main__ import main
+from align.cli.main import main
 
 TEXT = ["source=card:smallworld", "splits=[train]", "train_rows=9", "tracker=none"]
 READING = {

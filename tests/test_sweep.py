@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import align, made_once, run_toy
 
-from align.artifacts import ArtifactStore
 from align.errors import AlignError, Preempted, StoreError
 from align.evals.intervals import mean_and_half, student
+from align.pipeline.sweep_records import Member, Record, fates, read_sweep, recorded, sweeps
 from align.report.sweep import (
     Run,
     lower_is_better,
@@ -26,8 +26,8 @@ from align.report.sweep import (
     settings_table,
 )
 from align.report.sweep_charts import axis
-from align.stop import stopped
-from align.sweeps import Member, Record, fates, read_sweep, recorded, sweeps
+from align.runtime.signals import stopped
+from align.store.artifacts import ArtifactStore
 
 
 def run_of(number, value, seed="0", **metrics):

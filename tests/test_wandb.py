@@ -17,7 +17,7 @@ from conftest import CONF, manifests
 from wandb_file import offline_runs
 from wandb_service import Service, serving
 
-from align.tracking import axis_of, metric_name
+from align.runtime.tracking import axis_of, metric_name
 
 ROOT = Path(__file__).parent.parent
 KEY = "f00dfeedf00dfeedf00dfeedf00dfeedf00dfeed"
@@ -201,7 +201,7 @@ _CUT_BACK = """
 import json, sys
 from pathlib import Path
 from align.configs import TrackerConfig
-from align.tracking import Tracked, make_tracker
+from align.runtime.tracking import Tracked, make_tracker
 
 root = Path(sys.argv[1])
 (root / "work/out").mkdir(parents=True)
@@ -337,7 +337,7 @@ def test_a_slow_service_changes_nothing(finished: Path, tmp_path: Path, service:
 @pytest.mark.slow
 def test_without_wandb_the_results_are_the_same(finished: Path, tmp_path: Path) -> None:
     store = without(finished, tmp_path, "reward")
-    script = "import sys; sys.modules['wandb'] = None; from align.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    script = "import sys; sys.modules['wandb'] = None; from align.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = toy(store, None, "step=reward")
     done = subprocess.run(
         [sys.executable, "-c", script, *command[3:]],

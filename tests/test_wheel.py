@@ -22,7 +22,7 @@ def test_a_wheel_plans_the_quickstart_from_an_empty_folder(tmp_path: Path) -> No
     empty = tmp_path / "empty"
     empty.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-    code = "import sys, align.__main__ as cli; assert 'installed' in cli.__file__; sys.exit(cli.main())"
+    code = "import sys, align.cli.main as cli; assert 'installed' in cli.__file__; sys.exit(cli.main())"
     command = [sys.executable, "-c", code, "plan", "pipeline=quickstart"]
     done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=True)
     assert "13 to run, 0 cached" in done.stdout

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from align.data.model_files import check_model
 from align.errors import ConfigError
-from align.functions import check_file, load_function
-from align.rollout.rewards import Episodes, RewardFunction, call_functions
+from align.rl.rewards import Episodes, RewardFunction, call_functions
+from align.runtime.user_functions import check_file, load_function
 
 Check = Callable[[Episodes], Sequence[float | None]]  # a number for each answer, None where it does not apply
 
@@ -20,7 +20,7 @@ _BATCH = 16  # answers that a classifier reads at once
 
 
 def load_check(reference: str, device: torch.device) -> Check:
-    """What `checks.NAME` names; see `align.functions.check_file` for the three forms.
+    """What `checks.NAME` names; see `align.runtime.user_functions.check_file` for the three forms.
 
     Raises:
         ConfigError: it cannot be loaded.

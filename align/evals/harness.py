@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from align.evals.items import encode_context, encode_pair, fitting, score_pairs, start_token
 from align.models.load import context_length
-from align.rollout.engine import Response, Sampling, generate
+from align.sampling.engine import Response, Sampling, generate
 from align.text.chat import stop_ids, without_end
 from align.text.encoding import encode_texts
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.artifacts import replacing
 from align.errors import AlignError, ConfigError
-from align.seals import digest_of
+from align.store.artifacts import replacing
+from align.store.seals import digest_of
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _AT_ONCE = 8  # requests

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.data.records import Row
 from align.models.load import context_length
 from align.models.packed import pack_pairs, response_logprobs
-from align.rollout.engine import Response, Sampling, generate
-from align.rollout.rewards import Episodes
+from align.rl.rewards import Episodes
+from align.sampling.engine import Response, Sampling, generate
 from align.text.chat import encode_prompts, show_prompt, stop_ids, stop_strings
 from align.text.packing import micro_batches
 

@@ -13,7 +13,7 @@ import torch
 from align.evals.gold import GoldScorer
 from align.models.heads import load_scalar
 from align.models.load import context_length, load_tokenizer
-from align.rollout.rewards import Episodes, RewardModel, call_functions, load_functions
+from align.rl.rewards import Episodes, RewardModel, call_functions, load_functions
 
 
 class Scorer(NamedTuple):

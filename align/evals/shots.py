@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from align.evals.items import Item
-from align.seeds import derive_seed
+from align.runtime.seeds import derive_seed
 
 _BETWEEN = "\n\n"  # shots [GPT-3, section 2.4: one or two newlines]
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.errors import ConfigError
-from align.memory import give_back_freed_memory
 from align.models.load import context_length
+from align.runtime.memory import give_back_freed_memory
 
 _SAMPLE_TOKENS = 32, 64  # of the two passes that are compared
 _STATE = 12  # bytes a trained weight that come later: its gradient and Adam's two moments, in float32

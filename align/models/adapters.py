@@ -17,13 +17,13 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from align.artifacts import base_name
 from align.configs import LoraConfig
 from align.errors import ConfigError
 from align.models import lora as low_rank
 from align.models.heads import SHIFT
 from align.models.lora import AdapterWeights, adapter_of, compose, difference, read_adapter
 from align.models.vocabulary import DRAWN
+from align.store.artifacts import base_name
 
 
 class Adapters:

@@ -36,7 +36,7 @@ from align.configs import ModelConfig
 from align.errors import ConfigError
 from align.models.load import attention_of, check_attention, fit_as_recorded  # align's own architectures, too
 from align.models.padded import is_padded
-from align.sizes import Weight
+from align.models.sizes import Weight
 
 # GPT-2's activation is the tanh form of GELU; this is the same function in one kernel instead of eight.
 _FUSED = {"gelu_new": "gelu_pytorch_tanh"}

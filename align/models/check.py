@@ -20,7 +20,7 @@ from align.models.heads import ScalarModel, classifier_class
 from align.models.load import PADDED, WAY, context_length, rope_limit
 from align.models.packed import response_likelihoods, response_scores
 from align.models.padded import read_padded
-from align.rollout.slots import Slots, kinds_with_state
+from align.sampling.kv_slots import Slots, kinds_with_state
 from align.text.packing import pack
 
 _LENGTHS = (13, 1, 6, 2, 12)  # tokens; three windows of `_WINDOW`, and short sequences beside them

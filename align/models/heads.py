@@ -16,10 +16,10 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from align.artifacts import base_folder
 from align.errors import ConfigError
 from align.models.load import attention_of, fit_as_recorded, save_weights, stored_dtype
 from align.models.lora import merge_adapter, read_adapter
+from align.store.artifacts import base_folder
 
 SHIFT = "align_reward_shift"
 

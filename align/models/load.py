@@ -20,11 +20,11 @@ from transformers.utils.logging import disable_progress_bar
 
 import align.models.gpt1
 import align.models.gpt3  # noqa: F401  both make themselves known to `transformers`
-from align.artifacts import base_folder
 from align.errors import ConfigError
 from align.models.attention import ATTENTION
 from align.models.lora import merge_adapter, read_adapter
 from align.models.padded import is_padded, read_padded
+from align.store.artifacts import base_folder
 from align.text.chat import keep_stop_strings, stop_ids, stop_strings
 
 disable_progress_bar()  # loading a model is not what anybody waits for

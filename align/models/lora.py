@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from align.artifacts import ADAPTER, ADAPTER_WEIGHTS, base_name
 from align.errors import ConfigError
+from align.store.artifacts import ADAPTER, ADAPTER_WEIGHTS, base_name
 
 _PREFIX = "base_model.model."  # what peft puts before the name of each weight
 _ROWS = ".token_adapter.trainable_tokens_delta"

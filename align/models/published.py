@@ -24,13 +24,13 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from align.artifacts import ADAPTER_WEIGHTS
 from align.data.cards import Source, kind_of
 from align.data.model_files import WEIGHTS_NAME, is_weights_name, weight_files
 from align.errors import ConfigError, is_short
 from align.models.gpt1_import import gpt1_from_release, is_gpt1_release
 from align.models.heads import SHIFT, open_classifier
 from align.models.vocabulary import DRAWN
+from align.store.artifacts import ADAPTER_WEIGHTS
 
 _NAMES = {
     "model": "a decoder-only language model",

@@ -7,11 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from align.artifacts import Artifact, ArtifactStore
 from align.errors import StoreError
-from align.plan import flat
-from align.references import is_outside, is_path
+from align.pipeline.plan import flat
 from align.report.rows import Row, is_key, read_rows
+from align.store.artifacts import Artifact, ArtifactStore
+from align.store.references import is_outside, is_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from align.artifacts import ArtifactStore, is_number
 from align.errors import StoreError
 from align.report import tables
 from align.report.charts import DASHES, SERIES, Chart, line_chart, reliability_chart
@@ -26,6 +25,7 @@ from align.report.lineage import draw
 from align.report.meanings import Entry, meaning
 from align.report.running import Logged, Unfinished, strangers, unfinished
 from align.report.verdict import verdict
+from align.store.artifacts import ArtifactStore, is_number
 
 RELOAD_SECONDS = 5  # between two readings of a page that is being rewritten
 SIGNS = {"good": ("✓", "Good"), "bad": ("✕", "Bad"), "warning": ("!", "Check"), "neutral": ("•", "Note")}

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from align.artifacts import is_number
+from align.store.artifacts import is_number
 
 Row = dict[str, Any]
 

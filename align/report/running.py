@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from align.artifacts import NOTE, STEPS, ArtifactStore, is_locked, is_number, read_json
 from align.report.rows import Row, is_key, read_rows
+from align.store.artifacts import NOTE, STEPS, ArtifactStore, is_locked, is_number, read_json
 
 _NAME = re.compile(r"[a-z0-9._-]+/[a-z0-9._-]+")
 

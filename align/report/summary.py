@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from align.artifacts import Artifact
 from align.configs.evaluate import VALIDATION_SCORE
 from align.report.tables import Metrics, Table, evaluations, figure, interval, number, opponents, scorer, without_empty
+from align.store.artifacts import Artifact
 
 if TYPE_CHECKING:
     from align.report.gather import Made

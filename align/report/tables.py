@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from align.artifacts import is_number
 from align.configs.evaluate import VALIDATION_SCORE
 from align.evals.intervals import FEW, is_few
+from align.store.artifacts import is_number
 
 if TYPE_CHECKING:
     from align.report.gather import Made

@@ -20,11 +20,11 @@ from align.data.records import Row, read_info, read_rows, write_info, write_rows
 from align.errors import ConfigError
 from align.evals.gold import gold_scorer
 from align.evals.players import Player, respond
-from align.job import Inputs, Job, Metrics
 from align.labelling.simulated import Judged, Labelers, agreeing_pairs, judge
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
-from align.rollout.engine import Sampling
-from align.seeds import derive_seed
+from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.seeds import derive_seed
+from align.sampling.engine import Sampling
 from align.text.chat import decode_response, encode_prompts
 
 _CALIBRATION_PROMPTS = 400

@@ -41,8 +41,8 @@ from align.data.row_reader import Read, RowReader
 from align.data.sorting import RowSorter
 from align.data.split_names import doubtful_word, split_of_name
 from align.errors import ConfigError, StoreError
-from align.job import Inputs, Job, Metrics
-from align.progress import Progress
+from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.progress import Progress
 
 _SHOWN_ERRORS = 20
 _SHOWN_FILES = 3

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from align.artifacts import Artifact, ArtifactStore
 from align.configs import Evaluate, filled
 from align.configs.evaluate import RESERVED, VALIDATION_SCORE
 from align.data.records import SPLITS, Row, read_info, read_rows
@@ -39,11 +38,12 @@ from align.evals.steering import PROBES, Probe, effects, not_asked, variants
 from align.evals.tasks import Scored, reliability_rows, task_metrics, written_rows
 from align.evals.text_loss import row_losses
 from align.evals.win_rate import win_rate
-from align.job import Inputs, Job, Metrics
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
-from align.rollout.engine import Sampling
-from align.rollout.rewards import Episodes
-from align.seeds import derive_seed
+from align.rl.rewards import Episodes
+from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.seeds import derive_seed
+from align.sampling.engine import Sampling
+from align.store.artifacts import Artifact, ArtifactStore
 from align.text.chat import decode_response, encode_prompts, transcript
 from align.text.tokens import encode_text
 

@@ -19,24 +19,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align.checkpoints import restore_parameters
 from align.configs import Finetune
 from align.data.records import SPLITS, Row, read_rows
-from align.doubts import doubts
 from align.errors import ConfigError
 from align.evals.glue import choice_metrics, class_metrics, score_metrics
-from align.job import Inputs, Job, Metrics
 from align.losses.tasks import joint_loss, row_outputs, task_loss
 from align.models.adapters import fresh_adapter
 from align.models.build import fresh_model
 from align.models.classifier import TaskModel, add_embeddings, require_classifier, save_classifier
 from align.models.load import context_length, load_model, load_tokenizer
-from align.optimizers import adamw, clip_gradients, linear_factor, set_learning_rate
-from align.seeds import derive_seed
-from align.spikes import require_finite
+from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.seeds import derive_seed
+from align.store.checkpoints import restore_parameters
 from align.text.packing import micro_batches
-from align.text.rows import RowOrder
 from align.text.task_formats import Example, Goal, add_task_tokens, encode_rows, find_goal
+from align.training.loss_guard import require_finite
+from align.training.optimizers import adamw, clip_gradients, linear_factor, set_learning_rate
+from align.training.preflight import doubts
+from align.training.row_order import RowOrder
 
 _ADAPTER = "finetune"
 

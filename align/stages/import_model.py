@@ -17,15 +17,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.configs import ImportModel
 from align.data.cards import Source, resolve_base, resolve_model
 from align.errors import ConfigError
-from align.job import Inputs, Job, Metrics
 from align.models.build import fuse_activation
 from align.models.check import fit_model, fit_reward_model
 from align.models.heads import ScalarModel
 from align.models.load import drift_of_storing, save_model
 from align.models.published import open_adapted, open_model
 from align.models.vocabulary import draw_rows
-from align.references import expanded
-from align.seeds import derive_seed
+from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.seeds import derive_seed
+from align.store.references import expanded
 from align.text.chat import check_chat, keep_stops, read_whole_dialogues
 from align.text.encoding import chat_template_of
 from align.text.published import open_tokenizer

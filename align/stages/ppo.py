@@ -24,12 +24,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState
 
 from align.configs import Ppo, filled
 from align.data.records import Row, read_info, read_rows
-from align.doubts import doubts
 from align.errors import ConfigError, HealthStop
 from align.evals.gold import GoldScorer, gold_scorer
-from align.health import Health
-from align.job import Inputs, Job, Metrics
-from align.learner import Learner, Plan
 from align.losses.ppo import (
     Advantages,
     correlation,
@@ -41,7 +37,6 @@ from align.losses.ppo import (
     rescale,
     token_rewards,
 )
-from align.models.actors import Actors, load_actors
 from align.models.load import (
     answer_length,
     context_length,
@@ -50,10 +45,9 @@ from align.models.load import (
     precision_lines,
     sequence_length,
 )
-from align.optimizers import scheduled_factor
-from align.rollout.collect import Layout, Rollouts, Samples, make_samples, packed_group, padded
-from align.rollout.engine import Engine, LocalEngine, Sampling
-from align.rollout.rewards import (
+from align.rl.models import Actors, load_actors
+from align.rl.monitors import Health
+from align.rl.rewards import (
     Episodes,
     Notes,
     RewardFunction,
@@ -64,11 +58,17 @@ from align.rollout.rewards import (
     load_functions,
     make_episodes,
 )
-from align.seeds import derive_seed
-from align.spikes import Skips
+from align.rl.rollouts import Layout, Rollouts, Samples, make_samples, packed_group, padded
+from align.rl.update import Learner, Plan
+from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.seeds import derive_seed
+from align.sampling.engine import Engine, LocalEngine, Sampling
 from align.text.chat import encode_prompts, is_ended, read_alike, show_prompt, stop_ids, stop_strings
 from align.text.packing import micro_batches
 from align.text.tokens import TextRows, encode_text
+from align.training.loss_guard import Skips
+from align.training.optimizers import scheduled_factor
+from align.training.preflight import doubts
 
 _NUM_SAMPLES = 4  # episodes of an iteration that are kept to be read
 

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.configs import Pretrain
 from align.errors import ConfigError
 from align.evals.text_loss import num_targets, summed_loss
-from align.job import Inputs, Job, Metrics
 from align.models.build import build_model
 from align.models.compiled import compile_layers
 from align.models.load import (
@@ -28,18 +27,19 @@ from align.models.load import (
     round_to_stored,
     save_model,
 )
-from align.optimizers import (
+from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.seeds import derive_seed
+from align.text.packing import document_positions
+from align.text.tokens import TextRows, read_tokens
+from align.training.loss_guard import Guard
+from align.training.optimizers import (
     clip_gradients,
     cosine_factor,
     inverse_square_root_factor,
     pretraining_optimizers,
     step_all,
 )
-from align.seeds import derive_seed
-from align.spikes import Guard
-from align.text.packing import document_positions
-from align.text.rows import Mixture, batch_sizes
-from align.text.tokens import TextRows, read_tokens
+from align.training.row_order import Mixture, batch_sizes
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 

@@ -24,10 +24,10 @@ from align.evals.gold import gold_scorer
 from align.evals.intervals import FEW, bootstrap, bounds, few, few_warning
 from align.evals.players import Answers, Player, episodes_of, fit, respond
 from align.evals.scorers import Scorer, by_gold, by_reward_model
-from align.job import Inputs, Job, Metrics
 from align.models.load import answer_length, context_length, load_model, load_tokenizer, save_model
-from align.rollout.engine import Sampling
-from align.seeds import derive_seed
+from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.seeds import derive_seed
+from align.sampling.engine import Sampling
 from align.text.chat import ask_in_form, decode_response, encode_prompts
 from align.text.encoding import encode_texts, encoder_of
 from align.text.forms import FORMS, Form, Shot, read_form, shot_of

@@ -15,24 +15,24 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align.checkpoints import restore_parameters
 from align.configs import Reward, filled
 from align.data.records import read_rows
-from align.doubts import doubts
 from align.errors import ConfigError
 from align.evals.calibration import calibration_error, reliability
 from align.evals.intervals import few, few_warning
-from align.job import Inputs, Job, Metrics
 from align.losses.preference import kwise_loss, pair_confidences, pairwise_accuracy
 from align.models.adapters import fresh_adapter
 from align.models.heads import ScalarModel, scalar_from_lm
 from align.models.load import load_tokenizer, precision_lines, round_to_stored, sequence_length
 from align.models.packed import response_scores
-from align.optimizers import adamw, clip_gradients, cosine_factor, set_learning_rate
-from align.spikes import require_finite
+from align.runtime.job import Inputs, Job, Metrics
+from align.store.checkpoints import restore_parameters
 from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, takes_tools
 from align.text.packing import micro_batches, pack
-from align.text.rows import RowOrder
+from align.training.loss_guard import require_finite
+from align.training.optimizers import adamw, clip_gradients, cosine_factor, set_learning_rate
+from align.training.preflight import doubts
+from align.training.row_order import RowOrder
 
 _ADAPTER = "reward"
 

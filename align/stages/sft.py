@@ -18,13 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.artifacts import replacing, sha256_file
-from align.checkpoints import Parameters, restore_parameters
 from align.configs import Sft, filled
 from align.data.records import Row, read_rows
-from align.doubts import doubts
 from align.errors import ConfigError, StoreError
-from align.job import Inputs, Job, Metrics
 from align.models.adapters import fresh_adapter
 from align.models.load import (
     load_model,
@@ -36,13 +32,17 @@ from align.models.load import (
 )
 from align.models.packed import learned_logprobs
 from align.models.vocabulary import DRAWN
-from align.optimizers import adamw, clip_gradients, cosine_factor, set_learning_rate
-from align.seeds import derive_seed
-from align.spikes import require_finite
+from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.seeds import derive_seed
+from align.store.artifacts import replacing, sha256_file
+from align.store.checkpoints import Parameters, restore_parameters
 from align.text.chat import Encoded, TemplateRefusal, encode_conversations, takes_tools, uses_tools
 from align.text.packing import micro_batches, pack
-from align.text.rows import RowOrder
 from align.text.tokens import encode_text
+from align.training.loss_guard import require_finite
+from align.training.optimizers import adamw, clip_gradients, cosine_factor, set_learning_rate
+from align.training.preflight import doubts
+from align.training.row_order import RowOrder
 
 _ADAPTER = "sft"
 

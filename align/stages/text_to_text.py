@@ -22,18 +22,18 @@ from align.configs import TextToText
 from align.data.records import read_info, read_rows, source_name
 from align.errors import ConfigError
 from align.evals.intervals import bootstrap, bounds, few
-from align.job import Inputs, Job, Metrics
 from align.models.build import build_model
 from align.models.load import load_one_tokenizer, round_to_stored, save_model
 from align.models.seq2seq import greedy_answers, load_seq2seq, target_logprobs
-from align.optimizers import clip_gradients, inverse_square_root_factor, pretraining_optimizers, step_all
-from align.seeds import derive_seed
-from align.spikes import Guard
+from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.seeds import derive_seed
 from align.text.chat import uses_tools
 from align.text.pairs import Texts, encode_pairs, pad, similar_groups, texts_of
-from align.text.rows import Mixture, RowOrder
 from align.text.spans import Corruption, Pair, longest_row, sentinels_of
 from align.text.tokens import TextRows, read_tokens
+from align.training.loss_guard import Guard
+from align.training.optimizers import clip_gradients, inverse_square_root_factor, pretraining_optimizers, step_all
+from align.training.row_order import Mixture, RowOrder
 
 _CHUNK = 256  # held-out rows of a process that are made at once
 _RESAMPLES = 2000  # for an interval

@@ -18,7 +18,7 @@ from align.configs import Tokenizer
 from align.data.cards import resolve_tokenizer
 from align.data.records import count_rows, read_rows
 from align.errors import ConfigError
-from align.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job, Metrics
 from align.text.encoding import encode_texts
 from align.text.published import open_tokenizer
 from align.text.tokenizers import add_sentinels, complete, train_tokenizer

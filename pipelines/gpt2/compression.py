@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import lzma
 
-from align.artifacts import ArtifactStore
 from align.data.records import read_rows
+from align.store.artifacts import ArtifactStore
 
 
 def text_of(store: ArtifactStore, ref: str, split: str) -> bytes:

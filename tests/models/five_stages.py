@@ -15,7 +15,7 @@ from pathlib import Path
 from tiny_models import tiny_tokenizer
 from transformers import PreTrainedModel
 
-from align.__main__ import main
+from align.cli.main import main
 
 STAGES = ("import_model", "sft", "reward", "ppo", "evaluate")
 

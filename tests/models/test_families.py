@@ -12,9 +12,9 @@ from align.configs import ModelConfig
 from align.errors import ConfigError
 from align.models.build import build_model, fresh_model
 from align.models.load import load_model
-from align.optimizers import pretraining_optimizers
 from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer
+from align.training.optimizers import pretraining_optimizers
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 from hostile_configs import Answer, Case, faults_of_plan, faults_of_refusal, right, wrong  # noqa: E402
 from trials import run_trials  # noqa: E402
 
-from align.__main__ import main  # noqa: E402
-from align.artifacts import STORE_VARIABLE  # noqa: E402
+from align.cli.main import main  # noqa: E402
+from align.store.artifacts import STORE_VARIABLE  # noqa: E402
 
 COUNTS = {"wrong": 2000, "valid": 200, "processes": 50}
 _SECONDS = 300.0  # after which a process hangs

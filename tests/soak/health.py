@@ -24,11 +24,11 @@ import pytest
 import torch
 from kills import ended, start
 
-from align.artifacts import read_json_lines
 from align.models.load import load_model
 from align.models.packed import response_logprobs
-from align.rollout.rewards import RewardModel
+from align.rl.rewards import RewardModel
 from align.stages import ppo
+from align.store.artifacts import read_json_lines
 
 SMALL = (
     *("text.train_rows=6000", "demonstrations.train_rows=1300", "prompts.train_rows=2000", "pretrain.num_steps=600"),

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from kills import SIGNALS, TOY, ended, start
 
-from align.artifacts import read_json_lines
+from align.store.artifacts import read_json_lines
 
 ITERATIONS, EVERY, SIGNALS_SENT, LAST_SIGNAL = 2000, 20, 10, 1200
 WARM_UP = 120  # iterations of a process in which caches fill

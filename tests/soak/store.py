@@ -35,12 +35,12 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 from conftest import run_toy  # noqa: E402
 from trials import run_trials  # noqa: E402
 
-from align.artifacts import Artifact, ArtifactStore  # noqa: E402
-from align.audit import audit  # noqa: E402
-from align.checkpoints import load_checkpoint, save_checkpoint, set_damaged_aside  # noqa: E402
 from align.errors import StoreError  # noqa: E402
-from align.garbage import find_garbage, remove_garbage  # noqa: E402
-from align.seals import digest_of  # noqa: E402
+from align.store.artifacts import Artifact, ArtifactStore  # noqa: E402
+from align.store.audit import audit  # noqa: E402
+from align.store.checkpoints import load_checkpoint, save_checkpoint, set_damaged_aside  # noqa: E402
+from align.store.garbage import find_garbage, remove_garbage  # noqa: E402
+from align.store.seals import digest_of  # noqa: E402
 
 COUNTS = {"mutations": 2000, "clean": 1000, "publishers": 1, "garbage": 5}
 FORK = multiprocessing.get_context("fork")

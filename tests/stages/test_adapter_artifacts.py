@@ -19,14 +19,14 @@ from test_kept_format import comparison, dialogue, made, metrics_of, publish, wr
 from tiny_models import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from align.__main__ import main
-from align.artifacts import Artifact
-from align.checkpoints import load_checkpoint
+from align.cli.main import main
 from align.configs import LoraConfig, Reward
-from align.job import Inputs, Job
 from align.models.heads import load_scalar
 from align.models.load import load_model, load_tokenizer
+from align.runtime.job import Inputs, Job
 from align.stages import reward
+from align.store.artifacts import Artifact
+from align.store.checkpoints import load_checkpoint
 
 IDS = torch.tensor([[7, 8, 9, 20, 21, 30]])
 LORA = ("lora.rank=4", "batch_size=16", "learning_rate=0.01")

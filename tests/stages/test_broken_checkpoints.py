@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_tokenizer
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from align.__main__ import main
+from align.cli.main import main
 
 WEIGHTS = "model.safetensors"
 

@@ -10,7 +10,7 @@ from stage_jobs import job_at, made_by, planned
 from align.configs import Compare
 from align.data.records import read_rows
 from align.errors import ConfigError
-from align.job import Inputs
+from align.runtime.job import Inputs
 from align.stages import compare
 
 

@@ -16,15 +16,15 @@ import pytest
 from conftest import mostly_slow
 from memory import peak_memory
 
-from align import progress
-from align.__main__ import main
-from align.artifacts import ArtifactStore
+from align.cli.main import main
 from align.configs import Data, RunConfig
 from align.data.records import read_rows
 from align.errors import ConfigError, Preempted
-from align.job import Inputs, Job
+from align.runtime import progress
+from align.runtime.job import Inputs, Job
+from align.runtime.signals import Stop
 from align.stages import data as stage
-from align.stop import Stop
+from align.store.artifacts import ArtifactStore
 
 
 @pytest.fixture
@@ -871,10 +871,10 @@ def test_reading_says_how_far_it_is_and_how_long_it_takes(here, capsys, monkeypa
     assert re.search(r"^  own/data: [1-5]/6 MB read  [\d.]+/s  0:\d\d left$", told, re.MULTILINE)
 
 
-COMMAND = "import sys; from align.__main__ import main; assert main(sys.argv[1:]) == 0"
+COMMAND = "import sys; from align.cli.main import main; assert main(sys.argv[1:]) == 0"
 CHECK = """
 import sys; from align.configs import Data; from align.stages.data import check_rows
-from align.progress import Progress
+from align.runtime.progress import Progress
 check_rows(Data(source=sys.argv[1]), None, Progress("data"))
 """
 READ = """

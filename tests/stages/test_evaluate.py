@@ -11,16 +11,16 @@ import pytest
 from conftest import manifests
 from judge_server import Server, says
 
-from align.artifacts import Artifact, ArtifactStore
 from align.configs import Data, Evaluate, JudgeConfig, RunConfig
 from align.errors import ConfigError
 from align.evals.players import Answers, Player
 from align.evals.scorers import Scorer
 from align.evals.steering import PROBES
-from align.job import Inputs, Job, Metrics
-from align.plan import changed_knobs, data_digest
-from align.rollout.engine import Response
+from align.pipeline.plan import changed_knobs, data_digest
+from align.runtime.job import Inputs, Job, Metrics
+from align.sampling.engine import Response
 from align.stages import data, evaluate
+from align.store.artifacts import Artifact, ArtifactStore
 
 FEW = {"num_prompts": 12, "num_bootstrap": 50, "max_new_tokens": 8, "seed": 0}
 

@@ -19,16 +19,16 @@ from safetensors.torch import load_file
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from align.__main__ import main
-from align.artifacts import Artifact, ArtifactStore
+from align.cli.main import main
 from align.configs import Finetune, HardwareConfig, LoraConfig, RunConfig
 from align.data.records import SPLITS, Row, read_rows, write_rows
 from align.errors import ConfigError, HealthStop
-from align.job import Inputs, Job, Metrics
 from align.models.load import save_model
+from align.pipeline.worker import run_stage
+from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.tracking import NoTracker
+from align.store.artifacts import Artifact, ArtifactStore
 from align.text.task_formats import find_goal
-from align.tracking import NoTracker
-from align.worker import run_stage
 
 DATA = Path(__file__).parents[3] / "shared/data"
 ANIMALS, PLACES = ("cat", "dog"), ("mat", "home", "the mat", "the home", "the dog", "the cat")

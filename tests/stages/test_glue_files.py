@@ -7,7 +7,7 @@ import pytest
 from align.configs import Data, RunConfig
 from align.data.records import read_rows
 from align.errors import ConfigError
-from align.job import Inputs, Job
+from align.runtime.job import Inputs, Job
 from align.stages import data
 
 MNLI = "index\tpromptID\tpairID\tgenre\tsentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"

@@ -12,7 +12,7 @@ from stage_jobs import job_at
 from align.configs import Data
 from align.data.records import SPLITS, Row, read_rows
 from align.errors import ConfigError
-from align.job import Inputs
+from align.runtime.job import Inputs
 from align.stages import data as stage
 
 # Seeds on which reading once failed otherwise than in a ConfigError, or refused in a line that cannot be printed.

@@ -16,7 +16,7 @@ from hostile_models import CANARY, EITHER, IMPORT, LEGAL, REFUSED, Spoil, import
 from safetensors.torch import save_file
 from tiny_models import tiny_model, tiny_tokenizer
 
-from align.__main__ import main
+from align.cli.main import main
 from align.data.cards import DataCard, Source, resolve_base, resolve_model
 from align.data.model_files import weight_files
 from align.errors import ConfigError

@@ -22,13 +22,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from align.__main__ import main
-from align.artifacts import ArtifactStore
+from align.cli.main import main
 from align.configs import RunConfig
 from align.data.records import read_rows
 from align.errors import ConfigError
 from align.models.load import load_tokenizer
-from align.plan import Step, plan
+from align.pipeline.plan import Step, plan
+from align.store.artifacts import ArtifactStore
 from align.text.encoding import encode_texts
 from align.text.tokenizers import EOS, PAD, train_tokenizer
 

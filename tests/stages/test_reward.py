@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from align.configs import LoraConfig, Reward
 from align.data.records import read_rows
 from align.errors import ConfigError
-from align.job import Inputs
+from align.runtime.job import Inputs
 from align.stages import reward
 
 KNOBS: dict[str, Any] = {"batch_size": 6, "learning_rate": 1e-3, "seed": 5}

@@ -15,13 +15,13 @@ from conftest import mostly_slow
 from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.artifacts import Artifact
 from align.configs import LoraConfig, Sft
 from align.data.records import read_rows, write_info, write_rows
 from align.errors import ConfigError, HealthStop
-from align.job import Inputs
 from align.models.load import load_model
+from align.runtime.job import Inputs
 from align.stages import sft
+from align.store.artifacts import Artifact
 from align.text.chat import encode_conversations
 
 KNOBS: dict[str, Any] = {"num_epochs": 3, "batch_size": 20, "learning_rate": 1e-3, "seed": 5}

@@ -15,16 +15,16 @@ from conftest import mostly_slow
 from tiny_models import sentinel_tokenizer, tiny_t5, tiny_tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from align.__main__ import main
-from align.artifacts import Artifact
-from align.checkpoints import load_checkpoint
+from align.cli.main import main
 from align.configs import HardwareConfig, ModelConfig, RunConfig, TextToText
 from align.data.records import read_rows, write_rows
 from align.data.records import write_info as write_rows_info
 from align.errors import ConfigError, HealthStop
-from align.job import Inputs, Job
 from align.models.load import save_model
+from align.runtime.job import Inputs, Job
 from align.stages import text_to_text
+from align.store.artifacts import Artifact
+from align.store.checkpoints import load_checkpoint
 from align.text.tokens import write_info, write_tokens
 
 WORDS = "the cat sat on the mat and the dog ran home".split()

@@ -9,11 +9,11 @@ import threading
 import pytest
 from watching import opened_files, watching
 
-from align.__main__ import main
-from align.artifacts import ArtifactStore
-from align.audit import audit
+from align.cli.main import main
 from align.errors import StoreError
-from align.seals import seal_of
+from align.store.artifacts import ArtifactStore
+from align.store.audit import audit
+from align.store.seals import seal_of
 
 FILES = {"a.txt": b"hello", "sub/b.bin": bytes(range(256))}
 

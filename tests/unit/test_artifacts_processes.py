@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 
-from align.artifacts import ArtifactStore
+from align.store.artifacts import ArtifactStore
 
 _START = """
 import os, sys, time
 from pathlib import Path
-from align.artifacts import ArtifactStore
+from align.store.artifacts import ArtifactStore
 store = ArtifactStore(sys.argv[1])
 def make(key, text):
     with store.claim("data", key, "waiting") as work:

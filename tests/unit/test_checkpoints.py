@@ -14,7 +14,7 @@ import pytest
 import torch
 from watching import opened_files
 
-from align.checkpoints import load_checkpoint, save_checkpoint, set_damaged_aside
+from align.store.checkpoints import load_checkpoint, save_checkpoint, set_damaged_aside
 
 
 def same(a, b):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_store import add
 
-from align.artifacts import ArtifactStore
+from align.store.artifacts import ArtifactStore
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 

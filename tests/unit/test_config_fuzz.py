@@ -11,7 +11,7 @@ import pytest
 from conftest import mostly_slow
 from hostile_configs import QUICKSTART, Answer, Case, faults_of_plan, faults_of_refusal, right, wrong
 
-from align.__main__ import main
+from align.cli.main import main
 
 
 @pytest.fixture(scope="module", autouse=True)

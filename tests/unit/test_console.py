@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 import align
-from align.console import plain_console, sentence_lines, table_lines, wide_console
+from align.runtime.console import plain_console, sentence_lines, table_lines, wide_console
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

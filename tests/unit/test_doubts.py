@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from align.doubts import doubts, typical_spacing
+from align.training.preflight import doubts, typical_spacing
 
 
 def model(dtype: torch.dtype) -> GPT2LMHeadModel:

@@ -11,7 +11,7 @@ import pytest
 from conftest import mostly_slow
 
 import align
-from align.__main__ import main
+from align.cli.main import main
 from align.errors import ConfigError, StoreError, naming_the_world
 
 SYSTEMS = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ENOLCK EMFILE ENFILE ENOTDIR EISDIR ELOOP ESTALE ENODEV"
@@ -170,14 +170,14 @@ VERBS = {
     "show": ["data", "source=card:smallworld", "--show", "1"],
 }
 DOORS = {  # what each verb asks first of the code behind it
-    **dict.fromkeys(("report", "sample", "chat"), "align.artifacts.ArtifactStore.find"),
-    "artifacts": "align.artifacts.ArtifactStore.numbers",
-    "sweep": "align.sweep_command.sweeps",
-    "plan": "align.plan.plan",
-    "run": "align.plan.plan",
-    "stage": "align.plan.plan",
-    "model": "align.model_command.show",
-    "show": "align.show_command.show_source",
+    **dict.fromkeys(("report", "sample", "chat"), "align.store.artifacts.ArtifactStore.find"),
+    "artifacts": "align.store.artifacts.ArtifactStore.numbers",
+    "sweep": "align.cli.sweep.sweeps",
+    "plan": "align.pipeline.plan.plan",
+    "run": "align.pipeline.plan.plan",
+    "stage": "align.pipeline.plan.plan",
+    "model": "align.cli.model.show",
+    "show": "align.cli.show.show_source",
 }
 
 

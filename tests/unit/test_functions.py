@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from align.errors import ConfigError
-from align.functions import find_source, load_function, short_names, source_digests
-from align.rollout.rewards import Episodes, call_functions, load_functions
+from align.rl.rewards import Episodes, call_functions, load_functions
+from align.runtime.user_functions import find_source, load_function, short_names, source_digests
 
 ROWS = [{"prompt": [{"role": "user", "content": text}], "solution": r"$\frac{1}{3}$"} for text in ("one?", "two?")]
 
@@ -313,7 +313,10 @@ def test_the_digests_do_not_depend_on_where_the_folder_lies(package, monkeypatch
 
 
 def test_looking_imports_nothing_heavy():
-    look = "from align.functions import source_digests; found = source_digests('trl.rewards:think_format_reward')"
+    look = (
+        "from align.runtime.user_functions import source_digests; "
+        "found = source_digests('trl.rewards:think_format_reward')"
+    )
     check = "import sys; assert len(found) > 3, found; assert not {'torch', 'trl', 'transformers'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", f"{look}; {check}"], check=True)
 

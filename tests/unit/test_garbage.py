@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from align.__main__ import main
-from align.artifacts import NOTE, ArtifactStore, held_if_free
-from align.garbage import find_garbage, remove_garbage
+from align.cli.main import main
+from align.store.artifacts import NOTE, ArtifactStore, held_if_free
+from align.store.garbage import find_garbage, remove_garbage
 
 DAY = 24 * 3600
 

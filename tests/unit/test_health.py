@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from align.health import _RULES, Event, Health
+from align.rl.monitors import _RULES, Event, Health
 
 KL, SCORE, HELD_OUT = "objective/kl", "objective/score", "heldout/score"
 MODEL = "reward/model"

@@ -2,8 +2,8 @@
 
 import pytest
 
+from align.cli.help import command_help, overview
 from align.configs import STAGES
-from align.help import command_help, overview
 
 
 @pytest.mark.parametrize("verb", ["", "run", "plan", "model", *STAGES])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from align.artifacts import ArtifactStore
 from align.configs import Data, Evaluate, ImportModel, Sft, StageConfig
-from align.implied import add_implied_steps
+from align.pipeline.implied_steps import add_implied_steps
+from align.store.artifacts import ArtifactStore
 
 MODEL = "hf:here/model@" + "a" * 40
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from stage_jobs import job_at
 
-from align.checkpoints import load_checkpoint, save_checkpoint
 from align.configs import HardwareConfig, RunConfig
-from align.job import Job
-from align.tracking import NoTracker
+from align.runtime.job import Job
+from align.runtime.tracking import NoTracker
+from align.store.checkpoints import load_checkpoint, save_checkpoint
 
 
 def steps_of(file):

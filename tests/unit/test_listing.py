@@ -11,10 +11,10 @@ from conftest import run_toy
 from watching import opened_files
 
 import align
-from align.__main__ import main
-from align.artifacts import ArtifactStore
-from align.listing import remember
-from align.seals import seal_of
+from align.cli.main import main
+from align.report.listing import remember
+from align.store.artifacts import ArtifactStore
+from align.store.seals import seal_of
 
 
 @pytest.fixture(scope="module")

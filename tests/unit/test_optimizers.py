@@ -11,7 +11,8 @@ from torch.optim._muon import _zeropower_via_newtonschulz
 
 from align.configs import ModelConfig
 from align.models.build import build_model
-from align.optimizers import (
+from align.text.tokenizers import train_tokenizer
+from align.training.optimizers import (
     Muon,
     adamw,
     clip_gradients,
@@ -22,7 +23,6 @@ from align.optimizers import (
     pretraining_optimizers,
     set_learning_rate,
 )
-from align.text.tokenizers import train_tokenizer
 
 SHAPES = [(8, 32), (32, 8), (24, 64), (64, 24), (16, 48), (1, 20)]
 

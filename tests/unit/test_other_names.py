@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import mostly_slow
 
-from align.__main__ import main
+from align.cli.main import main
 from align.configs import STAGES, RunConfig
 from align.configs.other_names import OURS, meant_knob
 

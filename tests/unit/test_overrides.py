@@ -10,10 +10,10 @@ from conftest import mostly_slow
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from align.__main__ import main
+from align.cli.main import main
+from align.cli.overrides import quoted
 from align.configs import Data
 from align.configs.typed import typed
-from align.overrides import quoted
 
 CHARACTERS = " =~é(#@%,'\"[{&$:;\\})*+!|<>?`^-😀"
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from align import precision
+from align.runtime import precision
 
 
 def test_the_cpu_is_judged_by_its_flags(monkeypatch, tmp_path):
@@ -37,6 +37,7 @@ def test_what_the_flags_promise_torch_can_compute():
 
 def test_torch_is_not_imported():
     code = (
-        "import sys; from align.precision import bf16_is_fast; bf16_is_fast('auto'); sys.exit('torch' in sys.modules)"
+        "import sys; from align.runtime.precision import bf16_is_fast; "
+        "bf16_is_fast('auto'); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,8 +5,8 @@ import re
 import pytest
 from rich.console import Console
 
-from align import progress
-from align.progress import Progress
+from align.runtime import progress
+from align.runtime.progress import Progress
 
 PPO = {
     **{"objective/score": -1.25, "reward/model": 0.5, "reward/get_soft_overlong_punishment": -0.5},

@@ -13,9 +13,9 @@ from conftest import mostly_slow
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Tokenizer, OpenAIGPTTokenizer
 
-from align.conversation import continued
 from align.data.cards import resolve_tokenizer
 from align.errors import ConfigError
+from align.sampling.conversation import continued
 from align.text.chat import decode_response, encode_conversations, encode_dialogues, encode_prompts
 from align.text.published import open_tokenizer
 from align.text.tokenizers import EOS, PAD, add_sentinels, complete, train_tokenizer

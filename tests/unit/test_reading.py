@@ -8,13 +8,13 @@ import pytest
 from conftest import mostly_slow
 from small_store import add, bounds, compared, evaluation
 
-from align.__main__ import main
-from align.artifacts import ArtifactStore
+from align.cli.main import main
+from align.cli.output import result_lines
+from align.cli.sweep import compare, compare_ended
 from align.errors import ConfigError
-from align.reading import result_lines
+from align.pipeline.sweep_records import Member, read_sweep, recorded
 from align.report.gather import gather
-from align.sweep_command import compare, compare_ended
-from align.sweeps import Member, read_sweep, recorded
+from align.store.artifacts import ArtifactStore
 
 BETTER = evaluation(0.68, 0.65, 0.71)
 

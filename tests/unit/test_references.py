@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from align.__main__ import main
-from align.artifacts import ArtifactStore
+from align.cli.main import main
 from align.configs import RunConfig
 from align.data.file_kinds import PACKED, SUFFIXES
 from align.errors import ConfigError, StoreError
-from align.plan import plan
-from align.references import expanded, hint, meant, pinned
+from align.pipeline.plan import plan
+from align.store.artifacts import ArtifactStore
+from align.store.references import expanded, hint, meant, pinned
 
 NEWEST, OF_DEV = "a" * 40, "b" * 40
 

@@ -11,7 +11,7 @@ import pytest
 from small_store import add, bounds, compared, evaluation
 
 import align.report
-from align.artifacts import ArtifactStore
+from align.pipeline.sweep_records import Record
 from align.report import page as page_module
 from align.report import tables
 from align.report.charts import NOISY, is_noisy, line_chart, running_mean
@@ -20,7 +20,7 @@ from align.report.gather import gather
 from align.report.meanings import meaning
 from align.report.page import curves, render
 from align.report.sweep_page import charts, verdict, write_page
-from align.sweeps import Record
+from align.store.artifacts import ArtifactStore
 
 STYLE = (Path(align.report.__file__).parent / "style.css").read_text()
 

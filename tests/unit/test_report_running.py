@@ -14,12 +14,12 @@ import pytest
 from small_store import add, evaluation
 from stage_jobs import job_at
 
-from align.artifacts import NOTE, STEPS, ArtifactStore
+from align.cli.report import main
 from align.errors import StoreError
 from align.report.page import write_report
 from align.report.running import unfinished
-from align.report_command import main
-from align.seals import digest_of
+from align.store.artifacts import NOTE, STEPS, ArtifactStore
+from align.store.seals import digest_of
 
 KEY = digest_of("a run")
 
@@ -124,7 +124,7 @@ def follow(store: ArtifactStore) -> subprocess.Popen[str]:
     """`align report toy --follow` in a process of its own, when its first page is written."""
     # A shell that started the tests behind it ignores SIGINT, and its children inherit that.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code += "; from align.report_command import main; sys.exit(main(sys.argv[1:]))"
+    code += "; from align.cli.report import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["toy", "--follow", "--store", str(store.root)]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -18,7 +18,7 @@ from align.models.build import build_model
 from align.models.heads import scalar_from_lm
 from align.models.load import save_model
 from align.models.packed import pack_pairs, response_scores
-from align.rollout.rewards import (
+from align.rl.rewards import (
     Episodes,
     Notes,
     RewardFunction,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from align.text.rows import Mixture, RowOrder, batch_sizes
 from align.text.tokens import Counts, TextRows
+from align.training.row_order import Mixture, RowOrder, batch_sizes
 
 
 def source(rows: int, first: int = 0, length: int = 2) -> TextRows:

@@ -10,11 +10,11 @@ import pytest
 from conftest import mostly_slow
 from small_store import add
 
-from align.__main__ import main
-from align.artifacts import ArtifactStore
+from align.cli.main import main
 from align.errors import StoreError
 from align.report.page import write_report
-from align.seals import seal_of
+from align.store.artifacts import ArtifactStore
+from align.store.seals import seal_of
 
 ADVICE = "remove that folder"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from align.seeds import derive_seed
+from align.runtime.seeds import derive_seed
 
 
 def test_a_seed_is_63_bits_of_sha256_of_the_names():

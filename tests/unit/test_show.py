@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_tokenizer
 
-from align.__main__ import main
+from align.cli.main import main
 from align.text.chat import encode_conversations, encode_prompts
 from align.text.tokenizers import complete
 
@@ -237,7 +237,7 @@ def test_what_is_wrong_is_one_line(
 
 def test_without_a_tokenizer_torch_stays_away(here: Path) -> None:
     code = (
-        f"import sys; from align.__main__ import main; code = main(['data', {written(here, {'prompt': 'a'})!r}, "
+        f"import sys; from align.cli.main import main; code = main(['data', {written(here, {'prompt': 'a'})!r}, "
         "'record=prompts', '--show']); sys.exit(code or 'torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

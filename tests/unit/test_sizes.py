@@ -16,8 +16,8 @@ from tiny_models import tiny_tokenizer
 from align.configs import ModelConfig
 from align.errors import ConfigError
 from align.models.build import build_model, meta_model, weights_of
-from align.optimizers import pretraining_optimizers
-from align.sizes import Weight, memory, parameters, training_flops, weights, without_embeddings
+from align.models.sizes import Weight, memory, parameters, training_flops, weights, without_embeddings
+from align.training.optimizers import pretraining_optimizers
 
 FILES = sorted((Path(__file__).parents[2] / "conf/model").glob("*.yaml"))
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from align.errors import HealthStop
-from align.spikes import Guard, Skips
+from align.training.loss_guard import Guard, Skips
 
 
 def test_a_loss_far_above_the_recent_ones_is_left_out_and_not_remembered():

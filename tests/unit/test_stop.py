@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from align.stop import Stop, on_stop
+from align.runtime.signals import Stop, on_stop
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -93,7 +93,7 @@ def test_afterwards_the_signals_do_what_they_did() -> None:
 
 _CHILD = """
 import os, sys, time
-from align.stop import end_with_parent
+from align.runtime.signals import end_with_parent
 end_with_parent(int(sys.argv[1]))
 print(os.getpid(), flush=True)
 time.sleep(60)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from wandb_file import OfflineRun, read_run
 
-from align.artifacts import Artifact, ArtifactStore
 from align.configs import TrackerConfig
-from align.tracking import Tracked, Tracker, make_tracker
+from align.runtime.tracking import Tracked, Tracker, make_tracker
+from align.store.artifacts import Artifact, ArtifactStore
 
 TRACKED = Tracked(
     name="mine/ppo",

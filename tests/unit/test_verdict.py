@@ -5,11 +5,11 @@ import re
 import pytest
 from small_store import add, compared, evaluation, ppo_log
 
-from align.artifacts import ArtifactStore
 from align.report.deciding import decided
 from align.report.gather import gather
 from align.report.summary import models_table
 from align.report.verdict import verdict
+from align.store.artifacts import ArtifactStore
 
 RISING = [0.5 + 0.01 * i for i in range(30)]
 FALLING = [0.8] * 15 + [0.8 - 0.02 * i for i in range(15)]

@@ -11,7 +11,7 @@ import pytest
 FAULTS = """
 import resource
 import torch
-from align.memory import reuse_freed_memory
+from align.runtime.memory import reuse_freed_memory
 for set_up in (lambda: None, reuse_freed_memory):
     set_up()
     for _ in range(12):  # an aligned block needs a gap a little larger than itself: the first few make it
@@ -26,7 +26,7 @@ for set_up in (lambda: None, reuse_freed_memory):
 GAPS = """
 import psutil, sys
 import torch
-from align.memory import give_back_freed_memory, reuse_freed_memory
+from align.runtime.memory import give_back_freed_memory, reuse_freed_memory
 reuse_freed_memory()
 pieces = [torch.ones(2**20) for _ in range(int(sys.argv[1]))]  # 4 MiB each, every second of which is kept
 kept = pieces[::2]

@@ -1,0 +1,178 @@
+"""What `--help` says, made from the dataclasses and the files in conf/; needs neither Hydra nor torch."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import textwrap
+from dataclasses import MISSING, Field, fields, is_dataclass
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any
+
+import align
+from align.configs import (
+    STAGES,
+    HardwareConfig,
+    JudgeConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    TextToText,
+    TrackerConfig,
+)
+
+_OVERVIEW = """\
+align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> evaluation
+
+  align run pipeline=NAME [step=STEP] [knob=value ...] [-m]   run a pipeline; what is done already is not done again
+  align plan pipeline=NAME [--json]                           what would run, what is cached, and why
+  align model model=NAME [knob=value ...] [--json]            what a model holds and costs: parameters, memory, FLOPs
+  align STAGE inputs.NAME=... [knob=value ...]                one stage by itself; align STAGE --help lists its knobs
+  align plan STAGE ...                                        what that stage would do
+  align data source=path:FILE record=KIND --show 3            look at your own rows: as they came, as trained on
+  align report PIPELINE|PIPELINE/STEP[:vN] ...                did it work? one HTML page, and Markdown
+  align chat REF [REF] [--system TEXT] [--temperature T]      talk with a model, or with two at once
+  align sample PIPELINE/STEP [TEXT] [--temperature T,T]       what a language model writes
+  align sweep show|ls [FOLDER]                                what a sweep's members did, as a table and a page
+  align artifacts ls|show|lineage|verify|diff|tag|export|gc   what has been made
+
+first try:  align run pipeline=quickstart
+
+pipelines:  {pipelines}
+stages:     {stages}
+
+A knob of a step is steps.STEP.KNOB=value. Several values, as in steps.ppo.kl_coef=0.05,0.1 seed=0,1 -m, are a sweep.
+Knobs, inputs and settings in a file: align STAGE --config FILE.yaml, align run --config FILE.yaml.
+The artifacts: store=FOLDER or --store FOLDER, else $ALIGN_STORE, else artifacts. From Python: import align.
+Your own configs: --config-dir FOLDER. Tab completion: eval "$(align -sc install=bash)"."""
+
+
+_SHOW_HELP = """\
+align data source=... record=KIND --show [N] [--tokenizer REF]
+  Shows the first N rows (3) as they came and as records, and stores nothing. With a tokenizer (PIPELINE/STEP,
+  path:FOLDER or hf:ORG/NAME) they are written by its chat template. What is trained on is marked.
+
+"""
+
+
+_MODEL_HELP = """\
+align model model=NAME [knob=value ...] [tokens=N] [--json]
+
+What a model holds and costs, counted on the model itself, built without storage: parameters, the memory of training
+by precision and optimizer, and floating-point operations. Nothing is trained or written.
+
+models:
+{models}
+
+knobs (model. may be left out):
+{knobs}
+  tokens                              null           trained on, for the FLOPs; null: as published, else 20 a parameter
+
+Your own models: FOLDER/model/NAME.yaml with --config-dir FOLDER."""
+
+
+def overview() -> str:
+    text = _OVERVIEW.format(pipelines=", ".join(pipelines()), stages=", ".join(STAGES))
+    return _fitted(text)
+
+
+def pipelines() -> list[str]:
+    return _group("pipeline")
+
+
+def models() -> list[str]:
+    return _group("model")
+
+
+def _group(name: str) -> list[str]:
+    """The configs that the package ships in a group."""
+    here = Path(align.__file__).resolve().parent
+    return sorted({p.stem for folder in (here, here.parent) for p in folder.glob(f"conf/{name}/*.yaml")})
+
+
+def command_help(verb: str) -> str:
+    """Help of `run`, `plan`, `model` or a stage: its inputs and every knob with default, unit and source."""
+    if verb in ("run", "plan"):
+        what = "Run a pipeline." if verb == "run" else "Show what would run, what is cached, and why a step is not."
+        head = [f"align {verb} pipeline=NAME [knob=value ...]", "", what, f"Pipelines: {', '.join(pipelines())}", ""]
+        lines = head
+    elif verb == "model":
+        return _fitted(_MODEL_HELP.format(models=_folded(models()), knobs="\n".join(_knobs(ModelConfig, "model."))))
+    else:
+        cls = STAGES[verb]
+        given = " inputs.NAME=..." if cls.INPUTS or cls.OPTIONAL else ""
+        lines = [f"align {verb}{given} [knob=value ...]", "", cleandoc(str(cls.__doc__)), ""]
+        if cls.INPUTS or cls.OPTIONAL:
+            lines += [
+                "inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or hf:ORG/NAME[@COMMIT]), also as "
+                "NAME=... where no knob has that name:"
+            ]
+            lines += [f"  inputs.{slot:<28} {kind}" for slot, kind in cls.INPUTS.items()]
+            lines += [f"  inputs.{slot:<28} {kind} (optional)" for slot, kind in cls.OPTIONAL.items()]
+            lines += [""]
+        if verb == "data":
+            lines += _SHOW_HELP.splitlines()
+        lines += ["knobs:", *_knobs(cls)]
+        if verb in ("pretrain", "text_to_text"):
+            t5 = verb == "text_to_text"
+            names = [name for name in models() if name.startswith("t5") == t5]
+            knobs = _knobs(TextToText().model if t5 else ModelConfig, "model.")
+            lines += ["", "model, also whole as model=NAME:", _folded(names), *knobs]
+        if verb in ("finetune", "sft", "reward", "ppo"):
+            lines += ["", "low-rank adapters:", *_knobs(LoraConfig, "lora.")]
+        if verb == "evaluate":
+            lines += ["", "a language model as judge:", *_knobs(JudgeConfig, "judge.")]
+    lines += ["", "the run, which changes no result but by its seed:", *_knobs(RunConfig)]
+    lines += _knobs(HardwareConfig, "hardware.") + _knobs(TrackerConfig, "tracker.")
+    lines += ["", "[GPT-3] etc.: where a default is from, see align/configs/__init__.py; [ours]: measured or judged"]
+    lines += ["--config FILE.yaml: any of these in a file; the command line wins. --store FOLDER: as store=FOLDER"]
+    lines += ["Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun"]
+    return _fitted("\n".join(lines))
+
+
+def _fitted(text: str) -> str:
+    """The text within the terminal's width; a line each where no terminal shows it, so that it can be searched."""
+    width = shutil.get_terminal_size((_NO_TERMINAL, 24)).columns
+    return "\n".join(part for line in text.splitlines() for part in _parts(line, width))
+
+
+def _parts(line: str, width: int) -> list[str]:
+    """A line that is too long in several; what the last column of a table says goes below the others."""
+    if len(line) <= width:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    fold = functools.partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
+    head, _, said = line.rpartition("  ")
+    if not head.strip():
+        return fold(line.strip(), initial_indent=indent, subsequent_indent=indent)
+    below = f"{indent}    "
+    return [
+        *fold(head.strip(), initial_indent=indent, subsequent_indent=below),
+        *fold(said, initial_indent=below, subsequent_indent=below),
+    ]
+
+
+_NO_TERMINAL = 100_000
+
+
+def _folded(names: list[str]) -> str:
+    return f"  {', '.join(names)}"
+
+
+def _knobs(config: Any, prefix: str = "") -> list[str]:
+    """A line a knob: of a class with its defaults, of an object with what it has."""
+    return [
+        f"  {prefix + knob.name:<35} {_default(knob, config):<14} {knob.metadata['comment'].replace('None:', 'null:')}"
+        for knob in fields(config)
+        if "comment" in knob.metadata
+    ]
+
+
+def _default(knob: Field[Any], config: Any) -> str:
+    value = knob.default if isinstance(config, type) else getattr(config, knob.name)
+    if value is MISSING:
+        value = knob.default_factory() if knob.default_factory is not MISSING else ""
+    if is_dataclass(value):
+        return "..."
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or '""'

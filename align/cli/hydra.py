@@ -1,0 +1,844 @@
+"""Hydra, kept behind one function: compose a config for each run of a command, and call a task with it.
+
+Hydra's own `main` decorator exits with eight lines and code 1 whatever went wrong, and hides what the members of a
+sweep returned. So this calls the `Hydra` object underneath it (hydra-core is pinned below 1.4 for that), and turns its
+errors into ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import difflib
+import functools
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import ResultDefault
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobRuntime, run_job
+from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.basecontainer import BaseContainer
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.resolvers.oc import select
+
+import align
+from align.cli.config_file import GIVEN, GROUPS, MODE, Given, Places, Written, expected_names, from_call, from_file
+from align.cli.overrides import check_grammar, in_quotes, quoted
+from align.cli.yaml_file import YamlFile, explain_yaml, nested, read_yaml
+from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
+from align.configs.other_names import CUTOFF, OURS, did_you_mean, knobs_of, meant_knob, no_such_knob, other_unit
+from align.configs.typed import said_of_interpolation
+from align.errors import AlignError, ConfigError
+from align.pipeline.launch import STOPPED, Launcher, MemberTask, Prepared
+from align.pipeline.plan import flat
+from align.pipeline.sweep_records import Member, fates
+from align.runtime.console import Parser
+from align.store.artifacts import STORE_VARIABLE, store_folder
+from align.store.references import hint as reference_hint
+from align.store.references import is_outside, is_path
+
+Task = Callable[[DictConfig, Places], int]  # returns an exit code
+# Whether there is work left; raises an AlignError at a config that cannot run.
+Check = Callable[[DictConfig, Places], bool]
+
+_ONE_AT_A_TIME = threading.RLock()  # Hydra composes by what is global in the process
+_VERB_OF = {"run": "run", "model_sizes": "model"}  # the verb that composes a config, where no stage does
+_NOT_TAKEN = {  # options of Hydra's own that choose another primary config than the verb does
+    "config_name": "--config-name: not supported here; give a config file with --config FILE",
+    "config_path": "--config-path: not supported here; add a folder of configs with --config-dir FOLDER",
+    "experimental_rerun": "--experimental-rerun: not supported here; give the same command again",
+}
+
+
+def conf_folder() -> Path:
+    """The configs shipped with the package: inside it in a wheel, beside it in a checkout."""
+    here = Path(align.__file__).resolve().parent
+    return next(folder for folder in (here / "conf", here.parent / "conf") if (folder / "run.yaml").is_file())
+
+
+def register_schemas() -> None:
+    """Make every stage and setting known to Hydra, so that a knob that does not exist is refused."""
+    repo = ConfigStore.instance().repo
+    for name, node in _schemas().items():
+        if isinstance(node, dict):
+            repo.setdefault(name, {}).update(node)
+        else:
+            repo[name] = node
+
+
+@functools.cache
+def _schemas() -> dict[str, Any]:
+    """Hydra's store with our schemas alone; made once, for Hydra copies what it loads."""
+    store = ConfigStore.instance()
+    before, store.repo = store.repo, {}
+    try:
+        for name, cls in STAGES.items():
+            slots = dict.fromkeys([*cls.INPUTS, *cls.OPTIONAL])
+            node = OmegaConf.create({"stage": name, **asdict(cls()), "inputs": slots})
+            _open_names(node, cls)
+            store.store(group="stage", name=name, node=node)
+        node = OmegaConf.create({"model": asdict(ModelConfig())})
+        _open_names(node.model, ModelConfig)
+        store.store(name="model_schema", node=node)
+        # Plain values, as of the stages: `typed` says what is wrong with one, and Hydra would turn 3 into true.
+        store.store(group="hardware", name="schema", node=OmegaConf.create(asdict(HardwareConfig())))
+        store.store(group="tracker", name="schema", node=OmegaConf.create(asdict(TrackerConfig())))
+        return store.repo
+    finally:
+        store.repo = before
+
+
+def _open_names(node: DictConfig, cls: Any) -> None:
+    """Let the knobs that hold names of the user's own take them."""
+    for knob in fields(cls):
+        if knob.default_factory is dict and knob.name != "inputs":
+            OmegaConf.set_struct(node[knob.name], False)
+        elif is_dataclass(knob.default_factory):
+            _open_names(node[knob.name], knob.default_factory)
+
+
+@contextlib.contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Let a command have Hydra for itself; what the caller has made of it is afterwards as it was before."""
+    with _ONE_AT_A_TIME:
+        Plugins.instance()  # puts the plugins' configs into the store, once a process
+        configs, current, shown, job = (
+            ConfigStore.instance(),
+            GlobalHydra.instance(),
+            HydraConfig.instance(),
+            JobRuntime.instance(),
+        )
+        before = configs.repo, current.hydra, shown.cfg, job.conf
+        resolvers, full_error = dict(BaseContainer._resolvers), os.environ.get(_FULL_ERROR)
+        configs.repo, job.conf = copy.deepcopy(configs.repo), copy.deepcopy(job.conf)
+        current.clear()
+        os.environ[_FULL_ERROR] = "1"  # errors come to us instead of to standard error
+        try:
+            yield
+        finally:
+            configs.repo, current.hydra, shown.cfg, job.conf = before
+            BaseContainer._resolvers = resolvers
+            os.environ.pop(_FULL_ERROR)
+            if full_error is not None:
+                os.environ[_FULL_ERROR] = full_error
+
+
+# Of Hydra's own settings, those that a sweep has a use for; a run keeps everything in its store.
+_PLUGINS = ("hydra/launcher", "hydra/sweeper")
+_HYDRAS = "of Hydra's own settings there are hydra.sweep.dir, hydra.launcher.* and hydra.sweeper.*"
+_TAKEN = re.compile(r"hydra\.(sweep\.dir|(launcher|sweeper)\..+)")
+_OF_A_SWEEP = "of a sweep; give -m (--multirun) too, or leave it out"
+_LONGEST_NAME = 200  # of a config, which is a file
+_ABSENT = object()
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def run(
+    config_name: str,
+    arguments: list[str],
+    task: Task,
+    check: Check | None = None,
+    records: bool = True,
+    stage: str | None = None,
+    compare: Callable[[Path], None] | None = None,
+) -> int:
+    """Compose `config_name` with what is given in `arguments` and call `task`, once a member with `--multirun`.
+
+    Args:
+        config_name: run, stage or model_sizes.
+        arguments: the command line's, after the verb.
+        task: called with each composed config.
+        check: called with the config of every member of a sweep before the first runs.
+        records: whether a sweep leaves its overrides in the store.
+        stage: the stage that runs by itself, where `config_name` is stage.
+        compare: called with the folder of a sweep that has ended, where it leaves records.
+
+    Returns:
+        The exit code; of a sweep, the worst member's.
+
+    Raises:
+        ConfigError: what was given does not compose. Nothing was written.
+    """
+    with _own_hydra():
+        register_schemas()
+        options, parser = _options(arguments, stage or _VERB_OF[config_name])
+        given = [_read_config(options.config, config_name, stage, options.overrides)] if options.config else []
+        loader = _Loader(_search_path(options.config_dir))
+        options.overrides, places = _overrides(
+            config_name, stage, given, options.overrides, options.config_dir, options.multirun, loader
+        )
+        with _explained(config_name, options.overrides, options.config_dir, places):
+            if options.cfg or options.info or options.shell_completion or options.hydra_help:
+                _run_hydra(options, parser, _nothing, str(conf_folder()), config_name)
+                return 0
+            placed = functools.partial(_placed, task, places)
+            return _run(config_name, options, placed, check, records, places, compare, loader)
+
+
+def _placed(task: Task, places: Places, cfg: DictConfig) -> int:
+    return task(cfg, places)
+
+
+def _nothing(cfg: DictConfig) -> int:
+    return 0
+
+
+@contextlib.contextmanager
+def composed(
+    config_name: str,
+    overrides: Sequence[str],
+    stage: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    config: str | None = None,
+    config_dir: str | None = None,
+) -> Iterator[tuple[DictConfig, Places]]:
+    """Give the config of one run, without Hydra's own, and where its knobs are written.
+
+    Read all of it meanwhile: its interpolations are resolved by what Hydra has registered.
+
+    Args:
+        config_name: run or stage.
+        overrides: in the command line's words; they win over `values`, and those over the file `config`.
+        stage: the stage that runs by itself.
+        values: knobs, inputs and settings as Python values.
+        config: a YAML file, as `--config`.
+        config_dir: a folder of configs, as `--config-dir`.
+
+    Raises:
+        ConfigError: what was given does not compose.
+    """
+    with _own_hydra():
+        register_schemas()
+        given: list[tuple[Given, tuple[str, YamlFile] | None]] = []
+        if config is not None:
+            given.append(_read_config(config, config_name, stage, overrides))
+        if values:
+            given.append((from_call(values, stage), None))
+        loader = _Loader(_search_path(config_dir))
+        words, places = _overrides(config_name, stage, given, overrides, config_dir, False, loader)
+        with _explained(config_name, words, config_dir, places):
+            hydra = _hydra(loader)
+            whole = hydra.compose_config(config_name, words, RunMode.RUN, with_log_configuration=False)
+            _refuse_hydras(whole, RunMode.RUN, config_dir, places, loader)
+        yield OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), places
+
+
+def _options(arguments: list[str], verb: str) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """The options and overrides of a command line; none of Hydra's that would change nothing."""
+    if "--version" in arguments:
+        raise ConfigError("--version: give it alone, as align --version")
+    parser = Parser(prog=f"align {verb}", parents=[get_args_parser()], add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE")
+    parser.add_argument("--store", metavar="FOLDER")
+    options, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]}: no such option; a knob or an input is given as NAME=VALUE, without dashes "
+            f"(align {verb} --help)"
+        )
+    _refuse_options(options, verb)
+    if options.store is not None:
+        if any(word.startswith("store=") for word in options.overrides):
+            raise ConfigError("--store: store=FOLDER is given too; keep one")
+        options.overrides.append(f"store={in_quotes(store_folder(options.store))}")
+    return options, parser
+
+
+def _refuse_options(options: argparse.Namespace, verb: str) -> None:
+    """Refuse Hydra's options that do nothing here, or that do not go together."""
+    for name, refusal in _NOT_TAKEN.items():
+        if getattr(options, name) is not None:
+            raise ConfigError(refusal)
+    if options.hydra_help and verb != "run":
+        raise ConfigError(f"--hydra-help: give it to align run; see align {verb} --help")
+    asked = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(options, name)]
+    if len(asked) > 1:
+        raise ConfigError(f"{', '.join(f'--{name}' for name in asked)}: give one of them")
+    if (options.resolve or options.package is not None) and not options.cfg:
+        raise ConfigError(f"{'--resolve' if options.resolve else '--package'}: only with --cfg job")
+
+
+def _read_config(
+    file: str, config_name: str, stage: str | None, overrides: Sequence[str]
+) -> tuple[Given, tuple[str, YamlFile]]:
+    """What a config file gives, and the file by its name."""
+    if config_name == "model_sizes":
+        raise ConfigError("--config: align model takes none; your own models come with --config-dir FOLDER")
+    path = Path(file).expanduser()
+    read = read_yaml(path, file)
+    places = Places(stage, set(), lambda: [Written(file, "", read)])
+    try:
+        return from_file(read, stage, path.stem, {_key_of(word) for word in overrides}), (file, read)
+    except ConfigError as error:
+        raise ConfigError(places.located(str(error))) from None
+
+
+def _key_of(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def _overrides(
+    config_name: str,
+    stage: str | None,
+    given: Sequence[tuple[Given, tuple[str, YamlFile] | None]],
+    words: Sequence[str],
+    config_dir: str | None,
+    is_sweep: bool,
+    loader: _Loader,
+) -> tuple[list[str], Places]:
+    """Everything that is given as Hydra's overrides, the later before the earlier, and where it is written."""
+    for word in words:
+        _check_form(word)
+    own = quoted(words, is_sweep)
+    check_grammar(own)
+    overrides = [*_chosen(stage, [made for made, _ in given]), *own]
+    if STORE_VARIABLE in os.environ and not _says_store(own, given):
+        overrides.append(f"store={in_quotes(store_folder())}")
+    files = [file for _, file in given if file is not None]
+    called = {key for made, file in given if file is None for key in flat(made.node)}
+    read = functools.partial(_files, config_name, overrides, config_dir, files, loader)
+    places = Places(stage, called.union(map(_key_of, own)), read)
+    _refuse_settings(map(_key_of, own), is_sweep)  # what the command line says is in no file
+    for made, _ in given:
+        is_pipeline = made.group == "pipeline"  # which may be run with and without a sweep
+        _refuse_settings(flat(made.node), is_sweep or is_pipeline, places.located)
+    for word in overrides:
+        _check_choice(word, config_dir, is_sweep, places)
+    return overrides, places
+
+
+def _check_form(word: str) -> None:
+    """Refuse a word of the command line that gives no value to a name."""
+    if ("=" not in word and not word.startswith("~")) or not _key_of(word).strip():
+        raise ConfigError(f"{word}: expected name=value{_word_meant(word)}")
+    if _key_of(word) == "hydra.mode":
+        raise ConfigError(MODE)
+
+
+def _chosen(stage: str | None, given: Iterable[Given]) -> list[str]:
+    """The overrides that choose the stage and what files and calls give; Hydra finds that in its store from now on."""
+    words = [] if stage is None else [f"stage@_global_={stage}"]
+    for made in given:
+        node = OmegaConf.create(made.node)
+        ConfigStore.instance().store(group=made.group, name=made.name, node=node, package="_global_")
+        words += made.words
+    return words
+
+
+def _says_store(own: Iterable[str], given: Iterable[tuple[Given, Any]]) -> bool:
+    return "store" in map(_key_of, own) or any("store" in made.node for made, _ in given)
+
+
+def _check_choice(word: str, config_dir: str | None, is_sweep: bool, places: Places) -> None:
+    """Refuse a choice of a config that nobody can make, and one for a sweep where there is none."""
+    key, value = _key_of(word), word.partition("=")[2]
+    if key in GROUPS or "@" in key:
+        _check_name(key, value, config_dir, places)
+    if key.startswith("hydra/") and key not in _PLUGINS:
+        raise ConfigError(places.located(f"{key}: not supported here; {_HYDRAS}"))
+    if key == "sweep" and value != "none" and not is_sweep:
+        raise ConfigError(places.located(f"{word}: a sweep; give -m (--multirun) too, or one run is made"))
+
+
+def _check_name(group: str, value: str, config_dir: str | None, places: Places) -> None:
+    """Refuse what is no name of a config, `hardware=3`; a name that there is not, Hydra reports."""
+    is_name = value not in ("", "null") and "${" not in value and len(value) < _LONGEST_NAME
+    parsed = OmegaConf.from_dotlist([f"value={value}"]).value if is_name else None
+    is_of_values = value.startswith(("{", "[")) and "@" not in group
+    if not isinstance(parsed, str) and not is_of_values:
+        options = _options_of(group.partition("@")[0], config_dir)
+        said = (value if len(value) < _LONGEST_NAME else f"{len(value):,} characters") or "nothing"
+        raise ConfigError(places.located(f"{group}: expected a name, got {said}; there are: {', '.join(options)}"))
+
+
+def _word_meant(word: str) -> str:
+    if (conf_folder() / "pipeline" / f"{word}.yaml").exists():
+        return f"; did you mean pipeline={word}?"
+    if word in STAGES:
+        return f"; a stage comes first, as in align {word}, align plan {word}"
+    return ""
+
+
+def _options_of(group: str, config_dir: str | None) -> list[str]:
+    names = {file.stem for folder in _folders(config_dir).values() for file in (folder / group).glob("*.yaml")}
+    return sorted(names) or sorted(STAGES)
+
+
+def _files(
+    config_name: str,
+    overrides: Sequence[str],
+    config_dir: str | None,
+    given: Sequence[tuple[str, YamlFile]],
+    loader: _Loader,
+) -> list[Written]:
+    """The YAML files that a config is composed of, in order: the last one wins.
+
+    Of one that does not compose, those that are known nevertheless: the pipeline's and the ones given.
+    """
+    if not loader.parts:  # nothing was composed yet
+        try:
+            with _own_hydra():
+                GlobalHydra.instance().clear()
+                loader.note(loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults)
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):  # what is to be placed
+            pipelines = [word.partition("=")[2] for word in overrides if word.startswith("pipeline=")]
+            loader.parts = [(f"pipeline/{name}", "") for name in pipelines]
+    found = []
+    for config_path, package in loader.parts:
+        for shown, folder in _folders(config_dir).items():
+            file = folder / f"{config_path}.yaml"
+            if os.path.isfile(file):
+                name = os.path.join(shown, f"{config_path}.yaml")
+                with contextlib.suppress(ConfigError):  # it is reported by itself
+                    found.append(Written(name, package, read_yaml(file, name), folder == conf_folder()))
+                break
+    return [*found, *(Written(name, "", file) for name, file in given)]
+
+
+def _search_path(config_dir: str | None) -> Any:
+    search_path = create_config_search_path(f"file://{conf_folder()}")
+    if config_dir is not None:
+        folder = Path(config_dir).expanduser().absolute()
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir {config_dir}: no such folder")
+        search_path.prepend(provider="command-line", path=f"file://{folder}")
+    return search_path
+
+
+@contextlib.contextmanager
+def _explained(config_name: str, overrides: Sequence[str], config_dir: str | None, places: Places) -> Iterator[None]:
+    """Raise what Hydra raises as a `ConfigError` of one line."""
+    try:
+        yield
+    except (yaml.YAMLError, UnicodeDecodeError, GrammarParseError) as error:
+        raise ConfigError(_no_yaml(error, overrides, config_dir)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        _refuse_broken(overrides, config_dir)
+        said = _explain(error, config_name, overrides)
+        if said.startswith("In '") and (key := places.list_for_names()) is not None:  # Hydra does not say the key
+            said = expected_names(key)
+        raise ConfigError(places.located(said)) from error
+    except ValueError as error:
+        _refuse_broken(overrides, config_dir)
+        if not re.search(r"Invalid defaults list|Unsupported type in defaults|default item", str(error)):
+            raise
+        raise ConfigError(places.located("defaults: expected a list, as [/stage@steps.sft: sft, _self_]")) from error
+
+
+def _no_yaml(error: Exception, overrides: Sequence[str], config_dir: str | None) -> str:
+    """The line on the first file of a folder that cannot be read; not every error says which one it is."""
+    for shown, folder in _folders(config_dir).items():
+        chosen = [folder / "pipeline" / f"{word.partition('=')[2]}.yaml" for word in overrides if "pipeline=" in word]
+        for file in [*chosen, *sorted(folder.rglob("*.yaml"))]:
+            if os.path.isfile(file):
+                try:
+                    read_yaml(file, os.path.join(shown, file.relative_to(folder)))
+                except ConfigError as refusal:
+                    return str(refusal)
+    return explain_yaml(error, "a config file")
+
+
+def _refuse_broken(overrides: Sequence[str], config_dir: str | None) -> None:
+    """Raise the error of the file of the pipeline that was chosen, where it cannot be read as names with values."""
+    for name in [word.partition("=")[2] for word in overrides if word.startswith("pipeline=")]:
+        for shown, folder in _folders(config_dir).items():
+            if os.path.isfile(file := folder / "pipeline" / f"{name}.yaml"):
+                read_yaml(file, os.path.join(shown, "pipeline", file.name))
+                break
+
+
+def _folders(config_dir: str | None) -> dict[str, Path]:
+    """The folders of configs, by what a user calls them; the first that has a file wins."""
+    ours = {str(conf_folder()): conf_folder()}
+    return ours if config_dir is None else {config_dir: Path(config_dir).expanduser(), **ours}
+
+
+class _Loader(ConfigLoaderImpl):
+    """Hydra's loader, with a note of what it composed last: who looks for the file of a knob need not compose again.
+
+    Attributes:
+        parts: the path of each config, without its ending, and the package of its keys, in order; none at first.
+    """
+
+    def __init__(self, search_path: Any):
+        super().__init__(search_path)
+        self.repository = _Repository(search_path)
+        self.parts: list[tuple[str, str]] = []
+
+    def note(self, defaults: Iterable[ResultDefault]) -> None:
+        self.parts = [(str(part.config_path), part.package or "") for part in defaults]
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
+        self.note(defaults)
+        return super()._compose_config_from_defaults_list(defaults, repo)
+
+
+class _Repository(ConfigRepository):
+    """Hydra's places of configs. Hydra copies them for each config, with all schemas; a schema is copied when read."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Repository:
+        copied = _Repository.__new__(_Repository)
+        copied.sources = list(self.sources)
+        return copied
+
+
+def _hydra(loader: _Loader) -> Hydra:
+    """Hydra, with resolvers that refuse a key that does not exist: its own make null of it."""
+    hydra = Hydra("align", loader)
+    GlobalHydra.instance().initialize(hydra)
+    OmegaConf.register_new_resolver("hydra", _setting_of_hydra, replace=True)
+    OmegaConf.register_new_resolver("oc.select", _selected, replace=True)
+    return hydra
+
+
+def _setting_of_hydra(key: str) -> Any:
+    """`${hydra:KEY}`."""
+    if HydraConfig.instance().cfg is None:
+        raise LookupError(f"${{hydra:{key}}}: a command has Hydra's settings, and a call from Python has none")
+    settings: Any = HydraConfig.get()  # a DictConfig that says it is a HydraConf
+    value = OmegaConf.select(settings, key, default=_ABSENT)
+    if value is _ABSENT:
+        raise LookupError(f"${{hydra:{key}}}: Hydra has no setting of that name for this run")
+    return value
+
+
+def _selected(key: str, *default: Any, _parent_: Any) -> Any:
+    """`${oc.select:KEY}` and `${oc.select:KEY,DEFAULT}`."""
+    value = select(key, *(default or (_ABSENT,)), _parent_=_parent_)
+    if value is _ABSENT:
+        raise LookupError(f"${{oc.select:{key}}}: there is no {key} in the config; a default goes behind a comma")
+    return value
+
+
+def _refuse_hydras(
+    config: DictConfig, expected: RunMode, config_dir: str | None, places: Places, loader: _Loader
+) -> None:
+    """Refuse settings of Hydra's own that do something else than is asked for.
+
+    Args:
+        loader: what composed `config`.
+    """
+    if config.hydra.mode not in (None, expected):
+        raise ConfigError(places.located(MODE))
+    given = {_key_of(word) for kind in ("task", "hydra") for word in _words(config.hydra, kind)}
+    for group in given & {"launcher", "hydra/launcher"}:  # a pipeline may choose one, for when it is swept
+        if expected is RunMode.RUN and (chosen := config.hydra.runtime.choices.get(group)) != "basic":
+            raise ConfigError(places.located(f"{group}={chosen}: {_OF_A_SWEEP}"))
+    if config_dir is None or not _names_hydra(loader, config_dir, places):
+        return
+    for _, package, file, is_ours in places.files():
+        if not is_ours:
+            keys = flat(nested(file.values))
+            _refuse_settings([f"{package}.{key}" if package else key for key in keys], True, places.located)
+
+
+def _names_hydra(loader: _Loader, config_dir: str, places: Places) -> bool:
+    """Whether a setting of Hydra's can be in the user's configs that were read; to look closer takes a second read."""
+    files = (Path(config_dir).expanduser() / f"{path}.yaml" for path, _ in loader.parts)
+    return any("@hydra" in key for key in places.overridden) or any(
+        b"hydra" in file.read_bytes() for file in files if os.path.isfile(file)
+    )
+
+
+def _refuse_settings(keys: Iterable[str], is_sweep: bool, placed: Callable[[str], str] = str) -> None:
+    """Refuse what is no setting of Hydra's to choose, or none of one run."""
+    for key in keys:
+        if key.partition(".")[0] == "hydra" and not _TAKEN.fullmatch(key):
+            raise ConfigError(placed(f"{key}: not supported here; {_HYDRAS}"))
+        if key.startswith("hydra.") and not is_sweep:
+            raise ConfigError(placed(f"{key}: {_OF_A_SWEEP}"))
+
+
+def _words(hydra: DictConfig, kind: str = "task") -> list[str]:
+    """The overrides of a command as they were given. To look at one in the config would resolve what it interpolates.
+
+    Args:
+        hydra: Hydra's own config.
+        kind: task or hydra, whose settings they change.
+    """
+    words: Any = OmegaConf.to_container(hydra.overrides[kind], resolve=False)
+    return words
+
+
+def _run(
+    config_name: str,
+    options: Any,
+    task: Callable[[DictConfig], int],
+    check: Check | None,
+    records: bool,
+    places: Places,
+    compare: Callable[[Path], None] | None,
+    loader: _Loader,
+) -> int:
+    GlobalHydra.instance().clear()  # Hydra composes once a process; we may be called again
+    hydra = _hydra(loader)
+    if not options.multirun:
+        config = hydra.compose_config(config_name, options.overrides, RunMode.RUN)
+        _refuse_hydras(config, RunMode.RUN, options.config_dir, places, loader)
+        config.hydra.mode = RunMode.RUN
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+        returned = run_job(
+            hydra_context=context,
+            task_function=task,
+            config=config,
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+        )
+        return int(returned.return_value)
+    config = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN)
+    _refuse_hydras(config, RunMode.MULTIRUN, options.config_dir, places, loader)
+    if "store" in config:
+        _ = config.store  # what is wrong with it would be said of the folder, which lies in it
+    folder = _own_folder(Path(config.hydra.sweep.dir))
+    config.hydra.sweep.dir = str(folder)
+    quoted = str(folder).replace("'", "\\'")
+    config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # for the members, which are composed anew
+    codes = []
+    try:
+        codes = _sweep(hydra, config, MemberTask(task, folder), check, places)
+    finally:
+        _tidy(folder, keep=records and bool(codes or fates(folder)))
+    if records:
+        _tell_ends(folder, codes)
+        if compare is not None and codes:
+            compare(folder)
+    return max(codes, default=0)
+
+
+def _sweep(hydra: Hydra, config: DictConfig, task: MemberTask, check: Check | None, places: Places) -> list[int]:
+    """Hydra's own multirun, its launcher inside ours; the exit code of each member."""
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+    sweeper: Any = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
+
+    def prepare() -> dict[int, Prepared]:
+        members = [list(member) for batch in sweeper.overrides for member in batch]
+        varied = [i for i, column in enumerate(zip(*members, strict=True)) if len(set(column)) > 1]
+        return {
+            number: _checked(
+                hydra, config, member, check, places, f"member {number} ({' '.join(member[i] for i in varied)})"
+            )
+            for number, member in enumerate(members)
+        }
+
+    sweeper.launcher = Launcher(sweeper.launcher, config.hydra.launcher, task, prepare)
+    sweeper.validate_batch_is_legal = lambda batch: None  # every batch is checked before the first runs
+    batches = sweeper.sweep(arguments=_words(config.hydra))
+    return [int(member.return_value) for batch in batches for member in batch]
+
+
+def _checked(
+    hydra: Hydra, config: DictConfig, overrides: list[str], check: Check | None, places: Places, name: str
+) -> Prepared:
+    try:
+        composed = hydra.config_loader.load_sweep_config(config, overrides)
+        own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        to_do = check is None or check(own, places)
+        return Prepared(composed.hardware.threads, composed.hardware.num_processes, to_do)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{name}: {_explain(error, str(config.hydra.job.config_name), overrides)}; no member was run"
+        ) from error
+    except AlignError as error:
+        raise type(error)(f"{name}: {error}; no member was run") from error
+
+
+def _own_folder(folder: Path) -> Path:
+    """`folder`, or one beside it where another sweep, begun in the same second, has it."""
+    for number in range(1, 1000):
+        own = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        own.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            own.mkdir()
+            return own
+    raise ConfigError(f"hydra.sweep.dir={folder}: there is one already; give another")
+
+
+def _tell_ends(folder: Path, codes: list[int]) -> None:
+    """Which members are not done and why, in a line each, and where the rest is to be read."""
+    known = fates(folder)
+    for number, code in enumerate(codes):
+        fate = known.get(number)
+        if code and fate is not None:
+            log = f"; what it printed: {fate.log}" if fate.log else ""
+            print(f"-- {number}: {': '.join(filter(None, (fate.state, fate.error)))}{log}", file=sys.stderr)
+    again = "" if max(codes, default=0) == 0 else "; the same command does what is left"
+    done = f"{codes.count(0)} of {len(codes)} members done"
+    print(f"-- {done}{again}; align sweep show {folder}", file=sys.stderr, flush=True)
+
+
+def sweep_member() -> Member | None:
+    """The member of a sweep that runs now, told to whoever watches; None outside a sweep."""
+    hydra: Any = HydraConfig.get()  # a DictConfig that says it is a HydraConf
+    if OmegaConf.is_missing(hydra.job, "num"):
+        return None
+    overrides = [word for word in _words(hydra) if not word.startswith(("stage@", f"+{GIVEN}"))]
+    print(f"-- {hydra.job.num}: {' '.join(overrides)}", file=sys.stderr, flush=True)
+    log = hydra.launcher.get("submitit_folder")
+    log = str(log).replace("%j", str(hydra.job.id)) if log else None
+    return Member(Path(hydra.sweep.dir), hydra.job.num, overrides, log)
+
+
+def chosen(group: str) -> tuple[str, bool]:
+    """What was chosen from a config group for the run under way, and whether all in it was left as it is."""
+    hydra: Any = HydraConfig.get()
+    return str(hydra.runtime.choices[group]), not any(w.startswith(f"{group}.") for w in _words(hydra))
+
+
+def _tidy(folder: Path, keep: bool) -> None:
+    """Remove the empty folders that Hydra makes for the members of a sweep; its record too, of one that ran nothing."""
+    for done_with in (*folder.glob("members/*.lock"), folder / STOPPED):
+        done_with.unlink(missing_ok=True)
+    if not keep:
+        (folder / "multirun.yaml").unlink(missing_ok=True)
+    for path in (*folder.glob("*/%j"), *folder.glob("*"), folder, folder.parent, folder.parent.parent):
+        with contextlib.suppress(OSError):
+            path.rmdir()  # only where it is empty
+
+
+# -- Hydra's errors, in one line ---------------------------------------------------------------------------------
+
+
+def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
+    if isinstance(error, InterpolationResolutionError):
+        return f"{error.full_key}: {said_of_interpolation(error)}"
+    text = f"{error}\n{error.__cause__ or ''}"
+    if override := re.search(r"In '[^']+': Could not override '([^']+)'", text):
+        return _no_override(override[1])
+    missing = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in '", text)
+    if missing:
+        full = re.search(r"full_key: (\S+)", text)
+        return _no_such_knob(full[1] if full else next(filter(None, missing.groups())), config_name, overrides)
+    option = re.search(
+        r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config search|$)", text, re.DOTALL
+    )
+    if option:
+        return _no_such_option(option[1], option[2], option[3], config_name, overrides)
+    absent = re.search(r"In '[^']+': Could not (?:load|find) '([^']+)'", text)
+    if absent:
+        return f"defaults: {absent[1]}: no such config; a step is declared as /stage@steps.NAME: STAGE"
+    ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=(.*?)'\s+1\. To use it as a list", text, re.DOTALL)
+    if ambiguous:
+        key, value = ambiguous.groups()
+        if all(map(is_outside, value.split(","))):
+            return f"{key}: several are a list: '{key}=[{value}]'"
+        if is_path(value):
+            return f"{key}: a path with a comma in it is taken for several values{reference_hint(value)}"
+        return f"{key}={value}: several values are a list, {key}=[{value}], or a sweep over them, with --multirun"
+    if several := re.search(r"Sweep parameters '([^'=]+)=.*' requires --multirun", text):
+        return f"{several[1]}: several values are a sweep; give -m (--multirun) too"
+    choose = re.search(r"You must specify '([^']+)'.*?Available options:\s*(.*)", text, re.DOTALL)
+    if choose:
+        group = choose[1].partition("@")[0]
+        names = choose[2].split()
+        first = "quickstart" if "quickstart" in names else names[0]
+        return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
+    if "Cannot merge DictConfig with ListConfig" in text and (at := re.search(r"full_key: (\S+)", text)):
+        return expected_names(at[1])
+    null = re.search(r"not Optional|Incompatible value 'None'", text)
+    if null and (at := re.search(r"full_key: (\S+)", text)):
+        return f"{at[1]}: expected a value, got null; leave it out for the default"
+    text = text.replace(  # of a YAML file, whose place Hydra does not say
+        "Cannot merge DictConfig with ListConfig", "a list is given where names with values are expected"
+    )
+    return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
+
+
+def _no_override(group: str) -> str:
+    """Say why the `override` of a defaults list has nothing to override."""
+    if group == "sweep":
+        return "defaults: override /sweep: a sweep changes the steps of a pipeline, so it is chosen by sweep=NAME alone"
+    near = did_you_mean(difflib.get_close_matches(group, ("hardware", "tracker", "launcher"), n=1))
+    return f"defaults: override /{group}: no config before it chooses that{near}"
+
+
+def _no_such_option(group: str, name: str, listed: str, config_name: str, overrides: Sequence[str]) -> str:
+    """Say which names a group of configs has; `listed` are Hydra's, by spaces."""
+    options = [option for option in listed.split() if option != "schema"]
+    first, slash, rest = group.partition("/")
+    if slash and first in GROUPS:  # a name with a slash: of a model, an artifact's
+        group, name = first, f"{rest}/{name}"
+    if group == "model" and config_name == "stage":
+        stage = _stage_given(overrides)
+        if not any(knob.startswith("model.") for knob in knobs_of(STAGES[stage])):
+            return no_such_knob(stage, "model")  # Hydra knows it as a group, which this stage has not
+    if group == "hydra/launcher":
+        return f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use launcher=basic"
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    own = "; your own come with --config-dir FOLDER" if group == "pipeline" else ""
+    own += f"; one that was trained is given as inputs.model={name}" if group == "model" and "/" in name else ""
+    return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}{own}"
+
+
+def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
+    """Says which knob of the stage in question was meant by a name that it does not have."""
+    if config_name == "model_sizes":
+        near = difflib.get_close_matches(key.rpartition(".")[2], [knob.name for knob in fields(ModelConfig)], n=1)
+        return f"{key}: no such knob{did_you_mean(near)}; align model --help lists them"
+    if config_name == "stage":
+        return no_such_knob(_stage_given(overrides), key)
+    stages = _stages_of_steps(overrides)
+    head, _, rest = key.removeprefix("steps.").partition(".")
+    if not key.startswith("steps."):
+        having = [step for step, stage in stages.items() if key in knobs_of(STAGES[stage])]
+        if having:
+            return f"{key}: no such setting; a step's knob is steps.STEP.{key}, of {', '.join(having)}"
+        ours = next((name for name in OURS.get(key, ()) if name in knobs_of(RunConfig)), None)
+        in_steps = [] if ours else _of_steps(stages, key)
+        if in_steps:
+            there_is = "a step's knob is steps.STEP.KNOB" if in_steps[0].startswith("steps.") else "there is"
+            return f"{key}: no such setting; {there_is}: {', '.join(in_steps)}"
+        near = [ours] if ours else difflib.get_close_matches(key, [*knobs_of(RunConfig)], n=1, cutoff=CUTOFF)
+        return f"{key}: no such knob{did_you_mean(near)}; align run --help lists the settings, align STAGE --help knobs"
+    if rest and head in stages:
+        return no_such_knob(stages[head], rest, f"steps.{head}.")
+    near = difflib.get_close_matches(head, stages, n=1)
+    return f"steps.{head}: no such step{did_you_mean(near)}; steps: {', '.join(stages)}"
+
+
+def _stage_given(overrides: Sequence[str]) -> str:
+    return next(word.partition("=")[2] for word in overrides if word.startswith("stage@"))
+
+
+def _of_steps(stages: Mapping[str, str], name: str) -> list[str]:
+    """The knobs of steps that say what `name` says elsewhere, with the unit where it is another one."""
+    found = []
+    for step, stage in stages.items():
+        other = other_unit(STAGES[stage], name)
+        if name in OURS and (meant := meant_knob(STAGES[stage], name)) is not None:
+            found.append(f"steps.{step}.{meant}")
+        elif other is not None:
+            own = other[0] if other[0] in knobs_of(RunConfig) else f"steps.{step}.{other[0]}"
+            found.append(f"{own} (counts {other[1]})")
+    return [*dict.fromkeys(found)]  # a setting of the run is one of every step
+
+
+def _stages_of_steps(overrides: Sequence[str]) -> dict[str, str]:
+    """The stage of each step of the pipeline that was chosen; none where it does not compose."""
+    chosen_ones = [word for word in overrides if word.startswith("pipeline=")]
+    hydra = GlobalHydra.instance().hydra
+    try:
+        assert hydra is not None
+        config = hydra.compose_config("run", chosen_ones, RunMode.RUN, with_log_configuration=False)
+    except (HydraException, OmegaConfBaseException):
+        return {}
+    return {str(name): str(step.stage) for name, step in config.get("steps", {}).items()}

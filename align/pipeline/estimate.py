@@ -1,0 +1,102 @@
+"""What the steps of a plan will train: parameters, and floating-point operations where their tokens are known.
+
+By the formulas of `align/models/sizes.py`, or from what the store holds; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from align.configs import Finetune, ModelConfig, Ppo, Pretrain, Reward, Sft, TextToText, Tokenizer
+from align.models.sizes import Weight, parameters, training_flops, weights
+from align.pipeline.plan import Source, Step
+from align.store.artifacts import ArtifactStore
+
+
+class Cost(NamedTuple):
+    """Of one step; None where it trains no model, or where it cannot be known beforehand."""
+
+    parameters: int | None = None
+    flops: int | None = None
+
+
+Made = tuple[ModelConfig, list[Weight]]  # a language model
+
+
+def step_costs(steps: Sequence[Step], store: ArtifactStore) -> dict[str, Cost]:
+    """The cost of each step, by its label."""
+    by_key = {step.key: step for step in steps}
+    return {step.label: _cost(step, by_key, store) for step in steps}
+
+
+def _cost(step: Step, steps: dict[str, Step], store: ArtifactStore) -> Cost:
+    config = step.config
+    measured = Cost(_measured(step.stage, step.key, "parameters", store))
+    if isinstance(config, Finetune):  # how many tokens it adds is its tokenizer's to say
+        return measured
+    if not isinstance(config, Pretrain | TextToText | Sft | Reward | Ppo):
+        return Cost()
+    if isinstance(config, Sft | Reward | Ppo) and config.lora.rank is not None:
+        return measured
+    made = _made(step.key, steps, store)
+    if made is None:  # what it begins from is not of this plan
+        return measured
+    if isinstance(config, Pretrain):
+        length = config.sequence_length or made[0].context_length
+        known = config.num_epochs is None and config.ramp_tokens is None
+        flops = training_flops(*made, length) * config.num_steps * config.batch_size * length if known else None
+        return Cost(parameters(made[1]), flops)
+    if isinstance(config, TextToText):
+        if "tasks" in step.inputs:  # how long those are is not known before they are tokens
+            return Cost(parameters(made[1]))
+        tokens = config.num_steps * config.batch_size * (config.input_length + config.target_length)
+        return Cost(parameters(made[1]), training_flops(*made, config.input_length) * tokens)
+    if isinstance(config, Reward):
+        return Cost(_as_scalar(made))
+    if isinstance(config, Ppo):
+        value = _made(step.inputs[config.value_start(step.inputs)][0].key, steps, store)
+        return Cost(parameters(made[1]) + _as_scalar(value) if value is not None else None)
+    return Cost(parameters(made[1]))
+
+
+def _made(key: str, steps: dict[str, Step], store: ArtifactStore) -> Made | None:
+    """The language model of a planned step, or under its head; it has the size that training from scratch gave it.
+
+    None where that is not in the plan, or its architecture has no formula.
+    """
+    if key not in steps:
+        return None
+    step = steps[key]
+    for slot in ("model", "policy"):
+        if slot in step.inputs:
+            return _made(step.inputs[slot][0].key, steps, store)
+    if not isinstance(step.config, Pretrain | TextToText):
+        return None
+    source = step.inputs.get("tokenizer") or step.inputs.get("data")
+    vocab_size = _vocab_size(source[0], steps, store) if source else None
+    made_of = weights(step.config.model, vocab_size) if vocab_size is not None else None
+    return (step.config.model, made_of) if made_of is not None else None
+
+
+def _as_scalar(made: Made) -> int:
+    """Parameters with a scalar for the head."""
+    config, made_of = made
+    return parameters([weight for weight in made_of if weight.place != "head"]) + config.hidden_size
+
+
+def _vocab_size(source: Source, steps: dict[str, Step], store: ArtifactStore) -> int | None:
+    """Entries of a tokenizer, or of the one that tokens were made with: as it was made, or as it is asked for."""
+    measured = _measured(source.stage, source.key, "vocab_size", store)
+    if measured is not None or source.key not in steps:
+        return measured
+    step = steps[source.key]
+    if isinstance(step.config, Tokenizer):
+        return None if step.config.source else step.config.vocab_size  # what is published is read when it is made
+    return _vocab_size(step.inputs["tokenizer"][0], steps, store) if "tokenizer" in step.inputs else None
+
+
+def _measured(stage: str, key: str, metric: str, store: ArtifactStore) -> int | None:
+    """What the step that made an artifact counted."""
+    artifact = store.get(stage, key)
+    return int(artifact.metrics[metric]) if artifact is not None and metric in artifact.metrics else None

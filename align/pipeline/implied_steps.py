@@ -1,0 +1,235 @@
+"""Steps that a config implies without naming them: data for a source outside the store, tokens for documents."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import PurePath
+from typing import NamedTuple
+
+from align.configs import MODELS, SPLITS, Data, Evaluate, ImportModel, StageConfig, Tokenizer, Tokens
+from align.data.cards import load_card, model_kind, resolve
+from align.errors import ConfigError, StoreError
+from align.store.artifacts import ArtifactStore
+from align.store.references import expanded, is_outside
+
+
+class Implied(NamedTuple):
+    """A step that a config implies.
+
+    Attributes:
+        made_of: `source` or `inputs`, where the step has what it is made of; nobody wrote it there.
+        written: where somebody did, as `steps.sft.inputs.model`.
+        note: what the user should know about the step; "" if nothing.
+    """
+
+    made_of: str
+    written: str
+    note: str = ""
+
+    def as_written(self, name: str, said: str) -> str:
+        """An error line on the step called `name`, with the place where the user wrote what it is about."""
+        return said.replace(f"steps.{name}.{self.made_of}", self.written, 1)
+
+
+def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
+    """Each input of a step, and what it names."""
+    for slot, refs in config.inputs.items():
+        found = [refs] if isinstance(refs, str) else refs
+        if not isinstance(found, list) or not all(isinstance(ref, str) for ref in found):
+            raise ConfigError(f"inputs.{slot}: expected a reference, or a list of them, got {refs!r}")
+        yield slot, list(found)
+
+
+def add_implied_steps(
+    configs: dict[str, StageConfig], store: ArtifactStore, data_root: str | None = None
+) -> dict[str, Implied]:
+    """Make a step of every input that names data or a model outside the store, and of documents to be tokenised.
+
+    Returns:
+        The steps that were made, by their names.
+    """
+    implied: dict[str, Implied] = {}
+    for name, config in list(configs.items()):
+        learned = _learned_from(config, configs, store) if isinstance(config, Evaluate) else {}
+        for slot, refs in refs_of(config):
+            kind = expected_kind(name, config, slot)
+            for i, ref in enumerate(refs):
+                if is_outside(ref):
+                    made = f"{name}.{slot}{_number(i, refs)}"
+                    written, note = f"steps.{name}.inputs.{slot}", ""
+                    refs[i] = _add_source(configs, made, ref, kind, written)
+                    data = configs[made]
+                    if isinstance(config, Evaluate) and isinstance(data, Data):
+                        note = _evaluate_whole(data, learned, data_root, config.split)
+                    implied[made] = Implied("source", written, note)
+            config.inputs[slot] = refs
+    for name, config in list(configs.items()):
+        kinds = {**config.INPUTS, **config.OPTIONAL}
+        for slot in [slot for slot, kind in kinds.items() if kind == "tokens" and slot in config.inputs]:
+            refs = config.inputs[slot]
+            found = [_kind(ref, configs, store) for ref in refs]
+            for i, ref in enumerate(refs):
+                if found[i] == "documents":
+                    refs[i] = _add_tokens(configs, made := f"{name}.tokens{_number(i, refs)}", ref, config)
+                    implied[made] = Implied("inputs", f"steps.{name}.inputs")
+            if config.inputs.pop("tokenizer", None) and set(found) == {"tokens"}:
+                raise ConfigError(f"steps.{name}.inputs.tokenizer: the tokens have theirs; leave it out")
+    return implied
+
+
+def _evaluate_whole(data: Data, learned: Mapping[str, Data], data_root: str | None, split: str) -> str:
+    """Put every row of a source into the split that is evaluated, unless a model there has learned from the source.
+
+    A source with several splits keeps them. Returns what the user should know.
+    """
+    if data.splits != [*SPLITS]:  # card:NAME/SPLIT
+        return ""
+    said = _splits_said(data.source, data_root)
+    if data.record == "items":
+        are_test = not said and split == "test"  # as items are where no name says a split
+        data.split = None if len(said) > 1 or are_test else split
+        return ""
+    before = _learned_of(data.source, learned)
+    if before is None:
+        data.split = None if len(said) > 1 else split
+        return ""
+    seen = _splits_in(before, data.source, data_root)
+    if None in seen or len(said) > 1:
+        data.validation_share = before.validation_share
+        return f"a model here was trained on {before.source}, so the {split} split of {data.source} alone is evaluated"
+    data.split = split
+    if "train" in seen:
+        return f"all of {data.source} is evaluated, and a model here was trained on it"
+    return ""
+
+
+def _learned_of(source: str, learned: Mapping[str, Data]) -> Data | None:
+    """The data that a model has learned from and that has rows of a source: the same, or one lies in the other."""
+    place = _place(source)
+    if place in learned:
+        return learned[place]
+    return next((data for other, data in learned.items() if _is_within(place, other) or _is_within(other, place)), None)
+
+
+def _is_within(place: str, other: str) -> bool:
+    return other.startswith("path:") and PurePath(other) in (PurePath(place), *PurePath(place).parents)
+
+
+def _splits_in(before: Data, source: str, data_root: str | None) -> set[str | None]:
+    """The splits that rows of a source were in when a model learned from them; None: split by what they hold."""
+    if before.split is not None:
+        return {before.split}
+    place = _place(source)
+    if before.source.startswith("path:"):
+        with contextlib.suppress(ConfigError):  # it has changed since, or moved
+            splits = resolve(before.source, data_root, None).file_splits()
+            files = {_place(f"path:{file}"): split for file, split in splits.items()}
+            both = {split for file, split in files.items() if _is_within(file, place)}
+            return both or {None}
+    return {None}
+
+
+def _splits_said(source: str, data_root: str | None) -> set[str]:
+    """The splits that a source's own names say; none of the Hub's, which only the data step opens."""
+    scheme, _, name = source.partition(":")
+    with contextlib.suppress(ConfigError):  # what is wrong with it, plan or the data step reports
+        if scheme == "card" and load_card(name).generator is not None:
+            return {*SPLITS}
+        if scheme != "hf":
+            return {split for split in resolve(source, data_root, None).file_splits().values() if split is not None}
+    return set()
+
+
+def _learned_from(config: StageConfig, configs: Mapping[str, StageConfig], store: ArtifactStore) -> dict[str, Data]:
+    """The data that the models among a step's inputs were made from, by where it is."""
+    found: dict[str, Data] = {}
+    seen: set[str] = set()
+    queue = [ref for slot, refs in refs_of(config) for ref in refs if expected_kind("", config, slot) in MODELS]
+    while queue:
+        ref = queue.pop()
+        if ref in seen:
+            continue
+        seen.add(ref)
+        before = configs.get(ref)
+        if isinstance(before, Data):
+            found[_place(before.source)] = before
+        elif before is not None:
+            queue += [parent for _, parents in refs_of(before) for parent in parents]
+        elif is_outside(ref):  # a step is still to be made of it
+            source = ref.partition("/")[0] if ref.startswith("card:") else ref
+            found.setdefault(_place(source), Data(source=source))
+        else:
+            with contextlib.suppress(StoreError):  # plan reports it
+                found |= {_place(data.source): data for data in _stored_data(ref, store)}
+    return found
+
+
+def _stored_data(ref: str, store: ArtifactStore) -> Iterator[Data]:
+    for artifact in store.lineage(store.find(ref)):
+        if artifact.stage == Data.STAGE:
+            known = {knob.name for knob in fields(Data)}
+            yield Data(**{name: value for name, value in artifact.manifest["config"].items() if name in known})
+
+
+def _place(source: str) -> str:
+    """A source by where it is: a path in full, a repository without its commit."""
+    scheme, _, rest = source.partition(":")
+    if scheme == "path":
+        return f"path:{expanded(rest).resolve()}"
+    return f"hf:{rest.partition('@')[0]}" if scheme == "hf" else source
+
+
+def _number(i: int, refs: list[str]) -> str:
+    return f".{i}" if len(refs) > 1 else ""
+
+
+def _add_source(configs: dict[str, StageConfig], made: str, ref: str, kind: str, where: str) -> str:
+    if kind in MODELS:
+        try:
+            configs[made] = ImportModel(source=ref, kind=model_kind(ref) or kind)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    elif kind == "tokenizer":
+        configs[made] = Tokenizer(source=ref)
+    elif kind == "evaluation":
+        raise ConfigError(f"{where}: expected an artifact of kind {kind}, got {ref}")
+    else:
+        source, _, split = ref.partition("/") if ref.startswith("card:") else (ref, "", "")
+        if split and split not in SPLITS:
+            near = difflib.get_close_matches(split, SPLITS, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ConfigError(f"{where}: {ref}: no such split{hint}; splits: {', '.join(SPLITS)}")
+        data = configs[made] = Data(source=source, record="documents" if kind == "tokens" else kind)
+        data.splits = [split] if split else data.splits
+    return made
+
+
+def _kind(ref: str, configs: dict[str, StageConfig], store: ArtifactStore) -> str | None:
+    """The kind of artifact that `ref` stands for; None where there is none, which is told later and better."""
+    if ref in configs:
+        return configs[ref].output
+    try:
+        return store.find(ref).kind
+    except StoreError:
+        return None
+
+
+def _add_tokens(configs: dict[str, StageConfig], made: str, documents: str, config: StageConfig) -> str:
+    kinds = {**config.INPUTS, **config.OPTIONAL}
+    takes = {kind: slot for slot, kind in Tokens.OPTIONAL.items()}  # whatever has a tokenizer
+    given = {takes[kinds[slot]]: refs for slot, refs in config.inputs.items() if kinds[slot] in takes and refs}
+    configs[made] = Tokens(inputs={"data": [documents], **given})
+    return made
+
+
+def expected_kind(name: str, config: StageConfig, slot: str) -> str:
+    """The kind of artifact that an input of a step takes, or a `ConfigError` that suggests the input meant."""
+    slots = {**config.INPUTS, **config.OPTIONAL}
+    if slot not in slots:
+        near = difflib.get_close_matches(slot, slots, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"steps.{name}.inputs.{slot}: unknown input{hint}; inputs: {', '.join(slots) or 'none'}")
+    return slots[slot]

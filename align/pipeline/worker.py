@@ -1,0 +1,332 @@
+"""Run one step's stage, in this process or as one rank of several.
+
+With `hardware.num_processes` above 1, `run_ranks` starts this module once for each rank; each reads the same request
+and leaves a file that says how it ended. There is no torchrun in between: its agent takes as long to start as a rank,
+hides which rank died of what, and is one more process that can be killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from align.configs import RunConfig, StageConfig, stage_class
+from align.configs.typed import typed
+from align.errors import AlignError, HealthStop, StoreError, naming_the_world
+from align.runtime.cpu import cores
+from align.runtime.job import Inputs, Job, Metrics, emulates_bf16
+from align.runtime.memory import reuse_freed_memory
+from align.runtime.seeds import derive_seed
+from align.runtime.signals import Stop, end_with_parent
+from align.runtime.tracking import NoTracker, Tracked, Tracker, make_tracker
+from align.store.artifacts import Artifact, ArtifactStore, write_json
+
+RANKS_LOG = "ranks.log"  # in the step's work folder: what the ranks print besides rank 0's progress
+_RANKS_LOCK = "ranks.lock"  # there, too: rank 0 holds it as long as it lives, also when its parent was killed
+_LISTENER = "ALIGN_LISTENER"  # the open port that rank 0 serves, as a file descriptor
+_LOOK_SECONDS = 0.1
+_KILLED_SECONDS = 3.0  # for the other ranks to end when one was killed: they have nothing left to save
+_FAILED_SECONDS = 60.0  # when one ended by itself: others may be saving, or telling W&B
+
+
+def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
+    """Import the stage and run it, torch's random stream set by the stage's name and seed alone.
+
+    Afterwards the number of threads and the random streams are as they were.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    on_gpu = job.device.type == "cuda" or torch.cuda.is_initialized()  # else the question alone would start CUDA
+    gpus = range(torch.cuda.device_count()) if on_gpu else range(0)
+    with torch.random.fork_rng(devices=gpus), _numpy_stream():
+        try:
+            if job.hardware.threads is not None:
+                torch.set_num_threads(job.hardware.threads)
+            return _run_stage(config, inputs, job)
+        except HealthStop as error:
+            raise HealthStop(f"{job.label}: {error}") from None  # a run has several steps that train
+        finally:
+            torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _numpy_stream() -> Iterator[None]:
+    """lm-eval seeds numpy's stream of the process."""
+    import numpy as np
+
+    before = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
+    import torch
+
+    reuse_freed_memory()
+    if getattr(config, "precision", "fp32") == "bf16" and emulates_bf16(job.device):
+        job.info("this CPU has no bf16 arithmetic, so precision=bf16 will be many times slower than fp32")
+    torch.manual_seed(derive_seed(getattr(config, "seed", 0), config.STAGE))
+    with contextlib.redirect_stdout(sys.stderr):  # what a library prints is not ours to give out
+        return importlib.import_module(f"align.stages.{config.STAGE}").run(config, inputs, job)
+
+
+def wait_for_ranks(work: Path, label: str) -> None:
+    """Return when no rank 0 of a command that was killed is left: it ends its step, logs it and saves."""
+    lock = work / _RANKS_LOCK
+    if not lock.exists():
+        return
+    with lock.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"  {label}: processes of a command that was killed still save; waiting", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def run_ranks(
+    config: StageConfig, inputs: Inputs, tracked: Tracked, work: Path, settings: RunConfig, stop: Stop
+) -> Metrics:
+    """Run the stage in several processes on this machine, and wait until all of them have ended.
+
+    Raises:
+        AlignError: what the rank that failed first says, or the signal that killed it.
+    """
+    request = {
+        "stage": config.STAGE,
+        "config": asdict(config),
+        "inputs": {slot: [[a.stage, a.key] for a in artifacts] for slot, artifacts in inputs.items()},
+        "tracked": asdict(tracked),
+        "settings": {**asdict(settings), "store": str(Path(settings.store).absolute())},
+    }
+    log = work / RANKS_LOG
+    log.write_text("", encoding="utf-8")
+    count = settings.hardware.num_processes
+    ranks: list[subprocess.Popen[bytes]] = []
+    # A folder of this start's own: ranks whose parent was killed may still tell how they ended.
+    # Rank 0 is handed an open port: one that was only found to be free may be taken before it listens.
+    with (
+        tempfile.TemporaryDirectory(prefix="ranks-", dir=work) as own,
+        _console(Path(own)) as (console, pass_on),
+        log.open("ab") as quiet,
+        socket.create_server(("127.0.0.1", 0), backlog=2 * count) as port,
+    ):
+        folder = Path(own)
+        write_json(folder / "request.json", request)
+        try:
+            for rank in range(count):
+                ranks.append(_start_rank(rank, folder, settings, port, console if rank == 0 else quiet))
+            _wait_for(ranks, stop, pass_on)
+            codes = [process.poll() for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()  # does nothing to a process that has ended
+                process.wait()
+        outcomes = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("rank-*.json")]
+    return _metrics(tracked.name, log, codes, outcomes, stop)
+
+
+def _start_rank(
+    rank: int, folder: Path, settings: RunConfig, port: socket.socket, output: IO[Any]
+) -> subprocess.Popen[bytes]:
+    count = settings.hardware.num_processes
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(settings.hardware.threads or max(1, cores() // count)),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port.getsockname()[1]),
+    }
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is reported once, not by each other rank
+    if rank == 0:
+        environment[_LISTENER] = str(port.fileno())
+    # A session of its own: Ctrl-C in a terminal reaches the parent alone, which asks each rank once.
+    return subprocess.Popen(
+        [sys.executable, "-m", "align.pipeline.worker", str(folder), str(os.getpid())],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=(port.fileno(),) if rank == 0 else (),
+        start_new_session=True,
+    )
+
+
+def _wait_for(ranks: Sequence[subprocess.Popen[bytes]], stop: Stop, pass_on: Callable[[], None]) -> None:
+    """Return when all ranks have ended, or a while after the first that failed: the others cannot go on without it."""
+    told, until = False, math.inf
+    while any(process.poll() is None for process in ranks) and time.monotonic() < until:
+        time.sleep(_LOOK_SECONDS)
+        pass_on()
+        if stop.signal is not None and not told:
+            told = True
+            for process in ranks:
+                process.terminate()
+        failed = [process.returncode for process in ranks if process.returncode]
+        if failed and until == math.inf:
+            until = time.monotonic() + (_KILLED_SECONDS if min(failed) < 0 else _FAILED_SECONDS)
+
+
+def _metrics(
+    name: str, log: Path, codes: Sequence[int | None], outcomes: Sequence[dict[str, Any]], stop: Stop
+) -> Metrics:
+    """The metrics of the stage; else raise the error that came first, and not those of ranks that missed the others.
+
+    Args:
+        codes: how each rank ended; None for one that had to be ended.
+        outcomes: what ranks say of it.
+    """
+    outcomes = sorted(outcomes, key=lambda outcome: outcome["at"])
+    for outcome in outcomes:
+        if "metrics" in outcome:
+            return outcome["metrics"]
+    if stop.signal is not None:
+        raise stop.error()
+    for outcome in outcomes:
+        if outcome["kind"] is not None:
+            kinds = {kind.__name__: kind for kind in AlignError.__subclasses__()}
+            raise _with_code(kinds.get(outcome["kind"], AlignError)(outcome["error"]), outcome["exit_code"])
+    killed = [(rank, -code) for rank, code in enumerate(codes) if code is not None and code < 0]
+    killed.sort(key=lambda pair: pair[1] != signal.SIGKILL)  # SIGKILL first: a rank that lost another one may abort
+    if killed:
+        rank, number = killed[0]
+        names = {each.value: each.name for each in signal.Signals}
+        why = " (out of memory?)" if number == signal.SIGKILL else f"; {log} has what it printed"
+        said = f"rank {rank} was killed by {names.get(number, f'signal {number}')}{why}"
+        raise _with_code(AlignError(f"{name}: {said}; give the same command to go on"), 128 + number)
+    if outcomes:
+        said = f"rank {outcomes[0]['rank']}: {outcomes[0]['error']} (a defect of align, not of yours"
+        raise AlignError(f"{name}: {said}; {log} shows where)")
+    rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
+    raise _with_code(AlignError(f"{name}: rank {rank} ended with exit code {code}; {log} has what it printed"), code)
+
+
+def _with_code(error: AlignError, code: int) -> AlignError:
+    error.exit_code = code
+    return error
+
+
+@contextlib.contextmanager
+def _console(folder: Path) -> Iterator[tuple[IO[Any], Callable[[], None]]]:
+    """Where rank 0 prints, and a function that passes on what it printed.
+
+    Our own standard error, where that is the process's. In a notebook, in a member of a sweep, or where a caller keeps
+    what is printed it is not: then rank 0 prints to a file, and this process passes it on.
+    """
+    ours: IO[Any] = sys.stderr
+    if ours is sys.__stderr__:
+        yield ours, lambda: None
+        return
+    printed = folder / "rank-0.txt"
+    with printed.open("wb") as written, printed.open(encoding="utf-8", errors="replace") as read:
+
+        def pass_on() -> None:
+            sys.stderr.write(read.read())
+
+        yield written, pass_on
+        pass_on()
+
+
+def main(folder: Path, parent: int) -> None:
+    """One rank: read the request, run, and leave the outcome."""
+    end_with_parent(parent)
+    work, rank = folder.parent, int(os.environ["RANK"])
+    with _telling(folder, rank) as outcome, (work / _RANKS_LOCK).open("w") as lock:
+        if rank == 0:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the next run of this step waits for it: `wait_for_ranks`
+        request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+        outcome["metrics"] = _run_rank(work, typed(RunConfig, request["settings"]), request, rank)
+
+
+def _run_rank(work: Path, settings: RunConfig, request: dict[str, Any], rank: int) -> Metrics:
+    import torch.distributed as dist
+
+    world_size = int(os.environ["WORLD_SIZE"])
+    _join(rank, world_size)
+    store = ArtifactStore(settings.store)
+    inputs = Inputs({slot: tuple(_input(store, *ref) for ref in refs) for slot, refs in request["inputs"].items()})
+    config = typed(stage_class(request["stage"]), request["config"])
+    stop = Stop(silent=True)  # the parent says it
+    tracked = Tracked(**request["tracked"])
+    tracker: Tracker = NoTracker()
+    if rank == 0:
+        tracker = make_tracker(settings.tracker, store.root)
+        tracker.start(tracked, work)
+    job = Job(tracked.name, work, settings, tracker, stop, rank, world_size)
+    try:
+        with stop.listening():
+            metrics = run_stage(config, inputs, job)
+    except BaseException:
+        tracker.finish(exit_code=1)
+        raise
+    tracker.finish()
+    dist.destroy_process_group()
+    return metrics
+
+
+def _join(rank: int, world_size: int) -> None:
+    """Meet the other ranks: gloo for what is on the CPU, nccl for what is on a GPU."""
+    import torch.distributed as dist
+
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size,
+        is_master=rank == 0,
+        master_listen_fd=int(os.environ[_LISTENER]) if rank == 0 else None,
+    )
+    dist.init_process_group(store=store, rank=rank, world_size=world_size)
+
+
+def _input(store: ArtifactStore, stage: str, key: str) -> Artifact:
+    artifact = store.get(stage, key)
+    if artifact is None:
+        raise StoreError(f"{stage}@{key[:12]}: gone since the step was planned")
+    return artifact
+
+
+@contextlib.contextmanager
+def _telling(folder: Path, rank: int) -> Iterator[dict[str, Any]]:
+    """Leave how this rank ended: rank 0 its metrics, any rank its error, of the user's world or a defect of ours."""
+    outcome: dict[str, Any] = {}
+    failed: dict[str, Any] = {}
+    try:
+        with naming_the_world():
+            yield outcome
+    except AlignError as error:
+        failed = {"kind": type(error).__name__, "error": str(error), "exit_code": error.exit_code}
+    except Exception as error:
+        with (folder.parent / RANKS_LOG).open("a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+        failed = {"kind": None, "error": f"{type(error).__name__}: {' '.join(str(error).split())}", "exit_code": 1}
+    if failed or rank == 0:
+        try:
+            write_json(folder / f"rank-{rank}.json", {"rank": rank, "at": time.time(), **(failed or outcome)})
+        except OSError as error:  # a full disk, for one; the exit code says what kind of error it is
+            print(f"rank {rank}: {failed.get('error', error)}", file=sys.stderr, flush=True)
+            sys.exit(failed.get("exit_code", StoreError.exit_code))
+    if failed:
+        sys.exit(failed["exit_code"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,52 @@
+"""Find out, without torch, whether this machine computes bf16 in hardware."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from align.store.provenance import packages
+
+_CPU_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and of ARM, as Linux names them
+_AMPERE = 8.0  # the first compute capability of NVIDIA with bf16
+
+
+def bf16_is_fast(device: str) -> bool:
+    """Whether bf16 products are faster than fp32 ones on the device that a run will use.
+
+    A CPU without such instructions computes bf16 in software, many times slower than fp32.
+
+    Args:
+        device: auto, cpu or cuda, as in `hardware.device`.
+    """
+    capability = None if device == "cpu" else _compute_capability()
+    if capability is not None:
+        return capability >= _AMPERE
+    return device != "cuda" and _cpu_has_bf16()
+
+
+@functools.cache
+def _compute_capability() -> float | None:
+    """The lowest of the NVIDIA GPUs that torch will find; None without a GPU, its driver, or torch built for it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or packages().get("torch", "").endswith("+cpu") or shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10)
+        return min(map(float, answer.stdout.split()), default=None)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+@functools.cache
+def _cpu_has_bf16() -> bool:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
+    return not flags.isdisjoint(_CPU_FLAGS)

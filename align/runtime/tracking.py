@@ -1,0 +1,316 @@
+"""Where a run's numbers go besides the JSON lines that are always written: Weights & Biases, or nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from align.configs import TrackerConfig
+from align.store.artifacts import read_json_lines
+
+if TYPE_CHECKING:
+    from align.store.artifacts import Artifact
+
+_ASK_SECONDS = 5.0  # for W&B to answer at all; then the rest of the command is tracked offline
+_INIT_SECONDS = 15.0  # for it to answer that a run may begin
+_LOOKUP_SECONDS = 10  # for one question about an artifact, and for all of a step's
+_FINISH_SECONDS = 30.0  # for what was told to arrive; what did not is in W&B's folder, for `wandb sync`
+_TAG_LENGTH = 64  # W&B refuses longer ones
+_AXES = {"ppo": "iteration"}  # what a stage counts, where that is not optimizer steps
+_said: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracked:
+    """A step as its tracker sees it; plain values, so that a rank in another process can be told the same.
+
+    Attributes:
+        name: PIPELINE/STEP.
+        stage: what it is a use of.
+        group: what this run of a pipeline, or this sweep, is called.
+        tags: pipeline, stage, and the sweep with the overrides that matter to this step.
+        config: the step's knobs, with `overrides` and `parents`.
+        parents: of each input artifact every `PIPELINE/STEP` it is known by, and its digest.
+    """
+
+    name: str
+    stage: str
+    group: str
+    tags: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    parents: list[tuple[list[str], str]] = field(default_factory=list)
+
+
+class Tracker(Protocol):
+    """One run: one step of a pipeline. Only the first process of a step has one that does anything."""
+
+    def start(self, tracked: Tracked, folder: Path) -> None: ...
+    def log(self, metrics: dict[str, float], step: int) -> None: ...
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+    def alert(self, title: str, text: str) -> None: ...
+    def log_artifact(self, version: int, aliases: Sequence[str], artifact: Artifact) -> None: ...
+    def finish(self, exit_code: int = 0) -> None: ...
+
+
+class NoTracker:
+    """The JSON lines in the artifact are enough."""
+
+    def start(self, tracked: Tracked, folder: Path) -> None:
+        pass
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        pass
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        pass
+
+    def alert(self, title: str, text: str) -> None:
+        pass
+
+    def log_artifact(self, version: int, aliases: Sequence[str], artifact: Artifact) -> None:
+        pass
+
+    def finish(self, exit_code: int = 0) -> None:
+        pass
+
+
+class WandbTracker:
+    """Weights & Biases: offline unless a key is set, one run a step, grouped by pipeline run or sweep.
+
+    A failure of W&B is reported once and never fails the step, nor holds it up for longer than the limits above.
+    """
+
+    def __init__(self, config: TrackerConfig, root: Path):
+        self._config, self._root = config, root
+        self._run: Any = None
+        self._tracked = Tracked(name="", stage="", group="")
+        self._folder: Path | None = None  # of a run that has not begun
+        self._seen = 0.0  # the last step that the service has of an earlier process
+
+    def start(self, tracked: Tracked, folder: Path) -> None:
+        """Name the run of a step, which begins with the first thing it is told: a refused step leaves none.
+
+        `folder` keeps its id, so that a killed step goes on in the same run.
+        """
+        self._tracked, self._folder = tracked, folder
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        def send(run: Any) -> None:
+            if step >= self._seen:  # what is done again after a kill comes to the same numbers
+                run.log({**self._named(metrics), axis_of(self._tracked.stage): step})
+
+        self._try(send)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        def send(run: Any) -> None:
+            import wandb
+
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            run.log(self._named({name: table}))
+
+        self._try(send)
+
+    def alert(self, title: str, text: str) -> None:
+        self._try(lambda run: run.alert(title=title, text=text))
+
+    def log_artifact(self, version: int, aliases: Sequence[str], artifact: Artifact) -> None:
+        """Mirror the artifact: its files by reference, our version and digest in metadata and aliases.
+
+        W&B counts versions of its own, and its client fails on an artifact with two aliases like `v3`; ours is
+        `align-v3`. The run gets the version into its name now, since a step that failed has none.
+        """
+
+        def send(run: Any) -> None:
+            import wandb
+
+            mirror = wandb.Artifact(
+                _mirror_name(self._tracked.name),
+                type=artifact.kind,
+                metadata={
+                    "version": f"v{version}",
+                    "digest": artifact.digest,
+                    "key": artifact.key,
+                    "stage": artifact.stage,
+                    "inputs": {
+                        slot: [f"{entry['stage']}@{entry['key'][:12]}" for entry in entries]
+                        for slot, entries in artifact.manifest["inputs"].items()
+                    },
+                },
+            )
+            mirror.add_reference(artifact.path.as_uri())
+            run.summary.update(self._named({**artifact.metrics, "time/seconds": artifact.manifest["seconds"]}))
+            run.log_artifact(mirror, aliases=[*aliases, f"align-v{version}", _digest_alias(artifact.digest)])
+            run.name = f"{self._tracked.name}:v{version}"
+
+        self._try(send)
+
+    def finish(self, exit_code: int = 0) -> None:
+        self._folder = None
+        run, self._run = self._run, None
+        if run is None:
+            return
+        try:
+            run.finish(exit_code=exit_code)
+        except Exception as error:
+            os.environ["WANDB_MODE"] = "offline"
+            kept = Path(run.dir).parent
+            _say(self._tracked.name, f"not all reached W&B ({error}); wandb sync {kept} sends it; offline from here on")
+
+    def _named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {metric_name(self._tracked.stage, name): value for name, value in values.items()}
+
+    # -- how it goes wrong ---------------------------------------------------------------------------------------
+
+    def _try(self, send: Callable[[Any], None]) -> None:
+        folder, self._folder = self._folder, None
+        try:
+            if folder is not None:
+                self._begin(folder)
+            if self._run is not None:
+                send(self._run)
+        except Exception as error:
+            _say(self._tracked.name, f"W&B stopped taking this step's numbers ({error}); metrics.jsonl has them")
+            self.finish(exit_code=1)
+
+    def _begin(self, folder: Path) -> None:
+        """Begin the run, or go on with it; offline where the service does not take it, and for the rest of the command.
+
+        `folder` keeps its id.
+        """
+        os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(_LOOKUP_SECONDS))
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._root / "wandb"))  # or `wandb sync` needs this home folder
+        import wandb
+
+        logging.getLogger("wandb").setLevel(logging.ERROR)
+        self._root.mkdir(parents=True, exist_ok=True)
+        id_file = folder / "wandb_run_id"
+        if not id_file.is_file():
+            id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+        run_id = id_file.read_text(encoding="utf-8")
+        out = folder / "out"  # gone when the stage is done, and a process of its own has told all of it
+        for left in self._root.glob(f"wandb/offline-run-*-{run_id}") if out.is_dir() else ():
+            shutil.rmtree(left, ignore_errors=True)  # of a killed process: often cut off, which `wandb sync` refuses
+        mode = os.environ.get("WANDB_MODE", "")
+        try:
+            mode = mode or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+            if mode == "online":
+                _ask(wandb.setup().settings.base_url)
+            self._run = self._init(run_id, mode)
+        except Exception as error:
+            if mode not in ("", "online"):
+                raise
+            what = "W&B does not answer or refuses; tracked offline from here on, for wandb sync"
+            _say(self._tracked.name, f"{what} ({error})")
+            os.environ["WANDB_MODE"] = "offline"
+            wandb.teardown()  # it would hold on to the run's id, and ask until the command ends
+            self._run = self._init(run_id, "offline")
+        _use_parents(self._run, self._tracked)
+        self._catch_up(out)
+
+    def _catch_up(self, out: Path) -> None:
+        """Tell what a process that was killed had logged; the service may lack all of it, or the end."""
+        if self._run.resumed:
+            self._seen = self._run.summary.get(axis_of(self._tracked.stage)) or 0.0
+        else:
+            for event in read_json_lines(out / "events.jsonl"):
+                self._run.alert(title=event["name"], text=event["message"])
+        for row in read_json_lines(out / "metrics.jsonl"):
+            self.log(row, int(row.pop("step")))
+
+    def _init(self, run_id: str, mode: str) -> Any:
+        import wandb
+
+        tracked = self._tracked
+        run = wandb.init(
+            project=self._config.project,
+            entity=self._config.entity,
+            group=tracked.group,
+            job_type=tracked.stage,
+            name=tracked.name,
+            tags=[tag[:_TAG_LENGTH] for tag in tracked.tags],
+            id=run_id,
+            resume="allow",
+            reinit="create_new",  # a run of the user's own, in a reward function perhaps, is left alone
+            config=tracked.config,
+            dir=str(self._root),
+            mode=mode,  # type: ignore[arg-type]
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=_INIT_SECONDS,
+                finish_timeout=_FINISH_SECONDS,
+                finish_timeout_raises=True,
+                x_graphql_retry_max=1,
+            ),
+        )
+        # W&B's own count of steps is one of calls: a table is one, and a killed run's do not begin at 0 again.
+        run.define_metric(axis_of(tracked.stage))
+        run.define_metric(f"{tracked.stage}/*", step_metric=axis_of(tracked.stage))
+        return run
+
+
+def metric_name(stage: str, name: str) -> str:
+    """What W&B knows a metric by: `pretrain/loss`, since panels, unlike files, are of all stages at once."""
+    return name if name.startswith(f"{stage}/") else f"{stage}/{name}"
+
+
+def axis_of(stage: str) -> str:
+    """The metric that counts a stage's steps."""
+    return f"{stage}/{_AXES.get(stage, 'step')}"
+
+
+def make_tracker(config: TrackerConfig, store: Path) -> Tracker:
+    """The tracker of one step; W&B's files go to WANDB_DIR or the store."""
+    if config.backend == "none":
+        return NoTracker()
+    return WandbTracker(config, Path(os.environ.get("WANDB_DIR") or store).absolute())
+
+
+def _ask(url: str) -> None:
+    """Raise where nothing answers; the client itself asks for longer, and holds the command up when it ends."""
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(url, timeout=_ASK_SECONDS).close()
+
+
+def _use_parents(run: Any, tracked: Tracked) -> None:
+    """Tell W&B what the step reads, where it can be told: an offline run refuses, and has it in its config."""
+    if run.offline:
+        return
+    begun, missing = time.monotonic(), []
+    for names, digest in tracked.parents:
+        for name in names:
+            try:
+                if time.monotonic() - begun < _LOOKUP_SECONDS:
+                    run.use_artifact(f"{_mirror_name(name)}:{_digest_alias(digest)}")
+                    break
+            except Exception:  # made while W&B did not look, or under another name
+                continue
+        else:
+            missing.append(names[0] if names else digest[:12])
+    if unsaid := [name for name in missing if name not in _said]:
+        _said.update(unsaid)
+        _say(tracked.name, f"W&B does not know {', '.join(unsaid)}; the digests are in the run's config")
+
+
+def _mirror_name(name: str) -> str:
+    return name.replace("/", ".")
+
+
+def _digest_alias(digest: str) -> str:
+    return f"sha256-{digest[:12]}"
+
+
+def _say(name: str, message: str) -> None:
+    print(f"  {name}: {' '.join(message.split())}", file=sys.stderr, flush=True)

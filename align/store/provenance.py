@@ -1,0 +1,50 @@
+"""What code and which packages a result was made with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import align
+
+PACKAGES = (
+    *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors", "numpy"),
+    "lm_eval",
+)
+
+
+@cache
+def packages() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """The commit of the checkout this runs from and whether it has changes, or the version of an installed package."""
+    here = Path(align.__file__).resolve().parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(here, "status", "--porcelain", "--", str(here)))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "version": metadata.version("align-rlhf"), "dirty": False}
+
+
+def version_line() -> str:
+    """`align 0.1.0`, with the commit of the checkout that it runs from, and whether files were changed since."""
+    code = code_version()
+    commit = f", commit {code['commit'][:12]}" if code["commit"] else ""
+    return f"align {metadata.version('align-rlhf')}{commit}{' and changes' if code['dirty'] else ''}"
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
