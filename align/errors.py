@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent  # align's own code
 # What only a wrong call of ours leads to.
 _OURS = {errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ESRCH}
 _SHORT = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO}
@@ -142,7 +142,7 @@ def _is_refused(error: OSError) -> bool:
 
 def _is_ours(file: object) -> bool:
     """Whether a file belongs to align itself: when one is missing, the installation is broken, or our code is."""
-    return isinstance(file, str | os.PathLike) and Path(file).absolute().is_relative_to(_PACKAGE)
+    return isinstance(file, str | os.PathLike) and Path(file).absolute().is_relative_to(PACKAGE)
 
 
 def _line(place: str, number: int | None, reason: str) -> str:

@@ -30,7 +30,7 @@ from five_stages import STAGES, run_stages, write_data, write_source  # noqa: E4
 from tiny_models import sequences_of  # noqa: E402
 
 from align.errors import ConfigError  # noqa: E402
-from align.models.check import fit_model  # noqa: E402
+from align.evals.model_check import fit_model  # noqa: E402
 from align.models.load import context_of  # noqa: E402
 from align.models.packed import response_logprobs  # noqa: E402
 from align.models.padded import is_padded  # noqa: E402

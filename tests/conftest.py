@@ -143,7 +143,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
     from torch.nn.modules.module import register_module_forward_pre_hook
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    from align.models import activations
+    from align.training import activations
 
     seen, checkpoint = Passes([], [], set()), activations.checkpoint
 

@@ -366,7 +366,8 @@ def test_it_runs_in_a_notebook_s_loop_and_in_threads(here: Path) -> None:
 
 
 def test_functions_that_wait_are_rewards_in_a_notebook_s_loop() -> None:
-    from align.rl.rewards import Episodes, RewardFunction, call_functions
+    from align.verifiers.episodes import Episodes
+    from align.verifiers.functions import RewardFunction, call_functions
 
     async def late(prompts: Any, completions: Any, **columns: Any) -> list[float]:
         await asyncio.sleep(0)

@@ -21,8 +21,8 @@ from processes import left_of, start
 
 from align.cli.main import main
 from align.pipeline.launch import MemberTask, Queue, _Numbered, members_at_once
-from align.pipeline.sweep_records import Fate, fates
 from align.runtime.cpu import cores
+from align.store.sweep_records import Fate, fates
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = [path.stem for path in (ROOT / "conf/sweep").glob("*.yaml") if path.stem != "none"]

@@ -14,7 +14,6 @@ from conftest import align, made_once, run_toy
 
 from align.errors import AlignError, Preempted, StoreError
 from align.evals.intervals import mean_and_half, student
-from align.pipeline.sweep_records import Member, Record, fates, read_sweep, recorded, sweeps
 from align.report.sweep import (
     Run,
     lower_is_better,
@@ -28,6 +27,7 @@ from align.report.sweep import (
 from align.report.sweep_charts import axis
 from align.runtime.signals import stopped
 from align.store.artifacts import ArtifactStore
+from align.store.sweep_records import Member, Record, fates, read_sweep, recorded, sweeps
 
 
 def run_of(number, value, seed="0", **metrics):

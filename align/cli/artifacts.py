@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.tree import Tree
 
+from align.configs.differences import differences, flat
 from align.errors import ConfigError, StoreError
 from align.report.listing import list_versions
 from align.runtime.console import Parser, plain_console, print_sentence, print_table, wide_console
@@ -76,8 +77,6 @@ def _ls(store: ArtifactStore, options: argparse.Namespace) -> None:
 
 
 def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
-    from align.pipeline.plan import flat
-
     artifact = store.find(options.ref)
     if options.json:
         print(
@@ -179,10 +178,9 @@ def _diff(store: ArtifactStore, options: argparse.Namespace) -> None:
 
     one, two = store.find(options.ref), store.find(options.other)
     rows = [
-        {"what": f"{part}.{name}", "before": before.get(name), "after": after.get(name)}
+        {"what": f"{part}.{name}", "before": old, "after": new}
         for part, before, after in _parts(one, two)
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
+        for name, old, new in differences(before, after)
     ]
     if options.json:
         print(json.dumps(rows, indent=1))
@@ -241,8 +239,6 @@ def _change(before: object, after: object) -> str:
 
 
 def _parts(one: Artifact, two: Artifact) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    from align.pipeline.plan import flat
-
     a, b = one.manifest, two.manifest
 
     def inputs(m: dict[str, Any]) -> dict[str, str]:
@@ -252,7 +248,7 @@ def _parts(one: Artifact, two: Artifact) -> list[tuple[str, dict[str, Any], dict
         return {name: f["sha256"][:12] for name, f in m["files"].items()}
 
     return [
-        ("config", flat(a["config"]), flat(b["config"])),
+        ("config", a["config"], b["config"]),
         ("inputs", inputs(a), inputs(b)),
         ("metrics", a["metrics"], b["metrics"]),
         ("code", a["code"], b["code"]),

@@ -7,10 +7,8 @@ import shutil
 import textwrap
 from dataclasses import MISSING, Field, fields, is_dataclass
 from inspect import cleandoc
-from pathlib import Path
 from typing import Any
 
-import align
 from align.configs import (
     STAGES,
     HardwareConfig,
@@ -21,6 +19,7 @@ from align.configs import (
     TextToText,
     TrackerConfig,
 )
+from align.errors import PACKAGE
 
 _OVERVIEW = """\
 align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> evaluation
@@ -87,7 +86,7 @@ def models() -> list[str]:
 
 def _group(name: str) -> list[str]:
     """The configs that the package ships in a group."""
-    here = Path(align.__file__).resolve().parent
+    here = PACKAGE
     return sorted({p.stem for folder in (here, here.parent) for p in folder.glob(f"conf/{name}/*.yaml")})
 
 

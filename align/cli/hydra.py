@@ -40,21 +40,20 @@ from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 from omegaconf.resolvers.oc import select
 
-import align
 from align.cli.config_file import GIVEN, GROUPS, MODE, Given, Places, Written, expected_names, from_call, from_file
 from align.cli.overrides import check_grammar, in_quotes, quoted
 from align.cli.yaml_file import YamlFile, explain_yaml, nested, read_yaml
 from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
 from align.configs.other_names import CUTOFF, OURS, did_you_mean, knobs_of, meant_knob, no_such_knob, other_unit
 from align.configs.typed import said_of_interpolation
-from align.errors import AlignError, ConfigError
+from align.errors import PACKAGE, AlignError, ConfigError
 from align.pipeline.launch import STOPPED, Launcher, MemberTask, Prepared
 from align.pipeline.plan import flat
-from align.pipeline.sweep_records import Member, fates
 from align.runtime.console import Parser
 from align.store.artifacts import STORE_VARIABLE, store_folder
 from align.store.references import hint as reference_hint
 from align.store.references import is_outside, is_path
+from align.store.sweep_records import Member, fates
 
 Task = Callable[[DictConfig, Places], int]  # returns an exit code
 # Whether there is work left; raises an AlignError at a config that cannot run.
@@ -71,7 +70,7 @@ _NOT_TAKEN = {  # options of Hydra's own that choose another primary config than
 
 def conf_folder() -> Path:
     """The configs shipped with the package: inside it in a wheel, beside it in a checkout."""
-    here = Path(align.__file__).resolve().parent
+    here = PACKAGE
     return next(folder for folder in (here / "conf", here.parent / "conf") if (folder / "run.yaml").is_file())
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from align.configs import RunConfig
     from align.pipeline.plan import Step
     from align.pipeline.run import Outcome
-    from align.pipeline.sweep_records import Member
     from align.store.artifacts import ArtifactStore
+    from align.store.sweep_records import Member
 
     Act = Callable[[RunConfig, list[Step], ArtifactStore, Member | None], list[Outcome]]
 
@@ -226,7 +226,7 @@ def _guarded(act: Act) -> Callable[[DictConfig, Places], int]:
         if stopped:
             return stopped[0]
         from align.cli.hydra import sweep_member
-        from align.pipeline.sweep_records import recorded
+        from align.store.sweep_records import recorded
 
         debug = _setting(cfg, "debug") is True
         member = sweep_member()

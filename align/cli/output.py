@@ -14,7 +14,6 @@ from align.configs import PRECISIONS
 from align.pipeline.estimate import Cost
 from align.pipeline.plan import Step
 from align.pipeline.run import Outcome
-from align.pipeline.sweep_records import Member
 from align.report import tables
 from align.report.gather import Made, gather
 from align.report.summary import metrics_table, models_table, tasks_table
@@ -29,6 +28,7 @@ from align.runtime.console import (
     wide_console,
 )
 from align.store.artifacts import ArtifactStore
+from align.store.sweep_records import Member
 
 _PLAN_WIDTH = 120  # characters that a plan with its reasons takes
 _RUN_LINES = 30  # that the end of a run takes at most

@@ -61,11 +61,11 @@ def _write(artifact: Artifact, prompts: list[str], options: Namespace, answers: 
     """
     from rich.text import Text
 
-    from align.evals.items import encode_context
     from align.models.load import context_length, load_model, load_tokenizer
     from align.runtime.seeds import derive_seed
     from align.sampling.engine import Sampling, generate
     from align.text.chat import decode_response, encode_prompts, stop_ids, stop_strings, without_end
+    from align.text.encoding import encode_context
 
     model, tokenizer = load_model(artifact.path), load_tokenizer(artifact.path)
     ends, pad = stop_ids(tokenizer), tokenizer.pad_token_id

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from align.errors import ConfigError, StoreError
-from align.pipeline.sweep_records import Record, read_sweep, sweeps
 from align.report.sweep import (
     Run,
     are_alike,
@@ -26,6 +25,7 @@ from align.report.sweep import (
 from align.report.tables import Table, without_empty
 from align.runtime.console import Parser, print_sentence, print_table, table_lines, wide_console
 from align.store.artifacts import ArtifactStore, store_folder
+from align.store.sweep_records import Record, read_sweep, sweeps
 
 _WIDE = 120  # characters that a table takes with artifacts' keys
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import yaml
 
-from align.data.file_kinds import PACKED, SUFFIXES, TEXTS, unusual_kind
 from align.data.files import suffix_of
 from align.data.formats import FORMATS, GROUPED
 from align.data.model_files import check_files, check_model, read_fields
@@ -27,6 +26,7 @@ from align.data.records import SPLITS, source_name
 from align.data.split_names import says_split, split_of_file, split_of_name, splits_of_names
 from align.errors import ConfigError
 from align.store.artifacts import ADAPTER, ADAPTER_WEIGHTS, sha256_file, write_json
+from align.store.file_kinds import PACKED, SUFFIXES, TEXTS, unusual_kind
 from align.store.references import beside, expanded, hint
 from align.store.seals import digest_of
 

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple, TextIO
 from xml.etree import ElementTree
 
 from align.data.columns import plain_name
-from align.data.file_kinds import PACKED, unusual_kind
 from align.data.formats import SPELLINGS
 from align.data.records import Malformed, read_batches, type_name
+from align.store.file_kinds import PACKED, unusual_kind
 
 _BLOCK = 2**20  # bytes
 # Longer ones are no rows: a few bytes of a packed file can stand for gigabytes, and memory would hold them.

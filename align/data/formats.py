@@ -21,9 +21,9 @@ from align.data.comparisons import better_and_worse, two_answers, which, whole_p
 from align.data.conversations import asked_in, with_system
 from align.data.demonstrations import a_list as _list
 from align.data.demonstrations import asked_and_answered, conversation
-from align.data.file_kinds import TEXTS
 from align.data.labelled import LABELLED, infer_labelled, labelled_columns
 from align.data.records import CONVERTS, Dropped, Malformed, Row, check_text
+from align.store.file_kinds import TEXTS
 
 Format = Callable[[dict[str, Any]], Iterator[Row | Dropped]]
 

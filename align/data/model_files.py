@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from align.data.file_kinds import unusual_kind
 from align.store.artifacts import ADAPTER, ADAPTER_WEIGHTS
+from align.store.file_kinds import unusual_kind
 
 _INDEX = ".safetensors.index.json"
 WEIGHTS, INDEX = "model.safetensors", f"model{_INDEX}"

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from align.text.text_to_text import as_text_to_text
+from align.data.labelled_as_text import as_text_to_text
 
 Row = dict[str, Any]
 Message = dict[str, Any]

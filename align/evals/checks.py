@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from align.data.model_files import check_model
 from align.errors import ConfigError
-from align.rl.rewards import Episodes, RewardFunction, call_functions
 from align.runtime.user_functions import check_file, load_function
+from align.verifiers.episodes import Episodes
+from align.verifiers.functions import RewardFunction, call_functions
 
 Check = Callable[[Episodes], Sequence[float | None]]  # a number for each answer, None where it does not apply
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.evals.beam import WIDTH, beam_search
-from align.evals.items import encode_context
 from align.models.load import context_length
 from align.sampling.engine import Response, Sampling, generate
 from align.text.chat import stop_ids, without_end
+from align.text.encoding import encode_context
 from align.text.packing import micro_batches
 
 

@@ -19,11 +19,11 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from align.evals.items import encode_context, encode_pair, fitting, score_pairs, start_token
+from align.evals.items import encode_pair, fitting, score_pairs
 from align.models.load import context_length
 from align.sampling.engine import Response, Sampling, generate
 from align.text.chat import stop_ids, without_end
-from align.text.encoding import encode_texts
+from align.text.encoding import encode_context, encode_texts, start_token
 
 _MOST_NEW_TOKENS = 256  # where a task does not say, as in lm-eval's own HFLM
 

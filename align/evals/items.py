@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.models.load import context_length
 from align.models.packed import before_responses, pack_pairs
 from align.models.padded import is_padded
-from align.text.encoding import encode_texts
+from align.text.encoding import encode_texts, start_token
 from align.text.packing import micro_batches
 
 Item = Mapping[str, Any]  # a row of the record `items`
@@ -48,17 +48,6 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, completion: st
         return [start_token(tokenizer)], alone
     whole, before = encode_texts(tokenizer, [kept + completion, kept], begin=True)
     return before, whole[len(before) :]
-
-
-def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What stands before text that nothing stands before: the token for its beginning, else for a text's end."""
-    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-
-
-def encode_context(tokenizer: PreTrainedTokenizerBase, context: str) -> list[int]:
-    """Tokens of a context that is to be written on, never none."""
-    (ids,) = encode_texts(tokenizer, [context], begin=True)
-    return ids or [start_token(tokenizer)]
 
 
 def score_items(

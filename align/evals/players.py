@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.data.records import Row
 from align.models.load import context_length
 from align.models.packed import pack_pairs, response_logprobs
-from align.rl.rewards import Episodes
 from align.sampling.engine import Response, Sampling, generate
 from align.text.chat import encode_prompts, show_prompt, stop_ids, stop_strings
 from align.text.packing import micro_batches
+from align.verifiers.episodes import Episodes
 
 Messages = list[dict[str, str]]
 

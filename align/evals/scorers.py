@@ -13,7 +13,9 @@ import torch
 from align.evals.gold import GoldScorer
 from align.models.heads import load_scalar
 from align.models.load import context_length, load_tokenizer
-from align.rl.rewards import Episodes, RewardModel, call_functions, load_functions
+from align.verifiers.episodes import Episodes
+from align.verifiers.functions import call_functions, load_functions
+from align.verifiers.reward_models import RewardModel
 
 
 class Scorer(NamedTuple):

@@ -29,9 +29,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from align.errors import AlignError, ConfigError, Preempted, StoreError
-from align.pipeline.sweep_records import KILLED, Fate, fates
 from align.runtime.cpu import cores
 from align.runtime.signals import STOPPED_CODE, end_when, end_with_parent, on_stop, stopped
+from align.store.sweep_records import KILLED, Fate, fates
 
 Task = Callable[[DictConfig], int]
 STOPPED = "stopped"  # a file in the sweep's folder, with the signal's number: members that have not begun shall not

@@ -29,6 +29,7 @@ from align.configs import (
     StageConfig,
     stage_class,
 )
+from align.configs.differences import differences, flat
 from align.configs.knobs import READ_AT_START, require
 from align.configs.other_names import CUTOFF, did_you_mean, knobs_of, no_such_knob
 from align.configs.typed import NoSuchKnob, literal, plain, said_of_interpolation, shown, typed
@@ -591,13 +592,12 @@ def _why(step: Step, artifact: Artifact | None, store: ArtifactStore) -> str:
 def _differences(step: Step, manifest: dict[str, Any]) -> list[str]:
     if manifest["stage"] != step.stage:
         return [f"stage {manifest['stage']} -> {step.stage}"]
-    usual = asdict(type(step.config)())  # of a knob that is younger than the manifest
-    now, before = flat(asdict(step.config)), flat(usual) | flat(manifest["config"])
+    usual = flat(asdict(type(step.config)()))  # of a knob that is younger than the manifest
     outside = ("inputs", *_outside_key(step.config))
     found = [
-        f"{knob} {before.get(knob)} -> {now.get(knob)}"
-        for knob in sorted(now.keys() | before.keys())
-        if not knob.startswith(outside) and now.get(knob) != before.get(knob)
+        f"{knob} {before} -> {after}"
+        for knob, before, after in differences(usual | flat(manifest["config"]), asdict(step.config))
+        if not knob.startswith(outside)
     ]
     for slot in sorted(step.inputs.keys() | manifest["inputs"].keys()):
         keys = [source.key for source in step.inputs.get(slot, ())]
@@ -605,12 +605,4 @@ def _differences(step: Step, manifest: dict[str, Any]) -> list[str]:
             found.append(f"input {slot} changed")
     if step.data_digest != manifest.get("data"):
         found.append("its data changed")
-    return found
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested knobs as `model.hidden_size`."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found

@@ -22,13 +22,13 @@ from align.configs import HardwareConfig, RunConfig
 from align.configs.knobs import READ_AS_IT_RUNS, READ_AT_START
 from align.errors import ConfigError, HealthStop, StoreError
 from align.pipeline.plan import Source, Step, data_digest
-from align.pipeline.sweep_records import Member
 from align.report.listing import remember
 from align.runtime.cpu import cores
 from align.runtime.signals import Stop
 from align.runtime.tracking import Tracked, Tracker, make_tracker
 from align.store.artifacts import NOTE, Artifact, ArtifactStore, write_json
 from align.store.provenance import code_version, packages
+from align.store.sweep_records import Member
 
 if TYPE_CHECKING:
     from align.runtime.job import Inputs

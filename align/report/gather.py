@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from align.configs.differences import differences
 from align.errors import StoreError
-from align.pipeline.plan import flat
 from align.report.rows import Row, is_key, read_rows
 from align.store.artifacts import Artifact, ArtifactStore
 from align.store.references import is_outside, is_path
@@ -187,9 +187,5 @@ def _changes(store: ArtifactStore, name: str, version: str, artifact: Artifact) 
         before = None
     if before is None:
         return []
-    old, new = flat(before.manifest["config"]), flat(artifact.manifest["config"])
-    return [
-        (knob, str(old.get(knob)), str(new.get(knob)))
-        for knob in sorted(old.keys() | new.keys())
-        if old.get(knob) != new.get(knob)
-    ]
+    changed = differences(before.manifest["config"], artifact.manifest["config"])
+    return [(knob, str(old), str(new)) for knob, old, new in changed]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from align.evals.intervals import mean_and_half
-from align.pipeline.sweep_records import Record
 from align.report.tables import Table
 from align.store.artifacts import Artifact
+from align.store.sweep_records import Record
 
 OBJECTIVES = ("gold/score", "win_rate", "judge/win_rate", "reward/score", "objective/score", "eval/loss", "loss")
 _LOWER_IS_BETTER = {"kl", "perplexity", "bits_per_byte", "hallucination", "ece", "missing_eos"}

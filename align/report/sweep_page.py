@@ -9,7 +9,6 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from align.pipeline.sweep_records import Record
 from align.report.charts import SERIES, Chart
 from align.report.page import templates, write_whole
 from align.report.sweep import (
@@ -28,6 +27,7 @@ from align.report.sweep import (
 from align.report.sweep_charts import Spot, knob_chart, parallel_chart, pareto_chart
 from align.report.tables import Table
 from align.report.verdict import Line
+from align.store.sweep_records import Record
 
 _COSTS = ("kl", "objective/kl")
 _OVER_SEEDS = "Faint: members; bars: 95 % intervals of the mean over seeds."

@@ -18,13 +18,13 @@ from transformers.pytorch_utils import Conv1D
 
 from align.configs import LoraConfig
 from align.losses.lm import TokenLogprobs
-from align.models.activations import Again
 from align.models.adapters import Adapters, AdapterScalar, load_adapter_scalar
 from align.models.heads import ScalarModel, load_scalar
 from align.models.load import load_model, save_model
 from align.models.lora import adapter_of
 from align.models.packed import Scalar, head_is_plain, response_likelihoods, response_logprobs, response_values
 from align.text.packing import Packed
+from align.training.activations import Again
 
 Ids = Sequence[int]
 
@@ -50,7 +50,7 @@ class Actors(Protocol):
         """A frozen reward model, of the artifact in `folder`."""
 
     def limit_activations(self, limit: Callable[[PreTrainedModel, Again | None], None]) -> None:
-        """Call `limit` with each model that learns, as it learns; see `align.models.activations`."""
+        """Call `limit` with each model that learns, as it learns; see `align.training.activations`."""
 
     def policy_model(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
         """The policy as a plain model, for as long as the context lasts: to sample from."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from align.models.activations import Again
+    from align.training.activations import Again
 
 
 T = TypeVar("T")
@@ -368,9 +368,9 @@ class Job:
 
         Args:
             longest: tokens of the longest sequence, which is a pass by itself where it is above micro_batch_tokens.
-            again: see `align.models.activations`; for models whose adapters are switched.
+            again: see `align.training.activations`; for models whose adapters are switched.
         """
-        from align.models.activations import limit_activations
+        from align.training.activations import limit_activations
 
         line = limit_activations(
             model,

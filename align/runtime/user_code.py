@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-import align
-
-_PACKAGE = Path(align.__file__).resolve().parent  # align's own code: its stages' VERSION stands for it in keys
+from align.errors import PACKAGE
 
 
 def find_module(name: str) -> Path | None:
@@ -31,7 +29,7 @@ def is_own(path: Path) -> bool:
     path = path.resolve()
     if not path.is_file() or {"site-packages", "dist-packages"} & {*path.parts}:
         return False
-    return not any(path.is_relative_to(folder) for folder in (*_installed_folders(), _PACKAGE))
+    return not any(path.is_relative_to(folder) for folder in (*_installed_folders(), PACKAGE))
 
 
 def own_files(module: str) -> dict[str, Path]:

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import align
-from align.errors import ConfigError
+from align.errors import PACKAGE, ConfigError
 from align.runtime.user_code import find_module, is_own, names_in, own_files
 from align.store.artifacts import sha256_file
 from align.store.references import expanded
@@ -182,7 +181,7 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.lineno and error.filename and Path(error.filename).is_file():
         return f"{_shown(Path(error.filename))}:{error.lineno}: {what}"
     frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not Path(frame.filename).is_relative_to(Path(align.__file__).parent)]
+    outside = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)]
     own = [frame for frame in outside if is_own(Path(frame.filename))]
     for frame in reversed(own or outside):
         inside = "" if frame.name == "<module>" else f" (in {frame.name})"

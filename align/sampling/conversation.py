@@ -173,8 +173,8 @@ class Conversation:
                 self.turns.append((self._asked, text))
 
     def _encoded(self, turns: list[tuple[str, str]], text: str) -> list[int]:
-        from align.evals.items import encode_context
         from align.text.chat import encode_prompts
+        from align.text.encoding import encode_context
 
         if self._raw:
             return encode_context(self._tokenizer, text)

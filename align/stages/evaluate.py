@@ -39,13 +39,13 @@ from align.evals.tasks import Scored, reliability_rows, task_metrics, written_ro
 from align.evals.text_loss import row_losses
 from align.evals.win_rate import win_rate
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
-from align.rl.rewards import Episodes
 from align.runtime.job import Inputs, Job, Metrics
 from align.runtime.seeds import derive_seed
 from align.sampling.engine import Sampling
 from align.store.artifacts import Artifact, ArtifactStore
 from align.text.chat import decode_response, encode_prompts, transcript
 from align.text.tokens import encode_text
+from align.verifiers.episodes import Episodes
 
 
 def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:

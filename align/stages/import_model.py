@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.configs import ImportModel
 from align.data.cards import Source, resolve_base, resolve_model
 from align.errors import ConfigError
+from align.evals.model_check import fit_model, fit_reward_model
 from align.models.build import fuse_activation
-from align.models.check import fit_model, fit_reward_model
 from align.models.heads import ScalarModel
 from align.models.load import drift_of_storing, save_model
 from align.models.published import open_adapted, open_model

@@ -47,17 +47,7 @@ from align.models.load import (
 )
 from align.rl.models import Actors, load_actors
 from align.rl.monitors import Health
-from align.rl.rewards import (
-    Episodes,
-    Notes,
-    RewardFunction,
-    RewardModel,
-    Rewards,
-    RewardTerms,
-    call_functions,
-    load_functions,
-    make_episodes,
-)
+from align.rl.rewards import Rewards, RewardTerms
 from align.rl.rollouts import Layout, Rollouts, Samples, make_samples, packed_group, padded
 from align.rl.update import Learner, Plan
 from align.runtime.job import Inputs, Job, Metrics
@@ -69,6 +59,9 @@ from align.text.tokens import TextRows, encode_text
 from align.training.loss_guard import Skips
 from align.training.optimizers import scheduled_factor
 from align.training.preflight import doubts
+from align.verifiers.episodes import Episodes, make_episodes
+from align.verifiers.functions import Notes, RewardFunction, call_functions, load_functions
+from align.verifiers.reward_models import RewardModel
 
 _NUM_SAMPLES = 4  # episodes of an iteration that are kept to be read
 

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import align
+from align.errors import PACKAGE
 
 PACKAGES = (
     *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors", "numpy"),
@@ -31,7 +31,7 @@ def packages() -> dict[str, str]:
 @cache
 def code_version() -> dict[str, Any]:
     """The commit of the checkout this runs from and whether it has changes, or the version of an installed package."""
-    here = Path(align.__file__).resolve().parent
+    here = PACKAGE
     try:
         commit = _git(here, "rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git(here, "status", "--porcelain", "--", str(here)))}

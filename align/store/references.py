@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from align.data.file_kinds import PACKED, SUFFIXES
 from align.errors import ConfigError, too_long
+from align.store.file_kinds import PACKED, SUFFIXES
 
 SCHEMES = ("card", "path", "hf")
 _PATHS = ("/", "./", "../", "~")

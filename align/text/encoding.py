@@ -239,3 +239,14 @@ def _digits(number: int) -> str:
 
 def _number(digits: str) -> int:
     return int("".join(str(_DIGITS.index(digit)) for digit in digits))
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands before text that nothing stands before: the token for its beginning, else for a text's end."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
+def encode_context(tokenizer: PreTrainedTokenizerBase, context: str) -> list[int]:
+    """Tokens of a context that is to be written on, never none."""
+    (ids,) = encode_texts(tokenizer, [context], begin=True)
+    return ids or [start_token(tokenizer)]

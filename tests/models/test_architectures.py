@@ -19,8 +19,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from align.configs import LoraConfig
 from align.errors import ConfigError
+from align.evals.model_check import fit_model, fit_reward_model
 from align.models.adapters import Adapters, fresh_adapter
-from align.models.check import fit_model, fit_reward_model
 from align.models.heads import ScalarModel, load_scalar, open_classifier, scalar_from_lm
 from align.models.load import context_of, load_model, rope_limit, save_model
 from align.models.packed import response_logprobs, response_scores

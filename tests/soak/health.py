@@ -26,9 +26,9 @@ from kills import ended, start
 
 from align.models.load import load_model
 from align.models.packed import response_logprobs
-from align.rl.rewards import RewardModel
 from align.stages import ppo
 from align.store.artifacts import read_json_lines
+from align.verifiers.reward_models import RewardModel
 
 SMALL = (
     *("text.train_rows=6000", "demonstrations.train_rows=1300", "prompts.train_rows=2000", "pretrain.num_steps=600"),

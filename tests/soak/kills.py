@@ -35,7 +35,7 @@ from processes import left_of, ranks_of  # noqa: E402
 
 import align.stages.pretrain  # noqa: E402, F401
 from align.cli.main import main  # noqa: E402
-from align.pipeline.sweep_records import fates  # noqa: E402
+from align.store.sweep_records import fates  # noqa: E402
 
 CHECKPOINTING = ("pretrain", "sft", "reward", "ppo")
 STAGES = ("data", "tokenizer", "tokens", *CHECKPOINTING, "compare", "evaluate")

@@ -28,8 +28,9 @@ from transformers import (
 from align.cli.main import main
 from align.models.heads import load_scalar
 from align.models.load import context_length, load_model, load_tokenizer
-from align.rl.rewards import RewardModel, make_episodes
 from align.text.chat import encode_conversations, encode_prompts, read_alike, stop_ids
+from align.verifiers.episodes import make_episodes
+from align.verifiers.reward_models import RewardModel
 
 QUESTIONS = ["Who sat on the mat?", "And who ran home?", "Who is brief?", "Is the cat kind?"]
 ANSWERS = ["The cat.", "The dog ran home.", "The mat is brief.", "Yes, the cat is kind."]

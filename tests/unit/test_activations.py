@@ -11,8 +11,8 @@ from stage_jobs import job_at
 from transformers import AutoModelForCausalLM, CTRLConfig, LlamaConfig, PreTrainedModel
 
 from align.errors import ConfigError
-from align.models import activations
-from align.models.activations import activation_bytes, checkpoint_layers, limit_activations
+from align.training import activations
+from align.training.activations import activation_bytes, checkpoint_layers, limit_activations
 
 
 def tiny(layers: int = 4, **given: object) -> PreTrainedModel:

@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from align.errors import ConfigError
 from align.evals.checks import load_check
-from align.rl.rewards import Episodes
 from align.runtime.user_functions import check_file
+from align.verifiers.episodes import Episodes
 
 ROWS = [{"prompt": [{"role": "user", "content": "hello"}], "kind": "greeting"}] * 3
 CPU = torch.device("cpu")

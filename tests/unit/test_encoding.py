@@ -8,9 +8,9 @@ from tiny_models import tiny_tokenizer
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from align.evals.items import encode_context, encode_pair
+from align.evals.items import encode_pair
 from align.text.chat import encode_dialogues, encode_prompts
-from align.text.encoding import control_tokens, encode_texts, encoder_of
+from align.text.encoding import control_tokens, encode_context, encode_texts, encoder_of
 from align.text.tokenizers import train_tokenizer
 from align.text.tokens import encode_documents
 

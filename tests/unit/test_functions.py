@@ -11,8 +11,9 @@ import sys
 import pytest
 
 from align.errors import ConfigError
-from align.rl.rewards import Episodes, call_functions, load_functions
 from align.runtime.user_functions import find_source, load_function, short_names, source_digests
+from align.verifiers.episodes import Episodes
+from align.verifiers.functions import call_functions, load_functions
 
 ROWS = [{"prompt": [{"role": "user", "content": text}], "solution": r"$\frac{1}{3}$"} for text in ("one?", "two?")]
 

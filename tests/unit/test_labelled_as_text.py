@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from align.data.labelled_as_text import as_text_to_text
 from align.data.records import check_row
-from align.text.text_to_text import as_text_to_text
 
 PAIR = ["A man sleeps.", "He is awake."]
 
@@ -74,5 +74,5 @@ def test_scores_become_the_nearest_fifth():
 
 
 def test_rows_are_written_without_torch():
-    code = "import sys, align.text.text_to_text; sys.exit('torch' in sys.modules)"
+    code = "import sys, align.data.labelled_as_text; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

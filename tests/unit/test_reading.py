@@ -12,9 +12,9 @@ from align.cli.main import main
 from align.cli.output import result_lines
 from align.cli.sweep import compare, compare_ended
 from align.errors import ConfigError
-from align.pipeline.sweep_records import Member, read_sweep, recorded
 from align.report.gather import gather
 from align.store.artifacts import ArtifactStore
+from align.store.sweep_records import Member, read_sweep, recorded
 
 BETTER = evaluation(0.68, 0.65, 0.71)
 

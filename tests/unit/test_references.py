@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 
 from align.cli.main import main
 from align.configs import RunConfig
-from align.data.file_kinds import PACKED, SUFFIXES
 from align.errors import ConfigError, StoreError
 from align.pipeline.plan import plan
 from align.store.artifacts import ArtifactStore
+from align.store.file_kinds import PACKED, SUFFIXES
 from align.store.references import expanded, hint, meant, pinned
 
 NEWEST, OF_DEV = "a" * 40, "b" * 40

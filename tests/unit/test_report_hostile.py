@@ -14,12 +14,12 @@ from small_store import add, bounds, compared, evaluation, seal_again
 
 import align.report
 from align.errors import StoreError
-from align.pipeline.sweep_records import Record
 from align.report.gather import gather
 from align.report.page import render, write_report, write_whole
 from align.report.rows import Row
 from align.report.sweep_page import write_page
 from align.store.artifacts import ArtifactStore
+from align.store.sweep_records import Record
 
 OWN = Path(align.report.__file__).parent
 MARK = "owned"  # stands in every payload: in a page it may stand in text, or in the value of an attribute for text

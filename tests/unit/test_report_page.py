@@ -11,7 +11,6 @@ import pytest
 from small_store import add, bounds, compared, evaluation
 
 import align.report
-from align.pipeline.sweep_records import Record
 from align.report import page as page_module
 from align.report import tables
 from align.report.charts import NOISY, is_noisy, line_chart, running_mean
@@ -21,6 +20,7 @@ from align.report.meanings import meaning
 from align.report.page import curves, render
 from align.report.sweep_page import charts, verdict, write_page
 from align.store.artifacts import ArtifactStore
+from align.store.sweep_records import Record
 
 STYLE = (Path(align.report.__file__).parent / "style.css").read_text()
 

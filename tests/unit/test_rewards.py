@@ -18,18 +18,13 @@ from align.models.build import build_model
 from align.models.heads import scalar_from_lm
 from align.models.load import save_model
 from align.models.packed import pack_pairs, response_scores
-from align.rl.rewards import (
-    Episodes,
-    Notes,
-    RewardFunction,
-    RewardModel,
-    RewardTerms,
-    call_functions,
-    make_episodes,
-)
+from align.rl.rewards import RewardTerms
 from align.text.chat import encode_dialogues
 from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer
+from align.verifiers.episodes import Episodes, make_episodes
+from align.verifiers.functions import Notes, RewardFunction, call_functions
+from align.verifiers.reward_models import RewardModel
 
 CPU = torch.device("cpu")
 NOTHING = {

@@ -1,0 +1,61 @@
+"""Score episodes with a trained reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from align.models.packed import Scalar, response_scores
+from align.text.chat import encode_dialogues
+from align.text.packing import micro_batches, pack
+from align.verifiers.episodes import Episodes
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model that scores episodes.
+
+    Attributes:
+        tokenizer: None where it reads the policy's own tokens; else the text is encoded again with this one.
+        context: tokens that it can read.
+        ends: the policy's tokens that end a response, the one that ends a turn first; it was trained at that one.
+    """
+
+    name: str
+    model: Scalar
+    tokenizer: PreTrainedTokenizerBase | None
+    context: int
+    ends: Sequence[int] = ()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        episodes: Episodes,
+        device: torch.device,
+        max_tokens: int,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> torch.Tensor:
+        """Scores [B], float32.
+
+        Text that is encoded again is scored as if it had ended, and loses its end where it is too long.
+        """
+        if self.tokenizer is None:
+            # The very tokens that were sampled: encoding their text again may split it otherwise.
+            sequences = [[*p, *self._ended(r)] for p, r in zip(episodes.prompts, episodes.responses, strict=True)]
+        else:
+            whole = encode_dialogues(self.tokenizer, [row["prompt"] for row in episodes.rows], list(episodes.texts))
+            sequences = [ids[: self.context] for ids in whole]
+        scores = torch.zeros(len(sequences), device=device)
+        for group in micro_batches(list(map(len, sequences)), max_tokens):
+            with autocast():
+                scores[group] = response_scores(self.model, pack([sequences[i] for i in group], device))
+        return scores
+
+    def _ended(self, response: Sequence[int]) -> Sequence[int]:
+        """The response with the token that ends a turn in the place of any other that ended it."""
+        return [*response[:-1], self.ends[0]] if response and response[-1] in self.ends else response
