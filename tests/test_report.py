@@ -68,9 +68,9 @@ def test_a_report_shows_ppo_s_episodes_and_the_parts_of_its_reward(store):
 def test_a_model_s_text_may_hold_any_line_break(store, tmp_path, mark):
     job = job_at(tmp_path / "job")
     rows = [{"prompt": f"a{mark}b", "response": f"{mark}c"}]
-    job.append("samples", 1, rows)
-    job.append("samples", 2, rows)
-    job.table("table", rows)
+    job.log.append("samples", 1, rows)
+    job.log.append("samples", 2, rows)
+    job.log.table("table", rows)
     artifact = dataclasses.replace(store.find("toy/ppo"), path=tmp_path / "job/out")
     assert artifact.rows("samples") == [{"step": step, **rows[0]} for step in (1, 2)]
     assert artifact.rows("table") == rows

@@ -28,8 +28,10 @@ from typing import IO, Any
 from align.configs import RunConfig, StageConfig, stage_class
 from align.configs.typed import typed
 from align.errors import AlignError, HealthStop, StoreError, naming_the_world
+from align.models.compute import emulates_bf16
 from align.runtime.cpu import cores
-from align.runtime.job import Inputs, Job, Metrics, emulates_bf16
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.runtime.memory import reuse_freed_memory
 from align.runtime.seeds import derive_seed
 from align.runtime.signals import Stop, end_with_parent
@@ -82,7 +84,7 @@ def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
 
     reuse_freed_memory()
     if getattr(config, "precision", "fp32") == "bf16" and emulates_bf16(job.device):
-        job.info("this CPU has no bf16 arithmetic, so precision=bf16 will be many times slower than fp32")
+        job.log.info("this CPU has no bf16 arithmetic, so precision=bf16 will be many times slower than fp32")
     torch.manual_seed(derive_seed(getattr(config, "seed", 0), config.STAGE))
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints is not ours to give out
         return importlib.import_module(f"align.stages.{config.STAGE}").run(config, inputs, job)

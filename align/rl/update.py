@@ -14,7 +14,8 @@ from align.losses.ppo import Advantages, importance_weights, kl_loss, policy_los
 from align.models.packed import pack_pairs, response_logprobs
 from align.rl.models import Actors
 from align.rl.rollouts import Layout, Rollouts, packed_group
-from align.runtime.job import Job, Metrics
+from align.runtime.job import Job
+from align.runtime.log import Metrics
 from align.runtime.memory import give_back_freed_memory
 from align.store.checkpoints import restore_parameters
 from align.text.tokens import TextRows
@@ -104,7 +105,7 @@ class Learner:
             set_learning_rate(self._optimizers[name], rate)
         seen = {f"{name}/learning_rate": [rate] for name, rate in rates.items()}
         for number, minibatch in enumerate(minibatch for layout in plan.layouts for minibatch in layout):
-            self._job.stop_if_asked()
+            self._job.resume.stop_if_asked()
             moved: Totals = {}
             for name in self._moving(plan):  # one after the other: only one gradient is in memory at a time
                 if number == 0:
@@ -139,9 +140,9 @@ class Learner:
             totals |= self._mix_text(plan.iteration, number)
         for key, part in totals.items():
             if not key.endswith(_OF_ALL_PROCESSES):
-                job.all_reduce(part)
+                job.group.all_reduce(part)
         if not mixes:
-            job.sum_gradients(parameters)
+            job.group.sum_gradients(parameters)
             totals[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self._cfg.max_grad_norm)
         return totals
 
@@ -150,7 +151,7 @@ class Learner:
         samples, job = plan.rollouts.samples, self._job
         count = torch.tensor(float(sum(len(samples.responses[i]) for group in minibatch for i in group)))
         count = count.to(job.device)
-        job.all_reduce(count)
+        job.group.all_reduce(count)
         names, terms = (_POLICY, self._policy_terms) if name == "policy" else (_VALUE, self._value_terms)
         totals = {key: torch.zeros((), device=job.device) for key in names}
         for group in minibatch:
@@ -162,7 +163,7 @@ class Learner:
         """Add the policy's gradient over one micro-batch; give its metrics, in the order of `_POLICY`."""
         cfg, rollouts = self._cfg, plan.rollouts
         packed, responses, mask = packed_group(rollouts.samples, group, self._job.device)
-        with self._job.autocast(cfg.precision):
+        with self._job.compute(cfg.precision).autocast():
             new, entropy = self._actors.policy_likelihoods(packed, responses, cfg.temperature, cfg.entropy_coef != 0)
         old = rollouts.logprobs[group][mask]
         policy = policy_loss(new, old, plan.advantages.advantages[group][mask], cfg.clip_range)
@@ -186,7 +187,7 @@ class Learner:
         """As `_policy_terms`, of the value model and `_VALUE`."""
         cfg, rollouts = self._cfg, plan.rollouts
         packed, responses, mask = packed_group(rollouts.samples, group, self._job.device)
-        with self._job.autocast(cfg.precision):
+        with self._job.compute(cfg.precision).autocast():
             values = self._actors.values(packed, responses)
         value = value_loss(
             values, rollouts.values[group][mask], plan.advantages.returns[group][mask], cfg.value_clip_range
@@ -204,7 +205,7 @@ class Learner:
         cfg, job, text = self._cfg, self._job, self._text
         assert text is not None
         parameters = self._parameters["policy"]
-        job.sum_gradients(parameters)
+        job.group.sum_gradients(parameters)
         own = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         for parameter in parameters:
             parameter.grad = None
@@ -212,16 +213,16 @@ class Learner:
         first = (iteration * steps + number) * cfg.ptx_rows
         rows = text[self._text_order.take(first, cfg.ptx_rows)]
         total = torch.zeros((), device=job.device)
-        per_pass = max(1, job.micro_batch_tokens // rows.shape[1])
-        mine = rows[job.rank :: job.world_size].tolist()
+        per_pass = max(1, job.max_tokens // rows.shape[1])
+        mine = rows[job.group.rank :: job.group.world_size].tolist()
         for start in range(0, len(mine), per_pass):
             chunk = mine[start : start + per_pass]
             packed = pack_pairs([row[:1] for row in chunk], [row[1:] for row in chunk], job.device)
-            with job.autocast(cfg.precision), self._actors.policy_model() as policy:
+            with job.compute(cfg.precision).autocast(), self._actors.policy_model() as policy:
                 loss = -response_logprobs(policy, packed, [row[1:] for row in chunk]).sum() / num_targets(rows)
             loss.backward()
             total += loss.detach()
-        job.sum_gradients(parameters)
+        job.group.sum_gradients(parameters)
         texts = [cfg.ptx_coef * p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         product = torch.stack([(a * b).sum() for a, b in zip(own, texts, strict=True)]).sum()
         own_norm, text_norm = (_clip(gradients, cfg.max_grad_norm) for gradients in (own, texts))
@@ -255,18 +256,18 @@ class Learner:
         bad = ", ".join(key for key, value in totals.items() if not torch.isfinite(value))
         samples = plan.rollouts.samples
         mine = [i for group in minibatch for i in group]
-        culprits = self._job.gather([samples.ids[i] for i in mine if not self._is_finite(plan, i)], even=False)
-        named = sorted(culprits or self._job.gather([samples.ids[i] for i in mine], even=False))
+        culprits = self._job.group.gather([samples.ids[i] for i in mine if not self._is_finite(plan, i)], even=False)
+        named = sorted(culprits or self._job.group.gather([samples.ids[i] for i in mine], even=False))
         message = f"iteration {plan.iteration + 1}: {bad} is not finite; episodes of prompts {named}"
         if self._cfg.on_nonfinite == "stop":
             raise HealthStop(f"{message}; lower learning_rate, or give on_nonfinite=skip")
-        self._job.event(plan.iteration + 1, "nonfinite", f"{message}; their minibatch is skipped")
+        self._job.log.event(plan.iteration + 1, "nonfinite", f"{message}; their minibatch is skipped")
 
     @torch.no_grad()
     def _is_finite(self, plan: Plan, i: int) -> bool:
         """True where everything that the loss takes of one episode is finite."""
         packed, responses, mask = packed_group(plan.rollouts.samples, [i], self._job.device)
-        with self._job.autocast(self._cfg.precision):
+        with self._job.compute(self._cfg.precision).autocast():
             new = self._actors.policy_likelihoods(packed, responses, self._cfg.temperature, False).logprobs
             values = self._actors.values(packed, responses)
         taken = (plan.advantages.advantages[[i]][mask], plan.advantages.returns[[i]][mask])

@@ -22,7 +22,8 @@ from align.evals.gold import gold_scorer
 from align.evals.players import Player, respond
 from align.labelling.simulated import Judged, Labelers, agreeing_pairs, judge
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.sampling.engine import Sampling
 from align.text.chat import decode_response, encode_prompts
@@ -50,7 +51,7 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
         fitting = [row for row, ids in zip(found, encoded, strict=True) if len(ids) <= room]
         if len(fitting) < len(found):
             which = f"{len(found) - len(fitting):,} of {len(found):,} {split} prompts"
-            job.info(f"{which} left out: longer than {room:,} tokens")
+            job.log.info(f"{which} left out: longer than {room:,} tokens")
         rows[split] = fitting[skipped:][:limit]
     if not rows["train"]:
         raise ConfigError(
@@ -58,7 +59,7 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
             f"{max_new_tokens} new tokens"
         )
     responses = _sample(cfg, job, model, tokenizer, [row["prompt"] for split in rows for row in rows[split]])
-    if not job.is_main:
+    if not job.group.is_main:
         return {}
 
     crew = Labelers(cfg.num_labelers, cfg.tie_width, np.random.default_rng(derive_seed(cfg.seed or 0, "labelers")))
@@ -77,7 +78,7 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
         ranked[split] = [_ranked(row, g, j, crew) for row, g, j in zip(prompts, groups, judged, strict=True)]
         write_rows(job.out, split, ranked[split], record="comparisons")
     write_info(job.out, record="comparisons", source="compare", licence="generated", dropped={}, gold=infos[0]["gold"])
-    job.table("samples", [{"prompt": r["prompt"][-1]["content"], **_shown(r)} for r in ranked["train"][:20]])
+    job.log.table("samples", [{"prompt": r["prompt"][-1]["content"], **_shown(r)} for r in ranked["train"][:20]])
     return _metrics(ranked) | {"labelers/agreement": agreement, "labelers/noise": crew.noise}
 
 
@@ -94,7 +95,7 @@ def _sample(
         for i, ids in enumerate(encode_prompts(tokenizer, prompts))
         for k in range(cfg.num_responses)
     ]
-    mine = job.share(requests)
+    mine = job.group.share(requests)
     sampling = Sampling(
         max_new_tokens=filled(cfg.max_new_tokens),
         temperature=cfg.temperature,
@@ -103,7 +104,7 @@ def _sample(
     player = Player("model", model, tokenizer)
     with job.progress(len(mine), "responses") as advance:
         drawn = respond(player, [ids for _, ids, _ in mine], [seed for _, _, seed in mine], sampling, advance)
-    return job.gather([decode_response(tokenizer, response.ids) for response in drawn])
+    return job.group.gather([decode_response(tokenizer, response.ids) for response in drawn])
 
 
 def _with_strays(groups: list[list[str]], cfg: Compare) -> list[list[str]]:

@@ -41,7 +41,8 @@ from align.data.row_reader import Read, RowReader
 from align.data.sorting import RowSorter
 from align.data.split_names import doubtful_word, split_of_name
 from align.errors import ConfigError, StoreError
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.runtime.progress import Progress
 
 _SHOWN_ERRORS = 20
@@ -86,9 +87,9 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
         info["columns_not_used"] = dict(reader.unused)
     write_info(job.out, record=cfg.record, source=cfg.source, licence=source.card.licence, dropped=dropped, **info)
     for line in reader.lines():
-        job.info(line)
+        job.log.info(line)
     told = ", ".join(f"{metrics[f'rows/{split}']:,} {split}" for split in cfg.splits)
-    job.info(told + (f"; dropped {sum(dropped.values()):,}: {_counted(dropped)}" if dropped else ""))
+    job.log.info(told + (f"; dropped {sum(dropped.values()):,}: {_counted(dropped)}" if dropped else ""))
     return metrics | {f"dropped/{reason}": count for reason, count in dropped.items()}
 
 
@@ -246,9 +247,9 @@ def _tell_of_empty(splits: Mapping[str, _Rows], job: Job) -> None:
     """Say that a split which training needs is empty, of rows that were split by what they hold."""
     left = sum(map(len, splits.values()))
     if left and not splits["train"].end:
-        job.info(f"no training row is left, {left:,} in other splits: no step can train on these")
+        job.log.info(f"no training row is left, {left:,} in other splits: no step can train on these")
     if left and not splits["validation"].end:
-        job.info(
+        job.log.info(
             f"no validation row is left, {left:,} in other splits, so training reports no figures of held-out rows; "
             "a larger validation_share (0.05 is usual) holds out more"
         )
@@ -257,8 +258,8 @@ def _tell_of_empty(splits: Mapping[str, _Rows], job: Job) -> None:
 def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowReader) -> dict[str, _Rows]:
     """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
     count, any_given, dropped = 0, False, reader.dropped
-    raw_rows = _shown_rows(source, cfg, job.progress, job.info)
-    for given, whole, made in _records(raw_rows, cfg, source, reader, job.info):
+    raw_rows = _shown_rows(source, cfg, job.progress, job.log.info)
+    for given, whole, made in _records(raw_rows, cfg, source, reader, job.log.info):
         if given is not None and cfg.validation_share is not None:
             raise ConfigError(f"validation_share: the files of {cfg.source} say their splits, so leave it out")
         split = given or _split(cfg, source.card, whole)

@@ -39,7 +39,8 @@ from align.evals.tasks import Scored, reliability_rows, task_metrics, written_ro
 from align.evals.text_loss import row_losses
 from align.evals.win_rate import win_rate
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.sampling.engine import Sampling
 from align.store.artifacts import Artifact, ArtifactStore
@@ -64,10 +65,10 @@ def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
         metrics |= _on_text(cfg, inputs, job, players)
     if "prompts" in inputs:
         metrics |= _on_prompts(cfg, inputs, job, players)
-    job.table("calibration", reliability)
+    job.log.table("calibration", reliability)
     if (warning := few_warning(metrics)) is not None:
-        job.info(warning)
-    job.log(metrics, 0)
+        job.log.info(warning)
+    job.log.metrics(metrics, 0)
     return metrics
 
 
@@ -90,7 +91,7 @@ def _prompted(cfg: Evaluate, inputs: Inputs, job: Job) -> Player | None:
         if unknown:
             raise ConfigError(f"inputs.prompted_base: expected models that `align prompt` made, got {unknown[0]}")
         name, best = max(named, key=lambda each: each[1].metrics[VALIDATION_SCORE])
-        job.info(f"prompted_base: {name} is the best on validation prompts")
+        job.log.info(f"prompted_base: {name} is the best on validation prompts")
     return Player("prompted_base", load_model(best.path, job.device), load_tokenizer(best.path))
 
 
@@ -99,7 +100,7 @@ def _held_out(artifact: Artifact, slot: str, split: str, job: Job) -> list[Row]:
     for held_out in ("validation", "test") if slot == "text" else (split,):
         if rows := list(read_rows([artifact.path], held_out)):
             count = f"{len(rows):,} row{'s' if len(rows) != 1 else ''}"
-            job.info(f"{slot}: {count}, the {held_out} split of {read_info(artifact.path)['source']}")
+            job.log.info(f"{slot}: {count}, the {held_out} split of {read_info(artifact.path)['source']}")
             return rows
     others = [split for split in SPLITS if (artifact.path / f"{split}.parquet").is_file()]
     info = read_info(artifact.path)
@@ -148,11 +149,11 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     metrics["response_tokens"] = sum(len(r.ids) for r in sampled[0].responses) / len(rows)
     if len(players) == 2 and alike(players):
         autocast = functools.partial(job.autocast, cfg.precision)
-        metrics |= _compared(cfg, "", "kl", [kl(players, sampled[0], job.micro_batch_tokens, autocast)])
+        metrics |= _compared(cfg, "", "kl", [kl(players, sampled[0], job.max_tokens, autocast)])
     metrics |= _checked(cfg, job, players, rows, sampled)
     metrics |= _steered(cfg, job, players, prompts, greedy)
-    job.table("samples", [sample_row(i, rows[i], given, scores) for i in range(min(cfg.num_samples, len(rows)))])
-    if cfg.judge.url is not None and job.is_main:  # last, for the other processes wait for nothing after it
+    job.log.table("samples", [sample_row(i, rows[i], given, scores) for i in range(min(cfg.num_samples, len(rows)))])
+    if cfg.judge.url is not None and job.group.is_main:  # last, for the other processes wait for nothing after it
         metrics |= _judged(cfg, job, prompts, sampled)
     return metrics
 
@@ -189,7 +190,7 @@ def _seen(inputs: Inputs, job: Job, prompts: Sequence[Messages]) -> Metrics:
     try:
         made = [artifact for each in (*inputs["model"], *judges) for artifact in store.lineage(each)]
     except StoreError as error:
-        job.info(f"it is not known which prompts the reward models saw: {error}")
+        job.log.info(f"it is not known which prompts the reward models saw: {error}")
         return {}
     trained = [reward for step in made if step.stage == "ppo" for reward in _inputs_of(store, step, "reward_model")]
     rewards = [artifact for artifact in (*judges, *trained) if artifact.stage == "reward"]
@@ -216,13 +217,13 @@ def _fitting(cfg: Evaluate, rows: list[Row], players: Sequence[Player], job: Job
         raise ConfigError(f"inputs.prompts: no {cfg.split} prompt leaves room for {cfg.max_new_tokens} new tokens")
     if not all(fits):
         which = f"{fits.count(False):,} of {len(rows):,} prompts"
-        job.info(f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than a model's context")
+        job.log.info(f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than a model's context")
     return [row for row, ok in zip(rows, fits, strict=True) if ok]
 
 
 def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages], temperature: float) -> Answers:
     prompts = encode_prompts(player.tokenizer, messages)
-    mine = job.share(range(len(prompts)))
+    mine = job.group.share(range(len(prompts)))
     sampling = Sampling(
         max_new_tokens=filled(cfg.max_new_tokens),
         temperature=temperature,
@@ -233,7 +234,7 @@ def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages
     manner = "greedy" if temperature == 0 else "sampled"
     with job.progress(len(mine), f"{manner} responses of {player.name}") as advance:
         drawn = respond(player, [prompts[i] for i in mine], seeds, sampling, advance)
-    responses = job.gather(drawn)
+    responses = job.group.gather(drawn)
     return Answers(prompts, responses, [decode_response(player.tokenizer, response.ids) for response in responses])
 
 
@@ -245,7 +246,7 @@ def _scorers(cfg: Evaluate, inputs: Inputs, job: Job) -> list[Scorer]:
     if "reward_model" in inputs:
         autocast = functools.partial(job.autocast, cfg.precision)
         folder = inputs.one("reward_model").path
-        found.append(by_reward_model(folder, job.device, job.micro_batch_tokens, autocast))
+        found.append(by_reward_model(folder, job.device, job.max_tokens, autocast))
     if gold is None and (need := cfg.need_of_gold(inputs)):
         raise ConfigError(need)
     return found
@@ -262,7 +263,7 @@ def _applying(job: Job, knob: str, values: Sequence[Sequence[float | None]]) -> 
     if not kept[0]:
         raise ConfigError(f"{knob}: expected a number for some prompt at least, got None for all")
     if len(kept[0]) < len(values[0]):
-        job.info(f"{knob}: {len(values[0]) - len(kept[0])} of {len(values[0])} prompts left out, for it gave None")
+        job.log.info(f"{knob}: {len(values[0]) - len(kept[0])} of {len(values[0])} prompts left out, for it gave None")
     return kept
 
 
@@ -351,7 +352,7 @@ def _steered(
 
 def _judged(cfg: Evaluate, job: Job, prompts: Sequence[Messages], sampled: Sequence[Answers]) -> Metrics:
     """What a language model says of the answers: who wins, whether its place helped it, and how good each is."""
-    endpoint = Endpoint(str(cfg.judge.url), cfg.judge.model, job.work / "judgements.jsonl", job.info)
+    endpoint = Endpoint(str(cfg.judge.url), cfg.judge.model, job.work / "judgements.jsonl", job.log.info)
     asked, texts = [transcript(prompt) for prompt in prompts], [own.texts for own in sampled]
     with job.progress(2 * len(asked), "verdicts") as advance:
         verdicts = endpoint.compare(asked, texts[0], texts[1], advance)
@@ -424,7 +425,7 @@ def _on_items(
     scored = [_scored(cfg, player, own, job, name) for player, own in zip(players, items, strict=True)]
     by_player = {player.name: own for player, own in zip(players, scored, strict=True)}
     reliability += reliability_rows(name, items[0], by_player)
-    job.table(f"answers_{name}", written_rows(items[0][: cfg.num_samples], by_player))
+    job.log.table(f"answers_{name}", written_rows(items[0][: cfg.num_samples], by_player))
     groups = sorted({item["group"] for item in items[0]})
     seed = derive_seed(cfg.seed or 0, "evaluate", "bootstrap")
     metrics: Metrics = {}
@@ -438,21 +439,21 @@ def _on_items(
 
 def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job, task: str) -> Scored:
     """The likelihoods of the items' candidates, after their answer context alone too, and what is written instead."""
-    mine = [items[i] for i in job.share(range(len(items)))]
-    most = job.micro_batch_tokens
+    mine = [items[i] for i in job.group.share(range(len(items)))]
+    most = job.max_tokens
 
     def likelihoods(rows: Sequence[Row]) -> list[list[Candidate]]:
         count = sum(len(item["completions"]) for item in rows)
-        with job.progress(count, "candidates") as advance, job.autocast(cfg.precision):
+        with job.progress(count, "candidates") as advance, job.compute(cfg.precision).autocast():
             own = score_items(player.model, player.tokenizer, rows, most, advance)
-        return [[Candidate(*candidate) for candidate in row] for row in job.gather(own)]
+        return [[Candidate(*candidate) for candidate in row] for row in job.group.gather(own)]
 
     def written() -> list[str]:
         contexts = [item["contexts"][item["labels"].index(1)] for item in mine]
         model, tokenizer, way = player.model, player.tokenizer, str(cfg.free_form)
-        with job.progress(len(mine), "answers") as advance, job.autocast(cfg.precision):
+        with job.progress(len(mine), "answers") as advance, job.compute(cfg.precision).autocast():
             own = write_answers(model, tokenizer, contexts, way, filled(cfg.max_new_tokens), most, advance)
-        return job.gather(own)
+        return job.group.gather(own)
 
     try:
         rows, alone, answers = likelihoods(mine), None, None
@@ -475,9 +476,9 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
         raise ConfigError(f"tasks: lm-eval is not installed ({error}); pip install -e '.[eval]'") from None
     names, found = [task.partition(":")[2] for task in cfg.tasks], []
     for player in players:
-        most, seed = job.micro_batch_tokens, cfg.seed or 0
+        most, seed = job.max_tokens, cfg.seed or 0
         scorer = HarnessScorer(player.model, player.tokenizer, most, seed, lambda n: job.progress(n, "requests"))
-        with job.autocast(cfg.precision):
+        with job.compute(cfg.precision).autocast():
             try:
                 found.append(run_tasks(scorer, names, cfg.num_shots or None, cfg.num_items, seed))
             except ValueError as error:
@@ -506,8 +507,8 @@ def _on_text(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player])
         if not len(rows):
             raise ConfigError(f"inputs.text: its held-out documents fill no row of {length} tokens")
         own: list[float] = []
-        for chunk in rows[:].split(max(1, job.micro_batch_tokens // length)):
-            with job.autocast(cfg.precision):
+        for chunk in rows[:].split(max(1, job.max_tokens // length)):
+            with job.compute(cfg.precision).autocast():
                 own += row_losses(player.model, chunk).tolist()
         losses.append(own)
     return _compared(cfg, "", "pretrain_loss", losses)

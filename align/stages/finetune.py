@@ -28,7 +28,8 @@ from align.models.adapters import fresh_adapter
 from align.models.build import fresh_model
 from align.models.classifier import TaskModel, add_embeddings, require_classifier, save_classifier
 from align.models.load import context_length, load_model, load_tokenizer
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.store.checkpoints import restore_parameters
 from align.text.packing import micro_batches
@@ -67,8 +68,8 @@ def run(cfg: Finetune, inputs: Inputs, job: Job) -> Metrics:
             outputs = _predict(model, examples[split], goal, job, cfg.precision)
             metrics |= _scored(f"{split}/", goal, rows[split], outputs, cfg.seed or 0)
             if split == "test":
-                job.table("predictions", _predictions(goal, rows[split], outputs))
-    if job.is_main:
+                job.log.table("predictions", _predictions(goal, rows[split], outputs))
+    if job.group.is_main:
         lm = model.lm
         if adapters is not None:
             adapters.weights(_ADAPTER).save(job.out / "adapter")
@@ -88,14 +89,14 @@ def _model(cfg: Finetune, folder: Path, goal: Goal, job: Job) -> tuple[TaskModel
 
 def _tell(goal: Goal, num_cut: int, rows: dict[str, list[Row]], context: int, job: Job) -> None:
     if num_cut:
-        job.info(
+        job.log.info(
             f"{num_cut:,} of {sum(map(len, rows.values())):,} rows cut: longer than the context of {context:,} tokens, "
             f"they lose the end of their first text, or all of it and the end of the second"
         )
     if len(goal.labels) == 2:
-        job.info(f"f1 is of the class {goal.labels[1]!r}")
+        job.log.info(f"f1 is of the class {goal.labels[1]!r}")
     if lacking := [split for split in ("validation", "test") if not rows[split]]:
-        job.info(f"there are no {' and no '.join(lacking)} rows, so nothing will say how well it does on them")
+        job.log.info(f"there are no {' and no '.join(lacking)} rows, so nothing will say how well it does on them")
 
 
 def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job: Job) -> None:
@@ -108,37 +109,39 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
     total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
     rates = [cfg.learning_rate * linear_factor(step, total, cfg.warmup_fraction) for step in range(total)]
     for line in doubts(rates, model.lm, trains_all=cfg.lora.rank is None):
-        job.info(line)
+        job.log.info(line)
     start = 0
-    if saved := job.resume():
+    if saved := job.resume.last():
         start, state = saved
         restore_parameters(trained, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
 
     model.train()
-    if job.world_size > 1 and not saved:
-        torch.manual_seed(derive_seed(cfg.seed or 0, "finetune", "dropout", job.rank))  # the weights are drawn alike
+    if job.group.world_size > 1 and not saved:
+        torch.manual_seed(
+            derive_seed(cfg.seed or 0, "finetune", "dropout", job.group.rank)
+        )  # the weights are drawn alike
     for step in job.steps(total, start):
         batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
         losses = _accumulate(cfg, model, batch, kind, job)
-        job.sum_gradients(parameters)
+        job.group.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm)
         require_finite(step + 1, losses["loss"], norm)
         set_learning_rate(optimizer, rates[step])
         optimizer.step()
         optimizer.zero_grad()
-        job.log(losses | {"grad_norm": norm, "learning_rate": rates[step]}, step + 1)
-        job.checkpoint(step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()})
+        job.log.metrics(losses | {"grad_norm": norm, "learning_rate": rates[step]}, step + 1)
+        job.resume.save_if_due(step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()})
 
 
 def _accumulate(cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind: str, job: Job) -> Metrics:
     """Add the gradient of the batch's mean loss over rows, this process's share; return the whole batch's losses."""
-    mine = job.share(batch)
+    mine = job.group.share(batch)
     totals = torch.zeros(2, device=job.device)
-    for chunk in micro_batches([example.tokens for example in mine], job.micro_batch_tokens):
+    for chunk in micro_batches([example.tokens for example in mine], job.max_tokens):
         examples = [mine[i] for i in chunk]
         counts = [len(example.sequences) for example in examples]
-        with job.autocast(cfg.precision):
+        with job.compute(cfg.precision).autocast():
             logits, lm_losses = model(examples, with_lm=cfg.lm_coef > 0)
         outputs = row_outputs(logits, counts, kind)
         task = torch.stack([task_loss(o, e.target, kind) for o, e in zip(outputs, examples, strict=True)]).sum()
@@ -147,7 +150,7 @@ def _accumulate(cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind:
             lm = torch.stack([part.mean() for part in lm_losses.split(counts)]).sum()
         (joint_loss(task, lm, cfg.lm_coef) / len(batch)).backward()
         totals += torch.stack([task.detach(), lm.detach()]) / len(batch)
-    job.all_reduce(totals)
+    job.group.all_reduce(totals)
     named: Metrics = {"loss": float(joint_loss(totals[0], totals[1], cfg.lm_coef)), "task_loss": float(totals[0])}
     return named | ({"lm_loss": float(totals[1])} if cfg.lm_coef > 0 else {})
 
@@ -159,14 +162,14 @@ def _accumulate(cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind:
 def _predict(model: TaskModel, examples: Sequence[Example], goal: Goal, job: Job, precision: str) -> list[torch.Tensor]:
     """Of each example the logits of classes, or of answers; or its score, as the rows have scores."""
     model.eval()
-    mine = job.share(examples)
+    mine = job.group.share(examples)
     found: list[list[float]] = []
-    for chunk in micro_batches([example.tokens for example in mine], job.micro_batch_tokens):
+    for chunk in micro_batches([example.tokens for example in mine], job.max_tokens):
         group = [mine[i] for i in chunk]
-        with job.autocast(precision):
+        with job.compute(precision).autocast():
             logits = model(group, with_lm=False).logits
         found += [o.tolist() for o in row_outputs(logits, [len(e.sequences) for e in group], goal.kind)]
-    outputs = [torch.tensor(output) for output in job.gather(found)]
+    outputs = [torch.tensor(output) for output in job.group.gather(found)]
     return [o * goal.deviation + goal.usual for o in outputs] if goal.kind == "score" else outputs
 
 

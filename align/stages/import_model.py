@@ -23,7 +23,8 @@ from align.models.heads import ScalarModel
 from align.models.load import drift_of_storing, save_model
 from align.models.published import open_adapted, open_model
 from align.models.vocabulary import draw_rows
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.store.references import expanded
 from align.text.chat import check_chat, keep_stops, read_whole_dialogues
@@ -37,7 +38,7 @@ _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "
 def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
     source = resolve_model(cfg.source, None)
     base = resolve_base(cfg.source, cfg.base, job.store)
-    job.info("reading the model and checking it; a large one takes minutes")
+    job.log.info("reading the model and checking it; a large one takes minutes")
     try:
         if base is None:
             with source.alone() as opened:
@@ -46,14 +47,14 @@ def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
             with base.alone() as opened:
                 model = open_adapted(source, opened, cfg.kind)
                 tokenizer = _open_tokenizer(source if _has_tokenizer(source) else opened)
-            job.info("the adapter is merged into its base")
+            job.log.info("the adapter is merged into its base")
         metrics = _precision(model, tokenizer, source, base is None, job)
         keep_stops(tokenizer, getattr(model, "generation_config", None))
         _complete(cfg, model, tokenizer, job)
         if cfg.kind != "seq2seq_model":
             fitted = fit_model if cfg.kind == "model" else fit_reward_model
             for line in (*check_chat(tokenizer), *fitted(model)):
-                job.info(line)
+                job.log.info(line)
     except (OSError, ValueError, ConfigError) as error:
         raise ConfigError(f"source: {cfg.source}: {' '.join(str(error).split())[:400]}") from None
     model.config.bos_token_id = tokenizer.bos_token_id
@@ -84,10 +85,10 @@ def _precision(
     """Say what the weights are stored in; of a GGUF file, also how far its log-probs move by that."""
     name = str(model.stored_dtype).removeprefix("torch.")
     if not source.gguf:
-        job.info(f"weights stay in {name}, as they came" if is_whole else f"weights are stored in {name}")
+        job.log.info(f"weights stay in {name}, as they came" if is_whole else f"weights are stored in {name}")
         return {}
     drift = drift_of_storing(model, tokenizer("The cat sat on the mat. Who sat on the mat? The cat.")["input_ids"])
-    job.info(
+    job.log.info(
         f"GGUF: weights are dequantised and stored in {name}, which moves log-probs by {drift:.4f} nats on average"
     )
     return {"bf16_drift": drift}
@@ -113,7 +114,7 @@ def _complete(cfg: ImportModel, model: PreTrainedModel, tokenizer: PreTrainedTok
     new = {*without, *(set(tokenizer.get_vocab().values()) - before)}
     draw_rows(model, sorted(new), derive_seed(0, "import_model", "rows"), untrained=[tokenizer.pad_token_id])
     if added:
-        job.info(f"added {', '.join(added)}")
+        job.log.info(f"added {', '.join(added)}")
 
 
 def _require_near_ids(ids: set[int], model: PreTrainedModel) -> None:

@@ -50,7 +50,8 @@ from align.rl.monitors import Health
 from align.rl.rewards import Rewards, RewardTerms
 from align.rl.rollouts import Layout, Rollouts, Samples, make_samples, packed_group, padded
 from align.rl.update import Learner, Plan
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.sampling.engine import Engine, LocalEngine, Sampling
 from align.text.chat import encode_prompts, is_ended, read_alike, show_prompt, stop_ids, stop_strings
@@ -105,7 +106,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
     learner = _learner(cfg, actors, prompts, _text(cfg, inputs, actors, tokenizer, job), job)
     engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id, tokenizer)
-    gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.is_main else None
+    gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.group.is_main else None
     health = Health(
         cfg.kl_goal,
         filled(cfg.value_warmup_iterations),
@@ -114,11 +115,11 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     )
     start, kl_coef, skips = 0, cfg.kl_coef, Skips()
     metrics: Metrics = {}
-    if saved := job.resume():
+    if saved := job.resume.last():
         start, state = saved
         learner.restore(state["learner"])
         kl_coef, metrics, skips.in_a_row = state["kl_coef"], state["metrics"], state["skips"]
-    for past in job.logged() if job.is_main else ():
+    for past in job.log.read_metrics() if job.group.is_main else ():
         health.look(int(past["step"]), past)
 
     for iteration in job.steps(cfg.num_iterations, start, unit="iterations"):
@@ -134,7 +135,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         scored = time.monotonic()
         finite = _is_finite(cfg, job, rollouts, iteration)
         if finite and _is_sampled(cfg, iteration):
-            job.append("samples", iteration + 1, _sample_rows(rollouts, judged, episodes))
+            job.log.append("samples", iteration + 1, _sample_rows(rollouts, judged, episodes))
         if finite and rewards.scored.any():
             advantages, found = _advantages(cfg, rollouts, rewards, kl_coef)
             metrics |= found
@@ -149,10 +150,10 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         metrics |= _gold_score(gold, episodes)
         updated = time.monotonic()
         metrics |= {"time/rollout": sampled - begun, "time/score": scored - sampled, "time/update": updated - scored}
-        job.log(metrics, iteration + 1)
-        for event in health.look(iteration + 1, metrics) if job.is_main else ():
-            job.event(*event)
-        job.checkpoint(iteration + 1, functools.partial(_state, learner, kl_coef, metrics, skips.in_a_row))
+        job.log.metrics(metrics, iteration + 1)
+        for event in health.look(iteration + 1, metrics) if job.group.is_main else ():
+            job.log.event(*event)
+        job.resume.save_if_due(iteration + 1, functools.partial(_state, learner, kl_coef, metrics, skips.in_a_row))
 
     _publish(cfg, actors, learner, tokenizer, job)
     return _final_metrics(metrics) | _size(cfg, actors, job)
@@ -170,7 +171,7 @@ def _value_start(cfg: Ppo, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, j
         return start
     if slot == "value_model":
         raise ConfigError("inputs.value_model: expected a model with the policy's tokenizer, whose tokens it values")
-    job.info("the reward model has a tokenizer of its own, so the value model starts from the policy")
+    job.log.info("the reward model has a tokenizer of its own, so the value model starts from the policy")
     return policy
 
 
@@ -186,7 +187,7 @@ def _learner(cfg: Ppo, actors: Actors, prompts: Prompts, text: TextRows | None, 
     with actors.policy_model() as policy:
         doubtful = doubts([filled(cfg.learning_rate)] * steps, policy, trains_all=full)
         for line in (*(precision_lines(policy) if full else ()), *doubtful):
-            job.info(line)
+            job.log.info(line)
     return Learner(cfg, actors, job, text)
 
 
@@ -195,11 +196,15 @@ def _judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedToken
         folder = inputs.folders(slot)[place]
         own: PreTrainedTokenizerBase | None = load_tokenizer(folder)
         if stop_strings(tokenizer):
-            job.info(f"{slot} {place + 1} reads responses up to their stop strings: they are tokenized again for it")
+            job.log.info(
+                f"{slot} {place + 1} reads responses up to their stop strings: they are tokenized again for it"
+            )
         elif read_alike(own, tokenizer):
             own = None
         else:
-            job.info(f"{slot} {place + 1} has another tokenizer or chat template: responses are tokenized again for it")
+            job.log.info(
+                f"{slot} {place + 1} has another tokenizer or chat template: responses are tokenized again for it"
+            )
         limit = context_of(AutoConfig.from_pretrained(folder))
         ends = stop_ids(tokenizer)
         return RewardModel(f"{slot}_{place}", actors.reward_model(folder), own, limit, ends)
@@ -229,14 +234,14 @@ def _prompts(
     room = context - max_new_tokens
     fitting = [i for i, ids in enumerate(encoded) if len(ids) <= room]
     if len(fitting) < len(rows):
-        job.info(f"{len(rows) - len(fitting):,} of {len(rows):,} prompts left out: longer than {room:,} tokens")
+        job.log.info(f"{len(rows) - len(fitting):,} of {len(rows):,} prompts left out: longer than {room:,} tokens")
     for model in judges.readers:
         if model.tokenizer is not None:  # also so that a prompt it does not take is named now, not in some rollout
             theirs = encode_prompts(model.tokenizer, asked, f"inputs.prompts: for {model.name}, train row")
             left = [i for i in fitting if len(theirs[i]) + max_new_tokens <= model.context]
             if len(left) < len(fitting):
                 which = f"{len(fitting) - len(left):,} of {len(fitting):,} prompts"
-                job.info(f"{which} left out: too long for {model.name}")
+                job.log.info(f"{which} left out: too long for {model.name}")
             fitting = left
     if len(fitting) < cfg.rollout_batch_size:
         raise ConfigError(f"inputs.prompts: {len(fitting)} prompts do not fill a rollout of {cfg.rollout_batch_size}")
@@ -246,7 +251,7 @@ def _prompts(
 def _text(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job) -> TextRows | None:
     if cfg.ptx_coef == 0:
         if "text" in inputs:
-            job.info("inputs.text is not read: ptx_coef is 0")
+            job.log.info("inputs.text is not read: ptx_coef is 0")
         return None
     texts = (row["text"] for row in read_rows(inputs.folders("text"), "train"))
     with actors.policy_model() as policy:
@@ -278,7 +283,7 @@ def _sample(
     chosen: list[int],
 ) -> Samples:
     """A response to each prompt; its seed is the run's, the iteration's and the prompt's, so that it is no state."""
-    mine = job.share(chosen)
+    mine = job.group.share(chosen)
     sampling = Sampling(
         max_new_tokens=filled(cfg.max_new_tokens),
         temperature=cfg.temperature,
@@ -292,9 +297,9 @@ def _sample(
         engine.load(policy)
         for place, response in engine.generate([prompts.encoded[i] for i in mine], seeds, sampling):
             drawn[place] = (response.ids, response.logprobs)
-            if job.world_size == 1:  # the others would wait for this one
-                job.stop_if_asked()
-    drawn = job.gather(drawn)
+            if job.group.world_size == 1:  # the others would wait for this one
+                job.resume.stop_if_asked()
+    drawn = job.group.gather(drawn)
     responses, logprobs = [ids for ids, _ in drawn], [row for _, row in drawn]
     encoded = [prompts.encoded[i] for i in chosen]
     ended = [is_ended(tokenizer, ids) for ids in responses]
@@ -307,9 +312,9 @@ def _layout(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) ->
     order = torch.randperm(cfg.rollout_batch_size, generator=generator).tolist()
     layout = []
     for start in range(0, len(order), cfg.minibatch_size):
-        mine = job.share(order[start : start + cfg.minibatch_size])
+        mine = job.group.share(order[start : start + cfg.minibatch_size])
         lengths = [samples.tokens(i) for i in mine]
-        groups = micro_batches(lengths, job.micro_batch_tokens)
+        groups = micro_batches(lengths, job.max_tokens)
         layout.append([[mine[i] for i in group] for group in groups])
     return layout
 
@@ -317,15 +322,15 @@ def _layout(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) ->
 def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episodes, iteration: int) -> Judged:
     """Score each response, over all processes, also by a model that is only watched."""
     everyone = torch.arange(len(samples.ids))
-    mine = job.share(everyone.tolist())
+    mine = job.group.share(everyone.tolist())
     share = Episodes(*([part[i] for i in mine] for part in episodes))
 
     def score(model: RewardModel) -> torch.Tensor:
         scores = torch.zeros(len(samples.ids), device=job.device)
         if mine:
-            max_tokens = job.micro_batch_tokens
-            scores[mine] = model(share, job.device, max_tokens, lambda: job.autocast(cfg.precision))
-        job.all_reduce(scores)  # each was filled in by one process and is 0 in the others
+            max_tokens = job.max_tokens
+            scores[mine] = model(share, job.device, max_tokens, lambda: job.compute(cfg.precision).autocast())
+        job.group.all_reduce(scores)  # each was filled in by one process and is 0 in the others
         return scores
 
     notes = Notes(len(mine))
@@ -335,7 +340,7 @@ def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episo
         answers = call_functions(judges.functions, share, state, notes, f" at iteration {iteration + 1}")
     rules: dict[str, torch.Tensor] = {}
     for name, own in answers.items():
-        numbers = [math.nan if number is None else number for number in job.gather(own)]
+        numbers = [math.nan if number is None else number for number in job.group.gather(own)]
         rules[name] = torch.tensor(numbers, device=job.device)
     scores = torch.zeros(len(judges.models), len(samples.ids), device=job.device)
     for place, model in enumerate(judges.models):
@@ -355,10 +360,10 @@ def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episo
     if judges.heldout is not None:
         metrics["heldout/score"] = float(score(judges.heldout).mean())
     logged: dict[str, list[float]] = {}
-    for name, values in job.gather(list(notes.metrics.items()), even=False):
+    for name, values in job.group.gather(list(notes.metrics.items()), even=False):
         logged.setdefault(name, []).extend(values)
     metrics |= {f"functions/{name}": sum(values) / len(values) for name, values in logged.items()}
-    columns = job.gather([{name: values[i] for name, values in notes.columns.items()} for i in range(len(mine))])
+    columns = job.group.gather([{name: values[i] for name, values in notes.columns.items()} for i in range(len(mine))])
     return Judged(rewards, metrics, columns)
 
 
@@ -405,17 +410,17 @@ def _score(cfg: Ppo, actors: Actors, job: Job, samples: Samples, rewards: torch.
     """Log-probs and values of the samples, by the very passes that the first update will make over them."""
     logprobs, ref_logprobs, values, entropies = (torch.zeros(samples.mask.shape, device=job.device) for _ in range(4))
     for minibatch in layout:
-        job.stop_if_asked()
+        job.resume.stop_if_asked()
         for group in minibatch:
             packed, responses, mask = packed_group(samples, group, job.device)
-            with job.autocast(cfg.precision):
+            with job.compute(cfg.precision).autocast():
                 new, entropy = actors.policy_likelihoods(packed, responses, cfg.temperature, with_entropy=True)
                 ref = actors.ref_logprobs(packed, responses, cfg.temperature)
                 value = actors.values(packed, responses)
             logprobs[group], ref_logprobs[group] = padded(new, mask), padded(ref, mask)
             values[group], entropies[group] = padded(value, mask), padded(entropy, mask)
     for part in (logprobs, ref_logprobs, values, entropies):
-        job.all_reduce(part)
+        job.group.all_reduce(part)
     return Rollouts(samples, logprobs, ref_logprobs, values, entropies, rewards)
 
 
@@ -430,7 +435,7 @@ def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
     message = f"iteration {iteration + 1}: a score, value or log-prob is not finite; episodes of prompts {named}"
     if cfg.on_nonfinite == "stop":
         raise HealthStop(f"{message}; lower learning_rate, or give on_nonfinite=skip")
-    job.event(iteration + 1, "nonfinite", f"{message}; the rollout is skipped")
+    job.log.event(iteration + 1, "nonfinite", f"{message}; the rollout is skipped")
     return False
 
 
@@ -538,14 +543,16 @@ def _final_metrics(metrics: Metrics) -> Metrics:
 
 def _size(cfg: Ppo, actors: Actors, job: Job) -> Metrics:
     """Tokens of all rollouts, times the epochs over them; parameters of both models together, and those that learn."""
-    tokens = cfg.num_epochs * sum(row.get("tokens", 0.0) for row in job.logged()) if job.is_main else 0.0
+    tokens = (
+        cfg.num_epochs * sum(row.get("tokens", 0.0) for row in job.log.read_metrics()) if job.group.is_main else 0.0
+    )
     learning = (*actors.policy_parameters.values(), *actors.value_parameters.values())
     num_trained = float(sum(p.numel() for p in learning))
     return {"tokens": tokens, "parameters": actors.num_parameters(), "trained_parameters": num_trained}
 
 
 def _publish(cfg: Ppo, actors: Actors, learner: Learner, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
-    if not job.is_main:
+    if not job.group.is_main:
         return
     actors.save(job.out, tokenizer)
     if cfg.ema_decay is not None:

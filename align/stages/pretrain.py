@@ -27,7 +27,8 @@ from align.models.load import (
     round_to_stored,
     save_model,
 )
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.text.packing import document_positions
 from align.text.tokens import TextRows, read_tokens
@@ -58,7 +59,7 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
     guard = Guard(cfg.max_loss_rise, cfg.on_nonfinite == "skip")
     loss_of = _loss(cfg, model, tokenizer)
     start = 0
-    if saved := job.resume():
+    if saved := job.resume.last():
         start, state = saved
         model.load_state_dict(state["model"])
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
@@ -66,19 +67,21 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
         text.taken, guard.recent = state["taken"], state["recent"]
 
     model.train()
-    if job.world_size > 1 and not saved:
-        torch.manual_seed(derive_seed(cfg.seed or 0, "pretrain", "dropout", job.rank))  # the weights are drawn alike
+    if job.group.world_size > 1 and not saved:
+        torch.manual_seed(
+            derive_seed(cfg.seed or 0, "pretrain", "dropout", job.group.rank)
+        )  # the weights are drawn alike
     seen = float(sum(sizes[:start]) * length)
     measured: Metrics = {}
     for step in job.steps(len(sizes), start):
         begun = time.perf_counter()
         pairs = text.draw(step, sizes[step])
-        loss = _accumulate(loss_of, text.tokens(job.share(pairs)), len(pairs) * (length - 1), job, cfg.precision)
-        job.sum_gradients(parameters)
+        loss = _accumulate(loss_of, text.tokens(job.group.share(pairs)), len(pairs) * (length - 1), job, cfg.precision)
+        job.group.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm)
         left_out = guard.refuses(step + 1, loss, norm)
         if left_out:
-            job.event(step + 1, "step_left_out", left_out)
+            job.log.event(step + 1, "step_left_out", left_out)
         step_all(optimizers, None if left_out else rates[step])
         seen += sizes[step] * length
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rates[step], "tokens": seen} | _passes(text)
@@ -86,8 +89,8 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
         if (step + 1) % cfg.eval_every == 0 or step + 1 == len(sizes):
             measured = _evaluate(model, loss_of, held_out, job, cfg.precision)
             metrics |= measured
-        job.log(metrics, step + 1)
-        job.checkpoint(
+        job.log.metrics(metrics, step + 1)
+        job.resume.save_if_due(
             step + 1,
             lambda: {
                 "model": model.state_dict(),
@@ -99,7 +102,7 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
 
     if round_to_stored(model):
         measured = {}
-    if job.is_main:
+    if job.group.is_main:
         save_model(model, tokenizer, job.out)
     result = {"tokens": float(sum(sizes) * length), "parameters": float(model.num_parameters())}
     return result | (measured or _evaluate(model, loss_of, held_out, job, cfg.precision))  # or: gone on with at the end
@@ -141,7 +144,9 @@ def _text(inputs: Inputs, split: str, length: int) -> list[TextRows]:
 def _held_out(inputs: Inputs, length: int, job: Job) -> list[TextRows]:
     sources = _text(inputs, "validation", length)
     if lacking := [source.name for source in sources if not len(source)]:
-        job.info(f"there is no row of validation text of {', '.join(lacking)}: nothing will say how well it does there")
+        job.log.info(
+            f"there is no row of validation text of {', '.join(lacking)}: nothing will say how well it does there"
+        )
     return [source for source in sources if len(source)]
 
 
@@ -199,16 +204,16 @@ def _accumulate(loss_of: Loss, mine: torch.Tensor, count: int, job: Job, precisi
     """
     total = torch.zeros((), device=job.device)
     for chunk in _micro_batches(mine, job):
-        with job.autocast(precision):
+        with job.compute(precision).autocast():
             loss = loss_of(chunk) / count
         loss.backward()
         total += loss.detach()
-    job.all_reduce(total)
+    job.group.all_reduce(total)
     return float(total)
 
 
 def _micro_batches(rows: torch.Tensor, job: Job) -> Sequence[torch.Tensor]:
-    return rows.split(max(1, job.micro_batch_tokens // rows.shape[1])) if len(rows) else ()
+    return rows.split(max(1, job.max_tokens // rows.shape[1])) if len(rows) else ()
 
 
 def _passes(text: Mixture) -> Metrics:
@@ -227,12 +232,12 @@ def _evaluate(model: PreTrainedModel, loss_of: Loss, held_out: Sequence[TextRows
     nats, tokens, size = [], [], []
     for source in held_out:
         total = torch.zeros((), dtype=torch.float64, device=job.device)
-        for first in range(job.rank, len(source), job.world_size * 64):
-            rows = source[slice(first, first + job.world_size * 64, job.world_size)]
+        for first in range(job.group.rank, len(source), job.group.world_size * 64):
+            rows = source[slice(first, first + job.group.world_size * 64, job.group.world_size)]
             for chunk in _micro_batches(rows, job):
-                with job.autocast(precision):
+                with job.compute(precision).autocast():
                     total += loss_of(chunk)
-        job.all_reduce(total)
+        job.group.all_reduce(total)
         nats.append(float(total))
         tokens.append(num_targets(source[:1]) * len(source))
         size.append(source.bytes_per_token * tokens[-1])

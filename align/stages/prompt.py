@@ -25,7 +25,8 @@ from align.evals.intervals import FEW, bootstrap, bounds, few, few_warning
 from align.evals.players import Answers, Player, episodes_of, fit, respond
 from align.evals.scorers import Scorer, by_gold, by_reward_model
 from align.models.load import answer_length, context_length, load_model, load_tokenizer, save_model
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.sampling.engine import Sampling
 from align.text.chat import ask_in_form, decode_response, encode_prompts
@@ -73,9 +74,9 @@ def run(cfg: Prompt, inputs: Inputs, job: Job) -> Metrics:
         best, of_best = ranked[0]
         if fresh:  # the best of many is partly the luckiest
             of_best = scores(best, fresh)
-    job.table("forms", [candidate.row(fmean(own)) for candidate, own in ranked])
+    job.log.table("forms", [candidate.row(fmean(own)) for candidate, own in ranked])
     on = f"{len(fresh):,} other" if fresh else "the same"
-    job.info(
+    job.log.info(
         f"{best.name} is the best of {len(candidates)} on {len(choosing):,} validation prompts; {scorer.name} score "
         f"{fmean(of_best):.3f} on {on} validation prompts: {best.text!r}"
     )
@@ -84,7 +85,7 @@ def run(cfg: Prompt, inputs: Inputs, job: Job) -> Metrics:
     interval = bootstrap(of_best, _NUM_BOOTSTRAP, derive_seed(cfg.seed or 0, "prompt", "bootstrap"))
     metrics = bounds(VALIDATION_SCORE, interval) | few(VALIDATION_SCORE, len(of_best))
     if (warning := few_warning(metrics)) is not None:
-        job.info(warning)
+        job.log.info(warning)
     return metrics | {"forms": float(len(candidates))}
 
 
@@ -111,7 +112,7 @@ def _validation_rows(
         raise ConfigError(f"inputs.prompts: no validation prompt leaves room for {cfg.max_new_tokens} new tokens")
     if not all(fits):
         which = f"{fits.count(False):,} of {len(rows):,} prompts"
-        job.info(f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than the model's context")
+        job.log.info(f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than the model's context")
     judged, end = list(zip(rows, fits, strict=True)), len(choosing)
     return [row for row, ok in judged[:end] if ok], [row for row, ok in judged[end:] if ok]
 
@@ -129,7 +130,7 @@ def _candidates(
         draws = [_drawn(cfg, player, form, rows, examples, draw) for draw in range(cfg.num_prefixes)]
         if (fewest := min(map(len, draws))) < cfg.num_shots:
             what = f"only {fewest} of {cfg.num_shots} examples fit" if fewest else "it is left out: no example fits"
-            job.info(f"the form {name}: {what} in the context beside the longest prompt")
+            job.log.info(f"the form {name}: {what} in the context beside the longest prompt")
         found += [_Candidate(name, form, draw, shots) for draw, shots in enumerate(draws) if shots]
     if not found:
         raise ConfigError(
@@ -143,7 +144,7 @@ def _scorer(cfg: Prompt, inputs: Inputs, job: Job) -> Scorer:
     """The reward model that was given, else the gold scorer of the prompts' world."""
     if "reward_model" in inputs:
         autocast = functools.partial(job.autocast, cfg.precision)
-        return by_reward_model(inputs.one("reward_model").path, job.device, job.micro_batch_tokens, autocast)
+        return by_reward_model(inputs.one("reward_model").path, job.device, job.max_tokens, autocast)
     if (gold := gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])) is None:
         raise ConfigError(cfg.need_of_gold(inputs))
     return by_gold(gold)

@@ -25,7 +25,8 @@ from align.models.adapters import fresh_adapter
 from align.models.heads import ScalarModel, scalar_from_lm
 from align.models.load import load_tokenizer, precision_lines, round_to_stored, sequence_length
 from align.models.packed import response_scores
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.store.checkpoints import restore_parameters
 from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, takes_tools
 from align.text.packing import micro_batches, pack
@@ -62,7 +63,7 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     model, tokenizer = scalar_from_lm(folder, job.device), load_tokenizer(folder)
     if cfg.lora.rank is None:
         for line in precision_lines(model.classifier):
-            job.info(line)
+            job.log.info(line)
     length = sequence_length(cfg.sequence_length, model.classifier)
     train, dropped = _rankings(inputs, "train", tokenizer, length, job)
     held_out, _ = _rankings(inputs, "validation", tokenizer, length, job)
@@ -74,7 +75,7 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     if not train:
         raise ConfigError(f"inputs.data: no ranking is left to learn from within {length:,} tokens")
     if not held_out:
-        job.info("there are no validation rows, so no accuracy will be reported")
+        job.log.info("there are no validation rows, so no accuracy will be reported")
     num_parameters, adapters = model.classifier.num_parameters(), None
     if cfg.lora.rank is not None:
         adapters = fresh_adapter(model.classifier, folder, cfg.lora, _ADAPTER)
@@ -92,7 +93,7 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     metrics["trained_parameters"] = float(num_trained)
     metrics |= _accuracies(model, held_out, job, cfg.precision) if held_out else {}
     metrics |= _centre(model, inputs, tokenizer, length, job, cfg.precision)
-    if job.is_main:
+    if job.group.is_main:
         if whole or adapters is None:
             model.save(job.out)
             tokenizer.save_pretrained(job.out)
@@ -125,7 +126,7 @@ def _rankings(
     if dropped:
         why = [f"{tied:,} all tied"] if tied else []
         why += [f"{dropped - tied:,} longer than sequence_length, {length:,} tokens"] if dropped > tied else []
-        job.info(f"{dropped:,} of {len(rows):,} {split} rankings left out: {'; '.join(why)}")
+        job.log.info(f"{dropped:,} of {len(rows):,} {split} rankings left out: {'; '.join(why)}")
     return rankings, dropped
 
 
@@ -143,9 +144,9 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
         peak * cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction) for step in range(total)
     ]
     for line in doubts(rates, model.classifier, trains_all=cfg.lora.rank is None):
-        job.info(line)
+        job.log.info(line)
     start = 0
-    if saved := job.resume():
+    if saved := job.resume.last():
         start, state = saved
         restore_parameters(trained, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
@@ -154,14 +155,14 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
     for step in job.steps(total, start):
         batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
         loss, accuracy = _accumulate(model, batch, job, cfg.precision)
-        job.sum_gradients(parameters)
+        job.group.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm)
         require_finite(step + 1, loss, norm)
         set_learning_rate(optimizer, rates[step])
         optimizer.step()
         optimizer.zero_grad()
-        job.log({"loss": loss, "accuracy": accuracy, "grad_norm": norm, "learning_rate": rates[step]}, step + 1)
-        job.checkpoint(step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()})
+        job.log.metrics({"loss": loss, "accuracy": accuracy, "grad_norm": norm, "learning_rate": rates[step]}, step + 1)
+        job.resume.save_if_due(step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()})
 
 
 def _accumulate(model: ScalarModel, batch: Sequence[Ranking], job: Job, precision: str) -> tuple[float, float]:
@@ -170,7 +171,7 @@ def _accumulate(model: ScalarModel, batch: Sequence[Ranking], job: Job, precisio
     Returns:
         The whole batch's loss, and the share of its ordered pairs that the model puts in the labelers' order.
     """
-    mine, max_tokens = job.share(batch), job.micro_batch_tokens
+    mine, max_tokens = job.group.share(batch), job.max_tokens
     total, pairs = torch.zeros((), device=job.device), torch.zeros(2, device=job.device)
     for chunk in micro_batches([ranking.tokens for ranking in mine], max_tokens):
         rankings = [mine[i] for i in chunk]
@@ -184,8 +185,8 @@ def _accumulate(model: ScalarModel, batch: Sequence[Ranking], job: Job, precisio
         found = torch.cat(list(scores)).detach().cpu().split([len(ranking.ranks) for ranking in rankings])
         for own, ranking in zip(found, rankings, strict=True):
             pairs += torch.tensor(pairwise_accuracy(own, torch.tensor(ranking.ranks)), device=job.device)
-    job.all_reduce(total)
-    job.all_reduce(pairs)
+    job.group.all_reduce(total)
+    job.group.all_reduce(pairs)
     return float(total), float(pairs[0] / pairs[1])
 
 
@@ -205,10 +206,10 @@ def _backward_in_parts(
     The loss needs all scores at once. So they are computed without a graph first, and each response goes through the
     model a second time with the gradient of its score known [Gao et al. 2021, gradient caching].
     """
-    groups = micro_batches(list(map(len, ranking.sequences)), job.micro_batch_tokens)
+    groups = micro_batches(list(map(len, ranking.sequences)), job.max_tokens)
 
     def score(group: list[int]) -> torch.Tensor:
-        with job.autocast(precision):
+        with job.compute(precision).autocast():
             return response_scores(model, pack([ranking.sequences[i] for i in group], job.device))
 
     with torch.no_grad():
@@ -224,7 +225,7 @@ def _backward_in_parts(
 def _scores(model: ScalarModel, rankings: Sequence[Ranking], job: Job, precision: str) -> Sequence[torch.Tensor]:
     """The rewards of each ranking's K responses, one forward for each that differs."""
     packed = pack([sequence for ranking in rankings for sequence in ranking.sequences], job.device)
-    with job.autocast(precision):
+    with job.compute(precision).autocast():
         scores = response_scores(model, packed)
     own = scores.split([len(ranking.sequences) for ranking in rankings])
     return [each[ranking.places] for each, ranking in zip(own, rankings, strict=True)]
@@ -239,8 +240,8 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
     names = ("accuracy", "length_accuracy", "gold_accuracy", "labeler_gold_accuracy")
     counts = torch.zeros(len(names), 2, device=job.device)
     pairs: list[tuple[float, float]] = []  # confidence, and whether it was right
-    mine = job.share(held_out)
-    for chunk in micro_batches([ranking.tokens for ranking in mine], job.micro_batch_tokens):
+    mine = job.group.share(held_out)
+    for chunk in micro_batches([ranking.tokens for ranking in mine], job.max_tokens):
         rankings = [mine[i] for i in chunk]
         for rewards, ranking in zip(_scores(model, rankings, job, precision), rankings, strict=True):
             ranks = torch.tensor(ranking.ranks)
@@ -254,18 +255,18 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
                 counts[2] += torch.tensor(pairwise_accuracy(rewards.cpu(), gold), device=job.device)
                 better = gold[:, None] < gold[None, :]
                 counts[3] += torch.stack([(better & (ranks[:, None] < ranks[None, :])).sum(), (better & ordered).sum()])
-    job.all_reduce(counts)
+    job.group.all_reduce(counts)
     shares: Metrics = {}
     for name, (right, n) in zip(names, counts, strict=True):
         if n > 0:
             shares |= {name: float(right / n)} | few(name, float(n))
-    if every := job.gather(pairs, even=False):
+    if every := job.group.gather(pairs, even=False):
         sure, right = zip(*every, strict=True)
         bins = [{"task": "pairs", "model": "model", **each._asdict()} for each in reliability(sure, right)]
-        job.table("calibration", bins)
+        job.log.table("calibration", bins)
         shares |= {"ece": calibration_error(sure, right)} | few("ece", len(every))
     if (warning := few_warning(shares)) is not None:
-        job.info(warning)
+        job.log.info(warning)
     return shares | {"held_out_prompts": float(len(held_out)), "held_out_pairs": float(counts[0, 1])}
 
 
@@ -275,7 +276,7 @@ def _centre(
 ) -> Metrics:
     """Shift the scores so that the demonstrations' mean is 0 [InstructGPT, section 3.5]."""
     if "demonstrations" not in inputs:
-        job.info("no demonstrations were given, so the scores stay where they are")
+        job.log.info("no demonstrations were given, so the scores stay where they are")
         return {}
     rows = list(read_rows(inputs.folders("demonstrations"), "train"))
     conversations = [row["messages"] for row in rows]
@@ -286,14 +287,14 @@ def _centre(
         raise ConfigError(f"inputs.demonstrations: none fits into {length:,} tokens")
     if dropped := len(encoded) - len(sequences):
         which = f"{dropped:,} of {len(encoded):,} demonstrations"
-        job.info(f"{which} left out of the mean that is 0: longer than sequence_length, {length:,} tokens")
-    mine = job.share(sequences)
+        job.log.info(f"{which} left out of the mean that is 0: longer than sequence_length, {length:,} tokens")
+    mine = job.group.share(sequences)
     total = torch.zeros(2, dtype=torch.float64, device=job.device)
-    for chunk in micro_batches(list(map(len, mine)), job.micro_batch_tokens):
-        with job.autocast(precision):
+    for chunk in micro_batches(list(map(len, mine)), job.max_tokens):
+        with job.compute(precision).autocast():
             scores = response_scores(model, pack([mine[i] for i in chunk], job.device)).double()
         total += torch.stack([scores.sum(), (scores**2).sum()])
-    job.all_reduce(total)
+    job.group.all_reduce(total)
     mean, square = (total / len(sequences)).tolist()
     model.shift += mean
     deviation = max(0.0, square - mean**2) ** 0.5

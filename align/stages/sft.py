@@ -32,7 +32,8 @@ from align.models.load import (
 )
 from align.models.packed import learned_logprobs
 from align.models.vocabulary import DRAWN
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.store.artifacts import replacing, sha256_file
 from align.store.checkpoints import Parameters, restore_parameters
@@ -63,7 +64,7 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
     if cfg.lora.rank is None:
         for line in precision_lines(model):
-            job.info(line)
+            job.log.info(line)
     length = sequence_length(cfg.sequence_length, model)
     train, dropped = _demonstrations(inputs, "train", tokenizer, length, job)
     held_out, _ = _demonstrations(inputs, "validation", tokenizer, length, job)
@@ -75,7 +76,7 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     if not train:
         raise ConfigError(f"inputs.data: no demonstration is left to learn from within {length:,} tokens")
     if not held_out:
-        job.info("there are no validation rows, so no validation loss will be reported")
+        job.log.info("there are no validation rows, so no validation loss will be reported")
     text = _text(cfg, inputs, train, tokenizer, length, job)
 
     num_parameters, adapters = model.num_parameters(), None
@@ -84,13 +85,13 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     _train(cfg, model, train, text, held_out, job)
     if adapters is not None and not cfg.lora.merged:
-        if job.is_main:
+        if job.group.is_main:
             adapters.save(_ADAPTER, job.out, tokenizer)
     else:
         model = model if adapters is None else adapters.merged(_ADAPTER)
         vars(model.config).pop(DRAWN, None)  # the rows of new tokens are trained now
         round_to_stored(model)  # before it is measured
-        if job.is_main:
+        if job.group.is_main:
             save_model(model, tokenizer, job.out)
     metrics = {"demonstrations": float(len(train)), "dropped": float(dropped)}
     metrics["tokens"] = float(cfg.num_epochs * sum(len(example.ids) for example in [*train, *text]))
@@ -111,11 +112,11 @@ def _demonstrations(
     examples = [Example(e.ids, e.by_assistant) for e in encoded]
     learned = [example for example in examples if example.num_learned]
     if nothing := len(examples) - len(learned):
-        job.info(f"{nothing:,} of {len(examples):,} {split} demonstrations left out: no token of theirs is learned")
+        job.log.info(f"{nothing:,} of {len(examples):,} {split} demonstrations left out: no token of theirs is learned")
     fitting = [example for example in learned if len(example.ids) <= length]
     if long := len(learned) - len(fitting):
         which = f"{long:,} of {len(learned):,} {split} demonstrations"
-        job.info(f"{which} left out: longer than sequence_length, {length:,} tokens")
+        job.log.info(f"{which} left out: longer than sequence_length, {length:,} tokens")
     return fitting, len(rows) - len(fitting)
 
 
@@ -126,7 +127,9 @@ def _encode(rows: list[Row], split: str, tokenizer: PreTrainedTokenizerBase, job
     """
     with_tools = takes_tools(tokenizer)
     if unread := sum(row.get("tools") is not None for row in rows) * (not with_tools):
-        job.info(f"the model's chat template writes no list of tools: {unread:,} {split} rows are read without theirs")
+        job.log.info(
+            f"the model's chat template writes no list of tools: {unread:,} {split} rows are read without theirs"
+        )
     encoded: list[Encoded | None] = [None] * len(rows)
     plain = [i for i, row in enumerate(rows) if row.get("tools") is None and not uses_tools(row["messages"])]
     conversations = [rows[i]["messages"] for i in plain]
@@ -143,7 +146,7 @@ def _encode(rows: list[Row], split: str, tokenizer: PreTrainedTokenizerBase, job
         except TemplateRefusal as error:
             refused[error.reason] += 1
     for reason, count in refused.items():
-        job.info(f"{count:,} of {len(rows):,} {split} rows left out, with tools: {reason}")
+        job.log.info(f"{count:,} of {len(rows):,} {split} rows left out, with tools: {reason}")
     return [found for found in encoded if found is not None]
 
 
@@ -158,12 +161,12 @@ def _text(
     """Rows of pretraining text that make up `text_share` of the training tokens; all of a row is learned."""
     if cfg.text_share == 0:
         if "text" in inputs:
-            job.info("inputs.text is not read: text_share is 0")
+            job.log.info("inputs.text is not read: text_share is 0")
         return []
     tokens = sum(len(example.ids) for example in train) * cfg.text_share / (1 - cfg.text_share)
     rows = encode_text((row["text"] for row in read_rows(inputs.folders("text"), "train")), tokenizer, length)
     if len(rows) * length < tokens:
-        job.info(f"text_share={cfg.text_share} takes {tokens:,.0f} tokens, and the text has {len(rows) * length:,}")
+        job.log.info(f"text_share={cfg.text_share} takes {tokens:,.0f} tokens, and the text has {len(rows) * length:,}")
     generator = torch.Generator().manual_seed(derive_seed(cfg.seed or 0, "sft", "text"))
     chosen = rows[torch.randperm(len(rows), generator=generator)[: math.ceil(tokens / length)]].tolist()
     return [Example(ids, [False, *[True] * (length - 1)]) for ids in chosen]
@@ -198,25 +201,25 @@ def _train(
         peak * cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction) for step in range(total)
     ]
     for line in doubts(rates, model, trains_all=cfg.lora.rank is None):
-        job.info(line)
+        job.log.info(line)
     best = BestEpoch(job.work, parameters, job)
     start = 0
-    if saved := job.resume():
+    if saved := job.resume.last():
         start, state = saved
         restore_parameters(parameters, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
         best.load_state(state["best"])
     else:
-        if job.world_size > 1:
-            torch.manual_seed(derive_seed(cfg.seed or 0, "sft", "dropout", job.rank))
+        if job.group.world_size > 1:
+            torch.manual_seed(derive_seed(cfg.seed or 0, "sft", "dropout", job.group.rank))
         if held_out:
-            job.log({"eval/loss": _loss(model, held_out, job, cfg.precision)}, 0)
+            job.log.metrics({"eval/loss": _loss(model, held_out, job, cfg.precision)}, 0)
 
     for step in job.steps(total, start):
         batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
         batch += _text_of_step(text, step % steps_per_epoch, steps_per_epoch)
         loss = _accumulate(model, batch, job, cfg.precision)
-        job.sum_gradients(list(parameters.values()))
+        job.group.sum_gradients(list(parameters.values()))
         norm = clip_gradients(list(parameters.values()), cfg.max_grad_norm)
         require_finite(step + 1, loss, norm)
         set_learning_rate(optimizer, rates[step])
@@ -226,8 +229,8 @@ def _train(
         if held_out and (step + 1) % steps_per_epoch == 0:
             metrics["eval/loss"] = _loss(model, held_out, job, cfg.precision)
             best.look(step + 1, metrics["eval/loss"])
-        job.log(metrics, step + 1)
-        job.checkpoint(
+        job.log.metrics(metrics, step + 1)
+        job.resume.save_if_due(
             step + 1,
             lambda: {"parameters": parameters, "optimizer": optimizer.state_dict(), "best": best.state()},
         )
@@ -238,14 +241,14 @@ def _train(
 def _accumulate(model: PreTrainedModel, batch: Sequence[Example], job: Job, precision: str) -> float:
     """Add the gradient of the batch's mean loss a learned token, this process's share; return the batch's loss."""
     count = sum(example.num_learned for example in batch)
-    mine = job.share(batch)
+    mine = job.group.share(batch)
     total = torch.zeros((), device=job.device)
-    for group in micro_batches([len(example.ids) for example in mine], job.micro_batch_tokens):
-        with job.autocast(precision):
+    for group in micro_batches([len(example.ids) for example in mine], job.max_tokens):
+        with job.compute(precision).autocast():
             loss = _summed_loss(model, [mine[i] for i in group]) / count
         loss.backward()
         total += loss.detach()
-    job.all_reduce(total)
+    job.group.all_reduce(total)
     return float(total)
 
 
@@ -261,14 +264,14 @@ def _loss(model: PreTrainedModel, examples: Sequence[Example], job: Job, precisi
     """The mean loss over the tokens that the assistant wrote, in nats."""
     training = model.training
     model.eval()
-    mine = job.share(examples)
+    mine = job.group.share(examples)
     total = torch.zeros(2, dtype=torch.float64, device=job.device)
-    for group in micro_batches([len(example.ids) for example in mine], job.micro_batch_tokens):
+    for group in micro_batches([len(example.ids) for example in mine], job.max_tokens):
         chosen = [mine[i] for i in group]
-        with job.autocast(precision):
+        with job.compute(precision).autocast():
             total[0] += _summed_loss(model, chosen).double()
         total[1] += sum(example.num_learned for example in chosen)
-    job.all_reduce(total)
+    job.group.all_reduce(total)
     model.train(training)
     return float(total[0] / total[1])
 
@@ -276,11 +279,11 @@ def _loss(model: PreTrainedModel, examples: Sequence[Example], job: Job, precisi
 def _validation(cfg: Sft, model: PreTrainedModel, held_out: Sequence[Example], job: Job) -> Metrics:
     """The validation loss of what was made and, before it, of the model that was given."""
     after = _loss(model, held_out, job, cfg.precision)
-    if not job.is_main:  # it alone has the log, and its metrics alone are published
+    if not job.group.is_main:  # it alone has the log, and its metrics alone are published
         return {"eval/loss": after}
-    before = job.logged()[0]["eval/loss"]
+    before = job.log.read_metrics()[0]["eval/loss"]
     if not after < before:
-        job.info(f"the validation loss did not fall: {before:.4g} before training, {after:.4g} after")
+        job.log.info(f"the validation loss did not fall: {before:.4g} before training, {after:.4g} after")
     return {"eval/loss": after, "eval/loss_before": before}
 
 
@@ -304,7 +307,7 @@ class BestEpoch:
         if not loss < self.loss:  # NaN is no better, either
             return
         self.loss, self.step = loss, step
-        if not self._job.is_main:
+        if not self._job.group.is_main:
             return
         tensors = {name: p.detach().contiguous() for name, p in self._parameters.items()}
         with replacing(self._file(step)) as part:
@@ -318,14 +321,14 @@ class BestEpoch:
         """Give the model the kept weights, if training went on after them."""
         if self.step in (0, last_step):
             return
-        self._job.barrier()  # the first process may still be writing
+        self._job.group.barrier()  # the first process may still be writing
         file = self._file(self.step)
-        if self._job.is_main and not (file.is_file() and sha256_file(file) == self._digest):
+        if self._job.group.is_main and not (file.is_file() and sha256_file(file) == self._digest):
             raise StoreError(
                 f"{file}: is damaged; remove {self._folder} and give the same command to begin the step again"
             )
         restore_parameters(self._parameters, load_file(file, device=str(self._job.device)))
-        self._job.info(f"the weights of step {self.step} are kept: their validation loss is the lowest")
+        self._job.log.info(f"the weights of step {self.step} are kept: their validation loss is the lowest")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold."""

@@ -25,7 +25,8 @@ from align.evals.intervals import bootstrap, bounds, few
 from align.models.build import build_model
 from align.models.load import load_one_tokenizer, round_to_stored, save_model
 from align.models.seq2seq import greedy_answers, load_seq2seq, target_logprobs
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.text.chat import uses_tools
 from align.text.pairs import Texts, encode_pairs, pad, similar_groups, texts_of
@@ -83,13 +84,13 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
         for head, split in (("eval", "validation"), ("test", "test"))
     ]
     if not any(map(len, held_out[0].text)) and not held_out[0].tasks:
-        job.info("there are no validation rows, so nothing will say how well it does on text it was not trained on")
+        job.log.info("there are no validation rows, so nothing will say how well it does on text it was not trained on")
     optimizers = pretraining_optimizers(model, cfg.optimizer, cfg.learning_rate, (0.9, 0.999), 0.0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     guard = Guard(cfg.max_loss_rise, cfg.on_nonfinite == "skip")
     measure = functools.partial(_evaluate, cfg, model, tokenizer, corruption, job)
     start = 0
-    if saved := job.resume():
+    if saved := job.resume.last():
         start, state = saved
         model.load_state_dict(state["model"])
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
@@ -97,25 +98,27 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
         rows.text.taken, guard.recent = state["taken"], state["recent"]
 
     model.train()
-    if job.world_size > 1 and not saved:
-        torch.manual_seed(derive_seed(cfg.seed or 0, "text_to_text", "dropout", job.rank))  # weights are drawn alike
+    if job.group.world_size > 1 and not saved:
+        torch.manual_seed(
+            derive_seed(cfg.seed or 0, "text_to_text", "dropout", job.group.rank)
+        )  # weights are drawn alike
     measured = None
     for step in job.steps(cfg.num_steps, start):
         drawn, rate = rows.draw(step), _learning_rate(cfg, step)
-        pairs = [rows.pair(row) for row in job.share(drawn)]
+        pairs = [rows.pair(row) for row in job.group.share(drawn)]
         loss = _accumulate(model, pairs, sum(map(rows.num_targets, drawn)), job, cfg.precision)
-        job.sum_gradients(parameters)
+        job.group.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm or math.inf)
         left_out = guard.refuses(step + 1, loss, norm)
         if left_out:
-            job.event(step + 1, "step_left_out", left_out)
+            job.log.event(step + 1, "step_left_out", left_out)
         step_all(optimizers, None if left_out else rate)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.num_steps:
             measured = measure(held_out[0])
             metrics |= measured[0]
-        job.log(metrics, step + 1)
-        job.checkpoint(
+        job.log.metrics(metrics, step + 1)
+        job.resume.save_if_due(
             step + 1,
             lambda: {
                 "model": model.state_dict(),
@@ -129,14 +132,14 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
         measured = None
     found, answers = measured or measure(held_out[0])  # nothing is measured yet where the last step was gone on from
     more, last_answers = measure(held_out[1])
-    job.table("predictions", last_answers or answers)
+    job.log.table("predictions", last_answers or answers)
     return {"parameters": float(model.num_parameters()), **found, **more}
 
 
 def _publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> bool:
     """Save the model; True where its weights were rounded for that, and what was measured before is of others."""
     rounded = round_to_stored(model)
-    if job.is_main:
+    if job.group.is_main:
         save_model(model, tokenizer, job.out)
     return rounded
 
@@ -193,7 +196,7 @@ def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTok
         plain = [each for each in conversations if not uses_tools(each) and each[-1].get("weight") != 0]
         if unfit := len(conversations) - len(plain):
             which = f"{unfit:,} of {len(conversations):,} {split} rows of tasks"
-            job.info(f"{which} left out: with turns of tools, or an answer of weight 0")
+            job.log.info(f"{which} left out: with turns of tools, or an answer of weight 0")
         texts = [texts_of(each) for each in plain]
         texts = texts if split == "train" else texts[: cfg.eval_rows]
         both = list(zip(texts, encode_pairs(tokenizer, texts), strict=True))
@@ -202,7 +205,7 @@ def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTok
         name = f"{name}_{number}" if name in taken else name
         taken.add(name)
         if dropped := len(both) - len(kept):
-            job.info(
+            job.log.info(
                 f"{dropped:,} of {len(both):,} {split} rows of {name} left out"
                 + ("" if split == "train" else ", which counts as answered wrong")
                 + f": longer than {cfg.input_length} tokens, or {cfg.target_length} to write"
@@ -298,15 +301,15 @@ def _accumulate(model: PreTrainedModel, pairs: Sequence[Pair], count: int, job: 
         loss = nats / count
         loss.backward()
         total += loss.detach()
-    job.all_reduce(total)
+    job.group.all_reduce(total)
     return float(total)
 
 
 def _losses(model: PreTrainedModel, pairs: Sequence[Pair], job: Job, precision: str) -> Iterator[torch.Tensor]:
     """-log p of all target tokens, nats, of one group of like pairs after the other."""
-    for group in similar_groups(pairs, job.micro_batch_tokens):
+    for group in similar_groups(pairs, job.max_tokens):
         batch = pad([pairs[i] for i in group], model.config.pad_token_id, job.device)
-        with job.autocast(precision):
+        with job.compute(precision).autocast():
             nats = -target_logprobs(model, batch).sum()
         yield nats
 
@@ -368,9 +371,9 @@ def _text_loss(
 def _nats(model: PreTrainedModel, pairs: Sequence[Pair], job: Job, precision: str) -> float:
     """-log p of all targets, over all processes."""
     total = torch.zeros((), dtype=torch.float64, device=job.device)
-    for nats in _losses(model, job.share(pairs), job, precision):
+    for nats in _losses(model, job.group.share(pairs), job, precision):
         total += nats
-    job.all_reduce(total)
+    job.group.all_reduce(total)
     return float(total)
 
 
@@ -383,14 +386,14 @@ def _answers(
     job: Job,
 ) -> list[str]:
     """What the model writes to each input, the likeliest token each time."""
-    mine = job.share([pair.input for pair in task.pairs])
+    mine = job.group.share([pair.input for pair in task.pairs])
     order = sorted(range(len(mine)), key=lambda i: len(mine[i]))
     written = [""] * len(mine)
     size = job.hardware.generation_batch_size
     for first in range(0, len(order), size):
         batch = order[first : first + size]
-        with job.autocast(cfg.precision):
+        with job.compute(cfg.precision).autocast():
             answers = greedy_answers(model, [mine[i] for i in batch], max_new_tokens)
         for i, ids in zip(batch, answers, strict=True):
             written[i] = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    return job.gather(written)
+    return job.group.gather(written)

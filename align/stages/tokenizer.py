@@ -18,7 +18,8 @@ from align.configs import Tokenizer
 from align.data.cards import resolve_tokenizer
 from align.data.records import count_rows, read_rows
 from align.errors import ConfigError
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.text.encoding import encode_texts
 from align.text.published import open_tokenizer
 from align.text.tokenizers import add_sentinels, complete, train_tokenizer
@@ -77,6 +78,6 @@ def _held_out(tokenizer: PreTrainedTokenizerBase, inputs: Inputs, job: Job) -> t
 def _published(cfg: Tokenizer, job: Job) -> PreTrainedTokenizerBase:
     tokenizer = open_tokenizer(resolve_tokenizer(cfg.source, None))
     if added := complete(tokenizer):
-        job.info(f"added {', '.join(added)}")
+        job.log.info(f"added {', '.join(added)}")
     add_sentinels(tokenizer, cfg.num_sentinels)
     return tokenizer

@@ -9,7 +9,8 @@ from __future__ import annotations
 from align.configs import Tokens
 from align.data.records import SPLITS, count_rows, read_info, read_rows
 from align.models.load import load_tokenizer
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.text.tokens import Counts, write_info, write_tokens
 
 

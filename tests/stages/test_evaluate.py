@@ -17,7 +17,8 @@ from align.evals.players import Answers, Player
 from align.evals.scorers import Scorer
 from align.evals.steering import PROBES
 from align.pipeline.plan import changed_knobs, data_digest
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.sampling.engine import Response
 from align.stages import data, evaluate
 from align.store.artifacts import Artifact, ArtifactStore

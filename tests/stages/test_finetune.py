@@ -25,7 +25,8 @@ from align.data.records import SPLITS, Row, read_rows, write_rows
 from align.errors import ConfigError, HealthStop
 from align.models.load import save_model
 from align.pipeline.worker import run_stage
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.runtime.tracking import NoTracker
 from align.store.artifacts import Artifact, ArtifactStore
 from align.text.task_formats import find_goal

@@ -480,7 +480,7 @@ def test_checkpoints_are_twenty_times_as_far_apart_as_one_takes(tmp_path, monkey
 
     for step in job.steps(40):
         clock["now"] += 5
-        job.checkpoint(step + 1, state)
+        job.resume.save_if_due(step + 1, state)
     assert saved_at == [23.0, 86.0, 149.0, 212.0]
 
 
@@ -500,7 +500,7 @@ def test_a_step_is_left_where_it_would_end_30_s_after_the_signal(tmp_path, monke
         stop.signal, stop.asked_at = signal.SIGTERM, clock["now"]
         clock["now"] += since
         with pytest.raises(Preempted) if stops else contextlib.nullcontext():
-            job.stop_if_asked()
+            job.resume.stop_if_asked()
         break
 
 
@@ -513,8 +513,8 @@ def test_the_tracker_gets_the_table_of_rows_as_long_as_it_is_so_far(tmp_path):
 
     (tmp_path / "out").mkdir()
     job = Job("test", tmp_path, RunConfig(), Noting())
-    job.append("samples", 1, [{"response": "a", "score": 1.0}])
-    job.append("samples", 2, [{"response": "b", "score": None, "extra": 3}])
+    job.log.append("samples", 1, [{"response": "a", "score": 1.0}])
+    job.log.append("samples", 2, [{"response": "b", "score": None, "extra": 3}])
     assert seen[0] == ("samples", ["step", "response", "score"], [[1, "a", 1.0]])
     assert seen[1] == ("samples", ["step", "response", "score", "extra"], [[1, "a", 1.0, None], [2, "b", None, 3]])
 

@@ -16,7 +16,8 @@ from align.configs.evaluate import VALIDATION_SCORE
 from align.data.records import read_rows
 from align.errors import ConfigError
 from align.models.load import load_tokenizer
-from align.runtime.job import Inputs, Job, Metrics
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
 from align.stages import data, evaluate, prompt
 from align.store.artifacts import Artifact, read_json_lines
 from align.store.seals import seal_of

@@ -20,20 +20,20 @@ def steps_of(file):
 def write(job, *steps):
     """One row in each log for each step, with a line separator of Unicode in the text."""
     for step in steps:
-        job.log({"loss": 1.0}, step)
-        job.event(step, "cut_off", "only 10 %\u2028end")
-        job.append("samples", step, [{"response": "a\u2028\u2029\u0085b"}, {"response": "c"}])
+        job.log.metrics({"loss": 1.0}, step)
+        job.log.event(step, "cut_off", "only 10 %\u2028end")
+        job.log.append("samples", step, [{"response": "a\u2028\u2029\u0085b"}, {"response": "c"}])
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A job that saved at 2 and at 3, and was gone after it had logged 4 and the beginning of 5."""
     job = job_at(tmp_path, checkpoint_seconds=0)
-    assert job.resume() is None
+    assert job.resume.last() is None
     write(job, 1, 2)
-    job.checkpoint(2, lambda: {"at": 2})
+    job.resume.save_if_due(2, lambda: {"at": 2})
     write(job, 3)
-    job.checkpoint(3, lambda: {"at": 3})
+    job.resume.save_if_due(3, lambda: {"at": 3})
     write(job, 4)
     for name in ("metrics", "events", "samples"):
         with (tmp_path / f"out/{name}.jsonl").open("ab") as file:
@@ -83,7 +83,7 @@ def test_without_a_whole_checkpoint_every_log_begins_again_and_that_is_said(fold
 
 def test_a_process_that_was_gone_before_it_saved_leaves_no_line(tmp_path):
     job = job_at(tmp_path)
-    job.resume()
+    job.resume.last()
     write(job, 0, 1)
     again = job_at(tmp_path)
     assert again.resume() is None
@@ -97,7 +97,7 @@ def test_a_checkpoint_vouches_for_logs_that_are_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: (fsync(descriptor), synced.append(os.fstat(descriptor).st_ino)))
     job = job_at(tmp_path, checkpoint_seconds=0)
     write(job, 1)
-    job.checkpoint(1, lambda: {"at": 1})
+    job.resume.save_if_due(1, lambda: {"at": 1})
     saved = synced.index((tmp_path / "checkpoints/step-1/manifest.json").stat().st_ino)
     for name in ("metrics", "events", "samples"):
         assert synced.index((tmp_path / f"out/{name}.jsonl").stat().st_ino) < saved
@@ -107,7 +107,7 @@ def test_a_step_that_was_begun_on_a_cpu_goes_on_on_a_gpu(folder, capsys):
     """The device is no part of a step's key: the same command on another machine finds the same work."""
     job = job_at(folder)
     job.device = torch.device("cuda")
-    assert job.resume() == (3, {"at": 3})
+    assert job.resume.last() == (3, {"at": 3})
     assert "begun on another kind of device" in capsys.readouterr().err
 
 
@@ -135,7 +135,7 @@ def test_a_table_that_grows_is_sent_whole_at_the_last_step_and_takes_no_square_o
     (tmp_path / "out").mkdir()
     job = Job("test", tmp_path, RunConfig(hardware=HardwareConfig(device="cpu")), tracker)
     for step in job.steps(500):
-        job.append("samples", step + 1, [{"response": "the same length"}])
+        job.log.append("samples", step + 1, [{"response": "the same length"}])
     assert tracker.sent[:4] == [1, 2, 3, 4]
     assert tracker.sent[-1] == 500
     assert sum(tracker.sent) < 6 * 500  # sent each time: 125,250
