@@ -8,7 +8,7 @@ TOOLS_READY := $(VENV)/.tools-ready
 # Python compiles what it imports; pip would compile every file first, which takes longer than to download it.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help setup tools quickstart test soak test-slow real-model lint format bench peers audit sbom clean
+.PHONY: help setup tools quickstart test soak test-slow real-model lint format docs bench peers audit sbom clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,9 @@ lint: tools ## style, types, and who may import whom
 format: tools ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: tools ## build the documentation into build/docs; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 BENCHMARKS := architectures banded command_line evals generate ppo pretrain sft sweep throughput
 bench: tools peers ## speed, beside a peer and the machine's limit; figures in benchmarks/results

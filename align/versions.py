@@ -34,7 +34,7 @@ def code_version() -> dict[str, Any]:
         commit = _git(here, "rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git(here, "status", "--porcelain", "--", str(here)))}
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "version": metadata.version("align"), "dirty": False}
+        return {"commit": None, "version": metadata.version("align-rlhf"), "dirty": False}
 
 
 def version_line() -> str:

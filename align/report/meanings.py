@@ -236,6 +236,11 @@ class Entry(NamedTuple):
         return "meaning-" + re.sub(r"[^a-z0-9]+", "-", self.word).strip("-")
 
 
+def glossary() -> list[Entry]:
+    """Every entry, in the order of the table."""
+    return [Entry(word, text) for word, text in _MEANINGS.items()]
+
+
 def meaning(name: str) -> Entry | None:
     """The entry of a name; None where nothing is known, as of a user's own.
 
