@@ -15,7 +15,7 @@ from conftest import align, made_once
 from documents import NEEDS, PAGES, ROOT, Block, blocks, commands
 
 MODEL = ROOT / ".cache/real-model"
-LANGUAGES = {"sh", "python", "yaml", "json", "jsonl", "csv", "text", "toml", "bibtex"}
+LANGUAGES = {"sh", "python", "yaml", "json", "jsonl", "csv", "tsv", "txt", "text", "markdown"}
 PROGRAMS = {"align", "make", "python", "pip", "source", "echo", "cat", "export", "wandb", "vllm", "scancel", "nohup"}
 SKIPPED = {"make", "pip", "source", "export"}  # the environment is there
 QUICKSTART = (

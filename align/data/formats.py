@@ -530,7 +530,8 @@ def _no_layout(row: Mapping[str, Any], record: str, matching: list[Layout]) -> s
             f"{PurePath(file).stem}.jsonl, each as {example} (docs/reference/row-layouts.md lists other fields)"
         )
     fields = simplest.split()
-    said = f"{record} need {', '.join(fields)} (or {others}; docs/reference/row-layouts.md lists all); the file has {has}"
+    listed = "docs/reference/row-layouts.md lists all"
+    said = f"{record} need {', '.join(fields)} (or {others}; {listed}); the file has {has}"
     if matching:
         said += f", which makes it one of {matching[0].record}, and {matching[0].record} cannot become {record}"
     chat = next((name for name, value in row.items() if _is_chat(value)), None)
