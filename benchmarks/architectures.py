@@ -1,11 +1,14 @@
-"""Which architectures of `transformers` run here? Each as a tiny random model through all five stages; a table.
+"""Run each architecture of `transformers` as a tiny random model through five stages, and write a table of the results.
 
-    python benchmarks/architectures.py [--json FILE] [--table docs/models.md]
-    python benchmarks/architectures.py --only NAME,NAME --json FILE --table docs/models.md   # the rest from FILE
+    python benchmarks/architectures.py [--json FILE] [--table docs/reference/architectures.md]
+    python benchmarks/architectures.py --only NAME,NAME --json FILE --table docs/reference/architectures.md
 
-For each: how packed rows are read, the largest difference of a packed log-prob from plain `transformers` (its own eager
-attention, each sequence alone, 1 to 3 sliding windows long), and how many of import, supervised tuning, reward model,
-PPO and evaluation end well. What an import refuses, it refuses in one line; anything else is counted as a crash.
+With `--only`, the results of the other architectures come from FILE.
+
+For each architecture the table has three things: how packed rows are read; the largest difference of a packed log-prob
+from plain `transformers` (its own eager attention, each sequence alone, 1 to 3 sliding windows long); and how many of
+import, supervised tuning, reward model, PPO and evaluation succeed. An import refuses a model in one line; any other
+error counts as a crash.
 """
 
 from __future__ import annotations
@@ -39,27 +42,37 @@ from align.text.packing import pack  # noqa: E402
 LENGTHS = (1, 3 * WINDOW, 2, WINDOW, 70, 1, WINDOW + 1, 3 * WINDOW - 1, 5)
 BOUND = 1e-4  # nats
 
-HEAD = f"""# Models
+HEAD = f"""# Architectures
 
-Import decides by numbers whether a model runs here: `align import_model source=hf:ORG/NAME@COMMIT`.
-The import compares the model with itself and refuses, in one line, what would not run or would give wrong numbers.
+`align import_model` checks by numbers whether a model runs. It compares the model with itself. It refuses,
+in one line, a model that would not run or would give wrong numbers. See
+[Import a model](../how-to/import-a-model.md).
 
-This table is made by `python benchmarks/architectures.py --table docs/models.md`. Each architecture is a model of two
-layers with random weights. Its columns:
+`python benchmarks/architectures.py --table docs/reference/architectures.md` writes this page. Each
+architecture is a model of two layers with random weights.
 
-- **reads packed rows**: *packed*, by align's own attention, without padding; *padded*, by the model's own attention on
-  right-padded batches, which is slower and gives the same numbers; or *refused*, and why.
-- **difference**: the largest difference of a log-prob, in nats, between packed rows here and plain `transformers` on
-  each sequence alone. Sequences have 1 to {3 * WINDOW} tokens, which is three sliding windows, and one has 70.
-- **stages**: how many of import, supervised tuning, reward model, PPO and evaluation ran, of 5.
+| column | meaning |
+|---|---|
+| packed rows | how the model reads packed rows, see below |
+| difference | the largest difference of a log-prob, in nats, between packed rows and plain Transformers |
+| stages | how many of import, supervised tuning, reward model, PPO and evaluation ran, of 5 |
 
-Where rotary frequencies depend on the longest sequence of a batch (longrope, dynamic), the context ends where they
-begin to, so that a sequence has the same log-probs alone and beside others. `import_model` says so.
+* **packed**: by the attention of align, without padding.
+* **padded**: by the model's own attention on right-padded batches. This is slower and gives the same
+  numbers.
+* **refused**: import refuses the model; the cell gives the reason.
+
+Plain Transformers reads each sequence alone. Sequences have 1 to {3 * WINDOW} tokens, which is three
+sliding windows. One sequence has 70 tokens.
+
+For some models the rotary frequencies depend on the longest sequence of a batch (longrope, dynamic). There
+the context ends where this begins, so a sequence has the same log-probs alone and beside others.
+`import_model` reports it.
 """
 
 
 class Outcome(NamedTuple):
-    """What became of one architecture."""
+    """The result of one architecture."""
 
     way: str
     difference: float | None
@@ -103,14 +116,15 @@ def verdict(found: Outcome) -> str:
 
 
 def table(found: dict[str, Outcome]) -> str:
-    counts = {each: sum(verdict(o) == each for o in found.values()) for each in ("runs", "refused", "crashed")}
-    said = f"Of {len(found)} architectures, {counts['runs']} run all five stages and {counts['refused']} are refused"
-    said += f"; {counts['crashed']} crash or differ by more than {BOUND:g} nats."
-    rows = ["| architecture | reads packed rows | difference | stages |", "|---|---|---|---|"]
+    verdicts = [verdict(each) for each in found.values()]
+    runs, refused, crashed = (verdicts.count(each) for each in ("runs", "refused", "crashed"))
+    summary = f"Of {len(found)} architectures, {runs} run all five stages, {refused} are refused, "
+    summary += f"and {crashed} crash or differ by more than {BOUND:g} nats."
+    rows = ["| architecture | packed rows | difference | stages |", "|---|---|---|---|"]
     for name, each in found.items():
         gap = "" if each.difference is None else f"{each.difference:.1e}"
         rows.append(f"| `{name}` | {each.way.replace('|', ' ')} | {gap} | {each.done} |")
-    return f"{HEAD}\n{said}\n\n" + "\n".join(rows) + "\n"
+    return f"{HEAD}\n{summary}\n\n" + "\n".join(rows) + "\n"
 
 
 def main() -> None:

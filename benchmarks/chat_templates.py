@@ -1,9 +1,9 @@
-"""Which published chat templates are read right: writes the table of docs/chat_templates.md.
+"""Check which published chat templates are read correctly, and write docs/reference/chat-templates.md.
 
     python benchmarks/chat_templates.py [FILE]
 
-Reads every template of tests/chat_templates.py as training and sampling do, and compares what it finds with what is
-written there by hand. Takes half a minute and no network.
+Reads every template of tests/chat_templates.py as training and sampling do. Compares the result with what that file
+says. Takes half a minute and no network.
 """
 
 from __future__ import annotations
@@ -24,32 +24,35 @@ from chat_templates import PUBLISHED, ROUNDS, SYSTEM, TRL, Case, cases, turns_of
 INTRO = """\
 # Chat templates
 
-align keeps a published model's own chat template and reads it: which tokens of a dialogue the assistant wrote, which
-token ends its turn, and at which tokens sampling stops. This table shows which templates are read right. Make it again
-with
+align keeps the chat template of a published model and reads it. It finds which tokens of a dialogue the
+assistant wrote, which token ends its turn, and at which tokens sampling stops. The tables show which
+templates are read correctly. `python benchmarks/chat_templates.py` writes this page.
 
-```
-python benchmarks/chat_templates.py
-```
+The tokens of the assistant are found in one of three ways:
 
-The assistant's tokens are found in one of three ways:
+| way | meaning |
+|---|---|
+| markers | the template has `{{% generation %}}` blocks |
+| trl | TRL {trl} knows the template and has a version of it with markers |
+| answers | otherwise: a turn goes from the end of its prompt to the token that ends it, around its answer |
 
-* **markers**: the template has `{{% generation %}}` blocks.
-* **trl**: TRL {trl} knows the template and has a version of it with markers.
-* **answers**: otherwise, a turn reaches from the end of its prompt to the token that ends it, around its answer.
+A mask is right under these conditions:
 
-A mask is right if it covers what the assistant says and the token that ends its turn, in whole tokens and in each of
-two turns, with and without a system message; and if a prompt is the part of its dialogue before the mask. Some
-templates end a prompt with the beginning of a thought (`<think>`), which dialogues without thoughts do not have: import
-says so, and prompts leave it out. A template that align could not read would say "refused".
+* It covers what the assistant says and the token that ends its turn, in whole tokens.
+* This holds in each of two turns, with and without a system message.
+* A prompt is the part of its dialogue before the mask.
 
-The formats of the first table are written after their public descriptions, with small tokenizers of the same kind; a
-model's own file may differ.
+Some templates end a prompt with the beginning of a thought (`<think>`). Dialogues without thoughts do not
+have it. Import reports this, and prompts leave it out. A template that align cannot read has the entry
+"refused".
+
+The formats of the first table follow their public descriptions, with small tokenizers of the same kind. The
+file of a model may differ.
 """
 
 
 def verdict(case: Case) -> str:
-    """Whether the assistant's tokens are found as they should be."""
+    """Whether the tokens of the assistant are found correctly: yes, no or refused."""
     dialogues = [ROUNDS] if case.refuses_system else [ROUNDS, [SYSTEM, *ROUNDS]]
     try:
         for ids, by_assistant in encode_conversations(case.tokenizer, dialogues):
@@ -73,7 +76,7 @@ def code(text: str) -> str:
 
 
 def found(case: Case) -> tuple[str, str, str]:
-    """The way, the token that ends a turn, and the stops, as the library finds them."""
+    """The way, the token that ends a turn, and the stops, as align finds them."""
     try:
         style = chat_format(case.tokenizer)
     except ValueError:
@@ -88,7 +91,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", metavar="FILE", type=Path, nargs="?", default=ROOT / "docs/chat_templates.md")
+    parser.add_argument("file", metavar="FILE", type=Path, nargs="?", default=ROOT / "docs/reference/chat-templates.md")
     file = parser.parse_args().file
     known = cases()
     formats = [[name, *found(known[name]), verdict(known[name])] for name in PUBLISHED]
@@ -97,7 +100,7 @@ def main() -> None:
     for name in TRL:
         way, end, stops = found(known[f"{name}-published"])
         of_trl.append([name, way, end, stops, *(verdict(known[f"{name}-{each}"]) for each in versions)])
-    columns = ["template", "found by", "ends the turn", "sampling stops at"]
+    columns = ["template", "found by", "turn ends at", "sampling stops at"]
     file.write_text(
         "\n".join(
             [
@@ -105,9 +108,11 @@ def main() -> None:
                 "## Published formats\n",
                 table([*columns, "mask right"], formats),
                 "## Templates that TRL has a training version of\n",
-                "The mask of the published template, of TRL's training version in its place, and of the published one\n"
-                "with a comment added, so that TRL does not know it.\n",
-                table([*columns, "mask right", "of the training version", "of the unknown one"], of_trl),
+                "The last three columns say whether the mask is right for three templates:\n",
+                "* **published**: the published template;\n"
+                "* **training version**: TRL's training version of it;\n"
+                "* **unknown to TRL**: the published template with a comment added, so that TRL does not know it.\n",
+                table([*columns, "published", "training version", "unknown to TRL"], of_trl),
             ]
         ),
         encoding="utf-8",

@@ -1,7 +1,9 @@
-"""Show what the terminal shows, from a real tiny run: `python benchmarks/console.py --docs docs/console.md`.
+"""Show what the terminal shows, from a real tiny run.
 
-Runs the quickstart at reduced size in a temporary folder, a sweep, and the commands that look at a store, all at 80
-columns. About five minutes on two cores. Fails where an output is wider than 80 columns or longer than a screen.
+    python benchmarks/console.py --docs docs/reference/console.md
+
+Runs the quickstart at reduced size in a temporary folder, then a sweep, then the commands that inspect a store, all at
+80 columns. Takes about five minutes on two cores. Fails if an output is wider than 80 columns or longer than a screen.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ SMALL = " ".join(
 
 class Shown(NamedTuple):
     title: str
-    text: str  # before it
+    text: str  # shown before the output
     command: str
     output: str
 
@@ -64,17 +66,17 @@ def everything(folder: Path) -> list[Shown]:
     swept = printed(f"{run} steps.ppo.kl_coef=0.05,0.5 -m", folder)
     run = "align run pipeline=quickstart ..."
     return [
-        Shown("While PPO runs", "The terminal's last lines, redrawn in place.", run, live),
-        Shown("The end of a run", "The answer first, then one table; the report has the rest.", run, ended),
+        Shown("While PPO runs", "The last lines of the terminal. They are redrawn in place.", run, live),
+        Shown("The end of a run", "The verdict comes first, then one table. The report has the rest.", run, ended),
         Shown(
             "The end of a sweep",
-            "As `align sweep show` prints it.",
+            "`align sweep show` prints the same table again.",
             f"{run} steps.ppo.kl_coef=0.05,0.5 -m",
             swept,
         ),
         Shown(
             "A run without an evaluation",
-            "The figures of its last step.",
+            "The command prints the metrics of its last step.",
             "align sft inputs.model=quickstart/pretrain ...",
             printed(
                 "align sft inputs.model=quickstart/pretrain inputs.data=quickstart/demonstrations num_epochs=1 "
@@ -83,15 +85,20 @@ def everything(folder: Path) -> list[Shown]:
             ),
         ),
         Shown(
-            "What would run",
-            "",
+            "A plan",
+            "Each step is cached or will run. The reasons follow the table.",
             "align plan pipeline=quickstart ... steps.ppo.kl_coef=0.2",
             printed(f"align plan {SMALL} steps.ppo.kl_coef=0.2", folder),
         ),
-        Shown("What the store holds", "", "align artifacts ls", printed("align artifacts ls", folder)),
         Shown(
-            "What differs",
-            "Knobs, inputs and metrics that differ.",
+            "The list of a store",
+            "Every version, with its main figures.",
+            "align artifacts ls",
+            printed("align artifacts ls", folder),
+        ),
+        Shown(
+            "A diff",
+            "Knobs, inputs and metrics that differ between two artifacts.",
             "align artifacts diff quickstart/ppo:v0 quickstart/ppo:v1",
             printed("align artifacts diff quickstart/ppo:v0 quickstart/ppo:v1", folder),
         ),
@@ -145,12 +152,16 @@ def page_of(shown: list[Shown]) -> str:
     parts = [
         "# What the terminal shows",
         "",
-        "`python benchmarks/console.py --docs docs/console.md` writes this page. It runs the quickstart at reduced",
-        "size (`SMALL` in that file: far too small to learn much) and shows what each command prints at 80 columns.",
+        "These are the outputs of real commands at 80 columns. They run the quickstart at a reduced size (`SMALL` in",
+        "the script), which is far too small to learn much. This command writes the page:",
+        "",
+        "```text",
+        "python benchmarks/console.py --docs docs/reference/console.md",
+        "```",
     ]
     for title, text, command, output in shown:
         lines = [line.rstrip() for line in output.strip("\n").splitlines()]
-        parts += ["", f"## {title}", "", *([text, ""] if text else []), "```", f"$ {command}", *lines, "```"]
+        parts += ["", f"## {title}", "", *([text, ""] if text else []), "```text", f"$ {command}", *lines, "```"]
     return "\n".join(parts) + "\n"
 
 

@@ -1,17 +1,17 @@
-"""The table of facts in the account of pipeline=instructgpt names tests that are there."""
+"""The tables of docs/explanation/ppo-facts.md name tests that exist."""
 
 import ast
 import re
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-ACCOUNT = TESTS.parent / "pipelines/instructgpt/README.md"
+PAGE = TESTS.parent / "docs/explanation/ppo-facts.md"
 
 
 def rows() -> dict[int, str]:
-    _, table = ACCOUNT.read_text().split("## 35 facts")
-    table = table.split("\n## ")[0]
-    return {int(number): row for number, row in re.findall(r"^\| (\d+) \|(.*)$", table, re.MULTILINE)}
+    _, tables = PAGE.read_text().split("## 35 facts")
+    tables = tables.split("\n## ")[0]
+    return {int(number): row for number, row in re.findall(r"^\| (\d+) \|(.*)$", tables, re.MULTILINE)}
 
 
 def test_every_fact_has_a_place() -> None:

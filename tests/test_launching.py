@@ -67,6 +67,17 @@ def test_the_reward_model_s_size_changes_nothing_of_the_policy(tmp_path: Path) -
         assert (keys["sft_reward"] == keys["sft"]) is alike
 
 
+@pytest.mark.parametrize("launcher", mostly_slow(["joblib", "submitit_local", "slurm"], ["submitit_local"]))
+def test_a_plan_shows_every_member_and_needs_no_launcher_and_no_folder(launcher: str, tmp_path: Path) -> None:
+    (tmp_path / "sweeps").touch()  # so that no sweep has a folder there
+    given = ("pipeline=toy", "--config-dir", CONF, f"store={tmp_path}", f"launcher={launcher}", "seed=0,1")
+    done = align("plan", *given, "--json", "-m")
+    members = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ["seed=0" in member["overrides"] for member in members] == [True, False]
+    assert all(member["steps"] for member in members)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweeps"]
+
+
 @pytest.mark.parametrize(
     ("launcher", "expected"),
     [

@@ -19,8 +19,8 @@ MOST_COMMANDS = 6
 
 def commands() -> list[str]:
     """The lines of the first block under its heading, as they are written."""
-    section = (ROOT / "README.md").read_text().partition("\n## Align your own model\n")[2].partition("\n## ")[0]
-    (block, *_) = re.findall(r"^```\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    section = (ROOT / "README.md").read_text().partition("\n## Your model, your data\n")[2].partition("\n## ")[0]
+    (block, *_) = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     return block.splitlines()
 
 

@@ -272,9 +272,14 @@ def _export(store: ArtifactStore, options: argparse.Namespace) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: exists and is not empty; give a new folder")
     store.verify(artifact)
-    left_out = shutil.ignore_patterns(MANIFEST, ADAPTER, ADAPTER_WEIGHTS)
+    # Folders of an adapter that stand for a model, as PPO's average does in ema/. The adapter of a classifier is none:
+    # it lies beside the classifier that it was merged into.
+    adapters = [path.parent for path in sorted(artifact.path.rglob(ADAPTER)) if path.with_name("config.json").is_file()]
+
+    def left_out(source: str, names: list[str]) -> set[str]:
+        return {MANIFEST, ADAPTER, ADAPTER_WEIGHTS} if Path(source) in adapters else {MANIFEST}
+
     shutil.copytree(artifact.path, folder, ignore=left_out, dirs_exist_ok=True)
-    adapters = [path.parent for path in sorted(artifact.path.rglob(ADAPTER))]  # PPO's average is one, too, in ema/
     if adapters:
         from align.models.export import write_whole
 

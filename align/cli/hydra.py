@@ -15,6 +15,7 @@ import functools
 import os
 import re
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -143,6 +144,7 @@ def _own_hydra() -> Iterator[None]:
 
 # Of Hydra's own settings, those that a sweep has a use for; a run keeps everything in its store.
 _PLUGINS = ("hydra/launcher", "hydra/sweeper")
+_BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 _HYDRAS = "of Hydra's own settings there are hydra.sweep.dir, hydra.launcher.* and hydra.sweeper.*"
 _TAKEN = re.compile(r"hydra\.(sweep\.dir|(launcher|sweeper)\..+)")
 _OF_A_SWEEP = "of a sweep; give -m (--multirun) too, or leave it out"
@@ -607,20 +609,33 @@ def _run(
     _refuse_hydras(config, RunMode.MULTIRUN, options.config_dir, places, loader)
     if "store" in config:
         _ = config.store  # what is wrong with it would be said of the folder, which lies in it
-    folder = _own_folder(Path(config.hydra.sweep.dir))
-    config.hydra.sweep.dir = str(folder)
-    quoted = str(folder).replace("'", "\\'")
-    config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # for the members, which are composed anew
-    codes = []
-    try:
-        codes = _sweep(hydra, config, MemberTask(task, folder), check, places)
-    finally:
-        _tidy(folder, keep=records and bool(codes or fates(folder)))
-    if records:
-        _tell_ends(folder, codes)
-        if compare is not None and codes:
-            compare(folder)
+    if not records:  # a plan: every member in this process, one after the other
+        config.hydra.launcher = {"_target_": _BASIC_LAUNCHER}
+    with _sweep_folder(config, records) as folder:
+        config.hydra.sweep.dir = str(folder)
+        quoted = str(folder).replace("'", "\\'")
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # for the members, which are composed anew
+        codes = []
+        try:
+            codes = _sweep(hydra, config, MemberTask(task, folder), check, places)
+        finally:
+            if records:
+                _tidy(folder, keep=bool(codes or fates(folder)))
+        if records:
+            _tell_ends(folder, codes)
+            if compare is not None and codes:
+                compare(folder)
     return max(codes, default=0)
+
+
+@contextlib.contextmanager
+def _sweep_folder(config: DictConfig, records: bool) -> Iterator[Path]:
+    """Give a sweep's folder in the store; for a plan, which leaves nothing behind, a temporary one."""
+    if records:
+        yield _own_folder(Path(config.hydra.sweep.dir))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def _sweep(hydra: Hydra, config: DictConfig, task: MemberTask, check: Check | None, places: Places) -> list[int]:

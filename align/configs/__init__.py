@@ -1,6 +1,6 @@
 """The contract of every stage: what it takes, what it makes, and its knobs with default, unit and source.
 
-A knob's comment is what `align STAGE --help` prints. A stage's key (see `pipeline.py`) holds the knobs that differ
+A knob's comment is what `align STAGE --help` prints. A stage's key (see `plan.py`) holds the knobs that differ
 from the defaults here, so changing a default, or what a knob means, raises the stage's `VERSION`; adding one does not.
 
 Sources: [InstructGPT] Ouyang et al. 2022; [Ziegler] Ziegler et al. 2019 and openai/lm-human-preferences;

@@ -73,7 +73,7 @@ class Evaluate(StageConfig):
     reward_functions: dict[str, float] = field(
         default_factory=dict,
         metadata={
-            "comment": "MODULE:FUNCTION: weight, a judge by rules, as in PPO: docs/rewards.md",
+            "comment": "MODULE:FUNCTION: weight, a judge by rules, as in PPO: docs/how-to/write-a-reward-function.md",
             "reads": "functions",
         },
     )

@@ -27,7 +27,7 @@ class Ppo(StageConfig):
     align ppo inputs.policy=mine/sft inputs.reward_model=mine/reward inputs.prompts=path:prompts.jsonl
     align ppo inputs.policy=mine/sft inputs.prompts=path:prompts.jsonl 'reward_functions={my_rewards:brevity:1.0}'
 
-    docs/rewards.md says how to write a reward function.
+    docs/how-to/write-a-reward-function.md says how to write a reward function.
     """
 
     STAGE: ClassVar[str] = "ppo"
@@ -107,7 +107,7 @@ class Ppo(StageConfig):
         default_factory=dict,
         metadata={
             "comment": "MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS) -> weight, of a function with TRL's signature; in "
-            "YAML or as 'reward_functions={MODULE:FUNCTION:1.0}'; see docs/rewards.md",
+            "YAML or as 'reward_functions={MODULE:FUNCTION:1.0}'; see docs/how-to/write-a-reward-function.md",
             "reads": "functions",
         },
     )

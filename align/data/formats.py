@@ -527,10 +527,11 @@ def _no_layout(row: Mapping[str, Any], record: str, matching: list[Layout]) -> s
         example = json.dumps(dict.fromkeys(simplest.split(), "..."))
         return (
             f"{file} is one document, and documents cannot become {record}; write a file of lines instead, "
-            f"{PurePath(file).stem}.jsonl, each as {example} (docs/data.md lists other fields)"
+            f"{PurePath(file).stem}.jsonl, each as {example} (docs/reference/row-layouts.md lists other fields)"
         )
     fields = simplest.split()
-    said = f"{record} need {', '.join(fields)} (or {others}; docs/data.md lists all); the file has {has}"
+    listed = "docs/reference/row-layouts.md lists all"
+    said = f"{record} need {', '.join(fields)} (or {others}; {listed}); the file has {has}"
     if matching:
         said += f", which makes it one of {matching[0].record}, and {matching[0].record} cannot become {record}"
     chat = next((name for name, value in row.items() if _is_chat(value)), None)

@@ -132,7 +132,7 @@ class RowReader:
             if field not in self._read_fields:
                 raise ConfigError(
                     f"columns.{field}: nothing reads {field} from rows of these columns as {self.record}; "
-                    f"docs/data.md lists the columns of each layout"
+                    f"docs/reference/row-layouts.md lists the columns of each layout"
                 )
 
     # -- one row -------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ _MEANINGS = {
     ),
     "accuracy_norm": "Accuracy where choices are compared by their log-probability a character.",
     "accuracy_token": "Accuracy where choices are compared by their log-probability a token.",
-    "accuracy_unconditional": "Accuracy where each choice's log-probability without the question is subtracted.",
+    "accuracy_relative": "Accuracy where each choice's log-probability without the question is subtracted.",
     "exact_match": "Share of answers that equal the reference exactly.",
     "f1": "Harmonic mean of precision and recall.",
     "right_share": "Probability of the right choices among all choices of an item.",
@@ -234,6 +234,11 @@ class Entry(NamedTuple):
     def anchor(self) -> str:
         """Its id on a page."""
         return "meaning-" + re.sub(r"[^a-z0-9]+", "-", self.word).strip("-")
+
+
+def glossary() -> list[Entry]:
+    """Every entry, in the order of the table."""
+    return [Entry(word, text) for word, text in _MEANINGS.items()]
 
 
 def meaning(name: str) -> Entry | None:

@@ -1,11 +1,10 @@
-"""Run the reliability plan part by part, and write what came of it into docs/reliability.md.
+"""Run the reliability plan part by part, and write the results into docs/reference/reliability.md.
 
     python tests/soak/run.py [--minutes 90] [--only PART ...] [--table]
 
-Each part is a program beside this one with a results file in .soak/, and goes on where it stopped. The minutes are
-shared out by the parts' weights; a part that is done early leaves its time to those after it. With --table nothing is
-run: the table is written from the results that are there. The exit code is 1 where a part found something wrong, or
-failed itself.
+Each part is a program in this folder. It has a results file in .soak/ and continues where it stopped. The minutes are
+divided by the parts' weights; a part that ends early leaves its time to those after it. With --table nothing is run:
+the table is written from the results that exist. The exit code is 1 if a part found something wrong or failed itself.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / ".soak"
-PAGE = ROOT / "docs/reliability.md"
+PAGE = ROOT / "docs/reference/reliability.md"
 _FEW = 20  # trials below which a bound says nothing
 BEGIN, END = "<!-- begin: tests/soak/run.py -->", "<!-- end -->"
 
@@ -44,18 +43,18 @@ PARTS = (
         "kills",
         45,
         {
-            "stage": "a stage in one process is killed or stopped at any moment, and the command is given again",
-            "ranks": "a stage in two processes; one of them or their parent is killed or stopped",
-            "sweep": "a sweep by basic, joblib or submitit_local; a member or the parent is killed or stopped",
+            "stage": "a stage in one process is killed or stopped at any moment, then the command is given again",
+            "ranks": "a stage in two processes: one process or the parent is killed or stopped",
+            "sweep": "a sweep by `basic`, `joblib` or `submitit_local`: a member or the parent is killed or stopped",
         },
     ),
     Part(
         "store",
         8,
         {
-            "mutations": "one file of a store or of a step in progress is changed: noticed before it is used",
-            "clean": "a store is used as it should be: nothing is called damaged",
-            "publishers": "8 processes publish 1,000 artifacts beside 4 readers, and are killed 200 times",
+            "mutations": "one file of a store or of a step in progress is changed: detected before it is used",
+            "clean": "normal use of a store: nothing is reported as damaged",
+            "publishers": "8 processes publish 1,000 artifacts and are killed 200 times; 4 processes read meanwhile",
             "garbage": "garbage is removed 100 times while old artifacts are named and read",
         },
     ),
@@ -63,29 +62,29 @@ PARTS = (
         "configs",
         15,
         {
-            "wrong": "a config with one fault or more: refused in a line that names it, and nothing is written",
-            "valid": "a config without a fault: planned",
-            "processes": "a wrong command line, as a process of its own",
+            "wrong": "a config with one or more mistakes: refused in a line that names one, nothing is written",
+            "valid": "a config without mistakes: planned",
+            "processes": "a wrong or a right command line, in its own process",
         },
     ),
     Part(
         "files",
         20,
         {
-            "files": "a data file made at random or spoiled: read, or refused in a line that names it",
-            "rows": "100 rows made at random, in all formats: read, or refused by file and line",
-            "models": "a folder of a model, hostile, odd or spoiled: imported or refused; nothing of it runs",
+            "files": "a random or damaged data file: read, or refused in a line that names it",
+            "rows": "100 random rows, in all formats: read, or refused by file and line",
+            "models": "a hostile, odd or damaged model folder: imported or refused, and no code in it runs",
         },
     ),
     Part(
         "health",
         12,
         {
-            "broken": "a PPO run is broken on purpose: an event says what is wrong, or it is refused",
-            "healthy": "a PPO run with another seed, not broken: no event",
+            "broken": "a PPO run is broken on purpose: an event reports it, or the run is refused",
+            "healthy": "a healthy PPO run with another seed: no event",
         },
     ),
-    Part("ppo_long", 10, {"result": "PPO for 2,000 iterations, killed and stopped 10 times: memory, files, disk"}),
+    Part("ppo_long", 10, {"result": "PPO for 2,000 iterations, killed and stopped 10 times: memory, open files, disk"}),
 )
 
 
@@ -105,8 +104,8 @@ def run_part(part: Part, minutes: float) -> bool:
 
 
 def table() -> str:
-    """One row for each kind of trial; what found nothing in n trials happens in at most 3/n of them, at 95 %."""
-    lines = ["| what happens | trials | wrong | at most | command |", "|---|---|---|---|---|"]
+    """One row for each kind of trial. If none of n trials was wrong, the rate is at most 3/n with 95 % confidence."""
+    lines = ["| what is tried | trials | wrong | at most | command |", "|---|---|---|---|---|"]
     for part in PARTS:
         rows = results_of(part)
         for kind, what in part.rows.items():

@@ -249,6 +249,17 @@ def test_an_export_is_a_whole_model_of_the_same_numbers(here: Path) -> None:
     assert load_scalar(made("mine/judge")).shift == adapter.shift
 
 
+def test_a_classifier_is_exported_with_the_adapter_that_was_merged_into_it(here: Path) -> None:
+    rows = [f"they are kind {word},good\nthey are rude {word},bad\n" for word in ("now", "here", "there", "today")]
+    Path("reviews.csv").write_text("text,label\n" + "".join(rows))
+    knobs = ("task=classification", "lora.rank=2", "num_epochs=1", "batch_size=4", "learning_rate=0.001")
+    assert run("finetune", "model=mine/model", "data=path:reviews.csv", *knobs, "name=mine/sorter") == 0
+    assert main(["artifacts", "export", "mine/sorter", "sorter"]) == 0
+    for file in ("model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"):
+        assert (Path("sorter") / file).read_bytes() == (made("mine/sorter") / file).read_bytes()
+    assert AutoModelForSequenceClassification.from_pretrained("sorter").num_labels == 2
+
+
 # -- what plan refuses -----------------------------------------------------------------------------------------------
 
 
