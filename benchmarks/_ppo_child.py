@@ -48,7 +48,7 @@ class Turns(Job):
                 return
             begun = time.perf_counter()
             yield iteration
-            latest = self.logged()[-1]
+            latest = self.log.read_metrics()[-1]
             answer = {
                 "iteration": iteration + 1,
                 "seconds": time.perf_counter() - begun,

@@ -49,7 +49,7 @@ class Turns(Job):
             wait()
             begun, Turns.loading = time.perf_counter(), 0.0
             yield step
-            tell(begun, self.logged()[-1]["loss"], Turns.loading)
+            tell(begun, self.log.read_metrics()[-1]["loss"], Turns.loading)
 
 
 def timed(load: Any) -> Any:

@@ -99,12 +99,15 @@ def ours(model: Path, data: Path, work: Path) -> tuple[float, float]:
     )
     times: list[float] = []
 
-    class Timed(Job):
-        def log(self, metrics: dict[str, float], step: int) -> None:
-            times.append(time.perf_counter())
-            super().log(metrics, step)
+    job = Job("sft", work, settings)
+    log = job.log.metrics
 
-    sft.run(config, inputs, Timed("sft", work, settings))
+    def timed(metrics: dict[str, float], step: int) -> None:
+        times.append(time.perf_counter())
+        log(metrics, step)
+
+    job.log.metrics = timed
+    sft.run(config, inputs, job)
     first = json.loads((work / "out/metrics.jsonl").read_text().splitlines()[0])
     return statistics.median(b - a for a, b in itertools.pairwise(times)), first["loss"]
 

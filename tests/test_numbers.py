@@ -115,9 +115,19 @@ class Watched(Job):
     state: Callable[[], Any]
     kept: Any
 
-    def checkpoint(self, step: int, state: Callable[[], Any]) -> None:
-        self.done, self.state, self.kept = step, state, copy.deepcopy(state())
-        super().checkpoint(step, state)
+    def __init__(self, *arguments: Any, **given: Any):
+        super().__init__(*arguments, **given)
+        save = self.resume.save_if_due
+
+        def keep_and_save(step: int, state: Callable[[], Any]) -> None:
+            self.before_save(step, state)
+            self.done, self.state, self.kept = step, state, copy.deepcopy(state())
+            save(step, state)
+
+        self.resume.save_if_due = keep_and_save
+
+    def before_save(self, step: int, state: Callable[[], Any]) -> None:
+        """Look at a step's state before it is kept."""
 
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -245,10 +255,9 @@ def test_where_asked_the_step_is_left_out_and_the_run_ends_well(inputs, tmp_path
     class Comparing(Watched):
         unchanged: list[int] = []  # noqa: RUF012
 
-        def checkpoint(self, step: int, state: Callable[[], Any]) -> None:
+        def before_save(self, step: int, state: Callable[[], Any]) -> None:
             if self.done and same(weights(state()), weights(self.kept)):
                 self.unchanged = [*self.unchanged, step]
-            super().checkpoint(step, state)
 
     def weights(state: Any) -> Any:
         return state["model"] if stage != "ppo" else [state["learner"]["policy"], state["learner"]["value"]]
@@ -265,11 +274,10 @@ def test_where_asked_the_step_is_left_out_and_the_run_ends_well(inputs, tmp_path
 def test_ten_iterations_of_ppo_without_a_step_end_the_run_also_when_it_was_resumed(inputs, tmp_path):
     """The weights are lost, say: every later rollout is left out, and nothing would come of the rest of the run."""
 
-    class Stopping(Watched):
-        def log(self, metrics: Any, step: int) -> None:
-            super().log(metrics, step)
-            if step == 5:
-                raise KeyboardInterrupt
+    def log_and_stop(metrics: Any, step: int) -> None:
+        log(metrics, step)
+        if step == 5:
+            raise KeyboardInterrupt
 
     class Always(int):
         def __eq__(self, other: object) -> bool:
@@ -278,7 +286,8 @@ def test_ten_iterations_of_ppo_without_a_step_end_the_run_also_when_it_was_resum
         __hash__ = int.__hash__
 
     broken = config("ppo", on_nonfinite="skip", num_iterations=30)
-    job = job_at(tmp_path, Stopping, checkpoint_seconds=0)
+    job = job_at(tmp_path, Watched, checkpoint_seconds=0)
+    log, job.log.metrics = job.log.metrics, log_and_stop
     with faulty(job, Always(), *OF_PPO["score nan"]), pytest.raises(KeyboardInterrupt):
         run_stage(broken, inputs["ppo"], job)
     job = job_at(tmp_path, Watched, checkpoint_seconds=0)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.data.records import Row
+from align.models.compute import Compute
 from align.models.load import context_length
 from align.models.packed import pack_pairs, response_logprobs
 from align.sampling.engine import Response, Sampling, generate
@@ -90,12 +89,7 @@ def fit(prompts: Sequence[Messages], players: Sequence[Player], max_new_tokens: 
 
 
 @torch.no_grad()
-def kl(
-    players: Sequence[Player],
-    sampled: Answers,
-    max_tokens: int,
-    autocast: Callable[[], AbstractContextManager[Any]],
-) -> list[float]:
+def kl(players: Sequence[Player], sampled: Answers, compute: Compute) -> list[float]:
     """Of each of the first player's samples at temperature 1, its log-prob less the second's, in nats.
 
     The mean is KL(first || second) of a response.
@@ -103,10 +97,10 @@ def kl(
     responses = [response.ids for response in sampled.responses]
     lengths = [len(p) + len(r) for p, r in zip(sampled.prompts, responses, strict=True)]
     found: list[float] = []
-    for group in micro_batches(lengths, max_tokens):
+    for group in micro_batches(lengths, compute.max_tokens):
         chosen = [responses[i] for i in group]
         packed = pack_pairs([sampled.prompts[i] for i in group], chosen, players[0].model.device)
-        with autocast():
+        with compute.autocast():
             one, two = (response_logprobs(player.model, packed, chosen) for player in players)
         found += [float(each.sum()) for each in (one - two).double().split(list(map(len, chosen)))]
     return found

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from align.evals.gold import GoldScorer
+from align.models.compute import Compute
 from align.models.heads import load_scalar
 from align.models.load import context_length, load_tokenizer
 from align.verifiers.episodes import Episodes
@@ -55,13 +54,8 @@ def by_rules(functions: Mapping[str, float]) -> Scorer:
     return Scorer("rules", score)
 
 
-def by_reward_model(
-    folder: Path, device: torch.device, max_tokens: int, autocast: Callable[[], AbstractContextManager[Any]]
-) -> Scorer:
-    """A reward model on the text in its own tokens."""
-    scalar = load_scalar(folder, device)
+def by_reward_model(folder: Path, compute: Compute) -> Scorer:
+    """Score by a reward model, which reads the text in its own tokens."""
+    scalar = load_scalar(folder, compute.device)
     model = RewardModel("reward", scalar, load_tokenizer(folder), context_length(scalar.classifier))
-    return Scorer(
-        "reward",
-        lambda episodes: model(episodes, device, max_tokens, autocast).tolist(),
-    )
+    return Scorer("reward", lambda episodes: model(episodes, compute).tolist())

@@ -12,7 +12,6 @@ are too few for the interval.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -148,8 +147,7 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     metrics |= _parts(cfg, scorers, rows, sampled)
     metrics["response_tokens"] = sum(len(r.ids) for r in sampled[0].responses) / len(rows)
     if len(players) == 2 and alike(players):
-        autocast = functools.partial(job.autocast, cfg.precision)
-        metrics |= _compared(cfg, "", "kl", [kl(players, sampled[0], job.max_tokens, autocast)])
+        metrics |= _compared(cfg, "", "kl", [kl(players, sampled[0], job.compute(cfg.precision))])
     metrics |= _checked(cfg, job, players, rows, sampled)
     metrics |= _steered(cfg, job, players, prompts, greedy)
     job.log.table("samples", [sample_row(i, rows[i], given, scores) for i in range(min(cfg.num_samples, len(rows)))])
@@ -244,9 +242,8 @@ def _scorers(cfg: Evaluate, inputs: Inputs, job: Job) -> list[Scorer]:
     if (gold := gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])) is not None:
         found.append(by_gold(gold))
     if "reward_model" in inputs:
-        autocast = functools.partial(job.autocast, cfg.precision)
         folder = inputs.one("reward_model").path
-        found.append(by_reward_model(folder, job.device, job.max_tokens, autocast))
+        found.append(by_reward_model(folder, job.compute(cfg.precision)))
     if gold is None and (need := cfg.need_of_gold(inputs)):
         raise ConfigError(need)
     return found

@@ -34,6 +34,7 @@ from align.runtime.seeds import derive_seed
 from align.store.checkpoints import restore_parameters
 from align.text.packing import micro_batches
 from align.text.task_formats import Example, Goal, add_task_tokens, encode_rows, find_goal
+from align.training.activations import fit_activations
 from align.training.loss_guard import require_finite
 from align.training.optimizers import adamw, clip_gradients, linear_factor, set_learning_rate
 from align.training.preflight import doubts
@@ -100,7 +101,7 @@ def _tell(goal: Goal, num_cut: int, rows: dict[str, list[Row]], context: int, jo
 
 
 def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job: Job) -> None:
-    job.limit_activations(model.lm, cfg.precision, max(example.tokens for example in train))
+    fit_activations(job, model.lm, cfg.precision, max(example.tokens for example in train))
     betas = (cfg.beta1, cfg.beta2)
     optimizer = adamw(model, cfg.learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -57,6 +57,7 @@ from align.sampling.engine import Engine, LocalEngine, Sampling
 from align.text.chat import encode_prompts, is_ended, read_alike, show_prompt, stop_ids, stop_strings
 from align.text.packing import micro_batches
 from align.text.tokens import TextRows, encode_text
+from align.training.activations import fit_activations
 from align.training.loss_guard import Skips
 from align.training.optimizers import scheduled_factor
 from align.training.preflight import doubts
@@ -180,7 +181,7 @@ def _learner(cfg: Ppo, actors: Actors, prompts: Prompts, text: TextRows | None, 
     longest = max(map(len, prompts.encoded)) + filled(cfg.max_new_tokens)
     if text is not None:
         longest = max(longest, text.length)
-    actors.limit_activations(lambda model, again: job.limit_activations(model, cfg.precision, longest, again))
+    actors.limit_activations(lambda model, again: fit_activations(job, model, cfg.precision, longest, again))
     iterations = cfg.num_iterations - filled(cfg.value_warmup_iterations)
     steps = iterations * cfg.num_epochs * (cfg.rollout_batch_size // cfg.minibatch_size)
     full = cfg.lora.rank is None
@@ -328,8 +329,7 @@ def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episo
     def score(model: RewardModel) -> torch.Tensor:
         scores = torch.zeros(len(samples.ids), device=job.device)
         if mine:
-            max_tokens = job.max_tokens
-            scores[mine] = model(share, job.device, max_tokens, lambda: job.compute(cfg.precision).autocast())
+            scores[mine] = model(share, job.compute(cfg.precision))
         job.group.all_reduce(scores)  # each was filled in by one process and is 0 in the others
         return scores
 

@@ -32,6 +32,7 @@ from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.text.packing import document_positions
 from align.text.tokens import TextRows, read_tokens
+from align.training.activations import fit_activations
 from align.training.loss_guard import Guard
 from align.training.optimizers import (
     clip_gradients,
@@ -117,7 +118,7 @@ def _model(cfg: Pretrain, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, jo
     else:
         model = build_model(cfg.model, tokenizer).to(job.device).eval()
         check_attention(model)
-    job.limit_activations(model, cfg.precision, _length(cfg, model))
+    fit_activations(job, model, cfg.precision, _length(cfg, model))
     if job.hardware.compile:
         compile_layers(model)
     return model

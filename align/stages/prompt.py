@@ -9,7 +9,6 @@ and examples are drawn, and the competition is the same.
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -143,8 +142,7 @@ def _candidates(
 def _scorer(cfg: Prompt, inputs: Inputs, job: Job) -> Scorer:
     """The reward model that was given, else the gold scorer of the prompts' world."""
     if "reward_model" in inputs:
-        autocast = functools.partial(job.autocast, cfg.precision)
-        return by_reward_model(inputs.one("reward_model").path, job.device, job.max_tokens, autocast)
+        return by_reward_model(inputs.one("reward_model").path, job.compute(cfg.precision))
     if (gold := gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])) is None:
         raise ConfigError(cfg.need_of_gold(inputs))
     return by_gold(gold)

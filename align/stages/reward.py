@@ -30,6 +30,7 @@ from align.runtime.log import Metrics
 from align.store.checkpoints import restore_parameters
 from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, takes_tools
 from align.text.packing import micro_batches, pack
+from align.training.activations import fit_activations
 from align.training.loss_guard import require_finite
 from align.training.optimizers import adamw, clip_gradients, cosine_factor, set_learning_rate
 from align.training.preflight import doubts
@@ -133,7 +134,7 @@ def _rankings(
 def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) -> None:
     """Train the parameters that are marked so."""
     longest = max(len(ids) for ranking in train for ids in ranking.sequences)
-    job.limit_activations(model.classifier, cfg.precision, longest)
+    fit_activations(job, model.classifier, cfg.precision, longest)
     peak = filled(cfg.learning_rate)
     optimizer = adamw(model, peak, weight_decay=cfg.weight_decay)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

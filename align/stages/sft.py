@@ -40,6 +40,7 @@ from align.store.checkpoints import Parameters, restore_parameters
 from align.text.chat import Encoded, TemplateRefusal, encode_conversations, takes_tools, uses_tools
 from align.text.packing import micro_batches, pack
 from align.text.tokens import encode_text
+from align.training.activations import fit_activations
 from align.training.loss_guard import require_finite
 from align.training.optimizers import adamw, clip_gradients, cosine_factor, set_learning_rate
 from align.training.preflight import doubts
@@ -190,7 +191,7 @@ def _train(
 ) -> None:
     """Train the parameters that are marked so; in the end they are those of the best epoch."""
     model.train()
-    job.limit_activations(model, cfg.precision, max(len(example.ids) for example in [*train, *text]))
+    fit_activations(job, model, cfg.precision, max(len(example.ids) for example in [*train, *text]))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     peak = filled(cfg.learning_rate)
     optimizer = adamw(model, peak, weight_decay=cfg.weight_decay)

@@ -32,6 +32,7 @@ from align.text.chat import uses_tools
 from align.text.pairs import Texts, encode_pairs, pad, similar_groups, texts_of
 from align.text.spans import Corruption, Pair, longest_row, sentinels_of
 from align.text.tokens import TextRows, read_tokens
+from align.training.activations import fit_activations
 from align.training.loss_guard import Guard
 from align.training.optimizers import clip_gradients, inverse_square_root_factor, pretraining_optimizers, step_all
 from align.training.row_order import Mixture, RowOrder
@@ -152,7 +153,7 @@ def _model(cfg: TextToText, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, 
         model = load_seq2seq(inputs.one("model").path, job.device)
     else:
         model = build_model(cfg.model, tokenizer).to(job.device)
-    job.limit_activations(model, cfg.precision, cfg.input_length + cfg.target_length)
+    fit_activations(job, model, cfg.precision, cfg.input_length + cfg.target_length)
     return model
 
 

@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.errors import ConfigError
 from align.models.load import context_length
+from align.runtime.job import Job
 from align.runtime.memory import give_back_freed_memory
 
 _SAMPLE_TOKENS = 32, 64  # of the two passes that are compared
@@ -25,6 +26,26 @@ _SHARE = 0.25  # of the free memory that activations may take before they are co
 
 
 Again = Callable[[], AbstractContextManager[Any]]
+
+
+def fit_activations(job: Job, model: PreTrainedModel, precision: str, longest: int, again: Again | None = None) -> None:
+    """Turn activation checkpointing on as `hardware.activation_checkpointing` says; report it if the choice is ours.
+
+    Args:
+        longest: tokens of the longest sequence, which is a pass of its own if it is longer than one pass.
+        again: see `limit_activations`; for models whose adapters are switched.
+    """
+    compute = job.compute(precision)
+    line = limit_activations(
+        model,
+        job.hardware.activation_checkpointing,
+        max(compute.max_tokens, longest),
+        compute.autocast(),
+        again=again or nullcontext,
+        num_processes=job.group.world_size,
+    )
+    if line:
+        job.log.info(line)
 
 
 def limit_activations(

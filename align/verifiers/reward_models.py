@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from align.models.compute import Compute
 from align.models.packed import Scalar, response_scores
 from align.text.chat import encode_dialogues
 from align.text.packing import micro_batches, pack
@@ -33,13 +32,7 @@ class RewardModel:
     ends: Sequence[int] = ()
 
     @torch.no_grad()
-    def __call__(
-        self,
-        episodes: Episodes,
-        device: torch.device,
-        max_tokens: int,
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> torch.Tensor:
+    def __call__(self, episodes: Episodes, compute: Compute) -> torch.Tensor:
         """Scores [B], float32.
 
         Text that is encoded again is scored as if it had ended, and loses its end where it is too long.
@@ -50,10 +43,10 @@ class RewardModel:
         else:
             whole = encode_dialogues(self.tokenizer, [row["prompt"] for row in episodes.rows], list(episodes.texts))
             sequences = [ids[: self.context] for ids in whole]
-        scores = torch.zeros(len(sequences), device=device)
-        for group in micro_batches(list(map(len, sequences)), max_tokens):
-            with autocast():
-                scores[group] = response_scores(self.model, pack([sequences[i] for i in group], device))
+        scores = torch.zeros(len(sequences), device=compute.device)
+        for group in micro_batches(list(map(len, sequences)), compute.max_tokens):
+            with compute.autocast():
+                scores[group] = response_scores(self.model, pack([sequences[i] for i in group], compute.device))
         return scores
 
     def _ended(self, response: Sequence[int]) -> Sequence[int]:

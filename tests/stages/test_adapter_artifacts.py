@@ -8,13 +8,14 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import peft
 import pytest
 import torch
 from conftest import mostly_slow
-from stage_jobs import job_at
+from stage_jobs import job_at, job_with
 from test_kept_format import comparison, dialogue, made, metrics_of, publish, write
 from tiny_models import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -23,7 +24,7 @@ from align.cli.main import main
 from align.configs import LoraConfig, Reward
 from align.models.heads import load_scalar
 from align.models.load import load_model, load_tokenizer
-from align.runtime.job import Inputs, Job
+from align.runtime.job import Inputs
 from align.stages import reward
 from align.store.artifacts import Artifact
 from align.store.checkpoints import load_checkpoint
@@ -159,13 +160,11 @@ def test_every_stage_takes_an_adapter_for_a_model(
     assert "mine/ppo:\n" in capsys.readouterr().out
 
 
-class Dying(Job):
-    """One whose process dies when it logs its second step."""
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        super().log(metrics, step)
-        if step == 2:
-            raise KeyboardInterrupt
+def log_and_die(log: Callable[..., None], metrics: dict[str, float], step: int) -> None:
+    """Log, and end the process at the second step."""
+    log(metrics, step)
+    if step == 2:
+        raise KeyboardInterrupt
 
 
 def test_a_reward_adapter_that_died_ends_as_if_it_had_not_and_its_checkpoint_has_no_base(here: Path) -> None:
@@ -176,7 +175,7 @@ def test_a_reward_adapter_that_died_ends_as_if_it_had_not_and_its_checkpoint_has
     cfg = Reward(lora=LoraConfig(rank=4), batch_size=8, learning_rate=0.01, num_epochs=1)
     reward.run(cfg, inputs, job_at(here / "whole", checkpoint_seconds=0))
     with pytest.raises(KeyboardInterrupt):
-        reward.run(cfg, inputs, job_at(here / "died", Dying, checkpoint_seconds=0))
+        reward.run(cfg, inputs, job_at(here / "died", job_with({"log.metrics": log_and_die}), checkpoint_seconds=0))
     held = load_checkpoint(here / "died/checkpoints")
     assert held is not None
     assert all("lora_" in name or "score" in name for name in held[1]["state"]["parameters"])

@@ -11,6 +11,7 @@ import math
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import torch
 from conftest import mostly_slow
 from peft import PeftModel
-from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
+from stage_jobs import Dead, dying_after, job_at, job_with, log_of, made_by, planned, result_of
 from transformers import AutoModelForCausalLM
 
 from align.configs import LoraConfig, Ppo, RunConfig
@@ -418,14 +419,14 @@ def test_every_part_of_the_state_is_needed(inputs, unbroken, tmp_path, watched, 
     value = actors_module.load_scalar(inputs.one("reward_model").path)
     start["value"] = dict(value.named_parameters())
 
-    class Forgetful(Job):
-        def resume(self) -> Any:
-            found = super().resume()
-            assert found is not None
-            forget(found[1], part, start)
-            return found
+    def forgetful(last: Callable[[], Any]) -> Any:
+        found = last()
+        assert found is not None
+        forget(found[1], part, start)
+        return found
 
-    ppo.run(planned(Ppo(**FULL)), inputs, job_at(tmp_path, Forgetful, checkpoint_seconds=0))
+    job = job_at(tmp_path, job_with({"resume.last": forgetful}), checkpoint_seconds=0)
+    ppo.run(planned(Ppo(**FULL)), inputs, job)
     assert result_of(tmp_path) != result_of(unbroken)
 
 

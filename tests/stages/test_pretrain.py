@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import manifests, mostly_slow
-from stage_jobs import job_at, log_of
+from stage_jobs import job_at, job_with, log_of
 from tiny_models import tiny_model, tiny_tokenizer
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
@@ -26,7 +27,7 @@ from align.configs import ModelConfig, Pretrain, TextToText
 from align.errors import ConfigError, HealthStop, Preempted
 from align.models.build import build_model
 from align.models.load import load_tokenizer, save_model
-from align.runtime.job import Inputs, Job
+from align.runtime.job import Inputs
 from align.runtime.signals import Stop
 from align.stages import pretrain
 from align.store.artifacts import Artifact
@@ -251,13 +252,12 @@ def test_t5_s_schedule(inputs, tmp_path):
 def test_a_batch_grows_from_its_start(inputs, tmp_path):
     seen: list[int] = []
 
-    class Watching(Job):
-        def share(self, items: Any) -> Any:
-            seen.append(len(items))
-            return super().share(items)
+    def watching(share: Callable[..., Any], items: Any) -> Any:
+        seen.append(len(items))
+        return share(items)
 
     cfg = Pretrain(**{**KNOBS, "num_steps": 8, "ramp_tokens": 256, "ramp_start_tokens": 16})
-    result = pretrain.run(cfg, first(inputs), job_at(tmp_path, Watching))
+    result = pretrain.run(cfg, first(inputs), job_at(tmp_path, job_with({"group.share": watching})))
     # 1 + 3 x / 16 of the x rows that were seen, rounded
     assert seen == [1, 1, 1, 2, 2, 2, 3, 3]
     assert result["tokens"] == 16 * sum(seen)
@@ -307,15 +307,14 @@ def test_stopped_at_any_step_it_goes_on_to_the_same_files(inputs, unbroken, tmp_
     optimizer, whole = unbroken
     stop = Stop()
 
-    class Stopping(Job):
-        def log(self, metrics: Any, step: int) -> None:
-            super().log(metrics, step)
-            if step == k:
-                stop.signal = signal.SIGTERM
+    def log_and_stop(log: Callable[..., None], metrics: Any, step: int) -> None:
+        log(metrics, step)
+        if step == k:
+            stop.signal = signal.SIGTERM
 
     cfg = Pretrain(**{**KNOBS, **full(optimizer)})
     with pytest.raises(Preempted):
-        pretrain.run(cfg, inputs, job_at(tmp_path, Stopping, stop))
+        pretrain.run(cfg, inputs, job_at(tmp_path, job_with({"log.metrics": log_and_stop}), stop))
     torch.manual_seed(k)
     pretrain.run(cfg, inputs, job_at(tmp_path))
     assert digests(tmp_path) == whole

@@ -6,12 +6,14 @@ import dataclasses
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import mostly_slow
+from stage_jobs import Dead, dying_after, job_with
 from tiny_models import sentinel_tokenizer, tiny_t5, tiny_tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -311,21 +313,6 @@ def test_in_bf16_the_loss_is_near_that_of_fp32(inputs, tmp_path):
 # -- exact resumes -------------------------------------------------------------------------------------------------
 
 
-class Dead(Exception):
-    pass
-
-
-class Dying(Job):
-    """A job that is gone after `life` steps."""
-
-    life = 0
-
-    def checkpoint(self, step: int, state: Any) -> None:
-        super().checkpoint(step, state)
-        if step == self.life:
-            raise Dead
-
-
 FULL: dict[str, Any] = {  # everything that has a state of its own
     **KNOBS,
     "model": dataclasses.replace(SMALL, dropout=0.1),
@@ -343,7 +330,7 @@ def unbroken(inputs, tmp_path_factory) -> Path:
 
 
 def broken(inputs: Inputs, folder: Path, after: int) -> None:
-    job = job_at(folder, type("DyingNow", (Dying,), {"life": after}), checkpoint_seconds=0)
+    job = job_at(folder, dying_after(after), checkpoint_seconds=0)
     with pytest.raises(Dead):
         text_to_text.run(TextToText(**FULL), inputs, job)
 
@@ -373,21 +360,21 @@ def test_a_run_that_died_ends_as_if_it_had_not(inputs, unbroken, tmp_path, after
 def test_every_part_of_the_state_is_needed(inputs, unbroken, tmp_path, part):
     broken(inputs, tmp_path, 6)
 
-    class Forgetful(Job):
-        def resume(self) -> Any:
-            found = super().resume()
-            assert found is not None
-            state = found[1]
-            if part == "model":
-                state["model"] = {name: value * 0.9 for name, value in state["model"].items()}
-            elif part == "optimizers":
-                for entry in state["optimizers"][0]["state"].values():
-                    entry.update({name: value * 0 for name, value in entry.items() if name != "step"})
-            else:
-                state[part] = [0] * len(state["taken"]) if part == "taken" else []
-            return found
+    def forgetful(last: Callable[[], Any]) -> Any:
+        found = last()
+        assert found is not None
+        state = found[1]
+        if part == "model":
+            state["model"] = {name: value * 0.9 for name, value in state["model"].items()}
+        elif part == "optimizers":
+            for entry in state["optimizers"][0]["state"].values():
+                entry.update({name: value * 0 for name, value in entry.items() if name != "step"})
+        else:
+            state[part] = [0] * len(state["taken"]) if part == "taken" else []
+        return found
 
-    text_to_text.run(TextToText(**FULL), inputs, job_at(tmp_path, Forgetful, checkpoint_seconds=0))
+    job = job_at(tmp_path, job_with({"resume.last": forgetful}), checkpoint_seconds=0)
+    text_to_text.run(TextToText(**FULL), inputs, job)
     one, two = (load_checkpoint(folder / "checkpoints") for folder in (tmp_path, unbroken))
     assert one is not None
     assert two is not None

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, CTRLConfig, LlamaConfig, PreTrain
 
 from align.errors import ConfigError
 from align.training import activations
-from align.training.activations import activation_bytes, checkpoint_layers, limit_activations
+from align.training.activations import activation_bytes, checkpoint_layers, fit_activations, limit_activations
 
 
 def tiny(layers: int = 4, **given: object) -> PreTrainedModel:
@@ -104,5 +104,5 @@ def test_a_sequence_above_the_size_of_a_pass_counts_whole(tmp_path, monkeypatch,
     model = tiny()
     monkeypatch.setattr(activations, "free_memory", lambda device: 0)
     for longest, reckoned in ((200, "200"), (10, "64")):
-        job_at(tmp_path, micro_batch_tokens=64).limit_activations(model, "fp32", longest)
+        fit_activations(job_at(tmp_path, micro_batch_tokens=64), model, "fp32", longest)
         assert f"the activations of {reckoned} tokens would take" in capsys.readouterr().err
