@@ -46,13 +46,13 @@ def logged(folder):
 
 
 def test_every_log_is_cut_to_what_the_checkpoint_says(folder):
-    assert job_at(folder).resume() == (3, {"at": 3})
+    assert job_at(folder).resume.last() == (3, {"at": 3})
     assert logged(folder) == {"events": [1, 2, 3], "metrics": [1, 2, 3], "samples": [1, 1, 2, 2, 3, 3]}
 
 
 def test_with_a_damaged_checkpoint_every_log_is_cut_to_the_one_before_and_both_are_said(folder, capsys):
     (folder / "checkpoints/step-3/state.json").write_text("{}")
-    assert job_at(folder).resume() == (2, {"at": 2})
+    assert job_at(folder).resume.last() == (2, {"at": 2})
     assert logged(folder) == {"events": [1, 2], "metrics": [1, 2], "samples": [1, 1, 2, 2]}
     told = capsys.readouterr().err
     assert "the checkpoint of 3 is damaged (state.json is not as it was written)" in told
@@ -64,16 +64,16 @@ def test_a_log_that_was_changed_is_not_gone_on_with(folder, name, capsys):
     """Of step 3, which the checkpoint of 2 knows nothing of; then of step 1."""
     file = folder / f"out/{name}.jsonl"
     file.write_bytes(file.read_bytes().replace(b'"step": 3', b'"step": 8'))
-    assert job_at(folder).resume() == (2, {"at": 2})
+    assert job_at(folder).resume.last() == (2, {"at": 2})
     assert f"the checkpoint of 3 is damaged (out/{name}.jsonl is not as it was written)" in capsys.readouterr().err
     file.write_bytes(file.read_bytes().replace(b'"step": 1', b'"step": 9'))
-    assert job_at(folder).resume() is None
+    assert job_at(folder).resume.last() is None
 
 
 def test_without_a_whole_checkpoint_every_log_begins_again_and_that_is_said(folder, capsys):
     for step in (2, 3):
         (folder / f"checkpoints/step-{step}/manifest.json").unlink()
-    assert job_at(folder).resume() is None
+    assert job_at(folder).resume.last() is None
     assert logged(folder) == {}
     told = capsys.readouterr().err
     assert "the checkpoint of 2 is damaged" in told
@@ -86,7 +86,7 @@ def test_a_process_that_was_gone_before_it_saved_leaves_no_line(tmp_path):
     job.resume.last()
     write(job, 0, 1)
     again = job_at(tmp_path)
-    assert again.resume() is None
+    assert again.resume.last() is None
     write(again, 0)
     assert logged(tmp_path) == {"events": [0], "metrics": [0], "samples": [0, 0]}
 
@@ -106,7 +106,7 @@ def test_a_checkpoint_vouches_for_logs_that_are_on_disk(tmp_path, monkeypatch):
 def test_a_step_that_was_begun_on_a_cpu_goes_on_on_a_gpu(folder, capsys):
     """The device is no part of a step's key: the same command on another machine finds the same work."""
     job = job_at(folder)
-    job.device = torch.device("cuda")
+    job.group.device = torch.device("cuda")
     assert job.resume.last() == (3, {"at": 3})
     assert "begun on another kind of device" in capsys.readouterr().err
 
@@ -116,7 +116,7 @@ def test_a_step_that_was_begun_on_a_gpu_goes_on_on_a_cpu(folder, capsys):
     step, whole = load_checkpoint(folder / "checkpoints")
     whole["random"][0]["cuda"] = torch.zeros(16, dtype=torch.uint8)
     save_checkpoint(folder / "checkpoints", step, whole, json.loads((saved / "manifest.json").read_text())["logs"])
-    assert job_at(folder).resume() == (3, {"at": 3})
+    assert job_at(folder).resume.last() == (3, {"at": 3})
     assert "begun on another kind of device" in capsys.readouterr().err
 
 

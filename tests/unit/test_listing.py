@@ -183,8 +183,8 @@ def test_a_line_of_another_form_counts_for_nothing(store, capsys, odd):
     """Who may write to a store can also make the digest of a line."""
     before = shown(store, capsys)
     code = hashlib.sha256()
-    for file in ("listing.py", "report/summary.py", "report/tables.py"):
-        code.update((Path(align.__file__).parent / file).read_bytes())
+    for file in ("listing.py", "summary.py", "tables.py"):
+        code.update((Path(align.__file__).parent / "report" / file).read_bytes())
     digest = hashlib.sha256(code.digest() + odd.encode()).hexdigest()
     with (store.root / "cache/listing.jsonl").open("a") as file:
         file.write(f"{digest} {odd}\n")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import math
 import random
 
@@ -15,6 +13,7 @@ import torch
 from align.configs import ModelConfig
 from align.errors import ConfigError
 from align.models.build import build_model
+from align.models.compute import Compute
 from align.models.heads import scalar_from_lm
 from align.models.load import save_model
 from align.models.packed import pack_pairs, response_scores
@@ -452,8 +451,8 @@ def episodes(tokenizer):
     return make_episodes(ROWS_OF_TEXT, prompts, responses, tokenizer)
 
 
-def scored(model, tokenizer, episodes, context=96, max_tokens=1000, autocast=contextlib.nullcontext):
-    return RewardModel("judge", model, tokenizer, context)(episodes, CPU, max_tokens, autocast)
+def scored(model, tokenizer, episodes, context=96, max_tokens=1000, precision="fp32"):
+    return RewardModel("judge", model, tokenizer, context)(episodes, Compute(CPU, max_tokens, precision))
 
 
 def alone(model, sequences) -> list[float]:
@@ -534,8 +533,8 @@ def test_scoring_takes_no_gradient_though_the_model_could(model, episodes):
     assert not scored(model, None, episodes).requires_grad
 
 
-def test_scoring_runs_under_the_autocast_that_is_given(model, episodes):
-    half = scored(model, None, episodes, autocast=functools.partial(torch.autocast, "cpu", torch.bfloat16))
+def test_scoring_runs_in_the_precision_that_is_given(model, episodes):
+    half = scored(model, None, episodes, precision="bf16")
     whole = scored(model, None, episodes)
     assert half.dtype == torch.float32
     assert 0 < (half - whole).abs().max() < 0.3

@@ -56,9 +56,9 @@ def test_a_response_has_256_tokens_or_half_the_context_unless_asked(context, ask
 def test_a_pass_has_1024_tokens_on_a_cpu_and_4096_on_a_gpu(tmp_path):
     job = job_at(tmp_path)
     assert job.max_tokens == 1024
-    job.device = torch.device("cuda")
+    job.group.device = torch.device("cuda")
     assert job.max_tokens == 4096
-    assert job_at(tmp_path, micro_batch_tokens=77).micro_batch_tokens == 77
+    assert job_at(tmp_path, micro_batch_tokens=77).max_tokens == 77
 
 
 def test_checkpoints_are_at_least_20_s_apart():
