@@ -17,7 +17,8 @@ from _report import arguments, medians, report
 from _workload import EOS, MEAN_HALF, PAD, gpt2_config, language_model, prompts_of
 from transformers import GenerationConfig
 
-from align.sampling.engine import Sampling, generate
+from align.sampling.engine import Sampling
+from align.sampling.local import generate
 
 BATCH, PROMPT, LENGTH, VOCABULARY = 64, 32, 48, 4096
 

@@ -18,7 +18,8 @@ from align.configs import ModelConfig
 from align.evals.text_loss import summed_loss
 from align.losses.lm import token_losses
 from align.models.build import build_model
-from align.sampling.engine import Sampling, generate
+from align.sampling.engine import Sampling
+from align.sampling.local import generate
 from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer
 

@@ -23,7 +23,8 @@ from align.models.load import load_model, load_tokenizer, save_model
 from align.models.vocabulary import draw_rows
 from align.runtime.console import harmless
 from align.sampling.conversation import Conversation, learned_dialogues, set_system
-from align.sampling.engine import Sampling, generate, stream
+from align.sampling.engine import Sampling
+from align.sampling.local import generate, stream
 from align.store.artifacts import Artifact, ArtifactStore
 from align.text.chat import ROLE_TOKENS, decode_response, encode_prompts, keep_stop_strings, settled_text
 

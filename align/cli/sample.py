@@ -63,12 +63,12 @@ def _write(artifact: Artifact, prompts: list[str], options: Namespace, answers: 
 
     from align.models.load import context_length, load_model, load_tokenizer
     from align.runtime.seeds import derive_seed
-    from align.sampling.engine import Sampling, generate
-    from align.text.chat import decode_response, encode_prompts, stop_ids, stop_strings, without_end
+    from align.sampling.engine import Sampling
+    from align.sampling.sampler import sampler_of
+    from align.text.chat import decode_response, encode_prompts, stop_strings, without_end
     from align.text.encoding import encode_context
 
     model, tokenizer = load_model(artifact.path), load_tokenizer(artifact.path)
-    ends, pad = stop_ids(tokenizer), tokenizer.pad_token_id
     if answers:
         encoded = encode_prompts(tokenizer, [[{"role": "user", "content": prompt}] for prompt in prompts])
     else:
@@ -86,8 +86,7 @@ def _write(artifact: Artifact, prompts: list[str], options: Namespace, answers: 
             stop_strings=stop_strings(tokenizer) if answers else (),
         )
         seeds = [derive_seed(options.seed, "sample", i) for i in range(len(prompts))]
-        drawn = generate(model, encoded, seeds, settings, eos_token_id=ends, pad_token_id=pad, tokenizer=tokenizer)
-        written = dict(drawn)
+        written = dict(sampler_of(model, tokenizer, settings).draw(encoded, seeds))
         for i, prompt in enumerate(prompts):
             ids = written[i].ids
             if answers:

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.evals.beam import WIDTH, beam_search
 from align.models.load import context_length
-from align.sampling.engine import Response, Sampling, generate
+from align.sampling.engine import Response, Sampling
+from align.sampling.sampler import sampler_of
 from align.text.chat import stop_ids, without_end
 from align.text.encoding import encode_context
 from align.text.packing import micro_batches
@@ -44,14 +45,13 @@ def write_answers(
             f"max_new_tokens={max_new_tokens}: expected fewer than the model reads, {room + max_new_tokens}"
         )
     prompts = [encode_context(tokenizer, context.rstrip())[-room:] for context in contexts]
-    ends, pad = stop_ids(tokenizer), tokenizer.pad_token_id
     written: list[list[int]] = [[] for _ in contexts]
     if way == "greedy":
         most = max(1, max_tokens // (max(map(len, prompts), default=0) + max_new_tokens))
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0, batch_size=most)
         seeds = [0] * len(prompts)
         done: tuple[int, Response]
-        for done in generate(model, prompts, seeds, sampling, eos_token_id=ends, pad_token_id=pad):
+        for done in sampler_of(model, tokenizer, sampling).draw(prompts, seeds):
             written[done[0]] = done[1].ids
             advance(1)
     else:
@@ -59,7 +59,7 @@ def write_answers(
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         lengths = [len(prompts[i]) + max_new_tokens for i in order]
         for group in micro_batches(lengths, max(1, max_tokens // WIDTH)):
-            found = beam_search(model, [prompts[order[k]] for k in group], ends, max_new_tokens, pad)
+            found = beam_search(model, [prompts[order[k]] for k in group], ends, max_new_tokens, tokenizer.pad_token_id)
             for k, ids in zip(group, found, strict=True):
                 written[order[k]] = ids
             advance(len(group))

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from align.evals.items import encode_pair, fitting, score_pairs
 from align.models.load import context_length
-from align.sampling.engine import Response, Sampling, generate
-from align.text.chat import stop_ids, without_end
+from align.sampling.engine import Sampling
+from align.sampling.sampler import sampler_of
+from align.text.chat import without_end
 from align.text.encoding import encode_context, encode_texts, start_token
 
 _MOST_NEW_TOKENS = 256  # where a task does not say, as in lm-eval's own HFLM
@@ -105,15 +106,7 @@ class Scorer(LM):
         batch = max(1, self._max_tokens // (max(map(len, prompts)) + most))
         sampling = Sampling(max_new_tokens=most, temperature=temperature, top_p=top_p, batch_size=batch)
         seeds = [self._seed + i for i in range(len(prompts))]
-        drawn: Iterator[tuple[int, Response]] = generate(
-            self._model,
-            prompts,
-            seeds,
-            sampling,
-            eos_token_id=stop_ids(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        for place, response in drawn:
+        for place, response in sampler_of(self._model, tokenizer, sampling).draw(prompts, seeds):
             text = tokenizer.decode(without_end(tokenizer, response.ids), skip_special_tokens=True)
             until = requests[place].args[1].get("until") or []
             for stop in [until] if isinstance(until, str) else until:

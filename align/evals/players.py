@@ -12,8 +12,9 @@ from align.data.records import Row
 from align.models.compute import Compute
 from align.models.load import context_length
 from align.models.packed import pack_pairs, response_logprobs
-from align.sampling.engine import Response, Sampling, generate
-from align.text.chat import encode_prompts, show_prompt, stop_ids, stop_strings
+from align.sampling.engine import Response, Sampling
+from align.sampling.sampler import sampler_of
+from align.text.chat import encode_prompts, show_prompt, stop_strings
 from align.text.packing import micro_batches
 from align.verifiers.episodes import Episodes
 
@@ -59,15 +60,8 @@ def respond(
         advance: called with 1 after each response.
     """
     drawn: list[Response] = [Response([], [])] * len(prompts)
-    for place, response in generate(
-        player.model,
-        prompts,
-        seeds,
-        replace(sampling, stop_strings=stop_strings(player.tokenizer)),
-        eos_token_id=stop_ids(player.tokenizer),
-        pad_token_id=player.tokenizer.pad_token_id,
-        tokenizer=player.tokenizer,
-    ):
+    sampling = replace(sampling, stop_strings=stop_strings(player.tokenizer))
+    for place, response in sampler_of(player.model, player.tokenizer, sampling).draw(prompts, seeds):
         drawn[place] = response
         advance(1)
     return drawn

@@ -143,7 +143,7 @@ class Conversation:
         The turn is kept when it ends, with as much of the answer as was written if it is closed before.
         """
         from align.runtime.seeds import derive_seed
-        from align.sampling.engine import stream
+        from align.sampling.sampler import sampler_of
         from align.text.chat import is_ended, stop_ids
 
         self.turns = self._kept
@@ -151,16 +151,8 @@ class Conversation:
         seed = derive_seed(self._seed, "chat", self._num_asked)
         self._num_asked += 1
         self.cut_off = False
-        ends, pad = stop_ids(self._tokenizer), self._tokenizer.pad_token_id
-        drawn = stream(
-            self._model,
-            self._prompt,
-            seed,
-            self._sampling,
-            eos_token_id=ends,
-            pad_token_id=pad,
-            tokenizer=self._tokenizer,
-        )
+        ends = stop_ids(self._tokenizer)
+        drawn = sampler_of(self._model, self._tokenizer, self._sampling).stream(self._prompt, seed)
         try:
             for token in drawn:
                 ids.append(token)

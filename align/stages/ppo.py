@@ -53,7 +53,8 @@ from align.rl.update import Learner, Plan
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
-from align.sampling.engine import Engine, LocalEngine, Sampling
+from align.sampling.engine import Engine, Sampling
+from align.sampling.sampler import engine_for
 from align.text.chat import encode_prompts, is_ended, read_alike, show_prompt, stop_ids, stop_strings
 from align.text.packing import micro_batches
 from align.text.tokens import TextRows, encode_text
@@ -106,7 +107,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
     learner = _learner(cfg, actors, prompts, _text(cfg, inputs, actors, tokenizer, job), job)
-    engine: Engine = LocalEngine(cfg.sampling_precision, stop_ids(tokenizer), tokenizer.pad_token_id, tokenizer)
+    engine = engine_for(tokenizer, cfg.sampling_precision)
     gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.group.is_main else None
     health = Health(
         cfg.kl_goal,

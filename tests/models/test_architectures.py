@@ -25,7 +25,8 @@ from align.models.heads import ScalarModel, load_scalar, open_classifier, scalar
 from align.models.load import context_of, load_model, rope_limit, save_model
 from align.models.packed import response_logprobs, response_scores
 from align.models.padded import is_padded, read_padded
-from align.sampling.engine import LocalEngine, Sampling, generate
+from align.sampling.engine import Sampling
+from align.sampling.local import LocalEngine, generate
 from align.text.packing import pack
 
 RUN = [name for name in ARCHITECTURES if name not in REFUSED]

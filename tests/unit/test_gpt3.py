@@ -18,7 +18,8 @@ from align.models.gpt3 import Gpt3Config, Gpt3LMHeadModel, Gpt3Model
 from align.models.heads import load_scalar, scalar_from_lm
 from align.models.load import check_attention, load_model
 from align.models.packed import pack_pairs, response_logprobs
-from align.sampling.engine import Sampling, generate
+from align.sampling.engine import Sampling
+from align.sampling.local import generate
 from align.text.packing import pack
 
 EOS, PAD, WINDOW = 0, 1, 5

@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.models import kernels
 from align.models.packed import pack_pairs, response_logprobs
-from align.sampling.engine import LocalEngine, Response, Sampling, _choose, generate
+from align.sampling.engine import Response, Sampling
 from align.sampling.kv_slots import Slots
+from align.sampling.local import LocalEngine, _choose, generate
 
 EOS, PAD = 0, 1
 WINDOW = 5  # tokens that a sliding layer sees: fewer than nearly every prompt with its response

@@ -10,7 +10,8 @@ from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.models.load import load_tokenizer, save_model
-from align.sampling.engine import Sampling, generate
+from align.sampling.engine import Sampling
+from align.sampling.local import generate
 from align.text.chat import decode_response, is_ended, keep_stop_strings, stop_strings, up_to_stop
 
 EOS, PAD, LENGTH = 0, 1, 16

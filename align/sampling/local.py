@@ -1,0 +1,312 @@
+"""Sampling from a causal language model: batched, cached, and the same whatever else is in the batch.
+
+Each response has a seed of its own, and token t of it is drawn with the t-th number of that seed's stream. So a sample
+depends only on its seed: not on the batch size, the number of processes, or where a killed run was resumed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from align.models.load import context_of
+from align.sampling.engine import Response, Sampling
+from align.sampling.kv_slots import Slots, can_sample_in_bf16
+
+_SPARE = 0.15  # share of the slots that are free before they are filled again
+_ROUND = 8  # slots that are given up at a time: few different shapes, as in align/text/packing.py
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of splitmix64 as signed 64-bit integers
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+class LocalEngine:
+    """Samples in this process, with the model itself or, in bf16, with a copy of it that is half as large."""
+
+    def __init__(
+        self,
+        precision: str,
+        eos_token_id: int | Sequence[int],
+        pad_token_id: int,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
+        self._precision, self._eos_token_id, self._pad_token_id = precision, eos_token_id, pad_token_id
+        self._tokenizer = tokenizer
+        self._model: PreTrainedModel | None = None
+
+    def load(self, model: PreTrainedModel) -> None:
+        if self._precision == "fp32" or not can_sample_in_bf16(model):
+            self._model = model
+        elif self._model is None:
+            self._model = copy.deepcopy(model).requires_grad_(False)
+            for parameter in self._model.parameters():  # not buffers: rotary frequencies in bf16 are other frequencies
+                parameter.data = parameter.data.to(torch.bfloat16)
+        else:
+            self._model.load_state_dict(model.state_dict())
+
+    def generate(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> Iterator[tuple[int, Response]]:
+        return generate(self._loaded(), prompts, seeds, sampling, **self._tokens())
+
+    def stream(self, prompt: list[int], seed: int, sampling: Sampling) -> Iterator[int]:
+        return stream(self._loaded(), prompt, seed, sampling, **self._tokens())
+
+    def _loaded(self) -> PreTrainedModel:
+        assert self._model is not None, "load a model first"
+        return self._model
+
+    def _tokens(self) -> dict[str, Any]:
+        return {
+            "eos_token_id": self._eos_token_id,
+            "pad_token_id": self._pad_token_id,
+            "tokenizer": self._tokenizer,
+        }
+
+
+def uniforms(seeds: torch.Tensor, length: int) -> torch.Tensor:
+    """The first `length` numbers of each seed's stream, float64 [B, length] in [0, 1).
+
+    A counter-based generator (splitmix64): number t of seed s is a hash of (s, t), so streams need no state.
+    """
+    counter = torch.arange(1, length + 1, device=seeds.device, dtype=torch.int64)
+    x = _mix(seeds[:, None]) + counter[None, :] * _GOLDEN
+    return _shift(_mix(x), 11).double() * 2.0**-53
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    *,
+    eos_token_id: int | Sequence[int],
+    pad_token_id: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Iterator[tuple[int, Response]]:
+    """Sample one response to each prompt; yields (index into `prompts`, response) as each ends.
+
+    A slot whose response has ended takes the next prompt from the queue.
+
+    Args:
+        model: any `transformers` causal language model; it is used as it is (set `eval()` first).
+        prompts: token ids, without padding.
+        seeds: one integer below 2**63 a prompt.
+        eos_token_id: the token that ends a response, or several that do.
+        pad_token_id: what fills the rows of shorter prompts.
+        tokenizer: decodes responses; needed for `stop_strings` alone.
+
+    Raises:
+        ValueError: a prompt leaves no room for `max_new_tokens` in the model's context, or there are stop strings and
+            no tokenizer.
+    """
+    if not prompts:
+        return
+    flight = _take_off(model, prompts, seeds, sampling, eos_token_id, pad_token_id, tokenizer)
+    while flight.under_way:
+        with torch.inference_mode():  # an eighth faster than no_grad; ended before control goes back to the caller
+            done = flight.advance()
+        yield from done
+
+
+def stream(
+    model: PreTrainedModel,
+    prompt: list[int],
+    seed: int,
+    sampling: Sampling,
+    *,
+    eos_token_id: int | Sequence[int],
+    pad_token_id: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Iterator[int]:
+    """Sample one response; yields each token as it is drawn, the same tokens as `generate` gives.
+
+    Args and errors: as `generate`.
+    """
+    flight = _take_off(model, [prompt], [seed], sampling, eos_token_id, pad_token_id, tokenizer)
+    while flight.under_way:
+        with torch.inference_mode():
+            flight.advance()
+            token = flight.newest()
+        yield token
+
+
+def _take_off(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    eos_token_id: int | Sequence[int],
+    pad_token_id: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> _Flight:
+    if sampling.stop_strings and tokenizer is None:
+        raise ValueError("stop strings need the tokenizer, for they are looked for in the text")
+    context = context_of(model.config)
+    longest = max(map(len, prompts))
+    if longest + sampling.max_new_tokens > context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {sampling.max_new_tokens} new tokens do not fit in the model's "
+            f"context of {context}; shorten the prompts or max_new_tokens"
+        )
+    ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+    with torch.inference_mode():
+        return _Flight(model, prompts, seeds, sampling, ends, pad_token_id, tokenizer)
+
+
+class _Flight:
+    """The responses being written, one a slot, and the queue of prompts behind them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        ends: list[int],
+        pad_token_id: int,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ):
+        device, length = model.device, sampling.max_new_tokens
+        self._prompts, self._sampling = prompts, sampling
+        self._ends = torch.tensor(ends, device=device)
+        self._numbers = uniforms(torch.tensor(seeds, device=device), length)
+        self._ids = torch.zeros(len(prompts), length, dtype=torch.long, device=device)
+        self._logprobs = torch.zeros(len(prompts), length, device=device)
+        self._queue = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
+        count = min(sampling.batch_size, len(prompts))
+        # Slots that are filled again need room to move on before old columns are cleared away.
+        room = length if count == len(prompts) else 2 * length
+        self._slots = Slots(model, count, max(map(len, prompts)), room, pad_token_id)
+        self._request = torch.zeros(count, dtype=torch.long, device=device)  # which response a slot writes
+        self._written = torch.zeros(count, dtype=torch.long, device=device)  # tokens of it so far
+        self._token = torch.zeros(count, dtype=torch.long, device=device)  # the newest
+        self._alive = torch.zeros(count, dtype=torch.bool, device=device)
+        self._num_alive = 0
+        self._stops: _StopStrings | None = None
+        if sampling.stop_strings and tokenizer is not None:
+            self._stops = _StopStrings(tokenizer, sampling.stop_strings)
+
+    @property
+    def under_way(self) -> bool:
+        return bool(self._queue) or self._num_alive > 0
+
+    def advance(self) -> list[tuple[int, Response]]:
+        """Draw the next token of every response, or the first ones of new responses; give those that ended."""
+        free = len(self._alive) - self._num_alive
+        if self._queue and (self._num_alive == 0 or free >= _SPARE * len(self._alive)):
+            rows = (~self._alive).nonzero().squeeze(1)[: len(self._queue)]
+            taken = [self._queue.popleft() for _ in range(len(rows))]
+            self._request[rows], self._written[rows] = torch.tensor(taken, device=rows.device), 0
+            self._alive[rows] = True
+            return self._draw(rows, self._slots.admit(rows, [self._prompts[i] for i in taken]), starting=True)
+        if not self._queue and free >= _ROUND:
+            self._give_up()
+        rows = self._alive.nonzero().squeeze(1)
+        return self._draw(rows, self._slots.step(self._token)[rows])
+
+    def newest(self) -> int:
+        """The newest token in the first slot."""
+        return int(self._token[0])
+
+    def _draw(self, rows: torch.Tensor, logits: torch.Tensor, starting: bool = False) -> list[tuple[int, Response]]:
+        request, place = self._request[rows], self._written[rows]
+        sampling = self._sampling
+        token, logprob = _choose(logits.float(), self._numbers[request, place], sampling.temperature, sampling.top_p)
+        self._ids[request, place], self._logprobs[request, place] = token, logprob
+        self._token[rows], self._written[rows] = token, place + 1
+        ended = (token[:, None] == self._ends).any(1) | (place + 1 == sampling.max_new_tokens)
+        if self._stops is not None:
+            completed = self._stops.completed(request.tolist(), token.tolist())
+            ended |= torch.tensor(completed, device=ended.device)
+        self._alive[rows] = ~ended
+        done, lengths = request[ended].tolist(), (place + 1)[ended].tolist()
+        if done:
+            self._slots.release(rows[ended])
+        self._num_alive += (len(rows) if starting else 0) - len(done)
+        return [
+            (i, Response(self._ids[i, :n].tolist(), self._logprobs[i, :n].tolist()))
+            for i, n in zip(done, lengths, strict=True)
+        ]
+
+    def _give_up(self) -> None:
+        """Go on with the slots that are in use, and with as many free ones as make a round number of rows."""
+        count = self._num_alive + -self._num_alive % _ROUND
+        if count >= len(self._alive):
+            return
+        rows = count + self._alive[count:].nonzero().squeeze(1)
+        places = (~self._alive[:count]).nonzero().squeeze(1)[: len(rows)]
+        self._slots.give_up(count, rows, places)
+        for state in (self._request, self._written, self._token, self._alive):
+            state[places] = state[rows]
+        self._request, self._written = self._request[:count], self._written[:count]
+        self._token, self._alive = self._token[:count], self._alive[:count]
+
+
+class _StopStrings:
+    """Looks for stop strings at the end of each response's text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]):
+        self._tokenizer, self._stop_strings = tokenizer, stop_strings
+        self._without_text = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        # A token has a byte of text at least, so these many end with any stop string that the newest one completes.
+        # The first of them may have lost its space or be a part of a character.
+        self._width = max(len(string.encode()) for string in stop_strings) + 4
+        self._newest: dict[int, deque[int]] = {}  # of each response, its newest tokens that have text
+
+    def completed(self, responses: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """Whether each response's newest token completes a stop string."""
+        found = []
+        for response, token in zip(responses, tokens, strict=True):
+            newest = self._newest.setdefault(response, deque(maxlen=self._width))
+            if token in self._without_text:
+                found.append(False)
+                continue
+            newest.append(token)
+            text = self._tokenizer.decode(list(newest), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            found.append(any(string in text for string in self._stop_strings))
+        return found
+
+
+def _choose(
+    logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits [B, V], uniform [B] -> tokens [B] and their log-probs [B].
+
+    The inverse of the distribution function: the first token whose cumulative probability passes the number.
+    """
+    if temperature == 0:
+        logprobs = logits.log_softmax(1)
+        token = logits.argmax(1, keepdim=True)
+    else:
+        logprobs = _nucleus((logits / temperature).log_softmax(1), top_p)
+        cdf = logprobs.exp().double().cumsum(1)
+        token = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
+    return token[:, 0], logprobs.gather(1, token)[:, 0]
+
+
+def _nucleus(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The likeliest tokens that together have `top_p` of the probability, the one that reaches it included."""
+    if top_p == 1:
+        return logprobs
+    ordered, places = logprobs.sort(1, descending=True)
+    before = ordered.exp().double().cumsum(1) - ordered.exp()
+    out = torch.zeros_like(logprobs, dtype=torch.bool).scatter_(1, places, before >= top_p)
+    return logprobs.masked_fill(out, float("-inf")).log_softmax(1)
