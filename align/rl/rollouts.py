@@ -7,8 +7,12 @@ from typing import NamedTuple
 
 import torch
 
+from align.configs import Ppo
 from align.models.packed import pack_pairs
-from align.text.packing import Packed
+from align.rl.models import Actors
+from align.runtime.job import Job
+from align.runtime.seeds import derive_seed
+from align.text.packing import Packed, micro_batches
 
 Layout = list[list[list[int]]]  # minibatches of micro-batches of episodes
 
@@ -66,3 +70,44 @@ def packed_group(
     """A micro-batch of episodes: the packed row, its responses, and their mask."""
     responses = [samples.responses[i] for i in group]
     return pack_pairs([samples.prompts[i] for i in group], responses, device), responses, samples.mask[group]
+
+
+def choose_prompts(iteration: int, count: int, num_prompts: int, seed: int) -> list[int]:
+    """Prompts in an order of each pass's own, none twice in a pass; what does not fill a rollout waits for another."""
+    epoch, place = divmod(iteration, num_prompts // count)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "ppo", "prompts", epoch))
+    return torch.randperm(num_prompts, generator=generator)[place * count : (place + 1) * count].tolist()
+
+
+def lay_out(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) -> Layout:
+    """This process's share of each minibatch of one pass over the rollout, in micro-batches by tokens."""
+    generator = torch.Generator().manual_seed(derive_seed(cfg.seed or 0, "ppo", "order", iteration, epoch))
+    order = torch.randperm(cfg.rollout_batch_size, generator=generator).tolist()
+    layout = []
+    for start in range(0, len(order), cfg.minibatch_size):
+        mine = job.group.share(order[start : start + cfg.minibatch_size])
+        lengths = [samples.tokens(i) for i in mine]
+        groups = micro_batches(lengths, job.max_tokens)
+        layout.append([[mine[i] for i in group] for group in groups])
+    return layout
+
+
+@torch.no_grad()
+def score_tokens(
+    cfg: Ppo, actors: Actors, job: Job, samples: Samples, rewards: torch.Tensor, layout: Layout
+) -> Rollouts:
+    """Log-probs and values of the samples, by the very passes that the first update will make over them."""
+    logprobs, ref_logprobs, values, entropies = (torch.zeros(samples.mask.shape, device=job.device) for _ in range(4))
+    for minibatch in layout:
+        job.resume.stop_if_asked()
+        for group in minibatch:
+            packed, responses, mask = packed_group(samples, group, job.device)
+            with job.compute(cfg.precision).autocast():
+                new, entropy = actors.policy_likelihoods(packed, responses, cfg.temperature, with_entropy=True)
+                ref = actors.ref_logprobs(packed, responses, cfg.temperature)
+                value = actors.values(packed, responses)
+            logprobs[group], ref_logprobs[group] = padded(new, mask), padded(ref, mask)
+            values[group], entropies[group] = padded(value, mask), padded(entropy, mask)
+    for part in (logprobs, ref_logprobs, values, entropies):
+        job.group.all_reduce(part)
+    return Rollouts(samples, logprobs, ref_logprobs, values, entropies, rewards)

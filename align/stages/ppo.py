@@ -17,10 +17,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState
+from transformers import PreTrainedTokenizerBase
 
 from align.configs import Ppo, filled
 from align.data.records import Row, read_info, read_rows
@@ -28,43 +28,33 @@ from align.errors import ConfigError, HealthStop
 from align.evals.gold import GoldScorer, gold_scorer
 from align.losses.ppo import (
     Advantages,
-    correlation,
-    explained_variance,
-    gae,
-    masked_mean,
     next_kl_coef,
-    normalize,
-    rescale,
-    token_rewards,
 )
 from align.models.load import (
     answer_length,
     context_length,
-    context_of,
     load_tokenizer,
     precision_lines,
     sequence_length,
 )
+from align.rl.advantages import estimate_advantages, response_kl
+from align.rl.judging import Judged, Judges, judge, load_judges
 from align.rl.models import Actors, load_actors
 from align.rl.monitors import Health
-from align.rl.rewards import Rewards, RewardTerms
-from align.rl.rollouts import Layout, Rollouts, Samples, make_samples, packed_group, padded
+from align.rl.rollouts import Layout, Rollouts, Samples, choose_prompts, lay_out, make_samples, score_tokens
 from align.rl.update import Learner, Plan
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.sampling.engine import Engine, Sampling
 from align.sampling.sampler import engine_for
-from align.text.chat import encode_prompts, is_ended, read_alike, show_prompt, stop_ids, stop_strings
-from align.text.packing import micro_batches
+from align.text.chat import encode_prompts, is_ended, show_prompt, stop_strings
 from align.text.tokens import TextRows, encode_text
 from align.training.activations import fit_activations
 from align.training.loss_guard import Skips
 from align.training.optimizers import scheduled_factor
 from align.training.preflight import doubts
 from align.verifiers.episodes import Episodes, make_episodes
-from align.verifiers.functions import Notes, RewardFunction, call_functions, load_functions
-from align.verifiers.reward_models import RewardModel
 
 _NUM_SAMPLES = 4  # episodes of an iteration that are kept to be read
 
@@ -77,33 +67,11 @@ class Prompts:
     encoded: list[list[int]]
 
 
-@dataclass(frozen=True)
-class Judges:
-    """What says what a response is worth."""
-
-    models: list[RewardModel]
-    functions: list[RewardFunction]
-    heldout: RewardModel | None  # watched, never learned from
-
-    @property
-    def readers(self) -> list[RewardModel]:
-        """Every reward model, also the one that is watched."""
-        return [*self.models, *([self.heldout] if self.heldout is not None else [])]
-
-
-class Judged(NamedTuple):
-    """What a rollout's responses are worth."""
-
-    rewards: Rewards
-    metrics: Metrics
-    columns: list[dict[str, Any]]  # what functions logged of each episode, for the table of samples
-
-
 def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     policy = inputs.one("policy").path
     tokenizer = load_tokenizer(policy)
     actors = load_actors(policy, _value_start(cfg, inputs, tokenizer, job), cfg.lora, job.device, cfg.precision)
-    judges = _judges(cfg, inputs, actors, tokenizer, job)
+    judges = load_judges(cfg, inputs, actors, tokenizer, job)
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
     learner = _learner(cfg, actors, prompts, _text(cfg, inputs, actors, tokenizer, job), job)
@@ -126,20 +94,20 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
 
     for iteration in job.steps(cfg.num_iterations, start, unit="iterations"):
         begun = time.monotonic()
-        chosen = _choose(iteration, cfg.rollout_batch_size, len(prompts.rows), cfg.seed or 0)
+        chosen = choose_prompts(iteration, cfg.rollout_batch_size, len(prompts.rows), cfg.seed or 0)
         samples = _sample(cfg, actors, engine, tokenizer, job, prompts, iteration, chosen)
         sampled = time.monotonic()
         episodes = make_episodes([prompts.rows[i] for i in chosen], samples.prompts, samples.responses, tokenizer)
-        layouts = [_layout(cfg, samples, job, iteration, epoch) for epoch in range(cfg.num_epochs)]
-        judged = _judge(cfg, judges, job, samples, episodes, iteration)
+        layouts = [lay_out(cfg, samples, job, iteration, epoch) for epoch in range(cfg.num_epochs)]
+        judged = judge(cfg, judges, job, samples, episodes, iteration)
         rewards, metrics = judged.rewards, dict(judged.metrics)
-        rollouts = _score(cfg, actors, job, samples, rewards.total, layouts[0])
+        rollouts = score_tokens(cfg, actors, job, samples, rewards.total, layouts[0])
         scored = time.monotonic()
         finite = _is_finite(cfg, job, rollouts, iteration)
         if finite and _is_sampled(cfg, iteration):
             job.log.append("samples", iteration + 1, _sample_rows(rollouts, judged, episodes))
         if finite and rewards.scored.any():
-            advantages, found = _advantages(cfg, rollouts, rewards, kl_coef)
+            advantages, found = estimate_advantages(cfg, rollouts, rewards, kl_coef)
             metrics |= found
             plan = _plan(cfg, iteration, rollouts, advantages, layouts, kl_coef)
             metrics |= learner.update(plan)
@@ -193,31 +161,6 @@ def _learner(cfg: Ppo, actors: Actors, prompts: Prompts, text: TextRows | None, 
     return Learner(cfg, actors, job, text)
 
 
-def _judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job) -> Judges:
-    def model(slot: str, place: int) -> RewardModel:
-        folder = inputs.folders(slot)[place]
-        own: PreTrainedTokenizerBase | None = load_tokenizer(folder)
-        if stop_strings(tokenizer):
-            job.log.info(
-                f"{slot} {place + 1} reads responses up to their stop strings: they are tokenized again for it"
-            )
-        elif read_alike(own, tokenizer):
-            own = None
-        else:
-            job.log.info(
-                f"{slot} {place + 1} has another tokenizer or chat template: responses are tokenized again for it"
-            )
-        limit = context_of(AutoConfig.from_pretrained(folder))
-        ends = stop_ids(tokenizer)
-        return RewardModel(f"{slot}_{place}", actors.reward_model(folder), own, limit, ends)
-
-    return Judges(
-        models=[model("reward_model", place) for place in range(len(inputs.get("reward_model", ())))],
-        functions=load_functions(list(cfg.reward_functions)),
-        heldout=model("heldout_reward_model", 0) if "heldout_reward_model" in inputs else None,
-    )
-
-
 def _context(actors: Actors, judges: Judges) -> int:
     """Tokens that the policy, and every reward model which reads its tokens, can read."""
     with actors.policy_model() as policy:
@@ -264,13 +207,6 @@ def _text(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokeniz
     return rows
 
 
-def _choose(iteration: int, count: int, num_prompts: int, seed: int) -> list[int]:
-    """Prompts in an order of each pass's own, none twice in a pass; what does not fill a rollout waits for another."""
-    epoch, place = divmod(iteration, num_prompts // count)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "ppo", "prompts", epoch))
-    return torch.randperm(num_prompts, generator=generator)[place * count : (place + 1) * count].tolist()
-
-
 # -- rollout -----------------------------------------------------------------------------------------------------
 
 
@@ -308,123 +244,6 @@ def _sample(
     return make_samples(chosen, encoded, responses, logprobs, ended, job.device)
 
 
-def _layout(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) -> Layout:
-    """This process's share of each minibatch of one pass over the rollout, in micro-batches by tokens."""
-    generator = torch.Generator().manual_seed(derive_seed(cfg.seed or 0, "ppo", "order", iteration, epoch))
-    order = torch.randperm(cfg.rollout_batch_size, generator=generator).tolist()
-    layout = []
-    for start in range(0, len(order), cfg.minibatch_size):
-        mine = job.group.share(order[start : start + cfg.minibatch_size])
-        lengths = [samples.tokens(i) for i in mine]
-        groups = micro_batches(lengths, job.max_tokens)
-        layout.append([[mine[i] for i in group] for group in groups])
-    return layout
-
-
-def _judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episodes, iteration: int) -> Judged:
-    """Score each response, over all processes, also by a model that is only watched."""
-    everyone = torch.arange(len(samples.ids))
-    mine = job.group.share(everyone.tolist())
-    share = Episodes(*([part[i] for i in mine] for part in episodes))
-
-    def score(model: RewardModel) -> torch.Tensor:
-        scores = torch.zeros(len(samples.ids), device=job.device)
-        if mine:
-            scores[mine] = model(share, job.compute(cfg.precision))
-        job.group.all_reduce(scores)  # each was filled in by one process and is 0 in the others
-        return scores
-
-    notes = Notes(len(mine))
-    answers: dict[str, list[float | None]] = {function.name: [] for function in judges.functions}
-    if mine:
-        state = TrainerState(global_step=iteration, max_steps=cfg.num_iterations)
-        answers = call_functions(judges.functions, share, state, notes, f" at iteration {iteration + 1}")
-    rules: dict[str, torch.Tensor] = {}
-    for name, own in answers.items():
-        numbers = [math.nan if number is None else number for number in job.group.gather(own)]
-        rules[name] = torch.tensor(numbers, device=job.device)
-    scores = torch.zeros(len(judges.models), len(samples.ids), device=job.device)
-    for place, model in enumerate(judges.models):
-        scores[place] = score(model)
-    terms = RewardTerms(
-        cfg.reward_model_weights,
-        cfg.ensemble_std_coef,
-        {function.name: cfg.reward_functions[function.reference] for function in judges.functions},
-        cfg.length_coef,
-        cfg.missing_eos_penalty,
-        cfg.missing_eos_reward,
-        cfg.reward_clip,
-    )
-    lengths = samples.mask.sum(1)
-    rewards = terms.combine(scores, rules, lengths, samples.ended)
-    metrics = _reward_metrics(rewards, lengths) | _length_metrics(samples) | _deviations(scores, rules, terms.functions)
-    if judges.heldout is not None:
-        metrics["heldout/score"] = float(score(judges.heldout).mean())
-    logged: dict[str, list[float]] = {}
-    for name, values in job.group.gather(list(notes.metrics.items()), even=False):
-        logged.setdefault(name, []).extend(values)
-    metrics |= {f"functions/{name}": sum(values) / len(values) for name, values in logged.items()}
-    columns = job.group.gather([{name: values[i] for name, values in notes.columns.items()} for i in range(len(mine))])
-    return Judged(rewards, metrics, columns)
-
-
-def _reward_metrics(rewards: Rewards, lengths: torch.Tensor) -> Metrics:
-    """Means over the rollout: the whole reward before the KL, and each part over the episodes that it applies to."""
-    metrics: Metrics = {}
-    scored = rewards.scored
-    if scored.any():
-        total = rewards.total[scored]
-        metrics["objective/score"] = float(total.mean())
-        metrics["objective/score_length_correlation"] = float(correlation(total, lengths[scored].float()))
-    for name, part in rewards.parts.items():
-        applies = ~torch.isnan(part)
-        if applies.any():
-            metrics[f"reward/{name}"] = float(part[applies].mean())
-        if not applies.all():
-            metrics[f"applies/{name}"] = float(applies.float().mean())
-    if not scored.all():
-        metrics["unscored"] = float((~scored).float().mean())
-    return metrics
-
-
-def _deviations(scores: torch.Tensor, rules: dict[str, torch.Tensor], weights: dict[str, float]) -> Metrics:
-    """How far a rollout's responses are apart, by the reward model, and by the function, that tells most of them."""
-    metrics: Metrics = {}
-    if len(scores):
-        metrics["deviation/model"] = float(scores.std(1, correction=0).max())
-    applied = [rules[name][~torch.isnan(rules[name])] for name, weight in weights.items() if weight != 0]
-    if found := [float(part.std(correction=0)) for part in applied if len(part)]:
-        metrics["deviation/functions"] = max(found)
-    return metrics
-
-
-def _length_metrics(samples: Samples) -> Metrics:
-    return {
-        "response_tokens": float(samples.mask.sum(1).float().mean()),
-        "tokens": float(sum(map(samples.tokens, range(len(samples.ids))))),
-        "response/ended": float(samples.ended.float().mean()),
-    }
-
-
-@torch.no_grad()
-def _score(cfg: Ppo, actors: Actors, job: Job, samples: Samples, rewards: torch.Tensor, layout: Layout) -> Rollouts:
-    """Log-probs and values of the samples, by the very passes that the first update will make over them."""
-    logprobs, ref_logprobs, values, entropies = (torch.zeros(samples.mask.shape, device=job.device) for _ in range(4))
-    for minibatch in layout:
-        job.resume.stop_if_asked()
-        for group in minibatch:
-            packed, responses, mask = packed_group(samples, group, job.device)
-            with job.compute(cfg.precision).autocast():
-                new, entropy = actors.policy_likelihoods(packed, responses, cfg.temperature, with_entropy=True)
-                ref = actors.ref_logprobs(packed, responses, cfg.temperature)
-                value = actors.values(packed, responses)
-            logprobs[group], ref_logprobs[group] = padded(new, mask), padded(ref, mask)
-            values[group], entropies[group] = padded(value, mask), padded(entropy, mask)
-    for part in (logprobs, ref_logprobs, values, entropies):
-        job.group.all_reduce(part)
-    return Rollouts(samples, logprobs, ref_logprobs, values, entropies, rewards)
-
-
 def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
     """False where a rollout is to be skipped; the episodes that are not finite are named."""
     bad = ~torch.isfinite(rollouts.rewards)
@@ -438,36 +257,6 @@ def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
         raise HealthStop(f"{message}; lower learning_rate, or give on_nonfinite=skip")
     job.log.event(iteration + 1, "nonfinite", f"{message}; the rollout is skipped")
     return False
-
-
-def _advantages(cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef: float) -> tuple[Advantages, Metrics]:
-    """Token rewards and advantages over the whole rollout, and what they say of it."""
-    samples, mask = rollouts.samples, rollouts.samples.mask
-    learned = mask & rewards.scored[:, None]  # without a score an advantage is 0, as in TRL
-    in_reward = kl_coef if cfg.kl_form == "reward" else 0.0
-    per_token = token_rewards(rewards.total, rollouts.logprobs, rollouts.ref_logprobs, mask, in_reward)
-    if cfg.whiten_rewards:
-        per_token = rescale(per_token, learned)
-    advantages, returns = gae(per_token, rollouts.values, mask, cfg.gamma, cfg.gae_lambda)
-    advantages = torch.where(learned, advantages, 0.0)
-    returns = torch.where(learned, returns, rollouts.values)
-    kl = _kl(rollouts)
-    gap = rollouts.logprobs - samples.sampled_logprobs
-    metrics = {
-        "objective/kl": float(kl.mean()),
-        "objective/reward": float((rewards.total - kl_coef * kl)[rewards.scored].mean()),
-        "objective/kl_coef": kl_coef,
-        "policy/entropy": float(masked_mean(rollouts.entropies, mask)),
-        "policy/sampling_gap": float(masked_mean(gap.abs(), mask)),
-        "policy/sampling_kl": float(masked_mean(gap.exp() - 1 - gap, mask)),
-        "value/explained_variance": float(explained_variance(rollouts.values, returns, learned)),
-    }
-    return Advantages(normalize(advantages, learned) if cfg.normalize_advantages else advantages, returns), metrics
-
-
-def _kl(rollouts: Rollouts) -> torch.Tensor:
-    """log pi - log pi_ref of each whole response, [B], in nats: its mean is the KL."""
-    return torch.where(rollouts.samples.mask, rollouts.logprobs - rollouts.ref_logprobs, 0.0).sum(1)
 
 
 def _plan(
@@ -507,7 +296,7 @@ def _is_sampled(cfg: Ppo, iteration: int) -> bool:
 
 def _sample_rows(rollouts: Rollouts, judged: Judged, episodes: Episodes) -> list[dict[str, Any]]:
     """A rollout's first episodes with all that was said of them; prompts are in random order, so any will do."""
-    kl, rewards = _kl(rollouts).tolist(), judged.rewards
+    kl, rewards = response_kl(rollouts).tolist(), judged.rewards
     rows = []
     for i in range(min(_NUM_SAMPLES, len(episodes.texts))):
         row = {

@@ -28,6 +28,8 @@ from align.errors import ConfigError, HealthStop, Preempted
 from align.evals.text_loss import num_targets, summed_loss
 from align.models.heads import load_scalar
 from align.rl import models as actors_module
+from align.rl.rewards import RewardTerms
+from align.rl.rollouts import choose_prompts
 from align.rl.update import Learner, Plan
 from align.runtime.job import Inputs, Job
 from align.runtime.signals import Stop
@@ -207,7 +209,7 @@ def test_a_minibatch_is_a_mean_over_tokens_and_not_over_responses(inputs, tmp_pa
     run(inputs, tmp_path / "whole", minibatch_size=8, **knobs)
     first, second, whole = gradients
     lengths = []
-    original = ppo._layout
+    original = ppo.lay_out
     samples_seen: list[Any] = []
 
     def layout(cfg: Ppo, samples: Any, *rest: Any) -> Any:
@@ -217,7 +219,7 @@ def test_a_minibatch_is_a_mean_over_tokens_and_not_over_responses(inputs, tmp_pa
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo, "_layout", layout)
+        patch.setattr(ppo, "lay_out", layout)
         run(inputs, tmp_path / "again", minibatch_size=4, **knobs)
     ((one, two),) = lengths
     assert one != two
@@ -226,8 +228,8 @@ def test_a_minibatch_is_a_mean_over_tokens_and_not_over_responses(inputs, tmp_pa
 
 def test_the_reference_and_the_reward_model_stay_and_get_no_gradient(inputs, tmp_path, watched, monkeypatch):
     models: list[Any] = []
-    judges = ppo._judges
-    monkeypatch.setattr(ppo, "_judges", lambda *a: models.append(judges(*a)) or models[0])
+    judges = ppo.load_judges
+    monkeypatch.setattr(ppo, "load_judges", lambda *a: models.append(judges(*a)) or models[0])
     run(inputs, tmp_path)
     reference, reward = watched["actors"].reference, models[0].models[0].model
     fresh = AutoModelForCausalLM.from_pretrained(inputs.one("policy").path).state_dict()
@@ -655,8 +657,8 @@ def test_a_score_that_is_not_finite_is_caught_before_any_step(inputs, tmp_path, 
             scores[0, 5] = math.inf
         return combine(self, scores, *rest)
 
-    monkeypatch.setattr(ppo.RewardTerms, "combine", poisoned)
-    chosen = ppo._choose(1, 8, 64, KNOBS["seed"])[5]
+    monkeypatch.setattr(RewardTerms, "combine", poisoned)
+    chosen = choose_prompts(1, 8, 64, KNOBS["seed"])[5]
     if answer == "stop":
         with pytest.raises(HealthStop, match=rf"iteration 2: a score.* prompts \[{chosen}\]"):
             run(inputs, tmp_path)

@@ -1,0 +1,155 @@
+"""Score a rollout: reward models, the user's functions, and how their parts become one reward for each response."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState
+
+from align.configs import Ppo
+from align.losses.ppo import correlation
+from align.models.load import context_of, load_tokenizer
+from align.rl.models import Actors
+from align.rl.rewards import Rewards, RewardTerms
+from align.rl.rollouts import Samples
+from align.runtime.job import Inputs, Job
+from align.runtime.log import Metrics
+from align.text.chat import read_alike, stop_ids, stop_strings
+from align.verifiers.episodes import Episodes
+from align.verifiers.functions import Notes, RewardFunction, call_functions, load_functions
+from align.verifiers.reward_models import RewardModel
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What says what a response is worth."""
+
+    models: list[RewardModel]
+    functions: list[RewardFunction]
+    heldout: RewardModel | None  # watched, never learned from
+
+    @property
+    def readers(self) -> list[RewardModel]:
+        """Every reward model, also the one that is watched."""
+        return [*self.models, *([self.heldout] if self.heldout is not None else [])]
+
+
+class Judged(NamedTuple):
+    """What a rollout's responses are worth."""
+
+    rewards: Rewards
+    metrics: Metrics
+    columns: list[dict[str, Any]]  # what functions logged of each episode, for the table of samples
+
+
+def load_judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job) -> Judges:
+    def model(slot: str, place: int) -> RewardModel:
+        folder = inputs.folders(slot)[place]
+        own: PreTrainedTokenizerBase | None = load_tokenizer(folder)
+        if stop_strings(tokenizer):
+            job.log.info(
+                f"{slot} {place + 1} reads responses up to their stop strings: they are tokenized again for it"
+            )
+        elif read_alike(own, tokenizer):
+            own = None
+        else:
+            job.log.info(
+                f"{slot} {place + 1} has another tokenizer or chat template: responses are tokenized again for it"
+            )
+        limit = context_of(AutoConfig.from_pretrained(folder))
+        ends = stop_ids(tokenizer)
+        return RewardModel(f"{slot}_{place}", actors.reward_model(folder), own, limit, ends)
+
+    return Judges(
+        models=[model("reward_model", place) for place in range(len(inputs.get("reward_model", ())))],
+        functions=load_functions(list(cfg.reward_functions)),
+        heldout=model("heldout_reward_model", 0) if "heldout_reward_model" in inputs else None,
+    )
+
+
+def judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episodes, iteration: int) -> Judged:
+    """Score each response, over all processes, also by a model that is only watched."""
+    everyone = torch.arange(len(samples.ids))
+    mine = job.group.share(everyone.tolist())
+    share = Episodes(*([part[i] for i in mine] for part in episodes))
+
+    def score(model: RewardModel) -> torch.Tensor:
+        scores = torch.zeros(len(samples.ids), device=job.device)
+        if mine:
+            scores[mine] = model(share, job.compute(cfg.precision))
+        job.group.all_reduce(scores)  # each was filled in by one process and is 0 in the others
+        return scores
+
+    notes = Notes(len(mine))
+    answers: dict[str, list[float | None]] = {function.name: [] for function in judges.functions}
+    if mine:
+        state = TrainerState(global_step=iteration, max_steps=cfg.num_iterations)
+        answers = call_functions(judges.functions, share, state, notes, f" at iteration {iteration + 1}")
+    rules: dict[str, torch.Tensor] = {}
+    for name, own in answers.items():
+        numbers = [math.nan if number is None else number for number in job.group.gather(own)]
+        rules[name] = torch.tensor(numbers, device=job.device)
+    scores = torch.zeros(len(judges.models), len(samples.ids), device=job.device)
+    for place, model in enumerate(judges.models):
+        scores[place] = score(model)
+    terms = RewardTerms(
+        cfg.reward_model_weights,
+        cfg.ensemble_std_coef,
+        {function.name: cfg.reward_functions[function.reference] for function in judges.functions},
+        cfg.length_coef,
+        cfg.missing_eos_penalty,
+        cfg.missing_eos_reward,
+        cfg.reward_clip,
+    )
+    lengths = samples.mask.sum(1)
+    rewards = terms.combine(scores, rules, lengths, samples.ended)
+    metrics = _reward_metrics(rewards, lengths) | _length_metrics(samples) | _deviations(scores, rules, terms.functions)
+    if judges.heldout is not None:
+        metrics["heldout/score"] = float(score(judges.heldout).mean())
+    logged: dict[str, list[float]] = {}
+    for name, values in job.group.gather(list(notes.metrics.items()), even=False):
+        logged.setdefault(name, []).extend(values)
+    metrics |= {f"functions/{name}": sum(values) / len(values) for name, values in logged.items()}
+    columns = job.group.gather([{name: values[i] for name, values in notes.columns.items()} for i in range(len(mine))])
+    return Judged(rewards, metrics, columns)
+
+
+def _reward_metrics(rewards: Rewards, lengths: torch.Tensor) -> Metrics:
+    """Means over the rollout: the whole reward before the KL, and each part over the episodes that it applies to."""
+    metrics: Metrics = {}
+    scored = rewards.scored
+    if scored.any():
+        total = rewards.total[scored]
+        metrics["objective/score"] = float(total.mean())
+        metrics["objective/score_length_correlation"] = float(correlation(total, lengths[scored].float()))
+    for name, part in rewards.parts.items():
+        applies = ~torch.isnan(part)
+        if applies.any():
+            metrics[f"reward/{name}"] = float(part[applies].mean())
+        if not applies.all():
+            metrics[f"applies/{name}"] = float(applies.float().mean())
+    if not scored.all():
+        metrics["unscored"] = float((~scored).float().mean())
+    return metrics
+
+
+def _deviations(scores: torch.Tensor, rules: dict[str, torch.Tensor], weights: dict[str, float]) -> Metrics:
+    """How far a rollout's responses are apart, by the reward model, and by the function, that tells most of them."""
+    metrics: Metrics = {}
+    if len(scores):
+        metrics["deviation/model"] = float(scores.std(1, correction=0).max())
+    applied = [rules[name][~torch.isnan(rules[name])] for name, weight in weights.items() if weight != 0]
+    if found := [float(part.std(correction=0)) for part in applied if len(part)]:
+        metrics["deviation/functions"] = max(found)
+    return metrics
+
+
+def _length_metrics(samples: Samples) -> Metrics:
+    return {
+        "response_tokens": float(samples.mask.sum(1).float().mean()),
+        "tokens": float(sum(map(samples.tokens, range(len(samples.ids))))),
+        "response/ended": float(samples.ended.float().mean()),
+    }
