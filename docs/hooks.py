@@ -23,12 +23,8 @@ import align.configs
 from align.configs import (
     STAGES,
     HardwareConfig,
-    JudgeConfig,
-    LoraConfig,
-    ModelConfig,
     RunConfig,
     StageConfig,
-    TextToText,
     TrackerConfig,
 )
 from align.report.meanings import glossary
@@ -40,18 +36,6 @@ BORROWED = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
-}
-# Groups of knobs that several stages have: prefix, heading, class.
-LORA = ("lora.", "Low-rank adapters", LoraConfig)
-JUDGE = ("judge.", "A language model as judge", JudgeConfig)
-GROUPS: dict[str, tuple[str, str, Any]] = {
-    "pretrain": ("model.", "The model", ModelConfig),
-    "text_to_text": ("model.", "The model", TextToText().model),
-    "finetune": LORA,
-    "sft": LORA,
-    "reward": LORA,
-    "ppo": LORA,
-    "evaluate": JUDGE,
 }
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
@@ -117,9 +101,8 @@ def stage_page(stage: str, config: type[StageConfig]) -> str:
         "## Knobs",
         knobs_table(config),
     ]
-    if stage in GROUPS:
-        prefix, title, group = GROUPS[stage]
-        parts += [f"## {title}", knobs_table(group, prefix)]
+    for knob, (title, group) in config.GROUPS.items():
+        parts += [f"## {title.capitalize()}", knobs_table(group, f"{knob}.")]
     parts += ["Settings that every stage takes are on [their own page](run.md).", sources()]
     return "\n\n".join(part for part in parts if part)
 

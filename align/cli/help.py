@@ -12,11 +12,8 @@ from typing import Any
 from align.configs import (
     STAGES,
     HardwareConfig,
-    JudgeConfig,
-    LoraConfig,
     ModelConfig,
     RunConfig,
-    TextToText,
     TrackerConfig,
 )
 from align.errors import PACKAGE
@@ -84,6 +81,12 @@ def models() -> list[str]:
     return _group("model")
 
 
+def _models_for(default: Any) -> list[str]:
+    """The models that a stage with this default can train: T5's, or all others."""
+    is_t5 = default.architecture == "t5"
+    return [name for name in models() if name.startswith("t5") == is_t5]
+
+
 def _group(name: str) -> list[str]:
     """The configs that the package ships in a group."""
     here = PACKAGE
@@ -113,15 +116,9 @@ def command_help(verb: str) -> str:
         if verb == "data":
             lines += _SHOW_HELP.splitlines()
         lines += ["knobs:", *_knobs(cls)]
-        if verb in ("pretrain", "text_to_text"):
-            t5 = verb == "text_to_text"
-            names = [name for name in models() if name.startswith("t5") == t5]
-            knobs = _knobs(TextToText().model if t5 else ModelConfig, "model.")
-            lines += ["", "model, also whole as model=NAME:", _folded(names), *knobs]
-        if verb in ("finetune", "sft", "reward", "ppo"):
-            lines += ["", "low-rank adapters:", *_knobs(LoraConfig, "lora.")]
-        if verb == "evaluate":
-            lines += ["", "a language model as judge:", *_knobs(JudgeConfig, "judge.")]
+        for knob, (title, group) in cls.GROUPS.items():
+            names = [_folded(_models_for(group))] if knob == "model" else []
+            lines += ["", f"{title}:", *names, *_knobs(group, f"{knob}.")]
     lines += ["", "the run, which changes no result but by its seed:", *_knobs(RunConfig)]
     lines += _knobs(HardwareConfig, "hardware.") + _knobs(TrackerConfig, "tracker.")
     lines += ["", "[GPT-3] etc.: where a default is from, see align/configs/__init__.py; [ours]: measured or judged"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from align.configs.knobs import StageConfig, check_ranges, knob, max_new_tokens_knob, precision_knob, require
@@ -46,6 +46,7 @@ class Evaluate(StageConfig):
     VERSION: ClassVar[int] = 7
     MANY: ClassVar[tuple[str, ...]] = ("prompted_base",)
     OUTPUT: ClassVar[str] = "evaluation"
+    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"judge": ("a language model as judge", JudgeConfig)}
     INPUTS: ClassVar[dict[str, str]] = {"model": "model"}
     OPTIONAL: ClassVar[dict[str, str]] = {
         "prompts": "prompts",
@@ -149,6 +150,7 @@ class Prompt(StageConfig):
     STAGE: ClassVar[str] = "prompt"
     VERSION: ClassVar[int] = 2  # 2: the score of the chosen form is that on other prompts; labels begin a word
     OUTPUT: ClassVar[str] = "model"
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = ((VALIDATION_SCORE, "validation score"),)
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
     OPTIONAL: ClassVar[dict[str, str]] = {"examples": "demonstrations", "reward_model": "reward_model"}
     PARALLEL: ClassVar[bool] = False

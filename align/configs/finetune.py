@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from align.configs.curves import GRADIENT, LEARNING_RATE, Curve
 from align.configs.knobs import StageConfig, check_ranges, knob, precision_knob, require
 from align.configs.models import LoraConfig
 
@@ -18,6 +19,17 @@ class Finetune(StageConfig):
     STAGE: ClassVar[str] = "finetune"
     VERSION: ClassVar[int] = 2  # precision is auto; with adapters, rows of tokens that import drew are trained whole
     OUTPUT: ClassVar[str] = "classifier"
+    CURVES: ClassVar[tuple[Curve, ...]] = (
+        Curve("loss on the task, nats or squared error", ("task_loss",)),
+        Curve("loss on its text, nats a token", ("lm_loss",)),
+        LEARNING_RATE,
+        GRADIENT,
+    )
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("test/accuracy", "test accuracy"),
+        ("validation/accuracy", "validation accuracy"),
+    )
+    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "labelled"}
     task: str = knob("classification", "classification, entailment, similarity or multiple_choice [GPT-1, figure 1]")
     from_scratch: bool = knob(False, "forget the model's weights and begin anew; [GPT-1]'s ablation, table 5")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from align.configs.curves import Curve
 from align.errors import ConfigError
 
 T = TypeVar("T")
@@ -57,9 +58,21 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
         raise ConfigError(f"{name}: expected {allowed}, got {value!r}")
 
 
+class Trained(NamedTuple):
+    """A model that a stage trains with all its weights: the input it starts from, and what its head gives.
+
+    Attributes:
+        slot: None: the stage makes the model itself, as its knob `model` says.
+        head: lm: a logit for each token of the vocabulary; scalar: one number.
+    """
+
+    slot: str | None
+    head: str
+
+
 @dataclass(slots=True, kw_only=True)
 class StageConfig:
-    """What every stage has.
+    """The contract of a stage: what it takes and makes, and what others show of it. Its knobs are the fields.
 
     Kinds of artifact: the `RECORDS` and `MODELS`, tokenizer, tokens, classifier, evaluation.
     """
@@ -71,6 +84,10 @@ class StageConfig:
     MANY: ClassVar[tuple[str, ...]] = ()  # inputs, besides those of rows, that may be several
     OUTPUT: ClassVar[str]  # kind
     PARALLEL: ClassVar[bool] = True  # False: one process does it, whatever hardware.num_processes says
+    AXIS: ClassVar[str] = "step"  # what its log counts
+    CURVES: ClassVar[tuple[Curve, ...]] = ()  # charts of its log, in the report's order
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = ()  # metrics that `ls` shows, with the names it shows them by
+    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {}  # knobs with knobs of their own: title, their class or defaults
     inputs: dict[str, Any] = field(default_factory=dict)
 
     def __init_subclass__(cls) -> None:
@@ -109,6 +126,17 @@ class StageConfig:
 
     def check_inputs(self) -> None:
         """Raise `ConfigError` where a knob needs an input that is not given; inputs are known when it is planned."""
+
+    def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
+        """Return the models that are trained whole, the first of them the one that is published.
+
+        Empty if the stage trains none, or only an adapter: then their size is known once the step has run.
+        """
+        return ()
+
+    def training_tokens(self, inputs: Mapping[str, Any], context_length: int) -> tuple[int, int] | None:
+        """Return (tokens in all, tokens of a sequence) of the training; None if they are not known beforehand."""
+        return None
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from align.configs.curves import Curve
 from align.configs.knobs import (
     PRECISIONS,
     StageConfig,
+    Trained,
     check_ranges,
     knob,
     max_new_tokens_knob,
@@ -18,6 +20,8 @@ from align.configs.knobs import (
 )
 from align.configs.models import LoraConfig
 from align.errors import ConfigError
+
+_SCORES = ("objective/score", "heldout/score", "gold/score")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +49,27 @@ class Ppo(StageConfig):
         "heldout_reward_model": "reward_model",
     }
     MANY: ClassVar[tuple[str, ...]] = ("reward_model",)
+    AXIS: ClassVar[str] = "iteration"
+    CURVES: ClassVar[tuple[Curve, ...]] = (
+        Curve("scores", _SCORES),
+        Curve("scores against KL, darker is later", _SCORES, against=("objective/kl", "KL, nats a response")),
+        # Not the parts in tokens and as a share, which would flatten the others.
+        Curve(
+            "parts of the reward, before their weights",
+            prefix="reward/",
+            without=("reward/length", "reward/missing_eos"),
+        ),
+        Curve("KL to the reference, nats a response", ("objective/kl",)),
+        Curve("response length, tokens", ("response_tokens",)),
+        Curve("entropy, nats a token", ("policy/entropy",)),
+        Curve("share of tokens that are clipped", ("ppo/clip_fraction", "value/clip_fraction")),
+        Curve("explained variance of the value model", ("value/explained_variance",)),
+        Curve("loss on pretraining text, nats a token", ("ptx/loss",)),
+        Curve("learning rate", ("policy/learning_rate", "value/learning_rate")),
+        Curve("gradient norm", ("policy/grad_norm", "value/grad_norm")),
+    )
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("objective/score", "score"), ("objective/kl", "KL"))
+    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
 
     num_iterations: int = knob(500, "rollouts and their updates [InstructGPT: 256k episodes / 512]")
     rollout_batch_size: int = knob(64, "episodes a rollout [ours, so that few prompts do; InstructGPT: 512]")
@@ -268,6 +293,11 @@ class Ppo(StageConfig):
         if self.value_from is not None:
             return self.value_from
         return next((name for name in ("value_model", "reward_model") if inputs.get(name)), "policy")
+
+    def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
+        if self.lora.rank is not None:
+            return ()
+        return Trained("policy", "lm"), Trained(self.value_start(inputs), "scalar")
 
     @property
     def ptx_rows(self) -> int:

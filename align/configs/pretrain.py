@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from align.configs.knobs import StageConfig, check_ranges, knob, precision_knob, require
+from align.configs.curves import GRADIENT, LEARNING_RATE, LOSS, Curve
+from align.configs.knobs import StageConfig, Trained, check_ranges, knob, precision_knob, require
 from align.configs.models import ModelConfig, require_one_model
 
 SCHEDULES = ("cosine", "inverse_square_root", "constant")
@@ -20,6 +22,7 @@ class Tokens(StageConfig):
     VERSION: ClassVar[int] = 2  # a document begins with BOS where its tokenizer puts one
     PARALLEL: ClassVar[bool] = False
     OUTPUT: ClassVar[str] = "tokens"
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("train/tokens", "tokens"),)
     INPUTS: ClassVar[dict[str, str]] = {"data": "documents"}
     OPTIONAL: ClassVar[dict[str, str]] = {
         "tokenizer": "tokenizer",
@@ -39,6 +42,9 @@ class Pretrain(StageConfig):
     STAGE: ClassVar[str] = "pretrain"
     VERSION: ClassVar[int] = 3  # 2: GPT-2's positions begin half as wide as its other weights; 3: precision is auto
     OUTPUT: ClassVar[str] = "model"
+    CURVES: ClassVar[tuple[Curve, ...]] = (LOSS, LEARNING_RATE, GRADIENT)
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("eval/loss", "eval/loss"),)
+    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"model": ("model, also whole as model=NAME", ModelConfig)}
     INPUTS: ClassVar[dict[str, str]] = {"data": "tokens"}
     OPTIONAL: ClassVar[dict[str, str]] = {"tokenizer": "tokenizer", "model": "model"}
     MANY: ClassVar[tuple[str, ...]] = ("data",)
@@ -101,3 +107,12 @@ class Pretrain(StageConfig):
         architecture = self.model.architecture
         decoder = architecture != "t5" or bool(self.inputs.get("model"))
         require(decoder, "model.architecture", architecture, "a decoder alone; t5 has an encoder too: see text_to_text")
+
+    def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
+        return (Trained("model" if inputs.get("model") else None, "lm"),)
+
+    def training_tokens(self, inputs: Mapping[str, Any], context_length: int) -> tuple[int, int] | None:
+        if self.num_epochs is not None or self.ramp_tokens is not None:
+            return None
+        length = self.sequence_length or context_length
+        return self.num_steps * self.batch_size * length, length

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from align.configs.curves import GRADIENT, LEARNING_RATE, LOSS, Curve
 from align.configs.knobs import (
     MODELS,
     RECORDS,
     SPLITS,
     StageConfig,
+    Trained,
     check_ranges,
     knob,
     max_new_tokens_knob,
@@ -99,6 +101,7 @@ class Tokenizer(StageConfig):
     VERSION: ClassVar[int] = 2  # a published tokenizer keeps its chat template
     PARALLEL: ClassVar[bool] = False
     OUTPUT: ClassVar[str] = "tokenizer"
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("vocab_size", "entries"),)
     OPTIONAL: ClassVar[dict[str, str]] = {"data": "documents"}
     source: str = knob(
         "", "a published vocabulary, path:FOLDER or hf:ORG/NAME@COMMIT, instead of inputs.data", reads="tokenizer"
@@ -130,6 +133,9 @@ class Sft(StageConfig):
     # lora makes an adapter, new defaults; 4: smaller batches and 3 epochs unless asked
     VERSION: ClassVar[int] = 4
     OUTPUT: ClassVar[str] = "model"
+    CURVES: ClassVar[tuple[Curve, ...]] = (LOSS, LEARNING_RATE, GRADIENT)
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("eval/loss", "eval/loss"),)
+    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "demonstrations"}
     OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents"}
     num_epochs: int = knob(
@@ -162,6 +168,9 @@ class Sft(StageConfig):
         ok = self.text_share == 0 or (self.text_share < 1 and bool(self.inputs.get("text")))
         require(ok, "text_share", self.text_share, "0, or a share below 1 and inputs.text too")
 
+    def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
+        return (Trained("model", "lm"),) if self.lora.rank is None else ()
+
 
 @dataclass(slots=True, kw_only=True)
 class Compare(StageConfig):
@@ -170,6 +179,7 @@ class Compare(StageConfig):
     STAGE: ClassVar[str] = "compare"
     VERSION: ClassVar[int] = 2  # max_new_tokens is 256
     OUTPUT: ClassVar[str] = "comparisons"
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("prompts/train", "prompts"),)
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
     num_prompts: int | None = knob(None, "training prompts; None: all there are")
     skip_prompts: int = knob(0, "training prompts left out before those, for a reward model with data of its own")
@@ -201,6 +211,14 @@ class Reward(StageConfig):
     # responses of a ranking are read, and counted in tokens, once
     VERSION: ClassVar[int] = 4
     OUTPUT: ClassVar[str] = "reward_model"
+    CURVES: ClassVar[tuple[Curve, ...]] = (
+        Curve("loss, nats a pair", ("loss",)),
+        Curve("share of pairs in the labelers' order", ("accuracy",)),
+        LEARNING_RATE,
+        GRADIENT,
+    )
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("accuracy", "accuracy"), ("gold_accuracy", "by gold"))
+    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "comparisons"}
     OPTIONAL: ClassVar[dict[str, str]] = {"demonstrations": "demonstrations"}
     num_epochs: int = knob(1, "passes; a second one overfits [InstructGPT]")
@@ -229,6 +247,9 @@ class Reward(StageConfig):
         super(Reward, self).fill_in(bf16_is_fast)
         if self.learning_rate is None:
             self.learning_rate = 1e-5 if self.lora.rank is None else 1e-4
+
+    def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
+        return (Trained("model", "scalar"),) if self.lora.rank is None else ()
 
 
 @dataclass(slots=True, kw_only=True)

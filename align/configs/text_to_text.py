@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from align.configs.knobs import StageConfig, check_ranges, knob, precision_knob, require
+from align.configs.curves import GRADIENT, LEARNING_RATE, Curve
+from align.configs.knobs import StageConfig, Trained, check_ranges, knob, precision_knob, require
 from align.configs.models import ModelConfig, require_one_model
 
 
@@ -20,6 +22,17 @@ class TextToText(StageConfig):
     STAGE: ClassVar[str] = "text_to_text"
     VERSION: ClassVar[int] = 2  # precision is auto
     OUTPUT: ClassVar[str] = "seq2seq_model"
+    CURVES: ClassVar[tuple[Curve, ...]] = (
+        Curve("loss, nats a token", ("loss", "eval/text/loss", "eval/tasks/loss")),
+        Curve("share of answers that are right", ("eval/tasks/accuracy",)),
+        LEARNING_RATE,
+        GRADIENT,
+    )
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("eval/text/loss", "eval/text/loss"),
+        ("eval/tasks/accuracy", "accuracy"),
+    )
+    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"model": ("model, also whole as model=NAME", _t5_base())}
     OPTIONAL: ClassVar[dict[str, str]] = {
         "data": "tokens",
         "tasks": "demonstrations",
@@ -79,3 +92,11 @@ class TextToText(StageConfig):
     def task_rows(self, has_data: bool, has_tasks: bool) -> int:
         """Rows of a step that are tasks; the others are text."""
         return round(self.batch_size * (self.tasks_share if has_data and has_tasks else float(has_tasks)))
+
+    def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
+        return (Trained("model" if inputs.get("model") else None, "lm"),)
+
+    def training_tokens(self, inputs: Mapping[str, Any], context_length: int) -> tuple[int, int] | None:
+        if inputs.get("tasks"):  # how long those are is not known before they are tokens
+            return None
+        return self.num_steps * self.batch_size * (self.input_length + self.target_length), self.input_length

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from align.configs import Finetune, ModelConfig, Ppo, Pretrain, Reward, Sft, TextToText, Tokenizer
+from align.configs import ModelConfig, Pretrain, TextToText, Tokenizer
 from align.models.sizes import Weight, parameters, training_flops, weights
 from align.pipeline.plan import Source, Step
 from align.store.artifacts import ArtifactStore
@@ -31,33 +31,19 @@ def step_costs(steps: Sequence[Step], store: ArtifactStore) -> dict[str, Cost]:
 
 
 def _cost(step: Step, steps: dict[str, Step], store: ArtifactStore) -> Cost:
-    config = step.config
+    """Return the cost by formula; what the step itself counted if its models are not in this plan."""
     measured = Cost(_measured(step.stage, step.key, "parameters", store))
-    if isinstance(config, Finetune):  # how many tokens it adds is its tokenizer's to say
+    trained = step.config.trained(step.inputs)
+    total, made = 0, None
+    for slot, head in reversed(trained):
+        made = _made(step.key if slot is None else step.inputs[slot][0].key, steps, store)
+        if made is None:
+            return measured
+        total += _as_scalar(made) if head == "scalar" else parameters(made[1])
+    if made is None:
         return measured
-    if not isinstance(config, Pretrain | TextToText | Sft | Reward | Ppo):
-        return Cost()
-    if isinstance(config, Sft | Reward | Ppo) and config.lora.rank is not None:
-        return measured
-    made = _made(step.key, steps, store)
-    if made is None:  # what it begins from is not of this plan
-        return measured
-    if isinstance(config, Pretrain):
-        length = config.sequence_length or made[0].context_length
-        known = config.num_epochs is None and config.ramp_tokens is None
-        flops = training_flops(*made, length) * config.num_steps * config.batch_size * length if known else None
-        return Cost(parameters(made[1]), flops)
-    if isinstance(config, TextToText):
-        if "tasks" in step.inputs:  # how long those are is not known before they are tokens
-            return Cost(parameters(made[1]))
-        tokens = config.num_steps * config.batch_size * (config.input_length + config.target_length)
-        return Cost(parameters(made[1]), training_flops(*made, config.input_length) * tokens)
-    if isinstance(config, Reward):
-        return Cost(_as_scalar(made))
-    if isinstance(config, Ppo):
-        value = _made(step.inputs[config.value_start(step.inputs)][0].key, steps, store)
-        return Cost(parameters(made[1]) + _as_scalar(value) if value is not None else None)
-    return Cost(parameters(made[1]))
+    known = step.config.training_tokens(step.inputs, made[0].context_length)
+    return Cost(total, None if known is None else training_flops(*made, known[1]) * known[0])
 
 
 def _made(key: str, steps: dict[str, Step], store: ArtifactStore) -> Made | None:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from align.configs import STAGES, StageConfig
+from align.configs.curves import Curve
 from align.errors import StoreError
 from align.report import tables
 from align.report.charts import DASHES, SERIES, Chart, line_chart, reliability_chart
@@ -29,45 +31,8 @@ from align.store.artifacts import ArtifactStore, is_number
 
 RELOAD_SECONDS = 5  # between two readings of a page that is being rewritten
 SIGNS = {"good": ("✓", "Good"), "bad": ("✕", "Bad"), "warning": ("!", "Check"), "neutral": ("•", "Note")}
-_SCORES = ("objective/score", "heldout/score", "gold/score")
-_COUNTS = ("reward/length", "reward/missing_eos")  # parts in tokens and as a share, which would flatten the others
-_LEARNING_RATE = ("learning rate", ("learning_rate",))
-_GRADIENT = ("gradient norm", ("grad_norm",))
-# Of each stage: a chart's title, then the metrics in it.
-_CURVES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
-    "pretrain": [("loss, nats a token", ("loss", "eval/loss")), _LEARNING_RATE, _GRADIENT],
-    "text_to_text": [
-        ("loss, nats a token", ("loss", "eval/text/loss", "eval/tasks/loss")),
-        ("share of answers that are right", ("eval/tasks/accuracy",)),
-        _LEARNING_RATE,
-        _GRADIENT,
-    ],
-    "finetune": [
-        ("loss on the task, nats or squared error", ("task_loss",)),
-        ("loss on its text, nats a token", ("lm_loss",)),
-        _LEARNING_RATE,
-        _GRADIENT,
-    ],
-    "sft": [("loss, nats a token", ("loss", "eval/loss")), _LEARNING_RATE, _GRADIENT],
-    "reward": [
-        ("loss, nats a pair", ("loss",)),
-        ("share of pairs in the labelers' order", ("accuracy",)),
-        _LEARNING_RATE,
-        _GRADIENT,
-    ],
-    "ppo": [
-        ("scores", _SCORES),
-        ("KL to the reference, nats a response", ("objective/kl",)),
-        ("response length, tokens", ("response_tokens",)),
-        ("entropy, nats a token", ("policy/entropy",)),
-        ("share of tokens that are clipped", ("ppo/clip_fraction", "value/clip_fraction")),
-        ("explained variance of the value model", ("value/explained_variance",)),
-        ("loss on pretraining text, nats a token", ("ptx/loss",)),
-        ("learning rate", ("policy/learning_rate", "value/learning_rate")),
-        ("gradient norm", ("policy/grad_norm", "value/grad_norm")),
-    ],
-}
-_ORDER = {stage: place for place, stage in enumerate(("ppo", "reward", "sft", "finetune", "text_to_text", "pretrain"))}
+# The newest stage of the recipe first.
+_ORDER = {stage: -place for place, stage in enumerate(STAGES)}
 _DECIDING = ("wins",)  # columns of the headline table that the deciding figures show already, and scores
 
 
@@ -240,41 +205,38 @@ def _hashed(text: str) -> str:
 
 
 def curves(logged: Sequence[Logged]) -> list[Charts]:
-    """Each step's learning curves; of PPO also its scores against KL. Metrics that were not logged are left out."""
+    """Draw the charts that each step's stage declares. Metrics that were not logged are left out."""
     found = []
     for each in sorted(logged, key=lambda each: _ORDER.get(each.stage, 0)):
-        pictures = []
-        unit = "iteration" if each.stage == "ppo" else "step"
-        for title, names in _CURVES.get(each.stage, ()):
-            series = {name: _points(each, "step", name) for name in names}
-            if any(series.values()):
-                pictures.append(line_chart(title, unit, series))
-        if each.stage == "ppo" and pictures:
-            series = {name: _points(each, "objective/kl", name) for name in _SCORES}
-            chart = line_chart("scores against KL, darker is later", "KL, nats a response", series, scattered=True)
-            pictures.insert(1, chart)
-            pictures[2:2] = _reward_parts(each)
+        stage = STAGES.get(each.stage, StageConfig)
+        pictures = [picture for curve in stage.CURVES for picture in _drawn(each, curve, stage.AXIS)]
         if pictures:
             state = f" ({each.state})" if isinstance(each, Unfinished) else ""
             found.append(Charts(f"{each.name}{state}", pictures))
     return found
 
 
-def _reward_parts(each: Logged) -> list[Chart]:
-    """The parts of PPO's reward, where it has several, in as many charts as there are colours for."""
-    names = dict.fromkeys(name for row in each.log for name in row if name.startswith("reward/"))
-    parts = [name for name in names if name not in _COUNTS]
-    pictures = []
-    for start in range(0, len(parts) if len(parts) > 1 else 0, len(SERIES)):
-        shown = parts[start : start + len(SERIES)]
-        series = {_part(name): _points(each, "step", name) for name in shown}
-        pictures.append(line_chart("parts of the reward, before their weights", "iteration", series))
-    return pictures
+def _drawn(each: Logged, curve: Curve, axis: str) -> list[Chart]:
+    """Draw one curve: no chart if nothing was logged, several if it has more lines than there are colours."""
+    if curve.prefix:
+        logged = dict.fromkeys(name for row in each.log for name in row if name.startswith(curve.prefix))
+        names = [name for name in logged if name not in curve.without]
+        parts = [names[start : start + len(SERIES)] for start in range(0, len(names), len(SERIES))]
+        shown = parts if len(names) > 1 else []
+        return [
+            line_chart(curve.title, axis, {_part(name, curve.prefix): _points(each, "step", name) for name in part})
+            for part in shown
+        ]
+    along, label = curve.against or ("step", axis)
+    series = {name: _points(each, along, name) for name in curve.metrics}
+    if not any(series.values()):
+        return []
+    return [line_chart(curve.title, label, series, scattered=curve.against is not None)]
 
 
-def _part(metric: str) -> str:
-    """What a part of the reward is called: a function as its user named it."""
-    name = metric.removeprefix("reward/")
+def _part(metric: str, prefix: str) -> str:
+    """The name of a part of the reward: a function is called as its user named it."""
+    name = metric.removeprefix(prefix)
     return "reward model" if name == "model" else name
 
 

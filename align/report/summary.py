@@ -5,26 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from align.configs.evaluate import VALIDATION_SCORE
+from align.configs import STAGES, StageConfig
 from align.report.tables import Metrics, Table, evaluations, figure, interval, number, opponents, scorer, without_empty
 from align.store.artifacts import Artifact
 
 if TYPE_CHECKING:
     from align.report.gather import Made
 
-# For each stage the metrics that say what came of it, and how they are called beside an artifact's name.
-_MAIN: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "tokenizer": (("vocab_size", "entries"),),
-    "tokens": (("train/tokens", "tokens"),),
-    "pretrain": (("eval/loss", "eval/loss"),),
-    "text_to_text": (("eval/text/loss", "eval/text/loss"), ("eval/tasks/accuracy", "accuracy")),
-    "sft": (("eval/loss", "eval/loss"),),
-    "finetune": (("test/accuracy", "test accuracy"), ("validation/accuracy", "validation accuracy")),
-    "compare": (("prompts/train", "prompts"),),
-    "prompt": ((VALIDATION_SCORE, "validation score"),),
-    "reward": (("accuracy", "accuracy"), ("gold_accuracy", "by gold")),
-    "ppo": (("objective/score", "score"), ("objective/kl", "KL")),
-}
 # Of a task, the first that it has is shown.
 _OF_TASKS = ("accuracy", "acc", "exact_match", "f1")
 _ENDS = ("_low", "_high", "_chance", "_chance_high", "_few")  # what belongs to another figure
@@ -112,7 +99,7 @@ def _tasks(metrics: Metrics) -> dict[str, str]:
 def metrics_table(artifact: Artifact) -> Table:
     """All figures of one step, those that matter most first; a figure with its interval."""
     m = artifact.metrics
-    main = [name for name, _ in _MAIN.get(artifact.stage, ()) if name in m]
+    main = [name for name, _ in _headline(artifact) if name in m]
     rows = []
     for name in dict.fromkeys([*main, *m]):
         if name.endswith(_ENDS) and any(name.removesuffix(end) in m for end in _ENDS if name.endswith(end)):
@@ -136,8 +123,13 @@ def main_figures(artifact: Artifact) -> str:
     if artifact.kind == "evaluation":
         return ", ".join(_of_evaluation(m))
     rows = [f"{short_number(m[name])} {name.removeprefix('rows/')}" for name in sorted(m) if name.startswith("rows/")]
-    named = [f"{shown} {short_number(m[name])}" for name, shown in _MAIN.get(artifact.stage, ()) if name in m]
+    named = [f"{shown} {short_number(m[name])}" for name, shown in _headline(artifact) if name in m]
     return ", ".join(named or rows)
+
+
+def _headline(artifact: Artifact) -> tuple[tuple[str, str], ...]:
+    """The metrics that its stage shows first, each with the name it shows it by."""
+    return STAGES.get(artifact.stage, StageConfig).HEADLINE
 
 
 def _of_evaluation(m: Metrics) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from align.configs import TrackerConfig
+from align.configs import STAGES, StageConfig, TrackerConfig
 from align.store.artifacts import read_json_lines
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ _INIT_SECONDS = 15.0  # for it to answer that a run may begin
 _LOOKUP_SECONDS = 10  # for one question about an artifact, and for all of a step's
 _FINISH_SECONDS = 30.0  # for what was told to arrive; what did not is in W&B's folder, for `wandb sync`
 _TAG_LENGTH = 64  # W&B refuses longer ones
-_AXES = {"ppo": "iteration"}  # what a stage counts, where that is not optimizer steps
 _said: set[str] = set()
 
 
@@ -267,8 +266,8 @@ def metric_name(stage: str, name: str) -> str:
 
 
 def axis_of(stage: str) -> str:
-    """The metric that counts a stage's steps."""
-    return f"{stage}/{_AXES.get(stage, 'step')}"
+    """Return the metric that counts a stage's steps."""
+    return f"{stage}/{STAGES.get(stage, StageConfig).AXIS}"
 
 
 def make_tracker(config: TrackerConfig, store: Path) -> Tracker:
