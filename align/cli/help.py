@@ -16,6 +16,7 @@ from align.configs import (
     RunConfig,
     TrackerConfig,
 )
+from align.configs.plugins import plugins
 from align.errors import PACKAGE
 
 _OVERVIEW = """\
@@ -88,9 +89,10 @@ def _models_for(default: Any) -> list[str]:
 
 
 def _group(name: str) -> list[str]:
-    """The configs that the package ships in a group."""
-    here = PACKAGE
-    return sorted({p.stem for folder in (here, here.parent) for p in folder.glob(f"conf/{name}/*.yaml")})
+    """The configs of a group, those of plugins included."""
+    of_plugins = [plugin.folder for plugin in plugins() if plugin.folder is not None]
+    folders = (PACKAGE, PACKAGE.parent, *of_plugins)
+    return sorted({p.stem for folder in folders for p in folder.glob(f"conf/{name}/*.yaml")})
 
 
 def command_help(verb: str) -> str:

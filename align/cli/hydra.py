@@ -46,6 +46,7 @@ from align.cli.overrides import check_grammar, in_quotes, quoted
 from align.cli.yaml_file import YamlFile, explain_yaml, nested, read_yaml
 from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
 from align.configs.other_names import CUTOFF, OURS, did_you_mean, knobs_of, meant_knob, no_such_knob, other_unit
+from align.configs.plugins import plugins
 from align.configs.typed import said_of_interpolation
 from align.errors import PACKAGE, AlignError, ConfigError
 from align.pipeline.launch import STOPPED, Launcher, MemberTask, Prepared
@@ -417,6 +418,8 @@ def _files(
 
 def _search_path(config_dir: str | None) -> Any:
     search_path = create_config_search_path(f"file://{conf_folder()}")
+    for folder in _plugin_folders():
+        search_path.prepend(provider="plugin", path=f"file://{folder}", anchor="schema")
     if config_dir is not None:
         folder = Path(config_dir).expanduser().absolute()
         if not folder.is_dir():
@@ -469,8 +472,13 @@ def _refuse_broken(overrides: Sequence[str], config_dir: str | None) -> None:
 
 def _folders(config_dir: str | None) -> dict[str, Path]:
     """The folders of configs, by what a user calls them; the first that has a file wins."""
-    ours = {str(conf_folder()): conf_folder()}
+    ours = {str(folder): folder for folder in (conf_folder(), *_plugin_folders())}
     return ours if config_dir is None else {config_dir: Path(config_dir).expanduser(), **ours}
+
+
+def _plugin_folders() -> list[Path]:
+    """The folders of configs of packages that add to align."""
+    return [folder for plugin in plugins() for folder in plugin.folders("conf")]
 
 
 class _Loader(ConfigLoaderImpl):

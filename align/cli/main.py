@@ -92,8 +92,11 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _compose(verb: str, arguments: list[str]) -> int:
     """`run`, `plan`, `model` or a stage, whose knobs Hydra composes."""
-    from align.configs import STAGES
+    from align.configs import OWN_STAGES, STAGES
+    from align.configs.plugins import complaints
 
+    for line in complaints(OWN_STAGES):
+        print(f"warning: {line}", file=sys.stderr)
     planning = verb == "plan"
     if planning and arguments and arguments[0] in ("run", *STAGES):  # align plan sft ..., align plan run ...
         word, *arguments = arguments

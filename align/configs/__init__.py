@@ -17,6 +17,7 @@ from align.configs.evaluate import Evaluate, JudgeConfig, Prompt
 from align.configs.finetune import TASKS, Finetune
 from align.configs.knobs import MODELS, PRECISIONS, RECORDS, SPLITS, StageConfig, check_ranges, filled, knob, require
 from align.configs.models import LoraConfig, ModelConfig
+from align.configs.plugins import stages_of_plugins
 from align.configs.ppo import Ppo
 from align.configs.pretrain import Pretrain, Tokens
 from align.configs.run import HardwareConfig, RunConfig, TrackerConfig
@@ -39,7 +40,9 @@ _ALL = (
     Evaluate,
     ImportModel,
 )
+OWN_STAGES = frozenset(cls.STAGE for cls in _ALL)
 STAGES: dict[str, type[StageConfig]] = {cls.STAGE: cls for cls in _ALL}
+STAGES |= stages_of_plugins(OWN_STAGES)  # at the end: their modules import this one
 
 
 def stage_class(name: str) -> type[StageConfig]:

@@ -78,6 +78,7 @@ class StageConfig:
     """
 
     STAGE: ClassVar[str]
+    MODULE: ClassVar[str] = ""  # that has `run(config, inputs, job)`; "": align.stages.STAGE
     VERSION: ClassVar[int] = 1
     INPUTS: ClassVar[dict[str, str]] = {}  # name -> kind
     OPTIONAL: ClassVar[dict[str, str]] = {}

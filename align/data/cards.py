@@ -19,18 +19,18 @@ from typing import Any
 
 import yaml
 
+from align.configs.plugins import plugins
 from align.data.files import suffix_of
 from align.data.formats import FORMATS, GROUPED
 from align.data.model_files import check_files, check_model, read_fields
 from align.data.records import SPLITS, source_name
 from align.data.split_names import says_split, split_of_file, split_of_name, splits_of_names
-from align.errors import ConfigError
+from align.errors import PACKAGE, ConfigError
 from align.store.artifacts import ADAPTER, ADAPTER_WEIGHTS, sha256_file, write_json
 from align.store.file_kinds import PACKED, SUFFIXES, TEXTS, unusual_kind
 from align.store.references import beside, expanded, hint
 from align.store.seals import digest_of
 
-_HERE = Path(__file__).resolve().parent
 _ARTIFACT = re.compile(r"[a-z][a-z0-9_]*/[0-9A-Za-z]+")  # STAGE/KEY
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".npy")
@@ -160,10 +160,10 @@ class Source:
 
 
 def cards_folders() -> list[Path]:
-    """The user's own cards first, then those shipped: beside the package in a checkout, inside it in a wheel."""
-    return [
-        f for f in (Path("data_cards"), _HERE.parent / "data_cards", _HERE.parent.parent / "data_cards") if f.is_dir()
-    ]
+    """Return the folders of cards: the user's own, those shipped beside the package or inside it, those of plugins."""
+    shipped = [PACKAGE.parent / "data_cards", PACKAGE / "data_cards"]
+    of_plugins = [folder for plugin in plugins() for folder in plugin.folders("data_cards")]
+    return [folder for folder in (Path("data_cards"), *shipped, *of_plugins) if folder.is_dir()]
 
 
 def load_card(name: str) -> DataCard:

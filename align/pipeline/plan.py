@@ -32,6 +32,7 @@ from align.configs import (
 from align.configs.differences import differences, flat
 from align.configs.knobs import READ_AT_START, require
 from align.configs.other_names import CUTOFF, did_you_mean, knobs_of, no_such_knob
+from align.configs.plugins import plugin_digest
 from align.configs.typed import NoSuchKnob, literal, plain, said_of_interpolation, shown, typed
 from align.data.cards import load_card, model_kind, resolve, resolve_base, resolve_model, resolve_tokenizer
 from align.data.formats import LABELLED
@@ -344,15 +345,16 @@ def _resolve_step(
     if digest is not None:
         for place in config.reads("rows", "model", "base", "tokenizer"):
             knobs.pop(place, None)  # the digest says what was read; where it lay is no part of the result
-    key = digest_of(
-        {
-            "stage": config.STAGE,
-            "version": config.VERSION,
-            "knobs": knobs,
-            "inputs": {slot: [source.key for source in sources] for slot, sources in inputs.items()},
-            "data": digest,
-        }
-    )
+    parts: dict[str, Any] = {
+        "stage": config.STAGE,
+        "version": config.VERSION,
+        "knobs": knobs,
+        "inputs": {slot: [source.key for source in sources] for slot, sources in inputs.items()},
+        "data": digest,
+    }
+    if (plugin := plugin_digest(type(config))) is not None:
+        parts["plugin"] = plugin
+    key = digest_of(parts)
     step = Step(settings.name, name, config, inputs, digest, key)
     artifact = store.get(config.STAGE, key)
     reason = _why(step, artifact, store)

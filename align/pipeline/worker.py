@@ -87,7 +87,7 @@ def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
         job.log.info("this CPU has no bf16 arithmetic, so precision=bf16 will be many times slower than fp32")
     torch.manual_seed(derive_seed(getattr(config, "seed", 0), config.STAGE))
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints is not ours to give out
-        return importlib.import_module(f"align.stages.{config.STAGE}").run(config, inputs, job)
+        return importlib.import_module(config.MODULE or f"align.stages.{config.STAGE}").run(config, inputs, job)
 
 
 def wait_for_ranks(work: Path, label: str) -> None:
