@@ -588,7 +588,8 @@ def _why(step: Step, artifact: Artifact | None, store: ArtifactStore) -> str:
     before = store.get(last["stage"], last["key"])
     if before is None:
         return f"v{max(versions)} is gone"
-    return "; ".join(_differences(step, before.manifest)) or f"{step.stage} changed its version"
+    what = "version" if plugin_digest(type(step.config)) is None else "code"
+    return "; ".join(_differences(step, before.manifest)) or f"{step.stage} changed its {what}"
 
 
 def _differences(step: Step, manifest: dict[str, Any]) -> list[str]:

@@ -1,0 +1,109 @@
+"""Packages that add to align: the one of docs/how-to/add-a-stage.md, and packages that are broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from documents import ROOT, blocks, commands
+
+PAGE = ROOT / "docs/how-to/add-a-stage.md"
+
+
+def declare(place: Path, name: str, version: str, entry_points: dict[str, str]) -> None:
+    """Write what pip writes of an installed package."""
+    info = place / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    lines = [f"{key} = {value}" for key, value in entry_points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[align.plugins]", *lines, ""]))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder of installed packages with the package of the page."""
+    for block in blocks(PAGE):
+        if block.title is not None:
+            file = tmp_path / "source" / block.title
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.text)
+    project = tomllib.loads((tmp_path / "source/my_stages/pyproject.toml").read_text())["project"]
+    shutil.copytree(tmp_path / "source/my_stages/my_stages", tmp_path / "site/my_stages")
+    declare(tmp_path / "site", project["name"], project["version"], project["entry-points"]["align.plugins"])
+    return tmp_path / "site"
+
+
+def run(site: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `align` in a process of its own, for plugins are found once a process."""
+    path = os.pathsep.join([str(site), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "align", *words],
+        cwd=site.parent,
+        env={**os.environ, "PYTHONPATH": path, "WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        check=check,
+    )
+
+
+def steps(site: Path) -> dict[str, dict[str, object]]:
+    """What a plan of the page's pipeline says of each step."""
+    said = json.loads(run(site, "plan", "pipeline=clean", "--json").stdout)
+    return {str(step["step"]): step for step in said}
+
+
+def test_a_stage_of_another_package_is_planned_run_cached_and_in_the_lineage(site: Path) -> None:
+    pip, *printed = [
+        command.split()[1:] for block in blocks(PAGE) if block.needs == "install" for command in commands(block)
+    ]
+    assert pip == ["install", "-e", "my_stages"]
+    plan, ran, alone, lineage = printed
+    assert "2 to run, 0 cached" in run(site, *plan).stdout
+    run(site, *ran, "tracker=none")
+    rows = json.loads(run(site, "artifacts", "show", "clean/dedupe", "--json").stdout)["metrics"]
+    assert 0 < rows["rows/train"] < 50
+    assert "0 to run, 2 cached" in run(site, *plan).stdout
+    assert "clean/prompts" in run(site, *lineage).stdout
+    assert alone[0] == "dedupe"
+    shown = run(site, "dedupe", "--help").stdout
+    assert "num_words                           5              words that must differ [ours]" in shown
+
+
+def test_the_code_of_the_package_and_its_version_are_in_the_keys_of_its_stages_alone(site: Path) -> None:
+    before = steps(site)
+    with (site / "my_stages/dedupe.py").open("a") as file:
+        file.write("# changed\n")
+    changed = steps(site)
+    assert changed["clean/prompts"]["key"] == before["clean/prompts"]["key"]
+    assert changed["clean/dedupe"]["key"] != before["clean/dedupe"]["key"]
+    (site / "my-stages-0.1.dist-info").rename(site / "my-stages-0.2.dist-info")
+    metadata = site / "my-stages-0.2.dist-info/METADATA"
+    metadata.write_text(metadata.read_text().replace("0.1", "0.2"))
+    assert steps(site)["clean/dedupe"]["key"] != changed["clean/dedupe"]["key"]
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("", "plugin broken 1.0: cannot be imported (ModuleNotFoundError: No module named 'broken')"),
+        ("raise SystemExit('no licence')", "plugin broken 1.0: cannot be imported (SystemExit: no licence)"),
+        (
+            "from align.configs import Ppo\nSTAGES = [Ppo]",
+            "plugin broken 1.0: stage ppo: there is one of that name",
+        ),
+    ],
+    ids=["missing", "exits", "taken"],
+)
+def test_a_package_that_is_broken_is_named_in_a_line_and_stops_no_other(site: Path, module: str, line: str) -> None:
+    declare(site, "broken", "1.0", {"broken": "broken"})
+    if module:
+        (site / "broken.py").write_text(module + "\n")
+    done = run(site, "plan", "pipeline=clean")
+    assert "2 to run, 0 cached" in done.stdout
+    assert done.stderr == f"warning: {line}\n"
