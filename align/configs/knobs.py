@@ -88,6 +88,7 @@ class StageConfig:
     AXIS: ClassVar[str] = "step"  # what its log counts
     CURVES: ClassVar[tuple[Curve, ...]] = ()  # charts of its log, in the report's order
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = ()  # metrics that `ls` shows, with the names it shows them by
+    EXPLAINED: ClassVar[dict[str, str]] = {}  # names that are no knobs of it: what to write instead
     GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {}  # knobs with knobs of their own: title, their class or defaults
     inputs: dict[str, Any] = field(default_factory=dict)
 
@@ -111,6 +112,11 @@ class StageConfig:
     def output(self) -> str:
         """The kind of artifact this stage makes."""
         return self.OUTPUT
+
+    @property
+    def random_seed(self) -> int:
+        """The seed of everything random in the stage: its own, else the run's, which `plan` puts there."""
+        return getattr(self, "seed", None) or 0
 
     def fill_in(self, bf16_is_fast: bool) -> None:
         """Replace knobs that are left to the plan by the values they stand for, so that the key holds those.
@@ -162,7 +168,7 @@ def check_ranges(config: Any) -> None:
 
 _ABOVE_0 = (
     *("_size", "_tokens", "_length", "_epochs", "learning_rate", "_norm", "_epsilon", "_every", "rank", "threads"),
-    *("importance_cap", "reward_clip", "target_kl", "kl_horizon"),
+    *("importance_cap", "reward_clip", "stop_kl_per_token", "kl_horizon"),
     *("num_steps", "num_iterations", "num_processes", "num_layers", "num_heads", "num_labelers", "initializer_range"),
 )
 _ANY = ("seed", "length_coef", "missing_eos_reward")

@@ -167,7 +167,9 @@ def no_such_knob(stage: str, name: str, prefix: str = "") -> str:
         return f"{prefix}{name}: {stage} has no such input{did_you_mean(near)}; inputs: {there_are}"
     owners = [other for other, own in STAGES.items() if name in knobs_of(own)]
     meant, other = meant_knob(cls, name), other_unit(cls, name)
-    if owners and name not in OURS:
+    if (last := name.rpartition(".")[2]) in cls.EXPLAINED:
+        hint = f"; {cls.EXPLAINED[last]}"
+    elif owners and name not in OURS:
         have = "has" if len(owners) == 1 else "have"
         hint = f"; {', '.join(owners)} {have} it"
     elif meant is not None:

@@ -69,13 +69,19 @@ class Ppo(StageConfig):
         Curve("gradient norm", ("policy/grad_norm", "value/grad_norm")),
     )
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("objective/score", "score"), ("objective/kl", "KL"))
+    EXPLAINED: ClassVar[dict[str, str]] = {
+        "target_kl": (
+            "kl_goal is the KL that kl_coef adapts to (nats per response), stop_kl_per_token the one at which an "
+            "iteration's passes end (nats per token)"
+        )
+    }
     GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
 
     num_iterations: int = knob(500, "rollouts and their updates [InstructGPT: 256k episodes / 512]")
     rollout_batch_size: int = knob(64, "episodes a rollout [ours, so that few prompts do; InstructGPT: 512]")
     minibatch_size: int = knob(16, "episodes an optimizer step [ours; InstructGPT: 64]")
     num_epochs: int = knob(1, "passes over each rollout [InstructGPT]")
-    target_kl: float | None = knob(
+    stop_kl_per_token: float | None = knob(
         None, "an iteration's passes end once a minibatch's ppo/approx_kl, nats a token, is above; None: never [ours]"
     )
     learning_rate: float | None = knob(

@@ -166,7 +166,7 @@ class Health:
         recent = self._recent("ppo/approx_kl")
         if recent is None or recent <= 0.1:
             return None
-        return f"updates move the policy by {recent:.2f} nats a token; lower learning_rate or give target_kl"
+        return f"updates move the policy by {recent:.2f} nats a token; lower learning_rate or give stop_kl_per_token"
 
     def explained_variance(self) -> str | None:
         """No better than a constant, which explains 0, when the value model has had time to learn."""

@@ -81,7 +81,7 @@ def choose_prompts(iteration: int, count: int, num_prompts: int, seed: int) -> l
 
 def lay_out(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) -> Layout:
     """This process's share of each minibatch of one pass over the rollout, in micro-batches by tokens."""
-    generator = torch.Generator().manual_seed(derive_seed(cfg.seed or 0, "ppo", "order", iteration, epoch))
+    generator = torch.Generator().manual_seed(derive_seed(cfg.random_seed, "ppo", "order", iteration, epoch))
     order = torch.randperm(cfg.rollout_batch_size, generator=generator).tolist()
     layout = []
     for start in range(0, len(order), cfg.minibatch_size):

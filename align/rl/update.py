@@ -52,7 +52,7 @@ class Learner:
 
     def __init__(self, cfg: Ppo, actors: Actors, job: Job, text: TextRows | None):
         self._cfg, self._actors, self._job, self._text = cfg, actors, job, text
-        self._text_order = RowOrder(0 if text is None else len(text), cfg.seed or 0, "ppo", "text")
+        self._text_order = RowOrder(0 if text is None else len(text), cfg.random_seed, "ppo", "text")
         betas = (0.9, cfg.beta2)
         self._peaks = {"policy": filled(cfg.learning_rate), "value": filled(cfg.value_learning_rate)}
         self._optimizers = {
@@ -125,8 +125,8 @@ class Learner:
         return _means(seen, steps)
 
     def _is_far(self, totals: Totals) -> bool:
-        """True where the policy has moved as far as an iteration may; see `target_kl`."""
-        limit = self._cfg.target_kl
+        """True where the policy has moved as far as an iteration may; see `stop_kl_per_token`."""
+        limit = self._cfg.stop_kl_per_token
         return limit is not None and "ppo/approx_kl" in totals and float(totals["ppo/approx_kl"]) > limit
 
     # -- gradients -----------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     if not job.group.is_main:
         return {}
 
-    crew = Labelers(cfg.num_labelers, cfg.tie_width, np.random.default_rng(derive_seed(cfg.seed or 0, "labelers")))
+    crew = Labelers(cfg.num_labelers, cfg.tie_width, np.random.default_rng(derive_seed(cfg.random_seed, "labelers")))
     ranked: dict[str, list[Row]] = {}
     for split, prompts in rows.items():
         groups = [responses[i * cfg.num_responses : (i + 1) * cfg.num_responses] for i in range(len(prompts))]
@@ -91,7 +91,7 @@ def _sample(
 ) -> list[str]:
     """`num_responses` to each prompt, in the order of the prompts."""
     requests = [
-        (i, ids, derive_seed(cfg.seed or 0, "compare", i, k))
+        (i, ids, derive_seed(cfg.random_seed, "compare", i, k))
         for i, ids in enumerate(encode_prompts(tokenizer, prompts))
         for k in range(cfg.num_responses)
     ]
@@ -108,7 +108,7 @@ def _sample(
 
 
 def _with_strays(groups: list[list[str]], cfg: Compare) -> list[list[str]]:
-    rng = random.Random(derive_seed(cfg.seed or 0, "compare", "strays"))
+    rng = random.Random(derive_seed(cfg.random_seed, "compare", "strays"))
     return [group + [rng.choice(rng.choice(groups)) for _ in range(cfg.num_strays)] for group in groups]
 
 

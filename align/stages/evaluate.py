@@ -112,7 +112,7 @@ def _held_out(artifact: Artifact, slot: str, split: str, job: Job) -> list[Row]:
 
 
 def _compared(cfg: Evaluate, head: str, name: str, values: Sequence[Sequence[float]]) -> Metrics:
-    return compared(head, name, values, cfg.num_bootstrap, derive_seed(cfg.seed or 0, "evaluate", "bootstrap"))
+    return compared(head, name, values, cfg.num_bootstrap, derive_seed(cfg.random_seed, "evaluate", "bootstrap"))
 
 
 # -- answers to prompts --------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages
         batch_size=job.hardware.generation_batch_size,
     )
     # The same for every player, so that equal models answer alike.
-    seeds = [derive_seed(cfg.seed or 0, "evaluate", "model", i) for i in mine]
+    seeds = [derive_seed(cfg.random_seed, "evaluate", "model", i) for i in mine]
     manner = "greedy" if temperature == 0 else "sampled"
     with job.progress(len(mine), f"{manner} responses of {player.name}") as advance:
         drawn = respond(player, [prompts[i] for i in mine], seeds, sampling, advance)
@@ -267,7 +267,7 @@ def _applying(job: Job, knob: str, values: Sequence[Sequence[float | None]]) -> 
 def _won(cfg: Evaluate, head: str, scores: Sequence[Sequence[float]]) -> Metrics:
     if len(scores) < 2:
         return {}
-    won = win_rate(scores[0], scores[1], cfg.num_bootstrap, derive_seed(cfg.seed or 0, "evaluate", "bootstrap"))
+    won = win_rate(scores[0], scores[1], cfg.num_bootstrap, derive_seed(cfg.random_seed, "evaluate", "bootstrap"))
     named = {"win_rate": won.rate, "win_rate_low": won.low, "win_rate_high": won.high, "ties": won.ties}
     return {f"{head}{name}": value for name, value in named.items()} | few(f"{head}win_rate", len(scores[0]))
 
@@ -409,7 +409,7 @@ def _behind(cfg: Evaluate, player: Player, items: list[Row], pool: Sequence[Row]
         return all(sum(map(len, encode_pair(player.tokenizer, *pair))) <= limit + 1 for pair in pairs)
 
     try:
-        shown = with_shots(items, pool, cfg.num_shots, cfg.seed or 0, fits) if cfg.num_shots else items
+        shown = with_shots(items, pool, cfg.num_shots, cfg.random_seed, fits) if cfg.num_shots else items
     except ValueError as error:
         raise ConfigError(f"num_shots: {error}") from None
     return [behind_line(item) for item in shown]
@@ -424,7 +424,7 @@ def _on_items(
     reliability += reliability_rows(name, items[0], by_player)
     job.log.table(f"answers_{name}", written_rows(items[0][: cfg.num_samples], by_player))
     groups = sorted({item["group"] for item in items[0]})
-    seed = derive_seed(cfg.seed or 0, "evaluate", "bootstrap")
+    seed = derive_seed(cfg.random_seed, "evaluate", "bootstrap")
     metrics: Metrics = {}
     for group in ("", *(groups if len(groups) > 1 else ())):
         places = [i for i, item in enumerate(items[0]) if group in ("", item["group"])]
@@ -473,7 +473,7 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
         raise ConfigError(f"tasks: lm-eval is not installed ({error}); pip install -e '.[eval]'") from None
     names, found = [task.partition(":")[2] for task in cfg.tasks], []
     for player in players:
-        most, seed = job.max_tokens, cfg.seed or 0
+        most, seed = job.max_tokens, cfg.random_seed
         scorer = HarnessScorer(player.model, player.tokenizer, most, seed, lambda n: job.progress(n, "requests"))
         with job.compute(cfg.precision).autocast():
             try:

@@ -67,7 +67,7 @@ def run(cfg: Finetune, inputs: Inputs, job: Job) -> Metrics:
     for split in ("validation", "test"):
         if rows[split]:
             outputs = _predict(model, examples[split], goal, job, cfg.precision)
-            metrics |= _scored(f"{split}/", goal, rows[split], outputs, cfg.seed or 0)
+            metrics |= _scored(f"{split}/", goal, rows[split], outputs, cfg.random_seed)
             if split == "test":
                 job.log.table("predictions", _predictions(goal, rows[split], outputs))
     if job.group.is_main:
@@ -106,7 +106,7 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
     optimizer = adamw(model, cfg.learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(trained.values())
-    order = RowOrder(len(train), cfg.seed or 0, "finetune", "rows")
+    order = RowOrder(len(train), cfg.random_seed, "finetune", "rows")
     total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
     rates = [cfg.learning_rate * linear_factor(step, total, cfg.warmup_fraction) for step in range(total)]
     for line in doubts(rates, model.lm, trains_all=cfg.lora.rank is None):
@@ -120,7 +120,7 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
     model.train()
     if job.group.world_size > 1 and not saved:
         torch.manual_seed(
-            derive_seed(cfg.seed or 0, "finetune", "dropout", job.group.rank)
+            derive_seed(cfg.random_seed, "finetune", "dropout", job.group.rank)
         )  # the weights are drawn alike
     for step in job.steps(total, start):
         batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]

@@ -94,7 +94,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
 
     for iteration in job.steps(cfg.num_iterations, start, unit="iterations"):
         begun = time.monotonic()
-        chosen = choose_prompts(iteration, cfg.rollout_batch_size, len(prompts.rows), cfg.seed or 0)
+        chosen = choose_prompts(iteration, cfg.rollout_batch_size, len(prompts.rows), cfg.random_seed)
         samples = _sample(cfg, actors, engine, tokenizer, job, prompts, iteration, chosen)
         sampled = time.monotonic()
         episodes = make_episodes([prompts.rows[i] for i in chosen], samples.prompts, samples.responses, tokenizer)
@@ -229,7 +229,7 @@ def _sample(
         batch_size=job.hardware.generation_batch_size,
         stop_strings=stop_strings(tokenizer),
     )
-    seeds = [derive_seed(cfg.seed or 0, "ppo", iteration, i) for i in mine]
+    seeds = [derive_seed(cfg.random_seed, "ppo", iteration, i) for i in mine]
     drawn: list[tuple[list[int], list[float]]] = [([], [])] * len(mine)
     with actors.policy_model() as policy:
         engine.load(policy)

@@ -50,7 +50,7 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
     tokenizer = load_one_tokenizer([f for slot in ("data", "model") if slot in inputs for f in inputs.folders(slot)])
     model = _model(cfg, inputs, tokenizer, job)
     length = _length(cfg, model)
-    text = Mixture(_text(inputs, "train", length), cfg.weights, cfg.seed or 0)
+    text = Mixture(_text(inputs, "train", length), cfg.weights, cfg.random_seed)
     held_out = _held_out(inputs, length, job)
     sizes = _batch_sizes(cfg, text, length)
     rates = _learning_rates(cfg, sizes, length)
@@ -70,7 +70,7 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
     model.train()
     if job.group.world_size > 1 and not saved:
         torch.manual_seed(
-            derive_seed(cfg.seed or 0, "pretrain", "dropout", job.group.rank)
+            derive_seed(cfg.random_seed, "pretrain", "dropout", job.group.rank)
         )  # the weights are drawn alike
     seen = float(sum(sizes[:start]) * length)
     measured: Metrics = {}

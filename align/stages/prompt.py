@@ -81,7 +81,7 @@ def run(cfg: Prompt, inputs: Inputs, job: Job) -> Metrics:
     )
     ask_in_form(player.tokenizer, best.form, best.shots)
     save_model(player.model, player.tokenizer, job.out)
-    interval = bootstrap(of_best, _NUM_BOOTSTRAP, derive_seed(cfg.seed or 0, "prompt", "bootstrap"))
+    interval = bootstrap(of_best, _NUM_BOOTSTRAP, derive_seed(cfg.random_seed, "prompt", "bootstrap"))
     metrics = bounds(VALIDATION_SCORE, interval) | few(VALIDATION_SCORE, len(of_best))
     if (warning := few_warning(metrics)) is not None:
         job.log.info(warning)
@@ -155,7 +155,7 @@ def _drawn(
     prompts = encode_prompts(player.tokenizer, [row["prompt"] for row in rows])
     room = context_length(player.model) - filled(cfg.max_new_tokens) - max(map(len, prompts))
     controls = encoder_of(player.tokenizer).controls
-    rng = random.Random(derive_seed(cfg.seed or 0, "prompt", "examples", draw))
+    rng = random.Random(derive_seed(cfg.random_seed, "prompt", "examples", draw))
     shots: list[Shot] = []
     for example in rng.sample(examples, len(examples)):
         if len(shots) == cfg.num_shots:
@@ -172,6 +172,6 @@ def _drawn(
 def _answers(cfg: Prompt, job: Job, player: Player, rows: Sequence[Row], advance: Callable[[int], None]) -> Answers:
     prompts = encode_prompts(player.tokenizer, [row["prompt"] for row in rows])
     sampling = Sampling(max_new_tokens=filled(cfg.max_new_tokens), batch_size=job.hardware.generation_batch_size)
-    seeds = [derive_seed(cfg.seed or 0, "prompt", "model", i) for i in range(len(prompts))]  # the same for every form
+    seeds = [derive_seed(cfg.random_seed, "prompt", "model", i) for i in range(len(prompts))]  # the same for every form
     responses = respond(player, prompts, seeds, sampling, advance)
     return Answers(prompts, responses, [decode_response(player.tokenizer, response.ids) for response in responses])

@@ -139,7 +139,7 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
     optimizer = adamw(model, peak, weight_decay=cfg.weight_decay)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(trained.values())
-    order = RowOrder(len(train), cfg.seed or 0, "reward", "rows")
+    order = RowOrder(len(train), cfg.random_seed, "reward", "rows")
     total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
     rates = [
         peak * cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction) for step in range(total)

@@ -168,7 +168,7 @@ def _text(
     rows = encode_text((row["text"] for row in read_rows(inputs.folders("text"), "train")), tokenizer, length)
     if len(rows) * length < tokens:
         job.log.info(f"text_share={cfg.text_share} takes {tokens:,.0f} tokens, and the text has {len(rows) * length:,}")
-    generator = torch.Generator().manual_seed(derive_seed(cfg.seed or 0, "sft", "text"))
+    generator = torch.Generator().manual_seed(derive_seed(cfg.random_seed, "sft", "text"))
     chosen = rows[torch.randperm(len(rows), generator=generator)[: math.ceil(tokens / length)]].tolist()
     return [Example(ids, [False, *[True] * (length - 1)]) for ids in chosen]
 
@@ -195,7 +195,7 @@ def _train(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     peak = filled(cfg.learning_rate)
     optimizer = adamw(model, peak, weight_decay=cfg.weight_decay)
-    order = RowOrder(len(train), cfg.seed or 0, "sft", "rows")
+    order = RowOrder(len(train), cfg.random_seed, "sft", "rows")
     steps_per_epoch = math.ceil(len(train) / cfg.batch_size)
     total = cfg.num_epochs * steps_per_epoch
     rates = [
@@ -212,7 +212,7 @@ def _train(
         best.load_state(state["best"])
     else:
         if job.group.world_size > 1:
-            torch.manual_seed(derive_seed(cfg.seed or 0, "sft", "dropout", job.group.rank))
+            torch.manual_seed(derive_seed(cfg.random_seed, "sft", "dropout", job.group.rank))
         if held_out:
             job.log.metrics({"eval/loss": _loss(model, held_out, job, cfg.precision)}, 0)
 

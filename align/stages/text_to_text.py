@@ -101,7 +101,7 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
     model.train()
     if job.group.world_size > 1 and not saved:
         torch.manual_seed(
-            derive_seed(cfg.seed or 0, "text_to_text", "dropout", job.group.rank)
+            derive_seed(cfg.random_seed, "text_to_text", "dropout", job.group.rank)
         )  # weights are drawn alike
     measured = None
     for step in job.steps(cfg.num_steps, start):
@@ -231,7 +231,7 @@ class _Rows:
     """Which rows a step takes: a function of the seed, the step, and of what was taken of the text before it."""
 
     def __init__(self, cfg: TextToText, text: list[TextRows], corruption: Corruption | None, tasks: list[Pair]):
-        self._seed, self._corruption, self._tasks = cfg.seed or 0, corruption, tasks
+        self._seed, self._corruption, self._tasks = cfg.random_seed, corruption, tasks
         self.text = Mixture(text, [], self._seed)
         self._order = RowOrder(len(tasks), self._seed, "text_to_text", "tasks")
         self._num_tasks = cfg.task_rows(bool(text), bool(tasks))

@@ -73,7 +73,7 @@ class Skips:
         if self.in_a_row == _IN_A_ROW:
             raise HealthStop(
                 f"iteration {iteration}: the tenth in a row without a step: a number was not finite or the policy was "
-                "past target_kl before the first; lower learning_rate"
+                "past stop_kl_per_token before the first; lower learning_rate"
             )
 
 

@@ -593,7 +593,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, at_call: int, factor: float = math.n
 def test_a_policy_that_is_infinitely_far_is_not_taken_for_one_that_has_moved_far_enough(inputs, tmp_path, monkeypatch):
     poison(monkeypatch, at_call=2, factor=math.inf)
     with pytest.raises(HealthStop, match=r"ppo/approx_kl.* is not finite"):
-        run(inputs, tmp_path, target_kl=1e9, warmup_iterations=0)
+        run(inputs, tmp_path, stop_kl_per_token=1e9, warmup_iterations=0)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_episode(inputs, tmp_path, monkeypatch, watched):
@@ -674,7 +674,7 @@ def test_a_score_that_is_not_finite_is_caught_before_any_step(inputs, tmp_path, 
 
 def test_an_iteration_ends_when_the_policy_has_moved_far_enough(inputs, tmp_path):
     free = run(inputs, tmp_path / "free", num_iterations=1, warmup_iterations=0)[0]
-    held = run(inputs, tmp_path / "held", num_iterations=1, warmup_iterations=0, target_kl=1e-9)[0]
+    held = run(inputs, tmp_path / "held", num_iterations=1, warmup_iterations=0, stop_kl_per_token=1e-9)[0]
     assert free["ppo/steps"] == 4
     assert held["ppo/steps"] == 1  # the first cannot have moved; the second has
     assert held["ppo/approx_kl"] == 0

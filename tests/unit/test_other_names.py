@@ -97,6 +97,7 @@ TOLD = {
     "ppo kl_penalty=1": "kl_penalty: no such knob (did you mean kl_coef?)",
     "sft max_steps=3": "max_steps: no such knob; sft counts epochs: num_epochs; align sft --help",
     "sft warmup_ratio=3": "warmup_ratio: no such knob; sft counts warm-up in steps: warmup_steps; align",
+    "ppo target_kl=0.1": "target_kl: no such knob; kl_goal is the KL that kl_coef adapts to (nats per response), stop_",
     "sft save_steps=3": "sft counts seconds between checkpoints: hardware.checkpoint_seconds; align",
     "data max_length=3": "data counts characters: max_chars; align",
     "ppo max_steps=3": "ppo counts iterations (a rollout and the steps on it): num_iterations",
