@@ -15,7 +15,7 @@ from conftest import align, made_once
 from documents import NEEDS, PAGES, ROOT, Block, blocks, commands
 
 MODEL = ROOT / ".cache/real-model"
-LANGUAGES = {"sh", "python", "yaml", "json", "jsonl", "csv", "tsv", "txt", "text", "markdown"}
+LANGUAGES = {"sh", "python", "yaml", "json", "jsonl", "csv", "tsv", "txt", "text", "toml", "markdown"}
 PROGRAMS = {"align", "make", "python", "pip", "source", "echo", "cat", "export", "wandb", "vllm", "scancel", "nohup"}
 SKIPPED = {"make", "pip", "source", "export"}  # the environment is there
 QUICKSTART = (
@@ -163,3 +163,27 @@ def test_a_page_runs_with_a_real_model(page: Path, folder: Path) -> None:
     (folder / ".cache").mkdir()
     (folder / ".cache/real-model").symlink_to(MODEL)
     assert execute(page, folder, {"real-model"}) > 0
+
+
+EXAMPLES = {  # a file in examples/: the page that shows it, and its title there
+    "reward_function/plain_rules.py": ("docs/tutorials/ppo-without-a-reward-model.md", "plain_rules.py"),
+    "pipeline/my_pipeline.yaml": ("docs/how-to/write-config-files.md", "my_pipeline.yaml"),
+    **{
+        f"stage_package/{file}": ("docs/how-to/add-a-stage.md", f"my_stages/{file}")
+        for file in (
+            "pyproject.toml",
+            "my_stages/__init__.py",
+            "my_stages/dedupe.py",
+            "my_stages/conf/pipeline/clean.yaml",
+        )
+    },
+}
+
+
+def test_examples_are_what_the_pages_show() -> None:
+    files = [str(path.relative_to(ROOT / "examples")) for path in (ROOT / "examples").rglob("*") if path.is_file()]
+    kept = [file for file in files if "__pycache__" not in file]
+    assert sorted(kept) == sorted([*EXAMPLES, "README.md", "notebook.ipynb"])
+    for file, (page, title) in EXAMPLES.items():
+        (text,) = [block.text for block in blocks(ROOT / page) if block.title == title]
+        assert (ROOT / "examples" / file).read_text() == text, file
