@@ -8,7 +8,7 @@ TOOLS_READY := $(VENV)/.tools-ready
 # Python compiles what it imports; pip would compile every file first, which takes longer than to download it.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help setup tools quickstart test soak test-slow real-model lint format docs bench peers audit sbom clean
+.PHONY: help setup tools quickstart test soak test-slow real-model lint format docs account bench peers audit sbom clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,10 @@ format: tools ## mend the style
 
 docs: tools ## build the documentation into build/docs; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+NAME ?= quickstart
+account: setup ## compare a finished run with the bands of its account: make account NAME=quickstart
+	$(BIN)/python benchmarks/account.py $(NAME)
 
 BENCHMARKS := architectures banded command_line evals generate ppo pretrain sft sweep throughput
 bench: tools peers ## speed, beside a peer and the machine's limit; figures in benchmarks/results
