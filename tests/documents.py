@@ -9,7 +9,19 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # What a block may need that a test has not: `<!-- needs: gpu -->` on the line above it.
-NEEDS = ("real-model", "network", "gpu", "wandb-key", "slurm", "server", "peers", "data", "hours", "install", "fragment")
+NEEDS = (
+    "real-model",
+    "network",
+    "gpu",
+    "wandb-key",
+    "slurm",
+    "server",
+    "peers",
+    "data",
+    "hours",
+    "install",
+    "fragment",
+)
 _BLOCK = re.compile(
     r"^(?:[ \t]*<!-- needs: (?P<needs>[\w-]+) -->\n)?"
     r"(?P<indent>[ \t]*)```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n"
