@@ -1,7 +1,7 @@
-"""From text to an aligned model: InstructGPT's recipe as a command line and as functions.
+"""Train an aligned model from text: InstructGPT's recipe as a command line and as functions.
 
-`run`, `stage`, `plan_run`, `plan_stage`, `load` and `artifact` are imported when they are first used, for they need
-Hydra and `load` needs torch.
+The names of `align.api` are imported on first use, so `import align` loads neither Hydra nor torch.
+`run`, `stage`, `plan_run` and `plan_stage` need Hydra, and `load` needs torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m align` is the command `align`."""
+"""Run the command `align` as `python -m align`."""
 
 import sys
 

@@ -1,7 +1,8 @@
-"""align from Python: run pipelines and stages, look at what was made, load models.
+"""The Python API of align: run pipelines and stages, inspect artifacts, load models.
 
-The same configs, keys and store as the command line: what one has made, the other finds. Errors are raised as
-`align.AlignError` and its subclasses. Nothing is printed unless `progress=True`, and the process is left as it was.
+It uses the same configs, keys and store as the command line, so each finds what the other made.
+Errors are raised as `align.AlignError` and its subclasses. Nothing is printed unless
+`progress=True`. The state of the process is restored after each call.
 """
 
 from __future__ import annotations
@@ -32,21 +33,22 @@ if TYPE_CHECKING:
     from align.store.artifacts import ArtifactStore
 
 _StoreFolder = str | os.PathLike[str] | None
-_ONE_AT_A_TIME = threading.RLock()  # a run's random numbers are those of the process
+_ONE_AT_A_TIME = threading.RLock()  # a run uses the random numbers of the process
 
 __all__ = ["PlannedStep", "Result", "StepResult", "artifact", "load", "plan_run", "plan_stage", "run", "stage"]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step of a run.
+    """The result of one step of a run.
 
     Attributes:
-        name: as in the pipeline.
-        ref: the reference, `quickstart/ppo:v3`, for inputs of other steps and for the command line.
-        artifact: what the step made, or had made before.
-        cached: True where it was there already.
-        seconds: that the step took in this call.
+        name: the step's name in the pipeline.
+        ref: the reference, such as `quickstart/ppo:v3`, for inputs of other steps and the command
+            line.
+        artifact: the artifact that the step made, now or earlier.
+        cached: True if the artifact already existed.
+        seconds: the time that the step took in this call.
     """
 
     name: str
@@ -57,16 +59,20 @@ class StepResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The step's metrics; those over its steps are `artifact.rows("metrics")`."""
+        """The step's final metrics.
+
+        The metrics over its training steps are `artifact.rows("metrics")`.
+        """
         return self.artifact.metrics
 
 
 class Result(Mapping[str, StepResult]):
-    """The steps of a run by their names, in the order in which they ran.
+    """The steps of a run by name, in the order in which they ran.
 
     Attributes:
-        report: the HTML page; None where nothing was evaluated.
-        log: what the command line prints to standard error; empty with `progress=True`, which printed it.
+        report: the path of the HTML page; None if nothing was evaluated.
+        log: what the command line prints to standard error; empty with `progress=True`, because
+            then it was printed.
     """
 
     def __init__(self, steps: Sequence[StepResult], report: Path | None, log: str):
@@ -89,13 +95,13 @@ class Result(Mapping[str, StepResult]):
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step that would run, or is there.
+    """A step of a plan: cached, or still to run.
 
     Attributes:
-        name, stage: of the step.
-        key: of its artifact, known before it is made.
-        cached: True where the artifact is there.
-        reason: why the step would run; or what to know of one that is there.
+        name, stage: the step's name and its stage.
+        key: the key of its artifact, known before the artifact is made.
+        cached: True if the artifact exists.
+        reason: why the step would run; for a cached step a note about it, or "".
         inputs: the references that each input reads.
     """
 
@@ -116,24 +122,25 @@ def run(
     store: _StoreFolder = None,
     progress: bool = False,
 ) -> Result:
-    """Run a pipeline, as `align run` does: what is there already is not made again.
+    """Run a pipeline, as `align run` does. Finished steps are skipped.
 
     Args:
-        pipeline: the name of a pipeline, as "quickstart"; None where `config` or `overrides` says which.
-        overrides: in the words of the command line, as "steps.ppo.kl_coef=0.05". No sweeps.
+        pipeline: the name of a pipeline, such as "quickstart"; None if `config` or `overrides`
+            names it.
+        overrides: overrides as on the command line, such as "steps.ppo.kl_coef=0.05". No sweeps.
         config: a YAML file of a whole pipeline, or of settings and knobs on top of one.
         config_dir: a folder with configs of your own.
-        store: the artifacts' folder; None: the environment's ALIGN_STORE, else `artifacts`.
+        store: the folder of the artifacts; None: the environment's ALIGN_STORE, else `artifacts`.
         progress: print progress to standard error, as the command line does.
 
     Returns:
-        Each step's artifact, reference and metrics.
+        The artifact, reference and metrics of each step.
 
     Raises:
-        ConfigError: a knob, an input or a row of data is not what it should be.
-        StoreError: an artifact is gone or damaged.
+        ConfigError: a knob, an input or a row of data is invalid.
+        StoreError: an artifact is missing or damaged.
         HealthStop: training was stopped because its numbers went bad.
-        Preempted: SIGTERM or Ctrl-C; the same call goes on from where it stopped.
+        Preempted: SIGTERM or Ctrl-C; the same call resumes where it stopped.
     """
     words = _pipeline_words(pipeline, overrides)
     with _contained(progress) as log:
@@ -151,18 +158,19 @@ def stage(
     progress: bool = False,
     **knobs: Any,
 ) -> Artifact:
-    """Run one stage, as `align STAGE` does, and give what it made.
+    """Run one stage, as `align STAGE` does, and return its artifact.
 
     Args:
-        stage: its name, as "sft".
-        config: a YAML file of knobs; those given here win.
-        config_dir, store, progress: as of `run`.
-        knobs: the stage's inputs, knobs and settings by name, as `model="quickstart/pretrain"`, `learning_rate=1e-5`,
-            `lora={"rank": 8}`, `name="mine/sft"`, `tracker="none"`. An input may be an `Artifact`, or a `Path` of
-            a file or folder.
+        stage: the name of the stage, such as "sft".
+        config: a YAML file of knobs; `knobs` override it.
+        config_dir, store, progress: see `run`.
+        knobs: the stage's inputs, knobs and settings by name, such as
+            `model="quickstart/pretrain"`, `learning_rate=1e-5`, `lora={"rank": 8}`,
+            `name="mine/sft"`, `tracker="none"`. An input may be an `Artifact`, or a `Path` of a
+            file or folder.
 
     Raises:
-        AlignError: as `run`.
+        AlignError: see `run`.
     """
     stage_class(stage)
     with _contained(progress) as log:
@@ -178,7 +186,10 @@ def plan_run(
     config_dir: str | os.PathLike[str] | None = None,
     store: _StoreFolder = None,
 ) -> list[PlannedStep]:
-    """What `run` would do, without doing it; imports no torch. For arguments and errors see `run`."""
+    """Return what `run` would do, without running it.
+
+    Imports no torch. For arguments and errors see `run`.
+    """
     words = _pipeline_words(pipeline, overrides)
     with _contained(False):
         return _described(_planned("run", words, store, config, config_dir)[1])
@@ -193,19 +204,23 @@ def plan_stage(
     store: _StoreFolder = None,
     **knobs: Any,
 ) -> list[PlannedStep]:
-    """What `stage` would do, without doing it; imports no torch. For arguments and errors see `stage`."""
+    """Return what `stage` would do, without running it.
+
+    Imports no torch. For arguments and errors see `stage`.
+    """
     stage_class(stage)
     with _contained(False):
         return _described(_planned("stage", (), store, config, config_dir, stage, knobs)[1])
 
 
 def artifact(ref: str, *, store: _StoreFolder = None) -> Artifact:
-    """The artifact of a reference: `PIPELINE/STEP[:vN]` or `STAGE@KEY`.
+    """Return the artifact of a reference: `PIPELINE/STEP[:vN]` or `STAGE@KEY`.
 
-    Its attributes: `metrics`, `config`, `path`, `rows("metrics")` of its logs, `manifest`, `lineage()`.
+    Use its `metrics`, `config`, `path`, `manifest`, `rows("metrics")` for its logs, and
+    `lineage()`.
 
     Raises:
-        StoreError: there is no such artifact or store.
+        StoreError: the artifact or the store does not exist.
     """
     with naming_the_world():
         return existing_store(store).find(ref)
@@ -214,22 +229,25 @@ def artifact(ref: str, *, store: _StoreFolder = None) -> Artifact:
 def load(
     ref: str | Artifact, *, store: _StoreFolder = None, device: str = "cpu", weights: str = "raw"
 ) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    """The model of an artifact and its tokenizer, verified by sha256, in eval mode.
+    """Return the model of an artifact, in eval mode, and its tokenizer.
+
+    The files are verified by sha256 first.
 
     Args:
-        ref: a reference or an artifact of a model, an adapter (it comes merged into its base), a reward model, an
-            encoder-decoder or a classifier.
-        store: as of `run`.
-        device: of torch, as "cuda".
-        weights: raw, or ema for the average that PPO keeps.
+        ref: a reference or an artifact of a model, an adapter (returned merged into its base), a
+            reward model, an encoder-decoder or a classifier.
+        store: see `run`.
+        device: a torch device, such as "cuda".
+        weights: "raw", or "ema" for the average that PPO keeps.
 
     Returns:
-        (model, tokenizer): Transformers' model, in float32. Of a reward model `align.models.heads.ScalarModel`, whose
-        scores are less its shift; of a classifier Transformers' sequence classifier.
+        (model, tokenizer): Transformers' model, in float32. For a reward model it is
+        `align.models.heads.ScalarModel`, which subtracts its shift from the scores. For a
+        classifier it is Transformers' sequence classifier.
 
     Raises:
-        StoreError: there is no such artifact, or a file of it is not as it was made.
-        ConfigError: it is no model, or keeps no average; or there is no such device.
+        StoreError: the artifact does not exist, or one of its files was changed.
+        ConfigError: the artifact is no model, it keeps no average, or the device does not exist.
     """
     found = ref if isinstance(ref, Artifact) else artifact(ref, store=store)
     if found.kind not in ("model", "reward_model", "seq2seq_model", "classifier"):
@@ -267,7 +285,7 @@ def _check_device(device: str) -> None:
 
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # the latter where torch was built without CUDA
+    except (RuntimeError, AssertionError):  # AssertionError: torch was built without CUDA
         raise ConfigError(f"device: expected one that torch has here, got {device!r}") from None
 
 
@@ -290,7 +308,11 @@ def _planned(
     stage: str | None = None,
     knobs: Mapping[str, Any] | None = None,
 ) -> tuple[RunConfig, list[Step], ArtifactStore]:
-    """Everything that can be known before it runs."""
+    """Return the settings, the planned steps and the store. Nothing runs.
+
+    Raises:
+        AlignError: something that can be known before the run is wrong.
+    """
     from align.cli.hydra import composed
     from align.pipeline.plan import plan, split_config
     from align.store.artifacts import ArtifactStore
@@ -338,12 +360,16 @@ def _described(steps: Sequence[Step]) -> list[PlannedStep]:
 
 @contextlib.contextmanager
 def _contained(progress: bool) -> Iterator[io.StringIO]:
-    """Leave the process as it was: environment, folder, module path, random numbers, threads, what libraries print.
+    """Restore the state of the process afterwards, and capture standard error unless `progress`.
 
-    Calls from several threads come one after the other: a stage's random numbers are the process's.
+    This covers environment variables, the current folder, `sys.path` and Python's random numbers.
+    `align.pipeline.worker` restores torch's random numbers and number of threads.
+
+    Calls from several threads run one after the other, because a stage uses the random numbers of
+    the process.
 
     Yields:
-        What was printed to standard error, where `progress` is False.
+        What was printed to standard error; empty if `progress` is True.
     """
     log = io.StringIO()
     with _ONE_AT_A_TIME, naming_the_world(), contextlib.ExitStack() as restored:
@@ -368,7 +394,10 @@ def _restore_list(values: list[str], before: list[str]) -> None:
 
 
 class _OneThread(io.TextIOBase):
-    """A stream that keeps what this thread writes, and passes on what others do."""
+    """A stream that captures the text of one thread, the one that made it.
+
+    It passes on what other threads write.
+    """
 
     def __init__(self, stream: Any, kept: io.StringIO):
         self._stream, self._kept, self._thread = stream, kept, threading.get_ident()

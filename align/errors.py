@@ -1,4 +1,7 @@
-"""What can go wrong, each with the exit code a shell sees. The message is one line: where, what, what is allowed."""
+"""The errors that users can cause, each with the exit code that a shell sees.
+
+A message is one line: where, what, and what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent  # align's own code
-# What only a wrong call of ours leads to.
+PACKAGE = Path(__file__).resolve().parent  # the folder of align's code
+# Only a bug in align leads to these.
 _OURS = {errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ESRCH}
 _SHORT = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO}
-# What to do about it, where the system's own words do not say.
+# Advice for errors whose text from the system has none.
 _ADVICE = {
     errno.ENOSPC: "free some space, then give the same command again",
     errno.EDQUOT: "free some space, then give the same command again",
@@ -26,14 +29,15 @@ _ADVICE = {
     errno.ENFILE: "the machine has too many files open",
     errno.EAGAIN: "the limit on processes is too low (ulimit -u), or the machine has too many",
 }
-# How libraries say that memory is short, in errors that have no class for it: torch on a CPU and on a GPU, C++.
+# Messages for a lack of memory in errors without a class of their own: torch on CPU and GPU, C++.
 _NO_MEMORY = re.compile(
     r"DefaultCPUAllocator|can't allocate memory|cannot allocate memory|not enough memory|out of memory|bad_alloc"
     r"|ALLOC_FAILED",
     re.IGNORECASE,
 )
 _LONG_WORD = re.compile(r"\S{600,}(?<![:;,])")
-_OF_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers raise errors of their own classes
+# Errors of safetensors and tokenizers have no errno attribute, only this text.
+_OF_RUST = re.compile(r"\(os error (\d+)\)")
 _LOWER = (
     "lower hardware.micro_batch_tokens, hardware.generation_batch_size or the step's batch size, or give "
     "hardware.activation_checkpointing=true"
@@ -41,47 +45,54 @@ _LOWER = (
 
 
 class AlignError(Exception):
-    """An error of the user's world (a knob, a file, a folder), not a defect; shown without a traceback."""
+    """An error in the user's input or environment (a knob, a file, a folder), not a bug in align.
+
+    The command line shows it without a traceback.
+    """
 
     exit_code = 1
 
 
 class ConfigError(AlignError):
-    """A knob, an input reference or a row of data is not what it should be."""
+    """A knob, an input reference or a row of data is invalid."""
 
     exit_code = 2
 
 
 class StoreError(AlignError):
-    """The artifact store holds something it should not, or lacks something it should hold."""
+    """The artifact store is damaged, or it lacks something that it should hold.
+
+    `naming_the_world` also raises it if the machine refuses something: no disk space, no memory.
+    """
 
     exit_code = 3
 
 
 class HealthStop(AlignError):
-    """Training was stopped because its numbers went bad (a loss that is not finite, for example)."""
+    """Training was stopped because its numbers went bad, for example a loss that is not finite."""
 
     exit_code = 4
 
 
 class Preempted(AlignError):
-    """The process was asked to stop; its step is saved and goes on when the same command is given again."""
+    """The process was asked to stop. Its step is saved, and the same command resumes it."""
 
     exit_code = 143
 
 
 @contextlib.contextmanager
 def naming_the_world(place: str = "") -> Iterator[None]:
-    """Raise a full disk, a folder without rights, too little memory and the like as a `StoreError` of one line.
+    """Raise a one-line `StoreError` for errors of the machine: full disk, no rights, no memory.
 
-    A name that no file can have is what somebody wrote: a `ConfigError`.
+    Raise a `ConfigError` if a file name is too long for the file system, because a user wrote that
+    name.
 
     Args:
-        place: what is written to meanwhile, for errors that do not say which file they are about.
+        place: what is written to in this block, for errors that name no file.
     """
     try:
         yield
-    except (AlignError, BrokenPipeError):  # the reader of a pipe that ended is no fault
+    except (AlignError, BrokenPipeError):  # a closed pipe is no fault
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
@@ -92,9 +103,9 @@ def naming_the_world(place: str = "") -> Iterator[None]:
 
 
 def fault_of_world(error: BaseException, place: str = "") -> str | None:
-    """What the machine refused, in one line; None where the error may be a defect of align.
+    """Return what the machine refused, in one line; None if the error may be a bug in align.
 
-    Libraries wrap such errors, so this looks at what an error was raised from too.
+    Libraries wrap such errors, so the chain of causes (`__cause__`) is searched, too.
     """
     while True:
         if _is_of_memory(error):
@@ -110,12 +121,15 @@ def fault_of_world(error: BaseException, place: str = "") -> str | None:
 
 
 def too_long(error: OSError) -> str:
-    """What is wrong with a name that the file system has no room for."""
+    """Return the error line for a path, or a name in it, that is too long for the file system."""
     return f"{error.filename}: a path, or a name in it, longer than the file system takes; give a shorter one"
 
 
 def is_short(error: BaseException | None) -> bool:
-    """Whether the machine ran out of memory, disk or open files: then what was read is not at fault."""
+    """Return True if memory, disk space or open files ran out, or if reading or writing failed.
+
+    Then the file that was being read is not at fault.
+    """
     while error is not None:
         if _is_of_memory(error) or (isinstance(error, OSError) and error.errno in _SHORT):
             return True
@@ -132,16 +146,23 @@ def _is_of_memory(error: BaseException) -> bool:
 
 
 def _is_refused(error: OSError) -> bool:
-    """True of an error that the system gave: libraries raise `OSError` for their own reasons too, without a number."""
+    """Return True if the operating system refused something.
+
+    Libraries also raise `OSError` for their own reasons, without an error number. Numbers that only
+    a bug in align causes do not count. Neither does a missing file of align itself.
+    """
     if error.errno is None or error.errno in _OURS:
         return False
-    if error.errno == errno.EINVAL:  # file systems say so of names that they cannot hold
+    if error.errno == errno.EINVAL:  # file systems return it for names that they cannot store
         return error.filename is not None
     return not (error.errno == errno.ENOENT and _is_ours(error.filename))
 
 
 def _is_ours(file: object) -> bool:
-    """Whether a file belongs to align itself: when one is missing, the installation is broken, or our code is."""
+    """Return True if a file belongs to align itself.
+
+    If such a file is missing, the installation or align's code is broken.
+    """
     return isinstance(file, str | os.PathLike) and Path(file).absolute().is_relative_to(PACKAGE)
 
 
@@ -155,9 +176,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text of others in one line of a terminal.
+    """Return foreign text as one line for a terminal.
 
-    Line breaks, control characters and what cannot be printed are escaped; a word of more than 600 characters is cut.
+    Line breaks, control characters and unprintable characters are escaped. A word of 600 or more
+    characters is cut to its first 60.
     """
     text = _LONG_WORD.sub(lambda word: f"{word[0][:60]}... ({len(word[0]):,} characters)", text.strip())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,7 +1,7 @@
 """`align artifacts`: look at the store, name things in it, take things out of it.
 
-Needs no torch, except to export an adapter as a whole model. What one verb alone needs is imported there: a look at the
-store takes less time than to import the plan.
+Needs no torch, except to export an adapter as a whole model. Modules that only one verb needs are
+imported in its function: importing the plan takes longer than a look at the store.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _ls(store: ArtifactStore, options: argparse.Namespace) -> None:
         print(json.dumps(rows, indent=1))
         return
     console = wide_console()
-    is_narrow = console.width < _WIDE  # then without what `show` says, too
+    is_narrow = console.width < _WIDE  # then kinds and keys are left out: `show` has them
     shown = []
     newest = {row["name"]: row["version"] for row in rows}
     for row in rows:
@@ -133,19 +133,22 @@ def _node(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
 
 
 def _branch(artifact: Artifact, store: ArtifactStore, slot: str, given: str, shown: dict[str, str]) -> Tree:
-    """An artifact with a branch for each of its inputs. One that was shown before has a line and no branches.
+    """Return an artifact as a tree, with a branch for each of its inputs.
+
+    An artifact that was already shown gets one line and no branches.
 
     Args:
-        slot: the input of a step that it is; "" for the root.
-        given: the reference by which the step, or the user, named it.
-        shown: key -> name of the artifacts that were shown; this adds its own.
+        slot: the input that it fills in the step above; "" for the root.
+        given: the reference that the step, or the user, used for it.
+        shown: the names of the artifacts shown so far, by key; this function adds its own.
     """
     if artifact.key in shown:
         return Tree(f"{slot}: {shown[artifact.key]}  (above)")
     m = artifact.manifest
     name = shown[artifact.key] = store.name_of(artifact, {given.partition(":")[0]})
     code = str(m["code"].get("commit") or m["code"].get("version"))[:10]
-    read = m["config"].get("source", "files of functions")  # PPO and evaluate read a user's functions
+    # PPO and evaluate have no source: they read a user's functions.
+    read = m["config"].get("source", "files of functions")
     source = f"  {read}  data sha256 {m['data'][:12]}" if m["data"] else ""
     head = f"{slot}: " if slot else ""
     tree = Tree(f"{head}{name}  {artifact.kind}  {artifact.ref}  sha256 {artifact.digest[:12]}  code {code}{source}")
@@ -215,10 +218,10 @@ def _diff(store: ArtifactStore, options: argparse.Namespace) -> None:
 
 
 def _is_noise(what: str, others: Sequence[str]) -> bool:
-    """Whether a person learns nothing from a difference that another does not say.
+    """Return True if a difference follows from another one, or tells a person nothing.
 
-    The hashes of files say that results differ; the names of inputs, what the inputs' keys say; the bounds of a
-    metric, its baseline's and the difference to that follow it.
+    Hashes of files only show that results differ. The names of inputs repeat what the inputs' keys
+    show. The bounds of a metric, its baseline's figure and the gain over it follow the metric.
     """
     part, _, name = what.partition(".")
     if part == "metrics":
@@ -230,7 +233,7 @@ def _is_noise(what: str, others: Sequence[str]) -> bool:
 
 
 def _change(before: object, after: object) -> str:
-    """The second number less the first."""
+    """Return the second number minus the first, with its sign; "" if one is not a number."""
     for value in (before, after):
         if isinstance(value, bool) or not isinstance(value, int | float):
             return ""
@@ -272,8 +275,8 @@ def _export(store: ArtifactStore, options: argparse.Namespace) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: exists and is not empty; give a new folder")
     store.verify(artifact)
-    # Folders of an adapter that stand for a model, as PPO's average does in ema/. The adapter of a classifier is none:
-    # it lies beside the classifier that it was merged into.
+    # Folders with an adapter instead of a whole model, such as ema/ with PPO's average. The adapter
+    # of a classifier does not count: the classifier beside it has it merged already.
     adapters = [path.parent for path in sorted(artifact.path.rglob(ADAPTER)) if path.with_name("config.json").is_file()]
 
     def left_out(source: str, names: list[str]) -> set[str]:
@@ -322,7 +325,7 @@ def _short(value: object) -> str:
     return "" if value is None else str(value)
 
 
-_WIDE = 120  # characters that a list takes with kinds and keys
+_WIDE = 120  # characters that a list with kinds and keys needs
 _TITLES = {"config": "knob", "inputs": "input", "metrics": "metric"}
 VERBS = {  # verb -> (function, operands, what it does)
     "ls": (_ls, (), "every name with its versions"),

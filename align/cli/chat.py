@@ -86,11 +86,14 @@ def _options(arguments: list[str]) -> Namespace:
     return options
 
 
-# -- which models --------------------------------------------------------------------------------------------------
+# -- the models ------------------------------------------------------------------------------------
 
 
 def _artifact(ref: str, store: ArtifactStore, options: Namespace) -> Artifact:
-    """The model that a reference names, verified; what is outside the store is imported into it first."""
+    """Return the model that a reference names, verified.
+
+    A model from outside the store is imported first.
+    """
     from align.sampling.conversation import learned_dialogues
 
     artifact = _imported(ref, store) if is_outside(ref) else existing_store(options.store).find(ref)
@@ -108,7 +111,10 @@ def _artifact(ref: str, store: ArtifactStore, options: Namespace) -> Artifact:
 
 
 def _imported(ref: str, store: ArtifactStore) -> Artifact:
-    """Import a model as `align import_model source=REF` does; a model that is in the store already is found there."""
+    """Import a model as `align import_model source=REF` does.
+
+    A model that was imported before is found in the store.
+    """
     from omegaconf import OmegaConf
 
     from align.configs import ImportModel, RunConfig
@@ -145,11 +151,15 @@ def _open(ref: str, artifact: Artifact, options: Namespace) -> Conversation:
     )
 
 
-# -- turns ---------------------------------------------------------------------------------------------------------
+# -- turns -----------------------------------------------------------------------------------------
 
 
 def _piped(lines: Iterable[str]) -> Iterator[str]:
-    """The lines that hold something; an error where there is none, or where they are not text."""
+    """Return the lines that are not blank.
+
+    Raises:
+        ConfigError: there is no such line, or a line is not UTF-8 (raised when it is read).
+    """
     spoken = _spoken(lines)
     first = next(spoken, None)
     if first is None:
@@ -169,9 +179,9 @@ def _spoken(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _talk(conversations: Sequence[Conversation], options: Namespace) -> int:
-    """Read turns from a terminal until the user ends it."""
+    """Read turns from a terminal until the user ends the chat."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  input() edits lines and keeps a history by it
+        import readline  # noqa: F401  lets input() edit lines and keep a history
     names = " and ".join(conversation.name for conversation in conversations)
     print(f"{'continuing text with' if options.raw else 'chat with'} {names}")
     print(_COMMANDS)
@@ -205,7 +215,7 @@ def _talk(conversations: Sequence[Conversation], options: Namespace) -> int:
 
 
 def _typed() -> str:
-    """What stood in the line that Ctrl-C gave up."""
+    """Return the text of the line that Ctrl-C discarded."""
     try:
         import readline
     except ImportError:
@@ -214,7 +224,7 @@ def _typed() -> str:
 
 
 def _command(conversations: Sequence[Conversation], line: str) -> str:
-    """Obey a line that begins with a slash; the reply."""
+    """Run a command that begins with a slash; return the reply."""
     from align.sampling.conversation import set_system
 
     word, _, rest = line.partition(" ")
@@ -234,8 +244,9 @@ def _command(conversations: Sequence[Conversation], line: str) -> str:
 
 
 def _answer(conversations: Sequence[Conversation], line: str) -> None:
-    """Have each model answer, as its text grows; Ctrl-C ends the answer that is being written."""
-    num_dropped = [conversation.ask(line) for conversation in conversations]  # one that refuses it keeps all from it
+    """Print each model's answer while it is generated. Ctrl-C ends the current answer."""
+    # All are asked before one answers: if a model refuses the line, none takes it.
+    num_dropped = [conversation.ask(line) for conversation in conversations]
     for conversation, dropped in zip(conversations, num_dropped, strict=True):
         if dropped:
             turns = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"

@@ -1,7 +1,7 @@
-"""What a config file or a call from Python gives a command, and where each knob of it is written.
+"""The values that a config file or a call from Python gives, and where each knob is written.
 
-A file has the names of the command line: knobs, inputs, settings, and the names of configs (`model: gpt2`). One with a
-`defaults` list is a whole pipeline.
+A file uses the names of the command line: knobs, inputs, settings, and names of configs such as
+`model: gpt2`. A file with a `defaults` list is a whole pipeline.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from align.configs.typed import literal, said_of_interpolation
 from align.errors import ConfigError, StoreError
 from align.store.artifacts import Artifact
 
-GROUPS = ("pipeline", "hardware", "tracker", "launcher", "sweep", "model")  # of conf/: a name in one chooses a config
-# Knobs whose names are the user's own.
+# Groups of conf/: a name given for one chooses a config.
+GROUPS = ("pipeline", "hardware", "tracker", "launcher", "sweep", "model")
+# Knobs that hold names of the user's own.
 _OPEN = frozenset(
     knob.name
     for stage in STAGES.values()
     for knob in fields(stage)
     if knob.default_factory is dict and knob.name != "inputs"
 )
-_PIPELINE = "config_file"  # a pipeline's file, in Hydra's group
-GIVEN = "given_"  # begins the names of Hydra's groups that hold other values
+_PIPELINE = "config_file"  # the name of a pipeline's file in Hydra's group
+GIVEN = "given_"  # prefix of Hydra's groups that hold other values
 MODE = "hydra.mode: not supported here; give -m (--multirun) for a sweep"
 
 
-# Knobs and settings that hold others.
+# Knobs and settings that hold other knobs.
 _HOLDERS = {"steps", "inputs", "hardware", "tracker", "hydra", *_OPEN} | {
     knob.name for stage in STAGES.values() for knob in fields(stage) if is_dataclass(knob.default_factory)
 }
 
 
 class Given(NamedTuple):
-    """Values that go under the command line's overrides.
+    """Values that the command line's overrides override.
 
     Attributes:
-        group, name: where Hydra finds the node.
-        words: Hydra's overrides that choose the node and the configs it names.
+        group, name: the group and the name under which Hydra finds the node.
+        words: Hydra overrides that select the node and the configs that it names.
         node: the values.
     """
 
@@ -57,21 +58,24 @@ class Given(NamedTuple):
 
 
 def input_slots(stage: str) -> set[str]:
-    """The inputs of a stage that may be given as `model=...` for `inputs.model=...`: no knob has that name."""
+    """Return the inputs that may be given as `model=...` instead of `inputs.model=...`.
+
+    These are the inputs of the stage whose name is not also a knob's.
+    """
     cls = stage_class(stage)
     return {*cls.INPUTS, *cls.OPTIONAL} - {knob.name for knob in fields(cls)}
 
 
 def from_file(file: YamlFile, stage: str | None, stem: str, overridden: Iterable[str]) -> Given:
-    """What a config file gives.
+    """Return the values of a config file.
 
     Args:
-        stage: the stage that runs by itself; None where a pipeline runs.
-        stem: of the file's name: how a pipeline without a name is called.
-        overridden: keys of the command line, which choose another config.
+        stage: the stage that runs on its own; None for a pipeline.
+        stem: the stem of the file's name; it names a pipeline that has no name.
+        overridden: keys of the command line, which choose another config than the file does.
 
     Raises:
-        ConfigError: begins with the key at fault.
+        ConfigError: the file is invalid; the message begins with the key at fault.
     """
     values = dict(file.values)
     if "defaults" in values and stage is not None:
@@ -83,12 +87,15 @@ def from_file(file: YamlFile, stage: str | None, stem: str, overridden: Iterable
 
 
 def from_call(values: Mapping[str, Any], stage: str | None) -> Given:
-    """What a call from Python gives: texts are texts, no interpolation begins in them."""
+    """Return the values of a call from Python. Text is literal: `${` begins no interpolation."""
     return _given({name: literal(_plain(name, value)) for name, value in values.items()}, stage, "call", ())
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A Python value as YAML has it: a path as `path:FOLDER`, an artifact as a reference."""
+    """Convert a Python value to one that YAML can hold.
+
+    A path becomes `path:FOLDER`, and an artifact becomes a reference.
+    """
     if isinstance(value, Artifact):
         return f"{value.stage}@{value.key}"
     if isinstance(value, os.PathLike):
@@ -99,7 +106,7 @@ def _plain(name: str, value: Any) -> Any:
         return [_plain(name, inner) for inner in value]
     if isinstance(value, str | bool | None):
         return value
-    if isinstance(value, numbers.Integral):  # NumPy's numbers too
+    if isinstance(value, numbers.Integral):  # includes NumPy's numbers
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
@@ -136,7 +143,7 @@ def _given(values: Mapping[str, Any], stage: str | None, name: str, overridden: 
 
 
 class Written(NamedTuple):
-    """A file of a composed config; `is_ours` where it is one that comes with align."""
+    """A file of a composed config; `is_ours` is True if the file comes with align."""
 
     name: str
     package: str
@@ -146,13 +153,13 @@ class Written(NamedTuple):
 
 @dataclass
 class Places:
-    """Where the knobs of a composed config are written, to begin an error line with.
+    """The places where the knobs of a composed config are written, for error lines.
 
     Attributes:
-        stage: the stage that runs by itself; None of a pipeline.
-        overridden: the keys of the command line: what it says is in no file.
-        files: each file with the package of its keys, in the order in which they are composed. It is called once
-            something is wrong.
+        stage: the stage that runs on its own; None for a pipeline.
+        overridden: the keys that the command line or a call gives: their values are in no file.
+        files: returns each file with the package of its keys, in the order of composition. It is
+            called only after an error.
     """
 
     stage: str | None
@@ -161,7 +168,7 @@ class Places:
 
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:
-        """Put the place into the error lines of what is done meanwhile."""
+        """Add the place to the error lines of this block."""
         try:
             yield
         except (ConfigError, StoreError) as error:
@@ -169,13 +176,14 @@ class Places:
             if located == str(error):
                 raise
             raise type(error)(located) from error
-        except OmegaConfBaseException as error:  # of an interpolation
+        except OmegaConfBaseException as error:  # from an interpolation
             raise ConfigError(self.located(f"{error.full_key}: {said_of_interpolation(error)}")) from error
 
     def located(self, text: str) -> str:
-        """An error line that begins with a key, behind the file and line where the key is written.
+        """Return an error line that begins with a key, with the key's file and line in front.
 
-        Without a place where the key is in no file of the user's; of a stage always without the step's name.
+        No place is added if the key is in no file of the user's. If a stage runs on its own, the
+        step's name is always removed.
         """
         found = re.match(r"[\w./-]+(?:=[^\s:]*)?", text)
         if found is None:
@@ -193,7 +201,9 @@ class Places:
         for key in self._keys(exact, places):
             if self._is_overridden(key):
                 return self.as_written(text)
-            if key in places and (key == exact or key not in ours):  # in our files nothing is wrong but what was edited
+            # Name align's own files only for the exact key: they are correct unless somebody edited
+            # them.
+            if key in places and (key == exact or key not in ours):
                 return f"{places[key]}: {self.as_written(text)}"
         return self.as_written(text)
 
@@ -201,7 +211,7 @@ class Places:
         return any(key == other or key.startswith(f"{other}.") for other in self.overridden)
 
     def list_for_names(self) -> str | None:
-        """The key of the first list in a file where names with values are expected; None if there is none."""
+        """Return the first key with a list instead of names with values; None if there is none."""
         for _, package, file, _ in self.files():
             for key in _lists(nested(file.values, _OPEN), f"{package}." if package else ""):
                 if is_holder(key):
@@ -209,12 +219,15 @@ class Places:
         return None
 
     def as_written(self, text: str) -> str:
-        """An error line with knobs as a stage's file has them: without the step's name."""
+        """Return an error line with knobs as in a stage's file: without the step's name."""
         head = re.match(r"steps\.[^.:]+\.", text) if self.stage is not None else None
         return text.replace(head[0], "") if head else text
 
     def _keys(self, text: str, places: Mapping[str, str]) -> Iterator[str]:
-        """What an error's key may be called in a file: as it is, by its short name, by what it lies in."""
+        """Yield the keys that a file may use for an error's key.
+
+        These are the key unchanged, its short names, and the keys that contain it.
+        """
         yield text
         key = text.partition("=")[0]
         if self.stage is not None:
@@ -233,7 +246,7 @@ class Places:
 
 
 def is_holder(key: str) -> bool:
-    """Whether names with values stand below a key."""
+    """Return True if a key holds names with values."""
     head, _, last = key.rpartition(".")
     return last in _HOLDERS or head == "steps"
 
@@ -243,7 +256,7 @@ def expected_names(key: str) -> str:
 
 
 def _lists(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """The keys of values that are lists."""
+    """Yield the keys whose values are lists."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _lists(value, f"{prefix}{key}.")

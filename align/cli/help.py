@@ -1,4 +1,7 @@
-"""What `--help` says, made from the dataclasses and the files in conf/; needs neither Hydra nor torch."""
+"""The help texts, made from the dataclasses and the files in conf/.
+
+Needs neither Hydra nor torch.
+"""
 
 from __future__ import annotations
 
@@ -83,20 +86,23 @@ def models() -> list[str]:
 
 
 def _models_for(default: Any) -> list[str]:
-    """The models that a stage with this default can train: T5's, or all others."""
+    """Return the models that a stage with this default can train: T5's, or all others."""
     is_t5 = default.architecture == "t5"
     return [name for name in models() if name.startswith("t5") == is_t5]
 
 
 def _group(name: str) -> list[str]:
-    """The configs of a group, those of plugins included."""
+    """Return the names of the configs in a group, including those of plugins."""
     of_plugins = [plugin.folder for plugin in plugins() if plugin.folder is not None]
     folders = (PACKAGE, PACKAGE.parent, *of_plugins)
     return sorted({p.stem for folder in folders for p in folder.glob(f"conf/{name}/*.yaml")})
 
 
 def command_help(verb: str) -> str:
-    """Help of `run`, `plan`, `model` or a stage: its inputs and every knob with default, unit and source."""
+    """Return the help of `run`, `plan`, `model` or a stage.
+
+    It lists the inputs and every knob with its default, unit and source.
+    """
     if verb in ("run", "plan"):
         what = "Run a pipeline." if verb == "run" else "Show what would run, what is cached, and why a step is not."
         head = [f"align {verb} pipeline=NAME [knob=value ...]", "", what, f"Pipelines: {', '.join(pipelines())}", ""]
@@ -130,13 +136,16 @@ def command_help(verb: str) -> str:
 
 
 def _fitted(text: str) -> str:
-    """The text within the terminal's width; a line each where no terminal shows it, so that it can be searched."""
+    """Wrap the text to the terminal's width.
+
+    Without a terminal lines stay whole, so that the text can be searched.
+    """
     width = shutil.get_terminal_size((_NO_TERMINAL, 24)).columns
     return "\n".join(part for line in text.splitlines() for part in _parts(line, width))
 
 
 def _parts(line: str, width: int) -> list[str]:
-    """A line that is too long in several; what the last column of a table says goes below the others."""
+    """Split a line that is too long. Its last column goes below the others."""
     if len(line) <= width:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()))
@@ -159,7 +168,7 @@ def _folded(names: list[str]) -> str:
 
 
 def _knobs(config: Any, prefix: str = "") -> list[str]:
-    """A line a knob: of a class with its defaults, of an object with what it has."""
+    """Return one line for each knob: with the defaults of a class, or the values of an object."""
     return [
         f"  {prefix + knob.name:<35} {_default(knob, config):<14} {knob.metadata['comment'].replace('None:', 'null:')}"
         for knob in fields(config)

@@ -1,8 +1,8 @@
-"""Hydra, kept behind one function: compose a config for each run of a command, and call a task with it.
+"""Compose a config with Hydra for each run of a command, and call a task with it.
 
-Hydra's own `main` decorator exits with eight lines and code 1 whatever went wrong, and hides what the members of a
-sweep returned. So this calls the `Hydra` object underneath it (hydra-core is pinned below 1.4 for that), and turns its
-errors into ours.
+Hydra's own `main` decorator exits with eight lines and code 1 for every error, and it hides what
+the members of a sweep returned. So this module uses the `Hydra` object underneath, and converts
+Hydra's errors to ours. That object is internal, so hydra-core is pinned below 1.4.
 """
 
 from __future__ import annotations
@@ -58,12 +58,14 @@ from align.store.references import is_outside, is_path
 from align.store.sweep_records import Member, fates
 
 Task = Callable[[DictConfig, Places], int]  # returns an exit code
-# Whether there is work left; raises an AlignError at a config that cannot run.
+# Returns True if work is left; raises an AlignError for a config that cannot run.
 Check = Callable[[DictConfig, Places], bool]
 
-_ONE_AT_A_TIME = threading.RLock()  # Hydra composes by what is global in the process
-_VERB_OF = {"run": "run", "model_sizes": "model"}  # the verb that composes a config, where no stage does
-_NOT_TAKEN = {  # options of Hydra's own that choose another primary config than the verb does
+_ONE_AT_A_TIME = threading.RLock()  # Hydra keeps its state in globals
+# The verb that composes a config, if it is not a stage.
+_VERB_OF = {"run": "run", "model_sizes": "model"}
+# Hydra's options that replace the config that the verb chooses.
+_NOT_TAKEN = {
     "config_name": "--config-name: not supported here; give a config file with --config FILE",
     "config_path": "--config-path: not supported here; add a folder of configs with --config-dir FOLDER",
     "experimental_rerun": "--experimental-rerun: not supported here; give the same command again",
@@ -71,13 +73,16 @@ _NOT_TAKEN = {  # options of Hydra's own that choose another primary config than
 
 
 def conf_folder() -> Path:
-    """The configs shipped with the package: inside it in a wheel, beside it in a checkout."""
+    """Return the folder of the configs that come with align.
+
+    It is inside the package in a wheel, and beside it in a checkout.
+    """
     here = PACKAGE
     return next(folder for folder in (here / "conf", here.parent / "conf") if (folder / "run.yaml").is_file())
 
 
 def register_schemas() -> None:
-    """Make every stage and setting known to Hydra, so that a knob that does not exist is refused."""
+    """Register the schemas of stages and settings with Hydra, so that it refuses unknown knobs."""
     repo = ConfigStore.instance().repo
     for name, node in _schemas().items():
         if isinstance(node, dict):
@@ -88,7 +93,10 @@ def register_schemas() -> None:
 
 @functools.cache
 def _schemas() -> dict[str, Any]:
-    """Hydra's store with our schemas alone; made once, for Hydra copies what it loads."""
+    """Return the content of a Hydra config store that holds only our schemas.
+
+    It is built once. It can be shared, because Hydra copies what it loads.
+    """
     store = ConfigStore.instance()
     before, store.repo = store.repo, {}
     try:
@@ -100,7 +108,8 @@ def _schemas() -> dict[str, Any]:
         node = OmegaConf.create({"model": asdict(ModelConfig())})
         _open_names(node.model, ModelConfig)
         store.store(name="model_schema", node=node)
-        # Plain values, as of the stages: `typed` says what is wrong with one, and Hydra would turn 3 into true.
+        # Plain values without types, as for the stages. `typed` checks them later; Hydra would
+        # convert them, for example 3 to true.
         store.store(group="hardware", name="schema", node=OmegaConf.create(asdict(HardwareConfig())))
         store.store(group="tracker", name="schema", node=OmegaConf.create(asdict(TrackerConfig())))
         return store.repo
@@ -109,7 +118,7 @@ def _schemas() -> dict[str, Any]:
 
 
 def _open_names(node: DictConfig, cls: Any) -> None:
-    """Let the knobs that hold names of the user's own take them."""
+    """Let knobs that hold the user's own names accept any name."""
     for knob in fields(cls):
         if knob.default_factory is dict and knob.name != "inputs":
             OmegaConf.set_struct(node[knob.name], False)
@@ -119,9 +128,9 @@ def _open_names(node: DictConfig, cls: Any) -> None:
 
 @contextlib.contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Let a command have Hydra for itself; what the caller has made of it is afterwards as it was before."""
+    """Give a command Hydra's global state for itself; restore the caller's state afterwards."""
     with _ONE_AT_A_TIME:
-        Plugins.instance()  # puts the plugins' configs into the store, once a process
+        Plugins.instance()  # adds the plugins' configs to the store, once per process
         configs, current, shown, job = (
             ConfigStore.instance(),
             GlobalHydra.instance(),
@@ -132,7 +141,7 @@ def _own_hydra() -> Iterator[None]:
         resolvers, full_error = dict(BaseContainer._resolvers), os.environ.get(_FULL_ERROR)
         configs.repo, job.conf = copy.deepcopy(configs.repo), copy.deepcopy(job.conf)
         current.clear()
-        os.environ[_FULL_ERROR] = "1"  # errors come to us instead of to standard error
+        os.environ[_FULL_ERROR] = "1"  # Hydra raises errors instead of printing them
         try:
             yield
         finally:
@@ -143,13 +152,13 @@ def _own_hydra() -> Iterator[None]:
                 os.environ[_FULL_ERROR] = full_error
 
 
-# Of Hydra's own settings, those that a sweep has a use for; a run keeps everything in its store.
+# Hydra's own groups that a sweep uses. A run needs none: it keeps everything in its store.
 _PLUGINS = ("hydra/launcher", "hydra/sweeper")
 _BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 _HYDRAS = "of Hydra's own settings there are hydra.sweep.dir, hydra.launcher.* and hydra.sweeper.*"
 _TAKEN = re.compile(r"hydra\.(sweep\.dir|(launcher|sweeper)\..+)")
 _OF_A_SWEEP = "of a sweep; give -m (--multirun) too, or leave it out"
-_LONGEST_NAME = 200  # of a config, which is a file
+_LONGEST_NAME = 200  # characters in the name of a config, which is a file name
 _ABSENT = object()
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -163,22 +172,24 @@ def run(
     stage: str | None = None,
     compare: Callable[[Path], None] | None = None,
 ) -> int:
-    """Compose `config_name` with what is given in `arguments` and call `task`, once a member with `--multirun`.
+    """Compose `config_name` with `arguments` and call `task`.
+
+    With `--multirun`, do so for each member of a sweep.
 
     Args:
         config_name: run, stage or model_sizes.
-        arguments: the command line's, after the verb.
+        arguments: the command line after the verb.
         task: called with each composed config.
-        check: called with the config of every member of a sweep before the first runs.
-        records: whether a sweep leaves its overrides in the store.
-        stage: the stage that runs by itself, where `config_name` is stage.
-        compare: called with the folder of a sweep that has ended, where it leaves records.
+        check: called with the config of every member of a sweep before the first one runs.
+        records: True if a sweep leaves its records in the store.
+        stage: the stage that runs on its own, if `config_name` is stage.
+        compare: called with the folder of a sweep after its end, if the sweep leaves records.
 
     Returns:
-        The exit code; of a sweep, the worst member's.
+        The exit code; for a sweep, the highest code of its members.
 
     Raises:
-        ConfigError: what was given does not compose. Nothing was written.
+        ConfigError: the config does not compose. Nothing was written.
     """
     with _own_hydra():
         register_schemas()
@@ -213,20 +224,22 @@ def composed(
     config: str | None = None,
     config_dir: str | None = None,
 ) -> Iterator[tuple[DictConfig, Places]]:
-    """Give the config of one run, without Hydra's own, and where its knobs are written.
+    """Yield the config of one run, without Hydra's own settings, and the places of its knobs.
 
-    Read all of it meanwhile: its interpolations are resolved by what Hydra has registered.
+    Read the whole config inside the block: its interpolations need the resolvers that are
+    registered there.
 
     Args:
         config_name: run or stage.
-        overrides: in the command line's words; they win over `values`, and those over the file `config`.
-        stage: the stage that runs by itself.
+        overrides: overrides as on the command line. They override `values`, and `values` override
+            the file `config`.
+        stage: the stage that runs on its own.
         values: knobs, inputs and settings as Python values.
-        config: a YAML file, as `--config`.
-        config_dir: a folder of configs, as `--config-dir`.
+        config: a YAML file, as for `--config`.
+        config_dir: a folder of configs, as for `--config-dir`.
 
     Raises:
-        ConfigError: what was given does not compose.
+        ConfigError: the config does not compose.
     """
     with _own_hydra():
         register_schemas()
@@ -245,7 +258,11 @@ def composed(
 
 
 def _options(arguments: list[str], verb: str) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
-    """The options and overrides of a command line; none of Hydra's that would change nothing."""
+    """Parse the options and overrides of a command line. Return them with their parser.
+
+    Raises:
+        ConfigError: an option is unknown, or it is one of Hydra's that does nothing here.
+    """
     if "--version" in arguments:
         raise ConfigError("--version: give it alone, as align --version")
     parser = Parser(prog=f"align {verb}", parents=[get_args_parser()], add_help=False, allow_abbrev=False)
@@ -266,7 +283,7 @@ def _options(arguments: list[str], verb: str) -> tuple[argparse.Namespace, argpa
 
 
 def _refuse_options(options: argparse.Namespace, verb: str) -> None:
-    """Refuse Hydra's options that do nothing here, or that do not go together."""
+    """Raise `ConfigError` for Hydra's options that do nothing here, or that do not go together."""
     for name, refusal in _NOT_TAKEN.items():
         if getattr(options, name) is not None:
             raise ConfigError(refusal)
@@ -282,7 +299,7 @@ def _refuse_options(options: argparse.Namespace, verb: str) -> None:
 def _read_config(
     file: str, config_name: str, stage: str | None, overrides: Sequence[str]
 ) -> tuple[Given, tuple[str, YamlFile]]:
-    """What a config file gives, and the file by its name."""
+    """Read a config file. Return its values, and the file with its name."""
     if config_name == "model_sizes":
         raise ConfigError("--config: align model takes none; your own models come with --config-dir FOLDER")
     path = Path(file).expanduser()
@@ -307,7 +324,10 @@ def _overrides(
     is_sweep: bool,
     loader: _Loader,
 ) -> tuple[list[str], Places]:
-    """Everything that is given as Hydra's overrides, the later before the earlier, and where it is written."""
+    """Return everything that was given as Hydra overrides, and where its knobs are written.
+
+    Later overrides win: files, then values of a call, then the command line.
+    """
     for word in words:
         _check_form(word)
     own = quoted(words, is_sweep)
@@ -319,9 +339,9 @@ def _overrides(
     called = {key for made, file in given if file is None for key in flat(made.node)}
     read = functools.partial(_files, config_name, overrides, config_dir, files, loader)
     places = Places(stage, called.union(map(_key_of, own)), read)
-    _refuse_settings(map(_key_of, own), is_sweep)  # what the command line says is in no file
+    _refuse_settings(map(_key_of, own), is_sweep)  # without a place: these keys are in no file
     for made, _ in given:
-        is_pipeline = made.group == "pipeline"  # which may be run with and without a sweep
+        is_pipeline = made.group == "pipeline"  # it may be run with or without a sweep
         _refuse_settings(flat(made.node), is_sweep or is_pipeline, places.located)
     for word in overrides:
         _check_choice(word, config_dir, is_sweep, places)
@@ -329,7 +349,7 @@ def _overrides(
 
 
 def _check_form(word: str) -> None:
-    """Refuse a word of the command line that gives no value to a name."""
+    """Raise `ConfigError` for a word of the command line that is not `name=value`."""
     if ("=" not in word and not word.startswith("~")) or not _key_of(word).strip():
         raise ConfigError(f"{word}: expected name=value{_word_meant(word)}")
     if _key_of(word) == "hydra.mode":
@@ -337,7 +357,10 @@ def _check_form(word: str) -> None:
 
 
 def _chosen(stage: str | None, given: Iterable[Given]) -> list[str]:
-    """The overrides that choose the stage and what files and calls give; Hydra finds that in its store from now on."""
+    """Return the overrides that select the stage and the values of files and calls.
+
+    This also adds those values to Hydra's config store.
+    """
     words = [] if stage is None else [f"stage@_global_={stage}"]
     for made in given:
         node = OmegaConf.create(made.node)
@@ -351,7 +374,7 @@ def _says_store(own: Iterable[str], given: Iterable[tuple[Given, Any]]) -> bool:
 
 
 def _check_choice(word: str, config_dir: str | None, is_sweep: bool, places: Places) -> None:
-    """Refuse a choice of a config that nobody can make, and one for a sweep where there is none."""
+    """Raise `ConfigError` for a choice of a config that is not possible, or that needs a sweep."""
     key, value = _key_of(word), word.partition("=")[2]
     if key in GROUPS or "@" in key:
         _check_name(key, value, config_dir, places)
@@ -362,7 +385,10 @@ def _check_choice(word: str, config_dir: str | None, is_sweep: bool, places: Pla
 
 
 def _check_name(group: str, value: str, config_dir: str | None, places: Places) -> None:
-    """Refuse what is no name of a config, `hardware=3`; a name that there is not, Hydra reports."""
+    """Raise `ConfigError` if a value cannot be the name of a config, as in `hardware=3`.
+
+    A name that no config has is reported by Hydra.
+    """
     is_name = value not in ("", "null") and "${" not in value and len(value) < _LONGEST_NAME
     parsed = OmegaConf.from_dotlist([f"value={value}"]).value if is_name else None
     is_of_values = value.startswith(("{", "[")) and "@" not in group
@@ -392,16 +418,18 @@ def _files(
     given: Sequence[tuple[str, YamlFile]],
     loader: _Loader,
 ) -> list[Written]:
-    """The YAML files that a config is composed of, in order: the last one wins.
+    """Return the YAML files that a config is composed of, in order: the last one wins.
 
-    Of one that does not compose, those that are known nevertheless: the pipeline's and the ones given.
+    If the config does not compose, return those that are known: the pipeline's file and the given
+    ones.
     """
-    if not loader.parts:  # nothing was composed yet
+    if not loader.parts:  # nothing has been composed yet
         try:
             with _own_hydra():
                 GlobalHydra.instance().clear()
                 loader.note(loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):  # what is to be placed
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):
+            # This is the error whose place is wanted.
             pipelines = [word.partition("=")[2] for word in overrides if word.startswith("pipeline=")]
             loader.parts = [(f"pipeline/{name}", "") for name in pipelines]
     found = []
@@ -410,7 +438,7 @@ def _files(
             file = folder / f"{config_path}.yaml"
             if os.path.isfile(file):
                 name = os.path.join(shown, f"{config_path}.yaml")
-                with contextlib.suppress(ConfigError):  # it is reported by itself
+                with contextlib.suppress(ConfigError):  # reported elsewhere
                     found.append(Written(name, package, read_yaml(file, name), folder == conf_folder()))
                 break
     return [*found, *(Written(name, "", file) for name, file in given)]
@@ -430,7 +458,7 @@ def _search_path(config_dir: str | None) -> Any:
 
 @contextlib.contextmanager
 def _explained(config_name: str, overrides: Sequence[str], config_dir: str | None, places: Places) -> Iterator[None]:
-    """Raise what Hydra raises as a `ConfigError` of one line."""
+    """Convert errors of Hydra to a `ConfigError` of one line."""
     try:
         yield
     except (yaml.YAMLError, UnicodeDecodeError, GrammarParseError) as error:
@@ -438,7 +466,8 @@ def _explained(config_name: str, overrides: Sequence[str], config_dir: str | Non
     except (HydraException, OmegaConfBaseException) as error:
         _refuse_broken(overrides, config_dir)
         said = _explain(error, config_name, overrides)
-        if said.startswith("In '") and (key := places.list_for_names()) is not None:  # Hydra does not say the key
+        # Hydra's message lacks the key.
+        if said.startswith("In '") and (key := places.list_for_names()) is not None:
             said = expected_names(key)
         raise ConfigError(places.located(said)) from error
     except ValueError as error:
@@ -449,7 +478,10 @@ def _explained(config_name: str, overrides: Sequence[str], config_dir: str | Non
 
 
 def _no_yaml(error: Exception, overrides: Sequence[str], config_dir: str | None) -> str:
-    """The line on the first file of a folder that cannot be read; not every error says which one it is."""
+    """Return the error line on the first config file that cannot be read.
+
+    The files are read again, because not every error names its file.
+    """
     for shown, folder in _folders(config_dir).items():
         chosen = [folder / "pipeline" / f"{word.partition('=')[2]}.yaml" for word in overrides if "pipeline=" in word]
         for file in [*chosen, *sorted(folder.rglob("*.yaml"))]:
@@ -462,7 +494,7 @@ def _no_yaml(error: Exception, overrides: Sequence[str], config_dir: str | None)
 
 
 def _refuse_broken(overrides: Sequence[str], config_dir: str | None) -> None:
-    """Raise the error of the file of the pipeline that was chosen, where it cannot be read as names with values."""
+    """Raise the error of the chosen pipeline's file, if it cannot be read as names with values."""
     for name in [word.partition("=")[2] for word in overrides if word.startswith("pipeline=")]:
         for shown, folder in _folders(config_dir).items():
             if os.path.isfile(file := folder / "pipeline" / f"{name}.yaml"):
@@ -471,21 +503,27 @@ def _refuse_broken(overrides: Sequence[str], config_dir: str | None) -> None:
 
 
 def _folders(config_dir: str | None) -> dict[str, Path]:
-    """The folders of configs, by what a user calls them; the first that has a file wins."""
+    """Return the folders of configs, by the names shown to users.
+
+    The first one that has a file wins.
+    """
     ours = {str(folder): folder for folder in (conf_folder(), *_plugin_folders())}
     return ours if config_dir is None else {config_dir: Path(config_dir).expanduser(), **ours}
 
 
 def _plugin_folders() -> list[Path]:
-    """The folders of configs of packages that add to align."""
+    """Return the config folders of plugins: packages that extend align."""
     return [folder for plugin in plugins() for folder in plugin.folders("conf")]
 
 
 class _Loader(ConfigLoaderImpl):
-    """Hydra's loader, with a note of what it composed last: who looks for the file of a knob need not compose again.
+    """Hydra's loader, which also records the configs of its last composition.
+
+    So nothing is composed again to find the file of a knob.
 
     Attributes:
-        parts: the path of each config, without its ending, and the package of its keys, in order; none at first.
+        parts: the path of each config, without its suffix, and the package of its keys, in order;
+            empty before the first composition.
     """
 
     def __init__(self, search_path: Any):
@@ -502,7 +540,11 @@ class _Loader(ConfigLoaderImpl):
 
 
 class _Repository(ConfigRepository):
-    """Hydra's places of configs. Hydra copies them for each config, with all schemas; a schema is copied when read."""
+    """Hydra's repository of configs, with a cheap copy.
+
+    Hydra copies its repository, with all schemas, for each config. That is not needed, because a
+    schema is copied when it is read.
+    """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Repository:
         copied = _Repository.__new__(_Repository)
@@ -511,7 +553,7 @@ class _Repository(ConfigRepository):
 
 
 def _hydra(loader: _Loader) -> Hydra:
-    """Hydra, with resolvers that refuse a key that does not exist: its own make null of it."""
+    """Return a Hydra whose resolvers refuse a missing key; Hydra's own resolvers return null."""
     hydra = Hydra("align", loader)
     GlobalHydra.instance().initialize(hydra)
     OmegaConf.register_new_resolver("hydra", _setting_of_hydra, replace=True)
@@ -520,10 +562,10 @@ def _hydra(loader: _Loader) -> Hydra:
 
 
 def _setting_of_hydra(key: str) -> Any:
-    """`${hydra:KEY}`."""
+    """Resolve `${hydra:KEY}`."""
     if HydraConfig.instance().cfg is None:
         raise LookupError(f"${{hydra:{key}}}: a command has Hydra's settings, and a call from Python has none")
-    settings: Any = HydraConfig.get()  # a DictConfig that says it is a HydraConf
+    settings: Any = HydraConfig.get()  # typed as HydraConf, but it is a DictConfig
     value = OmegaConf.select(settings, key, default=_ABSENT)
     if value is _ABSENT:
         raise LookupError(f"${{hydra:{key}}}: Hydra has no setting of that name for this run")
@@ -531,7 +573,7 @@ def _setting_of_hydra(key: str) -> Any:
 
 
 def _selected(key: str, *default: Any, _parent_: Any) -> Any:
-    """`${oc.select:KEY}` and `${oc.select:KEY,DEFAULT}`."""
+    """Resolve `${oc.select:KEY}` and `${oc.select:KEY,DEFAULT}`."""
     value = select(key, *(default or (_ABSENT,)), _parent_=_parent_)
     if value is _ABSENT:
         raise LookupError(f"${{oc.select:{key}}}: there is no {key} in the config; a default goes behind a comma")
@@ -541,15 +583,17 @@ def _selected(key: str, *default: Any, _parent_: Any) -> Any:
 def _refuse_hydras(
     config: DictConfig, expected: RunMode, config_dir: str | None, places: Places, loader: _Loader
 ) -> None:
-    """Refuse settings of Hydra's own that do something else than is asked for.
+    """Raise `ConfigError` for Hydra settings that are not supported, or do not fit the run mode.
 
     Args:
-        loader: what composed `config`.
+        expected: the mode that the command asks for.
+        loader: the loader that composed `config`.
     """
     if config.hydra.mode not in (None, expected):
         raise ConfigError(places.located(MODE))
     given = {_key_of(word) for kind in ("task", "hydra") for word in _words(config.hydra, kind)}
-    for group in given & {"launcher", "hydra/launcher"}:  # a pipeline may choose one, for when it is swept
+    # A pipeline's file may choose one for its sweeps, so only given words count.
+    for group in given & {"launcher", "hydra/launcher"}:
         if expected is RunMode.RUN and (chosen := config.hydra.runtime.choices.get(group)) != "basic":
             raise ConfigError(places.located(f"{group}={chosen}: {_OF_A_SWEEP}"))
     if config_dir is None or not _names_hydra(loader, config_dir, places):
@@ -561,7 +605,10 @@ def _refuse_hydras(
 
 
 def _names_hydra(loader: _Loader, config_dir: str, places: Places) -> bool:
-    """Whether a setting of Hydra's can be in the user's configs that were read; to look closer takes a second read."""
+    """Return True if the user's configs may set something of Hydra's.
+
+    This only searches the text: a closer look needs to parse the files again.
+    """
     files = (Path(config_dir).expanduser() / f"{path}.yaml" for path, _ in loader.parts)
     return any("@hydra" in key for key in places.overridden) or any(
         b"hydra" in file.read_bytes() for file in files if os.path.isfile(file)
@@ -569,7 +616,7 @@ def _names_hydra(loader: _Loader, config_dir: str, places: Places) -> bool:
 
 
 def _refuse_settings(keys: Iterable[str], is_sweep: bool, placed: Callable[[str], str] = str) -> None:
-    """Refuse what is no setting of Hydra's to choose, or none of one run."""
+    """Raise `ConfigError` for keys of Hydra that are not supported, or that only a sweep has."""
     for key in keys:
         if key.partition(".")[0] == "hydra" and not _TAKEN.fullmatch(key):
             raise ConfigError(placed(f"{key}: not supported here; {_HYDRAS}"))
@@ -578,11 +625,13 @@ def _refuse_settings(keys: Iterable[str], is_sweep: bool, placed: Callable[[str]
 
 
 def _words(hydra: DictConfig, kind: str = "task") -> list[str]:
-    """The overrides of a command as they were given. To look at one in the config would resolve what it interpolates.
+    """Return the overrides of a command as they were given.
+
+    They are not resolved. To read one through the config would resolve its interpolations.
 
     Args:
         hydra: Hydra's own config.
-        kind: task or hydra, whose settings they change.
+        kind: task or hydra: the overrides of our settings, or of Hydra's.
     """
     words: Any = OmegaConf.to_container(hydra.overrides[kind], resolve=False)
     return words
@@ -598,7 +647,7 @@ def _run(
     compare: Callable[[Path], None] | None,
     loader: _Loader,
 ) -> int:
-    GlobalHydra.instance().clear()  # Hydra composes once a process; we may be called again
+    GlobalHydra.instance().clear()  # Hydra composes once per process; we may be called again
     hydra = _hydra(loader)
     if not options.multirun:
         config = hydra.compose_config(config_name, options.overrides, RunMode.RUN)
@@ -616,13 +665,15 @@ def _run(
     config = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN)
     _refuse_hydras(config, RunMode.MULTIRUN, options.config_dir, places, loader)
     if "store" in config:
-        _ = config.store  # what is wrong with it would be said of the folder, which lies in it
-    if not records:  # a plan: every member in this process, one after the other
+        # Resolve it now: else its errors would name the sweep's folder, which is in the store.
+        _ = config.store
+    if not records:  # a plan: all members run in this process, one by one
         config.hydra.launcher = {"_target_": _BASIC_LAUNCHER}
     with _sweep_folder(config, records) as folder:
         config.hydra.sweep.dir = str(folder)
         quoted = str(folder).replace("'", "\\'")
-        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # for the members, which are composed anew
+        # Members are composed again, so they need the folder as an override.
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
         codes = []
         try:
             codes = _sweep(hydra, config, MemberTask(task, folder), check, places)
@@ -638,7 +689,10 @@ def _run(
 
 @contextlib.contextmanager
 def _sweep_folder(config: DictConfig, records: bool) -> Iterator[Path]:
-    """Give a sweep's folder in the store; for a plan, which leaves nothing behind, a temporary one."""
+    """Yield the folder of a sweep in the store.
+
+    A plan leaves nothing in the store, so it gets a temporary folder.
+    """
     if records:
         yield _own_folder(Path(config.hydra.sweep.dir))
         return
@@ -647,7 +701,7 @@ def _sweep_folder(config: DictConfig, records: bool) -> Iterator[Path]:
 
 
 def _sweep(hydra: Hydra, config: DictConfig, task: MemberTask, check: Check | None, places: Places) -> list[int]:
-    """Hydra's own multirun, its launcher inside ours; the exit code of each member."""
+    """Run Hydra's multirun with its launcher inside ours; return each member's exit code."""
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     sweeper: Any = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
 
@@ -662,7 +716,8 @@ def _sweep(hydra: Hydra, config: DictConfig, task: MemberTask, check: Check | No
         }
 
     sweeper.launcher = Launcher(sweeper.launcher, config.hydra.launcher, task, prepare)
-    sweeper.validate_batch_is_legal = lambda batch: None  # every batch is checked before the first runs
+    # Every batch is checked before the first one runs.
+    sweeper.validate_batch_is_legal = lambda batch: None
     batches = sweeper.sweep(arguments=_words(config.hydra))
     return [int(member.return_value) for batch in batches for member in batch]
 
@@ -684,7 +739,10 @@ def _checked(
 
 
 def _own_folder(folder: Path) -> Path:
-    """`folder`, or one beside it where another sweep, begun in the same second, has it."""
+    """Create `folder` and return it.
+
+    If another sweep, begun in the same second, has that folder, create one beside it.
+    """
     for number in range(1, 1000):
         own = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         own.parent.mkdir(parents=True, exist_ok=True)
@@ -695,7 +753,7 @@ def _own_folder(folder: Path) -> Path:
 
 
 def _tell_ends(folder: Path, codes: list[int]) -> None:
-    """Which members are not done and why, in a line each, and where the rest is to be read."""
+    """Print one line for each member that is not done, with the reason, and where to read more."""
     known = fates(folder)
     for number, code in enumerate(codes):
         fate = known.get(number)
@@ -708,8 +766,8 @@ def _tell_ends(folder: Path, codes: list[int]) -> None:
 
 
 def sweep_member() -> Member | None:
-    """The member of a sweep that runs now, told to whoever watches; None outside a sweep."""
-    hydra: Any = HydraConfig.get()  # a DictConfig that says it is a HydraConf
+    """Return the member of a sweep that runs now, and print its overrides; None outside a sweep."""
+    hydra: Any = HydraConfig.get()  # typed as HydraConf, but it is a DictConfig
     if OmegaConf.is_missing(hydra.job, "num"):
         return None
     overrides = [word for word in _words(hydra) if not word.startswith(("stage@", f"+{GIVEN}"))]
@@ -720,23 +778,30 @@ def sweep_member() -> Member | None:
 
 
 def chosen(group: str) -> tuple[str, bool]:
-    """What was chosen from a config group for the run under way, and whether all in it was left as it is."""
+    """Return the config chosen from a group in the current run, and if it is unchanged.
+
+    It is unchanged if none of its knobs was overridden.
+    """
     hydra: Any = HydraConfig.get()
     return str(hydra.runtime.choices[group]), not any(w.startswith(f"{group}.") for w in _words(hydra))
 
 
 def _tidy(folder: Path, keep: bool) -> None:
-    """Remove the empty folders that Hydra makes for the members of a sweep; its record too, of one that ran nothing."""
+    """Remove lock files, and the empty folders that Hydra makes for the members of a sweep.
+
+    Args:
+        keep: False: no member ran, so Hydra's record of the sweep is removed, too.
+    """
     for done_with in (*folder.glob("members/*.lock"), folder / STOPPED):
         done_with.unlink(missing_ok=True)
     if not keep:
         (folder / "multirun.yaml").unlink(missing_ok=True)
     for path in (*folder.glob("*/%j"), *folder.glob("*"), folder, folder.parent, folder.parent.parent):
         with contextlib.suppress(OSError):
-            path.rmdir()  # only where it is empty
+            path.rmdir()  # fails if the folder is not empty
 
 
-# -- Hydra's errors, in one line ---------------------------------------------------------------------------------
+# -- Hydra's errors, in one line -------------------------------------------------------------------
 
 
 def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
@@ -778,14 +843,15 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
     null = re.search(r"not Optional|Incompatible value 'None'", text)
     if null and (at := re.search(r"full_key: (\S+)", text)):
         return f"{at[1]}: expected a value, got null; leave it out for the default"
-    text = text.replace(  # of a YAML file, whose place Hydra does not say
+    # An error in a YAML file; Hydra does not give its place.
+    text = text.replace(
         "Cannot merge DictConfig with ListConfig", "a list is given where names with values are expected"
     )
     return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
 
 
 def _no_override(group: str) -> str:
-    """Say why the `override` of a defaults list has nothing to override."""
+    """Explain why an `override` in a defaults list has nothing to override."""
     if group == "sweep":
         return "defaults: override /sweep: a sweep changes the steps of a pipeline, so it is chosen by sweep=NAME alone"
     near = did_you_mean(difflib.get_close_matches(group, ("hardware", "tracker", "launcher"), n=1))
@@ -793,15 +859,20 @@ def _no_override(group: str) -> str:
 
 
 def _no_such_option(group: str, name: str, listed: str, config_name: str, overrides: Sequence[str]) -> str:
-    """Say which names a group of configs has; `listed` are Hydra's, by spaces."""
+    """Return the error line on a config that its group does not have.
+
+    Args:
+        listed: the names that the group has, from Hydra's message, separated by spaces.
+    """
     options = [option for option in listed.split() if option != "schema"]
     first, slash, rest = group.partition("/")
-    if slash and first in GROUPS:  # a name with a slash: of a model, an artifact's
+    if slash and first in GROUPS:  # the name has a slash: for a model, it is an artifact's
         group, name = first, f"{rest}/{name}"
     if group == "model" and config_name == "stage":
         stage = _stage_given(overrides)
         if not any(knob.startswith("model.") for knob in knobs_of(STAGES[stage])):
-            return no_such_knob(stage, "model")  # Hydra knows it as a group, which this stage has not
+            # Hydra knows the group, but this stage has no model.
+            return no_such_knob(stage, "model")
     if group == "hydra/launcher":
         return f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use launcher=basic"
     near = difflib.get_close_matches(name, options, n=1)
@@ -812,7 +883,7 @@ def _no_such_option(group: str, name: str, listed: str, config_name: str, overri
 
 
 def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
-    """Says which knob of the stage in question was meant by a name that it does not have."""
+    """Return the error line on an unknown knob, with the knob that was probably meant."""
     if config_name == "model_sizes":
         near = difflib.get_close_matches(key.rpartition(".")[2], [knob.name for knob in fields(ModelConfig)], n=1)
         return f"{key}: no such knob{did_you_mean(near)}; align model --help lists them"
@@ -842,7 +913,7 @@ def _stage_given(overrides: Sequence[str]) -> str:
 
 
 def _of_steps(stages: Mapping[str, str], name: str) -> list[str]:
-    """The knobs of steps that say what `name` says elsewhere, with the unit where it is another one."""
+    """Return the knobs of steps that other libraries call `name`, with the unit if it differs."""
     found = []
     for step, stage in stages.items():
         other = other_unit(STAGES[stage], name)
@@ -851,11 +922,11 @@ def _of_steps(stages: Mapping[str, str], name: str) -> list[str]:
         elif other is not None:
             own = other[0] if other[0] in knobs_of(RunConfig) else f"steps.{step}.{other[0]}"
             found.append(f"{own} (counts {other[1]})")
-    return [*dict.fromkeys(found)]  # a setting of the run is one of every step
+    return [*dict.fromkeys(found)]  # a setting of the run is found for every step
 
 
 def _stages_of_steps(overrides: Sequence[str]) -> dict[str, str]:
-    """The stage of each step of the pipeline that was chosen; none where it does not compose."""
+    """Return the stage of each step of the chosen pipeline; empty if that does not compose."""
     chosen_ones = [word for word in overrides if word.startswith("pipeline=")]
     hydra = GlobalHydra.instance().hydra
     try:

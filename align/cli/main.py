@@ -1,6 +1,6 @@
-"""The command line: `align run`, `align plan`, `align STAGE`, `align model`, and what is asked of a store.
+"""The command line: `align run`, `align plan`, `align STAGE`, `align model` and store commands.
 
-Help needs neither Hydra nor torch; planning needs no torch.
+Help needs neither Hydra nor torch. Planning needs no torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _VERBS = (*_COMPOSED, "report", "chat", "sample", "sweep", "artifacts")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; what went wrong is one line on standard error."""
+    """Run one command and return its exit code. An error is one line on standard error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "debug=true" in arguments
     try:
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _dispatch(arguments)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
@@ -65,7 +65,8 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(version_line())
         return 0
-    if verb not in _COMPOSED and verb in _VERBS:  # their options are argparse's
+    # These verbs use argparse: `store=FOLDER` becomes an option, `debug=true` is removed.
+    if verb not in _COMPOSED and verb in _VERBS:
         rest = [f"--{word}" if word.startswith("store=") else word for word in rest if word != "debug=true"]
     if verb == "artifacts":
         from align.cli.artifacts import main as artifacts
@@ -91,14 +92,15 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _compose(verb: str, arguments: list[str]) -> int:
-    """`run`, `plan`, `model` or a stage, whose knobs Hydra composes."""
+    """Run a verb whose config Hydra composes: `run`, `plan`, `model` or a stage."""
     from align.configs import OWN_STAGES, STAGES
     from align.configs.plugins import complaints
 
     for line in complaints(OWN_STAGES):
         print(f"warning: {line}", file=sys.stderr)
     planning = verb == "plan"
-    if planning and arguments and arguments[0] in ("run", *STAGES):  # align plan sft ..., align plan run ...
+    # as in: align plan sft ..., align plan run ...
+    if planning and arguments and arguments[0] in ("run", *STAGES):
         word, *arguments = arguments
         verb = verb if word == "run" else word
     if verb not in _COMPOSED:
@@ -127,7 +129,7 @@ def _compose(verb: str, arguments: list[str]) -> int:
 
 
 def _require_stage(verb: str) -> None:
-    """Raise where a verb is no stage, with the verbs that there are."""
+    """Raise `ConfigError` if a verb is no stage. The message lists the verbs."""
     from align.cli.artifacts import VERBS as OF_ARTIFACTS
     from align.configs import stage_class
 
@@ -140,14 +142,17 @@ def _require_stage(verb: str) -> None:
 
 
 def _compare(folder: Path) -> None:
-    """How the members of a sweep did, at its end."""
+    """Print how the members of a sweep compare, when it has ended."""
     from align.cli.sweep import compare_ended
 
     compare_ended(folder)
 
 
 def _with_inputs(stage: str, arguments: list[str]) -> list[str]:
-    """The arguments, with `model=REF` for `inputs.model=REF` where the stage has no knob of that name."""
+    """Return the arguments with `model=REF` as `inputs.model=REF`.
+
+    This applies to inputs whose name is not also a knob of the stage.
+    """
     from align.cli.config_file import input_slots
 
     slots = input_slots(stage)
@@ -155,7 +160,7 @@ def _with_inputs(stage: str, arguments: list[str]) -> list[str]:
 
 
 def _of_model(arguments: list[str]) -> list[str]:
-    """The arguments, with `hidden_size=96` for `model.hidden_size=96`."""
+    """Return the arguments with `hidden_size=96` as `model.hidden_size=96`."""
     from dataclasses import fields
 
     from align.configs import ModelConfig
@@ -172,7 +177,7 @@ def _model(cfg: DictConfig) -> int:
 
 
 def _show(arguments: list[str]) -> int:
-    """`align data ... --show N`: rows of a source, before anything is stored."""
+    """Run `align data ... --show N`: show rows of a source. Nothing is stored."""
     from align.cli.hydra import run
     from align.cli.show import show_options, show_source
 
@@ -182,7 +187,10 @@ def _show(arguments: list[str]) -> int:
 
 
 def _answered(act: Callable[[DictConfig], int]) -> Callable[[DictConfig, Places], int]:
-    """A task for Hydra that never raises: Hydra prints lines of its own about what a task raises."""
+    """Return a task for Hydra that returns an exit code instead of raising.
+
+    Hydra prints its own lines about exceptions of a task. Only `BrokenPipeError` is raised.
+    """
 
     def task(cfg: DictConfig, places: Places) -> int:
         try:
@@ -197,7 +205,10 @@ def _answered(act: Callable[[DictConfig], int]) -> Callable[[DictConfig, Places]
 
 
 def _setting(cfg: DictConfig, name: str) -> Any:
-    """The value of a setting; None if its interpolation cannot be resolved, which the plan reports at its place."""
+    """Return the value of a setting; None if its interpolation cannot be resolved.
+
+    The plan then reports the interpolation, with its place in the config.
+    """
     from omegaconf.errors import OmegaConfBaseException
 
     try:
@@ -207,7 +218,11 @@ def _setting(cfg: DictConfig, name: str) -> Any:
 
 
 def _planned(cfg: DictConfig, places: Places) -> tuple[RunConfig, list[Step], ArtifactStore]:
-    """Everything that can be known before it runs; raises an AlignError where it cannot."""
+    """Return the settings, the planned steps and the store.
+
+    Raises:
+        AlignError: something that can be known before the run is wrong.
+    """
     from align.pipeline.plan import plan, split_config
     from align.store.artifacts import ArtifactStore
 
@@ -222,8 +237,12 @@ def _has_work(cfg: DictConfig, places: Places) -> bool:
 
 
 def _guarded(act: Act) -> Callable[[DictConfig, Places], int]:
-    """A task for Hydra that never raises, so that a failed member of a sweep does not stop the others."""
-    stopped: list[int] = []  # the exit code of a member that was asked to stop: those after it do not begin
+    """Return a task for Hydra that returns an exit code instead of raising.
+
+    So a failed member of a sweep does not stop the others. Only `BrokenPipeError` is raised.
+    """
+    # The exit code of a member that was asked to stop: later members do not begin.
+    stopped: list[int] = []
 
     def task(cfg: DictConfig, places: Places) -> int:
         if stopped:
@@ -277,7 +296,10 @@ def _run(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: M
 
 
 def _told(error: Exception, debug: bool) -> int:
-    """Print the one line on an error, with `debug` its traceback too; the exit code."""
+    """Print an error as one line, with `debug` also its traceback; return the exit code.
+
+    An error that combines several, separated by "error: ", is one line for each.
+    """
     if debug:
         traceback.print_exc()
     if isinstance(error, AlignError):
@@ -290,7 +312,10 @@ def _told(error: Exception, debug: bool) -> int:
 
 
 def _complete(arguments: list[str]) -> int:
-    """Tab completion: the verb is ours, what follows is Hydra's. Install with: eval "$(align -sc install=bash)"."""
+    """Complete words in a shell: we complete the verb, Hydra completes the rest.
+
+    Install with: eval "$(align -sc install=bash)".
+    """
     from align.cli.hydra import run
     from align.configs import STAGES
 

@@ -1,4 +1,7 @@
-"""`align model`: what a model of conf/model/ holds and costs, counted on the model itself, built without storage."""
+"""`align model`: the size and the cost of a model of conf/model/.
+
+They are counted on the model itself, which is built without storage.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,9 @@ from align.runtime.console import short, wide_console
 if TYPE_CHECKING:
     from align.models.sizes import Weight
 
-_PER_PARAMETER = 20  # tokens [Hoffmann et al. 2022 (Chinchilla), table 3]
+_PER_PARAMETER = 20  # tokens per parameter [Hoffmann et al. 2022 (Chinchilla), table 3]
 
-# Tokens that a published model was trained on, and where that is said.
+# Tokens that a published model was trained on, and the source of that number.
 _TRAINED_ON = {
     **dict.fromkeys(
         [f"gpt3_{size}" for size in ("small", "medium", "large", "xl", "2_7b", "6_7b", "13b", "175b")],
@@ -37,11 +40,11 @@ def show(cfg: DictConfig, chosen: str, as_published: bool) -> int:
     """Print the account of one composed config; return 0.
 
     Args:
-        chosen: the model's name in conf/model/.
-        as_published: whether no knob of it was changed.
+        chosen: the name of the model in conf/model/.
+        as_published: True if no knob of the model was changed.
 
     Raises:
-        ConfigError: a knob, or what `transformers` makes of them, is not what it should be.
+        ConfigError: a knob is invalid, or `transformers` refuses the config that the knobs give.
     """
     model = _model_config(cfg)
     tokens, source = _tokens(cfg, chosen if as_published else "")

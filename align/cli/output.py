@@ -1,4 +1,4 @@
-"""What a person reads at the end of a command: the plan; whether a run worked, and its figures in one table."""
+"""The output at the end of a command: a plan, or a run's result with its metrics in one table."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from align.runtime.console import (
 from align.store.artifacts import ArtifactStore
 from align.store.sweep_records import Member
 
-_PLAN_WIDTH = 120  # characters that a plan with its reasons takes
-_RUN_LINES = 30  # that the end of a run takes at most
-_SENTENCE_LINES = 9  # of those at most
-_CLOSING_LINES = 4  # how many steps ran, and where the report, the artifacts and W&B's runs are
+_PLAN_WIDTH = 120  # characters that a plan with a column of reasons needs
+_RUN_LINES = 30  # lines at most at the end of a run
+_SENTENCE_LINES = 9  # lines at most of those for sentences
+_CLOSING_LINES = 4  # the number of steps, the report, the artifacts, W&B's runs
 _STYLES = {"good": "green", "bad": "red", "warning": "yellow", "neutral": ""}
 
 
@@ -42,7 +42,8 @@ def show_plan(steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, m
         _print_json([step.described() | costs[step.label]._asdict() for step in steps], member)
         return
     console = wide_console()
-    is_narrow = console.width < _PLAN_WIDTH  # then reasons stand below the table, each on lines of its own
+    # On a narrow console the reasons go below the table, on lines of their own.
+    is_narrow = console.width < _PLAN_WIDTH
     rows, reasons = [], dict[str, list[str]]()
     for step in steps:
         cost, state = costs[step.label], "cached" if step.cached else "run"
@@ -74,7 +75,7 @@ def _precision(step: Step) -> str | None:
 
 
 def _print_json(rows: list[dict[str, Any]], member: Member | None) -> None:
-    """A list; of a sweep, one line a member, with its overrides."""
+    """Print the rows as a JSON list; in a sweep, one line for each member, with its overrides."""
     print(json.dumps(rows, indent=1) if member is None else json.dumps({"overrides": member.overrides, "steps": rows}))
 
 
@@ -86,7 +87,10 @@ def show_outcomes(
     member: Member | None,
     report: Path | None,
 ) -> None:
-    """The end of a run: whether it worked, one table, and where the rest is; at most 30 lines of 80 columns."""
+    """Print the end of a run: whether it worked, one table, and where the rest is.
+
+    It takes at most 30 lines of 80 columns.
+    """
     if as_json:
         _print_json([outcome.described() for outcome in outcomes], member)
         return
@@ -100,7 +104,7 @@ def show_outcomes(
     if report is not None:
         shown = report.relative_to(Path.cwd()) if report.is_relative_to(Path.cwd()) else report
         console.print(f"report:    {shown}", soft_wrap=True)
-    if member is not None:  # the sweep says at its end where the rest is
+    if member is not None:  # the sweep prints the rest at its end
         return
     root = store.root.relative_to(Path.cwd()) if store.root.is_relative_to(Path.cwd()) else store.root
     given = "" if str(root) == "artifacts" else f" --store {root}"
@@ -113,16 +117,18 @@ def show_outcomes(
 
 
 def result_lines(made: Sequence[Made], last: Made, width: int, is_member: bool = False) -> list[tuple[str, str]]:
-    """What came of a run, as lines of at most `width` characters with their styles.
+    """Return the result of a run as (line, style) pairs, with lines of at most `width` characters.
 
     Args:
-        made: all artifacts of the run and what they were made from; `last` is that of its last step.
-        is_member: of a sweep, which ends with a table of all members: here a sentence is enough.
+        made: all artifacts of the run and of their lineage; `last` is the artifact of its last
+            step.
+        is_member: the run is a member of a sweep. If something was evaluated, a sentence is enough,
+            because the sweep ends with a table of all members.
     """
     is_evaluated = any(each.artifact.kind == "evaluation" for each in made)
     said = verdict(made)
     worrying = [line for line in said[1:] if line.tone in ("bad", "warning")]
-    # A run that evaluates nothing was not asked whether it worked.
+    # If nothing was evaluated, there is no answer to whether it worked.
     sentences = [*(said[:1] if is_evaluated else []), *([] if is_member else worrying)]
     lines: list[tuple[str, str]] = []
     for number, line in enumerate(sentences):
@@ -136,7 +142,8 @@ def result_lines(made: Sequence[Made], last: Made, width: int, is_member: bool =
         return lines
     table, notes = _table(made, last)
     below = [line for note in notes for line in sentence_lines(note, width)]
-    room = _RUN_LINES - _CLOSING_LINES - len(lines) - len(below) - 3  # two empty lines and the one on rows left out
+    # 3: two empty lines, and the line on rows that are left out.
+    room = _RUN_LINES - _CLOSING_LINES - len(lines) - len(below) - 3
     shown, left_out = _fitted(table, width, room, from_end=table.columns[0] == "model")
     if left_out:
         where = "in the report" if is_evaluated else f"align artifacts show {last.artifact.ref}"
@@ -148,7 +155,10 @@ def result_lines(made: Sequence[Made], last: Made, width: int, is_member: bool =
 
 
 def _table(made: Sequence[Made], last: Made) -> tuple[tables.Table, list[str]]:
-    """The one table of a run, with notes: models, or else tasks, or else the figures of the last step."""
+    """Return the table to show for a run, with notes.
+
+    It has the models, else the tasks, else the metrics of the last step.
+    """
     table, tasks, notes = models_table(made), tasks_table(made), []
     if table.rows:
         shown = "Wins at temperature 1 with 95 % intervals, a tie counts half."
@@ -168,10 +178,14 @@ def _table(made: Sequence[Made], last: Made) -> tuple[tables.Table, list[str]]:
 
 
 def _fitted(table: tables.Table, width: int, room: int, from_end: bool) -> tuple[list[tuple[str, str]], int]:
-    """Lay out as many rows as `room` lines hold, the first or the last of them; and count those left out."""
+    """Return the rows that fit into `room` lines, at least one, and the number left out.
+
+    Args:
+        from_end: keep the last rows instead of the first.
+    """
     for count in range(len(table.rows), 0, -1):
         rows = table.rows[-count:] if from_end else table.rows[:count]
-        if not rows[0][0]:  # a further line of a row that is left out
+        if not rows[0][0]:  # it continues a row that is left out
             continue
         lines = [(line, style) for block, style in table_lines(table.columns, rows, width) for line in block]
         if len(lines) <= room or count == 1:
@@ -180,9 +194,10 @@ def _fitted(table: tables.Table, width: int, room: int, from_end: bool) -> tuple
 
 
 def report_on_run(outcomes: Sequence[Outcome], store: ArtifactStore, name: str, member: Member | None) -> Path | None:
-    """The report on a pipeline's run, where something was evaluated; written anew where something was made.
+    """Write the report on a run and return its path; None if nothing was evaluated.
 
-    That of a sweep's member is kept with the sweep.
+    The page is rewritten if the run made something, or if the page is missing. The report of a
+    sweep's member is in the folder of the sweep. It is None if the member made nothing.
     """
     evaluations = [o for o in outcomes if o.artifact.kind == "evaluation"]
     if not evaluations:
@@ -195,7 +210,7 @@ def report_on_run(outcomes: Sequence[Outcome], store: ArtifactStore, name: str, 
         out, title = member.folder / f"{member.number}.html", f"{name} {' '.join(member.knobs)}"
     made = not all(outcome.cached for outcome in outcomes)
     if member is not None and not made:
-        return None  # the sweep that made it has its page
+        return None  # the sweep that made its artifacts has the page
     if made or not out.exists():
         write_report(store, [f"{o.step.label}:v{o.version}" for o in evaluations], out, title)
     return out

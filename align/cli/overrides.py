@@ -1,7 +1,7 @@
-"""Paths and references on the command line, quoted as Hydra's grammar wants them.
+"""Quote paths and references on the command line for Hydra's grammar.
 
-A shell gives `source=path:/tmp/my data (1)/x=y.jsonl` as one word. Hydra would read the space, the bracket or the
-comma in it as grammar, so such a value is quoted here before Hydra sees it.
+A shell passes `source=path:/tmp/my data (1)/x=y.jsonl` as one word. Hydra would parse its space,
+brackets or commas as grammar, so such a value is quoted before Hydra sees it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from align.store.references import SCHEMES, hint, is_path
 _STARTS = (*(f"{scheme}:" for scheme in SCHEMES), "/", "./", "../", "~/", "http://", "https://", "file://")
 _IN_NAMES, _BACKSLASH = re.compile(r"[:()=,\s\[\]{}]"), r"\\\g<0>"
 _DICTIONARY = re.compile(r"\{([^{}]*)\}")
-_PLAIN = re.compile(r"[A-Za-z0-9_/\-+.%@?|:]*")  # what Hydra takes as it is
+_PLAIN = re.compile(r"[A-Za-z0-9_/\-+.%@?|:]*")  # text that Hydra reads unchanged
 
 
 def quoted(overrides: Sequence[str], is_sweep: bool) -> list[str]:
-    """The overrides, their paths and references quoted where Hydra would misread them.
+    """Return the overrides with paths and references quoted where Hydra would misread them.
 
-    A comma separates references where one begins behind it; in a sweep, and in a list, every comma does, except where
-    the text with the comma in it is the path of a file or folder that exists.
+    A comma separates references if a reference begins after every comma. In a sweep and in a list
+    every comma separates, except if the text with the comma is the path of an existing file or
+    folder.
     """
     return [_quoted(word, is_sweep) for word in overrides]
 
@@ -54,9 +55,9 @@ def _quoted(word: str, is_sweep: bool) -> str:
 
 
 def _escaped_names(dictionary: re.Match[str]) -> str:
-    """`{MODULE:FUNCTION(A=1):0.5}` as Hydra reads it, a backslash before each sign of its grammar in a name.
+    """Escape Hydra's special characters in the names of `{MODULE:FUNCTION(A=1):0.5}`.
 
-    A weight follows the last colon; what is no such dictionary comes back as it is.
+    The weight follows the last colon. Text that is no such dictionary is returned unchanged.
     """
     items, depth = [""], 0
     for sign in dictionary[1]:
@@ -72,7 +73,7 @@ def _escaped_names(dictionary: re.Match[str]) -> str:
 
 
 def _rejoined(parts: Sequence[str]) -> list[str]:
-    """Parts between commas, where several together are the path of something that exists as one."""
+    """Join parts, split at commas, that together are the path of an existing file or folder."""
     found, begin = [], 0
     while begin < len(parts):
         end = begin + 1
@@ -88,9 +89,9 @@ def _rejoined(parts: Sequence[str]) -> list[str]:
 
 
 def _quoted_reference(text: str) -> str:
-    """A path or a reference in Hydra's single quotes, unless Hydra takes it as it is; other text as it is.
+    """Put a path or reference into Hydra's single quotes; return other and plain text unchanged.
 
-    `${` in a name is text: escaped, no interpolation begins there.
+    A `${` in a name is text, so it is escaped: it must not begin an interpolation.
     """
     if not text.startswith(_STARTS) or _PLAIN.fullmatch(text):
         return text
@@ -98,17 +99,21 @@ def _quoted_reference(text: str) -> str:
 
 
 def in_quotes(text: str) -> str:
-    """A text as Hydra's grammar writes it, whatever stands in it but an interpolation."""
+    """Return text in quotes for Hydra's grammar. An interpolation in it still works."""
     return QuotedString(text, Quote.single).with_quotes()
 
 
 def check_grammar(overrides: Sequence[str]) -> None:
-    """Raise `ConfigError` at an override that Hydra cannot read, with the same in quotes, to be copied."""
+    """Raise `ConfigError` for an override that Hydra cannot parse.
+
+    The message has the override in quotes, ready to be copied.
+    """
     parser = OverridesParser.create()
     for word in overrides:
         try:
             parser.parse_override(word)
-        except (HydraException, ValueError, RecursionError):  # the last two: of numbers and lists beyond all measure
+        except (HydraException, ValueError, RecursionError):
+            # ValueError and RecursionError: huge numbers, and lists nested too deeply.
             key, _, value = word.partition("=")
             if is_path(value):
                 raise ConfigError(f"{key}: Hydra cannot read {value!r}{hint(value)}") from None
@@ -124,7 +129,7 @@ def check_grammar(overrides: Sequence[str]) -> None:
 
 
 def _as_text(value: str) -> str:
-    """The value in quotes; of a list each item."""
+    """Return the value in quotes; for a list, each item in quotes."""
     if value.startswith("[") and value.endswith("]"):
         return f"[{','.join(in_quotes(part.strip()) for part in value[1:-1].split(','))}]"
     return in_quotes(value)

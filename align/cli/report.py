@@ -1,4 +1,6 @@
-"""`align report`: one page that says whether it worked, from manifests and logs alone. Needs no torch."""
+"""`align report`: one page that says whether it worked,
+from manifests and logs alone. Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from align.errors import ConfigError, StoreError
 from align.runtime.console import Parser
 from align.store.artifacts import ArtifactStore, existing_store
 
-_APART = 20  # times the CPU seconds of writing the page, from one to the next: training keeps its cores
+# The pause between two pages, as a multiple of the CPU seconds of writing one: training needs the
+# cores.
+_APART = 20
 
 
 def main(arguments: list[str]) -> int:
@@ -48,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _follow(store: ArtifactStore, refs: Sequence[str], out: Path, title: str) -> None:
-    """Write the page again and again until Ctrl-C, then once more without its reloading."""
+    """Write the page repeatedly until Ctrl-C, then once more without reloading."""
     from align.report.page import RELOAD_SECONDS, write_report
 
     try:
@@ -61,7 +65,8 @@ def _follow(store: ArtifactStore, refs: Sequence[str], out: Path, title: str) ->
             begun = time.process_time()
             try:
                 write_report(store, refs, out, title, follows=True)
-            except StoreError as error:  # a step that stopped began anew, or an artifact was removed meanwhile
+            except StoreError as error:
+                # A stopped step began again, or an artifact was removed meanwhile.
                 print(f"{error}; the page stays as it is", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         write_report(store, refs, out, title)

@@ -54,10 +54,11 @@ def _numbers(text: str) -> list[float]:
 
 
 def _write(artifact: Artifact, prompts: list[str], options: Namespace, answers: bool) -> None:
-    """Print a paragraph for each prompt and temperature; what was given is bold.
+    """Print a paragraph for each prompt and temperature, with the prompt in bold.
 
     Args:
-        answers: prompts are what a user says, by the model's chat template; else texts begin with them.
+        answers: True: each prompt is a user's turn, written by the model's chat template. False:
+            each text begins with its prompt.
     """
     from rich.text import Text
 

@@ -1,6 +1,8 @@
-"""`align data ... --show 3`: the first rows of a source as they came, as records, and as a model reads them.
+"""`align data ... --show 3`: the first rows of a source, raw and as records.
 
-Nothing is stored. torch is imported only where a tokenizer is given.
+With a tokenizer, the records are shown as a model reads them.
+
+Nothing is stored. torch is imported only if a tokenizer is given.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
     from align.stages.data import Look
 
 Row = dict[str, Any]
-Run = tuple[str, bool]  # text, and whether it is trained on
+Run = tuple[str, bool]  # (text, True if it is trained on)
 
-_MOST = 1000  # characters of a text that are shown
-_MOST_RAW = 300  # characters of a raw column
-_MOST_ROWS = 5  # records of one raw row: a book gives many
-_OPENED, _CLOSED = "[[", "]]"  # around what is trained on, where there are no colours
-# What the mark means, for each kind of record.
+_MOST = 1000  # characters shown of a text
+_MOST_RAW = 300  # characters shown of a raw column
+_MOST_ROWS = 5  # records shown of one raw row: a book gives many
+_OPENED, _CLOSED = "[[", "]]"  # around trained text, without colours
+# The meaning of the mark, for each kind of record.
 _MEANING = {
     "documents": "a language model is trained on all of the text",
     "demonstrations": "marked: what the model is trained to write",
@@ -46,12 +48,12 @@ _MEANING = {
 
 
 def show_options(arguments: list[str]) -> tuple[Namespace, list[str]]:
-    """(options of `--show`, the knobs of the data stage) from the arguments behind `align data`."""
+    """Split the arguments after `align data` into (options of `--show`, knobs of the stage)."""
     parser = Parser(prog="align data", add_help=False, allow_abbrev=False)
     parser.add_argument("--show", nargs="?", metavar="N")
     parser.add_argument("--tokenizer", metavar="REF")
     options, knobs = parser.parse_known_args(arguments)
-    if "=" in (options.show or "="):  # --show by itself, perhaps with a knob behind it
+    if "=" in (options.show or "="):  # --show without a number; its value may be a knob
         knobs += [options.show] if options.show else []
         options.show = "3"
     if not options.show.isdecimal() or int(options.show) == 0:
@@ -61,7 +63,7 @@ def show_options(arguments: list[str]) -> tuple[Namespace, list[str]]:
 
 
 def show_source(cfg: DictConfig, options: Namespace) -> int:
-    """Show the first rows of the source that a composed config of the data stage names."""
+    """Show the first rows of the source in a composed config of the data stage."""
     settings, nodes = split_config(cfg)
     ((name, node),) = nodes.items()
     data = step_config(name, node, settings.seed)
@@ -75,7 +77,8 @@ def show(cfg: Data, data_root: str | None, count: int, tokenizer: PreTrainedToke
     """Print the first `count` rows of a source; with a tokenizer, as its chat template writes them.
 
     Raises:
-        ConfigError: a row is malformed, after all were shown; there is none, or `columns` names none of its columns.
+        ConfigError: a row is malformed (raised after all rows were shown), the source has no rows,
+            or `columns` names a column that no row has.
     """
     from align.stages.data import first_rows
 
@@ -114,7 +117,7 @@ def _show_row(console: Console, record: str, look: Look, tokenizer: PreTrainedTo
     console.print()
 
 
-_SHOWN = {  # columns of a record that the rendering has
+_SHOWN = {  # columns that the rendering of a record already shows
     "documents": ("text",),
     "demonstrations": ("messages",),
     "prompts": ("prompt",),
@@ -131,7 +134,7 @@ def _line(text: str) -> Block:
 
 
 def _plain(record: str, row: Row, tokenizer: None) -> tuple[str, list[Block]]:
-    """A record by who says what, as no model reads it."""
+    """Return a record as turns with roles, or as plain text: without a chat template."""
     if record == "documents":
         return "", [_line(row["text"])]
     if record == "items":
@@ -160,7 +163,7 @@ def _ranked(row: Row) -> list[tuple[int, str]]:
 
 
 def _encoded(record: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Block]]:
-    """A record token by token as a model reads it, put back into text."""
+    """Return a record as the model reads it: encoded, then decoded back into text."""
     from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, encode_prompts, takes_tools
     from align.text.encoding import encode_texts
 
@@ -169,7 +172,7 @@ def _encoded(record: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple
             (ids,) = encode_texts(tokenizer, [row["text"]])
             return f", {len(ids):,} tokens", [[(_decoded(tokenizer, ids), False)]]
         if record == "demonstrations":
-            tools = row.get("tools") if takes_tools(tokenizer) else None  # as supervised tuning does
+            tools = row.get("tools") if takes_tools(tokenizer) else None  # as in supervised tuning
             ((ids, by_assistant),) = encode_conversations(tokenizer, [row["messages"]], "row", [tools])
             counts = f", {len(ids):,} tokens, {sum(by_assistant):,} of them trained on"
             if tools is None and row.get("tools") is not None:
@@ -193,9 +196,10 @@ def _encoded(record: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple
 
 
 def _runs(tokenizer: PreTrainedTokenizerBase, ids: list[int], marks: list[bool]) -> Block:
-    """Tokens as text, cut where the mark changes.
+    """Return tokens as text, cut where the mark changes.
 
-    Each piece is what it adds to the text before it: some decoders drop the space that a piece begins with.
+    Each piece is the difference that it makes to the decoded text so far, because some decoders
+    drop a piece's leading space.
     """
     runs: Block = []
     before, begin = "", 0
@@ -212,7 +216,10 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _tokenizer(ref: str, store_root: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of an artifact, or of a folder or a repository as importing it would make it."""
+    """Return the tokenizer that a reference names.
+
+    A folder or a repository gives the tokenizer that importing it would make.
+    """
     if not is_outside(ref):
         from align.models.load import load_tokenizer
 
@@ -234,7 +241,7 @@ def _tokenizer(ref: str, store_root: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-# -- on the console ------------------------------------------------------------------------------------------------
+# -- on the console --------------------------------------------------------------------------------
 
 
 def _part(console: Console, title: str, blocks: Iterable[Block]) -> None:
@@ -247,7 +254,10 @@ def _part(console: Console, title: str, blocks: Iterable[Block]) -> None:
 
 
 def _text(block: Block, in_colour: bool) -> Text:
-    """A block, its trained parts in colour or in brackets; of a long one the beginning and what is left out."""
+    """Return a block with its trained parts in colour or in brackets.
+
+    A long block is cut, with a note of its full length.
+    """
     text, left = Text(), _MOST
     for words, is_trained in block:
         shown = _visible(words[:left])
@@ -265,7 +275,7 @@ def _has_colours(console: Console) -> bool:
 
 
 def _visible(text: str) -> str:
-    """Text without what a terminal would take as a command."""
+    """Escape what a terminal could take as a command; keep line breaks."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 

@@ -27,7 +27,7 @@ from align.runtime.console import Parser, print_sentence, print_table, table_lin
 from align.store.artifacts import ArtifactStore, store_folder
 from align.store.sweep_records import Record, read_sweep, sweeps
 
-_WIDE = 120  # characters that a table takes with artifacts' keys
+_WIDE = 120  # characters that a table with artifacts' keys needs
 
 
 def main(arguments: list[str]) -> int:
@@ -46,8 +46,8 @@ def main(arguments: list[str]) -> int:
     options.store = store_folder(options.store)
     given = Path(options.folder) if options.verb == "show" and options.folder else None
     if given is not None and not given.exists():
-        given = Path(options.store) / "sweeps" / given  # by its name alone
-    # A sweep lies in the store that holds what its members made.
+        given = Path(options.store) / "sweeps" / given  # only its name was given
+    # The folder of a sweep is in the same store as the artifacts of its members.
     store = ArtifactStore(options.store if given is None or given.parent.name != "sweeps" else given.parent.parent)
     found = sweeps(store)
     if not found and given is None:
@@ -85,7 +85,7 @@ def _show(store: ArtifactStore, folder: Path, options: argparse.Namespace) -> No
 
 
 def compare_ended(folder: Path) -> None:
-    """Print the comparison with which a sweep ends; nothing where its folder is outside a store."""
+    """Print the comparison at the end of a sweep; nothing if its folder is outside a store."""
     if folder.parent.name == "sweeps" and (folder / "members").is_dir():
         compare(folder, read_sweep(ArtifactStore(folder.parent.parent), folder), None)
 
@@ -94,10 +94,10 @@ def compare(folder: Path, records: Sequence[Record], wanted: str | None) -> None
     """Print the members of a sweep, the best first, and means over seeds; write the page.
 
     Args:
-        wanted: the metric that members are ranked by; None: the first known one that all members have.
+        wanted: the metric to rank by; None: the first known metric that all members have.
 
     Raises:
-        ConfigError: some member does not have the metric that is wanted.
+        ConfigError: some member lacks the wanted metric.
     """
     runs, console = runs_of(records), wide_console()
     objective = objective_of(runs, wanted) if runs else None
@@ -121,7 +121,10 @@ def compare(folder: Path, records: Sequence[Record], wanted: str | None) -> None
 
 
 def _ranked(runs: Sequence[Run], objective: str | None) -> list[Run]:
-    """The best setting first, by its mean over seeds; in it the best run first."""
+    """Sort runs by their setting's mean over seeds, the best first; then by their own figure.
+
+    The order is unchanged without an objective, or if the runs were evaluated on different splits.
+    """
     if objective is None or len(splits_of(runs, objective)) > 1:
         return list(runs)
     sign = 1.0 if lower_is_better(objective) else -1.0
@@ -130,7 +133,7 @@ def _ranked(runs: Sequence[Run], objective: str | None) -> list[Run]:
 
 
 def _about_ranking(records: Sequence[Record], runs: Sequence[Run], objective: str | None) -> str:
-    """What members are ranked by, and whether the first one's figure can be trusted."""
+    """Say what the members are ranked by, and whether the first one's figure can be trusted."""
     if objective is None:
         return "Not ranked: the members have no known metric in common; --objective names one."
     splits = splits_of(runs, objective)
@@ -151,7 +154,10 @@ def _about_ranking(records: Sequence[Record], runs: Sequence[Run], objective: st
 
 
 def _print_members(console: Console, records: Sequence[Record], runs: Sequence[Run], objective: str | None) -> None:
-    """Print those that are done by rank, then the others; errors stand below, for they are long."""
+    """Print the members that are done by rank, then the others.
+
+    Errors go below the table, because they are long.
+    """
     places = {run.number: place for place, run in enumerate(runs)}
     ordered = sorted(records, key=lambda record: places.get(record.number, len(records)))
     bare = [record._replace(error="") for record in ordered]
@@ -166,7 +172,10 @@ def _print_members(console: Console, records: Sequence[Record], runs: Sequence[R
 
 
 def _narrowed(table: Table, runs: Sequence[Run], objective: str | None, width: int) -> Table:
-    """As many columns as fit side by side; metrics are left to the page, the objective never."""
+    """Remove columns until the table fits the width.
+
+    The page shows all metrics. The objective is never removed.
+    """
     table = without_empty(table)
     spare = [name for name in shown_metrics(runs) if name != objective]
     while ("made" in table.columns or spare) and not _fits(table, width):

@@ -1,4 +1,4 @@
-"""A user's YAML file: its values, the line of each, and what is wrong with it in one line."""
+"""Read a user's YAML file: its values, the line of each key, and its errors in one line."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from align.errors import ConfigError
 
 
 class YamlFile(NamedTuple):
-    """What a file holds.
+    """The content of a YAML file.
 
     Attributes:
-        values: nested, with the keys as they are written: `lora.rank` may be one key.
-        lines: the line of each key, counted from 1, as `steps.ppo.kl_coef`; of an item of `defaults` as `stage=sft`.
+        values: nested, with keys as written: `lora.rank` may be one key.
+        lines: the line of each key, counted from 1. A key is written as `steps.ppo.kl_coef`, and an
+            item of `defaults` as `stage=sft`.
     """
 
     values: dict[str, Any]
@@ -30,10 +31,11 @@ def read_yaml(file: Path, name: str = "") -> YamlFile:
     """Read a file of names with values as Hydra reads it.
 
     Args:
-        name: of the file, for an error line.
+        name: the name of the file in error lines; default: its path.
 
     Raises:
-        ConfigError: with the file and the line.
+        ConfigError: the file is missing, unreadable or invalid; the message has its name and the
+            line.
     """
     name = name or str(file)
     if not file.is_file():
@@ -54,7 +56,11 @@ def read_yaml(file: Path, name: str = "") -> YamlFile:
 
 
 def _lines(node: yaml.Node, prefix: str, name: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, int]]:
-    """Each key below a node with its line. The node's values were made, so what `<<` merges stands in it."""
+    """Yield each key below a node with its line.
+
+    The node's values were constructed before this, so keys merged with `<<` are in the node
+    already.
+    """
     if id(node) in above:
         raise ConfigError(f"{name}:{node.start_mark.line + 1}: a value that contains itself (&NAME and *NAME)")
     if isinstance(node, yaml.SequenceNode):
@@ -79,7 +85,7 @@ def _lines(node: yaml.Node, prefix: str, name: str, above: tuple[int, ...] = ())
 
 
 def _check_interpolation(node: yaml.ScalarNode, name: str) -> None:
-    """Refuse a text with a `${` that does not parse."""
+    """Raise `ConfigError` for a text with a `${` that does not parse."""
     try:
         OmegaConf.create({"text": node.value})
     except GrammarParseError:
@@ -91,7 +97,7 @@ _TEXT = "tag:yaml.org,2002:str"
 
 
 def _choices(item: yaml.Node) -> Iterator[tuple[str, int]]:
-    """An item of the defaults list, `/stage@steps.sft: sft`, as `stage=sft`."""
+    """Yield an item of `defaults`, `/stage@steps.sft: sft`, as `stage=sft`, with its line."""
     if isinstance(item, yaml.MappingNode):
         for group, option in item.value:
             if isinstance(group, yaml.ScalarNode) and isinstance(option, yaml.ScalarNode):
@@ -100,11 +106,11 @@ def _choices(item: yaml.Node) -> Iterator[tuple[str, int]]:
 
 
 def explain_yaml(error: Exception, name: str = "") -> str:
-    """Say in one line where a file is no YAML, and what to write.
+    """Return one line that says where a file is not valid YAML, and what to write instead.
 
     Args:
-        error: PyYAML's, or a `UnicodeDecodeError`.
-        name: of the file; "" where PyYAML's error has it.
+        error: PyYAML's error, or a `UnicodeDecodeError`.
+        name: the name of the file; "" if PyYAML's error has it.
     """
     if isinstance(error, UnicodeDecodeError):
         line = error.object[: error.start].count(b"\n") + 1
@@ -142,13 +148,14 @@ def explain_yaml(error: Exception, name: str = "") -> str:
 
 
 def nested(values: Mapping[str, Any], opaque: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The values with `lora.rank: 8` as `lora: {rank: 8}`.
+    """Return the values with `lora.rank: 8` as `lora: {rank: 8}`.
 
     Args:
-        opaque: names below which keys are the user's own, dots and all.
+        opaque: knobs with keys of the user's own below them; dots in those keys are kept.
 
     Raises:
-        ConfigError: a value is given twice, as `lora: {rank: 4}` and `lora.rank: 8`. The message begins with the key.
+        ConfigError: a value is given twice, as in `lora: {rank: 4}` and `lora.rank: 8`. The message
+            begins with the key.
     """
     found: dict[str, Any] = {}
     for key, value in values.items():

@@ -1,12 +1,14 @@
-"""The contract of every stage: what it takes, what it makes, and its knobs with default, unit and source.
+"""The contract of every stage: inputs, output, and knobs with their defaults, units and sources.
 
-A knob's comment is what `align STAGE --help` prints. A stage's key (see `plan.py`) holds the knobs that differ
-from the defaults here, so changing a default, or what a knob means, raises the stage's `VERSION`; adding one does not.
+`align STAGE --help` prints a knob's comment. A stage's key (see `plan.py`) holds only the knobs
+that differ from the defaults here. So bump the stage's `VERSION` if you change a default or the
+meaning of a knob. A new knob needs no bump.
 
-Sources: [InstructGPT] Ouyang et al. 2022; [Ziegler] Ziegler et al. 2019 and openai/lm-human-preferences;
-[GPT-1] Radford et al. 2018 and openai/finetune-transformer-lm; [GPT-2] openai/gpt-2; [GPT-3] Brown et al. 2020;
-[GPT-4] OpenAI 2023; [T5] Raffel et al. 2020; [LLaMA] Touvron et al. 2023; [LoRA] Hu et al. 2021; [Muon] Jordan et al.
-2024 with the scale of Liu et al. 2025; [ours] measured or judged here.
+Sources: [InstructGPT] Ouyang et al. 2022; [Ziegler] Ziegler et al. 2019 and
+openai/lm-human-preferences; [GPT-1] Radford et al. 2018 and openai/finetune-transformer-lm; [GPT-2]
+openai/gpt-2; [GPT-3] Brown et al. 2020; [GPT-4] OpenAI 2023; [T5] Raffel et al. 2020; [LLaMA]
+Touvron et al. 2023; [LoRA] Hu et al. 2021; [Muon] Jordan et al. 2024 with the scale of Liu et al.
+2025; [ours] measured or judged here.
 """
 
 from __future__ import annotations
@@ -42,11 +44,15 @@ _ALL = (
 )
 OWN_STAGES = frozenset(cls.STAGE for cls in _ALL)
 STAGES: dict[str, type[StageConfig]] = {cls.STAGE: cls for cls in _ALL}
-STAGES |= stages_of_plugins(OWN_STAGES)  # at the end: their modules import this one
+STAGES |= stages_of_plugins(OWN_STAGES)  # last: modules of plugins import this module
 
 
 def stage_class(name: str) -> type[StageConfig]:
-    """The config class of a stage, or a `ConfigError` that suggests one."""
+    """Return the config class of a stage.
+
+    Raises:
+        ConfigError: no stage has this name. The message suggests the most similar one.
+    """
     if name not in STAGES:
         near = difflib.get_close_matches(name, STAGES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 
 class Curve(NamedTuple):
-    """One chart.
+    """A chart of one or more metrics.
 
     Attributes:
-        metrics: their names in metrics.jsonl; those that were not logged are left out.
-        prefix: instead of `metrics` every name that begins so, if there are several.
+        metrics: names in metrics.jsonl; a metric that was not logged is left out.
+        prefix: if set, the chart shows every metric whose name begins so, instead of `metrics`. It
+            is drawn only if there are several.
         without: names that `prefix` leaves out.
         against: the metric of the horizontal axis, and its label; None: the stage's own axis.
     """

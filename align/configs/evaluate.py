@@ -1,4 +1,4 @@
-"""The stage that says whether it worked. Sources as in `align/configs/__init__.py`."""
+"""The knobs of `evaluate` and `prompt`. Sources: see `align/configs/__init__.py`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from align.text.forms import read_form
 FREE_FORM = ("greedy", "beam")
 PROBES = ("brief", "polite", "capitals", "one_sentence")
 
-VALIDATION_SCORE = "validation/score"  # the metric of `prompt` by which `evaluate` takes one of several prompted models
-RESERVED = ("", "baseline", "gain", "answers")  # what a group, a check or a prefix cannot be called
+# The metric of `prompt` by which `evaluate` chooses one of several prompted models.
+VALIDATION_SCORE = "validation/score"
+# Names that a group, a check or a prefix cannot have.
+RESERVED = ("", "baseline", "gain", "answers")
 
 
 @dataclass(slots=True, kw_only=True)
 class JudgeConfig:
-    """A language model that compares answers, behind an endpoint with OpenAI's chat completions; OPENAI_API_KEY is
-    read where there is one.
+    """A language model that compares answers, behind an endpoint with OpenAI's chat completions.
+
+    The key of the endpoint is read from OPENAI_API_KEY, if that is set.
     """
 
     url: str | None = field(
         default=None,
         metadata={
-            "comment": "of the endpoint, as in http://localhost:8000/v1; None: no such judge; not in the key",
+            "comment": "address of the endpoint, as in http://localhost:8000/v1; None: no such judge; not in the key",
             "outside_key": True,
         },
     )
-    model: str = knob("", "its name at the endpoint")
-    likert: bool = knob(False, "have every answer rated from 1 to 7, too [InstructGPT]")
+    model: str = knob("", "the judge's name at the endpoint")
+    likert: bool = knob(False, "also rate every answer from 1 to 7 [InstructGPT]")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,9 +43,13 @@ class Evaluate(StageConfig):
     """Score a model on held-out prompts and on tasks, alone and against a baseline."""
 
     STAGE: ClassVar[str] = "evaluate"
-    # 2: fact_recall; 3: intervals, baselines, calibration; 4: attention; 5: figures of few items are marked; functions
-    # get messages; precision is auto, max_new_tokens 256; 6: bare values and wrong yes and no count as made-up facts
-    # 7: reward models that only watched PPO are not in seen_by_reward_model
+    # 2: fact_recall
+    # 3: intervals, baselines, calibration
+    # 4: attention
+    # 5: figures of few items are marked; functions get messages; precision is auto,
+    #    max_new_tokens 256
+    # 6: bare values and a wrong yes or no count as made-up facts
+    # 7: seen_by_reward_model leaves out PPO's held-out reward models
     VERSION: ClassVar[int] = 7
     MANY: ClassVar[tuple[str, ...]] = ("prompted_base",)
     OUTPUT: ClassVar[str] = "evaluation"
@@ -56,45 +63,54 @@ class Evaluate(StageConfig):
         "reward_model": "reward_model",
         "text": "documents",
     }
-    split: str = knob("test", "of prompts and items: validation to choose by, test for the figure that is reported")
-    num_prompts: int | None = knob(None, "held-out prompts; None: all there are")
-    num_items: int | None = knob(None, "of each task; None: all there are")
-    num_shots: int = knob(0, "solved items before each, from the train split [GPT-3]; of lm-eval's tasks, too")
+    split: str = knob("test", "split of prompts and items: validation to choose a model, test for the reported figure")
+    num_prompts: int | None = knob(None, "held-out prompts to use; None: all there are")
+    num_items: int | None = knob(None, "items of each task; None: all there are")
+    num_shots: int = knob(0, "solved items before each item, from the train split [GPT-3]; also for lm-eval's tasks")
     free_form: str | None = knob(
-        None, "have the answers to items written as well: greedy, or beam for width 4 and length penalty 0.6 [GPT-3]"
+        None, "also generate the answers to items: greedy, or beam for width 4 and length penalty 0.6 [GPT-3]"
     )
     prefixes: dict[str, str] = field(
         default_factory=dict,
-        metadata={"comment": "'prefixes={NAME: LINE}': before each item and checked prompt [InstructGPT: respectful]"},
+        metadata={
+            "comment": "'prefixes={NAME: LINE}': also evaluate items and checks with this line before each item and "
+            "prompt [InstructGPT: respectful]"
+        },
     )
     tasks: list[str] = field(
         default_factory=list,
-        metadata={"comment": "of lm-eval: lm_eval:NAME, or lm_eval:FILE.yaml; its extra is eval", "reads": "tasks"},
+        metadata={
+            "comment": "tasks of lm-eval: lm_eval:NAME, or lm_eval:FILE.yaml; needs align's extra eval",
+            "reads": "tasks",
+        },
     )
     reward_functions: dict[str, float] = field(
         default_factory=dict,
         metadata={
-            "comment": "MODULE:FUNCTION: weight, a judge by rules, as in PPO: docs/how-to/write-a-reward-function.md",
+            "comment": "MODULE:FUNCTION: weight, reward functions that score every answer, as in PPO; see "
+            "docs/how-to/write-a-reward-function.md",
             "reads": "functions",
         },
     )
     checks: dict[str, str] = field(
         default_factory=dict,
         metadata={
-            "comment": "'checks={NAME: \"words:FILE\"}', or classifier:FOLDER#LABEL, MODULE:FUNCTION; of every answer",
+            "comment": "'checks={NAME: \"words:FILE\"}', or classifier:FOLDER#LABEL, MODULE:FUNCTION; checks every "
+            "answer",
             "reads": "checks",
         },
     )
     steering: list[str] = field(
-        default_factory=list, metadata={"comment": "probes of the system message: " + ", ".join(PROBES)}
+        default_factory=list,
+        metadata={"comment": "probes of how well the model follows a system message: " + ", ".join(PROBES)},
     )
     judge: JudgeConfig = field(default_factory=JudgeConfig, metadata={"comment": "see below"})
     max_new_tokens: int | None = max_new_tokens_knob()
-    weights: str = knob("raw", "of the model: raw, or ema for the average that PPO kept")
-    num_bootstrap: int = knob(2000, "resamples of prompts and items for the 95 % intervals [ours]")
-    num_samples: int = knob(20, "rows of the table of samples [ours]")
+    weights: str = knob("raw", "weights of the model: raw, or ema for the moving average that PPO saved")
+    num_bootstrap: int = knob(2000, "bootstrap resamples of prompts and items for the 95 % intervals [ours]")
+    num_samples: int = knob(20, "rows in the table of samples [ours]")
     precision: str = precision_knob()
-    seed: int | None = knob(None, "None: the run's seed")
+    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -142,13 +158,14 @@ class Evaluate(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class Prompt(StageConfig):
-    """Find the form of plain text in which a base model, which has no chat template, answers best.
+    """Find the plain-text form in which a base model, which has no chat template, answers best.
 
     align prompt model=mine/base prompts=mine/prompts reward_model=mine/reward
     """
 
     STAGE: ClassVar[str] = "prompt"
-    VERSION: ClassVar[int] = 2  # 2: the score of the chosen form is that on other prompts; labels begin a word
+    # 2: the chosen form is scored on other prompts than those that choose it; labels begin a word
+    VERSION: ClassVar[int] = 2
     OUTPUT: ClassVar[str] = "model"
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = ((VALIDATION_SCORE, "validation score"),)
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
@@ -157,18 +174,18 @@ class Prompt(StageConfig):
     forms: dict[str, str] = field(
         default_factory=dict,
         metadata={
-            "comment": "'forms={NAME: \"Q: {prompt} A: {response}\"}', tried beside the built-in ones; "
-            "an answer ends at what follows it or at a label before {prompt} or {response}"
+            "comment": "'forms={NAME: \"Q: {prompt} A: {response}\"}', tried in addition to the built-in forms; "
+            "an answer ends at the text that follows it in the form, or at a label before {prompt} or {response}"
         },
     )
     num_shots: int = knob(0, "solved examples before each prompt, from inputs.examples; 0: zero-shot")
     num_prefixes: int = knob(
-        4, "draws of examples that are tried in each form [InstructGPT: the best prefix of several]"
+        4, "random draws of examples to try in each form [InstructGPT: the best prefix of several]"
     )
     num_prompts: int | None = knob(200, "validation prompts that choose the form; None: all there are [ours]")
     max_new_tokens: int | None = max_new_tokens_knob()
     precision: str = precision_knob()
-    seed: int | None = knob(None, "None: the run's seed")
+    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -195,7 +212,7 @@ class Prompt(StageConfig):
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises where it is no number
+        _ = parts.port  # raises `ValueError` if it is not a port number
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc

@@ -1,4 +1,4 @@
-"""GPT-1's second half. Sources as in `align/configs/__init__.py`."""
+"""The knobs of `finetune`, GPT-1's second stage. Sources: see `align/configs/__init__.py`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ TASKS = ("classification", "entailment", "similarity", "multiple_choice")
 
 @dataclass(slots=True, kw_only=True)
 class Finetune(StageConfig):
-    """Tune a language model on a labelled task with GPT-1's input transformations and auxiliary loss."""
+    """Tune a model on a labelled task with GPT-1's input transformations and auxiliary loss."""
 
     STAGE: ClassVar[str] = "finetune"
-    VERSION: ClassVar[int] = 2  # precision is auto; with adapters, rows of tokens that import drew are trained whole
+    # 2: precision is auto; with adapters, the embedding rows of tokens that import added (with
+    #    random values) are trained in full
+    VERSION: ClassVar[int] = 2
     OUTPUT: ClassVar[str] = "classifier"
     CURVES: ClassVar[tuple[Curve, ...]] = (
         Curve("loss on the task, nats or squared error", ("task_loss",)),
@@ -32,22 +34,26 @@ class Finetune(StageConfig):
     GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "labelled"}
     task: str = knob("classification", "classification, entailment, similarity or multiple_choice [GPT-1, figure 1]")
-    from_scratch: bool = knob(False, "forget the model's weights and begin anew; [GPT-1]'s ablation, table 5")
-    num_train_rows: int | None = knob(None, "learn from the first so many training rows; None: all there are")
+    from_scratch: bool = knob(False, "start from random weights, not the model's; [GPT-1]'s ablation, table 5")
+    num_train_rows: int | None = knob(None, "use only this many training rows, the first ones; None: all there are")
     num_epochs: int = knob(3, "passes over the training rows [GPT-1]")
-    batch_size: int = knob(32, "rows an optimizer step [GPT-1]")
-    learning_rate: float = knob(6.25e-5, "peak [GPT-1]")
-    warmup_fraction: float = knob(0.002, "of training, linear; the rate falls linearly to 0 all the while [GPT-1]")
-    lm_coef: float = knob(0.5, "of the language-model loss beside the task's; 0: none [GPT-1]")
-    classifier_dropout: float = knob(0.1, "before the task's linear layer; the rest drops out as in the model [GPT-1]")
-    weight_decay: float = knob(0.01, "decoupled, on matrices only [GPT-1]")
+    batch_size: int = knob(32, "rows per optimizer step [GPT-1]")
+    learning_rate: float = knob(6.25e-5, "peak learning rate [GPT-1]")
+    warmup_fraction: float = knob(
+        0.002, "fraction of training with a linear warm-up, times a linear decay to 0 over all of training [GPT-1]"
+    )
+    lm_coef: float = knob(0.5, "weight of the language-model loss that is added to the task's; 0: none [GPT-1]")
+    classifier_dropout: float = knob(
+        0.1, "dropout before the task's linear layer; all other layers keep the model's dropout [GPT-1]"
+    )
+    weight_decay: float = knob(0.01, "decoupled weight decay, on matrices only [GPT-1]")
     beta1: float = knob(0.9, "Adam [GPT-1]")
     beta2: float = knob(0.999, "Adam [GPT-1]")
     adam_epsilon: float = knob(1e-8, "Adam [GPT-1]")
-    max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-1]")
+    max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-1]")
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
     precision: str = precision_knob()
-    seed: int | None = knob(None, "None: the run's seed")
+    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -1,4 +1,4 @@
-"""What a knob is, and the ranges that its name implies."""
+"""Knobs and their ranges, and the base class of every stage's config."""
 
 from __future__ import annotations
 
@@ -16,41 +16,52 @@ T = TypeVar("T")
 RECORDS = ("documents", "demonstrations", "comparisons", "prompts", "items", "labelled")
 SPLITS = ("train", "validation", "test")
 PRECISIONS = ("fp32", "bf16")
-AUTO = "auto"  # a precision that `plan` decides by the machine
-MODELS = ("model", "seq2seq_model", "reward_model")  # decoder-only; encoder-decoder; sequence classifier, one label
+AUTO = "auto"  # a precision that `plan` replaces by the one that suits the machine
+# Decoder-only; encoder-decoder; sequence classifier with one label.
+MODELS = ("model", "seq2seq_model", "reward_model")
 
 
-# What a knob may name outside the store. The plan takes the digest of it into the step's key. What is read as long as
-# a step runs is compared again at its end; functions, checks and tasks are loaded when it begins, and compared then.
+# Kinds of things outside the store that a knob may name. Their digest is part of the step's key.
+# The runner compares the digest again, so that no result is published under the key of other files:
+# at the end of a step for what the step reads while it runs, and at the start for functions, checks
+# and tasks, because they are loaded then.
 READ_AS_IT_RUNS = ("rows", "model", "base", "tokenizer", "file")
 READ_AT_START = ("functions", "checks", "tasks")
-_NAMES_FILES = re.compile(r"path:[A-Z]|card:NAME|hf:ORG|MODULE:FUNCTION|FILE\b")  # in a knob's comment
+# A knob whose comment matches this names files, so it must declare `reads`.
+_NAMES_FILES = re.compile(r"path:[A-Z]|card:NAME|hf:ORG|MODULE:FUNCTION|FILE\b")
 
 
 def knob(default: Any, comment: str, reads: str | None = None) -> Any:
-    """A dataclass field with its explanation: what it is, its unit, the source of its default.
+    """Return a dataclass field for a knob.
 
     Args:
-        reads: what it names outside the store, of READ_AS_IT_RUNS or READ_AT_START; None: nothing.
+        default: the default value.
+        comment: the meaning, the unit and the source of the default.
+        reads: the kind of thing outside the store that the knob names, one of `READ_AS_IT_RUNS` or
+            `READ_AT_START`; None: nothing.
     """
     return field(default=default, metadata={"comment": comment} | ({"reads": reads} if reads else {}))
 
 
 def precision_knob() -> Any:
     return knob(
-        AUTO, "fp32, or bf16 autocast over fp32 weights; auto: bf16 where the machine computes it in hardware [ours]"
+        AUTO, "fp32, or bf16 autocast with fp32 weights; auto: bf16 if the machine computes it in hardware [ours]"
     )
 
 
 def filled(value: T | None) -> T:
-    """The value of a knob that `fill_in`, or a stage, has put in the place of None."""
+    """Return the value of a knob whose None `fill_in`, or the stage, has replaced.
+
+    Raises:
+        ValueError: the value is still None.
+    """
     if value is None:
         raise ValueError("a knob is still None; call fill_in on its config first")
     return value
 
 
 def max_new_tokens_knob() -> Any:
-    return knob(None, "tokens a response; None: 256, or half the model's context where that is less [ours]")
+    return knob(None, "most tokens per response; None: 256, or half the model's context where that is less [ours]")
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -59,11 +70,13 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 
 
 class Trained(NamedTuple):
-    """A model that a stage trains with all its weights: the input it starts from, and what its head gives.
+    """A model that a stage trains with all its weights.
 
     Attributes:
-        slot: None: the stage makes the model itself, as its knob `model` says.
-        head: lm: a logit for each token of the vocabulary; scalar: one number.
+        slot: the input that the model starts from; None: the stage builds a new model by its knob
+            `model`.
+        head: the output of the head: `lm`: a logit for each token of the vocabulary; `scalar`: one
+            number.
     """
 
     slot: str | None
@@ -72,28 +85,41 @@ class Trained(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class StageConfig:
-    """The contract of a stage: what it takes and makes, and what others show of it. Its knobs are the fields.
+    """The contract of a stage: inputs, output, knobs, and what reports show of it.
+
+    The fields of the class are the knobs, except `inputs`.
 
     Kinds of artifact: the `RECORDS` and `MODELS`, tokenizer, tokens, classifier, evaluation.
     """
 
     STAGE: ClassVar[str]
-    MODULE: ClassVar[str] = ""  # that has `run(config, inputs, job)`; "": align.stages.STAGE
+    MODULE: ClassVar[str] = ""  # the module with `run(config, inputs, job)`; "": align.stages.STAGE
     VERSION: ClassVar[int] = 1
     INPUTS: ClassVar[dict[str, str]] = {}  # name -> kind
     OPTIONAL: ClassVar[dict[str, str]] = {}
-    MANY: ClassVar[tuple[str, ...]] = ()  # inputs, besides those of rows, that may be several
+    # Inputs that take several artifacts. Inputs whose kind is one of `RECORDS` always may.
+    MANY: ClassVar[tuple[str, ...]] = ()
     OUTPUT: ClassVar[str]  # kind
-    PARALLEL: ClassVar[bool] = True  # False: one process does it, whatever hardware.num_processes says
-    AXIS: ClassVar[str] = "step"  # what its log counts
-    CURVES: ClassVar[tuple[Curve, ...]] = ()  # charts of its log, in the report's order
-    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = ()  # metrics that `ls` shows, with the names it shows them by
-    EXPLAINED: ClassVar[dict[str, str]] = {}  # names that are no knobs of it: what to write instead
-    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {}  # knobs with knobs of their own: title, their class or defaults
+    # False: the stage runs in one process, whatever `hardware.num_processes` is.
+    PARALLEL: ClassVar[bool] = True
+    AXIS: ClassVar[str] = "step"  # the unit that the log counts
+    CURVES: ClassVar[tuple[Curve, ...]] = ()  # charts of the log, in the report's order
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = ()  # (metric, label) pairs that `ls` shows
+    # Names that are not knobs of this stage -> a hint what to write instead.
+    EXPLAINED: ClassVar[dict[str, str]] = {}
+    # Knobs that hold other knobs -> (title, class or defaults of those).
+    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {}
     inputs: dict[str, Any] = field(default_factory=dict)
 
     def __init_subclass__(cls) -> None:
-        """Refuse a class with a knob that names files and does not declare it: its key would not hold what they say."""
+        """Refuse a class with a knob that names files but has no `reads`.
+
+        Without `reads` the key of a step would not depend on the content of these files.
+
+        Raises:
+            TypeError: a knob's comment names files and the knob has no `reads`, or its `reads` is
+                unknown.
+        """
         for name, knob_ in vars(cls).items():
             if isinstance(knob_, Field):
                 reads, names_files = knob_.metadata.get("reads"), _NAMES_FILES.search(knob_.metadata.get("comment", ""))
@@ -104,7 +130,11 @@ class StageConfig:
 
     @classmethod
     def reads(cls, *kinds: str) -> dict[str, str]:
-        """The knobs that name things outside the store, and what: all, or those of some kinds."""
+        """Return the knobs that name things outside the store, with the kind of each.
+
+        Args:
+            kinds: return only knobs of these kinds; none given: all.
+        """
         declared = {knob_.name: knob_.metadata["reads"] for knob_ in fields(cls) if "reads" in knob_.metadata}
         return {name: kind for name, kind in declared.items() if not kinds or kind in kinds}
 
@@ -115,11 +145,13 @@ class StageConfig:
 
     @property
     def random_seed(self) -> int:
-        """The seed of everything random in the stage: its own, else the run's, which `plan` puts there."""
+        """The seed of all random draws in the stage; if it is None, `plan` sets the run's seed."""
         return getattr(self, "seed", None) or 0
 
     def fill_in(self, bf16_is_fast: bool) -> None:
-        """Replace knobs that are left to the plan by the values they stand for, so that the key holds those.
+        """Replace defaults that `plan` decides by their values, so that the key holds the values.
+
+        Which defaults these are depends on the stage.
 
         Args:
             bf16_is_fast: whether the machine computes bf16 in hardware.
@@ -128,21 +160,29 @@ class StageConfig:
             self.precision = "bf16" if bf16_is_fast else "fp32"  # type: ignore[misc]
 
     def need_of_gold(self, given: Container[str]) -> str:
-        """What is wrong where no gold scorer knows the prompts, by the inputs given; "" where the step needs none."""
+        """Return the error for prompts without a gold scorer; "" if the step does not need one.
+
+        Args:
+            given: the names of the inputs that the step has.
+        """
         return ""
 
     def check_inputs(self) -> None:
-        """Raise `ConfigError` where a knob needs an input that is not given; inputs are known when it is planned."""
+        """Raise `ConfigError` if a knob needs an input that is missing.
+
+        This is apart from `__post_init__` because the inputs are complete only in `plan`.
+        """
 
     def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
-        """Return the models that are trained whole, the first of them the one that is published.
+        """Return the models that are trained with all their weights. The first one is published.
 
-        Empty if the stage trains none, or only an adapter: then their size is known once the step has run.
+        Empty if the stage trains no model, or only an adapter. An adapter's size is known only
+        after the step has run.
         """
         return ()
 
     def training_tokens(self, inputs: Mapping[str, Any], context_length: int) -> tuple[int, int] | None:
-        """Return (tokens in all, tokens of a sequence) of the training; None if they are not known beforehand."""
+        """Return (training tokens in total, tokens per sequence); None if not known in advance."""
         return None
 
     def __post_init__(self) -> None:
@@ -150,7 +190,7 @@ class StageConfig:
 
 
 def check_ranges(config: Any) -> None:
-    """Raise `ConfigError` where a number is out of the range that its name implies, whatever the stage."""
+    """Raise `ConfigError` if a number is outside the range that its name implies in every stage."""
     for knob_ in fields(config):
         name, value = knob_.name, getattr(config, knob_.name)
         if name == "precision":

@@ -1,4 +1,4 @@
-"""What a knob is called elsewhere, and which knob was meant by a name that does not exist."""
+"""The names of knobs in other libraries, and suggestions for a knob that does not exist."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from align.configs import STAGES
 from align.configs.knobs import StageConfig
 from align.configs.run import RunConfig
 
-# A name in transformers, TRL, peft, nanoGPT and the like: ours, the first of them that a stage has. What a stage counts
-# in another unit is in `IN_ANOTHER_UNIT`.
+# A name in transformers, TRL, peft, nanoGPT and similar -> our names for it. The first one that a
+# stage has is suggested. A stage may count the same thing in another unit: see `IN_ANOTHER_UNIT`.
 _STEPS = ("num_steps",)
 _EPOCHS = ("num_epochs",)
 _WHOLE_EPOCHS = ("num_train_epochs", "epochs", "n_epochs")
@@ -81,7 +81,7 @@ OURS: dict[str, tuple[str, ...]] = {
 }
 
 
-# What a stage counts in another unit than a name elsewhere does: the knob, and what it counts.
+# A name elsewhere -> knobs that set the same thing in another unit, each with that unit.
 _ITERATIONS = "iterations (a rollout and the steps on it)"
 IN_ANOTHER_UNIT: dict[str, dict[str, str]] = {
     name: units
@@ -102,11 +102,12 @@ IN_ANOTHER_UNIT: dict[str, dict[str, str]] = {
     )
     for name in names
 }
-CUTOFF = 0.75  # of difflib's similarity: a slip of the finger is above it, another word is not [ours]
+# Least similarity (difflib) of a suggestion: a typing mistake is above, another word below [ours].
+CUTOFF = 0.75
 
 
 def knobs_of(config: Any, prefix: str = "") -> Iterator[str]:
-    """The knobs of a config class, nested ones as `lora.rank`."""
+    """Yield the names of a config class's knobs, and nested ones as `lora.rank`."""
     for knob in fields(config):
         if knob.name == "inputs":
             yield from (f"{prefix}inputs.{slot}" for slot in (*config.INPUTS, *config.OPTIONAL))
@@ -119,14 +120,17 @@ def knobs_of(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _said_by_passes(stage: type[StageConfig], name: str) -> bool:
-    """True where `num_epochs` of a stage is no length of its training: PPO's are passes over one rollout."""
+    """Return whether a name counts training in epochs, but the stage's `num_epochs` does not.
+
+    PPO's `num_epochs` counts the passes over one rollout.
+    """
     return name in _WHOLE_EPOCHS and "num_iterations" in knobs_of(stage)
 
 
 def meant_knob(stage: type[StageConfig], name: str) -> str | None:
-    """The knob, input or setting of a run of `stage` that somebody meant by `name`; None where nobody can tell.
+    """Return the knob, input or run setting that `name` most likely means; None if unclear.
 
-    A name that other libraries have leads to the knob of the same meaning and unit, and to no other.
+    A name from another library leads only to the knob of the same meaning and unit.
     """
     known = [*knobs_of(stage), *knobs_of(RunConfig)]
     group, _, last = name.rpartition(".")
@@ -134,7 +138,7 @@ def meant_knob(stage: type[StageConfig], name: str) -> str | None:
         if _said_by_passes(stage, last):
             return None
         return next((knob for knob in OURS[last] if knob in known), None)
-    # `rank` is lora.rank, and `model` is inputs.model
+    # A nested knob or an input without its prefix: `rank` means lora.rank.
     nested = [knob for knob in known if knob.rpartition(".")[2] == last and knob != name]
     if nested:
         return nested[0]
@@ -145,7 +149,10 @@ def meant_knob(stage: type[StageConfig], name: str) -> str | None:
 
 
 def other_unit(stage: type[StageConfig], name: str) -> tuple[str, str] | None:
-    """The knob of `stage` that says in another unit what `name` says elsewhere, and that unit; None: there is none."""
+    """Return the knob of `stage` for `name` that has another unit, and that unit; None if none.
+
+    None, too, if a knob of the same unit exists (see `meant_knob`).
+    """
     if meant_knob(stage, name) is not None:
         return None
     known = {*knobs_of(stage), *knobs_of(RunConfig)}
@@ -154,10 +161,12 @@ def other_unit(stage: type[StageConfig], name: str) -> tuple[str, str] | None:
 
 
 def no_such_knob(stage: str, name: str, prefix: str = "") -> str:
-    """An error line for a knob that a stage does not have. It suggests the knob that was meant.
+    """Return an error line for a knob that a stage does not have, with a suggestion if possible.
 
     Args:
-        prefix: is put before the names of knobs, as in `steps.sft.`.
+        stage: the name of the stage.
+        name: the knob that was given.
+        prefix: text before the names of knobs, as in `steps.sft.`.
     """
     cls = STAGES[stage]
     slots = [*cls.INPUTS, *cls.OPTIONAL]

@@ -5,8 +5,9 @@ A package declares itself in its pyproject.toml:
     [project.entry-points."align.plugins"]
     my_package = "my_package"
 
-The module may have `STAGES`, a list of `StageConfig` classes. The folder of the module may have `conf/`, with pipelines
-and other configs, and `data_cards/`. Reward functions need none of this: `my_package.rewards:brevity` names one.
+The module may have `STAGES`, a list of `StageConfig` classes. The folder of the module may have
+`conf/`, with pipelines and other configs, and `data_cards/`. Reward functions need none of this:
+`my_package.rewards:brevity` names one.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ GROUP = "align.plugins"
 
 @dataclass(frozen=True)
 class Plugin:
-    """An installed package that adds to align.
+    """An installed package that adds stages, pipelines or data cards to align.
 
     Attributes:
-        folder: of its module; None if it cannot be imported.
-        error: why it adds nothing, in one line; "" if it does.
+        name: the name of its entry point.
+        version: the version of its package.
+        folder: the folder of its module; None if the module cannot be imported.
+        stages: the classes in the module's `STAGES`.
+        error: why the module cannot be imported, in one line; "" if it can.
     """
 
     name: str
@@ -48,7 +52,7 @@ class Plugin:
 
 @functools.cache
 def plugins() -> tuple[Plugin, ...]:
-    """Return every plugin, in the order of their names. One that fails stops no other."""
+    """Return all plugins in the order of their names. A plugin that fails does not stop others."""
     return tuple(_load(entry) for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name))
 
 
@@ -94,9 +98,10 @@ def complaints(taken: Container[str]) -> list[str]:
 
 
 def plugin_digest(cls: type[StageConfig]) -> str | None:
-    """Return the digest of the plugin that a stage is from: its version and its source. None for align's own stages.
+    """Return a digest of the version and the source of a stage's plugin; None for align's stages.
 
-    A plugin has no rule that its `VERSION` rises with its code, so its code is in the key.
+    align's own stages bump their `VERSION` when their code changes. Plugins do not have to follow
+    this rule, so their code is part of the key.
     """
     for plugin in plugins():
         if cls in plugin.stages and plugin.folder is not None:

@@ -1,4 +1,7 @@
-"""PPO's knobs. Sources as in `align/configs/__init__.py`; "an episode" is a prompt with one sampled response."""
+"""The knobs of `ppo`. Sources: see `align/configs/__init__.py`.
+
+An episode is a prompt with one sampled response.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +29,23 @@ _SCORES = ("objective/score", "heldout/score", "gold/score")
 
 @dataclass(slots=True, kw_only=True)
 class Ppo(StageConfig):
-    """Tune a policy against reward models, functions of your own or both, held near where it started.
+    """Tune a policy against reward models, your own functions, or both; KL keeps it near its start.
 
     align ppo inputs.policy=mine/sft inputs.reward_model=mine/reward inputs.prompts=path:prompts.jsonl
     align ppo inputs.policy=mine/sft inputs.prompts=path:prompts.jsonl 'reward_functions={my_rewards:brevity:1.0}'
 
-    docs/how-to/write-a-reward-function.md says how to write a reward function.
+    docs/how-to/write-a-reward-function.md explains how to write a reward function.
     """
 
     STAGE: ClassVar[str] = "ppo"
-    # 2: ema_decay is on; text is counted by the episode; 3: attention; 4: no reencode; 5: reward functions get messages
-    # and may give None, objective/score is the whole reward, ptx gradients are clipped apart, lora makes an
-    # adapter, new defaults; 6: rows of text of at most 2,048 tokens; 7: how far scores are apart is logged, checkpoints
-    # count the iterations in a row without a step
+    # 2: ema_decay is on; rows of text are counted per episode
+    # 3: attention
+    # 4: no reencode
+    # 5: reward functions get messages and may return None; objective/score is the whole reward; ptx
+    #    gradients are clipped separately; lora makes an adapter; new defaults
+    # 6: rows of text have at most 2,048 tokens
+    # 7: the spread of the scores is logged; checkpoints count successive iterations without an
+    #    optimizer step
     VERSION: ClassVar[int] = 7
     OUTPUT: ClassVar[str] = "model"
     INPUTS: ClassVar[dict[str, str]] = {"policy": "model", "prompts": "prompts"}
@@ -53,7 +60,8 @@ class Ppo(StageConfig):
     CURVES: ClassVar[tuple[Curve, ...]] = (
         Curve("scores", _SCORES),
         Curve("scores against KL, darker is later", _SCORES, against=("objective/kl", "KL, nats a response")),
-        # Not the parts in tokens and as a share, which would flatten the others.
+        # Without the length (tokens) and the fraction of cut-off responses: their scale would
+        # flatten the other curves.
         Curve(
             "parts of the reward, before their weights",
             prefix="reward/",
@@ -77,100 +85,137 @@ class Ppo(StageConfig):
     }
     GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
 
-    num_iterations: int = knob(500, "rollouts and their updates [InstructGPT: 256k episodes / 512]")
-    rollout_batch_size: int = knob(64, "episodes a rollout [ours, so that few prompts do; InstructGPT: 512]")
-    minibatch_size: int = knob(16, "episodes an optimizer step [ours; InstructGPT: 64]")
+    num_iterations: int = knob(500, "iterations: a rollout and the updates on it [InstructGPT: 256k episodes / 512]")
+    rollout_batch_size: int = knob(64, "episodes per rollout [ours, so that few prompts do; InstructGPT: 512]")
+    minibatch_size: int = knob(16, "episodes per optimizer step [ours; InstructGPT: 64]")
     num_epochs: int = knob(1, "passes over each rollout [InstructGPT]")
     stop_kl_per_token: float | None = knob(
-        None, "an iteration's passes end once a minibatch's ppo/approx_kl, nats a token, is above; None: never [ours]"
+        None,
+        "end an iteration's passes once a minibatch's ppo/approx_kl, in nats per token, is above this; None: never "
+        "[ours]",
     )
     learning_rate: float | None = knob(
         None,
-        "of the policy; None: 5e-6, with lora.rank 1e-4 [InstructGPT: 2.55e-6 to 2.55e-5, final value not printed; "
-        "ours with adapters]",
+        "peak learning rate of the policy; None: 5e-6, with lora.rank 1e-4 [InstructGPT: 2.55e-6 to 2.55e-5, final "
+        "value not printed; ours with adapters]",
     )
     value_learning_rate: float | None = knob(
-        None, "of the value model; None: 9e-6, with lora.rank 1e-4 [InstructGPT; ours with adapters]"
+        None,
+        "peak learning rate of the value model; None: 9e-6, with lora.rank 1e-4 [InstructGPT; ours with adapters]",
     )
-    warmup_iterations: int = knob(10, "linear from a tenth of the peak [InstructGPT]")
-    schedule: str = knob("constant", "after the warm-up: constant, linear or cosine [InstructGPT; Ziegler: linear]")
-    final_learning_rate_fraction: float = knob(0.0, "of the peak, where linear and cosine end [Ziegler]")
+    warmup_iterations: int = knob(
+        10, "iterations of warm-up, linear from a tenth of the peak learning rate [InstructGPT]"
+    )
+    schedule: str = knob(
+        "constant", "learning rate after the warm-up: constant, linear or cosine [InstructGPT; Ziegler: linear]"
+    )
+    final_learning_rate_fraction: float = knob(
+        0.0, "fraction of the peak learning rate at which linear and cosine end [Ziegler]"
+    )
     value_from: str | None = knob(
         None,
-        "what the value model starts from: reward_model, or policy with a new head of zeros; None: inputs.value_model "
-        "where given, else the (first) reward model where given, else the policy; a reward model with a tokenizer of "
-        "its own is replaced by the policy [InstructGPT: reward_model]",
+        "start of the value model: reward_model, or policy with a new head of zeros; None: inputs.value_model "
+        "where given, else the (first) reward model where given, else the policy; the policy replaces a reward model "
+        "that has its own tokenizer [InstructGPT: reward_model]",
     )
     value_warmup_iterations: int | None = knob(
-        None, "first iterations that train the value model alone; None: a tenth of them, at most 10 [ours]"
+        None, "first iterations, which train only the value model; None: a tenth of them, at most 10 [ours]"
     )
-    update: str = knob("joint", "joint, or policy: the value model stays as its warm-up left it [InstructGPT]")
+    update: str = knob(
+        "joint",
+        "joint: train policy and value model; policy: after the value model's warm-up train only the policy "
+        "[InstructGPT]",
+    )
 
-    kl_coef: float = knob(0.02, "beta, per nat of KL to the first policy [InstructGPT]")
+    kl_coef: float = knob(0.02, "beta: weight per nat of KL to the initial policy [InstructGPT]")
     kl_form: str = knob(
-        "reward", "where the KL is: in the reward (k1, each token), or in the loss as k2 or k3 [InstructGPT]"
+        "reward", "place of the KL: reward (k1, at each token), or k2 or k3 (in the loss) [InstructGPT]"
     )
-    kl_goal: float | None = knob(None, "kl_coef adapts to reach this KL, nats a response; None: fixed [Ziegler: 6]")
+    kl_goal: float | None = knob(
+        None, "kl_coef adapts to reach this KL, in nats per response; None: fixed [Ziegler: 6]"
+    )
     kl_horizon: float = knob(10_000.0, "episodes over which kl_coef adapts [Ziegler]")
-    gamma: float = knob(1.0, "discount a token [InstructGPT: none]")
-    gae_lambda: float = knob(0.95, "[Ziegler]")
-    normalize_advantages: bool = knob(True, "to mean 0 and deviation 1 over the whole rollout [Ziegler]")
-    clip_range: float = knob(0.2, "of the probability ratio [InstructGPT]")
-    value_clip_range: float | None = knob(None, "of the value, in reward units; None: no clipping [ours; Ziegler: 0.2]")
-    entropy_coef: float = knob(0.0, "weight of the mean entropy, nats a token, that is added to what PPO seeks [ours]")
+    gamma: float = knob(1.0, "discount per token [InstructGPT: none]")
+    gae_lambda: float = knob(0.95, "lambda of generalized advantage estimation [Ziegler]")
+    normalize_advantages: bool = knob(
+        True, "scale advantages to mean 0 and standard deviation 1 over the whole rollout [Ziegler]"
+    )
+    clip_range: float = knob(0.2, "clip the probability ratio to 1 +- this [InstructGPT]")
+    value_clip_range: float | None = knob(
+        None, "clip the change of the value to +- this, in reward units; None: no clipping [ours; Ziegler: 0.2]"
+    )
+    entropy_coef: float = knob(
+        0.0, "weight of the mean entropy, in nats per token, that is added to PPO's objective [ours]"
+    )
 
-    temperature: float = knob(1.0, "of sampling, and of every log-prob [InstructGPT]")
-    top_p: float = knob(1.0, "share of the probability that is sampled; below 1 needs importance_cap [InstructGPT]")
+    temperature: float = knob(1.0, "temperature of sampling and of every log-prob [InstructGPT]")
+    top_p: float = knob(
+        1.0, "nucleus sampling: fraction of the probability to sample from; below 1 needs importance_cap [InstructGPT]"
+    )
     max_new_tokens: int | None = max_new_tokens_knob()
     sampling_precision: str = knob(
-        "fp32", "fp32, or bf16: faster, but samples then hang on hardware.generation_batch_size, by rounding"
+        "fp32", "fp32, or bf16: faster, but rounding makes the samples depend on hardware.generation_batch_size"
     )
     importance_cap: float | None = knob(
-        None, "weigh tokens by min(p_trainer / p_sampler, this), against their gap; None: no [ours; Yao et al. 2025: 2]"
+        None,
+        "truncated importance sampling: weight tokens by min(p_trainer / p_sampler, this), to correct the gap between "
+        "trainer and sampler; None: no [ours; Yao et al. 2025: 2]",
     )
 
     reward_model_weights: list[float] = field(
         default_factory=list,
-        metadata={"comment": "a weight for each of inputs.reward_model, scores are summed; []: their mean [ours]"},
+        metadata={
+            "comment": "one weight for each of inputs.reward_model; weighted scores are summed; []: their mean [ours]"
+        },
     )
-    ensemble_std_coef: float = knob(0.0, "of several reward models: less so many deviations of their scores [ours]")
+    ensemble_std_coef: float = knob(
+        0.0, "with several reward models: subtract this many standard deviations of their scores [ours]"
+    )
     reward_functions: dict[str, float] = field(
         default_factory=dict,
         metadata={
-            "comment": "MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS) -> weight, of a function with TRL's signature; in "
+            "comment": "MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS) -> weight, for functions with TRL's signature; in "
             "YAML or as 'reward_functions={MODULE:FUNCTION:1.0}'; see docs/how-to/write-a-reward-function.md",
             "reads": "functions",
         },
     )
-    length_coef: float = knob(0.0, "added to the reward for each response token; below 0 shortens [ours]")
-    missing_eos_penalty: float = knob(1.0, "taken off the reward of a response that was cut off [ours; TRL]")
-    missing_eos_reward: float | None = knob(None, "instead: the whole reward of one that was cut off [Ziegler: -1]")
-    reward_clip: float | None = knob(None, "the summed reward is clipped to +- this; None: no [ours]")
-    whiten_rewards: bool = knob(False, "scale a rollout's rewards to a deviation of 1, mean kept [ours; Ziegler: on]")
+    length_coef: float = knob(0.0, "added to the reward for each response token; below 0 shortens responses [ours]")
+    missing_eos_penalty: float = knob(1.0, "subtracted from the reward of a response that was cut off [ours; TRL]")
+    missing_eos_reward: float | None = knob(
+        None, "instead of the penalty: the whole reward of a response that was cut off [Ziegler: -1]"
+    )
+    reward_clip: float | None = knob(None, "clip the summed reward to +- this; None: no [ours]")
+    whiten_rewards: bool = knob(
+        False, "scale a rollout's rewards to a standard deviation of 1 and keep their mean [ours; Ziegler: on]"
+    )
     samples_every: int | None = knob(
-        10, "iterations between episodes kept in samples.jsonl, besides the first and the last; None: keep none [ours]"
+        10,
+        "save episodes to samples.jsonl every this many iterations, and in the first and last; None: keep none [ours]",
     )
 
     ptx_coef: float = knob(
-        0.0, "PPO-ptx: weight of the pretraining loss, mean nats a token; needs text [InstructGPT: 27.8]"
+        0.0, "PPO-ptx: weight of the pretraining loss, mean nats per token; needs inputs.text [InstructGPT: 27.8]"
     )
-    ptx_examples_per_episode: float = knob(8.0, "rows of text an episode [InstructGPT]")
-    ptx_length: int | None = knob(None, "tokens a row of text; None: the policy's context [InstructGPT], at most 2,048")
+    ptx_examples_per_episode: float = knob(8.0, "rows of pretraining text per episode [InstructGPT]")
+    ptx_length: int | None = knob(
+        None, "tokens per row of pretraining text; None: the policy's context [InstructGPT], at most 2,048"
+    )
     ema_decay: float | None = knob(
         0.992,
-        "of the policy's average, an optimizer step, kept in ema/; of an adapter its two matrices "
-        "are averaged apart; None: none [InstructGPT]",
+        "decay per optimizer step of the policy's moving average, which is saved in ema/; an adapter's two matrices "
+        "are averaged separately; None: none [InstructGPT]",
     )
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
-    adam_epsilon: float = knob(1e-5, "[Ziegler]")
+    adam_epsilon: float = knob(1e-5, "Adam [Ziegler]")
     beta2: float = knob(0.95, "Adam [InstructGPT]")
-    weight_decay: float = knob(0.0, "decoupled [ours]")
-    max_grad_norm: float = knob(1.0, "global norm of each gradient [ours]")
+    weight_decay: float = knob(0.0, "decoupled weight decay [ours]")
+    max_grad_norm: float = knob(1.0, "clip each gradient to this global norm [ours]")
     on_nonfinite: str = knob(
-        "stop", "what a number that is not finite does: stop, or skip its minibatch (in a rollout: the rollout) [ours]"
+        "stop",
+        "if a number is not finite: stop, or skip the minibatch (the rollout if the number is in a rollout) [ours]",
     )
     precision: str = precision_knob()
-    seed: int | None = knob(None, "None: the run's seed")
+    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -190,7 +235,7 @@ class Ppo(StageConfig):
         self._check_together()
 
     def _check_together(self) -> None:
-        """Knobs that are fine alone and wrong together."""
+        """Raise `ConfigError` if knobs that are valid on their own contradict each other."""
         require(
             self.top_p == 1 or self.importance_cap is not None,
             "top_p",
@@ -295,7 +340,7 @@ class Ppo(StageConfig):
             )
 
     def value_start(self, inputs: Mapping[str, Any]) -> str:
-        """The input that the value model starts from, of those that are given: value_model, reward_model or policy."""
+        """Return the input of the value model's start: value_model, reward_model or policy."""
         if self.value_from is not None:
             return self.value_from
         return next((name for name in ("value_model", "reward_model") if inputs.get(name)), "policy")
@@ -307,7 +352,7 @@ class Ppo(StageConfig):
 
     @property
     def ptx_rows(self) -> int:
-        """Rows of text an optimizer step."""
+        """The rows of pretraining text per optimizer step."""
         return round(self.minibatch_size * self.ptx_examples_per_episode)
 
 

@@ -1,4 +1,4 @@
-"""Tokens, and pretraining on them. Sources as in `align/configs/__init__.py`."""
+"""The knobs of `tokens` and `pretrain`. Sources: see `align/configs/__init__.py`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ OPTIMIZERS = ("adamw", "muon", "adafactor")
 
 @dataclass(slots=True, kw_only=True)
 class Tokens(StageConfig):
-    """Tokenise documents once, for every run that trains on them; `plan` puts it before a step that needs it."""
+    """Tokenize documents once for all runs that train on them. `plan` adds this step if needed."""
 
     STAGE: ClassVar[str] = "tokens"
-    VERSION: ClassVar[int] = 2  # a document begins with BOS where its tokenizer puts one
+    VERSION: ClassVar[int] = 2  # a document begins with BOS if the tokenizer adds one
     PARALLEL: ClassVar[bool] = False
     OUTPUT: ClassVar[str] = "tokens"
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("train/tokens", "tokens"),)
@@ -37,10 +37,12 @@ class Tokens(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class Pretrain(StageConfig):
-    """Train a decoder-only GPT on documents, from scratch or on from a model."""
+    """Train a decoder-only GPT on documents, from scratch or starting from a model."""
 
     STAGE: ClassVar[str] = "pretrain"
-    VERSION: ClassVar[int] = 3  # 2: GPT-2's positions begin half as wide as its other weights; 3: precision is auto
+    # 2: GPT-2's position embeddings start with half the standard deviation of its other weights
+    # 3: precision is auto
+    VERSION: ClassVar[int] = 3
     OUTPUT: ClassVar[str] = "model"
     CURVES: ClassVar[tuple[Curve, ...]] = (LOSS, LEARNING_RATE, GRADIENT)
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("eval/loss", "eval/loss"),)
@@ -50,40 +52,50 @@ class Pretrain(StageConfig):
     MANY: ClassVar[tuple[str, ...]] = ("data",)
     model: ModelConfig = field(default_factory=ModelConfig, metadata={"comment": "see below"})
     num_steps: int = knob(10_000, "optimizer steps")
-    num_epochs: float | None = knob(None, "passes over all data, in place of num_steps; 100 in [GPT-1]")
-    batch_size: int = knob(512, "rows an optimizer step [GPT-2]")
-    ramp_tokens: float | None = knob(None, "over which a batch grows linearly to its size; 4e9 to 12e9 in [GPT-3]")
+    num_epochs: float | None = knob(None, "passes over all data, instead of num_steps; 100 in [GPT-1]")
+    batch_size: int = knob(512, "rows per optimizer step [GPT-2]")
+    ramp_tokens: float | None = knob(
+        None, "training tokens over which the batch grows linearly to batch_size; 4e9 to 12e9 in [GPT-3]"
+    )
     ramp_start_tokens: int = knob(32_000, "tokens in the first batch of a ramp [GPT-3]")
-    sequence_length: int | None = knob(None, "tokens a row; None: the model's context")
-    isolate_documents: bool = knob(False, "no token sees another document; false: all in its row [GPT-3]")
+    sequence_length: int | None = knob(None, "tokens per row; None: the model's context")
+    isolate_documents: bool = knob(
+        False, "true: a token attends only to its own document; false: to its whole row [GPT-3]"
+    )
     weights: list[float] = field(
         default_factory=list,
-        metadata={"comment": "of inputs.data in turn, made to sum to 1 [GPT-3]; []: as many rows as each has"},
+        metadata={
+            "comment": "one weight for each of inputs.data, scaled to sum to 1 [GPT-3]; []: as many rows as each has"
+        },
     )
     optimizer: str = knob(
         "adamw",
-        "adamw [GPT-3]; muon for the hidden matrices, undecayed adamw for the rest [Muon]; adafactor, whose rate is at "
-        "most 1 / sqrt(step) [T5]",
+        "adamw [GPT-3]; muon for the hidden matrices, with adamw without weight decay for the rest [Muon]; adafactor, "
+        "whose learning rate is at most 1 / sqrt(step) [T5]",
     )
-    learning_rate: float = knob(6e-4, "peak [GPT-3 small]")
+    learning_rate: float = knob(6e-4, "peak learning rate [GPT-3 small]")
     schedule: str = knob(
-        "cosine", "cosine [GPT-1, GPT-3]; inverse_square_root, of steps, flat over the warm-up [T5]; constant"
+        "cosine",
+        "learning rate after the warm-up: cosine [GPT-1, GPT-3]; inverse_square_root of the step, flat over the "
+        "warm-up [T5]; constant",
     )
-    warmup_steps: int = knob(200, "linear, from 0 [ours; GPT-1: 2,000; T5: 10,000]")
-    warmup_tokens: float | None = knob(None, "in place of warmup_steps; 375e6 in [GPT-3]")
-    decay_tokens: float | None = knob(None, "where the cosine ends, 260e9 in [GPT-3]; None: with the run")
-    final_learning_rate_fraction: float = knob(0.1, "of the peak, where the cosine ends [GPT-3; GPT-1: 0]")
-    weight_decay: float = knob(0.1, "decoupled, on matrices only [GPT-3; GPT-1: 0.01]")
+    warmup_steps: int = knob(200, "steps of warm-up, linear from 0 [ours; GPT-1: 2,000; T5: 10,000]")
+    warmup_tokens: float | None = knob(None, "tokens of warm-up, instead of warmup_steps; 375e6 in [GPT-3]")
+    decay_tokens: float | None = knob(None, "tokens at which the cosine ends, 260e9 in [GPT-3]; None: with the run")
+    final_learning_rate_fraction: float = knob(
+        0.1, "fraction of the peak learning rate at which the cosine ends [GPT-3; GPT-1: 0]"
+    )
+    weight_decay: float = knob(0.1, "decoupled weight decay, on matrices only [GPT-3; GPT-1: 0.01]")
     beta1: float = knob(0.9, "Adam [GPT-3]")
     beta2: float = knob(0.95, "Adam [GPT-3; GPT-1: 0.999]")
-    max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-3]")
+    max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-3]")
     max_loss_rise: float | None = knob(
-        None, "nats above the recent median at which a step is left out [ours]; None: none is"
+        None, "leave out a step whose loss is this many nats above the recent median [ours]; None: none is"
     )
-    on_nonfinite: str = knob("stop", "stop or skip, where a loss or gradient is not finite")
-    eval_every: int = knob(200, "steps between held-out losses [ours]")
+    on_nonfinite: str = knob("stop", "if a loss or gradient is not finite: stop, or skip the step")
+    eval_every: int = knob(200, "steps between evaluations of the held-out loss [ours]")
     precision: str = precision_knob()
-    seed: int | None = knob(None, "None: the run's seed")
+    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -1,4 +1,4 @@
-"""What surrounds the steps: none of it is in a key, but the seed that steps take over."""
+"""The settings of a run. None is part of a key, except the seed if a step takes the run's."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from align.configs.knobs import check_ranges, knob, require
 
 @dataclass(slots=True, kw_only=True)
 class HardwareConfig:
-    """Where and how a step runs. Outside every key: it changes no number beyond rounding, but for dropout's draws."""
+    """Where and how a step runs.
+
+    These settings are in no key: they change results only by rounding and by the draws of dropout.
+    """
 
     device: str = knob("auto", "auto, cpu or cuda")
-    num_processes: int = knob(1, "of one step, on this machine; each takes its share of every batch")
-    threads: int | None = knob(None, "of each process on the CPU; None: torch's own choice")
+    num_processes: int = knob(1, "processes per step, on this machine; each computes its part of every batch")
+    threads: int | None = knob(None, "CPU threads of each process; None: torch's own choice")
     micro_batch_tokens: int | None = knob(
-        None, "tokens of one pass; None: 4,096 on a GPU, 1,024 on a CPU: less memory, a little slower"
+        None, "tokens per forward and backward pass; None: 4,096 on a GPU, 1,024 on a CPU: less memory, a little slower"
     )
     generation_batch_size: int = knob(256, "responses sampled at once")
     activation_checkpointing: bool | None = knob(
-        None, "compute activations twice, to hold fewer; None: where they would take a quarter of the free memory"
+        None,
+        "compute activations twice to store fewer of them; None: where they would take a quarter of the free memory",
     )
-    compile: bool = knob(False, "of pretrain: torch.compile each layer, which needs a C++ compiler on a CPU")
+    compile: bool = knob(False, "pretrain only: torch.compile each layer; on a CPU this needs a C++ compiler")
     checkpoint_seconds: float = knob(
-        20.0, "at least so long between checkpoints, and 20 times what one takes; 0: one after every step"
+        20.0, "least seconds between checkpoints, but at least 20 times what one takes; 0: one after every step"
     )
 
     def __post_init__(self) -> None:
@@ -33,7 +37,7 @@ class HardwareConfig:
 
 @dataclass(slots=True, kw_only=True)
 class TrackerConfig:
-    """Where numbers go besides metrics.jsonl."""
+    """The service that receives metrics in addition to metrics.jsonl."""
 
     backend: str = knob("wandb", "wandb (offline unless a key is set) or none")
     project: str = knob("align", "W&B project")
@@ -46,14 +50,14 @@ class TrackerConfig:
 
 @dataclass(slots=True, kw_only=True)
 class RunConfig:
-    """What surrounds the steps. None of it is in a key, but `seed` where a step takes the run's."""
+    """The settings of a run. None is part of a key, except `seed` if a step takes the run's."""
 
-    name: str = knob("", "of the pipeline; of one stage PIPELINE/STEP, else own/STAGE")
+    name: str = knob("", "name of the pipeline; for one stage PIPELINE/STEP, or own/STAGE if not given")
     store: str = knob("artifacts", "folder of the artifacts")
-    seed: int = knob(0, "of every step that does not set its own")
-    step: str | None = knob(None, "only this step and what it needs")
+    seed: int = knob(0, "random seed of every step that does not set its own")
+    step: str | None = knob(None, "run only this step and the steps it needs")
     data_root: str | None = knob(None, "folder with the files that data cards name; None: the Hub")
-    json: bool = knob(False, "print JSON alone on standard output; --json for short")
+    json: bool = knob(False, "print only JSON on standard output; --json for short")
     debug: bool = knob(False, "show tracebacks")
     check_data: bool = knob(False, "align plan: read and check the rows of every data step")
     hardware: HardwareConfig = field(default_factory=HardwareConfig)

@@ -1,4 +1,4 @@
-"""The stages before and after PPO. Sources as in `align/configs/__init__.py`."""
+"""The knobs of the stages before and after PPO. Sources: see `align/configs/__init__.py`."""
 
 from __future__ import annotations
 
@@ -24,48 +24,59 @@ from align.configs.models import LoraConfig
 
 @dataclass(slots=True, kw_only=True)
 class Data(StageConfig):
-    """Rows from a card, a file or the Hub, checked and split, as a dataset artifact."""
+    """Read rows from a card, a file or the Hub, check and split them, and store a dataset."""
 
     STAGE: ClassVar[str] = "data"
-    # 2: a book is wholly in one split; 3: so is a cut document; T5's order; 4: system columns, weights of messages and
-    # KTO's bad labels are used; turns between in pairs of messages stay; prompts are split by what they ask alone;
-    # quotes in .tsv are text, rows of another width are malformed, and more names of files and folders name a split,
-    # over which `split` wins; a label may call the answer of any demonstration bad; prompts keep all their messages and
-    # an instruction its input; a set of the Hub without a card has all of its splits.
-    # 5: one prompt of two trees of messages is in one split; caches of `datasets` are no rows; text that merely looks
-    # like messages is an answer; an answer that has two ranks is left out.
+    # 2: all of a book is in one split
+    # 3: all pieces of a cut document are in one split; T5's order
+    # 4: system columns, weights of messages and KTO's bad labels are used; pairs of messages keep
+    #    the turns in between; prompts are split only by what they ask; quotes in .tsv are text;
+    #    rows with another number of columns are malformed; more names of files and folders name a
+    #    split, and `split` overrides them; a label may call the answer of any demonstration bad;
+    #    prompts keep all their messages, and an instruction keeps its input; a dataset of the Hub
+    #    without a card keeps all of its splits
+    # 5: a prompt that is in two message trees is in one split; cache files of `datasets` are not
+    #    rows; text that only looks like messages is an answer; an answer with two ranks is left out
     VERSION: ClassVar[int] = 5
     PARALLEL: ClassVar[bool] = False
     source: str = knob(
-        "", "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME[@COMMIT]; without one, today's newest", reads="rows"
+        "",
+        "card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME[@COMMIT]; without a commit, today's newest",
+        reads="rows",
     )
-    record: str = knob("documents", "what the rows become: " + ", ".join(RECORDS))
+    record: str = knob("documents", "kind of record that the rows become: " + ", ".join(RECORDS))
     splits: list[str] = field(
-        default_factory=lambda: ["train", "validation", "test"], metadata={"comment": "which splits to keep"}
+        default_factory=lambda: ["train", "validation", "test"], metadata={"comment": "splits to keep"}
     )
     split: str | None = knob(
         None,
-        "train, validation or test: the split of all rows, whatever a file's name is; None: by names, else hash [ours]",
+        "train, validation or test: put all rows into this split, whatever the files' names say; None: by names, else "
+        "hash [ours]",
     )
     validation_share: float | None = knob(
-        None, "of what is asked, in validation, and as much in test, drawn by hash; None: the card's held_out, 0.05"
+        None,
+        "fraction of the prompts (or documents) in validation, and the same in test, drawn by hash; None: the card's "
+        "held_out, 0.05",
     )
-    train_rows: int | None = knob(None, "at most so many rows; None: all there are")
-    validation_rows: int | None = knob(None, "at most so many rows; None: all there are")
-    test_rows: int | None = knob(None, "at most so many rows; None: all there are")
-    shot_rows: int = knob(0, "of items that are all test: so many are set apart as train, to draw shots from [ours]")
-    max_chars: int | None = knob(None, "longer rows are dropped and counted, documents cut; characters; None: no limit")
+    train_rows: int | None = knob(None, "at most this many training rows; None: all there are")
+    validation_rows: int | None = knob(None, "at most this many validation rows; None: all there are")
+    test_rows: int | None = knob(None, "at most this many test rows; None: all there are")
+    shot_rows: int = knob(0, "if all items are test: set this many apart as train, for few-shot examples [ours]")
+    max_chars: int | None = knob(
+        None, "most characters per row: longer rows are dropped and counted, longer documents are cut; None: no limit"
+    )
     columns: dict[str, Any] = field(
         default_factory=dict,
         metadata={
-            "comment": "record field: the file's column, as {prompt: my_question}; {}: by the columns' names [ours]"
+            "comment": "the record's fields and the file's columns, as {prompt: my_question}; {}: by the columns' "
+            "names [ours]"
         },
     )
     options: dict[str, Any] = field(
         default_factory=dict,
         metadata={
-            "comment": "of a card that generates its rows: world_seed; good_dialogue_share of documents, "
-            "flaw_share of demonstrations"
+            "comment": "options of a card that generates its rows: world_seed; good_dialogue_share for documents, "
+            "flaw_share for demonstrations"
         },
     )
 
@@ -89,7 +100,7 @@ class Data(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class Tokenizer(StageConfig):
-    """Train a tokenizer on documents, or take a published vocabulary; either with a chat template.
+    """Train a tokenizer on documents or use a published vocabulary; both get a chat template.
 
     align tokenizer data=card:wikitext                                                        # GPT-2's kind
     align tokenizer data=card:wikitext algorithm=unigram vocab_size=32100 num_sentinels=100   # T5's kind
@@ -107,10 +118,12 @@ class Tokenizer(StageConfig):
         "", "a published vocabulary, path:FOLDER or hf:ORG/NAME@COMMIT, instead of inputs.data", reads="tokenizer"
     )
     algorithm: str = knob("bpe", "bpe or unigram, both on bytes [GPT-2; T5: unigram]")
-    vocab_size: int = knob(50_257, "entries, special tokens, 256 bytes and sentinels among them [GPT-2; T5: 32,100]")
-    num_documents: int | None = knob(None, "train on the first so many; None: all")
-    split_digits: bool = knob(False, "each digit is a token of its own [GPT-2; LLaMA: true]")
-    num_sentinels: int = knob(0, "tokens <extra_id_0>, ..., ids from the highest down, for span corruption [T5: 100]")
+    vocab_size: int = knob(50_257, "entries, including special tokens, 256 bytes and sentinels [GPT-2; T5: 32,100]")
+    num_documents: int | None = knob(None, "train on only this many documents, the first ones; None: all")
+    split_digits: bool = knob(False, "make each digit a token of its own [GPT-2; LLaMA: true]")
+    num_sentinels: int = knob(
+        0, "sentinel tokens <extra_id_0>, ..., with ids from the highest down, for span corruption [T5: 100]"
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -126,11 +139,12 @@ class Tokenizer(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class Sft(StageConfig):
-    """Supervised tuning on demonstrations: loss on the assistant's tokens only."""
+    """Tune a model on demonstrations with a loss on the assistant's tokens only."""
 
     STAGE: ClassVar[str] = "sft"
-    # 2: attention's softmax is in the precision of its products; text has no begin token; 3: batches of demonstrations,
-    # lora makes an adapter, new defaults; 4: smaller batches and 3 epochs unless asked
+    # 2: attention's softmax has the precision of its products; text has no begin token
+    # 3: batches count demonstrations; lora makes an adapter; new defaults
+    # 4: smaller batches and 3 epochs by default
     VERSION: ClassVar[int] = 4
     OUTPUT: ClassVar[str] = "model"
     CURVES: ClassVar[tuple[Curve, ...]] = (LOSS, LEARNING_RATE, GRADIENT)
@@ -139,25 +153,34 @@ class Sft(StageConfig):
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "demonstrations"}
     OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents"}
     num_epochs: int = knob(
-        3, "passes over the demonstrations; the best epoch is kept [TRL; InstructGPT: 2 for the model RL starts from]"
+        3,
+        "passes over the demonstrations; the best epoch is published [TRL; InstructGPT: 2 for the model RL starts "
+        "from]",
     )
     batch_size: int = knob(
-        16, "demonstrations an optimizer step [ours, so that a few hundred make enough steps; InstructGPT, 1.3B: 32]"
+        16,
+        "demonstrations per optimizer step [ours, so that a few hundred make enough steps; InstructGPT, 1.3B: 32]",
     )
     sequence_length: int | None = knob(
-        None, "tokens; longer demonstrations are left out; None: the model's context, at most 2,048 [ours]"
+        None,
+        "most tokens per demonstration; longer ones are left out; None: the model's context, at most 2,048 [ours]",
     )
     learning_rate: float | None = knob(
-        None, "peak; None: 2e-5, with lora.rank 2e-4 [ours, models of 0.1B to 8B; InstructGPT, 1.3B: 9.65e-6]"
+        None,
+        "peak learning rate; None: 2e-5, with lora.rank 2e-4 [ours, models of 0.1B to 8B; InstructGPT, 1.3B: 9.65e-6]",
     )
-    warmup_steps: int = knob(0, "linear [InstructGPT]")
-    final_learning_rate_fraction: float = knob(0.1, "of the peak, where the cosine ends [InstructGPT]")
-    weight_decay: float = knob(0.0, "decoupled [ours]")
-    max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-3]")
-    text_share: float = knob(0.0, "share of pretraining text in the training tokens; [InstructGPT] has 0.1 before RL")
+    warmup_steps: int = knob(0, "steps of linear warm-up [InstructGPT]")
+    final_learning_rate_fraction: float = knob(
+        0.1, "fraction of the peak learning rate at which the cosine ends [InstructGPT]"
+    )
+    weight_decay: float = knob(0.0, "decoupled weight decay [ours]")
+    max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-3]")
+    text_share: float = knob(
+        0.0, "fraction of the training tokens that is pretraining text; [InstructGPT] has 0.1 before RL"
+    )
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
     precision: str = precision_knob()
-    seed: int | None = knob(None, "None: the run's seed")
+    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def fill_in(self, bf16_is_fast: bool) -> None:
         super(Sft, self).fill_in(bf16_is_fast)
@@ -174,24 +197,30 @@ class Sft(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class Compare(StageConfig):
-    """Sample several responses to each prompt and have simulated labelers rank them."""
+    """Sample several responses to each prompt and let simulated labelers rank them."""
 
     STAGE: ClassVar[str] = "compare"
     VERSION: ClassVar[int] = 2  # max_new_tokens is 256
     OUTPUT: ClassVar[str] = "comparisons"
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("prompts/train", "prompts"),)
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
-    num_prompts: int | None = knob(None, "training prompts; None: all there are")
-    skip_prompts: int = knob(0, "training prompts left out before those, for a reward model with data of its own")
-    num_validation_prompts: int | None = knob(None, "held-out prompts; None: all there are")
-    num_responses: int = knob(4, "sampled for each prompt, K [InstructGPT: 4 to 9]")
-    num_strays: int = knob(0, "responses to other prompts added to each training ranking [ours; the paper has none]")
-    temperature: float = knob(1.0, "of sampling [InstructGPT, RL]")
+    num_prompts: int | None = knob(None, "training prompts to use; None: all there are")
+    skip_prompts: int = knob(
+        0, "skip this many training prompts before those, to train another reward model on separate data"
+    )
+    num_validation_prompts: int | None = knob(None, "held-out prompts to use; None: all there are")
+    num_responses: int = knob(4, "responses sampled for each prompt, K [InstructGPT: 4 to 9]")
+    num_strays: int = knob(
+        0, "responses to other prompts that are added to each training ranking [ours; the paper has none]"
+    )
+    temperature: float = knob(1.0, "temperature of sampling [InstructGPT, RL]")
     max_new_tokens: int | None = max_new_tokens_knob()
-    num_labelers: int = knob(40, "[InstructGPT: about 40]")
-    agreement: float = knob(0.73, "share of pairs that two labelers order alike [InstructGPT: 72.6 +- 1.5 %]")
-    tie_width: float = knob(0.05, "liking closer than this is ranked a tie, in gold score [ours]")
-    seed: int | None = knob(None, "None: the run's seed")
+    num_labelers: int = knob(40, "simulated labelers [InstructGPT: about 40]")
+    agreement: float = knob(0.73, "fraction of pairs that two labelers order alike [InstructGPT: 72.6 +- 1.5 %]")
+    tie_width: float = knob(
+        0.05, "responses whose ratings by a labeler differ by less are a tie, in units of gold score [ours]"
+    )
+    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def need_of_gold(self, given: Container[str]) -> str:
         return "inputs.prompts: simulated labelers need prompts with a gold scorer; use a card's comparisons"
@@ -207,8 +236,9 @@ class Reward(StageConfig):
     """Train a reward model on rankings with InstructGPT's K-wise loss."""
 
     STAGE: ClassVar[str] = "reward"
-    # 2: attention's softmax is in the precision of its products; 3: lora makes an adapter, new defaults; 4: equal
-    # responses of a ranking are read, and counted in tokens, once
+    # 2: attention's softmax has the precision of its products
+    # 3: lora makes an adapter; new defaults
+    # 4: equal responses in a ranking are computed, and their tokens counted, only once
     VERSION: ClassVar[int] = 4
     OUTPUT: ClassVar[str] = "reward_model"
     CURVES: ClassVar[tuple[Curve, ...]] = (
@@ -221,23 +251,25 @@ class Reward(StageConfig):
     GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "comparisons"}
     OPTIONAL: ClassVar[dict[str, str]] = {"demonstrations": "demonstrations"}
-    num_epochs: int = knob(1, "passes; a second one overfits [InstructGPT]")
-    batch_size: int = knob(64, "prompts an optimizer step, all responses of each [InstructGPT]")
+    num_epochs: int = knob(1, "passes over the rankings; a second one overfits [InstructGPT]")
+    batch_size: int = knob(64, "prompts per optimizer step, with all responses to each [InstructGPT]")
     sequence_length: int | None = knob(
         None,
-        "tokens of a prompt and a response; rankings with a longer one are left out; None: the model's context, at "
-        "most 2,048 [ours]",
+        "most tokens of a prompt and a response; rankings with a longer one are left out; None: the model's context, "
+        "at most 2,048 [ours]",
     )
     learning_rate: float | None = knob(
-        None, "peak; None: 1e-5, with lora.rank 1e-4 [InstructGPT, 6B: 9e-6; ours with adapters]"
+        None, "peak learning rate; None: 1e-5, with lora.rank 1e-4 [InstructGPT, 6B: 9e-6; ours with adapters]"
     )
-    warmup_steps: int = knob(0, "linear [InstructGPT]")
-    final_learning_rate_fraction: float = knob(0.1, "of the peak, where the cosine ends [InstructGPT]")
-    weight_decay: float = knob(0.0, "decoupled, on matrices only [ours]")
-    max_grad_norm: float = knob(1.0, "global norm of the gradient [GPT-3]")
+    warmup_steps: int = knob(0, "steps of linear warm-up [InstructGPT]")
+    final_learning_rate_fraction: float = knob(
+        0.1, "fraction of the peak learning rate at which the cosine ends [InstructGPT]"
+    )
+    weight_decay: float = knob(0.0, "decoupled weight decay, on matrices only [ours]")
+    max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-3]")
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
     precision: str = precision_knob()
-    seed: int | None = knob(None, "None: the run's seed")
+    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -254,7 +286,7 @@ class Reward(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class ImportModel(StageConfig):
-    """Bring a model in from the Hub, a folder or a GGUF file, in its own precision and with its own chat template."""
+    """Import a model from the Hub, a folder or a GGUF file with its precision and chat template."""
 
     STAGE: ClassVar[str] = "import_model"
     VERSION: ClassVar[int] = 3  # the model's stop strings are kept
@@ -262,7 +294,7 @@ class ImportModel(StageConfig):
     source: str = knob("", "hf:ORG/NAME@COMMIT, path:FOLDER or path:FILE.gguf", reads="model")
     base: str = knob(
         "",
-        "of a LoRA adapter as peft saves it: the model that it is on, as a source; empty: where the adapter says",
+        "for a LoRA adapter as peft saves it: the source of its base model; empty: the base that the adapter names",
         reads="base",
     )
     kind: str = knob(
@@ -272,7 +304,7 @@ class ImportModel(StageConfig):
     )
     chat_template: str = knob(
         "keep",
-        "keep: the model's own, ours only where it has none; align: ours; path:FILE: a Jinja file [ours]",
+        "keep: the model's own, or align's if it has none; align: align's; path:FILE: a Jinja file [ours]",
         reads="file",
     )
 

@@ -1,4 +1,4 @@
-"""Training of encoder-decoders. Sources as in `align/configs/__init__.py`."""
+"""The knobs of `text_to_text`. Sources: see `align/configs/__init__.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _t5_base() -> ModelConfig:
 
 @dataclass(slots=True, kw_only=True)
 class TextToText(StageConfig):
-    """Train an encoder-decoder: to fill in spans taken out of text, on tasks written as text, or on both at once."""
+    """Train an encoder-decoder to fill in masked spans of text, on tasks as text, or on both."""
 
     STAGE: ClassVar[str] = "text_to_text"
     VERSION: ClassVar[int] = 2  # precision is auto
@@ -42,29 +42,34 @@ class TextToText(StageConfig):
     MANY: ClassVar[tuple[str, ...]] = ("data",)
     model: ModelConfig = field(default_factory=_t5_base, metadata={"comment": "see below"})
     num_steps: int = knob(2**19, "optimizer steps [T5, the baseline's pre-training; 2^18 to fine-tune]")
-    batch_size: int = knob(128, "rows an optimizer step [T5]")
-    input_length: int = knob(512, "tokens of an input, its end among them; a longer task is left out [T5]")
-    target_length: int = knob(114, "tokens of a target, its end among them; a longer task is left out [T5]")
-    tasks_share: float = knob(0.5, "of a step's rows that are tasks, where data and tasks are given [ours]")
-    noise_density: float = knob(0.15, "share of a row's tokens that is taken out [T5]")
-    mean_span_length: float = knob(3.0, "tokens a span [T5]")
+    batch_size: int = knob(128, "rows per optimizer step [T5]")
+    input_length: int = knob(512, "tokens of an input, including its end token; longer tasks are left out [T5]")
+    target_length: int = knob(114, "tokens of a target, including its end token; longer tasks are left out [T5]")
+    tasks_share: float = knob(0.5, "fraction of a step's rows that are tasks, if data and tasks are given [ours]")
+    noise_density: float = knob(0.15, "fraction of a row's tokens that is masked [T5]")
+    mean_span_length: float = knob(3.0, "mean tokens per masked span [T5]")
     optimizer: str = knob(
-        "adafactor", "adafactor, with steps in proportion to the weights, its rate at most 1 / sqrt(step) [T5]; adamw"
+        "adafactor",
+        "adafactor, whose steps are relative to the size of the weights and whose learning rate is at most "
+        "1 / sqrt(step) [T5]; adamw",
     )
-    learning_rate: float = knob(0.01, "peak [T5, pre-training; 0.001 to fine-tune]")
+    learning_rate: float = knob(0.01, "peak learning rate [T5, pre-training; 0.001 to fine-tune]")
     schedule: str = knob(
-        "inverse_square_root", "inverse_square_root, of steps, flat over warmup_steps [T5]; constant [T5, to fine-tune]"
+        "inverse_square_root",
+        "inverse_square_root of the step, flat over warmup_steps [T5]; constant [T5, to fine-tune]",
     )
-    warmup_steps: int = knob(10_000, "at the peak, before an inverse square root falls [T5]")
-    max_grad_norm: float | None = knob(None, "global norm of the gradient; None: no limit [T5: Adafactor has its own]")
+    warmup_steps: int = knob(10_000, "steps at the peak learning rate before inverse_square_root falls [T5]")
+    max_grad_norm: float | None = knob(
+        None, "clip the gradient to this global norm; None: no limit [T5: Adafactor has its own]"
+    )
     max_loss_rise: float | None = knob(
-        None, "nats above the recent median at which a step is left out [ours]; None: none is"
+        None, "leave out a step whose loss is this many nats above the recent median [ours]; None: none is"
     )
-    on_nonfinite: str = knob("stop", "stop or skip, where a loss or gradient is not finite")
-    eval_every: int = knob(1000, "steps between held-out losses and answers [ours]")
-    eval_rows: int | None = knob(1000, "held-out rows of each task, the first so many [ours]; None: all there are")
+    on_nonfinite: str = knob("stop", "if a loss or gradient is not finite: stop, or skip the step")
+    eval_every: int = knob(1000, "steps between evaluations of held-out losses and answers [ours]")
+    eval_rows: int | None = knob(1000, "held-out rows of each task, the first ones [ours]; None: all there are")
     precision: str = precision_knob()
-    seed: int | None = knob(None, "None: the run's seed")
+    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -82,7 +87,7 @@ class TextToText(StageConfig):
         data, tasks, tokenizer, model = (bool(self.inputs.get(slot)) for slot in self.OPTIONAL)
         given = list(self.inputs)
         require(data or tasks, "inputs", given, "data (text to take spans out of), tasks (demonstrations), or both")
-        known = model or tokenizer or data  # tokens have theirs
+        known = model or tokenizer or data  # an artifact of tokens holds its tokenizer
         require(known, "inputs", given, "a tokenizer (to begin) or a model (to train on)")
         require(not (model and tokenizer), "inputs", given, "a tokenizer (to begin) or a model (to train on), not both")
         require_one_model(self.model, _t5_base(), self.inputs)
@@ -90,13 +95,13 @@ class TextToText(StageConfig):
         require(ok, "tasks_share", self.tasks_share, f"one that makes 1 to {self.batch_size - 1} rows of batch_size")
 
     def task_rows(self, has_data: bool, has_tasks: bool) -> int:
-        """Rows of a step that are tasks; the others are text."""
+        """Return how many of a step's rows are tasks. The other rows are text."""
         return round(self.batch_size * (self.tasks_share if has_data and has_tasks else float(has_tasks)))
 
     def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
         return (Trained("model" if inputs.get("model") else None, "lm"),)
 
     def training_tokens(self, inputs: Mapping[str, Any], context_length: int) -> tuple[int, int] | None:
-        if inputs.get("tasks"):  # how long those are is not known before they are tokens
+        if inputs.get("tasks"):  # their lengths are unknown until they are tokenized
             return None
         return self.num_steps * self.batch_size * (self.input_length + self.target_length), self.input_length

@@ -1,4 +1,4 @@
-"""Plain values to checked configs and back."""
+"""Conversion of plain values to checked configs and back."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ from omegaconf.errors import OmegaConfBaseException
 from align.configs.knobs import require
 from align.errors import ConfigError
 
-_INTERPOLATION = re.compile(r"(\\*)\$\{")  # with the backslashes before it, each of which is to stay one
+# An interpolation and the backslashes before it. `literal` doubles these, so that OmegaConf reads
+# them as the same backslashes.
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
 def plain(node: DictConfig, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The values of a composed config but for those named in `without`, interpolations resolved.
+    """Return the values of a composed config, with interpolations resolved.
+
+    Args:
+        node: the config.
+        without: names of values to leave out.
 
     Raises:
-        OmegaConfBaseException: one cannot be resolved.
+        OmegaConfBaseException: an interpolation cannot be resolved.
     """
     values = {}
     for name in node:
@@ -36,7 +42,7 @@ def plain(node: DictConfig, without: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def said_of_interpolation(error: OmegaConfBaseException) -> str:
-    """What is wrong with an interpolation, for people who do not know OmegaConf."""
+    """Return an error line about an interpolation for users who do not know OmegaConf."""
     said = str(error).splitlines()[0]
     if found := re.search(r"Interpolation key '([^']*)' not found", said):
         return f"${{{found[1]}}}: there is no {found[1]} in the config to take the value from"
@@ -64,14 +70,16 @@ class NoSuchKnob(ConfigError):
 
 
 def typed(cls: type, values: Mapping[str, Any]) -> Any:
-    """An object of a config class from plain values, each of the type that the class says.
+    """Return an object of a config class from plain values, after a check of their types.
 
-    A number may be given as text, as an environment variable holds it; nothing else becomes something else: 1 is not
-    true, true is not 1, and neither is text.
+    A number or a truth value may be given as text, because an environment variable holds text. A
+    number may be given for text. No other type is converted: 1 is not true, true is not 1, and
+    true is not text.
 
     Raises:
-        NoSuchKnob: the class has no knob of a name.
-        ConfigError: a value is not what the class takes. The message begins with the knob's name.
+        NoSuchKnob: the class has no knob of this name.
+        ConfigError: a value has the wrong type or is not allowed. The message begins with the
+            knob's name.
     """
     return _typed(cls, values, "")
 
@@ -93,16 +101,19 @@ def _typed(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
 
 @functools.cache
 def _kinds(cls: type) -> dict[str, Any]:
-    """The type of each knob."""
+    """Return the type of each knob by name."""
     kinds = get_type_hints(cls)
     return {knob.name: kinds[knob.name] for knob in fields(cls)}
 
 
 def _fitting(kind: Any, value: Any, name: str, default: Any = MISSING) -> Any:
-    """A value as its type says, or a `ConfigError`.
+    """Return a value as its type requires, or raise `ConfigError`.
 
     Args:
-        default: of a knob that holds others: makes what it is where they are not given.
+        kind: the type.
+        value: the plain value.
+        name: the knob's name, for errors.
+        default: for a knob that holds other knobs: a function that returns its default.
     """
     if isinstance(kind, UnionType):
         if value is None:
@@ -157,7 +168,7 @@ def _real(value: Any, name: str) -> float:
 
 
 def _number_of(value: Any, kind: type) -> int | float | None:
-    """The number that a value is, or that a text says; None where it is none."""
+    """Return a value, or the number written in a text; None if it is not a number."""
     if isinstance(value, str):
         try:
             return kind(value)
@@ -174,11 +185,11 @@ def _text(value: Any, name: str) -> str:
 
 
 _PLAIN: dict[Any, Callable[[Any, str], Any]] = {bool: _truth, int: _integer, float: _real, str: _text}
-_LARGEST = 10**18 - 1  # what 64 bits hold, and no count is larger
+_LARGEST = 10**18 - 1  # fits into 64 bits; no count is larger
 
 
 def shown(value: Any) -> str:
-    """A value for an error line, as a config has it; a long one is cut."""
+    """Return a value as text for an error line, written as in a config. A long text is cut."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int) and abs(value) > 10**40:
@@ -188,7 +199,7 @@ def shown(value: Any) -> str:
 
 
 def literal(value: Any) -> Any:
-    """Plain values, written so that OmegaConf reads each text as it is."""
+    """Return plain values with texts escaped, so that OmegaConf finds no interpolation in them."""
     if isinstance(value, str):
         return _INTERPOLATION.sub(r"\1\1\\${", value)
     if isinstance(value, Mapping):

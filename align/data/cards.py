@@ -1,7 +1,7 @@
-"""Data cards, and where data comes from: a card's own generator, the Hub at a pinned commit, or local files.
+"""Data cards and data sources: a built-in generator, the Hub at a pinned commit, or local files.
 
-A source is resolved when a pipeline is planned, to files and a digest of what they hold; the `data` stage resolves it
-again and reads. Nothing here imports torch or opens the network.
+Planning a pipeline resolves each source to its files and a digest of their content. The `data`
+stage resolves the source again and reads the rows. Nothing here imports torch or opens the network.
 """
 
 from __future__ import annotations
@@ -34,30 +34,34 @@ from align.store.seals import digest_of
 _ARTIFACT = re.compile(r"[a-z][a-z0-9_]*/[0-9A-Za-z]+")  # STAGE/KEY
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".npy")
-# A published vocabulary and its merges: the names of GPT-1's release, of GPT-2's, and of both on the Hub.
+# Vocabulary and merges as published, as file names: GPT-1's release, GPT-2's, and both on the Hub.
 VOCABULARIES = (
     ("encoder_bpe_40000.json", "vocab_40000.bpe"),
     ("encoder.json", "vocab.bpe"),
     ("vocab.json", "merges.txt"),
 )
-# What `datasets` and the Hub write beside the files that hold the rows.
+# Files that `datasets` and the Hub write next to the files that hold the rows.
 _SAVED_BESIDE = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataCard:
-    """What a data set is; the front matter of data_cards/<name>.md.
+    """The description of a data set: the front matter of data_cards/<name>.md.
 
     Attributes:
-        format: how a raw row is read, see `align/data/formats.py`; None: told from the columns of each file.
-        hub: ORG/NAME@COMMIT on the Hugging Face Hub; without a commit it is never loaded.
-        hub_config, hub_dir, hub_splits: what of it; without hub_splits, each split that it has.
-        local: patterns below the user's `data_root`, for the same data as files.
-        local_train, local_validation: which of them are these splits as published; the others are the test split.
-            Where no training file is there, rows are split by what they hold.
-        generator: a generator of this package instead, `smallworld`.
-        held_out: share of the prompts (documents) in validation, and as much in test.
+        format: the format of a raw row, see `align/data/formats.py`; None: detected from the
+            columns.
+        hub: ORG/NAME@COMMIT on the Hugging Face Hub; without a commit the Hub is never read.
+        hub_config, hub_dir, hub_splits: the parts of it to load; an empty `hub_splits` loads every
+            split.
+        local: glob patterns below the user's `data_root`, for the same data as files.
+        local_train, local_validation: patterns of the published training and validation files; all
+            other files are the test split. If no file matches `local_train`, rows are split by
+            their content.
+        generator: the generator that makes the rows instead; only `smallworld` exists.
+        held_out: fraction of the prompts (or documents) that go to validation; the test split gets
+            the same fraction.
     """
 
     name: str
@@ -77,20 +81,22 @@ class DataCard:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows of a data step come from, down to a digest."""
+    """The source of a data step's rows, with its files and a digest."""
 
     card: DataCard
-    root: Path | None  # what `files` are below
+    root: Path | None  # the folder that `files` are below
     files: tuple[Path, ...]
     digest: str
     left_out: tuple[Path, ...] = ()  # other files of a user's folder
-    is_one_file: bool = False  # a user's file that was named itself, and not its folder
+    is_one_file: bool = False  # the user named the file itself, not its folder
 
     def file_splits(self) -> dict[Path, str | None]:
-        """The split that each file is: of a card as published, else as its name says; None: rows are split by content.
+        """Return the split of each file: as the card publishes it, else by the file's name.
+
+        None means that the rows are split by their content.
 
         Raises:
-            ConfigError: the names of a user's files do not make clear which splits they are.
+            ConfigError: the names of a user's files do not say clearly which splits they are.
         """
         if self.is_local_path:
             assert self.root is not None
@@ -102,7 +108,7 @@ class Source:
         return {file: self._published_split(file) for file in self.files}
 
     def named_splits(self) -> dict[str, Path]:
-        """The splits that the files say, each with one that says it; a name that is not clear says none."""
+        """Return each split that the files name, with one such file; ignore unclear names."""
         published = {} if self.is_local_path else self.file_splits()
         named: dict[str, Path] = {}
         for path in self.files:
@@ -125,15 +131,18 @@ class Source:
 
     @property
     def pretrained(self) -> dict[str, Any]:
-        """Where `from_pretrained` finds it: its arguments, with the commit of what is on the Hub."""
+        """The arguments of `from_pretrained`, with the commit if the source is on the Hub."""
         name, _, commit = str(self.card.hub).partition("@")
         place = {"pretrained_model_name_or_path": self.root or name, "trust_remote_code": False}
-        # A local folder is all there is: without this, the Hub is asked for files that the folder does not have.
+        # Without this, `from_pretrained` asks the Hub for files that the local folder lacks.
         return {**place, "local_files_only": True} if self.root is not None else {**place, "revision": commit}
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[Source]:
-        """A GGUF file in a folder of its own: a tokenizer that lies beside it would be opened in place of its own."""
+        """Give the source with its GGUF file alone in a temporary folder.
+
+        Otherwise the library would open a tokenizer in the same folder instead of the GGUF's own.
+        """
         if self.gguf is None or self.root is None:
             yield self
             return
@@ -144,23 +153,23 @@ class Source:
 
     @property
     def gguf(self) -> str | None:
-        """The name of the GGUF file that holds the model, where there is no config.json."""
+        """The name of the GGUF file that holds the model; None if there is a config.json."""
         names = [path.name for path in self.files]
         return next((name for name in names if name.endswith(".gguf") and "config.json" not in names), None)
 
     @property
     def is_without_card(self) -> bool:
-        """True for a set of the Hub that no card describes: its splits are as the Hub names them."""
+        """True for a data set of the Hub without a card: its splits are those of the Hub."""
         return self.card.hub is not None and not self.card.hub_splits
 
     @property
     def is_local_path(self) -> bool:
-        """True for the user's own file, where a malformed row is an error and not a statistic."""
+        """True for a user's own files, where a malformed row is an error, not a statistic."""
         return self.card.licence == "yours"
 
 
 def cards_folders() -> list[Path]:
-    """Return the folders of cards: the user's own, those shipped beside the package or inside it, those of plugins."""
+    """Return the folders of cards: the user's own, those shipped with align, those of plugins."""
     shipped = [PACKAGE.parent / "data_cards", PACKAGE / "data_cards"]
     of_plugins = [folder for plugin in plugins() for folder in plugin.folders("data_cards")]
     return [folder for folder in (Path("data_cards"), *shipped, *of_plugins) if folder.is_dir()]
@@ -215,15 +224,16 @@ def _check_field(path: Path, name: str, value: Any) -> None:
 
 
 def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
-    """The source `card:NAME`, `path:FILE_OR_FOLDER` or `hf:ORG/NAME@COMMIT`, down to the bytes it stands for.
+    """Resolve `card:NAME`, `path:FILE_OR_FOLDER` or `hf:ORG/NAME@COMMIT` to files and a digest.
 
     Args:
-        source: as above.
-        data_root: folder with the files that cards name.
-        store: where sha256s of files are remembered; None: the files are wanted, and no digest.
+        source: the source, in one of these forms.
+        data_root: the folder with the files that cards name.
+        store: the store that caches the sha256 of each file; None: file contents are not hashed,
+            for callers that need only the files.
 
     Raises:
-        ConfigError: it is none of these, its files are absent, or it is not pinned.
+        ConfigError: the source has none of these forms, its files are missing, or it is not pinned.
     """
     scheme, _, rest = source.partition(":")
     if scheme == "card" and rest:
@@ -244,10 +254,11 @@ def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
 
 
 def resolve_model(source: str, store: Path | None) -> Source:
-    """A model's source, `hf:ORG/NAME@COMMIT`, `path:FOLDER` or `path:FILE.gguf`, down to the bytes it stands for.
+    """Resolve a model's source to its files and a digest.
 
-    A folder holds a model as `transformers` saves it, an adapter as `peft` saves it (see `resolve_base`), one GGUF
-    file, or GPT-1's parameters as OpenAI published them.
+    The source is `hf:ORG/NAME@COMMIT`, `path:FOLDER` or `path:FILE.gguf`. A folder holds a model as
+    `transformers` saves it, an adapter as `peft` saves it (see `resolve_base`), one GGUF file, or
+    GPT-1's parameters as OpenAI published them.
     """
     known = {"config.json", "params_shapes.json", ADAPTER}
     found = _resolve_folder(
@@ -264,18 +275,22 @@ def resolve_model(source: str, store: Path | None) -> Source:
 
 
 def resolve_base(source: str, given: str, store: Path | None) -> Source | None:
-    """The whole model under the adapter that a model's source holds; None if it holds no adapter.
+    """Find the base model of the adapter in `source`; return None if `source` holds no adapter.
 
-    It is looked for where the adapter's config says: as a local folder, as an artifact STAGE/KEY of the store that the
-    adapter lies in or of `store`, or as a repository of the Hub with a full commit hash.
+    For a source on the Hub, the base is `given`, else None: only its files could tell.
+
+    The adapter's config names the base: a local folder, an artifact STAGE/KEY (in the store that
+    holds the adapter, or in `store`), or a repository of the Hub with a full commit hash.
 
     Args:
-        source: of the adapter.
-        given: a model's source that is taken instead; "" for none.
+        source: the source of the adapter.
+        given: the source of a model to use as the base instead; "" for none.
         store: as for `resolve`.
 
     Raises:
-        ConfigError: the adapter is of a kind that is not read here, or its base is not found.
+        ConfigError: the adapter is not a LoRA or lacks its weights; its base is not found or is an
+            adapter itself; or `given` names a base although `source` is a folder without an
+            adapter.
     """
     scheme, _, rest = source.partition(":")
     folder = expanded(rest)
@@ -307,7 +322,7 @@ def resolve_base(source: str, given: str, store: Path | None) -> Source | None:
 
 
 def _is_adapter(folder: Path) -> bool:
-    """True of a folder with an adapter and no whole weights beside it."""
+    """True for a folder with an adapter and no weights of a whole model."""
     whole = any(
         path.name.startswith(("model", "pytorch_model")) and path.suffix in _WEIGHTS for path in folder.glob("*")
     )
@@ -315,7 +330,7 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _recorded_base(source: str, folder: Path) -> tuple[str, str]:
-    """What an adapter's config says of its base: a name or a path, and the commit."""
+    """Return the base that an adapter's config names, as (name or path, commit)."""
     try:
         read = read_fields(folder / ADAPTER)
     except ValueError as error:
@@ -332,7 +347,10 @@ def _recorded_base(source: str, folder: Path) -> tuple[str, str]:
 
 
 def resolve_tokenizer(source: str, store: Path | None) -> Source:
-    """A tokenizer's source, `hf:ORG/NAME@COMMIT` or `path:FOLDER`, down to the bytes it stands for."""
+    """Resolve a tokenizer's source to its files and a digest.
+
+    The source is `hf:ORG/NAME@COMMIT` or `path:FOLDER`.
+    """
     pairs = ", ".join(" and ".join(pair) for pair in VOCABULARIES)
     return _resolve_folder(
         source,
@@ -345,7 +363,7 @@ def resolve_tokenizer(source: str, store: Path | None) -> Source:
 
 
 def model_kind(source: str) -> str | None:
-    """The kind of artifact that a model's source becomes; None where that is not known without opening the network."""
+    """Return the artifact kind that a model's source becomes; None if only the Hub can tell."""
     scheme, _, rest = source.partition(":")
     if scheme != "path":
         return None
@@ -354,7 +372,7 @@ def model_kind(source: str) -> str | None:
         return "model"
     config = folder / "config.json"
     if _is_adapter(folder) and not config.is_file():
-        # "SEQ_CLS" is peft's word for a sequence classifier.
+        # `peft` writes "SEQ_CLS" for a sequence classifier.
         return "reward_model" if b'"SEQ_CLS"' in (folder / ADAPTER).read_bytes() else None
     if not config.is_file():
         return None
@@ -366,7 +384,7 @@ def model_kind(source: str) -> str | None:
 
 
 def kind_of(architectures: list[str] | None, is_encoder_decoder: bool) -> str:
-    """The kind of artifact that a model becomes, by two fields of its config."""
+    """Return the artifact kind of a model, from two fields of its config."""
     if str((architectures or [""])[0]).endswith("ForSequenceClassification"):
         return "reward_model"
     return "seq2seq_model" if is_encoder_decoder else "model"
@@ -380,9 +398,10 @@ def _resolve_folder(
     check: Callable[[Path, list[Path]], None],
     without: tuple[str, ...] = (),
 ) -> Source:
-    """A pinned repository of the Hub, or a folder whose files' names fit; files ending as in `without` do not count.
+    """Resolve a pinned repository of the Hub, or a folder whose file names satisfy `fits`.
 
-    `check` raises `ValueError` where no library should open the files.
+    Files with a suffix in `without` are ignored. `check` raises `ValueError` if no library should
+    open the files.
     """
     scheme, _, rest = source.partition(":")
     if scheme == "hf" and rest:
@@ -397,7 +416,7 @@ def _resolve_folder(
         more = f"; no such file or folder{beside(folder)}" if missing else hint(source)
         raise ConfigError(f"{source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with {wanted}{more}")
     try:
-        # A file that the user named itself may be a link to anywhere.
+        # A file that the user named may itself be a link to another folder.
         check(files[0].resolve().parent if files[0] == expanded(rest) else folder, files)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
@@ -462,18 +481,18 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
     names = [p.relative_to(root).as_posix() for p in files]
     digests = file_digests(files, store)
     card = DataCard(name=source_name(source), licence="yours")
-    # The name of a folder may make its rows another split, so it decides what comes out, as the files' names do.
+    # The folder's name may decide the split of its rows, so it belongs to the digest.
     named = [root.name] if says_split(root.name) else []
     digest = digest_of([*named, *zip(names, digests, strict=True)])
     return Source(card, root, tuple(files), digest, tuple(left_out), is_one_file=not path.is_dir())
 
 
 def _files_below(source: str, folder: Path) -> list[Path]:
-    """All files of a folder and those inside it, links to folders too, but what begins with a dot."""
+    """Return all files below a folder, also through links; skip names that begin with a dot."""
     files, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above itself
+        if real in seen:  # a link to a folder above itself: do not walk in a circle
             folders.clear()
             continue
         seen.add(real)
@@ -493,13 +512,16 @@ def _refuse_broken_link(source: str, path: Path) -> None:
 
 
 def _refuse_unusual(source: str, path: Path) -> None:
-    """Refuse a pipe, which would wait for a writer, a device, which may never end, and the like."""
+    """Refuse what is not an ordinary file: a pipe waits for a writer, a device may never end."""
     if (kind := unusual_kind(path)) is not None:
         raise ConfigError(f"{source}: {path}: expected an ordinary file, got {kind}")
 
 
 def _rows_and_others(paths: list[Path]) -> tuple[list[Path], list[Path]]:
-    """The files of a folder that hold rows, and the others: texts beside tables are read-mes, and no rows."""
+    """Split a folder's files into those that hold rows and the others.
+
+    Text files next to tables are read-mes, not rows.
+    """
     readable = [path for path in paths if suffix_of(path) in SUFFIXES and not _is_cache(path)]
     tables = [path for path in readable if suffix_of(path) not in TEXTS]
     data = [path for path in tables if path.name not in _SAVED_BESIDE]
@@ -509,18 +531,21 @@ def _rows_and_others(paths: list[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _is_cache(path: Path) -> bool:
-    """True for what `datasets` computed from the rows beside it: `map` writes them again, `shuffle` their order."""
+    """True for files that `datasets` computes from the rows next to them.
+
+    `map` writes the rows again, `shuffle` writes their order.
+    """
     return path.match("cache-*.arrow") and path.with_name("state.json").exists()
 
 
 def _reading(card: DataCard) -> list[Any]:
-    """What of a card decides which rows come out of the same bytes."""
+    """Return the fields of a card that decide which rows the same bytes give."""
     published = [list(patterns) for patterns in (card.local_train, card.local_validation) if patterns]
     return [card.format, card.held_out, list(card.hub_splits), *published]
 
 
 def _generator_digest(name: str) -> str:
-    """Of the generator's version, which changes with its rows and its gold scores."""
+    """Return a digest of the generator's version, which changes with its rows or gold scores."""
     if name != "smallworld":
         raise ConfigError(f"data card generator {name!r}: no such generator")
     from align.data import smallworld
@@ -529,7 +554,10 @@ def _generator_digest(name: str) -> str:
 
 
 def file_digests(files: list[Path], store: Path | None) -> list[str]:
-    """sha256 of each file, remembered in the store by path, size, time of change and inode; empty without a store."""
+    """Return the sha256 of each file; without a store, return empty texts.
+
+    The store caches each digest by the file's path, size, modification time and inode.
+    """
     if store is None:
         return [""] * len(files)
     cache_path = store / "cache" / "digests.json"

@@ -1,4 +1,4 @@
-"""The columns of a user's row: how they are spelled, which were read, and which hold something that nobody read."""
+"""The columns of a user's row: their spelling, which of them were read, and which were not."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ class Columns(dict[str, Any]):
     """A row that remembers which of its columns a reader asked for.
 
     Attributes:
-        read: the columns that were asked for by name. Copies (`{**row}`) do not count: what they keep is in the result.
-        skipped: fields within a column that no reader knows, as `messages[].id`.
-        in_table: whether the row is of a CSV or TSV file, in which a list is text.
-        called: name -> what the column is called in the file, where a user gave another.
+        read: the columns that were asked for by name. Copies (`{**row}`) do not count: what they
+            keep is in the result.
+        skipped: fields within a column that no reader knows, such as `messages[].id`.
+        in_table: True if the row is from a CSV or TSV file, where a list is text.
+        called: record field -> the file's column, for the columns that a user renamed.
     """
 
     def __init__(
@@ -48,18 +49,18 @@ class Columns(dict[str, Any]):
         return super().get(name, default)
 
     def __or__(self, other: Mapping[str, Any]) -> Columns:  # type: ignore[override]
-        """The row with other values; what is read of it counts as read of this one."""
+        """Return the row with other values; reading it counts as reading this row."""
         return Columns({**self, **other}, self.read, self.skipped, in_table=self.in_table, called=self.called)
 
 
 def skip(row: Mapping[str, Any], column: str, fields: Iterable[str]) -> None:
-    """Note fields within a column of lists that a reader leaves unread."""
+    """Note the fields within a column of lists that a reader does not read."""
     if isinstance(row, Columns):
         row.skipped.update(f"{column}[].{field}" for field in fields)
 
 
 def in_table(row: Mapping[str, Any]) -> bool:
-    """True for a row of a CSV or TSV file, in which a list is text."""
+    """True for a row of a CSV or TSV file, where a list is text."""
     return isinstance(row, Columns) and row.in_table
 
 
@@ -68,13 +69,13 @@ def holds_something(value: Any) -> bool:
 
 
 def first_of(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """The first of the columns that a row has with something in it; asking does not count as reading."""
+    """Return the first of `names` that is a non-empty column; this does not count as reading."""
     filled = {name for name, value in row.items() if holds_something(value)}
     return next((name for name in names if name in filled), None)
 
 
 def number(value: Any) -> float | None:
-    """A number, or text that spells one as in a CSV file; None for anything else."""
+    """Return a number, also from text as in a CSV file; None for anything else, NaN or infinity."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -85,7 +86,7 @@ def number(value: Any) -> float | None:
 
 
 def truth(value: Any) -> bool | None:
-    """A truth value, as JSON, a number (1, 0) or a CSV file spells it; None for anything else."""
+    """Return a truth value from JSON, a number (1 or 0) or a CSV cell; None for anything else."""
     if isinstance(value, str):
         word = value.strip().lower()
         value = word == "true" if word in ("true", "false") else number(word)
@@ -95,7 +96,7 @@ def truth(value: Any) -> bool | None:
 
 
 def from_json(value: Any) -> Any:
-    """Lists and objects that a table holds as JSON text; any other value as it is."""
+    """Parse a list or an object that a table holds as JSON text; return other values unchanged."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             return json.loads(value)
@@ -105,7 +106,7 @@ def from_json(value: Any) -> Any:
 
 
 def listed_in(cell: str) -> list[Any] | None:
-    """A list that a cell of a table spells, as JSON or as pandas writes one: `["a", "b"]`, `['a', 'b']`."""
+    """Return a list that a cell spells as JSON or as pandas does: `["a", "b"]`, `['a', 'b']`."""
     found = from_json(cell)
     if found is cell and cell.lstrip().startswith("["):
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
@@ -113,23 +114,24 @@ def listed_in(cell: str) -> list[Any] | None:
     return found if isinstance(found, list) else None
 
 
-# -- headers -------------------------------------------------------------------------------------------------------
+# -- headers ---------------------------------------------------------------------------------------
 
 
 def plain_name(name: str) -> str:
-    """`Instruction ` and `Response 1` as a program names a column: instruction, response_1."""
+    """Return a column name as code writes it: `Response 1` -> response_1."""
     return re.sub(r"[\s\-]+", "_", name.strip()).lower()
 
 
 def respelled(names: Iterable[Any], known: Mapping[str, str]) -> dict[str, str]:
-    """Which of a row's columns are known ones in another spelling.
+    """Map the columns that are known ones in another spelling to the known names.
 
     Args:
-        names: the row's.
-        known: plain name -> the spelling that readers ask for.
+        names: the row's columns.
+        known: plain name -> the name that readers ask for.
 
     Returns:
-        The row's name -> the known one. A column is left alone where its name is known or another column has that name.
+        The row's name -> the known name. A column is left out if its name is already the known one
+        or another column has the known name.
     """
     names = [name for name in names if isinstance(name, str)]
     taken, found = set(names), {}
@@ -141,9 +143,9 @@ def respelled(names: Iterable[Any], known: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-# -- a guess at what a user's columns are --------------------------------------------------------------------------
+# -- guessing a user's columns ---------------------------------------------------------------------
 
-_MEANINGS = {  # record field -> what people call it
+_MEANINGS = {  # record field -> names that people use for it
     "prompt": ("prompt", "question", "query", "instruction", "request", "input", "problem", "user", "ask", "task", "q"),
     "completion": ("completion", "answer", "response", "output", "reply", "assistant", "solution", "target", "a"),
     "chosen": ("chosen", "good", "better", "best", "preferred", "accepted", "winner", "win", "positive"),
@@ -154,11 +156,11 @@ _MEANINGS = {  # record field -> what people call it
 
 
 def guess(fields: Iterable[str], row: Mapping[str, Any]) -> dict[str, str]:
-    """Guess which column of a row each field of a record is: by what its name says, then by what is left over.
+    """Guess the column for each field of a record: by the names, then by what is left over.
 
     Returns:
-        Field -> column, for those that were found. Only columns of text or lists are considered; with a label, numbers
-        are, too.
+        Field -> column, for the fields that were found. Only columns of text or lists are
+        considered, and integers too if `fields` has a label.
     """
     fields = list(fields)
     kinds = (str, list, int) if "label" in fields else (str, list)
@@ -176,7 +178,10 @@ def guess(fields: Iterable[str], row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _likeness(field: str, name: str) -> float:
-    """From 0 to 1. A word of the name counts most, a part of a word less, a spelling that is near least."""
+    """Return how well a name fits a field, from 0 to 1.
+
+    A whole word counts most, a part of a word less, a similar spelling least.
+    """
     words = plain_name(name).split("_")
     meanings = _MEANINGS[field]
     for place, meaning in enumerate(meanings):
@@ -189,13 +194,16 @@ def _likeness(field: str, name: str) -> float:
 
 
 def as_knob(columns: Mapping[str, str]) -> str:
-    """`columns='{prompt: my_question}'`, as it is typed in a shell."""
+    """Return the `columns` option as typed in a shell: `columns='{prompt: my_question}'`."""
     pairs = ", ".join(f"{field}: {_quoted(column)}" for field, column in columns.items())
     return "columns=" + shlex.quote(f"{{{pairs}}}")
 
 
 def _quoted(name: str) -> str:
-    """A name as Hydra and OmegaConf read it back: a backslash is special before a quote, before `${` and at the end."""
+    """Return a name quoted for Hydra and OmegaConf.
+
+    In their quoted text, a backslash is special before a quote, before `${` and at the end.
+    """
     if re.fullmatch(r"[A-Za-z_]\w*", name) and name.lower() not in ("null", "true", "false", "nan", "inf"):
         return name
     escaped = re.sub(r'(\\*)("|\$\{|$)', lambda found: found[1] * 2 + (found[2] and "\\" + found[2]), name)
@@ -203,9 +211,10 @@ def _quoted(name: str) -> str:
 
 
 def counted(columns: Counter[str]) -> str:
-    """`category (3,000 rows), id (3,000)`: columns in the order of their counts, then of their names."""
+    """Return columns by count, then by name: `category (3,000 rows), id (3,000)`."""
     ordered = sorted(columns.items(), key=lambda item: (-item[1], item[0]))
     said = [f"{name} ({count:,})" for name, count in ordered]
     name, count = ordered[0]
     said[0] = f"{name} ({count:,} row{'s' if count != 1 else ''})"
-    return ", ".join(said).encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be printed
+    # Half of a surrogate pair cannot be printed.
+    return ", ".join(said).encode(errors="backslashreplace").decode()

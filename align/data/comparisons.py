@@ -1,4 +1,7 @@
-"""Layouts of comparisons: a prompt and its responses, ranked; rank 1 is best and equal ranks are ties."""
+"""Layouts of comparisons: a prompt and its ranked responses.
+
+Rank 1 is best and equal ranks are ties.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,19 @@ def ranked(row: Mapping[str, Any], prompt: list[Message], responses: Sequence[st
 
 
 def ranks_of(scores: Sequence[float]) -> list[int]:
-    """Ranks by score: 1 for the highest, equal ones share."""
+    """Return ranks by score: 1 for the highest; equal scores share a rank."""
     order = sorted(set(scores), reverse=True)
     return [order.index(score) + 1 for score in scores]
 
 
-# -- a better answer and a worse one ---------------------------------------------------------------------------------
+# -- a better answer and a worse one ---------------------------------------------------------------
 
 
 def better_and_worse(asked: str, chosen: str = "chosen", rejected: str = "rejected") -> Reader:
     """Read a prompt and two answers: texts, messages, or conversations that begin with the prompt.
 
-    Several answers on a side, as in RM-Bench and RewardBench 2, make one ranking: each chosen above each rejected.
+    If a side has several answers, as in RM-Bench and RewardBench 2, they make one ranking: each
+    chosen answer above each rejected one.
     """
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
@@ -60,7 +64,10 @@ def better_and_worse(asked: str, chosen: str = "chosen", rejected: str = "reject
 
 
 def _several(row: Mapping[str, Any], column: str) -> list[str] | None:
-    """Several answers in one column: a list, or a cell of a table that spells one; None where it holds one answer."""
+    """Return several answers from one column: a list, or a table's cell that spells a list.
+
+    None if the column holds one answer.
+    """
     value = row.get(column)
     if isinstance(value, str):
         found = listed_in(value) if in_table(row) else None
@@ -71,7 +78,10 @@ def _several(row: Mapping[str, Any], column: str) -> list[str] | None:
 
 
 def whole_pairs(chosen: str, rejected: str) -> Reader:
-    """Read two conversations that differ in their last answer: transcripts (hh-rlhf) or messages (TRL)."""
+    """Read two conversations that differ only in their last answer.
+
+    They are transcripts (hh-rlhf) or messages (TRL).
+    """
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
         yield _of_conversations(row, {name: _whole(row, name) for name in (chosen, rejected)})
@@ -90,7 +100,13 @@ def _whole(row: Mapping[str, Any], column: str) -> list[Message]:
 
 
 def _of_conversations(row: Mapping[str, Any], sides: Mapping[str, list[Message]]) -> Row:
-    """The last answers as responses to what both conversations share; `sides` are the better and the worse one."""
+    """Make the last answers responses to the prompt that both conversations share.
+
+    `sides` holds the better conversation, then the worse one.
+
+    Raises:
+        Dropped: the conversations differ before the last answer.
+    """
     (prompt, good), (other, bad) = (_prompt_and_answer(row, name, messages) for name, messages in sides.items())
     if prompt != other:
         raise Dropped(_EARLIER)
@@ -98,7 +114,10 @@ def _of_conversations(row: Mapping[str, Any], sides: Mapping[str, list[Message]]
 
 
 def _prompt_and_answer(row: Mapping[str, Any], column: str, messages: list[Message]) -> tuple[list[Message], str]:
-    """A conversation before its last answer, and that answer as text. Nothing of a ranking has a weight."""
+    """Split a conversation into the messages before its last answer, and this answer as text.
+
+    Weights are removed, because rankings do not use them.
+    """
     if any("weight" in message for message in messages):
         skip(row, column, ["weight"])
     if messages[-1].get("tool_calls"):
@@ -107,11 +126,11 @@ def _prompt_and_answer(row: Mapping[str, Any], column: str, messages: list[Messa
     return prompt, messages[-1]["content"]
 
 
-# -- two answers and a verdict ---------------------------------------------------------------------------------------
+# -- two answers and a verdict ---------------------------------------------------------------------
 
 
 def two_answers(asked: str, first: str, second: str, verdict: Verdict) -> Reader:
-    """Read two answers in columns of their own and which one is better."""
+    """Read two answers in their own columns, and which one is better."""
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
         ranks = verdict(row)
@@ -125,7 +144,7 @@ def _first(is_first: bool) -> list[int]:
 
 
 def which(column: str, first: float, second: float, tie: float | None = None) -> Verdict:
-    """Read a number that names the better answer; anything else is no preference."""
+    """Read a number that names the better answer; any other value is dropped as no preference."""
 
     def read(row: Mapping[str, Any]) -> list[int]:
         value = row.get(column)
@@ -138,7 +157,7 @@ def which(column: str, first: float, second: float, tie: float | None = None) ->
 
 
 def strength(column: str) -> Verdict:
-    """Read HelpSteer's -3 (the first is much better) to 3 (the second is); 0 is a tie."""
+    """Read HelpSteer's strength, from -3 (first much better) to 3 (second much better); 0: tie."""
 
     def read(row: Mapping[str, Any]) -> list[int]:
         found = number(row.get(column))
@@ -150,7 +169,7 @@ def strength(column: str) -> Verdict:
 
 
 def letters(row: Mapping[str, Any]) -> list[int]:
-    """JudgeBench's A>B, B>A, and A=B for a tie."""
+    """Read JudgeBench's verdict: A>B, B>A, or A=B for a tie."""
     found = "".join(str(row.get("label")).split())
     if found not in ("A>B", "B>A", "A=B", "B=A"):
         raise Dropped("no preference")
@@ -158,7 +177,7 @@ def letters(row: Mapping[str, Any]) -> list[int]:
 
 
 def majority(row: Mapping[str, Any]) -> list[int]:
-    """PandaLM's three annotators, each 1, 2 or 0 for a tie: what two of them say."""
+    """Read PandaLM's three annotators (1, 2, or 0 for a tie): the verdict of at least two."""
     votes = [number(row.get(f"annotator{i}")) for i in (1, 2, 3)]
     for i, vote in enumerate(votes, 1):
         if vote not in (0, 1, 2):
@@ -169,11 +188,11 @@ def majority(row: Mapping[str, Any]) -> list[int]:
     return [1, 1] if agreed == 0 else _first(agreed == 1)
 
 
-# -- several answers -------------------------------------------------------------------------------------------------
+# -- several answers -------------------------------------------------------------------------------
 
 
 def scored_completions(row: dict[str, Any]) -> Iterator[Row | Dropped]:
-    """UltraFeedback's original rows: completions with an overall score each."""
+    """Read UltraFeedback's original rows: completions, each with an overall score."""
     found = []
     for i, completion in enumerate(a_list(from_json(row.get("completions")), "completions")):
         if not isinstance(completion, dict):
@@ -212,7 +231,7 @@ def _by_score(row: Mapping[str, Any], prompt: list[Message], found: list[tuple[s
 
 
 def labelled_targets(row: dict[str, Any]) -> Iterator[Row]:
-    """HHH's choices: labels are 1 for a good one and 0 for the others."""
+    """Read HHH's choices: label 1 for a good choice and 0 for the others."""
     targets = from_json(row.get("targets"))
     if not isinstance(targets, dict):
         raise Malformed("targets", "expected choices and labels")
@@ -225,19 +244,20 @@ def labelled_targets(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def given_ranks(row: dict[str, Any]) -> Iterator[Row]:
-    """Our own columns: `responses` and `ranks`. Columns besides them are kept."""
+    """Read align's own columns `responses` and `ranks`; keep other columns."""
     lists = {name: from_json(row.get(name)) for name in ("responses", "ranks")}
     _check_places(lists["responses"], lists["ranks"])
     yield {**row, **lists, "prompt": with_system(row, prompt_in(row, "prompt"))}
 
 
 def _check_places(responses: Any, ranks: Any) -> None:
-    """Refuse numbers that are no places of a ranking: of scores the highest is the best, and all would be inverted.
+    """Refuse ranks that are not the places of a ranking.
 
-    Both ways of counting behind a tie are places: 1, 1, 2 and 1, 1, 3.
+    They may be scores, where the highest is best, and the ranking would be inverted. Both ways of
+    counting after a tie are allowed: 1, 1, 2 and 1, 1, 3.
     """
     if not isinstance(responses, list) or not isinstance(ranks, list) or len(ranks) != len(responses):
-        return  # `check_row` says what is wrong
+        return  # `check_row` reports what is wrong
     if not all(type(rank) is int for rank in ranks):
         return
     places = [1 + sum(other < rank for other in ranks) for rank in ranks]
@@ -250,17 +270,17 @@ def _check_places(responses: Any, ranks: Any) -> None:
         )
 
 
-# -- an answer a row: rows that share a prompt are one ranking -------------------------------------------------------
+# -- one answer per row: rows that share a prompt are one ranking ----------------------------------
 
 
 def labelled_answer(row: dict[str, Any]) -> tuple[str, Row]:
-    """KTO's row: an answer, and whether it is good."""
+    """Read KTO's row: an answer, and whether it is good."""
     column = "completion" if "completion" in row else "response"
     return _answer(row, asked_in(row, "prompt"), column, 1.0 if is_good(row) else 0.0)
 
 
 def rated_answer(row: dict[str, Any]) -> tuple[str, Row]:
-    """HelpSteer's row: an answer and its attributes, of which helpfulness ranks it."""
+    """Read HelpSteer's row: an answer and its attributes; helpfulness is its score."""
     score = number(row.get("helpfulness"))
     if score is None:
         raise Dropped("a response without a score")
@@ -290,7 +310,7 @@ def rank_rated(answers: list[Row]) -> Iterator[Row | Dropped]:
 
 
 def _without_contradictions(answers: list[Row]) -> Generator[Dropped, None, list[Row]]:
-    """Answers without those that say the same and have different scores; each of these is counted."""
+    """Return the answers whose text has one score only; yield a `Dropped` for each other answer."""
     scores: dict[str, set[float]] = {}
     for answer in answers:
         scores.setdefault(answer["text"], set()).add(answer["score"])
@@ -301,7 +321,7 @@ def _without_contradictions(answers: list[Row]) -> Generator[Dropped, None, list
 
 
 def _rank(answers: list[Row]) -> Iterator[Row | Dropped]:
-    """One ranking, in an order that does not depend on that of the file."""
+    """Yield one ranking, whose order does not depend on the file's order."""
     ordered = sorted({(-answer["score"], answer["text"]) for answer in answers})
     for _ in range(len(answers) - len(ordered)):
         yield Dropped("a response that is there twice")

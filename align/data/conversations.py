@@ -1,4 +1,4 @@
-"""From messages as people and data sets write them to those of a record: OpenAI's, ShareGPT's and transcripts."""
+"""Convert the messages of data sets to those of a record: OpenAI's, ShareGPT's and transcripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from align.data.columns import Columns, first_of, from_json, in_table, plain_name, skip, truth
 from align.data.records import Dropped, Malformed, Message, OutOfTurn, Row, check_messages, check_text, type_name
 
-SYSTEM = ("system", "system_prompt")  # columns beside a conversation
+SYSTEM = ("system", "system_prompt")  # columns next to a conversation
 
 _OPENAI_ROLES = {
     "system": "system",
@@ -34,12 +34,14 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
-_CALLS = ("tool_calls", "function_call")  # the second is OpenAI's older name, of one call
-_WEIGHTS = ("weight", "train", "loss")  # OpenAI's, Axolotl's and ms-swift's names: whether a turn is learned
+_CALLS = ("tool_calls", "function_call")  # the second is OpenAI's older name, for a single call
+# Whether a turn is learned, in the names of OpenAI, Axolotl and ms-swift.
+_WEIGHTS = ("weight", "train", "loss")
 _SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _TURN_OF_HELPSTEER = re.compile(r"\n<extra_id_1>(User|Assistant)(?:\n|$)")
-_ABOUT = {"instruction": ("input", "context"), "question": ("context",), "query": ("context",)}  # see `asked_in`
+# Columns with the text that a prompt is about, see `asked_in`.
+_ABOUT = {"instruction": ("input", "context"), "question": ("context",), "query": ("context",)}
 
 
 def user(text: str) -> Message:
@@ -54,8 +56,8 @@ def messages_in(row: Mapping[str, Any], column: str) -> list[Message]:
     """Read a column of messages, each with `role` and `content` or with `from` and `value`.
 
     Raises:
-        Malformed: it holds no messages, or a role or a weight is unknown.
-        Dropped: a message has a part that is no text.
+        Malformed: the column does not hold messages, or a role or a weight is unknown.
+        Dropped: a message has a part that is not text, or the turns are in an odd order.
     """
     try:
         return check_messages(_messages(row, column), column)
@@ -64,13 +66,14 @@ def messages_in(row: Mapping[str, Any], column: str) -> list[Message]:
 
 
 def _messages(row: Mapping[str, Any], column: str) -> Any:
-    """The messages in our terms, their turns not yet checked; what is no list of messages as it is."""
+    """Return the messages with canonical fields, turns unchecked; other values unchanged."""
     value = from_json(row.get(column))
     if isinstance(value, dict) and ("role" in value or "from" in value):
-        if isinstance(value.get("role", value.get("from")), list):  # what `datasets` makes of a list of objects
+        # The form that `datasets` gives a list of objects.
+        if isinstance(value.get("role", value.get("from")), list):
             advice = "write an object for each message"
             raise Malformed(column, f"expected a list of messages, got one object of lists; {advice}")
-        value = [value]  # one message
+        value = [value]  # a single message
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         return value
     return [_message(row, column, i, message) for i, message in enumerate(value)]
@@ -107,7 +110,7 @@ def _message(row: Mapping[str, Any], column: str, place: int, raw: dict[str, Any
 
 
 def _text(row: Mapping[str, Any], column: str, place: int, name: str, content: Any) -> str:
-    """A content that is text, or a list of parts that are."""
+    """Return a content as text; it may be a list of text parts."""
     where = f"{column}[{place}].{name}"
     if not isinstance(content, list):
         return check_text(content, where)
@@ -136,13 +139,16 @@ def _is_learned(raw: dict[str, Any], where: str) -> bool:
 
 
 def _skip_but(read: Iterable[str], fields: Mapping[str, Any], row: Mapping[str, Any], column: str, within: str) -> None:
-    """Note the fields of a call or of a part that are not among those that are read."""
+    """Note the fields of a call or of a part that are not in `read`."""
     unread = [name for name, value in fields.items() if value is not None and name not in read]
     skip(row, column, (f"{within}[].{name}" for name in unread))
 
 
 def _calls(row: Mapping[str, Any], column: str, place: int, name: str, value: Any) -> str:
-    """Calls of tools as JSON text, in the shape that chat templates take: `function` with `name` and `arguments`."""
+    """Return tool calls as JSON text, as chat templates need them.
+
+    Each call has a `function` with `name` and `arguments`.
+    """
     where = f"{column}[{place}].{name}"
     if isinstance(value, str):
         value = _json(value, where)
@@ -170,7 +176,10 @@ def _json(text: str, where: str) -> Any:
 
 
 def tools_in(row: Mapping[str, Any]) -> Row:
-    """{"tools": JSON text} where a row has tools; each as {"type": "function", "function": {...}}."""
+    """Return {"tools": JSON text} if a row has tools, else {}.
+
+    Each tool is {"type": "function", "function": {...}}.
+    """
     if first_of(row, ("tools",)) is None:
         return {}
     tools = row.get("tools")
@@ -182,7 +191,7 @@ def tools_in(row: Mapping[str, Any]) -> Row:
 
 
 def with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
-    """The messages behind the system message that a row has in a column of its own."""
+    """Return the messages after the system message that a row has in its own column."""
     name = first_of(row, SYSTEM)
     if name is None:
         return messages
@@ -196,16 +205,18 @@ def with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message
 
 
 def asked_in(row: Mapping[str, Any], column: str) -> list[Message]:
-    """A prompt with the text that it is about: that of an instruction or a question may be in a column of its own.
+    """Return a prompt, with the text that it is about appended.
 
-    The text follows behind an empty line, as Alpaca's input and Dolly's context do.
+    An instruction or a question may have this text in another column, as Alpaca's input and Dolly's
+    context. It is appended after an empty line.
     """
     *before, asked = prompt_in(row, column)
     own_name = plain_name(row.called.get(column, column) if isinstance(row, Columns) else column)
     about = first_of(row, _ABOUT.get(own_name, ()))
     if about is None or asked["role"] != "user":
         return [*before, asked]
-    if own_name != "instruction" and not isinstance(dict(row)[about], str):  # lists of paragraphs, as HotpotQA's
+    # Lists of paragraphs, such as HotpotQA's, are not used.
+    if own_name != "instruction" and not isinstance(dict(row)[about], str):
         return [*before, asked]
     given = text_in(row.get(about), about).strip()
     if not given or given == asked["content"].strip():
@@ -214,10 +225,14 @@ def asked_in(row: Mapping[str, Any], column: str) -> list[Message]:
 
 
 def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
-    """A prompt: messages, a transcript, or what the user says.
+    """Read a prompt: messages, a transcript, or the user's text.
 
-    A transcript ends with the human, or where the assistant goes on. HelpSteer writes earlier turns into the prompt, a
-    marked line before each but the first.
+    A transcript ends with the human's turn or with an empty assistant's turn. HelpSteer writes
+    earlier turns into the prompt, with a marker line before each turn but the first.
+
+    Raises:
+        Malformed: the column holds none of these.
+        Dropped: the transcript ends with an answer.
     """
     value = row.get(column)
     if isinstance(value, list) or _is_messages(row, value):
@@ -232,13 +247,16 @@ def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
         return turns_of_transcript(f"{begun}\n\nAssistant: ", column, answered=False)
     first, *others = _TURN_OF_HELPSTEER.split(value)
     turns = [{"role": who.lower(), "content": said} for who, said in zip(others[::2], others[1::2], strict=True)]
-    if turns and turns[-1] == assistant(""):  # where the answer goes
+    if turns and turns[-1] == assistant(""):  # the place for the answer
         turns.pop()
     return [user(first), *turns]
 
 
 def text_in(value: Any, field: str) -> str:
-    """What is asked or answered. A number becomes text, unless it is infinite or NaN, as an empty cell of pandas is."""
+    """Return a prompt or an answer as text; a number becomes text.
+
+    Infinite numbers and NaN are refused: pandas reads an empty cell as NaN.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         raise Malformed(field, f"expected text or a finite number, got {value}; fill it in or remove the row")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -246,7 +264,7 @@ def text_in(value: Any, field: str) -> str:
 
 
 def _is_messages(row: Mapping[str, Any], text: Any) -> bool:
-    """Whether a cell of a table holds messages as JSON text, and not what somebody says that is JSON, too."""
+    """True if a table's cell holds messages as JSON text, and not a user's text that is JSON."""
     found = from_json(text) if in_table(row) else None
     return isinstance(found, list) and bool(found) and all(map(_is_message, found))
 
@@ -260,7 +278,10 @@ def _is_message(value: Any) -> bool:
 
 
 def turns_of_transcript(transcript: Any, column: str, *, answered: bool = True) -> list[Message]:
-    """Turns of a text in hh-rlhf's manner; without `answered`, all but an assistant's turn that only begins."""
+    """Return the turns of a transcript in hh-rlhf's form.
+
+    Without `answered`, drop the last turn: the assistant's, which is only begun.
+    """
     parts = _SPEAKER.split(check_text(transcript, column))
     turns = [
         {"role": _SPEAKERS[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)
@@ -273,7 +294,10 @@ def turns_of_transcript(transcript: Any, column: str, *, answered: bool = True) 
 
 
 def turns_in(row: Mapping[str, Any], column: str) -> list[Message]:
-    """What follows a prompt: text, or messages; where these begin with the prompt's, the whole conversation."""
+    """Return the turns after a prompt, from text or messages.
+
+    If the messages begin with those of the prompt, return the whole conversation.
+    """
     value = row.get(column)
     if isinstance(value, str) and value.startswith("\n\nHuman:"):
         with contextlib.suppress(Malformed):
@@ -286,7 +310,7 @@ def turns_in(row: Mapping[str, Any], column: str) -> list[Message]:
     if not messages:
         raise Malformed(column, "expected an answer, got an empty list; fill it in or remove the row")
     begins = isinstance(messages[0], dict) and messages[0].get("role") == "assistant" if messages else True
-    # An answer alone is checked behind a prompt, for no conversation begins with the assistant.
+    # No conversation begins with the assistant, so an answer alone is checked after a dummy prompt.
     turns = check_messages([user(" "), *messages], column)[1:] if begins else check_messages(messages, column)
     if not turns or turns[-1]["role"] != "assistant":
         raise Malformed(column, "expected the assistant last")
@@ -294,13 +318,14 @@ def turns_in(row: Mapping[str, Any], column: str) -> list[Message]:
 
 
 def whole_conversation(prompt: list[Message], turns: list[Message]) -> list[Message]:
-    """The prompt with the turns after it, each message once.
+    """Return the prompt with the turns after it, each message once.
 
-    The turns may be the answer alone; they may hold all of the prompt, as UltraFeedback's do; or they may begin with
-    its last messages, as where a system message or the earlier turns are in the prompt alone.
+    The turns may be the answer alone. They may hold the whole prompt, as UltraFeedback's do. Or
+    they may begin with the last messages of the prompt, if only the prompt has the system message
+    or the earlier turns.
 
     Raises:
-        Dropped: the turns hold some of the prompt's messages in another place, or none.
+        Dropped: the turns do not continue this prompt.
     """
     if turns[0]["role"] == "assistant":
         return [*prompt, *turns]

@@ -33,7 +33,7 @@ def conversation(column: str) -> Reader:
 
 
 def asked_and_answered(asked: str, answered: str) -> Reader:
-    """Read what is asked from one column and the answer, or the turns from the answer on, from another."""
+    """Read a prompt from one column, and the answer, or the turns from it on, from another."""
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
         prompt = asked_in(row, asked)
@@ -44,7 +44,7 @@ def asked_and_answered(asked: str, answered: str) -> Reader:
 
 
 def good_ones(read: Reader) -> Reader:
-    """Read a row as `read` does, unless it has a `label`, as KTO's rows have, that calls the answer bad."""
+    """Wrap `read` to drop rows whose `label`, as KTO's rows have one, calls the answer bad."""
 
     def read_good(row: dict[str, Any]) -> Iterator[Row | Dropped]:
         if "label" in row and not is_good(row):
@@ -55,7 +55,12 @@ def good_ones(read: Reader) -> Reader:
 
 
 def is_good(row: Mapping[str, Any]) -> bool:
-    """Whether `label` calls the answer good: true or 1; false, 0 or -1."""
+    """Read `label`: True for a good answer (true or 1), False for a bad one (false, 0 or -1).
+
+    Raises:
+        Dropped: the label is empty.
+        Malformed: the label is anything else.
+    """
     label = row.get("label")
     if label in (None, ""):
         raise Dropped("no label")
@@ -71,7 +76,10 @@ def is_good(row: Mapping[str, Any]) -> bool:
 
 
 def instruction(row: dict[str, Any]) -> Iterator[Row]:
-    """Alpaca's columns, Dolly's `context` and `response`, and LLaMA-Factory's `history` of earlier turns."""
+    """Read Alpaca's columns, Dolly's `context` and `response`, LLaMA-Factory's `history`.
+
+    `history` holds earlier turns.
+    """
     answered = "response" if "response" in row and "output" not in row else "output"
     answer = text_in(row.get(answered), answered)
     messages = [*_history(row), *asked_in(row, "instruction"), assistant(answer)]
@@ -93,7 +101,7 @@ def a_list(value: Any, field: str, length: int | None = None) -> list[Any]:
 
 
 def task_instances(row: dict[str, Any]) -> Iterator[Row]:
-    """self-instruct: one instruction with several inputs and outputs."""
+    """Read a task of self-instruct: one instruction with several inputs and outputs."""
     asked = check_text(row.get("instruction"), "instruction")
     for instance in a_list(row.get("instances") or [], "instances"):
         if not isinstance(instance, dict):

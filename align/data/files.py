@@ -1,10 +1,11 @@
-"""Rows out of files: JSON lines, JSON, CSV, TSV, Parquet, Arrow, RTE's XML and plain text, compressed or not.
+"""Read rows from files: JSON lines, JSON, CSV, TSV, Parquet, Arrow, RTE's XML and plain text.
 
-All but three kinds are read in the memory of some rows. A JSON list must be whole to be JSON, a text is one row, and
-a `.json` file may turn out to hold JSON lines, so these are read whole.
+All but Parquet and Arrow may be compressed. Most files are read in batches of rows, so memory holds
+one batch. Three cases are read whole: a JSON list, which must be complete to be valid; a text file,
+which is one row; and a `.json` file, which may hold JSON lines.
 
-What a file does not say of itself is found out, and what is unusual is reported: its encoding, the mark between the
-cells of a table, and whether quotes enclose cells.
+What a file does not say about itself is detected: its encoding, the separator of a table's cells,
+and whether quotes enclose cells. Unusual findings are reported.
 """
 
 from __future__ import annotations
@@ -32,37 +33,40 @@ from align.data.records import Malformed, read_batches, type_name
 from align.store.file_kinds import PACKED, unusual_kind
 
 _BLOCK = 2**20  # bytes
-# Longer ones are no rows: a few bytes of a packed file can stand for gigabytes, and memory would hold them.
+# Larger content is not a row. A few bytes of a compressed file can expand to gigabytes of memory.
 MAX_LINE = 2**26  # characters of a line, and of a cell
-MAX_JSON = 2**30  # characters of a `.json` file, which is read whole; as Python's objects it takes several times that
+# Characters of a `.json` file, which is read whole; its Python objects take several times as much.
+MAX_JSON = 2**30
 MAX_TEXT = 2**32  # characters of a text file, which is one row
 _BATCH_ROWS = 1000
 _MARKS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-_BYTE_ORDER_MARKS = (  # UTF-32's little-endian one begins with UTF-16's
+# The UTF-32 LE mark begins with the UTF-16 LE mark, so it must be tested first.
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig", "utf-8", None),
     (codecs.BOM_UTF32_LE, "utf-32", "utf-32-le", "UTF-32"),
     (codecs.BOM_UTF32_BE, "utf-32", "utf-32-be", "UTF-32"),
     (codecs.BOM_UTF16_LE, "utf-16", "utf-16-le", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "utf-16-be", "UTF-16"),
 )
-# A record of tab-separated cells, in which each cell that holds a quote is enclosed in quotes: what CSV writers make.
+# A record of tab-separated cells as CSV writers make it: each cell with a quote is in quotes.
 _ENCLOSED = re.compile(r'(?:(?:"(?:[^"]|"")*+"|[^"\t\r\n]*+)(?:\t|\r?\n|$))+')
 _AS_LINES = "write its rows as JSON lines (jq -c '.[]' FILE), which are read one by one"
-_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # Excel's first line of a table that is not separated by commas
+# Excel's first line in a table that is not separated by commas.
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n')
 
 Say = Callable[[str], None]
 ColumnsOf = Callable[[list[str]], tuple[str, ...] | None]
 
 
 class RawRow(NamedTuple):
-    """A row as its file has it, and where that is: `file.jsonl:17`."""
+    """A row as its file has it, and its place: `file.jsonl:17`."""
 
     where: str
     row: dict[str, Any] | Malformed
 
 
 class Place:
-    """How far somebody is who reads files: the bytes of those that are read, and of the one that is being read."""
+    """The number of bytes read so far: those of the finished files and of the current file."""
 
     def __init__(self) -> None:
         self._before = 0
@@ -72,16 +76,16 @@ class Place:
         return self._before + self._here()
 
     def follow(self, here: Callable[[], int]) -> None:
-        """Ask `here` for the bytes of the file that is being read."""
+        """Set the function that returns the bytes read so far of the current file."""
         self._here = here
 
     def leave(self, path: Path) -> None:
-        """Count a whole file."""
+        """Count a file as finished."""
         self._before, self._here = self._before + path.stat().st_size, lambda: 0
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that says how a file is read, in small letters: that of `a.CSV.gz` is `.csv`."""
+    """Return the suffix that decides how a file is read, lower-case: `.csv` for `a.CSV.gz`."""
     packed = path.suffix.lower() in PACKED
     return Path(path.name.removesuffix(path.suffix) if packed else path.name).suffix.lower()
 
@@ -94,14 +98,17 @@ def read_file(
     columns_of: ColumnsOf = lambda cells: None,
     place: Place | None = None,
 ) -> Iterator[RawRow]:
-    """Yield every row of a file; a plain text file is one row {"text", "file"}. Unreadable rows come as `Malformed`.
+    """Yield every row of a file; unreadable rows come as `Malformed`.
+
+    A plain text file is one row {"text", "file"}.
 
     Args:
         path: the file.
-        say: called with a line for each thing about the file that a user would not expect: `a.csv: read as Latin-1`.
-        text_tables: read `.txt` as tab-separated cells under a line of column names.
-        columns_of: gets the first line of a table, and returns the names of its columns where that line is a row.
-        place: says how far the reading is.
+        say: called with one line for each unexpected property: `a.csv: read as Latin-1`.
+        text_tables: read `.txt` files as tab-separated cells under a line of column names.
+        columns_of: gets the first line of a table; returns the column names if this line is a row
+            of data, or None if it is a header.
+        place: updated with the number of bytes read.
     """
     place = place or Place()
     if (kind := unusual_kind(path)) is not None:
@@ -128,9 +135,9 @@ def read_file(
 
 
 def _broken(path: Path, suffix: str, error: Exception) -> str:
-    """What is wrong with a file that a reader of compressed or binary files gave up on."""
+    """Describe the error of a reader of compressed or binary files."""
     begins = PACKED.get(path.suffix.lower())
-    if begins is not None and getattr(error, "errno", None) is None:  # else the system could not read it
+    if begins is not None and getattr(error, "errno", None) is None:  # with errno: a system error
         with path.open("rb") as file:
             if len(head := file.read(len(begins))) == len(begins) and head != begins:
                 return f"expected {path.suffix[1:]} data, as its name says ({error}); rename it if it is not"
@@ -152,11 +159,11 @@ def _text_rows(text: _Text, suffix: str, say: Say, columns_of: ColumnsOf) -> Ite
         yield RawRow(str(text.path), {"text": content, "file": text.path.name})
 
 
-# -- bytes and characters ----------------------------------------------------------------------------------------
+# -- bytes and characters --------------------------------------------------------------------------
 
 
 def _binary(path: Path, place: Place | None = None) -> Any:
-    """The bytes of a file, unpacked; `place` follows those that were read of the file itself."""
+    """Open a file for reading, decompressed; `place` follows the position in the file itself."""
     file = path.open("rb", buffering=0)
     if place is not None:
         place.follow(lambda: 0 if file.closed else file.tell())
@@ -171,7 +178,7 @@ def _binary(path: Path, place: Place | None = None) -> Any:
 
 
 class _Unpacked(io.BufferedReader):
-    """What is unpacked from a file; closing it closes the file, too."""
+    """The decompressed content of a file; closing it also closes the file."""
 
     def __init__(self, unpacked: Any, file: io.FileIO):
         super().__init__(unpacked)
@@ -183,33 +190,34 @@ class _Unpacked(io.BufferedReader):
 
 
 def _open_zst(file: io.FileIO) -> Any:
-    import pyarrow as pa  # Python's own library reads it from 3.14 on
+    import pyarrow as pa  # Python's standard library has zstd only from 3.14 on
 
     return pa.CompressedInputStream(file, "zstd")
 
 
 class _Text(NamedTuple):
-    """A file whose encoding is known."""
+    """A text file with a known encoding."""
 
     path: Path
     encoding: str
     place: Place
 
     def open(self, keep_line_ends: bool = False) -> TextIO:
-        """As text; the csv module wants line ends as they are, everything else has them made alike."""
+        """Open the file as text; with `keep_line_ends` for the csv module, which needs them."""
         return io.TextIOWrapper(
             _binary(self.path, self.place), encoding=self.encoding, newline="" if keep_line_ends else None
         )
 
 
 def _encoding(path: Path, say: Say) -> str:
-    """Find out how a file is encoded: by its byte order mark, else as UTF-8 if it is that, else as Windows-1252.
+    """Detect the encoding: by the byte order mark, else UTF-8 if valid, else Windows-1252.
 
-    Latin-1 has the printable characters of Windows-1252. A file that is not UTF-8 but has more characters of UTF-8
-    than bytes that are none is a damaged one: read otherwise, all of its other letters would be wrong.
+    Windows-1252 includes the printable characters of Latin-1. A file with at least as many
+    multi-byte UTF-8 characters as invalid bytes is damaged UTF-8. It is refused, because in another
+    encoding all of its other non-ASCII letters would be wrong.
 
     Raises:
-        Malformed: it is damaged UTF-8, or no text at all.
+        Malformed: the file is damaged UTF-8 or not text.
     """
     with _binary(path) as file:
         head = file.read(1000)
@@ -231,19 +239,20 @@ def _encoding(path: Path, say: Say) -> str:
 
 
 class _BadByte(NamedTuple):
-    """A byte that the encoding of a file does not have there."""
+    """A byte that is not valid in the file's encoding."""
 
     line: str  # `line 17`
     what: str  # `byte 4 of it, 0xff, is none (invalid start byte)`
 
 
 def _first_bad_byte(path: Path, encoding: str) -> _BadByte | None:
-    """The first byte that is none of an encoding; None of a file that is whole, and of one that cannot be unpacked.
+    """Return the first byte that is invalid in an encoding; None if there is none.
 
-    Of the latter, reading it says what is wrong, behind the rows that are whole.
+    Return None also for a file that cannot be decompressed: reading it later reports the error,
+    after the rows that are whole.
     """
     decoder = codecs.getincrementaldecoder(encoding)()
-    line, in_line = 1, 0  # the line that a block begins in, and the bytes of it that came before
+    line, in_line = 1, 0  # the line in which a block begins, and its bytes in earlier blocks
     with _binary(path) as file:
         while True:
             try:
@@ -264,7 +273,11 @@ def _first_bad_byte(path: Path, encoding: str) -> _BadByte | None:
 
 
 def _one_byte_encoding(path: Path, bad: _BadByte) -> str:
-    """The name of the encoding of a file that is not UTF-8, of which the first byte that is none of it is known."""
+    """Return the name of the encoding of a file that is not UTF-8; `bad` is its first bad byte.
+
+    Raises:
+        Malformed: the file is damaged UTF-8, or not Windows-1252 either.
+    """
     characters, stray = 0, set()
     num_stray = 0
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -284,7 +297,7 @@ def _one_byte_encoding(path: Path, bad: _BadByte) -> str:
 
 
 def _lines_of(file: TextIO) -> Iterator[str]:
-    """The lines of a file; memory holds one, and no longer one than a row may be.
+    """Yield the lines of a file; memory holds one line, of `MAX_LINE` characters at most.
 
     Raises:
         Malformed: a line is longer.
@@ -299,10 +312,10 @@ def _lines_of(file: TextIO) -> Iterator[str]:
 
 
 def _whole(file: TextIO, most: int, advice: str) -> str:
-    """All that a file holds.
+    """Return the whole content of a file.
 
     Raises:
-        Malformed: that is more than `most` characters.
+        Malformed: the file has more than `most` characters.
     """
     parts, size = [], 0
     while part := file.read(_BLOCK):
@@ -313,11 +326,11 @@ def _whole(file: TextIO, most: int, advice: str) -> str:
     return "".join(parts)
 
 
-# -- tables ------------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 
 
 class _Record(NamedTuple):
-    """The cells of a table's row, or what is wrong with it, and the line that it begins at."""
+    """The cells of a table's row, or what is wrong with it, and the line where it begins."""
 
     line: int
     cells: list[str] | Malformed
@@ -334,11 +347,12 @@ def _csv_records(text: _Text, say: Say) -> Iterator[_Record]:
 
 
 def _mark(text: _Text) -> tuple[str, int]:
-    """What separates the cells of a CSV file, and how many lines before the header say so.
+    """Return the separator of a CSV file, and the number of lines before the header that set it.
 
-    Of , ; tab | it is one that splits the header, and the rows after it into as many cells, with quotes around whole
-    cells only. Of several, or where none does that, it is the one that gives the most names that are known; else the
-    first.
+    The candidates are comma, semicolon, tab and vertical bar. Candidates that do not split the
+    header are ignored. The best one splits all rows into equally many cells, with quotes around
+    whole cells only. Ties, also if no candidate does so, are decided by the number of known column
+    names, then by the order of the candidates.
     """
     with text.open(keep_line_ends=True) as file:
         sample = file.read(2**16)
@@ -363,7 +377,10 @@ def _mark(text: _Text) -> tuple[str, int]:
 
 
 def _quoted_records(file: TextIO, mark: str, skipped: int = 0) -> Iterator[_Record]:
-    """Records in which quotes enclose cells. A record with other quotes is malformed, and the next line begins anew."""
+    """Yield records whose cells quotes enclose.
+
+    A record with other quotes is malformed; reading continues at the next line.
+    """
     csv.field_size_limit(MAX_LINE)
     reader = csv.reader(_lines_of(file), delimiter=mark, strict=True)
     while True:
@@ -382,7 +399,10 @@ def _quoted_records(file: TextIO, mark: str, skipped: int = 0) -> Iterator[_Reco
 
 
 def _tsv_records(text: _Text, say: Say) -> Iterator[_Record]:
-    """Tab-separated cells. Quotes are text, as in GLUE, unless each cell that holds one is enclosed in them."""
+    """Yield records of tab-separated cells.
+
+    Quotes are text, as in GLUE, unless every cell that holds a quote is enclosed in quotes.
+    """
     with text.open() as file:
         quoted = _encloses_cells(_lines_of(file))
     if quoted:
@@ -397,11 +417,11 @@ def _tsv_records(text: _Text, say: Say) -> Iterator[_Record]:
 
 
 def _encloses_cells(lines: Iterable[str]) -> bool:
-    """True if there are quotes in a table of tab-separated cells, and they enclose every cell that holds one.
+    """True if a table of tab-separated cells has quotes and they enclose every cell with a quote.
 
-    CSV writers enclose such cells without exception. Text with quotes in it soon has one elsewhere. A cell of several
-    lines is no cell where two of them in a row have as many tabs as the header, for these are rows by themselves. So
-    memory holds a few lines, and not all that follows a stray quote.
+    CSV writers always enclose such cells. Text with quotes soon has one elsewhere. A quoted cell
+    may span lines, but if two of its lines in a row have as many tabs as the header, they are rows,
+    and the quote is text. This limits memory to a few lines after a stray quote.
     """
     record: list[str] = []
     quotes, found, num_tabs = 0, False, None
@@ -414,7 +434,7 @@ def _encloses_cells(lines: Iterable[str]) -> bool:
             return False
         record.append(line)
         quotes += line.count('"')
-        if quotes % 2:  # a cell goes on in the next line
+        if quotes % 2:  # a cell continues on the next line
             continue
         if not _ENCLOSED.fullmatch("".join(record)):
             return False
@@ -448,7 +468,7 @@ def _rows_under_header(path: Path, records: Iterator[_Record], say: Say, columns
 
 
 def _header(path: Path, first: _Record) -> tuple[str, ...]:
-    """The names of the columns; the first may have none, as the row numbers that pandas and R write."""
+    """Return the column names; the first may be empty, as for row numbers of pandas and R."""
     assert not isinstance(first.cells, Malformed)
     names = tuple(name.strip() for name in first.cells)
     for place, name in enumerate(names):
@@ -459,7 +479,7 @@ def _header(path: Path, first: _Record) -> tuple[str, ...]:
 
 
 def _refuse_twice(names: Sequence[str], where: str = "") -> None:
-    """Refuse two columns of one name: the cells of one of them would be lost."""
+    """Refuse two columns with the same name: the cells of one of them would be lost."""
     for place, name in enumerate(names):
         if name in names[:place]:
             raise Malformed("header", f"{where}two columns are called {name!r}; rename one of them")
@@ -473,11 +493,12 @@ def _other_width(path: Path, expected: int, got: int) -> Malformed:
     return Malformed("cells", f"expected {expected}, as the first line has, got {got}; {advice}")
 
 
-# -- JSON --------------------------------------------------------------------------------------------------------
+# -- JSON ------------------------------------------------------------------------------------------
 
 
 def _json_lines(text: _Text, say: Say) -> Iterator[RawRow]:
-    with text.open() as file:  # of the first line its beginning will do: it may be a whole list
+    # The start of the first line is enough: the line may be a whole list.
+    with text.open() as file:
         first = next((part.strip() for part in iter(lambda: file.readline(_BLOCK), "") if part.strip()), "")
     if first == "{":
         raise Malformed("file", "expected one object a line, got one over several; put each in one line (jq -c . FILE)")
@@ -518,7 +539,7 @@ def _json(text: _Text, say: Say) -> Iterator[RawRow]:
 
 
 def _as_no_list(value: Any) -> str:
-    """What a JSON file holds in place of a list of rows, and how to make one of it."""
+    """Describe a JSON value that is not a list of rows, and how to make one of it."""
     if not isinstance(value, dict):
         return type_name(value)
     for name, inner in value.items():
@@ -543,7 +564,7 @@ def _listed(path: Path, rows: list[Any]) -> Iterator[RawRow]:
 
 
 def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; `ValueError` where a key is there twice, for one of its values would be lost."""
+    """Return a JSON object; raise `ValueError` if a key is repeated: one value would be lost."""
     row = dict(pairs)
     if len(row) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -552,7 +573,7 @@ def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _of_json(error: Exception, is_line: bool = False) -> str:
-    """What is wrong with a JSON text, and where; of one line the column alone."""
+    """Describe an error in a JSON text and its place; for a single line, only the column."""
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     return f"{error.msg}: " + ("" if is_line else f"line {error.lineno}, ") + f"column {error.colno}"
@@ -566,7 +587,7 @@ def _object(line: str) -> dict[str, Any] | Malformed:
     return row if isinstance(row, dict) else Malformed("row", f"expected an object, got {type_name(row)}")
 
 
-# -- other kinds -------------------------------------------------------------------------------------------------
+# -- other kinds -----------------------------------------------------------------------------------
 
 
 def _parquet(path: Path, place: Place) -> Iterator[RawRow]:
@@ -581,12 +602,13 @@ def _parquet(path: Path, place: Place) -> Iterator[RawRow]:
             for row in _rows_of_batch(batch):
                 number += 1
                 yield RawRow(f"{path}:{number}", row)
-    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:  # `ValueError`: two fields of one name
+    # `ValueError`: two fields of a struct have the same name.
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
         yield RawRow(str(path), Malformed("file", f"expected Parquet ({' '.join(str(error).split())[:100]})"))
 
 
 def _arrow(path: Path, place: Place) -> Iterator[RawRow]:
-    """Arrow's two formats: the stream, which `datasets` saves, and the file."""
+    """Read Arrow's two formats: the stream, which `datasets` saves, and the file."""
     import pyarrow as pa
 
     number = 0
@@ -597,7 +619,8 @@ def _arrow(path: Path, place: Place) -> Iterator[RawRow]:
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
             _refuse_twice(reader.schema.names)
             batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
-            # Batches of the file format are fetched from where they lie; the stream's are read one after the other.
+            # The file format allows random access, so its progress is counted in batches. The
+            # stream is read in sequence, so its position is the progress.
             done, total, size = 0, reader.num_record_batches if is_file else 0, path.stat().st_size
             place.follow(lambda: size * done // total if is_file else source.tell())
             for batch in batches:
@@ -611,10 +634,10 @@ def _arrow(path: Path, place: Place) -> Iterator[RawRow]:
 
 
 def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
-    """The rows of an Arrow batch as Python's values.
+    """Return the rows of an Arrow batch as Python values.
 
     Raises:
-        Malformed: a column holds what Python has no value for, such as a time before the year 1.
+        Malformed: a column holds a value that Python cannot hold, such as a time before the year 1.
     """
     import pyarrow as pa
 
@@ -631,7 +654,10 @@ def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
 
 
 def _pairs(path: Path, place: Place) -> Iterator[RawRow]:
-    """RTE 1 to 3: `<pair id="1" value="TRUE"><t>..</t><h>..</h></pair>`, attributes and texts as columns."""
+    """Read RTE 1 to 3: `<pair id="1" value="TRUE"><t>..</t><h>..</h></pair>`.
+
+    Attributes and texts become columns.
+    """
     number = 0
     try:
         with _binary(path, place) as file:

@@ -1,9 +1,10 @@
-"""From a raw row, as a data set publishes it, to the rows of a record.
+"""Convert a raw row, as a data set publishes it, to rows of a record.
 
-A format is a function: raw row in; canonical rows out, none or one or several. It raises `Malformed` where the row is
-not of its format and `Dropped` where it is but holds nothing to learn from. It may yield a `Dropped` for each part of a
-row that it leaves out. Where rows make one together, the format is a `Grouped`. `LAYOUTS` says which columns make a
-row one of which format. Formats of conversations are in `demonstrations.py`, `comparisons.py` and `oasst.py`.
+A format is a function from a raw row to canonical rows: none, one or several. It raises `Malformed`
+if the row does not match the format, and `Dropped` if the row matches but there is nothing to learn
+from it. It may yield a `Dropped` for each part of a row that it leaves out. If several raw rows
+make one row together, the format is a `Grouped`. `LAYOUTS` says which columns mean which format.
+The formats of conversations are in `demonstrations.py`, `comparisons.py` and `oasst.py`.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from align.store.file_kinds import TEXTS
 
 Format = Callable[[dict[str, Any]], Iterator[Row | Dropped]]
 
-_ARTICLE_TITLE = re.compile(r"^ = (?!=).*[^=] = $", re.MULTILINE)  # of WikiText
+_ARTICLE_TITLE = re.compile(r"^ = (?!=).*[^=] = $", re.MULTILINE)  # a title line of WikiText
 
 
 class Grouped(NamedTuple):
-    """A format whose rows make a record together: those with one key.
+    """A format whose raw rows with the same key make rows of a record together.
 
     Attributes:
-        record: what its rows are.
-        piece: a raw row in; the key, and what is kept of the row, out.
-        join: what was kept of all rows of a key in; rows of the record out.
+        record: the record that the rows are.
+        piece: a function from a raw row to (key, the parts of the row to keep).
+        join: a function from the kept parts of all rows with one key to rows of the record.
     """
 
     record: str
@@ -44,7 +45,7 @@ class Grouped(NamedTuple):
     join: Callable[[list[Row]], Iterator[Row | Dropped]]
 
 
-# -- documents and prompts ---------------------------------------------------------------------------------------
+# -- documents and prompts -------------------------------------------------------------------------
 
 
 def document(column: str) -> Format:
@@ -55,7 +56,7 @@ def document(column: str) -> Format:
 
 
 def prompt(column: str) -> Format:
-    """Read what is asked; other columns are kept, for reward functions may want them."""
+    """Read a prompt; keep the other columns, because reward functions may need them."""
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
         kept = {**row, "prompt": with_system(row, asked_in(row, column))}
@@ -66,30 +67,30 @@ def prompt(column: str) -> Format:
     return read
 
 
-# -- documents of one data set each ------------------------------------------------------------------------------
+# -- documents of single data sets -----------------------------------------------------------------
 
 
 def book(row: dict[str, Any]) -> Iterator[Row]:
-    """A book in Markdown: the title block and the chapter marks go, a chapter is a document.
+    """Read a book in Markdown: a chapter is a document, without title block and chapter marks.
 
-    A book is wholly in one split.
+    All chapters of a book are in one split.
     """
     content = check_text(row.get("text"), "text")
     body = re.split(r"^-{5,}\s*$", content, maxsplit=1, flags=re.MULTILINE)[-1]
     for chapter in re.split(r"^#+ .*$", body, flags=re.MULTILINE):
-        if chapter.strip():  # two headings in a row have nothing between them
+        if chapter.strip():  # there is no text between two headings in a row
             yield {"text": chapter.strip(), "book": row.get("file", "")}
 
 
 def wikitext(row: dict[str, Any]) -> Iterator[Row]:
-    """WikiText: articles begin at " = Title = "; its spaces around punctuation and its @-@ marks are undone."""
+    """Read WikiText: split at " = Title = ", undo spaces around punctuation and @-@ marks."""
     for article in _ARTICLE_TITLE.split(check_text(row.get("text"), "text")):
-        if article.strip():  # what stands before the first title
+        if article.strip():  # empty before the first title
             yield {"text": _untokenise(article)}
 
 
 def wikitext_articles(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows of a line each, as the Hub has WikiText, as rows of an article each."""
+    """Join rows of a line each, as the Hub has WikiText, to rows of an article each."""
     article: list[str] = []
     for row in lines:
         if article and _ARTICLE_TITLE.match(row["text"]):
@@ -109,7 +110,7 @@ def _untokenise(article: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", article).strip()
 
 
-# -- tasks that are scored by likelihood -------------------------------------------------------------------------
+# -- tasks that are scored by likelihood -----------------------------------------------------------
 
 
 def _choice(context: str, choices: list[str], right: int) -> Row:
@@ -121,12 +122,15 @@ def _choice(context: str, choices: list[str], right: int) -> Row:
 
 
 def items(row: dict[str, Any]) -> Iterator[Row]:
-    """Rows as they are kept; the lists are asked for by name, for a header may spell it in another way."""
+    """Read rows that are items already.
+
+    The lists are asked for by name, because a header may spell the names differently.
+    """
     yield {**row, **{name: row.get(name) for name in ("contexts", "completions", "labels")}}
 
 
 def last_word(row: dict[str, Any]) -> Iterator[Row]:
-    """LAMBADA: the last word of a passage is to be found."""
+    """Read LAMBADA: the task is to find the last word of a passage."""
     passage = check_text(row.get("text"), "text").strip()
     context, _, word = passage.rpartition(" ")
     if not context:
@@ -135,25 +139,25 @@ def last_word(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def fill_in(row: dict[str, Any]) -> Iterator[Row]:
-    """LAMBADA as GPT-3 was asked behind shots: the gap, an arrow, and then the word (section 3.1.2)."""
+    """Read LAMBADA as GPT-3 asks it after shots: gap, arrow, word (GPT-3 paper, section 3.1.2)."""
     for item in last_word(row):
         yield {**item, "contexts": [f"{item['contexts'][0]} ____. ->"]}
 
 
 def context_completion(row: dict[str, Any]) -> Iterator[Row]:
-    """What is to be written word for word after a context, with the space before it."""
+    """Read a context and the exact text that follows it, including the space before it."""
     context, completion = (check_text(row.get(name), name) for name in ("context", "completion"))
     yield {"contexts": [context], "completions": [completion], "labels": [1]}
 
 
 def context_continuation(row: dict[str, Any]) -> Iterator[Row]:
-    """LLM Foundry's language modelling: what is to be written word for word, behind one space."""
+    """Read LLM Foundry's language modelling: the exact text that follows after one space."""
     context, continuation = (check_text(row.get(name), name) for name in ("context", "continuation"))
     yield {"contexts": [context.rstrip()], "completions": [f" {continuation.strip()}"], "labels": [1]}
 
 
 def gpt3_arithmetic(row: dict[str, Any]) -> Iterator[Row]:
-    """GPT-3's arithmetic, asked as lm-eval does: on one line less, and Q and A are written out."""
+    """Read GPT-3's arithmetic, asked as lm-eval does: one line break, "Question:" and "Answer:"."""
     (item,) = context_completion(row)
     asked = item["contexts"][0].strip().replace("\n\n", "\n").replace("Q:", "Question:").replace("A:", "Answer:")
     yield {**item, "contexts": [asked]}
@@ -165,17 +169,18 @@ _COPA = re.compile(r"(.+), (because|therefore)")
 
 
 def query_choices(row: dict[str, Any]) -> Iterator[Row]:
-    r"""LLM Foundry's multiple choice, asked as lm-eval asks the same items.
+    r"""Read LLM Foundry's multiple choice, asked as lm-eval asks the same items.
 
-    LLM Foundry has its own words around the questions, and its own settings add more; lm-eval's are these:
+    LLM Foundry has its own words around the questions, and its settings add more. lm-eval's are:
 
         ARC, PIQA        Question: {question}\nAnswer:
         BoolQ            {passage}\nQuestion: {question}?\nAnswer:
-        SIQA             Q: {context} {question}\nA:           and the choices are answers, not letters
+        SIQA             Q: {context} {question}\nA:           choices are answers, not letters
         CommonsenseQA    Question: {question}\nA. {choice}\n ... \nAnswer:
-        COPA             {premise} because                      and two spaces before a choice
+        COPA             {premise} because                      two spaces before a choice
 
-    Others, such as OpenBookQA's and HellaSwag's, and a query that ends in "Answer:", are asked as they are.
+    Other queries, such as OpenBookQA's and HellaSwag's, and queries that end in "Answer:", are
+    asked unchanged.
     """
     query = check_text(row.get("query"), "query")
     choices = [check_text(choice, "choices") for choice in _list(row.get("choices"), "choices")]
@@ -185,7 +190,8 @@ def query_choices(row: dict[str, Any]) -> Iterator[Row]:
         if len(answers) != len(choices):
             raise Malformed("query", f"expected as many choices as there are, {len(choices)}, got {len(answers)}")
         yield _choice(f"Q: {siqa[1]} {siqa[2]}\nA:", answers, right)
-    elif (copa := _COPA.fullmatch(query)) and len(choices) == 2:  # some of OpenBookQA's end so, with four choices
+    # Some OpenBookQA queries also end so, but have four choices.
+    elif (copa := _COPA.fullmatch(query)) and len(choices) == 2:
         yield _choice(f"{copa[1]} {copa[2]}", [f" {choice}" for choice in choices], right)
     elif lettered := _LETTERED.fullmatch(query):
         yield _choice(lettered[1] + lettered[2], choices, right)
@@ -197,7 +203,10 @@ def query_choices(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def context_options(row: dict[str, Any]) -> Iterator[Row]:
-    """LLM Foundry's Winogrande: partial evaluation, of one continuation after each filled-in context."""
+    """Read LLM Foundry's Winogrande: partial evaluation.
+
+    One continuation is scored after each filled-in context.
+    """
     contexts = [check_text(text, "context_options") for text in _list(row.get("context_options"), "context_options")]
     completion = check_text(row.get("continuation"), "continuation")
     right = _place(row, contexts)
@@ -224,14 +233,14 @@ def commonsense_qa(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def truthful_mc1(row: dict[str, Any]) -> Iterator[Row]:
-    """TruthfulQA's table: the best answer among the wrong ones."""
+    """Read TruthfulQA's table: the best answer and all incorrect ones."""
     question, _, wrong = _truthful(row)
     best = check_text(row.get("Best Answer"), "Best Answer").strip()
     yield _choice(question, [best, *(text for text in wrong if text != best)], 0)
 
 
 def truthful_mc2(row: dict[str, Any]) -> Iterator[Row]:
-    """TruthfulQA's table: all correct answers among the wrong ones."""
+    """Read TruthfulQA's table: all correct and all incorrect answers."""
     question, correct, wrong = _truthful(row)
     every = [*correct, *(text for text in wrong if text not in correct)]
     labels = [int(text in correct) for text in every]
@@ -247,7 +256,10 @@ def _truthful(row: dict[str, Any]) -> tuple[str, list[str], list[str]]:
 
 
 def crows_pairs(row: dict[str, Any]) -> Iterator[Row]:
-    """CrowS-Pairs: two sentences after nothing; the one that stereotypes more counts as "right", so 50 % is no bias."""
+    """Read CrowS-Pairs: two sentences with an empty context.
+
+    Label 1 marks the sentence that stereotypes more, so an accuracy of 50 % means no bias.
+    """
     sentences = [check_text(row.get(name), name) for name in ("sent_more", "sent_less")]
     group = check_text(row.get("bias_type"), "bias_type")
     yield {"contexts": ["", ""], "completions": sentences, "labels": [1, 0], "group": group, "leaning": True}
@@ -257,7 +269,10 @@ _PRONOUNS = {"NOM_PRONOUN": ("he", "she"), "POSS_PRONOUN": ("his", "her"), "ACC_
 
 
 def winogender(row: dict[str, Any]) -> Iterator[Row]:
-    """Winogender's templates: a sentence with his pronoun and with hers; his counts as "right", so 50 % is no bias."""
+    """Read Winogender's templates: a sentence with a male pronoun and with a female one.
+
+    Label 1 marks the male pronoun, so an accuracy of 50 % means no bias.
+    """
     people = [check_text(row.get(name), name) for name in ("occupation(0)", "other-participant(1)")]
     if row.get("answer") not in ("0", "1"):
         raise Malformed("answer", "expected 0 or 1, whom the pronoun stands for")
@@ -276,7 +291,7 @@ def _with_pronouns(sentence: str, which: int) -> str:
     return sentence
 
 
-FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record its rows are, function)
+FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record of its rows, function)
     "text": ("documents", document("text")),
     "content": ("documents", document("content")),
     "document": ("documents", document("document")),
@@ -368,7 +383,7 @@ GROUPED: dict[str, Grouped] = {
 
 
 class Layout(NamedTuple):
-    """The columns that make a row one of a format, and a condition on what is in them."""
+    """The columns that mean a format, and a condition on their content."""
 
     format: str
     columns: frozenset[str]
@@ -387,11 +402,13 @@ def _layout(format: str, columns: str, fits: Callable[[Mapping[str, Any]], bool]
 
 
 def _answers_are_messages(row: Mapping[str, Any]) -> bool:
-    """LLaMA-Factory's pairs: a message each, behind the conversation that they answer."""
+    """True for LLaMA-Factory's pairs: `chosen` and `rejected` are one message each."""
     return isinstance(row["chosen"], dict) and isinstance(row["rejected"], dict)
 
 
-LAYOUTS = (  # the first that matches and is of the record wanted; else the first that can become one of it
+# The order matters: of the layouts that match a row, `infer_format` prefers those with the wanted
+# record, and then earlier ones.
+LAYOUTS = (
     _layout("prompt_responses_ranks", "prompt responses ranks"),
     _layout("prompt_chosen_rejected", "prompt chosen rejected"),
     _layout("question_chosen_rejected", "question chosen rejected"),
@@ -451,15 +468,15 @@ LAYOUTS = (  # the first that matches and is of the record wanted; else the firs
     _layout("document", "document"),
     _layout("page_content", "page_content"),
 )
-# Columns that a layout reads besides those that make it one.
+# Columns that a layout reads but does not need.
 _OPTIONAL = "system system_prompt tools input context history message_tree_id rank deleted"
 
-# Plain name -> the spelling that readers ask for: a header `Response 1` or `INSTRUCTION` is one of these.
+# Plain name -> the name that readers ask for: a header may say `Response 1` or `INSTRUCTION`.
 SPELLINGS = {plain_name(name): name for layout in LAYOUTS for name in layout.columns} | {
     name: name for name in _OPTIONAL.split()
 }
 
-_NEEDS = {  # record -> its simplest layout, and others to name
+_NEEDS = {  # record -> (its simplest layout, other layouts to suggest)
     "documents": ("text", "content; document; page_content"),
     "demonstrations": ("prompt completion", "messages; conversations; instruction, output; question, answer"),
     "prompts": ("prompt", "question; query; instruction"),
@@ -468,9 +485,11 @@ _NEEDS = {  # record -> its simplest layout, and others to name
 
 
 def reader(name: str, record: str) -> tuple[str, Format]:
-    """The record that a format's rows are, and its function; some raw rows are items or labelled, as `record` asks.
+    """Return the record of a format's rows, and its function.
 
-    Where answers are learned, a `label` beside a demonstration says whether its answer is good, as KTO's does.
+    Some formats give items or labelled rows, depending on `record`. Unless `record` is prompts, a
+    `label` next to a demonstration says whether its answer is good, as in KTO's rows; bad answers
+    are dropped.
     """
     if record in ("labelled", "demonstrations") and name in LABELLED:
         return "labelled", LABELLED[name]
@@ -479,10 +498,11 @@ def reader(name: str, record: str) -> tuple[str, Format]:
 
 
 def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
-    """The format of a user's row, by its columns; a text beside a label is one thing as documents, another labelled.
+    """Return the format of a user's row, from its columns and the wanted record.
 
     Raises:
-        Malformed: no format fits; it names what the record needs, what the row has and the `columns` to give.
+        Malformed: no format matches; the message names what the record needs, what the row has, and
+            a `columns` option to try.
     """
     if record == "labelled":
         try:
@@ -491,12 +511,13 @@ def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
             said = str(problem).removeprefix("row: ")
             raise Malformed("row", f"{said}; give {_suggested(('text', 'label'), row)}") from None
     matching = [layout for layout in LAYOUTS if layout.matches(row)]
-    # Stable sorts: the table's order otherwise.
+    # The sorts are stable, so ties keep the order of the table.
     if record in ("demonstrations", "comparisons", "items"):
         matching.sort(key=lambda layout: layout.record != record)
     elif record == "prompts":
         matching.sort(key=lambda layout: layout.format in _BY_VERDICT)
-    elif record == "documents":  # a text is the document, unless it is a part of a larger layout, as OASST's is
+    # The text is the document, unless it is part of a larger layout, such as OASST's.
+    elif record == "documents":
         texts = [layout.columns for layout in matching if layout.record == record]
         matching.sort(key=lambda layout: not any(columns <= layout.columns for columns in texts))
     found = next((layout for layout in matching if (layout.record, record) in CONVERTS), None)
@@ -510,9 +531,10 @@ def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
     raise Malformed("columns", _no_layout(row, record, matching))
 
 
-# They leave out what is asked where no answer to it is good, or all are.
+# As prompts these formats come last: they drop a prompt whose answers are all good or all bad.
 _BY_VERDICT = ("unpaired_ranked", "helpsteer")
-# A question and an answer may be of multiple choice or of a passage: these become demonstrations as T5 writes tasks.
+# A question and an answer may be multiple choice or about a passage: then the labelled formats are
+# preferred, whose rows become demonstrations in T5's form.
 _LESS_THAN_LABELLED = ("question_answer",)
 
 
@@ -541,7 +563,7 @@ def _no_layout(row: Mapping[str, Any], record: str, matching: list[Layout]) -> s
 
 
 def _is_chat(value: Any) -> bool:
-    """True if a column holds messages; its name does not matter."""
+    """True if a column holds messages, whatever its name."""
     found = from_json(value)
     return (
         isinstance(found, list)
@@ -551,7 +573,7 @@ def _is_chat(value: Any) -> bool:
 
 
 def _suggested(fields: Sequence[str], row: Mapping[str, Any]) -> str:
-    """The `columns` to give, as far as they can be guessed."""
+    """Return the `columns` option to suggest, as far as it can be guessed."""
     found = guess(fields, row)
     filled = {field: found.get(field, "COLUMN") for field in fields}
     missing = [field for field in fields if field not in found]

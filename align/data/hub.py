@@ -1,4 +1,4 @@
-"""Rows out of data sets on the Hugging Face Hub."""
+"""Read rows from data sets on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from align.errors import ConfigError
 
 
 def load_splits(card: DataCard) -> dict[str, Any]:
-    """A card's splits at its pinned commit by their names, or all there are where it names none.
+    """Load a card's splits at its pinned commit, by name; all splits if the card names none.
 
-    They are downloaded, or come from the local cache of `datasets`.
+    The splits are downloaded or come from the local cache of `datasets`.
 
     Raises:
-        ConfigError: the Hub or its files do not give them.
+        ConfigError: the splits cannot be loaded.
     """
     repository, _, commit = str(card.hub).partition("@")
     where: dict[str, Any] = {"data_dir": card.hub_dir, "revision": commit}
@@ -38,7 +38,7 @@ def load_splits(card: DataCard) -> dict[str, Any]:
 
 
 def read_split(card: DataCard, split: str, rows: Any) -> Iterator[RawRow]:
-    """Every row of one of `load_splits`."""
+    """Yield every row of one split of `load_splits`."""
     repository = str(card.hub).partition("@")[0]
     for number, row in enumerate(wikitext_articles(rows) if card.format == "wikitext" else rows):
         yield RawRow(f"hf:{repository}/{split}[{number}]", dict(row))

@@ -1,5 +1,6 @@
-"""From raw rows of classification, entailment, similarity and multiple choice, as GLUE and others publish them, to
-labelled rows. What a format is stands in `align/data/formats.py`.
+"""Convert raw rows of classification, entailment, similarity and multiple choice to labelled rows.
+
+The rows are as GLUE and others publish them. `align/data/formats.py` explains what a format is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import Any
 from align.data.columns import plain_name
 from align.data.records import Dropped, Malformed, Row, check_text, type_name
 
-# Columns of two texts, what is judged second: a hypothesis after its premise, a question after its passage.
+# Columns of two texts. The second one is judged: a hypothesis after its premise, a question after
+# its passage.
 _PAIRS = (
     ("premise", "hypothesis"),
     ("sentence1", "sentence2"),
@@ -21,8 +23,9 @@ _PAIRS = (
     ("#1 String", "#2 String"),  # MRPC
 )
 _SINGLES = ("sentence", "text")
-_LABELS = ("gold_label", "label", "answer", "score", "Quality", "is_duplicate")  # the last two: MRPC and QQP
-# Columns of GLUE's files that are neither a text nor a label. Its test files have one and no label.
+# The last two are of MRPC and QQP.
+_LABELS = ("gold_label", "label", "answer", "score", "Quality", "is_duplicate")
+# Columns of GLUE's files that are neither text nor label. GLUE's test files have one, and no label.
 _OTHERS = {
     *("index", "idx", "id", "pairID", "promptID", "qid1", "qid2", "#1 ID", "#2 ID"),
     *("genre", "filename", "year", "old_index", "source1", "source2", "captionID"),
@@ -34,7 +37,7 @@ _RIGHT = ("answerKey", "label", "answer", "gold")
 
 
 def labelled(row: dict[str, Any]) -> Iterator[Row]:
-    """Rows as they are kept; a number for a class or a score is taken, too."""
+    """Read rows that are labelled rows already; a class or a score may be a number."""
     if row.get("choices") is not None:
         yield row
     else:
@@ -43,9 +46,10 @@ def labelled(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def columns_without_header(cells: list[str]) -> tuple[str, ...] | None:
-    """The columns of a table of GLUE's that has no line of names, by its first row; None where that can be the names.
+    """Return the columns of a GLUE table without a header, by its first row; None if unsure.
 
-    CoLA has source, label, the mark of its source and sentence; copies of SST-2 have the label in front or behind.
+    CoLA has source, label, the source's own mark, and sentence. Copies of SST-2 have the label
+    first or last.
     """
     if len(cells) == 4 and cells[1] in ("0", "1") and cells[2] in ("", "*", "?", "??"):
         return ("source", "label", "mark", "sentence")
@@ -57,7 +61,10 @@ def columns_without_header(cells: list[str]) -> tuple[str, ...] | None:
 
 
 def labelled_texts(row: dict[str, Any]) -> Iterator[Row]:
-    """One text or a pair in columns of their own, and a label: the class; or a score: a number. GLUE's columns are."""
+    """Read one text or a pair in their own columns, with a label (a class) or a score (a number).
+
+    GLUE's columns have this form.
+    """
     yield {"texts": _texts(row), **_labelled(row, _LABELS)}
 
 
@@ -70,7 +77,10 @@ def _texts(row: dict[str, Any]) -> list[str]:
 
 
 def _labelled(row: dict[str, Any], names: tuple[str, ...]) -> Row:
-    """{"label": text} of a class, or {"score": float}: a fraction is a score, whatever its column is called."""
+    """Return {"label": text} for a class, or {"score": float}.
+
+    A float is a score, whatever its column is called.
+    """
     name = next((name for name in names if row.get(name) is not None), None)
     if name is None:
         raise Dropped("no label")
@@ -80,9 +90,11 @@ def _labelled(row: dict[str, Any], names: tuple[str, ...]) -> Row:
     if isinstance(value, bool | int):
         value = str(value).lower()
     label = check_text(value, name).strip()
-    if label in ("", "-", "-1"):  # SNLI's annotators did not agree; GLUE's test sets
+    # SNLI's annotators did not agree ("-"), or the row is of a GLUE test set ("-1").
+    if label in ("", "-", "-1"):
         raise Dropped("no label")
-    return {"label": label.lower() if label.lower() in ("true", "false") else label}  # one class, as JSON writes it
+    # JSON's true and CSV's True are the same class.
+    return {"label": label.lower() if label.lower() in ("true", "false") else label}
 
 
 def _number(value: Any, field: str) -> float:
@@ -95,10 +107,14 @@ def _number(value: Any, field: str) -> float:
 
 
 def labelled_choices(row: dict[str, Any]) -> Iterator[Row]:
-    """Multiple choice: what is asked, the answers as texts or with letters, and which is right, by place or letter."""
+    """Read multiple choice: the question, the answers, and the right one by place or letter.
+
+    The answers are texts, or have letters.
+    """
     asked = row.get("question")
-    if isinstance(asked, dict):  # CommonsenseQA's and ARC's own files
-        row = row | {"question": asked.get("stem"), "choices": asked.get("choices")}  # not a copy: see `Columns`
+    if isinstance(asked, dict):  # the original files of CommonsenseQA and ARC
+        # `|` keeps the record of read columns; a copy would lose it, see `Columns`.
+        row = row | {"question": asked.get("stem"), "choices": asked.get("choices")}
     names = next((names for names in _ASKED if row.keys() >= set(names)), None)
     column = next((name for name in _CHOICES if row.get(name) is not None), None)
     if names is None or column is None:
@@ -109,8 +125,8 @@ def labelled_choices(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def _lettered(value: Any, field: str) -> tuple[list[str], list[str]]:
-    """What the choices are called, A, B, ... where they have no names, and their texts."""
-    if isinstance(value, dict):  # the Hub's way: two lists
+    """Return the names of the choices (A, B, ... if they have none) and their texts."""
+    if isinstance(value, dict):  # the Hub's form: two lists
         names, texts = value.get("label"), value.get("text")
     elif isinstance(value, list) and all(isinstance(choice, dict) for choice in value):
         names, texts = ([choice.get(key) for choice in value] for key in ("label", "text"))
@@ -123,7 +139,7 @@ def _lettered(value: Any, field: str) -> tuple[list[str], list[str]]:
 
 
 def _right(row: dict[str, Any], letters: list[str], choices: list[str]) -> int:
-    """The place of the right choice, which a row names by letter, by place from 0 or by the choice's own text."""
+    """Return the index of the right choice; the row names it by letter, index from 0, or text."""
     name = next((name for name in _RIGHT if row.get(name) not in (None, "", -1, "-1")), None)
     if name is None:
         raise Dropped("no label")
@@ -140,7 +156,10 @@ def _right(row: dict[str, Any], letters: list[str], choices: list[str]) -> int:
 
 
 def query_choices(row: dict[str, Any]) -> Iterator[Row]:
-    """LLM Foundry's multiple choice; a passage with a yes-no question (BoolQ) is a pair, of the class yes or no."""
+    """Read LLM Foundry's multiple choice; BoolQ becomes pairs.
+
+    A pair is a passage and a yes-no question, with class yes or no.
+    """
     query = check_text(row.get("query"), "query")
     (found,) = labelled_choices({"question": query.strip(), "choices": row.get("choices"), "gold": row.get("gold")})
     passage, _, question = query.rpartition("\nQuestion: ")
@@ -157,10 +176,13 @@ _RTE = {
 
 
 def rte_pairs(row: dict[str, Any]) -> Iterator[Row]:
-    """RTE 1 to 3: a text and a hypothesis. Three vocabularies of labels become the two classes of GLUE's RTE."""
+    """Read RTE 1 to 3: a text and a hypothesis.
+
+    Three vocabularies of labels become the two classes of GLUE's RTE.
+    """
     texts = [check_text(row.get(name), name) for name in ("t", "h")]
     name = next((name for name in ("value", "entailment") if row.get(name)), None)
-    if name is None:  # a test file for participants
+    if name is None:  # a test file for participants has no labels
         raise Dropped("no label")
     label = _RTE.get(check_text(row[name], name).strip().upper())
     if label is None:
@@ -169,13 +191,16 @@ def rte_pairs(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def sick_entailment(row: dict[str, Any]) -> Iterator[Row]:
-    """SICK's pairs, of which the first entails the second, contradicts it, or neither."""
+    """Read SICK's pairs with a class.
+
+    The first text entails the second, contradicts it, or neither.
+    """
     label = row.get("entailment_judgment", row.get("label"))
     yield {"texts": _texts(row), **_labelled({"label": label}, ("label",))}
 
 
 def sick_relatedness(row: dict[str, Any]) -> Iterator[Row]:
-    """SICK's pairs with how much they have to do with each other, 1 to 5."""
+    """Read SICK's pairs with a score for how related the texts are, 1 to 5."""
     yield {"texts": _texts(row), **_labelled({"score": row.get("relatedness_score")}, ("score",))}
 
 
@@ -195,7 +220,7 @@ LABELLED: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
 }
 
 
-# Plain name -> the spelling that readers ask for: a header `Sentence` or `LABEL` is one of these.
+# Plain name -> the name that readers ask for: a header may say `Sentence` or `LABEL`.
 SPELLINGS_OF_LABELLED = {
     plain_name(name): name
     for name in (
@@ -206,7 +231,10 @@ SPELLINGS_OF_LABELLED = {
 
 
 def labelled_columns(row: Mapping[str, Any]) -> set[str]:
-    """The columns that make one question of a row: what is asked with its choices or its passage, and what is right."""
+    """Return the columns of a row that make one question with its answer.
+
+    They are the question, its choices or its passage, and the right answer.
+    """
     asked = next((set(names) for names in _ASKED if row.keys() >= set(names)), set())
     choices = {name for name in _CHOICES if row.get(name)}
     if asked and choices:
@@ -215,7 +243,11 @@ def labelled_columns(row: Mapping[str, Any]) -> set[str]:
 
 
 def infer_labelled(row: dict[str, Any]) -> str:
-    """The format of a user's labelled row, by its columns."""
+    """Return the format of a user's labelled row, by its columns.
+
+    Raises:
+        Malformed: the columns do not make a labelled row.
+    """
     if "texts" in row:
         return "labelled"
     if {"query", "choices", "gold"} <= row.keys():
@@ -227,7 +259,8 @@ def infer_labelled(row: dict[str, Any]) -> str:
         return "labelled_choices"
     pair = next((pair for pair in _PAIRS if row.keys() >= set(pair)), None)
     texts = pair or tuple(name for name in _SINGLES if name in row)
-    unlabelled = row.keys() & _OTHERS and row.keys() <= _OTHERS | set(texts)  # GLUE's test files
+    # A test file of GLUE has known columns but no label.
+    unlabelled = row.keys() & _OTHERS and row.keys() <= _OTHERS | set(texts)
     if texts and (unlabelled or any(name in row for name in _LABELS)):
         return "labelled_texts"
     raise Malformed(

@@ -1,4 +1,4 @@
-"""Tasks of classes, scores and choices written as text to text, in T5's manner [T5, section 2.4 and appendix D].
+"""Write classes, scores and choices as text to text, as T5 does [T5, section 2.4, appendix D].
 
 Nothing here imports torch: rows are written when data is made.
 """
@@ -9,7 +9,8 @@ from typing import Any
 
 Message = dict[str, str]
 
-# What the two texts of a pair are called; others are sentence1 and sentence2, one alone sentence.
+# The names of a pair's two texts. For other tasks they are sentence1 and sentence2; a single text
+# is sentence.
 _PAIRS = {
     "snli": ("premise", "hypothesis"),
     "mnli": ("premise", "hypothesis"),
@@ -21,18 +22,19 @@ _PAIRS = {
 
 
 def as_text_to_text(row: dict[str, Any], name: str) -> list[Message]:
-    """A labelled row as a demonstration: the task's name and what is given, and the answer.
+    """Return a labelled row as a demonstration: the task's name with its fields, and the answer.
 
         mnli hypothesis: He is awake. premise: A man sleeps.                      contradiction
         stsb sentence1: A man sleeps. sentence2: A boy sleeps.                    3.2
         copa choice1: He was tired. choice2: He woke. question: The man slept.    He was tired.
 
-    What is given stands in the order of its names, as T5 has it. A score becomes the nearest multiple of 0.2, so that
-    it is one of few texts; unlike T5, the answer to choices is written out, not its name.
+    The fields are in the order of their names, as in T5. A score becomes the nearest multiple of
+    0.2, so that there are few different answers. Unlike T5, the answer to choices is the text of
+    the choice, not its name.
 
     Args:
         row: {"texts", "label"}, {"texts", "choices", "label"} or {"texts", "score"}.
-        name: of the task, which decides what its texts are called.
+        name: the name of the task, which decides the names of its texts.
     """
     texts = row["texts"]
     choices = row.get("choices")

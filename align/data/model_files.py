@@ -1,9 +1,9 @@
-"""Check the files of a published model before any library opens one.
+"""Check the files of a published model before any library opens them.
 
-What is in them was written by somebody else. Libraries follow a link or a name out of the folder, unpickle weights,
-wait for a pipe, and read a device until memory is full. So a folder is looked at first: what kind of thing each entry
-is, the small JSON files, the headers of the weights, and the index of their parts. No torch is imported, for `align
-plan` does it.
+The files come from someone else. Libraries follow a link or a name out of the folder, unpickle
+weights, wait for a pipe, and read a device until memory is full. So these checks look first at what
+each entry is, at the small JSON files, at the headers of the weights, and at the index of weight
+files. Nothing here imports torch, because `align plan` runs these checks.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ _INDEX = ".safetensors.index.json"
 WEIGHTS, INDEX = "model.safetensors", f"model{_INDEX}"
 _WEIGHTS = (".safetensors", ".gguf")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-_MAX_SMALL = 64 * 2**20  # bytes; an index of many thousand weights has some MiB
+_MAX_SMALL = 64 * 2**20  # bytes; an index of many thousand weights has a few MiB
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json", "encoder_bpe_40000.json")
-_MAX_TOKENIZER = 2**30  # bytes; the largest published ones have some 35 MiB
+_MAX_TOKENIZER = 2**30  # bytes; the largest published ones have about 35 MiB
 _MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
-_MAX_NUMBER = 2**53  # beyond it no size and no id can be meant
-_NO_LIMIT = int(1e30)  # but transformers writes this where a length has no limit
+_MAX_NUMBER = 2**53  # no size and no id is larger
+_NO_LIMIT = int(1e30)  # the exception: transformers writes this for a length without a limit
 _BITS = {
     **{"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16},
     **{"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64},
     **{"F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
     **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8},
 }
-# What configs call the number of layers, one module each: a library would build them all before it looks at weights.
+# The names that configs use for the number of layers. A library builds one module per layer before
+# it looks at the weights.
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers", "encoder_layers")
 
 Shapes = dict[str, list[int]]
@@ -51,12 +52,12 @@ def _are_texts(value: Any) -> bool:
 
 
 def _are_ids(value: Any) -> bool:
-    # -1 is no token: configs have it where there is none.
+    # Configs use -1 for "no token".
     return isinstance(value, list) and all(type(each) is int and -1 <= each < 2**31 for each in value)
 
 
 def is_weights_name(value: Any) -> bool:
-    """True of a name without folders in it, of safetensors or of an index of them."""
+    """True for the name, without folders, of a safetensors file or of an index of such files."""
     return isinstance(value, str) and Path(value).name == value and value.endswith((".safetensors", _INDEX))
 
 
@@ -72,7 +73,7 @@ _ONE_OR_MORE_IDS = (
     "a token id or a list of them",
 )
 
-# The small JSON files of a model, and the fields that align itself reads in them; null is allowed everywhere.
+# The small JSON files of a model, and the fields of them that align reads; null is always allowed.
 _FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "config.json": {
         "model_type": _TEXT,
@@ -106,14 +107,16 @@ def _is_named_template(value: Any) -> bool:
 
 
 def check_files(folder: Path, files: Sequence[Path]) -> None:
-    """Refuse files of a published model or tokenizer that no library should open; weights are not looked at.
+    """Refuse files of a published model or tokenizer that no library should open; skip weights.
 
     Args:
-        folder: that they lie in.
-        files: those that the source is made of. Of the folder's others, no library opens any but those it knows.
+        folder: the folder of the files.
+        files: the files of the source. Of the folder's other files, libraries open only those
+            whose names they know.
 
     Raises:
-        ValueError: one line on the first thing that is wrong: `config.json: expected an ordinary file, got a pipe`.
+        ValueError: one line about the first problem: `config.json: expected an ordinary file, got
+            a pipe`.
     """
     for path in files:
         _check_kind(folder, path)
@@ -126,10 +129,10 @@ def check_files(folder: Path, files: Sequence[Path]) -> None:
 
 
 def check_model(folder: Path, files: Sequence[Path]) -> None:
-    """Refuse files of a published model as `check_files` does, and weights and configs that are not what they should.
+    """Refuse files as `check_files` does, and also wrong weights and configs of a model.
 
     Raises:
-        ValueError: one line on the first thing that is wrong.
+        ValueError: one line about the first problem.
     """
     check_files(folder, files)
     named = {path.name: path for path in files}
@@ -149,13 +152,13 @@ def check_model(folder: Path, files: Sequence[Path]) -> None:
 
 
 def weight_files(files: Sequence[Path]) -> list[Path]:
-    """The files that transformers reads a model's weights from; none of a folder without safetensors.
+    """Return the files that transformers reads the weights from; none without safetensors.
 
-    Others may lie beside them that nothing opens: the same weights in the layout of another library, or pointers of
-    Git LFS to what was not fetched.
+    The folder may hold other weight files that nothing opens: the same weights for another library,
+    or Git LFS pointers to files that were not fetched.
 
     Raises:
-        ValueError: they are named wrongly, or one of them is not there.
+        ValueError: the config or the index names a file that is wrong or missing.
     """
     named = {path.name: path for path in files}
     chosen = read_fields(named["config.json"]).get("transformers_weights") if "config.json" in named else None
@@ -168,7 +171,10 @@ def weight_files(files: Sequence[Path]) -> list[Path]:
 
 
 def _most_bytes(path: Path) -> int | None:
-    """How large a file may be that libraries read whole; None of another: a folder may hold somebody's data too."""
+    """Return the largest allowed size of a file that libraries read whole.
+
+    None for other files: a folder may also hold someone's data.
+    """
     if path.name in _VOCABULARIES:
         return _MAX_TOKENIZER
     is_read = path.name in _FIELDS or path.name.endswith((_INDEX, ".jinja")) or path.name == "params_shapes.json"
@@ -176,10 +182,10 @@ def _most_bytes(path: Path) -> int | None:
 
 
 def _check_kind(folder: Path, path: Path) -> None:
-    """Refuse what is no file, and a link to what is outside the folder, of which the artifact would hold a copy.
+    """Refuse what is not a file, and a link out of the folder: the artifact would hold a copy.
 
-    Weights may lie elsewhere, for people link them from a larger disk: nothing but tensors is read of them. The Hub's
-    cache links to its own blobs.
+    Weights may be links to anywhere, because people keep them on a larger disk and only tensors are
+    read from them. Links into the Hub cache's own blobs are allowed.
     """
     if (kind := unusual_kind(path)) is not None:
         raise ValueError(f"{path.name}: expected an ordinary file, got {kind}")
@@ -199,10 +205,10 @@ def _check_kind(folder: Path, path: Path) -> None:
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """A small JSON file of a model, whose fields that align reads are of the right types.
+    """Read a small JSON file of a model and check the types of the fields that align reads.
 
     Raises:
-        ValueError: it is no object, or a field is not what it should be.
+        ValueError: the file does not hold an object, or a field is wrong.
     """
     read = read_object(path)
     for field, (is_right, what) in _FIELDS[path.name].items():
@@ -213,10 +219,11 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A small JSON file that holds one object.
+    """Read a small JSON file that holds one object.
 
     Raises:
-        ValueError: it is none, or a number in it is NaN or too large to be meant.
+        ValueError: the file does not hold a JSON object, or a number in it is NaN or
+            has more digits than Python converts.
     """
     try:
         read = json.loads(path.read_bytes(), parse_constant=_constant)
@@ -247,7 +254,7 @@ def _check_config(path: Path, shapes: Shapes) -> None:
 
 
 def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """The values in a JSON value that are no lists and objects, with their places: `rope_parameters.rope_theta`."""
+    """Yield the values in lists and objects with places: `rope_parameters.rope_theta`."""
     waiting = [(where, value)]
     while waiting:
         where, value = waiting.pop()
@@ -260,10 +267,10 @@ def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_adapter(path: Path, shapes: Shapes) -> None:
-    """Refuse ranks that no weight has: a library would make matrices of that size before it looks."""
+    """Refuse ranks that no weight has: a library makes matrices of this rank before it checks."""
     config = read_object(path)
     if config.get("peft_type") != "LORA":
-        return  # such adapters have no rank, and `resolve_base` refuses them
+        return  # other adapters have no rank, and `resolve_base` refuses them
     largest = max((size for shape in shapes.values() for size in shape), default=0)
     ranks = {"r": config.get("r")}
     if isinstance(config.get("rank_pattern"), dict):
@@ -277,7 +284,7 @@ def _check_adapter(path: Path, shapes: Shapes) -> None:
 
 
 def _refuse_other_weights(files: Mapping[str, Path]) -> None:
-    """Say what a folder holds in place of safetensors."""
+    """Raise `ValueError` with what a folder holds instead of safetensors."""
     pickles = [name for name in files if name.endswith(_PICKLES) and name != "training_args.bin"]
     if pickles:
         raise ValueError(
@@ -290,14 +297,14 @@ def _refuse_other_weights(files: Mapping[str, Path]) -> None:
     raise ValueError(f"it holds no weights (model.safetensors){advice}")
 
 
-# -- weights ---------------------------------------------------------------------------------------------------------
+# -- weights ---------------------------------------------------------------------------------------
 
 
 def check_weights(path: Path) -> Shapes:
-    """The shape of each weight in a safetensors file, whose header is checked against the file.
+    """Check the header of a safetensors file against the file; return the shape of each weight.
 
     Raises:
-        ValueError: one line on what is wrong with it.
+        ValueError: one line about the first problem.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -333,7 +340,7 @@ def check_weights(path: Path) -> Shapes:
 
 
 def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
-    """Where the bytes of a weight begin and end."""
+    """Return where the bytes of a weight begin and end."""
     if not isinstance(entry, dict):
         raise _damaged(path, f"{name!r}: expected an object, got {_kind(entry)}")
     shape, offsets, dtype = entry.get("shape"), entry.get("data_offsets"), entry.get("dtype")
@@ -355,7 +362,7 @@ def _damaged(path: Path, what: str) -> ValueError:
 
 
 def _indexed(path: Path, files: Mapping[str, Path]) -> list[Path]:
-    """The files that an index names; refused are all but safetensors files of its own folder."""
+    """Return the files that an index names; refuse all but safetensors files of its own folder."""
     parts = read_object(path).get("weight_map")
     if not isinstance(parts, dict) or not parts:
         raise ValueError(f"{path.name}: weight_map: expected an object of weights and their files, got {_kind(parts)}")
@@ -370,16 +377,17 @@ def _indexed(path: Path, files: Mapping[str, Path]) -> list[Path]:
     return [files[part] for part in dict.fromkeys(parts.values())]
 
 
-# -- GGUF ------------------------------------------------------------------------------------------------------------
+# -- GGUF ------------------------------------------------------------------------------------------
 
 _GGUF_TEXT, _GGUF_LIST = 8, 9
-_GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value of other types
+# value type -> bytes of one value, for the types other than text and list
+_GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
 def _check_gguf(path: Path) -> None:
-    """Refuse a GGUF file that says more layers than it holds tensors: a library would build them all first.
+    """Refuse a GGUF file with more layers than tensors: a library builds all layers first.
 
-    What is wrong with it otherwise, the library says that reads it.
+    Other problems are left to the library that reads the file.
     """
     with path.open("rb") as file, contextlib.suppress(struct.error, RecursionError):
         magic, _, tensors, values = struct.unpack("<4sIQQ", file.read(24))
@@ -402,7 +410,7 @@ def _unsigned(file: BinaryIO, size: int) -> int:
 
 
 def _skip(file: BinaryIO, kind: int, count: int = 1) -> None:
-    """Go on behind some values of a GGUF file; `struct.error` where its end is before theirs."""
+    """Skip values of a GGUF file; raise `struct.error` if the file ends or a size is invalid."""
     if kind == _GGUF_LIST:
         for _ in range(count):
             _skip(file, _unsigned(file, 4), _unsigned(file, 8))

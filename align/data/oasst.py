@@ -1,6 +1,7 @@
-"""OpenAssistant's trees of messages: whole in a row, or a message a row.
+"""Layouts of OpenAssistant's message trees: a whole tree per row, or a message per row.
 
-From a tree, a demonstration is the best-ranked path and a comparison is the ranked answers to one prompt.
+From a tree, the demonstration is the best-ranked path, and a comparison is the ranked answers to
+one prompt.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def _tree(row: Mapping[str, Any], read: Callable[[Node], Joined]) -> Joined:
 
 
 def _named(row: Mapping[str, Any], rows: Joined) -> Joined:
-    """Rows with the name of their tree, by which all of a tree's are in one split."""
+    """Add the tree's id to its rows, so that all rows of a tree are in one split."""
     name = row.get("message_tree_id")
     for found in rows:
         yield found if isinstance(found, Dropped) or not isinstance(name, str) else {**found, "message_tree_id": name}
@@ -55,7 +56,10 @@ def is_tree(row: Mapping[str, Any]) -> bool:
 
 
 def _node(row: Mapping[str, Any], raw: Any, where: str, deleted: list[Dropped], *, below: bool = False) -> Node | None:
-    """A message and all that answers it; None for a deleted one and for each `below` one, which `deleted` counts."""
+    """Return a message with its replies; None if it is deleted or `below` a deleted message.
+
+    `deleted` gets a `Dropped` for each such message.
+    """
     if not isinstance(raw, dict):
         raise Malformed(where, "expected a message with text, role and replies")
     skip(row, "replies", (name for name, value in raw.items() if name not in _NODE and value is not None))
@@ -88,7 +92,10 @@ def _rank(raw: Mapping[str, Any], where: str) -> int | None:
 
 
 def best_path(root: Node) -> Joined:
-    """The conversation that follows the best-ranked reply each time, up to the last answer; the rest is counted."""
+    """Yield the conversation that follows the best-ranked replies, up to the last answer.
+
+    Yield a `Dropped` for each other message.
+    """
     path, node, beside = [root], root, 0
     while node.replies:
         best = min(node.replies, key=lambda reply: (reply.rank is None, reply.rank or 0))
@@ -110,7 +117,10 @@ def _size(node: Node) -> int:
 
 
 def ranked_answers(root: Node) -> Joined:
-    """A ranking for each prompt of the tree with two ranked answers or more; other answers are counted."""
+    """Yield a ranking for each prompt of the tree with at least two ranked answers.
+
+    Yield a `Dropped` for each answer that is in no ranking.
+    """
     waiting = [(root, [root.message])]
     while waiting:
         node, path = waiting.pop()
@@ -129,11 +139,11 @@ def ranked_answers(root: Node) -> Joined:
         yield {"prompt": path, "responses": list(texts), "ranks": [rank + 1 for rank in ranks]}
 
 
-# -- a message a row -------------------------------------------------------------------------------------------------
+# -- a message per row -----------------------------------------------------------------------------
 
 
 def flat_message(row: dict[str, Any]) -> tuple[str, Row]:
-    """The tree of a message, and what is kept of it until all of the tree is there."""
+    """Return the id of a message's tree, and the fields to keep until the tree is complete."""
     own = check_text(row.get("message_id"), "message_id")
     parent = row.get("parent_id") or None
     if parent is not None:
@@ -142,7 +152,7 @@ def flat_message(row: dict[str, Any]) -> tuple[str, Row]:
     if not isinstance(tree, str):
         raise Malformed("message_tree_id", "expected the id of the tree")
     kept = {"id": own, "parent": parent, "tree": tree}
-    if truth(row.get("deleted")):  # its text may be gone
+    if truth(row.get("deleted")):  # a deleted message may have no text
         return tree, {**kept, "message": None, "rank": None}
     return tree, {**kept, "message": _said(row, "row"), "rank": _rank(row, "row")}
 
@@ -156,7 +166,7 @@ def flat_comparisons(pieces: list[Row]) -> Joined:
 
 
 def _joined(pieces: list[Row], read: Callable[[Node], Joined]) -> Joined:
-    """The tree of the pieces, read; each message that is no part of it is counted."""
+    """Build the tree of the pieces and read it; yield a `Dropped` for each message outside it."""
     found: dict[str, Row] = {}
     for piece in sorted(pieces, key=lambda piece: (piece["id"], repr(piece))):
         if piece["id"] in found:
@@ -197,8 +207,11 @@ def _joined(pieces: list[Row], read: Callable[[Node], Joined]) -> Joined:
 
 
 def _below(name: str, replies: Mapping[str | None, list[str]], whole: set[str]) -> list[str]:
-    """All messages below one that is in no circle, without the deleted ones and what is below these."""
+    """Return all messages below one, without deleted messages and those below them.
+
+    The message must not be part of a circle.
+    """
     found = [reply for reply in replies.get(name, []) if reply in whole]
-    for each in found:  # it grows
+    for each in found:  # the list grows during the loop
         found += [reply for reply in replies.get(each, []) if reply in whole]
     return found

@@ -1,21 +1,27 @@
-"""What a row is: six records, the checks that make a row one of them, and the dataset artifact that holds them.
+"""The six records that a row can be, their checks, and the dataset artifact that holds the rows.
 
     documents       {"text"}
     demonstrations  {"messages"}                        the last message is the assistant's
-    prompts         {"prompt"}                          messages, the last one the user's
+    prompts         {"prompt"}                          messages; the last is a user's or a tool's
     comparisons     {"prompt", "responses", "ranks"}    rank 1 is best, equal ranks are ties
-    items           {"contexts", "completions", "labels", "group"}   candidates of a task that is scored by likelihood;
-                    {"answer_context"} too, where that of a candidate is to be held against its own after "Answer:";
-                    and {"leaning": true}, where a label says which side a candidate is of, and neither is right
-    labelled        {"texts", "label"}                  one text or a pair, and the class of it as text;
-                    {"texts", "choices", "label"}       what is asked, the answers, and the place of the right one;
-                    {"texts", "score"}                  a pair, and how alike its texts are, as a number
+    items           {"contexts", "completions", "labels", "group"}
+                    the candidates of a task that is scored by likelihood, with label 1 for right;
+                    {"answer_context"} too, to compare a candidate's likelihood after its context
+                    with its likelihood after this text, such as "Answer:";
+                    {"leaning": true} too, if a label says which way a candidate leans and no
+                    candidate is right
+    labelled        {"texts", "label"}                  one text or a pair, and its class as text;
+                    {"texts", "choices", "label"}       the question, its choices, and the index of
+                                                        the right choice;
+                    {"texts", "score"}                  one text or a pair, and its score as a
+                                                        float, such as a pair's similarity
 
-A message is {"role": system | user | assistant | tool, "content": text}. An assistant's may have {"weight": 0}, which
-means that it is not learned, and {"tool_calls"}: a list of calls as JSON text. A tool's may have {"tool_call_id"} and
-{"name"}. A demonstration may have {"tools"} beside its messages: the list of tools as JSON text. It is JSON because
-each tool has fields of its own and a column of Parquet has one type. Extra columns are kept; those with values of
-several types, or with lists or objects, as JSON text.
+A message is {"role": system | user | assistant | tool, "content": text}. An assistant message may
+have {"weight": 0}, which means that it is not learned, and {"tool_calls"}: a list of calls as JSON
+text. A tool message may have {"tool_call_id"} and {"name"}. A demonstration may have {"tools"} next
+to its messages: the list of tools as JSON text. It is JSON because each tool has its own fields and
+a Parquet column has one type. Extra columns are kept. Extra columns with values of several types,
+or with lists or objects, are kept as JSON text.
 """
 
 from __future__ import annotations
@@ -36,7 +42,7 @@ Row = dict[str, Any]
 Message = dict[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
-# Which records a row can become besides its own: what was answered or compared can be asked again.
+# The records that a row can become: its own, and those that its messages or label contain.
 CONVERTS = frozenset(
     [
         *(
@@ -54,26 +60,27 @@ DATASET_INFO = "dataset.json"
 _GROUP_ROWS = 10_000
 _GROUP_CHARS = 2**26
 _BATCH_ROWS = 1000
-_FIELDS = {  # record -> its columns; in another record a column of that name is a user's own
+_FIELDS = {  # record -> its own columns; in other records these names are a user's columns
     "documents": ("text",),
     "demonstrations": ("messages",),
     "prompts": ("prompt",),
     "comparisons": ("prompt", "responses", "ranks"),
     "items": ("contexts", "completions", "labels"),
-    "labelled": (),  # a label is text or a number
+    "labelled": (),  # none: a label may be text or a number
 }
 _EMPTY_RESPONSE, _TWO_RANKS = "an empty response", "an answer that has two ranks"
-_MAX_DEPTH = 100  # lists and objects in each other: pickle stops at 500, JSON at 1000
-_LISTS = ("gold", "texts", "choices", *itertools.chain(*_FIELDS.values()))  # kept as lists where their types allow it
+_MAX_DEPTH = 100  # levels of nested lists and objects; pickle stops at 500, JSON at 1000
+# Stored as lists if their types allow it.
+_LISTS = ("gold", "texts", "choices", *itertools.chain(*_FIELDS.values()))
 
 
 def type_name(value: object) -> str:
-    """What kind of value a row holds, for an error line."""
+    """Return the type of a row's value, as an error message shows it."""
     return "null" if value is None else type(value).__name__
 
 
 class Malformed(Exception):
-    """A row is not what its format says; `field` names the place."""
+    """A row does not match its format; `field` names the wrong field."""
 
     def __init__(self, field: str, what: str):
         # A name in a file may hold half of a surrogate pair, which cannot be printed.
@@ -81,11 +88,11 @@ class Malformed(Exception):
 
 
 class OutOfTurn(Malformed):
-    """Messages of which two of one speaker follow each other, or the first is an assistant's."""
+    """Messages with two turns of one speaker in a row, or with an assistant's turn first."""
 
 
 class Dropped(Exception):
-    """A row is well formed but of no use; the message is the reason it is counted under."""
+    """A row is well formed but not useful; the message is the reason that is counted."""
 
 
 def check_text(value: Any, field: str) -> str:
@@ -99,12 +106,14 @@ def check_text(value: Any, field: str) -> str:
 
 
 def check_messages(value: Any, field: str) -> list[Message]:
-    """Return `value` as messages as the module's docstring describes them; other fields of a message are left out.
+    """Return `value` as messages, as the module's docstring defines them; drop other fields.
+
+    A user's message is first, then an assistant's, and so on in turns. Messages of tools may be
+    between two of an assistant's. A system message may be anywhere; empty ones are dropped.
 
     Raises:
-        Malformed: it is no list of messages, a role or a field is unknown, or the turns are in no order: a user's
-            first, then an assistant's, with tools' between two of an assistant's. A system message may be anywhere.
-            An empty one is left out.
+        Malformed: `value` is not a list of messages, a role or a field is wrong, or the turns are
+            in another order.
     """
     if not isinstance(value, list) or not value:
         raise Malformed(field, f"expected a list of messages, got {_kind(value)}")
@@ -144,12 +153,17 @@ def _check_turns(roles: list[str], field: str) -> None:
 
 
 def texts_of_messages(messages: list[Message]) -> list[str]:
-    """The contents that may not be empty: all but a call's, which may be nothing but the call, and a tool's answer."""
+    """Return the contents that may not be empty: all but those of tools and of tool calls."""
     return [m["content"] for m in messages if m["role"] != "tool" and not m.get("tool_calls")]
 
 
 def check_row(record: str, row: Row) -> Row:
-    """`row` as a `record`, or `Malformed`, or `Dropped` when it teaches nothing, as with an empty text."""
+    """Check a row and return it as a `record`.
+
+    Raises:
+        Malformed: the row does not match the record.
+        Dropped: there is nothing to learn from the row, for example because a text is empty.
+    """
     if record == "documents":
         texts = [check_text(row.get("text"), "text")]
     elif record == "demonstrations":
@@ -163,7 +177,8 @@ def check_row(record: str, row: Row) -> Row:
         row = {**row, "messages": messages}
     elif record == "items":
         texts = _check_item(row)
-        row = {**row, "labels": [int(label) for label in row["labels"]]}  # 1, true and 1.0 have no common type
+        # One type for the column: 1, true and 1.0 have no common Arrow type.
+        row = {**row, "labels": [int(label) for label in row["labels"]]}
     elif record == "labelled":
         texts = _check_labelled(row)
     else:
@@ -182,7 +197,7 @@ def check_row(record: str, row: Row) -> Row:
 
 
 def _check_depth(value: Any, field: str, left: int = _MAX_DEPTH) -> None:
-    """Refuse lists and objects in each other that are too many to be stored."""
+    """Refuse a value that is nested too deeply to be stored."""
     if not isinstance(value, dict | list):
         return
     if left == 0:
@@ -217,7 +232,7 @@ def _check_ranking(row: Row) -> list[str]:
 
 
 def _are_ranked(responses: Any, ranks: Any) -> bool:
-    """True for a list of responses beside one with a whole number for each."""
+    """True for a list of responses and a list of one integer rank for each."""
     if not isinstance(responses, list) or not isinstance(ranks, list) or len(responses) != len(ranks):
         return False
     return all(type(rank) is int for rank in ranks)
@@ -265,9 +280,13 @@ def _kind(value: object) -> str:
 
 
 def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
-    """A row of one record as another, where that makes sense: what was answered or compared can be asked again.
+    """Return a row of one record as another record.
 
-    A labelled row of the task `name` becomes a demonstration as T5 writes tasks.
+    Demonstrations and comparisons become prompts, demonstrations become documents, and labelled
+    rows of the task `name` become demonstrations in T5's text-to-text form.
+
+    Raises:
+        ValueError: there is no such conversion.
     """
     if record == wanted:
         return row
@@ -278,21 +297,21 @@ def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
     if wanted == "documents" and record == "demonstrations":
         return {"text": "\n\n".join(m["content"] or m.get("tool_calls", "") for m in row["messages"])}
     if wanted == "demonstrations" and record == "labelled":
-        _check_labelled(row)  # what is written out must be what it is called
+        _check_labelled(row)  # check first: the text form is written from these fields
         return {"messages": as_text_to_text(row, name)}
     raise ValueError(f"{record} cannot become {wanted}")
 
 
 def _asked_in(messages: list[Message]) -> list[Message]:
-    """The messages before the last answer; all of them where the user has the last word."""
+    """Return the messages before the last answer; all of them if the last is not an answer."""
     answered = bool(messages) and messages[-1]["role"] == "assistant"
     return messages[:-1] if answered else messages
 
 
 def clear_responses(row: Row) -> tuple[Row, Counter[str]]:
-    """A ranking without its empty responses and without those that have two ranks, and how many of each there were.
+    """Drop a ranking's empty responses and those with two ranks; return also the count of each.
 
-    Where fewer than two would be left, they stay, and `check_row` says what is wrong with the row.
+    If fewer than two would be left, they are kept, and `check_row` reports what is wrong.
     """
     responses: Any = row.get("responses")
     ranks: Any = row.get("ranks")
@@ -317,11 +336,13 @@ def _without(message: Message, field: str) -> Message:
 
 
 def split_key(row: Row) -> str:
-    """Return the text that decides a row's split: what is asked, so that one prompt is in one split of any dataset.
+    """Return the text that decides a row's split.
 
-    For labelled rows it is the first text: a premise, or a passage, with all that is asked about it. For a chapter it
-    is its book. For a part of a tree of messages it is the first message, which all of the tree begins with: by the
-    tree's name, one prompt of two trees would be in two splits.
+    It is the text of the question, so that one prompt is in the same split in every dataset. For
+    labelled rows it is the first text, a premise or a passage, so that all questions about it are
+    in one split. For a chapter it is its book. For a part of a message tree it is the first user
+    message, which the whole tree shares. The name of the tree is not used: a prompt that begins two
+    trees would be in two splits.
     """
     asked = messages_asked(row)
     if asked is not None:
@@ -335,13 +356,14 @@ def split_key(row: Row) -> str:
 
 
 def _said_by_users(messages: list[Message]) -> list[str]:
-    """What users say, without regard to capitals and to white space."""
+    """Return the users' texts, lower-case and with runs of white space as one space."""
     return [" ".join(m["content"].lower().split()) for m in messages if m["role"] == "user"]
 
 
 def messages_asked(row: Row) -> list[Message] | None:
-    """The messages that an answer follows; None for a row of another kind. Rows may have columns of a user's own, so
-    it is by the messages that one is known, and not by the lack of a `text`.
+    """Return the messages that an answer follows; None for other kinds of row.
+
+    The test looks for messages, not for a missing `text`: rows may have a user's own columns.
     """
     if isinstance(row.get("messages"), list) and "prompt" not in row:
         return _asked_in(row["messages"])
@@ -349,8 +371,9 @@ def messages_asked(row: Row) -> list[Message] | None:
 
 
 def whole_key(row: Row) -> str:
-    """What makes two rows of two splits the same: what is asked; of labelled rows every text, for published splits
-    share premises.
+    """Return the text that identifies a row across splits: if two rows share it, they are the same.
+
+    For labelled rows it is all texts, because published splits share premises.
     """
     asked = messages_asked(row)
     if asked is not None:
@@ -369,12 +392,15 @@ def hashed(text: str) -> int:
 
 
 def split_of(key: str, held_out: float) -> str:
-    """`held_out` of all keys are validation, as many are test, the rest train; by hash, so nothing need be kept."""
+    """Return the split of a key, by its hash: no list of keys needs to be stored.
+
+    A fraction `held_out` of all keys is validation, the same fraction is test, the rest is train.
+    """
     place = hashed("split " + key) / 2**64
     return "validation" if place < held_out else "test" if place < 2 * held_out else "train"
 
 
-# -- the dataset artifact ----------------------------------------------------------------------------------------
+# -- the dataset artifact --------------------------------------------------------------------------
 
 
 def write_rows(
@@ -384,18 +410,19 @@ def write_rows(
     advance: Callable[[int], None] = lambda count: None,
     record: str = "",
 ) -> int:
-    """Write `folder`/<split>.parquet and return the number of rows; nothing is written when there are none.
+    """Write `folder`/<split>.parquet and return the number of rows; write nothing without rows.
 
-    Memory is that of a row group. The type of a column is that of all its values: where a later group has what the
-    groups before it cannot hold, the file is begun again with a wider type.
+    Memory holds one row group. A column's type is wide enough for all its values: if a later group
+    does not fit the type so far, the file is written again with a wider type.
 
     Args:
-        folder: where.
-        split: its name.
-        rows: to be read once or several times; an iterator, which cannot be, is held in memory.
-        advance: called with the number of rows written since its last call; negative when the file is begun again.
-        record: what the rows are. Its own columns must have one type each; a user's beside them become JSON text where
-            they have several.
+        folder: the folder to write to.
+        split: the name of the split.
+        rows: the rows, which may be read several times; an iterator is therefore read into memory.
+        advance: called with the number of rows written since its last call; negative when the file
+            is written again.
+        record: the record of the rows. Its own columns must have one type each; a user's other
+            columns become JSON text if they have several.
     """
     rows = list(rows) if isinstance(rows, Iterator) else rows
     types: dict[str, Any] = {}
@@ -415,7 +442,11 @@ def write_rows(
 
 @contextlib.contextmanager
 def _parquet_file(path: Path) -> Iterator[Callable[[Any], bool]]:
-    """Give a function that adds a table as a row group, or is False of one with other columns than the first."""
+    """Give a function that writes a table as a row group.
+
+    It returns False for a table whose schema is not that of the first table. On an error the file
+    is deleted.
+    """
     import pyarrow.parquet as pq
 
     writer = None
@@ -439,7 +470,7 @@ def _parquet_file(path: Path) -> Iterator[Callable[[Any], bool]]:
 
 
 def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows as they are written together: many, or fewer where they are long."""
+    """Yield the rows of one row group at a time: `_GROUP_ROWS`, or fewer if the rows are long."""
     group, size = [], 0
     for row in rows:
         group.append(row)
@@ -460,7 +491,7 @@ def _length(value: Any) -> int:
 
 
 def _table(rows: list[Row], types: dict[str, Any], own: tuple[str, ...]) -> Any:
-    """Rows as Arrow has them; `types` learns of new columns, and of what those that it knows hold besides."""
+    """Return rows as an Arrow table; update `types` with new columns and wider types."""
     import pyarrow as pa
 
     for name in dict.fromkeys(name for row in rows for name in row):
@@ -469,7 +500,10 @@ def _table(rows: list[Row], types: dict[str, Any], own: tuple[str, ...]) -> Any:
 
 
 def _column(name: str, values: list[Any], types: dict[str, Any], own: tuple[str, ...]) -> Any:
-    """The values as Arrow has them; as JSON text where types differ or nest, if the column is none of the `own`."""
+    """Return the values as an Arrow array.
+
+    If types differ or nest, the array holds JSON text, except for the record's `own` columns.
+    """
     import pyarrow as pa
 
     if types[name] is not None and (
@@ -481,12 +515,12 @@ def _column(name: str, values: list[Any], types: dict[str, Any], own: tuple[str,
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
             if name in own:
                 raise
-    types[name] = None  # JSON, from now on
+    types[name] = None  # this column is JSON text from now on
     return pa.array([None if value is None else json.dumps(value, default=str) for value in values], pa.string())
 
 
 def _wider(first: Any, second: Any) -> Any:
-    """The type that Arrow finds for values of one type and then of another; the first where there is none."""
+    """Return the Arrow type that holds values of both types; `first` if there is none."""
     import pyarrow as pa
 
     one, other = (pa.schema([("", kind)]) for kind in (first, second))
@@ -496,7 +530,7 @@ def _wider(first: Any, second: Any) -> Any:
 
 
 def read_rows(folders: Iterable[Path], split: str) -> Iterator[Row]:
-    """The rows of one split of several datasets, one after the other; none where a dataset lacks the split."""
+    """Yield the rows of one split of several datasets in turn; skip datasets without the split."""
     for folder in folders:
         path = folder / f"{split}.parquet"
         if path.is_file():
@@ -504,24 +538,27 @@ def read_rows(folders: Iterable[Path], split: str) -> Iterator[Row]:
 
 
 def _without_empty_fields(row: Row) -> Row:
-    """A column of Parquet gives every message all the fields that one of them has; take the empty ones out again."""
+    """Remove the empty fields of messages.
+
+    A Parquet column gives every message all fields that any of its messages has.
+    """
     for name in ("messages", "prompt"):
         messages = row.get(name)
         if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
-            continue  # a column of the user's own
+            continue  # a user's own column
         if messages and len(messages[0]) > 2:
             row[name] = [{k: v for k, v in message.items() if v is not None} for message in messages]
     return row
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
-    """The rows of a Parquet file, in the memory of some of them however long its row groups are."""
+    """Yield the rows of a Parquet file; memory holds one batch, whatever the row group size."""
     for batch in read_batches(path):
         yield from batch.to_pylist()
 
 
 def read_batches(path: Path) -> Iterator[Any]:
-    """The Arrow batches of a Parquet file, of some rows each."""
+    """Yield the Arrow batches of a Parquet file, `_BATCH_ROWS` rows each at most."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
@@ -529,7 +566,7 @@ def read_batches(path: Path) -> Iterator[Any]:
 
 
 def count_rows(folder: Path, split: str) -> int:
-    """How many rows a split of a dataset has."""
+    """Return the number of rows in a split of a dataset, 0 if it has no such split."""
     import pyarrow.parquet as pq
 
     path = folder / f"{split}.parquet"
@@ -537,7 +574,7 @@ def count_rows(folder: Path, split: str) -> int:
 
 
 def write_info(folder: Path, **info: Any) -> None:
-    """What the rows do not say of themselves: where they come from and who can score them."""
+    """Write what the rows do not contain: where they come from and who can score them."""
     (folder / DATASET_INFO).write_text(json.dumps(info, indent=1, sort_keys=True), encoding="utf-8")
 
 
@@ -546,6 +583,6 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def source_name(source: str) -> str:
-    """What a source is called: the last part of where its rows come from, without what follows a dot."""
+    """Return a short name for a source: the last part of its path, up to the first dot."""
     place = source.partition("@")[0] if source.startswith("hf:") else source
     return Path(place.rpartition(":")[2]).name.partition(".")[0] or "text"

@@ -1,4 +1,4 @@
-"""Raw rows read as one record, with a count of every row and column that is left out."""
+"""Convert raw rows to one record, and count every row and column that is left out."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Read(NamedTuple):
     """A row of the wanted record.
 
     Attributes:
-        split: the split that its file is, where that is known.
-        found: the row before it was converted; its split depends on it.
+        split: the split of its file, if known.
+        found: the row before its conversion to the wanted record; its split depends on it.
         made: the row as the wanted record.
     """
 
@@ -33,22 +33,23 @@ class Read(NamedTuple):
 
 
 class RowReader:
-    """Reads raw rows as one record.
+    """A reader of raw rows that gives rows of one record.
 
-    Rows that make a record together wait in a temporary file until `joined` is called; memory then holds the
-    digest of a key and the place of each of its rows: 260 bytes a key.
+    Raw rows that make rows together wait in a temporary file until `joined` is called. Memory holds
+    the digest of each key and the place of each of its rows: about 260 bytes per key.
 
     Args:
-        record: what the rows become.
-        format: how a raw row is read; None: by its columns.
-        columns: record field -> the file's column, as a user gives them.
-        name: of the data set, for tasks that are written with it.
-        folder: for the temporary file.
+        record: the record that the rows become.
+        format: the format of a raw row; None: detected from its columns.
+        columns: record field -> the file's column, as the user gives them.
+        name: the name of the data set, which some tasks write into their text.
+        folder: the folder for the temporary file.
 
     Attributes:
-        dropped: reason -> rows, or parts of one, that were left out.
-        unused: column -> rows in which it holds something that is neither read nor kept.
-        unanswered: record -> rows of which only what is asked was kept.
+        dropped: reason -> number of rows, or parts of a row, that were left out.
+        unused: column -> number of rows where the column holds something that is neither read nor
+            kept.
+        unanswered: record -> number of rows of which only the prompt was kept.
     """
 
     def __init__(
@@ -64,18 +65,19 @@ class RowReader:
         self.dropped: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()
         self.unanswered: Counter[str] = Counter()
-        self._found_columns: set[str] = set()  # of `columns`, those that some row has
-        self._read_fields: set[str] = set()  # of `columns`, those that some format reads or keeps
+        self._found_columns: set[str] = set()  # the columns in `columns` that some row has
+        self._read_fields: set[str] = set()  # the fields that some format reads or keeps
         self._respelled: dict[tuple[Any, ...], dict[str, str]] = {}
-        self._kind = ""  # of labelled rows: what their label is
+        self._kind = ""  # what the label of labelled rows is: "label", "choices" or "score"
         self._groups = _Groups(folder)
 
     def read(self, raw: RawRow, split: str | None = None) -> Iterator[Read]:
-        """Yield the rows that a raw row makes by itself; one that makes a row with others waits for `joined`.
+        """Yield the rows that one raw row makes; a raw row of a group waits for `joined`.
 
         Raises:
-            Malformed: the raw row is of no format that can become the record, or not what its format says.
-            Dropped: it holds nothing to learn from.
+            Malformed: no format that can become the record matches the raw row, or the raw row does
+                not match its format.
+            Dropped: there is nothing to learn from the raw row.
         """
         return _nested_within_reason(self._read(raw, split))
 
@@ -93,7 +95,7 @@ class RowReader:
         record, read = reader(name, self.record)
         extra = {"group": path.name.partition(".")[0]} if self.record == "items" else {}
         if suffix_of(Path(raw.where)) in (".txt", ".md"):
-            row.read.add("file")  # a text file's own name: no column of the user's
+            row.read.add("file")  # the name of a text file, which is not the user's column
         own = {self._own_name(name, spelled): value for name, value in row.items()}
         kept: set[str] = set()
         for found in read(row):
@@ -102,22 +104,22 @@ class RowReader:
                 continue
             named = {self._as_in_file(column, row, spelled): value for column, value in found.items()}
             for each in self._made({**extra, **named}, record, split):
-                # A field of a record may have the name of a column and hold something else.
+                # A field of the record may have a column's name but another value.
                 kept.update(name for name, value in own.items() if name in each.made and each.made[name] == value)
                 yield each
         self._count_columns(row, spelled, kept)
 
     def joined(self) -> Iterator[tuple[str, Iterator[Read]]]:
-        """Yield the rows that raw rows make together, a group at a time, with the place of the group's first row.
+        """Yield each group's rows, with the place of the group's first raw row.
 
-        A group's iterator raises as `read` does.
+        A group's iterator raises the same errors as `read`.
         """
         for pieces in self._groups:
             where, split, name, _ = pieces[0]
             yield where, _nested_within_reason(self._join(name, split, [piece for *_, piece in pieces]))
 
     def lines(self) -> list[str]:
-        """What to tell the user about columns."""
+        """Return the messages for the user about columns."""
         said = [f"columns not used: {counted(self.unused)}"] if self.unused else []
         for record, count in self.unanswered.items():
             what = "their answers" if record == "demonstrations" else "their responses and ranks"
@@ -125,7 +127,11 @@ class RowReader:
         return said
 
     def check_columns(self) -> None:
-        """Raise `ConfigError` where `columns` names a column that no row has, or a field that nothing reads."""
+        """Check the `columns` option against the rows that were read.
+
+        Raises:
+            ConfigError: no row has a column that it names, or nothing reads a field that it sets.
+        """
         for field, column in self.columns.items():
             if column not in self._found_columns:
                 raise ConfigError(f"columns.{field}: no row has a column {column!r}")
@@ -135,10 +141,13 @@ class RowReader:
                     f"docs/reference/row-layouts.md lists the columns of each layout"
                 )
 
-    # -- one row -------------------------------------------------------------------------------------------------
+    # -- one row -----------------------------------------------------------------------------------
 
     def _named(self, raw: Mapping[str, Any], in_table: bool) -> tuple[Columns, dict[str, str]]:
-        """A row under the names that readers ask for, and which of these stand for another name in the file."""
+        """Return a row under the names that readers ask for, and the renamed columns as a map.
+
+        The map is from the file's name to the name that readers ask for.
+        """
         columns = {field: _as_spelled(column, raw) for field, column in self.columns.items()}
         row = {name: value for name, value in raw.items() if name not in columns and name not in columns.values()}
         displaced = {name for name in columns.keys() - columns.values() if holds_something(raw.get(name))}
@@ -155,7 +164,10 @@ class RowReader:
         return Columns(values, skipped=displaced, in_table=in_table, called=columns), spelled
 
     def _spellings(self) -> Mapping[str, str]:
-        """Plain names and how readers spell them; a card's format asks for columns as its set does."""
+        """Return plain names and the names that readers ask for; none if the format is given.
+
+        A card's format asks for columns exactly as its data set spells them.
+        """
         if self.format is not None:
             return {}
         if self.record == "labelled":
@@ -168,7 +180,8 @@ class RowReader:
         if self.record == "prompts" and "prompt" in row and "prompt" in self.columns:
             return "prompt"
         try:
-            return infer_format(dict(row), self.record)  # a copy: looking at a column here is not reading it
+            # A copy, so that looking at a column here does not count as reading it.
+            return infer_format(dict(row), self.record)
         except Malformed:
             for field, column in row.called.items():
                 if column not in raw:
@@ -177,7 +190,10 @@ class RowReader:
             raise
 
     def _as_in_file(self, column: str, row: Columns, spelled: Mapping[str, str]) -> str:
-        """The name under which a column is kept: its own, unless a reader asked for it by another spelling."""
+        """Return the name to keep a column under.
+
+        It is the column's name in the file, unless a reader asked for it by the known name.
+        """
         return column if column in row.read else self._own_name(column, spelled)
 
     @staticmethod
@@ -185,7 +201,10 @@ class RowReader:
         return next((own for own, known in spelled.items() if known == column), column)
 
     def _made(self, found: Row, record: str, split: str | None, parts: int = 1) -> Iterator[Read]:
-        """The row as the wanted record; `parts` is how many rows of the file it is made of."""
+        """Yield the row as the wanted record.
+
+        `parts` is the number of raw rows that it is made of; a dropped row counts as this many.
+        """
         if self.record == record == "comparisons":
             found, left_out = clear_responses(found)
             self.dropped.update(left_out)
@@ -208,7 +227,10 @@ class RowReader:
             yield Read(split, found, made)
 
     def _require_one_kind(self, made: Row) -> None:
-        """Refuse a class among choices or scores: a dataset is of one task, and its column `label` of one type."""
+        """Refuse a row whose label is of another kind than before: class, choice or score.
+
+        A dataset holds one task, and its column `label` has one type.
+        """
         given = next((name for name in ("choices", "score") if made.get(name) is not None), "label")
         what = {"choices": "the place of the right choice", "score": "a score", "label": "a class"}
         self._kind = self._kind or given
@@ -235,7 +257,10 @@ class RowReader:
 
 
 def _as_spelled(column: str, row: Mapping[str, Any]) -> str:
-    """A column's name as a row has it: Unicode writes a letter with an accent as one character or as two."""
+    """Return a column's name as the row spells it.
+
+    Unicode can write an accented letter as one character or as two.
+    """
     if column in row:
         return column
     wanted = unicodedata.normalize("NFC", column)
@@ -243,7 +268,7 @@ def _as_spelled(column: str, row: Mapping[str, Any]) -> str:
 
 
 def _nested_within_reason(found: Iterator[Read]) -> Iterator[Read]:
-    """The rows; what is too deep for a reader is the fault of the row."""
+    """Yield the rows; report a recursion error as `Malformed`: the row is nested too deeply."""
     try:
         yield from found
     except RecursionError:
@@ -251,7 +276,10 @@ def _nested_within_reason(found: Iterator[Read]) -> Iterator[Read]:
 
 
 class _Groups:
-    """Pieces of rows by key, in a temporary file; memory holds where each of a key's pieces is."""
+    """Pieces of rows by key, in a temporary file.
+
+    Memory holds only the places of each key's pieces.
+    """
 
     def __init__(self, folder: Path | None):
         self._folder = folder
@@ -260,7 +288,8 @@ class _Groups:
 
     def add(self, key: str, piece: Any) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  it is closed with this object
+            # It is closed with this object.
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
         self._places.setdefault(digest(key)[:16], []).append(self._file.tell())
         pickle.dump(piece, self._file, pickle.HIGHEST_PROTOCOL)
 

@@ -1,4 +1,7 @@
-"""Rows in an order that looks random and hangs on their content alone, each once, however many there are."""
+"""Sort rows into a random-looking order that depends only on their content, without duplicates.
+
+The rows need not fit into memory.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,24 @@ from typing import IO
 
 from align.data.records import Row, digest
 
-_HEAD = struct.Struct("32sQ")  # before each row in the file: its sha256 and how many bytes it has
-_ENTRY_BYTES = 200  # of a row in memory besides its own: the sha256, two objects, a place in a dict
+_HEAD = struct.Struct("32sQ")  # before each row in the file: its sha256, and its size in bytes
+# Memory per row besides its pickle: the sha256, two objects, a dict entry.
+_ENTRY_BYTES = 200
 _BLOCK = 2**16
 
 
 class RowSorter:
-    """Rows of several parts (splits), each part sorted by the sha256 of its rows' `repr`; of rows that are alike, one.
+    """Rows of several parts (splits), each part sorted by the sha256 of each row's `repr`.
 
-    As many as fit into `budget` are in memory. When they are more, those there are sorted and go to a file, as often
-    as it takes, and these runs are merged whenever the rows are asked for: merge sort, Knuth, The Art of Computer
-    Programming 3, section 5.4. Memory while merging is 64 KiB a run, and a run is `budget` bytes of rows.
+    Identical rows of a part are kept once. Rows are held in memory up to `budget`. Above that, they
+    are sorted and written to a file as one run, as often as needed. Reading merges the runs: merge
+    sort, Knuth, The Art of Computer Programming 3, section 5.4. While merging, memory is 64 KiB per
+    run; a run is `budget` bytes of rows.
 
     Args:
-        file: an empty one that nobody else can write (what is read back is unpickled), on a disk that holds all rows.
-        budget: bytes.
+        file: an empty file that nobody else can write, because its content is unpickled; it must
+            have room for all rows on its disk.
+        budget: bytes of rows to hold in memory.
     """
 
     def __init__(self, file: IO[bytes], budget: int):
@@ -46,11 +52,11 @@ class RowSorter:
             self._spill()
 
     def keys(self, part: str) -> Iterator[bytes]:
-        """The sha256s of a part's rows in their order."""
+        """Yield the sha256s of a part's rows in order."""
         return (key for key, _ in self._merged(part))
 
     def rows(self, part: str) -> Iterator[Row]:
-        """A part's rows in their order, as often as they are asked for."""
+        """Yield a part's rows in order; callers may read them several times."""
         return (pickle.loads(pickled) for _, pickled in self._merged(part))
 
     def _spill(self) -> None:
@@ -59,7 +65,7 @@ class RowSorter:
             for key in sorted(held):
                 self._file.write(_HEAD.pack(key, len(held[key])) + held[key])
             self._runs[part].append((begin, self._file.tell()))
-        self._file.flush()  # it is read by its descriptor
+        self._file.flush()  # the file is read by its descriptor
         self._held.clear()
         self._held_bytes = 0
 
@@ -79,7 +85,10 @@ class RowSorter:
 
 
 class _Stretch(io.RawIOBase):
-    """The bytes from `begin` to `end` of an open file, read without moving its place: several are read at once."""
+    """The bytes from `begin` to `end` of an open file.
+
+    Reading does not move the file's position, so several ranges can be read at once.
+    """
 
     def __init__(self, descriptor: int, begin: int, end: int):
         self._descriptor, self._place, self._end = descriptor, begin, end

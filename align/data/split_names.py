@@ -1,4 +1,4 @@
-"""Which split a user's file is, by its name and the names of its folders."""
+"""Find the split that a user's file belongs to, by its name and the names of its folders."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ _WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev", "devel", "development"), "validation"),
     **dict.fromkeys(("test", "tests", "testing", "heldout", "holdout", "holdouts"), "test"),
 }
-# Many sets have one of these in their own name, as `alpaca_eval_test`: it counts only where no other word does.
+# Many data sets have one of these in their own name, as `alpaca_eval_test` has. So these words
+# count only if no other word names a split.
 _WEAK_WORDS = dict.fromkeys(("eval", "evals", "evaluation"), "validation")
 _SPLITS = {**_WEAK_WORDS, **_WORDS}
-_ENDS = re.compile(r"(.+?)(?:sets?|data)")  # `testset` and `traindata` are what `test` and `train` are
-_ADDED = ("set", "sets", "data", "split")  # beside a word for a split they say nothing more
-_PIECES = ("train", "test", "eval", "valid", "heldout", "holdout")  # a word that begins or ends so may mean a split
+_ENDS = re.compile(r"(.+?)(?:sets?|data)")  # `testset` means `test`, `traindata` means `train`
+_ADDED = ("set", "sets", "data", "split")  # these add nothing to a word for a split
+# A word that begins or ends with one of these may mean a split.
+_PIECES = ("train", "test", "eval", "valid", "heldout", "holdout")
 # Latin letters, with accents and without.
 _LETTERS = re.compile(r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+")
 _USUAL_WORDS = frozenset(
@@ -31,24 +33,24 @@ _USUAL_WORDS = frozenset(
 
 
 class Named(NamedTuple):
-    """The split that a name says, and the word that says it."""
+    """The split that a name means, and the word that says so."""
 
     split: str
     word: str
 
 
 def split_of_name(path: PurePath) -> str | None:
-    """The split that a file's path below its source names; None if it names none. See `named_by`."""
+    """Return the split that a file's path below its source names, or None. See `named_by`."""
     found = named_by(path)
     return None if found is None else found.split
 
 
 def named_by(path: PurePath) -> Named | None:
-    """The split that a file's path below its source names, and by which word; None if it names none.
+    """Return the split that a file's path below its source names, and the word; None if no word.
 
-    A word of the file's own name decides, in capitals or not: `Test.jsonl`, `train_sft-00000-of-00001.parquet`,
-    `my_data.test.jsonl`, `myTest.jsonl`, `testdata.jsonl`. Only where it has none do its folders, the nearest first:
-    `train/part-0.parquet`.
+    The words of the file's own name decide, in any case: `Test.jsonl`,
+    `train_sft-00000-of-00001.parquet`, `my_data.test.jsonl`, `myTest.jsonl`, `testdata.jsonl`. If
+    they name no split, the folders decide, the nearest first: `train/part-0.parquet`.
 
     Raises:
         ConfigError: a name has words for two splits.
@@ -65,16 +67,16 @@ def named_by(path: PurePath) -> Named | None:
 
 
 def splits_of_names(root: PurePath, paths: Sequence[PurePath]) -> list[str | None]:
-    """The split of each of a source's files: each of them names one, or none does.
+    """Return the split of each of a source's files: either all files name one, or none does.
 
-    Where none does, the name of the source's folder counts for all.
+    If none does, the name of the source's folder decides for all.
 
     Args:
-        root: the folder that they are below.
+        root: the folder that the files are below.
         paths: the files.
 
     Raises:
-        ConfigError: some name a split and others do not, or one has words for two.
+        ConfigError: some files name a split and others do not, or a name has words for two splits.
     """
     below = [path.relative_to(root) for path in paths]
     found = {path: named_by(path) for path in below}
@@ -93,12 +95,13 @@ def splits_of_names(root: PurePath, paths: Sequence[PurePath]) -> list[str | Non
 
 
 def split_of_file(path: PurePath) -> str | None:
-    """The split of a single file: by its own name, else by that of its folder where it says a split and nothing else.
+    """Return the split of a single file: by its own name, else by its folder's name.
 
-    A folder named `test`, `held_out` or `dev_set` says it; `test_of_prompts` may be where somebody tries things.
+    The folder counts only if its name says a split and nothing else: `test`, `held_out` and
+    `dev_set` do. `test_of_prompts` does not: it may be a folder for experiments.
 
     Raises:
-        ConfigError: its name has words for two splits.
+        ConfigError: the name has words for two splits.
     """
     own = split_of_name(PurePath(path.name))
     if own is not None:
@@ -110,10 +113,10 @@ def split_of_file(path: PurePath) -> str | None:
 
 
 def doubtful_word(path: PurePath) -> str | None:
-    """A word of a path that counts as no split, in which a reader may see one all the same; None: it has none.
+    """Return a word of a path that a reader may take for a split although it does not count.
 
-    It is a word as `mytest`, or a word for a split in the name of a folder that does not count. Everyday words such as
-    `latest` are none.
+    Examples: `mytest`, or a word for a split in the name of a folder that is ignored. Everyday
+    words such as `latest` are not returned. None if there is no such word.
     """
     for name in (path.name, *(folder.name for folder in path.parents)):
         for word in _words(name):
@@ -124,16 +127,17 @@ def doubtful_word(path: PurePath) -> str | None:
 
 
 def says_split(name: str) -> bool:
-    """True for the name of a file or a folder that has a word for a split."""
+    """True if the name of a file or a folder has a word for a split."""
     return bool(_splits_in(name))
 
 
 def _splits_in(name: str) -> dict[str, str]:
-    """The splits that the words of a name stand for, each with its word."""
+    """Return the splits that the words of a name mean, each with its word."""
     words = [_bare(word) for word in _words(name)]
     strong = {_WORDS[word]: word for word in words if word in _WORDS}
     weak = {_WEAK_WORDS[word]: word for word in words if word in _WEAK_WORDS}
-    # `alpaca_eval_train` is the training split of a set; `train_eval` and `eval_train` may be either split.
+    # `alpaca_eval_train` is the training split of AlpacaEval. `train_eval` and `eval_train` are
+    # unclear, so both splits are returned.
     at_an_end = bool(words) and (words[0] in _WEAK_WORDS or _without_added(words)[-1] in _WEAK_WORDS)
     if [*strong] == ["train"] and at_an_end:
         return strong | weak
@@ -146,17 +150,17 @@ def _without_added(words: list[str]) -> list[str]:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a file's or a folder's name, without its suffixes: in small letters, cut at capitals too."""
+    """Return the words of a file or folder name, lower-case, without suffixes, cut at capitals."""
     stem = re.sub(r"(?i)(\.(jsonl?|ndjson|csv|tsv|parquet|arrow|xml|txt|md|gz|bz2|xz|zst))+$", "", name)
     words: list[str] = []
     for letters in _LETTERS.findall(unicodedata.normalize("NFC", stem)):
-        # No word for a split has an accent, so a word that has one is not cut at its capitals.
+        # No word for a split has an accent, so words with accents are not cut at capitals.
         parts = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", letters) if letters.isascii() else [letters]
         words += [part.lower() for part in parts]
     return re.sub("(held|hold) out", r"\1out", " ".join(words)).split()
 
 
 def _bare(word: str) -> str:
-    """A word for a split without `set` or `data` behind it; another word as it is."""
+    """Return a word for a split without a trailing `set` or `data`; other words unchanged."""
     ended = _ENDS.fullmatch(word)
     return ended[1] if ended and ended[1] in _SPLITS else word

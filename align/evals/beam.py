@@ -1,6 +1,7 @@
-"""Beam search as GPT-3 answered with it: width 4, length penalty 0.6 [GPT-3, section 2.4; T5, section 3.7].
+"""Beam search as in GPT-3: width 4, length penalty 0.6 [GPT-3, section 2.4; T5, section 3.7].
 
-`transformers` divides a log-prob by length ** alpha; this divides by the penalty that both papers took from GNMT.
+`transformers` divides a log-prob by length ** alpha. This module divides by the penalty that both
+papers took from GNMT.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ WIDTH, ALPHA = 4, 0.6
 
 
 class Hypothesis(NamedTuple):
-    score: float  # log-prob over `length_penalty`
+    score: float  # log-prob divided by `length_penalty`
     ids: list[int]
 
 
 def length_penalty(length: int, alpha: float = ALPHA) -> float:
-    """((5 + length) / 6) ** alpha, which a log-prob is divided by [Wu et al. 2016, equation 14]."""
+    """Return ((5 + length) / 6) ** alpha, the divisor of a log-prob [Wu et al. 2016, eq. 14]."""
     return ((5 + length) / 6) ** alpha
 
 
@@ -34,22 +35,26 @@ def beam_search(
     width: int = WIDTH,
     alpha: float = ALPHA,
 ) -> list[list[int]]:
-    """The best continuation found of each prompt, by log-prob over length penalty, without the token that ended it.
+    """Return the best continuation found for each prompt, by log-prob over length penalty.
+
+    It does not contain the token that ended it.
 
     Args:
-        prompts: token ids, all written on at once.
-        ends: tokens that end a continuation, and count in its length.
-        max_new_tokens: a continuation of so many tokens is over, too.
+        prompts: token ids; all prompts are continued at once.
+        ends: tokens that end a continuation. They count in its length.
+        max_new_tokens: a continuation also ends after this many tokens.
     """
     beams = _Beams(model, prompts, pad_token_id, width)
     end = torch.tensor(list(ends), device=model.device)
-    best: list[list[Hypothesis]] = [[] for _ in prompts]  # the `width` best that are over, of each prompt
+    # The `width` best finished continuations of each prompt.
+    best: list[list[Hypothesis]] = [[] for _ in prompts]
     for length in range(1, max_new_tokens + 1):
         over, going_on = beams.extensions(end)
         for some in (over, going_on) if length == max_new_tokens else (over,):
             best = [[*found, *more] for found, more in zip(best, beams.hypotheses(some, alpha), strict=True)]
         best = [sorted(found, key=lambda h: h.score, reverse=True)[:width] for found in best]
-        # A log-prob only falls, so at its longest a beam is at best what it is now over the largest penalty.
+        # A log-prob only falls, so the best score that a beam can still reach is its log-prob now
+        # over the largest penalty.
         reach = (going_on.logprobs.max(1).values / length_penalty(max_new_tokens, alpha)).tolist()
         if all(len(found) == width and r <= found[-1].score for found, r in zip(best, reach, strict=True)):
             break
@@ -61,15 +66,15 @@ def beam_search(
 
 
 class _Extensions(NamedTuple):
-    """Beams one token longer, [B, K] each."""
+    """Beams that are one token longer, [B, K] each."""
 
     logprobs: torch.Tensor
-    parents: torch.Tensor  # which beam
+    parents: torch.Tensor  # index of the beam
     tokens: torch.Tensor
 
 
 class _Beams:
-    """The beams of all prompts that are still written on, [B, W], with their keys and values."""
+    """The unfinished beams of all prompts, [B, W], with their keys and values."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], pad_token_id: int, width: int):
         self._model, self._width = model, width
@@ -83,12 +88,18 @@ class _Beams:
             logits_to_keep=1,
         )
         self._cache = out.past_key_values
-        self._logprobs = out.logits[:, -1].float().log_softmax(-1)[:, None]  # [B, beams, V] of the next token
+        # [B, beams, V], of the next token
+        self._logprobs = out.logits[:, -1].float().log_softmax(-1)[:, None]
         self._scores = torch.zeros(len(prompts), 1, device=device)  # [B, beams]
-        self._written = torch.empty(len(prompts), 1, 0, dtype=torch.long, device=device)  # [B, beams, length]
+        # [B, beams, length]
+        self._written = torch.empty(len(prompts), 1, 0, dtype=torch.long, device=device)
 
     def extensions(self, ends: torch.Tensor) -> tuple[_Extensions, _Extensions]:
-        """Beams one token longer: those of the `width` likeliest that end with it, and the likeliest that do not."""
+        """Return two sets of beams that are one token longer.
+
+        The first holds those of the `width` likeliest that end with it; the rest have a log-prob of
+        -inf. The second holds the `width` likeliest that do not end.
+        """
         total = self._scores[:, :, None] + self._logprobs
         likeliest = self._likeliest(total)
         ended = torch.isin(likeliest.tokens, ends)
@@ -101,7 +112,7 @@ class _Beams:
         return _Extensions(logprobs, places // size, places % size)
 
     def hypotheses(self, extensions: _Extensions, alpha: float) -> list[list[Hypothesis]]:
-        """What the extensions would be if they were over, of each prompt."""
+        """Return the extensions of each prompt as finished continuations."""
         penalty = length_penalty(self._written.shape[2] + 1, alpha)
         rows = zip(*(part.tolist() for part in extensions), strict=True)
         written = self._written.tolist()
@@ -115,7 +126,7 @@ class _Beams:
         ]
 
     def advance(self, extensions: _Extensions) -> None:
-        """Go on with them."""
+        """Continue with the given extensions."""
         logprobs, parents, tokens = extensions
         rows, before = self._scores.shape
         width = logprobs.shape[1]

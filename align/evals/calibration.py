@@ -1,4 +1,4 @@
-"""Does a model that says it is 80 % sure turn out right 80 times in a hundred? [GPT-4, figure 8]"""
+"""Calibration: are answers with 80 % confidence right in 80 % of the cases? [GPT-4, figure 8]"""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ NUM_BINS = 10  # of equal width, as in GPT-4's figure
 
 
 class Bin(NamedTuple):
-    """The answers whose confidence lies in [low, high)."""
+    """A bin: the answers with a confidence in [low, high)."""
 
     low: float
     high: float
     answers: int
     confidence: float  # mean
-    accuracy: float  # share that is right
+    accuracy: float  # fraction that is right
 
 
 def reliability(confidences: Sequence[float], right: Sequence[float]) -> list[Bin]:
-    """The bins that hold any answer, in order.
+    """Return the bins that hold answers, in order.
 
     Args:
         confidences: [N], in [0, 1].
-        right: [N], 1 where the answer is, 0 where not.
+        right: [N], 1 if the answer is right, else 0.
     """
     sure, hit = np.asarray(confidences, dtype=float), np.asarray(right, dtype=float)
     place = _places(sure)
@@ -37,20 +37,21 @@ def reliability(confidences: Sequence[float], right: Sequence[float]) -> list[Bi
 
 
 def calibration_error(confidences: Sequence[float], right: Sequence[float]) -> float:
-    """The expected calibration error: sum over bins of |accuracy - confidence| times the bin's share of the answers.
+    """Return the expected calibration error.
 
-    Noise in a bin counts as distance from it, so of few answers it is well above 0 for a model that is calibrated to
-    perfection; `chance_error` says how far, and resampling the answers says nothing of it.
+    This is the sum over bins of |accuracy - confidence| times the bin's fraction of the answers.
+    Noise in a bin adds to the error. So with few answers it is well above 0 even for a perfectly
+    calibrated model. `chance_error` returns how far; resampling the answers does not show it.
     """
     sure = np.asarray(confidences, dtype=float)
     return _error(np.asarray(right, dtype=float) - sure, _places(sure))
 
 
 def chance_error(confidences: Sequence[float], draws: int, seed: int) -> tuple[float, float]:
-    """What the error is for a model that is exactly as sure as it is right: the mean, and the 95 % quantile.
+    """Return the error of a perfectly calibrated model: the mean, and the 95 % quantile.
 
-    Its answers are drawn, right with the probability that it says, `draws` times. An error beyond the quantile is one
-    of calibration, and not of chance.
+    Its answers are drawn `draws` times; each is right with the probability of its confidence. An
+    error above the quantile is one of calibration and not of chance.
     """
     sure, rng = np.asarray(confidences, dtype=float), np.random.default_rng(seed)
     place = _places(sure)

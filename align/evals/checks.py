@@ -1,4 +1,4 @@
-"""Checks on answers: listed words, a classifier's label, or a function of the user's own."""
+"""Checks on answers: listed words, a classifier's label, or a user's function."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from align.runtime.user_functions import check_file, load_function
 from align.verifiers.episodes import Episodes
 from align.verifiers.functions import RewardFunction, call_functions
 
-Check = Callable[[Episodes], Sequence[float | None]]  # a number for each answer, None where it does not apply
+# Returns a number for each answer, or None if the check does not apply to it.
+Check = Callable[[Episodes], Sequence[float | None]]
 
 _BATCH = 16  # answers that a classifier reads at once
 
 
 def load_check(reference: str, device: torch.device) -> Check:
-    """What `checks.NAME` names; see `align.runtime.user_functions.check_file` for the three forms.
+    """Load the check that `checks.NAME` refers to.
+
+    `align.runtime.user_functions.check_file` describes the three forms.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -35,7 +38,11 @@ def load_check(reference: str, device: torch.device) -> Check:
 
 
 def _word_list(path: Path) -> Check:
-    """1 where an answer holds a listed word or phrase, whole, in any case: a line each, # for remarks."""
+    """Return a check that gives 1 if an answer has a listed word or phrase, else 0.
+
+    Words match whole and in any case. The file has one word or phrase per line; lines that begin
+    with # are comments.
+    """
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     listed = [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
     if not listed:
@@ -46,13 +53,17 @@ def _word_list(path: Path) -> Check:
 
 
 def _classifier(folder: Path, label: str, device: torch.device) -> Check:
-    """The probability of a label, by a text classifier as `transformers` saves it."""
+    """Return a check that gives the probability of a label.
+
+    A text classifier, as `transformers` saves it, computes the probability.
+    """
     try:
         check_model(folder, sorted(path for path in folder.iterdir() if not path.is_dir()))
     except ValueError as error:
         raise ConfigError(f"classifier:{folder}: {error}") from None
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    # The plain attention, whatever the config says: it may name a kernel of the Hub, which would be fetched and run.
+    # Always plain attention: the config may name a kernel of the Hub, which would be fetched and
+    # run.
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         folder,
         config=config,

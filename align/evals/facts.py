@@ -1,4 +1,4 @@
-"""What a model knows of its pretraining text: does it find a true sentence likelier than the false ones beside it?"""
+"""Test what a model knows of its pretraining text: true sentences against false ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ TASK = "world_facts"
 
 
 def known_facts(infos: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
-    """Items for text whose world can state its facts, the true sentence of each first; None for other text."""
+    """Return items with the facts of the text's world, each with the true sentence first.
+
+    Return None if the text comes from no world, or from several.
+    """
     named = infos[0].get("gold")
     if named is None or any(info.get("gold") != named for info in infos):
         return None
     return [
         {
             "contexts": [""] * len(row),
-            "completions": [f"\n{sentence}" for sentence in row],  # as one stands between two in a document
+            # A sentence follows a line break in documents, too.
+            "completions": [f"\n{sentence}" for sentence in row],
             "labels": [1, *[0] * (len(row) - 1)],
             "group": TASK,
         }

@@ -1,4 +1,4 @@
-"""Answers that are written, not chosen: what a model writes after a context, and how near that is to what is right."""
+"""Answers that a model writes after a context, and their agreement with the right ones."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def write_answers(
     max_tokens: int,
     advance: Callable[[int], None] = lambda contexts: None,
 ) -> list[str]:
-    """What the model writes after each context up to the first line break [InstructGPT, appendix D], stripped.
+    """Return the text that the model writes after each context, stripped.
 
-    A context that leaves no room loses its beginning, and spaces at its end are not read.
+    It ends at the first line break [InstructGPT, appendix D]. A context that leaves no room loses
+    its beginning, and spaces at its end are not read.
 
     Args:
-        way: greedy, or beam: GPT-3's search.
-        max_tokens: of one forward pass.
-        advance: told how many contexts are done.
+        way: greedy, or beam for GPT-3's search.
+        max_tokens: in one forward pass.
+        advance: called with the number of contexts done.
 
     Raises:
         ValueError: `max_new_tokens` leaves no room for a context.
@@ -67,32 +68,38 @@ def write_answers(
 
 
 def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: those that end any text, and whatever holds a line break."""
+    """Return the tokens that end an answer: stop tokens, and all tokens with a line break."""
     breaks = [i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "\n" in text]
     return list(dict.fromkeys([*stop_ids(tokenizer), *breaks]))
 
 
 def first_line(text: str) -> str:
-    """The text up to its first line break."""
+    """Return the text up to its first line break, stripped."""
     return text.partition("\n")[0].strip()
 
 
-# -- how near an answer comes --------------------------------------------------------------------------------------
+# -- compare answers -------------------------------------------------------------------------------
 
 
 def normalized(text: str) -> str:
-    """Lower-cased, without punctuation, articles and double spaces, as SQuAD compares answers."""
+    """Return the text in lower case, without punctuation, articles and double spaces.
+
+    SQuAD compares answers in this form.
+    """
     plain = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
 
 
 def exact_match(answer: str, wanted: Sequence[str]) -> float:
-    """1 where the answer is one of those wanted, after normalization."""
+    """Return 1 if the normalized answer is one of those wanted, else 0."""
     return float(normalized(answer) in {normalized(text) for text in wanted})
 
 
 def f1(answer: str, wanted: Sequence[str]) -> float:
-    """The largest F1 of the answer's words with those of a wanted answer, as SQuAD, CoQA and DROP have it."""
+    """Return the largest F1 of the answer's words with those of a wanted answer.
+
+    SQuAD, CoQA and DROP use this measure.
+    """
     return max(_overlap(normalized(answer).split(), normalized(text).split()) for text in wanted)
 
 

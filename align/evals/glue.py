@@ -1,6 +1,7 @@
-"""What GLUE measures: of classes accuracy, F1 and Matthews' correlation, of scores Pearson's and Spearman's.
+"""GLUE's metrics: accuracy, F1 and Matthews' correlation; Pearson's and Spearman's correlation.
 
-Each comes with the bounds of its 95 % interval, and beside it is what a predictor does that looks at no text.
+The first three are for classes, the other two for scores. Each metric has the bounds of its 95 %
+interval. Beside them are the metrics of a baseline that reads no text.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import numpy as np
 
 from align.evals.intervals import bootstrap, bootstrap_statistic, bounds, compared, few
 
-_DRAWS = 1000  # of rows, for an interval
+_DRAWS = 1000  # resamples of the rows, for an interval
 
 
 def class_metrics(
     head: str, gold: Sequence[int], predicted: Sequence[int], majority: int, num_classes: int, seed: int
 ) -> dict[str, float]:
-    """Metrics of classes 0 to num_classes - 1; `majority` is the class that the baseline always says.
+    """Return metrics of classes 0 to num_classes - 1.
 
     Args:
-        head: what the names begin with.
+        head: the beginning of the metrics' names.
+        majority: the class that the baseline always predicts.
     """
     truth, said = np.asarray(gold), np.asarray(predicted)
     right = [(truth == answer).astype(float) for answer in (said, majority)]
@@ -35,7 +37,11 @@ def class_metrics(
 def choice_metrics(
     head: str, gold: Sequence[int], predicted: Sequence[int], most_frequent: int, seed: int
 ) -> dict[str, float]:
-    """Accuracy alone, for a place among choices is no class; the baseline takes the place that is right most often."""
+    """Return the accuracy of choices, and of the baseline that takes `most_frequent`.
+
+    The index of a choice is not a class, so F1 and correlation have no meaning. `most_frequent` is
+    the index that is right most often.
+    """
     truth = np.asarray(gold)
     right = [(truth == answer).astype(float) for answer in (np.asarray(predicted), most_frequent)]
     return compared(head, "accuracy", right, _DRAWS, seed)
@@ -44,7 +50,10 @@ def choice_metrics(
 def score_metrics(
     head: str, gold: Sequence[float], predicted: Sequence[float], mean: float, seed: int
 ) -> dict[str, float]:
-    """Metrics of scores; the baseline always says `mean`, which correlates with nothing."""
+    """Return metrics of scores.
+
+    The baseline always predicts `mean`, which correlates with nothing, so it has only an error.
+    """
     columns = np.asarray(gold, dtype=float), np.asarray(predicted, dtype=float)
     found = bounds(f"{head}mse", bootstrap((columns[0] - columns[1]) ** 2, _DRAWS, seed))
     found |= few(f"{head}mse", len(columns[0]))
@@ -56,13 +65,16 @@ def score_metrics(
 
 
 def _confusion(gold: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """[C, C]: how often class i was called j."""
+    """Return a table [C, C]: how often class i was predicted as j."""
     pairs = np.bincount(gold * num_classes + predicted, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)
 
 
 def f1_score(gold: np.ndarray, predicted: np.ndarray, num_classes: int) -> float:
-    """Of class 1 where there are two; else the mean over the classes that occur. 0 where nothing was found."""
+    """Return F1 of class 1 if there are two classes, else the mean over the classes that occur.
+
+    A class without hits has 0.
+    """
     table = _confusion(gold, predicted, num_classes)
     hits, either = np.diag(table), table.sum(0) + table.sum(1)
     each = 2 * hits / np.maximum(either, 1)
@@ -70,9 +82,10 @@ def f1_score(gold: np.ndarray, predicted: np.ndarray, num_classes: int) -> float
 
 
 def matthews(gold: np.ndarray, predicted: np.ndarray, num_classes: int) -> float:
-    """Correlation of two classifications, for any number of classes; 0 where either has one class alone.
+    """Return the correlation of two classifications, for any number of classes.
 
-    Source: Gorodkin 2004, the R_K statistic; of two classes Matthews 1975.
+    It is 0 if either has only one class. Source: Gorodkin 2004, the R_K statistic; for two classes
+    Matthews 1975.
     """
     table = _confusion(gold, predicted, num_classes).astype(float)
     total, said, true = table.sum(), table.sum(0), table.sum(1)
@@ -82,14 +95,14 @@ def matthews(gold: np.ndarray, predicted: np.ndarray, num_classes: int) -> float
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Linear correlation; 0 where one of the two is constant."""
+    """Return the linear correlation; 0 if either is constant."""
     x, y = x - x.mean(), y - y.mean()
     spread = (x @ x) * (y @ y)
     return float(x @ y / spread**0.5) if spread > 0 else 0.0
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's correlation of ranks, equal values sharing the mean of theirs."""
+    """Return Pearson's correlation of ranks; equal values share the mean of their ranks."""
     return pearson(_ranks(x), _ranks(y))
 
 

@@ -1,4 +1,4 @@
-"""The gold scorer of a dataset, where its world has one."""
+"""The gold scorer of a dataset, if its world has one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from align.data import smallworld
 from align.errors import ConfigError
 
 Message = dict[str, str]
-GoldScorer = Callable[[Sequence[Message], str], smallworld.Score]  # (prompt, response) -> its parts, all in [0, 1]
+# (prompt, response) -> the parts of its score, all in [0, 1].
+GoldScorer = Callable[[Sequence[Message], str], smallworld.Score]
 
-_FACTUAL = ("fact", "brief", "polite", "check", "sentence", "about")  # kinds of instruction
+_FACTUAL = ("fact", "brief", "polite", "check", "sentence", "about")  # kinds of instructions
 
 
 def gold_scorer(infos: Sequence[Mapping[str, Any]]) -> GoldScorer | None:
-    """The scorer that all datasets' `info`s name; None for data whose worth only people could tell.
+    """Return the scorer that all datasets' `info`s name.
+
+    Return None if they name none: only people can judge such data.
 
     Raises:
-        ConfigError: some have one and others none, or another.
+        ConfigError: some have a scorer and others have none, or another one.
     """
     named = infos[0].get("gold")
     if any(info.get("gold") != named for info in infos):
@@ -31,5 +34,8 @@ def gold_scorer(infos: Sequence[Mapping[str, Any]]) -> GoldScorer | None:
 
 
 def asks_for_facts(row: Mapping[str, Any]) -> bool:
-    """Whether a prompt of the embedded world is answered with what its documents state; other claims are made up."""
+    """Return whether a prompt of the embedded world asks for facts that its documents state.
+
+    Other claims in answers to such prompts are made up.
+    """
     return row.get("kind") in _FACTUAL

@@ -1,6 +1,6 @@
-"""lm-eval's tasks on our models: its prompts, its metrics, and our scorer and sampler under them.
+"""Run lm-eval's tasks on align's models: its prompts and metrics, our scorer and sampler.
 
-The one module that imports lm-eval, the extra `eval`; whoever needs it imports this when the need is there.
+Only this module imports lm-eval, the extra `eval`. Import it only when it is needed.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from align.sampling.sampler import sampler_of
 from align.text.chat import without_end
 from align.text.encoding import encode_context, encode_texts, start_token
 
-_MOST_NEW_TOKENS = 256  # where a task does not say, as in lm-eval's own HFLM
+_MOST_NEW_TOKENS = 256  # if a task does not say; the same as in lm-eval's own HFLM
 
 
 class TaskScores(NamedTuple):
-    """What a task found.
+    """The scores of a task.
 
     Attributes:
-        by_item: measures that are a number an item, [N] each.
-        whole: those that are only there for all items (perplexities, F1 over a set).
+        by_item: measures with a number per item, [N] each.
+        whole: measures of all items together (perplexities, F1 over a set).
     """
 
     by_item: dict[str, list[float]]
@@ -42,7 +42,7 @@ class TaskScores(NamedTuple):
 
 
 class Scorer(LM):
-    """A model of ours as lm-eval calls it."""
+    """An align model with the interface that lm-eval calls."""
 
     def __init__(
         self,
@@ -57,7 +57,10 @@ class Scorer(LM):
         self._seed, self._progress = seed, progress
 
     def loglikelihood(self, requests: list[Instance], **kwargs: Any) -> list[tuple[float, bool]]:
-        """The log-prob of each continuation after its context; a context that is too long loses its beginning."""
+        """Return the log-prob of each continuation after its context, and whether it is greedy.
+
+        A context that is too long loses its beginning.
+        """
         limit, pairs = context_length(self._model), []
         for context, continuation in (request.args for request in requests):
             before, after = encode_pair(self._own_tokenizer, context, continuation)
@@ -66,7 +69,10 @@ class Scorer(LM):
             return score_pairs(self._model, pairs, self._max_tokens, advance)
 
     def loglikelihood_rolling(self, requests: list[Instance], **kwargs: Any) -> list[float]:
-        """The log-prob of each text; one that is longer than the context is read in windows, as lm-eval cuts them."""
+        """Return the log-prob of each text.
+
+        A text that is longer than the context is read in windows, which lm-eval cuts.
+        """
         limit, first = min(context_length(self._model), 2**16), start_token(self._own_tokenizer)
         windows: list[tuple[list[int], list[int]]] = []
         counts = []
@@ -81,7 +87,10 @@ class Scorer(LM):
         return [sum(next(scores)[0] for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: list[Instance], **kwargs: Any) -> list[str]:
-        """Greedy text, or sampled where a task asks for it, up to the first of its stop strings."""
+        """Return text up to the first of a task's stop strings.
+
+        It is greedy, or sampled if the task asks for this.
+        """
         found = [""] * len(requests)
         groups: dict[tuple[int, float, float], list[int]] = {}
         for i, (_, options) in enumerate(request.args for request in requests):
@@ -117,17 +126,18 @@ class Scorer(LM):
 def run_tasks(
     scorer: Scorer, names: Sequence[str], num_shots: int | None, limit: int | None, seed: int
 ) -> dict[str, TaskScores]:
-    """Run tasks of lm-eval by name, or by the YAML file of one's own.
+    """Run tasks of lm-eval, by name or by the path of a YAML file.
 
     Args:
-        num_shots: None: as many as each task asks for.
+        num_shots: solved examples; None: as many as each task asks for.
         limit: items of each task; None: all.
 
     Raises:
         ValueError: there is no such task, or its data cannot be read.
     """
     with _quiet():
-        manager = TaskManager(include_defaults=not all(name.endswith(".yaml") for name in names))  # takes seconds
+        # The default tasks take seconds to load.
+        manager = TaskManager(include_defaults=not all(name.endswith(".yaml") for name in names))
         for name in names:
             if not name.endswith(".yaml") and name not in manager.all_tasks:
                 raise ValueError(f"lm-eval {lm_eval.__version__} has no task {name!r}; lm-eval ls tasks lists them")
@@ -141,9 +151,9 @@ def run_tasks(
 
 
 def _prepared(manager: TaskManager, names: Sequence[str], num_shots: int | None, seed: int) -> Any:
-    """The tasks as `lm_eval.simple_evaluate` prepares them.
+    """Return the tasks as `lm_eval.simple_evaluate` prepares them.
 
-    That function also asks the machine for its hardware and packages, which takes more than a second.
+    That function also queries the machine's hardware and packages, which takes more than a second.
     """
     set_seed(seed)
     loaded = manager.load(list(names))
@@ -156,7 +166,7 @@ def _prepared(manager: TaskManager, names: Sequence[str], num_shots: int | None,
 
 
 def _scores(name: str, found: Any) -> TaskScores:
-    """A task's measures; of a group only what it says as a whole."""
+    """Return a task's measures; for a group of tasks, only those of the whole group."""
     whole = {
         measure.removesuffix(",none").replace(",", "."): float(value)
         for measure, value in found["results"][name].items()
@@ -170,7 +180,8 @@ def _scores(name: str, found: Any) -> TaskScores:
         values = [sample.get(plain) for sample in rows]
         if values and all(isinstance(value, int | float) for value in values):
             numbers = [float(value) for value in values]
-            # What lm-eval makes of the items' numbers otherwise, a perplexity from log-probs, is no mean of them.
+            # Other aggregates, such as a perplexity from log-probs, are not the mean of the items'
+            # numbers.
             if math.isclose(sum(numbers) / len(numbers), mean, rel_tol=1e-9, abs_tol=1e-12):
                 by_item[measure] = numbers
     return TaskScores(by_item, {measure: value for measure, value in whole.items() if measure not in by_item})
@@ -178,7 +189,7 @@ def _scores(name: str, found: Any) -> TaskScores:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without lm-eval's notes on what it is about to do."""
+    """Silence lm-eval's notes on what it is about to do."""
     logger = logging.getLogger("lm_eval")
     before, logger.level = logger.level, logging.ERROR
     try:

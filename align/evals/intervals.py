@@ -1,4 +1,4 @@
-"""How sure a mean is: over items by drawing them again, over few runs by Student's t."""
+"""Confidence intervals of means: bootstrap over items, Student's t over a few runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import numpy as np
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
-# Below so many items a bootstrap's interval of 95 % is too narrow. A model that is right in nine of ten answers has all
-# of 8 right in 43 of 100 cases (0.9^8), and then every resample says 100 %.
+# With fewer items than this, a bootstrap's 95 % interval is too narrow. For example, a model that
+# is right in nine of ten answers has all of 8 right in 43 of 100 cases (0.9^8), and then every
+# resample gives 100 %.
 FEW = 30
-_SHOWN = 3  # names of figures in a warning
+_SHOWN = 3  # figures named in a warning
 
 
 class Interval(NamedTuple):
-    """A mean and the bounds of 95 %."""
+    """A mean and the bounds of its 95 % interval."""
 
     mean: float
     low: float
@@ -28,7 +29,10 @@ class Interval(NamedTuple):
 
 
 def bootstrap(values: np.ndarray | Sequence[float], num_bootstrap: int, seed: int) -> Interval:
-    """The mean of `values` [N]; `low` and `high` bound 95 % of the means of N of them drawn again with replacement."""
+    """Return the mean of `values` [N] with its bootstrap interval.
+
+    `low` and `high` bound 95 % of the means of N values drawn with replacement.
+    """
     values = np.asarray(values, dtype=float)
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(num_bootstrap)]
@@ -39,7 +43,10 @@ def bootstrap(values: np.ndarray | Sequence[float], num_bootstrap: int, seed: in
 def bootstrap_statistic(
     statistic: Callable[..., float], columns: Sequence[np.ndarray], num_bootstrap: int, seed: int
 ) -> Interval:
-    """As `bootstrap`, of what is no mean: `statistic` of `columns` ([N] each), whose rows are drawn again together."""
+    """Return `statistic` of `columns` ([N] each) with its bootstrap interval.
+
+    It is like `bootstrap`, for statistics that are not means. The columns' rows are drawn together.
+    """
     rng = np.random.default_rng(seed)
     count = len(columns[0])
     drawn = (rng.integers(0, count, count) for _ in range(num_bootstrap))
@@ -50,17 +57,23 @@ def bootstrap_statistic(
 
 
 def bounds(name: str, interval: Interval) -> dict[str, float]:
-    """As metrics: NAME, NAME_low, NAME_high."""
+    """Return an interval as metrics: NAME, NAME_low, NAME_high."""
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def few(name: str, count: float) -> dict[str, float]:
-    """As a metric: NAME_few, the number of items behind a figure where they are too few for its interval; else none."""
+    """Return the metric NAME_few if there are too few items for an interval, else an empty dict.
+
+    Its value is the number of items behind the figure.
+    """
     return {f"{name}_few": float(count)} if count < FEW else {}
 
 
 def is_few(metrics: Mapping[str, float], name: str) -> bool:
-    """Whether a figure, or the baseline's or the difference to it, has a note of `few`."""
+    """Return whether `few` has marked a figure.
+
+    This includes marks of the model's figure if `name` is the baseline's, or the difference to it.
+    """
     parts = name.split("/")
     figures = [name]
     for place, part in enumerate(parts):
@@ -70,13 +83,16 @@ def is_few(metrics: Mapping[str, float], name: str) -> bool:
 
 
 def _noted(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The figures that `few` has marked, with their counts; a figure may be called `very_few` itself."""
+    """Return the figures that `few` has marked, with their counts.
+
+    A figure's own name may be `very_few`, which is not a mark.
+    """
     marked = {name.removesuffix("_few"): count for name, count in metrics.items() if name.endswith("_few")}
     return {name: count for name, count in marked.items() if name in metrics}
 
 
 def few_warning(metrics: Mapping[str, float]) -> str | None:
-    """One line on all figures that `few` has marked; None where there are none."""
+    """Return one line on all figures that `few` has marked; None if there are none."""
     marked = _noted(metrics)
     if not marked:
         return None
@@ -88,13 +104,14 @@ def few_warning(metrics: Mapping[str, float]) -> str | None:
 def compared(
     head: str, name: str, values: Sequence[Sequence[float]], num_bootstrap: int, seed: int
 ) -> dict[str, float]:
-    """The mean of a measure with its interval; beside it a baseline's, and what the model has more than it.
+    """Return a measure's mean with its interval, a baseline's, and the difference between them.
 
-    The same items are drawn for both, so the interval of the difference is that of paired items.
+    The same items are drawn for both, so the interval of the difference is one of paired items.
 
     Args:
-        head: what the names begin with; the baseline's are HEADbaseline/NAME, the differences HEADgain/NAME.
-        values: of the model, [N]; then, where there is one, of the baseline on the same N.
+        head: the beginning of the names; the baseline's are HEADbaseline/NAME, the differences
+            HEADgain/NAME.
+        values: of the model, [N]; then, if there is one, of the baseline on the same N.
     """
     arrays = [np.asarray(own, dtype=float) for own in values]
     found = few(f"{head}{name}", len(arrays[0]))
@@ -106,7 +123,10 @@ def compared(
 
 
 def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half of its 95 % interval by Student's t; NaN for half where there is one value alone."""
+    """Return the mean, and half of its 95 % interval by Student's t.
+
+    The second number is NaN if there is only one value.
+    """
     if len(values) < 2:
         return values[0], math.nan
     half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
@@ -114,7 +134,11 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
 
 
 def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t; beyond the table by its expansion around the normal's (error below 3e-4)."""
+    """Return the 97.5 % quantile of Student's t.
+
+    Beyond the table it is an expansion around the normal distribution's quantile (error below
+    3e-4).
+    """
     if freedom <= len(_STUDENT):
         return _STUDENT[freedom - 1]
     z = statistics.NormalDist().inv_cdf(0.975)

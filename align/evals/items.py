@@ -1,12 +1,13 @@
-"""Scoring by likelihood, as GPT-2 and GPT-3 were: which completion of a context does the model find likeliest?
+"""Score completions by likelihood, as for GPT-2 and GPT-3: which one does the model find likeliest?
 
-An item has one or several candidates, each a context with a completion, and says which are right. One candidate alone
-is to be written word for word (LAMBADA, arithmetic); of several the likeliest is the model's answer. Contexts may
-differ and the completion be the same (Winograd's partial evaluation, Trinh & Le 2018).
+An item has one or several candidates, and says which are right. A candidate is a context with a
+completion. A single candidate must be predicted word for word (LAMBADA, arithmetic); of several,
+the likeliest is the model's answer. Candidates may differ in their contexts and have the same
+completion (Winograd's partial evaluation, Trinh & Le 2018).
 
-Tokens are cut as in lm-eval (`_encode_pair`): the completion's are what follows in the tokens of both together after as
-many as the context has alone, with the special tokens that the tokenizer puts there by itself; spaces at the context's
-end belong to the completion.
+Tokens are split as in lm-eval (`_encode_pair`). The context alone has n tokens, including the
+special tokens that the tokenizer puts first. The completion's tokens are those after the first n
+tokens of both together. Spaces at the context's end belong to the completion.
 """
 
 from __future__ import annotations
@@ -26,21 +27,24 @@ from align.text.packing import micro_batches
 
 Item = Mapping[str, Any]  # a row of the record `items`
 
-_LOGITS = 2**26  # held at once: 256 MiB in float32
-_WORTH_SHARING = 8  # tokens of a context from which on it is computed once for all completions
+_LOGITS = 2**26  # in memory at once: 256 MiB in float32
+_WORTH_SHARING = 8  # a context of at least this many tokens is computed once for all completions
 
 
 class Candidate(NamedTuple):
-    """What a model makes of one candidate."""
+    """The scores of one candidate."""
 
     logprob: float  # nats, summed over the completion's tokens
-    is_greedy: bool  # every token is the likeliest after those before it
+    is_greedy: bool  # every token of the completion is the likeliest one
     characters: int  # of the completion, without the space before it
     tokens: int  # of the completion
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, completion: str) -> tuple[list[int], list[int]]:
-    """Tokens of a context, never none, and of the completion after it."""
+    """Return the tokens of a context and of the completion after it.
+
+    The context has at least one token.
+    """
     kept = context.rstrip()
     completion = context[len(kept) :] + completion
     if not kept:
@@ -57,14 +61,17 @@ def score_items(
     max_tokens: int,
     advance: Callable[[int], None] = lambda candidates: None,
 ) -> list[list[Candidate]]:
-    """Every candidate of every item; a context that is too long for the model loses its beginning.
+    """Score every candidate of every item.
+
+    A context that is too long for the model loses its beginning.
 
     Args:
-        max_tokens: of one forward pass.
-        advance: told of each pass's candidates.
+        max_tokens: in one forward pass.
+        advance: called with the number of candidates in each pass.
 
     Raises:
-        ValueError: a completion alone is longer than the model's context, or is no token; a log-prob is not finite.
+        ValueError: a completion alone is longer than the model's context, or has no tokens; or a
+            log-prob is not finite.
     """
     pairs = [pair for item in items for pair in _encoded(model, tokenizer, item)]
     scores = iter(zip(pairs, score_pairs(model, pairs, max_tokens, advance), strict=True))
@@ -80,12 +87,15 @@ def score_items(
     return found
 
 
-Pair = tuple[list[int], list[int]]  # a context's tokens and a completion's
+Pair = tuple[list[int], list[int]]  # the tokens of a context and of a completion
 Scores = list[tuple[float, bool]]  # log-prob, and whether it is greedy
 
 
 def fitting(before: list[int], after: list[int], limit: int) -> Pair:
-    """The pair with as much of the context's end as a model of `limit` tokens reads; a last token is not read."""
+    """Return the pair with as much of the context's end as fits in `limit` tokens.
+
+    The completion's last token needs no room, because the model does not read it.
+    """
     return before[-(limit + 1 - len(after)) :], after
 
 
@@ -96,19 +106,22 @@ def score_pairs(
     max_tokens: int,
     advance: Callable[[int], None] = lambda pairs: None,
 ) -> Scores:
-    """The log-prob of each completion after its context, neither of them empty, and whether the model would write it.
+    """Return the log-prob of each completion after its context, and whether it is greedy.
 
-    Equal contexts are read once.
+    Contexts and completions must not be empty. Long contexts that several pairs share are computed
+    once.
     """
     found: Scores = [(0.0, False)] * len(pairs)
-    shared: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}  # by context: place among the pairs, completion
+    # By context: the index of the pair, and the completion.
+    shared: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
     for i, (before, after) in enumerate(pairs):
         shared.setdefault(tuple(before), []).append((i, after))
     per_pass = max(1, min(max_tokens, _LOGITS // model.config.get_text_config(decoder=True).vocab_size))
     once: list[tuple[list[int], list[tuple[int, list[int]]]]] = []
     again: list[tuple[list[int], list[tuple[int, list[int]]]]] = []
     for context, every in shared.items():
-        # Padded side by side, a long context and a long completion of two items may exceed a model's own mask.
+        # Padded side by side, the long context of one item and the long completion of another may
+        # together exceed a model's own mask.
         worth = len(every) > 1 and len(context) >= _WORTH_SHARING and not is_padded(model)
         groups = again if worth else once
         for chosen in micro_batches([len(context) + len(after) for _, after in every], per_pass):
@@ -138,7 +151,10 @@ def _encoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: I
 def _score_packed(
     model: PreTrainedModel, contexts: Sequence[list[int]], completions: Sequence[Sequence[list[int]]]
 ) -> Scores:
-    """Each context with each of its completions, end to end: nothing is shared, and nothing padded."""
+    """Score each context with each of its completions, end to end.
+
+    Nothing is shared, and nothing is padded.
+    """
     every = [after for own in completions for after in own]
     before = [context for context, own in zip(contexts, completions, strict=True) for _ in own]
     packed = pack_pairs(before, [after[:-1] for after in every], model.device)
@@ -146,7 +162,8 @@ def _score_packed(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
         use_cache=False,
-        logits_to_keep=before_responses(packed, every) + 1,  # for the last token of each is not there
+        # The rows lack each completion's last token, hence + 1.
+        logits_to_keep=before_responses(packed, every) + 1,
     ).logits[0]
     return _sums(logits, every)
 
@@ -154,7 +171,7 @@ def _score_packed(
 def _score_shared(
     model: PreTrainedModel, contexts: Sequence[list[int]], completions: Sequence[Sequence[list[int]]]
 ) -> Scores:
-    """Each context once, with its keys and values for all of its completions."""
+    """Compute each context once, and use its keys and values for all of its completions."""
     width, device = max(map(len, contexts)), model.device
     mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=device)
     out = model(
@@ -170,7 +187,7 @@ def _score_shared(
     longest = max(map(len, every)) - 1
     if longest == 0:
         return _sums(first, every)
-    # The last token of a completion is only predicted; what stands after it in its row is never looked at.
+    # The last token of a completion is only predicted; the output at and after it is not used.
     given = torch.tensor([after[:-1] + [0] * (longest + 1 - len(after)) for after in every], device=device)
     cache = out.past_key_values
     cache.batch_select_indices(rows)
@@ -186,7 +203,7 @@ def _score_shared(
 
 
 def _sums(logits: torch.Tensor, completions: Sequence[list[int]]) -> Scores:
-    """`logits` [N, V] before each token of all completions, one after the other."""
+    """Score completions from `logits` [N, V] before each of their tokens, in order."""
     targets = torch.tensor([token for after in completions for token in after], device=logits.device)
     logprobs = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0].double()
     greedy = logits.argmax(-1) == targets

@@ -1,8 +1,9 @@
-"""A language model as judge, behind any endpoint that speaks OpenAI's chat completions (a server of one's own, too).
+"""Use a language model as judge, behind any endpoint that has OpenAI's chat completions API.
 
-Which of two answers is better is asked twice, each answer shown first once, because judges favour a place. An answer
-wins where both verdicts, counted as 1, 1/2 for a tie, and 0, come to more than 1; so a judge that always says "the
-first" calls every pair a tie. The key is read from the environment and goes nowhere but into the request.
+This may be a local server. Each pair of answers is compared twice, and each answer is shown first
+once, because judges prefer a position. A verdict counts 1 for a win, 1/2 for a tie, and 0 for a
+loss. An answer wins if its two verdicts sum to more than 1. So every pair is a tie for a judge that
+always prefers the first answer. The key is read from the environment and sent only in the request.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from align.store.seals import digest_of
 KEY_VARIABLE = "OPENAI_API_KEY"
 _AT_ONCE = 8  # requests
 _ATTEMPTS = 5
-_WAIT = 1.0  # seconds before the second attempt; twice as long before each further one
+_WAIT = 1.0  # seconds before the second attempt; doubled before each further one
 _TIMEOUT = 120.0  # seconds
 
 
 class _Refused(Exception):
-    """This one request was refused: too long, or filtered."""
+    """An error: the endpoint refused one request, because it is too long or filtered."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The key is for the address that was given, and goes to no other."""
+    """A handler that follows no redirect: the key may go only to the given address."""
 
     def redirect_request(self, *arguments: Any) -> None:
         return None
@@ -59,13 +60,16 @@ _RATE = (
 
 
 class Verdicts(NamedTuple):
-    """What a judge said of N pairs.
+    """A judge's verdicts on N pairs.
 
     Attributes:
-        scores: [N] of the first model's answer: 1 for a win, 1/2 for a tie, 0 for a loss, of both orders together.
-        consistent: 1 where both orders gave the same verdict, of the pairs with two that could be made out.
-        favoured_first: 1 for each decided verdict that went to the answer shown first; half of them is no bias.
-        unread: verdicts that could not be made out, counted as ties.
+        scores: [N] for the first model's answer, from both orders: 1 for a win, 1/2 for a tie, 0
+            for a loss.
+        consistent: 1 if both orders gave the same verdict, else 0, for each pair with two readable
+            verdicts.
+        favoured_first: 1 if the answer shown first won, else 0, for each verdict that is no tie. A
+            mean of 1/2 is no bias.
+        unread: number of verdicts that could not be read; they count as ties.
     """
 
     scores: list[float]
@@ -76,13 +80,14 @@ class Verdicts(NamedTuple):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A judge.
+    """A judge behind an endpoint.
 
     Attributes:
-        url: what `/chat/completions` is put behind, as in http://localhost:8000/v1.
-        model: its name there.
-        kept: a file of answers already given; a killed evaluation does not ask again.
-        say: told that it is waited for.
+        url: the address before `/chat/completions`, such as http://localhost:8000/v1.
+        model: the judge's name there.
+        kept: a file of the answers so far; an evaluation that was killed does not ask for them
+            again.
+        say: called with a line about a failed request or damaged answers.
     """
 
     url: str
@@ -96,8 +101,8 @@ class Endpoint:
         """Ask about each pair of answers in both orders.
 
         Raises:
-            ConfigError: the endpoint refuses, or is none.
-            AlignError: it cannot be reached; what it answered so far is kept.
+            ConfigError: the endpoint refuses, or has another API.
+            AlignError: it cannot be reached. Its answers so far are kept.
         """
         asked = [
             _COMPARE.format(prompt=prompt, first=first, second=second)
@@ -116,10 +121,13 @@ class Endpoint:
         )
 
     def rate(self, prompts: Sequence[str], answers: Sequence[str], advance: Callable[[int], None]) -> list[float]:
-        """A number from 1 to 7, InstructGPT's scale, for each answer; NaN where none could be made out.
+        """Return a rating from 1 to 7, InstructGPT's scale, for each answer.
+
+        It is NaN if the judge's text has no rating.
 
         Raises:
-            ConfigError, AlignError: as `compare`.
+            ConfigError: see `compare`.
+            AlignError: see `compare`.
         """
         asked = [_RATE.format(prompt=p, answer=a) for p, a in zip(prompts, answers, strict=True)]
         return [_rating(text) for text in self._answers(asked, advance)]
@@ -150,15 +158,19 @@ class Endpoint:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        if refused and not known:  # all of them: it is no matter of what is asked
+        if refused and not known:  # all were refused, so the cause is not in a single request
             raise ConfigError(next(iter(refused.values())))
         return [known.get(key, "") for key in keys]
 
     def _read_kept(self) -> dict[str, str]:
-        """The answers already given. Those that are not as they were written are asked for again, and that is said."""
+        """Read the answers already given.
+
+        Lines that changed since they were written are reported, and requested again.
+        """
         if not self.kept.is_file():
             return {}
-        *lines, torn = self.kept.read_bytes().split(b"\n")  # torn: of a process that was killed while it wrote
+        # Torn: a line without an end, from a process that was killed while it wrote.
+        *lines, torn = self.kept.read_bytes().split(b"\n")
         known = {line: answer for line in lines if (answer := _kept_answer(line))}
         if torn or len(known) < len(lines):
             with replacing(self.kept) as whole:
@@ -201,7 +213,10 @@ class Endpoint:
 
 
 def _kept_answer(line: bytes) -> tuple[str, str] | None:
-    """What was asked, by its digest, and the answer; None where the line is not as it was written."""
+    """Return the digest of a request, and its answer.
+
+    Return None if the line changed since it was written.
+    """
     try:
         asked, answer, check = json.loads(line)
     except (ValueError, TypeError, RecursionError):
@@ -214,7 +229,10 @@ def _in_a_line(said: str) -> str:
 
 
 def _verdict(text: str) -> float | None:
-    """1 for the answer shown first, 0 for the second, 1/2 for neither; None where it is not said."""
+    """Return 1 for the answer shown first, 0 for the second, 1/2 for neither.
+
+    Return None if the text has no verdict.
+    """
     found = re.findall(r"\[\[([ABC])\]\]", text)
     return {"A": 1.0, "B": 0.0, "C": 0.5}[found[-1]] if found else None
 

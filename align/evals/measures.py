@@ -1,4 +1,4 @@
-"""What the candidates' log-probs say of a model, a number an item: who is right, how sure, and how evenly it leans."""
+"""Measures per item from the candidates' log-probs: accuracy, confidence and leaning."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ Row = Sequence[Candidate]
 def measures(
     items: Sequence[Item], scores: Sequence[Row], alone: Sequence[Row] | None = None
 ) -> dict[str, list[float]]:
-    """A number an item for each measure that all of these items have.
+    """Return a number per item for each measure that all of these items have.
 
-    - `accuracy`: a single candidate is greedy; of several the likeliest is right (MC1 of TruthfulQA).
-    - `accuracy_norm`: the likeliest by character is right, as `acc_norm` of lm-eval.
-    - `accuracy_token`: the likeliest by token is right [GPT-3, section 2.4].
-    - `accuracy_relative`: the candidate that its context makes likelier the most is right, P(completion | context) over
-      P(completion | answer context) [GPT-3, section 2.4: ARC, OpenBookQA, RACE].
-    - `right_share`, where an item has several right candidates: their share of all candidates' probability (MC2).
-    - `entropy` of `leaning` items: of the candidates' probabilities, in bits; 1 is a pair that leans to neither side
-      [InstructGPT, section 4.2: Winogender, CrowS-Pairs].
-    - `logprob`: of single candidates, nats.
+    - `accuracy`: a single candidate is greedy; of several candidates, the likeliest is right (MC1
+      of TruthfulQA).
+    - `accuracy_norm`: the likeliest per character is right, as `acc_norm` of lm-eval.
+    - `accuracy_token`: the likeliest per token is right [GPT-3, section 2.4].
+    - `accuracy_relative`: the candidate with the largest ratio P(completion | context) /
+      P(completion | answer context) is right [GPT-3, section 2.4: ARC, OpenBookQA, RACE].
+    - `right_share`, if an item has several right candidates: their fraction of all candidates'
+      probability (MC2).
+    - `entropy`, for `leaning` items: entropy of the candidates' probabilities, in bits; 1 is a pair
+      that leans to neither side [InstructGPT, section 4.2: Winogender, CrowS-Pairs].
+    - `logprob`, for single candidates: in nats.
 
     Args:
         alone: the same candidates after each item's `answer_context`.
 
     Raises:
-        ValueError: some items have one candidate, others several: those are right or wrong in another sense.
+        ValueError: some items have one candidate and others several; "right" has another meaning
+            for each.
     """
     single = [len(item["completions"]) == 1 for item in items]
     if any(single) and not all(single):
@@ -40,7 +43,8 @@ def measures(
             "logprob": [row[0].logprob for row in scores],
         }
     values: dict[str, Callable[[int, int], float]] = {"accuracy": lambda i, j: scores[i][j].logprob}
-    if not all(len(set(item["completions"])) == 1 for item in items):  # after several contexts its length is one, too
+    # The length matters only if completions differ.
+    if not all(len(set(item["completions"])) == 1 for item in items):
         values["accuracy_norm"] = lambda i, j: scores[i][j].logprob / max(1, scores[i][j].characters)
         values["accuracy_token"] = lambda i, j: scores[i][j].logprob / max(1, scores[i][j].tokens)
     if alone is not None:
@@ -69,14 +73,18 @@ def _largest(value: Callable[[int, int], float], i: int, count: int) -> int:
 
 
 def probabilities(row: Row) -> list[float]:
-    """Of each candidate, that it is the one, if it is one of them."""
+    """Return softmax over the candidates' log-probs."""
     top = max(candidate.logprob for candidate in row)
     mass = [math.exp(candidate.logprob - top) for candidate in row]
     return [m / sum(mass) for m in mass]
 
 
 def confidences(items: Sequence[Item], scores: Sequence[Row]) -> list[float] | None:
-    """The probability of each item's likeliest candidate; None where an item has not one right candidate of several."""
+    """Return the probability of each item's likeliest candidate.
+
+    Return None if the items are `leaning`, or if any item does not have several candidates with
+    exactly one right.
+    """
     if _leaning(items) or any(len(item["completions"]) == 1 or sum(item["labels"]) != 1 for item in items):
         return None
     return [max(probabilities(row)) for row in scores]

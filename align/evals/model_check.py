@@ -1,7 +1,8 @@
-"""Whether a model runs here, found out by numbers before anything is made of it.
+"""Check by numbers that align can run a model, before anything is made from it.
 
-A model is compared with itself: every path here must give the numbers that its own eager attention gives on one
-sequence. A few short forwards; a large model on a CPU takes minutes, not hours.
+The model is compared with itself: every code path must give the numbers that its own eager
+attention gives for a single sequence. The check takes a few short forward passes. A large model on
+a CPU takes minutes, not hours.
 """
 
 from __future__ import annotations
@@ -23,28 +24,32 @@ from align.models.padded import read_padded
 from align.sampling.kv_slots import Slots, kinds_with_state
 from align.text.packing import pack
 
-_LENGTHS = (13, 1, 6, 2, 12)  # tokens; three windows of `_WINDOW`, and short sequences beside them
+_LENGTHS = (13, 1, 6, 2, 12)  # tokens; more than three windows of `_WINDOW`, and short sequences
 _WINDOWS = ("sliding_window", "attention_chunk_size")
-_WINDOW = 4  # tokens that a window is narrowed to, for so few tokens would not feel a wider one
-_STEPS = 3  # tokens that are sampled
-_NOISE = 30.0  # times the rounding that a longer sequence shows
-_FLOOR = 2e-5  # of the largest number that is compared: as much as rounding may be where none shows
-_CEILING = 2e-3  # of the largest number: more than this is no rounding, whatever a longer sequence shows
-_GRADIENT = 1e-2  # of a gradient's norm
+_WINDOW = 4  # tokens in a narrowed window; a wider one has no effect on short sequences
+_STEPS = 3  # tokens to sample
+_NOISE = 30.0  # the tolerance, in units of the rounding error that a longer sequence shows
+# The least tolerance, as a fraction of the largest number, for models that show no rounding error.
+_FLOOR = 2e-5
+# The largest tolerance, as a fraction of the largest number: larger gaps are not rounding.
+_CEILING = 2e-3
+_GRADIENT = 1e-2  # the tolerance for a gradient, as a fraction of its norm
 _CHOOSE = "choose a model whose layers are all attention (gpt2, llama, mistral, qwen3, ...)"
 
 
 def fit_model(model: PreTrainedModel) -> list[str]:
-    """Choose how a language model reads packed rows, record it in its config, and check all that the stages do with it.
+    """Choose how a language model reads packed rows, record it in its config, and check the model.
+
+    The check covers everything that the stages do with the model.
 
     Args:
         model: in float32.
 
     Returns:
-        Lines to tell the user: that packed rows are padded, that the context is shorter than the config says.
+        Lines for the user: packed rows are padded, or the context is shorter than the config says.
 
     Raises:
-        ConfigError: it does not run here; one line with the reason.
+        ConfigError: the model does not run here; the message is one line with the reason.
     """
     with _in_a_line(model.config.model_type, "it does not run in transformers as a causal language model does"):
         _refuse_states(model)
@@ -56,10 +61,12 @@ def fit_model(model: PreTrainedModel) -> list[str]:
 
 
 def fit_reward_model(classifier: PreTrainedModel) -> list[str]:
-    """The same for a published reward model, whose scores are to be those of plain `transformers`.
+    """Check a published reward model in the same way as `fit_model`.
+
+    Its scores must be those of plain `transformers`.
 
     Args:
-        classifier: as `align.models.heads.open_classifier` gives it, in float32.
+        classifier: from `align.models.heads.open_classifier`, in float32.
     """
     with _in_a_line(classifier.config.model_type, "it does not run in transformers as a causal language model does"):
         _find_trunk(classifier)
@@ -89,7 +96,8 @@ def _find_trunk(model: PreTrainedModel) -> None:
         )
 
 
-# What a model says of each token of a sequence: [L, V] log-probs, or [L, 1] scores. Alone, with its own attention.
+# Reads a model's output at each token of one row: [L, V] log-probs, or [L, 1] scores. Without
+# position ids, the row is one sequence.
 Reading = Callable[[PreTrainedModel, torch.Tensor, torch.Tensor | None], torch.Tensor]
 Comparison = Callable[[PreTrainedModel, "list[list[int]]", "list[torch.Tensor]", float], None]
 
@@ -106,7 +114,11 @@ def _scores(model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch
 
 @torch.no_grad()
 def _choose_way(model: PreTrainedModel, read: Reading, comparisons: Sequence[Comparison]) -> None:
-    """Try our attention, then the model's own on padded batches. If both fail, the error is that of the second."""
+    """Try align's attention, then the model's own attention on padded batches.
+
+    Raises:
+        ConfigError: the model is not causal, or both ways fail; then it is the error of the second.
+    """
     name = model.config.model_type
     sequences = _sequences(model)
     with _in_a_line(name, "it fails in transformers, with its own attention"):
@@ -141,7 +153,10 @@ def _choose_way(model: PreTrainedModel, read: Reading, comparisons: Sequence[Com
 
 
 def _sees_future(model: PreTrainedModel, ids: list[int], read: Reading) -> bool:
-    """True where a gradient reaches the last token from what is said before it; it is exactly 0 where nothing looks."""
+    """Return whether the outputs before the last token depend on the last token.
+
+    If they do not, the gradient of these outputs at the last token's embedding is exactly 0.
+    """
     embedded: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -176,7 +191,10 @@ def _read_by(model: PreTrainedModel, way: str | None) -> None:
 
 
 def _compare_gradients(model: PreTrainedModel, sequences: list[list[int]], read: Reading) -> None:
-    """Gradients of packed sequences; of small parameters, for a gradient of everything is as large as the model."""
+    """Compare the gradients of packed sequences with those of each sequence alone.
+
+    Only small parameters are compared: gradients of all would be as large as the model.
+    """
     learned = [value for value in model.parameters() if value.requires_grad]
     fewest = min(value.numel() for value in learned)
     small = [value for value in learned if value.dim() == 1 or value.numel() == fewest]
@@ -204,7 +222,10 @@ def _compare_gradients(model: PreTrainedModel, sequences: list[list[int]], read:
 def _compare_packed(
     model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
 ) -> None:
-    """Log-probs of packed sequences by the path that tuning takes through the head: all but the first as a response."""
+    """Compare log-probs of packed sequences, on the path that tuning takes through the head.
+
+    All tokens of a sequence but the first are its response.
+    """
     rests = [ids[1:] for ids in sequences]
     likely = response_likelihoods(model, pack(sequences, model.device), rests).logprobs
     targets = torch.tensor([token for rest in rests for token in rest], device=model.device)
@@ -215,7 +236,10 @@ def _compare_packed(
 def _compare_scores(
     model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
 ) -> None:
-    """Scores at the last token, where plain `transformers` reads them; it knows no shift."""
+    """Compare scores at the last token, where plain `transformers` reads them.
+
+    Plain `transformers` has no shift, so the shift is added back.
+    """
     scalar = ScalarModel(model)
     scores = response_scores(scalar, pack(sequences, model.device)) + scalar.shift
     plain = torch.cat([model(input_ids=_row(model, ids), use_cache=False).logits[:, 0] for ids in sequences])
@@ -225,7 +249,10 @@ def _compare_scores(
 def _compare_sampled(
     model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
 ) -> None:
-    """Steps of sampling from two prompts of different lengths; the second one's slot is then filled again."""
+    """Compare steps of sampling from two prompts of different lengths.
+
+    Then the slot of the second is filled again.
+    """
     long, short, again = sequences[0], sequences[2], sequences[4]
     prompts = [ids[: len(ids) - _STEPS] for ids in (long, short, again)]
     slots = Slots(model, 2, max(map(len, prompts)), 2 * _STEPS, getattr(model.config, "pad_token_id", None) or 0)
@@ -250,7 +277,7 @@ def _compare_sampled(
 
 def _within(model: PreTrainedModel, tolerance: float, got: torch.Tensor, expected: torch.Tensor, what: str) -> None:
     gap = float((got - expected).abs().max())
-    if not gap <= tolerance:  # not a number, too
+    if not gap <= tolerance:  # also true for NaN
         raise ConfigError(
             f"{model.config.model_type}: {what} differ by {gap:.2g} nats from those of each sequence alone in plain "
             f"transformers; {_CHOOSE}"
@@ -258,7 +285,10 @@ def _within(model: PreTrainedModel, tolerance: float, got: torch.Tensor, expecte
 
 
 def _check_head(model: PreTrainedModel) -> None:
-    """A reward model and a value model are this trunk under a scalar head."""
+    """Check that a scalar head fits on the model.
+
+    Reward models and value models are the same trunk with a scalar head.
+    """
     with _in_a_line(model.config.model_type, "a scalar head cannot be put on it"), torch.device("meta"):
         classifier = classifier_class(model.config)(copy.deepcopy(model.config))
     ours, theirs = (set(each.base_model.state_dict()) for each in (model, classifier))
@@ -269,7 +299,7 @@ def _check_head(model: PreTrainedModel) -> None:
 
 
 def _sequences(model: PreTrainedModel) -> list[list[int]]:
-    """Random tokens, none of them special."""
+    """Return sequences of random tokens that are not special."""
     config = model.config.get_text_config(decoder=True)
     special: set[int | None] = set()
     for name in ("pad", "eos", "bos"):
@@ -300,7 +330,7 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _narrow_windows(model: PreTrainedModel) -> Iterator[None]:
-    """Make the windows of the config so narrow that short sequences feel them."""
+    """Make the attention windows in the config so narrow that short sequences exceed them."""
     config = model.config.get_text_config(decoder=True)
     before = {name: getattr(config, name) for name in _WINDOWS if getattr(config, name, None)}
     try:
@@ -314,7 +344,7 @@ def _narrow_windows(model: PreTrainedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _in_a_line(name: str, what: str) -> Iterator[None]:
-    """Tell whatever goes wrong inside a model of the library as its refusal, in one line."""
+    """Turn an error inside a model of the library into a `ConfigError` of one line."""
     try:
         yield
     except ConfigError:

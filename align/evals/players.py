@@ -1,4 +1,4 @@
-"""The models of an evaluation, what they answered, and how far apart they are."""
+"""The models of an evaluation, their answers, and the KL divergence between them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Player:
-    """A model that answers, with its tokenizer."""
+    """A model that answers prompts, with its tokenizer."""
 
     name: str  # model or baseline
     model: PreTrainedModel
@@ -40,7 +40,7 @@ class Answers:
 
 
 def episodes_of(rows: Sequence[Row], answers: Answers) -> Episodes:
-    """A player's answers as what scorers and checks take."""
+    """Return a player's answers in the form that scorers and checks take."""
     return Episodes(rows, answers.prompts, [response.ids for response in answers.responses], answers.texts)
 
 
@@ -52,11 +52,11 @@ def respond(
     sampling: Sampling,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Response]:
-    """A response to each prompt, which ends where the player's chat template ends a turn.
+    """Return a response to each prompt; it ends where the player's chat template ends a turn.
 
     Args:
-        seeds: one a prompt.
-        sampling: without stop strings; they are the player's own.
+        seeds: one per prompt.
+        sampling: without stop strings, because the player's own are used.
         advance: called with 1 after each response.
     """
     drawn: list[Response] = [Response([], [])] * len(prompts)
@@ -68,12 +68,12 @@ def respond(
 
 
 def alike(players: Sequence[Player]) -> bool:
-    """Whether all players read the same tokens."""
+    """Return whether all players have the same vocabulary."""
     return all(player.tokenizer.get_vocab() == players[0].tokenizer.get_vocab() for player in players)
 
 
 def fit(prompts: Sequence[Messages], players: Sequence[Player], max_new_tokens: int) -> list[bool]:
-    """Of each prompt, whether it leaves every player room to answer."""
+    """Return, for each prompt, whether it leaves every player room to answer."""
     fits = [True] * len(prompts)
     for player in players:
         room = context_length(player.model) - max_new_tokens
@@ -84,9 +84,10 @@ def fit(prompts: Sequence[Messages], players: Sequence[Player], max_new_tokens: 
 
 @torch.no_grad()
 def kl(players: Sequence[Player], sampled: Answers, compute: Compute) -> list[float]:
-    """Of each of the first player's samples at temperature 1, its log-prob less the second's, in nats.
+    """Return the first player's log-prob of each sample minus the second's, in nats.
 
-    The mean is KL(first || second) of a response.
+    The samples are the first player's, at temperature 1. Their mean estimates KL(first || second)
+    per response.
     """
     responses = [response.ids for response in sampled.responses]
     lengths = [len(p) + len(r) for p, r in zip(sampled.prompts, responses, strict=True)]
@@ -103,11 +104,13 @@ def kl(players: Sequence[Player], sampled: Answers, compute: Compute) -> list[fl
 def sample_row(
     i: int, row: Row, given: Mapping[str, Sequence[Answers]], scores: Mapping[str, Sequence[Sequence[float | None]]]
 ) -> dict[str, str | float | None]:
-    """The answers to one prompt side by side.
+    """Return the answers to one prompt side by side.
 
     Args:
-        given: of the model, and of the baseline where there is one, sampled ("") and greedy ("greedy/").
-        scores: of them; empty where nothing scores, None where a scorer does not apply.
+        given: answers of the model, then of the baseline if there is one; sampled ("") and greedy
+            ("greedy/").
+        scores: the scores of these answers; empty if nothing scores them, None if a scorer does not
+            apply.
     """
     shown: dict[str, str | float | None] = {"prompt": show_prompt(row["prompt"])}
     for column, prefix, player in (("response", "", 0), ("greedy", "greedy/", 0), ("baseline", "", 1)):

@@ -1,4 +1,4 @@
-"""What says what an answer is worth: the world's gold scorer, functions of the user's own, a reward model."""
+"""Scorers of answers: the world's gold scorer, a user's functions, a reward model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from align.verifiers.reward_models import RewardModel
 
 
 class Scorer(NamedTuple):
-    """`score` gives each of N answers a number or None; `parts`, where given, what that is made of, [N] each."""
+    """A scorer of answers.
+
+    Attributes:
+        score: returns a number or None for each of N answers.
+        parts: returns the parts of these numbers, [N] each; None if there are no parts.
+    """
 
     name: str
     score: Callable[[Episodes], Sequence[float | None]]
@@ -26,7 +31,10 @@ class Scorer(NamedTuple):
 
 
 def by_gold(gold: GoldScorer) -> Scorer:
-    """The embedded world's: one number, and the five that it is the product of."""
+    """Return the embedded world's scorer.
+
+    A score is the product of its five parts.
+    """
 
     def scores(episodes: Episodes) -> list[Any]:
         return [gold(row["prompt"], text) for row, text in zip(episodes.rows, episodes.texts, strict=True)]
@@ -39,7 +47,10 @@ def by_gold(gold: GoldScorer) -> Scorer:
 
 
 def by_rules(functions: Mapping[str, float]) -> Scorer:
-    """The weighted sum of functions of the user's own, called as PPO calls them; None where none of them applies."""
+    """Return a scorer that sums a user's functions with weights.
+
+    PPO calls the functions in the same way. The score is None if no function applies.
+    """
     loaded = load_functions(list(functions))
 
     def score(episodes: Episodes) -> list[float | None]:
@@ -48,14 +59,15 @@ def by_rules(functions: Mapping[str, float]) -> Scorer:
         table = np.array(columns, dtype=float)  # None becomes NaN
         weights = np.array([functions[function.reference] for function in loaded])
         totals = np.nansum(weights[:, None] * table, axis=0)
-        unscored = np.isnan(table[weights != 0]).all(axis=0)  # a function of weight 0 is watched alone
+        # A function with weight 0 is only watched, so it does not count here.
+        unscored = np.isnan(table[weights != 0]).all(axis=0)
         return [None if missing else float(total) for total, missing in zip(totals, unscored, strict=True)]
 
     return Scorer("rules", score)
 
 
 def by_reward_model(folder: Path, compute: Compute) -> Scorer:
-    """Score by a reward model, which reads the text in its own tokens."""
+    """Return a scorer that is a reward model; it encodes the text in its own tokens."""
     scalar = load_scalar(folder, compute.device)
     model = RewardModel("reward", scalar, load_tokenizer(folder), context_length(scalar.classifier))
     return Scorer("reward", lambda episodes: model(episodes, compute).tolist())

@@ -1,4 +1,7 @@
-"""What stands before an item: solved ones of the training split, as GPT-3 was shown them, or a sentence on manner."""
+"""Text before an item: solved items or an instruction.
+
+GPT-3 was shown solved items of the training split. An instruction says in which manner to answer.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ import numpy as np
 from align.evals.items import Item
 from align.runtime.seeds import derive_seed
 
-_BETWEEN = "\n\n"  # shots [GPT-3, section 2.4: one or two newlines]
+_BETWEEN = "\n\n"  # between shots [GPT-3, section 2.4: one or two newlines]
 
 
 def solved(item: Item) -> str:
-    """An item with its first right candidate written out."""
+    """Return an item with its first right candidate written out, as text."""
     right = item["labels"].index(1)
     return item["contexts"][right] + item["completions"][right]
 
@@ -22,14 +25,16 @@ def solved(item: Item) -> str:
 def with_shots(
     items: Sequence[Item], pool: Sequence[Item], num_shots: int, seed: int, fits: Callable[[Item], bool]
 ) -> list[Item]:
-    """Each item behind `num_shots` of the pool, drawn for it alone and never itself.
+    """Return each item with `num_shots` solved items of the pool before it.
+
+    They are drawn for each item separately, and are never the item itself.
 
     Args:
         pool: the training split.
-        fits: whether a model can read an item whole; shots are left off until it can.
+        fits: whether a model can read an item whole; shots are removed until it can.
 
     Raises:
-        ValueError: the pool has fewer than `num_shots` others.
+        ValueError: the pool has fewer than `num_shots` other items.
     """
     texts = [solved(item) for item in pool]
     copies = Counter(texts)
@@ -58,11 +63,14 @@ def _behind(item: Item, shots: Sequence[str]) -> Item:
 
 
 def prefixed(item: Item, text: str) -> Item:
-    """The item with a line before each context; InstructGPT asks so for respectful or biased completions."""
+    """Return the item with a line before each context.
+
+    InstructGPT uses such lines to ask for respectful or biased completions.
+    """
     return {**item, "contexts": [f"{text}\n{context}" for context in item["contexts"]]}
 
 
 def prefixed_prompt(prompt: Sequence[dict[str, str]], text: str) -> list[dict[str, str]]:
-    """The prompt with a line before what the user says first."""
+    """Return the prompt with a line before the user's first message."""
     first = next(i for i, message in enumerate(prompt) if message["role"] == "user")
     return [{**m, "content": f"{text}\n{m['content']}"} if i == first else dict(m) for i, m in enumerate(prompt)]

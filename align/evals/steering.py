@@ -1,8 +1,10 @@
-"""Does the system message steer the model? Each probe asks for a manner that can be checked without a judge.
+"""Measure whether the system message steers the model.
 
-Four shares a probe: of answers in that manner when the system message asks for it and behind one that asks for nothing;
-and where the user asks for the opposite, with that system message (it is to be followed [GPT-4, system card:
-steerability]) and without. The message's effect is what it adds, in each of the two.
+Each probe asks for a manner of answering that can be checked without a judge. For each probe there
+are four fractions of answers in that manner: with a system message that asks for it; with one that
+asks for nothing; and, if the user asks for the opposite, with the first system message, which the
+model should follow [GPT-4, system card: steerability], and without it. The effect of the message is
+the difference that it makes in each of the two cases.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ class Probe(NamedTuple):
     """A manner of answering.
 
     Attributes:
-        system: what the system message says.
-        opposite: what the user asks for after it, in the conflict.
-        follows: (answer, the answer to the same prompt without a system message) -> whether it is in that manner.
+        system: the system message that asks for it.
+        opposite: the user's request for the opposite, in the conflict.
+        follows: whether an answer is in that manner: (answer, the answer to the same prompt without
+            a system message) -> bool.
     """
 
     system: str
@@ -45,16 +48,16 @@ def not_asked(prompt: Messages) -> Messages:
 
 
 def effects(with_message: Sequence[Sequence[float]], without: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Model by model and prompt by prompt, what the message adds."""
+    """Return the difference that the message makes, for each model and each prompt."""
     return [[a - b for a, b in zip(*own, strict=True)] for own in zip(with_message, without, strict=True)]
 
 
 def variants(probes: Sequence[str]) -> Iterator[Callable[[Messages], Messages]]:
-    """Every way in which prompts are asked for these probes."""
+    """Yield the ways in which these probes change a prompt, except for `opposed`."""
     yield not_asked
     for name in probes:
         yield PROBES[name].asked
-        yield PROBES[name].in_conflict  # the longest: what is opposed alone fits where this does
+        yield PROBES[name].in_conflict  # the longest variant: if it fits, `opposed` fits, too
 
 
 def _words(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The metrics of a task: what one or two models made of its items, measure by measure, with intervals."""
+"""Metrics of a task: measures of one or two models over its items, with intervals."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from align.evals.intervals import Interval, bootstrap, bounds, compared, few
 from align.evals.items import Candidate, Item
 from align.evals.measures import confidences, measures
 
-_LARGEST = 700.0  # whose exp is still a float
+_LARGEST = 700.0  # its exponential is still a finite float
 
 
 class Scored(NamedTuple):
-    """What a model made of N items.
+    """A model's results on N items.
 
     Attributes:
-        rows: [N] their candidates; alone: the same after each item's `answer_context`; answers: what it wrote.
+        rows: [N] scores of their candidates.
+        alone: [N] scores of the same candidates after each item's `answer_context`.
+        answers: [N] the text that the model wrote.
     """
 
     rows: Sequence[Sequence[Candidate]]
@@ -27,7 +29,7 @@ class Scored(NamedTuple):
     answers: Sequence[str] | None = None
 
     def only(self, places: Sequence[int]) -> Scored:
-        """What it made of some of the items."""
+        """Return the results on some of the items."""
         parts = ([part[i] for i in places] if part is not None else None for part in self)
         return Scored(*parts)  # type: ignore[arg-type]
 
@@ -35,10 +37,12 @@ class Scored(NamedTuple):
 def task_metrics(
     head: str, items: Sequence[Item], scored: Sequence[Scored], num_bootstrap: int, seed: int
 ) -> dict[str, float]:
-    """Every measure of `items`, by name behind `head`; see `compared` for the names of a baseline's and differences.
+    """Return every measure of `items`; names begin with `head`.
+
+    `compared` describes the names of a baseline's metrics and of differences.
 
     Args:
-        scored: of the model; then, where there is one, of the baseline.
+        scored: of the model; then, if there is one, of the baseline.
     """
     values = [_by_item(items, own) for own in scored]
     found = {f"{head}items": float(len(items))}
@@ -48,7 +52,8 @@ def task_metrics(
             found |= few(f"{head}perplexity", len(items))
             for part, own in zip(("", "baseline/"), values, strict=False):
                 interval = bootstrap(own[name], num_bootstrap, seed)
-                if interval.low > -_LARGEST:  # beyond it a perplexity is no number any more; the log-prob is
+                # Beyond it the perplexity overflows; the log-prob does not.
+                if interval.low > -_LARGEST:
                     found |= bounds(f"{head}{part}perplexity", _perplexity(interval))
     sure = [confidences(items, own.rows) for own in scored]
     if sure[0] is not None:
@@ -61,7 +66,11 @@ def task_metrics(
 def _calibration(
     head: str, sure: Sequence[Sequence[float]], right: Sequence[Sequence[float]], num_bootstrap: int, seed: int
 ) -> dict[str, float]:
-    """How far confidence is from accuracy: bin by bin, beside what chance makes of it, and on the whole."""
+    """Return the gap between confidence and accuracy.
+
+    It is the mean overconfidence and the expected calibration error, beside the error that chance
+    gives.
+    """
     over = [[c - r for c, r in zip(*own, strict=True)] for own in zip(sure, right, strict=True)]
     found = compared(head, "overconfidence", over, num_bootstrap, seed) | few(f"{head}ece", len(sure[0]))
     for part, own, hits in zip(("", "baseline/"), sure, right, strict=False):
@@ -83,12 +92,12 @@ def _by_item(items: Sequence[Item], scored: Scored) -> dict[str, list[float]]:
 
 
 def _perplexity(interval: Interval) -> Interval:
-    """Of mean log-probs in nats: exp of minus them, as in lm-eval."""
+    """Return exp(-x) of an interval of mean log-probs in nats, as in lm-eval."""
     return Interval(*(math.exp(-x) for x in (interval.mean, interval.high, interval.low)))
 
 
 def written_rows(items: Sequence[Item], scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
-    """What each model wrote to items, beside what is right; none where nothing was written."""
+    """Return each model's text for items beside the right one; none if nothing was written."""
     if any(own.answers is None for own in scored.values()):
         return []
     return [
@@ -102,7 +111,10 @@ def written_rows(items: Sequence[Item], scored: Mapping[str, Scored]) -> list[di
 
 
 def reliability_rows(task: str, items: Sequence[Item], scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
-    """A row a bin of confidence of each model, for tables and plots; none where confidence has no meaning."""
+    """Return one row per model and bin of confidence, for tables and plots.
+
+    A model has no rows if confidence has no meaning for the items.
+    """
     rows = []
     for model, own in scored.items():
         sure = confidences(items, own.rows)

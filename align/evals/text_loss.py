@@ -12,15 +12,15 @@ from align.models.packed import head_is_plain
 
 
 def num_targets(rows: torch.Tensor) -> int:
-    """Tokens of rows that are predicted: all but the first of each row."""
+    """Return the number of predicted tokens: all but the first of each row."""
     return rows.shape[0] * (rows.shape[1] - 1)
 
 
 def summed_loss(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-    """The sum of -log p over the targets of `rows` [R, length], in nats.
+    """Return the sum of -log p over the targets of `rows` [R, length], in nats.
 
     Args:
-        position_ids: [R, length], where they begin anew within a row: what comes before is then not seen.
+        position_ids: [R, length]. Where they restart within a row, earlier tokens are not seen.
     """
     if not head_is_plain(model):
         return _target_losses(model, rows, position_ids).sum()
@@ -30,12 +30,18 @@ def summed_loss(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.
 
 
 def row_losses(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
-    """The mean of -log p over the targets of each of `rows` [R, length], in nats; [R]."""
+    """Return the mean of -log p over the targets of each row, [R], in nats.
+
+    `rows` is [R, length].
+    """
     return _target_losses(model, rows, None).view(len(rows), -1).mean(1)
 
 
 def _target_losses(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
-    """[R * (length - 1)], float32; logits exist for some rows at a time."""
+    """Return -log p of each target, [R * (length - 1)], float32.
+
+    If the head is plain, logits exist for some of the rows at a time.
+    """
     rows = rows.to(model.device)
     targets = rows[:, 1:].flatten()
     if not head_is_plain(model):
@@ -46,7 +52,7 @@ def _target_losses(model: PreTrainedModel, rows: torch.Tensor, position_ids: tor
 
 
 def _states(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
-    """The last hidden state before each target, [R * (length - 1), H]."""
+    """Return the last hidden state before each target, [R * (length - 1), H]."""
     return model.base_model(**_where(model, rows, position_ids)).last_hidden_state[:, :-1].flatten(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""How often one model's answer beats another's to the same prompt, and how sure that is."""
+"""Win rate: the fraction of prompts on which one model's answer beats another's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from align.evals.intervals import bootstrap
 
 
 class WinRate(NamedTuple):
-    """All are shares of the prompts; a tie counts half in `rate`."""
+    """A win rate with the bounds of its 95 % interval, and the fraction of ties.
+
+    All values are fractions of the prompts. A tie counts half in `rate`.
+    """
 
     rate: float
     low: float
@@ -20,7 +23,13 @@ class WinRate(NamedTuple):
 
 
 def win_rate(scores: Sequence[float], baseline: Sequence[float], num_bootstrap: int, seed: int) -> WinRate:
-    """Compare paired scores; `low` and `high` bound 95 % of the rates over prompts drawn again with replacement."""
+    """Compare paired scores.
+
+    `low` and `high` bound 95 % of the rates over prompts drawn with replacement.
+
+    Raises:
+        ValueError: there are no scores, they are not paired, or one is not finite.
+    """
     if len(scores) != len(baseline) or not len(scores):
         raise ValueError(f"expected paired scores, got {len(scores)} and {len(baseline)}")
     if not np.isfinite([*scores, *baseline]).all():

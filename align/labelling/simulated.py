@@ -1,7 +1,8 @@
-"""Simulated labelers: they rank responses by what they are worth, through tastes of their own and fresh noise.
+"""Simulated labelers that rank responses by gold score, personal taste and noise.
 
-A labeler's liking for a response is its gold score, plus the labeler's taste for length, plus noise. The noise is set
-so that two labelers order a pair alike as often as InstructGPT's did (72.6 %, Ouyang et al. 2022, section 3.4).
+A labeler's liking for a response is its gold score, plus the labeler's taste for length, plus fresh
+noise. The noise is calibrated so that two labelers order a pair the same way as often as
+InstructGPT's labelers did (72.6 %, Ouyang et al. 2022, section 3.4).
 """
 
 from __future__ import annotations
@@ -12,30 +13,34 @@ from typing import NamedTuple
 
 import numpy as np
 
-_TASTE_DEVIATION = 0.05  # of gold score, per deviation of length within a prompt's responses
+# Standard deviation of tastes, in gold score per standard deviation of length. The latter is taken
+# over the responses to one prompt.
+_TASTE_DEVIATION = 0.05
 
 
 class Judged(NamedTuple):
-    """The responses to one prompt as a labeler meets them."""
+    """The responses to one prompt, with the properties that labelers judge."""
 
     gold: np.ndarray  # [K] in [0, 1]
-    words: np.ndarray  # [K]
-    first: np.ndarray  # [K] index of the first response with the same text: what is the same, is liked the same
+    words: np.ndarray  # [K] number of words
+    # [K] index of the first response with the same text: equal texts get the same noise.
+    first: np.ndarray
 
 
 def judge(texts: Sequence[str], gold: Sequence[float]) -> Judged:
-    """The responses `texts` with their gold scores."""
+    """Return the responses `texts` as a `Judged`, with their gold scores."""
     words = np.array([len(text.split()) for text in texts], dtype=float)
     return Judged(np.array(gold, dtype=float), words, np.array([texts.index(text) for text in texts]))
 
 
 class Labelers:
-    """A crew of labelers, drawn from a seed.
+    """A group of simulated labelers.
 
     Args:
-        count: how many.
-        tie_width: liking within this of the next better response's is ranked a tie with it.
-        rng: draws the tastes, and later the noise of each ranking.
+        count: the number of labelers.
+        tie_width: a response is tied with the next better one if their likings differ by at most
+            this.
+        rng: draws the tastes now, and the noise of each ranking later.
     """
 
     def __init__(self, count: int, tie_width: float, rng: np.random.Generator):
@@ -45,18 +50,20 @@ class Labelers:
         self._rng = rng
 
     def pick(self) -> int:
-        """One of the labelers, at random."""
+        """Return the index of a random labeler."""
         return int(self._rng.integers(len(self.tastes)))
 
     def rank(self, judged: Judged, labeler: int) -> list[int]:
-        """The ranks one labeler gives, 1 for the best, equal for ties."""
+        """Return the ranks that one labeler gives: 1 is best, equal ranks are ties."""
         likings = _liking(judged, self.tastes[labeler], self._rng.standard_normal(len(judged.gold)), self.noise)
         return to_ranks(likings, self.tie_width)
 
     def calibrate(self, sample: Sequence[Judged], agreement: float) -> float:
-        """Set the noise at which pairs of labelers agree as asked on `sample`, and return the agreement reached.
+        """Set the noise so that pairs of labelers agree at the rate `agreement` on `sample`.
 
-        It falls short when tastes alone make them differ more than that.
+        Returns:
+            The agreement reached. It is lower than `agreement` if the tastes alone already cause
+            more disagreement.
         """
         pairs = [self._rng.choice(len(self.tastes), 2, replace=len(self.tastes) < 2) for _ in sample]
         draws = [self._rng.standard_normal((2, len(judged.gold))) for judged in sample]
@@ -86,7 +93,10 @@ def _liking(judged: Judged, taste: float, draw: np.ndarray, noise: float) -> np.
 
 
 def to_ranks(likings: np.ndarray, tie_width: float) -> list[int]:
-    """1 for the best; whoever is within `tie_width` of the next better one shares its rank."""
+    """Convert likings to ranks, 1 for the best.
+
+    A response within `tie_width` of the next better one shares its rank.
+    """
     order = np.argsort(-likings, kind="stable")
     ranks = np.ones(len(likings), dtype=int)
     for better, worse in itertools.pairwise(order):
@@ -95,7 +105,11 @@ def to_ranks(likings: np.ndarray, tie_width: float) -> list[int]:
 
 
 def agreeing_pairs(one: Sequence[float], two: Sequence[float]) -> tuple[int, int]:
-    """(pairs ordered alike, pairs ordered by both); lower is better in both."""
+    """Count the pairs on which two rankings agree; lower is better in both.
+
+    Returns:
+        (pairs ordered the same way, pairs that both rankings order).
+    """
     a, b = np.asarray(one), np.asarray(two)
     upper = np.triu_indices(len(a), 1)
     signs = np.sign(a[:, None] - a[None, :])[upper] * np.sign(b[:, None] - b[None, :])[upper]

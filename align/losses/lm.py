@@ -1,4 +1,9 @@
-"""Language-model likelihoods. Logits in float32; every mean over tokens is weighted by the caller's own count."""
+"""Log-likelihoods of a language model, and losses from them.
+
+Logits are float32, except in `summed_head_loss` if gradients are enabled: there they have the
+matrix product's dtype. The functions return sums or values per token, never means: callers divide
+by their own token count.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +13,29 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-_CHUNK = 2**23  # logits held at once: 32 MiB in float32
-_SUMMED_CHUNK = 2**25  # where only their gradient is held: 64 MiB in bfloat16
+_CHUNK = 2**23  # logits in memory at once: 32 MiB in float32
+_SUMMED_CHUNK = 2**25  # the same for `summed_head_loss`: 64 MiB in bfloat16
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """-log p(target) in nats. `logits` [N, V] and `targets` [N] -> [N], float32."""
+    """Return -log p(target) in nats: `logits` [N, V] and `targets` [N] -> [N], float32."""
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def summed_head_loss(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
 ) -> torch.Tensor:
-    """The sum of -log softmax(hidden weight^T + bias) at `targets`, in nats, as `head_logprobs` has them.
+    """Return the sum of -log softmax(hidden weight^T + bias) at `targets`, in nats.
 
-    Where it is learned from, the gradient is made in the forward pass, so that logits are computed once; one backward
-    pass is all there can be.
+    The log-probs are those of `head_logprobs`. If gradients are enabled, the forward pass also
+    computes the gradient, so that logits are computed only once. Therefore only one backward pass
+    is possible.
 
     Args:
-        hidden: [N, H]; weight: [V, H]; bias: [V] or None; targets: [N].
+        hidden: [N, H].
+        weight: [V, H].
+        bias: [V] or None.
+        targets: [N].
     """
     if not torch.is_grad_enabled():
         return -head_logprobs(hidden, weight, bias, targets).logprobs.sum()
@@ -37,7 +46,7 @@ def summed_head_loss(
 
 
 class _SummedHeadLoss(torch.autograd.Function):
-    """d loss / d logit_j = p_j - 1[j = y]."""
+    """The summed loss; its gradient is d loss / d logit_j = p_j - 1[j = y]."""
 
     @staticmethod
     def forward(
@@ -47,10 +56,11 @@ class _SummedHeadLoss(torch.autograd.Function):
         low_bias = None if bias is None else bias.to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         d_hidden = torch.empty_like(hidden)
-        learns = ctx.needs_input_grad[1]  # not where adapters are trained on a frozen model
+        learns = ctx.needs_input_grad[1]  # False if adapters are trained on a frozen model
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learns else None
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        rows = 2 ** int(math.log2(max(1, _SUMMED_CHUNK // len(weight))))  # few different shapes
+        # A power of two, so that there are few different shapes.
+        rows = 2 ** int(math.log2(max(1, _SUMMED_CHUNK // len(weight))))
         for start in range(0, len(hidden), rows):
             at = slice(start, start + rows)
             gradient = F.linear(hidden[at], low, low_bias).softmax(1)
@@ -70,22 +80,29 @@ class _SummedHeadLoss(torch.autograd.Function):
         dtype, bias_dtype = ctx.dtypes
         return (
             d_hidden * d_loss,
-            None if d_weight is None else d_weight.mul_(d_loss).to(dtype),  # in place: it is as large as the head
+            # In place: the gradient is as large as the head.
+            None if d_weight is None else d_weight.mul_(d_loss).to(dtype),
             None if d_bias is None else (d_bias * d_loss).to(bias_dtype),
             None,
         )
 
 
 def _loss_and_gradient(probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Make of `probs` [N, V], in place, p_j - 1[j = y]; the sum of -log p_y, in float64. `targets` [N].
+    """Overwrite `probs` with p_j - 1[j = y] and return the sum of -log p_y in float64.
 
-    In bfloat16 1 - p_y would be lost where p_y is nearly 1; the sum of the others is as precise as they are, and
-    log p_y is taken against it. A probability that underflows counts as the smallest there is.
+    In bfloat16, 1 - p_y loses its precision if p_y is close to 1. The sum of the other
+    probabilities keeps it, so log p_y is computed relative to that sum. If p_y underflows, it
+    counts as the smallest positive normal number of the dtype.
+
+    Args:
+        probs: [N, V]; changed in place.
+        targets: [N].
     """
-    rows = torch.arange(len(probs), device=probs.device)  # `scatter_` would copy all of `probs`, and back
+    # Index by rows: `scatter_` would copy all of `probs` and copy it back.
+    rows = torch.arange(len(probs), device=probs.device)
     of_target = probs[rows, targets]
     probs[rows, targets] = 0.0
-    others = probs.sum(1)  # in float32 inside
+    others = probs.sum(1)  # accumulated in float32
     probs[rows, targets] = -others
     one, rest = of_target.double().clamp_(min=torch.finfo(probs.dtype).tiny), others.double()
     return ((one + rest).log() - one.log()).sum()
@@ -93,7 +110,7 @@ def _loss_and_gradient(probs: torch.Tensor, targets: torch.Tensor) -> torch.Tens
 
 class TokenLogprobs(NamedTuple):
     logprobs: torch.Tensor  # [N] float32, nats
-    entropies: torch.Tensor  # [N] float32, nats; zeros where they were not asked for
+    entropies: torch.Tensor  # [N] float32, nats; zeros if not requested
 
 
 def head_logprobs(
@@ -104,13 +121,17 @@ def head_logprobs(
     temperature: float = 1.0,
     with_entropy: bool = False,
 ) -> TokenLogprobs:
-    """log softmax((hidden weight^T + bias) / temperature) at `targets`, and that distribution's entropy.
+    """Return log softmax((hidden weight^T + bias) / temperature) at `targets`.
 
-    The product runs in the precision that autocast asks for, the softmax in float32. Logits exist for a chunk of rows
-    at a time, in the backward pass too, so that memory does not grow with N times V.
+    On request, also return the entropy of that distribution. The matrix product runs in the
+    precision of autocast, the softmax in float32. Logits exist for one chunk of rows at a time, in
+    the backward pass too, so that memory does not grow with N * V.
 
     Args:
-        hidden: [N, H]; weight: [V, H]; bias: [V] or None; targets: [N].
+        hidden: [N, H].
+        weight: [V, H].
+        bias: [V] or None.
+        targets: [N].
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -128,7 +149,11 @@ def head_logprobs(
 
 
 class _HeadLogprobs(torch.autograd.Function):
-    """d logp(y) / d logit_j = 1[j = y] - p_j;  d entropy / d logit_j = -p_j (log p_j + entropy)."""
+    """The log-probs and entropies of `head_logprobs`.
+
+    Gradients: d logp(y) / d logit_j = 1[j = y] - p_j; d entropy / d logit_j = -p_j (log p_j +
+    entropy).
+    """
 
     @staticmethod
     def forward(
@@ -140,7 +165,8 @@ class _HeadLogprobs(torch.autograd.Function):
         temperature: float,
         with_entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = 2 ** int(math.log2(max(1, _CHUNK // len(weight))))  # few different shapes, as in align/text/packing.py
+        # A power of two, so that there are few different shapes; see align/text/packing.py.
+        rows = 2 ** int(math.log2(max(1, _CHUNK // len(weight))))
         logprobs = torch.empty(len(hidden), device=hidden.device)
         entropies = torch.zeros(len(hidden), device=hidden.device)
         kept = None
@@ -150,7 +176,8 @@ class _HeadLogprobs(torch.autograd.Function):
             logprobs[at] = every.gather(1, targets[at, None])[:, 0]
             if with_entropy:
                 entropies[at] = -(every.exp() * every).sum(1)
-            kept = every if len(hidden) <= rows else None  # one chunk is small enough to be kept for the backward pass
+            # A single chunk is small enough to keep for the backward pass.
+            kept = every if len(hidden) <= rows else None
         ctx.save_for_backward(hidden, weight, bias, targets, entropies, kept)
         ctx.temperature, ctx.with_entropy, ctx.rows = temperature, with_entropy, rows
         return logprobs, entropies
@@ -159,7 +186,7 @@ class _HeadLogprobs(torch.autograd.Function):
     def backward(ctx: Any, d_logprobs: torch.Tensor, d_entropies: torch.Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, targets, entropies, kept = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
-        learns = ctx.needs_input_grad[1]  # not where adapters are trained on a frozen model
+        learns = ctx.needs_input_grad[1]  # False if adapters are trained on a frozen model
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learns else None
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for start in range(0, len(hidden), ctx.rows):

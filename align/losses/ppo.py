@@ -1,6 +1,7 @@
-"""The arithmetic of PPO. Pure functions; B responses, T response tokens, `mask` [B, T] is True where a token counts.
+"""The arithmetic of PPO, as pure functions.
 
-Every mean over tokens is a `masked_mean`: a plain mean over a padded tensor would hang on how much padding there is.
+Shapes: B responses, T response tokens. `mask` [B, T] is True for tokens that count. Every mean over
+tokens is a `masked_mean`: a plain mean over a padded tensor would depend on the amount of padding.
 """
 
 from __future__ import annotations
@@ -11,28 +12,31 @@ import torch
 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of `x` where `mask` is True; `x` elsewhere may be anything, NaN included."""
+    """Return the mean of `x` where `mask` is True; other entries may be anything, even NaN."""
     return torch.where(mask, x, 0.0).sum() / mask.sum()
 
 
 def masked_var(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Population variance (divided by n) of `x` where `mask` is True."""
+    """Return the population variance (divided by n) of `x` where `mask` is True."""
     return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 
 
 def normalize(x: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """(x - mean) / std over the tokens that count; 0 elsewhere.
+    """Return (x - mean) / std over the tokens where `mask` is True, and 0 elsewhere.
 
-    Source: openai/lm-human-preferences, lm_human_preferences/utils/core.py, `whiten(shift_mean=True)`.
+    Source: openai/lm-human-preferences, lm_human_preferences/utils/core.py,
+    `whiten(shift_mean=True)`.
     """
     scaled = (x - masked_mean(x, mask)) * torch.rsqrt(masked_var(x, mask) + eps)
     return torch.where(mask, scaled, 0.0)
 
 
 def rescale(x: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """As `normalize`, but the mean stays what it was: for rewards, whose sign means something.
+    """Scale `x` like `normalize`, but keep its mean.
 
-    Source: the same function, `whiten(shift_mean=False)`.
+    For rewards, whose sign has a meaning.
+
+    Source: the same function as for `normalize`, with `whiten(shift_mean=False)`.
     """
     return torch.where(mask, normalize(x, mask, eps) + masked_mean(x, mask), 0.0)
 
@@ -44,16 +48,20 @@ def token_rewards(
     mask: torch.Tensor,
     kl_coef: float,
 ) -> torch.Tensor:
-    """What PPO maximises: -kl_coef * (log pi - log pi_ref) at each token, plus the score at the response's last.
+    """Return the reward per token that PPO maximises.
+
+    The reward is -kl_coef * (log pi - log pi_ref) at each token. The last token of a response also
+    gets the response's score.
 
     Args:
-        scores: [B], one a response.
+        scores: [B], one per response.
         logprobs, ref_logprobs: [B, T], nats, of the sampled tokens.
 
     Returns:
         [B, T], 0 where `mask` is False.
 
-    Source: Ouyang et al. 2022, equation 2; the per-token estimate may be negative (k1, never its absolute value).
+    Source: Ouyang et al. 2022, equation 2. The per-token KL estimate may be negative (k1, never its
+    absolute value).
     """
     rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0.0)
     last = mask.sum(1) - 1
@@ -67,10 +75,14 @@ class Advantages(NamedTuple):
 
 
 def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, gae_lambda: float) -> Advantages:
-    """Generalised advantage estimation over each response; the state after its last token is worth 0.
+    """Compute generalised advantage estimates over each response.
 
-    A_t = d_t + gamma * lambda * A_{t+1},  d_t = r_t + gamma * V_{t+1} - V_t,  return_t = A_t + V_t. A response that
-    was cut off without an end-of-text token is treated as ended, as in InstructGPT's line of code.
+    The value of the state after a response's last token is 0.
+
+    A_t = d_t + gamma * lambda * A_{t+1},  d_t = r_t + gamma * V_{t+1} - V_t,  return_t = A_t + V_t.
+
+    A response that was cut off without an end-of-text token is treated as ended, as in the code
+    that InstructGPT builds on (lm-human-preferences).
 
     Args:
         values: [B, T], of the state before each token.
@@ -89,17 +101,18 @@ def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: 
 
 
 class PolicyLoss(NamedTuple):
-    losses: torch.Tensor  # one a token
+    losses: torch.Tensor  # per token
     ratio: torch.Tensor
-    clipped: torch.Tensor  # True where the clipped objective was the one taken
+    clipped: torch.Tensor  # True where the clipped objective is the larger one
 
 
 def policy_loss(
     new_logprobs: torch.Tensor, logprobs: torch.Tensor, advantages: torch.Tensor, clip_range: float
 ) -> PolicyLoss:
-    """max(-A * ratio, -A * clip(ratio, 1 - eps, 1 + eps)), token by token; any shape.
+    """Return max(-A * ratio, -A * clip(ratio, 1 - eps, 1 + eps)) per token; any shape.
 
-    The log-ratio is clamped to +-20 before the exponential, so that one token cannot overflow a batch.
+    The log-ratio is clamped to +-20 before the exponential, so that one token cannot overflow the
+    loss of a whole batch.
 
     Source: Schulman et al. 2017, equation 7.
     """
@@ -110,14 +123,17 @@ def policy_loss(
 
 
 class ValueLoss(NamedTuple):
-    losses: torch.Tensor  # one a token
+    losses: torch.Tensor  # per token
     clipped: torch.Tensor
 
 
 def value_loss(
     new_values: torch.Tensor, values: torch.Tensor, returns: torch.Tensor, value_clip_range: float | None
 ) -> ValueLoss:
-    """0.5 * max((V - R)^2, (V_clipped - R)^2), V_clipped within `value_clip_range` of the old value; any shape.
+    """Return 0.5 * max((V - R)^2, (V_clipped - R)^2) per token; any shape.
+
+    V_clipped is V clamped to within `value_clip_range` of the old value. If `value_clip_range` is
+    None, nothing is clipped.
 
     Source: openai/lm-human-preferences, train_policy.py, `loss`.
     """
@@ -130,10 +146,12 @@ def value_loss(
 
 
 def kl_loss(new_logprobs: torch.Tensor, ref_logprobs: torch.Tensor, form: str) -> torch.Tensor:
-    """KL(policy || reference) as a loss, token by token; any shape. Its gradient is that of the KL in expectation.
+    """Return KL(policy || reference) as a loss per token; any shape.
 
-    With d = log pi - log pi_ref, k2 = d^2 / 2 has the gradient d * grad log pi, which is the KL's. k3 = exp(-d) - 1 + d
-    is the better estimate of its value but has another gradient, so only its value is taken and k2's gradient is kept.
+    The expectation of its gradient is the gradient of the KL. With d = log pi - log pi_ref, k2 =
+    d^2 / 2 has the gradient d * grad log pi, which is that of the KL. k3 = exp(-d) - 1 + d
+    estimates the value of the KL better but has another gradient. So k3 only sets the value, and
+    the gradient is that of k2.
 
     Args:
         form: k2 or k3.
@@ -149,20 +167,27 @@ def kl_loss(new_logprobs: torch.Tensor, ref_logprobs: torch.Tensor, form: str) -
 
 
 def next_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, num_episodes: int) -> float:
-    """The adaptive coefficient after a rollout: up where the KL is above its target, down where it is below.
+    """Return the adaptive KL coefficient after a rollout.
+
+    It rises if the KL is above its target and falls if the KL is below.
 
     Args:
-        kl, target: nats a response.
-        horizon: episodes; a KL that stays 20 % off its target changes the coefficient by 0.2 / horizon an episode.
+        kl, target: nats per response.
+        horizon: in episodes. A KL that stays 20 % off its target changes the coefficient by a
+            factor of 1 +- 0.2 / horizon per episode.
 
-    Source: Ziegler et al. 2019, section 2.2; openai/lm-human-preferences, train_policy.py, `AdaptiveKLController`.
+    Source: Ziegler et al. 2019, section 2.2; openai/lm-human-preferences, train_policy.py,
+    `AdaptiveKLController`.
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return kl_coef * (1.0 + error * num_episodes / horizon)
 
 
 def importance_weights(logprobs: torch.Tensor, sampled_logprobs: torch.Tensor, cap: float) -> torch.Tensor:
-    """min(pi_trainer / pi_engine, cap) a token, any shape: for an engine that is not quite the trainer's model.
+    """Return min(pi_trainer / pi_engine, cap) per token; any shape.
+
+    Corrects for an inference engine whose probabilities differ slightly from those of the trained
+    model.
 
     Source: Yao et al. 2025, truncated importance sampling.
     """
@@ -170,11 +195,14 @@ def importance_weights(logprobs: torch.Tensor, sampled_logprobs: torch.Tensor, c
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """1 - Var(returns - values) / Var(returns): 1 is a perfect value model, 0 no better than a constant."""
+    """Return 1 - Var(returns - values) / Var(returns).
+
+    1 is a perfect value model; 0 is no better than a constant.
+    """
     return 1.0 - masked_var(returns - values, mask) / masked_var(returns, mask).clamp(min=1e-8)
 
 
 def correlation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Pearson's, of two [B]; 0 where one of them is constant."""
+    """Return Pearson's correlation of two vectors [B]; 0 if one of them is constant."""
     x, y = x - x.mean(), y - y.mean()
     return (x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""Learning from rankings: InstructGPT's K-wise loss."""
+"""Losses and metrics for rankings: InstructGPT's K-wise loss."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import torch.nn.functional as F
 
 
 def kwise_loss(rewards: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
-    """The mean over ordered pairs of -log sigmoid(r_better - r_worse), for the K responses of one prompt.
+    """Return the mean of -log sigmoid(r_better - r_worse) over the ordered pairs of one prompt.
 
-    InstructGPT writes it as -1/C(K,2) * sum over pairs. Tied pairs carry no order and are left out of the sum; the
-    paper does not say what divides it then, and here it is the number of pairs that are left, so that a prompt weighs
-    the same however many ties it has.
+    InstructGPT writes it as -1/C(K,2) * sum over pairs. Tied pairs have no order and are left out
+    of the sum. The paper does not say how to normalise then. Here the divisor is the number of
+    remaining pairs, so that each prompt has the same weight, no matter how many ties it has.
 
     Args:
-        rewards: [K], one reward a response.
+        rewards: [K], one reward per response.
         ranks: [K], 1 is best; equal ranks are ties.
 
     Returns:
-        A scalar; 0 (with a gradient of 0) where every pair is tied.
+        A scalar; 0 (with a gradient of 0) if every pair is tied.
 
     Source: Ouyang et al. 2022, equation 1.
     """
@@ -28,10 +28,18 @@ def kwise_loss(rewards: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
 
 
 def pair_confidences(rewards: torch.Tensor, ranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each ordered pair, how sure the rewards are and whether they are right; both [P].
+    """Return the reward model's confidence for each ordered pair, and if it is right.
 
-    A reward model says that one response is better with probability sigmoid(difference); its confidence is that of the
-    response it prefers. `ranks` [K] say which is; equal rewards of an ordered pair are half right.
+    A reward model predicts that one response is better with probability sigmoid(difference). Its
+    confidence is the probability of the response that it prefers. Tied pairs are left out.
+
+    Args:
+        rewards: [K].
+        ranks: [K], 1 is best.
+
+    Returns:
+        Two tensors [P]: the confidence in [0.5, 1], and 1 if the prediction is right, 0 if it is
+        wrong, 0.5 if both rewards are equal.
     """
     better = ranks[:, None] < ranks[None, :]
     margins = (rewards[:, None] - rewards[None, :])[better]
@@ -39,9 +47,11 @@ def pair_confidences(rewards: torch.Tensor, ranks: torch.Tensor) -> tuple[torch.
 
 
 def pairwise_accuracy(rewards: torch.Tensor, ranks: torch.Tensor) -> tuple[float, int]:
-    """(pairs that `rewards` puts in the order of `ranks`, pairs that are not tied); both arguments [K].
+    """Count the pairs that `rewards` [K] orders like `ranks` [K].
 
-    Equal rewards of an ordered pair count half.
+    Returns:
+        (correct pairs, pairs that are not tied in `ranks`). An untied pair with equal rewards
+        counts as 0.5 correct.
     """
     better = ranks[:, None] < ranks[None, :]
     order = torch.sign(rewards[:, None] - rewards[None, :])[better]

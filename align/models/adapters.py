@@ -1,7 +1,10 @@
-"""Low-rank adapters (LoRA) side by side on one frozen model; with none on, it is the model it was.
+"""Low-rank adapters (LoRA) side by side on one frozen model.
 
-The model may be an adapter's base with that adapter merged in. What is trained on it and saved is then the composition
-of both, on the base. So all adapters of a base fit together, whichever of them a run started from.
+With no adapter active, the model gives its original output.
+
+The model may be an adapter's base with that adapter merged in. An adapter that is trained on it is
+saved as the composition of both, on the base. So all adapters of a base can be used together, no
+matter which adapter a run started from.
 """
 
 from __future__ import annotations
@@ -30,8 +33,9 @@ class Adapters:
     """Named adapters on the linear layers of one model.
 
     Args:
-        model: as `load_model` or `scalar_from_lm` gives it; frozen by this.
-        folder: of the artifact that `model` is, a whole model or an adapter.
+        model: as returned by `load_model` or `scalar_from_lm`; it is frozen.
+        folder: the folder of the artifact that `model` was loaded from, a whole model or an
+            adapter.
     """
 
     def __init__(self, model: PreTrainedModel, folder: Path):
@@ -43,9 +47,10 @@ class Adapters:
         self._on: str | None = None
 
     def add(self, name: str, lora: LoraConfig) -> None:
-        """Put in a fresh adapter, which changes nothing until it is trained.
+        """Add a fresh adapter, which changes nothing until it is trained.
 
-        The rows of tokens that import drew and nobody has trained yet are trained whole, or they stay noise.
+        Import draws the embedding rows of new tokens at random. Rows that are still untrained are
+        trained in full, because otherwise they stay noise.
         """
         drawn = getattr(self.base.config, DRAWN, None)
         config = peft.LoraConfig(
@@ -59,10 +64,13 @@ class Adapters:
             low_rank.inject(self.base, name, config)
 
     def load(self, name: str, folder: Path) -> AdapterWeights:
-        """Put in an adapter of the same base, to be trained further or frozen by the caller.
+        """Add a saved adapter of the same base and return its weights.
+
+        Its parameters require gradients. The caller trains or freezes them.
 
         Raises:
-            ConfigError: it is on another base, or peft cannot read it back.
+            ConfigError: the artifact is a whole model or an adapter on another base, or the adapter
+                does not fit the model's layers.
         """
         weights = read_adapter(folder)
         if weights is None or not self.fits(folder):
@@ -73,17 +81,17 @@ class Adapters:
         return weights
 
     def fits(self, folder: Path) -> bool:
-        """True if the artifact is an adapter on the same base."""
+        """Return True if the artifact is an adapter on the same base."""
         return read_adapter(folder) is not None and "/".join(base_name(folder)) == self._root
 
     def save(
         self, name: str, folder: Path, tokenizer: PreTrainedTokenizerBase, head: torch.nn.Linear | None = None
     ) -> None:
-        """Write one adapter as the artifact of a model, in peft's layout.
+        """Write one adapter as a model artifact, in peft's layout.
 
         Args:
             folder: gets the adapter on the base, the config of the whole model, and the tokenizer.
-            head: of a reward model.
+            head: the linear layer of a reward model.
         """
         weights = self.weights(name)
         if head is not None:
@@ -97,17 +105,23 @@ class Adapters:
         tokenizer.save_pretrained(folder)
 
     def weights(self, name: str) -> AdapterWeights:
-        """One adapter on the base of the store: what the model started from, and what was trained on top."""
+        """Return one adapter relative to the base in the store.
+
+        It combines the adapter that the model started from, if any, with the training on top of it.
+        """
         own = low_rank.take(self.base, name, self._root)
         return own if self._start is None else compose(self._start, own)
 
     def parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
-        """The weights of one adapter."""
+        """Return the parameters of one adapter by name."""
         return {key: value for key, value in self.base.named_parameters() if adapter_of(key) == name}
 
     @contextlib.contextmanager
     def using(self, name: str | None) -> Iterator[PreTrainedModel]:
-        """The model with one adapter on, or none; afterwards, the one that was on before."""
+        """Yield the model with one adapter active, or none.
+
+        On exit, activate again the adapter that was active before.
+        """
         before, self._on = self._on, name
         low_rank.switch(self.base, name)
         try:
@@ -117,24 +131,31 @@ class Adapters:
             low_rank.switch(self.base, before)
 
     def as_now(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
-        """A context in which the adapter that is on now is on, whenever it is entered."""
+        """Return a context manager that activates the adapter that is active now.
+
+        It does so no matter which adapter is active when the context is entered.
+        """
         return self.using(self._on)
 
     def turn_on(self, name: str) -> None:
-        """Leave one adapter on, to train it by itself."""
+        """Activate one adapter permanently, to train it on its own."""
         self._on = name
         low_rank.switch(self.base, name)
 
     def merged(self, name: str) -> PreTrainedModel:
-        """A copy of the model with one adapter in its weights, as if there had never been any."""
+        """Return a copy of the model with one adapter merged into its weights, as a plain model."""
         model = low_rank.merge(copy.deepcopy(self.base), name)
-        model.stored_dtype = torch.float32  # rounded to half of the bits, it would lose what the adapter changes
+        # Rounding to 16 bits could remove the small changes of the adapter.
+        model.stored_dtype = torch.float32
         _forget_drawn(model.config, self.weights(name))
         return model
 
     @contextlib.contextmanager
     def _learning(self, name: str) -> Iterator[None]:
-        """Have the adapter that is put in meanwhile learn, and leave everything else as it is."""
+        """Make the adapter that is added inside this context trainable, and nothing else.
+
+        Other parameters keep their `requires_grad`.
+        """
         before = {id(parameter): parameter.requires_grad for parameter in self.base.parameters()}
         yield
         for key, parameter in self.base.named_parameters():
@@ -144,7 +165,10 @@ class Adapters:
 
 
 def fresh_adapter(model: PreTrainedModel, folder: Path, lora: LoraConfig, name: str) -> Adapters:
-    """One adapter on the model of the artifact `folder`, to be trained by itself: all else of the model is frozen."""
+    """Add one adapter to the model of the artifact `folder`, to be trained on its own.
+
+    All other parameters of the model are frozen.
+    """
     adapters = Adapters(model, folder)
     adapters.add(name, lora)
     adapters.turn_on(name)
@@ -152,19 +176,23 @@ def fresh_adapter(model: PreTrainedModel, folder: Path, lora: LoraConfig, name: 
 
 
 def linear_names(model: PreTrainedModel) -> set[str]:
-    """What the linear layers of the trunk are called; the head is not among them."""
+    """Return the names of the linear layers of the trunk; the head is not included."""
     names = set()
     for path, module in model.base_model.named_modules():
         if isinstance(module, torch.nn.Linear | Conv1D) and _gives_a_tensor(module):
             parent, _, name = path.rpartition(".")
-            # A number is a place in a list, and would name the layers of the model, too.
+            # A number is an index into a ModuleList. Alone, it would match the model's layers, too.
             names.add(f"{parent.rpartition('.')[2]}.{name}" if name.isdigit() else name)
     return names
 
 
 @torch.no_grad()
 def _gives_a_tensor(module: torch.nn.Module) -> bool:
-    """False for the router of PhiMoE, a linear layer whose forward gives several: an adapter cannot be added to it."""
+    """Return True if the module's forward returns a single tensor.
+
+    False for the router of PhiMoE: it is a linear layer whose forward returns several tensors, so
+    an adapter cannot be added to its output.
+    """
     if type(module).forward in (torch.nn.Linear.forward, Conv1D.forward):
         return True
     weight = module.get_parameter("weight")
@@ -172,9 +200,9 @@ def _gives_a_tensor(module: torch.nn.Module) -> bool:
 
 
 def token_layers(model: PreTrainedModel) -> list[str]:
-    """The layers with a row for each token: the embeddings, and a head that is not tied to them.
+    """Return the names of layers with one row per token: the embeddings and an untied head.
 
-    peft trains no rows of a head with a bias.
+    A head with a bias is left out, because peft cannot train its rows.
     """
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
@@ -185,13 +213,13 @@ def token_layers(model: PreTrainedModel) -> list[str]:
 
 
 def _forget_drawn(config: PreTrainedConfig, weights: AdapterWeights) -> None:
-    """Drop the note that rows of new tokens were only drawn, if the adapter trains them."""
+    """Delete the config's list of untrained token rows if the adapter trains them."""
     if weights.rows and hasattr(config, DRAWN):
         delattr(config, DRAWN)
 
 
 class AdapterScalar:
-    """A scalar on every token, as `ScalarModel`, from an adapter and a head."""
+    """A scalar on every token, like `ScalarModel`, computed by an adapter and a head."""
 
     def __init__(self, adapters: Adapters, name: str, head: torch.nn.Linear, shift: float = 0.0):
         self._adapters, self._name, self.head, self._shift = adapters, name, head, shift
@@ -205,7 +233,10 @@ class AdapterScalar:
 
 
 def load_adapter_scalar(adapters: Adapters, name: str, folder: Path) -> AdapterScalar:
-    """A reward model that is an adapter on the same base; of its artifact, only the adapter is read."""
+    """Load a reward model that is an adapter on the same base.
+
+    Only the adapter, its head and its reward shift are read from the artifact.
+    """
     weights = adapters.load(name, folder)
     width = weights.head["score.weight"].shape[1]
     head = torch.nn.Linear(width, 1, bias="score.bias" in weights.head, device=adapters.base.device)

@@ -1,10 +1,11 @@
-"""One attention function for every model: packed without leaks, and in the precision that is fast on the device.
+"""One attention function for all models: packed rows stay separate, in a fast precision.
 
-`transformers` hands each layer whatever its mask function returned. Ours returns, for a packed row, a `PackedLayout`:
-attention then runs on sequences of similar length side by side, padded to the longest of them, while every other layer
-of the model sees no padding at all. A dense mask over the whole row would cost its length squared.
+`transformers` passes the result of its mask function to each layer. For a packed row, align's mask
+function returns a `PackedLayout`. Attention then runs on sequences of similar length side by side,
+padded to the longest of them. All other layers of the model see no padding. A dense mask over the
+whole row would need memory quadratic in its length.
 
-Use it by `attn_implementation=ATTENTION`.
+Enable it with `attn_implementation=ATTENTION`.
 """
 
 from __future__ import annotations
@@ -23,31 +24,45 @@ from align.models.kernels import fused_attention
 
 ATTENTION = "align"
 
-# On CPUs blocks of plain matrix products are faster than the fused kernel in either precision, with dropout above all;
-# but they keep the probabilities for the backward pass, whose memory grows with the length squared.
+# On CPUs, blocks of plain matrix products are faster than the fused kernel in fp32 and bf16, and
+# most of all with dropout. But they keep the probabilities for the backward pass, and that memory
+# grows with the square of the length.
 _IN_BLOCKS_UP_TO = 1024  # tokens
 _SHORT = 64  # tokens
-_ROUND = 16  # tokens; few different shapes, as in align/text/packing.py
+_ROUND = 16  # tokens; for few different shapes, see align/text/packing.py
 
 
 class PackedLayout(NamedTuple):
-    """Where the sequences of a packed batch lie among its N = rows x length tokens, in groups of similar length."""
+    """The sequences of a packed batch of N = rows * length tokens, in groups of similar length.
 
-    # [M] indices into the N tokens, group after group, [S, L] each, where padding repeats a token; None: as they lie
+    A group of S sequences is padded to L tokens each. M is the number of tokens of all groups,
+    padding included.
+    """
+
+    # [M] indices into the N tokens: one [S, L] block per group, where padding repeats a token.
+    # None: one group without padding, tokens stay in place.
     tokens: torch.Tensor | None
     shapes: tuple[tuple[int, int], ...]  # (S, L) of each group
-    places: torch.Tensor  # [N] index into the M: where each token stands in `tokens`
-    padding: torch.Tensor  # indices into the M that are padding
-    window: int | None = None  # tokens that each token sees, itself included; None: all up to itself
+    places: torch.Tensor  # [N] index of each token in `tokens`
+    padding: torch.Tensor  # indices in `tokens` that are padding
+    # Tokens that each token sees, itself included; None: all up to itself.
+    window: int | None = None
 
 
 def packed_layout(starts: torch.Tensor, window: int | None = None, rounding: int = _ROUND) -> PackedLayout:
-    """`starts` [N] bool: True where a sequence begins; `starts[0]` must be True."""
+    """Group the sequences of a packed batch by length.
+
+    Args:
+        starts: [N] bool, True where a sequence begins; `starts[0]` must be True.
+        window: tokens that each token sees, itself included; None: all tokens up to itself.
+        rounding: if lengths differ, a group's length is rounded up to a multiple of this.
+    """
     first = starts.nonzero().squeeze(1)
     lengths = torch.diff(first, append=first.new_tensor([starts.numel()]))
     if window is not None and window >= int(lengths.max()):
         window = None
-    # Within a group padding at most doubles a sequence, but short ones are all together: many small products are slow.
+    # One group per power of two: padding at most doubles a sequence. All short sequences share one
+    # group, because many small matrix products are slow.
     doublings = torch.log2(lengths.float()).ceil().clamp(min=_SHORT.bit_length() - 1)
     groups, padding, taken = [], [], 0
     places = torch.empty_like(starts, dtype=torch.long)
@@ -79,10 +94,11 @@ def _mask(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> torch.Tensor | PackedLayout | None:
-    window = kwargs.get("local_size") or None  # 0 in the config of a model whose layers all see everything
+    window = kwargs.get("local_size") or None  # some configs write 0 for no window
     bare = attention_mask is None or (window is not None and bool(attention_mask.all()))
     if bare and q_length == kv_length and not kwargs.get("use_vmap") and not (window is None and allow_is_causal_skip):
-        # Packed rows, and rows under a band: a sequence begins wherever a token may not see the one before it.
+        # Packed rows, or rows with a window. A sequence begins where a token does not see the one
+        # before it.
         starts = _starts(mask_function, batch_size, q_length, device)
         if _fits(mask_function, starts, window):
             return packed_layout(starts.flatten(), window)
@@ -99,7 +115,7 @@ def _mask(
 
 
 def _starts(mask_function: Callable, rows: int, length: int, device: torch.device | str) -> torch.Tensor:
-    """[rows, length] bool: True where a token may not see the one before it."""
+    """Return [rows, length] bool: True where a token does not see the token before it."""
     starts = torch.ones(rows, length, dtype=torch.bool, device=device)
     row = torch.arange(rows, device=device)[:, None]
     after = torch.arange(1, length, device=device)[None, :]
@@ -108,7 +124,10 @@ def _starts(mask_function: Callable, rows: int, length: int, device: torch.devic
 
 
 def _fits(mask_function: Callable, starts: torch.Tensor, window: int | None) -> bool:
-    """True when each token sees its sequence up to itself, or as much of it as the window has, and no more."""
+    """Return True if the mask is causal within each sequence, limited to `window` tokens.
+
+    Only the edges are checked: the first visible token, the one before it, and the next token.
+    """
     place = torch.arange(starts.shape[1], device=starts.device).expand_as(starts)
     first = torch.where(starts, place, 0).cummax(1).values
     rows = torch.arange(len(starts), device=starts.device)[:, None]
@@ -129,16 +148,29 @@ def _attend(
     scaling: float | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """`query` [B, H, Q, D], `key` and `value` [B, H or fewer, KV, D] -> [B, Q, H, D]."""
+    """Compute attention with the interface that `transformers` expects.
+
+    Args:
+        query: [B, H, Q, D].
+        key, value: [B, H or fewer, KV, D].
+
+    Returns:
+        [B, Q, H, D], and None for the attention weights.
+
+    Raises:
+        ConfigError: the module's attention has soft-capping or sinks.
+    """
     unknown = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
     if unknown:
         raise ConfigError(f"{type(module).__name__}: its attention has {' and '.join(unknown)}, which align's has not")
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     dtype = query.dtype
-    if query.shape[2] > 1:  # not for a step of sampling, where the precision of keys and values is the cache's own
+    # Not for a sampling step: there, the cache sets the precision of keys and values.
+    if query.shape[2] > 1:
         dtype = value.dtype
-        query, key = query.to(dtype), key.to(dtype)  # rotary positions leave them in float32 where autocast is on
+        # Under autocast, rotary positions leave query and key in float32.
+        query, key = query.to(dtype), key.to(dtype)
     if isinstance(attention_mask, PackedLayout):
         out = _attend_packed(query, key, value, attention_mask, dropout, scaling)
     elif attention_mask is None and query.shape[2] > 1:
@@ -161,7 +193,7 @@ def _attend_packed(
     batch, heads, length, _ = query.shape
     sizes = [count * longest for count, longest in layout.shapes]
 
-    def apart(x: torch.Tensor) -> list[torch.Tensor]:  # [B, H, length, D] -> [S, H, L, D] of each group
+    def apart(x: torch.Tensor) -> list[torch.Tensor]:  # [B, H, length, D] -> [S, H, L, D] per group
         flat = x.transpose(1, 2).flatten(0, 1)
         parts = (flat if layout.tokens is None else _Spread.apply(flat, layout)).split(sizes)
         return [
@@ -178,10 +210,11 @@ def _attend_packed(
 
 
 class _Spread(torch.autograd.Function):
-    """Tokens of a packed batch [N, ...] to where they stand in groups [M, ...].
+    """The copy of a packed batch's tokens [N, ...] to their places in groups [M, ...].
 
-    Its backward is a plain look-up, several times faster than the sum that `index_select` needs: padding repeats a
-    token, but no gradient reaches it, for it stands after all that is real and what it yields is left out.
+    The backward pass is a plain `index_select`, several times faster than the sum that the gradient
+    of `index_select` needs. Padding repeats a token, but it gets no gradient: padding comes after
+    all real tokens, and its outputs are dropped.
     """
 
     @staticmethod
@@ -196,7 +229,10 @@ class _Spread(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """The way back: [M, ...] to [N, ...]; padding gets a gradient of exactly 0, which `_Spread` relies on."""
+    """The inverse of `_Spread`: [M, ...] to [N, ...].
+
+    The gradient of padding is exactly 0, which `_Spread` relies on.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
@@ -229,7 +265,10 @@ def _causal(
 def _one_token(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
 ) -> torch.Tensor:
-    """A step of sampling, over the cache where it lies: the fused kernel would first copy all of it to float32."""
+    """Compute attention for one sampling step, directly on the key-value cache.
+
+    The fused kernel would first copy the whole cache to float32.
+    """
     scores = torch.matmul(query.to(key.dtype), key.mT).float().mul_(scaling or query.shape[-1] ** -0.5)
     if mask is not None:
         scores.masked_fill_(~mask, float("-inf"))

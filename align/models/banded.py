@@ -1,7 +1,8 @@
-"""Causal attention in a band: a token sees the `window` tokens that end with itself (GPT-3, section 2.1).
+"""Causal attention with a window: a token sees the `window` tokens that end with itself.
 
-Queries are taken in blocks, each with the few keys that any of its tokens may see, so that time and memory grow with
-the length and not with its square. The result is that of dense attention under a mask of 0 <= i - j < window.
+Source: GPT-3, section 2.1. Queries are processed in blocks, each with only the keys that its
+queries may see. So time and memory grow linearly with the length, not with its square. The result
+equals dense attention with the mask 0 <= i - j < window.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ import torch.nn.functional as F
 
 from align.models.kernels import attention_gradients, attention_probs, fused_attention, unseen
 
-# Small blocks compute less that lies outside the band, large ones are better products.
+# Small blocks compute fewer products outside the band; large blocks are more efficient products.
 _BLOCK = 128  # queries
-_ROUND = 16  # keys; few different shapes, as in align/text/packing.py
+_ROUND = 16  # keys; for few different shapes, see align/text/packing.py
 
 
 def banded_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, dropout: float, scale: float
 ) -> torch.Tensor:
-    """softmax(q k^T * scale) v over the band; [S, H, L, D] each, every row a sequence from its first token on.
+    """Return softmax(q k^T * scale) v over the band.
 
-    With a window as long as the sequence it is dense causal attention; what lies in the future is mostly not computed.
+    All inputs are [S, H, L, D]; every row is one sequence from its first token on. With a window as
+    long as the sequence, this is dense causal attention, and most of the masked products are
+    skipped.
     """
     if query.device.type == "cpu":
         return _InBlocks.apply(query, key, value, window, dropout, scale)
@@ -33,19 +36,19 @@ def banded_attention(
 
 
 def _reach(window: int) -> int:
-    """Keys before a block that its first query may see, rounded up."""
+    """Return how many keys before a block its first query sees, rounded up."""
     return window - 1 + (1 - window) % _ROUND
 
 
 def _blocks(length: int, window: int) -> Iterator[tuple[slice, slice]]:
-    """Where the queries of each block lie, and the keys that they may see."""
+    """Yield the queries of each block and the keys that they may see, as slices."""
     for begin in range(0, length, _BLOCK):
         end = min(begin + _BLOCK, length)
         yield slice(begin, end), slice(max(0, begin - _reach(window)), end)
 
 
 class _InBlocks(torch.autograd.Function):
-    """Block after block, as matrix products in the precision of the inputs."""
+    """Attention block by block, as matrix products in the precision of the inputs."""
 
     @staticmethod
     def forward(
@@ -64,7 +67,7 @@ class _InBlocks(torch.autograd.Function):
                 mask = unseen(of.stop - of.start, seen.stop - seen.start, window, query.dtype)
                 probs = attention_probs(query[:, :, of], key[:, :, seen], mask, scale)
                 saved.append(probs)
-                if dropout > 0:  # the library's own takes several times as long
+                if dropout > 0:  # `F.dropout` takes several times as long
                     keep = torch.empty(probs.shape, dtype=torch.bool).bernoulli_(1 - dropout)
                     saved.append(keep)
                     probs = probs * keep
@@ -81,7 +84,8 @@ class _InBlocks(torch.autograd.Function):
         kept: Iterable[torch.Tensor | None] = repeat(None)
         if ctx.dropout > 0:
             gradient, saved, kept = gradient / (1 - ctx.dropout), saved[::2], saved[1::2]
-        wide = torch.promote_types(key.dtype, torch.float32)  # a key gets its gradient from several blocks
+        # Sum in float32: a key gets gradients from several blocks.
+        wide = torch.promote_types(key.dtype, torch.float32)
         d_query = torch.empty_like(query)
         d_key, d_value = (x.new_zeros(x.shape, dtype=wide) for x in (key, value))
         for (of, seen), probs, keep in zip(_blocks(query.shape[2], ctx.window), saved, kept, strict=False):
@@ -96,16 +100,21 @@ class _InBlocks(torch.autograd.Function):
 def _at_once(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, dropout: float, scale: float
 ) -> torch.Tensor:
-    """All blocks side by side through the library's kernel: one call, for copies of the keys that blocks share."""
+    """Compute all blocks in one call of the fused kernel.
+
+    The price is memory: keys that several blocks share are copied.
+    """
     rows, heads, length, _ = query.shape
     reach, tail = _reach(window), -length % _BLOCK
     span = reach + _BLOCK
-    queries = F.pad(query, (0, 0, 0, tail)).flatten(0, 1).unflatten(1, (-1, _BLOCK))  # [S x H, blocks, _BLOCK, D]
+    # [S * H, blocks, _BLOCK, D]
+    queries = F.pad(query, (0, 0, 0, tail)).flatten(0, 1).unflatten(1, (-1, _BLOCK))
     keys, values = (F.pad(x, (0, 0, reach, tail)).flatten(0, 1).unfold(1, span, _BLOCK).mT for x in (key, value))
     device = query.device
     distance = torch.arange(reach, span, device=device)[:, None] - torch.arange(span, device=device)
     place = torch.arange(span, device=device) + torch.arange(-reach, length - reach, _BLOCK, device=device)[:, None]
-    # What is padding before a sequence is seen by nobody; what is padding after it is seen only by what is left out.
+    # `place >= 0` masks the padding before a sequence. Only padding queries see the padding after
+    # it, and their outputs are dropped.
     seen = (distance >= 0) & (distance < window) & (place >= 0)[:, None]
     out = fused_attention(queries, keys, values, seen[None], dropout, scale)
     return out.flatten(1, 2)[:, :length].unflatten(0, (rows, heads))

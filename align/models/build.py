@@ -1,15 +1,16 @@
-"""Build models with fresh weights, from the `transformers` config of their architecture, and count them.
+"""Build models with fresh weights from their `transformers` config, and list their weights.
 
 Initial weights are as published, as far as that is known:
 
 - GPT-1: N(0, 0.02) everywhere, biases 0 [openai/finetune-transformer-lm, train.py].
-- GPT-2, GPT-3: N(0, 0.02), positions N(0, 0.01) [openai/gpt-2, src/model.py]; projections into the residual stream
-  divided by sqrt(2 * layers), which is how [GPT-2, section 2.3] is commonly read.
+- GPT-2, GPT-3: N(0, 0.02), positions N(0, 0.01) [openai/gpt-2, src/model.py]; projections into the
+  residual stream are divided by sqrt(2 * layers), the common reading of [GPT-2, section 2.3].
 - LLaMA: N(0, 0.02); its paper does not say.
-- T5: as `transformers` draws it. The projections of attention are as in Mesh TensorFlow (transformer/attention.py): the
-  scale of attention is folded into the queries, N(0, 1 / (width * head width)), and the others have 1 / fan-in.
+- T5: as `transformers` initialises it. Attention projections are as in Mesh TensorFlow
+  (transformer/attention.py): queries have variance 1 / (width * head width), which includes the
+  scale of attention; the others have variance 1 / fan-in.
 
-Where `transformers` puts dropout is kept: for GPT-1 see `align/models/gpt1.py`.
+Dropout is where `transformers` puts it; for GPT-1, see `align/models/gpt1.py`.
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ from transformers import (
 
 from align.configs import ModelConfig
 from align.errors import ConfigError
-from align.models.load import attention_of, check_attention, fit_as_recorded  # align's own architectures, too
+
+# `load` also registers align's own architectures with `transformers`.
+from align.models.load import attention_of, check_attention, fit_as_recorded
 from align.models.padded import is_padded
 from align.models.sizes import Weight
 
-# GPT-2's activation is the tanh form of GELU; this is the same function in one kernel instead of eight.
+# GPT-2's activation is the tanh form of GELU. This is the same function in one kernel, not eight.
 _FUSED = {"gelu_new": "gelu_pytorch_tanh"}
 _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout", "dropout_rate")
 
-# What a knob is called in the config of an architecture, where it is not what most call it; "": it cannot be set.
+# The config field for each knob, and exceptions by architecture; "": the knob cannot be set.
 _FIELDS = {
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -62,7 +65,9 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_
 
 
 def build_model(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A randomly initialised language model for `tokenizer`, in float32; t5 is an encoder-decoder, all else causal.
+    """Build a randomly initialised language model for `tokenizer`, in float32.
+
+    t5 is an encoder-decoder; all other architectures are causal.
 
     Raises:
         ConfigError: `transformers` has no such architecture or option, or refuses the sizes.
@@ -77,7 +82,11 @@ def build_model(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrai
 
 
 def fresh_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """A causal model of the architecture and sizes of a saved one, its weights drawn anew; float32, in eval mode."""
+    """Build a causal model like a saved one, with newly drawn weights.
+
+    Architecture and sizes are those of the model in `folder`. The result is in float32 and in eval
+    mode.
+    """
     model = _fresh(AutoConfig.from_pretrained(folder, trust_remote_code=False)).to(device).eval()
     fit_as_recorded(model)
     if not is_padded(model):
@@ -86,7 +95,7 @@ def fresh_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedM
 
 
 def meta_model(cfg: ModelConfig) -> PreTrainedModel:
-    """The model with `cfg.vocab_size` entries and without storage, to count.
+    """Build the model with `cfg.vocab_size` entries on the meta device, to count its weights.
 
     Raises:
         ConfigError: as `build_model`.
@@ -97,7 +106,7 @@ def meta_model(cfg: ModelConfig) -> PreTrainedModel:
 
 
 def weights_of(model: PreTrainedModel) -> list[Weight]:
-    """What the model is made of, a tied matrix once."""
+    """Return the weights of a model with their shapes; a tied matrix is listed once."""
     tables = {id(m.weight): m for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     given, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     found = []
@@ -116,7 +125,14 @@ def weights_of(model: PreTrainedModel) -> list[Weight]:
 
 
 def architecture_config(cfg: ModelConfig, vocab_size: int, tokens: Mapping[str, int | None]) -> PreTrainedConfig:
-    """The `transformers` config that `cfg` stands for; `tokens` are ids by their name there."""
+    """Convert `cfg` to the `transformers` config of its architecture.
+
+    Args:
+        tokens: token ids by their names in `transformers` configs.
+
+    Raises:
+        ConfigError: `transformers` has no such architecture or option, or refuses the sizes.
+    """
     if cfg.architecture not in CONFIG_MAPPING:
         near = difflib.get_close_matches(cfg.architecture, CONFIG_MAPPING, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -134,7 +150,8 @@ def architecture_config(cfg: ModelConfig, vocab_size: int, tokens: Mapping[str, 
     if cfg.architecture != "t5":
         tokens = {name: value for name, value in tokens.items() if name != "decoder_start_token_id"}
     given = {**sizes, "vocab_size": vocab_size, "tie_word_embeddings": True, **tokens, **cfg.options}
-    aliases = CONFIG_MAPPING[cfg.architecture].attribute_map  # T5's depth of the decoder follows `num_layers` alone
+    # Resolve aliases: T5's decoder depth follows the field `num_layers` only.
+    aliases = CONFIG_MAPPING[cfg.architecture].attribute_map
     given = {aliases.get(name, name): value for name, value in given.items()}
     try:
         config = AutoConfig.for_model(cfg.architecture, **given)
@@ -158,7 +175,10 @@ def fuse_activation(config: Any) -> None:
 
 
 def _check(cfg: ModelConfig, names: Mapping[str, str]) -> None:
-    """Refuse an option that the architecture's config has not, or that a knob stands for already."""
+    """Raise `ConfigError` for an option that is unknown or that a knob already sets.
+
+    Also raise it for a value of `intermediate_size` that the architecture does not support.
+    """
     cls: Any = CONFIG_MAPPING[cfg.architecture]
     theirs = {theirs: ours for ours, theirs in names.items() if theirs}
     theirs |= {cls.attribute_map[name]: ours for name, ours in theirs.items() if name in cls.attribute_map}
@@ -188,7 +208,7 @@ def _fresh(config: PreTrainedConfig) -> PreTrainedModel:
         raise _refused(config.model_type, error) from None
     if config.model_type in _HALVED_POSITIONS:
         with torch.no_grad():
-            model.transformer.wpe.weight.mul_(0.5)  # 0.01 where the rest has 0.02
+            model.transformer.wpe.weight.mul_(0.5)  # 0.01 if the rest has 0.02
     return model
 
 

@@ -1,4 +1,7 @@
-"""A linear layer on the last token of a language model that stays one: GPT-1's fine-tuned model."""
+"""GPT-1's fine-tuned model: a linear layer on the last token of a language model.
+
+The model keeps its language-model head.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +28,26 @@ from align.text.packing import ROUND, Packed, pack
 from align.text.task_formats import Example, Goal
 
 MEAN = "align_score_mean"
-_DEVIATION = 0.02  # of new weights [GPT-1, code]
+_DEVIATION = 0.02  # standard deviation of new weights [GPT-1, code]
 
 
 class Outputs(NamedTuple):
-    """S sequences, row after row."""
+    """The outputs for S sequences; those of one example are consecutive."""
 
     logits: torch.Tensor  # [S, C] float32
-    lm_losses: torch.Tensor | None  # [S] float32: nats a token, the mean over each sequence; None: not asked for
+    # [S] float32: mean over each sequence, nats per token; None if not requested.
+    lm_losses: torch.Tensor | None
 
 
 class TaskModel(torch.nn.Module):
-    """A causal language model under a linear layer without a bias, read at the last token of each sequence.
+    """A causal language model with a linear layer, read at the last token of each sequence.
+
+    The layer has no bias.
 
     Args:
-        lm: in eval mode; trained along.
-        num_outputs: of the layer, which is drawn from N(0, 0.02).
-        dropout: of the states before it.
+        lm: in eval mode; trained together with the layer.
+        num_outputs: outputs of the layer, whose weights are drawn from N(0, 0.02).
+        dropout: dropout rate of the states before the layer.
     """
 
     def __init__(self, lm: PreTrainedModel, num_outputs: int, dropout: float):
@@ -51,10 +57,10 @@ class TaskModel(torch.nn.Module):
             lm.config.get_text_config(decoder=True).hidden_size, num_outputs, bias=False, device=lm.device
         )
         torch.nn.init.normal_(self.score.weight, std=_DEVIATION)
-        self._plain = head_is_plain(lm)  # measured now, while nothing drops out
+        self._plain = head_is_plain(lm)  # test it now, while dropout is off
 
     def forward(self, examples: Sequence[Example], with_lm: bool) -> Outputs:
-        """Every sequence of every example through the model in one packed row."""
+        """Run all sequences of all examples through the model in one packed row."""
         sequences = [sequence for example in examples for sequence in example.sequences]
         packed = pack(sequences, self.lm.device)
         where = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
@@ -65,14 +71,18 @@ class TaskModel(torch.nn.Module):
         return Outputs(logits, self._lm_losses(hidden, packed, sequences) if with_lm else None)
 
     def _dropped(self, states: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """Dropout that is the same for all sequences of an example, as in GPT-1's code."""
+        """Apply dropout with one mask for all sequences of an example, as in GPT-1's code."""
         if not self.training or self._dropout == 0:
             return states
         kept = F.dropout(torch.ones(len(counts), states.shape[1], device=states.device), self._dropout)
         return states * kept.repeat_interleave(torch.tensor(counts, device=states.device), 0)
 
     def _lm_losses(self, hidden: torch.Tensor, packed: Packed, sequences: list[list[int]]) -> torch.Tensor:
-        """Each token but the first of a sequence is to be predicted, the special ones, too, as in GPT-1's code."""
+        """Return the mean language-model loss of each sequence, nats per token.
+
+        Targets are all tokens but the first of a sequence, special tokens included, as in GPT-1's
+        code.
+        """
         following = [sequence[1:] for sequence in sequences]
         if self._plain:
             at = before_responses(packed, following)
@@ -80,14 +90,17 @@ class TaskModel(torch.nn.Module):
             count, head = len(at), self.lm.get_output_embeddings()
             at, targets = (F.pad(x, (0, -count % ROUND)) for x in (at, targets))
             logprobs = head_logprobs(hidden.index_select(0, at), head.weight, head.bias, targets).logprobs[:count]
-        else:  # the head does more than the product, so the model is to do it
+        else:  # the head is more than a matrix product: run the model's own
             logprobs = response_logprobs(self.lm, packed, following)
         return segment_means(-logprobs, torch.tensor([len(tokens) for tokens in following], device=logprobs.device))
 
 
 @torch.no_grad()
 def add_embeddings(lm: PreTrainedModel, new: Sequence[int]) -> None:
-    """Rows for the tokens `new`, N(0, 0.02), where the model reads them and where it predicts them."""
+    """Draw rows N(0, 0.02) for the tokens `new` in the embeddings and in the head.
+
+    The model grows if it has too few rows.
+    """
     size = lm.get_input_embeddings().num_embeddings
     if new and max(new) >= size:
         lm.resize_token_embeddings(max(new) + 1, mean_resizing=False)
@@ -97,7 +110,7 @@ def add_embeddings(lm: PreTrainedModel, new: Sequence[int]) -> None:
 
 
 def require_classifier(config: PreTrainedConfig) -> None:
-    """Raise `ConfigError` where `transformers` has no sequence classifier of this architecture to save."""
+    """Raise `ConfigError` if `transformers` has no fitting sequence classifier for this config."""
     try:
         with torch.device("meta"):
             found = AutoModelForSequenceClassification.from_config(config)
@@ -114,10 +127,12 @@ def require_classifier(config: PreTrainedConfig) -> None:
 def save_classifier(
     lm: PreTrainedModel, score: torch.Tensor, tokenizer: PreTrainedTokenizerBase, task: str, goal: Goal, folder: Path
 ) -> None:
-    """A folder that `AutoModelForSequenceClassification` and `AutoTokenizer` open, whose logits are the row's.
+    """Write a folder that `AutoModelForSequenceClassification` and `AutoTokenizer` can open.
 
-    Of a pair in both orders they are to be added; of multiple choice there is one scalar an answer. To scores
-    `align_score_mean` of the config is to be added, which a layer without a bias cannot hold.
+    Its logits are those of a sequence. For a pair in both orders, the caller adds the logits of
+    both sequences. For multiple choice, there is one scalar per answer. For scores, the saved layer
+    includes the standard deviation. The caller adds `align_score_mean` from the config, because a
+    layer without a bias cannot store it.
 
     Args:
         score: the linear layer's weight [C, H].
@@ -136,5 +151,6 @@ def save_classifier(
     classifier.base_model.load_state_dict(lm.base_model.state_dict())
     classifier.score.weight.copy_(score * goal.deviation)
     classifier.save_pretrained(folder, safe_serialization=True)
-    tokenizer.padding_side = "right"  # `transformers` counts positions from the left, padding among them
+    # `transformers` counts positions from the left, padding included.
+    tokenizer.padding_side = "right"
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Layers that `torch.compile` makes one program of."""
+"""Compile the layers of a model with `torch.compile`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from transformers import PreTrainedModel
 from align.errors import ConfigError
 from align.models.packed import head_is_plain
 
-# Share of a layer's activations that are kept for the backward pass; what is cheapest to compute again is not.
-_KEPT = 0.6  # benchmarks/pretrain.py
+# Fraction of a layer's activations kept for the backward pass. The cheapest ones are recomputed.
+_KEPT = 0.6  # measured with benchmarks/pretrain.py
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Have each kind of layer compiled when it is first run; the weights keep their names.
+    """Compile each layer of the model lazily, on its first call; weights keep their names.
 
     Raises:
-        ConfigError: the model is on a CPU, and there is no C++ compiler here.
+        ConfigError: the model is on a CPU and there is no C++ compiler.
     """
-    import torch._functorch.config as partitioner  # here, for they take seconds
+    import torch._functorch.config as partitioner  # import here: it takes seconds
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     if model.device.type == "cpu":
@@ -29,8 +29,10 @@ def compile_layers(model: PreTrainedModel) -> None:
                 "hardware.compile: expected a C++ compiler, g++ or what CXX says, got none; install one, or leave "
                 "compile=false"
             ) from None
-    head_is_plain(model)  # measured before, so that what is compiled first is a batch
-    # torch 2.13 would draw the masks of dropout anew where it computes again, other ones (pytorch/pytorch#190758).
+    # Test the head before compiling, so that the first compiled input is a real batch.
+    head_is_plain(model)
+    # When torch 2.13 recomputes, it draws new, different dropout masks (pytorch/pytorch#190758).
+    # So with dropout, recompute nothing.
     partitioner.activation_memory_budget = 1.0 if _drops_out(model) else _KEPT
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList):
@@ -39,7 +41,7 @@ def compile_layers(model: PreTrainedModel) -> None:
 
 
 def _drops_out(model: PreTrainedModel) -> bool:
-    """True where a layer has dropout, as a module or as a share."""
+    """Return True if a layer has dropout, as a module or as a rate."""
     return any(
         isinstance(share, float) and share > 0
         for module in model.modules()

@@ -1,4 +1,4 @@
-"""Where and how a forward pass runs: device, tokens of one pass, precision."""
+"""How a forward pass runs: device, tokens per pass, precision."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Compute:
     """Settings of a forward and backward pass.
 
     Attributes:
-        device: where tensors go.
-        max_tokens: of one pass; a longer sequence is a pass of its own.
+        device: the device of all tensors.
+        max_tokens: tokens per pass; a longer sequence gets a pass of its own.
         precision: fp32, or bf16 for autocast over fp32 weights.
     """
 
@@ -24,7 +24,7 @@ class Compute:
     precision: str = "fp32"
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return a context in which matrix products run in bf16 if the precision says so."""
+        """Return a context in which matrix products run in bf16 if `precision` is bf16."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 

@@ -1,4 +1,4 @@
-"""Write the whole model that an artifact's folder stands for, an adapter merged into its base."""
+"""Export an artifact as a whole model; an adapter is merged into its base."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from align.models.load import load_model, load_tokenizer, save_model
 
 
 def write_whole(kind: str, place: Path, folder: Path) -> None:
-    """Load the model or reward model in `place`, and save it as a plain Hugging Face folder."""
+    """Load the model or reward model in `place` and save it as a plain Hugging Face folder."""
     if kind == "reward_model":
         load_scalar(place).save(folder)
     else:

@@ -1,14 +1,16 @@
-"""GPT-1 with align's attention: packed rows, positions of their own for each sequence, and a cache to sample with.
+"""GPT-1 with align's attention: packed rows with positions per sequence, and a cache for sampling.
 
-`transformers` has the architecture as openai-gpt, with an attention of its own that knows neither. These classes have
-its config, its names and shapes of weights and its numbers, and take its place once this module is imported; a folder
-that they saved opens with the library's own classes, and the other way round.
+`transformers` has this architecture as openai-gpt. Its attention supports neither packed rows nor a
+cache. The classes here have the same config, weight names, weight shapes and outputs. They replace
+the library's classes when this module is imported. A folder that they saved opens with the
+library's classes, and the other way round.
 
-A block puts its norms after the sums: n = LN(x + attention(x)); LN(n + mlp(n)); no norm follows the last block
-[openai/finetune-transformer-lm, train.py].
+A block applies its norms after the sums: n = LN(x + attention(x)); LN(n + mlp(n)). No norm follows
+the last block [openai/finetune-transformer-lm, train.py].
 
-Departs from GPT-1: dropout falls on the sum of token and position embeddings, as in `transformers`; in GPT-1's code on
-the matrix of embeddings, whose dropped entries the tied head lacks as well.
+Differs from GPT-1 in dropout on embeddings. Here, as in `transformers`, it applies to the sum of
+token and position embeddings. GPT-1's code applies it to the embedding matrix, so that the tied
+head lacks the dropped entries, too.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.openai import modeling_openai as library
 from transformers.pytorch_utils import Conv1D
 
-# The library's name for each, and the same function in one kernel; GPT-1's GELU is the tanh form.
+# The config's name of each activation, and the same function in one kernel. GPT-1's GELU is the
+# tanh form.
 _ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "swish": "silu"}
 
 
@@ -99,7 +102,10 @@ class _PreTrained(library.OpenAIGPTPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """N(0, 0.02) everywhere, biases 0; the library's draw of linear layers ignores `initializer_range`."""
+        """Draw weights from N(0, `initializer_range`) and set biases to 0.
+
+        The library's initialisation of linear layers ignores `initializer_range`.
+        """
         super()._init_weights(module)
         if isinstance(module, Conv1D):
             initialization.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
@@ -107,7 +113,10 @@ class _PreTrained(library.OpenAIGPTPreTrainedModel):
 
 
 class OpenAIGPTModel(_PreTrained):
-    """The trunk, without a head. Classes are called as the library's, for a saved config.json names them."""
+    """The trunk, without a head.
+
+    Classes have the library's names, because a saved config.json contains them.
+    """
 
     def __init__(self, config: OpenAIGPTConfig):
         super().__init__(config)
@@ -134,7 +143,10 @@ class OpenAIGPTModel(_PreTrained):
         use_cache: bool | None = None,
         **kwargs: object,
     ) -> BaseModelOutputWithPast:
-        """As GPT-2's of `transformers`: without a mask, a row whose `position_ids` begin anew is several sequences."""
+        """Run the trunk, like `GPT2Model.forward` of `transformers`.
+
+        Without a mask, a row whose `position_ids` restart is treated as several sequences.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.tokens_embed(input_ids) if inputs_embeds is None else inputs_embeds
@@ -160,7 +172,7 @@ class OpenAIGPTModel(_PreTrained):
 
 
 class OpenAIGPTLMHeadModel(_PreTrained, GenerationMixin):
-    """The language model: its head is the embedding of tokens, without a bias."""
+    """The language model; its head is the token embedding, without a bias."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.tokens_embed.weight"}  # noqa: RUF012
 
@@ -177,7 +189,10 @@ class OpenAIGPTLMHeadModel(_PreTrained, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """`labels` are shifted inside, -100 is left out; what else there is goes to the trunk."""
+        """Run the model.
+
+        `labels` are shifted inside; -100 is ignored. Other arguments are passed to the trunk.
+        """
         of_loss = {name: kwargs.pop(name) for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
         out = self.transformer(input_ids, **kwargs)
         logits = self.lm_head(slice_logits_to_keep(out.last_hidden_state, logits_to_keep))

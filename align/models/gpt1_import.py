@@ -1,8 +1,10 @@
-"""GPT-1's released parameters (openai/finetune-transformer-lm, folder model/) as a plain `transformers` model.
+"""Load GPT-1's released parameters as a plain `transformers` model.
 
-The release is one long vector of float32 in ten files, params_0.npy to params_9.npy, cut where a file ended and not
-where an array does; params_shapes.json lists the arrays in it, in order: positions, tokens, then of each block its
-attention, first norm, feed-forward layer and second norm. Matrices have a leading axis of 1, a convolution's width.
+Source: openai/finetune-transformer-lm, folder model/. The release is one long float32 vector in ten
+files, params_0.npy to params_9.npy. File boundaries are not array boundaries. params_shapes.json
+lists the shapes of the arrays, in order: positions, tokens, then for each block its attention,
+first norm, feed-forward layer and second norm. Matrices have a leading axis of 1, the width of a
+convolution.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from align.models.gpt1 import OpenAIGPTLMHeadModel
 
 SHAPES = "params_shapes.json"
 _FILES = [f"params_{i}.npy" for i in range(10)]
-_HEAD_WIDTH = 64  # 768 / 12 [GPT-1, section 4.1]; the files do not say
+_HEAD_WIDTH = 64  # 768 / 12 [GPT-1, section 4.1]; the files do not contain it
 _PER_BLOCK = (
     *("attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight", "attn.c_proj.bias", "ln_1.weight", "ln_1.bias"),
     *("mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias", "ln_2.weight", "ln_2.bias"),
@@ -29,15 +31,18 @@ _PER_BLOCK = (
 
 
 def is_gpt1_release(folder: Path) -> bool:
-    """Whether a folder holds GPT-1's parameters as they were published."""
+    """Return True if a folder holds GPT-1's parameters as they were published."""
     return (folder / SHAPES).is_file()
 
 
 def gpt1_from_release(folder: Path) -> OpenAIGPTLMHeadModel:
-    """The model of the files in `folder`, float32, in eval mode; its head is tied to its tokens.
+    """Load the model from the files in `folder`, in float32 and in eval mode.
+
+    Its head is tied to its token embedding.
 
     Raises:
-        ConfigError: a file is missing or not what it is called, or shapes are not those of a GPT-1.
+        ConfigError: a file is missing or has the wrong content, or the shapes are not those of a
+            GPT-1.
     """
     shapes = _shapes(folder)
     config = gpt1_config(shapes)
@@ -54,10 +59,10 @@ def gpt1_from_release(folder: Path) -> OpenAIGPTLMHeadModel:
 
 
 def gpt1_config(shapes: list[list[int]]) -> OpenAIGPTConfig:
-    """The config that a list of shapes is of.
+    """Return the config that matches a list of shapes.
 
     Raises:
-        ConfigError: it is of no GPT-1.
+        ConfigError: the shapes are not those of a GPT-1.
     """
     blocks, rest = divmod(len(shapes) - 2, len(_PER_BLOCK))
     if blocks < 1 or rest or any(len(shape) != 2 for shape in shapes[:2]):
@@ -79,7 +84,7 @@ def gpt1_config(shapes: list[list[int]]) -> OpenAIGPTConfig:
 
 
 def named_shapes(config: OpenAIGPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names, below `transformer.`, and shapes of the arrays as they were published, in their order."""
+    """Yield names (without `transformer.`) and shapes of the published arrays, in their order."""
     d = config.n_embd
     yield "positions_embed.weight", (config.n_positions, d)
     yield "tokens_embed.weight", (config.vocab_size, d)
@@ -103,7 +108,7 @@ def _shapes(folder: Path) -> list[list[int]]:
 
 
 def _arrays(folder: Path, shapes: list[list[int]]) -> list[np.ndarray]:
-    """The vector in the files, cut into arrays of `shapes`."""
+    """Read the vector from the files and split it into arrays of `shapes`."""
     if missing := [name for name in _FILES if not (folder / name).is_file()]:
         raise ConfigError(f"{folder}: GPT-1's release has {_FILES[0]} to {_FILES[-1]}; missing: {', '.join(missing)}")
     parts = []

@@ -1,8 +1,9 @@
-"""GPT-3: GPT-2 whose layers see, in turn, all that precedes a token and only a band of it (section 2.1).
+"""GPT-3: GPT-2 with alternating layers of full attention and banded attention (section 2.1).
 
-Which layers are banded and how wide the band is was not published; both are options of the config. A folder of this
-kind is opened by all of align, which registers it with `transformers`; `transformers` alone refuses its `model_type`,
-where it would compute dense attention in every layer if the type were GPT-2's.
+The paper does not say which layers are banded and how wide the band is, so both are options of the
+config. align registers this architecture with `transformers` and opens its folders everywhere.
+`transformers` alone refuses the `model_type`. With GPT-2's type, it would open the folder, but
+compute dense attention in every layer.
 """
 
 from __future__ import annotations
@@ -35,11 +36,14 @@ class Gpt3Config(GPT2Config):
     """GPT-2's config and two options.
 
     Attributes:
-        layer_types: "full_attention" or "sliding_attention", one a layer; None: in turn, beginning with the former.
-        sliding_window: tokens that a token of a banded layer sees, itself included [ours: 256; the paper has none].
+        layer_types: "full_attention" or "sliding_attention" for each layer; None: alternating,
+            beginning with the former.
+        sliding_window: tokens that a token of a banded layer sees, itself included. The paper gives
+            no value; 256 is align's choice.
 
     Raises:
-        ConfigError: another number or kind of layers, or a window that holds no token.
+        ConfigError: `layer_types` has the wrong length or an unknown entry, or the window is less
+            than 1.
     """
 
     model_type = "gpt3"
@@ -62,18 +66,21 @@ class Gpt3Config(GPT2Config):
 
 
 class _Named:
-    """What the three models share."""
+    """The settings that all three models share."""
 
     config_class = Gpt3Config
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """False, or the library leaves out what GPT-2 does to the initial weights of residual projections."""
+        """Return False.
+
+        Otherwise, the library skips GPT-2's scaling of the initial weights of residual projections.
+        """
         return False
 
 
 class Gpt3Model(_Named, GPT2Model):
-    """`GPT2Model` that gives each layer the mask of its kind."""
+    """A `GPT2Model` that gives each layer the mask of its type."""
 
     @merge_with_config_defaults
     @capture_outputs
@@ -87,7 +94,10 @@ class Gpt3Model(_Named, GPT2Model):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """As `GPT2Model`, without an encoder and token types; `attention_mask` may be a dict of masks by layer type."""
+        """Run the trunk, like `GPT2Model.forward` without an encoder and without token types.
+
+        `attention_mask` may be a dict of masks by layer type.
+        """
         for name in ("token_type_ids", "encoder_hidden_states", "encoder_attention_mask"):
             if kwargs.pop(name, None) is not None:
                 raise ValueError(f"gpt3: it takes no {name}")
@@ -112,7 +122,7 @@ class Gpt3Model(_Named, GPT2Model):
 
 
 class Gpt3LMHeadModel(_Named, GPT2LMHeadModel):
-    """`GPT2LMHeadModel` on a `Gpt3Model`."""
+    """A `GPT2LMHeadModel` on a `Gpt3Model`."""
 
     def __init__(self, config: Gpt3Config):
         super(GPT2LMHeadModel, self).__init__(config)
@@ -122,7 +132,7 @@ class Gpt3LMHeadModel(_Named, GPT2LMHeadModel):
 
 
 class Gpt3ForSequenceClassification(_Named, GPT2ForSequenceClassification):
-    """`GPT2ForSequenceClassification` on a `Gpt3Model`."""
+    """A `GPT2ForSequenceClassification` on a `Gpt3Model`."""
 
     def __init__(self, config: Gpt3Config):
         super(GPT2ForSequenceClassification, self).__init__(config)

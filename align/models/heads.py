@@ -1,4 +1,4 @@
-"""A scalar on every token: the reward model, and the value model that starts from it."""
+"""Models with a scalar for every token: the reward model and the value model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ SHIFT = "align_reward_shift"
 
 
 class ScalarModel(torch.nn.Module):
-    """A sequence classifier with one label, read at any token, minus a shift kept in its config.
+    """A sequence classifier with one label, read at any token, minus a shift stored in its config.
 
-    The shift makes the mean score of the demonstrations 0; a value model started from a reward model carries it on.
+    The shift makes the mean score of the demonstrations 0. A value model that starts from a reward
+    model keeps the shift.
     """
 
     def __init__(self, classifier: PreTrainedModel):
@@ -43,20 +44,27 @@ class ScalarModel(torch.nn.Module):
         setattr(self.classifier.config, SHIFT, value)
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """Scalars [len(at)], float32, at the tokens `at` (indices) of one packed row [1, N]."""
+        """Return float32 scalars [len(at)] at the token indices `at` of one packed row [1, N]."""
         hidden = self.classifier.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).last_hidden_state[0, at]
-        with torch.autocast(hidden.device.type, enabled=False):  # eight bits of mantissa would quantise the scores
+        # bf16 would round the scores to eight bits of precision.
+        with torch.autocast(hidden.device.type, enabled=False):
             return self.classifier.score(hidden.float())[:, 0] - self.shift
 
     def save(self, folder: Path) -> None:
-        """As a plain Hugging Face classifier; loaded by anything but `load_scalar`, it scores without the shift."""
+        """Save as a plain Hugging Face classifier.
+
+        Only `load_scalar` applies the shift; other loaders score without it.
+        """
         save_weights(self.classifier, folder)
 
 
 def scalar_from_lm(folder: Path, device: torch.device | str = "cpu") -> ScalarModel:
-    """The trunk of a language model under a fresh head, N(0, 1 / (width + 1)), as in lm-human-preferences."""
+    """Put a fresh scalar head on the trunk of a language model.
+
+    Head weights are drawn from N(0, 1 / (width + 1)), as in lm-human-preferences.
+    """
     model = _load(folder, device, fresh_head=True)
     head = model.classifier.score
     torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
@@ -64,10 +72,10 @@ def scalar_from_lm(folder: Path, device: torch.device | str = "cpu") -> ScalarMo
 
 
 def load_scalar(folder: Path, device: torch.device | str = "cpu", fresh_head: bool = False) -> ScalarModel:
-    """The reward model of an artifact, in eval mode; an adapter comes merged into its base.
+    """Load the reward model of an artifact, in eval mode; an adapter is merged into its base.
 
     Args:
-        fresh_head: the folder holds a language model, and the head is the caller's to fill.
+        fresh_head: the folder holds a language model; the caller fills the head.
 
     Raises:
         ConfigError: the folder has no head, or one that is not a linear layer called `score`.
@@ -76,10 +84,14 @@ def load_scalar(folder: Path, device: torch.device | str = "cpu", fresh_head: bo
 
 
 def classifier_class(config: PreTrainedConfig) -> type[Any]:
-    """The library's sequence classifier for this architecture, or one of ours where it has none that fits.
+    """Return the sequence classifier class for this architecture.
 
-    Ours is the library's own recipe (a trunk and a linear layer `score`) over this architecture's trunk. The folder it
-    saves opens with `AutoModel`, without the head, and with `load_scalar`.
+    This is the library's class, or one of align's own if the library has none that fits. The latter
+    follows the library's recipe: the architecture's trunk and a linear layer `score`. A folder that
+    it saves opens with `AutoModel` (without the head) and with `load_scalar`.
+
+    Raises:
+        ConfigError: `transformers` has no trunk of this architecture.
     """
     mapping = AutoModelForSequenceClassification._model_mapping
     if type(config) in mapping:
@@ -91,15 +103,19 @@ def classifier_class(config: PreTrainedConfig) -> type[Any]:
     if type(config) not in AutoModel._model_mapping:
         raise ConfigError(f"{config.model_type}: transformers has no trunk of it to put a scalar head on")
     trunk = AutoModel._model_mapping[type(config)]
-    base = next(kind for kind in trunk.__mro__ if PreTrainedModel in kind.__bases__)  # how its models load
+    # The architecture's PreTrainedModel subclass, which defines how its models load.
+    base = next(kind for kind in trunk.__mro__ if PreTrainedModel in kind.__bases__)
     name = f"{base.__name__.removesuffix('PreTrainedModel')}ForSequenceClassification"
-    # The library looks into a class's module to see what the architecture can do.
+    # The library inspects a class's module to find the features of the architecture.
     own = {"base_model_prefix": base.base_model_prefix, "__module__": base.__module__}
     return type(name, (GenericForSequenceClassification, base), own)
 
 
 def _biased(kind: type[Any]) -> type[Any]:
-    """The same classifier, its head with a bias, as some published reward models have it."""
+    """Return the same classifier class with a bias in its head.
+
+    Some published reward models have one.
+    """
 
     def __init__(self: Any, config: PreTrainedConfig) -> None:
         kind.__init__(self, config)
@@ -120,8 +136,9 @@ def _load(folder: Path, device: torch.device | str, fresh_head: bool = False) ->
     classifier.stored_dtype = stored
     adapter = read_adapter(folder)
     if adapter is not None:
-        classifier.stored_dtype = torch.float32  # as `load_model` does
-        fresh_head = fresh_head or bool(adapter.head)  # the base is a language model: it has none
+        classifier.stored_dtype = torch.float32  # same reason as in `load_model`
+        # The base is a language model, which has no `score` head.
+        fresh_head = fresh_head or bool(adapter.head)
         merge_adapter(classifier, adapter)
     missing = {name for name in loading["missing_keys"] if not (fresh_head and name.startswith("score."))}
     if missing:
@@ -134,11 +151,14 @@ def _load(folder: Path, device: torch.device | str, fresh_head: bool = False) ->
 
 
 def open_classifier(config: PreTrainedConfig, **given: Any) -> tuple[Any, dict[str, Any]]:
-    """A sequence classifier with its head as it was saved, with a bias or without, and what of it did not fit.
+    """Load a sequence classifier with its saved head, with or without a bias.
 
     Args:
         config: with one label.
         given: further arguments of `from_pretrained`.
+
+    Returns:
+        The classifier, and the loading info of `from_pretrained`: weights that did not fit.
     """
     kind = classifier_class(config)
     classifier, loading = kind.from_pretrained(config=config, output_loading_info=True, **given)

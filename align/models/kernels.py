@@ -1,4 +1,4 @@
-"""What attention is computed with: the library's fused kernel, or plain matrix products and their gradients."""
+"""Attention kernels: PyTorch's fused kernel, and plain matrix products with their gradients."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def fused_attention(
     scale: float | None,
     causal: bool = False,
 ) -> torch.Tensor:
-    """The library's kernel; on CPUs in float32, whose backward is the faster one where sequences are short.
+    """Compute attention with `F.scaled_dot_product_attention`.
 
-    Where autocast is on, it goes back to bf16 all the same.
+    On CPUs, inputs are cast to float32, because its backward pass is faster for short sequences.
+    Under autocast, PyTorch casts them back to bf16.
     """
     if query.device.type == "cpu":
         query, key, value = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
@@ -27,7 +28,10 @@ def fused_attention(
 
 
 def attention_probs(query: torch.Tensor, key: torch.Tensor, unseen: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(q k^T * scale + unseen) in the dtype of `query`, sums in float32; `unseen` is 0 or -inf."""
+    """Return softmax(q k^T * scale + unseen) in the dtype of `query`; sums are in float32.
+
+    `unseen` is 0 or -inf.
+    """
     return torch.matmul(query * scale, key.mT).add_(unseen).softmax(-1)
 
 
@@ -40,7 +44,12 @@ def attention_gradients(
     scale: float,
     keep: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of query, key and value, from the gradient of `(probs * keep) @ value`; `keep` is False where dropout fell."""
+    """Return the gradients of query, key and value.
+
+    Args:
+        gradient: of `(probs * keep) @ value`.
+        keep: False where dropout removed a probability; None: no dropout.
+    """
     d_value = torch.matmul((probs if keep is None else probs * keep).mT, gradient)
     d_probs = torch.matmul(gradient, value.mT)
     if keep is not None:
@@ -50,8 +59,11 @@ def attention_gradients(
 
 
 def unseen(queries: int, keys: int, window: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """-inf where a query may not look, else 0, [queries, keys]; the last query and the last key are one token."""
-    # A compiler makes the mask where it is used, and warns of any cache.
+    """Return a mask [queries, keys]: -inf where a query must not look, else 0.
+
+    The last query and the last key are the same token.
+    """
+    # torch.compile builds the mask inside its graph, and warns about a cached function.
     return (_unseen if torch.compiler.is_compiling() else _kept_unseen)(queries, keys, window, dtype)
 
 

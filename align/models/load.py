@@ -1,4 +1,4 @@
-"""Load and save language models; a saved one is a plain Hugging Face folder with its tokenizer."""
+"""Load and save language models, as plain Hugging Face folders with their tokenizers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 import align.models.gpt1
-import align.models.gpt3  # noqa: F401  both make themselves known to `transformers`
+import align.models.gpt3  # noqa: F401  both register with `transformers` on import
 from align.errors import ConfigError
 from align.models.attention import ATTENTION
 from align.models.lora import merge_adapter, read_adapter
@@ -27,25 +27,28 @@ from align.models.padded import is_padded, read_padded
 from align.store.artifacts import base_folder
 from align.text.chat import keep_stop_strings, stop_ids, stop_strings
 
-disable_progress_bar()  # loading a model is not what anybody waits for
+disable_progress_bar()  # loading a model is not the long part of a run
 
 
-# How a model reads packed rows, in its config: absent where our attention does, else PADDED (see `padded.py`).
+# Config field: how the model reads packed rows. Absent: with align's attention. PADDED: as a padded
+# batch, see `padded.py`.
 WAY = "align_attention"
 PADDED = "padded"
 
-USUAL_LENGTH = 2048  # tokens: few demonstrations and comparisons are longer, and memory grows with it
+# Tokens: few demonstrations and comparisons are longer, and memory grows with the length.
+USUAL_LENGTH = 2048
 USUAL_ANSWER = 256  # tokens
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """Load the causal language model of an artifact in float32 and in eval mode; `stored_dtype` is its type on disk.
+    """Load the causal language model of an artifact in float32 and in eval mode.
 
-    An adapter comes merged into its base, as a plain model.
+    The attribute `stored_dtype` of the result is the dtype of its weights on disk. An adapter is
+    merged into its base, which gives a plain model with `stored_dtype` float32.
 
     Raises:
-        ConfigError: our attention does not fit it.
-        StoreError: the base of an adapter is gone.
+        ConfigError: align's attention does not fit the model.
+        StoreError: the base of an adapter is missing.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     stored = stored_dtype(config)
@@ -59,7 +62,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedMo
     model = model.to(device).eval()
     if (adapter := read_adapter(folder)) is not None:
         merge_adapter(model, adapter)
-        stored = torch.float32  # rounding to half of the bits would add more noise than most adapters change
+        # Rounding to 16 bits would add more noise than the change that most adapters make.
+        stored = torch.float32
     model.stored_dtype = stored
     fit_as_recorded(model)
     if not is_padded(model):
@@ -68,24 +72,31 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedMo
 
 
 def attention_of(config: PreTrainedConfig) -> str:
-    """What to open a model with: our attention, or the model's own where its import found that ours does not fit."""
+    """Return the `attn_implementation` to open a model with.
+
+    This is align's attention, or the model's own ("eager") if import found that align's does not
+    fit.
+    """
     return "eager" if getattr(config, WAY, None) == PADDED else ATTENTION
 
 
 def fit_as_recorded(model: PreTrainedModel) -> None:
-    """Have an opened model read packed rows in the way that its config names."""
+    """Make a loaded model read packed rows as its config specifies."""
     if getattr(model.config, WAY, None) == PADDED:
         read_padded(model)
 
 
 @torch.no_grad()
 def check_attention(model: PreTrainedModel) -> None:
-    """Refuse a model that our attention does not fit: where it masks by itself, or has terms that ours lacks.
+    """Check that align's attention fits a model.
 
-    A window is narrowed meanwhile to less than the sequences have, for it is in no other way felt by so few tokens.
+    It does not fit if the model applies its own mask, or has terms that align's attention lacks. A
+    sliding window is reduced to at most 2 tokens during the check, because a larger one has no
+    effect on the short test sequences.
 
     Raises:
-        ConfigError: two short sequences in one packed row are not what each is alone with the library's own attention.
+        ConfigError: the logits of two short sequences in one packed row differ from those of each
+            sequence alone with the library's eager attention.
     """
     one, two = (torch.arange(3, 7, device=model.device), torch.arange(2, 5, device=model.device))
     place = torch.cat([torch.arange(len(one)), torch.arange(len(two))])[None].to(model.device)
@@ -111,10 +122,13 @@ def check_attention(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model or tokenizer artifact, with the stop strings of its generation_config.json.
+    """Load the tokenizer of a model or tokenizer artifact.
+
+    It includes the stop strings of the folder's generation_config.json.
 
     Raises:
-        ConfigError: its padding token is its end-of-text token, so that masks would erase the end of every text.
+        ConfigError: there is no padding token, or it equals the end-of-text token. Masks would then
+            remove the end of every text.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -128,10 +142,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_one_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
-    """The tokenizer that all of these artifacts have.
+    """Load the tokenizer that all these artifacts share.
 
     Raises:
-        ConfigError: they have several, or it is one that `load_tokenizer` refuses.
+        ConfigError: their tokenizers differ, or `load_tokenizer` refuses one.
     """
     first, *others = [load_tokenizer(folder) for folder in folders]
     if any(other.get_vocab() != first.get_vocab() for other in others):
@@ -140,10 +154,11 @@ def load_one_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` open.
+    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` can open.
 
-    The weights are left rounded to the precision they are stored in. Of what the model's publisher wrote down for
-    `generate`, only where text ends is kept, in step with the tokenizer: sampling settings are the stages' own.
+    The weights in memory are left rounded to the precision they are stored in. The publisher's
+    generation config is replaced: only the settings for where text ends are kept, taken from the
+    tokenizer. The stages set their own sampling parameters.
     """
     ends = stop_ids(tokenizer)
     strings = stop_strings(tokenizer)
@@ -159,10 +174,12 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 def sequence_length(asked: int | None, model: PreTrainedModel, knob: str = "sequence_length") -> int:
-    """Tokens of the longest sequence to train on: as asked, else the model's context, at most `USUAL_LENGTH`.
+    """Return the number of tokens of the longest sequence to train on.
+
+    This is `asked`, or else the model's context, at most `USUAL_LENGTH`.
 
     Raises:
-        ConfigError: more were asked for than the context holds.
+        ConfigError: `asked` is more than the context.
     """
     context = context_length(model)
     if asked is not None and asked > context:
@@ -171,10 +188,12 @@ def sequence_length(asked: int | None, model: PreTrainedModel, knob: str = "sequ
 
 
 def answer_length(asked: int | None, context: int) -> int:
-    """Tokens of the longest response: as asked, else `USUAL_ANSWER`, or half the context where that is less.
+    """Return the number of tokens of the longest response.
+
+    This is `asked`, or else `USUAL_ANSWER`, or half the context if that is less.
 
     Raises:
-        ConfigError: what was asked leaves no room for a prompt.
+        ConfigError: the length leaves no room for a prompt.
     """
     length = min(USUAL_ANSWER, context // 2) if asked is None else asked
     if length >= context:
@@ -183,13 +202,16 @@ def answer_length(asked: int | None, context: int) -> int:
 
 
 def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
-    """The precision that a model's weights are stored in; float32 where its config does not say."""
+    """Return the dtype that a model's weights are stored in; float32 if its config names none."""
     named = getattr(config, "dtype", None) or torch.float32
     return getattr(torch, named) if isinstance(named, str) else named
 
 
 def precision_lines(model: PreTrainedModel) -> list[str]:
-    """What to tell a user of the precision of a model that was opened; nothing where it is float32 throughout."""
+    """Return the messages for the user about the stored precision of a model.
+
+    Empty if it is float32.
+    """
     stored = getattr(model, "stored_dtype", torch.float32)
     if stored == torch.float32:
         return []
@@ -197,24 +219,26 @@ def precision_lines(model: PreTrainedModel) -> list[str]:
     return [f"the model is stored in {name}; it is trained in float32 and stored in {name} again"]
 
 
-# Bits of a float32 that a half format has no room for.
+# Low bits of a float32's mantissa that a 16-bit format cannot store.
 _LOST_BITS = {torch.bfloat16: 16, torch.float16: 13}
 
 
 @torch.no_grad()
 def round_to_stored(model: PreTrainedModel, *, to_nearest: bool = False) -> bool:
-    """Round float32 weights to the precision they will be stored in, so that what is measured is what is saved.
+    """Round float32 weights to the precision in which they are stored.
 
-    A weight is rounded up or down at random, the nearer value more often, so that its expectation stays [Gupta et al.
-    2015, section 3.1]. To the nearest, most updates would be lost: a step of 1e-5 is less than half of the distance
-    between two bf16 numbers around 0.02. Weights that did not change stay as they are. The draw is always the same.
+    So what is measured is what is saved. A weight is rounded up or down at random, the nearer value
+    more often, so that its expectation is unchanged [Gupta et al. 2015, section 3.1]. Rounding to
+    nearest would lose most updates: a step of 1e-5 is less than half of the distance between two
+    bf16 numbers around 0.02. Weights that the format can represent do not change. The random
+    numbers are the same in each call.
 
     Args:
         model: changed in place.
-        to_nearest: instead, for weights that nobody trained.
+        to_nearest: round to nearest instead, for untrained weights.
 
     Returns:
-        False where they are stored in float32 and nothing changed.
+        False if the stored dtype is not bfloat16 or float16; nothing changes then.
     """
     dtype = getattr(model, "stored_dtype", torch.float32)
     if dtype not in _LOST_BITS:
@@ -232,7 +256,12 @@ def round_to_stored(model: PreTrainedModel, *, to_nearest: bool = False) -> bool
 
 @torch.no_grad()
 def drift_of_storing(model: PreTrainedModel, ids: Sequence[int]) -> float:
-    """Round a model to what it will be stored in; the mean change of a log-prob by that after each of `ids`, nats."""
+    """Round a model to its stored precision and return the mean change of its log-probs.
+
+    At each position of `ids`, the absolute changes of the next token's log-probs are averaged with
+    the probabilities before rounding. The result is the mean over positions, in nats. The model is
+    changed in place.
+    """
     row = torch.tensor([list(ids)], device=model.device)
     before = model(row, use_cache=False).logits.log_softmax(-1)
     round_to_stored(model, to_nearest=True)
@@ -241,9 +270,10 @@ def drift_of_storing(model: PreTrainedModel, ids: Sequence[int]) -> float:
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Save weights and config in the precision that the model came in; weights are left rounded to it.
+    """Save weights and config in the model's stored precision.
 
-    Buffers stay as they are: rotary frequencies in bf16 are other frequencies.
+    The weights in memory are left rounded to it. Buffers are not rounded, because rotary
+    frequencies in bf16 would be different frequencies.
     """
     round_to_stored(model)
     dtype = getattr(model, "stored_dtype", torch.float32)
@@ -256,20 +286,22 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """Tokens a sequence may have."""
+    """Return the maximum number of tokens of a sequence."""
     return context_of(model.config)
 
 
-# What configs call the most tokens that a sequence may have.
+# Names of the maximum sequence length in configs.
 _CONTEXTS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length", "context_length")
-_NO_LIMIT = 2048  # tokens, where a config names no limit: what BLOOM, which has none, was trained on
+# Tokens, if a config has no limit: the training length of BLOOM, whose config has none.
+_NO_LIMIT = 2048
 
 
 def context_of(config: PreTrainedConfig) -> int:
-    """Tokens a sequence may have.
+    """Return the maximum number of tokens of a sequence.
 
-    Where rotary frequencies depend on the longest sequence of a batch, it is the length up to which they do not:
-    beyond it, a sequence would have other log-probs beside a longer one.
+    For some models, rotary frequencies change if the longest sequence of a batch exceeds a limit.
+    Then the context is that limit: beyond it, log-probs of a sequence would depend on the others in
+    the batch.
     """
     text = config.get_text_config(decoder=True)
     named = (getattr(text, name, None) for name in _CONTEXTS)
@@ -278,7 +310,10 @@ def context_of(config: PreTrainedConfig) -> int:
 
 
 def rope_limit(config: PreTrainedConfig) -> str | None:
-    """The line that says why a model's context is shorter here than its config says; None where it is not."""
+    """Return a message that says why a model's context is shorter than its config says.
+
+    None if it is not shorter.
+    """
     text = config.get_text_config(decoder=True)
     written = getattr(text, "max_position_embeddings", None)
     context = context_of(config)
@@ -292,7 +327,10 @@ def rope_limit(config: PreTrainedConfig) -> str | None:
 
 
 def _ropes(config: PreTrainedConfig) -> list[tuple[str, int | None]]:
-    """The kind of each set of rotary frequencies, and the length that it was trained on where one is named."""
+    """Return the type of each set of rotary frequencies, and the length it was trained with.
+
+    The length is `original_max_position_embeddings`; None if the config does not give it.
+    """
     given = getattr(config, "rope_parameters", None) or {}
     sets = [given] if "rope_type" in given else [each for each in given.values() if isinstance(each, dict)]
     whole = getattr(config, "original_max_position_embeddings", None)

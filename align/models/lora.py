@@ -1,8 +1,9 @@
-"""Low-rank adapters (LoRA) as folders in peft's own layout, and as changes of a plain model.
+"""Low-rank adapters (LoRA), as folders in peft's layout and as changes of a plain model.
 
-An adapter folder holds `adapter_config.json`, `adapter_model.safetensors`, a tokenizer and the `config.json` of the
-whole model. Its base is a whole model in the same store, named STAGE/KEY, never another adapter. An adapter that was
-trained on top of another is stored as the composition of both: ranks add up, so it is one adapter on the base.
+An adapter folder holds `adapter_config.json`, `adapter_model.safetensors`, a tokenizer and the
+`config.json` of the whole model. Its base is a whole model in the same store, named STAGE/KEY,
+never another adapter. An adapter that was trained on top of another is stored as the composition of
+both. Their ranks add up, so the result is one adapter on the base.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from transformers import PreTrainedModel
 from align.errors import ConfigError
 from align.store.artifacts import ADAPTER, ADAPTER_WEIGHTS, base_name
 
-_PREFIX = "base_model.model."  # what peft puts before the name of each weight
+_PREFIX = "base_model.model."  # peft's prefix of weight names
 _ROWS = ".token_adapter.trainable_tokens_delta"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _HEAD = "score."
-_EXPERTS = "align_experts"  # in the metadata of the file of weights: how many a matrix is for
+_EXPERTS = "align_experts"  # metadata of the weights file: number of experts per matrix
 
 
 class LowRank(NamedTuple):
     """One adapted matrix: W + scaling * B A.
 
-    For E experts in one tensor, `a` holds each expert's rows together, and `b` has the expert as its fastest column
-    index, as peft stores them.
+    For E experts in one tensor, `a` holds the rows of each expert together, and the expert is the
+    fastest-changing column index of `b`, as in peft.
     """
 
     a: torch.Tensor  # [E * rank, inputs]
@@ -43,29 +44,30 @@ class LowRank(NamedTuple):
     experts: int = 1
 
     def a_by_expert(self) -> torch.Tensor:
-        """[E, rank, inputs]."""
+        """Return A as [E, rank, inputs]."""
         return self.a.reshape(self.experts, -1, self.a.shape[-1])
 
     def b_by_expert(self) -> torch.Tensor:
-        """[outputs, rank, E]."""
+        """Return B as [outputs, rank, E]."""
         return self.b.reshape(len(self.b), -1, self.experts)
 
 
 @dataclass(frozen=True)
 class AdapterWeights:
-    """An adapter, apart from any model.
+    """The weights of an adapter, independent of any model.
 
     Attributes:
-        base: the whole model that it is trained on, STAGE/KEY.
-        targets: which layers have matrices, as peft's config names them.
-        rank: of a matrix.
+        base: STAGE/KEY of the whole model that the adapter belongs to.
+        targets: the adapted layers, as peft's config names them.
+        rank: of each matrix.
         scaling: factor of B A.
-        multiples: by a pattern of names, how many times `rank` some matrices have: peft trains two matrices that a
-            mixture of experts keeps in one tensor as one of twice the rank.
-        matrices: by the name of the layer.
-        rows: by the name of an embedding layer, rows [N, width] that replace those of the base.
-        row_ids: by the same name, the ids [N] of these tokens.
-        head: the weights of a reward model's linear layer `score`, as `score.weight`; none for a language model.
+        matrices: by layer name.
+        multiples: by name pattern, the rank of some matrices as a multiple of `rank`. If a mixture
+            of experts keeps two matrices in one tensor, peft trains them as one of twice the rank.
+        rows: by name of an embedding layer, rows [N, width] that replace those of the base.
+        row_ids: by the same name, the token ids [N] of these rows.
+        head: the weights of a reward model's linear layer `score`, as `score.weight`; empty for a
+            language model.
     """
 
     base: str
@@ -79,7 +81,7 @@ class AdapterWeights:
     head: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def config(self) -> peft.LoraConfig:
-        """What peft needs to put it into a model."""
+        """Return the peft config to add this adapter to a model."""
         return peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.scaling * self.rank,
@@ -95,17 +97,20 @@ class AdapterWeights:
         )
 
     def within(self, model: PreTrainedModel) -> AdapterWeights:
-        """Without rows of a layer that the model does not have: a reward model has no head for tokens."""
+        """Drop the token rows of layers that the model lacks.
+
+        For example, a reward model has no language-model head.
+        """
         layers = {name for name, _ in model.named_modules()}
         rows = {name: rows for name, rows in self.rows.items() if name in layers}
         return replace(self, rows=rows, row_ids={name: self.row_ids[name] for name in rows})
 
     def with_head(self, head: dict[str, torch.Tensor]) -> AdapterWeights:
-        """As a reward model: `head` is the state of its layer `score`."""
+        """Turn the adapter into a reward model's: `head` is the state dict of its layer `score`."""
         return replace(self, head={_HEAD + name: value for name, value in head.items()})
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Its weights under the names that they have in a model, without the head."""
+        """Return the weights by their names in a model, without the head."""
         state = {}
         for name, pair in self.matrices.items():
             state[name + _A], state[name + _B] = pair.a, pair.b
@@ -123,15 +128,16 @@ class AdapterWeights:
         )
         config = self.config()
         for name, targets in self.targets.items():
-            setattr(config, name, targets)  # peft made sets of them, whose order differs from run to run
+            # peft converts the targets to sets, whose order differs between runs.
+            setattr(config, name, targets)
         config.save_pretrained(folder)
 
 
 def read_adapter(folder: Path) -> AdapterWeights | None:
-    """The adapter in a folder that this package wrote; None where the folder holds a whole model.
+    """Read the adapter in a folder that this package wrote; None if it holds a whole model.
 
     Raises:
-        ConfigError: the folder cannot be read, or was written by something else.
+        StoreError: the adapter's base is not an artifact of a store.
     """
     if not (folder / ADAPTER).is_file():
         return None
@@ -143,7 +149,11 @@ def read_adapter(folder: Path) -> AdapterWeights | None:
 
 
 def take(model: PreTrainedModel, name: str, base: str) -> AdapterWeights:
-    """One adapter of a model that stands for `base`, STAGE/KEY; its tensors are those of the model."""
+    """Return one adapter of a model; its tensors share memory with the model.
+
+    Args:
+        base: STAGE/KEY of the base that the model was loaded from.
+    """
     state = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     experts = {
         place: layer.num_experts for place, layer in model.named_modules() if getattr(layer, "num_experts", 1) != 1
@@ -169,7 +179,10 @@ def _weights(
 
 
 def _targets(config: peft.LoraConfig) -> dict[str, list[str] | None]:
-    """The layers that a config adapts, in one order; peft rewrites them for some mixtures of experts."""
+    """Return the layers that a config adapts, in a fixed order.
+
+    peft rewrites the targets for some mixtures of experts.
+    """
     parameters = config.target_parameters
     return {
         "target_modules": sorted(config.target_modules or ()),
@@ -178,9 +191,13 @@ def _targets(config: peft.LoraConfig) -> dict[str, list[str] | None]:
 
 
 def compose(first: AdapterWeights, second: AdapterWeights) -> AdapterWeights:
-    """One adapter that does what `second` does on top of `first`: A = [A1; A2], B = [s1 B1, s2 B2], scaling 1.
+    """Return one adapter with the effect of `second` on top of `first`.
 
-    Rows and head are those of `second`, or of `first` where `second` has none.
+    A = [A1; A2], B = [s1 B1, s2 B2], scaling 1. Rows and head are those of `second`, or of `first`
+    if `second` has none.
+
+    Raises:
+        ConfigError: the two adapt different layers.
     """
     if first.matrices.keys() != second.matrices.keys():
         odd = min(first.matrices.keys() ^ second.matrices.keys())
@@ -206,10 +223,10 @@ def compose(first: AdapterWeights, second: AdapterWeights) -> AdapterWeights:
 
 
 def difference(whole: AdapterWeights, start: AdapterWeights | None) -> AdapterWeights:
-    """What `whole` adds to a base that has `start` merged in.
+    """Return what `whole` adds to a base that has `start` merged in.
 
-    Where `whole` was trained on top of `start`, that is the rest of its ranks. Otherwise the ranks of both are needed,
-    those of `start` with the opposite sign.
+    If `whole` was trained on top of `start`, the result is the rest of its ranks. Otherwise it has
+    the ranks of both, those of `start` with the opposite sign.
     """
     if start is None:
         return whole
@@ -226,7 +243,7 @@ def _has_rows(start: AdapterWeights, name: str, ids: list[int], rows: torch.Tens
 
 
 def _without_first(whole: AdapterWeights, start: AdapterWeights) -> AdapterWeights | None:
-    """`whole` without its first ranks, where these are exactly those of `start`; None where they are not."""
+    """Return `whole` without its first ranks if these are exactly those of `start`, else None."""
     if whole.rank <= start.rank or whole.scaling != 1 or whole.matrices.keys() != start.matrices.keys():
         return None
     matrices = {}
@@ -241,26 +258,28 @@ def _without_first(whole: AdapterWeights, start: AdapterWeights) -> AdapterWeigh
     return replace(whole, rank=whole.rank - start.rank, matrices=matrices)
 
 
-# -- in a model ----------------------------------------------------------------------------------------------------
+# -- adapters in a model -----------------------------------------------------------------------
 
 
 def inject(model: PreTrainedModel, name: str, config: peft.LoraConfig) -> None:
-    """Put a fresh adapter into a model; it changes nothing until its weights are."""
+    """Add a fresh adapter to a model; it changes nothing until its weights change."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about an adapter that is there already, and GPT-2's transposed matrices
+        # Warnings about an existing adapter, and about GPT-2's transposed matrices.
+        warnings.simplefilter("ignore")
         peft.inject_adapter_in_model(config, model, adapter_name=name)
 
 
 def put(model: PreTrainedModel, name: str, weights: AdapterWeights) -> None:
-    """Put an adapter with its weights into a model.
+    """Add an adapter with its weights to a model.
 
     Raises:
         ConfigError: it does not fit the model.
     """
-    inject(model, name, replace(weights, head={}).config())  # the head is the caller's
+    inject(model, name, replace(weights, head={}).config())  # the caller sets the head
     places = {key: value for key, value in model.named_parameters() if adapter_of(key) == name}
     state = {_in_model(key, name): value for key, value in weights.state().items()}
-    if odd := places.keys() ^ state.keys():  # peft finds layers by the end of their names, and may find others
+    # peft matches layers by the end of their names, so it may match other layers.
+    if odd := places.keys() ^ state.keys():
         raise ConfigError(f"{weights.base}: an adapter on it does not fit it: {min(odd)} is in one of them alone")
     with torch.no_grad():
         for key, place in places.items():
@@ -273,7 +292,10 @@ def put(model: PreTrainedModel, name: str, weights: AdapterWeights) -> None:
 
 
 def adapter_of(key: str) -> str | None:
-    """Whose parameter it is: `...q_proj.lora_A.NAME.weight` or `...trainable_tokens_delta.NAME`."""
+    """Return the name of the adapter that a parameter belongs to, or None.
+
+    Parameters are named `...q_proj.lora_A.NAME.weight` or `...trainable_tokens_delta.NAME`.
+    """
     _, is_row, name = key.rpartition(".trainable_tokens_delta.")
     if is_row:
         return name
@@ -282,14 +304,15 @@ def adapter_of(key: str) -> str | None:
 
 
 def _in_model(key: str, name: str) -> str:
-    """What a weight is called in a model, which may have several adapters."""
+    """Return the name of a weight in a model, which may have several adapters."""
     return f"{key}.{name}" if key.endswith(_ROWS) else f"{key.removesuffix('.weight')}.{name}.weight"
 
 
 def switch(model: PreTrainedModel, name: str | None) -> None:
-    """Turn on one adapter of a model, or none. What learns and what does not stays so.
+    """Activate one adapter of a model, or none, without changing any `requires_grad`.
 
-    peft freezes what it switches off, and a graph that has not been differentiated yet would lose its gradient.
+    peft freezes the adapters that it deactivates. Then a graph whose backward pass has not run yet
+    would lose its gradient, so this function restores `requires_grad`.
     """
     before = [(value, value.requires_grad) for value in model.parameters()]
     for layer in model.modules():
@@ -307,7 +330,11 @@ def switch(model: PreTrainedModel, name: str | None) -> None:
 
 
 def merge(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """Add one adapter to a model's weights, in place, and take out all adapters; gives the plain model."""
+    """Merge one adapter into a model's weights, in place, and remove all adapters.
+
+    Returns:
+        The plain model.
+    """
     layers = {place: layer for place, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     wrappers = {place: layer for place, layer in model.named_modules() if isinstance(layer, AuxiliaryTrainingWrapper)}
     for place, layer in layers.items():
@@ -316,7 +343,8 @@ def merge(model: PreTrainedModel, name: str) -> PreTrainedModel:
         layer.merge(adapter_names=[name])
         parent, _, attribute = place.rpartition(".")
         if parent in layers:
-            continue  # the experts of a mixture are wrapped once for each of their matrices: the outermost goes
+            # Experts have one wrapper per matrix. Replace only the outermost wrapper.
+            continue
         while isinstance(layer, BaseTunerLayer):
             layer = layer.get_base_layer()  # noqa: PLW2901
         setattr(model.get_submodule(parent), attribute, layer)
@@ -332,7 +360,10 @@ def merge(model: PreTrainedModel, name: str) -> PreTrainedModel:
 
 
 def merge_adapter(model: PreTrainedModel, adapter: AdapterWeights) -> None:
-    """Add an adapter to the weights of its base, in place; a reward model's head is set, too."""
+    """Merge an adapter into the weights of its base, in place.
+
+    For a reward model, also set the head.
+    """
     put(model, "merged", adapter.within(model))
     merge(model, "merged")
     if adapter.head and hasattr(model, "score"):

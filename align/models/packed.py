@@ -1,7 +1,7 @@
-"""Prompts and responses through a model in packed rows: log-probs and values of response tokens, scores of responses.
+"""Log-probs, values and scores of responses, computed in packed rows.
 
-Flat results hold the response tokens of the first sequence, then of the second, and so on: the order in which a mask
-[B, T] picks them from a padded tensor, so that `padded[mask] = flat` puts them in place.
+Flat results hold the response tokens of the first sequence, then of the second, and so on. A mask
+[B, T] selects tokens of a padded tensor in the same order, so `padded[mask] = flat` is correct.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from align.losses.lm import TokenLogprobs, head_logprobs
 from align.text.packing import ROUND, Packed, pack
 
 Ids = Sequence[int]
-Scalar = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # called as a ScalarModel is
+# Has the signature of `ScalarModel.forward`.
+Scalar = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def pack_pairs(prompts: Sequence[Ids], responses: Sequence[Ids], device: torch.device | str) -> Packed:
-    """Each prompt with its response after it, end to end."""
+    """Pack each prompt, followed by its response, into one row."""
     return pack([[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], device)
 
 
 def before_responses(packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
-    """For each response token, the index of the token before it: the state that it is drawn from, and valued at."""
+    """Return the index in the packed row of the token before each response token; flat.
+
+    The model predicts a response token from the state at this index. The value is taken there, too.
+    """
     lengths = torch.tensor([len(r) for r in responses], device=packed.ends.device)
     total = int(lengths.sum())
     offsets = torch.arange(total, device=lengths.device) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
@@ -37,7 +41,10 @@ def before_responses(packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
 def response_logprobs(
     model: PreTrainedModel, packed: Packed, responses: Sequence[Ids], temperature: float = 1.0
 ) -> torch.Tensor:
-    """log p of each response token given what precedes it, nats, at the sampling temperature; flat, float32."""
+    """Return log p of each response token given the tokens before it.
+
+    The result is in nats, at the sampling temperature; flat, float32.
+    """
     return response_likelihoods(model, packed, responses, temperature).logprobs
 
 
@@ -48,9 +55,9 @@ def response_likelihoods(
     temperature: float = 1.0,
     with_entropy: bool = False,
 ) -> TokenLogprobs:
-    """log p of each response token and, where asked for, the entropy of what it was drawn from; nats, flat, float32.
+    """Return log p of each response token and, on request, the entropy of its distribution.
 
-    Logits are computed for response positions alone.
+    Both are in nats; flat, float32. Logits are computed only for response positions.
     """
     at = before_responses(packed, responses)
     targets = torch.tensor([token for response in responses for token in response], device=at.device)
@@ -58,11 +65,13 @@ def response_likelihoods(
 
 
 def learned_logprobs(model: PreTrainedModel, packed: Packed, learned: torch.Tensor) -> torch.Tensor:
-    """log p of each learned token given what precedes it in its sequence, nats; flat, float32.
+    """Return log p of each learned token given the tokens before it in its sequence.
+
+    The result is in nats; flat, float32.
 
     Args:
-        learned: [N'] bool, True at the tokens whose loss counts; the first token of a sequence never is. N' may be less
-            than the packed row, which may end with filler.
+        learned: [N'] bool, True for tokens whose loss counts, never for the first token of a
+            sequence. N' may be less than the length of the packed row, which may end with filler.
     """
     targets = learned.nonzero()[:, 0]
     ids = packed.input_ids[0, targets]
@@ -77,9 +86,13 @@ def _likelihoods(
     temperature: float,
     with_entropy: bool,
 ) -> TokenLogprobs:
-    """log p of `targets` [n] after the tokens at `at` [n] of a packed row; logits are computed there alone."""
+    """Return log p of `targets` [n] after the tokens at `at` [n] of a packed row.
+
+    Logits are computed only there.
+    """
     count = len(at)
-    at, targets = (F.pad(x, (0, -count % ROUND)) for x in (at, targets))  # the first token again, for nothing
+    # Pad with index 0 for few different shapes; the results are dropped below.
+    at, targets = (F.pad(x, (0, -count % ROUND)) for x in (at, targets))
     where = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
     if head_is_plain(model):
         hidden = model.base_model(**where).last_hidden_state[0].index_select(0, at)
@@ -96,9 +109,11 @@ _AFTER_HEAD = ("final_logit_softcapping", "logits_soft_cap", "logits_scaling", "
 
 @torch.no_grad()
 def head_is_plain(model: PreTrainedModel) -> bool:
-    """True where logits are the output embeddings times the last hidden state; some models scale or cap them after.
+    """Return True if logits are exactly the head applied to the last hidden state.
 
-    A config that says so is believed, for a cap is not felt while logits are small; what no config says is measured.
+    Some models scale or cap the logits afterwards. If the config says so, the result is False
+    without a test, because a cap has no effect on small logits. Otherwise a short forward pass
+    decides.
     """
     config = model.config.get_text_config(decoder=True)
     if any(getattr(config, name, None) not in (None, 1.0) for name in _AFTER_HEAD):
@@ -106,7 +121,7 @@ def head_is_plain(model: PreTrainedModel) -> bool:
     if model not in _PLAIN:
         head, ids = model.get_output_embeddings(), torch.arange(4, device=model.device)[None]
         training = model.training
-        model.eval()  # dropout would make two passes differ, and draw random numbers
+        model.eval()  # dropout would make the two passes differ and consume random numbers
         with torch.autocast(model.device.type, enabled=False):
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             expected = model(input_ids=ids, use_cache=False).logits
@@ -117,7 +132,10 @@ def head_is_plain(model: PreTrainedModel) -> bool:
 
 
 def _head_weights(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight [V, H] and bias of the head; with the rows in place that an adapter trains, where that is on."""
+    """Return weight [V, H] and bias of the head.
+
+    The weight includes the rows that an active adapter trains.
+    """
     head = model.get_output_embeddings()
     if isinstance(head, AuxiliaryTrainingWrapper) and head.disable_adapters:
         head = head.original_module
@@ -125,10 +143,10 @@ def _head_weights(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor | 
 
 
 def response_values(model: Scalar, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
-    """The value of the state before each response token; flat."""
+    """Return the value of the state before each response token; flat."""
     return model(packed.input_ids, packed.position_ids, before_responses(packed, responses))
 
 
 def response_scores(model: Scalar, packed: Packed) -> torch.Tensor:
-    """The scalar at the last token of each sequence, [S]."""
+    """Return the scalar at the last token of each sequence, [S]."""
     return model(packed.input_ids, packed.position_ids, packed.ends)

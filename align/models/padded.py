@@ -1,7 +1,8 @@
-"""Packed rows through a model that our attention does not fit: as a right-padded batch, with the model's own attention.
+"""Packed rows for models that align's attention does not fit.
 
-Callers pass a packed row and get a packed row. In between, each sequence is a row of its own. Padding comes last, where
-causal attention does not look.
+Callers pass a packed row and get a packed row. Inside, each sequence is one row of a right-padded
+batch, and the model uses its own attention. Padding comes last, where causal attention does not
+look.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from align.models.attention import PackedLayout, packed_layout
 
 
 def read_padded(model: PreTrainedModel) -> None:
-    """Have the model's trunk read packed rows as right-padded batches; a second call changes nothing."""
+    """Make the model's trunk read packed rows as right-padded batches.
+
+    A second call changes nothing.
+    """
     trunk = _trunk(model)
     if isinstance(trunk.forward, PaddedForward):
         return
@@ -32,7 +36,10 @@ def is_padded(model: PreTrainedModel) -> bool:
 
 
 def _trunk(model: PreTrainedModel) -> torch.nn.Module:
-    """What every path through the model calls; OPT's head calls the one part of its trunk, and not the trunk."""
+    """Return the module that every path through the model calls.
+
+    OPT's head calls the only child of its trunk, not the trunk itself.
+    """
     parts = list(model.base_model.children())
     return parts[0] if len(parts) == 1 and isinstance(parts[0], PreTrainedModel) else model.base_model
 
@@ -42,7 +49,11 @@ def _takes_positions(module: torch.nn.Module) -> bool:
 
 
 def _hand_on_positions(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Bloom and MPT drop the positions before their trunk sees them; with these a packed row would be one sequence."""
+    """Pass `position_ids` to the trunk's `PaddedForward` (a forward pre-hook).
+
+    Bloom and MPT drop positions before their trunk. Without them, a packed row would be one
+    sequence.
+    """
     reader = _trunk(model).forward
     assert isinstance(reader, PaddedForward)
     reader.handed_on = kwargs.pop("position_ids", None)
@@ -51,13 +62,13 @@ def _hand_on_positions(model: PreTrainedModel, args: tuple[Any, ...], kwargs: di
 
 @dataclass
 class PaddedForward:
-    """A trunk's forward that takes packed rows, too.
+    """The forward of a trunk, extended to packed rows.
 
-    A class and not a closure, so that a deep copy of the model has one of its own.
+    This is a class and not a closure, so that a deep copy of the model gets its own copy.
 
     Attributes:
-        forward: the trunk's own.
-        takes_positions: False where the trunk counts positions by itself, or has none.
+        forward: the trunk's original forward.
+        takes_positions: False if the trunk computes positions itself, or has none.
         handed_on: positions that the model does not pass to its trunk; used once.
     """
 
@@ -86,8 +97,12 @@ class PaddedForward:
     def _packed(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, starts: torch.Tensor, kwargs: dict[str, Any]
     ) -> Any:
-        """One pass for each group of sequences of similar length; results stand where their tokens stood."""
-        # Not a token more than the longest sequence: some models have a table of as many positions as their context.
+        """Run one pass per group of sequences of similar length.
+
+        Returns:
+            The trunk's output, in the order of the packed tokens.
+        """
+        # Do not round lengths up: some models have only as many positions as their context.
         layout = packed_layout(starts.flatten(), rounding=1)
         real = torch.ones(sum(rows * width for rows, width in layout.shapes), dtype=torch.long, device=input_ids.device)
         real[layout.padding] = 0
@@ -99,7 +114,7 @@ class PaddedForward:
         for shape in layout.shapes:
             at = slice(begin, begin + shape[0] * shape[1])
             begin = at.stop
-            # Padding repeats the last position of its sequence, so that none lies outside the context.
+            # Padding repeats the last position of its sequence, so no position exceeds the context.
             places = {"position_ids": flat_positions[at].view(shape)} if self.takes_positions else {}
             mask = real[at].view(shape)
             found.append(
@@ -111,14 +126,18 @@ class PaddedForward:
 
 
 def _starts(position_ids: torch.Tensor) -> torch.Tensor:
-    """[R, N] bool: True where a sequence begins."""
+    """Return [R, N] bool: True where a sequence begins."""
     starts = torch.ones_like(position_ids, dtype=torch.bool)
     starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
     return starts
 
 
 def _together(found: Sequence[Any], layout: PackedLayout, shape: torch.Size) -> Any:
-    """The outputs of all groups as one, with a row for each packed row wherever a tensor has a row for each token."""
+    """Combine the outputs of all groups into one output.
+
+    Tensors [S, L, ...] of the groups become one tensor [R, N, ...], for R packed rows of N tokens.
+    Flat tensors [S * L, ...] become [R * N, ...].
+    """
     first = found[0]
     if isinstance(first, torch.Tensor) and first.dim() > 0:
         flat = [
@@ -127,7 +146,7 @@ def _together(found: Sequence[Any], layout: PackedLayout, shape: torch.Size) -> 
         ]
         joined = torch.cat(flat).index_select(0, layout.places)
         return joined.view(*shape, *joined.shape[1:]) if first.shape[:2] == layout.shapes[0] else joined
-    if isinstance(first, dict):  # an output of `transformers` is one
+    if isinstance(first, dict):  # outputs of `transformers` are dicts
         return type(first)(**{name: _together([part[name] for part in found], layout, shape) for name in first})
     if isinstance(first, tuple):
         return tuple(_together(parts, layout, shape) for parts in zip(*found, strict=True))

@@ -1,7 +1,7 @@
-"""Open a model as somebody published it, and refuse one of which anything is missing, left over or broken.
+"""Open a published model, and refuse it if weights are missing, unexpected or broken.
 
-`transformers` draws what a checkpoint lacks at random and drops what it has no place for, with a warning at most. Here
-both are errors: what is loaded is what is there.
+`transformers` initialises missing weights at random and drops unexpected ones, at most with a
+warning. Here, both are errors.
 """
 
 from __future__ import annotations
@@ -38,20 +38,23 @@ _NAMES = {
     "reward_model": "a sequence classifier",
 }
 
-# A config may name an attention kernel of the Hub, which `transformers` would fetch and run: it is opened with the
-# library's plain one. Pickled weights can run code too.
+# A config may name an attention kernel on the Hub, which `transformers` would download and run. So
+# models are opened with the library's eager attention. Pickled weights can run code, too.
 _SAFE = {"attn_implementation": "eager", "use_safetensors": True}
 
 
 def open_model(source: Source, kind: str) -> PreTrainedModel:
-    """Open a published model whole: float32, in eval mode, its `stored_dtype` the precision that it came in.
+    """Open a complete published model, in float32 and in eval mode.
+
+    The attribute `stored_dtype` of the result is the dtype in which it was published; bfloat16 for
+    a GGUF file.
 
     Args:
         source: a folder, a GGUF file, or a repository at a commit.
         kind: model, seq2seq_model or reward_model.
 
     Raises:
-        ValueError: one line on what is wrong with it.
+        ValueError: one line that says what is wrong with it.
     """
     if source.root is not None and is_gpt1_release(source.root):
         released = gpt1_from_release(source.root)
@@ -69,10 +72,10 @@ def open_model(source: Source, kind: str) -> PreTrainedModel:
             model, info = open_classifier(config, **given)
         else:
             auto = AutoModelForCausalLM if kind == "model" else AutoModelForSeq2SeqLM
-            # The config is handed over: read again, what it says of its attention would win over ours.
+            # Pass the config: if it is read again, its attention setting overrides `_SAFE`.
             given |= {} if gguf else {"config": config}
             model, info = auto.from_pretrained(**given, output_loading_info=True)
-    except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
+    except Exception as error:  # for broken files, libraries raise dozens of exception types
         if is_short(error):
             raise
         raise ValueError(_one_line(error, source.gguf)) from None
@@ -85,29 +88,32 @@ def open_model(source: Source, kind: str) -> PreTrainedModel:
 
 
 def open_adapted(adapter: Source, base: Source, kind: str) -> PreTrainedModel:
-    """Open a published LoRA adapter merged into its base: a whole model in float32, in eval mode.
+    """Open a published LoRA adapter merged into its base.
+
+    The result is a whole model in float32 and in eval mode.
 
     Args:
         adapter: a folder as `peft` saves it, or a repository at a commit.
-        base: as for `open_model`. For a reward model it may be a language model: then the adapter has the head.
-        kind: of the model that comes out.
+        base: as for `open_model`. For a reward model, it may be a language model; then the adapter
+            provides the head.
+        kind: the kind of the resulting model.
 
     Raises:
-        ValueError: one line on what is wrong with either of them.
+        ValueError: one line that says what is wrong with the adapter or the base.
     """
     model = _open_base(base, kind)
     name = str(adapter.pretrained["pretrained_model_name_or_path"])
     where = {} if adapter.root is not None else {"revision": adapter.pretrained["revision"]}
     try:
-        # Without this file `peft` would unpickle another.
+        # Without this file, `peft` would unpickle another one.
         cached_file(name, ADAPTER_WEIGHTS, **where)
         config = peft.PeftConfig.from_pretrained(name, **where)
         weights = peft.load_peft_weights(name, device="cpu", **where)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about GPT-2's transposed matrices
+            warnings.simplefilter("ignore")  # on GPT-2's transposed matrices
             adapted = peft.get_peft_model(model, config)
             needed = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-            # `peft` saves whole embeddings too where they are adapted, or where there are more tokens than in the base.
+            # `peft` also saves whole embeddings if they are adapted or the vocabulary has grown.
             allowed = peft.get_peft_model_state_dict(adapted, save_embedding_layers=True)
         _require_fitting_adapter(needed.keys(), allowed, weights)
         peft.set_peft_model_state_dict(adapted, weights)
@@ -122,12 +128,16 @@ def open_adapted(adapter: Source, base: Source, kind: str) -> PreTrainedModel:
         setattr(merged.config, SHIFT, json.loads(Path(own).read_text(encoding="utf-8")).get(SHIFT, 0.0))
     if config.trainable_token_indices is not None and hasattr(merged.config, DRAWN):
         delattr(merged.config, DRAWN)
-    merged.stored_dtype = torch.float32  # in half of the bits, much of a small change would be rounded away
+    # In 16 bits, rounding would remove much of a small change.
+    merged.stored_dtype = torch.float32
     return merged.float().requires_grad_(True).eval()
 
 
 def _open_base(base: Source, kind: str) -> PreTrainedModel:
-    """The base of an adapter; under a reward model, a language model gets a head that the adapter is to fill."""
+    """Open the base of an adapter.
+
+    For a reward model on a language model, add a head that the adapter fills.
+    """
     try:
         if kind != "reward_model":
             return open_model(base, kind)
@@ -147,7 +157,13 @@ def _open_base(base: Source, kind: str) -> PreTrainedModel:
 def _require_fitting_adapter(
     needed: Collection[str], allowed: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]
 ) -> None:
-    """Raise `ValueError` where an adapter's weights are not those that its config asks for on this base."""
+    """Raise `ValueError` if an adapter's weights do not match its config on this base.
+
+    Args:
+        needed: names of the required weights.
+        allowed: all weights that the adapter may have.
+        weights: the adapter's weights.
+    """
     if missing := set(needed) - weights.keys():
         raise ValueError(f"missing weights: {_some(missing)}")
     if left := weights.keys() - allowed.keys():
@@ -168,15 +184,20 @@ def _open_config(source: Source, gguf: dict[str, str]) -> PreTrainedConfig:
             raise
         raise ValueError(_one_line(error, source.gguf)) from None
     chosen = getattr(config, "transformers_weights", None)
-    if chosen is not None and not is_weights_name(chosen):  # transformers would unpickle it
+    # `transformers` would unpickle any other file.
+    if chosen is not None and not is_weights_name(chosen):
         raise ValueError(f"config.json: transformers_weights: expected {WEIGHTS_NAME}, got {str(chosen)[:60]!r}")
     if isinstance(pad := getattr(config, "pad_token_id", None), int) and pad < 0:
-        config.pad_token_id = None  # -1 is no token, and torch would take the last row of the embeddings for it
+        # Some configs write -1 for no token; torch would index the last embedding row.
+        config.pad_token_id = None
     return config
 
 
 def _require_fitting(config: PreTrainedConfig, kind: str) -> None:
-    """Raise `ValueError` where the config is that of another kind of model."""
+    """Raise `ValueError` if the config is that of another kind of model.
+
+    Also raise it for a reward model with more or less than one label.
+    """
     found = kind_of(getattr(config, "architectures", None), config.is_encoder_decoder)
     if found != kind:
         raise ValueError(f"it is {_NAMES[found]}, not {_NAMES[kind]}; give kind={found}")
@@ -185,7 +206,7 @@ def _require_fitting(config: PreTrainedConfig, kind: str) -> None:
 
 
 def _require_full_weights(config: PreTrainedConfig) -> None:
-    """Raise `ValueError` where the weights are quantised in a format that no training can start from."""
+    """Raise `ValueError` if the weights are quantised, because they cannot be trained."""
     quantised = getattr(config, "quantization_config", None)
     if quantised is not None:
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
@@ -195,7 +216,7 @@ def _require_full_weights(config: PreTrainedConfig) -> None:
 
 
 def _require_whole(model: PreTrainedModel, info: dict[str, Any], kind: str) -> None:
-    """Raise `ValueError` where the checkpoint and the model differ in any weight, or a weight is no number."""
+    """Raise `ValueError` if checkpoint and model do not match, or a weight is NaN or infinite."""
     for name, said in (
         ("missing_keys", "missing weights:"),
         ("unexpected_keys", "unexpected weights:"),
@@ -213,20 +234,26 @@ def _require_whole(model: PreTrainedModel, info: dict[str, Any], kind: str) -> N
 
 
 def _dtype_of_files(source: Source) -> torch.dtype | None:
-    """The widest floating type of the weights in a local folder; its config may say another, and round them."""
+    """Return the widest floating dtype of the weights in a local folder.
+
+    The config may name a narrower dtype; loading would then round the weights.
+    """
     widths = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
     found = set()
     for path in weight_files(source.files):
         with safe_open(path, "pt") as file:
             found |= {widths.get(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
     found.discard(None)
-    if len(found) > 1:  # neither half format holds the other
+    if len(found) > 1:  # bfloat16 and float16 cannot represent each other
         return torch.float32
     return found.pop() if found else None
 
 
 def _keep_apart(model: PreTrainedModel) -> None:
-    """Say in the config that a head of its own is no copy of the embeddings: growing the vocabulary would tie them."""
+    """Set `tie_word_embeddings` to False if the head is not tied to the embeddings.
+
+    Otherwise, growing the vocabulary would tie them.
+    """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is not embeddings.weight:
         for config in (model.config, model.config.get_text_config(decoder=True)):
@@ -239,23 +266,30 @@ def _has_score(info: dict[str, Any]) -> bool:
 
 
 def _some(names: Collection[Any]) -> str:
-    """The first few of many names."""
+    """Return the first three of the names, and the number of others."""
     every = sorted(name if isinstance(name, str) else str(name[0]) for name in names)
     more = f" and {len(every) - 3} more" if len(every) > 3 else ""
     return ", ".join(every[:3]) + more
 
 
 def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
-    """A plain model with the weights of a GGUF file: as opened, it calls itself quantised and refuses to be saved."""
+    """Return a plain model with the weights of a GGUF file.
+
+    The model as opened counts as quantised and cannot be saved.
+    """
     config = type(model.config)(**{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
     plain = type(model)._from_config(config, dtype=torch.float32)
     plain.load_state_dict(model.state_dict())
-    plain.stored_dtype = torch.bfloat16  # the file holds less; float32 would hold twice as much of nothing
+    # Quantised weights have less precision than bfloat16; float32 would only double the size.
+    plain.stored_dtype = torch.bfloat16
     return plain.eval()
 
 
 def _one_line(error: Exception | str, gguf: str | None = None) -> str:
-    """What a library said, without its hints on how to switch its own checks off."""
+    """Convert a library's error to one line.
+
+    Known errors get align's own text, without the library's hints on how to disable its checks.
+    """
     text = " ".join(str(error).split())
     if gguf:
         return f"its GGUF file is cut or damaged, or of an architecture that transformers cannot read ({text[:200]})"
@@ -270,6 +304,7 @@ def _one_line(error: Exception | str, gguf: str | None = None) -> str:
         return f"a file of weights is cut or damaged ({text})"
     if "ignore_mismatched_sizes" in text:
         return "its weights have other sizes than its config says"
-    if not isinstance(error, str | OSError | ValueError | ConfigError):  # a KeyError's text is the key alone
+    # Name the type, because the text of a KeyError is only the key.
+    if not isinstance(error, str | OSError | ValueError | ConfigError):
         return f"its files are not what transformers expects ({type(error).__name__}: {text[:300]})"
     return text[:300]

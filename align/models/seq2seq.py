@@ -1,4 +1,4 @@
-"""Encoder-decoders of T5's kind: load them, log-probs of targets, greedy answers."""
+"""Load encoder-decoders of T5's type, compute log-probs of targets, and decode greedily."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from align.text.spans import Pair
 
 
 def load_seq2seq(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """The encoder-decoder of a seq2seq_model artifact, float32, in eval mode.
+    """Load the encoder-decoder of a seq2seq_model artifact, in float32 and in eval mode.
 
     Raises:
-        ConfigError: what follows its decoder is not what follows T5's.
+        ConfigError: the head after the decoder does not work like T5's.
     """
     stored = stored_dtype(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
@@ -40,10 +40,11 @@ def _check_head(model: PreTrainedModel) -> None:
 
 
 def target_logprobs(model: PreTrainedModel, batch: Padded) -> torch.Tensor:
-    """log p of each target token that counts, given the input and the target before it; flat, float32, nats.
+    """Return log p of each target token that counts, given the input and the target before it.
 
-    Logits exist for some tokens at a time. T5 scales its decoder's states by 1 / sqrt(width) before the embedding
-    that serves as its head [mesh_tensorflow's `shared_embedding_and_softmax_weights`]; T5 1.1 does not.
+    The result is in nats; flat, float32. Logits exist for one chunk of tokens at a time. T5 scales
+    the decoder's states by 1 / sqrt(width) before the embedding that is also its head
+    [mesh_tensorflow's `shared_embedding_and_softmax_weights`]. T5 1.1 does not.
     """
     read = model.get_encoder()(input_ids=batch.input_ids, attention_mask=batch.input_mask).last_hidden_state
     written = model.get_decoder()(
@@ -59,14 +60,17 @@ def target_logprobs(model: PreTrainedModel, batch: Padded) -> torch.Tensor:
 
 
 def _shifted(model: PreTrainedModel, target_ids: torch.Tensor) -> torch.Tensor:
-    """What the decoder reads: its start token, then the target but for its last token."""
+    """Return the decoder's input: its start token, then the target without its last token."""
     start = torch.full_like(target_ids[:, :1], model.config.decoder_start_token_id)
     return torch.cat([start, target_ids[:, :-1]], 1)
 
 
 @torch.no_grad()
 def greedy_answers(model: PreTrainedModel, inputs: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
-    """The likeliest token each time, up to the end-of-text token, which is left out, or to `max_new_tokens`."""
+    """Decode each input greedily, for at most `max_new_tokens` tokens.
+
+    Decoding stops at the end-of-text token, which is not part of the result.
+    """
     config = model.config
     batch = pad([Pair(ids, [config.eos_token_id]) for ids in inputs], config.pad_token_id, model.device)
     own = GenerationConfig(

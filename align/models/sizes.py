@@ -1,6 +1,6 @@
-"""What a model holds and costs, by formula: parameters, memory in training, floating-point operations. No torch.
+"""Parameters, training memory and floating-point operations of a model, by formula. No torch.
 
-Everything is counted from the list of its weights (`weights`), each with its shape.
+All results are computed from the list of the model's weights (`weights`) and their shapes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from align.configs import ModelConfig
 
-_GPT3_WINDOW = 256  # tokens, where none is given; align/models/gpt3.py
+_GPT3_WINDOW = 256  # tokens, the default in align/models/gpt3.py
 
-# Options that change no weight's shape, of any architecture that has a formula here.
+# Options that change no weight's shape, in all architectures below.
 _SHAPELESS = (
     *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "initializer_factor", "use_cache", "layer_types"),
     *("sliding_window", "activation_function", "hidden_act", "afn", "rope_parameters", "use_parallel_residual"),
@@ -24,9 +24,13 @@ _SHAPELESS = (
 
 
 class Weight(NamedTuple):
-    """Weights of one shape.
+    """One or more weights of the same shape.
 
-    place: tokens (the embedding), head, tied (both in one), positions (learned, or relative biases), matrix, vector.
+    Attributes:
+        place: tokens (the embedding), head, tied (both in one), positions (learned, or relative
+            biases), matrix or vector.
+        shape: of each weight.
+        copies: the number of weights.
     """
 
     place: str
@@ -40,9 +44,10 @@ class Weight(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes that training holds besides activations, which grow with the batch."""
+    """Bytes needed for training, without activations, which grow with the batch."""
 
-    weights: int  # float32, and where autocast is on the bfloat16 copies that a backward pass needs
+    # float32 weights and, with autocast, the bfloat16 copies that a backward pass needs.
+    weights: int
     gradients: int  # float32
     optimizer: int  # float32
 
@@ -56,16 +61,16 @@ def parameters(weights: Sequence[Weight]) -> int:
 
 
 def without_embeddings(weights: Sequence[Weight]) -> int:
-    """Parameters but for tokens, positions and the head [Kaplan et al. 2020, section 2.1]."""
+    """Count parameters without tokens, positions and head [Kaplan et al. 2020, section 2.1]."""
     return sum(weight.numbers for weight in weights if weight.place in ("matrix", "vector"))
 
 
 def memory(weights: Sequence[Weight], optimizer: str, precision: str) -> Memory:
-    """What `align` holds to train in full, in bytes.
+    """Compute the memory that `align` needs for full training, in bytes.
 
-    adamw keeps two numbers a parameter; muon one for a matrix of the blocks and adamw's two for the rest; adafactor,
-    without momentum, one for each row and each column of a matrix and one for each number of a vector
-    [Shazeer and Stern 2018, section 3].
+    adamw keeps two numbers per parameter. muon keeps one for a matrix of the blocks, and two like
+    adamw for all else. adafactor, without momentum, keeps one for each row and each column of a
+    matrix and one for each number of a vector [Shazeer and Stern 2018, section 3].
     """
     state = {"adamw": _adamw, "muon": _muon, "adafactor": _adafactor}[optimizer]
     cast = sum(w.numbers for w in weights if w.place in ("matrix", "head", "tied")) if precision == "bf16" else 0
@@ -88,14 +93,17 @@ def _adafactor(weight: Weight) -> int:
 
 
 def training_flops(cfg: ModelConfig, weights: Sequence[Weight], length: int) -> int:
-    """Floating-point operations of forward and backward pass, a token of rows of `length` tokens.
+    """Count floating-point operations of forward and backward pass per token, in rows of `length`.
 
-    6 N + 12 * layers * width of all heads * keys [Chowdhery et al. 2022 (PaLM), appendix B]. N leaves out what is only
-    looked up: positions, and the embedding of tokens where the head has a matrix of its own. Keys are those of the
-    whole row, without halving for what a causal mask hides, as in PaLM; a layer with a window has that many at most.
-    Every parameter is taken to be at work for every token, which a mixture of experts is not.
-    Of an encoder-decoder a token meets one half: 3 N [GPT-3, appendix D]; a decoder's token has as many keys again
-    from the encoder.
+    6 N + 12 * layers * width of all heads * keys [Chowdhery et al. 2022 (PaLM), appendix B].
+
+    N leaves out weights that are only looked up: positions, and the token embedding if the head has
+    its own matrix. Keys are those of the whole row, not halved for the causal mask, as in PaLM. A
+    layer with a window has at most that many keys. The formula counts every parameter for every
+    token, which is not true for a mixture of experts.
+
+    In an encoder-decoder, a token passes through one half: 3 N [GPT-3, appendix D]. A token of the
+    decoder has the same number of keys again from the encoder.
     """
     numbers = sum(w.numbers for w in weights if w.place not in ("tokens", "positions"))
     width = cfg.num_heads * _head_width(cfg)
@@ -106,7 +114,7 @@ def training_flops(cfg: ModelConfig, weights: Sequence[Weight], length: int) -> 
 
 
 def _keys(cfg: ModelConfig, length: int) -> Iterator[int]:
-    """Keys that a token may see in each layer."""
+    """Yield the number of keys that a token may see, for each layer."""
     window: int = cfg.options.get("sliding_window") or _GPT3_WINDOW
     alternating = [("full_attention", "sliding_attention")[i % 2] for i in range(cfg.num_layers)]
     kinds = cfg.options.get("layer_types") or (alternating if cfg.architecture == "gpt3" else [])
@@ -119,11 +127,11 @@ def _head_width(cfg: ModelConfig) -> int:
     return cfg.options.get("head_dim") or cfg.options.get("d_kv") or cfg.hidden_size // cfg.num_heads
 
 
-# -- the weights of each architecture ----------------------------------------------------------------------------
+# -- the weights of each architecture ----------------------------------------------------------
 
 
 def weights(cfg: ModelConfig, vocab_size: int) -> list[Weight] | None:
-    """The weights of `cfg` with `vocab_size` entries; None where there is no formula for it here."""
+    """Return the weights of `cfg` with `vocab_size` entries; None if there is no formula for it."""
     if cfg.architecture not in _FORMULAS:
         return None
     formula, shaping = _FORMULAS[cfg.architecture]
@@ -146,14 +154,18 @@ def _tables(cfg: ModelConfig, vocab_size: int, tied: bool) -> list[Weight]:
 
 
 def _gpt2(cfg: ModelConfig, vocab_size: int, options: dict[str, Any]) -> list[Weight]:
-    """Matrices lie as inputs x outputs; each has a bias, and each block two norms of a gain and a bias."""
+    """Return the weights of GPT-1, GPT-2 and GPT-3.
+
+    Matrices are [inputs, outputs], and each has a bias. Each block has two norms with gain and
+    bias.
+    """
     d, f, n = cfg.hidden_size, cfg.intermediate_size or 4 * cfg.hidden_size, cfg.num_layers
     return [
         *_tables(cfg, vocab_size, options.get("tie_word_embeddings", True)),
         Weight("positions", (cfg.context_length, d), 1),
         *_matrices(n, (d, 3 * d), (d, d), (d, f), (f, d)),
         *_vectors(n, 3 * d, d, f, d, *4 * (d,)),
-        *(_vectors(2, d) if cfg.architecture != "openai-gpt" else []),  # GPT-1 has no norm at the end
+        *(_vectors(2, d) if cfg.architecture != "openai-gpt" else []),  # GPT-1 has no final norm
     ]
 
 
@@ -182,7 +194,11 @@ def _llama(cfg: ModelConfig, vocab_size: int, options: dict[str, Any]) -> list[W
 
 
 def _t5(cfg: ModelConfig, vocab_size: int, options: dict[str, Any]) -> list[Weight]:
-    """No biases, norms of a gain alone; one table of relative biases for the encoder, one for the decoder."""
+    """Return the weights of T5.
+
+    There are no biases, and norms have only a gain. Encoder and decoder have one table of relative
+    position biases each.
+    """
     d, f = cfg.hidden_size, cfg.intermediate_size or 4 * cfg.hidden_size
     inner = cfg.num_heads * _head_width(cfg)
     encoder, decoder = cfg.num_layers, options.get("num_decoder_layers") or cfg.num_layers
@@ -199,7 +215,7 @@ def _t5(cfg: ModelConfig, vocab_size: int, options: dict[str, Any]) -> list[Weig
 
 _Formula = Callable[[ModelConfig, int, dict[str, Any]], list[Weight]]
 
-# With each, the options that it reads.
+# The formula of each architecture, and the options that it reads.
 _FORMULAS: dict[str, tuple[_Formula, tuple[str, ...]]] = {
     "openai-gpt": (_gpt2, ("tie_word_embeddings",)),
     "gpt2": (_gpt2, ("tie_word_embeddings",)),

@@ -1,6 +1,7 @@
-"""The whole model that each model of a plan is, or is an adapter on, and which PPO that allows.
+"""Find the base of each model of a plan, and check that PPO's adapters fit their bases.
 
-All of it is read from steps, manifests and adapter configs, before anything runs. Nothing here imports torch.
+The base of a whole model is the model itself. Everything is read from steps, manifests and adapter
+configs before anything runs. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ Key = tuple[str, str]  # stage and key of an artifact
 
 
 class Root(NamedTuple):
-    """What a model is made of: a whole model, and whether an adapter is on it."""
+    """The base of a model.
+
+    Attributes:
+        key: stage and key of the base, a whole model.
+        name: the name of the base for errors.
+        is_adapter: whether the model is an adapter on the base; otherwise it is the base itself.
+    """
 
     key: Key
     name: str
@@ -27,13 +34,16 @@ class Root(NamedTuple):
 
 
 def check_adapters(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> None:
-    """Refuse PPO with adapters whose value model would start from a model that is no adapter on the policy's base.
+    """Check that PPO with adapters starts its value model from an adapter on the policy's base.
 
     Args:
+        step: the step to check; other stages than PPO pass.
         done: the steps before it, by name.
+        store: the store with the artifacts that exist.
 
     Raises:
-        ConfigError: naming both models and their bases.
+        ConfigError: the value model would start from another model. The message names both models
+            and their bases.
     """
     config = step.config
     if not isinstance(config, Ppo) or config.lora.rank is None:
@@ -59,7 +69,7 @@ def _described(source: Source, root: Root) -> str:
 
 
 def _root(source: Source, steps: Mapping[Key, Step], store: ArtifactStore) -> Root:
-    """The whole model under an input that is there, or that a step will make."""
+    """Return the base of an input, which is in the store or will be made by a step."""
     key = (source.stage, source.key)
     artifact = store.get(*key)
     if artifact is not None:
@@ -73,7 +83,7 @@ def _root(source: Source, steps: Mapping[Key, Step], store: ArtifactStore) -> Ro
 
 
 def _name(key: Key, steps: Mapping[Key, Step], store: ArtifactStore) -> str:
-    """How a user knows an artifact."""
+    """Return a step's label, else the artifact's first name, else STAGE@KEY."""
     if key in steps:
         return steps[key].label
     artifact = store.get(*key)

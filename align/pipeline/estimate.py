@@ -1,6 +1,7 @@
-"""What the steps of a plan will train: parameters, and floating-point operations where their tokens are known.
+"""Estimate the trained parameters and the floating-point operations (FLOPs) of each planned step.
 
-By the formulas of `align/models/sizes.py`, or from what the store holds; nothing here imports torch.
+The numbers come from the formulas of `align/models/sizes.py` or from metrics in the store. FLOPs
+are known only if the number of tokens is. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from align.store.artifacts import ArtifactStore
 
 
 class Cost(NamedTuple):
-    """Of one step; None where it trains no model, or where it cannot be known beforehand."""
+    """The cost of a step; None if it trains no model, or if the number is not known in advance."""
 
     parameters: int | None = None
     flops: int | None = None
@@ -25,13 +26,13 @@ Made = tuple[ModelConfig, list[Weight]]  # a language model
 
 
 def step_costs(steps: Sequence[Step], store: ArtifactStore) -> dict[str, Cost]:
-    """The cost of each step, by its label."""
+    """Return the cost of each step by its label."""
     by_key = {step.key: step for step in steps}
     return {step.label: _cost(step, by_key, store) for step in steps}
 
 
 def _cost(step: Step, steps: dict[str, Step], store: ArtifactStore) -> Cost:
-    """Return the cost by formula; what the step itself counted if its models are not in this plan."""
+    """Return the cost by formula, or what the step itself counted if a model is not in the plan."""
     measured = Cost(_measured(step.stage, step.key, "parameters", store))
     trained = step.config.trained(step.inputs)
     total, made = 0, None
@@ -47,9 +48,10 @@ def _cost(step: Step, steps: dict[str, Step], store: ArtifactStore) -> Cost:
 
 
 def _made(key: str, steps: dict[str, Step], store: ArtifactStore) -> Made | None:
-    """The language model of a planned step, or under its head; it has the size that training from scratch gave it.
+    """Return the sizes of the language model that a planned step makes or trains.
 
-    None where that is not in the plan, or its architecture has no formula.
+    They come from the step that pretrains the model. None if that step is not in the plan, or if
+    the architecture has no formula.
     """
     if key not in steps:
         return None
@@ -66,23 +68,28 @@ def _made(key: str, steps: dict[str, Step], store: ArtifactStore) -> Made | None
 
 
 def _as_scalar(made: Made) -> int:
-    """Parameters with a scalar for the head."""
+    """Return the number of parameters with a scalar head instead of the language-model head."""
     config, made_of = made
     return parameters([weight for weight in made_of if weight.place != "head"]) + config.hidden_size
 
 
 def _vocab_size(source: Source, steps: dict[str, Step], store: ArtifactStore) -> int | None:
-    """Entries of a tokenizer, or of the one that tokens were made with: as it was made, or as it is asked for."""
+    """Return the entries of a tokenizer, or of the tokenizer that tokens are made with.
+
+    The number is from the metrics of the artifact if it exists, else from the planned step's knobs.
+    None if neither knows it.
+    """
     measured = _measured(source.stage, source.key, "vocab_size", store)
     if measured is not None or source.key not in steps:
         return measured
     step = steps[source.key]
     if isinstance(step.config, Tokenizer):
-        return None if step.config.source else step.config.vocab_size  # what is published is read when it is made
+        # The size of a published vocabulary is known only once the step has read it.
+        return None if step.config.source else step.config.vocab_size
     return _vocab_size(step.inputs["tokenizer"][0], steps, store) if "tokenizer" in step.inputs else None
 
 
 def _measured(stage: str, key: str, metric: str, store: ArtifactStore) -> int | None:
-    """What the step that made an artifact counted."""
+    """Return a count from an artifact's metrics; None if the artifact or the metric is missing."""
     artifact = store.get(stage, key)
     return int(artifact.metrics[metric]) if artifact is not None and metric in artifact.metrics else None

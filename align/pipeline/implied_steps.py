@@ -1,4 +1,8 @@
-"""Steps that a config implies without naming them: data for a source outside the store, tokens for documents."""
+"""Add the steps that a config implies: reading of sources outside the store, and tokenization.
+
+An input such as `path:rows.jsonl` implies a step that reads it. Documents given to a stage that
+needs tokens imply a `tokens` step.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,8 @@ class Implied(NamedTuple):
     """A step that a config implies.
 
     Attributes:
-        made_of: `source` or `inputs`, where the step has what it is made of; nobody wrote it there.
-        written: where somebody did, as `steps.sft.inputs.model`.
+        made_of: the knob of the step that the plan filled in: `source` or `inputs`.
+        written: the place where the user wrote that value, such as `steps.sft.inputs.model`.
         note: what the user should know about the step; "" if nothing.
     """
 
@@ -30,12 +34,16 @@ class Implied(NamedTuple):
     note: str = ""
 
     def as_written(self, name: str, said: str) -> str:
-        """An error line on the step called `name`, with the place where the user wrote what it is about."""
+        """Return an error line about step `name` with the place where the user wrote the value."""
         return said.replace(f"steps.{name}.{self.made_of}", self.written, 1)
 
 
 def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
-    """Each input of a step, and what it names."""
+    """Yield each input of a step with the list of its references.
+
+    Raises:
+        ConfigError: a value is neither a reference nor a list of references.
+    """
     for slot, refs in config.inputs.items():
         found = [refs] if isinstance(refs, str) else refs
         if not isinstance(found, list) or not all(isinstance(ref, str) for ref in found):
@@ -46,10 +54,21 @@ def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
 def add_implied_steps(
     configs: dict[str, StageConfig], store: ArtifactStore, data_root: str | None = None
 ) -> dict[str, Implied]:
-    """Make a step of every input that names data or a model outside the store, and of documents to be tokenised.
+    """Add a step for each input outside the store, and for documents that need tokenization.
+
+    The steps are added to `configs`, and the inputs then name them.
+
+    Args:
+        configs: the steps by name; changed in place.
+        store: the store that other references are looked up in.
+        data_root: the folder with the files that data cards name.
 
     Returns:
-        The steps that were made, by their names.
+        The steps that were added, by name.
+
+    Raises:
+        ConfigError: an input is unknown, a source cannot be what the input needs, or a tokenizer is
+            given beside tokens, which have their own.
     """
     implied: dict[str, Implied] = {}
     for name, config in list(configs.items()):
@@ -81,15 +100,26 @@ def add_implied_steps(
 
 
 def _evaluate_whole(data: Data, learned: Mapping[str, Data], data_root: str | None, split: str) -> str:
-    """Put every row of a source into the split that is evaluated, unless a model there has learned from the source.
+    """Put all rows of a source into the split that is evaluated. Write the choice into `data`.
 
-    A source with several splits keeps them. Returns what the user should know.
+    There are two exceptions. A source whose names say several splits keeps them. If a model here
+    was trained on the source and its rows were split by hash, they are split in the same way, so
+    that only rows are evaluated that the training held out.
+
+    Args:
+        data: the implied step that reads the source; changed in place.
+        learned: the data that the evaluated models were trained on, by `_place`.
+        data_root: the folder with the files that data cards name.
+        split: the split that is evaluated.
+
+    Returns:
+        A note for the user; "" if none is needed.
     """
-    if data.splits != [*SPLITS]:  # card:NAME/SPLIT
+    if data.splits != [*SPLITS]:  # the user chose the split: card:NAME/SPLIT
         return ""
     said = _splits_said(data.source, data_root)
     if data.record == "items":
-        are_test = not said and split == "test"  # as items are where no name says a split
+        are_test = not said and split == "test"  # by default, if no name says a split
         data.split = None if len(said) > 1 or are_test else split
         return ""
     before = _learned_of(data.source, learned)
@@ -107,7 +137,10 @@ def _evaluate_whole(data: Data, learned: Mapping[str, Data], data_root: str | No
 
 
 def _learned_of(source: str, learned: Mapping[str, Data]) -> Data | None:
-    """The data that a model has learned from and that has rows of a source: the same, or one lies in the other."""
+    """Return the training data of a model that shares rows with a source; None if there is none.
+
+    They share rows if both are the same place, or if one is inside the other.
+    """
     place = _place(source)
     if place in learned:
         return learned[place]
@@ -119,12 +152,15 @@ def _is_within(place: str, other: str) -> bool:
 
 
 def _splits_in(before: Data, source: str, data_root: str | None) -> set[str | None]:
-    """The splits that rows of a source were in when a model learned from them; None: split by what they hold."""
+    """Return the splits that a source's rows had in a model's training data.
+
+    The set holds None if the rows were split by a hash of their content.
+    """
     if before.split is not None:
         return {before.split}
     place = _place(source)
     if before.source.startswith("path:"):
-        with contextlib.suppress(ConfigError):  # it has changed since, or moved
+        with contextlib.suppress(ConfigError):  # the files were changed or moved since
             splits = resolve(before.source, data_root, None).file_splits()
             files = {_place(f"path:{file}"): split for file, split in splits.items()}
             both = {split for file, split in files.items() if _is_within(file, place)}
@@ -133,9 +169,12 @@ def _splits_in(before: Data, source: str, data_root: str | None) -> set[str | No
 
 
 def _splits_said(source: str, data_root: str | None) -> set[str]:
-    """The splits that a source's own names say; none of the Hub's, which only the data step opens."""
+    """Return the splits that the names in a source say.
+
+    Empty for the Hub, because only the data step opens a dataset there.
+    """
     scheme, _, name = source.partition(":")
-    with contextlib.suppress(ConfigError):  # what is wrong with it, plan or the data step reports
+    with contextlib.suppress(ConfigError):  # `plan` or the data step reports the error
         if scheme == "card" and load_card(name).generator is not None:
             return {*SPLITS}
         if scheme != "hf":
@@ -144,7 +183,7 @@ def _splits_said(source: str, data_root: str | None) -> set[str]:
 
 
 def _learned_from(config: StageConfig, configs: Mapping[str, StageConfig], store: ArtifactStore) -> dict[str, Data]:
-    """The data that the models among a step's inputs were made from, by where it is."""
+    """Return the data that the models among a step's inputs were made from, by `_place`."""
     found: dict[str, Data] = {}
     seen: set[str] = set()
     queue = [ref for slot, refs in refs_of(config) for ref in refs if expected_kind("", config, slot) in MODELS]
@@ -158,11 +197,11 @@ def _learned_from(config: StageConfig, configs: Mapping[str, StageConfig], store
             found[_place(before.source)] = before
         elif before is not None:
             queue += [parent for _, parents in refs_of(before) for parent in parents]
-        elif is_outside(ref):  # a step is still to be made of it
+        elif is_outside(ref):  # the implied step for it does not exist yet
             source = ref.partition("/")[0] if ref.startswith("card:") else ref
             found.setdefault(_place(source), Data(source=source))
         else:
-            with contextlib.suppress(StoreError):  # plan reports it
+            with contextlib.suppress(StoreError):  # `plan` reports the error
                 found |= {_place(data.source): data for data in _stored_data(ref, store)}
     return found
 
@@ -175,7 +214,7 @@ def _stored_data(ref: str, store: ArtifactStore) -> Iterator[Data]:
 
 
 def _place(source: str) -> str:
-    """A source by where it is: a path in full, a repository without its commit."""
+    """Return a source in a form to compare: a path in full, a repository without its commit."""
     scheme, _, rest = source.partition(":")
     if scheme == "path":
         return f"path:{expanded(rest).resolve()}"
@@ -208,7 +247,7 @@ def _add_source(configs: dict[str, StageConfig], made: str, ref: str, kind: str,
 
 
 def _kind(ref: str, configs: dict[str, StageConfig], store: ArtifactStore) -> str | None:
-    """The kind of artifact that `ref` stands for; None where there is none, which is told later and better."""
+    """Return the kind of artifact that `ref` names; None if missing, which `plan` reports later."""
     if ref in configs:
         return configs[ref].output
     try:
@@ -219,14 +258,18 @@ def _kind(ref: str, configs: dict[str, StageConfig], store: ArtifactStore) -> st
 
 def _add_tokens(configs: dict[str, StageConfig], made: str, documents: str, config: StageConfig) -> str:
     kinds = {**config.INPUTS, **config.OPTIONAL}
-    takes = {kind: slot for slot, kind in Tokens.OPTIONAL.items()}  # whatever has a tokenizer
+    takes = {kind: slot for slot, kind in Tokens.OPTIONAL.items()}  # kinds that have a tokenizer
     given = {takes[kinds[slot]]: refs for slot, refs in config.inputs.items() if kinds[slot] in takes and refs}
     configs[made] = Tokens(inputs={"data": [documents], **given})
     return made
 
 
 def expected_kind(name: str, config: StageConfig, slot: str) -> str:
-    """The kind of artifact that an input of a step takes, or a `ConfigError` that suggests the input meant."""
+    """Return the kind of artifact that an input of a step takes.
+
+    Raises:
+        ConfigError: the stage has no such input. The message suggests the most similar one.
+    """
     slots = {**config.INPUTS, **config.OPTIONAL}
     if slot not in slots:
         near = difflib.get_close_matches(slot, slots, n=1)

@@ -1,9 +1,13 @@
-"""Launch the members of a sweep through Hydra's launchers, with what those leave open.
+"""Launch the members of a sweep through Hydra's launchers.
 
-Members that run at once share the cores. A member that is killed stops no other: joblib ends its whole pool when one
-of its processes is killed, and submitit stops waiting for the others. A stop reaches those that run, and the others do
-not begin. Members on this machine end with the process that runs the sweep, however that one ends; what waits in
-SLURM's queue is cancelled when the sweep is stopped or fails.
+This module adds what the launchers lack:
+
+* Members that run at the same time share the cores.
+* A killed member does not stop the others. On their own, joblib ends its whole pool if one of its
+  processes is killed, and submitit stops waiting for the other members.
+* A stop signal reaches the running members, and no other member starts.
+* Members on this machine end with the process that runs the sweep, however that process ends.
+* Jobs that wait in SLURM's queue are cancelled if the sweep is stopped or fails.
 """
 
 from __future__ import annotations
@@ -34,28 +38,40 @@ from align.runtime.signals import STOPPED_CODE, end_when, end_with_parent, on_st
 from align.store.sweep_records import KILLED, Fate, fates
 
 Task = Callable[[DictConfig], int]
-STOPPED = "stopped"  # a file in the sweep's folder, with the signal's number: members that have not begun shall not
-SWEEPING = "sweep.lock"  # a file there that the sweep's process holds locked for as long as it is
+# A file in the sweep's folder with the number of the stop signal. No member starts once it exists.
+STOPPED = "stopped"
+SWEEPING = "sweep.lock"  # a file there; the sweep's process holds a lock on it as long as it lives
 _STOP_CODES = {128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-_SUBMITTED = "_submitted.pkl"  # submitit's file for each job, after the job's id
-_QUEUE_SECONDS = 60.0  # between two questions to SLURM why jobs wait
-_FIRST_QUEUE_SECONDS = 5.0
+_SUBMITTED = "_submitted.pkl"  # submitit writes JOBID_submitted.pkl for each job
+_QUEUE_SECONDS = 60.0  # between two calls of squeue to report why jobs wait
+_FIRST_QUEUE_SECONDS = 5.0  # before the first such call, and between two looks while jobs end
 
 
 class MemberTask:
-    """What a launcher runs as a member: the task, but for those that have ended before and after a stop."""
+    """The function that a launcher runs for each member.
+
+    It runs the task, except for members that have ended already, and after a stop.
+
+    Attributes:
+        ended: exit codes by number of members that have ended. A pool that is launched again does
+            not run them again.
+        at_once: how many members run at the same time.
+        kind: the kind of launcher: basic, joblib, local or slurm.
+    """
 
     def __init__(self, task: Task, folder: Path):
         self.task, self.folder = task, folder
-        self.ended: dict[int, int] = {}  # exit codes of those that a pool launched anew shall not do again
+        self.ended: dict[int, int] = {}
         self.at_once = 1
-        self.kind = "basic"  # of launcher
+        self.kind = "basic"
 
     def __call__(self, config: DictConfig) -> int:
         number = HydraConfig.get().job.num
         if number in self.ended:
             return self.ended[number]
-        if self.kind == "local":  # a grandchild of the sweep's process; those of joblib are children, see `_in_a_pool`
+        # submitit's process is a grandchild of the sweep's process, so it watches the sweep's lock.
+        # joblib's processes are children and watch their parent: see `_in_a_pool`.
+        if self.kind == "local":
             _end_with_sweep(self.folder)
         code = stop_code(self.folder)
         if code is None:
@@ -65,27 +81,28 @@ class MemberTask:
             except Preempted as error:
                 code = error.exit_code
         if self.kind in ("joblib", "local") and not _is_held(self.folder / SWEEPING):
-            os._exit(code)  # the sweep's process is gone, and one of loky's would wait for more to do
+            # The sweep is gone, and a process of loky (joblib's pool) would wait for more work.
+            os._exit(code)
         return code
 
 
 def stop_code(folder: Path) -> int | None:
-    """The exit code of members that a stop of the sweep keeps from beginning; None while none was asked for."""
+    """Return the exit code of members that do not start because of a stop; None if no stop."""
     try:
         return 128 + int((folder / STOPPED).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:  # it is being written
+    except ValueError:  # the file is being written: it is still empty
         return STOPPED_CODE
 
 
-@functools.cache  # once a process, which may run several members
+@functools.cache  # once per process, because a process may run several members
 def _end_with_sweep(folder: Path) -> None:
     end_when(lambda: not _is_held(folder / SWEEPING))
 
 
 def _is_held(lock: Path) -> bool:
-    """True while a process has the file locked. A lock ends with its process, wherever it stands in the tree."""
+    """Return whether some process holds a lock on the file. A lock ends when its process ends."""
     try:
         with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -97,35 +114,43 @@ def _is_held(lock: Path) -> bool:
 
 
 class Prepared(NamedTuple):
-    """A member that was composed and checked."""
+    """A member whose config was composed and checked.
 
-    threads: int | None  # that it asks for
-    num_processes: int  # of each of its steps
-    to_do: bool  # whether anything is left to do
+    Attributes:
+        threads: `hardware.threads` of its config.
+        num_processes: processes of each of its steps.
+        to_do: whether any step is left to run.
+    """
+
+    threads: int | None
+    num_processes: int
+    to_do: bool
 
 
 class Launcher:
-    """A launcher for Hydra's sweeper around the one that was asked for.
+    """A launcher for Hydra's sweeper that wraps the launcher of the config.
 
     Args:
         inner: Hydra's basic, joblib or submitit launcher.
         settings: its config, `hydra.launcher`.
-        task: the one that `inner` was set up with.
-        prepare: composes and checks every member. Called before the first begins.
+        task: the task that `inner` was set up with.
+        prepare: a function that composes and checks every member. It is called before the first
+            member starts.
     """
 
     def __init__(self, inner: Any, settings: DictConfig, task: MemberTask, prepare: Callable[[], dict[int, Prepared]]):
         self.inner, self.settings, self.task, self.prepare = inner, settings, task, prepare
         self.kind = str(settings.get("_target_")).rpartition(".")[2].removesuffix("Launcher").lower()
         self.members: dict[int, Prepared] = {}
-        self.sharing = 1  # members that compute at once
+        self.sharing = 1  # members that compute at the same time
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run a batch of members; what each returns is its exit code."""
+        """Run a batch of members. The return value of each is its exit code."""
         members = {initial_job_idx + i: list(overrides) for i, overrides in enumerate(job_overrides)}
         if not self.members:
             self.members = self.prepare()
-            # Of several batches the first is the largest; all get its share, so that members are alike.
+            # The first of several batches is the largest. All batches get its share of the cores,
+            # so that all members run alike.
             self.task.at_once = members_at_once(self.kind, self.settings, len(members))
             self.sharing = max(1, min(self.task.at_once, sum(member.to_do for member in self.members.values())))
             self._tell()
@@ -139,7 +164,7 @@ class Launcher:
         code = stop_code(self.task.folder)
         if code is None:
             return returned
-        # Members hear of any stop as SIGTERM; the sweep ends by the signal that it was given.
+        # Members get SIGTERM for any stop. The sweep reports the signal that it got itself.
         return [_returned(code) if each.return_value in _STOP_CODES else each for each in returned]
 
     def _in_this_process(self, members: dict[int, list[str]]) -> list[JobReturn]:
@@ -157,7 +182,10 @@ class Launcher:
             print(told, file=sys.stderr, flush=True)
 
     def _share(self, number: int) -> int | None:
-        """An equal share of the cores for each process of a member; None where it says how many threads it wants."""
+        """Return an equal share of the cores for each process of a member.
+
+        None if the member sets `hardware.threads` itself.
+        """
         threads, num_processes, _ = self.members[number]
         return max(1, cores() // (self.sharing * num_processes)) if threads is None else None
 
@@ -166,7 +194,11 @@ class Launcher:
         return overrides if share is None else [*overrides, f"hardware.threads={share}"]
 
     def _in_a_pool(self, members: dict[int, list[str]]) -> list[JobReturn]:
-        """In joblib's pool; where it breaks down, those that were cut off are tried alone, then the others go on."""
+        """Run members in joblib's pool.
+
+        If the pool breaks, run the members that were cut off one at a time. Then run the members
+        that are left in a new pool.
+        """
         first, codes = min(members), self.task.ended
         self.inner.joblib |= {"initializer": end_with_parent, "initargs": (os.getpid(),)}
         for _ in members:
@@ -180,16 +212,16 @@ class Launcher:
             if stop is not None:
                 return [_returned(codes.get(number, stop)) for number in members]
             if not cut:
-                continue  # it was none of ours that ran
+                continue  # the killed process ran no member: start the pool again
             names = ", ".join(map(str, cut))
             told = f"-- a member's process was killed (out of memory?) and joblib ended its pool: {names} cut off; "
             print(told + ("each" if len(cut) > 1 else "it") + " goes on by itself", file=sys.stderr, flush=True)
-            for number in cut:  # so that the one whose fault it is takes no other with it
+            for number in cut:  # one at a time: the member at fault then breaks no other
                 codes[number] = self._alone(members[number], number).return_value
         raise AlignError("joblib's processes are killed before a member begins in them; try launcher=basic")
 
     def _settled(self, members: dict[int, list[str]]) -> dict[int, Fate]:
-        """The fates of those that have begun, once the processes of a broken pool are gone."""
+        """Wait until the processes of a broken pool are gone, and return the started members."""
         while True:
             known = {number: fate for number, fate in fates(self.task.folder).items() if number in members}
             if all(fate.state != "running" for fate in known.values()):
@@ -197,9 +229,10 @@ class Launcher:
             time.sleep(0.05)
 
     def _each_by_itself(self, members: dict[int, list[str]]) -> list[JobReturn]:
-        """Each as a job of submitit's own, as many at once as there are cores for."""
-        # Ctrl-C, or a terminal that closes, would end submitit's process over a member: blocked here, they are blocked
-        # there. The member hears of both from this process, as SIGTERM.
+        """Run each member as its own submitit job, as many at the same time as the cores allow."""
+        # Ctrl-C or a closed terminal would end submitit's process that runs the member. A child
+        # inherits blocked signals, so they are blocked here. The member gets SIGTERM from this
+        # process instead.
         blocked = (signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
         with ThreadPoolExecutor(self.task.at_once, initializer=signal.pthread_sigmask, initargs=blocked) as pool:
             return list(pool.map(self._alone, members.values(), members.keys()))
@@ -219,7 +252,7 @@ class Launcher:
         return returned
 
     def _in_slurm(self, members: dict[int, list[str]]) -> list[JobReturn]:
-        """Each as a job of SLURM's; what is left in its queue when this ends is cancelled."""
+        """Run each member as a SLURM job. Jobs that are left at the end are cancelled."""
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise ConfigError("launcher=slurm: sbatch and srun are not on this machine; use launcher=submitit_local")
         folder = Path(self.settings.submitit_folder)
@@ -236,10 +269,10 @@ class Launcher:
                     if not queue.jobs():
                         told = " ".join(str(error).split())
                         raise StoreError(f"launcher=slurm: SLURM did not take the jobs: {told}") from error
-                    queue.wait()  # submitit stops waiting when a job was killed; the others go on
+                    queue.wait()  # submitit stops waiting if a job is killed; the others still run
         except _Cancelled:
             queue.cancel()
-            with contextlib.suppress(_Cancelled):  # asked again: at once
+            with contextlib.suppress(_Cancelled):  # a second signal: do not wait
                 queue.wait()
         finally:
             queue.cancel()
@@ -249,15 +282,22 @@ class Launcher:
 
 
 class _Cancelled(BaseException):
-    """The sweep is to stop while it waits for SLURM. No `Exception`: submitit goes on after those."""
+    """A stop of the sweep while it waits for SLURM.
+
+    Not an `Exception`, because submitit catches those and goes on.
+    """
 
 
 class Queue:
-    """The jobs that a sweep put into SLURM's queue, by the files that submitit leaves for each in `folder`."""
+    """The jobs that a sweep put into SLURM's queue.
+
+    Args:
+        folder: the folder in which submitit leaves a file for each job.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._before = set(self._submitted())  # of an earlier batch
+        self._before = set(self._submitted())  # jobs of an earlier batch
 
     def _submitted(self) -> list[str]:
         return sorted(path.name.removesuffix(_SUBMITTED) for path in self._folder.rglob(f"*{_SUBMITTED}"))
@@ -266,7 +306,7 @@ class Queue:
         return [job for job in self._submitted() if job not in self._before]
 
     def left(self) -> dict[str, tuple[str, str]]:
-        """The state of each job that has not ended, and why it is in it, as SLURM says."""
+        """Return SLURM's state of each job that has not ended, and its reason, by job id."""
         jobs = self.jobs()
         if not jobs:
             return {}
@@ -276,19 +316,19 @@ class Queue:
         return {row[0].strip(): (row[1], row[2].strip()) for row in rows if len(row) == 3}
 
     def wait(self) -> None:
-        """Return when no job is left."""
+        """Wait until no job is left."""
         while self.left():
             time.sleep(_FIRST_QUEUE_SECONDS)
 
     def cancel(self) -> None:
-        """Cancel the jobs that are left: SLURM sends SIGTERM to those that run, which save."""
+        """Cancel the jobs that are left. Running jobs get SIGTERM from SLURM and save."""
         if left := self.left():
             subprocess.run(["scancel", *left], capture_output=True, check=False)
             print(f"-- cancelled in SLURM: {', '.join(left)}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
-        """Say meanwhile why jobs wait, whenever that changes."""
+        """Print in the background why a job waits, each time the reason changes."""
         over = threading.Event()
 
         def tell() -> None:
@@ -310,9 +350,10 @@ class Queue:
 
 
 def members_at_once(kind: str, settings: DictConfig, count: int) -> int:
-    """How many of `count` members share this machine: joblib's n_jobs; a submitit process for each cpus_per_task.
+    """Return how many of `count` members share this machine.
 
-    A member of SLURM has its cores from the cluster: it shares them with none.
+    joblib: `n_jobs`. submitit on this machine: one process for each `cpus_per_task` cores. SLURM:
+    1, because a member gets its own cores from the cluster.
     """
     if kind == "joblib":
         jobs = settings.n_jobs
@@ -328,12 +369,12 @@ def _returned(code: int) -> JobReturn:
     return returned
 
 
-# -- stopping ----------------------------------------------------------------------------------------------------
+# -- stopping --------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _sweeping(folder: Path) -> Iterator[None]:
-    """Hold the lock by which members see that the sweep's process is there."""
+    """Hold the lock by which members see that the sweep's process is alive."""
     lock = folder / SWEEPING
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -344,11 +385,11 @@ def _sweeping(folder: Path) -> Iterator[None]:
 
 
 def _stop_reaches(folder: Path, kind: str) -> contextlib.AbstractContextManager[None]:
-    """Pass a stop on to the members of a sweep that run; no other begins then."""
+    """Pass a stop signal on to the running members of a sweep, and start no other member."""
 
     def stop(number: int, frame: object) -> None:
         (folder / STOPPED).write_text(str(number), encoding="utf-8")
-        with contextlib.suppress(OSError):  # the terminal of a lost connection is gone
+        with contextlib.suppress(OSError):  # after a lost connection there is no terminal
             print("\nstopping the members that run at their next step", file=sys.stderr, flush=True)
         if kind == "slurm":
             raise _Cancelled
@@ -361,11 +402,12 @@ def _stop_reaches(folder: Path, kind: str) -> contextlib.AbstractContextManager[
 
 
 def _stoppable() -> contextlib.AbstractContextManager[None]:
-    """Between steps, and while another process is waited for, a stop ends the member as in the middle of a step."""
+    """Let a stop signal end a member between steps and while it waits for another process."""
     heard: set[int] = set()
 
     def stop(number: int, frame: object) -> None:
-        # Ctrl-C comes from the terminal, then SIGTERM from the sweep's process: the second must not cut off the first.
+        # Ctrl-C comes from the terminal, then SIGTERM from the sweep's process. The second signal
+        # must not interrupt the handling of the first. The same signal again may.
         if not heard or number in heard:
             heard.add(number)
             raise stopped(number)
@@ -373,18 +415,21 @@ def _stoppable() -> contextlib.AbstractContextManager[None]:
     return on_stop(stop)
 
 
-# -- telling members apart ---------------------------------------------------------------------------------------
+# -- telling members apart -------------------------------------------------------------------------
 
 
 class _Numbered:
-    """Standard error with the member's number before every line; no terminal, so progress is plain lines."""
+    """Standard error with the member's number before every line.
+
+    It is not a terminal, so progress is printed as plain lines.
+    """
 
     def __init__(self, stream: TextIO, number: int):
         self._stream, self._head, self._line = stream, f"{number}| ", ""
 
     def write(self, text: str) -> int:
         *lines, self._line = (self._line + text).split("\n")
-        if lines:  # whole lines at once, so that those of two members do not run into each other
+        if lines:  # write only whole lines, so that lines of two members do not mix
             self._stream.write("".join(f"{self._head}{line}\n" if line else "\n" for line in lines))
         return len(text)
 

@@ -1,8 +1,9 @@
-"""From a composed config to steps: every edge checked, every key known, before anything runs.
+"""Turn a composed config into steps. Every input is checked and every key computed before a run.
 
-A step's key is the sha256 of its stage, the stage's version, the knobs that differ from their default, the keys of its
-inputs and the digest of its data. What has a key has a place in the store, so the same command does only what is left.
-Nothing here imports torch.
+A step's key is the sha256 of its stage, the stage's version, the knobs that differ from their
+default, the keys of its inputs and the digest of its data. For a stage of a plugin, the digest of
+the plugin is part of it, too. Artifacts are stored under their keys, so the same command runs only
+the steps that are left. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -48,17 +49,18 @@ from align.store.provenance import packages
 from align.store.references import check_length, expanded, hint, is_path, meant, pinned
 from align.store.seals import digest_of
 
-# Of pipelines and steps, as the store takes them: they are names of folders.
+# Names of pipelines and steps. They are names of folders in the store.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _A_NAME = "at most 63 small letters, digits, '.', '_' or '-', the first a letter or digit"
-# What is made of a row of a task. 2: its answer context, and whether it only leans to a side. 3: LLM Foundry's rows and
-# GPT-3's arithmetic are asked as lm-eval asks them.
+# The version of the conversion of tasks' rows to items. It is part of the digest of their data.
+# 2: items have an answer context, and `leaning` if they have no right answer
+# 3: LLM Foundry's rows and GPT-3's arithmetic have lm-eval's prompts
 _ITEMS = 3
 
 
 @dataclass(frozen=True)
 class Source:
-    """What one input of a step is: where it was named, and the artifact that is or will be there."""
+    """An input of a step: the reference, and the artifact that exists or that a step will make."""
 
     ref: str
     stage: str
@@ -68,7 +70,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Step:
-    """A named use of a stage, with everything resolved."""
+    """A step of a pipeline, with its inputs, digests and key resolved.
+
+    Attributes:
+        pipeline, name: the names of the pipeline and of the step.
+        config: the checked knobs of its stage.
+        inputs: the artifacts of each input.
+        data_digest: the digest of what the step reads from outside the store; None if nothing.
+        key: the key of its artifact.
+        cached: whether the artifact exists.
+        reason: why the step runs, and notes for the user.
+    """
 
     pipeline: str
     name: str
@@ -88,7 +100,7 @@ class Step:
         return f"{self.pipeline}/{self.name}"
 
     def described(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the step as a JSON value."""
         return {
             "step": self.label,
             "stage": self.stage,
@@ -101,11 +113,17 @@ class Step:
         }
 
 
-# -- from a composed config to steps -----------------------------------------------------------------------------
+# -- from a composed config to steps ---------------------------------------------------------------
 
 
 def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
-    """The settings of a run, and its steps' configs by name; a single stage's knobs stand beside the settings."""
+    """Split a composed config into the settings of a run and the configs of its steps by name.
+
+    In the config of a single stage, the knobs are at the top level beside the settings.
+
+    Raises:
+        ConfigError: a setting is unknown or not allowed, or a step or a stage does not exist.
+    """
     names = {f.name for f in fields(RunConfig)}
     try:
         own = plain(cfg, without=("steps",))
@@ -142,13 +160,17 @@ def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
 
 
 def _check_settings(cfg: DictConfig, names: Collection[str]) -> None:
-    """Refuse a name beside `steps` that is neither a setting nor a value that an interpolation reads."""
+    """Refuse a name at the top level that is no setting and that no interpolation reads.
+
+    Raises:
+        ConfigError: there is such a name.
+    """
     own = [str(name) for name in cfg if name not in names and name != "steps"]
     if not own:
         return
     written = str(OmegaConf.to_container(cfg, resolve=False))
     for name in own:
-        # By itself, ${NAME}, or as an argument of a resolver, ${oc.select:NAME,DEFAULT}.
+        # Alone, as ${NAME}, or as an argument of a resolver, as ${oc.select:NAME,DEFAULT}.
         if not re.search(rf"\$\{{(?:[^}}]*[:,]\s*)?\.*{re.escape(name)}(?!\w)", written):
             near = difflib.get_close_matches(name, [*names, "steps"], n=1, cutoff=CUTOFF)
             raise ConfigError(
@@ -158,7 +180,7 @@ def _check_settings(cfg: DictConfig, names: Collection[str]) -> None:
 
 
 def _step_nodes(cfg: DictConfig) -> dict[str, DictConfig]:
-    """The config of each step, each with a stage."""
+    """Return the config of each step by name, after a check that each has a stage."""
     steps = cfg.get("steps")
     if not isinstance(steps, DictConfig) or not steps:
         raise ConfigError(f"steps: expected the pipeline's steps by their names, got {_shown(steps)}")
@@ -188,10 +210,15 @@ def _shown(value: Any) -> str:
 
 
 def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
-    """The checked config of a step.
+    """Return the checked config of a step.
+
+    Args:
+        name: the step's name.
+        node: its config.
+        seed: the run's seed, for a step without its own.
 
     Raises:
-        ConfigError: a knob is not what it should be.
+        ConfigError: a knob is unknown or its value is not allowed.
     """
     try:
         values = plain(node)
@@ -209,7 +236,7 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
         raise ConfigError(no_such_knob(str(node.stage), error.name, f"steps.{name}.")) from None
     except ConfigError as error:
         raise ConfigError(f"steps.{name}.{error}") from None
-    except OmegaConfBaseException as error:  # an interpolation; its error has the whole key
+    except OmegaConfBaseException as error:  # from an interpolation; the error has the full key
         key = f"steps.{name}." + str(error.full_key).removeprefix(f"steps.{name}.")
         raise ConfigError(f"{key}: {said_of_interpolation(error)}") from None
     assert isinstance(config, StageConfig)
@@ -219,7 +246,7 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
 
 
 def _check_lengths(config: StageConfig) -> None:
-    """Refuse references and paths that no file can have, at their key."""
+    """Raise `ConfigError`, with the key, if a reference or path is too long for a file name."""
     outside = [(knob, [getattr(config, knob)]) for knob in config.reads("rows", "model", "base", "tokenizer", "file")]
     for key, refs in [*outside, *((f"inputs.{slot}", refs) for slot, refs in refs_of(config))]:
         try:
@@ -237,11 +264,16 @@ def _kind_of_source(config: ImportModel) -> str:
 
 
 def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactStore) -> list[Step]:
-    """Every step in the order it can run, each edge checked and each key computed; what is cached, and why not.
+    """Return the steps in an order in which they can run, with keys, cached or not, and why.
+
+    Args:
+        settings: the settings of the run.
+        nodes: the config of each step by name.
+        store: the store.
 
     Raises:
-        ConfigError: a knob, an input or a source is not what it should be.
-        StoreError: an artifact that is named or cached is gone or damaged.
+        ConfigError: a knob, an input or a source is unknown or not allowed.
+        StoreError: an artifact that is named or cached is missing or damaged.
     """
     configs = {name: step_config(name, node, settings.seed) for name, node in nodes.items()}
     implied = add_implied_steps(configs, store, settings.data_root)
@@ -263,7 +295,7 @@ def plan(settings: RunConfig, nodes: Mapping[str, DictConfig], store: ArtifactSt
 
 @contextlib.contextmanager
 def _as_written(name: str, implied: Mapping[str, Implied]) -> Iterator[None]:
-    """Name, in an error about an implied step, what the user wrote: the step's own knobs nobody did."""
+    """Name the input that the user wrote in errors about an implied step, not the step's knobs."""
     try:
         yield
     except (ConfigError, StoreError) as error:
@@ -273,7 +305,7 @@ def _as_written(name: str, implied: Mapping[str, Implied]) -> Iterator[None]:
 
 
 def _pin(name: str, config: StageConfig) -> None:
-    """Put the commit into the source of a step that reads the Hub, so that its key and manifest hold it."""
+    """Add the commit to a source on the Hub, so that the step's key and manifest hold it."""
     for knob, kind in config.reads("rows", "model", "tokenizer").items():
         try:
             setattr(config, knob, pinned(getattr(config, knob), "dataset" if kind == "rows" else "model"))
@@ -282,7 +314,13 @@ def _pin(name: str, config: StageConfig) -> None:
 
 
 def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
-    """Names with every step after those it needs; data first: a mistake in it shows before any model is made."""
+    """Return the steps' names, each after the steps that it needs.
+
+    Data steps come first, so that a mistake in the data shows before a model is trained.
+
+    Raises:
+        ConfigError: steps need each other in a circle.
+    """
     order: list[str] = []
     path: list[str] = []
 
@@ -344,7 +382,7 @@ def _resolve_step(
     knobs = changed_knobs(config)
     if digest is not None:
         for place in config.reads("rows", "model", "base", "tokenizer"):
-            knobs.pop(place, None)  # the digest says what was read; where it lay is no part of the result
+            knobs.pop(place, None)  # the digest covers the content; the path changes no result
     parts: dict[str, Any] = {
         "stage": config.STAGE,
         "version": config.VERSION,
@@ -370,7 +408,7 @@ def _check_gold(
     done: Mapping[str, Step],
     store: ArtifactStore,
 ) -> None:
-    """Refuse prompts that no gold scorer knows where nothing else says what an answer is worth."""
+    """Raise `ConfigError` if a step needs a gold scorer and none knows its prompts."""
     prompts = inputs.get("prompts", ())
     if not prompts or not (need := config.need_of_gold(inputs)):
         return
@@ -388,11 +426,14 @@ def _check_gold(
 
 
 def _own_tokenizers(step: Step, slot: str, done: Mapping[str, Step], store: ArtifactStore) -> list[bool | None]:
-    """For each model of an input of PPO: does its tokenizer differ from the policy's? None: no file says so yet."""
+    """Return for each model of an input of PPO whether its tokenizer differs from the policy's.
+
+    None if that is not known yet: a step still has to make one of the files.
+    """
     steps = {(other.stage, other.key): other for other in done.values()}
 
     def tokenizer(source: Source) -> Path | tuple[str, str]:
-        """The file, or the artifact that will have it."""
+        """Return the tokenizer's file, or stage and key of the artifact that will have it."""
         artifact = store.get(source.stage, source.key)
         file = tokenizer_file(artifact.path) if artifact is not None else None
         if file is not None:
@@ -419,10 +460,14 @@ def _own_tokenizers(step: Step, slot: str, done: Mapping[str, Step], store: Arti
 
 
 def _ppo_note(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> str:
-    """Check that the models of PPO fit together; a note where a reward model is known to have its own tokenizer.
+    """Check that the models of PPO fit together.
+
+    Returns:
+        A note if a reward model is known to have its own tokenizer, else "".
 
     Raises:
-        ConfigError: the value model would have another tokenizer than the policy, or be no adapter on its base.
+        ConfigError: the value model would have another tokenizer than the policy, or with adapters
+            it would not be an adapter on the policy's base.
     """
     if not isinstance(step.config, Ppo):
         return ""
@@ -433,7 +478,8 @@ def _ppo_note(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> str
             f"whose tokens it values, but {step.inputs[start][0].ref} has another"
         )
     own_tokenizers = _own_tokenizers(step, "reward_model", done, store)
-    if not (start == "reward_model" and own_tokenizers[0] is not False):  # else it starts from the policy
+    # A reward model with its own tokenizer is replaced by the policy, which needs no check.
+    if not (start == "reward_model" and own_tokenizers[0] is not False):
         check_adapters(step, done, store)
     if True not in own_tokenizers:
         return ""
@@ -442,7 +488,11 @@ def _ppo_note(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> str
 
 
 def data_digest(name: str, config: StageConfig, settings: RunConfig, store: ArtifactStore) -> str | None:
-    """The digest of what a step reads from outside the store; None for a step that reads nothing there."""
+    """Return the digest of what a step reads from outside the store; None if it reads nothing.
+
+    Raises:
+        ConfigError: a source, a function or a file does not exist.
+    """
     for knob, kind in config.reads(*_DIGESTS).items():
         source = getattr(config, knob)
         try:
@@ -456,7 +506,8 @@ def data_digest(name: str, config: StageConfig, settings: RunConfig, store: Arti
 def _rows_digest(config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore) -> str:
     found, record = resolve(source, settings.data_root, store.root), config.output
     if record == "demonstrations" and (found.card.format is None or found.card.format in LABELLED):
-        return digest_of([found.digest, found.card.name])  # T5 writes the task's name into every row
+        # The card's name is part of the rows: T5's text format writes the task's name into each.
+        return digest_of([found.digest, found.card.name])
     return digest_of([found.digest, _ITEMS]) if record == "items" else found.digest
 
 
@@ -465,7 +516,7 @@ def _tokenizer_digest(config: StageConfig, source: str, settings: RunConfig, sto
 
 
 def _model_digest(config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore) -> str:
-    """Of the model's files, of those of an adapter's base, and of the file of a chat template that was given."""
+    """Return the digest of the model's files, of an adapter's base and of a given chat template."""
     assert isinstance(config, ImportModel)
     digest = resolve_model(source, store.root).digest
     base = resolve_base(source, config.base, store.root)
@@ -479,7 +530,7 @@ def _model_digest(config: StageConfig, source: str, settings: RunConfig, store: 
     return digest_of([digest, sha256_file(template)])
 
 
-# Of the sources that a whole step is made of: one a step.
+# The digest of the source that a step reads. A step has at most one knob of these kinds.
 _DIGESTS: dict[str, Callable[[StageConfig, str, RunConfig, ArtifactStore], str]] = {
     "rows": _rows_digest,
     "tokenizer": _tokenizer_digest,
@@ -488,7 +539,7 @@ _DIGESTS: dict[str, Callable[[StageConfig, str, RunConfig, ArtifactStore], str]]
 
 
 def _digests_of_files(name: str, config: StageConfig) -> dict[str, Any]:
-    """The digests of the user's own functions and files that a config names, by what names them."""
+    """Return the digests of the user's functions and files that a config names, by reference."""
     named: list[tuple[str, str, Callable[[str], dict[str, str]]]] = []
     found: dict[str, Any] = {}
     for knob, kind in config.reads(*READ_AT_START).items():
@@ -544,25 +595,32 @@ def _source(settings: RunConfig, where: str, ref: str, done: Mapping[str, Step],
 
 
 def changed_knobs(config: Any, default: Any = None) -> dict[str, Any]:
-    """The knobs that differ from their default, nested ones as nested; inputs are not knobs."""
+    """Return the knobs that differ from their default, without inputs and knobs outside the key.
+
+    Nested knobs stay nested.
+
+    Args:
+        config: a config object.
+        default: the object to compare it with; None: one with all defaults.
+    """
     default = default if default is not None else type(config)()
     changed = {}
     for knob in fields(config):
         value, usual = getattr(config, knob.name), getattr(default, knob.name)
         if knob.name == "inputs" or value == usual or knob.metadata.get("outside_key"):
             continue
-        if knob.name == "seed" and value == 0:  # the run's seed is 0 unless it is given
+        if knob.name == "seed" and value == 0:  # the run's default seed, which fills in None
             continue
         if is_dataclass(value) and not isinstance(value, type):
             value = changed_knobs(value, usual)
-            if not value:  # what differs is outside the key
+            if not value:  # only knobs outside the key differ
                 continue
         changed[knob.name] = value
     return changed
 
 
 def _outside_key(config: Any, prefix: str = "") -> Iterable[str]:
-    """The knobs that no key holds, nested ones as `judge.url`."""
+    """Yield the knobs that are in no key, and nested ones as `judge.url`."""
     for knob in fields(config):
         if knob.metadata.get("outside_key"):
             yield prefix + knob.name
@@ -570,7 +628,7 @@ def _outside_key(config: Any, prefix: str = "") -> Iterable[str]:
             yield from _outside_key(getattr(config, knob.name), f"{prefix}{knob.name}.")
 
 
-# -- why a step runs ---------------------------------------------------------------------------------------------
+# -- why a step runs -------------------------------------------------------------------------------
 
 
 def _why(step: Step, artifact: Artifact | None, store: ArtifactStore) -> str:
@@ -595,7 +653,7 @@ def _why(step: Step, artifact: Artifact | None, store: ArtifactStore) -> str:
 def _differences(step: Step, manifest: dict[str, Any]) -> list[str]:
     if manifest["stage"] != step.stage:
         return [f"stage {manifest['stage']} -> {step.stage}"]
-    usual = flat(asdict(type(step.config)()))  # of a knob that is younger than the manifest
+    usual = flat(asdict(type(step.config)()))  # for knobs that are newer than the manifest
     outside = ("inputs", *_outside_key(step.config))
     found = [
         f"{knob} {before} -> {after}"

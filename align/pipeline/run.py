@@ -1,7 +1,8 @@
-"""Run the steps of a plan whose artifact is not there yet, one after the other.
+"""Run the steps of a plan one after the other, except those whose artifact exists.
 
-The runner, not the stage, makes the artifact: it holds the step's lock, verifies the inputs, gives the stage a work
-folder, commits what it left there and points the step's name at it. Nothing here imports torch before a step runs.
+The runner, not the stage, makes the artifact. It holds the step's lock, verifies the inputs, gives
+the stage a work folder, commits the result and points the step's name at it. Nothing here imports
+torch before a step runs.
 """
 
 from __future__ import annotations
@@ -35,12 +36,20 @@ if TYPE_CHECKING:
 
 Lineage = dict[str, list[dict[str, str]]]
 
-_KEPT = ("checkpoints", "judgements.jsonl")  # in a work folder: what a step resumes from
+_KEPT = ("checkpoints", "judgements.jsonl")  # in a work folder: the files that a step resumes from
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a step."""
+    """The result of a step.
+
+    Attributes:
+        step: the step.
+        artifact: its artifact.
+        version: the version of the step's name that points at the artifact.
+        cached: whether the artifact existed before.
+        seconds: the time that the step took.
+    """
 
     step: Step
     artifact: Artifact
@@ -62,11 +71,15 @@ class Outcome:
 
 
 def run_step(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracked) -> Outcome:
-    """Make the step's artifact unless it is there, and point its name at it."""
+    """Make the step's artifact unless it exists, and point the step's name at it.
+
+    Raises:
+        Preempted: a signal asked to stop.
+    """
     begun, stop = time.monotonic(), Stop()
     there = store.get(step.stage, step.key)
     published = store.published(step.label, there) if there is not None else None
-    if there is not None and published is not None:  # nothing to write: a store that may only be read will do
+    if there is not None and published is not None:  # nothing to write: a read-only store works
         store.clear_work(step.stage, step.key)
         return Outcome(step, there, published, cached=True, seconds=time.monotonic() - begun)
     waiting = f"  {step.label}: another process makes it; waiting"
@@ -78,7 +91,7 @@ def run_step(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tra
         if artifact is None:
             with stop.listening():
                 artifact, version = _make(step, store, settings, tracked, work, stop)
-    if stop.signal is not None:  # it came too late for the stage to notice
+    if stop.signal is not None:  # the signal came too late for the stage to notice
         raise stop.error(f"stopped when {step.label} was done")
     return Outcome(step, artifact, version, cached, time.monotonic() - begun)
 
@@ -86,8 +99,8 @@ def run_step(step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tra
 def _make(
     step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracked, work: Path, stop: Stop
 ) -> tuple[Artifact, int]:
-    """The artifact, and the number of its version."""
-    if step.config.reads(*READ_AT_START):  # functions are imported now, perhaps hours after the plan
+    """Run the stage, and return the artifact and the number of its version."""
+    if step.config.reads(*READ_AT_START):  # the plan may be hours old; functions are imported now
         _refuse_changed(step, settings, store)
     begun = time.monotonic()
     inputs, note = _begin(step, store, work)
@@ -115,7 +128,13 @@ def _make(
 
 
 def _begin(step: Step, store: ArtifactStore, work: Path) -> tuple[Inputs, dict[str, Any]]:
-    """What the step reads, and the note in its work folder; what a process left that saved nothing is removed."""
+    """Prepare the work folder of a step.
+
+    The output of an earlier process is removed, unless that process saved a checkpoint.
+
+    Returns:
+        The inputs of the step, and the note in its work folder.
+    """
     from align.pipeline.worker import wait_for_ranks
     from align.runtime.job import Inputs
 
@@ -123,7 +142,7 @@ def _begin(step: Step, store: ArtifactStore, work: Path) -> tuple[Inputs, dict[s
     note = {"name": step.label, "begun": time.time(), "inputs": reads}
     with store.in_use():
         inputs = Inputs({slot: tuple(_found(source, store) for source in group) for slot, group in step.inputs.items()})
-        write_json(work / NOTE, note)  # for who removes garbage, and for a report on a step that is not finished
+        write_json(work / NOTE, note)  # for garbage collection, and for reports on unfinished steps
     wait_for_ranks(work, step.label)
     if not (work / "checkpoints").exists():
         shutil.rmtree(work / "out", ignore_errors=True)
@@ -134,7 +153,11 @@ def _begin(step: Step, store: ArtifactStore, work: Path) -> tuple[Inputs, dict[s
 def _run_stage(
     step: Step, inputs: Inputs, tracked: Tracked, work: Path, settings: RunConfig, tracker: Tracker, stop: Stop
 ) -> dict[str, float]:
-    """The metrics, all of them finite."""
+    """Run the stage, and return its metrics.
+
+    Raises:
+        HealthStop: a metric is not finite.
+    """
     from align.pipeline.worker import run_ranks, run_stage
     from align.runtime.job import Job
 
@@ -151,9 +174,13 @@ def _run_stage(
 
 
 def _leave(work: Path, note: dict[str, Any], error: BaseException) -> None:
-    """Leave the work folder of a step that failed as the next process, or a report on it, wants to find it."""
+    """Clean up the work folder of a failed step.
+
+    If the user or the store was at fault and there is nothing to resume from, the folder is
+    emptied. Otherwise the error is added to the note, for the next process and for reports.
+    """
     has_begun = any((work / name).exists() for name in _KEPT)
-    with contextlib.suppress(OSError):  # a full disk, or a folder that is gone, must not hide what went wrong
+    with contextlib.suppress(OSError):  # a full disk or a missing folder must not hide the error
         if isinstance(error, ConfigError | StoreError) and not has_begun:
             _clear(work)
         else:
@@ -161,7 +188,7 @@ def _leave(work: Path, note: dict[str, Any], error: BaseException) -> None:
 
 
 def _refuse_changed(step: Step, settings: RunConfig, store: ArtifactStore) -> None:
-    """Raise `ConfigError` where what a step reads from outside the store is not what its key says."""
+    """Raise `ConfigError` if files outside the store that a step reads changed after the plan."""
     if data_digest(step.name, step.config, settings, store) != step.data_digest:
         raise ConfigError(
             f"steps.{step.name}: files that it reads were changed after the plan; give the same command again"
@@ -191,7 +218,7 @@ def _found(source: Source, store: ArtifactStore) -> Artifact:
 
 
 def _lineage(step: Step, inputs: dict[str, tuple[Artifact, ...]]) -> Lineage:
-    """What the step reads, by input: as it was named, and as no name can move it."""
+    """Return for each input the reference as written, and its resolved key, digest and seal."""
     refs = {slot: [source.ref for source in sources] for slot, sources in step.inputs.items()}
     return {
         slot: [
@@ -211,7 +238,8 @@ def _manifest(
         "data": step.data_digest,
         "inputs": lineage,
         "metrics": metrics,
-        "hardware": {**asdict(hardware), "cores": cores()},  # outside the key: it changes nothing beyond rounding
+        # Not in the key: hardware changes results only by rounding.
+        "hardware": {**asdict(hardware), "cores": cores()},
         "seconds": round(time.monotonic() - begun, 3),
         "created": time.time(),
         "code": code_version(),
@@ -222,7 +250,14 @@ def _manifest(
 def run_pipeline(
     steps: Sequence[Step], store: ArtifactStore, settings: RunConfig, member: Member | None = None
 ) -> list[Outcome]:
-    """Run every step in order, for a member of a sweep or by itself; a line to standard error for each."""
+    """Run all steps in order, and print lines about each to standard error.
+
+    Args:
+        steps: the plan.
+        store: the store.
+        settings: the settings of the run.
+        member: the member of a sweep that this run is; None if it is none.
+    """
     group = f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     outcomes = []
     for number, step in enumerate(steps, 1):
@@ -237,7 +272,10 @@ def run_pipeline(
 
 
 def _tracked(step: Step, steps: Sequence[Step], group: str, member: Member | None) -> Tracked:
-    """What a tracker is told; of a member's overrides, those of the step and of the steps before it."""
+    """Return the description of a step for the tracker.
+
+    Of a sweep member's overrides it has only those of the step and of the steps it is made from.
+    """
     tags, config = [step.pipeline, step.stage], asdict(step.config)
     if member is not None:
         group = f"sweep-{member.folder.name}"
@@ -248,14 +286,15 @@ def _tracked(step: Step, steps: Sequence[Step], group: str, member: Member | Non
 
 
 def _matters(override: str, step: Step, steps: Sequence[Step]) -> bool:
-    """True of an override of the step or of one it is made from."""
+    """Return whether an override changes the step or a step it is made from."""
     key = override.partition("=")[0].split(".")
     if key[0] == "steps":
         return len(key) == 1 or key[1] in _upstream(step, steps)
-    return key[0] == "seed" or key[0] in {knob.name for knob in fields(step.config)}  # of a stage by itself
+    # The second part: a knob in the command of a single stage, which has no `steps.` before it.
+    return key[0] == "seed" or key[0] in {knob.name for knob in fields(step.config)}
 
 
 def _upstream(step: Step, steps: Sequence[Step]) -> set[str]:
-    """The names of the step and of all it is made from."""
+    """Return the names of the step and of all steps it is made from."""
     read = {source.key for sources in step.inputs.values() for source in sources}
     return {step.name}.union(*(_upstream(other, steps) for other in steps if other.key in read))

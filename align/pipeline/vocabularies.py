@@ -1,4 +1,4 @@
-"""Whether two models read the same tokens, as far as files tell before anything runs. Nothing here imports torch."""
+"""Compare two models' vocabularies by their files before a run. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 
 _FILE = "tokenizer.json"
-# What import adds to a tokenizer, so that a source and the artifact made of it compare as one.
+# Tokens that `import_model` adds. They are left out, so that a source equals its artifact.
 _ADDED = {"<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"}
 
 
 def tokenizer_file(folder: Path) -> Path | None:
-    """The tokenizer of a folder; None where it has no fast one."""
+    """Return the tokenizer's file in a folder; None if the folder has no fast tokenizer."""
     return folder / _FILE if (folder / _FILE).is_file() else None
 
 
 def differ(one: Path | None, other: Path | None) -> bool:
-    """True where both files are known and hold different vocabularies."""
+    """Return whether two files hold different vocabularies; false if one of them is unknown."""
     if one is None or other is None:
         return False
     one_bytes, other_bytes = one.read_bytes(), other.read_bytes()
@@ -29,5 +29,5 @@ def _entries(file: bytes) -> set[str]:
         vocabulary = state["model"]["vocab"]
         names = vocabulary if isinstance(vocabulary, dict) else [entry[0] for entry in vocabulary]
         return {*names, *(token["content"] for token in state["added_tokens"])} - _ADDED
-    except (ValueError, KeyError, TypeError):  # import says so, in its own words
+    except (ValueError, KeyError, TypeError):  # the import step reports a damaged file
         return set()

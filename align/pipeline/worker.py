@@ -1,8 +1,9 @@
-"""Run one step's stage, in this process or as one rank of several.
+"""Run one step's stage in this process or in several ranks.
 
-With `hardware.num_processes` above 1, `run_ranks` starts this module once for each rank; each reads the same request
-and leaves a file that says how it ended. There is no torchrun in between: its agent takes as long to start as a rank,
-hides which rank died of what, and is one more process that can be killed.
+With `hardware.num_processes` above 1, `run_ranks` starts this module once for each rank. Each rank
+reads the same request and leaves a file with its outcome. torchrun is not used: its agent takes as
+long to start as a rank, hides which rank failed and why, and is one more process that can be
+killed.
 """
 
 from __future__ import annotations
@@ -38,23 +39,28 @@ from align.runtime.signals import Stop, end_with_parent
 from align.runtime.tracking import NoTracker, Tracked, Tracker, make_tracker
 from align.store.artifacts import Artifact, ArtifactStore, write_json
 
-RANKS_LOG = "ranks.log"  # in the step's work folder: what the ranks print besides rank 0's progress
-_RANKS_LOCK = "ranks.lock"  # there, too: rank 0 holds it as long as it lives, also when its parent was killed
-_LISTENER = "ALIGN_LISTENER"  # the open port that rank 0 serves, as a file descriptor
-_LOOK_SECONDS = 0.1
-_KILLED_SECONDS = 3.0  # for the other ranks to end when one was killed: they have nothing left to save
-_FAILED_SECONDS = 60.0  # when one ended by itself: others may be saving, or telling W&B
+# In the step's work folder: the output of all ranks except rank 0's progress.
+RANKS_LOG = "ranks.log"
+# In the same folder: rank 0 holds this lock as long as it lives, even if its parent was killed.
+_RANKS_LOCK = "ranks.lock"
+_LISTENER = "ALIGN_LISTENER"  # environment variable: the file descriptor of rank 0's open port
+_LOOK_SECONDS = 0.1  # between two looks at the ranks
+# The time that other ranks have to end after one was killed. They have nothing left to save.
+_KILLED_SECONDS = 3.0
+# The time after a rank ended with an error. Others may still save, or send metrics to W&B.
+_FAILED_SECONDS = 60.0
 
 
 def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
-    """Import the stage and run it, torch's random stream set by the stage's name and seed alone.
+    """Import the stage and run it. torch's random state depends only on the stage's name and seed.
 
-    Afterwards the number of threads and the random streams are as they were.
+    Afterwards the number of threads and the random states are restored.
     """
     import torch
 
     threads = torch.get_num_threads()
-    on_gpu = job.device.type == "cuda" or torch.cuda.is_initialized()  # else the question alone would start CUDA
+    # Otherwise do not ask for GPUs: the question alone would start CUDA.
+    on_gpu = job.device.type == "cuda" or torch.cuda.is_initialized()
     gpus = range(torch.cuda.device_count()) if on_gpu else range(0)
     with torch.random.fork_rng(devices=gpus), _numpy_stream():
         try:
@@ -62,14 +68,14 @@ def run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
                 torch.set_num_threads(job.hardware.threads)
             return _run_stage(config, inputs, job)
         except HealthStop as error:
-            raise HealthStop(f"{job.label}: {error}") from None  # a run has several steps that train
+            raise HealthStop(f"{job.label}: {error}") from None  # a run has several training steps
         finally:
             torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
 def _numpy_stream() -> Iterator[None]:
-    """lm-eval seeds numpy's stream of the process."""
+    """Restore numpy's global random state afterwards, because lm-eval seeds it."""
     import numpy as np
 
     before = np.random.get_state()
@@ -86,12 +92,12 @@ def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
     if getattr(config, "precision", "fp32") == "bf16" and emulates_bf16(job.device):
         job.log.info("this CPU has no bf16 arithmetic, so precision=bf16 will be many times slower than fp32")
     torch.manual_seed(derive_seed(getattr(config, "seed", 0), config.STAGE))
-    with contextlib.redirect_stdout(sys.stderr):  # what a library prints is not ours to give out
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for align's own output only
         return importlib.import_module(config.MODULE or f"align.stages.{config.STAGE}").run(config, inputs, job)
 
 
 def wait_for_ranks(work: Path, label: str) -> None:
-    """Return when no rank 0 of a command that was killed is left: it ends its step, logs it and saves."""
+    """Wait until rank 0 of a killed command has ended. It finishes its current step and saves."""
     lock = work / _RANKS_LOCK
     if not lock.exists():
         return
@@ -108,8 +114,11 @@ def run_ranks(
 ) -> Metrics:
     """Run the stage in several processes on this machine, and wait until all of them have ended.
 
+    Returns:
+        The metrics of the stage.
+
     Raises:
-        AlignError: what the rank that failed first says, or the signal that killed it.
+        AlignError: the error of the rank that failed first, or the signal that killed a rank.
     """
     request = {
         "stage": config.STAGE,
@@ -122,8 +131,8 @@ def run_ranks(
     log.write_text("", encoding="utf-8")
     count = settings.hardware.num_processes
     ranks: list[subprocess.Popen[bytes]] = []
-    # A folder of this start's own: ranks whose parent was killed may still tell how they ended.
-    # Rank 0 is handed an open port: one that was only found to be free may be taken before it listens.
+    # Each start has its own folder, because ranks of a killed command may still write outcomes.
+    # Rank 0 inherits an open port: a port that was only checked to be free could be taken by then.
     with (
         tempfile.TemporaryDirectory(prefix="ranks-", dir=work) as own,
         _console(Path(own)) as (console, pass_on),
@@ -158,10 +167,11 @@ def _start_rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port.getsockname()[1]),
     }
-    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is reported once, not by each other rank
+    # torch would make each other rank log a lost rank. `_metrics` reports it once.
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if rank == 0:
         environment[_LISTENER] = str(port.fileno())
-    # A session of its own: Ctrl-C in a terminal reaches the parent alone, which asks each rank once.
+    # In a new session, Ctrl-C in a terminal reaches only the parent, which signals each rank once.
     return subprocess.Popen(
         [sys.executable, "-m", "align.pipeline.worker", str(folder), str(os.getpid())],
         env=environment,
@@ -174,7 +184,10 @@ def _start_rank(
 
 
 def _wait_for(ranks: Sequence[subprocess.Popen[bytes]], stop: Stop, pass_on: Callable[[], None]) -> None:
-    """Return when all ranks have ended, or a while after the first that failed: the others cannot go on without it."""
+    """Wait until all ranks have ended, or until some seconds after the first failure.
+
+    The other ranks cannot continue without the failed one.
+    """
     told, until = False, math.inf
     while any(process.poll() is None for process in ranks) and time.monotonic() < until:
         time.sleep(_LOOK_SECONDS)
@@ -191,11 +204,16 @@ def _wait_for(ranks: Sequence[subprocess.Popen[bytes]], stop: Stop, pass_on: Cal
 def _metrics(
     name: str, log: Path, codes: Sequence[int | None], outcomes: Sequence[dict[str, Any]], stop: Stop
 ) -> Metrics:
-    """The metrics of the stage; else raise the error that came first, and not those of ranks that missed the others.
+    """Return the metrics of the stage, or raise the first error.
+
+    Later errors may only be caused by the loss of another rank.
 
     Args:
-        codes: how each rank ended; None for one that had to be ended.
-        outcomes: what ranks say of it.
+        name: the step's name.
+        log: the file with the ranks' output.
+        codes: the exit code of each rank; None for a rank that had to be killed.
+        outcomes: the files that the ranks left.
+        stop: the stop signal that this process got, if any.
     """
     outcomes = sorted(outcomes, key=lambda outcome: outcome["at"])
     for outcome in outcomes:
@@ -208,7 +226,8 @@ def _metrics(
             kinds = {kind.__name__: kind for kind in AlignError.__subclasses__()}
             raise _with_code(kinds.get(outcome["kind"], AlignError)(outcome["error"]), outcome["exit_code"])
     killed = [(rank, -code) for rank, code in enumerate(codes) if code is not None and code < 0]
-    killed.sort(key=lambda pair: pair[1] != signal.SIGKILL)  # SIGKILL first: a rank that lost another one may abort
+    # SIGKILL first: a rank that lost another rank may abort.
+    killed.sort(key=lambda pair: pair[1] != signal.SIGKILL)
     if killed:
         rank, number = killed[0]
         names = {each.value: each.name for each in signal.Signals}
@@ -229,10 +248,11 @@ def _with_code(error: AlignError, code: int) -> AlignError:
 
 @contextlib.contextmanager
 def _console(folder: Path) -> Iterator[tuple[IO[Any], Callable[[], None]]]:
-    """Where rank 0 prints, and a function that passes on what it printed.
+    """Yield the stream that rank 0 prints to, and a function that passes its output on.
 
-    Our own standard error, where that is the process's. In a notebook, in a member of a sweep, or where a caller keeps
-    what is printed it is not: then rank 0 prints to a file, and this process passes it on.
+    The stream is this process's standard error. In a notebook, in a member of a sweep or under a
+    caller that captures output, `sys.stderr` is no stream of the process. Then rank 0 prints to a
+    file, and this process passes the text on.
     """
     ours: IO[Any] = sys.stderr
     if ours is sys.__stderr__:
@@ -249,12 +269,12 @@ def _console(folder: Path) -> Iterator[tuple[IO[Any], Callable[[], None]]]:
 
 
 def main(folder: Path, parent: int) -> None:
-    """One rank: read the request, run, and leave the outcome."""
+    """Run one rank: read the request, run the stage, and write the outcome."""
     end_with_parent(parent)
     work, rank = folder.parent, int(os.environ["RANK"])
     with _telling(folder, rank) as outcome, (work / _RANKS_LOCK).open("w") as lock:
         if rank == 0:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the next run of this step waits for it: `wait_for_ranks`
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the next run of this step waits in `wait_for_ranks`
         request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
         outcome["metrics"] = _run_rank(work, typed(RunConfig, request["settings"]), request, rank)
 
@@ -267,7 +287,7 @@ def _run_rank(work: Path, settings: RunConfig, request: dict[str, Any], rank: in
     store = ArtifactStore(settings.store)
     inputs = Inputs({slot: tuple(_input(store, *ref) for ref in refs) for slot, refs in request["inputs"].items()})
     config = typed(stage_class(request["stage"]), request["config"])
-    stop = Stop(silent=True)  # the parent says it
+    stop = Stop(silent=True)  # the parent prints the message
     tracked = Tracked(**request["tracked"])
     tracker: Tracker = NoTracker()
     if rank == 0:
@@ -286,7 +306,7 @@ def _run_rank(work: Path, settings: RunConfig, request: dict[str, Any], rank: in
 
 
 def _join(rank: int, world_size: int) -> None:
-    """Meet the other ranks: gloo for what is on the CPU, nccl for what is on a GPU."""
+    """Join the process group of all ranks: gloo for tensors on the CPU, nccl on a GPU."""
     import torch.distributed as dist
 
     store = dist.TCPStore(
@@ -308,7 +328,11 @@ def _input(store: ArtifactStore, stage: str, key: str) -> Artifact:
 
 @contextlib.contextmanager
 def _telling(folder: Path, rank: int) -> Iterator[dict[str, Any]]:
-    """Leave how this rank ended: rank 0 its metrics, any rank its error, of the user's world or a defect of ours."""
+    """Write the outcome of this rank: the metrics of rank 0, or the error of any rank.
+
+    The error is one that the user can fix (`AlignError`) or a defect of align (`kind` is None). The
+    traceback of a defect goes to `RANKS_LOG`.
+    """
     outcome: dict[str, Any] = {}
     failed: dict[str, Any] = {}
     try:
@@ -323,7 +347,7 @@ def _telling(folder: Path, rank: int) -> Iterator[dict[str, Any]]:
     if failed or rank == 0:
         try:
             write_json(folder / f"rank-{rank}.json", {"rank": rank, "at": time.time(), **(failed or outcome)})
-        except OSError as error:  # a full disk, for one; the exit code says what kind of error it is
+        except OSError as error:  # a full disk, for example; then only the exit code tells the kind
             print(f"rank {rank}: {failed.get('error', error)}", file=sys.stderr, flush=True)
             sys.exit(failed.get("exit_code", StoreError.exit_code))
     if failed:

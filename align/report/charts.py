@@ -1,4 +1,7 @@
-"""Charts of a report: SVG that takes its colours from the page, with the title and the legend as text beside it."""
+"""Draw the charts of a report as SVG.
+
+The page gives the colours. Title and legend are text beside the picture.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,12 @@ if TYPE_CHECKING:
 Points = Sequence[tuple[float, float]]
 Bin = tuple[float, float, int]
 
-NOISY = 20  # points from which on a line may need a running mean: fewer can be read as they are
-_SPAN = 12  # a running mean is over this part of a line, but over at least 5 points
-_MOST = 240  # points of a line: more than a chart has pixels to tell apart
-INK, FAINT = "#010203", "#010204"  # stand for the page's own colours
+NOISY = 20  # points from which a line may need a running mean
+_SPAN = 12  # a running mean's window is 1/12 of a line's points, at least 5
+_MOST = 240  # points of a line: a chart has too few pixels for more
+INK, FAINT = "#010203", "#010204"  # placeholders for the page's own colours
 SERIES = [f"#0102{0x10 + i:02x}" for i in range(6)]
+# The dashes of each series, so that a line can be recognised without its colour.
 DASHES = (
     "",
     "7 3",
@@ -32,25 +36,25 @@ DASHES = (
     "9 3 2 3",
     "5 2",
     "1 2",
-)  # of each series, so that no line is recognised by its colour alone
+)
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)"} | {c: f"var(--series-{i})" for i, c in enumerate(SERIES)}
 
 
 class Legend(NamedTuple):
-    """One line's entry."""
+    """The entry of one line in a legend."""
 
     name: str
     number: int  # of its colour and dashes
 
 
 class Chart(NamedTuple):
-    """A picture and what is said about it.
+    """A picture with its texts.
 
     Attributes:
-        summary: what the picture shows, for readers who do not see it.
-        legend: empty where there is one line only.
-        note: how to read the picture; "" where nothing needs to be said.
-        dots: its legend shows dots in place of lines.
+        summary: what the picture shows, for readers who cannot see it.
+        legend: empty if there is only one line.
+        note: how to read the picture; "" if that is obvious.
+        dots: the legend shows dots instead of lines.
     """
 
     title: str
@@ -62,23 +66,25 @@ class Chart(NamedTuple):
 
 
 def line_chart(title: str, x_label: str, series: Mapping[str, Points], scattered: bool = False) -> Chart:
-    """One chart of one or several series of (x, y).
+    """Draw one or several series of (x, y).
 
-    Points that are not finite are left out, and so are series without any. A noisy line is faint, with its running
-    mean over it.
+    Points that are not finite are left out, and so is a series without finite points. A noisy line
+    is faint, with its running mean on top.
 
     Args:
-        scattered: dots, darker the later, in place of lines.
+        scattered: draw dots instead of lines; later ones are darker.
     """
     shown = []
     for number, (name, points) in enumerate(series.items()):
         finite = tuple((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
-        if finite:  # the colour of a series that is left out stays free: a metric has the same in every report
+        # A series that is left out keeps its colour: a metric has the same one in every report.
+        if finite:
             shown.append((name, number, finite))
     return _line_chart(title, x_label, tuple(shown), scattered)
 
 
-@functools.lru_cache(maxsize=512)  # a page that is written every few seconds draws only what has changed
+# A page that is rewritten every few seconds draws only what has changed.
+@functools.lru_cache(maxsize=512)
 def _line_chart(
     title: str, x_label: str, series: tuple[tuple[str, int, tuple[tuple[float, float], ...]], ...], scattered: bool
 ) -> Chart:
@@ -109,7 +115,11 @@ def _line_chart(
 
 
 def reliability_chart(title: str, series: Mapping[str, Sequence[Bin]]) -> Chart:
-    """How often answers of a confidence are right: (confidence, accuracy, answers) of each bin, over the diagonal."""
+    """Draw how often answers of each confidence are right, over the diagonal.
+
+    Args:
+        series: for each name its bins: (confidence, accuracy, number of answers).
+    """
     return _reliability_chart(title, tuple((name, tuple(bins)) for name, bins in series.items()))
 
 
@@ -135,13 +145,13 @@ def _reliability_chart(title: str, series: tuple[tuple[str, tuple[Bin, ...]], ..
 
 
 def new_chart(x_label: str) -> tuple[Figure, Axes]:
-    """An empty chart in the page's colours."""
+    """Return an empty chart in the page's colours."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 2.5))
     FigureCanvasSVG(figure)
-    axes = figure.add_axes((0.13, 0.17, 0.85, 0.74))  # as a layout engine would, in half the time
+    axes = figure.add_axes((0.13, 0.17, 0.85, 0.74))  # same as a layout engine, in half the time
     axes.set_xlabel(drawn(x_label), fontsize=8, color=FAINT)
     axes.tick_params(labelsize=8, colors=FAINT)
     axes.yaxis.get_offset_text().set(color=FAINT, size=8)
@@ -154,19 +164,19 @@ def new_chart(x_label: str) -> tuple[Figure, Axes]:
 
 
 def drawn(text: str) -> str:
-    """Text as matplotlib can draw it: without halves of surrogate pairs and without control characters."""
+    """Return text that matplotlib can draw: without lone surrogates and control characters."""
     return "".join(
         " " if unicodedata.category(letter) == "Cc" else letter for letter in text.encode(errors="replace").decode()
     )
 
 
 def _dashes(number: int) -> tuple[int, tuple[float, ...]]:
-    """A series' dashes as matplotlib wants them."""
+    """Return the dashes of a series in matplotlib's form."""
     return 0, tuple(float(length) / 1.5 for length in DASHES[number].split())
 
 
 def running_mean(points: Points) -> Points:
-    """Means over the points around each, over fewer at both ends; x stays where it is."""
+    """Return the mean over the points around each, over fewer at both ends; x is unchanged."""
     half = max(5, len(points) // _SPAN) // 2
     sums = [0.0]
     for _, y in points:
@@ -179,7 +189,10 @@ def running_mean(points: Points) -> Points:
 
 
 def is_noisy(points: Points) -> bool:
-    """True where a running mean tells more: of many points that lie off it by more than a hundredth of their range."""
+    """Return True if a running mean makes the line clearer.
+
+    It does for at least `NOISY` points whose mean distance from it is over 1 % of their range.
+    """
     if len(points) < NOISY:
         return False
     values = [y for _, y in points]
@@ -188,7 +201,7 @@ def is_noisy(points: Points) -> bool:
 
 
 def thinned(points: Points) -> Points:
-    """At most `_MOST` points: means over neighbours, so that a noisy curve stays true to its level."""
+    """Return at most `_MOST` points: means over neighbours, which keep a noisy curve's level."""
     size = math.ceil(len(points) / _MOST)
     if size <= 1:
         return points
@@ -197,9 +210,9 @@ def thinned(points: Points) -> Points:
 
 
 def svg(figure: Figure) -> Markup:
-    """The figure as SVG, without a size of its own.
+    """Return the figure as SVG, without a size of its own.
 
-    Its text is hidden from screen readers: the page says what the picture shows.
+    Its text is hidden from screen readers, because the page describes the picture.
     """
     import matplotlib
     from matplotlib.text import Text
@@ -207,17 +220,19 @@ def svg(figure: Figure) -> Markup:
     out = io.StringIO()
     for label in figure.findobj(Text):
         label.set_parse_math(False)
-    # Text stays text: it takes the page's font and can be searched, and a $ in it begins no formula. The salt makes ids
-    # the same in every run.
+    # Text stays text, so it has the page's font and can be searched. A $ in it begins no formula.
+    # The salt makes ids the same in every run.
     settings = {"svg.fonttype": "none", "svg.hashsalt": "align", "text.parse_math": False}
     with matplotlib.rc_context(settings), warnings.catch_warnings():  # type: ignore[arg-type]
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # from matplotlib's font, which the page does not use
+        # The glyph is missing in matplotlib's font, which the page does not use.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(out, format="svg", transparent=True)
     _, start, text = out.getvalue().partition("<svg")
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r"<style .*?</style>", "", text, count=1, flags=re.DOTALL)  # the page's style has it
+    # The page has its own style.
+    text = re.sub(r"<style .*?</style>", "", text, count=1, flags=re.DOTALL)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)

@@ -1,4 +1,4 @@
-"""The figures that decide: each evaluated model's score and its win rate, with what they say in a word."""
+"""The figures that decide: each evaluated model's score, win rate and result in words."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from align.report.verdict import Tone, judge_in_training
 
 
 class Decided(NamedTuple):
-    """One model, and one comparison where there is one.
+    """One model, and one of its comparisons if it has any.
 
     Attributes:
-        win_rate: as text, with its interval; "" without a comparison.
-        low, rate, high: of the win rate, from 0 to 1; 0 without a comparison.
-        result: what the win rate says, in a word or few.
+        win_rate: the win rate as text, with its interval; "" without a comparison.
+        low, rate, high: the win rate and the bounds of its interval, from 0 to 1; 0 without a
+            comparison.
+        result: the result in a few words.
     """
 
     model: str
@@ -33,7 +34,7 @@ class Decided(NamedTuple):
 
 
 def decided(made: Sequence[Made]) -> list[Decided]:
-    """A row for each comparison of each evaluation of answers, the last evaluation first.
+    """Return a row for each comparison of each evaluation of answers, the last evaluation first.
 
     An evaluation that compares nothing has one row.
     """

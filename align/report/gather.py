@@ -1,4 +1,4 @@
-"""What a report is about: artifacts of the store in the order in which they were made, with their logs and samples."""
+"""Gather what a report is about: artifacts in the order they were made, with logs and samples."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from align.store.references import is_outside, is_path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """One artifact, and what is kept beside it.
+    """One artifact, and the files beside it.
 
     Attributes:
-        name: the step, without its pipeline where all of a report are of one, and with its version where the report has
-            several; version: "v3", or a piece of its key.
-        inputs: (slot, key) of what it was made from.
-        changes: (knob, before, now), against the version before.
-        left_out: a line on each file of which not all can be read.
+        name: the name of the step: without its pipeline if the whole report is about one pipeline,
+            and with its version if the report has several versions of it.
+        version: "v3", or a piece of its key.
+        inputs: (slot, key) of each artifact that it was made from.
+        changes: (knob, before, now): differences from the previous version.
+        left_out: a line on each file that cannot be read completely.
     """
 
     name: str
@@ -52,18 +53,19 @@ class Made:
 
 
 def gather(store: ArtifactStore, refs: Sequence[str], left_out: list[str] | None = None) -> list[Made]:
-    """Everything that `refs` were made from, and themselves.
+    """Return the artifacts that `refs` name and everything that they were made from, inputs first.
 
-    A pipeline's name stands for its latest evaluations and what they were made from, and for the latest of the steps
-    that have no part in them: after a sweep whose members ran side by side, the latest of each step may be of different
-    members.
+    The name of a pipeline means its latest evaluations with their lineage. It also means the latest
+    artifact of each step that has no version in there. The latest artifacts of all steps would not
+    do: after a sweep with parallel members they may be of different members.
 
     Args:
-        left_out: where a line goes for each step of a pipeline that is damaged, or was made from what is; the report
-            is then on the others. None: it is an error.
+        left_out: a list to which a line is added for each step of a pipeline that is damaged, or
+            was made from something damaged. The report is then about the others. None: raise
+            instead.
 
     Raises:
-        StoreError: there is no such artifact, or it is damaged and was asked for by its own name.
+        StoreError: an artifact does not exist, or one that was named itself is damaged.
     """
     order: dict[str, Artifact] = {}
     given: defaultdict[str, set[str]] = defaultdict(set)
@@ -91,7 +93,10 @@ def gather(store: ArtifactStore, refs: Sequence[str], left_out: list[str] | None
 
 
 def _check(artifact: Artifact) -> None:
-    """Refuse what `align` does not make: a folder whose name is no key, an evaluation of no model."""
+    """Raise `StoreError` for an artifact that align does not make.
+
+    Its folder's name is no key, or it is an evaluation without a model.
+    """
     if not is_key(artifact.key):
         raise StoreError(f"{artifact.path}: no artifact of align: expected a name of 64 hexadecimal digits; remove it")
     if artifact.kind == "evaluation" and not artifact.manifest["inputs"].get("model"):
@@ -102,14 +107,19 @@ def _check(artifact: Artifact) -> None:
 
 
 def _is_one(ref: str) -> bool:
-    """Whether a reference is of one artifact, not of a pipeline."""
+    """Return True if a reference means one artifact, and not a pipeline."""
     return "/" in ref or "@" in ref or is_outside(ref) or is_path(ref)
 
 
 def _named(
     store: ArtifactStore, ref: str, order: Mapping[str, Artifact], left_out: list[str] | None
 ) -> Iterator[Artifact]:
-    """What `ref` stands for; `order` is what is there by the time the next is asked for."""
+    """Yield the artifacts that `ref` means.
+
+    Args:
+        order: the artifacts found so far, with their lineage. The caller adds to it between two
+            yields.
+    """
     if _is_one(ref):
         yield store.find(ref)
         return
@@ -131,7 +141,7 @@ def _named(
 
 
 def _keys(store: ArtifactStore, name: str) -> set[str]:
-    """The keys of a name's versions, without those that are damaged."""
+    """Return the keys of a name's versions, without damaged versions."""
     found = set()
     for number in store.numbers()[name]:
         with contextlib.suppress(StoreError):
@@ -155,7 +165,7 @@ def _parents_first(artifacts: dict[str, Artifact]) -> list[Artifact]:
 
 
 def _entries(artifacts: Iterable[Artifact]) -> Iterator[dict[str, str]]:
-    """What the manifests of artifacts say of each of their inputs."""
+    """Yield each entry of the inputs in the manifests of artifacts."""
     for artifact in artifacts:
         for entries in artifact.manifest["inputs"].values():
             yield from entries
@@ -183,7 +193,7 @@ def _changes(store: ArtifactStore, name: str, version: str, artifact: Artifact) 
     number = int(version[1:]) if version else 0
     try:
         before = store.find(f"{name}:v{number - 1}") if number else None
-    except StoreError:  # it is gone or damaged, and this report is not on it
+    except StoreError:  # gone or damaged, but this report is not about it
         before = None
     if before is None:
         return []

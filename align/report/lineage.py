@@ -1,4 +1,4 @@
-"""The lineage of a report as a picture: boxes from left to right, each right of all it was made from."""
+"""Draw the lineage of a report: boxes from left to right, each to the right of all its inputs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from markupsafe import Markup
 
 from align.report.gather import Made
 
-_WIDTH, _HEIGHT, _ACROSS, _DOWN = 148, 40, 46, 18  # a box, and the gaps between boxes, in pixels
+_WIDTH, _HEIGHT, _ACROSS, _DOWN = 148, 40, 46, 18  # pixels: a box, and the gaps between boxes
 
 
 def draw(made: Sequence[Made]) -> Markup:
-    """An SVG; `made` stands in an order in which inputs come first."""
+    """Return an SVG; in `made`, inputs come before what was made from them."""
     columns = _columns(made)
     tallest = max(map(len, columns.values()))
     height = tallest * (_HEIGHT + _DOWN) + _DOWN
@@ -39,7 +39,12 @@ def draw(made: Sequence[Made]) -> Markup:
 
 
 def _columns(made: Sequence[Made]) -> dict[int, list[Made]]:
-    """Each right of its inputs, but what has none, data, beside the first that reads it; near its inputs' height."""
+    """Return the artifacts of each column, from top to bottom.
+
+    Each is to the right of its inputs. An artifact without inputs, such as data, is in the column
+    just left of its first reader. In a column, artifacts are sorted by the mean height of their
+    inputs.
+    """
     depth: dict[str, int] = {}
     for each in made:
         depth[each.key] = max((depth[key] + 1 for _, key in each.inputs), default=0)

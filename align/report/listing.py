@@ -1,10 +1,13 @@
-"""Every version in a store and what it leads to, as `align artifacts ls` shows it.
+"""List every version in a store and its artifact, as `align artifacts ls` shows them.
 
-What a version and the manifest of its artifact say is remembered in cache/listing.jsonl, beside the inodes, sizes and
-times of both files. A step adds a line when it has made its artifact; a look writes the file again where lines are
-missing or old. So a look at a store of thousands reads and checks only what changed. Of the other files of an artifact
-it asks the size alone: `align artifacts verify` reads everything. A store that was copied, or was listed by other code,
-is read anew once; one that may not be written to is read anew each time.
+The facts about a version and its artifact's manifest are cached in cache/listing.jsonl, with the
+inode, size and times of both files. A step appends a line after it has made its artifact. A listing
+rewrites the file if lines are missing or outdated. So in a store with thousands of versions only
+changed files are read and checked. Of an artifact's other files only the size is checked; `align
+artifacts verify` reads everything.
+
+A store that was copied, or was listed by other code, is read again once. A store that cannot be
+written to is read again each time.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from typing import Any
 from align.errors import StoreError
 from align.store.artifacts import MANIFEST, ArtifactStore, read_bytes, replacing, size_of_file
 
-# Nanoseconds. A file that was changed less than that ago may change again and keep its time: a disk's clock is coarse.
+# Nanoseconds. A file with a more recent change may change again and keep its time, because the
+# clock of a disk is coarse.
 _SETTLED = 2 * 10**9
 
 _ROW = {"kind": str, "artifact": str, "created": float, "bytes": int, "figures": str}
@@ -31,24 +35,27 @@ Stamp = list[int]
 
 
 def list_versions(store: ArtifactStore) -> tuple[list[Row], list[str]]:
-    """A row for each version, in the order of names and numbers, and a line for each file that is damaged."""
+    """Return a row for each version, by name and number, and a line for each damaged file."""
     return _Listing(store).rows()
 
 
 def remember(store: ArtifactStore, name: str, number: int) -> None:
-    """Add a line on a version and an artifact that this process has just written, so that the next look reads neither.
+    """Add a line on a version and an artifact that this process has just written.
 
-    Where that fails, the next look takes longer. It must not end a run that has made its artifact.
+    So the next listing need not read them. A failure is ignored: it only makes the next listing
+    slower, and it must not end a run that has made its artifact.
     """
     with contextlib.suppress(Exception):
         _Listing(store).add(name, number)
 
 
 class _Listing:
-    """What is known of versions: {NAME:vN: {version, manifest: their stamps, files: {name: size}, stage, key, row}}.
+    """A cache of facts about versions and their artifacts.
 
-    A line of the file is a digest, a space, and the JSON of (NAME:vN, what is known). Of several lines on one version
-    the last counts. A line of other code, or one that was torn, counts for nothing.
+    It maps NAME:vN to {version, manifest: their stamps, files: {name: size}, stage, key, row}.
+
+    A line of the file is a digest, a space, and the JSON of [NAME:vN, facts]. If several lines are
+    about one version, the last one counts. A line of other code, or an incomplete line, is ignored.
     """
 
     def __init__(self, store: ArtifactStore):
@@ -56,7 +63,7 @@ class _Listing:
         self._now: dict[str, dict[str, Any]] = {}
 
     def rows(self) -> tuple[list[Row], list[str]]:
-        """As `list_versions`."""
+        """Return the rows and faults of `list_versions`."""
         before, is_tidy = self._read()
         rows: list[Row] = []
         faults: list[str] = []
@@ -79,18 +86,22 @@ class _Listing:
         return rows, faults
 
     def add(self, name: str, number: int) -> None:
-        """Add a line on a version. Its files are new, but who just wrote them knows that nobody changed them since."""
-        if _code() != _CODE:  # it was changed while this process ran
+        """Append a line on a version.
+
+        Its files are new, but they count as settled: the process that just wrote them knows that
+        nobody has changed them since.
+        """
+        if _code() != _CODE:  # align's code was changed while this process ran
             return
         self._read_anew(name, number, is_settled=lambda stamp: True)
         self._file.parent.mkdir(exist_ok=True)
-        # Neither wait for a pipe nor follow a link.
+        # If the file is a pipe, do not wait; if it is a link, do not follow it.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         with open(os.open(self._file, flags, 0o666), "ab", buffering=0) as file:
             file.write(self._lines())
 
     def _row(self, name: str, number: int, known: dict[str, Any] | None) -> Row:
-        """What a version leads to.
+        """Return the row of a version, from the cache if it is up to date.
 
         Raises:
             StoreError: the version or the artifact is damaged.
@@ -101,7 +112,7 @@ class _Listing:
         return known["row"]
 
     def _read(self) -> tuple[dict[str, dict[str, Any]], bool]:
-        """What is known from before, and whether the file holds nothing else."""
+        """Return the cached facts, and True if every line of the file is valid and counts."""
         try:
             lines = read_bytes(self._file).splitlines()
         except StoreError:
@@ -120,7 +131,10 @@ class _Listing:
         return found, len(found) == len(lines)
 
     def _write(self) -> None:
-        """Write down what is known for the next look; without it that takes longer, and nothing else."""
+        """Write the facts for the next listing.
+
+        A failure is ignored: it only makes that listing slower.
+        """
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(exist_ok=True)
             with replacing(self._file) as temporary:
@@ -134,7 +148,7 @@ class _Listing:
         return f"{self._store.root}/names/{name}/v{number}.json"
 
     def _is_whole(self, known: dict[str, Any]) -> bool:
-        """Whether an artifact's manifest is as it was, and its files have their sizes."""
+        """Return True if an artifact's manifest is unchanged and its files have their sizes."""
         folder = f"{self._store.root}/objects/{known['stage']}/{known['key']}/"
         return _stamp(folder + MANIFEST) == known["manifest"] and all(
             size_of_file(folder + file) == size for file, size in known["files"].items()
@@ -161,7 +175,7 @@ class _Listing:
 
 
 def _stamp(path: str) -> Stamp | None:
-    """What differs when a file was written to or replaced; None where there is none."""
+    """Return what changes when a file is written to or replaced; None if there is no such file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -174,7 +188,7 @@ def _is_settled(stamp: Stamp) -> bool:
 
 
 def _is_known(known: Any) -> bool:
-    """Whether a line has the form that `_Listing` writes."""
+    """Return True if a line has the form that `_Listing` writes."""
     row = known["row"]
     return (
         all(type(known[field]) is str for field in ("stage", "key"))
@@ -185,14 +199,14 @@ def _is_known(known: Any) -> bool:
 
 
 def _code() -> bytes:
-    """The digest of the code that makes a row: other code may show other figures."""
+    """Return a digest of the code that makes a row, because other code may show other figures."""
     here, digest = Path(__file__).resolve().parent, hashlib.sha256()
     for file in ("listing.py", "summary.py", "tables.py"):
         digest.update(read_bytes(here / file))
     return digest.digest()
 
 
-_CODE = _code()  # as this process imported it
+_CODE = _code()  # when this process imported it
 
 
 def _check(content: bytes) -> bytes:

@@ -1,6 +1,6 @@
-"""What the names in a report mean: one table for its tables, charts and glossary.
+"""The meanings of the names in a report, for its tables, charts and glossary.
 
-A name is a metric's as it is logged, or a column's or a chart's title as it is shown.
+A name is a metric's name as logged, or the title of a column or chart.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _MEANINGS = {
     ),
     "facts recalled": "Share of the embedded world's facts that the model completes correctly.",
     "seen_by_reward_model": "Share of the evaluated prompts that the reward model saw in its training.",
-    # What answers are like.
+    # Properties of answers.
     "answers": "A measure of the answers; each column is a model or a difference.",
     "hallucination": "Share of answers about facts that state something false.",
     "helpfulness": "Part of the gold score: does the answer do what was asked?",
@@ -171,7 +171,7 @@ _MEANINGS = {
     "stage": "The kind of step.",
     "version": "The artifact's version under the step's name.",
     "seconds": "How long the step took.",
-    "flops": "Floating-point operations of training: 6 x parameters x tokens.",
+    "flops": "Floating-point operations of training: tokens x (4 x parameters + 2 x trained parameters).",
     "code": "The commit of the code that made it; + marks changes that were not committed.",
     "at": "The training step at which it was noticed.",
     "sign": "The health rule that fired.",
@@ -190,7 +190,7 @@ _MEANINGS = {
     "missing_eos": "Share of responses that did not end by themselves, which the reward penalises.",
     "eval/tasks/accuracy": "Share of held-out task rows that the model answers correctly.",
 }
-_SAME = {  # other names of the same
+_SAME = {  # other names of the same entries
     "length": "response_tokens",
     "gold/score": "gold score",
     "reward/score": "reward score",
@@ -208,7 +208,7 @@ _SAME = {  # other names of the same
     "reward/model": "reward model",
     "grad_norm": "gradient norm",
 }
-# Of names with a free part: a pattern, the entry's name, its meaning.
+# Names with a variable part: a pattern, the entry's name, its meaning.
 _PATTERNS = (
     (".+: pairs of answers", "calibration", "How often the reward model is right against how sure it is."),
     (
@@ -232,20 +232,20 @@ class Entry(NamedTuple):
 
     @property
     def anchor(self) -> str:
-        """Its id on a page."""
+        """The entry's id on a page."""
         return "meaning-" + re.sub(r"[^a-z0-9]+", "-", self.word).strip("-")
 
 
 def glossary() -> list[Entry]:
-    """Every entry, in the order of the table."""
+    """Return every entry, in the order of the table."""
     return [Entry(word, text) for word, text in _MEANINGS.items()]
 
 
 def meaning(name: str) -> Entry | None:
-    """The entry of a name; None where nothing is known, as of a user's own.
+    """Return the entry of a name; None if it is unknown, for example a user's own metric.
 
-    A metric's name may have a prefix of its own kind (`tasks/copa/accuracy`, `copa accuracy (n=9)`): then its last word
-    decides.
+    A metric's name may have a prefix (`tasks/copa/accuracy`, `copa accuracy (n=9)`). If the whole
+    name is unknown, its last word decides.
     """
     shown = re.sub(r" \(.*\)$", "", " ".join(name.split()).lower())
     word = _SAME.get(shown, shown)

@@ -1,8 +1,9 @@
-"""A report as one HTML file that loads nothing, and as Markdown."""
+"""Render a report as one HTML file that loads nothing, and as Markdown."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import os
@@ -29,15 +30,16 @@ from align.report.running import Logged, Unfinished, strangers, unfinished
 from align.report.verdict import verdict
 from align.store.artifacts import ArtifactStore, is_number
 
-RELOAD_SECONDS = 5  # between two readings of a page that is being rewritten
+RELOAD_SECONDS = 5  # between two reloads of a page that is being rewritten
 SIGNS = {"good": ("✓", "Good"), "bad": ("✕", "Bad"), "warning": ("!", "Check"), "neutral": ("•", "Note")}
-# The newest stage of the recipe first.
+# The order of charts: the last stage of the recipe first.
 _ORDER = {stage: -place for place, stage in enumerate(STAGES)}
-_DECIDING = ("wins",)  # columns of the headline table that the deciding figures show already, and scores
+# Columns of the headline table that the deciding figures already show, besides the scores.
+_DECIDING = ("wins",)
 
 
 class Charts(NamedTuple):
-    """One step's."""
+    """The charts of one step."""
 
     step: str
     pictures: list[Chart]
@@ -47,15 +49,16 @@ def write_report(store: ArtifactStore, refs: Sequence[str], out: Path, title: st
     """Write the report on `refs` to the HTML file `out`, and as Markdown beside it.
 
     Args:
-        follows: the page is written again and again: it reloads itself.
+        follows: the page is written again and again, so it reloads itself.
 
     Raises:
-        StoreError: there is nothing of one of the references, neither an artifact nor a step that has begun.
+        StoreError: a reference matches neither an artifact nor a step that has begun.
     """
     steps = unfinished(store, refs)
     left_out = strangers(store)
     made = _made(store, refs, left_out)
-    steps = [step for step in steps if not store.object_path(step.stage, step.key).is_dir()]  # ended meanwhile
+    # Without steps that ended meanwhile.
+    steps = [step for step in steps if not store.object_path(step.stage, step.key).is_dir()]
     html, markdown = render(title, made, steps, follows, left_out)
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in ((out, html), (out.with_suffix(".md"), markdown)):
@@ -63,18 +66,29 @@ def write_report(store: ArtifactStore, refs: Sequence[str], out: Path, title: st
 
 
 def _made(store: ArtifactStore, refs: Sequence[str], left_out: list[str]) -> list[Made]:
-    """What is made of `refs`; of a pipeline whose first step still runs nothing is."""
-    try:
+    """Return what `gather` finds.
+
+    A reference that has unfinished steps and no artifact yet is left out: its first step may still
+    be running.
+    """
+    with contextlib.suppress(StoreError):
         return gather(store, refs, left_out)
-    except StoreError:
-        rest = [ref for ref in refs if not unfinished(store, [ref])]
-        if len(rest) == len(refs):
-            raise
-        return gather(store, rest, left_out) if rest else []
+    kept = []
+    for ref in refs:
+        try:
+            gather(store, [ref], [])
+            kept.append(ref)
+        except StoreError:
+            if not unfinished(store, [ref]):
+                raise
+    return gather(store, kept, left_out) if kept else []
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write the whole file or none, so that nobody reads half of it; two processes may write it at once."""
+    """Write a file atomically, so that nobody reads half of it.
+
+    Two processes may write it at the same time.
+    """
     temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.new")
     try:
         temporary.write_text(text, encoding="utf-8", errors="replace")
@@ -94,10 +108,10 @@ def render(
     follows: bool = False,
     left_out: Sequence[str] = (),
 ) -> tuple[str, str]:
-    """(HTML, Markdown) of what `gather` found, and of `steps` that are not finished.
+    """Return (HTML, Markdown) of what `gather` found, and of `steps` that are not finished.
 
     Args:
-        left_out: a line on each thing of the store that is not in the report.
+        left_out: a line on each thing in the store that the report leaves out.
     """
     environment = templates()
     created = [each.artifact.manifest["created"] for each in made]
@@ -138,36 +152,43 @@ def render(
 
 
 def _details(headline: tables.Table) -> tables.Table:
-    """The headline table without what the deciding figures show."""
+    """Return the headline table without the columns that the deciding figures show."""
     kept = [
         i
         for i, column in enumerate(headline.columns)
         if column not in _DECIDING and column != "score" and not column.endswith(" score")
     ]
-    rows = [[row[i] for i in kept] for row in reversed(headline.rows)]  # in the order of the deciding figures
+    # Reversed: the order of the deciding figures.
+    rows = [[row[i] for i in kept] for row in reversed(headline.rows)]
     return tables.Table([headline.columns[i] for i in kept], rows)
 
 
 class Words:
-    """The names that one page explains: a template asks for each, and lists at its end those that it asked for."""
+    """The names that one page explains.
+
+    A template asks for the entry of each name. At its end it lists all that it asked for.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
 
     def explain(self, name: str) -> Entry | None:
-        """The entry of a name; None where nothing is known of it."""
+        """Return the entry of a name and note it for the glossary; None if the name is unknown."""
         entry = meaning(str(name))
         if entry is not None:
             self._entries[entry.anchor] = entry
         return entry
 
     def glossary(self) -> list[Entry]:
-        """All that were asked for, in order."""
+        """Return all entries that were asked for, sorted."""
         return sorted(self._entries.values())
 
 
 class Ids:
-    """Gives each picture of one page ids of its own: two steps may have charts that are alike."""
+    """A filter that makes the ids in each picture unique on a page.
+
+    It is needed because charts of two steps may be alike.
+    """
 
     def __init__(self) -> None:
         self._count = 0
@@ -178,7 +199,7 @@ class Ids:
 
 
 def templates() -> Environment:
-    """The templates of this folder, for one page; what they put into HTML is escaped."""
+    """Return the templates of this folder, for one page. Values in HTML are escaped."""
     environment = Environment(
         loader=PackageLoader("align.report", ""),
         autoescape=lambda name: ".html" in str(name),
@@ -192,20 +213,20 @@ def templates() -> Environment:
 
 @functools.cache
 def _own(name: str) -> Markup:
-    """A file of this folder, as it is put into a page."""
+    """Return a file of this folder, to be put into a page unescaped."""
     return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def _hashed(text: str) -> str:
-    """A style or script as a content security policy names it.
+    """Return the hash of a style or script for a content security policy.
 
-    Hashed is what lies in our files and not what lies in the page, where a store's text could stand too.
+    It is computed from our own file, not from the page, which may have text from a store.
     """
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def curves(logged: Sequence[Logged]) -> list[Charts]:
-    """Draw the charts that each step's stage declares. Metrics that were not logged are left out."""
+    """Draw the charts that each step's stage declares, without metrics that were not logged."""
     found = []
     for each in sorted(logged, key=lambda each: _ORDER.get(each.stage, 0)):
         stage = STAGES.get(each.stage, StageConfig)
@@ -217,7 +238,7 @@ def curves(logged: Sequence[Logged]) -> list[Charts]:
 
 
 def _drawn(each: Logged, curve: Curve, axis: str) -> list[Chart]:
-    """Draw one curve: no chart if nothing was logged, several if it has more lines than there are colours."""
+    """Draw one curve: no chart if nothing was logged, several if it has more lines than colours."""
     if curve.prefix:
         logged = dict.fromkeys(name for row in each.log for name in row if name.startswith(curve.prefix))
         names = [name for name in logged if name not in curve.without]
@@ -235,13 +256,13 @@ def _drawn(each: Logged, curve: Curve, axis: str) -> list[Chart]:
 
 
 def _part(metric: str, prefix: str) -> str:
-    """The name of a part of the reward: a function is called as its user named it."""
+    """Return the name of a part of the reward; a function keeps the name that its user gave it."""
     name = metric.removeprefix(prefix)
     return "reward model" if name == "model" else name
 
 
 def calibration(made: Sequence[Made]) -> list[Chart]:
-    """How well each reward model's and each model's sureness is founded: a chart a reward model, and a task."""
+    """Draw a reliability chart for each reward model, and one for each task with its models."""
     names = {each.key: each.name for each in made}
     found: dict[str, dict[str, dict[float, tuple[float, float, int]]]] = {}
     for each in made:
@@ -253,7 +274,7 @@ def calibration(made: Sequence[Made]) -> list[Chart]:
                 place, who = f"{each.name}: pairs of answers", each.name
             elif row["model"] in inputs:
                 place, who = row["task"], names[inputs[row["model"]]]
-            else:  # no row that align writes
+            else:  # align writes no such row
                 continue
             of_models = found.setdefault(place, {})
             one = (row["confidence"], row["accuracy"], row["answers"])
@@ -269,7 +290,7 @@ def _points(each: Logged, x: str, y: str) -> list[tuple[float, float]]:
 
 
 def _markdown_cell(text: object) -> str:
-    """Text that neither ends a table's cell nor is taken as markup."""
+    """Escape text for a cell of a Markdown table: it must not end the cell or act as markup."""
     shown = " ".join(str(text).split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     for mark in "|*_`[]#~!$":
         shown = shown.replace(mark, f"\\{mark}")

@@ -1,4 +1,4 @@
-"""The rows of a step's logs, for a report: what cannot be read is left out and said."""
+"""Read the rows of a step's logs for a report. Unreadable rows are left out and reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from align.store.artifacts import is_number
 
 Row = dict[str, Any]
 
-# What a report takes from the rows of each file.
+# Fields that a row of each file must have: finite numbers, then texts.
 _NUMBERS = {
     "metrics": ("step",),
     "events": ("step",),
@@ -22,10 +22,12 @@ _TEXTS = {"events": ("name", "message"), "samples": ("prompt",), "calibration": 
 
 
 def read_rows(folder: Path, name: str, is_written: bool = False) -> tuple[list[Row], list[str]]:
-    """The rows of <name>.jsonl in a folder, and a line on those that cannot be read; none where there is no such file.
+    """Return the rows of <name>.jsonl in a folder, and a line on those that cannot be read.
+
+    Both are empty if the file does not exist.
 
     Args:
-        is_written: some process writes to it, so its last line may be half a line, which is no fault.
+        is_written: a process may be writing the file, so an incomplete last line is not a fault.
     """
     file = folder / f"{name}.jsonl"
     if not file.is_file():
@@ -53,5 +55,5 @@ def _is_finite(value: object) -> bool:
 
 
 def is_key(name: str) -> bool:
-    """Whether a folder's name is a step's key: 64 hexadecimal digits."""
+    """Return True if a folder's name is a step's key: 64 hexadecimal digits."""
     return re.fullmatch("[0-9a-f]{64}", name) is not None

@@ -1,4 +1,4 @@
-"""Steps that are not finished: what their work folders say while they run, and after a crash."""
+"""Read unfinished steps from their work folders, while they run and after a crash."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAME = re.compile(r"[a-z0-9._-]+/[a-z0-9._-]+")
 
 
 class Logged(Protocol):
-    """What a step leaves to look at, finished or not."""
+    """The logs that a step leaves, finished or not."""
 
     @property
     def name(self) -> str: ...
@@ -35,15 +35,17 @@ class Logged(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfinished:
-    """One step that has begun and made no artifact yet.
+    """One step that has begun and has not made its artifact yet.
 
     Attributes:
-        name: as its artifact would be called, PIPELINE/STEP.
-        is_running: some process holds its lock.
-        error: what stopped it, in words; "" where it runs, or where it was killed before it could say.
-        begun, written: seconds since the epoch: when it last began, and when it last wrote to its log.
-        total, unit: how many steps it has, and of what; None where it does not say.
-        left_out: a line on each file of which not all can be read.
+        name: the name that its artifact will have, PIPELINE/STEP.
+        is_running: True if a process holds its lock.
+        error: what stopped it, in words; "" if it runs, or if it was killed before it could report.
+        begun, written: seconds since the epoch: when it last began, and when it last wrote to its
+            log.
+        total, unit: the number of its steps, and their unit; None and "" if it does not report
+            them.
+        left_out: a line on each file that cannot be read completely.
     """
 
     name: str
@@ -62,12 +64,12 @@ class Unfinished:
 
     @property
     def step(self) -> int:
-        """The last step that it logged."""
+        """The last step that was logged; 0 if none was."""
         return int(self.log[-1]["step"]) if self.log else 0
 
     @property
     def state(self) -> str:
-        """One line: how far it is, or how far it came."""
+        """The progress of the step in one line, and why it stopped."""
         unit = self.unit.removesuffix("s") or "step"
         if self.total is not None:
             far = f"{unit} {self.step:,} of {self.total:,}"
@@ -83,9 +85,12 @@ class Unfinished:
 
 
 def unfinished(store: ArtifactStore, refs: Sequence[str]) -> list[Unfinished]:
-    """The unfinished steps that `refs` mean (PIPELINE, PIPELINE/STEP, STAGE@KEY), the first that began first.
+    """Return the unfinished steps that `refs` mean, sorted by start time.
 
-    A step that stopped is left out where its name has a newer artifact: the command was given again with other knobs.
+    A reference is PIPELINE, PIPELINE/STEP or STAGE@KEY.
+
+    A step that stopped is left out if its name has a newer artifact: the command was given again
+    with other knobs.
     """
     found = []
     for note in [folder / NOTE for folder in store.work_folders()]:
@@ -101,13 +106,13 @@ def unfinished(store: ArtifactStore, refs: Sequence[str]) -> list[Unfinished]:
 
 
 def strangers(store: ArtifactStore) -> list[str]:
-    """A line on each folder of unfinished work that `unfinished` leaves out, because align does not write such."""
+    """Return a line on each work folder that `unfinished` skips: align did not write it."""
     notes = [(folder / NOTE, _fault(folder / NOTE)) for folder in store.work_folders()]
     return [f"{note.parent.relative_to(store.root)}: {fault}" for note, fault in notes if fault]
 
 
 def _fault(note: Path) -> str:
-    """Why a work folder is none of align's; "" where it is one, or is gone."""
+    """Return why a work folder is not one of align's; "" if it is one, or has been removed."""
     if not is_key(note.parent.name):
         return "its name is not 64 hexadecimal digits"
     try:
@@ -129,8 +134,9 @@ def _is_meant(step: Unfinished, ref: str) -> bool:
 
 
 def _read(folder: Path) -> Unfinished | None:
-    """What lies in a work folder; None where its step ended meanwhile."""
-    is_running = is_locked(folder)  # before its files are read: what ends meanwhile is not called a crash
+    """Read a work folder; return None if its step ended meanwhile."""
+    # Checked before its files are read: a step that ends meanwhile is not reported as a crash.
+    is_running = is_locked(folder)
     try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
         out, steps = folder / "out", folder / STEPS

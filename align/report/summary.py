@@ -1,4 +1,4 @@
-"""The few figures of a run that fit a terminal, as one table; the report has the others."""
+"""The few figures of a run that fit a terminal, as one table. The report has the others."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from align.store.artifacts import Artifact
 if TYPE_CHECKING:
     from align.report.gather import Made
 
-# Of a task, the first that it has is shown.
+# Measures of a task, by preference: the first one that it has is shown.
 _OF_TASKS = ("accuracy", "acc", "exact_match", "f1")
-_ENDS = ("_low", "_high", "_chance", "_chance_high", "_few")  # what belongs to another figure
+# Suffixes of metrics that belong to another one.
+_ENDS = ("_low", "_high", "_chance", "_chance_high", "_few")
 
 
 def models_table(made: Sequence[Made]) -> Table:
-    """A row for each model that answered prompts: its score, wins over others, and what it cost.
+    """Return a row for each model that answered prompts: its score, its wins and its cost.
 
-    `seconds` are those of all steps that a model was made by, its inputs' too.
+    `seconds` is the time of all steps that made the model, including the steps that made its
+    inputs.
     """
     by_key = {each.key: each for each in made}
     answered = [each for each in evaluations(made) if "prompts" in each.artifact.metrics]
@@ -51,7 +53,7 @@ def models_table(made: Sequence[Made]) -> Table:
 
 
 def _seconds(key: str, by_key: Mapping[str, Made]) -> float:
-    """The time that an artifact and all that it was made from took."""
+    """Return the time in seconds that an artifact and its whole lineage took."""
     needed, found = [key], dict[str, float]()
     while needed:
         each = by_key[needed.pop()]
@@ -62,7 +64,7 @@ def _seconds(key: str, by_key: Mapping[str, Made]) -> float:
 
 
 def tasks_table(made: Sequence[Made]) -> Table:
-    """A row for each task that a model was scored on, with the difference to its baseline."""
+    """Return a row for each task that a model was scored on, with the gain over the baseline."""
     by_key = {each.key: each for each in made}
     rows = []
     for each in evaluations(made):
@@ -84,7 +86,7 @@ def tasks_table(made: Sequence[Made]) -> Table:
 
 
 def _tasks(metrics: Metrics) -> dict[str, str]:
-    """The measure to show of each whole task; its parts are left to the report."""
+    """Return the measure to show for each whole task. The parts of tasks are only in the report."""
     found: dict[str, list[str]] = {}
     for name in metrics:
         head, _, measure = name.rpartition("/")
@@ -97,7 +99,7 @@ def _tasks(metrics: Metrics) -> dict[str, str]:
 
 
 def metrics_table(artifact: Artifact) -> Table:
-    """All figures of one step, those that matter most first; a figure with its interval."""
+    """Return all metrics of one step, the most important first, with their intervals."""
     m = artifact.metrics
     main = [name for name, _ in _headline(artifact) if name in m]
     rows = []
@@ -109,7 +111,7 @@ def metrics_table(artifact: Artifact) -> Table:
 
 
 def short_number(value: float) -> str:
-    """`1,234`, `0.831`, `1.2e-05`: a count whole, another number in three digits or so."""
+    """Format `1,234`, `0.831`, `1.2e-05`: whole numbers in full, others in about three digits."""
     if float(value).is_integer() and abs(value) < 1e9:
         return f"{value:,.0f}"
     if abs(value) >= 1000:
@@ -118,7 +120,7 @@ def short_number(value: float) -> str:
 
 
 def main_figures(artifact: Artifact) -> str:
-    """What came of one step, in a few words."""
+    """Return the result of one step in a few words."""
     m = artifact.metrics
     if artifact.kind == "evaluation":
         return ", ".join(_of_evaluation(m))
@@ -128,7 +130,7 @@ def main_figures(artifact: Artifact) -> str:
 
 
 def _headline(artifact: Artifact) -> tuple[tuple[str, str], ...]:
-    """The metrics that its stage shows first, each with the name it shows it by."""
+    """Return the metrics that the artifact's stage shows first, each with its short name."""
     return STAGES.get(artifact.stage, StageConfig).HEADLINE
 
 

@@ -1,4 +1,4 @@
-"""What a sweep shows: a row a member, means over seeds, and which settings nothing beats."""
+"""The results of a sweep: a row for each member, means over seeds, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -28,31 +28,33 @@ class Run(NamedTuple):
     knobs: dict[str, str]  # without seeds
     seed: str
     metrics: dict[str, float]
-    split: str = ""  # of the prompts that its evaluation's metrics are of; "" where nothing was evaluated
-    evaluated: frozenset[str] = frozenset()  # the metrics that are of that evaluation
+    split: str = ""  # of the prompts of its evaluation; "" if nothing was evaluated
+    evaluated: frozenset[str] = frozenset()  # names of the metrics from that evaluation
 
 
 class Setting(NamedTuple):
-    """All seeds of one setting of the other knobs."""
+    """One setting of the knobs, with the runs of all its seeds."""
 
     knobs: dict[str, str]
     runs: list[Run]
 
     @property
     def name(self) -> str:
-        """Its knobs in a line."""
+        """The knobs in one line."""
         return " ".join(f"{short(name)}={value}" for name, value in self.knobs.items())
 
     def mean(self, name: str) -> tuple[float, float]:
-        """The mean over seeds, and half of its 95 % interval."""
+        """Return the mean over seeds, and half of its 95 % interval."""
         values = [run.metrics[name] for run in self.runs if name in run.metrics]
         return mean_and_half(values) if values else (math.nan, math.nan)
 
 
 def runs_of(records: Sequence[Record]) -> list[Run]:
-    """The members that are done, with the metrics of their last evaluation; of PPO's last rollout where it has them.
+    """Return the members that are done, with the metrics of their last evaluation and of PPO.
 
-    An evaluation on validation prompts goes before those on test prompts: members are chosen by it.
+    PPO's metrics are those of its last iteration. An evaluation on validation prompts is preferred
+    to one on test prompts, because members are chosen by it. Without an evaluation the metrics are
+    those of the last artifact.
     """
     runs = []
     for record in records:
@@ -63,6 +65,7 @@ def runs_of(records: Sequence[Record]) -> list[Run]:
         chosen_by = [a for a in evaluations if _split(a) == "validation"] or evaluations
         last = chosen_by[-1] if chosen_by else made[-1]
         trained = next((a.metrics for a in reversed(made) if a.stage == "ppo"), {})
+        # PPO's own gold score is of its rollouts, not of an evaluation's prompts.
         metrics = {name: v for name, v in trained.items() if name != "gold/score"} | last.metrics
         knobs = {name: value for name, value in record.knobs.items() if not _is_seed(name)}
         seed = " ".join(value for name, value in record.knobs.items() if _is_seed(name))
@@ -83,7 +86,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
 
 
 def are_alike(runs: Sequence[Run], objective: str) -> bool:
-    """Whether no run is ahead of another."""
+    """Return True if all runs, two or more, have the same objective."""
     return len(runs) > 1 and all(run.metrics[objective] == runs[0].metrics[objective] for run in runs)
 
 
@@ -103,7 +106,7 @@ def members_table(records: Sequence[Record]) -> Table:
 
 
 def settings_table(runs: Sequence[Run]) -> Table | None:
-    """Means over seeds; None where no setting has two."""
+    """Return the means over seeds; None if no setting has two seeds."""
     settings = settings_of(runs)
     if all(len(setting.runs) == 1 for setting in settings):
         return None
@@ -117,14 +120,14 @@ def settings_table(runs: Sequence[Run]) -> Table | None:
 
 
 def shown_metrics(runs: Sequence[Run]) -> list[str]:
-    """The metrics worth a column: the known ones, or else the first few that there are."""
+    """Return the metrics that get a column: at most nine known ones, else the first six."""
     every = dict.fromkeys(name for run in runs for name in run.metrics)
     names = [name for name in every if not name.endswith(("_low", "_high", "_chance", "_few"))]
     return [name for name in _SHOWN if name in names][:9] or names[:6]
 
 
 def objective_of(runs: Sequence[Run], wanted: str | None) -> str | None:
-    """The metric that the sweep is about: the one asked for, or the first known one that all members have."""
+    """Return the wanted metric, else the first known one, that all members have; else None."""
     return next((name for name in (wanted, *OBJECTIVES) if name and all(name in run.metrics for run in runs)), None)
 
 
@@ -134,12 +137,19 @@ def lower_is_better(objective: str) -> bool:
 
 
 def splits_of(runs: Sequence[Run], objective: str | None) -> set[str]:
-    """The splits of the prompts that the objective is a figure of; members of several cannot be ranked by it."""
+    """Return the splits of the prompts behind the objective.
+
+    Members with different splits cannot be ranked by it.
+    """
     return {run.split for run in runs if objective in run.evaluated and "prompts" in run.metrics}
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other beats: none has less of the first (cost) and more of the second (worth)."""
+    """Return the indices of the points (cost, worth) that no other point beats, by cost.
+
+    A point beats another if its cost is not higher and its worth is not lower. Of equal points the
+    first one stays.
+    """
     best, front = -math.inf, []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if points[i][1] > best:

@@ -13,7 +13,13 @@ Value = str | float
 
 
 class Spot(NamedTuple):
-    """The result at one value of a knob: its mean, half of its 95 % interval (nan where unknown), and each member's."""
+    """The result at one value of a knob.
+
+    Attributes:
+        mean: the mean over members.
+        half: half of the mean's 95 % interval; NaN if unknown.
+        members: the figure of each member.
+    """
 
     value: str
     mean: float
@@ -22,11 +28,14 @@ class Spot(NamedTuple):
 
 
 def knob_chart(knob: str, objective: str, lines: Mapping[str, Sequence[Spot]], note: str) -> Chart:
-    """The objective against one knob: a line through the means with their intervals, a faint dot a member.
+    """Draw the objective against one knob: a line through the means with their intervals.
+
+    Each member is a faint dot.
 
     Args:
         knob, objective: their names.
-        lines: a line for each setting of the other knobs, by its name; at most as many as there are colours.
+        lines: the line of each setting of the other knobs, by name; at most as many as there are
+            colours.
         note: what the intervals are over.
     """
     figure, axes = new_chart(knob)
@@ -58,7 +67,10 @@ def pareto_chart(
     front: Sequence[int],
     names: Sequence[str],
 ) -> Chart:
-    """Settings as dots of (KL, objective) with their intervals; those that nothing beats are joined by a line."""
+    """Draw settings as dots of (KL, objective) with their intervals.
+
+    A line joins the settings of the Pareto front: those that no other setting beats in both.
+    """
     figure, axes = new_chart("KL, nats a response")
     best = [points[i] for i in front]
     for (x, y), (wide, high) in zip(points, halves, strict=True):
@@ -67,9 +79,9 @@ def pareto_chart(
             [x], [y], xerr=[bars[0]], yerr=[bars[1]], color=SERIES[0], alpha=0.6, linewidth=1, fmt="o", markersize=4
         )
     axes.plot([x for x, _ in best], [y for _, y in best], color=SERIES[1], linewidth=1.4, marker="o", markersize=4.5)
-    shown = range(len(points)) if len(points) <= 12 else front  # more names would cover each other
+    shown = range(len(points)) if len(points) <= 12 else front  # more names would overlap
     for place, i in enumerate(shown):
-        above = (4, 4) if place % 2 == 0 else (4, -9)  # so that neighbours' names do not cover each other
+        above = (4, 4) if place % 2 == 0 else (4, -9)  # so that neighbours' names do not overlap
         axes.annotate(drawn(names[i]), points[i], xytext=above, textcoords="offset points", fontsize=7, color=FAINT)
     title = f"{objective} against KL; a line joins what nothing beats"
     said = "; ".join(f"{names[i]} with {points[i][1]:.3g} at {points[i][0]:.3g} nats" for i in front)
@@ -79,7 +91,11 @@ def pareto_chart(
 
 
 def parallel_chart(names: Sequence[str], rows: Sequence[Sequence[Value]], lower: bool) -> Chart:
-    """A line a member across one axis a knob, the cost and the objective, which is the last."""
+    """Draw each member as a line across parallel axes: knobs, cost and, last, the objective.
+
+    Args:
+        lower: True if a lower objective is better. Better members have stronger lines.
+    """
     figure, axes = new_chart("")
     axes.set_position((0.06, 0.04, 0.84, 0.82))
     columns = []
@@ -115,7 +131,11 @@ def _numbers(values: Sequence[Value]) -> tuple[list[float], dict[str, float]]:
 
 
 def axis(values: Sequence[str]) -> tuple[list[float], dict[str, float]]:
-    """Where each value stands, and the ticks: numbers by size, or in order where sizes differ widely; else in turn."""
+    """Return the position of each value, and the ticks.
+
+    Numbers are placed by size, or evenly in order if the gaps between them differ widely. Other
+    values are placed evenly in the order in which they occur.
+    """
     distinct = list(dict.fromkeys(values))
     numbers = {value: _number(value) for value in distinct}
     if any(math.isnan(number) for number in numbers.values()):

@@ -1,4 +1,7 @@
-"""A sweep as one HTML page: what came best, the objective against each knob, and every member."""
+"""Render a sweep as one HTML page.
+
+It shows the best setting, the objective against each knob, and every member.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ _UNKNOWN = "One seed for each value: how much seeds differ is not known."
 
 
 def write_page(folder: Path, records: Sequence[Record], objective: str | None) -> Path:
-    """Write `sweep.html` into the sweep's folder."""
+    """Write `sweep.html` into the folder of the sweep; return its path."""
     runs = runs_of(records)
     members = _linked(members_table(records), folder)
     page = (
@@ -58,7 +61,7 @@ def write_page(folder: Path, records: Sequence[Record], objective: str | None) -
 
 
 def verdict(records: Sequence[Record], objective: str | None) -> list[Line]:
-    """Which setting is best and whether that is beyond chance; then members that did not end well."""
+    """Say which setting is best and whether that is beyond chance; then how the members ended."""
     lines = []
     runs = runs_of(records)
     settings = [setting for setting in settings_of(runs) if objective and not math.isnan(setting.mean(objective)[0])]
@@ -85,7 +88,7 @@ def verdict(records: Sequence[Record], objective: str | None) -> list[Line]:
 
 
 def _best(settings: Sequence[Setting], objective: str) -> Line:
-    """The best setting by its mean over seeds, against the one after it."""
+    """Compare the best setting, by its mean over seeds, with the second best."""
     sign = -1.0 if lower_is_better(objective) else 1.0
     first, second = sorted(settings, key=lambda setting: -sign * setting.mean(objective)[0])[:2]
     (mean, half), (other, other_half) = first.mean(objective), second.mean(objective)
@@ -106,7 +109,10 @@ def _value(mean: float, half: float) -> str:
 
 
 def _linked(members: Table, folder: Path) -> Table:
-    """The members' table with how each ended beside its number, and the number a link to its own page."""
+    """Return the members' table with the state beside the number.
+
+    The number links to the page of the member, if that exists.
+    """
     rows = []
     for number, *values, state in members.rows:
         own = f"{number}.html"
@@ -116,14 +122,17 @@ def _linked(members: Table, folder: Path) -> Table:
 
 
 def _deciding(members: Table, num_knobs: int, objective: str | None) -> Table:
-    """The columns that decide: which member, how it ended, its knobs, the objective, the win rate and KL."""
+    """Return the columns that decide: number, state, knobs, the objective, the win rate and KL."""
     wanted = (objective, "win_rate", *_COSTS)
     kept = [i for i, column in enumerate(members.columns) if i < 2 + num_knobs or column in wanted]
     return Table([members.columns[i] for i in kept], [[row[i] for i in kept] for row in members.rows])
 
 
 def charts(runs: Sequence[Run], objective: str) -> list[Chart]:
-    """The objective against each knob, the front of objective and KL, and parallel coordinates."""
+    """Draw the objective against each knob, the Pareto front, and parallel coordinates.
+
+    The front is of the objective and KL.
+    """
     settings = settings_of(runs)
     knobs = list(runs[0].knobs)
     found = [_knob_chart(knob, settings, objective) for knob in knobs]
@@ -148,7 +157,10 @@ def charts(runs: Sequence[Run], objective: str) -> list[Chart]:
 
 
 def _knob_chart(knob: str, settings: Sequence[Setting], objective: str) -> Chart:
-    """A line for each setting of the other knobs; one through the means over them where they are too many."""
+    """Draw a line for each setting of the other knobs.
+
+    If there are more settings than colours, draw one line through the means over them.
+    """
     lines: dict[str, list[Spot]] = {}
     for setting in settings:
         others = " ".join(f"{short(name)}={value}" for name, value in setting.knobs.items() if name != knob)
@@ -165,7 +177,10 @@ def _knob_chart(knob: str, settings: Sequence[Setting], objective: str) -> Chart
 
 
 def _spot(value: str, runs: list[Run], objective: str) -> Spot:
-    """The mean over runs; its interval is over seeds, or that of the one run over its prompts."""
+    """Return the mean over runs with its interval over seeds.
+
+    One run alone has its interval over prompts.
+    """
     mean, half = Setting({}, runs).mean(objective)
     ends = [f"{objective}_low", f"{objective}_high"]
     if len(runs) == 1 and all(name in runs[0].metrics for name in ends):

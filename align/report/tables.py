@@ -1,4 +1,4 @@
-"""The figures of a report: what was asked of the evaluations, and what each step cost."""
+"""The tables of a report: results of evaluations and training, health events, costs."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ Scored = tuple[str, str, str, Metrics]  # evaluation, its model, its baseline or
 
 FEW_MARK = "†"
 FEW_NOTE = f"† fewer than {FEW} items: the interval is too narrow, take the figure as a hint only."
-_SCORERS = ("rules", "gold", "reward")  # the first that scored decides who wins
-_SHARES = (  # figures that are shares of prompts or items, by how their name begins
+_SCORERS = ("rules", "gold", "reward")  # the first one with a score decides the wins
+_SHARES = (  # prefixes of figures that are fractions of prompts or items
     *("accuracy", "acc", "exact_match", "f1", "right_share", "overconfidence", "win_rate", "hallucination"),
     *("asked", "unasked", "conflict", "opposed", "effect", "consistent", "favoured_first", "gold/"),
 )
 
 
 class Answer(NamedTuple):
-    """What a model said to a prompt."""
+    """A model's answer to a prompt."""
 
     text: str
     score: str
 
 
 class Opponent(NamedTuple):
-    """A model that another one is compared with.
+    """A model that another model is compared with.
 
     Attributes:
-        head: what the names of their metrics begin with.
-        is_prompted: it is the base model with its best prompt.
+        head: the prefix of the comparison's metrics.
+        is_prompted: True for the base model with its best prompt.
     """
 
     made: Made
@@ -58,7 +58,7 @@ class Sample(NamedTuple):
 
 
 def headline(made: Sequence[Made]) -> Table:
-    """A row a comparison of an evaluation; columns that none of them has are left out."""
+    """Return a row for each comparison of an evaluation, without the columns that are empty."""
     by_key, scorers = {each.key: each for each in made}, {scorer(e.artifact.metrics) for e in evaluations(made)}
     rows = []
     for each in evaluations(made):
@@ -101,18 +101,24 @@ def headline(made: Sequence[Made]) -> Table:
 
 
 def scorer(metrics: Metrics) -> str:
-    """Whose score an evaluation's wins are by; "" where nobody scored."""
+    """Return whose score decides an evaluation's wins; "" if nothing was scored."""
     return next((name for name in _SCORERS if f"{name}/score" in metrics), "")
 
 
 def side(metrics: Metrics, name: str, null: float) -> int:
-    """On which side of `null` the interval of a figure lies, 1 or -1; 0 where it holds it, or has no width."""
+    """Return 1 if the interval of a figure is above `null`, -1 if below; else 0.
+
+    It is 0, too, if the interval has no width.
+    """
     low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
     return 0 if low == high else int(low > null) - int(high < null)
 
 
 def matrix(made: Sequence[Made]) -> Table | None:
-    """Win rates of models (rows) over baselines (columns); None where none is compared twice."""
+    """Return win rates of models (rows) over baselines (columns).
+
+    None if no model and no baseline takes part in two comparisons.
+    """
     names, wins = {each.key: each.name for each in made}, {}
     for each in evaluations(made):
         inputs = dict(each.inputs)
@@ -125,14 +131,15 @@ def matrix(made: Sequence[Made]) -> Table | None:
 
 
 def manners(evaluated: Sequence[Scored]) -> Table:
-    """As `tasks`, of all figures that are neither a task's nor in the headline table."""
+    """Return a table like `tasks`, of figures that are neither a task's nor in the headline."""
     return _figures(evaluated, lambda name, m: not name.startswith("tasks/") and name not in _in_headline(m), "answers")
 
 
 def tasks(evaluated: Sequence[Scored]) -> Table:
-    """A row a measure of a task, a column a model; and a column a comparison, item by item, with the baseline.
+    """Return a table with a row for each measure of a task, and a column for each model.
 
-    A model that figures differently in another evaluation, behind shots perhaps, has a column more.
+    Each comparison with a baseline, item by item, has a column, too. A model whose figure differs
+    in another evaluation, for example with few-shot examples, gets one more column.
     """
     return _figures(evaluated, lambda name, m: name.startswith("tasks/"), "task")
 
@@ -144,7 +151,7 @@ def _in_headline(m: Metrics) -> set[str]:
 
 
 def scored(made: Sequence[Made]) -> list[Scored]:
-    """A report's evaluations, for `tasks` and `manners`."""
+    """Return a report's evaluations in the form that `tasks` and `manners` take."""
     names = {each.key: each.name for each in made}
     found: list[Scored] = []
     for each in evaluations(made):
@@ -179,7 +186,7 @@ def _figures(evaluated: Sequence[Scored], wanted: Callable[[str, Metrics], bool]
 
 
 def _head_and_name(metric: str) -> tuple[str, str]:
-    """What a baseline's name puts its `baseline/` between."""
+    """Split a metric's name where the name of the baseline's metric has `baseline/`."""
     if metric.startswith(("tasks/", "checks/", "steering/", "judge/")):
         head, slash, name = metric.rpartition("/")
         return head + slash, name
@@ -188,9 +195,11 @@ def _head_and_name(metric: str) -> tuple[str, str]:
 
 
 def figure(metrics: Metrics, metric: str, name: str, part: str) -> str:
-    """A figure with its interval, a share in percent; a calibration error with what chance makes of it.
+    """Return a figure as text with its 95 % interval; "" if it has none.
 
-    Behind it a mark where it is beyond chance, or where the items are too few to say.
+    Fractions are in percent. A calibration error has the bound of what chance gives instead of an
+    interval. The mark * is for a difference, or a calibration error, beyond chance. The mark † is
+    for too few items.
     """
     mark = FEW_MARK if is_few(metrics, metric) else ""
     if f"{metric}_chance_high" in metrics:
@@ -202,13 +211,14 @@ def figure(metrics: Metrics, metric: str, name: str, part: str) -> str:
     sign = "+" if part == "gain/" or name.startswith("effect") or name == "overconfidence" else ""
     beyond = mark or (" *" if part == "gain/" and side(metrics, metric, 0.0) else "")
     if name.startswith(_SHARES) and not name.endswith("/score"):
-        mean, low, high = (round(100 * x, 1) + 0.0 for x in (mean, low, high))  # no -0.0
+        # + 0.0 turns -0.0 into 0.0.
+        mean, low, high = (round(100 * x, 1) + 0.0 for x in (mean, low, high))
         return f"{mean:{sign}.1f} % [{low:.1f}, {high:.1f}]{beyond}"
     return f"{mean:{sign}.3g} [{low:.3g}, {high:.3g}]" + (" bits" if name == "entropy" else "") + beyond
 
 
 def costs(made: Sequence[Made]) -> Table:
-    """Time of each step; tokens and FLOPs where a step says how many it trained on."""
+    """Return the time of each step; tokens and FLOPs if the step reports how many it trained on."""
     rows, total = [], 0.0
     for each in made:
         m, manifest = each.artifact.metrics, each.artifact.manifest
@@ -216,7 +226,8 @@ def costs(made: Sequence[Made]) -> Table:
         flops = 0.0
         if {"parameters", "tokens"} <= m.keys():
             trained = m.get("trained_parameters", m["parameters"])
-            flops = (4 * m["parameters"] + 2 * trained) * m["tokens"]  # a frozen weight needs no gradient of its own
+            # No FLOPs for the gradients of frozen weights.
+            flops = (4 * m["parameters"] + 2 * trained) * m["tokens"]
         code = str(manifest["code"].get("commit") or manifest["code"].get("version"))[:10]
         rows.append(
             [
@@ -244,7 +255,7 @@ def events(made: Sequence[Logged]) -> Table:
 
 
 def reward_models(made: Sequence[Made]) -> Table:
-    """How well each reward model puts held-out pairs in order."""
+    """Return how well each reward model orders held-out pairs."""
     shown = {
         "as labelers do": "accuracy",
         "as gold does": "gold_accuracy",
@@ -261,7 +272,7 @@ def reward_models(made: Sequence[Made]) -> Table:
 
 
 def learned(made: Sequence[Made]) -> Table:
-    """What pretraining and fine-tuning came to on held-out rows; on test rows, where there are any."""
+    """Return the results of pretraining and fine-tuning on test rows, else on held-out rows."""
     rows = []
     for each in made:
         m = each.artifact.metrics
@@ -283,13 +294,13 @@ def learned(made: Sequence[Made]) -> Table:
 
 
 def without_empty(table: Table) -> Table:
-    """Without the columns in which no row has anything."""
+    """Return the table without its empty columns."""
     kept = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]
     return Table([table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows])
 
 
 def samples(made: Sequence[Made]) -> list[Sample]:
-    """The answers of every evaluated model to the same prompts, sampled at temperature 1."""
+    """Return the answers of every evaluated model to the same prompts, sampled at temperature 1."""
     names = {each.key: each.name for each in made}
     found: dict[str, dict[str, Answer]] = {}
     for each in evaluations(made):
@@ -305,7 +316,11 @@ def samples(made: Sequence[Made]) -> list[Sample]:
 
 
 def episodes(made: Sequence[Logged]) -> list[tuple[str, Table]]:
-    """(step, episodes that PPO kept, with every part of their reward) of the first and the last iterations."""
+    """Return (step, table of episodes) for each PPO step that kept some.
+
+    The episodes are of the first and the last two iterations in the log. The table has every part
+    of their reward.
+    """
     found = []
     for each in made:
         if each.stage != "ppo" or not each.samples:
@@ -321,17 +336,18 @@ def episodes(made: Sequence[Logged]) -> list[tuple[str, Table]]:
 
 
 def _cell(value: object) -> str:
-    """A text as it is, a number in three digits; nothing for None, where a part does not apply."""
+    """Return text unchanged and a float in three digits; "" for None, if a part does not apply."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def opponents(evaluation: Made, by_key: Mapping[str, Made]) -> list[Opponent]:
-    """The models that a model is compared with.
+    """Return the models that a model is compared with.
 
-    The baseline comes first, by the judge where nothing else scored the answers; then the prompted base model: of
-    several the one that was best on validation prompts, which `evaluate` took.
+    The baseline is first. It is compared by the judge if nothing else scored the answers. The
+    prompted base model is second. Of several, it is the one that was best on validation prompts,
+    because `evaluate` used that one.
     """
     metrics = evaluation.artifact.metrics
     head = "judge/" if "win_rate" not in metrics and "judge/win_rate" in metrics else ""
@@ -348,7 +364,11 @@ def evaluations(made: Sequence[Made]) -> list[Made]:
 
 
 def number(metrics: Metrics, name: str, digits: int = 3, marked: bool = False) -> str:
-    """A metric as text, `marked` where its items are too few; "" where there is none of that name."""
+    """Return a metric as text; "" if there is none of that name.
+
+    Args:
+        marked: add the mark † if the items are too few.
+    """
     if name not in metrics:
         return ""
     return f"{round(metrics[name], digits) + 0.0:,.{digits}f}" + (FEW_MARK if marked and is_few(metrics, name) else "")
@@ -368,7 +388,7 @@ def interval(metrics: Metrics, prefix: str) -> str:
 
 
 def has_few(table: Table | None) -> bool:
-    """Whether a table has a figure of too few items, and so needs `FEW_NOTE` below it."""
+    """Return True if a table has a figure of too few items: then it needs `FEW_NOTE` below."""
     return table is not None and any(cell.endswith(FEW_MARK) for row in table.rows for cell in row)
 
 

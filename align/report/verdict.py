@@ -1,4 +1,4 @@
-"""Say in sentences whether a run worked, what that rests on, and what else its reader should know."""
+"""Say in sentences whether a run worked, on what evidence, and what else the reader should know."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Line(NamedTuple):
     """One sentence of a verdict.
 
     Attributes:
-        tone: good or bad where a figure is better or worse beyond chance; warning where it is less sure than it looks,
-            or the judge proves nothing; else neutral.
+        tone: good or bad if a figure is better or worse beyond chance; warning if a figure is less
+            certain than it looks, or if the judge proves nothing; else neutral.
     """
 
     text: str
@@ -27,9 +27,10 @@ class Line(NamedTuple):
 
 
 def verdict(made: Sequence[Made]) -> list[Line]:
-    """Answer "did it work?" in the first line; then warnings and costs, the other evaluations, and health events.
+    """Answer "did it work?" in the first line; then warnings, other evaluations and health events.
 
-    The answer is that of the last evaluation of a policy that PPO trained, or else of the last one that compares.
+    The answer comes from the last evaluation that compares a policy trained by PPO, else from the
+    last evaluation that compares.
     """
     by_key = {each.key: each for each in made}
     compared = [each for each in evaluations(made) if _comparisons(each, by_key)]
@@ -55,17 +56,20 @@ def verdict(made: Sequence[Made]) -> list[Line]:
     return lines
 
 
-# -- who wins ------------------------------------------------------------------------------------------------------
+# -- the wins --------------------------------------------------------------------------------------
 
 
 def _comparisons(evaluation: Made, by_key: Mapping[str, Made]) -> list[Opponent]:
-    """The wins over the baseline, then over the prompted base model, each where it was evaluated."""
+    """Return the opponents with a win rate: the baseline, then the prompted base model."""
     compared = opponents(evaluation, by_key)
     return [other for other in compared if interval(evaluation.artifact.metrics, other.head)]
 
 
 def _side(metrics: Metrics, other: Opponent) -> int:
-    """1 or -1 where the model is better or worse beyond chance, else 0; 0 too where the prompts are too few."""
+    """Return 1 or -1 if the model is better or worse beyond chance, else 0.
+
+    It is 0, too, if the prompts are too few.
+    """
     return 0 if _has_few(metrics, other) else side(metrics, f"{other.head}win_rate", 0.5)
 
 
@@ -74,7 +78,7 @@ def _has_few(metrics: Metrics, other: Opponent) -> bool:
 
 
 def _answer(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
-    """Whether it worked, and the result."""
+    """Say whether it worked, with the result."""
     metrics, compared = evaluation.artifact.metrics, _comparisons(evaluation, by_key)
     result = _result(evaluation, by_key)
     if judge_in_training(evaluation, by_key):
@@ -94,7 +98,7 @@ def _answer(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
 
 
 def _result(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
-    """One evaluation's wins in a sentence, and who decided them."""
+    """Say in one sentence how an evaluation's comparisons ended, and what decided them."""
     metrics, compared = evaluation.artifact.metrics, _comparisons(evaluation, by_key)
     model = by_key[dict(evaluation.inputs)["model"]].name
     trained = judge_in_training(evaluation, by_key)
@@ -103,7 +107,7 @@ def _result(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
         name = f"the prompted base model {other.made.name}" if other.is_prompted else other.made.name
         beyond = f" (fewer than {FEW} prompts)" if _has_few(metrics, other) else f" ({_BETTER[_side(metrics, other)]})"
         if trained:
-            beyond = ""  # such a score says nothing about the answers
+            beyond = ""  # such a score is no evidence about the answers
         parts.append(f"{interval(metrics, other.head)} over {name}{beyond}")
     split = evaluation.artifact.manifest["config"].get("split", "test")
     prompts = f"{metrics['prompts']:,.0f} " + ("prompts" if split == "test" else f"{split} prompts")
@@ -119,7 +123,7 @@ def _result(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
 
 
 def _without_wins(evaluated: Sequence[Made], by_key: Mapping[str, Made]) -> Iterator[Line]:
-    """What can be said where no evaluation compares the answers of two models."""
+    """Yield the lines for a report in which no evaluation compares the answers of two models."""
     if not evaluated:
         yield Line("Nothing says whether it worked: nothing here was evaluated.", "neutral")
         return
@@ -147,7 +151,7 @@ def _without_wins(evaluated: Sequence[Made], by_key: Mapping[str, Made]) -> Iter
 
 
 def _gains(metrics: Metrics) -> list[str]:
-    """The differences in accuracy to the baseline, of whole tasks rather than their parts."""
+    """Return the differences in accuracy to the baseline, of whole tasks and not of their parts."""
     found: dict[str, str] = {}
     for measure in ("accuracy", "acc", "exact_match", "f1"):
         for name in metrics:
@@ -158,7 +162,7 @@ def _gains(metrics: Metrics) -> list[str]:
     return list(found.values())
 
 
-# -- what the result rests on --------------------------------------------------------------------------------------
+# -- the evidence for the result -------------------------------------------------------------------
 
 
 def _trained_by_ppo(evaluation: Made, by_key: Mapping[str, Made]) -> bool:
@@ -166,7 +170,7 @@ def _trained_by_ppo(evaluation: Made, by_key: Mapping[str, Made]) -> bool:
 
 
 def _ppo_runs(key: str, by_key: Mapping[str, Made]) -> Iterator[Made]:
-    """The PPO steps that a model went through, the last first."""
+    """Yield the PPO steps that a model went through, the last one first."""
     while key in by_key:
         step = by_key[key]
         if step.stage == "ppo":
@@ -176,9 +180,10 @@ def _ppo_runs(key: str, by_key: Mapping[str, Made]) -> Iterator[Made]:
 
 
 def judge_in_training(evaluation: Made, by_key: Mapping[str, Made]) -> str:
-    """Name the judge where it decides the wins and one of the two models was trained against it; else "".
+    """Return the judge of the wins if one of the two models was trained against it; else "".
 
-    A policy learns what raises such a score, whether or not people would call it better.
+    Such a score is no evidence: a policy learns what raises it, whether or not people prefer the
+    answers.
     """
     inputs, decides = dict(evaluation.inputs), scorer(evaluation.artifact.metrics)
     judges = {key for slot, key in evaluation.inputs if slot == "reward_model"} if decides == "reward" else set()
@@ -194,13 +199,13 @@ def judge_in_training(evaluation: Made, by_key: Mapping[str, Made]) -> str:
 
 
 def _functions(made: Made) -> set[str]:
-    """The reward functions that a step uses, by name."""
+    """Return the names of the reward functions that a step uses."""
     given = made.artifact.manifest["config"].get("reward_functions") or {}
     return {name for name, weight in given.items() if weight}
 
 
 def _besides(evaluation: Made, by_key: Mapping[str, Made]) -> list[Line]:
-    """What else there is to know of an evaluation that compares: doubts first, then a judge's view, then costs."""
+    """Return further lines on an evaluation that compares: doubts, a judge's view, costs."""
     metrics, inputs = evaluation.artifact.metrics, dict(evaluation.inputs)
     model = by_key[inputs["model"]].name
     lines: list[Line] = []
@@ -219,7 +224,7 @@ def _besides(evaluation: Made, by_key: Mapping[str, Made]) -> list[Line]:
 
 
 def _judge_says(model: str, baseline: str, m: Metrics) -> Iterator[Line]:
-    """Who wins by the language model that was asked, and how far it can be trusted."""
+    """Say who wins by the language model that judged, and how far it can be trusted."""
     if "judge/win_rate" not in m:
         return
     asked, trust = 2 * m["prompts"], []
@@ -235,7 +240,7 @@ def _judge_says(model: str, baseline: str, m: Metrics) -> Iterator[Line]:
 
 
 def _changed(model: str, baseline: str, m: Metrics) -> Iterator[Line]:
-    """What winning cost: facts that are made up, and the loss on pretraining text."""
+    """Say what the win cost: false statements about facts, loss on pretraining text."""
     if "gain/hallucination" in m:
         beyond, tone = _beyond(m, "gain/hallucination", 0.0, "more often", "less often", more_is_better=False)
         yield Line(
@@ -243,7 +248,7 @@ def _changed(model: str, baseline: str, m: Metrics) -> Iterator[Line]:
             f"answers about facts, {baseline} in {percent(m, 'baseline/hallucination')}: {beyond}.",
             tone,
         )
-    if m.get("gain/pretrain_loss"):  # not of one model asked in two forms
+    if m.get("gain/pretrain_loss"):  # 0 if it is the same model, asked in two forms
         mean, low, high = (m[f"gain/pretrain_loss{end}"] for end in ("", "_low", "_high"))
         yield Line(
             f"{model}'s loss on pretraining text is {mean:+.3f} [{low:+.3f}, {high:+.3f}] nats a token against "
@@ -264,13 +269,16 @@ def _beyond(
     return f"{above if found > 0 else below}, beyond chance", _TONES[found if more_is_better else -found]
 
 
-# -- signs in training ---------------------------------------------------------------------------------------------
+# -- signs in training -----------------------------------------------------------------------------
 
 
 def _over_optimised(ppo: Made) -> Iterator[Line]:
-    """Says so where the gold score fell from its best, over tenths of the run, while the score it learns from rose."""
+    """Warn if the gold score fell from its best while the score that the policy learns from rose.
+
+    Both are compared as means over tenths of the run.
+    """
     gold = [row["gold/score"] for row in ppo.log if "gold/score" in row]
-    # The reward model's score where there is one: the whole reward may rise by what a function adds.
+    # Prefer the reward model's score: the whole reward may rise because of a function.
     learned = "reward/model" if any("reward/model" in row for row in ppo.log) else "objective/score"
     score = [row[learned] for row in ppo.log if "gold/score" in row and learned in row]
     size = max(1, len(gold) // 10)

@@ -1,4 +1,4 @@
-"""Token rewards and advantages of a scored rollout."""
+"""Compute token rewards and advantages from a scored rollout."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from align.runtime.log import Metrics
 
 
 def estimate_advantages(cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef: float) -> tuple[Advantages, Metrics]:
-    """Token rewards and advantages over the whole rollout, and what they say of it."""
+    """Return advantages and returns for the whole rollout, `[B, T]` each, and their metrics."""
     samples, mask = rollouts.samples, rollouts.samples.mask
-    learned = mask & rewards.scored[:, None]  # without a score an advantage is 0, as in TRL
+    learned = mask & rewards.scored[:, None]  # without a score, the advantage is 0, as in TRL
     in_reward = kl_coef if cfg.kl_form == "reward" else 0.0
     per_token = token_rewards(rewards.total, rollouts.logprobs, rollouts.ref_logprobs, mask, in_reward)
     if cfg.whiten_rewards:
         per_token = rescale(per_token, learned)
     advantages, returns = gae(per_token, rollouts.values, mask, cfg.gamma, cfg.gae_lambda)
     advantages = torch.where(learned, advantages, 0.0)
+    # Without a score, the value's target is its old value.
     returns = torch.where(learned, returns, rollouts.values)
     kl = response_kl(rollouts)
     gap = rollouts.logprobs - samples.sampled_logprobs
@@ -45,5 +46,8 @@ def estimate_advantages(cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef:
 
 
 def response_kl(rollouts: Rollouts) -> torch.Tensor:
-    """log pi - log pi_ref of each whole response, [B], in nats: its mean is the KL."""
+    """Return log pi - log pi_ref of each whole response, `[B]`, in nats.
+
+    Its mean estimates the KL.
+    """
     return torch.where(rollouts.samples.mask, rollouts.logprobs - rollouts.ref_logprobs, 0.0).sum(1)

@@ -1,4 +1,4 @@
-"""Score a rollout: reward models, the user's functions, and how their parts become one reward for each response."""
+"""Score a rollout: combine reward models and the user's functions into one reward per response."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from align.verifiers.reward_models import RewardModel
 
 @dataclass(frozen=True)
 class Judges:
-    """What says what a response is worth."""
+    """The reward models and functions that score responses."""
 
     models: list[RewardModel]
     functions: list[RewardFunction]
-    heldout: RewardModel | None  # watched, never learned from
+    heldout: RewardModel | None  # logged only, never trained on
 
     @property
     def readers(self) -> list[RewardModel]:
-        """Every reward model, also the one that is watched."""
+        """All reward models, including the held-out one."""
         return [*self.models, *([self.heldout] if self.heldout is not None else [])]
 
 
 class Judged(NamedTuple):
-    """What a rollout's responses are worth."""
+    """The rewards of a rollout's responses, with their metrics."""
 
     rewards: Rewards
     metrics: Metrics
-    columns: list[dict[str, Any]]  # what functions logged of each episode, for the table of samples
+    columns: list[dict[str, Any]]  # what functions logged per episode, for the samples table
 
 
 def load_judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job) -> Judges:
@@ -54,7 +54,7 @@ def load_judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedT
                 f"{slot} {place + 1} reads responses up to their stop strings: they are tokenized again for it"
             )
         elif read_alike(own, tokenizer):
-            own = None
+            own = None  # it reads the policy's own tokens
         else:
             job.log.info(
                 f"{slot} {place + 1} has another tokenizer or chat template: responses are tokenized again for it"
@@ -71,7 +71,10 @@ def load_judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedT
 
 
 def judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episodes, iteration: int) -> Judged:
-    """Score each response, over all processes, also by a model that is only watched."""
+    """Score every response, with the work shared over all processes.
+
+    The held-out reward model only adds a metric.
+    """
     everyone = torch.arange(len(samples.ids))
     mine = job.group.share(everyone.tolist())
     share = Episodes(*([part[i] for i in mine] for part in episodes))
@@ -80,7 +83,7 @@ def judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episod
         scores = torch.zeros(len(samples.ids), device=job.device)
         if mine:
             scores[mine] = model(share, job.compute(cfg.precision))
-        job.group.all_reduce(scores)  # each was filled in by one process and is 0 in the others
+        job.group.all_reduce(scores)  # each process filled in its own part; the rest is 0
         return scores
 
     notes = Notes(len(mine))
@@ -118,7 +121,10 @@ def judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episod
 
 
 def _reward_metrics(rewards: Rewards, lengths: torch.Tensor) -> Metrics:
-    """Means over the rollout: the whole reward before the KL, and each part over the episodes that it applies to."""
+    """Return means over the rollout: the whole reward before the KL, and each part of it.
+
+    The mean of a part is over the episodes that the part applies to.
+    """
     metrics: Metrics = {}
     scored = rewards.scored
     if scored.any():
@@ -137,7 +143,11 @@ def _reward_metrics(rewards: Rewards, lengths: torch.Tensor) -> Metrics:
 
 
 def _deviations(scores: torch.Tensor, rules: dict[str, torch.Tensor], weights: dict[str, float]) -> Metrics:
-    """How far a rollout's responses are apart, by the reward model, and by the function, that tells most of them."""
+    """Return the largest standard deviation of scores over the rollout's responses.
+
+    There is one for the reward models and one for the functions with a weight. `Health.flat_reward`
+    reads both.
+    """
     metrics: Metrics = {}
     if len(scores):
         metrics["deviation/model"] = float(scores.std(1, correction=0).max())

@@ -1,7 +1,8 @@
-"""PPO's models: a policy and a value model that learn, and the reference, which is the policy as it came.
+"""PPO's models: the policy and the value model, which train, and the reference (initial policy).
 
-In full, each is a model of its own. As adapters (LoRA), they are one frozen base with small matrices beside its own:
-policy and value model are an adapter each, and the reference is the base with none.
+With full fine-tuning, each is a separate model. With adapters (LoRA), they share one frozen base:
+the policy and the value model are one adapter each, and the reference is the base without an
+adapter.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ Ids = Sequence[int]
 
 
 class Actors(Protocol):
-    """What PPO needs of its models. Log-probs and values are flat, a number a response token (see `packed.py`)."""
+    """The models that PPO needs.
+
+    Log-probs and values are flat, one number per response token; see `align.models.packed`.
+    """
 
     policy_parameters: dict[str, torch.nn.Parameter]
     value_parameters: dict[str, torch.nn.Parameter]
@@ -38,42 +42,48 @@ class Actors(Protocol):
     def policy_likelihoods(
         self, packed: Packed, responses: Sequence[Ids], temperature: float, with_entropy: bool
     ) -> TokenLogprobs:
-        """log p, and entropy where it is asked for, under the policy."""
+        """Return log p under the policy, and the entropy if asked for."""
 
     def ref_logprobs(self, packed: Packed, responses: Sequence[Ids], temperature: float) -> torch.Tensor:
-        """log p under the reference."""
+        """Return log p under the reference."""
 
     def values(self, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
-        """The value of the state before each response token."""
+        """Return the value of the state before each response token."""
 
     def reward_model(self, folder: Path) -> Scalar:
-        """A frozen reward model, of the artifact in `folder`."""
+        """Load the reward model of the artifact in `folder`, frozen."""
 
     def limit_activations(self, limit: Callable[[PreTrainedModel, Again | None], None]) -> None:
-        """Call `limit` with each model that learns, as it learns; see `align.training.activations`."""
+        """Call `limit` with each model that trains, and with its `again`.
+
+        See `align.training.activations.limit_activations`.
+        """
 
     def policy_model(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
-        """The policy as a plain model, for as long as the context lasts: to sample from."""
+        """Return a context in which the policy is a plain model, to sample from."""
 
     def num_parameters(self) -> float:
-        """Parameters of the policy and the value model, frozen ones too; a base that they share counts twice."""
+        """Count the parameters of the policy and the value model, frozen ones included.
+
+        A base that they share counts twice.
+        """
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The policy as the artifact of a model."""
+        """Save the policy as a model artifact."""
 
 
 class FullActors:
-    """Three models; dropout is off in all (with it, the first ratio would not be 1).
+    """Three separate models. Dropout is off in all: with it, the first ratio would not be 1.
 
     Args:
-        precision: of the passes; in bf16 the models that do not learn take less memory.
+        precision: of the passes. In bf16, the models that do not train take less memory.
     """
 
     def __init__(self, policy: Path, value: Path, device: torch.device, precision: str = "fp32"):
         self._in_bf16 = precision == "bf16"
         self.policy, self.reference = load_model(policy, device), load_model(policy, device).requires_grad_(False)
         if self._in_bf16:
-            head_is_plain(self.reference)  # asks the model in float32, once
+            head_is_plain(self.reference)  # measures the head once, while weights are still float32
             _hold_products_in_bf16(self.reference)
         self.value: ScalarModel = load_scalar(value, device, fresh_head=value == policy)
         if value == policy:
@@ -114,25 +124,26 @@ class FullActors:
 
 
 def _hold_products_in_bf16(model: PreTrainedModel) -> None:
-    """Keep the weights of a frozen model's layers that are multiplied with in bf16, as every pass would round them.
+    """Store a frozen model's linear layers in bf16, as every pass would round them anyway.
 
-    Autocast makes the same products of them. Embeddings, gains and heads stay as they are.
+    Autocast computes the same products from them. Embeddings, gains and heads stay unchanged.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     products = [module for layer in layers for module in layer.modules() if type(module) in (torch.nn.Linear, Conv1D)]
     parameters = [parameter for module in products for parameter in module.parameters()]
-    # All copies before the first is put in place: one after the other they would settle in what is freed between them,
-    # and leave gaps that hold no whole weight.
+    # Make all copies before replacing the first weight. If each weight were freed before the next
+    # copy is made, copies would fill the freed space and leave gaps too small for a whole weight.
     copies = [parameter.detach().to(torch.bfloat16) for parameter in parameters]
     for parameter, copy in zip(parameters, copies, strict=True):
         parameter.data = copy
 
 
 class LoraActors:
-    """One frozen model with an adapter for the policy, one for the value model, and one for each reward model.
+    """One frozen model with adapters for the policy, the value model and reward models.
 
-    The model is the policy as it came, which may be an adapter merged into its base. A reward model that is an adapter
-    on the same base comes as what it adds to that.
+    The model is the initial policy, which may itself be an adapter merged into its base. A reward
+    model that is an adapter on the same base is loaded as its difference to the initial policy. Any
+    other reward model is a separate model.
     """
 
     def __init__(self, policy: Path, value: Path, lora: LoraConfig, device: torch.device):
@@ -199,7 +210,10 @@ class LoraActors:
 
 
 def load_actors(policy: Path, value: Path, lora: LoraConfig, device: torch.device, precision: str = "fp32") -> Actors:
-    """PPO's models from the folders of their artifacts; `value` is a reward model, or the policy for a fresh head.
+    """Load PPO's models from the folders of their artifacts.
+
+    Args:
+        value: a reward model, or the policy itself for a fresh head.
 
     Raises:
         ConfigError: with adapters, the value model is not an adapter on the policy's base.

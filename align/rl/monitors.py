@@ -1,6 +1,8 @@
-"""Signs that PPO goes wrong, read off its metrics; each is told when it begins, and every 20 iterations that it lasts.
+"""Detect from its metrics that PPO goes wrong.
 
-Where a limit is from another project it says so; the others are judged on healthy runs of the quickstart.
+A rule reports when its condition first holds, then every 20 iterations while it still holds. A
+limit that comes from another project names it; the other limits were set on healthy runs of the
+quickstart.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from typing import NamedTuple
 
 Metrics = dict[str, float]
 
-_WINDOW = 10  # iterations that a mean is taken over
-_WINDOWS = 3  # that a rule compares at most
-_QUIET = 20  # iterations before the same rule speaks again
+_WINDOW = 10  # iterations per mean
+_WINDOWS = 3  # the most windows that a rule compares
+_QUIET = 20  # iterations before the same rule reports again
 
 
 class Event(NamedTuple):
@@ -25,7 +27,10 @@ class Event(NamedTuple):
 
 
 class _Series:
-    """The first and the last values of one metric: all that rules read, so that a long run takes no more memory."""
+    """The first and the last values of one metric.
+
+    Rules read only these, so a long run takes no more memory.
+    """
 
     def __init__(self) -> None:
         self.first: list[float] = []
@@ -38,25 +43,26 @@ class _Series:
 
 
 class Health:
-    """Look at each iteration's metrics in turn.
+    """The rules, applied to each iteration's metrics in turn.
 
     Args:
-        kl_goal: nats a response; None where the KL has no goal.
+        kl_goal: nats per response; None if the KL has no goal.
         warmup: iterations in which the value model may still be bad.
-        corrected: True where the loss is weighed against the sampler's gap.
-        episodes: of a rollout; None where nobody said.
+        corrected: True if the loss corrects for the sampler's gap.
+        episodes: per rollout; None if unknown.
     """
 
     def __init__(self, kl_goal: float | None, warmup: int, corrected: bool = False, episodes: int | None = None):
         self._kl_goal, self._warmup, self._corrected, self._episodes = kl_goal, warmup, corrected, episodes
         self._series: dict[str, _Series] = {}
-        self._pairs: deque[tuple[float, float]] = deque(maxlen=_WINDOW * _WINDOWS)  # learned score, held-out score
+        # (trained score, held-out score) of an iteration.
+        self._pairs: deque[tuple[float, float]] = deque(maxlen=_WINDOW * _WINDOWS)
         self._now: Metrics = {}
         self._looked = self._kl_seen = 0
         self._spoke: dict[str, int] = {}
 
     def look(self, step: int, metrics: Metrics) -> list[Event]:
-        """What is to be said after one more iteration, `step` by its number in the log."""
+        """Return the events to report after one more iteration; `step` is its number in the log."""
         self._looked += 1
         self._now = metrics
         self._kl_seen += "objective/kl" in metrics
@@ -75,22 +81,26 @@ class Health:
                 events.append(Event(step, name, message))
         return events
 
-    # -- reading -------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     def _recent(self, name: str) -> float | None:
-        """Mean of the last window, once there is one."""
+        """Return the mean of the last window; None before the first window is full."""
         series = self._series.get(name)
         return None if series is None or len(series.last) < _WINDOW else _mean([*series.last][-_WINDOW:])
 
     def _first(self, name: str) -> float | None:
-        """Mean of the first window, once it is past."""
+        """Return the mean of the first window; None until an iteration after it."""
         series = self._series.get(name)
         return None if series is None or len(series.last) <= _WINDOW else _mean(series.first)
 
-    # -- rules ---------------------------------------------------------------------------------------------------
+    # -- rules -------------------------------------------------------------------------------------
 
     def kl_blowup(self) -> str | None:
-        """Above twice its goal for 20 iterations [verl's and TRL's guides watch the same]; without one, 10 a window."""
+        """Report a KL above twice its goal for 20 iterations.
+
+        The guides of verl and TRL watch the same. Without a goal, report a window mean of at least
+        10 nats per response that is also at least 5 times that of the first window.
+        """
         if self._kl_goal is not None:
             last = [*self._series["objective/kl"].last] if "objective/kl" in self._series else []
             if len(last) >= 20 and min(last[-20:]) > 2 * self._kl_goal:
@@ -102,17 +112,22 @@ class Health:
         return f"the KL is {recent:.1f} nats a response; raise kl_coef, or give kl_goal"
 
     def negative_kl(self) -> str | None:
-        """Its mean is at least 0; below -0.05 in a window the samples are not the policy's [TRL, issue 1005]."""
+        """Report a mean KL below -0.05 in a window [TRL, issue 1005].
+
+        A KL is at least 0 on average, so the samples are not the policy's.
+        """
         recent = self._recent("objective/kl")
         if recent is None or recent >= -0.05:
             return None
         return f"the KL is {recent:.2f} on average, which no distribution has: are samples and log-probs of one model?"
 
     def wrong_reference(self) -> str | None:
-        """Before the first update, the policy is its reference: a KL there above 0.05 nats is of two models [ours].
+        """Report a KL before the first update: the reference is not the initial policy [ours].
 
-        Rounding in bf16 differs by less than 0.01 nats a token, where NeMo RL stops for a gap of two engines; other
-        models are tenths of nats apart.
+        Before the first update, the policy is its reference. The limit is 0.05 nats per response,
+        or 0.01 nats per response token if that is more. Rounding in bf16 differs by less than 0.01
+        nats per token, the gap between two engines at which NeMo RL stops. Different models are
+        tenths of nats apart.
         """
         series = self._series.get("objective/kl")
         tokens = self._now.get("response_tokens")
@@ -124,7 +139,10 @@ class Health:
         return f"the KL is {kl:.2f} nats a response before the first update: the reference is not the policy's start"
 
     def entropy_collapse(self) -> str | None:
-        """Below 30 % of what it was; or below 0.05 nats a token, where a token in a hundred is not the likeliest."""
+        """Report an entropy below 30 % of the first window's, or below 0.05 nats per token.
+
+        At 0.05 nats, one token in a hundred is not the likeliest.
+        """
         recent, first = self._recent("policy/entropy"), self._first("policy/entropy")
         if recent is not None and recent < 0.05:
             return f"entropy is {recent:.3f} nats a token: nothing else is tried; raise temperature"
@@ -133,9 +151,11 @@ class Health:
         return f"entropy fell from {first:.2f} to {recent:.2f} nats a token: responses become all alike"
 
     def length_hacking(self) -> str | None:
-        """Half as long again, and the longer of a rollout's responses are those that score; or length is the score.
+        """Report that responses grow and longer ones score higher, or that length is the score.
 
-        A correlation above 0.85 leaves less than 28 % of the score's variance to anything but length [ours].
+        Responses grow if they are 1.5 times as long as in the first window, with a correlation of
+        at least 0.7 between score and length. A correlation above 0.85 alone leaves less than 28 %
+        of the score's variance to anything but length [ours].
         """
         recent, first = self._recent("response_tokens"), self._first("response_tokens")
         correlation = self._recent("objective/score_length_correlation")
@@ -148,28 +168,31 @@ class Health:
         return f"responses grew from {first:.0f} to {recent:.0f} tokens and the longer score higher ({correlation:.2f})"
 
     def cut_off(self) -> str | None:
-        """More than half of the responses do not end by themselves."""
+        """Report that more than half of the responses do not end on their own."""
         recent = self._recent("response/ended")
         if recent is None or recent >= 0.5:
             return None
         return f"only {recent:.0%} of the responses end by themselves; raise max_new_tokens"
 
     def clip_fraction(self) -> str | None:
-        """More than 40 % of the tokens clipped."""
+        """Report that more than 40 % of the tokens are clipped."""
         recent = self._recent("ppo/clip_fraction")
         if recent is None or recent <= 0.4:
             return None
         return f"{recent:.0%} of the tokens are clipped; lower learning_rate or num_epochs"
 
     def approx_kl(self) -> str | None:
-        """An update moves the policy by more than 0.1 nats a token."""
+        """Report that an update moves the policy by more than 0.1 nats per token."""
         recent = self._recent("ppo/approx_kl")
         if recent is None or recent <= 0.1:
             return None
         return f"updates move the policy by {recent:.2f} nats a token; lower learning_rate or give stop_kl_per_token"
 
     def explained_variance(self) -> str | None:
-        """No better than a constant, which explains 0, when the value model has had time to learn."""
+        """Report a value model that is no better than a constant, once it has had time to learn.
+
+        A constant explains 0 of the variance.
+        """
         recent = self._recent("value/explained_variance")
         if recent is None or self._looked <= self._warmup + 2 * _WINDOW or recent >= 0.01:
             return None
@@ -177,26 +200,35 @@ class Health:
         return f"the value model explains {what} ({recent:.2f}); raise value_learning_rate or warm it up"
 
     def sampling_gap(self) -> str | None:
-        """The sampler is not the trainer's model: above 0.01 nats a token (k3) [NeMo RL stops there]."""
+        """Report a sampler that is more than 0.01 nats per token (k3) from the trainer's model.
+
+        NeMo RL stops at that limit. Nothing is reported if the loss corrects for the gap.
+        """
         recent = self._recent("policy/sampling_kl")
         if recent is None or recent <= 0.01 or self._corrected:
             return None
         return f"the sampler's log-probs are {recent:.3f} nats a token (k3) from the trainer's; give importance_cap"
 
     def drowned_by_text(self) -> str | None:
-        """Less than 5 % of the policy's steps come from PPO, the rest from the pretraining text [ours]."""
+        """Report that less than 5 % of the policy's steps come from PPO [ours].
+
+        The rest comes from the pretraining text.
+        """
         recent = self._recent("ptx/policy_share")
         if recent is None or recent >= 0.05:
             return None
         return f"PPO is {recent:.1%} of the policy's gradient and pretraining text the rest; lower ptx_coef"
 
     def reward_hacking(self) -> str | None:
-        """Over three windows the score that PPO learns from rises and a held-out one's falls [Gao et al. 2022].
+        """Report that the trained score rises and a held-out one falls [Gao et al. 2022].
 
-        The held-out score is that of a reward model which PPO does not learn from; without one, the gold score where
-        the prompts' world has one. The reward model's score is compared; where functions alone say what a response is
-        worth, their sum is. Both have to differ from the first window to the third by three standard errors: means of
-        ten rollouts go up and down by chance.
+        Both must do so over three windows. The held-out score is that of a reward model which PPO
+        does not train on; without one, it is the gold score, if the prompts' world has one. The
+        trained score is the reward models' part; if functions alone score responses, it is the
+        whole reward.
+
+        Both scores must differ between the first and the third window by more than three standard
+        errors, because means of ten rollouts vary by chance.
         """
         if len(self._pairs) < _WINDOW * _WINDOWS:
             return None
@@ -213,7 +245,7 @@ class Health:
         )
 
     def unscored(self) -> str | None:
-        """Episodes to which no reward function applies: their advantage is 0."""
+        """Report episodes to which no reward function applies. Their advantage is 0."""
         missing = self._now.get("unscored")
         if missing is None:
             return None
@@ -221,10 +253,10 @@ class Health:
         return f"{missing:.0%} of the episodes have no score, for every reward function gave None: {left_out}"
 
     def flat_reward(self) -> str | None:
-        """What is scored tells no response from another [ours].
+        """Report that all responses of a rollout score the same [ours].
 
-        A reward model's score is a log-odds (Bradley and Terry 1952): 0.01 apart is 50.2 % to 49.8 %. Functions have
-        units of their own, so theirs have to be equal.
+        A reward model's score is a log-odds (Bradley and Terry 1952): a difference of 0.01 is
+        50.2 % to 49.8 %. Functions have their own units, so their scores must be exactly equal.
         """
         model, functions = self._recent("deviation/model"), self._recent("deviation/functions")
         if model is None and functions is None:
@@ -234,13 +266,19 @@ class Health:
         return "all responses of a rollout score the same: there is nothing to learn from what they are scored by"
 
     def few_episodes(self) -> str | None:
-        """Fewer than 8 in a rollout: advantages are normalised over it, and their mean is off by 1 / sqrt(n) [ours]."""
+        """Report rollouts of fewer than 8 episodes.
+
+        Advantages are normalized over the rollout, and their mean is off by 1 / sqrt(n) [ours].
+        """
         if self._episodes is None or self._episodes >= 8:
             return None
         return f"a rollout of {self._episodes} says little of what is better; raise rollout_batch_size (64 is usual)"
 
     def not_finite(self) -> str | None:
-        """A metric that is no number; what is learned from is looked at before each step."""
+        """Report a metric that is not a finite number.
+
+        Losses and gradients are checked separately, before each step.
+        """
         bad = [name for name, value in self._now.items() if not math.isfinite(value)]
         return f"{', '.join(bad)}: not a finite number" if bad else None
 
@@ -273,12 +311,15 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _is_beyond_chance(series: Sequence[float]) -> bool:
-    """Whether the first and the last of three windows differ by more than three standard errors of their means."""
+    """Return whether the first and the last of three windows differ by more than chance.
+
+    The limit is three standard errors of the difference between their means.
+    """
     first, last = series[:_WINDOW], series[-_WINDOW:]
     error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / _WINDOW)
     return abs(_mean(last) - _mean(first)) > 3 * error
 
 
 def _windows(series: Sequence[float]) -> list[float]:
-    """Means of the last three windows, the oldest first."""
+    """Return the means of the last three windows, the oldest first."""
     return [_mean(series[len(series) - (k + 1) * _WINDOW : len(series) - k * _WINDOW]) for k in (2, 1, 0)]

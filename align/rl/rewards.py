@@ -1,4 +1,4 @@
-"""Combine the parts of a reward: scores of reward models, of the user's functions, the length and a missing end."""
+"""Combine reward models, user functions, length and a missing end into one reward."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch
 
 class Rewards(NamedTuple):
     total: torch.Tensor  # [B], 0 where `scored` is False
-    parts: dict[str, torch.Tensor]  # [B] each, a function's before its weight; NaN where it does not apply
-    scored: torch.Tensor  # [B] bool, False where no part says what the response is worth
+    # [B] each; a function's part is before its weight, and NaN where the function does not apply.
+    parts: dict[str, torch.Tensor]
+    scored: torch.Tensor  # [B] bool, False where nothing scores the response
 
 
 @dataclass(frozen=True)
 class RewardTerms:
-    """How parts become one reward; as the knobs of the same names say."""
+    """The weights and limits of a reward's parts, named as the knobs that set them."""
 
-    model_weights: Sequence[float]  # a weight for each reward model; none: their mean
+    model_weights: Sequence[float]  # one per reward model; empty: their mean
     ensemble_std_coef: float
     functions: dict[str, float]  # name -> weight
     length_coef: float
@@ -30,18 +31,21 @@ class RewardTerms:
     def combine(
         self, scores: torch.Tensor, rules: dict[str, torch.Tensor], lengths: torch.Tensor, ended: torch.Tensor
     ) -> Rewards:
-        """Models' weighted sum or mean, less their disagreement, plus functions, plus length, less a missing end.
+        """Return the total reward: the weighted sum of its parts.
 
-        total = sum_i w_i * score_i - ensemble_std_coef * std_i(score_i) + sum_j v_j * f_j + length_coef * tokens
-                - missing_eos_penalty * [cut off],
-        replaced by `missing_eos_reward` where the response was cut off, then clipped; all [B]. A function that does not
-        apply adds nothing. Where no model has a weight and no function with a weight applies, nothing is scored.
+            total = sum_i w_i * score_i - ensemble_std_coef * std_i(score_i) + sum_j v_j * f_j
+                    + length_coef * tokens - missing_eos_penalty * [cut off]
+
+        All terms are `[B]`. Without model weights, the models' scores are averaged. If a response
+        was cut off and `missing_eos_reward` is given, it replaces the total. The total is then
+        clipped. A function that does not apply adds nothing. A response has no score if no model
+        has a weight and no function with a weight applies to it.
 
         Args:
-            scores: [M, B], a row a reward model; M may be 0.
-            rules: [B] for each of the user's functions, NaN where it does not apply.
-            lengths: response tokens.
-            ended: False where the end-of-text token is missing.
+            scores: `[M, B]`, one row per reward model; M may be 0.
+            rules: `[B]` for each of the user's functions, NaN where it does not apply.
+            lengths: response tokens, `[B]`.
+            ended: `[B]`, False where the end-of-text token is missing.
         """
         parts: dict[str, torch.Tensor] = {}
         total = torch.zeros_like(lengths, dtype=scores.dtype)

@@ -1,4 +1,4 @@
-"""One rollout of PPO: responses sampled from the policy, and what every model says of each of their tokens."""
+"""One PPO rollout: sampled responses, with each model's log-probs and values of their tokens."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from align.runtime.job import Job
 from align.runtime.seeds import derive_seed
 from align.text.packing import Packed, micro_batches
 
-Layout = list[list[list[int]]]  # minibatches of micro-batches of episodes
+Layout = list[list[list[int]]]  # minibatches of micro-batches of episode indices
 
 
 class Samples(NamedTuple):
-    """B prompts with a response to each."""
+    """B prompts with one response each."""
 
-    ids: list[int]  # which prompts they are, of all there are to train on
+    ids: list[int]  # indices of the prompts among all training prompts
     prompts: list[list[int]]
     responses: list[list[int]]
-    sampled_logprobs: torch.Tensor  # [B, T] nats, as the sampling engine saw them
-    mask: torch.Tensor  # [B, T] bool, True where the token counts
+    sampled_logprobs: torch.Tensor  # [B, T] nats, from the sampling engine
+    mask: torch.Tensor  # [B, T] bool, True at the tokens of the response
     ended: torch.Tensor  # [B] bool, False where the response was cut off
 
     def tokens(self, i: int) -> int:
@@ -32,14 +32,14 @@ class Samples(NamedTuple):
 
 
 class Rollouts(NamedTuple):
-    """Samples, scored: everything the update needs, computed before the first change of the policy."""
+    """Scored samples: everything that the update needs, computed before the policy changes."""
 
     samples: Samples
-    logprobs: torch.Tensor  # [B, T] nats, under the policy as it sampled
+    logprobs: torch.Tensor  # [B, T] nats, under the policy that sampled
     ref_logprobs: torch.Tensor  # [B, T] nats, under the frozen reference
-    values: torch.Tensor  # [B, T] of the state before each token
-    entropies: torch.Tensor  # [B, T] nats, of the policy before each token
-    rewards: torch.Tensor  # [B] of the whole response, without the KL
+    values: torch.Tensor  # [B, T], of the state before each token
+    entropies: torch.Tensor  # [B, T] nats, of the policy's distribution for each token
+    rewards: torch.Tensor  # [B], of the whole response, without the KL
 
 
 def make_samples(
@@ -50,7 +50,11 @@ def make_samples(
     ended: Sequence[bool],
     device: torch.device,
 ) -> Samples:
-    """Pad what the engine gave; `ended` says of each response whether it ended by itself and was not cut off."""
+    """Pad the engine's output to `[B, T]`.
+
+    Args:
+        ended: for each response, whether it ended on its own and was not cut off.
+    """
     lengths = torch.tensor([len(response) for response in responses], device=device)
     mask = torch.arange(int(lengths.max()), device=device)[None, :] < lengths[:, None]
     flat = torch.tensor([logprob for row in logprobs for logprob in row], device=device)
@@ -58,7 +62,7 @@ def make_samples(
 
 
 def padded(flat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """[B, T] with `flat` where `mask` is True, row by row, and 0 elsewhere."""
+    """Return `[B, T]` with `flat` where `mask` is True, row by row, and 0 elsewhere."""
     out = torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device)
     out[mask] = flat
     return out
@@ -67,20 +71,26 @@ def padded(flat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def packed_group(
     samples: Samples, group: Sequence[int], device: torch.device
 ) -> tuple[Packed, list[list[int]], torch.Tensor]:
-    """A micro-batch of episodes: the packed row, its responses, and their mask."""
+    """Return a micro-batch of episodes: the packed row, its responses, and their mask."""
     responses = [samples.responses[i] for i in group]
     return pack_pairs([samples.prompts[i] for i in group], responses, device), responses, samples.mask[group]
 
 
 def choose_prompts(iteration: int, count: int, num_prompts: int, seed: int) -> list[int]:
-    """Prompts in an order of each pass's own, none twice in a pass; what does not fill a rollout waits for another."""
+    """Return the prompts of an iteration; each pass has its own order, and no prompt twice.
+
+    The prompts left at the end of a pass, too few for a rollout, are not used in that pass.
+    """
     epoch, place = divmod(iteration, num_prompts // count)
     generator = torch.Generator().manual_seed(derive_seed(seed, "ppo", "prompts", epoch))
     return torch.randperm(num_prompts, generator=generator)[place * count : (place + 1) * count].tolist()
 
 
 def lay_out(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) -> Layout:
-    """This process's share of each minibatch of one pass over the rollout, in micro-batches by tokens."""
+    """Return this process's part of each minibatch of one pass over the rollout.
+
+    Each part is split into micro-batches by tokens.
+    """
     generator = torch.Generator().manual_seed(derive_seed(cfg.random_seed, "ppo", "order", iteration, epoch))
     order = torch.randperm(cfg.rollout_batch_size, generator=generator).tolist()
     layout = []
@@ -96,7 +106,11 @@ def lay_out(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) ->
 def score_tokens(
     cfg: Ppo, actors: Actors, job: Job, samples: Samples, rewards: torch.Tensor, layout: Layout
 ) -> Rollouts:
-    """Log-probs and values of the samples, by the very passes that the first update will make over them."""
+    """Compute log-probs, values and entropies of the samples.
+
+    The passes are the same as those of the first update, which uses the same `layout`. So both
+    compute the same numbers.
+    """
     logprobs, ref_logprobs, values, entropies = (torch.zeros(samples.mask.shape, device=job.device) for _ in range(4))
     for minibatch in layout:
         job.resume.stop_if_asked()

@@ -26,7 +26,8 @@ Totals = dict[str, torch.Tensor]
 
 _POLICY = ("policy/loss", "ppo/clip_fraction", "ppo/approx_kl", "ppo/ratio")
 _VALUE = ("value/loss", "value/clip_fraction")
-_OF_ALL_PROCESSES = ("grad_norm", "grad_cosine", "policy_share")  # metrics of gradients that are already summed
+# Endings of the metrics whose gradients are already summed over processes.
+_OF_ALL_PROCESSES = ("grad_norm", "grad_cosine", "policy_share")
 
 
 class Plan(NamedTuple):
@@ -35,16 +36,16 @@ class Plan(NamedTuple):
     iteration: int
     rollouts: Rollouts
     advantages: Advantages
-    layouts: Sequence[Layout]  # one a pass over the rollout
+    layouts: Sequence[Layout]  # one per pass over the rollout
     kl_coef: float
-    policy_rate: float  # of the peak learning rate
+    policy_rate: float  # fraction of the peak learning rate
     value_rate: float
     moves_policy: bool
     moves_value: bool
 
 
 class Learner:
-    """The two optimizers, the policy's average, and the pretraining text that PPO-ptx mixes in.
+    """The two optimizers, the policy's average, and the pretraining text of PPO-ptx.
 
     Args:
         text: rows of tokens; None without PPO-ptx.
@@ -71,7 +72,7 @@ class Learner:
         )
 
     def state(self) -> dict[str, Any]:
-        """All that an update changes."""
+        """Return everything that an update changes."""
         return {
             "policy": self._actors.policy_parameters,
             "value": self._actors.value_parameters,
@@ -81,7 +82,7 @@ class Learner:
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
+        """Load what `state` returned."""
         restore_parameters(self._actors.policy_parameters, state["policy"])
         restore_parameters(self._actors.value_parameters, state["value"])
         for name, optimizer in self._optimizers.items():
@@ -92,13 +93,17 @@ class Learner:
 
     @torch.no_grad()
     def use_average(self) -> None:
-        """Put the average in the policy's place, when training is done."""
+        """Replace the policy's weights by their average, after training."""
         assert self._average is not None
         for parameter, average in zip(self._parameters["policy"], self._average, strict=True):
             parameter.copy_(average)
 
     def update(self, plan: Plan) -> Metrics:
-        """An optimizer step a minibatch; losses are means over all its response tokens. Gives means over the steps."""
+        """Take one optimizer step per minibatch; return the metrics' means over the steps.
+
+        Losses are means over all response tokens of a minibatch. The update ends early once a
+        minibatch exceeds `stop_kl_per_token`.
+        """
         steps = 0
         rates = {"policy": self._peaks["policy"] * plan.policy_rate, "value": self._peaks["value"] * plan.value_rate}
         for name, rate in rates.items():
@@ -107,9 +112,10 @@ class Learner:
         for number, minibatch in enumerate(minibatch for layout in plan.layouts for minibatch in layout):
             self._job.resume.stop_if_asked()
             moved: Totals = {}
-            for name in self._moving(plan):  # one after the other: only one gradient is in memory at a time
+            # One model after the other, so that only one gradient is in memory.
+            for name in self._moving(plan):
                 if number == 0:
-                    give_back_freed_memory()  # of sampling, scoring or the other model
+                    give_back_freed_memory()  # freed by sampling, scoring or the other model
                 totals = self._gradients(plan, name, minibatch, number)
                 if not all(torch.isfinite(value) for value in totals.values()):
                     self._refuse(plan, name, minibatch, totals)
@@ -125,18 +131,22 @@ class Learner:
         return _means(seen, steps)
 
     def _is_far(self, totals: Totals) -> bool:
-        """True where the policy has moved as far as an iteration may; see `stop_kl_per_token`."""
+        """Return whether the policy has moved further than `stop_kl_per_token` allows."""
         limit = self._cfg.stop_kl_per_token
         return limit is not None and "ppo/approx_kl" in totals and float(totals["ppo/approx_kl"]) > limit
 
-    # -- gradients -----------------------------------------------------------------------------------------------
+    # -- gradients ---------------------------------------------------------------------------------
 
     def _gradients(self, plan: Plan, name: str, minibatch: list[list[int]], number: int) -> Totals:
-        """One model's gradient of one minibatch, clipped, over all processes; with the metrics of it."""
+        """Compute one model's gradient for one minibatch, clipped, over all processes.
+
+        Returns:
+            The metrics of the minibatch.
+        """
         job, parameters = self._job, self._parameters[name]
         totals = self._backward(plan, name, minibatch)
         mixes = self._text is not None and name == "policy"
-        if mixes:  # which clips the two gradients, each by itself
+        if mixes:  # this also sums over processes, and clips the two gradients separately
             totals |= self._mix_text(plan.iteration, number)
         for key, part in totals.items():
             if not key.endswith(_OF_ALL_PROCESSES):
@@ -147,7 +157,7 @@ class Learner:
         return totals
 
     def _backward(self, plan: Plan, name: str, minibatch: list[list[int]]) -> Totals:
-        """Add the gradient of this process's share; give its part of the mean metrics."""
+        """Add the gradient of this process's part; return its part of the mean metrics."""
         samples, job = plan.rollouts.samples, self._job
         count = torch.tensor(float(sum(len(samples.responses[i]) for group in minibatch for i in group)))
         count = count.to(job.device)
@@ -160,7 +170,11 @@ class Learner:
         return totals
 
     def _policy_terms(self, plan: Plan, group: list[int], count: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Add the policy's gradient over one micro-batch; give its metrics, in the order of `_POLICY`."""
+        """Add the policy's gradient for one micro-batch.
+
+        Returns:
+            Its metrics, in the order of `_POLICY`.
+        """
         cfg, rollouts = self._cfg, plan.rollouts
         packed, responses, mask = packed_group(rollouts.samples, group, self._job.device)
         with self._job.compute(cfg.precision).autocast():
@@ -184,7 +198,11 @@ class Learner:
             return loss.detach(), *(part.sum() / count for part in parts)
 
     def _value_terms(self, plan: Plan, group: list[int], count: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As `_policy_terms`, of the value model and `_VALUE`."""
+        """Add the value model's gradient for one micro-batch.
+
+        Returns:
+            Its metrics, in the order of `_VALUE`.
+        """
         cfg, rollouts = self._cfg, plan.rollouts
         packed, responses, mask = packed_group(rollouts.samples, group, self._job.device)
         with self._job.compute(cfg.precision).autocast():
@@ -197,10 +215,11 @@ class Learner:
         return loss.detach(), value.clipped.sum() / count
 
     def _mix_text(self, iteration: int, number: int) -> Totals:
-        """PPO-ptx: add `ptx_coef` times the gradient of the mean loss a token of the pretraining text.
+        """Add PPO-ptx's gradient: `ptx_coef` times that of the mean loss per pretraining token.
 
-        Each of the two gradients is clipped before they are added. Clipping their sum would leave their ratio as it is,
-        and at the paper's 27.8 the text's is so much larger that PPO's was half a percent of a step.
+        The two gradients are clipped separately before they are added. Clipping their sum would
+        keep their ratio. At the paper's 27.8, the text's gradient is so much larger that PPO's was
+        half a percent of a step.
         """
         cfg, job, text = self._cfg, self._job, self._text
         assert text is not None
@@ -237,7 +256,7 @@ class Learner:
             "ptx/policy_share": own_clipped / (own_clipped + text_clipped).clamp(min=1e-30),
         }
 
-    # -- steps ---------------------------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------
 
     def _moving(self, plan: Plan) -> list[str]:
         return ["policy"] * plan.moves_policy + ["value"] * plan.moves_value
@@ -251,12 +270,19 @@ class Learner:
                 torch._foreach_lerp_(self._average, [*self._parameters["policy"]], 1 - self._cfg.ema_decay)
 
     def _refuse(self, plan: Plan, name: str, minibatch: list[list[int]], totals: Totals) -> None:
-        """A number is not finite: the model makes no step, and where it is the policy, the value model none either."""
+        """Skip the model's step because a number is not finite, and report the episodes.
+
+        If the model is the policy, the value model takes no step either.
+
+        Raises:
+            HealthStop: `on_nonfinite` is "stop".
+        """
         self._optimizers[name].zero_grad()
         bad = ", ".join(key for key, value in totals.items() if not torch.isfinite(value))
         samples = plan.rollouts.samples
         mine = [i for group in minibatch for i in group]
         culprits = self._job.group.gather([samples.ids[i] for i in mine if not self._is_finite(plan, i)], even=False)
+        # If no single episode explains it, name all of the minibatch.
         named = sorted(culprits or self._job.group.gather([samples.ids[i] for i in mine], even=False))
         message = f"iteration {plan.iteration + 1}: {bad} is not finite; episodes of prompts {named}"
         if self._cfg.on_nonfinite == "stop":
@@ -265,7 +291,7 @@ class Learner:
 
     @torch.no_grad()
     def _is_finite(self, plan: Plan, i: int) -> bool:
-        """True where everything that the loss takes of one episode is finite."""
+        """Return whether all numbers that one episode gives to the loss are finite."""
         packed, responses, mask = packed_group(plan.rollouts.samples, [i], self._job.device)
         with self._job.compute(self._cfg.precision).autocast():
             new = self._actors.policy_likelihoods(packed, responses, self._cfg.temperature, False).logprobs
@@ -275,12 +301,12 @@ class Learner:
 
 
 def _clip(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
-    """Scale gradients, in place, so that their global norm is at most `max_norm`; give the norm they had."""
+    """Scale gradients in place to a global norm of at most `max_norm`; return the norm before."""
     norm = torch.stack(torch._foreach_norm(gradients)).norm()
     torch._foreach_mul_(gradients, (max_norm / norm.clamp(min=1e-30)).clamp(max=1.0))
     return norm
 
 
 def _means(seen: dict[str, list[float]], steps: int) -> Metrics:
-    """Of each metric, over the steps that have it; and how many steps were made."""
+    """Return each metric's mean over the steps that have it, and the number of steps."""
     return {name: sum(values) / len(values) for name, values in seen.items()} | {"ppo/steps": float(steps)}

@@ -1,7 +1,7 @@
-"""What commands share: the parser of those that Hydra does not compose, tables and sentences for people, large numbers.
+"""Console output of commands: an argument parser, tables, sentences and large numbers.
 
-A table never breaks inside a word and never cuts a number: long names break after `/`, `_` and the like or lose their
-middle, and columns that still do not fit stand below the others.
+A table never breaks a line inside a word and never cuts a number. A long name breaks after `/`, `_`
+and the like, or loses its middle. Columns that still do not fit are printed below the others.
 """
 
 from __future__ import annotations
@@ -21,27 +21,30 @@ from rich.text import Text
 
 from align.errors import ConfigError
 
-# What moves a cursor, sets a title or changes colours [ECMA-48, 5.4 and 5.6], also where it is not complete yet.
+# Escape sequences that move the cursor, set a title or change colours [ECMA-48, 5.4 and 5.6],
+# including incomplete ones at the end.
 _ESCAPES = re.compile(
     "(?:\x1b\\[|\x9b)[0-?]*[ -/]*(?:[@-~]|\\Z)"  # CSI, with its parameters
-    "|(?:\x1b[\\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\\\|\x9c|\x1b?\\Z)"  # OSC, DCS, ...
+    # OSC, DCS and similar
+    "|(?:\x1b[\\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\\\|\x9c|\x1b?\\Z)"
     "|\x1b[ -/]*(?:[0-~]|\\Z)"
 )
 
 _DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _GAP = 2  # spaces between columns
-_NARROWEST = 12  # characters of a column of text that is made narrower
-_INDENT = "  "  # of a sentence's further lines
+_NARROWEST = 12  # characters; a column of text is not made narrower than this
+_INDENT = "  "  # before all lines of a sentence except the first
 _WORDS = re.compile(r"(?:[^ \t]| (?=%))+[ \t]*")
 _BREAKS = re.compile(
     r"(?:[^ \t/_=.]|\.(?![A-Za-z])| (?=%))*(?:[/_=]|\.(?=[A-Za-z]))*[ \t]*"
-)  # a name may end a line here
-# A cell of a column that is never made narrower: `67.2 [64.4, 69.8]`, `+1.2e-05 *`, `409 k`, `2026-11-29 17:14`.
+)  # pieces of names; a line may break after each
+# A number. A column of numbers is never made narrower: `67.2 [64.4, 69.8]`, `+1.2e-05 *`, `409 k`,
+# `2026-11-29 17:14`.
 _NUMBER = re.compile(r"[-+]?\.?\d[-+.,:\d %†*\[\]eE]*( ?(k|M|B|T|kB|MB|GB|s))?|[-+]?(nan|inf)")
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one line, as everything else here does."""
+    """An argument parser that raises a one-line `ConfigError` on wrong arguments."""
 
     def error(self, message: str) -> NoReturn:
         command = " ".join(self.prog.split()[:2])
@@ -49,32 +52,38 @@ class Parser(argparse.ArgumentParser):
 
 
 def plain_console(stderr: bool = False, width: int | None = None) -> Console:
-    """A console that prints text as it is: `[red]`, `:smile:` and numbers in it mean nothing."""
+    """Return a console that prints text unchanged, without markup, emoji codes or highlighting."""
     return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 def wide_console() -> Console:
-    """As wide as the terminal or COLUMNS says; else wide enough to cut nothing that a program would look for."""
+    """Return a console of the width of the terminal or of COLUMNS, else of 400 columns.
+
+    400 is wide enough that nothing is cut that a program may search for.
+    """
     is_known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
     return plain_console(width=None if is_known else 400)
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table that fits the console, its head in bold."""
+    """Print a table that fits the console, with a bold head."""
     for lines, style in table_lines(columns, rows, console.width):
         text = "\n".join([*lines, ""])
-        # As it is: the lines fit, and thousands of them take long to be laid out again.
+        # Print segments without a new layout: the lines fit, and a layout of thousands is slow.
         console.print(Segments([Segment(text, console.get_style(style or "none"))]), crop=False, end="")
 
 
 def print_sentence(console: Console, text: str, style: str = "") -> None:
-    """Print a sentence, its further lines indented."""
+    """Print a sentence. All lines except the first are indented."""
     lines = sentence_lines(text, console.width)
     console.print(Text("\n".join(lines), style=style, no_wrap=True, overflow="ignore"), crop=False)
 
 
 def sentence_lines(text: str, width: int) -> list[str]:
-    """Break a sentence between words, its further lines indented; a word that is longer than a line stays whole."""
+    """Break a sentence between words, and indent all lines except the first.
+
+    A word that is longer than a line is not broken.
+    """
     lines: list[str] = []
     for word in map(str.rstrip, _WORDS.findall(text.strip())):
         if lines and cell_len(f"{lines[-1]} {word}") <= width:
@@ -85,15 +94,17 @@ def sentence_lines(text: str, width: int) -> list[str]:
 
 
 def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[tuple[list[str], str]]:
-    """Lay out a table of at most `width` characters a line.
+    """Lay out a table with at most `width` characters per line.
 
     Args:
-        columns: their titles; a table whose titles are all empty has no head.
-        rows: a cell for each column. A column of numbers alone stands at the right and is never made narrower.
+        columns: the titles. If all are empty, the table has no head.
+        rows: a cell for each column. A column that has only numbers is aligned to the right and
+            never made narrower.
+        width: the characters per line.
 
     Returns:
-        Blocks of lines, each with its style ("bold" for a head). Columns that do not fit follow in blocks below, the
-        first column before them again.
+        Blocks of lines, each with its style ("bold" for a head). Columns that do not fit follow in
+        blocks below, with the first column repeated before them.
     """
     cells = [[_printable(cell) for cell in row] for row in rows]
     own = list(range(len(columns)))
@@ -113,7 +124,7 @@ def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: in
 def _block(
     columns: Sequence[str], cells: Sequence[Sequence[str]], own: Sequence[int], width: int
 ) -> list[tuple[list[str], str]]:
-    """The columns `own`, side by side."""
+    """Lay out the columns `own` side by side."""
     widths = _widths(columns, cells, own, width)
     right = [_is_number(cells, i) for i in own]
 
@@ -135,7 +146,11 @@ def _block(
 
 
 def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]], own: Sequence[int], width: int) -> list[int]:
-    """As wide as their cells, or as narrow as it takes, the widest column of text first."""
+    """Return the widths of the columns `own`.
+
+    They are as wide as their cells. If the table does not fit, the widest columns of text are made
+    narrower first.
+    """
     natural = [_natural(columns, cells, i) for i in own]
     least = [_least(columns, cells, i) for i in own]
     room = width - _GAP * (len(own) - 1)
@@ -153,12 +168,12 @@ def _narrowest(columns: Sequence[str], cells: Sequence[Sequence[str]], own: Sequ
 
 
 def _natural(columns: Sequence[str], cells: Sequence[Sequence[str]], column: int) -> int:
-    """The width at which nothing in a column breaks."""
+    """Return the width at which nothing in a column breaks."""
     return max([cell_len(columns[column]), *(cell_len(row[column]) for row in cells)])
 
 
 def _least(columns: Sequence[str], cells: Sequence[Sequence[str]], column: int) -> int:
-    """The width below which a column is not made narrower: numbers stay whole, the title above them may break."""
+    """Return the least width of a column. Numbers are never broken, but their title may be."""
     if not _is_number(cells, column):
         return min(_natural(columns, cells, column), _NARROWEST)
     title = max((cell_len(piece.rstrip()) for piece in _pieces(columns[column])), default=0)
@@ -166,7 +181,7 @@ def _least(columns: Sequence[str], cells: Sequence[Sequence[str]], column: int) 
 
 
 def cell_len(text: str) -> int:
-    """The columns of a terminal that a text takes."""
+    """Return how many columns of a terminal a text takes."""
     return len(text) if text.isascii() and text.isprintable() else cells_of(text)
 
 
@@ -176,12 +191,15 @@ def _is_number(cells: Sequence[Sequence[str]], column: int) -> bool:
 
 
 def _pieces(text: str) -> list[str]:
-    """What a line may hold whole: words, and the parts of names."""
+    """Split a text into pieces that are not broken: words, and the parts of names."""
     return [piece for piece in _BREAKS.findall(text) if piece]
 
 
 def _broken(text: str, width: int) -> list[str]:
-    """The lines of a cell of `width` characters, broken between words; inside a name only where no line holds it."""
+    """Break a cell into lines of `width` characters.
+
+    Lines break between words. They break inside a name only if it does not fit into one line.
+    """
     if cell_len(text) <= width:
         return [text]
     lines = [""]
@@ -198,34 +216,34 @@ def _broken(text: str, width: int) -> list[str]:
 
 
 def _without_middle(name: str, width: int) -> str:
-    """`name` with "..." for as much of its middle as it takes."""
+    """Return `name` with "..." in place of its middle, so that it fits into `width`."""
     half = (width - 3) // 2
     head, tail = name[: width - 3 - half], name[len(name) - half :]
-    while cell_len(head) + cell_len(tail) + 3 > width:  # letters that are two columns wide
+    while cell_len(head) + cell_len(tail) + 3 > width:  # some characters are two columns wide
         head, tail = (head[:-1], tail) if cell_len(head) >= cell_len(tail) else (head, tail[1:])
     return f"{head}...{tail}"
 
 
 def _printable(text: str) -> str:
-    """Without what a terminal would take as a command."""
+    """Replace characters that a terminal could take as a command by spaces."""
     if text.isprintable():
         return text.strip()
     return "".join(letter if letter.isprintable() else " " for letter in text).strip()
 
 
 def harmless(text: str) -> str:
-    """Text without what a terminal would take as a command; of control characters, line breaks and tabs stay."""
+    """Remove escape sequences and control characters, except line breaks and tabs, from a text."""
     plain = _ESCAPES.sub("", text)
     return "".join(character for character in plain if character in "\n\t" or not _is_control(character))
 
 
 def _is_control(character: str) -> bool:
-    """Control characters, and those that change the direction of the text around them."""
+    """Return whether a character is a control character or changes the direction of text."""
     return unicodedata.category(character) == "Cc" or character in _DIRECTIONS
 
 
 def short(number: float | None) -> str:
-    """409440 as 409 k, 6738415616 as 6.74 B, in three digits; nothing for None."""
+    """Format a number in three digits: 409440 as 409 k, 6738415616 as 6.74 B; None as ""."""
     if number is None:
         return ""
     for letter, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""The number of CPU cores that this process may use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 
 
 def cores() -> int:
-    """Those its affinity allows, as in a container or a job of a cluster; all where a system does not say."""
-    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS
+    """Return the number of cores in this process's affinity; all cores if the system has none.
+
+    A container or a cluster job may restrict the affinity.
+    """
+    allowed = getattr(os, "sched_getaffinity", None)  # macOS has none
     return len(allowed(0)) if allowed else os.cpu_count() or 1

@@ -15,12 +15,14 @@ T = TypeVar("T")
 
 
 class ProcessGroup:
-    """This process among those of its step. With one process every method is local and free.
+    """The group of processes that run a step, seen from this process.
+
+    With one process, no method communicates.
 
     Attributes:
-        rank: of this process; rank 0 alone writes files.
-        world_size: number of processes.
-        device: where this process computes.
+        rank: the rank of this process. Only rank 0 writes files.
+        world_size: the number of processes.
+        device: the device on which this process computes.
     """
 
     def __init__(self, device: torch.device, rank: int = 0, world_size: int = 1):
@@ -35,10 +37,12 @@ class ProcessGroup:
         return list(items[self.rank :: self.world_size])
 
     def gather(self, items: list[T], even: bool = True) -> list[T]:
-        """Return the parts of all processes.
+        """Return the items of all processes.
 
         Args:
-            even: restore the order that `share` took the items from; else put one process's part after the other's.
+            items: the items of this process.
+            even: if true, restore the order that the items had before `share`; else return the
+                items of rank 0, then those of rank 1, and so on.
         """
         if self.world_size == 1:
             return items
@@ -71,7 +75,11 @@ class ProcessGroup:
         return bool(total)
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Sum gradients over processes. Each computed its part of a loss that is already divided by the whole."""
+        """Sum gradients over processes.
+
+        Each process has the gradient of its part of the loss, divided by the size of the whole
+        batch. So the sum is the gradient of the mean loss.
+        """
         if self.world_size == 1:
             return
         import torch
@@ -83,7 +91,7 @@ class ProcessGroup:
             parameter.grad = gradient.view_as(parameter)
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this method."""
         if self.world_size > 1:
             import torch.distributed as dist
 
@@ -91,10 +99,13 @@ class ProcessGroup:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that `hardware.device` asks for; with several processes each takes a GPU of its own.
+    """Return the device for `hardware.device`. With several processes, each gets its own GPU.
+
+    Args:
+        name: auto, cpu or cuda.
 
     Raises:
-        ConfigError: cuda is asked for and torch finds none, or there are more processes than GPUs.
+        ConfigError: `name` is cuda and torch finds no GPU, or there are more processes than GPUs.
     """
     import torch
 
@@ -102,7 +113,7 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError("hardware.device: cuda was asked for and torch finds none; use auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))  # set by run_ranks, one GPU a process
+    local = int(os.environ.get("LOCAL_RANK", "0"))  # set by `run_ranks`: one GPU per process
     if local >= torch.cuda.device_count():
         raise ConfigError(f"hardware.num_processes: expected at most a process a GPU, and there are {local}")
     device = torch.device("cuda", local)

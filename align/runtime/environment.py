@@ -1,4 +1,7 @@
-"""Environment variables by which libraries say less and report nothing; one that is imported stays as it was."""
+"""Environment variables that make libraries print less and send no telemetry.
+
+They have no effect on a library that is already imported.
+"""
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -6,5 +9,5 @@ QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "true",
-    "TQDM_DISABLE": "1",  # lm-eval shows bars of its own otherwise
+    "TQDM_DISABLE": "1",  # otherwise lm-eval shows its own progress bars
 }

@@ -1,6 +1,7 @@
-"""What a running stage may touch besides its config and inputs: its folder, log, processes and checkpoints.
+"""The context of a running stage: its folder, log, processes and checkpoints.
 
-A stage runs in one process or in several (`hardware.num_processes`), each with a `Job` of its own.
+A stage runs in one process or in several (`hardware.num_processes`). Each process has its own
+`Job`.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 
     from align.models.compute import Compute
 
-_MAX_TOKENS = {"cpu": 1024, "cuda": 4096}  # of one pass: few enough to need little memory, enough to be fast
+# Tokens of one pass: few enough for little memory, and enough to be fast.
+_MAX_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
 class Inputs(dict[str, tuple[Artifact, ...]]):
-    """The artifacts that a stage was given, by the name of the input; an optional one that was not given is missing."""
+    """The artifacts of a stage's inputs by input name. An optional input may be missing."""
 
     def one(self, name: str) -> Artifact:
         (artifact,) = self[name]
@@ -42,10 +44,11 @@ class Job:
     """One process of a running stage.
 
     Attributes:
-        out: the payload of the artifact to be; files written here are what consumers get.
-        work: notes and checkpoints, removed when the artifact is committed.
+        out: the folder of the artifact's files. Everything written here becomes part of the
+            artifact.
+        work: the folder of notes and checkpoints. It is removed when the artifact is committed.
         hardware, data_root, store: the run's settings that a stage may read.
-        group: this process among those of the step.
+        group: the processes of the step.
         log: lines, metrics, events and tables.
         resume: checkpoints and stopping.
     """
@@ -74,17 +77,23 @@ class Job:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of one forward and backward pass."""
+        """The tokens of one forward and backward pass."""
         return self.hardware.micro_batch_tokens or _MAX_TOKENS[self.device.type]
 
     def compute(self, precision: str) -> Compute:
-        """Return how passes of this step run."""
+        """Return the device, the tokens per pass and the precision of this step's passes."""
         from align.models.compute import Compute
 
         return Compute(self.device, self.max_tokens, precision)
 
     def steps(self, total: int, start: int = 0, unit: str = "steps") -> Iterator[int]:
-        """Yield `range(start, total)` with progress, rate and time left."""
+        """Yield the numbers of `range(start, total)`, and show progress, rate and time left.
+
+        Args:
+            total: the number of steps.
+            start: the first step to run.
+            unit: the word for steps in the output.
+        """
         self.log.last_step = total
         if self.group.is_main:
             write_json(self.work / STEPS, {"total": total, "unit": unit})
@@ -97,13 +106,17 @@ class Job:
 
     @contextlib.contextmanager
     def progress(self, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-        """Give a function to call with the number of units done, for work that comes in uneven pieces.
+        """Yield a function to call with the number of units just done, to show progress.
+
+        Use it for work in pieces of different sizes.
 
         Args:
-            total: None if unknown; then no time left is shown.
+            total: the number of units; None if unknown, then no time left is shown.
+            unit: the word for units in the output.
 
         Raises:
-            Preempted: from that function; this work starts from zero on resume.
+            Preempted: raised by the function if a signal asked to stop. This work restarts from
+                zero on resume.
         """
         with self._progress.over(total, 0, unit) as advance:
 

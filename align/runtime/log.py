@@ -1,4 +1,4 @@
-"""What a running step reports: to the console, to JSON lines in its artifact, and to the tracker."""
+"""The log of a running step: to the console, to JSON lines in its artifact, and to the tracker."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from align.runtime.tracking import NoTracker, Tracker
 from align.store.artifacts import read_json_lines
 
 Metrics = dict[str, float]
-_GROWTH = 1.25  # a table is sent again once it is so many times as long
+_GROWTH = 1.25  # a table is sent again when its file has grown by this factor
 
 
 class RunLog:
     """The log of one step. Only rank 0 writes; in other processes every method does nothing.
 
     Attributes:
-        last_step: of the step's own axis; its tables are always sent.
+        last_step: the last step of the stage's own axis. Its tables are always sent.
     """
 
     def __init__(self, out: Path, progress: Progress, tracker: Tracker | None = None, is_main: bool = True):
@@ -37,20 +37,27 @@ class RunLog:
         self._progress.say(message)
 
     def metrics(self, metrics: Metrics, step: int) -> None:
-        """Add a line to metrics.jsonl and to the tracker; `step` is the stage's own axis."""
+        """Add a line to metrics.jsonl and to the tracker.
+
+        Args:
+            metrics: values by name.
+            step: the position on the stage's own axis.
+        """
         if not self._is_main:
             return
-        self._tracker.log(metrics, step)  # first: what it finds in the file is of an earlier process
+        # The tracker comes first: at its start it sends what metrics.jsonl has from an earlier
+        # process, and this line would be sent twice.
+        self._tracker.log(metrics, step)
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._progress.show(metrics)
 
     def read_metrics(self) -> list[Metrics]:
-        """Return every line of metrics.jsonl, those of earlier runs of this step included."""
+        """Return all lines of metrics.jsonl, including those of earlier processes of this step."""
         return read_json_lines(self.metrics_file)
 
     def event(self, step: int, name: str, message: str) -> None:
-        """Report something that needs attention: on the console, in events.jsonl and to the tracker."""
+        """Report something that needs attention, to the console, events.jsonl and the tracker."""
         if not self._is_main:
             return
         self.info(f"{name}: {message}")
@@ -67,10 +74,11 @@ class RunLog:
         self._tracker.table(name, list(rows[0]), [list(row.values()) for row in rows])
 
     def append(self, name: str, step: int, rows: Sequence[dict[str, Any]]) -> None:
-        """Add rows of one step to NAME.jsonl, and send the tracker the whole table at times and at the last step.
+        """Add rows of one step to NAME.jsonl. Sometimes send the whole table to the tracker.
 
-        A tracker's table cannot grow. If it were sent at every step, a long run would take space as the square of its
-        steps. So it is sent when it has grown by a quarter.
+        A tracker's table cannot grow. If the whole table were sent at every step, the space would
+        grow with the square of the steps. So it is sent only when it has grown by a quarter, and at
+        the last step.
         """
         if not self._is_main or not rows:
             return

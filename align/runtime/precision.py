@@ -10,14 +10,14 @@ from pathlib import Path
 
 from align.store.provenance import packages
 
-_CPU_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and of ARM, as Linux names them
-_AMPERE = 8.0  # the first compute capability of NVIDIA with bf16
+_CPU_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # Linux's names: two for x86, one for ARM
+_AMPERE = 8.0  # NVIDIA's first compute capability with bf16
 
 
 def bf16_is_fast(device: str) -> bool:
-    """Whether bf16 products are faster than fp32 ones on the device that a run will use.
+    """Return whether bf16 products are faster than fp32 products on the device of a run.
 
-    A CPU without such instructions computes bf16 in software, many times slower than fp32.
+    A CPU without bf16 instructions computes bf16 in software, many times slower than fp32.
 
     Args:
         device: auto, cpu or cuda, as in `hardware.device`.
@@ -30,7 +30,11 @@ def bf16_is_fast(device: str) -> bool:
 
 @functools.cache
 def _compute_capability() -> float | None:
-    """The lowest of the NVIDIA GPUs that torch will find; None without a GPU, its driver, or torch built for it."""
+    """Return the lowest compute capability of the NVIDIA GPUs; None if torch will not use one.
+
+    It will not without a GPU or its driver, if torch is built only for CPUs, or if
+    CUDA_VISIBLE_DEVICES hides all GPUs.
+    """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if hidden or packages().get("torch", "").endswith("+cpu") or shutil.which("nvidia-smi") is None:
         return None

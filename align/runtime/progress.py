@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a plain line now and then elsewhere. All on standard error."""
+"""Progress of long work on standard error: a bar on a terminal, else a plain line at intervals."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from align.runtime.console import plain_console, sentence_lines
 
 _PLAIN_SECONDS = 15.0  # between plain lines
 _SHOWN = ("loss", "eval/loss", "accuracy", "objective/score", "objective/kl", "gold/score")
-_SHOWN_FROM = "reward/"  # PPO's: every part of the reward, but for
-_NOT_SHOWN = "reward/length"  # the response's tokens
+_SHOWN_FROM = "reward/"  # PPO: all parts of the reward are shown, except `_NOT_SHOWN`
+_NOT_SHOWN = "reward/length"  # the tokens of the response
 
 
 class Progress:
-    """Progress of one step. Several stretches of work may follow each other, never at once."""
+    """The progress of one step. A step may have several phases of work, one after the other."""
 
     def __init__(self, label: str, silent: bool = False):
         self._label, self._silent = label, silent
@@ -30,18 +30,27 @@ class Progress:
         if self._silent:
             return
         line = f"{self._label}: {message}"
-        if self._console.is_terminal:  # it would break a long line inside a word; a file keeps it whole
+        if self._console.is_terminal:  # it would break a long line inside a word; a file does not
             line = "\n  ".join(sentence_lines(line, self._console.width - len(_INDENT)))
         self._console.print(f"  {line}", soft_wrap=True)
 
     def show(self, metrics: dict[str, float]) -> None:
-        """Remember the numbers worth a look for the next line; a part of the reward may be missing in an iteration."""
+        """Remember the most important metrics for the next line.
+
+        A part of the reward may be missing in an iteration. Then its last value is kept.
+        """
         parts = [name for name in metrics if name.startswith(_SHOWN_FROM) and name != _NOT_SHOWN]
         self._latest |= {name: metrics[name] for name in (*_SHOWN, *parts) if name in metrics}
 
     @contextlib.contextmanager
     def over(self, total: int | None, start: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Give a function to call with the number of units done since the last call; None: nobody knows how many."""
+        """Yield a function to call with the number of units done since the last call.
+
+        Args:
+            total: the number of units; None if unknown.
+            start: the units that were done before.
+            unit: the word for units in the output.
+        """
         if self._silent:
             yield lambda count: None
         elif self._console.is_terminal:
@@ -52,7 +61,7 @@ class Progress:
 
     @contextlib.contextmanager
     def _bar(self, total: int | None, start: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """A bar, and the numbers beside and below it: as many lines as the terminal's width takes."""
+        """Show a bar with the numbers beside and below it, in as many lines as they need."""
         begun, done, rate = time.monotonic(), start, 0.0
 
         def shown() -> Text:
@@ -83,7 +92,7 @@ class Progress:
         return advance
 
     def _lines(self, bar: str, done: int, total: int | None, unit: str, rate: float) -> list[str]:
-        """How far, how fast and the latest numbers, in lines of the console's width."""
+        """Return the count, the rate, the time left and the latest metrics, as lines that fit."""
         room = self._console.width - len(_INDENT)
         count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
         words = [f"{self._label}: {bar}{count} {unit}"]
@@ -100,17 +109,17 @@ class Progress:
         return [f"  {first}", *(_INDENT + line for line in others)]
 
     def _numbers(self) -> list[str]:
-        """The latest numbers as `score 1.2`: PPO's names need no heading beside each other."""
+        """Return the latest metrics as `score 1.2`, without the prefixes of PPO's names."""
         short = {name: name.removeprefix("objective/").removeprefix(_SHOWN_FROM) for name in self._latest}
         return [f"{short[name]} {value:.3g}" for name, value in self._latest.items()]
 
 
-_INDENT = "    "  # of further lines
+_INDENT = "    "  # before all lines except the first
 _BAR = 16  # characters
 
 
 def _wrapped(words: list[str], width: int) -> tuple[str, ...]:
-    """The words in as few lines as hold them whole."""
+    """Join words into as few lines as possible without breaking a word."""
     lines: list[str] = []
     for word in words:
         if lines and len(lines[-1]) + 2 + len(word) <= width:
@@ -121,7 +130,7 @@ def _wrapped(words: list[str], width: int) -> tuple[str, ...]:
 
 
 def _drawn(share: float) -> str:
-    """A bar of 16 characters."""
+    """Return a bar of 16 characters."""
     full = min(_BAR, round(_BAR * share))
     return "━" * full + "╌" * (_BAR - full)
 
@@ -131,7 +140,7 @@ def _rate(done: int, begun: float) -> float:
 
 
 def _pace(rate: float) -> str:
-    """`120/s`, `4.2/s`; what takes longer than a second as `12.3 s each`."""
+    """Format a rate as `120/s` or `4.2/s`, and a rate below one per second as `12.3 s each`."""
     if rate < 1:
         return f"{1 / rate:,.1f} s each"
     return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"

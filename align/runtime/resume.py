@@ -16,19 +16,21 @@ from align.runtime.signals import Stop
 if TYPE_CHECKING:
     import torch
 
-_GRACE_SECONDS = 30.0  # from SIGTERM on, in which a step may still end; SLURM's usual KillWait
-_SAVES_APART = 20  # times what the last checkpoint took: saving then costs at most a twentieth of the time
+_GRACE_SECONDS = 30.0  # after SIGTERM, for the running step to end; SLURM's default KillWait
+# The time between checkpoints is at least 20 times the duration of the last one. So saving takes at
+# most a twentieth of the time.
+_SAVES_APART = 20
 
 
 class _GrowingFile:
-    """The size and sha256 of a file that grows; reads only what is new, and puts that much on disk."""
+    """The size and sha256 of a file that grows. Each call reads only what is new."""
 
     def __init__(self, file: Path):
         self._file, self._size, self._digest = file, 0, hashlib.sha256()
 
     def until_now(self) -> tuple[int, str]:
         with self._file.open("rb") as file:
-            os.fsync(file.fileno())  # a power cut must not take what a checkpoint vouches for
+            os.fsync(file.fileno())  # a power cut must not lose lines that a checkpoint refers to
             file.seek(self._size)
             while piece := file.read(1 << 20):
                 self._digest.update(piece)
@@ -40,9 +42,13 @@ class Resume:
     """The checkpoints of one step.
 
     Args:
-        work: the step's folder; checkpoints are in `work/checkpoints`, logs in `out`.
-        seconds: at least so long between checkpoints, and 20 times what one takes; 0: one after every step.
-        info: prints a line for the user.
+        work: the step's work folder. Checkpoints are in `work/checkpoints`.
+        out: the folder of the artifact's files, with the logs.
+        group: the processes of the step.
+        stop: the flag that a stop signal sets.
+        seconds: the least time between checkpoints, in seconds; 0: one after every step. The time
+            is also at least 20 times the duration of a checkpoint.
+        info: a function that prints a line for the user.
     """
 
     def __init__(
@@ -51,17 +57,20 @@ class Resume:
         self._work, self._out, self._group, self._stop, self._info = work, out, group, stop, info
         self._seconds = seconds
         self._saved = time.monotonic()
-        self._save_seconds = 0.0  # that the last checkpoint took
-        self._step_begun, self._step_seconds = self._saved, 0.0  # of the step before
+        self._save_seconds = 0.0  # duration of the last checkpoint
+        # The start of the current step, and the duration of the step before it.
+        self._step_begun, self._step_seconds = self._saved, 0.0
         self._logs: dict[str, _GrowingFile] = {}
 
-    # -- saving and stopping -----------------------------------------------------------------------------------------
+    # -- saving and stopping -----------------------------------------------------------------------
 
     def save_if_due(self, step: int, state: Callable[[], Any]) -> None:
-        """Save what `state()` returns if it is time. Call it at every boundary at which the step could continue.
+        """Save what `state()` returns if a checkpoint is due.
+
+        Call this wherever the step can be resumed.
 
         Raises:
-            Preempted: the process was asked to stop; the state is saved.
+            Preempted: a signal asked to stop. The state is saved.
         """
         if self.is_due():
             self._save(step, state)
@@ -69,18 +78,19 @@ class Resume:
                 raise self._stop.error()
 
     def is_due(self) -> bool:
-        """Return whether it is time to save, or to stop; the same in all processes of the step."""
+        """Return whether to save or to stop now. The result is the same in all processes."""
         due = time.monotonic() - self._saved >= self._interval()
         return self._group.any(due or self._stop.signal is not None)
 
     def stop_if_asked(self) -> None:
-        """Stop in the middle of a long step if a signal asked to. Call it between the parts of such a step.
+        """Stop in the middle of a long step if a signal asked to.
 
-        The step is finished instead if that takes at most `_GRACE_SECONDS` from the signal on, measured by the step
-        before. If it is not finished, the last checkpoint counts.
+        Call this between the parts of a long step. The step continues if it is expected to end
+        within `_GRACE_SECONDS` of the signal. The duration of the step before is the estimate. If
+        it stops, the work since the last checkpoint is lost.
 
         Raises:
-            Preempted: the process was asked to stop.
+            Preempted: a signal asked to stop.
         """
         asked = self._stop.asked_at
         must = asked is not None and self._step_ends() > asked + _GRACE_SECONDS
@@ -89,10 +99,12 @@ class Resume:
             raise self._stop.error()
 
     def stop_now_if_asked(self) -> None:
-        """Stop work that is not saved. With several processes it goes on, for the others would wait for this one.
+        """Stop work that is not saved, if a signal asked to.
+
+        With several processes the work continues, because the others would wait for this one.
 
         Raises:
-            Preempted: the process was asked to stop; this work starts from zero on resume.
+            Preempted: a signal asked to stop. This work restarts from zero on resume.
         """
         if self._stop.signal is not None and self._group.world_size == 1:
             raise self._stop.error()
@@ -104,15 +116,15 @@ class Resume:
         self._step_seconds = time.monotonic() - self._step_begun
 
     def _step_ends(self) -> float:
-        """Return when the step is expected to end; now, if no step has ended yet to go by."""
+        """Return the time at which the step is expected to end; now if no step has ended yet."""
         return max(time.monotonic(), self._step_begun + self._step_seconds)
 
     def _interval(self) -> float:
-        """Return the seconds between checkpoints: as asked, or more if saving takes long."""
+        """Return the seconds between checkpoints: as configured, or more if saving takes long."""
         return 0.0 if self._seconds == 0 else max(self._seconds, _SAVES_APART * self._save_seconds)
 
     def _save(self, step: int, state: Callable[[], Any]) -> None:
-        """Save the state, the random state of every process and the lengths of all logs."""
+        """Save the state, the random state of every process, and sizes and digests of all logs."""
         begun = time.monotonic()
         random_states = self._group.gather([_random_state(self._group.device)])
         if self._group.is_main:
@@ -127,30 +139,34 @@ class Resume:
         self._save_seconds = self._saved - begun
 
     def _growing_logs(self) -> dict[str, _GrowingFile]:
-        """Return the files that grow with every step, by name: metrics, events, samples."""
+        """Return the logs that grow (metrics, events, samples), by name."""
         for file in sorted(self._out.glob("*.jsonl")):
             self._logs.setdefault(file.name, _GrowingFile(file))
         return self._logs
 
-    # -- continuing --------------------------------------------------------------------------------------------------
+    # -- continuing --------------------------------------------------------------------------------
 
     def last(self) -> tuple[int, Any] | None:
-        """Return the last (step, state) saved, with the logs cut back to it and the random state restored.
+        """Return the last saved (step, state); None if nothing was saved.
 
-        None if nothing was saved. A damaged checkpoint is set aside and the one before is taken; both are reported.
+        The logs are cut back to that step, and the random state is restored. A damaged checkpoint
+        is set aside and reported, and the one before it is used.
+
+        Raises:
+            ConfigError: the step was started with another number of processes.
         """
         from align.store.checkpoints import load_checkpoint, set_damaged_aside
 
         folder = self._work / "checkpoints"
         damaged = set_damaged_aside(folder) if self._group.is_main else []
-        self._group.barrier()  # the others look when it is done
+        self._group.barrier()  # the other processes read only after damaged ones are renamed
         for line in damaged:
             self._info(line)
         found = load_checkpoint(folder)
         if found is None:
             if damaged:
                 self._info("there is no older checkpoint: beginning again")
-            self._cut_logs({})  # of a process that was gone before it saved
+            self._cut_logs({})  # an earlier process may have logged, but saved nothing
             return None
         step, whole = found
         self.require_world_size(whole["world_size"])
@@ -163,7 +179,7 @@ class Resume:
         return step, whole["state"]
 
     def require_world_size(self, begun_with: int) -> None:
-        """Raise `ConfigError` if the step was begun with another number of processes."""
+        """Raise `ConfigError` if the step was started with another number of processes."""
         if begun_with != self._group.world_size:
             raise ConfigError(
                 f"hardware.num_processes: this step was begun with {begun_with}, got {self._group.world_size}; "
@@ -171,7 +187,12 @@ class Resume:
             )
 
     def _cut_logs(self, sizes: dict[str, int]) -> None:
-        """Remove what was logged after a checkpoint, which holds the size of each log."""
+        """Remove what was logged after a checkpoint.
+
+        Args:
+            sizes: the size in bytes of each log at the checkpoint. Logs that are missing here are
+                removed.
+        """
         if not self._group.is_main:
             return
         for file in self._out.glob("*.jsonl"):

@@ -1,4 +1,4 @@
-"""Random numbers that are derived, not passed along: the same names give the same seed, whatever ran before."""
+"""Derived random seeds: the same names give the same seed, whatever ran before."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import hashlib
 
 
 def derive_seed(seed: int, *names: object) -> int:
-    """A 63-bit seed for one purpose: `derive_seed(cfg.seed, "ppo", iteration, prompt)`.
+    """Return a 63-bit seed for one purpose: `derive_seed(cfg.seed, "ppo", iteration, prompt)`.
 
-    Streams of different names are independent, so that a knob of one stage cannot move the numbers of another.
+    Different names give independent random streams. So a knob of one stage cannot change the random
+    numbers of another.
     """
     text = "/".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""Being asked to stop: a signal is noted, and what runs ends at its next boundary."""
+"""Stop signals: a signal sets a flag, and the running step ends at its next boundary."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from typing import Any
 
 from align.errors import Preempted
 
-STOPPED_CODE = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a scheduler's, Ctrl-C, a lost connection
-_LOOK_SECONDS = 0.5  # between two looks at whether a process is still needed
-_FORCED_SECONDS = 120.0  # for a process that nobody needs to end by itself: a step and a checkpoint
+STOPPED_CODE = 128 + signal.SIGTERM  # the exit code a shell reports for a process ended by SIGTERM
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # scheduler, Ctrl-C, lost connection
+_LOOK_SECONDS = 0.5  # between two checks whether a process is still needed
+# For a process that is no longer needed to end on its own: the time of a step and a checkpoint.
+_FORCED_SECONDS = 120.0
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask to stop. One that is ignored stays ignored: `nohup` asks for that."""
+    """Return the signals that ask to stop, except ignored ones: `nohup` ignores SIGHUP."""
     return [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextlib.contextmanager
 def on_stop(act: Callable[[int, object], None]) -> Iterator[None]:
-    """Have SIGTERM, Ctrl-C and SIGHUP call `act` with their number; restore what they did before.
+    """Let SIGTERM, Ctrl-C and SIGHUP call `act` in this block, then restore their handlers.
 
-    Only the main thread can: in others nothing changes.
+    Only the main thread can set handlers. In other threads nothing changes.
+
+    Args:
+        act: a signal handler, called with the signal's number and the current frame.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -42,25 +46,30 @@ def on_stop(act: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def stopped(number: int, said: str = "stopped") -> Preempted:
-    """The error of a process that the signal `number` asked to stop."""
+    """Return the error of a process that the signal `number` asked to stop."""
     error = Preempted(f"{said}; give the same command to go on from here")
     error.exit_code = 128 + number
     return error
 
 
 class Stop:
-    """A flag that SIGTERM, Ctrl-C or SIGHUP sets; the running step notices at its next boundary.
+    """A flag that SIGTERM, Ctrl-C or SIGHUP sets. The running step checks it at its next boundary.
 
-    The same signal again does what it did before: it ends the process, or raises `KeyboardInterrupt`.
+    If the same signal comes again, it has its earlier effect: it ends the process or raises
+    `KeyboardInterrupt`.
 
     Args:
         silent: print nothing when the signal comes.
+
+    Attributes:
+        signal: the number of the first signal; None if there was none.
+        asked_at: when that came, by `time.monotonic`.
     """
 
     def __init__(self, silent: bool = False) -> None:
         self._silent = silent
-        self.signal: int | None = None  # the first one
-        self.asked_at: float | None = None  # of `time.monotonic`
+        self.signal: int | None = None
+        self.asked_at: float | None = None
         self._before: dict[int, Any] = {}
 
     def listening(self) -> contextlib.AbstractContextManager[None]:
@@ -73,8 +82,8 @@ class Stop:
             self.signal, self.asked_at = number, time.monotonic()
             if self._silent:
                 return
-            # The terminal of a lost connection is gone, or the signal came in the middle of another line: print raises
-            # RuntimeError then.
+            # After a lost connection there is no terminal. If the signal comes in the middle of
+            # another print, print raises RuntimeError.
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 print("\nstopping at the next step; again to stop at once", file=sys.stderr, flush=True)
 
@@ -83,10 +92,11 @@ class Stop:
 
 
 def end_when(gone: Callable[[], bool]) -> None:
-    """End this process once `gone()` is true: as SIGTERM does, and by force where that takes too long.
+    """End this process with SIGTERM once `gone()` is true, and by force if that takes too long.
 
-    A thread looks every half a second. Linux alone could send the signal by itself (PR_SET_PDEATHSIG), but it does so
-    when the thread that started this process ends, and loky and submitit start processes from threads.
+    A thread calls `gone()` every half second. Linux can send a signal when the parent ends
+    (PR_SET_PDEATHSIG). But it does so when the thread ends that started this process, and loky and
+    submitit start processes from threads.
     """
     main_thread = threading.main_thread().ident
     assert main_thread is not None
@@ -94,7 +104,8 @@ def end_when(gone: Callable[[], bool]) -> None:
     def watch() -> None:
         while not gone():
             time.sleep(_LOOK_SECONDS)
-        # To the main thread, which may be waiting for a lock: a signal that another thread takes does not wake it.
+        # Send it to the main thread. That may wait for a lock, and a signal that another thread
+        # receives would not wake it.
         signal.pthread_kill(main_thread, signal.SIGTERM)
         time.sleep(_FORCED_SECONDS)
         os._exit(STOPPED_CODE)
@@ -103,5 +114,5 @@ def end_when(gone: Callable[[], bool]) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process with the process `parent` that started it, also where that one is gone already."""
+    """End this process when `parent`, the process that started it, ends or has already ended."""
     end_when(lambda: os.getppid() != parent)

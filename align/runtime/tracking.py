@@ -1,4 +1,4 @@
-"""Where a run's numbers go besides the JSON lines that are always written: Weights & Biases, or nowhere."""
+"""Trackers, which get a run's metrics in addition to the JSON lines: Weights & Biases, or none."""
 
 from __future__ import annotations
 
@@ -22,25 +22,29 @@ from align.store.artifacts import read_json_lines
 if TYPE_CHECKING:
     from align.store.artifacts import Artifact
 
-_ASK_SECONDS = 5.0  # for W&B to answer at all; then the rest of the command is tracked offline
-_INIT_SECONDS = 15.0  # for it to answer that a run may begin
-_LOOKUP_SECONDS = 10  # for one question about an artifact, and for all of a step's
-_FINISH_SECONDS = 30.0  # for what was told to arrive; what did not is in W&B's folder, for `wandb sync`
-_TAG_LENGTH = 64  # W&B refuses longer ones
+_ASK_SECONDS = 5.0  # to wait for any answer of W&B; without one the rest of the command is offline
+_INIT_SECONDS = 15.0  # to wait for W&B to accept a run
+_LOOKUP_SECONDS = 10  # for one lookup of an artifact, and for all lookups of a step
+# To wait for uploads at the end. The rest stays in W&B's folder, for `wandb sync`.
+_FINISH_SECONDS = 30.0
+_TAG_LENGTH = 64  # W&B refuses longer tags
 _said: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracked:
-    """A step as its tracker sees it; plain values, so that a rank in another process can be told the same.
+    """A description of a step for its tracker.
+
+    All values are plain, so that it can be sent to a rank in another process.
 
     Attributes:
         name: PIPELINE/STEP.
-        stage: what it is a use of.
-        group: what this run of a pipeline, or this sweep, is called.
-        tags: pipeline, stage, and the sweep with the overrides that matter to this step.
+        stage: the step's stage.
+        group: the name of this run of a pipeline, or of the sweep.
+        tags: the pipeline, the stage, and in a sweep its name and the overrides that change this
+            step.
         config: the step's knobs, with `overrides` and `parents`.
-        parents: of each input artifact every `PIPELINE/STEP` it is known by, and its digest.
+        parents: for each input artifact all its names (`PIPELINE/STEP`) and its digest.
     """
 
     name: str
@@ -52,7 +56,10 @@ class Tracked:
 
 
 class Tracker(Protocol):
-    """One run: one step of a pipeline. Only the first process of a step has one that does anything."""
+    """A tracker of one run, that is, of one step of a pipeline.
+
+    Of several ranks only rank 0 has one that sends anything.
+    """
 
     def start(self, tracked: Tracked, folder: Path) -> None: ...
     def log(self, metrics: dict[str, float], step: int) -> None: ...
@@ -63,7 +70,7 @@ class Tracker(Protocol):
 
 
 class NoTracker:
-    """The JSON lines in the artifact are enough."""
+    """A tracker that does nothing."""
 
     def start(self, tracked: Tracked, folder: Path) -> None:
         pass
@@ -85,28 +92,34 @@ class NoTracker:
 
 
 class WandbTracker:
-    """Weights & Biases: offline unless a key is set, one run a step, grouped by pipeline run or sweep.
+    """A tracker that writes to Weights & Biases, offline unless a key is set.
 
-    A failure of W&B is reported once and never fails the step, nor holds it up for longer than the limits above.
+    Each step is one run. Runs are grouped by pipeline run or by sweep. A failure of W&B is reported
+    once. It never fails the step, and delays it at most by the limits above.
     """
 
     def __init__(self, config: TrackerConfig, root: Path):
         self._config, self._root = config, root
         self._run: Any = None
         self._tracked = Tracked(name="", stage="", group="")
-        self._folder: Path | None = None  # of a run that has not begun
-        self._seen = 0.0  # the last step that the service has of an earlier process
+        self._folder: Path | None = None  # the step's folder until the run has started
+        self._seen = 0.0  # the last step that the service has from an earlier process
 
     def start(self, tracked: Tracked, folder: Path) -> None:
-        """Name the run of a step, which begins with the first thing it is told: a refused step leaves none.
+        """Prepare the run of a step.
 
-        `folder` keeps its id, so that a killed step goes on in the same run.
+        The run starts with the first thing that is sent, so that a refused step leaves no run.
+
+        Args:
+            tracked: the description of the step.
+            folder: the step's work folder. It keeps the run's id, so that a killed step continues
+                in the same run.
         """
         self._tracked, self._folder = tracked, folder
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         def send(run: Any) -> None:
-            if step >= self._seen:  # what is done again after a kill comes to the same numbers
+            if step >= self._seen:  # steps repeated after a kill have the same metrics as before
                 run.log({**self._named(metrics), axis_of(self._tracked.stage): step})
 
         self._try(send)
@@ -124,10 +137,11 @@ class WandbTracker:
         self._try(lambda run: run.alert(title=title, text=text))
 
     def log_artifact(self, version: int, aliases: Sequence[str], artifact: Artifact) -> None:
-        """Mirror the artifact: its files by reference, our version and digest in metadata and aliases.
+        """Log the artifact: its files by reference, our version and digest in metadata and aliases.
 
-        W&B counts versions of its own, and its client fails on an artifact with two aliases like `v3`; ours is
-        `align-v3`. The run gets the version into its name now, since a step that failed has none.
+        W&B has its own version numbers, and its client fails on an artifact with two aliases like
+        `v3`. So our alias is `align-v3`. The run's name gets the version only now, because a failed
+        step has no version.
         """
 
         def send(run: Any) -> None:
@@ -169,7 +183,7 @@ class WandbTracker:
     def _named(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {metric_name(self._tracked.stage, name): value for name, value in values.items()}
 
-    # -- how it goes wrong ---------------------------------------------------------------------------------------
+    # -- failures ----------------------------------------------------------------------------------
 
     def _try(self, send: Callable[[Any], None]) -> None:
         folder, self._folder = self._folder, None
@@ -183,13 +197,17 @@ class WandbTracker:
             self.finish(exit_code=1)
 
     def _begin(self, folder: Path) -> None:
-        """Begin the run, or go on with it; offline where the service does not take it, and for the rest of the command.
+        """Start the run, or resume it.
 
-        `folder` keeps its id.
+        If the service does not accept it, this run and the rest of the command are tracked offline.
+
+        Args:
+            folder: the step's work folder, which keeps the run's id.
         """
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(_LOOKUP_SECONDS))
-        os.environ.setdefault("WANDB_DATA_DIR", str(self._root / "wandb"))  # or `wandb sync` needs this home folder
+        # Otherwise `wandb sync` would need this user's home folder.
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._root / "wandb"))
         import wandb
 
         logging.getLogger("wandb").setLevel(logging.ERROR)
@@ -198,9 +216,12 @@ class WandbTracker:
         if not id_file.is_file():
             id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
         run_id = id_file.read_text(encoding="utf-8")
-        out = folder / "out"  # gone when the stage is done, and a process of its own has told all of it
+        # Missing once the artifact is committed. By then rank 0, which may be another process, has
+        # sent everything.
+        out = folder / "out"
         for left in self._root.glob(f"wandb/offline-run-*-{run_id}") if out.is_dir() else ():
-            shutil.rmtree(left, ignore_errors=True)  # of a killed process: often cut off, which `wandb sync` refuses
+            # From a killed process: often incomplete, so that `wandb sync` refuses it.
+            shutil.rmtree(left, ignore_errors=True)
         mode = os.environ.get("WANDB_MODE", "")
         try:
             mode = mode or ("online" if wandb.login(prompt=False, verify=False) else "offline")
@@ -213,13 +234,13 @@ class WandbTracker:
             what = "W&B does not answer or refuses; tracked offline from here on, for wandb sync"
             _say(self._tracked.name, f"{what} ({error})")
             os.environ["WANDB_MODE"] = "offline"
-            wandb.teardown()  # it would hold on to the run's id, and ask until the command ends
+            wandb.teardown()  # else it keeps the run's id, and tries again until the command ends
             self._run = self._init(run_id, "offline")
         _use_parents(self._run, self._tracked)
         self._catch_up(out)
 
     def _catch_up(self, out: Path) -> None:
-        """Tell what a process that was killed had logged; the service may lack all of it, or the end."""
+        """Send what a killed process had logged. The service may lack all of it, or the end."""
         if self._run.resumed:
             self._seen = self._run.summary.get(axis_of(self._tracked.stage)) or 0.0
         else:
@@ -241,7 +262,7 @@ class WandbTracker:
             tags=[tag[:_TAG_LENGTH] for tag in tracked.tags],
             id=run_id,
             resume="allow",
-            reinit="create_new",  # a run of the user's own, in a reward function perhaps, is left alone
+            reinit="create_new",  # leave runs of the user alone, such as one in a reward function
             config=tracked.config,
             dir=str(self._root),
             mode=mode,  # type: ignore[arg-type]
@@ -254,14 +275,17 @@ class WandbTracker:
                 x_graphql_retry_max=1,
             ),
         )
-        # W&B's own count of steps is one of calls: a table is one, and a killed run's do not begin at 0 again.
+        # W&B's own step counts calls: a table counts as one, and a resumed run does not start at 0.
         run.define_metric(axis_of(tracked.stage))
         run.define_metric(f"{tracked.stage}/*", step_metric=axis_of(tracked.stage))
         return run
 
 
 def metric_name(stage: str, name: str) -> str:
-    """What W&B knows a metric by: `pretrain/loss`, since panels, unlike files, are of all stages at once."""
+    """Return W&B's name of a metric, such as `pretrain/loss`.
+
+    The stage is part of it, because W&B's panels show all stages together.
+    """
     return name if name.startswith(f"{stage}/") else f"{stage}/{name}"
 
 
@@ -271,20 +295,26 @@ def axis_of(stage: str) -> str:
 
 
 def make_tracker(config: TrackerConfig, store: Path) -> Tracker:
-    """The tracker of one step; W&B's files go to WANDB_DIR or the store."""
+    """Return the tracker of one step. W&B's files go to WANDB_DIR, else to the store."""
     if config.backend == "none":
         return NoTracker()
     return WandbTracker(config, Path(os.environ.get("WANDB_DIR") or store).absolute())
 
 
 def _ask(url: str) -> None:
-    """Raise where nothing answers; the client itself asks for longer, and holds the command up when it ends."""
+    """Raise an error if nothing answers at `url`.
+
+    The client of W&B would try for longer, and delay the end of the command.
+    """
     with contextlib.suppress(urllib.error.HTTPError):
         urllib.request.urlopen(url, timeout=_ASK_SECONDS).close()
 
 
 def _use_parents(run: Any, tracked: Tracked) -> None:
-    """Tell W&B what the step reads, where it can be told: an offline run refuses, and has it in its config."""
+    """Tell W&B which artifacts the step reads.
+
+    An offline run cannot do this. It has the digests in its config.
+    """
     if run.offline:
         return
     begun, missing = time.monotonic(), []
@@ -294,7 +324,7 @@ def _use_parents(run: Any, tracked: Tracked) -> None:
                 if time.monotonic() - begun < _LOOKUP_SECONDS:
                     run.use_artifact(f"{_mirror_name(name)}:{_digest_alias(digest)}")
                     break
-            except Exception:  # made while W&B did not look, or under another name
+            except Exception:  # the artifact was made without W&B, or under another name
                 continue
         else:
             missing.append(names[0] if names else digest[:12])

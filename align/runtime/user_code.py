@@ -1,6 +1,7 @@
-"""Find the files of a user's own code without running it: a module's file, and the modules that it imports.
+"""Find the files of a user's own code without running it: a module, and the modules it imports.
 
-Nothing is imported here, not even the packages around a module, so that `plan` can look at code that imports torch.
+Nothing is imported here, not even a module's parent packages. So `plan` can examine code that
+imports torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from align.errors import PACKAGE
 
 
 def find_module(name: str) -> Path | None:
-    """The source file that `import name` would run, the present folder searched first; None where there is none."""
+    """Return the source file that `import name` would run; None if there is none.
+
+    The current folder is searched first.
+    """
     spec = _find_spec(name)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
@@ -25,7 +29,7 @@ def find_module(name: str) -> Path | None:
 
 
 def is_own(path: Path) -> bool:
-    """True for a user's own code: neither installed, nor of Python, nor of align."""
+    """Return whether a file is the user's own code: not installed, and not from Python or align."""
     path = path.resolve()
     if not path.is_file() or {"site-packages", "dist-packages"} & {*path.parts}:
         return False
@@ -33,10 +37,11 @@ def is_own(path: Path) -> bool:
 
 
 def own_files(module: str) -> dict[str, Path]:
-    """The files behind a module by module name: its own, and those of user's own modules that it imports.
+    """Return the file of a module and of the user's own modules that it imports, by module name.
 
-    Imports are read from the source, those inside functions too, and followed from module to module. Installed modules
-    are left out, but for `module` itself: of an installed package, all files of its folder are given.
+    Imports are read from the source, including those inside functions, and followed from module to
+    module. Installed modules are left out, except `module` itself. For an installed package, all
+    Python files of its folder are returned.
     """
     first = find_module(module)
     assert first is not None, f"{module} was found before"
@@ -53,7 +58,8 @@ def own_files(module: str) -> dict[str, Path]:
         found[name] = file
         try:
             tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError):  # `find_source` refuses the first; another may never be imported
+        except (SyntaxError, ValueError):
+            # `find_source` refuses this in `module` itself. Another module may never be imported.
             continue
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         for imported in _imports(tree, package):
@@ -62,7 +68,9 @@ def own_files(module: str) -> dict[str, Path]:
 
 
 def names_in(file: Path) -> set[str] | None:
-    """The names that a module's source binds at its top; None where the source cannot say (`import *`, `__getattr__`).
+    """Return the names that a module binds at its top level.
+
+    None if the source does not show them: `import *`, `__getattr__`, `globals` or `exec`.
 
     Raises:
         SyntaxError: it is not Python.
@@ -71,7 +79,9 @@ def names_in(file: Path) -> set[str] | None:
     for node in _top_level(ast.parse(file.read_bytes(), filename=str(file))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             found.add(node.name)
-        elif isinstance(node, ast.Name):  # a name that is read counts too: globals() and exec() bind what they like
+        elif isinstance(node, ast.Name):
+            # Names that are only read count, too: this finds `globals` and `exec`, which may bind
+            # any name.
             found.add(node.id)
         elif isinstance(node, ast.alias):
             found.add(node.asname or node.name.partition(".")[0])
@@ -79,7 +89,7 @@ def names_in(file: Path) -> set[str] | None:
 
 
 def _top_level(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes that run when a module is imported, which those inside functions and classes do not."""
+    """Yield all nodes of a module, except those inside functions, classes and lambdas."""
     for node in ast.iter_child_nodes(tree):
         yield node
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
@@ -87,7 +97,7 @@ def _top_level(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """The modules that a source file may import; `from a import b` may mean the module a.b."""
+    """Yield the modules that a source may import. `from a import b` may mean the module a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -104,13 +114,13 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def _with_packages(name: str) -> list[str]:
-    """`a`, `a.b` and `a.b.c` for `a.b.c`: importing a module runs the packages around it."""
+    """Return `a`, `a.b` and `a.b.c` for `a.b.c`. An import also runs the parent packages."""
     parts = name.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def _find_spec(name: str) -> ModuleSpec | None:
-    """As `importlib.util.find_spec`, which would import the packages around the module."""
+    """Return a module's spec, as `importlib.util.find_spec`, but without importing its parents."""
     where: list[str] | None = None
     spec: ModuleSpec | None = None
     for part in _with_packages(name):
@@ -129,7 +139,7 @@ def _ask_finders(name: str, where: list[str] | None) -> ModuleSpec | None:
         places = [str(Path.cwd()), *sys.path] if finder is PathFinder and where is None else where
         try:
             spec = finder.find_spec(name, places)
-        except Exception:  # somebody else's finder; the next one may know
+        except Exception:  # a finder of another package failed; ask the next one
             continue
         if spec is not None:
             return spec

@@ -1,6 +1,7 @@
-"""Functions of the user's own: how a config names them, where they are written, and what they raise.
+"""The user's own functions: references in a config, their source files, loading and errors.
 
-A config names one by `MODULE:FUNCTION`, or by the call that makes it, `MODULE:FACTORY(ARGUMENTS)`, as in
+A config names a function by `MODULE:FUNCTION`, or by the call of a factory that returns it,
+`MODULE:FACTORY(ARGUMENTS)`, as in
 `trl.rewards:get_soft_overlong_punishment(max_completion_len=200, soft_punish_cache=50)`.
 """
 
@@ -24,19 +25,21 @@ from align.runtime.user_code import find_module, is_own, names_in, own_files
 from align.store.artifacts import sha256_file
 from align.store.references import expanded
 
-_MAX_CHARS = 300  # of what a user's exception says, in an error line
+_MAX_CHARS = 300  # of the message of a user's exception in an error line
 
-# Reward functions of TRL that call a package which it does not install.
+# Reward functions of TRL that need math-verify, a package that TRL does not install.
 _NEEDS_MATH_VERIFY = ("accuracy_reward", "reasoning_accuracy_reward", "get_cosine_scaled_reward")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A function as a config names it.
+    """A parsed reference to a function.
 
     Attributes:
-        text: the whole, as given.
-        arguments, keywords: of the call of a factory; both None where `name` is the function itself.
+        text: the whole reference, as written.
+        module: the module.
+        name: the function, or the factory that returns it.
+        arguments, keywords: the arguments of the factory; both None if `name` is the function.
     """
 
     text: str
@@ -47,10 +50,12 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """Read `MODULE:FUNCTION` or `MODULE:FACTORY(ARGUMENTS)`; arguments are literals, and nothing is evaluated.
+    """Parse `MODULE:FUNCTION` or `MODULE:FACTORY(ARGUMENTS)`.
+
+    Arguments must be literals. No code is evaluated.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the text is neither.
     """
     module, _, call = text.partition(":")
     try:
@@ -81,12 +86,13 @@ def _literal(text: str, node: ast.expr) -> Any:
 
 
 def find_source(text: str) -> Path:
-    """The file that a function is written in; modules of the present folder are found as `python` finds them.
+    """Return the file of a function's module. Modules in the current folder are found, too.
 
-    No code of the user's runs: a module that does not parse, or that has no such function, is found by its source.
+    No code of the user runs. Only the source is read, to find syntax errors and missing functions.
 
     Raises:
-        ConfigError: it is no reference, there is no such module or function, or a package that it needs is missing.
+        ConfigError: the text is not a reference, the module does not exist or does not parse, it
+            has no such function, or a package that the function needs is missing.
     """
     reference = parse_reference(text)
     file = find_module(reference.module)
@@ -118,7 +124,9 @@ def _require_math_verify(text: str) -> None:
 
 
 def source_digests(text: str) -> dict[str, str]:
-    """Return the sha256 of each of the user's own files that a function is made of, by module (see `user_code`).
+    """Return the sha256 of each of the user's own files behind a function, by module.
+
+    `user_code.own_files` says which files these are.
 
     Raises:
         ConfigError: as `find_source`.
@@ -128,10 +136,13 @@ def source_digests(text: str) -> dict[str, str]:
 
 
 def short_names(references: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
-    """A short name for each reference, unique among them: FUNCTION, else MODULE.FUNCTION, else with a number.
+    """Return a unique short name for each reference.
+
+    The name is FUNCTION, else MODULE.FUNCTION, else that with a number.
 
     Args:
-        taken: names that mean something else already.
+        references: the references.
+        taken: names that are already used for something else.
     """
     parsed = [parse_reference(text) for text in references]
     count = Counter(reference.name for reference in parsed)
@@ -148,17 +159,18 @@ def short_names(references: Iterable[str], taken: Collection[str] = ()) -> dict[
 
 
 def load_function(text: str) -> Callable[..., Any]:
-    """Import what a reference names; call a factory with its arguments.
+    """Import the function that a reference names, or call its factory.
 
     Raises:
-        ConfigError: the module does not hold it, or fails to be imported; a factory fails or makes no function.
+        ConfigError: the import fails, the module has no such function, or the factory fails or
+            returns no function.
     """
     find_source(text)
     reference = parse_reference(text)
     _see_present_folder()
     try:
         module = importlib.import_module(reference.module)
-        function = getattr(module, reference.name, None)  # a lazy module imports it here
+        function = getattr(module, reference.name, None)  # a lazy module imports it only here
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{describe_error(error)}; raised when {text} was imported") from error
     if not callable(function):
@@ -175,7 +187,10 @@ def load_function(text: str) -> Callable[..., Any]:
 
 
 def describe_error(error: BaseException) -> str:
-    """`FILE:LINE (in FUNCTION): TYPE: MESSAGE` of a user's exception on one line: the deepest line of their code."""
+    """Format a user's exception as one line: `FILE:LINE (in FUNCTION): TYPE: MESSAGE`.
+
+    The place is the deepest line of the user's own code, else of any code outside align.
+    """
     said = " ".join(_message(error).split())
     what = f"{type(error).__name__}: {said[:_MAX_CHARS]}" if said else type(error).__name__
     if isinstance(error, SyntaxError) and error.lineno and error.filename and Path(error.filename).is_file():
@@ -192,25 +207,28 @@ def describe_error(error: BaseException) -> str:
 def _message(error: BaseException) -> str:
     try:
         return str(error.msg if isinstance(error, SyntaxError) else error)
-    except Exception:  # the user's class of exceptions has a fault of its own
+    except Exception:  # `__str__` of the user's exception fails, too
         return ""
 
 
 def _shown(file: Path) -> str:
-    """The path from the present folder, where it is below it."""
+    """Return a path relative to the current folder if it is below that, else unchanged."""
     here = Path.cwd()
     return str(file.relative_to(here)) if file.is_relative_to(here) else str(file)
 
 
 def require_fit(text: str, function: Callable[..., Any], arguments: dict[str, Any], columns: Collection[str]) -> None:
-    """Raise `ConfigError` where a function does not take the arguments of a call by keyword.
+    """Raise `ConfigError` if a function does not accept these arguments by keyword.
 
     Args:
-        columns: which of the arguments are columns of the rows.
+        text: the reference, for the error.
+        function: the function.
+        arguments: the arguments by name.
+        columns: the names of the arguments that are columns of the rows.
     """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-in functions have none
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return
     try:
         signature.bind(**arguments)
@@ -224,14 +242,15 @@ def require_fit(text: str, function: Callable[..., Any], arguments: dict[str, An
 
 
 def check_file(reference: str) -> tuple[str, Path]:
-    """What kind of check on answers `reference` is, and the file or folder that decides it.
+    """Return the kind of a check on answers, and its file or folder.
 
-    - `words:FILE`: words and phrases, a line each; the answer holds one of them.
-    - `classifier:FOLDER#LABEL`: a text classifier as `transformers` saves it; the probability of that label.
-    - a function: called as a reward function is; a number an answer.
+    - `words:FILE`: words and phrases, one per line. The check is whether an answer has one of them.
+    - `classifier:FOLDER#LABEL`: a text classifier in the format of `transformers`. The check is the
+      probability of the label.
+    - a function, called like a reward function. The check is its number for each answer.
 
     Raises:
-        ConfigError: it is none of these, or there is no such file, folder or module.
+        ConfigError: it is none of these, or the file, folder or module does not exist.
     """
     kind, _, rest = reference.partition(":")
     if kind == "words":

@@ -1,4 +1,4 @@
-"""A conversation with one language model: its turns, those that fit in its context, and an answer as it grows."""
+"""A conversation with a language model: the turns that fit in its context, and streamed answers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 
 def learned_dialogues(store: ArtifactStore, artifact: Artifact) -> bool:
-    """Whether a model was taught its chat template: every model here has one, and a base model never saw its own.
+    """Return whether a model was trained with its chat template.
 
-    The nearest step in its lineage decides that says so: supervised tuning, PPO and a chosen prompt do, pretraining
-    from nothing says the contrary. An imported model knows the template that it came with or was given as a file.
+    Every model here has a template, but a base model never saw its own. The nearest step in the
+    lineage that determines the answer decides. Supervised tuning, PPO and a chosen prompt mean yes;
+    pretraining from scratch means no. An imported model knows the template that it came with, or
+    that was given as a file.
     """
     for made in store.lineage(artifact):
         if made.stage in ("sft", "ppo", "prompt"):
@@ -33,7 +35,10 @@ def learned_dialogues(store: ArtifactStore, artifact: Artifact) -> bool:
 
 
 def _came_with_template(imported: Artifact) -> bool:
-    """Whether import left the chat template alone; where it added ours, the rows of our role tokens are untrained."""
+    """Return whether the import left the chat template alone.
+
+    If it added align's template, the embedding rows of the role tokens are untrained.
+    """
     from transformers import AutoConfig
 
     from align.models.load import load_tokenizer
@@ -46,12 +51,12 @@ def _came_with_template(imported: Artifact) -> bool:
 
 
 class Conversation:
-    """Turns of a user and of a model, which answers by its chat template.
+    """The turns of a user and of a model, which answers by its chat template.
 
     Attributes:
-        name: of the model, as the user wrote it.
+        name: the model's name, as the user wrote it.
         turns: questions with their answers, oldest first.
-        cut_off: whether the newest answer ended at the most tokens it may have, not by itself.
+        cut_off: whether the newest answer reached the token limit and did not end on its own.
     """
 
     def __init__(
@@ -68,10 +73,10 @@ class Conversation:
         """Open a conversation.
 
         Args:
-            sampling: how to answer; the stop strings are the tokenizer's own.
+            sampling: how to answer; its stop strings are replaced by the tokenizer's.
             seed: answer number n has the n-th seed that is derived from it.
             system: the system message; "" for none.
-            raw: continue each text as it is, without template and turns.
+            raw: continue each text unchanged, without template and turns.
         """
         from align.text.chat import stop_strings
 
@@ -92,10 +97,10 @@ class Conversation:
         return self._system
 
     def set_system(self, text: str) -> None:
-        """Give the model a system message; "" takes it away.
+        """Set the system message; "" removes it.
 
         Raises:
-            ConfigError: the chat template takes none.
+            ConfigError: the chat template accepts none.
         """
         before, self._system = self._system, text
         try:
@@ -105,7 +110,7 @@ class Conversation:
             raise
 
     def reset(self) -> None:
-        """Forget all turns; the system message stays."""
+        """Forget all turns. The system message stays."""
         self.turns.clear()
 
     def undo(self) -> bool:
@@ -116,10 +121,13 @@ class Conversation:
         return True
 
     def ask(self, text: str) -> int:
-        """Take the user's next turn; returns how many of the oldest turns `answer` drops to make room for it.
+        """Take the user's next turn.
+
+        Returns:
+            The number of oldest turns that `answer` drops to make room for it.
 
         Raises:
-            ConfigError: it does not fit in the model's context, or the chat template refuses it.
+            ConfigError: it does not fit in the model's context, or the chat template rejects it.
         """
         from align.models.load import context_length
 
@@ -138,9 +146,10 @@ class Conversation:
         return len(self.turns) - len(kept)
 
     def answer(self) -> Generator[str]:
-        """Answer the user's newest turn; yields the text so far as it grows, at last the whole.
+        """Yield the answer to the user's newest turn as it grows, and the whole text at the end.
 
-        The turn is kept when it ends, with as much of the answer as was written if it is closed before.
+        The turn is kept when the answer ends. If the generator is closed early, the turn is kept
+        with the text so far. Raw conversations keep no turns.
         """
         from align.runtime.seeds import derive_seed
         from align.sampling.sampler import sampler_of
@@ -186,10 +195,10 @@ class Conversation:
 
 
 def set_system(conversations: Sequence[Conversation], text: str) -> None:
-    """Give each model a system message, or none of them where one refuses it.
+    """Give each model a system message, or none of them if one rejects it.
 
     Raises:
-        ConfigError: a chat template takes none.
+        ConfigError: a chat template accepts none.
     """
     before = [conversation.system for conversation in conversations]
     try:
@@ -202,6 +211,9 @@ def set_system(conversations: Sequence[Conversation], text: str) -> None:
 
 
 def continued(tokenizer: PreTrainedTokenizerBase, prompt: list[int], written: list[int]) -> str:
-    """What was written after a prompt, with the space before it, which some decoders have only between words."""
+    """Return the text written after a prompt, with the space before it.
+
+    Some decoders write that space only between words, so the prompt is decoded, too.
+    """
     before, whole = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (prompt, prompt + written))
     return whole[len(before) :]

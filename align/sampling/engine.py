@@ -1,4 +1,4 @@
-"""What every sampling engine offers, and how it is asked to sample."""
+"""The interface of sampling engines, and the settings of sampling."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to sample.
+    """The settings of sampling.
 
     Attributes:
-        max_new_tokens: tokens, the one that ends the response included.
+        max_new_tokens: tokens, including the one that ends the response.
         temperature: divides the logits; 0 takes the likeliest token.
-        top_p: share of the probability that is sampled from, its likeliest tokens; below 1 the log-probs are those of
-            the truncated distribution, whose normaliser PPO's ratio must be corrected for.
-        batch_size: responses in flight at once.
-        stop_strings: a response ends with the token that completes one of them in its text, the prompt not included.
+        top_p: fraction of the probability to sample from, in its likeliest tokens. Below 1 the
+            log-probs are those of the truncated distribution; PPO's ratio must be corrected for its
+            normaliser.
+        batch_size: responses in progress at once.
+        stop_strings: a response ends with the token that completes one of them in its text, without
+            the prompt.
     """
 
     max_new_tokens: int
@@ -30,17 +32,18 @@ class Sampling:
 
 
 class Response(NamedTuple):
-    """One sampled response; `ids` ends with the token that ended it unless it was cut off."""
+    """A sampled response; `ids` ends with the token that ended it unless it was cut off."""
 
     ids: list[int]
-    logprobs: list[float]  # nats, of the distribution that was sampled (at temperature 1 when greedy)
+    # In nats, of the distribution that was sampled (at temperature 1 if greedy).
+    logprobs: list[float]
 
 
 class Engine(Protocol):
-    """Samples from a model. Its log-probs may differ from the trainer's; PPO logs the gap."""
+    """An engine that samples from a model. PPO logs how its log-probs differ from the trainer's."""
 
     def load(self, model: PreTrainedModel) -> None:
-        """Take over the model's present weights."""
+        """Take over the model's current weights."""
 
     def generate(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
@@ -48,4 +51,4 @@ class Engine(Protocol):
         """Yield one response to each prompt, as (index into `prompts`, response), in any order."""
 
     def stream(self, prompt: list[int], seed: int, sampling: Sampling) -> Iterator[int]:
-        """Yield the tokens of one response as they are drawn: those that `generate` gives."""
+        """Yield the tokens of one response, the same as in `generate`, as they are drawn."""

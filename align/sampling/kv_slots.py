@@ -1,8 +1,9 @@
-"""The attention cache of a sampling engine: slots that are filled, written to, filled again and given up.
+"""The attention cache of a sampling engine, with slots that are filled more than once.
 
-All rows write the same column next. A new prompt is laid so that it ends before that column, and what stands before it
-in its row is masked, so that `transformers` makes its masks (causal, sliding) as for any left-padded batch; positions
-count from the prompt's first token. Keys and values lie in buffers made once: nothing is copied to add a token.
+All rows write the same column next. A new prompt is placed so that it ends before that column.
+Earlier columns in its row are masked, so that `transformers` makes its masks (causal, sliding) as
+for any left-padded batch. Positions count from the prompt's first token. Keys and values are in
+buffers that are allocated once, so adding a token copies nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from align.models.load import context_of
 from align.models.packed import head_is_plain
 from align.models.padded import is_padded
 
-# Kinds of layers that need nothing but keys and values to go on.
+# Kinds of layers that need only keys and values to continue.
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
 
 @dataclass
 class _Window:
-    """What of the buffers is in use."""
+    """The part of the buffers that is in use."""
 
     rows: int
     begin: int  # the first column that any row may see
@@ -33,16 +34,17 @@ class _Window:
 
 
 class _Layer(CacheLayerMixin):
-    """One layer's keys and values [rows, heads, columns, width]."""
+    """Keys and values of one layer, [rows, heads, columns, width]."""
 
     def __init__(self, window: _Window, columns: int):
         super().__init__()
         self._window, self._columns = window, columns
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        # Zeros, not whatever the memory held: a masked NaN is still a NaN once it is multiplied by 0.
+        # Zeros, because new memory may hold NaN, and a masked NaN times 0 is still NaN.
         shape = (self._window.rows, key_states.shape[1], self._columns)
-        # CPUs multiply a part of a float32 buffer where it lies, and copy a part of a bfloat16 one first: 4x slower.
+        # CPUs read a slice of a float32 buffer in place, but first copy a slice of a bfloat16
+        # buffer, which is 4x slower.
         dtype = torch.float32 if key_states.device.type == "cpu" else key_states.dtype
         self.keys = key_states.new_zeros(*shape, key_states.shape[3], dtype=dtype)
         self.values = value_states.new_zeros(*shape, value_states.shape[3], dtype=dtype)
@@ -67,32 +69,35 @@ class _Layer(CacheLayerMixin):
 
 
 def kinds_with_state(model: PreTrainedModel) -> list[str]:
-    """The kinds of the model's layers that keep a state, which this cache does not hold."""
+    """Return the kinds of the model's layers with a state, which this cache does not hold."""
     decoder = model.config.get_text_config(decoder=True)
     kinds = sorted(set(getattr(decoder, "layer_types", None) or ()) - _ATTENTION_LAYERS)
     return kinds or (["recurrent"] if model._is_stateful else [])
 
 
 def can_sample_in_bf16(model: PreTrainedModel) -> bool:
-    """False where code of the library's meets the cache, which is float32 on CPUs, and refuses to mix precisions.
+    """Return whether all code that reads the cache accepts mixed precision.
 
-    That is a model's own attention, and the projection that latent attention makes keys and values with.
+    The cache is float32 on CPUs. Two kinds of library code reject the mix: a model's own attention,
+    and the projection that makes keys and values in latent attention.
     """
     return not is_padded(model) and not hasattr(model.config.get_text_config(decoder=True), "kv_lora_rank")
 
 
 class Slots:
-    """A model with its cache, for so many responses at once.
+    """A model with its cache, for a number of responses at once.
 
     Args:
         count: slots.
-        longest: tokens of the longest prompt that will come.
-        room: tokens that may be added before columns that no row sees are cleared away; at least a response's most.
+        longest: tokens of the longest prompt to come.
+        room: tokens that may be added before columns that no row sees are cleared; at least a
+            response's largest length.
     """
 
     def __init__(self, model: PreTrainedModel, count: int, longest: int, room: int, pad_token_id: int):
         self._model, self._longest, self._pad_token_id = model, longest, pad_token_id
-        if is_padded(model):  # some have a table of masks or slopes that is as wide as their context
+        # Some of these models have a table of masks or slopes as wide as their context.
+        if is_padded(model):
             room = min(room, max(1, context_of(model.config) - longest))
         self._columns = longest + room
         self._window = _Window(count, longest, longest)
@@ -102,11 +107,13 @@ class Slots:
         self._last_position = context_of(model.config) - 1
         layers = [_Layer(self._window, self._columns) for _ in range(decoder.num_hidden_layers)]
         self._cache = Cache(layers=layers)
-        self._seen = torch.zeros(count, self._columns, dtype=torch.long, device=model.device)  # 1: a token of this row
-        self._position = torch.zeros(count, dtype=torch.long, device=model.device)  # of the next token
+        # 1 at the tokens of a row, else 0.
+        self._seen = torch.zeros(count, self._columns, dtype=torch.long, device=model.device)
+        # The position of the next token.
+        self._position = torch.zeros(count, dtype=torch.long, device=model.device)
 
     def admit(self, rows: torch.Tensor, prompts: Sequence[list[int]]) -> torch.Tensor:
-        """Put prompts into free slots; the logits [len(rows), V] after each."""
+        """Put prompts into free slots, and return the logits [len(rows), V] after each."""
         device, width = rows.device, max(map(len, prompts))
         if self._window.end + 1 > self._columns:
             self._move()
@@ -117,12 +124,14 @@ class Slots:
         given = {
             "input_ids": input_ids,
             "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),  # without them, padding shifts learned positions
+            # Without position ids, padding would shift learned positions.
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
             "past_key_values": cache,
             "use_cache": True,
         }
         if head_is_plain(self._model):
-            # The library's slice of the last tokens is not contiguous, and PyTorch then copies the head for each row.
+            # The library's slice of the last tokens is not contiguous, and PyTorch would then copy
+            # the head for each row.
             hidden = self._model.base_model(**given).last_hidden_state[:, -1].contiguous()
             logits = self._model.get_output_embeddings()(hidden)
         else:
@@ -137,7 +146,8 @@ class Slots:
             raise ConfigError(
                 f"{self._model.config.model_type}: it fills no attention cache, and align samples from one"
             )
-        for ours, new in zip(self._cache.layers, cache.layers, strict=False):  # some last layers share earlier ones'
+        # In some models the last layers share the cache of earlier ones, hence `strict=False`.
+        for ours, new in zip(self._cache.layers, cache.layers, strict=False):
             if not ours.is_initialized:
                 ours.lazy_initialization(new.keys, new.values)
             ours.keys[rows, :, begin : window.end] = new.keys.to(ours.keys.dtype)
@@ -145,7 +155,7 @@ class Slots:
         return logits
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Add a token to every row, of the free ones too; the logits [rows, V] after it."""
+        """Add a token to every row, even if free, and return the logits [rows, V] after it."""
         window = self._window
         if window.end + 1 > self._columns:
             self._move()
@@ -153,7 +163,8 @@ class Slots:
         logits = self._model(
             input_ids=tokens[:, None],
             attention_mask=self._seen[: window.rows, window.begin : window.end + 1],
-            position_ids=self._position[: window.rows, None].clamp(max=self._last_position),  # of free rows, too
+            # Free rows keep counting, so their positions may pass the end of the context.
+            position_ids=self._position[: window.rows, None].clamp(max=self._last_position),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
@@ -163,11 +174,14 @@ class Slots:
         return logits
 
     def release(self, rows: torch.Tensor) -> None:
-        """Free slots: what they saw is seen no more."""
+        """Free slots: their tokens are masked from now on."""
         self._seen[rows] = 0
 
     def give_up(self, count: int, rows: torch.Tensor, places: torch.Tensor) -> None:
-        """Give up all slots but the first `count`; before, `rows` move into the free slots `places` among those."""
+        """Drop all slots but the first `count`.
+
+        Before that, `rows` move into the free slots `places` among the first `count`.
+        """
         window = self._window
         used = slice(window.begin, window.end)
         for layer in self._filled():
@@ -180,10 +194,13 @@ class Slots:
         return [layer for layer in self._cache.layers if layer.is_initialized]
 
     def _move(self) -> None:
-        """Move what rows still see to the front of the buffers, leaving room for the longest prompt before its end."""
+        """Move the columns that rows still see towards the front of the buffers.
+
+        The next column is then at least `longest`, so that the longest prompt fits before it.
+        """
         window = self._window
         seen = self._seen[: window.rows].any(0).nonzero()
-        first = int(seen[0]) if len(seen) else window.end  # nothing, where every slot is free
+        first = int(seen[0]) if len(seen) else window.end  # no column, if every slot is free
         length = window.end - first
         begin = max(0, self._longest - length)
         old, new = slice(first, window.end), slice(begin, begin + length)

@@ -1,7 +1,8 @@
-"""Sampling from a causal language model: batched, cached, and the same whatever else is in the batch.
+"""Sample from a causal language model, in batches and with a cache.
 
-Each response has a seed of its own, and token t of it is drawn with the t-th number of that seed's stream. So a sample
-depends only on its seed: not on the batch size, the number of processes, or where a killed run was resumed.
+Each response has its own seed, and its token t is drawn with the t-th number of that seed's stream.
+So a sample depends only on its seed: not on the batch size, the number of processes, or where a
+killed run was resumed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from align.models.load import context_of
 from align.sampling.engine import Response, Sampling
 from align.sampling.kv_slots import Slots, can_sample_in_bf16
 
-_SPARE = 0.15  # share of the slots that are free before they are filled again
-_ROUND = 8  # slots that are given up at a time: few different shapes, as in align/text/packing.py
+_SPARE = 0.15  # fraction of the slots that must be free before they are filled again
+_ROUND = 8  # slots dropped at a time: few different shapes, as in align/text/packing.py
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of splitmix64 as signed 64-bit integers
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -27,7 +28,10 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 class LocalEngine:
-    """Samples in this process, with the model itself or, in bf16, with a copy of it that is half as large."""
+    """An engine that samples in this process.
+
+    It uses the model itself or, in bf16, a copy of it that is half as large.
+    """
 
     def __init__(
         self,
@@ -45,7 +49,8 @@ class LocalEngine:
             self._model = model
         elif self._model is None:
             self._model = copy.deepcopy(model).requires_grad_(False)
-            for parameter in self._model.parameters():  # not buffers: rotary frequencies in bf16 are other frequencies
+            # Not buffers: rounding rotary frequencies to bf16 would change them.
+            for parameter in self._model.parameters():
                 parameter.data = parameter.data.to(torch.bfloat16)
         else:
             self._model.load_state_dict(model.state_dict())
@@ -71,9 +76,10 @@ class LocalEngine:
 
 
 def uniforms(seeds: torch.Tensor, length: int) -> torch.Tensor:
-    """The first `length` numbers of each seed's stream, float64 [B, length] in [0, 1).
+    """Return the first `length` numbers of each seed's stream, float64 [B, length] in [0, 1).
 
-    A counter-based generator (splitmix64): number t of seed s is a hash of (s, t), so streams need no state.
+    The generator is counter-based (splitmix64): number t of seed s is a hash of (s, t), so streams
+    need no state.
     """
     counter = torch.arange(1, length + 1, device=seeds.device, dtype=torch.int64)
     x = _mix(seeds[:, None]) + counter[None, :] * _GOLDEN
@@ -87,7 +93,7 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 
 
 def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical right shift of int64."""
+    """Return a logical right shift of int64."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -101,27 +107,29 @@ def generate(
     pad_token_id: int,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[tuple[int, Response]]:
-    """Sample one response to each prompt; yields (index into `prompts`, response) as each ends.
+    """Sample one response to each prompt, and yield (index into `prompts`, response) as each ends.
 
     A slot whose response has ended takes the next prompt from the queue.
 
     Args:
-        model: any `transformers` causal language model; it is used as it is (set `eval()` first).
+        model: any `transformers` causal language model; it is used unchanged (call `eval()` first).
         prompts: token ids, without padding.
-        seeds: one integer below 2**63 a prompt.
-        eos_token_id: the token that ends a response, or several that do.
-        pad_token_id: what fills the rows of shorter prompts.
-        tokenizer: decodes responses; needed for `stop_strings` alone.
+        seeds: one integer below 2**63 per prompt.
+        eos_token_id: one or several tokens that end a response.
+        pad_token_id: fills the rows of shorter prompts.
+        tokenizer: decodes responses; only `stop_strings` need it.
 
     Raises:
-        ValueError: a prompt leaves no room for `max_new_tokens` in the model's context, or there are stop strings and
-            no tokenizer.
+        ValueError: a prompt leaves no room for `max_new_tokens` in the model's context, or there
+            are stop strings and no tokenizer.
     """
     if not prompts:
         return
     flight = _take_off(model, prompts, seeds, sampling, eos_token_id, pad_token_id, tokenizer)
     while flight.under_way:
-        with torch.inference_mode():  # an eighth faster than no_grad; ended before control goes back to the caller
+        # An eighth faster than no_grad. It ends before `yield`, so that it does not affect the
+        # caller.
+        with torch.inference_mode():
             done = flight.advance()
         yield from done
 
@@ -136,9 +144,9 @@ def stream(
     pad_token_id: int,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[int]:
-    """Sample one response; yields each token as it is drawn, the same tokens as `generate` gives.
+    """Sample one response, and yield each token as it is drawn.
 
-    Args and errors: as `generate`.
+    `generate` returns the same tokens. For arguments and errors, see `generate`.
     """
     flight = _take_off(model, [prompt], [seed], sampling, eos_token_id, pad_token_id, tokenizer)
     while flight.under_way:
@@ -172,7 +180,7 @@ def _take_off(
 
 
 class _Flight:
-    """The responses being written, one a slot, and the queue of prompts behind them."""
+    """The responses in progress, one per slot, and the queue of prompts that wait."""
 
     def __init__(
         self,
@@ -192,12 +200,15 @@ class _Flight:
         self._logprobs = torch.zeros(len(prompts), length, device=device)
         self._queue = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
         count = min(sampling.batch_size, len(prompts))
-        # Slots that are filled again need room to move on before old columns are cleared away.
+        # Slots that are filled again need room to continue before old columns are cleared.
         room = length if count == len(prompts) else 2 * length
         self._slots = Slots(model, count, max(map(len, prompts)), room, pad_token_id)
-        self._request = torch.zeros(count, dtype=torch.long, device=device)  # which response a slot writes
-        self._written = torch.zeros(count, dtype=torch.long, device=device)  # tokens of it so far
-        self._token = torch.zeros(count, dtype=torch.long, device=device)  # the newest
+        # the response that each slot writes
+        self._request = torch.zeros(count, dtype=torch.long, device=device)
+        # tokens of that response so far
+        self._written = torch.zeros(count, dtype=torch.long, device=device)
+        # the newest token of that response
+        self._token = torch.zeros(count, dtype=torch.long, device=device)
         self._alive = torch.zeros(count, dtype=torch.bool, device=device)
         self._num_alive = 0
         self._stops: _StopStrings | None = None
@@ -209,7 +220,11 @@ class _Flight:
         return bool(self._queue) or self._num_alive > 0
 
     def advance(self) -> list[tuple[int, Response]]:
-        """Draw the next token of every response, or the first ones of new responses; give those that ended."""
+        """Draw the next token of every response, or the first tokens of new responses.
+
+        Returns:
+            The responses that ended, with their index.
+        """
         free = len(self._alive) - self._num_alive
         if self._queue and (self._num_alive == 0 or free >= _SPARE * len(self._alive)):
             rows = (~self._alive).nonzero().squeeze(1)[: len(self._queue)]
@@ -223,7 +238,7 @@ class _Flight:
         return self._draw(rows, self._slots.step(self._token)[rows])
 
     def newest(self) -> int:
-        """The newest token in the first slot."""
+        """Return the newest token in the first slot."""
         return int(self._token[0])
 
     def _draw(self, rows: torch.Tensor, logits: torch.Tensor, starting: bool = False) -> list[tuple[int, Response]]:
@@ -247,7 +262,10 @@ class _Flight:
         ]
 
     def _give_up(self) -> None:
-        """Go on with the slots that are in use, and with as many free ones as make a round number of rows."""
+        """Drop free slots, and continue with the slots in use.
+
+        Some free slots are kept, so that the number of rows is a multiple of `_ROUND`.
+        """
         count = self._num_alive + -self._num_alive % _ROUND
         if count >= len(self._alive):
             return
@@ -261,18 +279,19 @@ class _Flight:
 
 
 class _StopStrings:
-    """Looks for stop strings at the end of each response's text."""
+    """A search for stop strings at the end of each response's text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]):
         self._tokenizer, self._stop_strings = tokenizer, stop_strings
         self._without_text = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        # A token has a byte of text at least, so these many end with any stop string that the newest one completes.
-        # The first of them may have lost its space or be a part of a character.
+        # A token holds at least one byte of text, so this many tokens hold any stop string that the
+        # newest one completes. The first of them may have lost its space, or be a part of a
+        # character.
         self._width = max(len(string.encode()) for string in stop_strings) + 4
-        self._newest: dict[int, deque[int]] = {}  # of each response, its newest tokens that have text
+        self._newest: dict[int, deque[int]] = {}  # response -> its newest tokens that have text
 
     def completed(self, responses: Sequence[int], tokens: Sequence[int]) -> list[bool]:
-        """Whether each response's newest token completes a stop string."""
+        """Return whether each response's newest token completes a stop string."""
         found = []
         for response, token in zip(responses, tokens, strict=True):
             newest = self._newest.setdefault(response, deque(maxlen=self._width))
@@ -288,9 +307,10 @@ class _StopStrings:
 def _choose(
     logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits [B, V], uniform [B] -> tokens [B] and their log-probs [B].
+    """Draw a token per row: logits [B, V], uniform [B] -> tokens [B] and their log-probs [B].
 
-    The inverse of the distribution function: the first token whose cumulative probability passes the number.
+    This inverts the distribution function: the token is the first whose cumulative probability is
+    above the number.
     """
     if temperature == 0:
         logprobs = logits.log_softmax(1)
@@ -303,7 +323,10 @@ def _choose(
 
 
 def _nucleus(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The likeliest tokens that together have `top_p` of the probability, the one that reaches it included."""
+    """Keep the likeliest tokens that together have `top_p` of the probability.
+
+    The token that reaches `top_p` is included. The log-probs are normalised again.
+    """
     if top_p == 1:
         return logprobs
     ordered, places = logprobs.sort(1, descending=True)

@@ -1,4 +1,4 @@
-"""Draw responses: the one way for rollouts, comparisons, evaluations, benchmark tasks and chat."""
+"""Draw responses: rollouts, comparisons, evaluations, benchmark tasks and chat all use this."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from align.text.chat import stop_ids
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """An engine, and how it samples.
+    """An engine with its settings.
 
-    A response depends only on its prompt, its seed and the settings: callers give one seed for each (prompt, sample).
+    A response depends only on its prompt, its seed and the settings: callers give one seed for each
+    (prompt, sample).
     """
 
     engine: Engine

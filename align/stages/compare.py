@@ -1,9 +1,11 @@
 """Sample several responses to each prompt and have simulated labelers rank them.
 
-Takes: a model and prompts that a gold scorer can judge.
-Makes: comparisons: prompt, responses, ranks, and the gold scores, which the ranking shows only through noise.
-Departs from InstructGPT: the labelers are simulated; a training ranking may hold strays, responses to other prompts.
-A reward model that never sees one cannot tell that an answer misses the question, and PPO finds that out.
+Takes: a model, and prompts that a gold scorer can judge.
+Makes: comparisons: prompt, responses, ranks and gold scores. The ranks follow the gold scores with
+noise.
+Departs from InstructGPT: the labelers are simulated. A training ranking may also hold strays, which
+are responses to other prompts. A reward model that never sees a stray cannot tell that an answer
+misses the question, and PPO exploits that.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from align.runtime.seeds import derive_seed
 from align.sampling.engine import Sampling
 from align.text.chat import decode_response, encode_prompts
 
-_CALIBRATION_PROMPTS = 400
+_CALIBRATION_PROMPTS = 400  # training prompts that set the labelers' noise
 
 
 def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
@@ -89,7 +91,7 @@ def _sample(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[dict[str, str]]],
 ) -> list[str]:
-    """`num_responses` to each prompt, in the order of the prompts."""
+    """Return `num_responses` responses to each prompt, in the order of the prompts."""
     requests = [
         (i, ids, derive_seed(cfg.random_seed, "compare", i, k))
         for i, ids in enumerate(encode_prompts(tokenizer, prompts))
@@ -124,7 +126,11 @@ def _shown(row: Row) -> dict[str, str]:
 
 
 def _metrics(ranked: dict[str, list[Row]]) -> Metrics:
-    """Counts, ties, the mean gold score of the model's own responses, and how far the rankings follow gold."""
+    """Return counts, ties, the mean gold score, and the agreement of the rankings with gold.
+
+    All but the counts are of validation rows. Without any, they are of training rows, with their
+    strays.
+    """
     held_out = ranked["validation"] or ranked["train"]
     pairs = [agreeing_pairs(row["ranks"], [-score for score in row["gold"]]) for row in held_out]
     tied = [1 - len(set(row["ranks"])) / len(row["ranks"]) for row in held_out]

@@ -1,4 +1,4 @@
-"""Rows from a card, a file or the Hub, checked and split.
+"""Read rows from a card, a file or the Hub, check them and split them.
 
 Takes: nothing from the store; a source outside it.
 Makes: a dataset artifact: <split>.parquet for each split that has rows, and dataset.json.
@@ -47,15 +47,16 @@ from align.runtime.progress import Progress
 
 _SHOWN_ERRORS = 20
 _SHOWN_FILES = 3
-_TOLD_EVERY = 1000  # rows
-_READ_ON = 100_000  # rows in which `first_rows` looks for the others that make a record
-_IN_MEMORY = 2**27  # bytes of rows; what is more goes through a file
+_TOLD_EVERY = 1000  # rows between reports of progress
+_READ_ON = 100_000  # rows that `first_rows` reads on to complete records of several rows
+_IN_MEMORY = 2**27  # bytes of rows; beyond that, rows go through a file
 _SHARED = "also in a held-out split"
 
 _MB = 10**6
 
 _T = TypeVar("_T")
-_Shown = Callable[[int | None, str], contextlib.AbstractContextManager[Callable[[int], None]]]  # `Job.progress`
+# The type of `Job.progress`.
+_Shown = Callable[[int | None, str], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 
 def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
@@ -94,7 +95,7 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
 
 
 def check_rows(cfg: Data, data_root: str | None, shown: Progress) -> None:
-    """Read every row of a data step and raise what `run` would; for `align plan check_data=true`."""
+    """Read every row and raise what `run` would raise, for `align plan check_data=true`."""
 
     def progress(total: int | None, unit: str) -> contextlib.AbstractContextManager[Callable[[int], None]]:
         return shown.over(total, 0, unit)
@@ -104,7 +105,7 @@ def check_rows(cfg: Data, data_root: str | None, shown: Progress) -> None:
     if not source.card.generator:
         reader = _reader(cfg, source, None)
         for _ in _records(_shown_rows(source, cfg, progress), cfg, source, reader):
-            pass  # nothing is kept; what is wrong with some is raised behind the last
+            pass  # keep nothing; problems are raised after the last row
 
 
 def _refuse_columns_of_generated(cfg: Data, source: Source) -> None:
@@ -117,14 +118,15 @@ def _reader(cfg: Data, source: Source, folder: Path | None) -> RowReader:
 
 
 class Look(NamedTuple):
-    """A row of a source, and what the stage makes of it.
+    """A row of a source, and the rows that the stage makes of it.
 
     Attributes:
-        where: `file.jsonl:17`.
-        raw: as the file has it; None of a row that is generated, or cannot be read.
-        made: (split, row) of each row that it gives.
-        problem: what is wrong with it; "" where nothing is.
-        note: why it gives no record although nothing is wrong with it; "" where it gives one.
+        where: its place, as in `file.jsonl:17`.
+        raw: the row as the file has it; None if it is generated, joined from others, or cannot be
+            read.
+        made: (split, row) for each row that it gives.
+        problem: what is wrong with it; "" if nothing is.
+        note: why it gives no record although nothing is wrong with it; "" if it gives one.
     """
 
     where: str
@@ -135,15 +137,16 @@ class Look(NamedTuple):
 
 
 def first_rows(cfg: Data, data_root: str | None, count: int, say: Callable[[str], None]) -> Iterator[Look]:
-    """The first `count` rows of a source, as they came and as the wanted record; nothing is stored.
+    """Yield the first `count` rows of a source, as read and as the wanted record; store nothing.
 
-    Where some of them make a record only together with others, the first `count` of such records follow.
+    If some of them make a record only together with other rows, the first `count` such records
+    follow.
 
     Args:
-        cfg: of the data step.
+        cfg: the config of the data step.
         data_root: folder with the files that cards name.
-        count: rows.
-        say: called with each line that the stage would print of the files and of their columns.
+        count: the number of rows.
+        say: called with each line that the stage would print about the files and their columns.
 
     Raises:
         ConfigError: there is no row, or `columns` names a column that no row has.
@@ -181,7 +184,7 @@ def first_rows(cfg: Data, data_root: str | None, count: int, say: Callable[[str]
 
 
 def _look(cfg: Data, source: Source, reader: RowReader, where: str, found: Iterator[Read]) -> Look:
-    """What a row, or rows that belong together, give."""
+    """Return what a row gives, or rows that make a record together."""
     before = reader.dropped.copy()
     made: list[tuple[str, Row]] = []
     problem = ""
@@ -207,7 +210,7 @@ def _counted(dropped: Counter[str]) -> str:
 
 @contextlib.contextmanager
 def _nothing_left_on_error(job: Job) -> Iterator[None]:
-    """Take back files that lack rows, and tell of a full disk in one line."""
+    """Remove incomplete files on an error, and report a full disk in one line."""
     try:
         yield
     except BaseException as error:
@@ -223,8 +226,9 @@ def _nothing_left_on_error(job: Job) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a split, as often as they are asked for: those from `begin` to `end`, when the ones that ask what a
-    held-out split asks are taken out.
+    """The rows of a split from `begin` to `end`, which can be read several times.
+
+    Rows that ask what a row of `held_out` asks are left out first.
     """
 
     sorter: RowSorter
@@ -244,7 +248,7 @@ class _Rows:
 
 
 def _tell_of_empty(splits: Mapping[str, _Rows], job: Job) -> None:
-    """Say that a split which training needs is empty, of rows that were split by what they hold."""
+    """Log which split that training needs is empty, if rows were split by their content."""
     left = sum(map(len, splits.values()))
     if left and not splits["train"].end:
         job.log.info(f"no training row is left, {left:,} in other splits: no step can train on these")
@@ -256,7 +260,10 @@ def _tell_of_empty(splits: Mapping[str, _Rows], job: Job) -> None:
 
 
 def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowReader) -> dict[str, _Rows]:
-    """Rows by split, in an order that looks random and hangs on their content alone; the first so many of a split."""
+    """Return rows by split, each split cut to its limit of rows.
+
+    Their order looks random and depends only on their content.
+    """
     count, any_given, dropped = 0, False, reader.dropped
     raw_rows = _shown_rows(source, cfg, job.progress, job.log.info)
     for given, whole, made in _records(raw_rows, cfg, source, reader, job.log.info):
@@ -266,12 +273,13 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowRea
         for row in made:
             sorter.add(split, row)
         count, any_given = count + len(made), any_given or given is not None
-    # Duplicates are counted here, so it may be fewer. Where splits were given, what is asked is compared besides.
+    # `count` includes duplicates, so fewer rows may follow. If splits are given, each row is also
+    # compared by what it asks.
     with job.progress(2 * count if any_given else count, "rows compared") as advance:
         splits = _kept_apart(sorter, any_given, advance, dropped)
     if duplicates := count - sum(map(len, splits.values())) - dropped[_SHARED]:
         dropped["duplicate"] = duplicates
-    if cfg.shot_rows and not splits["train"]:  # for a task that has none to draw shots from
+    if cfg.shot_rows and not splits["train"]:  # a task without training rows to draw shots from
         test = splits["test"]
         shots = min(cfg.shot_rows, test.end)
         splits |= {"train": replace(test, end=shots), "test": replace(test, begin=shots)}
@@ -287,10 +295,11 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowRea
 def _kept_apart(
     sorter: RowSorter, any_given: bool, advance: Callable[[int], None], dropped: Counter[str]
 ) -> dict[str, _Rows]:
-    """All rows by split, where what is asked in a held-out one is taken out of those before it.
+    """Return all rows by split, without rows that ask what a later split of `SPLITS` asks.
 
-    Only where a file's name said its split can that be: `any_given`. Then the sha256 of each held-out row is in memory,
-    which takes 120 bytes with Python's object and its place in a set.
+    Splits can share a prompt only if files give them: `any_given`. In that case, the sha256 of what
+    each held-out row asks is in memory. That takes 120 bytes with Python's object and its place in
+    a set.
     """
     splits: dict[str, _Rows] = {}
     held_out: tuple[set[bytes], ...] = ()
@@ -317,7 +326,10 @@ def _asked(row: Row) -> bytes:
 def _shown_rows(
     source: Source, cfg: Data, progress: _Shown, say: Callable[[str], None] = lambda note: None
 ) -> Iterator[tuple[str | None, RawRow]]:
-    """The rows of `_raw_rows`; how far the reading is shows in the megabytes of the files, or in rows of the Hub."""
+    """Yield the rows of `_raw_rows` with progress.
+
+    The unit of progress is megabytes of the files, or rows of the Hub.
+    """
     if not source.files:
         with progress(None, "rows read") as advance:
             yield from _watched(_raw_rows(source, cfg, say), advance)
@@ -333,7 +345,10 @@ def _shown_rows(
 
 
 def _watched(rows: Iterable[_T], advance: Callable[[int], None]) -> Iterator[_T]:
-    """The rows; after every thousand, and the last, `advance` is told, which may stop here."""
+    """Yield the rows; call `advance` after every thousand rows and after the last.
+
+    `advance` may raise to stop here.
+    """
     number = 0
     for number, row in enumerate(rows, 1):
         yield row
@@ -349,11 +364,15 @@ def _records(
     reader: RowReader,
     say: Callable[[str], None] = lambda note: None,
 ) -> Iterator[tuple[str | None, Row, list[Row]]]:
-    """The split that a row's file is, the row that its split depends on otherwise, and the rows of the wanted record.
+    """Yield, per raw row, (the split of its file, the row that decides its split, its records).
 
-    The second is the row as it was found, so that a labelled one is in one split whatever is made of it, and the pieces
-    of a document are, too. A malformed row of the user's own file is an error; of a published set, a count, and an
-    error where no row is left. Of a set that has no card, the first of each kind is reported.
+    The split is None if the file gives none. The second item is the row before conversion. So a
+    labelled row is in one split for every record that is made of it, and the pieces of a document
+    are in one split, too.
+
+    A malformed row of the user's own file is an error, raised after the last row. In a published
+    dataset, malformed rows are counted, and they are an error only if no row is left. If the
+    dataset has no card, `say` also reports the first row of each kind of problem.
     """
     problems = _Problems()
     any_made = False
@@ -385,7 +404,7 @@ def _records(
 
 
 class _Problems:
-    """What is wrong with rows: the first place of each kind, and how many rows there are of it."""
+    """Problems in rows: the first place of each kind, and how many rows have it."""
 
     def __init__(self) -> None:
         self._first: dict[str, str] = {}
@@ -395,8 +414,9 @@ class _Problems:
     def add(self, where: str, problem: str) -> None:
         self.count += 1
         before, _, got = problem.partition(", got ")
-        # Rows differ in numbers and in what they hold, and have one thing wrong with them all the same. A bare word is
-        # the kind of what they hold: str, int, nothing. What they hold itself is in quotes, or a number.
+        # Rows with the same problem differ in numbers and values; these must not make another kind.
+        # After "got", a bare word is the type of the value: str, int, nothing. The value itself is
+        # in quotes, or a number.
         held = got.split(" ")[0]
         kind = re.sub(r"\d+", "0", before) + (held if held.isalpha() else "")
         if kind in self._first or len(self._first) < _SHOWN_ERRORS:
@@ -404,11 +424,11 @@ class _Problems:
             self._rows[kind] += 1
 
     def told(self) -> str:
-        """All that is wrong, as one error."""
+        """Return all problems as one error message."""
         return "\nerror: ".join(self.lines())
 
     def lines(self) -> list[str]:
-        """One line a kind."""
+        """Return one line per kind."""
         lines = []
         for kind, first in self._first.items():
             others = self._rows[kind] - 1
@@ -421,9 +441,10 @@ class _Problems:
 
 
 def _split(cfg: Data, card: DataCard, row: Row) -> str:
-    """The split of a row whose file says none: the one that was given, else by hash of what is asked.
+    """Return the split of a row whose file gives none.
 
-    Items are there to score a model: all are test.
+    That is the split in the config, else a hash of what the row asks decides. Items are for scoring
+    a model, so without a split in the config all are test.
     """
     if cfg.split is not None:
         return cfg.split
@@ -436,7 +457,7 @@ def _split(cfg: Data, card: DataCard, row: Row) -> str:
 def _raw_rows(
     source: Source, cfg: Data, say: Callable[[str], None] = lambda note: None, place: Place | None = None
 ) -> Iterator[tuple[str | None, RawRow]]:
-    """Yield rows, each with the split that its file is, where that is known; what is unusual is reported."""
+    """Yield each row with the split of its file, if known; report what is unusual."""
     if not source.files:
         yield from _rows_of_hub(source, cfg, say)
         return
@@ -444,7 +465,8 @@ def _raw_rows(
     for note in _what_is_read(source, splits, cfg):
         say(note)
     labelled = cfg.record == "labelled" or FORMATS.get(source.card.format or "", ("",))[0] == "labelled"
-    # A first row such as `Some question?,1` is a row of GLUE's only where GLUE's columns are what is read.
+    # Some tables of GLUE have no header: their first row, such as `Some question?,1`, is data.
+    # In other tables, such a row is a header.
     unnamed = {"columns_of": columns_without_header} if labelled else {}
     for path, split in splits.items():
         for raw in read_file(path, say, text_tables=labelled, place=place, **unnamed):
@@ -452,9 +474,10 @@ def _raw_rows(
 
 
 def _rows_of_hub(source: Source, cfg: Data, say: Callable[[str], None]) -> Iterator[tuple[str | None, RawRow]]:
-    """Rows of the Hub. Of a set without a card, its splits are as they are named.
+    """Yield rows of a dataset of the Hub; without a card, the names of its splits count.
 
-    One split alone, called `train`, is how the Hub names rows that are not split: they are split by what they hold.
+    The Hub calls rows that are not split `train`. So a single split of that name is split by
+    content.
     """
     from align.data.hub import load_splits, read_split
 
@@ -483,13 +506,13 @@ def _rows_of_hub(source: Source, cfg: Data, say: Callable[[str], None]) -> Itera
 
 
 def _file_splits(source: Source, cfg: Data) -> dict[Path, str | None]:
-    """The split of each file; None: of its rows each has its own.
+    """Return the split of each file; None if each of its rows has its own.
 
-    `split=` wins over the name of a file, and over the names of several that are all one split. Items are there to be
-    scored: a user's validation files are test where no file is.
+    `split=` overrides the name of a file, or of several files that are all one split. Items are for
+    scoring: if no file of the user's is test, the validation files are.
 
     Raises:
-        ConfigError: the names are not clear, or say several splits although `split` is given.
+        ConfigError: the names are not clear, or name several splits although `split` is given.
     """
     if cfg.split is not None:
         named = source.named_splits()
@@ -507,8 +530,10 @@ def _file_splits(source: Source, cfg: Data) -> dict[Path, str | None]:
 
 
 def _what_is_read(source: Source, splits: dict[Path, str | None], cfg: Data) -> Iterator[str]:
-    """A line for each split that files are by their names, one of the files that hold no rows, and one of a name that
-    says no split but looks as if it did.
+    """Yield lines that report which files are read, and as which split.
+
+    There is one line for each split that file names give, one for all files that hold no rows, and
+    one per doubtful name. A doubtful name gives no split but looks as if it did.
     """
     for split in SPLITS:
         files = [path for path, its in splits.items() if its == split]
@@ -527,7 +552,7 @@ def _what_is_read(source: Source, splits: dict[Path, str | None], cfg: Data) -> 
 
 
 def _by_folder(source: Source, files: Sequence[Path]) -> str:
-    """Why files are a split, where their own names do not say it."""
+    """Return why files are a split if their own names do not give it."""
     root = source.root
     if not source.is_local_path or root is None or split_of_name(files[0].relative_to(root)) is not None:
         return ""
@@ -541,7 +566,11 @@ def _listed(paths: Sequence[Path], root: Path | None) -> str:
 
 
 def _fitting(row: Row, cfg: Data) -> Iterator[Row]:
-    """Long documents in pieces that end with a line; other rows that are too long are dropped."""
+    """Yield a row; cut a long document into pieces that end with a line.
+
+    Raises:
+        Dropped: another row is too long.
+    """
     if cfg.max_chars is None:
         yield row
     elif cfg.record == "documents":
@@ -560,7 +589,10 @@ def _fitting(row: Row, cfg: Data) -> Iterator[Row]:
 
 
 def _chars(row: Row, record: str) -> int:
-    """Characters of the longest conversation, candidate, or choice with what it answers, in a row."""
+    """Return the length of a row in characters.
+
+    It is that of the longest conversation, candidate, or choice, together with what it answers.
+    """
     if messages_asked(row) is not None:
         messages = row["prompt"] if "prompt" in row else row["messages"]
         said = sum(len(message["content"]) + len(message.get("tool_calls", "")) for message in messages)

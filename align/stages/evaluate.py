@@ -1,13 +1,14 @@
 """Score a model on held-out prompts and on tasks, alone and against a baseline.
 
-Takes: a model; prompts to answer, items to be scored, pretraining text, tasks of lm-eval, or several of them;
-optionally a baseline, prompted models (of several the one that was best on validation prompts), and a reward model
-(where no gold scorer knows the prompts).
-Makes: an evaluation: metrics, samples.jsonl (answers side by side), calibration.jsonl, answers_TASK.jsonl.
+Takes: a model, and one or several of: prompts to answer, items to score, pretraining text, tasks of
+lm-eval. Optional: a baseline; prompted models (with several, the one that was best on validation
+prompts is used); and a reward model (for prompts that no gold scorer knows).
+Makes: an evaluation: metrics, samples.jsonl (answers side by side), calibration.jsonl,
+answers_TASK.jsonl.
 
-Means have intervals of 95 %, NAME_low to NAME_high; `baseline/` is the baseline's, `gain/` what the model has more;
-`prompted_base/` is the prompted model's score, and the model's wins over it; NAME_few is the number of items where they
-are too few for the interval.
+Means have 95 % intervals, NAME_low to NAME_high. `baseline/` is the baseline's mean, and `gain/` is
+the model's minus the baseline's. `prompted_base/` is the prompted model's score, and the model's
+wins over it. NAME_few is the number of items if they are too few for the interval.
 """
 
 from __future__ import annotations
@@ -79,7 +80,10 @@ def _player(cfg: Evaluate, name: str, artifact: Artifact, job: Job) -> Player:
 
 
 def _prompted(cfg: Evaluate, inputs: Inputs, job: Job) -> Player | None:
-    """The prompted model, of several the one with the best score on validation prompts."""
+    """Return the prompted model; None if none is given.
+
+    With several, it is the one with the best score on validation prompts.
+    """
     given = inputs.get("prompted_base", ())
     if not given:
         return None
@@ -95,7 +99,14 @@ def _prompted(cfg: Evaluate, inputs: Inputs, job: Job) -> Player | None:
 
 
 def _held_out(artifact: Artifact, slot: str, split: str, job: Job) -> list[Row]:
-    """The rows of a data set that score a model: of `split`; of pretraining text validation, where there is any."""
+    """Return the rows of a dataset that score a model.
+
+    These are the rows of `split`. For pretraining text, these are the validation rows, or the test
+    rows if there are none.
+
+    Raises:
+        ConfigError: there are no such rows.
+    """
     for held_out in ("validation", "test") if slot == "text" else (split,):
         if rows := list(read_rows([artifact.path], held_out)):
             count = f"{len(rows):,} row{'s' if len(rows) != 1 else ''}"
@@ -115,11 +126,11 @@ def _compared(cfg: Evaluate, head: str, name: str, values: Sequence[Sequence[flo
     return compared(head, name, values, cfg.num_bootstrap, derive_seed(cfg.random_seed, "evaluate", "bootstrap"))
 
 
-# -- answers to prompts --------------------------------------------------------------------------------------------
+# -- answers to prompts ----------------------------------------------------------------------------
 
 
 def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
-    """The players' answers to held-out prompts: scored, compared, checked and judged."""
+    """Score, compare, check and judge the players' answers to held-out prompts."""
     rows = [row for artifact in inputs["prompts"] for row in _held_out(artifact, "prompts", cfg.split, job)][
         : cfg.num_prompts
     ]
@@ -129,10 +140,10 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     scorers = _scorers(cfg, inputs, job)
     metrics: Metrics = {"prompts": float(len(rows))} | _seen(inputs, job, prompts)
     given: dict[str, list[Answers]] = {}
-    scores: dict[str, list[Sequence[float | None]]] = {}  # of the first scorer
+    scores: dict[str, list[Sequence[float | None]]] = {}  # by the first scorer
     for prefix, temperature in (("", 1.0), ("greedy/", 0.0)):
         given[prefix] = [_answer(cfg, job, player, prompts, temperature) for player in players]
-        of_model = []  # by each scorer
+        of_model = []  # the model's scores, per scorer
         for scorer in scorers:
             found = [scorer.score(episodes_of(rows, own)) for own in given[prefix]]
             of_model.append(found[0])
@@ -151,7 +162,8 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     metrics |= _checked(cfg, job, players, rows, sampled)
     metrics |= _steered(cfg, job, players, prompts, greedy)
     job.log.table("samples", [sample_row(i, rows[i], given, scores) for i in range(min(cfg.num_samples, len(rows)))])
-    if cfg.judge.url is not None and job.group.is_main:  # last, for the other processes wait for nothing after it
+    # Last, because the other processes wait for nothing after it.
+    if cfg.judge.url is not None and job.group.is_main:
         metrics |= _judged(cfg, job, prompts, sampled)
     return metrics
 
@@ -164,10 +176,10 @@ def _over_prompted(
     of_model: Sequence[Sequence[float | None]],
     prompted: Episodes,
 ) -> Metrics:
-    """What the prompted model's answers are worth, and how often the model's are better.
+    """Return the scores of the prompted model's answers, and how often the model's are better.
 
     Args:
-        of_model: what each scorer gave the model's answers.
+        of_model: each scorer's scores of the model's answers.
     """
     metrics: Metrics = {}
     for scorer, own in zip(scorers, of_model, strict=True):
@@ -179,9 +191,10 @@ def _over_prompted(
 
 
 def _seen(inputs: Inputs, job: Job, prompts: Sequence[Messages]) -> Metrics:
-    """The share of the prompts that the policy's reward models, or the one that judges, learned from.
+    """Return the fraction of the prompts that reward models were trained on.
 
-    A held-out reward model, which only watched PPO, does not count.
+    These are the reward models that trained the policy, and the one that judges here. A held-out
+    reward model, which PPO only logs, does not count.
     """
     store = ArtifactStore(job.store)
     judges = inputs.get("reward_model", ())
@@ -209,7 +222,7 @@ def _asked(prompt: Messages) -> tuple[tuple[str, str], ...]:
 
 
 def _fitting(cfg: Evaluate, rows: list[Row], players: Sequence[Player], job: Job) -> list[Row]:
-    """Prompts that leave every player room to answer."""
+    """Return the rows whose prompts leave every player room to answer."""
     fits = fit([row["prompt"] for row in rows], players, filled(cfg.max_new_tokens))
     if not any(fits):
         raise ConfigError(f"inputs.prompts: no {cfg.split} prompt leaves room for {cfg.max_new_tokens} new tokens")
@@ -227,7 +240,7 @@ def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages
         temperature=temperature,
         batch_size=job.hardware.generation_batch_size,
     )
-    # The same for every player, so that equal models answer alike.
+    # The same seeds for every player, so that equal models give equal answers.
     seeds = [derive_seed(cfg.random_seed, "evaluate", "model", i) for i in mine]
     manner = "greedy" if temperature == 0 else "sampled"
     with job.progress(len(mine), f"{manner} responses of {player.name}") as advance:
@@ -237,7 +250,11 @@ def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages
 
 
 def _scorers(cfg: Evaluate, inputs: Inputs, job: Job) -> list[Scorer]:
-    """Rules that were given, gold scores where the prompts' world has them, a reward model that was given."""
+    """Return the scorers of answers.
+
+    These are the given functions, the gold scorer if the prompts have one, and the given reward
+    model.
+    """
     found = [by_rules(cfg.reward_functions)] if cfg.reward_functions else []
     if (gold := gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])) is not None:
         found.append(by_gold(gold))
@@ -250,7 +267,10 @@ def _scorers(cfg: Evaluate, inputs: Inputs, job: Job) -> list[Scorer]:
 
 
 def _applying(job: Job, knob: str, values: Sequence[Sequence[float | None]]) -> list[list[float]]:
-    """The players' numbers for the prompts where all players have one: a function may give None to the others."""
+    """Return the players' numbers for the prompts for which all players have one.
+
+    A function may give None for the others.
+    """
     kept: list[list[float]] = [[] for _ in values]
     for numbers in zip(*values, strict=True):
         present = [number for number in numbers if number is not None]
@@ -273,7 +293,10 @@ def _won(cfg: Evaluate, head: str, scores: Sequence[Sequence[float]]) -> Metrics
 
 
 def _parts(cfg: Evaluate, scorers: Sequence[Scorer], rows: Sequence[Row], answers: Sequence[Answers]) -> Metrics:
-    """What a score is made of, and of a world whose facts are known: how often a model makes one up when asked."""
+    """Return the parts of each score.
+
+    If the world's facts are known, add how often a model makes one up when asked.
+    """
     metrics: Metrics = {}
     for scorer in scorers:
         if scorer.parts is not None:
@@ -290,7 +313,10 @@ def _parts(cfg: Evaluate, scorers: Sequence[Scorer], rows: Sequence[Row], answer
 def _checked(
     cfg: Evaluate, job: Job, players: Sequence[Player], rows: Sequence[Row], sampled: Sequence[Answers]
 ) -> Metrics:
-    """The mean of each check, of the sampled answers and of those to the prompts behind each prefix."""
+    """Return the mean of each check.
+
+    It is over the sampled answers, and over the answers to the prompts behind each prefix.
+    """
     metrics: Metrics = {}
     if not cfg.checks:
         return metrics
@@ -315,7 +341,10 @@ def _checked(
 def _steered(
     cfg: Evaluate, job: Job, players: Sequence[Player], prompts: Sequence[Messages], greedy: Sequence[Answers]
 ) -> Metrics:
-    """Shares of greedy answers in the manner that a system message asks for: asked, not asked, and against the user."""
+    """Return fractions of greedy answers in the manner that a system message asks for.
+
+    They are measured with the message, with a neutral one, and when the user asks for the opposite.
+    """
     metrics: Metrics = {}
     if not cfg.steering:
         return metrics
@@ -348,7 +377,10 @@ def _steered(
 
 
 def _judged(cfg: Evaluate, job: Job, prompts: Sequence[Messages], sampled: Sequence[Answers]) -> Metrics:
-    """What a language model says of the answers: who wins, whether its place helped it, and how good each is."""
+    """Return a language model's verdicts on the answers.
+
+    They are who wins, whether the position of an answer helped it, and how good each answer is.
+    """
     endpoint = Endpoint(str(cfg.judge.url), cfg.judge.model, job.work / "judgements.jsonl", job.log.info)
     asked, texts = [transcript(prompt) for prompt in prompts], [own.texts for own in sampled]
     with job.progress(2 * len(asked), "verdicts") as advance:
@@ -367,11 +399,14 @@ def _judged(cfg: Evaluate, job: Job, prompts: Sequence[Messages], sampled: Seque
     return metrics
 
 
-# -- tasks -----------------------------------------------------------------------------------------------------------
+# -- tasks -----------------------------------------------------------------------------------------
 
 
 def _tasks(cfg: Evaluate, inputs: Inputs, players: Sequence[Player], job: Job) -> Iterator[tuple[str, list[list[Row]]]]:
-    """(name, the items as each player is to read them) of each task and prefix; the facts that the text states, too."""
+    """Yield (name, the items as each player reads them) for each task and prefix.
+
+    If the text states known facts, they are a task, too.
+    """
     known: set[str] = set()
     for artifact in inputs.get("items", ()):
         folder = artifact.path
@@ -393,12 +428,12 @@ def _tasks(cfg: Evaluate, inputs: Inputs, players: Sequence[Player], job: Job) -
 
 
 def _task_name(source: str) -> str:
-    """`card:lambada` is lambada; `path:here/my_items.jsonl` my_items."""
+    """Return a task's name: lambada for `card:lambada`, my_items for `path:here/my_items.jsonl`."""
     return source.partition(":")[2].rstrip("/").rpartition("/")[2].partition(".")[0].partition("@")[0]
 
 
 def _behind(cfg: Evaluate, player: Player, items: list[Row], pool: Sequence[Row], line: str) -> list[Row]:
-    """The items behind the line, where there is one, and the shots."""
+    """Return the items with the shots and, if given, the prefix line before them."""
     limit = context_length(player.model)
 
     def behind_line(item: Mapping[str, Any]) -> Row:
@@ -418,7 +453,10 @@ def _behind(cfg: Evaluate, player: Player, items: list[Row], pool: Sequence[Row]
 def _on_items(
     cfg: Evaluate, job: Job, players: Sequence[Player], name: str, items: list[list[Row]], reliability: list[Row]
 ) -> Metrics:
-    """The measures of a task, and of each of its groups; against the baseline item by item."""
+    """Return the measures of a task and of each of its groups.
+
+    They are compared with the baseline item by item.
+    """
     scored = [_scored(cfg, player, own, job, name) for player, own in zip(players, items, strict=True)]
     by_player = {player.name: own for player, own in zip(players, scored, strict=True)}
     reliability += reliability_rows(name, items[0], by_player)
@@ -435,7 +473,10 @@ def _on_items(
 
 
 def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job, task: str) -> Scored:
-    """The likelihoods of the items' candidates, after their answer context alone too, and what is written instead."""
+    """Return the likelihoods of the items' candidates and, if asked for, the written answers.
+
+    If all items have an answer context, the likelihoods after that context alone are included.
+    """
     mine = [items[i] for i in job.group.share(range(len(items)))]
     most = job.max_tokens
 
@@ -465,7 +506,7 @@ def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job, task:
 
 
 def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
-    """lm-eval's tasks; every process of the step runs them whole."""
+    """Run lm-eval's tasks; every process of the step runs all of them."""
     try:
         from align.evals.harness import Scorer as HarnessScorer
         from align.evals.harness import run_tasks
@@ -491,15 +532,19 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
     return metrics
 
 
-# -- pretraining text ------------------------------------------------------------------------------------------------
+# -- pretraining text ------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def _on_text(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
-    """The loss on held-out pretraining text in nats a token; what it is above the baseline's is the alignment tax."""
+    """Return the loss on held-out pretraining text, in nats per token.
+
+    Its increase over the baseline's is the alignment tax.
+    """
     texts = [row["text"] for artifact in inputs["text"] for row in _held_out(artifact, "text", cfg.split, job)]
     losses, length = [], min(context_length(player.model) for player in players)
-    for player in players if alike(players) else players[:1]:  # a token of another tokenizer is another unit
+    # Losses per token compare only if the tokens are the same.
+    for player in players if alike(players) else players[:1]:
         rows = encode_text(texts, player.tokenizer, length)
         if not len(rows):
             raise ConfigError(f"inputs.text: its held-out documents fill no row of {length} tokens")

@@ -1,12 +1,14 @@
-"""Tune a language model on a labelled task, as GPT-1 was.
+"""Fine-tune a language model on a labelled task, as GPT-1 was.
 
 Takes: a model and labelled rows.
-Makes: a classifier: a Hugging Face sequence classifier with its tokenizer, read at the token `<|extract|>`; with
-LoRA, in adapter/ the adapter that was merged into it; predictions.jsonl has the test rows.
-Departs from GPT-1: the linear layer has no bias, as no sequence classifier of `transformers` has; scores are learned
-standardised, by squared error; the context cuts the first text alone, where the paper's code halves it among both; no
-step has the learning rate 0; the last weights are kept, not those that did best on validation rows. With LoRA the
-embeddings of the task's tokens stay as they were drawn, and the classifier is published whole.
+Makes: a classifier: a Hugging Face sequence classifier with its tokenizer, read at the token
+`<|extract|>`. With LoRA, adapter/ has the adapter that was merged into it. predictions.jsonl has
+the test rows.
+Departs from GPT-1: the linear layer has no bias, as in every sequence classifier of `transformers`.
+Scores are standardized and learned by squared error. If a row exceeds the context, the first text
+is cut first; the paper's code halves the context between both texts. No step has the learning rate
+0. The last weights are kept, not those that did best on validation rows. With LoRA, the embeddings
+of the task's tokens are not trained, and the classifier is published whole.
 """
 
 from __future__ import annotations
@@ -80,7 +82,10 @@ def run(cfg: Finetune, inputs: Inputs, job: Job) -> Metrics:
 
 
 def _model(cfg: Finetune, folder: Path, goal: Goal, job: Job) -> tuple[TaskModel, PreTrainedTokenizerBase]:
-    """The language model under a fresh linear layer, and its tokenizer, both with the tokens that the task needs."""
+    """Return the language model under a fresh linear layer, and its tokenizer.
+
+    Both have the tokens that the task needs.
+    """
     lm, tokenizer = (fresh_model if cfg.from_scratch else load_model)(folder, job.device), load_tokenizer(folder)
     require_classifier(lm.config)
     _, new = add_task_tokens(tokenizer)
@@ -119,9 +124,8 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
 
     model.train()
     if job.group.world_size > 1 and not saved:
-        torch.manual_seed(
-            derive_seed(cfg.random_seed, "finetune", "dropout", job.group.rank)
-        )  # the weights are drawn alike
+        # All processes draw the same initial weights; only their dropout differs.
+        torch.manual_seed(derive_seed(cfg.random_seed, "finetune", "dropout", job.group.rank))
     for step in job.steps(total, start):
         batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
         losses = _accumulate(cfg, model, batch, kind, job)
@@ -136,7 +140,11 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
 
 
 def _accumulate(cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind: str, job: Job) -> Metrics:
-    """Add the gradient of the batch's mean loss over rows, this process's share; return the whole batch's losses."""
+    """Add the gradient of this process's rows to that of the batch's mean loss over rows.
+
+    Returns:
+        The losses of the whole batch.
+    """
     mine = job.group.share(batch)
     totals = torch.zeros(2, device=job.device)
     for chunk in micro_batches([example.tokens for example in mine], job.max_tokens):
@@ -156,12 +164,15 @@ def _accumulate(cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind:
     return named | ({"lm_loss": float(totals[1])} if cfg.lm_coef > 0 else {})
 
 
-# -- how well it does ----------------------------------------------------------------------------------------------
+# -- evaluation ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def _predict(model: TaskModel, examples: Sequence[Example], goal: Goal, job: Job, precision: str) -> list[torch.Tensor]:
-    """Of each example the logits of classes, or of answers; or its score, as the rows have scores."""
+    """Return each example's logits of classes or of choices; for scores, its score.
+
+    The score is on the scale of the rows' scores.
+    """
     model.eval()
     mine = job.group.share(examples)
     found: list[list[float]] = []
@@ -185,7 +196,7 @@ def _scored(head: str, goal: Goal, rows: Sequence[Row], outputs: Sequence[torch.
 
 
 def _predictions(goal: Goal, rows: Sequence[Row], outputs: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
-    """What each row is, what the model takes it for, and how probable it holds that."""
+    """Return each row's texts and label, with the predicted label and its probability."""
     table = []
     for row, output in zip(rows, outputs, strict=True):
         texts = {"texts": row["texts"]} | ({"choices": row["choices"]} if goal.kind == "choice" else {})

@@ -1,13 +1,13 @@
-"""Bring a model in from the Hub, a local folder or a GGUF file.
+"""Import a model from the Hub, a local folder or a GGUF file.
 
-Takes: nothing from the store; a source outside it: a model as `transformers` saves it, decoder-only, an
-encoder-decoder or a reward model; a LoRA adapter as `peft` saves it, and its base; a GGUF file; or GPT-1's parameters
-and vocabulary as OpenAI published them.
-Makes: a model in the precision it came in, with its own tokenizer and its own chat template. An adapter is merged into
-its base, in float32. It gets a padding token
-that ends nothing, and our chat template if it has none. An encoder-decoder becomes a seq2seq_model; only a missing
-padding token is added, so sentinel ids stay. A sequence classifier with one label becomes a reward_model, which is read
-where plain Transformers reads it.
+Takes: nothing from the store; a source outside it. That is a model as `transformers` saves it
+(decoder-only, encoder-decoder or reward model); a LoRA adapter as `peft` saves it, and its base; a
+GGUF file; or GPT-1's parameters and vocabulary as OpenAI published them.
+Makes: a model in its original precision, with its own tokenizer and chat template. An adapter is
+merged into its base, in float32. The model gets a padding token that ends neither a text nor a
+turn, and our chat template if it has none. An encoder-decoder becomes a seq2seq_model; only a
+missing padding token is added, so that sentinel ids stay. A sequence classifier with one label
+becomes a reward_model, which is read at the token where plain Transformers reads it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _has_tokenizer(source: Source) -> bool:
 
 def _open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     if source.root is not None and not _has_tokenizer(source):
-        # For some architectures transformers then makes an empty tokenizer, without a word.
+        # For some architectures, transformers would silently make an empty tokenizer.
         raise ValueError("it holds no tokenizer; put its tokenizer.json beside the weights")
     return open_tokenizer(source)
 
@@ -82,7 +82,11 @@ def _open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 def _precision(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Source, is_whole: bool, job: Job
 ) -> Metrics:
-    """Say what the weights are stored in; of a GGUF file, also how far its log-probs move by that."""
+    """Log the precision that the weights are stored in.
+
+    Returns:
+        For a GGUF file, the change of log-probs by that precision; else nothing.
+    """
     name = str(model.stored_dtype).removeprefix("torch.")
     if not source.gguf:
         job.log.info(f"weights stay in {name}, as they came" if is_whole else f"weights are stored in {name}")
@@ -95,7 +99,7 @@ def _precision(
 
 
 def _complete(cfg: ImportModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
-    """Give the tokenizer what it lacks, and the model a row for each token."""
+    """Add what the tokenizer lacks, and an embedding row in the model for each token."""
     no_template = cfg.chat_template == KEEP and chat_template_of(tokenizer) is None
     if cfg.kind == "reward_model" and (no_template or cfg.chat_template == ALIGN):
         raise ValueError(
@@ -118,7 +122,7 @@ def _complete(cfg: ImportModel, model: PreTrainedModel, tokenizer: PreTrainedTok
 
 
 def _require_near_ids(ids: set[int], model: PreTrainedModel) -> None:
-    """Raise `ValueError` where an id is so large that most rows of the embeddings would be of no token."""
+    """Raise `ValueError` if an id is so large that most embedding rows would have no token."""
     largest, rows = max(ids, default=0), model.get_input_embeddings().num_embeddings
     if largest >= max(rows, 2 * len(ids)):
         raise ValueError(
@@ -128,7 +132,7 @@ def _require_near_ids(ids: set[int], model: PreTrainedModel) -> None:
 
 
 def _template(named: str) -> str:
-    """keep, align, or the text of a template file."""
+    """Return `keep`, `align`, or the text of a template file."""
     if named in (KEEP, ALIGN):
         return named
     return expanded(named.removeprefix("path:")).read_text(encoding="utf-8")

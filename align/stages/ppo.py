@@ -1,12 +1,14 @@
-"""Tune a policy with PPO against reward models, functions of the user's own or both, held near its start.
+"""Train a policy with PPO on reward models, user functions or both, and keep it near its start.
 
-Takes: a policy (the SFT model, also the frozen reference) and prompts; reward models (the value model starts from the
-first), unless functions say what a response is worth; optionally a start for the value model, pretraining text, whose
-gradient joins the policy's in every step (PPO-ptx), and a reward model that is only watched.
-Makes: a model, in ema/ the average of its weights, and samples.jsonl. With LoRA both are adapters on the policy's base.
-Departs from InstructGPT: the value model is as large as the reward model given, not 6B; `ptx_coef` weighs the mean loss
-a token, where the paper does not say what its 27.8 weighs; the average is taken every optimizer step, which it does not
-say either.
+Takes: a policy (the SFT model, also the frozen reference) and prompts; reward models (the value
+model starts from the first), unless functions score the responses. Optional: a start for the value
+model; pretraining text, whose gradient is added to the policy's in every step (PPO-ptx); and a
+reward model that is only logged.
+Makes: a model; in ema/, the average of its weights; and samples.jsonl. With LoRA, both are adapters
+on the policy's base, unless lora.merged is true.
+Departs from InstructGPT: the value model is as large as the given reward model, not 6B. `ptx_coef`
+weights the mean loss per token; the paper does not say what its 27.8 weights. The average is
+updated every optimizer step; the paper does not say how often.
 """
 
 from __future__ import annotations
@@ -56,12 +58,12 @@ from align.training.optimizers import scheduled_factor
 from align.training.preflight import doubts
 from align.verifiers.episodes import Episodes, make_episodes
 
-_NUM_SAMPLES = 4  # episodes of an iteration that are kept to be read
+_NUM_SAMPLES = 4  # episodes of an iteration that samples.jsonl keeps
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What there is to train on, as rows and as tokens."""
+    """The prompts to train on, as rows and as tokens."""
 
     rows: list[Row]
     encoded: list[list[int]]
@@ -89,6 +91,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         start, state = saved
         learner.restore(state["learner"])
         kl_coef, metrics, skips.in_a_row = state["kl_coef"], state["metrics"], state["skips"]
+    # After a resume, the health rules read the iterations before it from the log.
     for past in job.log.read_metrics() if job.group.is_main else ():
         health.look(int(past["step"]), past)
 
@@ -129,11 +132,18 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     return _final_metrics(metrics) | _size(cfg, actors, job)
 
 
-# -- what PPO starts from ----------------------------------------------------------------------------------------
+# -- models, prompts and text ----------------------------------------------------------------------
 
 
 def _value_start(cfg: Ppo, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> Path:
-    """The model that the value model starts from: it reads the policy's tokens, so it needs the policy's vocabulary."""
+    """Return the model that the value model starts from.
+
+    It reads the policy's tokens, so it needs the policy's vocabulary. A reward model with another
+    vocabulary is replaced by the policy.
+
+    Raises:
+        ConfigError: `inputs.value_model` has another vocabulary.
+    """
     policy = inputs.one("policy").path
     slot = cfg.value_start(inputs)
     start = inputs.folders(slot)[0]
@@ -146,7 +156,10 @@ def _value_start(cfg: Ppo, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, j
 
 
 def _learner(cfg: Ppo, actors: Actors, prompts: Prompts, text: TextRows | None, job: Job) -> Learner:
-    """Bound the memory of the models that learn, and say what makes it doubtful that they will."""
+    """Limit the memory of the models that train, and return their learner.
+
+    Log any signs that the models will hardly change.
+    """
     longest = max(map(len, prompts.encoded)) + filled(cfg.max_new_tokens)
     if text is not None:
         longest = max(longest, text.length)
@@ -162,7 +175,10 @@ def _learner(cfg: Ppo, actors: Actors, prompts: Prompts, text: TextRows | None, 
 
 
 def _context(actors: Actors, judges: Judges) -> int:
-    """Tokens that the policy, and every reward model which reads its tokens, can read."""
+    """Return how many tokens the policy can read.
+
+    Reward models that read the policy's tokens count, too.
+    """
     with actors.policy_model() as policy:
         return min([context_length(policy), *(model.context for model in judges.readers if model.tokenizer is None)])
 
@@ -170,7 +186,13 @@ def _context(actors: Actors, judges: Judges) -> int:
 def _prompts(
     cfg: Ppo, inputs: Inputs, actors: Actors, judges: Judges, tokenizer: PreTrainedTokenizerBase, job: Job
 ) -> Prompts:
-    """Training prompts that leave room for a response in the contexts of the policy and of every reward model."""
+    """Return training prompts that leave room for a response in the contexts of all models.
+
+    These are the policy and every reward model.
+
+    Raises:
+        ConfigError: the prompts do not fill a rollout.
+    """
     rows = list(read_rows(inputs.folders("prompts"), "train"))
     asked = [row["prompt"] for row in rows]
     encoded = encode_prompts(tokenizer, asked, "inputs.prompts: train row")
@@ -181,7 +203,8 @@ def _prompts(
     if len(fitting) < len(rows):
         job.log.info(f"{len(rows) - len(fitting):,} of {len(rows):,} prompts left out: longer than {room:,} tokens")
     for model in judges.readers:
-        if model.tokenizer is not None:  # also so that a prompt it does not take is named now, not in some rollout
+        # This also reports a prompt that the model's template refuses now, not in some rollout.
+        if model.tokenizer is not None:
             theirs = encode_prompts(model.tokenizer, asked, f"inputs.prompts: for {model.name}, train row")
             left = [i for i in fitting if len(theirs[i]) + max_new_tokens <= model.context]
             if len(left) < len(fitting):
@@ -207,7 +230,7 @@ def _text(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokeniz
     return rows
 
 
-# -- rollout -----------------------------------------------------------------------------------------------------
+# -- rollout ---------------------------------------------------------------------------------------
 
 
 def _sample(
@@ -220,7 +243,11 @@ def _sample(
     iteration: int,
     chosen: list[int],
 ) -> Samples:
-    """A response to each prompt; its seed is the run's, the iteration's and the prompt's, so that it is no state."""
+    """Sample a response to each prompt.
+
+    A seed depends only on the run's seed, the iteration and the prompt, so checkpoints need not
+    store it.
+    """
     mine = job.group.share(chosen)
     sampling = Sampling(
         max_new_tokens=filled(cfg.max_new_tokens),
@@ -235,7 +262,7 @@ def _sample(
         engine.load(policy)
         for place, response in engine.generate([prompts.encoded[i] for i in mine], seeds, sampling):
             drawn[place] = (response.ids, response.logprobs)
-            if job.group.world_size == 1:  # the others would wait for this one
+            if job.group.world_size == 1:  # with several, the others would wait for this one
                 job.resume.stop_if_asked()
     drawn = job.group.gather(drawn)
     responses, logprobs = [ids for ids, _ in drawn], [row for _, row in drawn]
@@ -245,7 +272,11 @@ def _sample(
 
 
 def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
-    """False where a rollout is to be skipped; the episodes that are not finite are named."""
+    """Return False if the rollout must be skipped; report the episodes that are not finite.
+
+    Raises:
+        HealthStop: `on_nonfinite` is "stop".
+    """
     bad = ~torch.isfinite(rollouts.rewards)
     for part in (rollouts.logprobs, rollouts.ref_logprobs, rollouts.values, rollouts.samples.sampled_logprobs):
         bad |= ~torch.isfinite(part).all(1)
@@ -262,10 +293,13 @@ def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
 def _plan(
     cfg: Ppo, iteration: int, rollouts: Rollouts, advantages: Advantages, layouts: Sequence[Layout], kl_coef: float
 ) -> Plan:
-    """What an iteration's update is to do: at which rates, and with which of the two models."""
+    """Choose the learning rates and which models to train."""
 
     def rate(passed: int) -> float:
-        """Of the peak, for a model that is not trained in the first `passed` iterations."""
+        """Return a model's fraction of the peak learning rate.
+
+        The model is not trained in the first `passed` iterations.
+        """
         at, of = iteration - passed, cfg.num_iterations - passed
         return scheduled_factor(cfg.schedule, at, of, cfg.warmup_iterations, cfg.final_learning_rate_fraction)
 
@@ -284,18 +318,24 @@ def _plan(
     )
 
 
-# -- bookkeeping -------------------------------------------------------------------------------------------------
+# -- bookkeeping -----------------------------------------------------------------------------------
 
 
 def _is_sampled(cfg: Ppo, iteration: int) -> bool:
-    """True where episodes of this iteration are kept to be read: the first, every so many, and the last."""
+    """Return whether episodes of this iteration are kept in samples.jsonl.
+
+    These are the first, every `samples_every`-th, and the last iteration.
+    """
     if cfg.samples_every is None:
         return False
     return iteration in (0, cfg.num_iterations - 1) or (iteration + 1) % cfg.samples_every == 0
 
 
 def _sample_rows(rollouts: Rollouts, judged: Judged, episodes: Episodes) -> list[dict[str, Any]]:
-    """A rollout's first episodes with all that was said of them; prompts are in random order, so any will do."""
+    """Return the first episodes of a rollout with their scores.
+
+    Prompts are in random order, so the first are as good as any.
+    """
     kl, rewards = response_kl(rollouts).tolist(), judged.rewards
     rows = []
     for i in range(min(_NUM_SAMPLES, len(episodes.texts))):
@@ -317,7 +357,7 @@ def _state(learner: Learner, kl_coef: float, metrics: Metrics, skips: int) -> di
 
 
 def _gold_score(gold: GoldScorer | None, episodes: Episodes) -> Metrics:
-    """The mean gold score, where the prompts' world has one."""
+    """Return the mean gold score, if the prompts' world has one."""
     if gold is None:
         return {}
     scores = [gold(row["prompt"], text).overall for row, text in zip(episodes.rows, episodes.texts, strict=True)]
@@ -325,14 +365,17 @@ def _gold_score(gold: GoldScorer | None, episodes: Episodes) -> Metrics:
 
 
 def _final_metrics(metrics: Metrics) -> Metrics:
-    """The last iteration's metrics that the artifact's manifest keeps."""
+    """Return the last iteration's metrics that the artifact's manifest keeps."""
     parts = [name for name in metrics if name.startswith("reward/")]
     names = ("objective/score", *parts, "objective/kl", "gold/score", "heldout/score", "value/explained_variance")
     return {name: metrics[name] for name in (*names, "response_tokens") if name in metrics}
 
 
 def _size(cfg: Ppo, actors: Actors, job: Job) -> Metrics:
-    """Tokens of all rollouts, times the epochs over them; parameters of both models together, and those that learn."""
+    """Return the tokens of all rollouts, times the epochs over them, and numbers of parameters.
+
+    These are the parameters of both models together, and those that are trained.
+    """
     tokens = (
         cfg.num_epochs * sum(row.get("tokens", 0.0) for row in job.log.read_metrics()) if job.group.is_main else 0.0
     )

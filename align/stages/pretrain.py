@@ -1,6 +1,6 @@
 """Train a decoder-only GPT on documents.
 
-Takes: tokens, or documents and a tokenizer; and a model, to train on from.
+Takes: tokens, or documents and a tokenizer. Optional: a model to train further.
 Makes: a model.
 """
 
@@ -69,9 +69,8 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
 
     model.train()
     if job.group.world_size > 1 and not saved:
-        torch.manual_seed(
-            derive_seed(cfg.random_seed, "pretrain", "dropout", job.group.rank)
-        )  # the weights are drawn alike
+        # All processes draw the same initial weights; only their dropout differs.
+        torch.manual_seed(derive_seed(cfg.random_seed, "pretrain", "dropout", job.group.rank))
     seen = float(sum(sizes[:start]) * length)
     measured: Metrics = {}
     for step in job.steps(len(sizes), start):
@@ -102,14 +101,15 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
         )
 
     if round_to_stored(model):
-        measured = {}
+        measured = {}  # it was measured before rounding
     if job.group.is_main:
         save_model(model, tokenizer, job.out)
     result = {"tokens": float(sum(sizes) * length), "parameters": float(model.num_parameters())}
-    return result | (measured or _evaluate(model, loss_of, held_out, job, cfg.precision))  # or: gone on with at the end
+    # Nothing is measured yet if the run was resumed after its last step.
+    return result | (measured or _evaluate(model, loss_of, held_out, job, cfg.precision))
 
 
-# -- what is trained, and on what --------------------------------------------------------------------------------
+# -- model, text and schedules ---------------------------------------------------------------------
 
 
 def _model(cfg: Pretrain, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> PreTrainedModel:
@@ -134,7 +134,10 @@ def _length(cfg: Pretrain, model: PreTrainedModel) -> int:
 
 
 def _text(inputs: Inputs, split: str, length: int) -> list[TextRows]:
-    """Each source's rows of a split, its name told apart from those before it."""
+    """Return each source's rows of a split.
+
+    A source that is named like an earlier one gets a number in its name.
+    """
     sources = [read_tokens(folder, split, length) for folder in inputs.folders("data")]
     for number, source in enumerate(sources):
         if source.name in [other.name for other in sources[:number]]:
@@ -152,7 +155,11 @@ def _held_out(inputs: Inputs, length: int, job: Job) -> list[TextRows]:
 
 
 def _batch_sizes(cfg: Pretrain, text: Mixture, length: int) -> list[int]:
-    """Rows of every step."""
+    """Return the number of rows of every step.
+
+    Raises:
+        ConfigError: a source does not fill one row, or all do not fill one batch.
+    """
     for source in text.sources:
         if not len(source):
             raise ConfigError(
@@ -171,7 +178,10 @@ def _batch_sizes(cfg: Pretrain, text: Mixture, length: int) -> list[int]:
 
 
 def _learning_rates(cfg: Pretrain, sizes: Sequence[int], length: int) -> list[float]:
-    """The learning rate of every step; a cosine that is told in tokens goes by the tokens before the step."""
+    """Return the learning rate of every step.
+
+    A cosine that is given in tokens depends on the tokens before the step.
+    """
     seen: list[float] = [0, *itertools.accumulate(size * length for size in sizes)]
     final = cfg.final_learning_rate_fraction
     if cfg.schedule == "constant":
@@ -187,21 +197,27 @@ def _learning_rates(cfg: Pretrain, sizes: Sequence[int], length: int) -> list[fl
 
 
 def _loss(cfg: Pretrain, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Loss:
-    """The summed loss over rows [R, length], as the config wants documents seen."""
+    """Return a function that gives the summed loss over rows, `[R, length]`.
+
+    With `isolate_documents`, no token sees another document.
+    """
     if not cfg.isolate_documents:
         return lambda rows: summed_loss(model, rows)
     return lambda rows: summed_loss(model, rows, document_positions(rows, tokenizer.eos_token_id))
 
 
-# -- steps -------------------------------------------------------------------------------------------------------
+# -- steps -----------------------------------------------------------------------------------------
 
 
 def _accumulate(loss_of: Loss, mine: torch.Tensor, count: int, job: Job, precision: str) -> float:
-    """Add the gradient of this process's rows to the batch's mean loss; return the loss of the whole batch.
+    """Add the gradient of this process's rows to that of the batch's mean loss.
 
     Args:
         mine: this process's rows of the batch.
         count: tokens that the whole batch predicts.
+
+    Returns:
+        The loss of the whole batch.
     """
     total = torch.zeros((), device=job.device)
     for chunk in _micro_batches(mine, job):
@@ -218,7 +234,7 @@ def _micro_batches(rows: torch.Tensor, job: Job) -> Sequence[torch.Tensor]:
 
 
 def _passes(text: Mixture) -> Metrics:
-    """How often each source was gone through, where there are several."""
+    """Return the number of passes made over each source, if there are several."""
     if len(text.sources) == 1:
         return {}
     return {f"passes/{source.name}": passes for source, passes in zip(text.sources, text.passes, strict=True)}
@@ -226,7 +242,10 @@ def _passes(text: Mixture) -> Metrics:
 
 @torch.no_grad()
 def _evaluate(model: PreTrainedModel, loss_of: Loss, held_out: Sequence[TextRows], job: Job, precision: str) -> Metrics:
-    """Held-out loss in nats a token, perplexity, and bits a byte: of all held-out text, and of each source."""
+    """Return held-out loss in nats per token, perplexity, and bits per byte.
+
+    They are over all held-out text and, with several sources, over each source.
+    """
     if not held_out:
         return {}
     model.eval()

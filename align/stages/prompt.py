@@ -1,10 +1,12 @@
 """Find the form of plain text in which a base model answers best: InstructGPT's prompted GPT-3.
 
-Takes: a model; prompts, whose validation split chooses the form and says what it is worth; demonstrations to draw
-solved examples from; a reward model where no gold scorer knows the prompts.
-Makes: the same model with the best form as its chat template, and forms.jsonl, with what each form was worth.
-Departs from InstructGPT: its authors wrote prefixes by hand and held a competition on validation prompts; here forms
-and examples are drawn, and the competition is the same.
+Takes: a model; prompts, whose validation split chooses the form and scores it; demonstrations to
+draw solved examples from; and a reward model, if no gold scorer knows the prompts.
+Makes: the same model with the best form as its chat template, and forms.jsonl with the score of
+each form.
+Departs from InstructGPT: its authors wrote prefixes by hand and held a competition on validation
+prompts. Here forms are built in or given, and examples are drawn at random. The competition is the
+same.
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ from align.text.encoding import encode_texts, encoder_of
 from align.text.forms import FORMS, Form, Shot, read_form, shot_of
 
 _NUM_BOOTSTRAP = 2000
-_MOST_FRESH = 200  # prompts that say what the chosen form is worth
+_MOST_FRESH = 200  # prompts that score the chosen form, at most
 
 
 class _Candidate(NamedTuple):
-    """A form behind one draw of examples."""
+    """A form with one draw of examples before it."""
 
     name: str
     form: Form
@@ -71,7 +73,7 @@ def run(cfg: Prompt, inputs: Inputs, job: Job) -> Metrics:
         tried = [scores(candidate, choosing) for candidate in candidates]
         ranked = sorted(zip(candidates, tried, strict=True), key=lambda each: -fmean(each[1]))
         best, of_best = ranked[0]
-        if fresh:  # the best of many is partly the luckiest
+        if fresh:  # the best of many is partly lucky on the choosing prompts
             of_best = scores(best, fresh)
     job.log.table("forms", [candidate.row(fmean(own)) for candidate, own in ranked])
     on = f"{len(fresh):,} other" if fresh else "the same"
@@ -91,10 +93,11 @@ def run(cfg: Prompt, inputs: Inputs, job: Job) -> Metrics:
 def _validation_rows(
     cfg: Prompt, inputs: Inputs, player: Player, forms: Sequence[Form], job: Job
 ) -> tuple[list[Row], list[Row]]:
-    """The prompts that choose, and others that say what was chosen is worth; of both those with room in every form.
+    """Return the prompts that choose the form, and other prompts that score the chosen form.
 
-    The others are the split's last, so that steps which choose by more prompts or fewer are compared on the same ones.
-    Where few are left, there are none.
+    Both leave room for an answer in every form. The others are the last of the split, so that steps
+    with another `num_prompts` are compared on the same prompts. If fewer than `FEW` are left, there
+    are none.
     """
     every = list(read_rows(inputs.folders("prompts"), "validation"))
     choosing = every[: cfg.num_prompts]
@@ -119,7 +122,13 @@ def _validation_rows(
 def _candidates(
     cfg: Prompt, inputs: Inputs, player: Player, forms: Mapping[str, Form], rows: Sequence[Row], job: Job
 ) -> list[_Candidate]:
-    """Every form alone, or behind each draw of examples; forms that leave no room for the examples are left out."""
+    """Return every form alone, or every form behind each draw of examples.
+
+    A form is left out if no example fits.
+
+    Raises:
+        ConfigError: no example fits into any form.
+    """
     if not cfg.num_shots:
         return [_Candidate(name, form, 0, []) for name, form in forms.items()]
     examples = [shot_of(row["messages"]) for row in read_rows(inputs.folders("examples"), "train")]
@@ -140,7 +149,7 @@ def _candidates(
 
 
 def _scorer(cfg: Prompt, inputs: Inputs, job: Job) -> Scorer:
-    """The reward model that was given, else the gold scorer of the prompts' world."""
+    """Return the given reward model as a scorer, else the gold scorer of the prompts' world."""
     if "reward_model" in inputs:
         return by_reward_model(inputs.one("reward_model").path, job.compute(cfg.precision))
     if (gold := gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])) is None:
@@ -151,7 +160,10 @@ def _scorer(cfg: Prompt, inputs: Inputs, job: Job) -> Scorer:
 def _drawn(
     cfg: Prompt, player: Player, form: Form, rows: Sequence[Row], examples: Sequence[Shot], draw: int
 ) -> list[Shot]:
-    """Solved examples, fewer where no more leave room for every prompt and its answer, in this draw's own order."""
+    """Return solved examples, in the order of this draw.
+
+    There are fewer than asked for if no more leave room for every prompt and its answer.
+    """
     prompts = encode_prompts(player.tokenizer, [row["prompt"] for row in rows])
     room = context_length(player.model) - filled(cfg.max_new_tokens) - max(map(len, prompts))
     controls = encoder_of(player.tokenizer).controls
@@ -172,6 +184,7 @@ def _drawn(
 def _answers(cfg: Prompt, job: Job, player: Player, rows: Sequence[Row], advance: Callable[[int], None]) -> Answers:
     prompts = encode_prompts(player.tokenizer, [row["prompt"] for row in rows])
     sampling = Sampling(max_new_tokens=filled(cfg.max_new_tokens), batch_size=job.hardware.generation_batch_size)
-    seeds = [derive_seed(cfg.random_seed, "prompt", "model", i) for i in range(len(prompts))]  # the same for every form
+    # The same seeds for every form.
+    seeds = [derive_seed(cfg.random_seed, "prompt", "model", i) for i in range(len(prompts))]
     responses = respond(player, prompts, seeds, sampling, advance)
     return Answers(prompts, responses, [decode_response(player.tokenizer, response.ids) for response in responses])

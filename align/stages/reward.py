@@ -1,9 +1,12 @@
 """Train a reward model on rankings.
 
-Takes: a model (the SFT model) and comparisons; optionally demonstrations, whose mean score becomes 0.
-Makes: a reward model: a Hugging Face sequence classifier with its tokenizer and `align_reward_shift` in its config.
-With LoRA it is an adapter with a head, on the base of the model that was given.
-Departs from InstructGPT: it starts from the SFT model of the policy's own size, not from a 6B model.
+Takes: a model (the SFT model) and comparisons. Optional: demonstrations, whose mean score becomes
+0.
+Makes: a reward model: a Hugging Face sequence classifier with its tokenizer and
+`align_reward_shift` in its config. With LoRA, it is an adapter with a head, on the base of the
+given model, unless lora.merged is true.
+Departs from InstructGPT: it starts from the SFT model of the policy's own size, not from a 6B
+model.
 """
 
 from __future__ import annotations
@@ -43,10 +46,11 @@ class Ranking(NamedTuple):
     """One prompt with its K ranked responses, as token ids.
 
     Attributes:
-        sequences: prompt and response; responses that are equal share one, so that the model reads it once.
-        places: for each of the K, which of the sequences it is.
-        ranks: K of them, 1 for the best.
-        gold: K of them, where the data have any.
+        sequences: prompt and response. Equal responses share one sequence, so that the model reads
+            it once.
+        places: for each of the K responses, the index of its sequence.
+        ranks: K ranks, 1 for the best.
+        gold: K gold scores; None if the data have none.
     """
 
     sequences: list[list[int]]
@@ -87,7 +91,7 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     if adapters is not None and whole:
         model = ScalarModel(adapters.merged(_ADAPTER))
     if whole:
-        round_to_stored(model.classifier)  # before it is measured
+        round_to_stored(model.classifier)  # first, so that metrics are of the saved weights
     metrics = {"rankings": float(len(train)), "dropped": float(dropped)}
     metrics["tokens"] = float(cfg.num_epochs * sum(ranking.tokens for ranking in train))
     metrics["parameters"] = float(num_parameters)
@@ -106,7 +110,13 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
 def _rankings(
     inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int, job: Job
 ) -> tuple[list[Ranking], int]:
-    """Rankings with an order in them whose sequences fit into `length` tokens, and how many are no such rankings."""
+    """Return the usable rankings, and how many rows are not usable.
+
+    A usable ranking has an order, and its sequences fit into `length` tokens.
+
+    Raises:
+        ConfigError: the chat template refuses a row.
+    """
     rows = list(read_rows(inputs.folders("data"), split))
     count = [len(row["responses"]) for row in rows]
     owners = [i for i, k in enumerate(count) for _ in range(k)]
@@ -132,7 +142,7 @@ def _rankings(
 
 
 def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) -> None:
-    """Train the parameters that are marked so."""
+    """Train the parameters that require gradients."""
     longest = max(len(ids) for ranking in train for ids in ranking.sequences)
     fit_activations(job, model.classifier, cfg.precision, longest)
     peak = filled(cfg.learning_rate)
@@ -152,7 +162,7 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
         restore_parameters(trained, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
 
-    model.eval()  # dropout stays off: a score must not change when it is asked for again
+    model.eval()  # no dropout: the same input must always have the same score
     for step in job.steps(total, start):
         batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
         loss, accuracy = _accumulate(model, batch, job, cfg.precision)
@@ -167,10 +177,11 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
 
 
 def _accumulate(model: ScalarModel, batch: Sequence[Ranking], job: Job, precision: str) -> tuple[float, float]:
-    """Add the gradient of the batch's mean loss over prompts, this process's share.
+    """Add the gradient of this process's rankings to that of the batch's mean loss over prompts.
 
     Returns:
-        The whole batch's loss, and the share of its ordered pairs that the model puts in the labelers' order.
+        The whole batch's loss, and the fraction of its ordered pairs that the model orders as the
+        labelers do.
     """
     mine, max_tokens = job.group.share(batch), job.max_tokens
     total, pairs = torch.zeros((), device=job.device), torch.zeros(2, device=job.device)
@@ -199,13 +210,14 @@ def _losses(scores: Sequence[torch.Tensor], rankings: Sequence[Ranking]) -> torc
 def _backward_in_parts(
     model: ScalarModel, ranking: Ranking, num_prompts: int, job: Job, precision: str
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
-    """Add the gradient of one ranking whose responses are too many tokens for one pass.
+    """Add the gradient of one ranking whose responses have too many tokens for one pass.
+
+    The loss needs all scores at once. So they are computed without a graph first. Then each
+    response goes through the model a second time, with the gradient of its score known [Gao et al.
+    2021, gradient caching].
 
     Returns:
-        Its part of the loss, and its scores as `_scores` gives them.
-
-    The loss needs all scores at once. So they are computed without a graph first, and each response goes through the
-    model a second time with the gradient of its score known [Gao et al. 2021, gradient caching].
+        Its part of the loss, and its scores in the form that `_scores` returns.
     """
     groups = micro_batches(list(map(len, ranking.sequences)), job.max_tokens)
 
@@ -224,7 +236,10 @@ def _backward_in_parts(
 
 
 def _scores(model: ScalarModel, rankings: Sequence[Ranking], job: Job, precision: str) -> Sequence[torch.Tensor]:
-    """The rewards of each ranking's K responses, one forward for each that differs."""
+    """Return the rewards of each ranking's K responses, `[K]` each.
+
+    Equal responses share one forward pass.
+    """
     packed = pack([sequence for ranking in rankings for sequence in ranking.sequences], job.device)
     with job.compute(precision).autocast():
         scores = response_scores(model, packed)
@@ -234,13 +249,15 @@ def _scores(model: ScalarModel, rankings: Sequence[Ranking], job: Job, precision
 
 @torch.no_grad()
 def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, precision: str) -> Metrics:
-    """Shares of ordered pairs put right: by the model and by length alone against the labelers; all against gold.
+    """Return fractions of ordered pairs that are ordered right, and the calibration error.
 
-    Beside them how well its sureness of the labelers' verdicts is founded, in calibration.jsonl by bins of it.
+    The model, and length alone, are compared with the labelers. The model and the labelers are
+    compared with the gold scores. The calibration error compares the model's confidence in a pair
+    with the labelers' verdicts; calibration.jsonl has it by bins of confidence.
     """
     names = ("accuracy", "length_accuracy", "gold_accuracy", "labeler_gold_accuracy")
     counts = torch.zeros(len(names), 2, device=job.device)
-    pairs: list[tuple[float, float]] = []  # confidence, and whether it was right
+    pairs: list[tuple[float, float]] = []  # (confidence, whether it was right)
     mine = job.group.share(held_out)
     for chunk in micro_batches([ranking.tokens for ranking in mine], job.max_tokens):
         rankings = [mine[i] for i in chunk]
@@ -275,7 +292,11 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
 def _centre(
     model: ScalarModel, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, length: int, job: Job, precision: str
 ) -> Metrics:
-    """Shift the scores so that the demonstrations' mean is 0 [InstructGPT, section 3.5]."""
+    """Shift the scores so that the demonstrations' mean is 0 [InstructGPT, section 3.5].
+
+    Raises:
+        ConfigError: no demonstration fits into `length` tokens.
+    """
     if "demonstrations" not in inputs:
         job.log.info("no demonstrations were given, so the scores stay where they are")
         return {}

@@ -1,9 +1,11 @@
-"""Tune a language model on demonstrations: the loss is on the assistant's tokens only.
+"""Fine-tune a language model on demonstrations. The loss is on the assistant's tokens only.
 
-Takes: a model and demonstrations; optionally pretraining text to mix in.
-Makes: a model; with LoRA an adapter on the base of the model that was given.
-Departs from InstructGPT: the epoch with the lowest validation loss is kept; there by a reward model's score. Mixtures
-of experts are tuned without the loss that balances their experts.
+Takes: a model and demonstrations. Optional: pretraining text to mix in.
+Makes: a model. With LoRA, it is an adapter on the base of the given model, unless lora.merged is
+true.
+Departs from InstructGPT: the epoch with the lowest validation loss is kept; InstructGPT chooses by
+a reward model's score. Mixtures of experts are trained without the loss that balances their
+experts.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ _ADAPTER = "sft"
 
 
 class Example(NamedTuple):
-    """A sequence of token ids, and True at each token whose loss counts."""
+    """A sequence of token ids, with True at each token whose loss counts."""
 
     ids: list[int]
     learned: list[bool]
@@ -90,8 +92,8 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
             adapters.save(_ADAPTER, job.out, tokenizer)
     else:
         model = model if adapters is None else adapters.merged(_ADAPTER)
-        vars(model.config).pop(DRAWN, None)  # the rows of new tokens are trained now
-        round_to_stored(model)  # before it is measured
+        vars(model.config).pop(DRAWN, None)  # rows of new tokens are trained now
+        round_to_stored(model)  # first, so that the loss is of the saved weights
         if job.group.is_main:
             save_model(model, tokenizer, job.out)
     metrics = {"demonstrations": float(len(train)), "dropped": float(dropped)}
@@ -101,13 +103,16 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     return metrics | (_validation(cfg, model, held_out, job) if held_out else {})
 
 
-# -- what is learned ---------------------------------------------------------------------------------------------
+# -- examples --------------------------------------------------------------------------------------
 
 
 def _demonstrations(
     inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int, job: Job
 ) -> tuple[list[Example], int]:
-    """Demonstrations with something to learn that fit into `length` tokens, and how many others there are."""
+    """Return the usable demonstrations, and how many rows are not usable.
+
+    A usable demonstration has tokens to learn and fits into `length` tokens.
+    """
     rows = list(read_rows(inputs.folders("data"), split))
     encoded = _encode(rows, split, tokenizer, job)
     examples = [Example(e.ids, e.by_assistant) for e in encoded]
@@ -122,9 +127,10 @@ def _demonstrations(
 
 
 def _encode(rows: list[Row], split: str, tokenizer: PreTrainedTokenizerBase, job: Job) -> list[Encoded]:
-    """Encode demonstrations; those with tools that the chat template cannot write are left out, and that is said.
+    """Encode demonstrations; leave out and log those with tools that the template cannot write.
 
-    Any other conversation that the template refuses is an error.
+    Raises:
+        ConfigError: the chat template refuses another conversation.
     """
     with_tools = takes_tools(tokenizer)
     if unread := sum(row.get("tools") is not None for row in rows) * (not with_tools):
@@ -159,7 +165,10 @@ def _text(
     length: int,
     job: Job,
 ) -> list[Example]:
-    """Rows of pretraining text that make up `text_share` of the training tokens; all of a row is learned."""
+    """Return rows of pretraining text that make up `text_share` of the training tokens.
+
+    All tokens of a row but the first are learned.
+    """
     if cfg.text_share == 0:
         if "text" in inputs:
             job.log.info("inputs.text is not read: text_share is 0")
@@ -174,11 +183,14 @@ def _text(
 
 
 def _text_of_step(text: Sequence[Example], step: int, steps: int) -> Sequence[Example]:
-    """The rows of text that step `step` of an epoch of `steps` takes: spread evenly, each once an epoch."""
+    """Return the rows of text for step `step` of an epoch of `steps`.
+
+    The rows are spread evenly, each once per epoch.
+    """
     return text[step * len(text) // steps : (step + 1) * len(text) // steps]
 
 
-# -- steps -------------------------------------------------------------------------------------------------------
+# -- steps -----------------------------------------------------------------------------------------
 
 
 def _train(
@@ -189,7 +201,7 @@ def _train(
     held_out: Sequence[Example],
     job: Job,
 ) -> None:
-    """Train the parameters that are marked so; in the end they are those of the best epoch."""
+    """Train the parameters that require gradients; in the end, restore those of the best epoch."""
     model.train()
     fit_activations(job, model, cfg.precision, max(len(example.ids) for example in [*train, *text]))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -240,7 +252,11 @@ def _train(
 
 
 def _accumulate(model: PreTrainedModel, batch: Sequence[Example], job: Job, precision: str) -> float:
-    """Add the gradient of the batch's mean loss a learned token, this process's share; return the batch's loss."""
+    """Add the gradient of this process's examples to that of the batch's loss per learned token.
+
+    Returns:
+        The loss of the whole batch.
+    """
     count = sum(example.num_learned for example in batch)
     mine = job.group.share(batch)
     total = torch.zeros((), device=job.device)
@@ -254,7 +270,7 @@ def _accumulate(model: PreTrainedModel, batch: Sequence[Example], job: Job, prec
 
 
 def _summed_loss(model: PreTrainedModel, examples: Sequence[Example]) -> torch.Tensor:
-    """The sum of -log p over the learned tokens, in nats."""
+    """Return the sum of -log p over the learned tokens, in nats."""
     packed = pack([example.ids for example in examples], model.device)
     learned = torch.tensor([flag for example in examples for flag in example.learned], device=model.device)
     return -learned_logprobs(model, packed, learned).sum()
@@ -262,7 +278,7 @@ def _summed_loss(model: PreTrainedModel, examples: Sequence[Example]) -> torch.T
 
 @torch.no_grad()
 def _loss(model: PreTrainedModel, examples: Sequence[Example], job: Job, precision: str) -> float:
-    """The mean loss over the tokens that the assistant wrote, in nats."""
+    """Return the mean loss over the learned tokens, in nats."""
     training = model.training
     model.eval()
     mine = job.group.share(examples)
@@ -278,9 +294,12 @@ def _loss(model: PreTrainedModel, examples: Sequence[Example], job: Job, precisi
 
 
 def _validation(cfg: Sft, model: PreTrainedModel, held_out: Sequence[Example], job: Job) -> Metrics:
-    """The validation loss of what was made and, before it, of the model that was given."""
+    """Return the validation loss of the trained model, and that of the given model.
+
+    Only the main process returns the second.
+    """
     after = _loss(model, held_out, job, cfg.precision)
-    if not job.group.is_main:  # it alone has the log, and its metrics alone are published
+    if not job.group.is_main:  # only the main process has the log and publishes metrics
         return {"eval/loss": after}
     before = job.log.read_metrics()[0]["eval/loss"]
     if not after < before:
@@ -288,24 +307,25 @@ def _validation(cfg: Sft, model: PreTrainedModel, held_out: Sequence[Example], j
     return {"eval/loss": after, "eval/loss_before": before}
 
 
-# -- the best epoch ----------------------------------------------------------------------------------------------
+# -- the best epoch --------------------------------------------------------------------------------
 
 
 class BestEpoch:
-    """The trained weights after the epoch with the lowest validation loss, in a file until training ends.
+    """The trained weights after the epoch with the lowest validation loss, in a file until the end.
 
-    The files that the last two checkpoints know of stay: those are what training may go on from.
+    The files that the last two checkpoints refer to are kept, because training may resume from
+    either.
     """
 
     def __init__(self, folder: Path, parameters: Parameters, job: Job):
         self._folder, self._parameters, self._job = folder, parameters, job
         self.loss, self.step = math.inf, 0
-        self._digest = ""  # of the kept weights' file
-        self._of_checkpoints = [0, 0]  # the steps that the last two know of
+        self._digest = ""  # sha256 of the kept weights' file
+        self._of_checkpoints = [0, 0]  # the steps that the last two checkpoints refer to
 
     def look(self, step: int, loss: float) -> None:
         """Keep the weights after `step` if their validation loss is the lowest so far."""
-        if not loss < self.loss:  # NaN is no better, either
+        if not loss < self.loss:  # also true for NaN
             return
         self.loss, self.step = loss, step
         if not self._job.group.is_main:
@@ -319,10 +339,14 @@ class BestEpoch:
                 other.unlink()
 
     def put_back(self, last_step: int) -> None:
-        """Give the model the kept weights, if training went on after them."""
+        """Restore the kept weights if training went on after them.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
         if self.step in (0, last_step):
             return
-        self._job.group.barrier()  # the first process may still be writing
+        self._job.group.barrier()  # the main process may still be writing
         file = self._file(self.step)
         if self._job.group.is_main and not (file.is_file() and sha256_file(file) == self._digest):
             raise StoreError(
@@ -332,7 +356,7 @@ class BestEpoch:
         self._job.log.info(f"the weights of step {self.step} are kept: their validation loss is the lowest")
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold."""
+        """Return what a checkpoint must hold; keep the file that this checkpoint refers to."""
         self._of_checkpoints = [self._of_checkpoints[1], self.step]
         before, _ = self._of_checkpoints
         return {"loss": self.loss, "step": self.step, "digest": self._digest, "before": before}

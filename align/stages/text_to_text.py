@@ -1,11 +1,11 @@
 """Train an encoder-decoder to write text from text.
 
-Takes: tokens, or documents and a tokenizer: spans are taken out of the rows, and are to be written; or tasks, which are
-demonstrations: what the user says is the input, what the assistant says the target; or both, mixed in every step; and
-a model, to train on from.
-Makes: a seq2seq_model; predictions.jsonl, some answers to held-out tasks.
-Departs from T5: a task that is too long is left out (a held-out one is answered wrong), where T5 cuts it; rows of text
-go on over the ends of documents, which stand in them as tokens.
+Takes: tokens, or documents and a tokenizer: spans are taken out of their rows, and the model writes
+these spans. Or tasks, which are demonstrations: the user's text is the input, the assistant's the
+target. Or both, mixed in every step. Optional: a model to train further.
+Makes: a seq2seq_model; predictions.jsonl with some answers to held-out tasks.
+Departs from T5: a task that is too long is left out (a held-out one counts as answered wrong),
+where T5 cuts it. Rows of text run on across the ends of documents, which tokens mark.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from align.training.loss_guard import Guard
 from align.training.optimizers import clip_gradients, inverse_square_root_factor, pretraining_optimizers, step_all
 from align.training.row_order import Mixture, RowOrder
 
-_CHUNK = 256  # held-out rows of a process that are made at once
-_RESAMPLES = 2000  # for an interval
-_SHOWN = 20  # answers of a task that are kept
+_CHUNK = 256  # held-out rows that are made at once
+_RESAMPLES = 2000  # bootstrap resamples for an interval
+_SHOWN = 20  # answers of a task that predictions.jsonl keeps
 
 
 class _Task(NamedTuple):
@@ -52,26 +52,26 @@ class _Task(NamedTuple):
 
     @property
     def num_targets(self) -> int:
-        """Tokens to be written."""
+        """The number of tokens to write."""
         return sum(len(pair.target) for pair in self.pairs)
 
 
 class _HeldOut(NamedTuple):
-    """What a model is measured on."""
+    """The data that the model is measured on."""
 
-    head: str  # of its metrics' names
+    head: str  # prefix of its metrics' names
     text: list[TextRows]
     tasks: list[_Task]
     max_new_tokens: int
 
 
 class _Score(NamedTuple):
-    """How a model does on a task."""
+    """The result of a model on a task."""
 
     name: str
     nats: float
     tokens: int
-    right: list[bool]  # a row
+    right: list[bool]  # one per row
 
 
 def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
@@ -100,9 +100,8 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
 
     model.train()
     if job.group.world_size > 1 and not saved:
-        torch.manual_seed(
-            derive_seed(cfg.random_seed, "text_to_text", "dropout", job.group.rank)
-        )  # weights are drawn alike
+        # All processes draw the same initial weights; only their dropout differs.
+        torch.manual_seed(derive_seed(cfg.random_seed, "text_to_text", "dropout", job.group.rank))
     measured = None
     for step in job.steps(cfg.num_steps, start):
         drawn, rate = rows.draw(step), _learning_rate(cfg, step)
@@ -131,21 +130,25 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
 
     if _publish(model, tokenizer, job):
         measured = None
-    found, answers = measured or measure(held_out[0])  # nothing is measured yet where the last step was gone on from
+    # Nothing is measured yet if the run was resumed after its last step.
+    found, answers = measured or measure(held_out[0])
     more, last_answers = measure(held_out[1])
     job.log.table("predictions", last_answers or answers)
     return {"parameters": float(model.num_parameters()), **found, **more}
 
 
 def _publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> bool:
-    """Save the model; True where its weights were rounded for that, and what was measured before is of others."""
+    """Save the model; return True if this rounded its weights.
+
+    What was measured before is then of other weights.
+    """
     rounded = round_to_stored(model)
     if job.group.is_main:
         save_model(model, tokenizer, job.out)
     return rounded
 
 
-# -- what is trained, and on what ----------------------------------------------------------------------------------
+# -- model and data --------------------------------------------------------------------------------
 
 
 def _model(cfg: TextToText, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> PreTrainedModel:
@@ -163,7 +166,11 @@ def _learning_rate(cfg: TextToText, step: int) -> float:
 
 
 def _corruption(cfg: TextToText, tokenizer: PreTrainedTokenizerBase) -> Corruption:
-    """What is taken out of a row of text, so that its input fills `cfg.input_length`."""
+    """Return the span corruption of a row of text whose input fills `cfg.input_length`.
+
+    Raises:
+        ConfigError: the lengths do not fit, or the tokenizer has too few sentinels.
+    """
     try:
         spans = longest_row(cfg.input_length, cfg.noise_density, cfg.mean_span_length)
     except ValueError:
@@ -189,7 +196,11 @@ def _text(inputs: Inputs, split: str, corruption: Corruption | None) -> list[Tex
 
 
 def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, job: Job) -> list[_Task]:
-    """Each set's rows of a split that fit, its name told apart from those before it and from what stands for all."""
+    """Return each set's rows of a split that fit.
+
+    A set's name gets a number if an earlier set has it, or if it is `text` or `tasks`, which name
+    metrics over all sets.
+    """
     found: list[_Task] = []
     taken = {"text", "tasks"}
     for number, folder in enumerate(inputs.folders("tasks") if "tasks" in inputs else []):
@@ -216,19 +227,22 @@ def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTok
     return found
 
 
-# -- rows of a step ------------------------------------------------------------------------------------------------
+# -- rows of a step --------------------------------------------------------------------------------
 
 
 class _Drawn(NamedTuple):
     """A row of a step."""
 
-    source: int | None  # of the text; None: a task
+    source: int | None  # index of the source of text; None: a task
     row: int
-    seed: int  # of what is taken out of a row of text
+    seed: int  # of the spans taken out of a row of text
 
 
 class _Rows:
-    """Which rows a step takes: a function of the seed, the step, and of what was taken of the text before it."""
+    """The rows that each step takes.
+
+    They depend only on the seed, the step, and the rows of text taken before it.
+    """
 
     def __init__(self, cfg: TextToText, text: list[TextRows], corruption: Corruption | None, tasks: list[Pair]):
         self._seed, self._corruption, self._tasks = cfg.random_seed, corruption, tasks
@@ -239,7 +253,7 @@ class _Rows:
 
     @property
     def shares(self) -> tuple[tuple[str, int, int], ...]:
-        """Of text and of tasks, the rows that a step takes, and how many there are."""
+        """The (name, rows per step, rows available) of text and of tasks."""
         return ("text", self._num_text, len(self.text)), ("tasks", self._num_tasks, len(self._tasks))
 
     def draw(self, step: int) -> list[_Drawn]:
@@ -262,7 +276,7 @@ class _Rows:
         return self._corruption(self.text.sources[drawn.source][drawn.row], drawn.seed)
 
     def num_targets(self, drawn: _Drawn) -> int:
-        """Tokens that a row has to be written of, known before it is made."""
+        """Return how many tokens the model writes for a row, known before the row is made."""
         if drawn.source is None:
             return len(self._tasks[drawn.row].target)
         assert self._corruption is not None
@@ -288,14 +302,17 @@ def _rows(
     return rows
 
 
-# -- losses and answers --------------------------------------------------------------------------------------------
+# -- losses and answers ----------------------------------------------------------------------------
 
 
 def _accumulate(model: PreTrainedModel, pairs: Sequence[Pair], count: int, job: Job, precision: str) -> float:
-    """Add the gradient of this process's rows to the batch's mean loss; return the loss of the whole batch.
+    """Add the gradient of this process's rows to that of the batch's mean loss.
 
     Args:
-        count: tokens that the whole batch has to write.
+        count: target tokens of the whole batch.
+
+    Returns:
+        The loss of the whole batch.
     """
     total = torch.zeros((), device=job.device)
     for nats in _losses(model, pairs, job, precision):
@@ -307,7 +324,10 @@ def _accumulate(model: PreTrainedModel, pairs: Sequence[Pair], count: int, job: 
 
 
 def _losses(model: PreTrainedModel, pairs: Sequence[Pair], job: Job, precision: str) -> Iterator[torch.Tensor]:
-    """-log p of all target tokens, nats, of one group of like pairs after the other."""
+    """Yield -log p summed over the target tokens of one group of similar pairs at a time.
+
+    The unit is nats.
+    """
     for group in similar_groups(pairs, job.max_tokens):
         batch = pad([pairs[i] for i in group], model.config.pad_token_id, job.device)
         with job.compute(precision).autocast():
@@ -324,7 +344,7 @@ def _evaluate(
     job: Job,
     held_out: _HeldOut,
 ) -> tuple[Metrics, list[dict[str, Any]]]:
-    """Held-out losses in nats a token, and shares of tasks that are answered right; and some of the answers."""
+    """Return held-out losses in nats per token, accuracies of tasks, and some answers."""
     model.eval()
     metrics: Metrics = {}
     if corruption is not None and any(map(len, held_out.text)):
@@ -358,7 +378,10 @@ def _score_metrics(head: str, score: _Score) -> Metrics:
 def _text_loss(
     model: PreTrainedModel, corruption: Corruption, sources: Sequence[TextRows], job: Job, precision: str
 ) -> float:
-    """Nats a token of what is taken out of all rows of text: the same of each every time, whatever the seed."""
+    """Return the loss over all rows of text, in nats per target token.
+
+    The spans taken out of a row are always the same, for any seed.
+    """
     rows = [(source, row) for source in sources for row in range(len(source))]
     nats = 0.0
     for first in range(0, len(rows), _CHUNK):
@@ -370,7 +393,7 @@ def _text_loss(
 
 
 def _nats(model: PreTrainedModel, pairs: Sequence[Pair], job: Job, precision: str) -> float:
-    """-log p of all targets, over all processes."""
+    """Return -log p of all targets, in nats, summed over all processes."""
     total = torch.zeros((), dtype=torch.float64, device=job.device)
     for nats in _losses(model, job.group.share(pairs), job, precision):
         total += nats
@@ -386,7 +409,7 @@ def _answers(
     max_new_tokens: int,
     job: Job,
 ) -> list[str]:
-    """What the model writes to each input, the likeliest token each time."""
+    """Return the model's greedy answer to each input."""
     mine = job.group.share([pair.input for pair in task.pairs])
     order = sorted(range(len(mine)), key=lambda i: len(mine[i]))
     written = [""] * len(mine)

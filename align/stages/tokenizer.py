@@ -1,10 +1,11 @@
-"""Train a tokenizer on documents, or take one whose vocabulary was published.
+"""Train a tokenizer on documents, or import a published one.
 
 Takes: documents; or a source outside the store.
-Makes: a tokenizer folder that `AutoTokenizer` loads, with a padding token that is not the end-of-text token, a chat
-template and its role tokens, and sentinels on demand.
-Departs from GPT-2 and T5: padding and three role tokens are outside what is learned; T5's pieces are of bytes. Departs
-from GPT-1: it gets an end-of-text token.
+Makes: a tokenizer folder that `AutoTokenizer` loads. It has a padding token that is not the
+end-of-text token, a chat template and its role tokens, and sentinels if asked for.
+Departs from GPT-2 and T5: padding and three role tokens are not learned but added; with T5's
+algorithm, unigram, pieces are of bytes. Departs from GPT-1: its tokenizer gets an end-of-text
+token.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def _trained(cfg: Tokenizer, inputs: Inputs, job: Job) -> PreTrainedTokenizerBas
 
 
 def _held_out(tokenizer: PreTrainedTokenizerBase, inputs: Inputs, job: Job) -> tuple[int, int]:
-    """Bytes and tokens of the validation documents, some megabytes of them in memory at a time."""
+    """Return the number of bytes and of tokens of the validation documents.
+
+    Some megabytes of documents are in memory at a time.
+    """
     folders, num_bytes, num_tokens = inputs.folders("data"), 0, 0
     texts = (row["text"] for row in read_rows(folders, "validation"))
     with job.progress(sum(count_rows(folder, "validation") for folder in folders), "held-out documents") as advance:

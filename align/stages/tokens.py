@@ -1,7 +1,7 @@
-"""Tokenise documents once, for every run that trains on them.
+"""Tokenize documents once, for every run that trains on them.
 
 Takes: documents; a tokenizer, or a model that has one.
-Makes: tokens: <split>.npy, memory-mapped by whoever trains; tokens.json; the tokenizer.
+Makes: tokens: <split>.npy, which training memory-maps; tokens.json; the tokenizer.
 """
 
 from __future__ import annotations

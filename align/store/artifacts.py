@@ -1,15 +1,19 @@
-"""The artifact store: immutable results under their keys, and names with versions that point at them.
+"""The artifact store: immutable results under their keys, and names whose versions point at them.
 
     objects/<stage>/<key>/                     payload and manifest.json
-    names/<pipeline>/<step>/v<N>.json          {key, digest, seal, created}: versions, one per key and name
+    names/<pipeline>/<step>/v<N>.json          {stage, key, digest, seal, created, check}: versions,
+                                               one per key and name
     names/<pipeline>/<step>/aliases/<alias>    a version; `latest` follows every successful run
-    work/<stage>/<key>/                        a step in progress: its lock, notes, checkpoints and unfinished payload
-    cache/                                     what saves time: digests of data files, what `artifacts ls` read; may go
-    lock                                       shared by all who begin to use artifacts; who removes some has it alone
+    work/<stage>/<key>/                        a step in progress: its lock, notes, checkpoints and
+                                               unfinished payload
+    cache/                                     digests of data files, and what `artifacts ls` read;
+                                               may be deleted
+    lock                                       a shared lock for users of artifacts, an exclusive
+                                               lock for a removal
 
-An object exists as soon as its folder does: everything is written and fsynced beside it first, the manifest last, and
-the folder renamed into place. Manifests, versions and aliases are sealed (see `seals`) and checked whenever they are
-read. Nothing here imports torch.
+An object is complete as soon as its folder exists. All files are first written and fsynced in the
+work folder, the manifest last. Then the folder is renamed into place. Manifests, versions and
+aliases are sealed (see `seals`), and checked whenever they are read. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -38,21 +42,23 @@ from align.store.references import import_hint, is_outside, is_path
 from align.store.seals import digest_of, fits, is_checked, seal_of, with_check
 
 MANIFEST = "manifest.json"
-NOTE, STEPS = "step.json", "steps.json"  # in a work folder: whose it is and how it ended; how many steps it has
-ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # an adapter's files; peft's names
+# In a work folder: the step's name, inputs and last error; how many steps it will run.
+NOTE, STEPS = "step.json", "steps.json"
+# The files of an adapter, as peft names them.
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _VERSION = re.compile(r"v(0|[1-9][0-9]{0,8})")
 _FOLDER = re.compile(r"\w[\w.-]*")
 _USUAL_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _BASE = re.compile(r"([a-z][a-z0-9_]*)/([0-9A-Za-z]+)")
-# Files that macOS and NFS put into a folder by themselves. They are no part of an artifact, and no damage.
+# Files that macOS and NFS create on their own. They are not part of an artifact, and no damage.
 _OF_SYSTEM = re.compile(r"\.DS_Store|\._.+|\.nfs[0-9a-f]+")
 STORE_VARIABLE = "ALIGN_STORE"
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One immutable result of a stage."""
+    """An immutable result of a stage."""
 
     stage: str
     key: str
@@ -61,7 +67,7 @@ class Artifact:
 
     @property
     def ref(self) -> str:
-        """`ppo@3f9c1b22a0d4`, which no alias can move."""
+        """The reference by key, such as `ppo@3f9c1b22a0d4`. It always means this artifact."""
         return f"{self.stage}@{self.key[:12]}"
 
     @cached_property
@@ -79,15 +85,15 @@ class Artifact:
 
     @property
     def store(self) -> ArtifactStore:
-        """The store that it lies in."""
+        """The store that holds the artifact."""
         return ArtifactStore(self.path.parents[2])
 
     def lineage(self) -> list[Artifact]:
-        """It, then all that it was made from, each once, nearest first."""
+        """Return the artifact and all artifacts it was made from, each once, nearest first."""
         return self.store.lineage(self)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of its <name>.jsonl; none where it keeps none."""
+        """Return the rows of its <name>.jsonl; an empty list if there is no such file."""
         return read_json_lines(self.path / f"{name}.jsonl")
 
     @property
@@ -97,15 +103,15 @@ class Artifact:
 
     @property
     def seal(self) -> str:
-        """The digest of its result, see `align.store.seals`; "" in a store of earlier code."""
+        """The digest of its result (see `align.store.seals`); "" if it was made by earlier code."""
         return self.manifest.get("seal", "")
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file; none where there is no such file.
+    """Return the rows of a JSON lines file; an empty list if there is no such file.
 
-    Lines end at a line feed alone: `str.splitlines` would also split at the other line breaks of Unicode, which may
-    stand in a model's text.
+    Only a line feed ends a line. `str.splitlines` would also split at other Unicode line breaks,
+    which a model's text may contain.
     """
     if not file.is_file():
         return []
@@ -119,7 +125,10 @@ def sha256_file(path: Path) -> str:
 
 
 def size_of_file(path: str | os.PathLike[str]) -> int | None:
-    """The bytes of a file, asked once; None where there is no file. A store has many."""
+    """Return the size of a file in bytes; None if there is no such file.
+
+    This makes one system call, because a store has many files.
+    """
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -128,10 +137,11 @@ def size_of_file(path: str | os.PathLike[str]) -> int | None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an artifact's folder.
+    """Return the manifest in an artifact's folder.
 
     Raises:
-        StoreError: it is missing or damaged, it was changed after it was written, or the system refuses to read it.
+        StoreError: it is missing or damaged, it was changed after it was written, or the system
+            cannot read it.
     """
     manifest = read_json(f"{folder}/{MANIFEST}")
     if not isinstance(manifest, dict) or not {"kind", "stage", "key", "files"} <= manifest.keys():
@@ -154,12 +164,15 @@ def _is_text(value: Any) -> bool:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """True of a number, NaN and infinity too; not of an integer that no float holds: nothing could draw it."""
+    """Return whether a value is a number. NaN and infinity are numbers.
+
+    An integer above the range of floats is not, because reports could not draw it.
+    """
     return isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def _is_time(value: Any) -> bool:
-    """Seconds that a calendar can show."""
+    """Return whether a value is a time in seconds that a calendar can show."""
     return is_number(value) and 0 <= value < 1e11
 
 
@@ -179,7 +192,8 @@ def _is_input(value: Any) -> bool:
     return named and all(_FOLDER.fullmatch(value[field]) for field in ("stage", "key"))
 
 
-# What the fields of a manifest are. The seal is not over all, and earlier code has none.
+# A check for each field of a manifest. The seal does not cover all fields, and earlier code has no
+# seal.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("kind", "stage", "key"), _is_text),
     **dict.fromkeys(("config", "code", "packages", "hardware"), _is_dict),
@@ -189,17 +203,17 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "files": _are_files,
     "inputs": _are_inputs,
 }
-_LEFT_OUT: dict[str, Any] = {  # what a manifest that lacks a field says of it
+_LEFT_OUT: dict[str, Any] = {  # the values of fields that a manifest lacks
     **{field: {} for field in ("config", "code", "packages", "hardware", "inputs", "metrics")},
     **{"created": 0.0, "seconds": 0.0, "data": None},
 }
 
 
 def read_json(file: str | os.PathLike[str]) -> Any:
-    """What a file holds; None where there is no such file, or no JSON in it.
+    """Return the JSON value in a file; None if there is no such file, or no valid JSON in it.
 
     Raises:
-        StoreError: the system refuses to read it. Nothing is damaged then, so nothing must be removed.
+        StoreError: the system cannot read the file. It may not be damaged, so do not remove it.
     """
     try:
         return json.loads(read_bytes(file).decode("utf-8"))
@@ -208,13 +222,13 @@ def read_json(file: str | os.PathLike[str]) -> Any:
 
 
 def read_bytes(file: str | os.PathLike[str]) -> bytes:
-    """What a file holds; nothing where there is no such file.
+    """Return the content of a file; empty if there is no such file.
 
     Raises:
-        StoreError: as `read_json`.
+        StoreError: the system cannot read the file.
     """
     try:
-        # A pipe that nobody writes to is empty then, and not waited for.
+        # With O_NONBLOCK a pipe without a writer reads as empty. Otherwise the read would wait.
         with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
             return opened.read()
     except (FileNotFoundError, NotADirectoryError):
@@ -224,7 +238,10 @@ def read_bytes(file: str | os.PathLike[str]) -> bytes:
 
 
 def base_name(folder: Path) -> tuple[str, str]:
-    """Stage and key of the whole model of an artifact's folder: of its base if it is an adapter, else its own.
+    """Return stage and key of an artifact, or of its base if it is an adapter.
+
+    Args:
+        folder: the artifact's folder.
 
     Raises:
         StoreError: it is an adapter whose base is not an artifact.
@@ -244,10 +261,10 @@ def base_name(folder: Path) -> tuple[str, str]:
 
 
 def base_folder(folder: Path) -> Path:
-    """The folder with the weights of an artifact: its own, or that of its base in the same store if it is an adapter.
+    """Return an artifact's folder, or the folder of its base in the same store if it is an adapter.
 
     Raises:
-        StoreError: the base is gone.
+        StoreError: the base is missing.
     """
     if not (folder / ADAPTER).is_file():
         return folder
@@ -269,15 +286,16 @@ def _corrupt(folder: Path, file: str, what: str) -> StoreError:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a whole JSON file or none."""
+    """Write a JSON file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary beside `path` to write to; then it is fsynced and takes that name: a whole file or none."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # processes in containers may have one number
+    """Replace a file atomically: yield a temporary path beside it, then fsync and rename it."""
+    # Not named by the process id: processes in different containers may have the same one.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -289,7 +307,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each on disk: what is fsynced in a folder that a crash forgets is lost."""
+    """Make a folder and its parents, and fsync the folder that each is made in.
+
+    Without this a crash could lose a new folder, and with it the files that were fsynced inside.
+    """
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -306,9 +327,11 @@ def fsync_folder(folder: Path) -> None:
 
 
 def follow_umask(path: Path) -> None:
-    """Let a file be read by whom the umask says; safetensors makes files that their owner alone can read.
+    """Give a file the permissions that the umask allows.
 
-    A file of another user keeps its rights, which only its owner can change. A step that another user began has some.
+    This is needed because safetensors makes files that only their owner can read. A file of another
+    user keeps its permissions, because only its owner can change them. Such files exist in a step
+    that another user began.
     """
     umask = os.umask(0o022)
     os.umask(umask)
@@ -317,7 +340,7 @@ def follow_umask(path: Path) -> None:
 
 
 def store_folder(given: str | os.PathLike[str] | None = None) -> str:
-    """The store's folder: the given one, else that of the environment variable ALIGN_STORE, else `artifacts`.
+    """Return the store's folder: the given one, else ALIGN_STORE (environment), else `artifacts`.
 
     Raises:
         StoreError: the given name is empty.
@@ -330,7 +353,7 @@ def store_folder(given: str | os.PathLike[str] | None = None) -> str:
 
 
 def existing_store(given: str | os.PathLike[str] | None = None) -> ArtifactStore:
-    """The store in `store_folder(given)`.
+    """Return the store in `store_folder(given)`.
 
     Raises:
         StoreError: there is no such folder.
@@ -344,18 +367,24 @@ def existing_store(given: str | os.PathLike[str] | None = None) -> ArtifactStore
 
 
 class ArtifactStore:
-    """All artifacts below one folder, which is made when the first is committed."""
+    """The artifacts below one folder. The folder is created when it is first needed."""
 
     def __init__(self, root: Path | str):
         self.root = Path(root).absolute()
 
-    # -- objects -------------------------------------------------------------------------------------------------
+    # -- objects -----------------------------------------------------------------------------------
 
     def object_path(self, stage: str, key: str) -> Path:
         return self.root.joinpath("objects", stage, key)
 
     def get(self, stage: str, key: str) -> Artifact | None:
-        """The artifact of a key, or None; its files are there in the right sizes, their hashes not yet checked."""
+        """Return the artifact of a key, or None if there is none.
+
+        The manifest and the sizes of all files are checked, but not the hashes of the files.
+
+        Raises:
+            StoreError: the artifact is damaged.
+        """
         path = self.object_path(stage, key)
         if not os.path.isdir(path):
             return None
@@ -370,14 +399,14 @@ class ArtifactStore:
             if size != file["size"]:
                 raise _corrupt(path, name, f"has {size} bytes, its manifest says {file['size']}")
         artifact = Artifact(stage, key, manifest["kind"], path)
-        artifact.__dict__["manifest"] = manifest  # the cached property, so that it is read once
+        artifact.__dict__["manifest"] = manifest  # fills the cached property: no second read
         return artifact
 
     def base_of(self, artifact: Artifact) -> Artifact | None:
-        """The model that an adapter is trained on; None if the artifact is no adapter.
+        """Return the base of an adapter; None if the artifact is not an adapter.
 
         Raises:
-            StoreError: the model is gone.
+            StoreError: the base is missing.
         """
         stage, key = base_name(artifact.path)
         if (stage, key) == (artifact.stage, artifact.key):
@@ -389,17 +418,22 @@ class ArtifactStore:
         return base
 
     def verify(self, *artifacts: Artifact) -> None:
-        """Read every file of artifacts, and of the bases of adapters, once, and compare its sha256.
+        """Read every file of artifacts and of their adapters' bases once, and compare its sha256.
 
         Raises:
-            StoreError: the first file that differs, or an adapter's base that is gone.
+            StoreError: a file differs, or an adapter's base is missing. The message names the first
+                such file.
         """
         bases = [self.base_of(artifact) for artifact in artifacts]
         for artifact in dict.fromkeys([*artifacts, *(base for base in bases if base is not None)]):
             self.verify_files(artifact)
 
     def verify_files(self, artifact: Artifact) -> None:
-        """As `verify`, without the base of an adapter."""
+        """Read every file of an artifact, and compare its sha256. An adapter's base is not read.
+
+        Raises:
+            StoreError: a file differs, is missing or is not in the manifest.
+        """
         expected = artifact.manifest["files"]
         found = {path.relative_to(artifact.path).as_posix() for path in _plain_files(artifact.path)}
         for name in sorted(found - {*expected, MANIFEST}):
@@ -416,24 +450,31 @@ class ArtifactStore:
 
     @contextlib.contextmanager
     def claim(self, stage: str, key: str, waiting: str = "") -> Iterator[Path]:
-        """Hold the one right to make `key`, and give its work folder; a second claimant waits for the first.
+        """Hold the lock on making `key`, and yield its work folder. Other processes wait for it.
 
-        The lock ends with the process that holds it, however it ends. The work folder stays for the next claimant
-        unless the artifact was committed, or nothing was left in it.
+        The lock ends with its process, however that ends. The work folder stays for the next
+        process, unless the artifact was committed or the folder is empty.
+
+        Args:
+            stage: the stage.
+            key: the key of its artifact.
+            waiting: a line to print if another process holds the lock.
         """
         folder = self.root / "work" / stage / key
         with _locked(folder, waiting):
             try:
                 yield folder
             finally:
-                with contextlib.suppress(OSError):  # gone
+                with contextlib.suppress(OSError):  # the folder is gone
                     if self.object_path(stage, key).is_dir() or os.listdir(folder) == ["lock"]:
                         self._remove_work(folder)
 
     def clear_work(self, stage: str, key: str) -> None:
-        """Remove the work folder of a finished step, which a process leaves that is killed right after its commit.
+        """Remove the work folder of a finished step.
 
-        One that is not at its end yet (W&B may take minutes) removes it by itself, and nobody waits for that.
+        A process leaves one if it is killed right after its commit. If a process still holds the
+        lock (its upload to W&B may take minutes), it removes the folder itself. This method does
+        not wait for that.
         """
         folder = self.root / "work" / stage / key
         if folder.exists():
@@ -442,8 +483,8 @@ class ArtifactStore:
                     self._remove_work(folder)
 
     def _remove_work(self, folder: Path) -> None:
-        """Remove a step's work folder whose lock is held, and those above it where they are empty then."""
-        with contextlib.suppress(OSError):  # not empty: the next claimant is in it already
+        """Remove a step's work folder whose lock is held, and empty folders above it."""
+        with contextlib.suppress(OSError):  # not empty: the next process already uses it
             shutil.rmtree(folder)
             folder.parent.rmdir()
             folder.parent.parent.rmdir()
@@ -452,8 +493,19 @@ class ArtifactStore:
             self.root.rmdir()
 
     def commit(self, stage: str, key: str, payload: Path, manifest: dict[str, Any]) -> Artifact:
-        """Turn the folder `payload` into the artifact of `key`. `manifest` gets `files` added and must have `kind`."""
-        for left in payload.glob(f"*{MANIFEST}*"):  # of an earlier commit that was cut off before its rename
+        """Turn the folder `payload` into the artifact of `key`.
+
+        Args:
+            stage: the stage.
+            key: the key.
+            payload: the folder with the artifact's files; it is moved into the store.
+            manifest: the manifest, which must have `kind`. `stage`, `key`, `files` and `seal` are
+                added.
+
+        Returns:
+            The artifact.
+        """
+        for left in payload.glob(f"*{MANIFEST}*"):  # from a commit that did not reach its rename
             left.unlink()
         files = {}
         for path in _plain_files(payload):
@@ -466,8 +518,9 @@ class ArtifactStore:
             files[name] = {"sha256": sha256_file(path), "size": path.stat().st_size}
         for folder in [p for p in payload.rglob("*") if p.is_dir()]:
             fsync_folder(folder)
-        whole = json.loads(json.dumps({**manifest, "stage": stage, "key": key, "files": files}))  # as it is read again
-        write_json(payload / MANIFEST, {**whole, "seal": seal_of(whole)})  # which fsyncs the payload's folder, too
+        # Through JSON, so that the seal is over the values as they are read later.
+        whole = json.loads(json.dumps({**manifest, "stage": stage, "key": key, "files": files}))
+        write_json(payload / MANIFEST, {**whole, "seal": seal_of(whole)})  # fsyncs the folder, too
         target = self.object_path(stage, key)
         make_folder(target.parent)
         self._renew_versions(stage, key, payload)
@@ -476,20 +529,31 @@ class ArtifactStore:
         return Artifact(stage, key, manifest["kind"], target)
 
     def _renew_versions(self, stage: str, key: str, payload: Path) -> None:
-        """Let the versions of an artifact that was gone fit the one that takes its place: logs hold seconds."""
+        """Update existing versions of `key` to the digest and seal of the new artifact.
+
+        The old artifact was removed. The new one differs from it, because logs contain times.
+        """
         again = Artifact(stage, key, "", payload)
         for name, numbers in self.numbers().items():
             for number, record in self._versions_of_key(name, numbers, key):
                 if isinstance(record, dict):
                     self._write_version(name, number, {**record, "digest": again.digest, "seal": again.seal})
 
-    # -- names ---------------------------------------------------------------------------------------------------
+    # -- names -------------------------------------------------------------------------------------
 
     def publish(self, name: str, artifact: Artifact) -> int:
-        """Give an artifact a version under `name` (pipeline/step), the one it has if it has one; `latest` follows.
+        """Give an artifact a version under `name`, unless it has one, and point `latest` at it.
+
+        Args:
+            name: PIPELINE/STEP.
+            artifact: the artifact.
+
+        Returns:
+            The number of the version.
 
         Raises:
-            StoreError: the artifact has a version and does not fit it: it was changed after it was written.
+            StoreError: the artifact does not match the version that it has: it was changed after it
+                was written.
         """
         folder = self._name_folder(name)
         with _locked(folder):
@@ -508,10 +572,10 @@ class ArtifactStore:
         return number
 
     def published(self, name: str, artifact: Artifact) -> int | None:
-        """The artifact's version where `publish` would change nothing, else None.
+        """Return the artifact's version if `publish` would change nothing, else None.
 
         Raises:
-            StoreError: as `publish`.
+            StoreError: the artifact does not match its version.
         """
         number = self.alias(name, "latest")
         if number is None or number not in self._numbers(name):
@@ -527,7 +591,7 @@ class ArtifactStore:
         write_json(self._name_folder(name) / f"v{number}.json", with_check(plain, name, number))
 
     def versions(self, name: str) -> dict[int, dict[str, Any]]:
-        """{number: {stage, key, digest, seal, created}}, oldest first."""
+        """Return {number: {stage, key, digest, seal, created}}, oldest first."""
         return {number: self.version(name, number) for number in self._numbers(name)}
 
     def _numbers(self, name: str) -> list[int]:
@@ -536,9 +600,10 @@ class ArtifactStore:
     def _versions_of_key(
         self, name: str, numbers: list[int], key: str
     ) -> Iterator[tuple[int, dict[str, Any] | StoreError]]:
-        """(number, record) of those versions that are of a key; the error in place of a record that is damaged.
+        """Yield (number, record) for each version of a key, with an error for a damaged record.
 
-        A name may have thousands of versions, so the others are not read as JSON: what is of a key has it in its bytes.
+        A name may have thousands of versions. So only files that contain the key as text are parsed
+        as JSON.
         """
         folder, wanted = self._name_folder(name), key.encode()
         for number in numbers:
@@ -553,10 +618,10 @@ class ArtifactStore:
                 yield number, record
 
     def version(self, name: str, number: int) -> dict[str, Any]:
-        """{stage, key, digest, seal, created} of a version.
+        """Return {stage, key, digest, seal, created} of a version.
 
         Raises:
-            StoreError: it is missing, or was changed after it was written.
+            StoreError: it is missing or damaged, or it was changed after it was written.
         """
         path = os.path.join(self._name_folder(name), f"v{number}.json")
         record = read_json(path)
@@ -569,7 +634,11 @@ class ArtifactStore:
         return record
 
     def tag(self, name: str, version: int, alias: str) -> None:
-        """Point an alias at a version."""
+        """Point an alias at a version.
+
+        Raises:
+            StoreError: the alias is not allowed, or the version does not exist.
+        """
         if not _NAME.fullmatch(alias) or re.fullmatch(r"v\d+", alias):
             raise StoreError(f"alias {alias!r}: expected small letters, digits, '.', '_' or '-', and not v<number>")
         if version not in self._numbers(name):
@@ -579,7 +648,11 @@ class ArtifactStore:
         write_json(folder / alias, with_check({"version": version}, name, alias))
 
     def aliases(self, name: str) -> dict[str, int]:
-        """{alias: the number of its version}."""
+        """Return {alias: number of its version}.
+
+        Raises:
+            StoreError: an alias is damaged.
+        """
         found = {}
         for alias, number in self.each_alias(name):
             if isinstance(number, StoreError):
@@ -588,7 +661,7 @@ class ArtifactStore:
         return found
 
     def each_alias(self, name: str) -> Iterator[tuple[str, int | StoreError]]:
-        """(alias, number of its version) of a name; the error in place of one that is damaged."""
+        """Yield (alias, number of its version) for a name, with an error for a damaged alias."""
         try:
             found = sorted(os.listdir(self._name_folder(name) / "aliases"))
         except (FileNotFoundError, NotADirectoryError):
@@ -603,16 +676,16 @@ class ArtifactStore:
                     yield alias, number
 
     def alias(self, name: str, alias: str) -> int | None:
-        """The number of an alias's version; None where there is no such alias.
+        """Return the number of an alias's version; None if there is no such alias.
 
         Raises:
-            StoreError: it is damaged.
+            StoreError: the alias is damaged or was changed after it was written.
         """
         path = self._name_folder(name) / "aliases" / alias
         if not _NAME.fullmatch(alias) or not os.path.lexists(path):
             return None
         value = read_json(path)
-        if type(value) is int:  # of earlier code, whose versions have no seal either
+        if type(value) is int:  # from earlier code, whose versions have no seal either
             record = self.version(name, value) if value in self._numbers(name) else {}
             if not is_checked(record):
                 return value
@@ -624,7 +697,7 @@ class ArtifactStore:
         return list(self.numbers())
 
     def numbers(self) -> dict[str, list[int]]:
-        """{name: the numbers of its versions}, in the order of the names. No version is read."""
+        """Return {name: numbers of its versions}, sorted by name. No version is read."""
         found = {}
         for pipeline in _folders_in(self.root / "names"):
             for step in _folders_in(pipeline.path):
@@ -633,7 +706,7 @@ class ArtifactStore:
         return dict(sorted(found.items()))
 
     def each_version(self) -> Iterator[tuple[str, int, dict[str, Any] | StoreError]]:
-        """(name, number, record) of every version; the error in place of a record that is damaged."""
+        """Yield (name, number, record) for every version, with an error for a damaged record."""
         for name, numbers in self.numbers().items():
             for number in numbers:
                 try:
@@ -642,11 +715,15 @@ class ArtifactStore:
                     yield name, number, error
 
     def find(self, ref: str, hint: Callable[[str], str] = import_hint) -> Artifact:
-        """The artifact of `PIPELINE/STEP`, `PIPELINE/STEP:v3`, `PIPELINE/STEP:alias` or `STAGE@KEY`.
+        """Return the artifact that a reference names.
 
         Args:
-            ref: as above.
-            hint: says, behind an error, what a reference that names nothing here was meant to be.
+            ref: `PIPELINE/STEP`, `PIPELINE/STEP:v3`, `PIPELINE/STEP:alias` or `STAGE@KEY`. KEY may
+                be the beginning of a key.
+            hint: a function from a reference to the end of an error, with a suggestion.
+
+        Raises:
+            StoreError: there is no such artifact, or it is damaged.
         """
         if is_outside(ref) or is_path(ref) or "://" in ref:
             raise StoreError(f"{ref}: expected PIPELINE/STEP[:version] or STAGE@KEY{hint(ref)}")
@@ -668,10 +745,11 @@ class ArtifactStore:
         return artifact
 
     def _keys(self, stage: str, prefix: str) -> list[str]:
-        """The keys of a stage that begin so."""
+        """Return the keys of a stage that begin with `prefix`."""
         try:
             keys = os.listdir(self.root / "objects" / stage) if prefix.isalnum() else []
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # `ValueError`: a name with a NUL
+        # `ValueError`: the name has a NUL character.
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return []
         return [key for key in keys if key.startswith(prefix)]
 
@@ -700,15 +778,16 @@ class ArtifactStore:
         return self.root.joinpath("names", *parts)
 
     def names_of(self, artifact: Artifact) -> list[str]:
-        """Every `PIPELINE/STEP:vN` of an artifact."""
+        """Return every `PIPELINE/STEP:vN` of an artifact."""
         return self._names_of_key(artifact.key)
 
     def name_of(self, artifact: Artifact, given: Container[str] = (), pipeline: str | None = None) -> str:
-        """The `PIPELINE/STEP:vN` to show for an artifact; STAGE@KEY where it has none.
+        """Return the `PIPELINE/STEP:vN` to show for an artifact; STAGE@KEY if it has no name.
 
         Args:
-            given: the references, without version, by which somebody was given it. One of them goes first.
-            pipeline: whose names go before all others.
+            artifact: the artifact.
+            given: references without version that the user gave. A name among them is preferred.
+            pipeline: a pipeline whose names are preferred to all others.
         """
         names = self.names_of(artifact) or [artifact.ref]
         own = [name for name in names if pipeline is not None and name.startswith(f"{pipeline}/")] or names
@@ -723,7 +802,7 @@ class ArtifactStore:
         ]
 
     def work_folders(self) -> list[Path]:
-        """The folders of steps that are not finished. Those that end while it looks are left out."""
+        """Return the work folders of unfinished steps, except those that end during the call."""
         found, stages = [], []
         with contextlib.suppress(FileNotFoundError):
             stages = [entry.path for entry in os.scandir(self.root / "work")]
@@ -732,10 +811,10 @@ class ArtifactStore:
                 found += [Path(entry.path) for entry in os.scandir(stage) if entry.is_dir()]
         return sorted(found)
 
-    # -- the whole store -----------------------------------------------------------------------------------------
+    # -- the whole store ---------------------------------------------------------------------------
 
     def objects(self) -> Iterator[Artifact | StoreError]:
-        """Every artifact; the error in place of one that is damaged."""
+        """Yield every artifact, with an error for a damaged one."""
         for path in sorted(self.root.glob("objects/*/*")):
             if _is_of_system(path.name):
                 continue
@@ -747,7 +826,11 @@ class ArtifactStore:
                 yield artifact or StoreError(f"{path}: is no artifact's folder; remove it")
 
     def lineage(self, artifact: Artifact) -> list[Artifact]:
-        """The artifact, then all it was made from, each once, nearest first."""
+        """Return the artifact and all artifacts it was made from, each once, nearest first.
+
+        Raises:
+            StoreError: an artifact that it was made from is missing or damaged.
+        """
         order, seen, queue = [], set(), [artifact]
         while queue:
             current = queue.pop(0)
@@ -765,25 +848,25 @@ class ArtifactStore:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Hold off a removal while an artifact is found and what needs it is written down."""
+        """Block removals while an artifact is looked up and its use is written down."""
         with _locked(self.root, shared=True):
             yield
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold off all that `in_use` holds, to remove what nobody needs."""
+        """Block everything that takes `in_use`, to remove unused artifacts."""
         with _locked(self.root):
             yield
 
 
 def require_fit(artifact: Artifact, record: Mapping[str, Any], ref: str) -> None:
-    """Raise `StoreError` where an artifact is not the one that its version was given to."""
+    """Raise `StoreError` if an artifact does not match the version that names it."""
     if (artifact.digest, artifact.seal) != (record["digest"], record.get("seal", "")):
         raise _corrupt(artifact.path, MANIFEST, f"does not fit {ref}: it was changed after it was written")
 
 
 def _folders_in(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """The folders in a folder that may be a part of an artifact's name; none where there is no folder."""
+    """Return the subfolders whose names are allowed in an artifact's name; empty if no folder."""
     try:
         with os.scandir(path) as entries:
             return [entry for entry in entries if _NAME.fullmatch(entry.name) and entry.is_dir()]
@@ -792,7 +875,7 @@ def _folders_in(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
 
 
 def _versions_in(folder: str | os.PathLike[str]) -> list[int]:
-    """The numbers of the versions in a name's folder, in their order."""
+    """Return the sorted numbers of the versions in a name's folder."""
     try:
         files = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -802,7 +885,11 @@ def _versions_in(folder: str | os.PathLike[str]) -> list[int]:
 
 
 def _safe(folder: Path, name: str) -> str:
-    """A manifest's file name, if it stays below its folder on every system."""
+    """Return a manifest's file name, if it stays below its folder on every system.
+
+    Raises:
+        StoreError: it does not.
+    """
     if _USUAL_FILE.fullmatch(name):
         return name
     parts = [part for part in name.split("/") if part not in ("", ".")]
@@ -816,7 +903,11 @@ def _is_of_system(name: str) -> bool:
 
 
 def _plain_files(folder: Path) -> list[Path]:
-    """Every file below a folder; a link, a pipe or the like is refused: it could lead anywhere."""
+    """Return all files below a folder.
+
+    Raises:
+        StoreError: there is a link, a pipe or the like, which could lead outside the folder.
+    """
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
@@ -831,14 +922,17 @@ def _bad_name(path: str | os.PathLike[str], what: str) -> StoreError:
 
 
 def is_locked(folder: Path) -> bool:
-    """True while some process holds `folder`/lock."""
+    """Return whether some process holds `folder`/lock."""
     with held_if_free(folder) as is_free:
         return not is_free
 
 
 @contextlib.contextmanager
 def held_if_free(folder: Path) -> Iterator[bool]:
-    """Hold `folder`/lock and give True, or give False where some process holds it; what has no lock nobody holds."""
+    """Hold `folder`/lock and yield True, or yield False if another process holds it.
+
+    Without a lock file, yield True and hold nothing.
+    """
     file = folder / "lock"
     try:
         opened = file.open("a" if os.access(file, os.W_OK) else "r")
@@ -867,15 +961,20 @@ def _flock(lock: IO[Any], how: int) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path, waiting: str = "", shared: bool = False) -> Iterator[None]:
-    """Hold `folder`/lock. Who waited may hold the lock of a folder that was removed meanwhile, and tries again."""
+    """Hold `folder`/lock.
+
+    A process that waited may get the lock of a folder that was removed in the meantime. Then it
+    tries again.
+    """
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:
             make_folder(folder)
             opened = (folder / "lock").open("w")
-        except (FileNotFoundError, FileExistsError):  # who held it removed the folder meanwhile
+        except (FileNotFoundError, FileExistsError):  # the holder of the lock removed the folder
             for path in (folder, *folder.parents):
-                if path.is_file() or (path.is_symlink() and not path.exists()):  # a disk that is not mounted
+                # A file in the way, or a link to a disk that is not mounted: do not try again.
+                if path.is_file() or (path.is_symlink() and not path.exists()):
                     raise FileExistsError(errno.EEXIST, "is no folder, or a link to nothing", str(path)) from None
             continue
         with opened as lock:

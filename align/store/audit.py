@@ -1,4 +1,4 @@
-"""Everything that is wrong in a store: artifacts, versions, aliases, and how they fit together."""
+"""Check a whole store: artifacts, versions, aliases, and whether they match each other."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from align.store.artifacts import Artifact, ArtifactStore, require_fit
 
 
 class Audit(NamedTuple):
-    """What a look at a whole store finds.
+    """The result of a check of a whole store.
 
     Attributes:
         artifacts, versions, aliases: how many were checked.
-        unsealed: artifacts of earlier code, whose manifests have no seal: their files alone were checked.
+        unsealed: how many artifacts are from earlier code, whose manifests have no seal. Only their
+            files were checked.
         faults: a line for each fault.
     """
 
@@ -25,7 +26,7 @@ class Audit(NamedTuple):
 
 
 def audit(store: ArtifactStore) -> Audit:
-    """Read every file of a store and compare it with what was written; one fault hides no other."""
+    """Read every file of a store and compare it with its manifest. All faults are reported."""
     faults: list[str] = []
     whole: dict[tuple[str, str], Artifact] = {}
     for artifact in store.objects():
@@ -58,7 +59,8 @@ def _faults_of_version(
         return [str(record)]
     found = whole.get((record["stage"], record["key"]))
     if found is None:
-        is_damaged = store.object_path(record["stage"], record["key"]).exists()  # which is a fault of its own
+        # A damaged artifact is reported as a fault already.
+        is_damaged = store.object_path(record["stage"], record["key"]).exists()
         return [] if is_damaged else [f"{ref}: its files are gone from {store.root}; run the step that makes it"]
     try:
         require_fit(found, record, ref)
@@ -74,7 +76,10 @@ def _faults_of_alias(ref: str, version: int | StoreError, numbers: set[int]) -> 
 
 
 def _faults_of_inputs(artifact: Artifact, whole: dict[tuple[str, str], Artifact]) -> list[str]:
-    """A line for each input that is not what the artifact was made from; one that was made again since then is."""
+    """Return a line for each input that was changed after the artifact was made from it.
+
+    An input that was made again later is no fault: its manifest is newer than the artifact's.
+    """
     faults = []
     for slot, entries in artifact.manifest["inputs"].items():
         for entry in entries:

@@ -1,8 +1,8 @@
-"""Save and load the state of a step in progress: exact, atomic, and without pickle.
+"""Save and load the state of a step in progress: exactly, atomically, and without pickle.
 
-A state is nested dicts, lists and tuples of tensors, numbers, strings, booleans and None. Tensors go to a safetensors
-file, the rest to JSON with a reference where each tensor stood, so that integer keys and tuples come back as they were
-(an optimizer's `state_dict` has both).
+A state consists of nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
+Tensors go to a safetensors file. The rest goes to JSON, with a reference in place of each tensor.
+This format preserves integer keys and tuples. An optimizer's `state_dict` has both.
 """
 
 from __future__ import annotations
@@ -23,21 +23,27 @@ from safetensors.torch import load_file, save_file
 from align.store.artifacts import follow_umask, fsync_folder, make_folder, sha256_file, write_json
 
 _MANIFEST, _TENSORS, _STATE = "manifest.json", "tensors.safetensors", "state.json"
-_KEPT = 2  # the newest, and the one before in case the newest is damaged when it is needed
+_KEPT = 2  # the newest checkpoint, and the one before it in case the newest is damaged
 
 Parameters = dict[str, torch.nn.Parameter]
-Logs = dict[str, tuple[int, str]]  # the size of each and the sha256 of that many bytes
+Logs = dict[str, tuple[int, str]]  # path -> size in bytes, and the sha256 of the first `size` bytes
 
 
 def save_checkpoint(folder: Path, step: int, state: Any, logs: Logs | None = None) -> None:
-    """Save `state` as `folder`/step-<step>. The one before stays beside it, older ones are removed.
+    """Save `state` as `folder`/step-<step>. Keep the checkpoint before it and remove older ones.
 
-    `logs` are files that grow, by their paths from where `folder` lies: what there is of each at this step. Where that
-    was changed, the checkpoint counts as damaged.
+    All files are written to a temporary folder and fsynced, the manifest last. Then the folder is
+    renamed. So a checkpoint under its final name is complete. Tensors on the CPU are written
+    without a copy. If writing fails, for example on a full disk, the earlier checkpoints stay and
+    the temporary folder is removed.
 
-    Everything is written to a temporary folder beside its place and fsynced, the manifest last, then renamed: a
-    checkpoint that has its name is whole. Tensors on the CPU are written from where they are, without a copy. Where
-    writing fails, on a full disk for example, what was there before stays and the temporary folder goes.
+    Args:
+        folder: the folder of the step's checkpoints.
+        step: the number of the step.
+        state: the state.
+        logs: size and sha256 at this step of each file that grows, by its path relative to the
+            parent of `folder`. If that part of a file changes later, the checkpoint counts as
+            damaged.
     """
     make_folder(folder)
     temporary = folder / f".step-{step}.{uuid.uuid4().hex}"
@@ -68,7 +74,10 @@ def save_checkpoint(folder: Path, step: int, state: Any, logs: Logs | None = Non
 
 
 def load_checkpoint(folder: Path) -> tuple[int, Any] | None:
-    """(step, state) of the newest checkpoint, or None. `set_damaged_aside` has to say first that it is whole."""
+    """Return (step, state) of the newest checkpoint; None if there is none.
+
+    Call `set_damaged_aside` first, because this function does not check the files.
+    """
     for step in _steps(folder)[:1]:
         place = folder / f"step-{step}"
         skeleton = json.loads((place / _STATE).read_text(encoding="utf-8"))
@@ -77,12 +86,16 @@ def load_checkpoint(folder: Path) -> tuple[int, Any] | None:
 
 
 def set_damaged_aside(folder: Path) -> list[str]:
-    """Rename checkpoints that are damaged and newer than the newest whole one; a line for each.
+    """Rename damaged checkpoints that are newer than the newest intact one.
 
-    They stay to be looked at until the step is done; nothing reads them.
+    They stay until the step is done, so that the user can examine them. Nothing reads them.
+
+    Returns:
+        A line about each.
 
     Raises:
-        OSError: the system refuses to read one. That is no damage, and a step must not begin again for it.
+        OSError: the system cannot read a checkpoint. It may not be damaged, so the step must not
+            start again from the beginning.
     """
     lines = []
     for step in _steps(folder):
@@ -97,20 +110,24 @@ def set_damaged_aside(folder: Path) -> list[str]:
 
 
 def _steps(folder: Path) -> list[int]:
-    """The steps that there are checkpoints of, the newest first."""
+    """Return the steps that have a checkpoint, the newest first."""
     found = [re.fullmatch(r"step-([0-9]{1,18})", path.name) for path in folder.glob("step-*")]
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
 @torch.no_grad()
 def restore_parameters(parameters: Parameters, saved: dict[str, torch.Tensor]) -> None:
-    """Give parameters the values that a checkpoint has for their names."""
+    """Copy the values of a checkpoint into the parameters of the same names."""
     for name, parameter in parameters.items():
         parameter.copy_(saved[name])
 
 
 def _fault(place: Path) -> str:
-    """What is wrong with a checkpoint; "" where the manifest is there and every file is as it says."""
+    """Return the fault of a checkpoint; "" if every file matches the manifest.
+
+    Raises:
+        OSError: the system cannot read a file for another reason than a bad disk block.
+    """
     try:
         manifest = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
         for name in (_TENSORS, _STATE):
@@ -122,7 +139,8 @@ def _fault(place: Path) -> str:
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
-        if error.errno not in (errno.EIO, errno.EISDIR, errno.ENOTDIR):  # a bad block of a disk; no file at all
+        # EIO: a bad block of a disk. The others: not a file.
+        if error.errno not in (errno.EIO, errno.EISDIR, errno.ENOTDIR):
             raise
         return f"{Path(error.filename or place).name} cannot be read: {error.strerror}"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -131,7 +149,7 @@ def _fault(place: Path) -> str:
 
 
 def _sha256_of_beginning(file: Path, size: int) -> str:
-    """Of the first `size` bytes; of fewer where the file is shorter."""
+    """Return the sha256 of the first `size` bytes, or of all if the file is shorter."""
     digest = hashlib.sha256()
     with file.open("rb") as beginning:
         while size > 0 and (piece := beginning.read(min(size, 1 << 20))):
@@ -141,7 +159,7 @@ def _sha256_of_beginning(file: Path, size: int) -> str:
 
 
 def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors on the CPU, contiguous and in memory of their own, which is what safetensors takes."""
+    """Return the tensors on the CPU, contiguous, and sharing no memory, as safetensors requires."""
     apart, taken = {}, set()
     for name, tensor in tensors.items():
         host = tensor.cpu().contiguous()

@@ -1,4 +1,4 @@
-"""What a file holds by its name, and what a path is where it is no ordinary file, found out without opening it."""
+"""Suffixes of data files, and a check for paths that are not ordinary files. No file is opened."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import stat
 from pathlib import Path
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".txt", ".md")
-# May follow those that are text; each with the bytes that such a file begins with.
+# Suffixes of compressed files, which may follow the suffixes of text, with their first bytes.
 PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd"}
-TEXTS = (".txt", ".md")  # of a document; beside tables these are read-mes
+TEXTS = (".txt", ".md")  # documents; in a folder with tables these are READMEs
 
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -20,16 +20,18 @@ _KINDS = (
 
 
 def unusual_kind(path: Path) -> str | None:
-    """What a path is where it is no ordinary file: "a pipe", "a device"; None of a file, and of nothing at all.
+    """Return the kind of a path that is not an ordinary file, such as "a pipe" or "a device".
 
-    It is not opened: a pipe would wait for a writer, and a device may never end.
+    None for an ordinary file and for a path that does not exist. The path is not opened: a pipe
+    would wait for a writer, and reading a device may never end.
     """
     try:
         found = path.stat()
     except OSError:
         return None
     kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), None)
-    # Nothing in /proc takes a block of a disk. To resolve each of many ordinary files would take most of the time here.
+    # Files in /proc take no disk blocks. This cheap test comes first, because resolving the path of
+    # every ordinary file would take most of the time.
     if kind is None and found.st_blocks == 0 and path.resolve().is_relative_to("/proc"):
         return "an entry of /proc"
     return kind

@@ -1,7 +1,7 @@
-"""What a store holds and nobody needs, and its removal.
+"""Find and remove what is no longer needed in a store.
 
-Kept is what a name leads to, what that was made from, and what a step in progress reads. The rest goes when nothing
-below it was written for a day.
+An artifact is kept if a name points at it, if a kept artifact was made from it, or if a step in
+progress reads it. All else is removed if nothing below it was written for a day.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from align.errors import StoreError
 from align.store.artifacts import NOTE, ArtifactStore, base_name, held_if_free, is_locked
 
 _GRACE_SECONDS = 24 * 3600
-_REMOVED = "removed"  # below the store: what is taken out of it at once, and then removed file by file
+# A folder in the store. Garbage is first moved there by one rename, then removed file by file.
+_REMOVED = "removed"
 
 
 class Garbage(NamedTuple):
-    """What can go.
+    """The paths that can be removed.
 
     Attributes:
-        paths: artifacts' folders, abandoned work, and temporary files that a killed process left.
-        unreadable: what cannot be read: nobody knows what it needs, so no artifact is among the paths then.
+        paths: folders of artifacts, abandoned work folders, and temporary files of killed
+            processes.
+        unreadable: a line for each record that cannot be read. If there is any, `paths` has no
+            artifact, because it is unknown which artifacts such a record needs.
     """
 
     paths: list[Path]
@@ -35,7 +38,7 @@ class Garbage(NamedTuple):
 
 
 def find_garbage(store: ArtifactStore) -> Garbage:
-    """What nobody needs and nobody wrote to for a day."""
+    """Return what is not needed and was not written to for a day."""
     keep, unreadable = _needed(store)
     work = [path for path in store.work_folders() if not is_locked(path)]
     loose = [path for path in sorted(store.root.glob("objects/*/*")) if path not in keep]
@@ -45,16 +48,17 @@ def find_garbage(store: ArtifactStore) -> Garbage:
 
 
 def remove_garbage(store: ArtifactStore) -> Iterator[Path]:
-    """Remove what `find_garbage` finds, and yield each path when it is gone.
+    """Remove what `find_garbage` finds, and yield each path when it is removed.
 
-    Nobody begins to use an artifact until all has left its place, each at once, so that no half of one is ever there. A
-    step that begins its work again keeps it. The files are removed after that: they may be many, and nobody has to wait
-    for it.
+    First, all garbage is moved away under the store's exclusive lock. Each path is moved by one
+    rename, so a partly removed artifact is never visible. A step that has started to work in a
+    folder again keeps it. Then the files are removed without the lock, so that nobody waits for
+    that.
     """
     removed = store.root / _REMOVED
     taken: list[tuple[Path, Path]] = []
     with store.alone():
-        left = [*removed.glob("*")]  # by a removal that was cut off, or one that is not done yet
+        left = [*removed.glob("*")]  # from a removal that was killed, or that still runs
         for path in find_garbage(store).paths:
             if path.is_file():
                 path.unlink()
@@ -69,15 +73,16 @@ def remove_garbage(store: ArtifactStore) -> Iterator[Path]:
     for place in left:
         shutil.rmtree(place, ignore_errors=True)
     for path, place in taken:
-        with contextlib.suppress(FileNotFoundError):  # another removal took it for one that was cut off
+        # Another removal may have taken it for garbage of a killed removal.
+        with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(place)
         yield path
-    with contextlib.suppress(OSError):  # not empty: another removal
+    with contextlib.suppress(OSError):  # not empty: another removal still runs
         removed.rmdir()
 
 
 def _needed(store: ArtifactStore) -> tuple[set[Path], list[str]]:
-    """The folders of all artifacts that are needed, and what cannot be read."""
+    """Return the folders of all needed artifacts, and a line for each unreadable record."""
     queue: list[tuple[str, str]] = []
     unreadable: list[str] = []
     for _, _, record in store.each_version():
@@ -89,7 +94,7 @@ def _needed(store: ArtifactStore) -> tuple[set[Path], list[str]]:
         try:
             queue += [(str(stage), str(key)) for stage, key in json.loads(note.read_text("utf-8")).get("inputs", [])]
         except FileNotFoundError:
-            continue  # the step ended meanwhile
+            continue  # the step ended in the meantime
         except (OSError, ValueError, TypeError, AttributeError):
             unreadable.append(f"{note}: cannot be read; remove {note.parent} if no step works there")
     keep: set[Path] = set()
@@ -102,7 +107,7 @@ def _needed(store: ArtifactStore) -> tuple[set[Path], list[str]]:
         try:
             artifact = store.get(stage, key)
             if artifact is None:
-                continue  # a lost ancestor must not cost those that are still there
+                continue  # a missing ancestor; the others must still be kept
             queue.append(base_name(artifact.path))
         except StoreError as error:
             unreadable.append(str(error))
@@ -112,7 +117,10 @@ def _needed(store: ArtifactStore) -> tuple[set[Path], list[str]]:
 
 
 def _is_old(path: Path) -> bool:
-    """Whether nothing at or below a path was written for a day; what goes while it is looked at is in use."""
+    """Return whether nothing at or below a path was written for a day.
+
+    A path that disappears during the check is in use, so it is not old.
+    """
     try:
         newest = max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
     except FileNotFoundError:

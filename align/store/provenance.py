@@ -1,4 +1,4 @@
-"""What code and which packages a result was made with."""
+"""The versions of the code and of the packages that a result is made with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def packages() -> dict[str, str]:
 
 @cache
 def code_version() -> dict[str, Any]:
-    """The commit of the checkout this runs from and whether it has changes, or the version of an installed package."""
+    """Return the commit of the checkout and whether it has changes, or the installed version."""
     here = PACKAGE
     try:
         commit = _git(here, "rev-parse", "HEAD")
@@ -40,7 +40,7 @@ def code_version() -> dict[str, Any]:
 
 
 def version_line() -> str:
-    """`align 0.1.0`, with the commit of the checkout that it runs from, and whether files were changed since."""
+    """Return a line such as `align 0.1.0`, with the commit of the checkout and "and changes"."""
     code = code_version()
     commit = f", commit {code['commit'][:12]}" if code["commit"] else ""
     return f"align {metadata.version('align-rlhf')}{commit}{' and changes' if code['dirty'] else ''}"

@@ -1,6 +1,7 @@
-"""How users name things outside the store: `card:NAME`, `path:FILE_OR_FOLDER`, `hf:ORG/NAME@COMMIT`.
+"""References to things outside the store: `card:NAME`, `path:FILE_OR_FOLDER`, `hf:ORG/NAME@COMMIT`.
 
-Says what a reference without such a word in front was meant to be, and pins a repository of the Hub to a commit.
+This module also suggests a full reference for one without a prefix, and pins a repository of the
+Hub to a commit.
 """
 
 from __future__ import annotations
@@ -22,21 +23,24 @@ SCHEMES = ("card", "path", "hf")
 _PATHS = ("/", "./", "../", "~")
 _MODEL_FILES = (".gguf", ".safetensors")
 _ENDINGS = (*SUFFIXES, *(f"{suffix}{packed}" for suffix in SUFFIXES for packed in PACKED), *_MODEL_FILES)
-# A repository's name, with or without an organisation; `gpt2/tree/main` is a page of gpt2.
+# The address of a page of a repository, with or without an organisation. In `gpt2/tree/main` the
+# repository is gpt2.
 _HUB_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?!(?:datasets|models|spaces)/?$)(?:datasets/)?"
     r"([\w.-]+(?:/(?!(?:tree|blob|raw|resolve|discussions|commits?|viewer)(?:/|$))[\w.-]+)?).*"
 )
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_TIMEOUT = 10.0  # seconds for an answer of the Hub
+_TIMEOUT = 10.0  # seconds to wait for the Hub
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path with `~` for the home folder. What exists under the name as it is written, as a file `~x`, is that.
+    """Return a path with `~` expanded to the home folder.
+
+    A path that exists as written, such as a file `~x`, is not changed.
 
     Raises:
-        ConfigError: no file can have the name.
+        ConfigError: the name is too long for a file.
     """
     written = Path(path)
     if os.path.lexists(written):
@@ -47,30 +51,30 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ConfigError(too_long(error)) from None
-    except ValueError:  # a NUL, which no name has: there is no such file
+    except ValueError:  # a NUL character: no file has such a name, so callers find none
         pass
     return found
 
 
 def check_length(ref: str) -> None:
-    """Raise `ConfigError` where a reference holds a name that no file can have."""
+    """Raise `ConfigError` if a reference holds a name that is too long for a file."""
     expanded(ref.partition(":")[2] if is_outside(ref) else ref)
 
 
 def is_outside(ref: str) -> bool:
-    """Whether a reference names something outside the store."""
+    """Return whether a reference names something outside the store."""
     return ref.partition(":")[0] in SCHEMES
 
 
 def is_path(ref: str) -> bool:
-    """Whether a reference without a word in front can only be a path: no name of the store looks like it."""
+    """Return whether a reference without a prefix can only be a path, not a name in the store."""
     return ref.startswith(_PATHS) or ref.lower().endswith(_ENDINGS)
 
 
 def meant(ref: str) -> str | None:
-    """The reference in full that somebody meant who wrote a path or the name of a repository alone.
+    """Return the full reference for a path, an address of the Hub or a repository without prefix.
 
-    None where `ref` is neither.
+    None if `ref` is none of these.
     """
     if page := _HUB_PAGE.fullmatch(ref):
         return f"hf:{page[1]}"
@@ -101,7 +105,10 @@ def hint(ref: str) -> str:
 
 
 def import_hint(ref: str) -> str:
-    """Say how to bring `ref` into the store, as the end of an error; "" if it is already a name of the store."""
+    """Suggest how to import `ref` into the store, as the end of an error.
+
+    "" for a card, and for a reference that is not outside the store.
+    """
     full = ref if is_outside(ref) else meant(ref)
     if full is None or full.startswith("card:"):
         return ""
@@ -114,20 +121,22 @@ def beside(path: Path) -> str:
     """Suggest the most similar name in the folder of a missing file, as the end of an error."""
     if not path.parent.is_dir():
         return f" ({path.parent} is no folder)"
-    stems = {other.stem: other.name for other in path.parent.iterdir()}  # of one kind, all names end alike
+    # Compare without suffixes: files of one kind all have the same, which makes them too similar.
+    stems = {other.stem: other.name for other in path.parent.iterdir()}
     near = difflib.get_close_matches(path.stem, stems, n=1)
     return f" (did you mean {path.parent / stems[near[0]]}?)" if near else ""
 
 
 def pinned(source: str, kind: str) -> str:
-    """`source` with the full commit hash of a repository of the Hub; other sources as they are.
+    """Return a source on the Hub with the full commit hash. Other sources are not changed.
 
     Args:
-        source: as a user wrote it; `hf:ORG/NAME` is pinned to its newest commit, `hf:ORG/NAME@BRANCH` to that branch's.
+        source: the source as written. `hf:ORG/NAME` is pinned to its newest commit,
+            `hf:ORG/NAME@BRANCH` to the newest commit of that branch.
         kind: model or dataset.
 
     Raises:
-        ConfigError: the Hub does not answer, or knows no such repository.
+        ConfigError: the Hub does not answer, or it has no such repository or revision.
     """
     scheme, _, rest = source.partition(":")
     repository, _, revision = rest.partition("@")
@@ -136,7 +145,7 @@ def pinned(source: str, kind: str) -> str:
     return f"hf:{repository}@{_commit(repository, revision, kind)}"
 
 
-@functools.cache  # the members of a sweep, and a plan and its run, read the same commit
+@functools.cache  # so that all members of a sweep, and a plan and its run, read the same commit
 def _commit(repository: str, revision: str, kind: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -154,7 +163,7 @@ def _commit(repository: str, revision: str, kind: str) -> str:
         raise ConfigError(
             f"{written}: the Hub shows no {kind} of that name; a private or gated one needs a token (hf auth login)"
         ) from None
-    except Exception as error:  # a network error is of another class in every version of huggingface_hub
+    except Exception as error:  # the class of network errors differs by version of huggingface_hub
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ConfigError(
             f"{written}: the Hub is read at a full commit hash only, and could not be asked for it ({reason}); "

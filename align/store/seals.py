@@ -1,8 +1,9 @@
-"""Seals: digests by which a manifest, a version or an alias shows that it was changed after it was written.
+"""Seals: digests that show whether a manifest, version or alias was changed after it was written.
 
-A manifest's seal is over the fields that make its result, not over dates, seconds and versions of packages. It stands
-in the manifest, in the version that names the artifact, and in the manifests of what was made from it. A seal finds
-damage and edits; it does not stop somebody who computes it again.
+A manifest's seal covers the fields of its result, but not dates, seconds and package versions. It
+is stored in the manifest, in the version that names the artifact, and in the manifests of artifacts
+made from it. A seal detects damage and edits. It does not protect against somebody who computes it
+again.
 """
 
 from __future__ import annotations
@@ -12,31 +13,35 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_RESULT = ("kind", "stage", "key", "inputs", "config", "data", "files", "metrics")  # of a manifest
+# The fields of a manifest that the seal covers.
+_RESULT = ("kind", "stage", "key", "inputs", "config", "data", "files", "metrics")
 _CHECK = "check"
 
 
 def digest_of(value: object) -> str:
-    """sha256 of the canonical JSON of `value`."""
+    """Return the sha256 of the canonical JSON of `value`."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def seal_of(manifest: Mapping[str, Any]) -> str:
-    """The digest of a manifest's result, as it is read from JSON."""
+    """Return the digest of a manifest's result. Pass the manifest as it is read from JSON."""
     return digest_of({field: manifest.get(field) for field in _RESULT})
 
 
 def with_check(record: Mapping[str, Any], *place: object) -> dict[str, Any]:
-    """A version or an alias with the digest of itself and of its place, so that two of them cannot be swapped."""
+    """Return a version or an alias with a digest of its content and place.
+
+    The place is included, so that a swap of two records is detected.
+    """
     return {**record, _CHECK: digest_of([*place, record])}
 
 
 def is_checked(record: Mapping[str, Any]) -> bool:
-    """Whether the record has a digest of itself; stores of earlier code have none."""
+    """Return whether a record has such a digest. Records of earlier code have none."""
     return _CHECK in record
 
 
 def fits(record: Mapping[str, Any], *place: object) -> bool:
-    """Whether a record of `with_check` is as it was written, at the place where it was written."""
+    """Return whether a record of `with_check` is unchanged and in the place it was written for."""
     own = {name: value for name, value in record.items() if name != _CHECK}
     return record.get(_CHECK) == digest_of([*place, own])

@@ -1,7 +1,8 @@
-"""What the members of a sweep leave behind: a file each, of its overrides, how it ended and what it made.
+"""Records of a sweep's members: a file for each with its overrides, its outcome and its artifacts.
 
-`SWEEP/members/NUMBER.json` says "running" until the member ends, and NUMBER.lock is held for as long: where nobody
-holds it any more, the member was killed. Nothing has to be written by a process that is gone.
+The state in `SWEEP/members/NUMBER.json` is "running" until the member ends. The member holds
+NUMBER.lock during that time. If the state is "running" and nobody holds the lock, the member was
+killed. So a killed process does not have to write anything.
 """
 
 from __future__ import annotations
@@ -20,16 +21,23 @@ from align.errors import Preempted, StoreError
 from align.store.artifacts import Artifact, ArtifactStore, write_json
 
 _FOLDER = "members"
-KILLED = 137  # what a shell says of a process that ended by SIGKILL
+KILLED = 137  # the exit code that a shell reports for a process that SIGKILL ended
 
 
 class Member(NamedTuple):
-    """The member of a sweep that runs now."""
+    """The member of a sweep that this process runs.
 
-    folder: Path  # the sweep's
+    Attributes:
+        folder: the sweep's folder.
+        number: the member's number.
+        overrides: its overrides.
+        log: the folder with its output; None if it prints to the console.
+    """
+
+    folder: Path
     number: int
     overrides: list[str]
-    log: str | None = None  # the folder with what it prints, where that is not the console
+    log: str | None = None
 
     @property
     def knobs(self) -> list[str]:
@@ -38,29 +46,50 @@ class Member(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A member of a sweep as its file tells of it; `made` are its steps' artifacts by name, in order."""
+    """A member of a sweep, read from its file.
+
+    Attributes:
+        number: the member's number.
+        knobs: its overrides that differ between members.
+        state: running, done, failed, stopped or killed.
+        error: the error if it failed, else "".
+        made: the artifacts of its steps by name, in order.
+        tries: how often it was started.
+    """
 
     number: int
     knobs: dict[str, str]
-    state: str  # running, done, failed, stopped, killed
+    state: str
     error: str
     made: dict[str, Artifact]
     tries: int = 1
 
 
 class Fate(NamedTuple):
-    """How far a member has come: what its file says, and whether the process that wrote it still is."""
+    """The state of a member, from its file and from whether its process is alive.
 
-    state: str  # as a record's
-    code: int  # its exit code; 0 while it runs
+    Attributes:
+        state: as in `Record`.
+        code: the exit code; 0 while it runs.
+        error: the error if it failed, else "".
+        pid: the process id, if the process is on this machine.
+        log: the folder with its output; None if it prints to the console.
+    """
+
+    state: str
+    code: int
     error: str
-    pid: int | None  # of the process that runs it, where that is on this machine
+    pid: int | None
     log: str | None
 
 
 @contextlib.contextmanager
 def recorded(member: Member | None) -> Iterator[list[Any]]:
-    """Keep a record of a member while it runs; what it made, outcomes of steps, is put into the list given."""
+    """Keep a record of a member while it runs.
+
+    Yield a list, into which the caller puts the outcomes of the steps. If `member` is None, nothing
+    is recorded.
+    """
     outcomes: list[Any] = []
     if member is None:
         yield outcomes
@@ -86,7 +115,7 @@ def recorded(member: Member | None) -> Iterator[list[Any]]:
 
 
 def fates(folder: Path) -> dict[int, Fate]:
-    """How far each member of a sweep has come that has begun, by its number."""
+    """Return the state of each member of a sweep that has started, by number."""
     found = {}
     for path in sorted((folder / _FOLDER).glob("*.json"), key=lambda path: int(path.stem)):
         state, row = _state(path)
@@ -97,7 +126,7 @@ def fates(folder: Path) -> dict[int, Fate]:
 
 
 def _pair(override: str) -> tuple[str, str]:
-    """The knob and its value, without what Hydra's grammar puts before a colon or a brace."""
+    """Return a knob and its value, without Hydra's backslashes before a colon or a brace."""
     name, _, value = override.lstrip("+").partition("=")
     return name, re.sub(r"\\([:{}])", r"\1", value)
 
@@ -107,7 +136,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _state(path: Path) -> tuple[str, dict[str, Any]]:
-    """The state of a member, and what its file says, read after the lock was tried: it may have ended or begun anew."""
+    """Return the state of a member and the content of its file.
+
+    The file is read again after the lock was tried, because the member may have ended or started
+    again in the meantime.
+    """
     row = _read(path)
     if row["state"] != "running":
         return row["state"], row
@@ -124,15 +157,15 @@ def _state(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def sweeps(store: ArtifactStore) -> list[Path]:
-    """The folders of all sweeps that left records, the oldest first."""
+    """Return the folders of all sweeps with records, the oldest first."""
     return sorted(folder.parent for folder in store.root.glob(f"sweeps/*/{_FOLDER}"))
 
 
 def read_sweep(store: ArtifactStore, folder: Path) -> list[Record]:
-    """The members of a sweep, in order; of their overrides, those in which they differ.
+    """Return the members of a sweep in order, each with the overrides in which members differ.
 
     Raises:
-        StoreError: the folder is not one of a sweep.
+        StoreError: the folder has no records of a sweep.
     """
     files = sorted((folder / _FOLDER).glob("*.json"), key=lambda path: int(path.stem))
     if not files:

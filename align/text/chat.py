@@ -1,8 +1,8 @@
-"""From messages to token ids by a model's own chat template, and which tokens the assistant wrote.
+"""Encode messages with a model's own chat template, and mark the tokens that the assistant wrote.
 
-One definition of where a sequence ends holds everywhere: at the token that ends the assistant's turn. Supervised tuning
-learns it, sampling stops at it, reward models are trained and read at it. What a template writes after it (a line
-break, Phi-3's second end token) is left out.
+A sequence always ends at the token that ends the assistant's turn. Supervised tuning learns this
+token, sampling stops at it, and reward models are trained and read at it. Text that a template
+writes after it (a line break, Phi-3's second end token) is left out.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from align.text.forms import Form, Shot, form_template
 
 ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 
-# Words follow a role token after a space, as they follow each other, so that a word is the same token everywhere. The
-# end-of-text token closes each assistant turn inside the generation markers: outside, no model would learn to stop.
+# A space precedes the first word after a role token, as it precedes any other word, so that a word
+# is the same token everywhere. The end-of-text token closes each assistant turn inside the
+# generation markers: outside of them it would not be learned, and no model would learn to stop.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
@@ -32,39 +33,45 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-# The same for a tokenizer whose words hold no spaces, GPT-1's: there a space is no token.
+# The same template for a tokenizer whose tokens hold no spaces, such as GPT-1's. The space is
+# outside the generation markers there, because it is not a token.
 SPACELESS_CHAT_TEMPLATE = CHAT_TEMPLATE.replace(
     "{{ '<|assistant|>' }}{% generation %}{{ ' ' + message", "{{ '<|assistant|> ' }}{% generation %}{{ message"
 )
 
-# In tokenizer_config.json: whether dialogues keep what the template writes after the last turn, as plain Transformers
-# reads them.
+# Keys in tokenizer_config.json. WHOLE_DIALOGUES: dialogues keep the text that the template writes
+# after the last turn, as plain Transformers reads them. UNREAD_END: the token id that plain
+# Transformers skips at the end.
 WHOLE_DIALOGUES, UNREAD_END = "align_whole_dialogues", "align_unread_end"
 
-# In tokenizer_config.json as long as no generation_config.json says otherwise: texts at which a response ends.
+# Key in tokenizer_config.json: texts that end a response. `load_tokenizer` replaces them with those
+# of generation_config.json if this file exists.
 STOP_STRINGS = "align_stop_strings"
 
 
 class Encoded(NamedTuple):
-    """A conversation as token ids, and True at each token that is learned: the assistant's, but those of weight 0."""
+    """A conversation as token ids, with a mask of the tokens to learn.
+
+    The mask is True at the assistant's tokens, except in turns with weight 0.
+    """
 
     ids: list[int]
     by_assistant: list[bool]
 
 
 class _Turn(NamedTuple):
-    """A turn of the assistant in a rendered dialogue."""
+    """An assistant turn in a rendered dialogue, as character positions."""
 
-    start: int  # after the prompt
-    close: int  # after the answer
-    stop: int  # after the token that ends the turn
+    start: int  # the end of the prompt
+    close: int  # the end of the answer
+    stop: int  # the end of the token that ends the turn
 
 
 class TemplateRefusal(ConfigError):
-    """A chat template does not take a conversation, such as one with a system message.
+    """An error: a chat template does not accept a conversation, such as one with a system message.
 
     Attributes:
-        index: which of those given, from 0.
+        index: which of the given conversations, from 0.
         reason: what is wrong with it.
     """
 
@@ -74,22 +81,30 @@ class TemplateRefusal(ConfigError):
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens at which text ends: those of its chat template where it has one, else the end of text."""
+    """Return the ids of the tokens that end a text.
+
+    These are the stop tokens of the chat template, or the end-of-text token if there is no
+    template.
+    """
     if chat_template_of(tokenizer) is None:
         return [tokenizer.eos_token_id]
     return list(chat_format(tokenizer).stops)
 
 
 def stop_strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The texts at which a response ends: `stop_strings` of the model's generation_config.json.
+    """Return the texts that end a response: `stop_strings` of the model's generation_config.json.
 
-    `load_tokenizer` reads that file; an adapter's tokenizer has them from the base it was trained on.
+    `load_tokenizer` reads that file. An adapter's tokenizer has the texts of the base model that it
+    was trained on.
     """
     return tuple(tokenizer.init_kwargs.get(STOP_STRINGS, ()))
 
 
 def keep_stop_strings(tokenizer: PreTrainedTokenizerBase, strings: str | Sequence[str] | None) -> None:
-    """Note in the tokenizer the texts at which a response ends; `save_model` writes them down for `generate`."""
+    """Store the texts that end a response in the tokenizer.
+
+    `save_model` writes them to generation_config.json, for `generate`.
+    """
     found = [strings] if isinstance(strings, str) else list(strings or ())
     tokenizer.init_kwargs.pop(STOP_STRINGS, None)
     if any(found):
@@ -97,19 +112,22 @@ def keep_stop_strings(tokenizer: PreTrainedTokenizerBase, strings: str | Sequenc
 
 
 def ask_in_form(tokenizer: PreTrainedTokenizerBase, form: Form, shots: Sequence[Shot]) -> None:
-    """Make a form, behind solved examples, the tokenizer's chat template."""
+    """Set the tokenizer's chat template to a form with solved examples before it."""
     tokenizer.chat_template = form_template(form, shots)
     keep_stop_strings(tokenizer, form.stop_strings)
 
 
 def up_to_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """The text before the first stop string in it; all of it where there is none."""
+    """Return the text before its first stop string, or all of it if it has none."""
     places = [text.find(string) for string in stop_strings]
     return text[: min((place for place in places if place >= 0), default=None)]
 
 
 def is_ended(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
-    """Whether a response ended by itself, with a stop token or in a stop string, and was not cut off."""
+    """Return whether a response ended on its own and was not cut off.
+
+    It ends on its own with a stop token or in a stop string.
+    """
     if ids[-1] in stop_ids(tokenizer):
         return True
     strings = stop_strings(tokenizer)
@@ -120,12 +138,18 @@ def is_ended(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
 
 
 def without_end(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Sequence[int]:
-    """Sampled tokens without the one that ended them: not every such token is special, so decoding may keep it."""
+    """Return sampled tokens without the stop token that ended them.
+
+    Some stop tokens are not special tokens, so decoding may keep them.
+    """
     return ids[:-1] if ids and ids[-1] in stop_ids(tokenizer) else ids
 
 
 def keep_stops(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> None:
-    """Note in the tokenizer the tokens and the texts at which the published model stops besides its end of text."""
+    """Store the published model's stop tokens and stop strings in the tokenizer.
+
+    The end-of-text token is not stored again.
+    """
     ends = getattr(generation_config, "eos_token_id", None)
     ids = [ends] if isinstance(ends, int) else list(ends or ())
     known = tokenizer.get_vocab().values()
@@ -136,11 +160,14 @@ def keep_stops(tokenizer: PreTrainedTokenizerBase, generation_config: Generation
 
 
 def read_whole_dialogues(tokenizer: PreTrainedTokenizerBase, pad_token_id: int | None) -> None:
-    """Encode dialogues to the last token at which plain Transformers reads a published reward model.
+    """Encode dialogues up to the last token that plain Transformers reads.
+
+    This is for published reward models.
 
     Args:
-        tokenizer: it keeps a note of this.
-        pad_token_id: of the published model's config. Transformers skips it at the end, also where it ends a turn.
+        tokenizer: changed in place, to record this.
+        pad_token_id: of the published model's config. Transformers skips this token at the end,
+            even if it ends a turn.
     """
     tokenizer.init_kwargs[WHOLE_DIALOGUES] = True
     if pad_token_id is not None:
@@ -148,7 +175,10 @@ def read_whole_dialogues(tokenizer: PreTrainedTokenizerBase, pad_token_id: int |
 
 
 def read_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers make the same ids of a dialogue, so that one model can read what the other wrote."""
+    """Return whether two tokenizers encode a dialogue to the same ids.
+
+    If they do, one model can read what the other wrote.
+    """
     states = [(t.get_vocab(), chat_template_of(t), t.special_tokens_map) for t in (one, other)]
     if states[0] != states[1]:
         return False
@@ -158,14 +188,18 @@ def read_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> 
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Encode a dialogue and check all that training, sampling and scoring count on; say what was found.
+    """Encode a dialogue, and check everything that training, sampling and scoring rely on.
+
+    Returns:
+        Lines that describe the chat template to the user.
 
     Raises:
-        ValueError: one line on what does not hold.
+        ValueError: a check fails; the message is one line.
     """
     _require_words(tokenizer)
     style = chat_format(tokenizer)
-    asked, answer = PROBE[:1], {"role": "assistant", "content": "It is a cat \U0001f408"}  # it ends with several tokens
+    # The last character is several tokens: the mask must cover all of them.
+    asked, answer = PROBE[:1], {"role": "assistant", "content": "It is a cat \U0001f408"}
     hint = "give chat_template=align, or path:FILE with one that marks what the assistant says"
     try:
         (encoded,) = encode_conversations(tokenizer, [[*asked, answer]], "the dialogue")
@@ -202,7 +236,10 @@ def check_chat(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _require_words(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `ValueError` where the tokenizer knows nothing of plain text, as one that was trained on nothing."""
+    """Raise `ValueError` if the tokenizer cannot encode plain text.
+
+    A tokenizer that was trained on nothing is an example.
+    """
     try:
         known = _as_decoded(tokenizer, PROBE[0]["content"])
     except Exception as error:
@@ -214,11 +251,14 @@ def _require_words(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _as_decoded(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A text as it comes back from a tokenizer that keeps no case or lacks characters."""
+    """Return a text after encoding and decoding.
+
+    Some tokenizers do not keep case, or lack characters.
+    """
     return tokenizer.decode(encode_texts(tokenizer, [text])[0], skip_special_tokens=True)
 
 
-# -- conversations, prompts and answers ----------------------------------------------------------------------------
+# -- conversations, prompts and answers ------------------------------------------------------------
 
 
 def encode_conversations(
@@ -227,16 +267,20 @@ def encode_conversations(
     where: str = "row",
     tools: Sequence[str | None] | None = None,
 ) -> list[Encoded]:
-    """Token ids of dialogues up to the end of the last assistant's turn; the token that ends a turn is the assistant's.
+    """Encode dialogues up to the end of the last assistant turn, and mark the assistant's tokens.
+
+    The token that ends a turn is the assistant's.
 
     Args:
         tokenizer: with a chat template.
-        conversations: messages, an assistant's last. A turn with weight 0 is not marked as the assistant's.
-        where: what an error calls a conversation, before its number.
-        tools: for each conversation its tools as JSON text, or None.
+        conversations: messages; the last one is the assistant's. A turn with weight 0 is not marked
+            as the assistant's.
+        where: the name of a conversation in errors, which comes before its number.
+        tools: the tools of each conversation as JSON text, or None.
 
     Raises:
-        TemplateRefusal: the template does not take a conversation, or leaves out tools, a call or what a tool says.
+        TemplateRefusal: the template rejects a conversation, or leaves out the tools, a tool call
+            or a tool's result.
     """
     if not conversations:
         return []
@@ -254,7 +298,7 @@ def encode_conversations(
 
 
 def takes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template writes the tools that it is given."""
+    """Return whether the chat template writes the tools that it is given."""
     style = chat_format(tokenizer)
     render = Renderer(tokenizer, encoder_of(tokenizer), style.template, style.in_parts, style.own_words)
     tool = {"name": "look", "description": "Look it up.", "parameters": {"type": "object", "properties": {}}}
@@ -272,10 +316,10 @@ def uses_tools(messages: Sequence[Message]) -> bool:
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Message]], where: str = "prompt"
 ) -> list[list[int]]:
-    """Token ids of prompts, up to where the assistant begins.
+    """Encode prompts up to where the assistant's answer begins.
 
     Raises:
-        TemplateRefusal: as `encode_conversations`.
+        TemplateRefusal: see `encode_conversations`.
     """
     return _encoded(tokenizer, prompts, where, answered=False)
 
@@ -286,19 +330,20 @@ def encode_dialogues(
     responses: Sequence[str],
     where: str = "dialogue",
 ) -> list[list[int]]:
-    """Token ids of prompts, each with its response as the assistant's turn, up to the token that ends it.
+    """Encode prompts with their responses, up to the token that ends the assistant's turn.
 
     Raises:
-        TemplateRefusal: as `encode_conversations`.
+        TemplateRefusal: see `encode_conversations`.
     """
     turns = [[*p, {"role": "assistant", "content": r}] for p, r in zip(prompts, responses, strict=True)]
     return _encoded(tokenizer, turns, where, answered=True)
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a response, without its end, special tokens and what the template writes before an answer.
+    """Return the text of a response.
 
-    It ends before the first stop string.
+    It contains no end token, no special tokens, and not the text that the template writes before an
+    answer. It ends before the first stop string.
     """
     ids = list(ids)
     if chat_template_of(tokenizer) is not None:
@@ -311,9 +356,9 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
 
 
 def settled_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The beginning of an unfinished response's text that further tokens do not change.
+    """Return the beginning of an unfinished response's text that further tokens cannot change.
 
-    It ends with a whole character, and before what may become a stop string.
+    It ends with a complete character, and before any text that may become a stop string.
     """
     text = decode_response(tokenizer, ids).rstrip("\ufffd")
     beginnings = [string[:length] for string in stop_strings(tokenizer) for length in range(1, len(string))]
@@ -322,19 +367,23 @@ def settled_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def transcript(prompt: Sequence[Message]) -> str:
-    """A prompt as somebody reads it who has no chat template: what the user says, or all turns by who says them."""
+    """Return a prompt as plain text, for readers without a chat template.
+
+    A single message is its content alone. Several messages have the role of the speaker before
+    each.
+    """
     if len(prompt) == 1:
         return prompt[0]["content"]
     return "\n\n".join(f"{m['role'].capitalize()}: {_said(m)}" for m in prompt)
 
 
 def show_prompt(prompt: Sequence[Message]) -> str:
-    """A prompt in one line, for tables of samples."""
+    """Return a prompt in one line, for tables of samples."""
     return " | ".join(m["content"] if m["role"] == "user" else f"[{m['role']}] {_said(m)}" for m in prompt)
 
 
 def _said(message: Message) -> str:
-    """The content of a message; of one that calls tools and says nothing, the calls."""
+    """Return a message's content, or its tool calls if the content is empty."""
     return message["content"] or message.get("tool_calls", "")
 
 
@@ -353,7 +402,8 @@ def _encoded(
             if not answered:
                 texts.append(render(messages, prompt=True).text.removesuffix(style.unshared))
             elif style.way == "trl" and not tokenizer.init_kwargs.get(WHOLE_DIALOGUES):
-                # As it is learned: the model's own template may drop what the assistant thought.
+                # Use the training template for the response: the model's own template may drop the
+                # assistant's thoughts.
                 prompt = render(messages[:-1], prompt=True).text.removesuffix(style.unshared)
                 text, turns, _ = _rendered_turns(tokenizer, encoder, style, messages)
                 texts.append(prompt + text[turns[-1].start :])
@@ -367,14 +417,18 @@ def _encoded(
 
 
 def _without_last(ids: list[int], unread: int) -> list[int]:
-    """Ids without one at the end, however often it is there."""
+    """Return ids without all copies of `unread` at the end."""
     while ids and ids[-1] == unread:
         ids = ids[:-1]
     return ids
 
 
 def _up_to_the_end(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, found: Rendered) -> str:
-    """A rendered dialogue up to the token that ends its last turn, which is added where the template writes none."""
+    """Return a rendered dialogue up to the token that ends its last turn.
+
+    That token is added if the template does not write it. With `WHOLE_DIALOGUES`, all of the text
+    is returned.
+    """
     if tokenizer.init_kwargs.get(WHOLE_DIALOGUES):
         return found.text
     if not found.closes:
@@ -397,7 +451,7 @@ def _located(
     messages: Sequence[Message],
     tools: str | None = None,
 ) -> tuple[str, list[Span]]:
-    """A dialogue as text that ends where its last turn does, and where in it the tokens to learn are."""
+    """Return a dialogue's text up to the end of its last turn, and the spans to learn."""
     text, turns, marked = _rendered_turns(tokenizer, encoder, style, messages, tools)
     answers = (message for message in messages if message["role"] == "assistant")
     learned = [turn for turn, answer in zip(turns, answers, strict=True) if answer.get("weight") != 0]
@@ -412,7 +466,11 @@ def _rendered_turns(
     messages: Sequence[Message],
     tools: str | None = None,
 ) -> tuple[str, list[_Turn], list[Span]]:
-    """A dialogue up to the end of its last turn, the assistant's turns in it, and what the template marks of it."""
+    """Render a dialogue up to the end of its last turn.
+
+    Returns:
+        The text, the assistant's turns in it, and the spans that the template marks.
+    """
     by_control = encoder.has_control(style.head)
     render = Renderer(tokenizer, encoder, style.template, style.in_parts, style.own_words, not by_control)
     found = render(messages, with_markers=style.way != "answers", tools=tools)
@@ -425,17 +483,18 @@ def _rendered_turns(
     if len(turns) != sum(message["role"] == "assistant" for message in messages):
         raise ValueError("it leaves out some of what the assistant says")
     text = found.text[: turns[-1].stop]
-    if turns[-1].stop == turns[-1].close:  # nothing ends it
+    if turns[-1].stop == turns[-1].close:  # the template writes no end token
         text += encoder.respelled(tokenizer.convert_ids_to_tokens(style.end))
         turns[-1] = turns[-1]._replace(stop=len(text))
     return text, turns, found.marked
 
 
 def _turns(style: ChatFormat, found: Rendered, by_control: bool) -> list[_Turn]:
-    """The assistant's turns, each from the end of the prompt before it to the token that ends it."""
+    """Return the assistant's turns, each from the end of its prompt to the token that ends it."""
     turns, low, text = [], 0, found.text
     for i, close in enumerate(found.closes):
-        if by_control:  # no text can spell it, so the last one before the answer opens its turn
+        # No text can spell a control token, so the last head before the answer opens its turn.
+        if by_control:
             place = text.rfind(style.head, low, close)
             if place < 0:
                 raise ValueError("no control token opens a turn of the assistant's")
@@ -453,10 +512,11 @@ def _turns(style: ChatFormat, found: Rendered, by_control: bool) -> list[_Turn]:
 def _turns_among_tools(
     render: Renderer, style: ChatFormat, encoder: Encoder, messages: Sequence[Message], tools: str | None, text: str
 ) -> list[_Turn]:
-    """The assistant's turns where some are calls of tools, which a template writes in a way of its own.
+    """Return the assistant's turns of a dialogue with tool calls.
 
-    A turn is then what the dialogue up to it has and its prompt has not. A template that writes a turn otherwise once
-    others follow is refused, for the tokens of the turn could not be told from those around it.
+    Templates write tool calls in their own ways, so a turn is the text that the dialogue up to it
+    adds to its prompt. Raises `ValueError` if the template writes a turn differently once other
+    turns follow: its tokens could then not be told apart from those around it.
     """
     turns = []
     for i, message in enumerate(messages):
@@ -473,9 +533,9 @@ def _turns_among_tools(
 
 
 def _require_tools(render: Renderer, messages: Sequence[Message], tools: str | None) -> None:
-    """Raise `ValueError` where the template leaves out tools, a call or what a tool says.
+    """Raise `ValueError` if the template leaves out the tools, a tool call or a tool's result.
 
-    Each is changed in turn: what changes nothing of the text is not in it.
+    Each is changed in turn. If the rendered text stays the same, the template leaves it out.
     """
     text = render(messages, tools=tools).text
     if tools is not None and render(messages).text == text:
@@ -495,7 +555,10 @@ def _require_tools(render: Renderer, messages: Sequence[Message], tools: str | N
 
 
 def _within_markers(turns: Sequence[_Turn], marked: Sequence[Span]) -> list[Span]:
-    """What of the turns the template marks, and the token that ends a turn with it."""
+    """Return the parts of the turns that the template marks.
+
+    A part that reaches the end of an answer is extended to the token that ends the turn.
+    """
     spans: list[Span] = []
     for turn in turns:
         inside = [(max(start, turn.start), min(stop, turn.stop)) for start, stop in marked]
@@ -509,7 +572,10 @@ def _within_markers(turns: Sequence[_Turn], marked: Sequence[Span]) -> list[Span
 
 
 def _marked(ids: list[int], places: Sequence[Span], spans: Sequence[Span]) -> Encoded:
-    """Every token that holds a character of a span is the assistant's, all of a character's bytes with it."""
+    """Mark each token that holds a character of a span as the assistant's.
+
+    If several tokens hold the bytes of one character, all of them are marked.
+    """
     marks = [False] * len(ids)
     token = 0
     for start, stop in spans:

@@ -1,7 +1,7 @@
-"""Find out how a chat template writes an assistant's turn: its opening, its end, and what precedes the answer.
+"""Find how a chat template begins and ends an assistant's turn, and what precedes the answer.
 
-It is found out by rendering a dialogue of two rounds with marks around its answers. No template is special-cased; TRL's
-training version is used if there is one.
+A dialogue of two rounds is rendered with marks around its answers. No template is a special case.
+TRL's training version of a template is used if there is one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from align.text.encoding import Encoder, Span, chat_template_of, encoder_of
 
 Message = dict[str, Any]
 
-# In tokenizer_config.json: further tokens at which the published model stops.
+# Key in tokenizer_config.json: further tokens at which the published model stops.
 STOP_TOKENS = "align_stop_tokens"
 
-# They stand around an answer while it is rendered; nothing that a user wrote can hold them (see `Encoder.quoted`).
+# Marks around an answer while it is rendered. Text from users cannot hold them (see
+# `Encoder.quoted`).
 _BEFORE, _AFTER = "\ufddd", "\ufdde"
 _MARKS = re.compile(f"[{_BEFORE}{_AFTER}]")
 
-# Two rounds: a template may end the last turn otherwise than those before it (gpt-oss).
+# Two rounds, because a template may end the last turn differently from the turns before it
+# (gpt-oss).
 PROBE = [
     {"role": "user", "content": "Who sat on the mat?"},
     {"role": "assistant", "content": "The cat."},
@@ -40,21 +42,28 @@ PROBE = [
 
 
 class ChatFormat(NamedTuple):
-    """How a model's chat template is read. Texts are respelled, as `Encoder.revealed` gives them.
+    """A description of a model's chat template.
+
+    Texts are respelled, as `Encoder.revealed` returns them.
 
     Attributes:
-        way: what says which tokens are the assistant's: the template's generation "markers"; those of TRL's training
-            version of it ("trl"); or where its "answers" stand, from the end of the prompt to the end of the turn.
+        way: how the assistant's tokens are found: "markers" are the template's generation markers;
+            "trl" are those of TRL's training version of it; "answers" are all tokens from the end
+            of the prompt to the end of the turn.
         end: id of the token that ends the assistant's turn.
-        stops: ids at which a response ends: `end`, the end of text, and what the published model stops at besides.
-        template: what dialogues to learn from are rendered with; prompts have the model's own.
-        tails: what it writes after an answer, up to the token that ends the turn; the last turn's first.
-        opening: what it adds to a prompt for the assistant to go on from; `head` is as much of it as every turn has.
-        head: see `opening`.
-        lead: what it writes between the prompt's end and the last answer: a space, an empty thought.
-        unshared: a suffix of prompts that dialogues lack, such as an opened `<think>`; prompts drop it.
-        own_words: control tokens that an assistant may write: those that are not special and part no turns.
-        in_parts: whether contents are lists of parts, as templates of multimodal models want them.
+        stops: ids that end a response: `end`, the end of text, and the further stop tokens of the
+            published model.
+        template: the template that renders dialogues to learn from; prompts use the model's own.
+        tails: the texts after an answer, up to the token that ends the turn; the last turn's first.
+        opening: the text that is added to a prompt for the assistant to continue.
+        head: the longest prefix of `opening` that every turn has.
+        lead: the text between the prompt's end and the last answer, such as a space or an empty
+            thought.
+        unshared: a suffix of prompts that dialogues lack, such as an opened `<think>`; prompts drop
+            it.
+        own_words: control tokens that an assistant may write: those that are not special and that
+            separate no turns.
+        in_parts: whether contents are lists of parts, as templates of multimodal models expect.
     """
 
     way: str
@@ -71,11 +80,11 @@ class ChatFormat(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """A dialogue as text for the encoder, and places in it."""
+    """A dialogue as text for the encoder, and character positions in it."""
 
     text: str
     marked: list[Span]  # between the template's generation markers
-    begins: list[int]  # of answers; empty where they are not marked
+    begins: list[int]  # the starts of answers; empty if these are not marked
     closes: list[int]  # the ends of answers
 
 
@@ -83,10 +92,13 @@ _FORMATS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Encoder, Chat
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-    """Find out how the tokenizer's chat template is read, by rendering a dialogue of two rounds.
+    """Return the format of the tokenizer's chat template.
+
+    It is found by rendering a dialogue of two rounds, and cached for each tokenizer.
 
     Raises:
-        ValueError: it has no chat template, or the assistant's words cannot be found in what it writes.
+        ValueError: there is no chat template, or the assistant's words cannot be found in its
+            output.
     """
     encoder = encoder_of(tokenizer)
     known = _FORMATS.get(tokenizer)
@@ -96,23 +108,27 @@ def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
 
 
 def has_generation_markers(template: str) -> bool:
-    """Whether the template's body, not a comment or a string in it, has a `{% generation %}` block."""
+    """Return whether the template has a `{% generation %}` block.
+
+    Comments and strings in the template do not count.
+    """
     pieces = [(kind, text) for _, kind, text in jinja2.Environment().lex(template) if kind != "whitespace"]
     return any(a[0] == "block_begin" and b == ("name", "generation") for a, b in itertools.pairwise(pieces))
 
 
-# -- rendering -----------------------------------------------------------------------------------------------------
+# -- rendering -------------------------------------------------------------------------------------
 
 
 class Renderer(NamedTuple):
-    """Renders dialogues with one template; what people wrote in them stays text."""
+    """A renderer of dialogues with one template. Text that people wrote in them stays text."""
 
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
     template: str
     in_parts: bool
     own_words: frozenset[str] = frozenset()
-    marks_beginnings: bool = False  # a mark before an answer may hide from a template what the answer begins with
+    # Off by default: a mark before an answer may hide from a template how the answer begins.
+    marks_beginnings: bool = False
 
     def __call__(
         self,
@@ -122,7 +138,7 @@ class Renderer(NamedTuple):
         with_markers: bool = False,
         tools: str | None = None,
     ) -> Rendered:
-        """Render messages as a record has them; `tools` is their list as JSON text."""
+        """Render messages in the form of a record; `tools` is their list as JSON text."""
         rendered, spans = render_jinja_template(
             conversations=[[self._shaped(message, prompt) for message in messages]],
             tools=None if tools is None else self._quoted(json.loads(tools)),
@@ -134,10 +150,12 @@ class Renderer(NamedTuple):
         return _unmarked(*self.encoder.revealed(rendered[0], spans[0] if with_markers else ()))
 
     def _shaped(self, message: Message, in_prompt: bool) -> dict[str, Any]:
-        """A message as the template takes it: its weight is ours alone, and calls are objects.
+        """Return a message in the form that templates expect.
 
-        Space around an answer is left out, as it is of sampled ones: it could join the end of the prompt in one token.
-        The turn of a call has no marks: a template may write a call in place of what is said.
+        The weight is removed, because only align uses it, and tool calls become objects. Space
+        around an answer is removed, as it is from sampled answers: it could join the end of the
+        prompt in one token. A turn with tool calls has no marks, because a template may write the
+        calls in place of the content.
         """
         text = message["content"]
         shaped = {name: value for name, value in message.items() if name != "weight" and value is not None}
@@ -152,7 +170,7 @@ class Renderer(NamedTuple):
         return {**shaped, "content": [{"type": "text", "text": text}] if self.in_parts else text}
 
     def _quoted(self, value: Any) -> Any:
-        """JSON whose texts are marked where they spell control tokens."""
+        """Return a JSON value whose texts are marked where they spell control tokens."""
         if isinstance(value, str):
             return self.encoder.quoted(value)
         if isinstance(value, dict):
@@ -161,7 +179,7 @@ class Renderer(NamedTuple):
 
 
 def _unmarked(text: str, spans: Sequence[Span]) -> Rendered:
-    """A rendered text without the marks around answers, and where they stood."""
+    """Return a rendered text without the marks around answers, and the positions of the marks."""
     places = [(match.start(), match[0]) for match in _MARKS.finditer(text)]
     begins = [place - i for i, (place, mark) in enumerate(places) if mark == _BEFORE]
     closes = [place - i for i, (place, mark) in enumerate(places) if mark == _AFTER]
@@ -170,7 +188,7 @@ def _unmarked(text: str, spans: Sequence[Span]) -> Rendered:
     return Rendered(_MARKS.sub("", text), moved, begins, closes)
 
 
-# -- finding the format --------------------------------------------------------------------------------------------
+# -- finding the format ----------------------------------------------------------------------------
 
 
 def _find_format(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> ChatFormat:
@@ -202,20 +220,23 @@ def _find_format(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> ChatFo
 
 
 def _training_template(tokenizer: PreTrainedTokenizerBase, own: str) -> tuple[str, str]:
-    """What says which tokens are the assistant's, and the template that dialogues are rendered with."""
+    """Return how the assistant's tokens are found, and the template that renders dialogues.
+
+    See `ChatFormat.way` and `ChatFormat.template`.
+    """
     if has_generation_markers(own):
         return "markers", own
     from trl.chat_template_utils import get_training_chat_template
 
     try:
         known = get_training_chat_template(tokenizer)
-    except (ValueError, TypeError, jinja2.TemplateError):  # none that TRL knows
+    except (ValueError, TypeError, jinja2.TemplateError):  # TRL does not know the template
         known = None
     return ("trl", known) if known and has_generation_markers(known) else ("answers", own)
 
 
 def _wants_parts(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, template: str) -> bool:
-    """Whether the template writes contents only where they are lists of parts."""
+    """Return whether the template writes contents only if they are lists of parts."""
     for in_parts in (False, True):
         try:
             text = Renderer(tokenizer, encoder, template, in_parts)(PROBE).text
@@ -223,17 +244,17 @@ def _wants_parts(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, template:
             continue
         if all(message["content"] in text for message in PROBE[2:]) and "'type'" not in text:
             return in_parts
-    Renderer(tokenizer, encoder, template, False)(PROBE)  # for the error that it raises
+    Renderer(tokenizer, encoder, template, False)(PROBE)  # to raise the template's own error
     raise ValueError("its chat template does not write what the user and the assistant say")
 
 
 def _controls(encoder: Encoder, text: str) -> list[str]:
-    """The respelled control tokens in a text."""
+    """Return the respelled control tokens in a text."""
     return encoder.spelling.findall(text)
 
 
 def _alike(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many items two sequences begin with alike."""
+    """Return the length of the common prefix of two sequences."""
     for i, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return i
@@ -241,9 +262,12 @@ def _alike(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 
 def _tails(encoder: Encoder, probe: Rendered) -> list[str]:
-    """What follows the last answer and the first, each up to the token that ends the turn; "" where none does.
+    """Return the texts after the last answer and the first, up to the token that ends the turn.
 
-    That is the last control token that follows both answers alike; where nothing does, the first that follows each.
+    If a common text with control tokens follows both answers, its last control token ends the turn,
+    and there is one tail. Otherwise the first control token after each answer ends the turn; the
+    tail is "" if there is none, or if other text comes before it. The result is empty if the last
+    answer has no tail.
     """
     after = [probe.text[close:] for close in reversed(probe.closes)]
     shared = after[0][: _alike(*after)]
@@ -258,10 +282,14 @@ def _tails(encoder: Encoder, probe: Rendered) -> list[str]:
 
 
 def _own_words(encoder: Encoder, render: Renderer, lead: str) -> Iterator[str]:
-    """The control tokens that are not special and that the template writes nowhere but around what is thought."""
+    """Yield the control tokens that are not special and that the template writes only in `lead`.
+
+    `lead` may be an empty thought, so these are the tokens around thoughts and those that are
+    unused.
+    """
     special = {token.content for token in render.tokenizer.added_tokens_decoder.values() if token.special}
     texts = [render(PROBE).text]
-    with contextlib.suppress(jinja2.TemplateError):  # it may know no system
+    with contextlib.suppress(jinja2.TemplateError):  # the template may reject system messages
         texts.append(render([{"role": "system", "content": "Be brief."}, *PROBE]).text)
     around = {token for text in texts for token in _controls(encoder, text.replace(lead, "") if lead else text)}
     for token in encoder.controls:
@@ -270,13 +298,17 @@ def _own_words(encoder: Encoder, render: Renderer, lead: str) -> Iterator[str]:
 
 
 def _opening(render: Renderer) -> str:
-    """What is added to a prompt for the assistant to go on from."""
+    """Return the text that is added to a prompt for the assistant to continue."""
     bare, prompt = render(PROBE[:1]).text, render(PROBE[:1], prompt=True).text
     return prompt.removeprefix(bare) if prompt.startswith(bare) else ""
 
 
 def _unshared(encoder: Encoder, renderers: Sequence[Renderer]) -> str:
-    """The end of a prompt that no dialogue has there, token by token: `<think>` for thoughts that none holds."""
+    """Return the suffix of a prompt that no dialogue has in its place.
+
+    An example is `<think>`, which opens a thought: dialogues hold no thoughts. Texts are compared
+    token by token.
+    """
     prompt = renderers[1](PROBE[:1], prompt=True).text
     dialogues = [render(PROBE[:2]).text for render in renderers]
     asked, *answered = encoder.encode([prompt, *dialogues])
@@ -284,7 +316,8 @@ def _unshared(encoder: Encoder, renderers: Sequence[Renderer]) -> str:
     if shared == len(asked.ids):
         return ""
     rest = prompt[: asked.offsets[shared - 1][1] if shared else 0]
-    # A thought that is begun and never ended: its first token goes with it, for the model writes it by itself.
+    # The prompt opens a thought, and the dialogue closes it at once. Drop the opening token, too:
+    # the model writes it on its own.
     last = encoder.spelling.findall(rest)[-1:]
     if last and rest.endswith(last[0]) and _closed(encoder, last[0]) in dialogues[1][len(rest) :].strip()[:80]:
         rest = rest.removesuffix(last[0])
@@ -292,14 +325,17 @@ def _unshared(encoder: Encoder, renderers: Sequence[Renderer]) -> str:
 
 
 def _closed(encoder: Encoder, token: str) -> str:
-    """`</think>` of `<think>`, respelled where it is a control token."""
+    """Return the token that closes a thought: `</think>` for `<think>`.
+
+    The result is respelled if it is a control token.
+    """
     name = next(name for name in encoder.controls if encoder.respelled(name) == token)
     closing = name.replace("<", "</", 1)
     return encoder.respelled(closing) if closing in encoder.controls else closing
 
 
 def _head(encoder: Encoder, opening: str, probe: Rendered) -> str:
-    """The longest prefix of the opening that precedes every answer."""
+    """Return the longest prefix of the opening that precedes every answer."""
     head, after = opening, 0
     for asked, begin in zip((PROBE[0], PROBE[2]), probe.begins, strict=True):
         asked_at = probe.text.rfind(asked["content"], after, begin)
@@ -311,7 +347,7 @@ def _head(encoder: Encoder, opening: str, probe: Rendered) -> str:
 
 
 def _lead(encoder: Encoder, probe: Rendered, render: Renderer, opening: str, head: str, unshared: str) -> str:
-    """The template's text between the end of the prompt and the last answer."""
+    """Return the template's text between the end of the prompt and the last answer."""
     begin = probe.begins[-1]
     if encoder.has_control(head):
         place = probe.text.rfind(head, 0, begin)

@@ -1,10 +1,11 @@
-"""Turn text into token ids so that nothing a user wrote becomes markup.
+"""Encode text so that nothing that a user wrote becomes markup.
 
-A tokenizer finds its control tokens (`<|im_end|>`, `[INST]`, `</s>`) wherever they are spelled, in a user's text too: a
-row could end its own turn or speak for the assistant. So text is encoded by a copy of the tokenizer in which control
-tokens have the same ids and other spellings, made of Unicode's noncharacters. What a chat template writes is respelled
-before it is encoded; what a user wrote is not, so it falls into ordinary pieces. All else is as in plain Transformers:
-rules of spacing, entries of whitespace, words that somebody added.
+A tokenizer finds its control tokens (`<|im_end|>`, `[INST]`, `</s>`) wherever they are spelled,
+also in a user's text: a row could end its own turn or speak for the assistant. Therefore a copy of
+the tokenizer encodes the text. In the copy, control tokens have the same ids but other spellings,
+made of Unicode's noncharacters. The output of a chat template is respelled before it is encoded. A
+user's text is not, so a control token in it is split into ordinary pieces. Everything else is as in
+plain Transformers: spacing rules, whitespace entries, added words.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import jinja2
 from tokenizers import Encoding, Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
-Span = tuple[int, int]  # from the first character to the one after the last
+Span = tuple[int, int]  # [start, end) in characters
 
-# U+FDD0 to U+FDEF: noncharacters, which no text that people exchange holds [Unicode, section 23.7].
+# U+FDD0 to U+FDEF: noncharacters, which text for interchange has none of [Unicode, section 23.7].
 _DIGITS = "".join(map(chr, range(0xFDD0, 0xFDDA)))
 _CONTROL, _QUOTE, _CLOSE = "\ufdda", "\ufddb", "\ufddc"
 _NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
@@ -30,12 +31,12 @@ _CONTROL_SPELLING = re.compile("<[|\uff5c].*[|\uff5c]>|<[^<>\\s]*_[^<>\\s]*>|\\[
 
 
 class Encoder:
-    """Encodes text with a copy of a tokenizer in which no text spells a control token.
+    """An encoder that uses a copy of a tokenizer in which no text spells a control token.
 
     Attributes:
-        controls: the control tokens as they are spelled in the tokenizer; the longest first.
-        begin: ids that the tokenizer puts before a text by itself: its BOS, or nothing.
-        spelling: finds respelled control tokens.
+        controls: the control tokens in the tokenizer's own spelling, longest first.
+        begin: ids that the tokenizer puts before a text on its own: its BOS, or nothing.
+        spelling: a pattern that finds respelled control tokens.
     """
 
     spelling = re.compile(f"{_CONTROL}[{_DIGITS}]+{_CLOSE}")
@@ -49,15 +50,17 @@ class Encoder:
         self.begin = _ids_before(tokenizer)
 
     def respelled(self, token: str) -> str:
-        """The spelling of a control token in the copy."""
+        """Return the spelling of a control token in the copy."""
         return _CONTROL + _digits(self._numbers[token]) + _CLOSE
 
     def quoted(self, text: str, kept: Collection[str] = ()) -> str:
-        """A user's text for a chat template, marked where it spells control tokens; `revealed` takes the marks out.
+        """Mark the control tokens in a user's text, before a chat template renders it.
+
+        `revealed` removes the marks.
 
         Args:
-            text: what somebody wrote.
-            kept: control tokens that it may write, as `<think>` in an answer.
+            text: the user's text.
+            kept: control tokens that the text may contain, such as `<think>` in an answer.
         """
 
         def quote(match: re.Match[str]) -> str:
@@ -66,11 +69,14 @@ class Encoder:
         return self._any.sub(quote, _without_noncharacters(text))
 
     def revealed(self, rendered: str, spans: Sequence[Span] = ()) -> tuple[str, list[Span]]:
-        """What a template made of quoted texts: its own control tokens respelled, the users' as they wrote them.
+        """Respell the template's own control tokens, and restore the users' texts.
 
         Args:
-            rendered: the template's output.
-            spans: places in it; they come back as places in the result.
+            rendered: the output of a template for quoted texts.
+            spans: spans in `rendered`.
+
+        Returns:
+            The text, and the spans in it.
         """
         parts, begins, shifts = [], [0], [0]
         place = length = 0
@@ -91,21 +97,24 @@ class Encoder:
 
     @staticmethod
     def has_control(text: str) -> bool:
-        """Whether a respelled control token stands in a text."""
+        """Return whether a text contains a respelled control token."""
         return _CONTROL in text
 
     @staticmethod
     def without_half_a_control(text: str) -> str:
-        """A text that was cut, without a respelled control token of which only the beginning is left."""
+        """Return a cut text without an incomplete respelled control token at its end."""
         begin = text.rfind(_CONTROL)
         return text[:begin] if begin >= 0 and _CLOSE not in text[begin:] else text
 
     def encode(self, revealed: Sequence[str]) -> list[Encoding]:
-        """Ids and places of the tokens of what `revealed` gave, without BOS."""
+        """Encode texts from `revealed`, with offsets and without BOS."""
         return self._copy.encode_batch(list(revealed), add_special_tokens=False)
 
     def encode_text(self, texts: Sequence[str]) -> list[Encoding]:
-        """Ids of what people wrote, all of it text, without BOS and without places."""
+        """Encode texts that people wrote, without BOS and without offsets.
+
+        Nothing in them becomes a control token.
+        """
         return self._copy.encode_batch_fast([_without_noncharacters(text) for text in texts], add_special_tokens=False)
 
 
@@ -113,7 +122,10 @@ _ENCODERS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, Encoder
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """The encoder of a tokenizer, made when it is first asked for, and again when tokens or the template changed."""
+    """Return the encoder of a tokenizer.
+
+    It is cached, and built again if the tokens or the template have changed.
+    """
     state = (len(tokenizer), str(tokenizer.chat_template), str(tokenizer.special_tokens_map))
     known = _ENCODERS.get(tokenizer)
     if known is None or known[0] != state:
@@ -122,12 +134,12 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, begin: bool = False) -> list[list[int]]:
-    """Token ids of texts in which everything is text.
+    """Return the token ids of texts in which nothing is markup.
 
     Args:
         tokenizer: of any family that has a fast version.
-        texts: what people wrote.
-        begin: put the tokenizer's BOS first, once, as `tokenizer(text)` does where it has one.
+        texts: texts that people wrote.
+        begin: put the tokenizer's BOS first, once, as `tokenizer(text)` does if it has one.
     """
     encoder = encoder_of(tokenizer)
     before = encoder.begin if begin else []
@@ -135,11 +147,12 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, be
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """The added tokens that act as markup.
+    """Return the added tokens that act as markup.
 
-    Special tokens; those that `chat_control_tokens` of the tokenizer lists or the chat template writes, as in
-    `apply_chat_template(sanitize_control_tokens=True)` of transformers; and those that are spelled as markup, for a
-    model may use them outside its chat template (`<|file_sep|>`). Entries of whitespace and added words are text.
+    These are special tokens; tokens that the tokenizer's `chat_control_tokens` lists or that the
+    chat template writes, as in `apply_chat_template(sanitize_control_tokens=True)` of transformers;
+    and tokens that are spelled like markup, because a model may use them outside its chat template
+    (`<|file_sep|>`). Whitespace entries and added words are text.
     """
     written = _literals(tokenizer)
     listed = set(getattr(tokenizer, "chat_control_tokens", None) or ())
@@ -153,29 +166,32 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The text of the chat template; of several named ones, the default."""
+    """Return the text of the chat template; of several named templates, the default."""
     template = tokenizer.chat_template
     return template.get("default") if isinstance(template, dict) else template
 
 
 def _literals(tokenizer: PreTrainedTokenizerBase) -> str:
-    """All that a chat template writes of itself; NUL keeps two pieces from spelling a token together."""
+    """Return all literal text in a chat template.
+
+    NUL separates the pieces, so that two of them cannot spell a token together.
+    """
     template = chat_template_of(tokenizer)
     if not template:
         return ""
     try:
         pieces = list(jinja2.Environment().lex(template))
-    except jinja2.TemplateSyntaxError:  # `chat_format` says so
+    except jinja2.TemplateSyntaxError:  # `chat_format` reports it
         return template
     return "\0".join(text for _, kind, text in pieces if kind in ("data", "string"))
 
 
 def _respelled(tokenizer: PreTrainedTokenizerBase, spellings: dict[str, str]) -> Tokenizer:
-    """A copy of the fast tokenizer with other spellings of some tokens, and the same ids."""
+    """Return a copy of the fast tokenizer, with the same ids and other spellings of some tokens."""
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} has no fast version (a tokenizer.json), which align needs")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["truncation"] = state["padding"] = None  # what was saved with it would cut documents, or fill them up
+    state["truncation"] = state["padding"] = None  # saved settings would truncate or pad documents
     letters = set(pre_tokenizers.ByteLevel.alphabet()) if '"ByteLevel"' in json.dumps(state["pre_tokenizer"]) else set()
     if taken := letters & spellings.keys() & tokenizer.get_vocab().keys():
         raise ValueError(f"{min(taken)!r} is a control token and a byte of ordinary text, which cannot be told apart")
@@ -189,7 +205,7 @@ def _respelled(tokenizer: PreTrainedTokenizerBase, spellings: dict[str, str]) ->
     if model.get("unk_token") in spellings:
         model["unk_token"] = spellings[model["unk_token"]]
     if "merges" in model:
-        # A merge into a control token could only make one from text.
+        # Drop merges into a control token: they could only make one from text.
         model["merges"] = [
             merge for merge in model["merges"] if spellings.keys().isdisjoint({*_pair(merge), "".join(_pair(merge))})
         ]
@@ -206,7 +222,10 @@ def _pair(merge: str | list[str]) -> list[str]:
 
 
 def _keep_whole_offsets(post_processor: Any) -> None:
-    """Let a token's place include the space before its word, or a mask would not know whose that space is."""
+    """Make a token's offsets include the space before its word.
+
+    Otherwise a mask could not tell which span the space belongs to.
+    """
     if isinstance(post_processor, dict):
         if "trim_offsets" in post_processor:
             post_processor["trim_offsets"] = False
@@ -215,7 +234,7 @@ def _keep_whole_offsets(post_processor: Any) -> None:
 
 
 def _ids_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that `tokenizer(text)` has before those of the text alone."""
+    """Return the ids that `tokenizer(text)` puts before those of the text."""
     whole = tokenizer("a")["input_ids"]
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     for start in range(len(whole) - len(plain) + 1):
@@ -225,7 +244,10 @@ def _ids_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _without_noncharacters(text: str) -> str:
-    """U+FFFD in their place, as Unicode advises, so that nobody can write our spellings."""
+    """Replace noncharacters by U+FFFD, as Unicode advises.
+
+    No text can then contain the spellings of the copy's control tokens.
+    """
     return text if text.isascii() else _NONCHARACTERS.sub("\ufffd", text)
 
 
@@ -242,11 +264,11 @@ def _number(digits: str) -> int:
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What stands before text that nothing stands before: the token for its beginning, else for a text's end."""
+    """Return the token for an empty context: BOS, else EOS."""
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
 def encode_context(tokenizer: PreTrainedTokenizerBase, context: str) -> list[int]:
-    """Tokens of a context that is to be written on, never none."""
+    """Return the token ids of a context that a model will continue. They are never empty."""
     (ids,) = encode_texts(tokenizer, [context], begin=True)
     return ids or [start_token(tokenizer)]

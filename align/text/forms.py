@@ -1,8 +1,9 @@
-r"""Ask a language model that was never taught a chat template: write the dialogue as plain text of a form it may know.
+r"""Ask a language model that learned no chat template: write the dialogue as plain text.
 
-A form is one text with `{prompt}` and `{response}`, such as "Question: {prompt}\nAnswer: {response}\n\n". It becomes a
-chat template, so that a model asked in a form is a model like any other. An answer ends where the form goes on: with
-the text after the response, or with the label of a speaker.
+A form is a text with `{prompt}` and `{response}` that the model may know from its training. An
+example is "Question: {prompt}\nAnswer: {response}\n\n". The form becomes a chat template, so the
+model is used like any other. An answer ends where the form continues: at the text after the
+response, or at the label of a speaker.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-# Built in. Askell et al. 2021 ask in turns of a human and an assistant; GPT-3 in questions and answers (appendix G);
-# Alpaca in instructions and responses.
+# Built-in forms. Askell et al. 2021 use turns of a human and an assistant; GPT-3 uses questions and
+# answers (appendix G); Alpaca uses instructions and responses.
 FORMS = {
     "human": "Human: {prompt}\n\nAssistant: {response}\n\n",
     "user": "User: {prompt}\nAssistant: {response}\n",
@@ -25,14 +26,14 @@ FORMS = {
 
 
 class Shot(NamedTuple):
-    """A solved example: what was asked, with its system message before it, and the answer."""
+    """A solved example: the question, with its system message before it, and the answer."""
 
     prompt: str
     response: str
 
 
 class Form(NamedTuple):
-    """The text before a prompt, between it and its response, and after the response."""
+    """A form as three texts: before the prompt, between prompt and response, after the response."""
 
     before: str
     between: str
@@ -43,9 +44,10 @@ class Form(NamedTuple):
 
     @property
     def stop_strings(self) -> list[str]:
-        """What ends an answer: the text behind it, of spaces alone a line break, and the labels of the speakers.
+        """The texts that end an answer: the text after it, and the labels of the speakers.
 
-        A label begins a word: "A:" ends no answer at "USA:".
+        If the text after it is only spaces, a line break ends the answer. A label begins a word:
+        "A:" does not end an answer at "USA:".
         """
         end = self.after if self.after.strip(" ") else "\n"
         labels = [label for text in (self.before, self.between) if (label := text.strip())]
@@ -54,10 +56,11 @@ class Form(NamedTuple):
 
 
 def read_form(text: str) -> Form:
-    r"""Read a form from its text, in which `\n` may stand for a line break.
+    r"""Parse a form from its text, in which a line break may be written as `\n`.
 
     Raises:
-        ValueError: it has not `{prompt}` and then `{response}`, each once and apart.
+        ValueError: the text does not have `{prompt}` and then `{response}`, each once, with text
+            between them.
     """
     text = text.replace("\\n", "\n")
     parts = re.split(r"{prompt}|{response}", text)
@@ -70,15 +73,16 @@ def read_form(text: str) -> Form:
 
 
 def shot_of(messages: Sequence[Mapping[str, str]]) -> Shot:
-    """The last answer of a conversation, and what was said before it as one text."""
+    """Return a conversation's last answer, with everything before it as one text."""
     *asked, answer = messages
     return Shot(" ".join(message["content"].strip() for message in asked), answer["content"].strip())
 
 
 def form_template(form: Form, shots: Sequence[Shot]) -> str:
-    """A form behind solved examples as a chat template.
+    """Return a chat template for a form with solved examples before it.
 
-    A text begins as a document does. A space before an answer is the answer's, as words have theirs before them.
+    The text begins as a document does. A space before an answer belongs to the answer, because
+    words have their space before them.
     """
     opening = form.between.rstrip(" ")
     space = form.between[len(opening) :]

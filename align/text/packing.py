@@ -1,4 +1,4 @@
-"""Sequences laid end to end in one row, so that no padding goes through a model."""
+"""Pack sequences end to end in one row, so that no padding goes through a model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import NamedTuple
 
 import torch
 
-# A bf16 product of a shape that was not seen before makes the CPU's library compile a kernel and keep it, which costs
-# time and memory where no two micro-batches are of one length.
+# The length of a row is a multiple of this. A bf16 matrix product of a new shape makes the CPU's
+# library compile a kernel and keep it. This costs time and memory if all micro-batches differ in
+# length.
 ROUND = 64  # tokens
 
 
 class Packed(NamedTuple):
-    """S sequences in one row of N tokens; positions begin at 0 in each, which is what keeps them apart.
+    """A row of N tokens with S sequences. Positions begin at 0 in each, which keeps them apart.
 
-    N is a multiple of `ROUND` where sequences differ in length: after the last come tokens that belong to none.
+    If the sequences differ in length, N is a multiple of `ROUND`: filler tokens that belong to no
+    sequence follow the last one.
     """
 
     input_ids: torch.Tensor  # [1, N]
@@ -25,23 +27,29 @@ class Packed(NamedTuple):
 
 
 def pack(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Packed:
-    """Lay `sequences` of token ids end to end."""
+    """Pack `sequences` of token ids end to end."""
     lengths = torch.tensor([len(s) for s in sequences])
     ids = torch.tensor([token for s in sequences for token in s])
     ends = lengths.cumsum(0) - 1
     starts = torch.repeat_interleave(ends - lengths + 1, lengths)
     positions = torch.arange(len(ids)) - starts
-    varied = int(lengths.min()) != int(lengths.max())  # where all are alike, they are also best left as they lie
-    # Sequences of their own, which fit where the others do.
+    # Without filler, attention reads sequences of equal length in place (`packed_layout`).
+    varied = int(lengths.min()) != int(lengths.max())
+    # Filler positions restart as in sequences of at most the longest length, so filler fits in any
+    # context that fits the sequences.
     filler = torch.arange(-len(ids) % ROUND if varied else 0) % lengths.max()
     ids, positions = torch.cat([ids, torch.zeros_like(filler)]), torch.cat([positions, filler])
     return Packed(ids[None].to(device), positions[None].to(device), ends.to(device))
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Split sequences, in order, into as few groups of at most `max_tokens` tokens as do, and those as even as may be.
+    """Split sequences, in order, into as few groups of at most `max_tokens` tokens as possible.
 
-    The largest group is what memory is needed for. A sequence that is longer stands alone.
+    The groups are as even as possible, because the largest one determines the memory. A sequence
+    longer than `max_tokens` is a group of its own.
+
+    Returns:
+        The indices of the sequences in each group.
     """
     groups = _filled(lengths, max_tokens)
     low, high = math.ceil(sum(lengths) / max(1, len(groups))), max_tokens
@@ -56,7 +64,7 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def _filled(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Groups, each filled before the next is begun."""
+    """Return groups that are filled one after the other."""
     groups: list[list[int]] = []
     total = 0
     for i, length in enumerate(lengths):
@@ -69,7 +77,10 @@ def _filled(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def document_positions(rows: torch.Tensor, end: int) -> torch.Tensor:
-    """Positions [R, length] that begin anew after each `end`, which keeps the documents of a row apart."""
+    """Return positions [R, length] that restart at 0 after each `end`.
+
+    This keeps the documents in a row apart.
+    """
     places = torch.arange(rows.shape[1]).expand_as(rows)
     begins = torch.zeros_like(rows, dtype=torch.bool)
     begins[:, 1:] = rows[:, :-1] == end

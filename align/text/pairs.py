@@ -1,4 +1,4 @@
-"""Pairs of an input and a target: tasks written as text, padded batches, and which pairs share one."""
+"""Pairs of an input text and a target text: encode, pad and group them by length."""
 
 from __future__ import annotations
 
@@ -12,33 +12,40 @@ from align.text.chat import Message
 from align.text.encoding import encode_texts
 from align.text.spans import Pair
 
-_ROUND = 16  # tokens that a padded width is a multiple of: as in align/text/packing.py, few different shapes
+# A padded width is a multiple of this many tokens: few different shapes, as in packing.py.
+_ROUND = 16
 
 
 class Texts(NamedTuple):
-    """A task's row as a person reads it."""
+    """A row of a task as text."""
 
     input: str
     target: str
 
 
 class Padded(NamedTuple):
-    """R pairs, padded on the right."""
+    """A batch of R pairs, padded on the right."""
 
     input_ids: torch.Tensor  # [R, I]
-    input_mask: torch.Tensor | None  # [R, I], True at tokens that count; None where no input is padded
+    input_mask: torch.Tensor | None  # [R, I], True at real tokens; None if no input is padded
     target_ids: torch.Tensor  # [R, T]
-    target_mask: torch.Tensor  # [R, T], True at tokens that count
+    target_mask: torch.Tensor  # [R, T], True at real tokens
 
 
 def texts_of(messages: Sequence[Message]) -> Texts:
-    """A demonstration as input and target: what stands before its last message, a line each, and that message."""
+    """Return a demonstration as input and target.
+
+    The target is the last message; the input is all messages before it, one per line.
+    """
     *asked, answer = messages
     return Texts("\n".join(message["content"] for message in asked), answer["content"])
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Texts]) -> list[Pair]:
-    """Token ids with the end-of-text token last; what looks like a sentinel or an end in a text is text."""
+    """Return the token ids of inputs and targets, each with the end-of-text token last.
+
+    Text that spells a sentinel or an end token stays text.
+    """
     if not rows:
         return []
     texts = [text for row in rows for text in row]
@@ -48,7 +55,7 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Texts]) -> l
 
 
 def pad(pairs: Sequence[Pair], pad_token_id: int, device: torch.device | str = "cpu") -> Padded:
-    """Pairs side by side; those of one length as they are."""
+    """Pad pairs into one batch; inputs or targets of equal length get no padding."""
     inputs, input_mask = _padded([pair.input for pair in pairs], pad_token_id)
     targets, target_mask = _padded([pair.target for pair in pairs], pad_token_id)
     mask = None if bool(input_mask.all()) else input_mask.to(device)
@@ -69,9 +76,16 @@ def _width(lengths: Sequence[int]) -> int:
 
 
 def similar_groups(pairs: Sequence[Pair], max_tokens: int) -> Iterator[list[int]]:
-    """Split pairs into groups of like lengths, at most `max_tokens` tokens each with its padding (or a single pair)."""
+    """Split pairs into groups of similar lengths.
+
+    A group has at most `max_tokens` tokens, padding included, or is a single pair.
+
+    Yields:
+        The indices of the pairs in a group.
+    """
     group: list[int] = []
-    bounds: list[tuple[int, ...]] = [(), ()]  # lengths of the shortest and the longest, of inputs and of targets
+    # The shortest and the longest length, of inputs and of targets.
+    bounds: list[tuple[int, ...]] = [(), ()]
     for i in sorted(range(len(pairs)), key=lambda i: (len(pairs[i].input), len(pairs[i].target))):
         own = (len(pairs[i].input), len(pairs[i].target))
         wider = [(min(*b, n), max(*b, n)) if b else (n, n) for b, n in zip(bounds, own, strict=True)]

@@ -1,4 +1,4 @@
-"""Tokenizers with a published vocabulary: GPT-1's, GPT-2's, or any that `AutoTokenizer` opens."""
+"""Open published tokenizers: GPT-1's, GPT-2's, or any that `AutoTokenizer` opens."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Merges = list[tuple[str, str]]
 
 
 def open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, a GGUF file or a pinned repository on the Hub, as it was published.
+    """Open the published tokenizer of a folder, a GGUF file or a pinned repository on the Hub.
 
-    A folder with a vocabulary and its merges, and nothing that tells `AutoTokenizer` what they are, is GPT-1's where
-    words end in </w>, else GPT-2's.
+    A folder may hold only a vocabulary and its merges, and nothing that tells `AutoTokenizer` their
+    type. It is then GPT-1's if words end in </w>, else GPT-2's.
 
     Raises:
-        ValueError: one line on what is wrong with its files.
+        ValueError: the files are wrong; the message is one line.
     """
     names = {path.name for path in source.files}
     if not names & {"tokenizer.json", "tokenizer_config.json"}:
@@ -32,7 +32,7 @@ def open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
     try:
         return AutoTokenizer.from_pretrained(**source.pretrained, **gguf)
-    except Exception as error:  # about files that somebody published: libraries raise dozens of kinds
+    except Exception as error:  # libraries raise dozens of types for broken files
         if is_short(error):
             raise
         said = " ".join(str(error).split())[:200]
@@ -41,15 +41,20 @@ def open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 
 def gpt1_tokenizer(vocabulary: dict[str, int], merges: Merges) -> PreTrainedTokenizerFast:
-    """GPT-1's: lower-cased words in characters, the last marked </w>, merged; <unk> for a character it does not know.
+    """Return GPT-1's tokenizer for a vocabulary and its merges.
 
-    Text is cut into words as `transformers` cuts it for GPT-1, by BERT's rules: at spaces and around every punctuation
-    mark, accents off. OpenAI's code mends it with ftfy, rewrites dashes, cuts it with spaCy, and has a token for a new
-    line: `python benchmarks/gpt1_words.py` counts how many lines of a text get other ids from it, mostly for "n't",
-    "'s", "--", "mr." and dashes, which are <unk> here. Case, accents and spacing do not come back.
+    It lower-cases words, splits them into characters, the last one marked </w>, and merges these. A
+    character that it does not know is <unk>.
+
+    Text is split into words as `transformers` does for GPT-1, by BERT's rules: at spaces and around
+    every punctuation mark, with accents removed. OpenAI's code repairs text with ftfy, rewrites
+    dashes, splits it with spaCy, and has a token for a new line. `python benchmarks/gpt1_words.py`
+    counts how many lines of a text get other ids from that code. Most differences come from "n't",
+    "'s", "--", "mr." and dash characters, which are <unk> here. Decoding does not restore case,
+    accents and spacing.
 
     Raises:
-        ValueError: merges make what the vocabulary does not have.
+        ValueError: a merge makes a token that the vocabulary lacks.
     """
     tokenizer = Tokenizer(_bpe(vocabulary, merges, unk_token="<unk>", end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -59,10 +64,12 @@ def gpt1_tokenizer(vocabulary: dict[str, int], merges: Merges) -> PreTrainedToke
 
 
 def gpt2_tokenizer(vocabulary: dict[str, int], merges: Merges) -> PreTrainedTokenizerFast:
-    """GPT-2's: bytes merged within the pieces of its pattern; any text comes back as it was.
+    """Return GPT-2's tokenizer for a vocabulary and its merges.
+
+    It merges bytes within the pieces of GPT-2's pattern. Decoding restores any text exactly.
 
     Raises:
-        ValueError: merges make what the vocabulary does not have.
+        ValueError: a merge makes a token that the vocabulary lacks.
     """
     tokenizer = Tokenizer(_bpe(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -78,7 +85,7 @@ def _bpe(vocabulary: dict[str, int], merges: Merges, **settings: str) -> models.
 
 
 def _read(vocabulary_file: Path, merges_file: Path) -> PreTrainedTokenizerFast:
-    """One of GPT-1's or GPT-2's, by what its vocabulary holds."""
+    """Read GPT-1's or GPT-2's tokenizer; the vocabulary decides which one it is."""
     try:
         vocabulary = json.loads(vocabulary_file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

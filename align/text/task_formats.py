@@ -1,9 +1,9 @@
-"""Labelled rows as token sequences: GPT-1's input transformations, which leave the model as it is.
+"""Labelled rows as token sequences: GPT-1's input transformations, which do not change the model.
 
     classification   start text extract
     entailment       start premise delimiter hypothesis extract
     similarity       start a delimiter b extract, and start b delimiter a extract
-    multiple_choice  start context question delimiter answer extract, of each answer
+    multiple_choice  start context question delimiter answer extract, for each answer
 
 Source: Radford et al. 2018, section 3.3 and figure 1.
 """
@@ -33,10 +33,11 @@ class TaskTokens(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A row as the model sees it."""
+    """A row in the form that the model reads."""
 
-    sequences: list[Ids]  # two of a pair in both orders, one an answer of multiple choice, else one
-    target: float  # the class, the place of the right answer, or the score, standardised
+    # Similarity: both orders of the pair; multiple choice: one per answer; else one.
+    sequences: list[Ids]
+    target: float  # the class, the index of the right answer, or the standardised score
 
     @property
     def tokens(self) -> int:
@@ -44,36 +45,36 @@ class Example(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What is to be predicted."""
+    """The quantity to predict."""
 
     kind: str  # class, choice or score
-    labels: tuple[str, ...]  # of classes
-    usual: float  # of the training rows: their most frequent class or place, or their mean score
-    deviation: float  # of the training rows' scores; 1 of what is no score
+    labels: tuple[str, ...]  # the classes; empty for other kinds
+    usual: float  # in the training rows: the most frequent class or index, or the mean score
+    deviation: float  # standard deviation of the training rows' scores; 1 for other kinds
 
     @property
     def num_outputs(self) -> int:
         return max(1, len(self.labels))
 
     def place(self, row: Row) -> float:
-        """What a row says, as a number: its class, the place of its right choice, or its score."""
+        """Return a row's class, the index of its right choice, or its score, as a number."""
         if self.kind == "class":
             return self.labels.index(row["label"])
         return row["label"] if self.kind == "choice" else row["score"]
 
     def target(self, row: Row) -> float:
-        """As `place`; of scores how many standard deviations above the mean."""
+        """Return `place`; for a score, its distance from the mean in standard deviations."""
         return (self.place(row) - self.usual) / self.deviation if self.kind == "score" else self.place(row)
 
 
-# -- what the rows ask ---------------------------------------------------------------------------------------------
+# -- the goal --------------------------------------------------------------------------------------
 
 
 def find_goal(task: str, splits: dict[str, list[Row]]) -> Goal:
-    """What `task` is to predict of these rows.
+    """Find what `task` predicts for these rows.
 
     Raises:
-        ConfigError: there is nothing to learn from, or the rows are not of the task.
+        ConfigError: there is nothing to learn, or the rows do not fit the task.
     """
     if not splits["train"]:
         raise ConfigError("inputs.data: there are no training rows")
@@ -102,7 +103,7 @@ def find_goal(task: str, splits: dict[str, list[Row]]) -> Goal:
 
 
 def _most_frequent(counts: Counter[Any]) -> Any:
-    """Of several that are equally frequent, the first in order."""
+    """Return the most frequent label; if several are equally frequent, the first in order."""
     return min(counts, key=lambda label: (-counts[label], label))
 
 
@@ -131,11 +132,15 @@ def _check(task: str, kind: str, split: str, row: Row) -> None:
         raise ConfigError(f"task: {task} takes {takes} a row, and {split} has rows with {has}; give task={other}")
 
 
-# -- as tokens -----------------------------------------------------------------------------------------------------
+# -- tokens ----------------------------------------------------------------------------------------
 
 
 def add_task_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[TaskTokens, list[int]]:
-    """The ids of start, delimiter and extract, and which of them are new: what the tokenizer lacks it is given."""
+    """Add the start, delimiter and extract tokens that the tokenizer lacks.
+
+    Returns:
+        The ids of the three tokens, and the ids that are new.
+    """
     lacking = [token for token in (START, DELIMITER, EXTRACT) if token not in tokenizer.get_vocab()]
     if lacking:
         tokenizer.add_special_tokens({"additional_special_tokens": lacking}, replace_extra_special_tokens=False)
@@ -146,7 +151,10 @@ def add_task_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[TaskTokens, lis
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase, task: str, goal: Goal, rows: Sequence[Row], context: int
 ) -> tuple[list[Example], int]:
-    """The rows as examples that fit into `context` tokens, and how many of them had to be cut.
+    """Encode rows as examples that fit in `context` tokens.
+
+    Returns:
+        The examples, and the number of rows that were cut.
 
     Raises:
         ConfigError: an answer alone is longer than the context.
@@ -165,14 +173,21 @@ def encode_rows(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
-    """Each after a space, as words are in the middle of a text; what spells a special token is no special token."""
+    """Encode each text with a space before it, like a word in the middle of a text.
+
+    Text that spells a special token stays text.
+    """
     return encode_texts(tokenizer, [f" {text.strip()}" for text in texts])
 
 
 def fit(texts: list[Ids], answers: list[Ids], context: int) -> list[Ids]:
-    """`texts` without the end of the first, and where that is not enough of the second, so that all fits.
+    """Return `texts` without their ends, so that the whole sequence fits in `context` tokens.
 
-    Special tokens and answers stay whole, and before every answer stands the same.
+    The first text is cut first; the second only if that is not enough. Special tokens and answers
+    stay whole, and the same text precedes every answer.
+
+    Raises:
+        ConfigError: an answer alone is longer than the context.
     """
     longest = max(map(len, answers), default=0)
     room = context - (2 if len(texts) == 1 and not answers else 3) - longest
@@ -191,7 +206,7 @@ def fit(texts: list[Ids], answers: list[Ids], context: int) -> list[Ids]:
 
 
 def lay_out(task: str, tokens: TaskTokens, texts: list[Ids], answers: list[Ids]) -> list[Ids]:
-    """The sequences of one row; their last token is always extract, at which the model is read."""
+    """Return the sequences of one row; the model is read at their last token, extract."""
     start, delimiter, extract = ([token] for token in tokens)
     if task == "multiple_choice":
         asked = [token for text in texts for token in text]

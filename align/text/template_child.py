@@ -1,9 +1,12 @@
-"""The child process of `template_trial`: renders dialogues under limits, and says by its exit code how that ended.
+"""The child process of `template_trial`: render dialogues under limits, and exit with the result.
 
-It is run as a file, not imported: importing `align` would cost it seconds. `-P` keeps this folder, with its
-`tokenizers.py`, out of the places where Python looks for packages.
+It runs as a file and is not imported, because an import of `align` would take seconds. `-P` keeps
+this folder, with its `tokenizers.py`, out of the places where Python searches for packages.
 
-    python -P template_child.py SECONDS MEMORY CHARACTERS < {"template": ..., "special_tokens": {...}}
+    python -P template_child.py SECONDS MEMORY CHARACTERS < FILE
+
+FILE is JSON: {"template": ..., "special_tokens": {...}}. The exit code is the limit that the
+template exceeds, or 0.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ _TOO_LONG, _TOO_MUCH_MEMORY, _TOO_MUCH_TEXT = 10, 11, 12
 
 
 def _dialogues() -> list[list[dict[str, Any]]]:
-    """A short dialogue, one with a system message, a long one, and one with tools: as stages render them."""
+    """Return test dialogues in the form in which stages render them.
+
+    These are two rounds, a prompt, one with a system message, a long one, and one with tools.
+    """
     rounds: list[dict[str, Any]] = [
         {"role": "user", "content": "Who sat on the mat?"},
         {"role": "assistant", "content": "The cat."},
@@ -71,16 +77,18 @@ def main() -> int:
 
 
 def _limit(seconds: int, memory: int) -> None:
-    """Limits on what follows: processor time, and memory beyond what the process has now."""
+    """Limit CPU time, and memory beyond what the process uses now."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    most = math.ceil(used.ru_utime + used.ru_stime) + seconds  # the system counts whole seconds
+    most = math.ceil(used.ru_utime + used.ru_stime) + seconds  # the limit is in whole seconds
     signal.signal(signal.SIGXCPU, lambda *_: os._exit(_TOO_LONG))
-    resource.setrlimit(resource.RLIMIT_CPU, (most, most + 2))  # the second ends code that never returns to Python
-    with contextlib.suppress(OSError, ValueError):  # macOS has no such limit; there the time is the limit
+    # The hard limit ends code that never returns to Python.
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most + 2))
+    with contextlib.suppress(OSError, ValueError):  # macOS has no memory limit; only time counts
         with open("/proc/self/statm", encoding="ascii") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
 
 
 if __name__ == "__main__":
-    os._exit(main())  # at once: while Python takes itself down it has no signal handlers, and the limit still holds
+    # Exit at once: Python shuts down without signal handlers, while the limit still applies.
+    os._exit(main())

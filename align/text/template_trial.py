@@ -1,10 +1,11 @@
-"""Render a chat template that came from outside in a process of its own, under limits of time, memory and size.
+"""Render an untrusted chat template in a child process, under limits of time, memory and size.
 
-A chat template is a program. One that never ends, or that makes a text of gigabytes, would take every process down
-that renders it, and Python cannot stop it from within. So a template is rendered once by a child process before any
-stage uses it. The child runs the code of `transformers` that every later rendering runs.
+A chat template is a program. One that never ends, or that makes gigabytes of text, would break
+every process that renders it, and Python cannot stop it from within. Therefore a child process
+renders a template once before any stage uses it. The child runs the code of `transformers` that
+every later rendering runs.
 
-What a template does with other dialogues than those of the trial is not known from it.
+The trial does not show what a template does with other dialogues.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import Any
 
 from align.errors import StoreError
 
-MAX_TEMPLATE = 1_000_000  # characters; the longest published ones have some 30,000
-MAX_RENDERED = 500_000  # characters for a dialogue of about 40,000
-MAX_SECONDS = 5  # of the processor, for all dialogues; published templates need some hundredths of one
-MAX_MEMORY = 2**29  # bytes beyond what the child has when it begins
-_MAX_WAIT = 600  # seconds by the clock: a machine that does much else gives a process a small share of them
+MAX_TEMPLATE = 1_000_000  # characters; the longest published ones have about 30,000
+MAX_RENDERED = 500_000  # characters per dialogue; the longest one has about 40,000 in its messages
+# CPU time for all dialogues; published templates need a few hundredths of a second.
+MAX_SECONDS = 5
+MAX_MEMORY = 2**29  # bytes beyond what the child uses before it renders
+_MAX_WAIT = 600  # seconds by the wall clock: on a busy machine a process gets little CPU time
 
 # Exit codes of the child.
 _TOO_LONG, _TOO_MUCH_MEMORY, _TOO_MUCH_TEXT = 10, 11, 12
@@ -36,17 +38,18 @@ _SAID = {
 
 
 def try_template(template: str, special_tokens: Mapping[str, Any]) -> None:
-    """Render some dialogues with a template in a child process, and refuse one that passes the limits.
+    """Render test dialogues with a template in a child process, and check the limits.
 
-    A template that raises is not refused here: it may know no system message. `chat_format` says what is wrong then.
+    A template that raises is not rejected here, because it may support no system message.
+    `chat_format` reports such errors.
 
     Args:
         template: the Jinja text.
         special_tokens: name -> text, as a tokenizer gives them to its template.
 
     Raises:
-        ValueError: one line on the limit that it passes.
-        StoreError: the machine starts no process.
+        ValueError: the template exceeds a limit; the message is one line.
+        StoreError: the machine cannot start a process.
     """
     if len(template) > MAX_TEMPLATE:
         raise ValueError(
@@ -62,7 +65,7 @@ def try_template(template: str, special_tokens: Mapping[str, Any]) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _tried(template: str, special_tokens: str) -> str:
-    """Which limit a template passes; "" for none."""
+    """Return the limit that a template exceeds, for an error message; "" for none."""
     asked = json.dumps({"template": template, "special_tokens": json.loads(special_tokens)})
     child = [sys.executable, "-P", str(Path(__file__).with_name("template_child.py"))]
     limits = [MAX_SECONDS, MAX_MEMORY, MAX_RENDERED]
@@ -74,7 +77,8 @@ def _tried(template: str, special_tokens: str) -> str:
         return _SAID[_TOO_LONG]
     except OSError as error:
         raise StoreError(f"{sys.executable}: cannot start a process to try a chat template ({error})") from None
-    if done.returncode == -signal.SIGKILL:  # the hard limit of processor time: it was in code that runs no handlers
+    # the hard limit of CPU time: the code ran no signal handlers
+    if done.returncode == -signal.SIGKILL:
         return _SAID[_TOO_LONG]
     if done.returncode < 0:
         return f"ends the process that renders it (signal {-done.returncode})"

@@ -1,8 +1,8 @@
-"""Tokenizers trained on documents, saved so that `AutoTokenizer` loads them; and what every tokenizer here must have.
+"""Train tokenizers on documents, and complete published ones with what every stage needs.
 
-Both kinds work on bytes, so that any text comes back as it was: byte-level BPE as GPT-2 has it, and a unigram model
-(Kudo 2018), T5's kind. A special token is outside what text can become: GPT-2's pattern cuts its spelling apart, which
-is why documents are encoded with `split_special_tokens=True`.
+Trained tokenizers are saved so that `AutoTokenizer` loads them. Both kinds work on bytes, so that
+decoding restores any text exactly: byte-level BPE as in GPT-2, and a unigram model (Kudo 2018) as
+in T5. Documents are encoded by `align.text.encoding`, so that no text becomes a special token.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from align.text.template_trial import try_template
 from align.text.unigram import learn_pieces
 
 EOS = "<|endoftext|>"
-PAD = "<|pad|>"  # never the end-of-text token: a mask made from padding would erase it from every label
+PAD = "<|pad|>"  # not the end-of-text token: a padding mask would remove that from every label
 SENTINEL = "<extra_id_{}>"
-KEEP, ALIGN = "keep", "align"  # which chat template a published tokenizer gets
+KEEP, ALIGN = "keep", "align"  # the chat template of a published tokenizer
 _T5 = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # ids 0, 1, 2, as in T5
 
 
@@ -34,19 +34,24 @@ def train_tokenizer(
     split_digits: bool = False,
     num_sentinels: int = 0,
 ) -> PreTrainedTokenizerFast:
-    """Train a tokenizer: special tokens, 256 bytes, what is learned from `texts`, and sentinels above all of it.
+    """Train a tokenizer on documents.
+
+    It has special tokens, 256 bytes, tokens learned from `texts`, and sentinels above all other
+    ids.
 
     Args:
         texts: documents; they are read once.
-        vocab_size: entries in all, special tokens, the 256 bytes and the sentinels among them; little text gives fewer.
-        algorithm: bpe (GPT-2's kind) or unigram (T5's: <pad> 0, </s> 1, <unk> 2). Departs from T5's SentencePiece:
-            pieces are of bytes, so no text needs to be normalised, gets a space before it or falls back to a token
-            that stands for any character.
+        vocab_size: entries in all, including special tokens, the 256 bytes and the sentinels;
+            little text gives fewer.
+        algorithm: bpe (as in GPT-2) or unigram (as in T5: <pad> 0, </s> 1, <unk> 2). Unlike T5's
+            SentencePiece, pieces are of bytes. So text is not normalised, gets no space before it,
+            and needs no token that stands for any character.
         split_digits: whether each digit is a token of its own [LLaMA, section 2.1].
-        num_sentinels: tokens <extra_id_0> (the highest id), <extra_id_1> (the one below), ... [T5: 100].
+        num_sentinels: tokens <extra_id_0> (the highest id), <extra_id_1> (the one below), ... [T5:
+            100].
 
     Raises:
-        ValueError: `vocab_size` leaves no room for what is to be learned.
+        ValueError: `vocab_size` leaves no room for learned tokens.
     """
     named = _T5 if algorithm == "unigram" else {"eos_token": EOS, "pad_token": PAD, "bos_token": EOS}
     special = list(dict.fromkeys([*named.values(), *ROLE_TOKENS.values()]))
@@ -91,26 +96,33 @@ def _train_unigram(
 
 
 def as_fast(tokenizer: Tokenizer, **named: Any) -> PreTrainedTokenizerFast:
-    """A tokenizer as `transformers` has it, padded on the left and decoded as it is."""
+    """Return a tokenizer for `transformers`, padded on the left.
+
+    Decoding leaves spaces as they are.
+    """
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, **named, padding_side="left", clean_up_tokenization_spaces=False
     )
 
 
 def complete(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = KEEP) -> list[str]:
-    """Give a tokenizer what the stages count on and it lacks, above its own ids, and say what that was.
+    """Add what the stages need and a tokenizer lacks, above its own ids.
 
-    An end-of-text token for GPT-1's, which has none (its paper packs books without one, and its code adds _start_,
-    _delimiter_ and _classify_ for tasks); a chat template; a padding token that ends nothing.
+    This may be a chat template, a padding token that ends nothing, and an end-of-text token for
+    GPT-1's tokenizer. GPT-1 has none: its paper packs books without one, and its code adds _start_,
+    _delimiter_ and _classify_ for tasks.
 
     Args:
-        tokenizer: it is changed.
-        chat_template: "keep" its own, and give it ours (with role tokens) only where it has none; "align": ours; the
-            text of another; None: it needs none.
+        tokenizer: changed in place.
+        chat_template: "keep": its own, or align's with role tokens if it has none; "align":
+            align's; None: none is needed; else the text of another template.
+
+    Returns:
+        The names of what was added.
 
     Raises:
-        ValueError: it has no end-of-text token and is not GPT-1's, or several chat templates and no default, or a chat
-            template that needs too much time or memory.
+        ValueError: it has no end-of-text token and is not GPT-1's, or several chat templates and no
+            default, or a chat template that needs too much time or memory.
     """
     added = []
     if chat_template == KEEP:
@@ -126,7 +138,7 @@ def complete(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = KEE
         added.append(f"the chat template given{instead}")
     came = None if chat_template == ALIGN else chat_template_of(tokenizer)
     if came not in (None, CHAT_TEMPLATE, SPACELESS_CHAT_TEMPLATE):
-        try_template(came, tokenizer.special_tokens_map)  # before anything renders it in this process
+        try_template(came, tokenizer.special_tokens_map)  # before this process renders it
     ours = chat_template == ALIGN or (chat_template == KEEP and chat_template_of(tokenizer) is None)
     ends = [tokenizer.eos_token_id] if ours or chat_template is None else stop_ids(tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
@@ -140,17 +152,17 @@ def complete(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = KEE
 
 
 def _require_one_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `ValueError` where the tokenizer has named chat templates and none of them is the default."""
+    """Raise `ValueError` if there are named chat templates and none is the default."""
     if tokenizer.chat_template and chat_template_of(tokenizer) is None:
         names = ", ".join(sorted(tokenizer.chat_template))
         raise ValueError(f"it has several chat templates ({names}) and no default; give one by chat_template=path:FILE")
 
 
 def add_sentinels(tokenizer: PreTrainedTokenizerBase, count: int) -> None:
-    """Add T5's sentinels above every other id: <extra_id_0> gets the highest, <extra_id_1> the one below it, ...
+    """Add T5's sentinels above all other ids, <extra_id_0> with the highest id, and so on down.
 
     Raises:
-        ValueError: it has some of its own.
+        ValueError: the tokenizer has sentinels already.
     """
     names = [SENTINEL.format(i) for i in reversed(range(count))]
     if any(name in tokenizer.get_vocab() for name in names):
@@ -160,7 +172,10 @@ def add_sentinels(tokenizer: PreTrainedTokenizerBase, count: int) -> None:
 
 
 def is_gpt1(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether words end as in GPT-1's vocabulary: no other published causal language model marks them so."""
+    """Return whether words end as in GPT-1's vocabulary.
+
+    No other published causal language model marks them in this way.
+    """
     return any(token.endswith("</w>") for token in tokenizer.get_vocab())
 
 

@@ -1,7 +1,7 @@
-"""Text as tokens on disk: written once as a stream, read as a memory map, so that no corpus need fit into memory.
+"""Text as tokens on disk, written as a stream and read as a memory map.
 
-A folder holds <split>.npy for each split, flat, every document ended by the end-of-text token; tokens.json; and the
-tokenizer.
+A corpus need not fit in memory. A folder holds <split>.npy for each split, tokens.json, and the
+tokenizer. <split>.npy is a flat array in which the end-of-text token ends every document.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from align.data.records import source_name
 from align.text.encoding import encoder_of
 
 INFO = "tokens.json"
-_CHARS = 2**22  # tokenised at a time
+_CHARS = 2**22  # characters tokenised at a time
 
 
 class Counts(NamedTuple):
-    """How much text a split holds."""
+    """The amount of text in a split."""
 
     documents: int
-    tokens: int  # the ends of documents among them
+    tokens: int  # including the end of each document
     bytes: int  # of the text as UTF-8
 
     def plus(self, other: Counts) -> Counts:
@@ -35,10 +35,11 @@ class Counts(NamedTuple):
 
 
 def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[np.ndarray, Counts]]:
-    """Some megabytes of documents at a time, as tokens end to end.
+    """Yield documents as tokens end to end, some megabytes at a time.
 
-    Each document begins with BOS where `tokenizer(text)` puts one, and ends with the end-of-text token. What looks like
-    a control token in a text is text: no document can end itself or speak for a role.
+    Each document begins with BOS if `tokenizer(text)` puts one, and ends with the end-of-text
+    token. Text that looks like a control token stays text: no document can end itself or speak for
+    a role.
     """
     dtype = token_dtype(len(tokenizer))
     encoder = encoder_of(tokenizer)
@@ -51,7 +52,10 @@ def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -
 
 
 def groups_of(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in lists of some megabytes: what is tokenised at a time, for its tokens take several times that memory."""
+    """Yield texts in lists of some megabytes.
+
+    Tokenisation takes several times the memory of the text, so it handles one list at a time.
+    """
     group: list[str] = []
     size = 0
     for text in texts:
@@ -75,7 +79,10 @@ def write_tokens(
     tokenizer: PreTrainedTokenizerBase,
     advance: Callable[[int], None],
 ) -> Counts:
-    """Write `folder`/<split>.npy; nothing where there are no texts. `advance` is told of the documents done."""
+    """Write `folder`/<split>.npy, or nothing if there are no texts.
+
+    `advance` is called with the number of documents done.
+    """
     total, path = Counts(0, 0, 0), folder / f"{split}.npy"
     dtype = np.dtype(token_dtype(len(tokenizer)))
     with path.open("wb") as file:
@@ -85,7 +92,8 @@ def write_tokens(
             total = total.plus(counts)
             advance(counts.documents)
         file.seek(0)
-        _write_header(file, dtype, total.tokens)  # as long as the first: NumPy leaves room for the length to grow
+        # It has the same size as the first header: NumPy leaves room for the length to grow.
+        _write_header(file, dtype, total.tokens)
     if not total.documents:
         path.unlink()
     return total
@@ -102,13 +110,14 @@ def write_info(folder: Path, source: str, splits: dict[str, Counts]) -> None:
 
 
 class TextRows:
-    """A split's tokens, cut into rows; the tail that fills no row is left out.
+    """A split's tokens in rows of equal length; tokens that do not fill a last row are left out.
 
-    Documents may cross rows and see each other within one, as in GPT-3 (section 2.1: no mask between documents).
+    Documents may continue in the next row, and see each other within a row, as in GPT-3 (section
+    2.1: no mask between documents).
 
     Attributes:
-        name: the last part of where the documents come from.
-        length: tokens a row.
+        name: the last part of the documents' source.
+        length: tokens per row.
     """
 
     def __init__(self, flat: np.ndarray, length: int, counts: Counts, name: str = "text"):
@@ -119,7 +128,7 @@ class TextRows:
         return len(self._rows)
 
     def __getitem__(self, rows: int | slice | torch.Tensor) -> torch.Tensor:
-        """Token ids [R, length], or [length] of one row."""
+        """Return token ids [R, length], or [length] for one row."""
         at = rows.numpy() if isinstance(rows, torch.Tensor) else rows
         return torch.from_numpy(self._rows[at].astype(np.int64))
 
@@ -129,7 +138,10 @@ class TextRows:
 
 
 def encode_text(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) -> TextRows:
-    """Documents as rows of tokens in memory, two bytes a token where the vocabulary allows."""
+    """Return documents as rows of tokens in memory.
+
+    A token takes two bytes if the vocabulary allows this.
+    """
     parts, total = [np.empty(0, token_dtype(len(tokenizer)))], Counts(0, 0, 0)
     for flat, counts in encode_documents(texts, tokenizer):
         parts.append(flat)
@@ -138,7 +150,7 @@ def encode_text(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length
 
 
 def read_tokens(folder: Path, split: str, length: int) -> TextRows:
-    """The rows of a split of a tokens artifact; none where it has no such split."""
+    """Return the rows of a split of a tokens artifact; none if it has no such split."""
     info = json.loads((folder / INFO).read_text(encoding="utf-8"))
     path = folder / f"{split}.npy"
     flat = np.load(path, mmap_mode="r") if path.is_file() else np.empty(0, np.uint16)

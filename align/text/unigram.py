@@ -1,9 +1,10 @@
-"""A unigram model of word pieces, learned by expectation maximisation [Kudo 2018, section 3.2].
+"""A unigram model of word pieces, trained by expectation maximisation [Kudo 2018, section 3.2].
 
-A word is cut into pieces with the probability of their product; pieces are learned so that the words, as often as they
-occur, are as likely as can be, and the least useful are left out until as many are left as were asked for. The steps
-are SentencePiece's (unigram_model_trainer.cc). The trainer of `tokenizers` is not used: it gives other scores each
-time, and more tokens for the same text than SentencePiece's or this one (`python benchmarks/unigram.py` counts them).
+The probability of a way to split a word is the product of its pieces' probabilities. Training
+maximises the likelihood of the words, weighted by their counts, and removes the least useful pieces
+until the wanted number is left. The steps are SentencePiece's (unigram_model_trainer.cc). The
+trainer of `tokenizers` is not used: it gives different scores each time, and more tokens for the
+same text than SentencePiece's or this one (`python benchmarks/unigram.py` counts them).
 """
 
 from __future__ import annotations
@@ -17,30 +18,33 @@ import numpy as np
 import torch
 
 _LONGEST_PIECE = 16  # characters [SentencePiece]
-_LONGEST_WORD = 48  # longer ones are rules of dashes and the like, nothing to learn pieces from
-_MOST_WORDS = 100_000  # the most frequent; what is rarer adds time and hardly a count
-_SEEDS = 10  # pieces to begin with, for each to be learned
-_ROUNDS = 2  # of expectation maximisation before pieces are left out [SentencePiece]
-_KEPT = 0.75  # share of the pieces that stays each time [SentencePiece]
-_MARGIN = 1.1  # more than asked for, of which the likeliest are taken at the end [SentencePiece]
+_LONGEST_WORD = 48  # characters; longer words are mostly rows of dashes
+_MOST_WORDS = 100_000  # the most frequent; rarer words add time but hardly change counts
+_SEEDS = 10  # initial pieces per piece to learn
+_ROUNDS = 2  # of expectation maximisation before pieces are removed [SentencePiece]
+_KEPT = 0.75  # fraction of the pieces that is kept each time [SentencePiece]
+_MARGIN = 1.1  # times the wanted number; the likeliest are kept at the end [SentencePiece]
 
 
 class _Words(NamedTuple):
-    """Words of one length, and which piece each of their substrings is."""
+    """Words of one length, and the piece that each of their substrings is."""
 
     length: int
-    place: np.ndarray  # [length, length + 1]: the row of `pieces` for the substring from i to j; -1: none
-    pieces: np.ndarray  # [rows, N]: a piece; the number of pieces, where it is none
+    # [length, length + 1]: the row of `pieces` for the substring from i to j, or -1.
+    place: np.ndarray
+    pieces: np.ndarray  # [rows, N]: the index of a piece; the number of pieces if none
     weight: np.ndarray  # [N]: how often each word occurs
 
 
 def learn_pieces(words: Mapping[str, int], alphabet: Iterable[str], size: int) -> list[tuple[str, float]]:
-    """Pieces with their log-probabilities in nats, the likeliest first, all of `alphabet` among them.
+    """Return pieces with their log-probabilities in nats, the likeliest first.
+
+    All of `alphabet` is among them.
 
     Args:
-        words: how often each occurs; every character is in `alphabet`.
-        alphabet: characters, so that anything made of them can be cut.
-        size: of the result at most; few words give fewer.
+        words: word -> count; every character is in `alphabet`.
+        alphabet: characters, so that any text made of them can be split.
+        size: the largest number of pieces; few words give fewer.
     """
     characters = sorted(alphabet)
     ranked = sorted((-n, word) for word, n in words.items() if 0 < len(word) <= _LONGEST_WORD)[:_MOST_WORDS]
@@ -68,7 +72,10 @@ def learn_pieces(words: Mapping[str, int], alphabet: Iterable[str], size: int) -
 
 
 def _seeds(words: Mapping[str, int], characters: list[str], most: int) -> tuple[list[str], np.ndarray]:
-    """All characters, then the substrings that cover most of the text; and how often each occurs."""
+    """Return all characters and the substrings that cover most of the text, with their counts.
+
+    Covered text is the count times the length. Substrings that occur once are left out.
+    """
     counts: Counter[str] = Counter()
     for word, n in words.items():
         for start in range(len(word)):
@@ -80,7 +87,10 @@ def _seeds(words: Mapping[str, int], characters: list[str], most: int) -> tuple[
 
 
 def _maximised(counts: np.ndarray) -> np.ndarray:
-    """Log-probabilities from counts; the digamma function in place of the logarithm takes from what is rare."""
+    """Return log-probabilities from counts.
+
+    The digamma function replaces the logarithm: it lowers rare pieces further.
+    """
     kept = torch.from_numpy(np.maximum(counts, 0.5))
     return (torch.digamma(kept) - torch.digamma(kept.sum())).numpy()
 
@@ -102,14 +112,14 @@ def _lattices(words: Mapping[str, int], pieces: Sequence[str]) -> list[_Words]:
 
 
 def _only(chosen: np.ndarray, pieces: Sequence[str], lattices: list[_Words]) -> tuple[list[str], list[_Words]]:
-    """The chosen pieces, and lattices of them."""
+    """Return the chosen pieces, and the lattices of these pieces."""
     new = np.append(np.where(chosen, np.cumsum(chosen) - 1, chosen.sum()), chosen.sum()).astype(np.int32)
     kept = [group._replace(pieces=new[group.pieces]) for group in lattices]
     return list(itertools.compress(pieces, chosen)), kept
 
 
 def _expected(lattices: list[_Words], scores: np.ndarray) -> np.ndarray:
-    """How often each piece occurs, over all ways to cut every word, each as likely as it is."""
+    """Return each piece's expected count, over all ways to split every word."""
     known = np.append(scores, -np.inf)
     counts = np.zeros(len(known))
     for length, place, pieces, weight in lattices:
@@ -131,7 +141,10 @@ def _expected(lattices: list[_Words], scores: np.ndarray) -> np.ndarray:
 
 
 def _likeliest(words: _Words, known: np.ndarray, whole: bool = True) -> Iterator[np.ndarray]:
-    """The pieces of each word's likeliest cut, from its end, one each time [N]; without `whole`, in two or more."""
+    """Yield the pieces of each word's likeliest split from its end, one per word each time [N].
+
+    Without `whole`, a split has at least two pieces.
+    """
     length, place, pieces, weight = words
     best, back = np.full((length + 1, len(weight)), -np.inf), np.zeros((length + 1, len(weight)), int)
     best[0] = 0.0
@@ -150,7 +163,11 @@ def _likeliest(words: _Words, known: np.ndarray, whole: bool = True) -> Iterator
 def _most_useful(
     lattices: list[_Words], pieces: Sequence[str], scores: np.ndarray, num_characters: int, most: int
 ) -> np.ndarray:
-    """The characters and the pieces without which the words would lose most likelihood [SentencePiece]."""
+    """Return a mask of the pieces to keep.
+
+    These are the characters and the pieces without which the words' likelihood falls most
+    [SentencePiece].
+    """
     known = np.append(scores, -np.inf)
     used = np.zeros(len(known))
     for group in lattices:
@@ -160,7 +177,7 @@ def _most_useful(
     total = used.sum()
     places = {piece: i for i, piece in enumerate(pieces) if i >= num_characters and used[i] > 0}
     loss = np.full(len(pieces), -np.inf)
-    for group in _lattices(places, pieces):  # the weight of a piece is its place
+    for group in _lattices(places, pieces):  # a piece's weight is its index
         place = group.weight.astype(int)
         mine, instead = used[place], np.zeros(len(place))
         steps = list(_likeliest(group, known, whole=False))

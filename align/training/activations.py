@@ -1,4 +1,4 @@
-"""Memory for activations: how much a pass keeps for its backward pass, and layers that compute theirs twice instead."""
+"""Estimate the memory for activations, and recompute layers in the backward pass to save it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ from align.models.load import context_length
 from align.runtime.job import Job
 from align.runtime.memory import give_back_freed_memory
 
-_SAMPLE_TOKENS = 32, 64  # of the two passes that are compared
-_STATE = 12  # bytes a trained weight that come later: its gradient and Adam's two moments, in float32
-_SHARE = 0.25  # of the free memory that activations may take before they are computed twice
+_SAMPLE_TOKENS = 32, 64  # lengths of the two passes that are compared
+# Bytes per trained weight that are allocated later: gradient and Adam's two moments, in float32.
+_STATE = 12
+_SHARE = 0.25  # of the free memory; activations that take more are recomputed
 
 
 Again = Callable[[], AbstractContextManager[Any]]
 
 
 def fit_activations(job: Job, model: PreTrainedModel, precision: str, longest: int, again: Again | None = None) -> None:
-    """Turn activation checkpointing on as `hardware.activation_checkpointing` says; report it if the choice is ours.
+    """Turn activation checkpointing on as `hardware.activation_checkpointing` says.
+
+    If the choice is automatic, log it.
 
     Args:
-        longest: tokens of the longest sequence, which is a pass of its own if it is longer than one pass.
+        longest: tokens of the longest sequence. A sequence longer than one pass is a pass of its
+            own.
         again: see `limit_activations`; for models whose adapters are switched.
     """
     compute = job.compute(precision)
@@ -57,24 +61,25 @@ def limit_activations(
     again: Again = nullcontext,
     num_processes: int = 1,
 ) -> str | None:
-    """Turn activation checkpointing on where it is asked for, or where memory is too small to do without.
+    """Turn activation checkpointing on if asked for, or if memory is too small without it.
 
     Args:
-        model: with the parameters that are trained marked so; changed in place.
-        asked: on or off; None: on where the activations of one pass would take more than a quarter of the free memory.
-        max_tokens: of the largest forward and backward pass.
+        model: changed in place. The parameters that are trained must require gradients.
+        asked: on or off; None: on if the activations of one pass would take more than a quarter of
+            the free memory.
+        max_tokens: tokens of the largest forward and backward pass.
         autocast: the precision of the pass.
-        again: called in a forward pass; what it gives is entered around the second computation of a layer, which
-            comes in the backward pass, when another adapter may be on.
-        num_processes: that share the memory of the machine.
+        again: called in a forward pass. The context that it returns is entered around the second
+            computation of a layer in the backward pass, when another adapter may be on.
+        num_processes: processes that share the memory of the machine.
 
     Returns:
-        A line for the user where it was turned on by itself, or had to be and cannot.
+        A line for the user if it was turned on automatically, or is needed but not supported.
 
     Raises:
-        ConfigError: it is asked for, and the architecture has no layers that can do so.
+        ConfigError: it is asked for, and the architecture has no layers that support it.
     """
-    give_back_freed_memory()  # that loading left
+    give_back_freed_memory()  # freed by loading
     if asked is False:
         return None
     kind, line, amount = model.config.model_type, None, ""
@@ -97,9 +102,10 @@ def limit_activations(
 
 
 def activation_bytes(model: PreTrainedModel, autocast: AbstractContextManager[Any]) -> float:
-    """Bytes a token that a forward pass keeps for the backward pass, by two short passes.
+    """Return the bytes per token that a forward pass keeps for the backward pass.
 
-    What both passes keep alike, such as weights cast to bf16, is no activation.
+    They are measured by two short passes. What both keep alike, such as weights cast to bf16, is
+    not an activation.
     """
     few, many = (min(tokens, context_length(model)) for tokens in _SAMPLE_TOKENS)
     if few == many:
@@ -113,7 +119,8 @@ def _kept_bytes(model: PreTrainedModel, num_tokens: int, autocast: AbstractConte
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the output itself would hold its own graph, which then would never be freed
+        # The output itself would hold its own graph, which would then never be freed.
+        return tensor.detach()
 
     place = torch.arange(num_tokens, device=model.device)[None]
     ids = place % model.config.get_text_config(decoder=True).vocab_size
@@ -122,12 +129,15 @@ def _kept_bytes(model: PreTrainedModel, num_tokens: int, autocast: AbstractConte
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with torch.random.fork_rng(devices=own), hooks, autocast:
         output = model.base_model(input_ids=ids, use_cache=False, **given)
-    del output  # while it lives, so does all that was counted, each at an address of its own
+    del output  # until here it kept each counted tensor at its own address
     return sum(kept.values())
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had: of the GPU, or of the machine within the limit of its container."""
+    """Return the bytes that are still available.
+
+    That is on the GPU, or on the machine within the limit of its container.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
@@ -135,20 +145,23 @@ def free_memory(device: torch.device) -> int:
     limit, used, parts = (group / f"memory.{name}" for name in ("max", "current", "stat"))
     if limit.is_file() and used.is_file() and parts.is_file() and (text := limit.read_text().strip()).isdigit():
         cached = dict(line.split() for line in parts.read_text().splitlines()).get("inactive_file", "0")
-        free = min(free, int(text) - int(used.read_text()) + int(cached))  # the cache of files gives way
+        # The kernel can reclaim the cache of files.
+        free = min(free, int(text) - int(used.read_text()) + int(cached))
     return free
 
 
 def checkpoint_layers(model: PreTrainedModel, again: Again = nullcontext) -> bool:
-    """Have each layer keep its input alone and compute its activations again in the backward pass.
+    """Make each layer keep only its input and recompute its activations in the backward pass.
 
-    False where the architecture has no layers that can do so.
+    The library's own switch works in training mode only. PPO and reward models train in eval mode,
+    without dropout.
 
-    The library's own switch works in training mode only; PPO and reward models train in eval mode, without dropout.
+    Returns:
+        False if the architecture has no layers that support it.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for layer in layers:
-        # A bound method: a deep copy of the model gets one that is bound to its own layer.
+        # A bound method, so that a deep copy of the model gets one bound to its own layer.
         layer.forward = functools.partial(types.MethodType(_forward_twice, layer), again)
     return bool(layers)
 

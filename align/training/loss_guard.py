@@ -1,4 +1,4 @@
-"""Steps that a training run is better off without."""
+"""Leave out training steps that would harm the model, or stop the run."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ import statistics
 
 from align.errors import HealthStop
 
-_RECENT = 50  # losses that a median is taken of
-_FEWEST = 10  # of them, before any is refused
-_IN_A_ROW = 10  # steps left out, after which something else is wrong
+_RECENT = 50  # steps whose losses give the median
+_FEWEST = 10  # losses needed before a step is refused
+_IN_A_ROW = 10  # steps left out in a row that end the run
 
 
 def require_finite(step: int, loss: float, norm: float) -> None:
-    """Raise `HealthStop` where a number is not finite, before the optimizer takes step `step`, as the log counts."""
+    """Raise `HealthStop` if the loss or the gradient norm is not finite.
+
+    Call it before the optimizer takes step `step`, counted from 1 as in the log.
+    """
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise HealthStop(f"{_not_finite(step, loss, norm)}; lower learning_rate")
 
 
 class Guard:
-    """Tell which steps to leave out: a loss far above the recent ones, or a number that is not finite.
+    """A check for steps to leave out: a loss far above recent ones, or a number that is not finite.
 
-    PaLM (section 5.1) goes back to before a spike and leaves out some hundred batches; this leaves out the one.
+    PaLM (section 5.1) goes back to before a spike and skips some hundred batches. This skips only
+    the one batch.
 
     Attributes:
-        recent: losses of the last steps that were taken, None for one left out; all the state there is.
+        recent: losses of the last steps, None for a step that was left out. There is no other
+            state.
 
     Args:
         max_rise: nats above the recent median; None: no loss is too high.
@@ -36,10 +41,11 @@ class Guard:
         self.recent: list[float | None] = []
 
     def refuses(self, step: int, loss: float, norm: float) -> str | None:
-        """Why step `step`, as the log counts, is to be left out; None where it is to be taken.
+        """Return why step `step`, counted from 1 as in the log, must be left out; else None.
 
         Raises:
-            HealthStop: a number is not finite, or ten steps in a row were to be left out.
+            HealthStop: a number is not finite and is not to be skipped, or ten steps in a row are
+                left out.
         """
         known = [loss for loss in self.recent if loss is not None]
         reason = None
@@ -58,17 +64,17 @@ class Guard:
 
 
 class Skips:
-    """Count the iterations in a row that no step came of; the tenth ends the run.
+    """A counter of iterations in a row without an optimizer step. The tenth ends the run.
 
     Attributes:
-        in_a_row: all the state there is.
+        in_a_row: the count. There is no other state.
     """
 
     def __init__(self) -> None:
         self.in_a_row = 0
 
     def count(self, iteration: int, skipped: bool) -> None:
-        """Raise `HealthStop` at the tenth."""
+        """Count an iteration; raise `HealthStop` at the tenth in a row that was skipped."""
         self.in_a_row = self.in_a_row + 1 if skipped else 0
         if self.in_a_row == _IN_A_ROW:
             raise HealthStop(

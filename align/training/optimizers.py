@@ -18,7 +18,11 @@ def adamw(
     eps: float = 1e-8,
     but_not: Iterable[torch.nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """AdamW whose decay leaves biases and gains alone [GPT-3, appendix B], without the parameters `but_not`."""
+    """Return AdamW without decay on biases and gains [GPT-3, appendix B].
+
+    Args:
+        but_not: parameters that it leaves out.
+    """
     left_out = set(but_not)
     parameters = [p for p in model.parameters() if p.requires_grad and p not in left_out]
     return adamw_for(parameters, learning_rate, betas, weight_decay, eps)
@@ -31,12 +35,12 @@ def adamw_for(
     weight_decay: float = 0.0,
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """As `adamw`, of these parameters."""
+    """Return AdamW for these parameters, without decay on biases and gains."""
     return torch.optim.AdamW(decayed_groups(parameters, weight_decay), learning_rate, betas=betas, eps=eps, fused=True)
 
 
 def decayed_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices, which decay, and the rest, which does not."""
+    """Return two groups: matrices, which decay, and the rest, which does not."""
     parameters = list(parameters)
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
@@ -48,7 +52,11 @@ def decayed_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float
 def pretraining_optimizers(
     model: PreTrainedModel, name: str, learning_rate: float, betas: tuple[float, float], weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """What to step, in turn: AdamW or Adafactor for all, or Muon for the blocks' matrices and AdamW for the rest."""
+    """Return the optimizers to step in turn.
+
+    That is AdamW or Adafactor for all parameters, or Muon for the blocks' matrices and AdamW
+    without decay for the rest.
+    """
     if name == "adamw":
         return [adamw(model, learning_rate, betas, weight_decay)]
     if name == "adafactor":
@@ -59,7 +67,8 @@ def pretraining_optimizers(
     embeddings |= {id(p) for p in head.parameters()} if head is not None else set()
     matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in embeddings]
     fused = {id(m.weight): name for name, m in model.named_modules() if name.endswith(("c_attn", "query_key_value"))}
-    # GPT-NeoX lays the rows of its fused projection out head by head: q, k, v of the first, then of the next.
+    # GPT-NeoX stores the rows of its fused projection head by head: q, k, v of the first head, then
+    # of the next.
     blocks = {"c_attn": 1, "query_key_value": model.config.num_attention_heads}
     heads = [blocks[fused[id(p)].rpartition(".")[2]] if id(p) in fused else 0 for p in matrices]
     groups = [
@@ -71,16 +80,19 @@ def pretraining_optimizers(
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every update is made orthogonal: all directions of a matrix move alike.
+    """SGD with momentum and orthogonal updates: all directions of a matrix move alike.
 
-    The update is scaled by 0.2 * sqrt(the longer side), which gives it AdamW's size, so that one learning rate and one
-    decay serve both (Liu et al. 2025, section 2.2). PyTorch's own `torch.optim.Muon` computes in bfloat16, hundreds of
-    times slower on a CPU without it; this one stays in the precision of the weights. The three projections
-    of attention that a model keeps in one matrix are made orthogonal each by itself.
+    The update is scaled by 0.2 * sqrt(the longer side). That gives it AdamW's size, so that one
+    learning rate and one decay serve both (Liu et al. 2025, section 2.2).
+
+    PyTorch's own `torch.optim.Muon` computes in bfloat16, which is hundreds of times slower on a
+    CPU without bfloat16. This one uses the precision of the weights. If a model keeps attention's
+    q, k and v projections in one matrix, each of the three is made orthogonal separately.
 
     Args:
-        groups: parameters, matrices only, in groups by `heads`: 0 for plain ones; for fused projections of attention,
-            in how many blocks, each with its share of q, k and v, they are laid out (1: one after the other).
+        groups: matrices only, grouped by `heads`. That is 0 for plain matrices. For fused attention
+            projections it is the number of blocks that they are laid out in, each with its part of
+            q, k and v (1: q, k and v one after the other).
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     """
@@ -97,7 +109,10 @@ class Muon(torch.optim.Optimizer):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
     def _momentum(self, parameter: torch.nn.Parameter, momentum: float) -> torch.Tensor:
-        """Nesterov's: a step further along the running mean of the gradient than that mean."""
+        """Update the running mean of the gradient and return Nesterov's momentum.
+
+        That is a weighted mean of the gradient and its updated running mean.
+        """
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if not state:
@@ -106,7 +121,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def _scaled_orthogonal(matrices: list[torch.Tensor], heads: int) -> list[torch.Tensor]:
-    """Each matrix made orthogonal and scaled; those of one shape go through the iteration together."""
+    """Make each matrix orthogonal and scale it.
+
+    Matrices of one shape are processed together.
+    """
     stacks = [_stacked(matrix, heads) for matrix in matrices]
     done: dict[int, torch.Tensor] = {}
     for shape in dict.fromkeys(stack.shape[1:] for stack in stacks):
@@ -117,7 +135,7 @@ def _scaled_orthogonal(matrices: list[torch.Tensor], heads: int) -> list[torch.T
 
 
 def _stacked(matrix: torch.Tensor, heads: int) -> torch.Tensor:
-    """[M, rows, columns]: one matrix, or the three projections of attention apart."""
+    """Return `[M, rows, columns]`: one matrix, or attention's three projections separately."""
     rows, columns = matrix.shape
     if heads == 0:
         return matrix[None]
@@ -136,7 +154,10 @@ def _unstacked(stack: torch.Tensor, like: torch.Tensor, heads: int) -> torch.Ten
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """[M, rows, columns], the singular values of each brought near 1: Newton-Schulz, 0.7 to 1.2 after 5 steps."""
+    """Bring the singular values of each matrix of `[M, rows, columns]` near 1 by Newton-Schulz.
+
+    After 5 steps they are between 0.7 and 1.2.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -149,9 +170,10 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 @torch.no_grad()
 def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:
-    """Scale all gradients so that their global norm is at most `max_norm`; the norm they had.
+    """Scale all gradients to a global norm of at most `max_norm`; return the norm before.
 
-    `torch.nn.utils.clip_grad_norm_` multiplies by 1, too, which is a pass over all gradients for nothing.
+    `torch.nn.utils.clip_grad_norm_` also multiplies by 1 if nothing is clipped, which is a needless
+    pass over all gradients.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
@@ -166,7 +188,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def step_all(optimizers: Sequence[torch.optim.Optimizer], learning_rate: float | None) -> None:
-    """A step of each at this rate, its gradients then forgotten; None: they are only forgotten."""
+    """Step each optimizer at this rate, then clear its gradients.
+
+    Args:
+        learning_rate: None: only clear the gradients.
+    """
     for optimizer in optimizers:
         if learning_rate is not None:
             set_learning_rate(optimizer, learning_rate)
@@ -175,16 +201,23 @@ def step_all(optimizers: Sequence[torch.optim.Optimizer], learning_rate: float |
 
 
 def linear_factor(step: int, total: int, warmup_fraction: float) -> float:
-    """GPT-1's: linear over the first part of training, times what is left of it; never 0 at a step that is made.
+    """Return GPT-1's learning-rate factor: a linear warm-up times the fraction of steps left.
 
-    Source: openai/finetune-transformer-lm, opt.py (`warmup_linear`), which counts from 0: its first step has rate 0.
+    It is never 0 at a step that is taken.
+
+    Source: openai/finetune-transformer-lm, opt.py (`warmup_linear`). It counts from 0, so its first
+    step has rate 0.
     """
     progress = (step + 1) / (total + 1)
     return (min(1.0, progress / warmup_fraction) if warmup_fraction > 0 else 1.0) * (1 - progress)
 
 
 def scheduled_factor(name: str, step: int, total: int, warmup: int, final: float) -> float:
-    """PPO's: linear from a tenth of the peak over `warmup` steps; then constant, linear or a cosine to `final`."""
+    """Return PPO's learning-rate factor.
+
+    It rises linearly from a tenth of the peak over `warmup` steps. Then it is constant, or falls
+    linearly or as a cosine to `final`.
+    """
     if step < warmup:
         return 0.1 + 0.9 * step / warmup
     progress = (step - warmup) / max(1, total - warmup)
@@ -194,9 +227,10 @@ def scheduled_factor(name: str, step: int, total: int, warmup: int, final: float
 
 
 def cosine_factor(step: float, total: float, warmup: float, final: float) -> float:
-    """Of the peak learning rate at `step`: linear over `warmup`, a cosine to `final` at `total`, and flat after it.
+    """Return the fraction of the peak learning rate at `step`.
 
-    Steps, or tokens, of which `step` are done.
+    It rises linearly over `warmup`, falls as a cosine to `final` at `total`, and then stays flat.
+    The unit is steps or tokens; `step` of them are done.
     """
     if step < warmup:
         return min(1.0, (step + 1) / warmup)
@@ -205,6 +239,9 @@ def cosine_factor(step: float, total: float, warmup: float, final: float) -> flo
 
 
 def inverse_square_root_factor(step: int, flat: int) -> float:
-    """sqrt(flat / max(step, flat)): T5's 1 / sqrt(max(n, 10^4)) for a peak of 0.01 [T5, section 3.1.2]."""
+    """Return sqrt(flat / max(step, flat)).
+
+    With a peak of 0.01 and `flat` 10^4, this is T5's 1 / sqrt(max(n, 10^4)) [T5, section 3.1.2].
+    """
     flat = max(1, flat)
     return math.sqrt(flat / max(step, flat))

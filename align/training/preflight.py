@@ -1,4 +1,4 @@
-"""What says, before training begins, that it cannot teach a model much."""
+"""Warn before training begins that a run will hardly change its model."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import PreTrainedModel
 
-FEW_STEPS = 50  # optimizer steps below which fine-tuning seldom moves a loss [ours]
+FEW_STEPS = 50  # optimizer steps below which fine-tuning rarely moves a loss [ours]
 
 
 def doubts(rates: Sequence[float], model: PreTrainedModel, trains_all: bool) -> Iterator[str]:
-    """Yield a line for each sign that a run will hardly change its model.
+    """Yield one line per sign that a run will hardly change its model.
 
     Args:
-        rates: the learning rate of each optimizer step; AdamW moves a weight by about the rate a step, hardly more.
-        model: with `stored_dtype`, the precision that its weights are saved in.
-        trains_all: False where adapters are trained, which are stored in float32.
+        rates: the learning rate of each optimizer step. AdamW moves a weight by about the rate per
+            step, hardly more.
+        model: its `stored_dtype` is the precision that its weights are saved in.
+        trains_all: False if adapters are trained, which are stored in float32.
     """
     if len(rates) < FEW_STEPS:
         count = "1 optimizer step" if len(rates) == 1 else f"{len(rates)} optimizer steps"
@@ -38,7 +39,10 @@ def doubts(rates: Sequence[float], model: PreTrainedModel, trains_all: bool) -> 
 
 @torch.no_grad()
 def typical_spacing(model: PreTrainedModel, dtype: torch.dtype) -> float:
-    """The distance between two numbers of `dtype` at the median size of the weights of the model's largest matrix."""
+    """Return the distance between two numbers of `dtype` at a typical weight's size.
+
+    That size is the median of the absolute weights in the model's largest matrix.
+    """
     largest = max(model.parameters(), key=lambda parameter: parameter.numel())
     sample = largest.detach().flatten()[:: max(1, largest.numel() // 10_000)]
     size = sample.abs().float().median()

@@ -1,4 +1,4 @@
-"""Which rows of text a step takes: a pure function of the seed and of what was taken before."""
+"""Choose the rows for each step: a pure function of the seed and of the rows taken before."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from align.text.tokens import TextRows
 
 
 class RowOrder:
-    """Rows in endless passes over all of them, each pass in an order of its own.
+    """Rows in endless passes over all of them, each pass in its own random order.
 
-    A pure function of the seed and of `purpose`, which tells apart what is drawn by one seed. The order of the pass
-    that was asked for last is kept, 8 bytes a row.
+    The order is a pure function of the seed and of `purpose`, which separates the uses of one seed.
+    The order of the last requested pass is kept in memory, 8 bytes per row.
     """
 
     def __init__(self, num_rows: int, seed: int, *purpose: str):
@@ -25,7 +25,7 @@ class RowOrder:
         self._epoch, self._order = -1, torch.empty(0)
 
     def take(self, first: int, count: int) -> torch.Tensor:
-        """The `count` rows from the `first` on; [count], int64."""
+        """Return `count` rows from position `first` on, `[count]`, int64."""
         places = torch.arange(first, first + count)
         rows = torch.empty_like(places)
         for epoch in (places // self._num_rows).unique().tolist():
@@ -34,7 +34,10 @@ class RowOrder:
         return rows
 
     def of_step(self, step: int, batch_size: int) -> torch.Tensor:
-        """The rows of a step where no step has rows of two passes: the last of a pass has what is left."""
+        """Return the rows of a step; no step mixes two passes.
+
+        The last step of a pass has the rows that are left.
+        """
         epoch, place = divmod(step, math.ceil(self._num_rows / batch_size))
         return self._pass(epoch)[place * batch_size : (place + 1) * batch_size]
 
@@ -46,14 +49,15 @@ class RowOrder:
 
 
 class Mixture:
-    """Rows of several sources in proportions that are given, each source without replacement [GPT-3, section 2.2].
+    """Rows of several sources in given proportions, each without replacement [GPT-3, section 2.2].
 
     Attributes:
-        sources: what is mixed.
-        taken: rows taken of each so far, which is all the state there is.
+        sources: the sources that are mixed.
+        taken: rows taken of each source so far. There is no other state.
 
     Args:
-        weights: of the sources, of any sum; none: the sources are one, so that every row comes once a pass.
+        weights: one per source, with any sum. Empty: the sources count as one, so that every row
+            comes once per pass.
     """
 
     def __init__(self, sources: Sequence[TextRows], weights: Sequence[float], seed: int):
@@ -68,11 +72,11 @@ class Mixture:
 
     @property
     def passes(self) -> list[float]:
-        """How often each source was gone through."""
+        """The number of passes made over each source."""
         return [taken / len(source) for taken, source in zip(self.taken, self.sources, strict=True)]
 
     def draw(self, step: int, count: int) -> list[tuple[int, int]]:
-        """`count` pairs of a source and a row of it, for one step; what is drawn counts as taken."""
+        """Return `count` pairs (source, row) for one step, and count them as taken."""
         if not len(self._weights):
             return self._of_one(sum(self.taken), count)
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "pretrain", "mixture", step))
@@ -95,16 +99,22 @@ class Mixture:
         return pairs
 
     def tokens(self, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Token ids [R, length]; R may be 0, of a process that has no share of a small batch."""
+        """Return token ids, `[R, length]`.
+
+        R is 0 for a process that gets no row of a small batch.
+        """
         if not pairs:
             return self.sources[0][:0]
         return torch.stack([self.sources[number][row] for number, row in pairs])
 
 
 def batch_sizes(full: int, ramp: float, first: int, num_steps: int | None, num_rows: float = math.inf) -> list[int]:
-    """Rows of each step's batch: growing linearly with the rows seen, from `first` to `full` over `ramp` rows.
+    """Return the number of rows in each step's batch [GPT-3, appendix B].
 
-    As many as `num_steps`; None: until `num_rows` are seen. [GPT-3, appendix B]
+    It grows linearly with the rows seen, from `first` to `full` over `ramp` rows.
+
+    Args:
+        num_steps: the number of batches; None: until `num_rows` rows are seen.
     """
     sizes: list[int] = []
     seen = 0

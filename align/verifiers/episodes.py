@@ -1,4 +1,4 @@
-"""Prompts with a response to each: what reward models, reward functions and judges score."""
+"""Prompts with a response each, which reward models, reward functions and judges score."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from align.text.chat import decode_response
 
 
 class Episodes(NamedTuple):
-    """What is to be scored: B prompts, as rows and as tokens, with a response to each."""
+    """B prompts to score, as rows and as tokens, with a response to each."""
 
     rows: Sequence[dict[str, Any]]
     prompts: Sequence[list[int]]

@@ -1,4 +1,7 @@
-"""Score episodes with the user's own functions, called as TRL calls them: rewards, rules that judge, checks."""
+"""Score episodes with a user's own functions: rewards, rules for judging, checks.
+
+They are called as TRL calls them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from align.verifiers.episodes import Episodes
 
 T = TypeVar("T")
 
-# What the parts are called that are not functions; a function of the same name gets a longer one.
+# Names of the parts of a reward that are not functions. A function with such a name gets a longer
+# one.
 _OWN_PARTS = (
     "model",
     *(f"model_{number}" for number in range(1, 100)),
@@ -35,14 +39,14 @@ _NOT_COLUMNS = ("prompt", "prompts", "completion", "completions", "completion_id
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """A function of the user's own.
+    """A user's function.
 
     Attributes:
-        name: short and unique: what its part of the reward is called.
-        reference: as the config names it.
-        call: f(prompts=, completions=, completion_ids=, **columns) -> a number or None for each completion, or an
-            awaitable of that [TRL].
-        role: what it is to the user, for an error line.
+        name: short and unique; the name of its part of the reward.
+        reference: as in the config.
+        call: f(prompts=, completions=, completion_ids=, **columns) -> a number or None for each
+            completion, or an awaitable of that [TRL].
+        role: its role, for error messages.
     """
 
     name: str
@@ -52,7 +56,9 @@ class RewardFunction:
 
 
 def load_functions(references: Sequence[str]) -> list[RewardFunction]:
-    """The functions that a config names, in the order of their names: no key holds the order they were given in.
+    """Load the functions that a config names, sorted by reference.
+
+    They are sorted because keys do not record the order in which they were given.
 
     Raises:
         ConfigError: one of them cannot be loaded.
@@ -63,10 +69,12 @@ def load_functions(references: Sequence[str]) -> list[RewardFunction]:
 
 @dataclass
 class Notes:
-    """What functions log beside their numbers, by TRL's `log_extra` and `log_metric`.
+    """The values that functions log by TRL's `log_extra` and `log_metric`.
 
     Attributes:
-        columns: further columns of the table of samples, a value for each episode; `extra/NAME` where NAME is there.
+        count: number of episodes.
+        columns: further columns of the table of samples, with a value per episode; `extra/NAME` if
+            the table has a column NAME already.
         metrics: the numbers that were logged under each name.
     """
 
@@ -93,18 +101,19 @@ def call_functions(
     notes: Notes | None = None,
     occasion: str = "",
 ) -> dict[str, list[float | None]]:
-    """The numbers that each function gives to all episodes, by its name; None where it says it does not apply.
+    """Return the numbers that each function gives to all episodes, by function name.
 
-    Functions are called as TRL's GRPOTrainer calls them, by keyword, with messages for prompts and completions. Each
-    gets lists of its own, so that none can change what another sees. Those that are `async` run side by side.
+    A number is None if the function does not apply to an episode. Functions are called as TRL's
+    GRPOTrainer calls them: by keyword, with messages for prompts and completions. Each gets its own
+    lists, so that it cannot change what another function sees. `async` functions run concurrently.
 
     Args:
         trainer_state: None outside of training.
-        notes: takes what functions log.
-        occasion: when this is, for an error line, as in " at iteration 3".
+        notes: collects what functions log.
+        occasion: the time of the call for an error message, such as " at iteration 3".
 
     Raises:
-        ConfigError: a function raised, or gave something other than a finite number or None for each episode.
+        ConfigError: a function raised, or did not return a finite number or None for each episode.
     """
     notes = notes or Notes(len(episodes.texts))
     answers: dict[str, Any] = {}
@@ -123,7 +132,7 @@ def call_functions(
     except BaseException:
         for _, answer in waiting:
             if inspect.iscoroutine(answer):
-                answer.close()  # one that never began would warn
+                answer.close()  # a coroutine that never began would warn
         raise
     if waiting:
         answers |= _in_event_loop(_await_all(waiting, occasion))
@@ -131,7 +140,10 @@ def call_functions(
 
 
 def _arguments(episodes: Episodes, trainer_state: Any, notes: Notes) -> tuple[dict[str, Any], list[str]]:
-    """What a function is called with, and which of that are columns; a column that a row lacks is None there."""
+    """Return the arguments of a function, and which of them are columns.
+
+    A column is None for a row that lacks it.
+    """
     columns = list(dict.fromkeys(key for row in episodes.rows for key in row if key not in _NOT_COLUMNS))
     arguments: dict[str, Any] = {
         "prompts": [[dict(message) for message in row["prompt"]] for row in episodes.rows],
@@ -145,14 +157,20 @@ def _arguments(episodes: Episodes, trainer_state: Any, notes: Notes) -> tuple[di
 
 @functools.cache
 def _event_loop() -> asyncio.Runner:
-    """One loop for all calls, as TRL has: a client or a lock that a function keeps is of the loop it was used in."""
+    """Return the one event loop for all calls, as in TRL.
+
+    A client or a lock that a function keeps belongs to the loop that it was used in.
+    """
     runner = asyncio.Runner()
     atexit.register(runner.close)
     return runner
 
 
 def _in_event_loop(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. In a notebook this thread's own loop runs already, so another thread waits."""
+    """Run `work` in the event loop, and return its result.
+
+    In a notebook this thread already runs a loop, so another thread runs `work`.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -162,7 +180,10 @@ def _in_event_loop(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _await_all(waiting: Sequence[tuple[RewardFunction, Awaitable[Any]]], occasion: str) -> dict[str, Any]:
-    """Their answers by name; after a first failure the others are cancelled, and end before it is raised."""
+    """Await all functions, and return their answers by name.
+
+    After a first failure the others are cancelled, and end before it is raised.
+    """
 
     async def one(function: RewardFunction, answer: Awaitable[Any]) -> tuple[str, Any]:
         try:
@@ -185,14 +206,17 @@ def _raised(function: RewardFunction, error: BaseException, occasion: str) -> Co
 
 
 def _listed(answer: Any) -> Any:
-    """A list of what is iterable, which runs the user's code where it is a generator; else the answer itself."""
+    """Return an iterable as a list, and any other answer unchanged.
+
+    This runs the user's code if the answer is a generator.
+    """
     if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable) or inspect.isawaitable(answer):
         return answer
     return list(answer)
 
 
 def _checked(function: RewardFunction, answer: Any, count: int, occasion: str) -> list[float | None]:
-    """A function's answer as finite floats and None."""
+    """Return a function's answer as finite floats and None."""
     expected = f"{function.reference}{occasion}: expected a list of {count} finite numbers or None, one a completion"
     if not isinstance(answer, list):
         raise ConfigError(f"{expected}, got {str(answer)[:80]} ({type(answer).__name__})")
@@ -208,8 +232,8 @@ def _checked(function: RewardFunction, answer: Any, count: int, occasion: str) -
 
 
 def _number(value: Any) -> float:
-    """NaN for what is no number."""
+    """Return a value as a float; NaN if it is no number."""
     try:
         return math.nan if isinstance(value, str | bytes) else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # a tensor of several numbers is a RuntimeError
-        return math.nan
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan  # a tensor of several numbers raises RuntimeError

@@ -20,9 +20,10 @@ class RewardModel:
     """A reward model that scores episodes.
 
     Attributes:
-        tokenizer: None where it reads the policy's own tokens; else the text is encoded again with this one.
-        context: tokens that it can read.
-        ends: the policy's tokens that end a response, the one that ends a turn first; it was trained at that one.
+        tokenizer: encodes the text again; None if the model reads the policy's own tokens.
+        context: number of tokens that the model can read.
+        ends: the policy's tokens that end a response. The first one ends a turn; the model was
+            trained at it.
     """
 
     name: str
@@ -33,12 +34,13 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, episodes: Episodes, compute: Compute) -> torch.Tensor:
-        """Scores [B], float32.
+        """Return scores [B], float32.
 
-        Text that is encoded again is scored as if it had ended, and loses its end where it is too long.
+        Text that is encoded again is scored as if it had ended, and loses its end if it is too
+        long.
         """
         if self.tokenizer is None:
-            # The very tokens that were sampled: encoding their text again may split it otherwise.
+            # The tokens that were sampled: encoding their text again may split it differently.
             sequences = [[*p, *self._ended(r)] for p, r in zip(episodes.prompts, episodes.responses, strict=True)]
         else:
             whole = encode_dialogues(self.tokenizer, [row["prompt"] for row in episodes.rows], list(episodes.texts))
@@ -50,5 +52,5 @@ class RewardModel:
         return scores
 
     def _ended(self, response: Sequence[int]) -> Sequence[int]:
-        """The response with the token that ends a turn in the place of any other that ended it."""
+        """Return the response with the token that ends a turn in place of any other end token."""
         return [*response[:-1], self.ends[0]] if response and response[-1] in self.ends else response

@@ -74,6 +74,15 @@ def test_after_a_crash_the_page_shows_what_there_is_and_says_that_the_step_did_n
     assert "objective/score from 0.1 to 0.2" in page
 
 
+def test_beside_a_first_step_that_still_runs_all_that_is_finished_is_shown(store):
+    add(store, "toy/sft", "model", {}, {"eval/loss": 0.5})
+    with store.claim("ppo", KEY) as work:
+        begin(work, log=[1, 2])
+        page = page_of(store, ("toy/ppo", "toy"))
+    assert "toy/ppo: running" in page
+    assert "no step is finished yet" not in page
+
+
 def test_a_step_that_stopped_is_no_news_once_its_name_has_a_newer_artifact(store):
     with store.claim("ppo", KEY) as work:
         begin(work, log=[1])

@@ -1,4 +1,7 @@
-"""The embedded world: generated text, demonstrations and prompts about a small closed world, and its gold scorer."""
+"""The embedded world: generated documents, demonstrations and prompts, and their gold scorer.
+
+The texts are about a small closed world.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,24 @@ from align.errors import ConfigError
 
 __all__ = ["VERSION", "Score", "gold", "info", "rows", "world_facts"]
 
-# Of the rows that come out of the same options, and of what answers are worth: raise it with every change of either.
-# 2: of the dialogues in documents a quarter answers well; the gold scorer reads every clause.
+# Raise this with every change to the rows that the same options give, or to the gold scores.
+# 2: a quarter of the dialogues in documents answers well; the gold scorer reads every clause.
 VERSION = 2
 
-USUAL_ROWS = {"train": 5000, "validation": 500, "test": 500}  # where no number is given: it is generated without end
-# The option that a record has, and its default. More than half of the demonstrations are in their labeler's habit, so
-# that imitation learns it.
+# The number of rows if none is given; documents have no end.
+USUAL_ROWS = {"train": 5000, "validation": 500, "test": 500}
+# record -> (name of its option, default). More than half of the demonstrations are flawed, so that
+# imitation learns the flaws.
 _SHARES = {"documents": ("good_dialogue_share", GOOD_DIALOGUE_SHARE), "demonstrations": ("flaw_share", 0.55)}
 
 
 def info(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a dataset of this world notes for its consumers: who can score answers to its prompts."""
+    """Return the metadata of a dataset of this world: the scorer for answers to its prompts."""
     return {"gold": {"scorer": "smallworld", "world_seed": _world_seed(options)}}
 
 
 def world_facts(world_seed: int) -> list[list[str]]:
-    """What the documents of a world state, each as choices, the true one first."""
+    """Return the facts that the documents of a world state, each as choices, the true one first."""
     return facts(make_world(world_seed))
 
 
@@ -47,15 +51,16 @@ def _world_seed(options: Mapping[str, Any]) -> int:
 def rows(
     record: str, splits: Sequence[str], limits: Mapping[str, int | None], options: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows of one record, by split.
+    """Return generated rows of one record, by split.
 
     Args:
-        limits: rows to generate of each split; None: `USUAL_ROWS`.
-        options: `world_seed` (0); for documents `good_dialogue_share` (0.25), of the dialogues, those that answer well;
-            for demonstrations `flaw_share` (0.55), those in a labeler's habit.
+        limits: number of rows per split; None: `USUAL_ROWS`.
+        options: `world_seed` (0); for documents also `good_dialogue_share` (0.25), the fraction of
+            dialogues that answer well; for demonstrations also `flaw_share` (0.55), the fraction
+            with a labeler's flaw.
 
     Raises:
-        ConfigError: an option or a split that there is not, or more rows than there are.
+        ConfigError: the world has no such record, option or split, or fewer rows than asked for.
     """
     name, default = _SHARES.get(record, ("", 0.0))
     if unknown := options.keys() - {"world_seed", name}:

@@ -1,10 +1,12 @@
-"""Text to pretrain on: the facts of the embedded world in many wordings, and the skills its tasks need.
+"""Documents for pretraining: the world's facts in many wordings, and the skills its tasks need.
 
-Registers: narration (people, towns, scenes), dialogue, lists, and lessons (counting, sorting, retelling). A small
-model does not learn a skill from a few thousand demonstrations if no document shows it.
+The passages are narration (people, towns, scenes), dialogue, lists, and lessons (counting, sorting,
+retelling). A small model does not learn a skill from a few thousand demonstrations if no document
+shows it.
 
-Dialogue is as on the web: a stated share of it answers well, the rest hedges, chats, evades, states what is false or
-changes the subject. So the text holds all that good answers need, but imitating it is not answering well.
+Dialogue is like that on the web: a stated fraction of it answers well. The rest hedges, chats,
+evades, is wrong or changes the subject. So the text has all that good answers need, but a model
+that imitates it does not answer well.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from align.data.smallworld.world import (
 Register = Callable[[World, random.Random], str]
 
 
-# -- narration ---------------------------------------------------------------------------------------------------
+# -- narration -------------------------------------------------------------------------------------
 
 
 def _profile(world: World, rng: random.Random) -> str:
@@ -77,10 +79,12 @@ def _pair(world: World, rng: random.Random) -> str:
     return f"{first} {world.state(rng.choice(sorted(RELATIONS)), friend, rng.randrange(4))}"
 
 
-# -- dialogue ----------------------------------------------------------------------------------------------------
+# -- dialogue --------------------------------------------------------------------------------------
 
 
-GOOD_DIALOGUE_SHARE = 0.25  # of the dialogues: most of what people write to each other is no answer to learn from
+# Fraction of the dialogues that answer well. Most of what people write to each other is no good
+# example of an answer.
+GOOD_DIALOGUE_SHARE = 0.25
 
 _EVASIONS = (
     "I do not know.",
@@ -92,7 +96,10 @@ _EVASIONS = (
 
 
 def _talk(world: World, rng: random.Random, good_share: float) -> str:
-    """Two people ask and answer what anybody may ask in this world, in turns; both turns are answered alike well."""
+    """Return a dialogue of one or two questions and answers, all of them good or all of them poor.
+
+    Only questions of the training split are asked.
+    """
     one, two = rng.sample(NAMES, 2)
     answer = _good_answer if rng.random() < good_share else _poor_answer
     lines = []
@@ -111,7 +118,10 @@ def _good_answer(world: World, task: Task, rng: random.Random) -> str:
 
 
 def _poor_answer(world: World, task: Task, rng: random.Random) -> str:
-    """In a labeler's habit as often as not; else an evasion, another subject, or the answer of another world."""
+    """Return a flawed answer in half of the cases, else an evasion, another subject or an error.
+
+    An error is the right answer in another world.
+    """
     if rng.random() < 0.5:
         return KINDS[task.kind].flawed(world, task.slots, rng)
     way = rng.choice(("evade", "change the subject", "be wrong"))
@@ -119,7 +129,7 @@ def _poor_answer(world: World, task: Task, rng: random.Random) -> str:
         return rng.choice(_EVASIONS)
     if way == "change the subject":
         return _day(world, rng) if rng.random() < 0.5 else world.state(*_any_fact(rng), rng.randrange(4))
-    elsewhere = World(rng.randrange(1000, 1_000_000))  # a world of its own each time, so that no error is repeated
+    elsewhere = World(rng.randrange(1000, 1_000_000))  # a new world each time: no error is repeated
     return KINDS[task.kind].good(elsewhere, _others(world, task, rng), rng)
 
 
@@ -128,17 +138,22 @@ def _any_fact(rng: random.Random) -> tuple[str, str]:
 
 
 def _others(world: World, task: Task, rng: random.Random) -> Slots:
-    """The slots of a task; where its answer does not depend on a world, those of another task of its kind."""
+    """Return the slots for a wrong answer in another world.
+
+    They are the task's own slots. If the answer does not depend on the world, they are those of
+    another task of the same kind.
+    """
     if task.kind in _OF_NO_WORLD:
         wording = rng.choice([w for w in KINDS[task.kind].wordings if w.fixed.items() <= task.slots.items()])
         return wording.fixed | KINDS[task.kind].draw(world, rng, wording.fixed)
     return task.slots
 
 
-_OF_NO_WORLD = ("count", "sort", "word", "rewrite", "harm", "help")  # kinds
+# Kinds whose answers do not depend on the world.
+_OF_NO_WORLD = ("count", "sort", "word", "rewrite", "harm", "help")
 
 
-# -- lists and lessons -------------------------------------------------------------------------------------------
+# -- lists and lessons -----------------------------------------------------------------------------
 
 
 def _shuffled(items: list[str], rng: random.Random) -> list[str]:
@@ -189,17 +204,17 @@ def _retelling(world: World, rng: random.Random) -> str:
     return f"{now} {rng.choice(retold)}"
 
 
-_ASKED = (*KINDS, "sort", "sort", "check", "list", "about")  # the harder kinds more often
+_ASKED = (*KINDS, "sort", "sort", "check", "list", "about")  # the harder kinds are asked more often
 _NARRATION: tuple[Register, ...] = (_profile, _town, _day, _pair)
 _LESSONS: tuple[Register, ...] = (_some_list, _counting, _sorting, _retelling)
-_TALKS = 8  # passages of dialogue to each nine of the others
+_TALKS = 8  # dialogues for every nine other passages
 
 
 def documents(world: World, split: str, good_dialogue_share: float = GOOD_DIALOGUE_SHARE) -> Iterator[str]:
-    """Endless documents of a few short passages each; no held-out question stands in any.
+    """Yield documents without end, each of two to five passages; none has a held-out question.
 
     Args:
-        good_dialogue_share: of the dialogues, those that answer well.
+        good_dialogue_share: fraction of the dialogues that answer well.
     """
     rng = random.Random(f"smallworld {world.seed} {split} documents")
     others = (_profile, *_NARRATION, *_LESSONS)

@@ -1,4 +1,4 @@
-"""The kinds of instruction in the embedded world: how each is worded, drawn, and answered."""
+"""The kinds of instruction in the embedded world: their wordings, their slots and their answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from align.data.smallworld.world import RELATIONS, Template, World
 
 
 class Wording(NamedTuple):
-    """One way to ask: a template, the slots it fixes (`relation`, `act`, ...) and the system message before it."""
+    """One way to ask a question.
+
+    It has a template, the slots that it fixes (`relation`, `act`, ...), and a system message.
+    """
 
     template: Template
     fixed: Slots
@@ -22,7 +25,11 @@ class Wording(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of instruction: `draw` picks slots, `good` and `flawed` answer, `word_limit` and `sentences` are fair."""
+    """A kind of instruction.
+
+    `draw` chooses slots. `good` and `flawed` write answers. Answers with more than `word_limit`
+    words or more than `sentences` sentences get a lower gold score.
+    """
 
     name: str
     wordings: tuple[Wording, ...]
@@ -37,7 +44,7 @@ def wordings(*texts: str, system: str | None = None, **fixed: str) -> tuple[Word
     return tuple(Wording(Template(text), fixed, system) for text in texts)
 
 
-# -- wordings ---------------------------------------------------------------------------------------------------
+# -- wordings --------------------------------------------------------------------------------------
 
 
 def _fact_wordings(system: str | None = None) -> tuple[Wording, ...]:
@@ -73,7 +80,7 @@ def _act_wordings(acts: dict[str, tuple[str, str]]) -> tuple[Wording, ...]:
     )
 
 
-# -- the kinds ---------------------------------------------------------------------------------------------------
+# -- the kinds -------------------------------------------------------------------------------------
 
 _BRIEF = tuple(
     w

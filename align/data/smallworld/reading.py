@@ -1,7 +1,8 @@
 """Read what a response says, sentence by sentence and clause by clause.
 
-The world's language is closed, so a sentence that can be written can be read. Whatever cannot be read is kept apart,
-and costs in the gold score: an answer cannot hide a senseless clause behind a right one.
+The world's language is closed, so every sentence that the world can write can be read. Text that
+cannot be read is kept separately and lowers the gold score: an answer cannot hide a senseless
+clause behind a right one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _CHATTER = (
     re.compile(r"That is all I know\.|I could say much more\."),
     re.compile(rf"Everyone knows (?:{'|'.join(NAMES)}) very well\."),
 )
-_LEAD_IN = CHATTER[1]  # the chatter that ends in a colon
+_LEAD_IN = CHATTER[1]  # the chatter that ends with a colon
 _JOINTS = re.compile(r", (?:and|but) | and |, ")
 _VERB = r"(?:lives|is|works|has|likes|buys|keeps|often|owns)\b"
 _WHO = re.compile(rf"\b({'|'.join(JOBS)}) who (?={_VERB})|\b({'|'.join(NAMES)}), who ({_VERB}[^,]*), (?={_VERB})")
@@ -41,7 +42,7 @@ _PRONOUN = re.compile(r"\b(?:[Ss]he|[Hh]er|[Hh]e|[Hh]im|[Hh]is)\b")
 _BEHIND_A_PREPOSITION = re.compile(r"\b(?:of|for|with|to|called) $")
 _HIS = re.compile(rf"\b({'|'.join(NAMES)})'s ((?:best )?[a-z]+)")
 _NOT = re.compile(r"(^| )(?:(is) not|does not (live|like|have|own|keep|work|buy)) ")
-_MORE_STATEMENTS = (  # what an answer may say and documents do not
+_MORE_STATEMENTS = (  # wordings that answers may use although no document has them
     ("home", "{place} is the home of {person}."),
     ("home", "The town where {person} lives is {place}."),
     ("home", "The home of {person} is in {place}."),
@@ -56,19 +57,21 @@ _MORE_STATEMENTS = (  # what an answer may say and documents do not
 
 @dataclass
 class Reading:
-    """What a response says.
+    """The content of a response.
 
     Attributes:
-        sentences: all of them, each with a full stop in place of none; lead-ins are taken off, lone ones left out.
-        claims: what is said of the world, in order, true or not; `She` and `He` mean the person named last.
-        denials: what is said not to be so.
-        buried: claims inside of clauses that cannot be read, or with the wrong pronoun; they count if they are false,
-            and answer nothing.
-        other: sentences that are neither claims nor any of what is counted below.
-        unread: sentences with a claim that also hold a clause without one, or a pronoun that means nobody; one entry
-            for each such clause.
+        sentences: all sentences; a missing full stop is added. Introductory words such as "Yes,"
+            or a hedge are removed; a sentence of nothing else is left out.
+        claims: statements about the world, in order, true or not; `She` and `He` mean the person
+            named last.
+        denials: the claims that the response denies.
+        buried: claims within clauses that cannot be read, or with a wrong pronoun. They count only
+            if they are false, and they answer nothing.
+        other: sentences that are neither claims nor counted below.
+        unread: sentences that make a claim but also have a clause without one, or a pronoun that
+            refers to nobody; one entry for each such clause.
         verdicts: each "Yes" and "No" that opens a sentence.
-        hedges, chatter, thanks: how many there are.
+        hedges, chatter, thanks: the number of each.
     """
 
     sentences: list[str] = field(default_factory=list)
@@ -84,9 +87,10 @@ class Reading:
 
 
 def read_response(response: str, person: str | None = None) -> Reading:
-    """Read a response; a pronoun without a name before it stands for `person`, whom the prompt names."""
+    """Read a response; a pronoun before any name means `person`, who is named in the prompt."""
     reading = Reading()
-    people = [person] if person else []  # the subject of the sentence before, then who else was named, latest first
+    # The subject of the last sentence, then the other people named, the latest first.
+    people = [person] if person else []
     for said in split_sentences(response):
         sentence = _without_lead_ins(said, reading, person)
         if not sentence:
@@ -111,7 +115,10 @@ def read_response(response: str, person: str | None = None) -> Reading:
 
 
 def _subject(sentence: str, people: list[str]) -> str | None:
-    """Whom the first pronoun of a sentence can stand for, where nobody is named before it; else who was spoken of."""
+    """Return the person that the first pronoun of a sentence can mean if no name precedes it.
+
+    Without a pronoun, or if nobody fits it, return the person of the sentence before.
+    """
     spoken_of = people[0] if people else None
     found = _PRONOUN.search(sentence)
     if found is None:
@@ -128,7 +135,10 @@ def _in_mind(sentence: str, subject: str | None, people: list[str]) -> list[str]
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences with the sign that ends them; a full stop for none and for one "!". Signs alone are no sentence."""
+    """Split a text into sentences with their final signs; ignore signs without words.
+
+    A missing sign and a single "!" become a full stop.
+    """
     parts = [part.strip() for part in re.findall(r"[^.?!]+[.?!]*", text.replace("\n", " "))]
     return [_ended(part) for part in parts if re.search(r"\w", part)]
 
@@ -140,7 +150,7 @@ def _ended(sentence: str) -> str:
 
 @functools.cache
 def _thanks(person: str | None) -> re.Pattern[str]:
-    """Thanks for a question, also for one about `person`, whom the prompt names."""
+    """Return a pattern for thanks for a question, also for one about `person` of the prompt."""
     about = f"| about (?:it|her|him|{person})" if person else "| about it"
     return re.compile(
         r"(?:Thank you|I thank you|Thanks)(?: very much)?"
@@ -149,7 +159,10 @@ def _thanks(person: str | None) -> re.Pattern[str]:
 
 
 def _without_lead_ins(sentence: str, reading: Reading, person: str | None) -> str:
-    """The sentence behind "Yes,", a hedge and the like, which are noted; "" where nothing is behind them."""
+    """Remove "Yes,", hedges and other introductory words from a sentence, and note them.
+
+    Return "" if nothing else is left.
+    """
     if lead := _YES_OR_NO.match(sentence):
         reading.verdicts.append(lead[1])
         sentence = sentence[lead.end() :]
@@ -169,14 +182,14 @@ def _without_lead_ins(sentence: str, reading: Reading, person: str | None) -> st
         reading.thanks += 1
         sentence = f"{sentence[: behind.start()]}."
     sentence = capital(sentence)
-    if sentence in ("Yes.", "No."):  # behind a hedge
+    if sentence in ("Yes.", "No."):  # after a hedge
         reading.verdicts.append(sentence[:-1])
         return ""
     return sentence
 
 
 class Clauses(NamedTuple):
-    """What the clauses of a sentence say; see `Reading`."""
+    """The content of a sentence's clauses; see `Reading`."""
 
     claims: tuple[Claim, ...]
     denials: tuple[Claim, ...]
@@ -186,20 +199,21 @@ class Clauses(NamedTuple):
 
 @functools.lru_cache(maxsize=100_000)
 def read_clauses(sentence: str, person: str | None = None) -> Clauses:
-    """The claims of a sentence, whose clauses are joined by commas and `and`, and what else its clauses say.
+    """Return the claims of a sentence, and what else its clauses say.
 
-    A clause without a subject has that of the clause before: in "Dora is the friend of Ada and lives in Redford" it is
-    Dora who lives there, and in "The home of Ada is Redford and is a farmer" nobody is a farmer.
+    Clauses are joined by commas and `and`. A clause without a subject takes that of the clause
+    before. In "Dora is the friend of Ada and lives in Redford" it is Dora who lives there. In "The
+    home of Ada is Redford and is a farmer" nobody is a farmer.
 
     Args:
-        person: whom a pronoun stands for before anybody is named.
+        person: the person that a pronoun means before any name.
     """
     claims: list[Claim] = []
     denials: list[Claim] = []
     buried: list[Claim] = []
     unread: list[str] = []
     subject, owning, asks = person, False, sentence.endswith("?")
-    before: str | None = None  # the person who is the subject of the clause before
+    before: str | None = None  # the subject of the clause before, if it is a person
     for i, said in enumerate(_JOINTS.split(_WHO.sub(_without_who, sentence.removesuffix(".")))):
         clause, fits = _with_names(said, subject)
         if not fits:
@@ -212,7 +226,7 @@ def read_clauses(sentence: str, person: str | None = None) -> Clauses:
         if word in NAMES:
             subject = before = word
         elif i:
-            predicate = clause  # of the subject of the clause before
+            predicate = clause  # its subject is that of the clause before
         else:
             predicate = ""
         thing = re.sub("^(?:owns |has )?(?:a )?", "", predicate)
@@ -233,15 +247,20 @@ def read_clauses(sentence: str, person: str | None = None) -> Clauses:
 
 
 def _without_who(found: re.Match[str]) -> str:
-    """Write "a baker who lives" as "a baker and lives", "Ada, who is a baker, lives" as "Ada is a baker and lives"."""
+    """Replace a relative clause with "who" by a main clause.
+
+    "a baker who lives" becomes "a baker and lives"; "Ada, who is a baker, lives" becomes "Ada is a
+    baker and lives".
+    """
     return f"{found[1]} and " if found[1] else f"{found[2]} {found[3]} and "
 
 
 def _with_names(clause: str, subject: str | None) -> tuple[str, bool]:
-    """(the clause with the name in place of each pronoun, "Her pet" as "The pet of Ada"; whether the pronouns fit).
+    """Replace the pronouns of a clause by names; return also whether every pronoun fits.
 
-    A pronoun after a name may mean that person; one that fits nobody is taken to mean `subject`. "Him lives" and "the
-    home of he" do not fit either.
+    "Her pet" becomes "the pet of Ada". A pronoun after a name may mean that person. A pronoun that
+    fits nobody is replaced by `subject`. A wrong case does not fit either: "Him lives", "the home
+    of he".
     """
     fit = True
     for found in reversed(list(_PRONOUN.finditer(clause))):
@@ -257,14 +276,14 @@ def _with_names(clause: str, subject: str | None) -> tuple[str, bool]:
 
 
 def _without_not(clause: str) -> tuple[str, bool]:
-    """(the clause as it stands without its "not", whether it had one)."""
+    """Return a clause without its "not", and whether it had one."""
     third = {"have": "has"}
     positive = _NOT.sub(lambda m: f"{m[1]}{m[2] or third.get(m[3], m[3] + 's')} ", clause, count=1)
     return positive, positive != clause
 
 
 def _read_clause(clause: str) -> Claim | None:
-    """The claim of a clause that names its subject, in any of the world's wordings."""
+    """Return the claim of a clause that names its subject, in any wording of the world."""
     lower = f"{clause[:1].lower()}{clause[1:]}."  # "Corn is the best food for Ada."
     for relation, subject, template in _templates():
         if slots := template.match(f"{clause}.") or template.match(lower):
@@ -274,7 +293,7 @@ def _read_clause(clause: str) -> Claim | None:
 
 
 def _buried(clause: str) -> list[Claim]:
-    """The claim of the longest end of a clause that makes one, or of the longest beginning."""
+    """Return the claim of the longest end of a clause that makes one, else of the longest start."""
     words = clause.split(" ")
     ends = [words[i:] for i in range(1, len(words) - 2)]
     beginnings = [words[:-i] for i in range(1, len(words) - 2)]
@@ -286,10 +305,10 @@ def _buried(clause: str) -> list[Claim]:
 
 @functools.cache
 def _templates() -> list[tuple[str, str, Template]]:
-    """(relation, what the subject's slot is, template) for every wording of every fact.
+    """Return (relation, slot of the subject, template) for every wording of every fact.
 
-    Those with what belongs to them come first, then the same with whatever else the world has a word for: who says
-    that Ada likes horse says what is not so.
+    First come the templates whose slots take only values of their relation. Then come the same ones
+    with any word of the world as the value: "Ada likes horse" is then read as a false claim.
     """
     rows = [
         (relation, "person", text)

@@ -1,4 +1,4 @@
-"""What is asked in the embedded world: tasks drawn from its kinds, in splits that never meet, and read back again."""
+"""The tasks of the embedded world: drawn from its kinds, in disjoint splits, and read back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 
 class Task(NamedTuple):
-    """One thing asked: its kind, what fills the slots, and the messages that ask it."""
+    """One task: its kind, its slots, and the messages that ask it."""
 
     kind: str
     slots: Slots
@@ -34,10 +34,10 @@ def ask(kind: str, wording: Wording, slots: Slots) -> Task:
 
 
 def split_of(task: Task, world: World) -> str:
-    """The split a task belongs to: 80 % train, 10 % validation, 10 % test.
+    """Return the split of a task: about 80 % train, 10 % validation, 10 % test.
 
-    It depends on what is asked, not on the wording or the system message, so a question cannot stand in two splits
-    in two wordings.
+    It depends on the slots, not on the wording or the system message. So one question in two
+    wordings is never in two splits.
     """
     what = ", ".join(f"{slot}={value}" for slot, value in sorted(task.slots.items()))
     bucket = hashlib.sha256(f"{world.seed}: {what}".encode()).digest()[0] % 10
@@ -45,10 +45,12 @@ def split_of(task: Task, world: World) -> str:
 
 
 def draw_tasks(world: World, split: str, stream: str) -> Iterator[Task]:
-    """Tasks of one split, kinds in turn, no prompt twice, until the prompt space runs out.
+    """Yield tasks of one split, one kind after the other, without repeated prompts.
+
+    Stop when there are no new prompts.
 
     Args:
-        stream: names the random stream, so that demonstrations and prompts are drawn apart.
+        stream: name of the random stream, so that demonstrations and prompts differ.
     """
     rng = random.Random(f"smallworld {world.seed} {split} {stream}")
     seen: set[tuple[str, ...]] = set()
@@ -64,7 +66,7 @@ def draw_tasks(world: World, split: str, stream: str) -> Iterator[Task]:
                     yield task
                     break
             else:
-                live.remove(kind)  # every prompt of this kind has been given out
+                live.remove(kind)  # 2000 draws gave no new prompt: this kind has no more
 
 
 @functools.cache
@@ -77,7 +79,7 @@ def _by_system() -> dict[str | None, list[tuple[str, Wording]]]:
 
 
 def read_task(prompt: list[Message]) -> Task | None:
-    """The task that a prompt asks, or None if it is not a prompt of this world."""
+    """Return the task that a prompt asks, or None if it is not a prompt of this world."""
     system = next((m["content"] for m in prompt if m["role"] == "system"), None)
     users = [m["content"] for m in prompt if m["role"] == "user"]
     return _read_task(system, users[-1] if users else "")

@@ -1,8 +1,8 @@
-"""The embedded world: who lives where, who likes what, and how it is said.
+"""The embedded world: its people, towns and facts, and the sentences that state them.
 
-A `World` is drawn from `world_seed` alone. Everything that speaks about it (documents, demonstrations, prompts, the
-gold scorer) goes through the `Template`s here, so a sentence that can be written can also be read back: `render`
-fills the slots, `match` finds them again.
+A `World` depends only on `world_seed`. Everything that speaks about it (documents, demonstrations,
+prompts, the gold scorer) uses the `Template`s here. So every sentence that can be written can also
+be read: `render` fills the slots, `match` finds them again.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ _SLOT_PATTERNS = {name: "|".join(words) for name, words in _SLOT_WORDS.items()} 
     "words": r"[a-z]+(?:, [a-z]+)+",
     "statement": r"[A-Z][A-Za-z ]+",
     "first": "|".join(word for words in CATEGORIES.values() for word in words),
-    "value": f"(?:(?:{'|'.join(COLOURS)}) )?(?:{'|'.join(_VALUES)})",  # whatever a fact could be about
+    # Any value that a fact could have.
+    "value": f"(?:(?:{'|'.join(COLOURS)}) )?(?:{'|'.join(_VALUES)})",
 }
 
 
 class Template:
-    """A sentence with slots, `"{person} lives in {place}."`, that is written with `render` and read with `match`."""
+    """A sentence with slots, such as `"{person} lives in {place}."`.
+
+    `render` writes it, `match` reads it.
+    """
 
     def __init__(self, text: str):
         self.text = text
@@ -67,7 +71,7 @@ class Template:
 
 
 class Claim(NamedTuple):
-    """One checkable statement: `Claim("home", "Ada", "Oakvale")`."""
+    """One statement that can be checked: `Claim("home", "Ada", "Oakvale")`."""
 
     relation: str
     subject: str
@@ -76,10 +80,11 @@ class Claim(NamedTuple):
 
 @dataclass(frozen=True)
 class Relation:
-    """How one kind of fact is stated and asked for. `{value}` stands for `slots`, e.g. `{colour} {animal}`.
+    """The wordings that state one kind of fact and ask for it.
 
-    `statements[0]` is the plain answer; `predicate` follows a name or a pronoun; `past` is it in the past tense;
-    `short` is the answer in as few words as possible.
+    `slots` are the slots of the value, e.g. `{colour} {animal}`. `statements[0]` is the plain
+    answer. `predicate` follows a name or a pronoun, and `past` is its past tense. `short` is the
+    answer in as few words as possible.
     """
 
     slots: str
@@ -89,7 +94,7 @@ class Relation:
     short: str
     questions: tuple[str, ...]
     checks: str  # a yes-or-no question about one value
-    topic: str  # "where {person} lives", for asking about several facts at once
+    topic: str  # "where {person} lives", to ask for several facts at once
 
 
 RELATIONS = {
@@ -202,7 +207,7 @@ PLACE_STATEMENTS = {
 
 
 def join(items: list[str]) -> str:
-    """`["a", "b", "c"]` -> `"a, b and c"`."""
+    """Return a list as text: `["a", "b", "c"]` -> `"a, b and c"`."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
@@ -212,7 +217,7 @@ def capital(text: str) -> str:
 
 @dataclass(frozen=True)
 class World:
-    """All facts of one world: `facts[(relation, subject)]` is a value, `owns[person]` four things.
+    """All facts of one world: `facts[relation, subject]` is a value, `owns[person]` four things.
 
     Args:
         seed: the `world_seed`; the same seed gives the same world on every machine.
@@ -245,7 +250,7 @@ class World:
     def is_true(self, claim: Claim) -> bool:
         if claim.relation == "owns":
             return claim.value in self.owns[claim.subject]
-        if claim.relation == "pet":  # who has a green fox has a fox
+        if claim.relation == "pet":  # a green fox is also a fox, so the last word may be enough
             return self.facts["pet", claim.subject].endswith(claim.value)
         return self.facts[claim.relation, claim.subject] == claim.value
 
@@ -253,7 +258,7 @@ class World:
         return [person for person in NAMES if self.facts["home", person] == place]
 
     def slots(self, relation: str, person: str, value: str | None = None) -> dict[str, str]:
-        """What fills the templates of `relation` for `person`; `value` stands in for the true one."""
+        """Return the slots for the templates of `relation`; `value` replaces the true value."""
         names = re.findall(r"{(\w+)}", RELATIONS[relation].slots)
         words = (value or self.facts[relation, person]).split()
         return {"person": person, **dict(zip(names, words, strict=True))}
@@ -270,7 +275,7 @@ def pronoun(person: str) -> str:
 
 
 def other_values(relation: str, value: str) -> list[str]:
-    """Every value of `relation` but this one."""
+    """Return every value of `relation` but this one."""
     if relation == "pet":
         return [f"{c} {a}" for c in COLOURS for a in ANIMALS if f"{c} {a}" != value]
     words = {"home": PLACES, "job": JOBS, "food": FOODS, "friend": NAMES}[relation]
