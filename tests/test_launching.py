@@ -20,7 +20,7 @@ from conftest import CONF, align, manifests, mostly_slow, run_toy
 from processes import left_of, start
 
 from align.cli.main import main
-from align.pipeline.launch import MemberTask, Queue, _Numbered, members_at_once
+from align.pipeline.launch import MemberTask, Numbered, Queue, members_at_once
 from align.runtime.cpu import cores
 from align.store.sweep_records import Fate, fates
 
@@ -186,7 +186,7 @@ def test_cores_are_those_that_this_process_may_use() -> None:
 
 
 def test_lines_of_members_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    stream = _Numbered(sys.stderr, 3)
+    stream = Numbered(sys.stderr, 3)
     print("one\n\ntwo", end="", file=stream)
     print(" goes on", file=stream)
     assert capsys.readouterr().err == "3| one\n\n3| two goes on\n"

@@ -57,9 +57,9 @@ CONVERTS = frozenset(
 )
 SPLITS = ("train", "validation", "test")
 DATASET_INFO = "dataset.json"
-_GROUP_ROWS = 10_000
-_GROUP_CHARS = 2**26
-_BATCH_ROWS = 1000
+GROUP_ROWS = 10_000
+GROUP_CHARS = 2**26
+BATCH_ROWS = 1000
 _FIELDS = {  # record -> its own columns; in other records these names are a user's columns
     "documents": ("text",),
     "demonstrations": ("messages",),
@@ -456,7 +456,7 @@ def _parquet_file(path: Path) -> Iterator[Callable[[Any], bool]]:
         writer = writer or pq.ParquetWriter(path, table.schema)
         if table.schema != writer.schema:
             return False
-        writer.write_table(table, row_group_size=_GROUP_ROWS)
+        writer.write_table(table, row_group_size=GROUP_ROWS)
         return True
 
     try:
@@ -470,12 +470,12 @@ def _parquet_file(path: Path) -> Iterator[Callable[[Any], bool]]:
 
 
 def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Yield the rows of one row group at a time: `_GROUP_ROWS`, or fewer if the rows are long."""
+    """Yield the rows of one row group at a time: `GROUP_ROWS`, or fewer if the rows are long."""
     group, size = [], 0
     for row in rows:
         group.append(row)
         size += _length(row)
-        if len(group) == _GROUP_ROWS or size >= _GROUP_CHARS:
+        if len(group) == GROUP_ROWS or size >= GROUP_CHARS:
             yield group
             group, size = [], 0
     if group:
@@ -558,11 +558,11 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 
 def read_batches(path: Path) -> Iterator[Any]:
-    """Yield the Arrow batches of a Parquet file, `_BATCH_ROWS` rows each at most."""
+    """Yield the Arrow batches of a Parquet file, `BATCH_ROWS` rows each at most."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
-        yield from file.iter_batches(batch_size=_BATCH_ROWS)
+        yield from file.iter_batches(batch_size=BATCH_ROWS)
 
 
 def count_rows(folder: Path, split: str) -> int:

@@ -29,7 +29,7 @@ from align.store.seals import digest_of
 KEY_VARIABLE = "OPENAI_API_KEY"
 _AT_ONCE = 8  # requests
 _ATTEMPTS = 5
-_WAIT = 1.0  # seconds before the second attempt; doubled before each further one
+WAIT = 1.0  # seconds before the second attempt; doubled before each further one
 _TIMEOUT = 120.0  # seconds
 
 
@@ -204,8 +204,8 @@ class Endpoint:
                     f"judge.url: {address} does not answer as OpenAI's chat completions do ({type(error).__name__})"
                 ) from None
             if attempt < _ATTEMPTS:
-                self.say(f"the judge failed ({problem}); asked again in {_WAIT * 2 ** (attempt - 1):.0f} s")
-                time.sleep(_WAIT * 2 ** (attempt - 1))
+                self.say(f"the judge failed ({problem}); asked again in {WAIT * 2 ** (attempt - 1):.0f} s")
+                time.sleep(WAIT * 2 ** (attempt - 1))
         raise AlignError(
             f"judge.url: {address} failed {_ATTEMPTS} times, at last with {problem}; the answers so far are kept, so "
             "the same command goes on"

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-_CHUNK = 2**23  # logits in memory at once: 32 MiB in float32
-_SUMMED_CHUNK = 2**25  # the same for `summed_head_loss`: 64 MiB in bfloat16
+CHUNK = 2**23  # logits in memory at once: 32 MiB in float32
+SUMMED_CHUNK = 2**25  # the same for `summed_head_loss`: 64 MiB in bfloat16
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,7 @@ class _SummedHeadLoss(torch.autograd.Function):
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learns else None
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         # A power of two, so that there are few different shapes.
-        rows = 2 ** int(math.log2(max(1, _SUMMED_CHUNK // len(weight))))
+        rows = 2 ** int(math.log2(max(1, SUMMED_CHUNK // len(weight))))
         for start in range(0, len(hidden), rows):
             at = slice(start, start + rows)
             gradient = F.linear(hidden[at], low, low_bias).softmax(1)
@@ -166,7 +166,7 @@ class _HeadLogprobs(torch.autograd.Function):
         with_entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # A power of two, so that there are few different shapes; see align/text/packing.py.
-        rows = 2 ** int(math.log2(max(1, _CHUNK // len(weight))))
+        rows = 2 ** int(math.log2(max(1, CHUNK // len(weight))))
         logprobs = torch.empty(len(hidden), device=hidden.device)
         entropies = torch.zeros(len(hidden), device=hidden.device)
         kept = None

@@ -84,7 +84,7 @@ def packed_layout(starts: torch.Tensor, window: int | None = None, rounding: int
     return PackedLayout(whole, shapes, places, torch.cat(padding), window)
 
 
-def _mask(
+def packed_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
@@ -276,4 +276,4 @@ def _one_token(
 
 
 AttentionInterface.register(ATTENTION, _attend)
-AttentionMaskInterface.register(ATTENTION, _mask)
+AttentionMaskInterface.register(ATTENTION, packed_mask)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from align.models.kernels import attention_gradients, attention_probs, fused_attention, unseen
 
 # Small blocks compute fewer products outside the band; large blocks are more efficient products.
-_BLOCK = 128  # queries
+BLOCK = 128  # queries
 _ROUND = 16  # keys; for few different shapes, see align/text/packing.py
 
 
@@ -32,7 +32,7 @@ def banded_attention(
     """
     if query.device.type == "cpu":
         return _InBlocks.apply(query, key, value, window, dropout, scale)
-    return _at_once(query, key, value, window, dropout, scale)
+    return rows_at_once(query, key, value, window, dropout, scale)
 
 
 def _reach(window: int) -> int:
@@ -42,8 +42,8 @@ def _reach(window: int) -> int:
 
 def _blocks(length: int, window: int) -> Iterator[tuple[slice, slice]]:
     """Yield the queries of each block and the keys that they may see, as slices."""
-    for begin in range(0, length, _BLOCK):
-        end = min(begin + _BLOCK, length)
+    for begin in range(0, length, BLOCK):
+        end = min(begin + BLOCK, length)
         yield slice(begin, end), slice(max(0, begin - _reach(window)), end)
 
 
@@ -97,7 +97,7 @@ class _InBlocks(torch.autograd.Function):
         return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
 
 
-def _at_once(
+def rows_at_once(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, dropout: float, scale: float
 ) -> torch.Tensor:
     """Compute all blocks in one call of the fused kernel.
@@ -105,14 +105,14 @@ def _at_once(
     The price is memory: keys that several blocks share are copied.
     """
     rows, heads, length, _ = query.shape
-    reach, tail = _reach(window), -length % _BLOCK
-    span = reach + _BLOCK
-    # [S * H, blocks, _BLOCK, D]
-    queries = F.pad(query, (0, 0, 0, tail)).flatten(0, 1).unflatten(1, (-1, _BLOCK))
-    keys, values = (F.pad(x, (0, 0, reach, tail)).flatten(0, 1).unfold(1, span, _BLOCK).mT for x in (key, value))
+    reach, tail = _reach(window), -length % BLOCK
+    span = reach + BLOCK
+    # [S * H, blocks, BLOCK, D]
+    queries = F.pad(query, (0, 0, 0, tail)).flatten(0, 1).unflatten(1, (-1, BLOCK))
+    keys, values = (F.pad(x, (0, 0, reach, tail)).flatten(0, 1).unfold(1, span, BLOCK).mT for x in (key, value))
     device = query.device
     distance = torch.arange(reach, span, device=device)[:, None] - torch.arange(span, device=device)
-    place = torch.arange(span, device=device) + torch.arange(-reach, length - reach, _BLOCK, device=device)[:, None]
+    place = torch.arange(span, device=device) + torch.arange(-reach, length - reach, BLOCK, device=device)[:, None]
     # `place >= 0` masks the padding before a sequence. Only padding queries see the padding after
     # it, and their outputs are dropped.
     seen = (distance >= 0) & (distance < window) & (place >= 0)[:, None]

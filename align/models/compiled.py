@@ -9,7 +9,7 @@ from align.errors import ConfigError
 from align.models.packed import head_is_plain
 
 # Fraction of a layer's activations kept for the backward pass. The cheapest ones are recomputed.
-_KEPT = 0.6  # measured with benchmarks/pretrain.py
+KEPT = 0.6  # measured with benchmarks/pretrain.py
 
 
 def compile_layers(model: PreTrainedModel) -> None:
@@ -33,7 +33,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     head_is_plain(model)
     # When torch 2.13 recomputes, it draws new, different dropout masks (pytorch/pytorch#190758).
     # So with dropout, recompute nothing.
-    partitioner.activation_memory_budget = 1.0 if _drops_out(model) else _KEPT
+    partitioner.activation_memory_budget = 1.0 if _drops_out(model) else KEPT
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList):
             for layer in module:

@@ -418,7 +418,7 @@ def _stoppable() -> contextlib.AbstractContextManager[None]:
 # -- telling members apart -------------------------------------------------------------------------
 
 
-class _Numbered:
+class Numbered:
     """Standard error with the member's number before every line.
 
     It is not a terminal, so progress is printed as plain lines.
@@ -445,5 +445,5 @@ class _Numbered:
 
 @contextlib.contextmanager
 def _numbered(number: int) -> Iterator[None]:
-    with contextlib.redirect_stderr(_Numbered(sys.stderr, number)):
+    with contextlib.redirect_stderr(Numbered(sys.stderr, number)):
         yield

@@ -74,7 +74,7 @@ class Health:
         if learned in finite and held_out in finite:
             self._pairs.append((finite[learned], finite[held_out]))
         events = []
-        for name, rule in _RULES.items():
+        for name, rule in RULES.items():
             message = rule(self)
             if message is not None and step - self._spoke.get(name, -_QUIET) >= _QUIET:
                 self._spoke[name] = step
@@ -283,7 +283,7 @@ class Health:
         return f"{', '.join(bad)}: not a finite number" if bad else None
 
 
-_RULES: dict[str, Callable[[Health], str | None]] = {
+RULES: dict[str, Callable[[Health], str | None]] = {
     rule.__name__: rule
     for rule in (
         Health.kl_blowup,

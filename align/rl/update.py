@@ -123,7 +123,7 @@ class Learner:
                 if self._is_far(totals):
                     self._optimizers[name].zero_grad()
                     return _means(seen, steps)
-                self._step(name)
+                self.take_step(name)
                 moved |= totals
             steps += bool(moved)
             for key, value in moved.items():
@@ -144,7 +144,7 @@ class Learner:
             The metrics of the minibatch.
         """
         job, parameters = self._job, self._parameters[name]
-        totals = self._backward(plan, name, minibatch)
+        totals = self.backward(plan, name, minibatch)
         mixes = self._text is not None and name == "policy"
         if mixes:  # this also sums over processes, and clips the two gradients separately
             totals |= self._mix_text(plan.iteration, number)
@@ -156,7 +156,7 @@ class Learner:
             totals[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self._cfg.max_grad_norm)
         return totals
 
-    def _backward(self, plan: Plan, name: str, minibatch: list[list[int]]) -> Totals:
+    def backward(self, plan: Plan, name: str, minibatch: list[list[int]]) -> Totals:
         """Add the gradient of this process's part; return its part of the mean metrics."""
         samples, job = plan.rollouts.samples, self._job
         count = torch.tensor(float(sum(len(samples.responses[i]) for group in minibatch for i in group)))
@@ -261,7 +261,7 @@ class Learner:
     def _moving(self, plan: Plan) -> list[str]:
         return ["policy"] * plan.moves_policy + ["value"] * plan.moves_value
 
-    def _step(self, name: str) -> None:
+    def take_step(self, name: str) -> None:
         self._optimizers[name].step()
         self._optimizers[name].zero_grad()
         if self._average is not None and name == "policy":

@@ -22,14 +22,14 @@ def bf16_is_fast(device: str) -> bool:
     Args:
         device: auto, cpu or cuda, as in `hardware.device`.
     """
-    capability = None if device == "cpu" else _compute_capability()
+    capability = None if device == "cpu" else compute_capability()
     if capability is not None:
         return capability >= _AMPERE
-    return device != "cuda" and _cpu_has_bf16()
+    return device != "cuda" and cpu_has_bf16()
 
 
 @functools.cache
-def _compute_capability() -> float | None:
+def compute_capability() -> float | None:
     """Return the lowest compute capability of the NVIDIA GPUs; None if torch will not use one.
 
     It will not without a GPU or its driver, if torch is built only for CPUs, or if
@@ -47,7 +47,7 @@ def _compute_capability() -> float | None:
 
 
 @functools.cache
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

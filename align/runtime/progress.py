@@ -12,7 +12,7 @@ from rich.text import Text
 
 from align.runtime.console import plain_console, sentence_lines
 
-_PLAIN_SECONDS = 15.0  # between plain lines
+PLAIN_SECONDS = 15.0  # between plain lines
 _SHOWN = ("loss", "eval/loss", "accuracy", "objective/score", "objective/kl", "gold/score")
 _SHOWN_FROM = "reward/"  # PPO: all parts of the reward are shown, except `_NOT_SHOWN`
 _NOT_SHOWN = "reward/length"  # the tokens of the response
@@ -84,7 +84,7 @@ class Progress:
         def advance(count: int) -> None:
             nonlocal done, shown
             done += count
-            if time.monotonic() - shown >= _PLAIN_SECONDS:
+            if time.monotonic() - shown >= PLAIN_SECONDS:
                 shown = time.monotonic()
                 rate = _rate(done - start, begun)
                 print("\n".join(self._lines("", done, total, unit, rate)), file=sys.stderr, flush=True)

@@ -244,7 +244,9 @@ class _Flight:
     def _draw(self, rows: torch.Tensor, logits: torch.Tensor, starting: bool = False) -> list[tuple[int, Response]]:
         request, place = self._request[rows], self._written[rows]
         sampling = self._sampling
-        token, logprob = _choose(logits.float(), self._numbers[request, place], sampling.temperature, sampling.top_p)
+        token, logprob = choose_tokens(
+            logits.float(), self._numbers[request, place], sampling.temperature, sampling.top_p
+        )
         self._ids[request, place], self._logprobs[request, place] = token, logprob
         self._token[rows], self._written[rows] = token, place + 1
         ended = (token[:, None] == self._ends).any(1) | (place + 1 == sampling.max_new_tokens)
@@ -304,7 +306,7 @@ class _StopStrings:
         return found
 
 
-def _choose(
+def choose_tokens(
     logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a token per row: logits [B, V], uniform [B] -> tokens [B] and their log-probs [B].

@@ -47,9 +47,9 @@ from align.runtime.progress import Progress
 
 _SHOWN_ERRORS = 20
 _SHOWN_FILES = 3
-_TOLD_EVERY = 1000  # rows between reports of progress
+REPORT_EVERY = 1000  # rows between reports of progress
 _READ_ON = 100_000  # rows that `first_rows` reads on to complete records of several rows
-_IN_MEMORY = 2**27  # bytes of rows; beyond that, rows go through a file
+IN_MEMORY = 2**27  # bytes of rows; beyond that, rows go through a file
 _SHARED = "also in a held-out split"
 
 _MB = 10**6
@@ -77,7 +77,7 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
             rows = smallworld.rows(cfg.record, cfg.splits, _limits(cfg), cfg.options)
             info = smallworld.info(cfg.options)
         else:
-            rows, info = _read(cfg, source, RowSorter(file, _IN_MEMORY), job, reader), {}
+            rows, info = _read(cfg, source, RowSorter(file, IN_MEMORY), job, reader), {}
         kept = {split: rows.get(split, []) for split in cfg.splits}
         with job.progress(sum(map(len, kept.values())), "rows written") as advance:
             metrics: Metrics = {f"rows/{s}": write_rows(job.out, s, kept[s], advance, cfg.record) for s in cfg.splits}
@@ -338,7 +338,7 @@ def _shown_rows(
     with progress(sum(path.stat().st_size for path in source.files) // _MB, "MB read") as advance:
         for number, row in enumerate(_raw_rows(source, cfg, say, place), 1):
             yield row
-            if number % _TOLD_EVERY == 0:
+            if number % REPORT_EVERY == 0:
                 advance(place.bytes() // _MB - told)
                 told = place.bytes() // _MB
         advance(place.bytes() // _MB - told)
@@ -352,9 +352,9 @@ def _watched(rows: Iterable[_T], advance: Callable[[int], None]) -> Iterator[_T]
     number = 0
     for number, row in enumerate(rows, 1):
         yield row
-        if number % _TOLD_EVERY == 0:
-            advance(_TOLD_EVERY)
-    advance(number % _TOLD_EVERY)
+        if number % REPORT_EVERY == 0:
+            advance(REPORT_EVERY)
+    advance(number % REPORT_EVERY)
 
 
 def _records(

@@ -142,7 +142,7 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     given: dict[str, list[Answers]] = {}
     scores: dict[str, list[Sequence[float | None]]] = {}  # by the first scorer
     for prefix, temperature in (("", 1.0), ("greedy/", 0.0)):
-        given[prefix] = [_answer(cfg, job, player, prompts, temperature) for player in players]
+        given[prefix] = [answer_prompts(cfg, job, player, prompts, temperature) for player in players]
         of_model = []  # the model's scores, per scorer
         for scorer in scorers:
             found = [scorer.score(episodes_of(rows, own)) for own in given[prefix]]
@@ -152,7 +152,7 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
             metrics |= _compared(cfg, prefix, f"{scorer.name}/score", scored)
             metrics |= _won(cfg, prefix if scorer is scorers[0] else f"{prefix}{scorer.name}/", scored)
         if prompted:
-            answers = _answer(cfg, job, prompted, prompts, temperature)
+            answers = answer_prompts(cfg, job, prompted, prompts, temperature)
             metrics |= _over_prompted(cfg, job, prefix, scorers, of_model, episodes_of(rows, answers))
     sampled, greedy = given[""], given["greedy/"]
     metrics |= _parts(cfg, scorers, rows, sampled)
@@ -232,7 +232,9 @@ def _fitting(cfg: Evaluate, rows: list[Row], players: Sequence[Player], job: Job
     return [row for row, ok in zip(rows, fits, strict=True) if ok]
 
 
-def _answer(cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages], temperature: float) -> Answers:
+def answer_prompts(
+    cfg: Evaluate, job: Job, player: Player, messages: Sequence[Messages], temperature: float
+) -> Answers:
     prompts = encode_prompts(player.tokenizer, messages)
     mine = job.group.share(range(len(prompts)))
     sampling = Sampling(
@@ -329,7 +331,7 @@ def _checked(
             asked = [row for row, ok in zip(asked, fits, strict=True) if ok]
             if not asked:
                 raise ConfigError(f"prefixes.{prefix}: no prompt leaves room for it")
-            answers = [_answer(cfg, job, player, [row["prompt"] for row in asked], 1.0) for player in players]
+            answers = [answer_prompts(cfg, job, player, [row["prompt"] for row in asked], 1.0) for player in players]
         head = f"checks/{prefix}/" if prefix else "checks/"
         metrics[f"{head}answers"] = float(len(asked))
         for name, check in checks.items():
@@ -358,7 +360,7 @@ def _steered(
     metrics["steering/prompts"] = float(len(own))
 
     def answers(asked: Callable[[Messages], Messages]) -> list[list[str]]:
-        return [_answer(cfg, job, player, [asked(prompts[i]) for i in own], 0.0).texts for player in players]
+        return [answer_prompts(cfg, job, player, [asked(prompts[i]) for i in own], 0.0).texts for player in players]
 
     def follow(probe: Probe, texts: Sequence[Sequence[str]]) -> list[list[float]]:
         each = zip(texts, greedy, strict=True)

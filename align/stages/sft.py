@@ -226,7 +226,7 @@ def _train(
         if job.group.world_size > 1:
             torch.manual_seed(derive_seed(cfg.random_seed, "sft", "dropout", job.group.rank))
         if held_out:
-            job.log.metrics({"eval/loss": _loss(model, held_out, job, cfg.precision)}, 0)
+            job.log.metrics({"eval/loss": response_loss(model, held_out, job, cfg.precision)}, 0)
 
     for step in job.steps(total, start):
         batch = [train[i] for i in order.of_step(step, cfg.batch_size).tolist()]
@@ -240,7 +240,7 @@ def _train(
         optimizer.zero_grad()
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rates[step]}
         if held_out and (step + 1) % steps_per_epoch == 0:
-            metrics["eval/loss"] = _loss(model, held_out, job, cfg.precision)
+            metrics["eval/loss"] = response_loss(model, held_out, job, cfg.precision)
             best.look(step + 1, metrics["eval/loss"])
         job.log.metrics(metrics, step + 1)
         job.resume.save_if_due(
@@ -277,7 +277,7 @@ def _summed_loss(model: PreTrainedModel, examples: Sequence[Example]) -> torch.T
 
 
 @torch.no_grad()
-def _loss(model: PreTrainedModel, examples: Sequence[Example], job: Job, precision: str) -> float:
+def response_loss(model: PreTrainedModel, examples: Sequence[Example], job: Job, precision: str) -> float:
     """Return the mean loss over the learned tokens, in nats."""
     training = model.training
     model.eval()
@@ -298,7 +298,7 @@ def _validation(cfg: Sft, model: PreTrainedModel, held_out: Sequence[Example], j
 
     Only the main process returns the second.
     """
-    after = _loss(model, held_out, job, cfg.precision)
+    after = response_loss(model, held_out, job, cfg.precision)
     if not job.group.is_main:  # only the main process has the log and publishes metrics
         return {"eval/loss": after}
     before = job.log.read_metrics()[0]["eval/loss"]

@@ -20,7 +20,7 @@ from align.data.records import source_name
 from align.text.encoding import encoder_of
 
 INFO = "tokens.json"
-_CHARS = 2**22  # characters tokenised at a time
+CHARS = 2**22  # characters tokenised at a time
 
 
 class Counts(NamedTuple):
@@ -61,7 +61,7 @@ def groups_of(texts: Iterable[str]) -> Iterator[list[str]]:
     for text in texts:
         group.append(text)
         size += len(text)
-        if size >= _CHARS:
+        if size >= CHARS:
             yield group
             group, size = [], 0
     if group:

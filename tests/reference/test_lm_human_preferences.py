@@ -299,7 +299,7 @@ def logits_of(hidden: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, t
 
 
 def chunked(monkeypatch, rows: int) -> None:
-    monkeypatch.setattr("align.losses.lm._CHUNK", rows * VOCABULARY)
+    monkeypatch.setattr("align.losses.lm.CHUNK", rows * VOCABULARY)
 
 
 @pytest.mark.parametrize("rows", [3, 100])

@@ -781,7 +781,7 @@ def test_the_files_are_the_same_whether_memory_holds_the_rows_or_not(here, monke
         (here / "mine" / f"{name}.jsonl").write_text(lines(*rows))
     made = []
     for budget in (10**9, 2000):
-        monkeypatch.setattr(stage, "_IN_MEMORY", budget)
+        monkeypatch.setattr(stage, "IN_MEMORY", budget)
         assert data("source=path:mine", *knobs) == 0
         found = artifact(here)
         made.append((found.metrics, {path.name: path.read_bytes() for path in found.path.glob("*.parquet")}))
@@ -792,7 +792,7 @@ def test_the_files_are_the_same_whether_memory_holds_the_rows_or_not(here, monke
 
 @pytest.mark.parametrize("budget", [10**9, 2000])
 def test_what_a_held_out_file_asks_is_taken_out_of_those_before_it(here, monkeypatch, budget):
-    monkeypatch.setattr(stage, "_IN_MEMORY", budget)
+    monkeypatch.setattr(stage, "IN_MEMORY", budget)
     (here / "mine").mkdir()
     train = [*asked(0, 60, 3), *asked(90, 95)]
     for name, rows in (("train", train), ("validation", asked(40, 80)), ("test", asked(70, 100))):
@@ -823,8 +823,8 @@ class StopAtThe(Stop):
 
 
 def test_a_stop_leaves_nothing_wherever_it_comes(here, monkeypatch):
-    monkeypatch.setattr(stage, "_IN_MEMORY", 20_000)
-    monkeypatch.setattr(stage, "_TOLD_EVERY", 100)
+    monkeypatch.setattr(stage, "IN_MEMORY", 20_000)
+    monkeypatch.setattr(stage, "REPORT_EVERY", 100)
     (here / "a.jsonl").write_text(lines(*prompts(400)))
     cfg = Data(source="path:a.jsonl", record="prompts")
     for stopped in range(100):
@@ -852,7 +852,7 @@ def short_files():
 
 @pytest.mark.parametrize("budget", [10**9, 2000])
 def test_a_full_disk_is_told_in_one_line_and_nothing_is_left(here, monkeypatch, capsys, budget):
-    monkeypatch.setattr(stage, "_IN_MEMORY", budget)
+    monkeypatch.setattr(stage, "IN_MEMORY", budget)
     (here / "a.jsonl").write_text(lines(*({"prompt": f"{i} {os.urandom(300).hex()}"} for i in range(1500))))
     with short_files():
         assert data("source=path:a.jsonl", "record=prompts") == 3
@@ -864,7 +864,7 @@ def test_a_full_disk_is_told_in_one_line_and_nothing_is_left(here, monkeypatch, 
 
 @pytest.mark.parametrize("command", [["plan", "data", "check_data=true"], ["data"]])
 def test_reading_says_how_far_it_is_and_how_long_it_takes(here, capsys, monkeypatch, command):
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     (here / "a.jsonl").write_text("".join(json.dumps({"text": f"{n} " * 500}) + "\n" for n in range(3000)))
     assert main([*command, "source=path:a.jsonl", "record=documents", "tracker.backend=none"]) == 0
     told = capsys.readouterr().err

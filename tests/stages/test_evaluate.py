@@ -284,7 +284,7 @@ def test_a_system_message_is_probed(finished: Path, tmp_path: Path, monkeypatch:
     def of(*words: str) -> dict[str, Callable[[str, str], bool]]:
         return {"follows": lambda answer, plain: all(word in answer for word in words) and "Be brief" not in plain}
 
-    monkeypatch.setattr(evaluate, "_answer", written)
+    monkeypatch.setattr(evaluate, "answer_prompts", written)
     shares = {}
     for words in (("Be brief",), ("Answer the user",), ("Answer at length",), ("baseline:",)):
         monkeypatch.setitem(PROBES, "brief", PROBES["brief"]._replace(**of(*words)))

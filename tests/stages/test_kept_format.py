@@ -482,7 +482,7 @@ def test_a_metric_that_is_no_number_is_never_published(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     imported("chatml")
-    monkeypatch.setattr("align.stages.sft._loss", lambda *given: float("nan"))
+    monkeypatch.setattr("align.stages.sft.response_loss", lambda *given: float("nan"))
     assert sft("mine/model") == 4
     assert "eval/loss, eval/loss_before: not a finite number, so nothing is published" in said(capsys)
     assert not list(Path("artifacts/objects/sft").glob("*/manifest.json"))

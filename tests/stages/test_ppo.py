@@ -108,7 +108,7 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
         seen[-1] |= {f"{name}.{i}": p.grad.clone() for i, p in enumerate(self._parameters[name])}
         self._optimizers[name].zero_grad()
 
-    monkeypatch.setattr(Learner, "_step", keep)
+    monkeypatch.setattr(Learner, "take_step", keep)
     return seen
 
 
@@ -303,7 +303,7 @@ def test_the_ptx_gradient_is_the_slope_of_ppo_loss_plus_text_loss(inputs, tmp_pa
                     p.sub_(d, alpha=sign * 1e-2)
         slopes.append((slope, (losses[0] - losses[1]) / 2e-2))
 
-    monkeypatch.setattr(Learner, "_step", measure)
+    monkeypatch.setattr(Learner, "take_step", measure)
     run(inputs, tmp_path, ptx_coef=0.7, ptx_examples_per_episode=0.5, **knobs)
     ((analytic, numeric),) = slopes
     assert numeric == pytest.approx(analytic, rel=1e-2)
@@ -561,7 +561,7 @@ def test_an_adapter_run_that_died_ends_as_if_it_had_not(inputs, tmp_path):
 
 def poison(monkeypatch: pytest.MonkeyPatch, at_call: int, factor: float = math.nan) -> None:
     """From its `at_call`-th backward pass on, for one pass, the second episode's log-probs are not numbers."""
-    original, calls = Learner._backward, {"seen": 0}
+    original, calls = Learner.backward, {"seen": 0}
     likelihoods = actors_module.FullActors.policy_likelihoods
     bad: dict[str, Any] = {"ids": None}
 
@@ -585,7 +585,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, at_call: int, factor: float = math.n
             at += len(response)
         return found._replace(logprobs=logprobs)
 
-    monkeypatch.setattr(Learner, "_backward", backward)
+    monkeypatch.setattr(Learner, "backward", backward)
     monkeypatch.setattr(actors_module.FullActors, "policy_likelihoods", poisoned)
     poison.bad = bad  # type: ignore[attr-defined]
 
@@ -934,14 +934,14 @@ def test_a_value_model_that_is_no_adapter_is_refused_with_adapters(inputs, tmp_p
 @pytest.mark.parametrize("schedule", mostly_slow(["constant", "linear", "cosine"], ["cosine"]))
 def test_rates_warm_up_from_a_tenth_and_then_follow_their_schedule(inputs, tmp_path, watched, monkeypatch, schedule):
     rates: list[float] = []
-    step = Learner._step
+    step = Learner.take_step
 
     def noting(self: Learner, name: str) -> None:
         if name == "policy":
             rates.append(self._optimizers[name].param_groups[0]["lr"])
         step(self, name)
 
-    monkeypatch.setattr(Learner, "_step", noting)
+    monkeypatch.setattr(Learner, "take_step", noting)
     once = {"num_epochs": 1, "minibatch_size": 8, "num_iterations": 6, "final_learning_rate_fraction": 0.2}
     rows = run(inputs, tmp_path, schedule=schedule, **once)
     after = {

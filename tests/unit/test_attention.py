@@ -10,7 +10,7 @@ from tiny_models import alone_logits, packed_logits, sequences_of, tiny_model, t
 from transformers import AutoModelForCausalLM
 
 from align.configs import ModelConfig
-from align.models.attention import _mask, packed_layout
+from align.models.attention import packed_layout, packed_mask
 from align.models.build import build_model
 from align.text.packing import pack
 
@@ -94,7 +94,7 @@ def test_a_mask_of_another_shape_stays_a_mask(name, window):
     def function(row, head, q, k):
         return OTHERS[name](q, k)
 
-    got = _mask(2, 12, 12, function, allow_is_causal_skip=False, local_size=window)
+    got = packed_mask(2, 12, 12, function, allow_is_causal_skip=False, local_size=window)
     expected = OTHERS[name](torch.arange(12)[:, None], torch.arange(12)[None])
     if window is None and name == "chunks":  # they are sequences of 4 tokens
         assert got.shapes == ((6, 4),)
@@ -107,16 +107,16 @@ def test_a_band_becomes_a_layout(window):
     def function(row, head, q, k):
         return (k <= q) & (q - k < window)
 
-    got = _mask(2, 12, 12, function, local_size=window)
+    got = packed_mask(2, 12, 12, function, local_size=window)
     if window == 1:  # each token is a sequence of its own
         assert (got.shapes, got.window) == (((24, 1),), None)
     else:
         assert (got.shapes, got.window) == (((2, 12),), window)
     padding = torch.ones(2, 12, dtype=torch.bool)
-    assert _mask(2, 12, 12, function, padding, local_size=window).shapes == got.shapes
+    assert packed_mask(2, 12, 12, function, padding, local_size=window).shapes == got.shapes
     padding[1, :2] = False
     seen = function(None, None, torch.arange(12)[:, None], torch.arange(12)[None])
-    masked = _mask(2, 12, 12, function, padding, local_size=window)
+    masked = packed_mask(2, 12, 12, function, padding, local_size=window)
     assert torch.equal(masked[:, 0], seen & padding[:, None])
 
 

@@ -10,7 +10,7 @@ from conftest import mostly_slow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.models import banded
-from align.models.banded import _at_once, banded_attention
+from align.models.banded import banded_attention, rows_at_once
 
 SCALE = 0.4
 SIZES = [
@@ -57,7 +57,7 @@ def ours(query, key, value, window):
 
 
 def by_the_library(query, key, value, window):
-    return _at_once(query, key, value, window, 0.0, SCALE)
+    return rows_at_once(query, key, value, window, 0.0, SCALE)
 
 
 @pytest.mark.parametrize("kernel", [ours, by_the_library])
@@ -83,7 +83,7 @@ def test_its_gradients_are_those_of_dense_attention(kernel, length, window):
 @pytest.mark.parametrize("kernel", [ours, by_the_library])
 @pytest.mark.parametrize("window", mostly_slow([1, 3, 6, 10], [1, 6]))
 def test_its_gradients_are_finite_differences(monkeypatch, kernel, window):
-    monkeypatch.setattr(banded, "_BLOCK", 4)
+    monkeypatch.setattr(banded, "BLOCK", 4)
     inputs = [x.requires_grad_() for x in tensors(11, rows=1, heads=2, width=3)]
     assert torch.autograd.gradcheck(lambda *x: kernel(*x, window), inputs)
 
@@ -93,7 +93,7 @@ def test_the_size_of_blocks_changes_nothing(monkeypatch, kernel):
     inputs = tensors(70)
     whole = kernel(*inputs, 9)
     for size in (1, 7, 16, 70):
-        monkeypatch.setattr(banded, "_BLOCK", size)
+        monkeypatch.setattr(banded, "BLOCK", size)
         torch.testing.assert_close(kernel(*inputs, 9), whole, rtol=1e-12, atol=1e-12)
 
 
@@ -109,7 +109,7 @@ def test_what_lies_outside_the_band_is_not_felt_at_all(kernel):
 
 @pytest.mark.parametrize("block", [128, 4])  # small ones: a key gets its gradient as the sum of many parts
 def test_bf16_is_as_near_as_its_rounding(monkeypatch, block):
-    monkeypatch.setattr(banded, "_BLOCK", block)
+    monkeypatch.setattr(banded, "BLOCK", block)
     *inputs, weights = tensors(300, torch.bfloat16, count=4)
     got = ours(*inputs, 290)
     assert got.dtype == torch.bfloat16
@@ -128,7 +128,7 @@ def test_autocast_leaves_the_precision_alone():
     assert torch.equal(got, ours(*inputs, 20))
 
 
-@pytest.mark.parametrize("kernel", [banded_attention, _at_once])
+@pytest.mark.parametrize("kernel", [banded_attention, rows_at_once])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-5)])
 def test_dropout_leaves_out_probabilities_and_makes_up_for_them(kernel, dtype, tolerance):
     length, window, rate = 200, 50, 0.25
@@ -146,9 +146,9 @@ def test_dropout_leaves_out_probabilities_and_makes_up_for_them(kernel, dtype, t
     assert 1 - kept.double().mean().item() == pytest.approx(rate, abs=4 * deviation)
 
 
-@pytest.mark.parametrize("kernel", [banded_attention, _at_once])
+@pytest.mark.parametrize("kernel", [banded_attention, rows_at_once])
 def test_gradients_under_dropout_are_finite_differences(monkeypatch, kernel):
-    monkeypatch.setattr(banded, "_BLOCK", 4)
+    monkeypatch.setattr(banded, "BLOCK", 4)
 
     def dropped(*inputs):
         torch.manual_seed(1)

@@ -40,7 +40,7 @@ def test_dropout_of_attention_alone_is_seen():
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler here")
 def test_the_gradient_is_of_the_very_masks_that_dropped_out(monkeypatch):
     """The slope of the loss along the gradient is the gradient's norm, with the random stream begun anew each time."""
-    monkeypatch.setattr(compiled, "_KEPT", 0.3)
+    monkeypatch.setattr(compiled, "KEPT", 0.3)
     model = small("gpt2", 0.1)
     compile_layers(model)
     rows = torch.randint(5, 260, (4, 256))

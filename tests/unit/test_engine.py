@@ -12,7 +12,7 @@ from tiny_models import tiny_model, tiny_tokenizer, written_by_transformers
 
 from align.models.packed import pack_pairs, response_logprobs
 from align.sampling.engine import Sampling
-from align.sampling.local import _choose, generate, uniforms
+from align.sampling.local import choose_tokens, generate, uniforms
 
 EOS, PAD = 0, 1
 
@@ -192,7 +192,7 @@ def test_rows_that_end_early_change_nothing_for_the_others(model):
 
 def test_a_token_without_probability_is_never_drawn():
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]] * 3)
-    token, logprob = _choose(logits, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64), 1.0)
+    token, logprob = choose_tokens(logits, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64), 1.0)
     assert token.tolist() == [1, 3, 3]
     assert logprob.tolist() == pytest.approx([-math.log(2)] * 3, rel=1e-6)
 

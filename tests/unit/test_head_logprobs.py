@@ -68,7 +68,7 @@ def near(got, expected, tolerance=1e-5):
 def test_logprobs_entropies_and_their_gradients_are_those_of_log_softmax(
     targets, monkeypatch, temperature, with_bias, chunk
 ):
-    monkeypatch.setattr("align.losses.lm._CHUNK", chunk)  # all rows at once, four, one
+    monkeypatch.setattr("align.losses.lm.CHUNK", chunk)  # all rows at once, four, one
     inputs = drawn(with_bias)
     got = head_logprobs(*inputs, targets, temperature, with_entropy=True)
     logprobs, entropies, doubles = by_autograd(inputs, targets, temperature)
@@ -85,7 +85,7 @@ def test_logprobs_entropies_and_their_gradients_are_those_of_log_softmax(
 @pytest.mark.parametrize("of", ["logprobs", "entropies"])
 @pytest.mark.parametrize("chunk", [2**23, 4 * VOCABULARY])
 def test_each_has_its_gradient_without_the_other(targets, monkeypatch, of, chunk):
-    monkeypatch.setattr("align.losses.lm._CHUNK", chunk)
+    monkeypatch.setattr("align.losses.lm.CHUNK", chunk)
     inputs = drawn()
     got = head_logprobs(*inputs, targets, 0.7, with_entropy=True)
     logprobs, entropies, doubles = by_autograd(inputs, targets, 0.7)
@@ -97,7 +97,7 @@ def test_each_has_its_gradient_without_the_other(targets, monkeypatch, of, chunk
 
 @pytest.mark.parametrize("chunk", [2**23, 4 * VOCABULARY])
 def test_entropies_that_were_not_asked_for_are_zero_and_have_no_gradient(targets, monkeypatch, chunk):
-    monkeypatch.setattr("align.losses.lm._CHUNK", chunk)
+    monkeypatch.setattr("align.losses.lm.CHUNK", chunk)
     inputs = drawn()
     got = head_logprobs(*inputs, targets, 0.7)
     assert torch.equal(got.entropies, torch.zeros(ROWS))
@@ -113,7 +113,7 @@ def test_several_chunks_give_what_one_gives(targets, monkeypatch):
     one = head_logprobs(*inputs, targets, 0.7, with_entropy=True)
     gradients = gradients_of(weighed(*one), inputs)
     for rows in (1, 4, 12, 13):
-        monkeypatch.setattr("align.losses.lm._CHUNK", rows * VOCABULARY)
+        monkeypatch.setattr("align.losses.lm.CHUNK", rows * VOCABULARY)
         got = head_logprobs(*inputs, targets, 0.7, with_entropy=True)
         for part, whole in zip(got, one, strict=True):
             near(part, whole, 1e-6)
@@ -123,7 +123,7 @@ def test_several_chunks_give_what_one_gives(targets, monkeypatch):
 
 def test_logits_never_exist_for_more_rows_than_a_chunk_holds(targets, monkeypatch):
     """In the backward pass too, and what is kept between the two is smaller than the logits."""
-    monkeypatch.setattr("align.losses.lm._CHUNK", 4 * VOCABULARY)
+    monkeypatch.setattr("align.losses.lm.CHUNK", 4 * VOCABULARY)
     seen, linear = [], F.linear
     monkeypatch.setattr(F, "linear", lambda hidden, *rest: seen.append(len(hidden)) or linear(hidden, *rest))
     inputs, kept = drawn(), []
@@ -137,7 +137,7 @@ def test_logits_never_exist_for_more_rows_than_a_chunk_holds(targets, monkeypatc
 
 @pytest.mark.parametrize("chunk", [2**23, 4 * VOCABULARY])
 def test_a_frozen_head_passes_the_same_gradient_on_and_takes_none(targets, monkeypatch, chunk):
-    monkeypatch.setattr("align.losses.lm._CHUNK", chunk)
+    monkeypatch.setattr("align.losses.lm.CHUNK", chunk)
     inputs = drawn()
     expected = gradients_of(weighed(*head_logprobs(*inputs, targets, 0.7, with_entropy=True)), inputs)
     frozen = [inputs[0].detach().requires_grad_(), *(x.detach() for x in inputs[1:])]
@@ -193,7 +193,7 @@ def test_no_rows_give_nothing_and_gradients_of_zero(with_bias):
 def test_under_autocast_the_product_is_bf16_the_softmax_float32_and_gradients_the_parameters_own(
     targets, monkeypatch, chunk
 ):
-    monkeypatch.setattr("align.losses.lm._CHUNK", chunk)
+    monkeypatch.setattr("align.losses.lm.CHUNK", chunk)
     inputs = drawn()
     with torch.autocast("cpu", torch.bfloat16):
         got = head_logprobs(*inputs, targets, 0.7, with_entropy=True)
@@ -347,7 +347,7 @@ def test_the_head_runs_for_response_tokens_alone(monkeypatch):
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("chunk", [2**25, 4 * VOCABULARY, 1])
 def test_the_summed_loss_and_its_gradient_are_those_of_cross_entropy(targets, monkeypatch, with_bias, chunk):
-    monkeypatch.setattr(lm, "_SUMMED_CHUNK", chunk)
+    monkeypatch.setattr(lm, "SUMMED_CHUNK", chunk)
     inputs = drawn(with_bias)
     loss = summed_head_loss(*inputs, targets)
     hidden, weight, bias = (None if x is None else x.detach().double().requires_grad_() for x in inputs)

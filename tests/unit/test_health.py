@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from align.rl.monitors import _RULES, Event, Health
+from align.rl.monitors import RULES, Event, Health
 
 KL, SCORE, HELD_OUT = "objective/kl", "objective/score", "heldout/score"
 MODEL = "reward/model"
@@ -183,7 +183,7 @@ def options(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_rule_has_a_case():
-    assert list(CASES) == list(_RULES)
+    assert list(CASES) == list(RULES)
 
 
 @pytest.mark.parametrize("rule", CASES)

@@ -135,7 +135,7 @@ def test_ratings_are_numbers_from_1_to_7(serve, tmp_path):
 
 
 def test_a_busy_endpoint_is_asked_again(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge, "_WAIT", 0.0)
+    monkeypatch.setattr(judge, "WAIT", 0.0)
     refused: set[str] = set()
 
     def taste(asked: str) -> tuple[int, object]:
@@ -158,7 +158,7 @@ def test_a_busy_endpoint_is_asked_again(serve, tmp_path, monkeypatch):
     ],
 )
 def test_an_endpoint_that_fails_is_one_line(serve, tmp_path, monkeypatch, answer, said):
-    monkeypatch.setattr(judge, "_WAIT", 0.0)
+    monkeypatch.setattr(judge, "WAIT", 0.0)
     with pytest.raises(AlignError, match=said) as error:
         compare(serve(lambda asked: answer), tmp_path)
     assert "\n" not in str(error.value)
@@ -186,7 +186,7 @@ def test_the_key_follows_no_redirect(serve, tmp_path, monkeypatch):
 
 
 def test_nobody_there_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(judge, "_WAIT", 0.0)
+    monkeypatch.setattr(judge, "WAIT", 0.0)
     with pytest.raises(AlignError, match=r"judge\.url: http://127\.0\.0\.1:9/v1/chat/completions failed 5 times"):
         Endpoint("http://127.0.0.1:9/v1", "m", tmp_path / "kept", lambda said: None).rate(["p"], ["a"], lambda n: None)
 

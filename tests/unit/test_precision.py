@@ -17,16 +17,16 @@ def test_the_cpu_is_judged_by_its_flags(monkeypatch, tmp_path):
         file = tmp_path / "cpuinfo"
         file.write_text(f"model name : x\n{line}\n")
         monkeypatch.setattr(precision, "Path", lambda _, file=file: file)
-        precision._cpu_has_bf16.cache_clear()
+        precision.cpu_has_bf16.cache_clear()
         assert precision.bf16_is_fast("cpu") is fast
-    precision._cpu_has_bf16.cache_clear()
+    precision.cpu_has_bf16.cache_clear()
 
 
 def test_a_gpu_that_is_hidden_is_not_asked(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    precision._compute_capability.cache_clear()
+    precision.compute_capability.cache_clear()
     assert precision.bf16_is_fast("cuda") is False
-    precision._compute_capability.cache_clear()
+    precision.compute_capability.cache_clear()
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN to compare with")

@@ -37,7 +37,7 @@ NUMBERS = [
     ],
 )
 def test_a_plain_line_says_how_far_how_fast_and_how_long_where_that_is_known(monkeypatch, capsys, total, line):
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     with Progress("data").over(total, 0, "rows read") as advance:
         advance(1500)
         advance(500)
@@ -48,7 +48,7 @@ def test_a_plain_line_says_how_far_how_fast_and_how_long_where_that_is_known(mon
     ("seconds", "pace"), [(40.0, "20.0 s each  0:20 left"), (0.4, "5.0/s  0:00 left"), (0.004, "500/s  0:00 left")]
 )
 def test_a_pace_below_one_a_second_is_said_in_seconds_each(monkeypatch, capsys, seconds, pace):
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     with Progress("ppo").over(3, 0, "iterations") as advance:
@@ -60,7 +60,7 @@ def test_a_pace_below_one_a_second_is_said_in_seconds_each(monkeypatch, capsys, 
 @pytest.mark.parametrize("unit", ["iterations", "greedy responses of the prompted base model"])
 def test_plain_lines_fit_80_columns_and_hold_every_number_whole(monkeypatch, capsys, unit):
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     bar = Progress("quickstart/evaluate_ppo")
     with bar.over(5_000_000, 0, unit) as advance:
         bar.show(PPO)

@@ -263,7 +263,7 @@ COLUMNS = {  # values over three groups of two; as JSON, those that Arrow has no
 @pytest.mark.parametrize("once", [False, True], ids=["list", "iterator"])
 def test_a_column_has_the_type_of_all_its_values_whatever_group_they_are_in(tmp_path, monkeypatch, what, once):
     values, as_json = COLUMNS[what]
-    monkeypatch.setattr(records, "_GROUP_ROWS", 2)
+    monkeypatch.setattr(records, "GROUP_ROWS", 2)
     rows = [{"text": str(i), "own": value, f"only {i}": i} for i, value in enumerate(values)]
     told = []
     assert write_rows(tmp_path, "train", iter(rows) if once else rows, told.append) == sum(told) == 6
@@ -276,7 +276,7 @@ def test_a_column_has_the_type_of_all_its_values_whatever_group_they_are_in(tmp_
 
 
 def test_long_rows_are_written_in_smaller_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_GROUP_CHARS", 100)
+    monkeypatch.setattr(records, "GROUP_CHARS", 100)
     rows = [{"messages": [{**USER, "content": "x" * length}, ASSISTANT]} for length in (10, 10, 100, 10, 300, 300)]
     write_rows(tmp_path, "train", rows)
     found = pq.ParquetFile(tmp_path / "train.parquet").metadata
@@ -293,7 +293,7 @@ def test_rows_that_end_in_an_error_leave_no_file(tmp_path, monkeypatch):
         def __iter__(self):
             return rows()
 
-    monkeypatch.setattr(records, "_GROUP_ROWS", 2)
+    monkeypatch.setattr(records, "GROUP_ROWS", 2)
     with pytest.raises(InterruptedError):
         write_rows(tmp_path, "train", Rows())
     assert list(tmp_path.iterdir()) == []

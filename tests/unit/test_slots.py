@@ -15,7 +15,7 @@ from align.models import kernels
 from align.models.packed import pack_pairs, response_logprobs
 from align.sampling.engine import Response, Sampling
 from align.sampling.kv_slots import Slots
-from align.sampling.local import LocalEngine, _choose, generate
+from align.sampling.local import LocalEngine, choose_tokens, generate
 
 EOS, PAD = 0, 1
 WINDOW = 5  # tokens that a sliding layer sees: fewer than nearly every prompt with its response
@@ -260,7 +260,7 @@ def logits():
 def test_only_the_nucleus_is_drawn_from_and_its_probabilities_add_up_to_one(logits, top_p, temperature):
     draws = 4000
     numbers = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
-    tokens, logprobs = _choose(logits.expand(draws, -1), numbers, temperature, top_p)
+    tokens, logprobs = choose_tokens(logits.expand(draws, -1), numbers, temperature, top_p)
     found = dict(zip(tokens.tolist(), logprobs.double().exp().tolist(), strict=True))
     expected = nucleus(logits / temperature, top_p)
     assert found == pytest.approx(expected, abs=1e-6)
@@ -274,13 +274,13 @@ def test_the_nucleus_by_hand():
     numbers = torch.tensor([0.05, 0.4, 0.7, 0.99], dtype=torch.float64)
     expected = {0.4: [1, 1, 1, 1], 0.6: [1, 1, 3, 3], 0.9: [0, 1, 3, 3], 0.99: [0, 1, 2, 3]}
     for top_p, tokens in expected.items():
-        assert _choose(logits, numbers, 1.0, top_p)[0].tolist() == tokens
-    assert _choose(logits, numbers, 1.0, 0.4)[1].tolist() == pytest.approx([0.0] * 4, abs=1e-6)
+        assert choose_tokens(logits, numbers, 1.0, top_p)[0].tolist() == tokens
+    assert choose_tokens(logits, numbers, 1.0, 0.4)[1].tolist() == pytest.approx([0.0] * 4, abs=1e-6)
 
 
 def test_top_p_of_one_changes_nothing(logits):
     numbers = (torch.arange(500, dtype=torch.float64) + 0.5) / 500
-    tokens, logprobs = _choose(logits.expand(500, -1), numbers, 1.0, 1.0)
+    tokens, logprobs = choose_tokens(logits.expand(500, -1), numbers, 1.0, 1.0)
     cumulative = logits.double().softmax(0).cumsum(0)
     assert tokens.tolist() == [int((cumulative <= number).sum()) for number in numbers]
     assert torch.equal(logprobs, logits.log_softmax(0)[tokens])

@@ -82,7 +82,7 @@ import random, sys, tempfile
 from pathlib import Path
 from align.data import records
 from align.data.sorting import RowSorter
-records._GROUP_CHARS, records._BATCH_ROWS = 2**20, 100
+records.GROUP_CHARS, records.BATCH_ROWS = 2**20, 100
 folder, count, noise = Path(sys.argv[1]), int(sys.argv[2]), random.Random(1)
 with tempfile.TemporaryFile(dir=folder) as file:
     sorter = RowSorter(file, 2**20)

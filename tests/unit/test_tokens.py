@@ -94,7 +94,7 @@ def test_what_a_tokenizer_was_saved_with_cuts_and_fills_nothing(tokenizer):
 def test_a_stream_is_written_as_it_would_be_at_once(tokenizer, tmp_path, monkeypatch):
     texts = ["abc", "", "é" * 7, "de" * 5, "f"]
     whole = encode_text(texts, tokenizer, 1)[:].flatten().tolist()
-    monkeypatch.setattr(tokens, "_CHARS", 4)
+    monkeypatch.setattr(tokens, "CHARS", 4)
     done: list[int] = []
     counts = write_tokens(tmp_path, "train", iter(texts), tokenizer, done.append)
     assert len(done) > 1
