@@ -11,10 +11,30 @@ from typing import TYPE_CHECKING, Any
 from align.errors import AlignError, ConfigError, HealthStop, Preempted, StoreError
 
 if TYPE_CHECKING:
-    from align.api import PlannedStep, Result, StepResult, artifact, load, plan_run, plan_stage, run, stage
+    from align.api import (
+        PlannedStep,
+        Result,
+        StepResult,
+        artifact,
+        load,
+        plan_run,
+        plan_stage,
+        run,
+        stage,
+    )
     from align.store.artifacts import Artifact
 
-_FROM_API = ("PlannedStep", "Result", "StepResult", "artifact", "load", "plan_run", "plan_stage", "run", "stage")
+_FROM_API = (
+    "PlannedStep",
+    "Result",
+    "StepResult",
+    "artifact",
+    "load",
+    "plan_run",
+    "plan_stage",
+    "run",
+    "stage",
+)
 
 __all__ = [
     "AlignError",

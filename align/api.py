@@ -35,7 +35,17 @@ if TYPE_CHECKING:
 _StoreFolder = str | os.PathLike[str] | None
 _ONE_AT_A_TIME = threading.RLock()  # a run uses the random numbers of the process
 
-__all__ = ["PlannedStep", "Result", "StepResult", "artifact", "load", "plan_run", "plan_stage", "run", "stage"]
+__all__ = [
+    "PlannedStep",
+    "Result",
+    "StepResult",
+    "artifact",
+    "load",
+    "plan_run",
+    "plan_stage",
+    "run",
+    "stage",
+]
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,10 @@ class Result(Mapping[str, StepResult]):
         return len(self._steps)
 
     def __repr__(self) -> str:
-        lines = [f"{step.ref}  {'cached' if step.cached else f'{step.seconds:.1f} s'}" for step in self.values()]
+        lines = [
+            f"{step.ref}  {'cached' if step.cached else f'{step.seconds:.1f} s'}"
+            for step in self.values()
+        ]
         return "\n".join(lines)
 
 
@@ -252,7 +265,8 @@ def load(
     found = ref if isinstance(ref, Artifact) else artifact(ref, store=store)
     if found.kind not in ("model", "reward_model", "seq2seq_model", "classifier"):
         raise ConfigError(
-            f"{found.ref}: expected a model, a reward_model, a seq2seq_model or a classifier, got {found.kind}"
+            f"{found.ref}: expected a model, a reward_model, a seq2seq_model or a classifier, got"
+            f" {found.kind}"
         )
     if weights not in ("raw", "ema"):
         raise ConfigError(f"weights: expected raw or ema, got {weights!r}")
@@ -275,7 +289,9 @@ def load(
         if found.kind == "classifier":
             from transformers import AutoModelForSequenceClassification
 
-            classifier = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False)
+            classifier = AutoModelForSequenceClassification.from_pretrained(
+                folder, trust_remote_code=False
+            )
             return classifier.to(device).eval(), tokenizer
         return load_model(folder, device), tokenizer
 
@@ -291,9 +307,13 @@ def _check_device(device: str) -> None:
 
 def _pipeline_words(pipeline: str | None, overrides: Sequence[str]) -> list[str]:
     if isinstance(overrides, str):
-        raise ConfigError(f"overrides: expected a list of texts, as [{overrides!r}], got {overrides!r}")
+        raise ConfigError(
+            f"overrides: expected a list of texts, as [{overrides!r}], got {overrides!r}"
+        )
     if isinstance(overrides, Mapping) or not all(isinstance(word, str) for word in overrides):
-        raise ConfigError(f'overrides: expected a list of texts, as ["steps.ppo.kl_coef=0.05"], got {overrides!r}')
+        raise ConfigError(
+            f'overrides: expected a list of texts, as ["steps.ppo.kl_coef=0.05"], got {overrides!r}'
+        )
     if pipeline is None:
         return list(overrides)
     return [f"pipeline={pipeline}", *overrides]
@@ -329,7 +349,9 @@ def _planned(
         return settings, plan(settings, nodes, artifacts), artifacts
 
 
-def _run(settings: RunConfig, steps: Sequence[Step], store: ArtifactStore, log: io.StringIO) -> Result:
+def _run(
+    settings: RunConfig, steps: Sequence[Step], store: ArtifactStore, log: io.StringIO
+) -> Result:
     from align.cli.output import report_on_run
     from align.pipeline.run import run_pipeline
 
@@ -341,7 +363,13 @@ def _run(settings: RunConfig, steps: Sequence[Step], store: ArtifactStore, log: 
 
 def _result(outcome: Outcome) -> StepResult:
     step = outcome.step
-    return StepResult(step.name, f"{step.label}:v{outcome.version}", outcome.artifact, outcome.cached, outcome.seconds)
+    return StepResult(
+        step.name,
+        f"{step.label}:v{outcome.version}",
+        outcome.artifact,
+        outcome.cached,
+        outcome.seconds,
+    )
 
 
 def _described(steps: Sequence[Step]) -> list[PlannedStep]:

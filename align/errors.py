@@ -31,7 +31,8 @@ _ADVICE = {
 }
 # Messages for a lack of memory in errors without a class of their own: torch on CPU and GPU, C++.
 _NO_MEMORY = re.compile(
-    r"DefaultCPUAllocator|can't allocate memory|cannot allocate memory|not enough memory|out of memory|bad_alloc"
+    r"DefaultCPUAllocator|can't allocate memory|cannot allocate memory|not enough memory|out of"
+    r" memory|bad_alloc"
     r"|ALLOC_FAILED",
     re.IGNORECASE,
 )
@@ -39,8 +40,8 @@ _LONG_WORD = re.compile(r"\S{600,}(?<![:;,])")
 # Errors of safetensors and tokenizers have no errno attribute, only this text.
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 _LOWER = (
-    "lower hardware.micro_batch_tokens, hardware.generation_batch_size or the step's batch size, or give "
-    "hardware.activation_checkpointing=true"
+    "lower hardware.micro_batch_tokens, hardware.generation_batch_size or the step's batch size, or"
+    " give hardware.activation_checkpointing=true"
 )
 
 
@@ -111,7 +112,11 @@ def fault_of_world(error: BaseException, place: str = "") -> str | None:
         if _is_of_memory(error):
             return f"out of memory: {_first_line(error)}; {_LOWER}"
         if isinstance(error, OSError) and _is_refused(error):
-            files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+            files = [
+                os.fsdecode(name)
+                for name in (error.filename, error.filename2)
+                if isinstance(name, str | bytes)
+            ]
             return _line(" -> ".join(files) or place, error.errno, error.strerror or "")
         if found := _OF_RUST.search(str(error)):
             return _line(place, int(found[1]), os.strerror(int(found[1])))
@@ -122,7 +127,10 @@ def fault_of_world(error: BaseException, place: str = "") -> str | None:
 
 def too_long(error: OSError) -> str:
     """Return the error line for a path, or a name in it, that is too long for the file system."""
-    return f"{error.filename}: a path, or a name in it, longer than the file system takes; give a shorter one"
+    return (
+        f"{error.filename}: a path, or a name in it, longer than the file system takes; give a"
+        " shorter one"
+    )
 
 
 def is_short(error: BaseException | None) -> bool:
@@ -181,5 +189,7 @@ def one_line(text: str) -> str:
     Line breaks, control characters and unprintable characters are escaped. A word of 600 or more
     characters is cut to its first 60.
     """
-    text = _LONG_WORD.sub(lambda word: f"{word[0][:60]}... ({len(word[0]):,} characters)", text.strip())
+    text = _LONG_WORD.sub(
+        lambda word: f"{word[0][:60]}... ({len(word[0]):,} characters)", text.strip()
+    )
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -32,7 +32,10 @@ from align.report.meanings import glossary
 ROOT = Path(__file__).resolve().parent.parent
 # Files outside docs/ that are pages of the site, too: path in the repository -> path in the site.
 BORROWED = {
-    **{f"pipelines/{folder.name}/README.md": f"pipelines/{folder.name}.md" for folder in ROOT.glob("pipelines/*/")},
+    **{
+        f"pipelines/{folder.name}/README.md": f"pipelines/{folder.name}.md"
+        for folder in ROOT.glob("pipelines/*/")
+    },
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
@@ -53,7 +56,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links between files of the repository to the pages of the site."""
-    source = {path: source for source, path in BORROWED.items()}.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+    source = {path: source for source, path in BORROWED.items()}.get(
+        page.file.src_uri, f"docs/{page.file.src_uri}"
+    )
 
     def changed(match: re.Match[str]) -> str:
         picture, label, target, anchor = match.groups()
@@ -66,7 +71,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{picture}[{label}]({posixpath.relpath(path, here)}{anchor or ''})"
 
     outside_code = re.split(r"(^```.*?^```$)", markdown, flags=re.MULTILINE | re.DOTALL)
-    return "".join(part if part.startswith("```") else LINK.sub(changed, part) for part in outside_code)
+    return "".join(
+        part if part.startswith("```") else LINK.sub(changed, part) for part in outside_code
+    )
 
 
 def site_path(path: str) -> str | None:
@@ -109,7 +116,12 @@ def stage_page(stage: str, config: type[StageConfig]) -> str:
 
 def code_blocks(docstring: str) -> str:
     """The docstring, with its example commands as blocks of code."""
-    return re.sub(r"((?:^(?:align|python) .*\n?(?:^ +.*\n?)*)+)", r"```text\n\1\n```\n", docstring, flags=re.MULTILINE)
+    return re.sub(
+        r"((?:^(?:align|python) .*\n?(?:^ +.*\n?)*)+)",
+        r"```text\n\1\n```\n",
+        docstring,
+        flags=re.MULTILINE,
+    )
 
 
 def inputs_table(config: type[StageConfig]) -> str:

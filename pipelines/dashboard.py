@@ -50,7 +50,10 @@ _ITERATION = "ppo/iteration"
 SECTIONS: dict[str, list[Panel]] = {
     "Did it work": [
         Bars("gold score, T=1 and greedy", ["evaluate/gold/score", "evaluate/greedy/gold/score"]),
-        Bars("wins over the baseline, T=1 and greedy", ["evaluate/win_rate", "evaluate/greedy/win_rate"]),
+        Bars(
+            "wins over the baseline, T=1 and greedy",
+            ["evaluate/win_rate", "evaluate/greedy/win_rate"],
+        ),
         Bars("KL from the baseline, nats a response", ["evaluate/kl"]),
         Bars("text loss, nats a token: the alignment tax", ["evaluate/pretrain_loss"]),
         Bars("response length, tokens", ["evaluate/response_tokens"]),
@@ -61,18 +64,30 @@ SECTIONS: dict[str, list[Panel]] = {
         Lines("gold over KL", "ppo/objective/kl", ["ppo/gold/score"]),
     ],
     "PPO": [
-        Lines("score, and with the KL penalty", _ITERATION, ["ppo/objective/score", "ppo/objective/reward"]),
+        Lines(
+            "score, and with the KL penalty",
+            _ITERATION,
+            ["ppo/objective/score", "ppo/objective/reward"],
+        ),
         Lines("gold score", _ITERATION, ["ppo/gold/score"]),
         Lines("KL from the reference, nats a response", _ITERATION, ["ppo/objective/kl"]),
         Lines("KL coefficient", _ITERATION, ["ppo/objective/kl_coef"]),
         Lines("entropy, nats a token", _ITERATION, ["ppo/policy/entropy"]),
         Lines("response length, tokens", _ITERATION, ["ppo/response_tokens"]),
         Lines("responses that end by themselves", _ITERATION, ["ppo/response/ended"]),
-        Lines("clipped tokens: policy, value", _ITERATION, ["ppo/clip_fraction", "ppo/value/clip_fraction"]),
+        Lines(
+            "clipped tokens: policy, value",
+            _ITERATION,
+            ["ppo/clip_fraction", "ppo/value/clip_fraction"],
+        ),
         Lines("KL of an update, nats a token", _ITERATION, ["ppo/approx_kl"]),
         Lines("explained variance", _ITERATION, ["ppo/value/explained_variance"]),
         Lines("losses: policy, value", _ITERATION, ["ppo/policy/loss", "ppo/value/loss"]),
-        Lines("gradient norms: policy, value", _ITERATION, ["ppo/policy/grad_norm", "ppo/value/grad_norm"]),
+        Lines(
+            "gradient norms: policy, value",
+            _ITERATION,
+            ["ppo/policy/grad_norm", "ppo/value/grad_norm"],
+        ),
         Lines("sampler beside trainer, nats a token", _ITERATION, ["ppo/policy/sampling_kl"]),
     ],
     "Reward model": [
@@ -98,9 +113,19 @@ SECTIONS: dict[str, list[Panel]] = {
         Lines("gradient norm", "pretrain/step", ["pretrain/grad_norm"]),
     ],
     "Time": [
-        Lines("PPO: seconds of an iteration", _ITERATION, ["ppo/time/rollout", "ppo/time/score", "ppo/time/update"]),
-        Bars("seconds of a step", [f"{s}/time/seconds" for s in ("pretrain", "sft", "reward", "ppo", "evaluate")]),
-        Bars("tokens a step was trained on", [f"{s}/tokens" for s in ("pretrain", "sft", "reward", "ppo")]),
+        Lines(
+            "PPO: seconds of an iteration",
+            _ITERATION,
+            ["ppo/time/rollout", "ppo/time/score", "ppo/time/update"],
+        ),
+        Bars(
+            "seconds of a step",
+            [f"{s}/time/seconds" for s in ("pretrain", "sft", "reward", "ppo", "evaluate")],
+        ),
+        Bars(
+            "tokens a step was trained on",
+            [f"{s}/tokens" for s in ("pretrain", "sft", "reward", "ppo")],
+        ),
     ],
 }
 
@@ -108,13 +133,21 @@ SECTIONS: dict[str, list[Panel]] = {
 def named_metrics() -> set[str]:
     """Every metric and table that a panel names."""
     panels = [panel for section in SECTIONS.values() for panel in section]
-    return {name for panel in panels for name in (*panel.metrics, *([panel.over] if isinstance(panel, Lines) else []))}
+    return {
+        name
+        for panel in panels
+        for name in (*panel.metrics, *([panel.over] if isinstance(panel, Lines) else []))
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--project", default="align", help="W&B project (tracker.project); default: align")
-    parser.add_argument("--entity", help="W&B team or user (tracker.entity); default: the key's own")
+    parser.add_argument(
+        "--project", default="align", help="W&B project (tracker.project); default: align"
+    )
+    parser.add_argument(
+        "--entity", help="W&B team or user (tracker.entity); default: the key's own"
+    )
     options = parser.parse_args(arguments)
     try:
         import wandb
@@ -129,7 +162,9 @@ def main(arguments: list[str] | None = None) -> int:
             entity=options.entity or wandb.Api().default_entity,
             project=options.project,
             sections=[
-                workspaces.Section(name=name, panels=[panel.panel(reports) for panel in panels], is_open=True)
+                workspaces.Section(
+                    name=name, panels=[panel.panel(reports) for panel in panels], is_open=True
+                )
                 for name, panels in SECTIONS.items()
             ],
         ).save()

@@ -69,23 +69,40 @@ def _ls(store: ArtifactStore, options: argparse.Namespace) -> None:
         name = " ".join([f"{row['name']}:{row['version']}", *others])
         made = _made(row["created"])
         if is_narrow:
-            shown.append([name, row["figures"] or row["kind"], made.partition("-")[2], _size(row["bytes"])])
+            shown.append(
+                [name, row["figures"] or row["kind"], made.partition("-")[2], _size(row["bytes"])]
+            )
         else:
-            shown.append([name, row["kind"], row["figures"], row["artifact"], made, _size(row["bytes"])])
+            shown.append(
+                [name, row["kind"], row["figures"], row["artifact"], made, _size(row["bytes"])]
+            )
     columns = ["name", "figures", "made", "size"]
-    print_table(console, columns if is_narrow else ["name", "kind", "figures", "artifact", "made", "size"], shown)
+    print_table(
+        console,
+        columns if is_narrow else ["name", "kind", "figures", "artifact", "made", "size"],
+        shown,
+    )
 
 
 def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
     artifact = store.find(options.ref)
     if options.json:
         print(
-            json.dumps({**artifact.manifest, "names": store.names_of(artifact), "path": str(artifact.path)}, indent=1)
+            json.dumps(
+                {
+                    **artifact.manifest,
+                    "names": store.names_of(artifact),
+                    "path": str(artifact.path),
+                },
+                indent=1,
+            )
         )
         return
     m = artifact.manifest
     console = plain_console()
-    console.print(f"{artifact.ref}  {m['kind']}  {', '.join(store.names_of(artifact))}", soft_wrap=True)
+    console.print(
+        f"{artifact.ref}  {m['kind']}  {', '.join(store.names_of(artifact))}", soft_wrap=True
+    )
     code = m["code"].get("commit") or m["code"].get("version")
     changed = " with changes" if m["code"].get("dirty") else ""
     console.print(f"made {_made(m['created'])} in {m['seconds']:.1f} s by code {code}{changed}")
@@ -94,10 +111,19 @@ def _show(store: ArtifactStore, options: argparse.Namespace) -> None:
         stage, key = base_name(artifact.path)
         console.print(f"an adapter on {stage}@{key[:12]}", soft_wrap=True)
     for title, values in (
-        ("inputs", {slot: ", ".join(e["ref"] for e in entries) for slot, entries in m["inputs"].items()}),
+        (
+            "inputs",
+            {slot: ", ".join(e["ref"] for e in entries) for slot, entries in m["inputs"].items()},
+        ),
         ("config", {k: v for k, v in flat(m["config"]).items() if not k.startswith("inputs")}),
         ("metrics", {k: f"{v:.4g}" for k, v in m["metrics"].items()}),
-        ("files", {name: f"{_size(f['size'])}  sha256 {f['sha256'][:12]}" for name, f in m["files"].items()}),
+        (
+            "files",
+            {
+                name: f"{_size(f['size'])}  sha256 {f['sha256'][:12]}"
+                for name, f in m["files"].items()
+            },
+        ),
         ("hardware", m.get("hardware", {})),
         ("packages", m["packages"]),
     ):
@@ -125,14 +151,19 @@ def _node(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
         "kind": artifact.kind,
         "digest": artifact.digest,
         "names": store.names_of(artifact),
-        "inputs": {slot: [f"{e['stage']}@{e['key'][:12]}" for e in entries] for slot, entries in m["inputs"].items()},
+        "inputs": {
+            slot: [f"{e['stage']}@{e['key'][:12]}" for e in entries]
+            for slot, entries in m["inputs"].items()
+        },
         "config": m["config"],
         "data": m["data"],
         "code": m["code"],
     }
 
 
-def _branch(artifact: Artifact, store: ArtifactStore, slot: str, given: str, shown: dict[str, str]) -> Tree:
+def _branch(
+    artifact: Artifact, store: ArtifactStore, slot: str, given: str, shown: dict[str, str]
+) -> Tree:
     """Return an artifact as a tree, with a branch for each of its inputs.
 
     An artifact that was already shown gets one line and no branches.
@@ -151,12 +182,19 @@ def _branch(artifact: Artifact, store: ArtifactStore, slot: str, given: str, sho
     read = m["config"].get("source", "files of functions")
     source = f"  {read}  data sha256 {m['data'][:12]}" if m["data"] else ""
     head = f"{slot}: " if slot else ""
-    tree = Tree(f"{head}{name}  {artifact.kind}  {artifact.ref}  sha256 {artifact.digest[:12]}  code {code}{source}")
+    tree = Tree(
+        f"{head}{name}  {artifact.kind}  {artifact.ref}  sha256 {artifact.digest[:12]}  code"
+        f" {code}{source}"
+    )
     for input_slot, entries in m["inputs"].items():
         for entry in entries:
             parent = store.get(entry["stage"], entry["key"])
             ref = entry["ref"]
-            tree.add(_branch(parent, store, input_slot, ref, shown) if parent else f"{input_slot}: {ref} (gone)")
+            tree.add(
+                _branch(parent, store, input_slot, ref, shown)
+                if parent
+                else f"{input_slot}: {ref} (gone)"
+            )
     return tree
 
 
@@ -169,10 +207,18 @@ def _verify(store: ArtifactStore, options: argparse.Namespace) -> None:
 
     found = audit(store)
     if found.unsealed:
-        print(f"{found.unsealed} of earlier code without a seal: their files were checked, not their manifests")
-    checked = f"{found.artifacts} artifacts, {found.versions} versions and {found.aliases} aliases checked"
+        print(
+            f"{found.unsealed} of earlier code without a seal: their files were checked, not their"
+            " manifests"
+        )
+    checked = (
+        f"{found.artifacts} artifacts, {found.versions} versions and {found.aliases} aliases"
+        " checked"
+    )
     if found.faults:
-        raise StoreError("\nerror: ".join([*found.faults, f"{checked}, {len(found.faults)} faults"]))
+        raise StoreError(
+            "\nerror: ".join([*found.faults, f"{checked}, {len(found.faults)} faults"])
+        )
     print(f"{checked}: all as they were written")
 
 
@@ -211,10 +257,15 @@ def _diff(store: ArtifactStore, options: argparse.Namespace) -> None:
         print_table(console, *without_empty(Table(columns, shown)))
     followers = sum(_is_noise(name, names) for name in names if name.startswith("metrics."))
     if followers:
-        print_sentence(console, f"And {followers} bounds, baselines' figures and gains of these metrics: --json.")
+        print_sentence(
+            console,
+            f"And {followers} bounds, baselines' figures and gains of these metrics: --json.",
+        )
     if files:
         console.print()
-        print_sentence(console, f"{len(files)} file{'s' * (len(files) > 1)} differ: {', '.join(files)}")
+        print_sentence(
+            console, f"{len(files)} file{'s' * (len(files) > 1)} differ: {', '.join(files)}"
+        )
 
 
 def _is_noise(what: str, others: Sequence[str]) -> bool:
@@ -227,7 +278,9 @@ def _is_noise(what: str, others: Sequence[str]) -> bool:
     if part == "metrics":
         ends = ("_low", "_high", "_chance", "_chance_high", "_few")
         followed = [what.removesuffix(end) for end in ends if what.endswith(end)]
-        followed += [what.replace(middle, "", 1) for middle in ("baseline/", "gain/") if middle in what]
+        followed += [
+            what.replace(middle, "", 1) for middle in ("baseline/", "gain/") if middle in what
+        ]
         return any(each in others or _is_noise(each, others) for each in followed)
     return part == "files" or (part == "config" and name.startswith("inputs."))
 
@@ -245,7 +298,10 @@ def _parts(one: Artifact, two: Artifact) -> list[tuple[str, dict[str, Any], dict
     a, b = one.manifest, two.manifest
 
     def inputs(m: dict[str, Any]) -> dict[str, str]:
-        return {slot: ", ".join(f"{e['stage']}@{e['key'][:12]}" for e in es) for slot, es in m["inputs"].items()}
+        return {
+            slot: ", ".join(f"{e['stage']}@{e['key'][:12]}" for e in es)
+            for slot, es in m["inputs"].items()
+        }
 
     def files(m: dict[str, Any]) -> dict[str, str]:
         return {name: f["sha256"][:12] for name, f in m["files"].items()}
@@ -277,7 +333,11 @@ def _export(store: ArtifactStore, options: argparse.Namespace) -> None:
     store.verify(artifact)
     # Folders with an adapter instead of a whole model, such as ema/ with PPO's average. The adapter
     # of a classifier does not count: the classifier beside it has it merged already.
-    adapters = [path.parent for path in sorted(artifact.path.rglob(ADAPTER)) if path.with_name("config.json").is_file()]
+    adapters = [
+        path.parent
+        for path in sorted(artifact.path.rglob(ADAPTER))
+        if path.with_name("config.json").is_file()
+    ]
 
     def left_out(source: str, names: list[str]) -> set[str]:
         return {MANIFEST, ADAPTER, ADAPTER_WEIGHTS} if Path(source) in adapters else {MANIFEST}
@@ -302,7 +362,10 @@ def _gc(store: ArtifactStore, options: argparse.Namespace) -> None:
         print(path.relative_to(store.root))
         count += 1
     for line in found.unreadable:
-        print(f"warning: {line}; until then artifacts stay, for nobody knows which of them it needs", file=sys.stderr)
+        print(
+            f"warning: {line}; until then artifacts stay, for nobody knows which of them it needs",
+            file=sys.stderr,
+        )
     done = "removed" if options.yes else "would be removed; --yes does it"
     print(f"{count} that no name leads to and nobody wrote to for a day {done}", file=sys.stderr)
 
@@ -334,6 +397,10 @@ VERBS = {  # verb -> (function, operands, what it does)
     "verify": (_verify, ("ref?",), "read every file and compare its sha256"),
     "diff": (_diff, ("ref", "other"), "what differs between two artifacts"),
     "tag": (_tag, ("ref", "alias"), "point an alias at a version"),
-    "export": (_export, ("ref", "folder"), "copy an artifact's files to a new folder, an adapter merged into its base"),
+    "export": (
+        _export,
+        ("ref", "folder"),
+        "copy an artifact's files to a new folder, an adapter merged into its base",
+    ),
     "gc": (_gc, (), "list (and remove) what no name leads to"),
 }

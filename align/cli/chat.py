@@ -35,7 +35,9 @@ def main(arguments: list[str]) -> int:
     store = ArtifactStore(store_folder(options.store))
     artifacts = [_artifact(ref, store, options) for ref in options.ref]
     lines: Iterator[str] | None = None if sys.stdin.isatty() else _piped(sys.stdin)
-    conversations = [_open(ref, artifact, options) for ref, artifact in zip(options.ref, artifacts, strict=True)]
+    conversations = [
+        _open(ref, artifact, options) for ref, artifact in zip(options.ref, artifacts, strict=True)
+    ]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     if lines is None:
@@ -56,11 +58,20 @@ def _options(arguments: list[str]) -> Namespace:
         "ref",
         metavar="REF",
         nargs="+",
-        help="one or two models: PIPELINE/STEP[:vN], STAGE@KEY, path:FOLDER, path:FILE.gguf or hf:ORG/NAME@COMMIT",
+        help=(
+            "one or two models: PIPELINE/STEP[:vN], STAGE@KEY, path:FOLDER, path:FILE.gguf or"
+            " hf:ORG/NAME@COMMIT"
+        ),
     )
-    parser.add_argument("--system", default="", metavar="TEXT", help="the system message; default: none")
-    parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0: the likeliest; default: 0.7")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sampled from; default: 1")
+    parser.add_argument(
+        "--system", default="", metavar="TEXT", help="the system message; default: none"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.7, metavar="T", help="0: the likeliest; default: 0.7"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="sampled from; default: 1"
+    )
     parser.add_argument(
         "--tokens",
         type=int,
@@ -68,13 +79,27 @@ def _options(arguments: list[str]) -> Namespace:
         help="of an answer at most; default: 256, half the context where that is less",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--raw", action="store_true", help="continue each line as plain text, without chat template")
-    parser.add_argument("--ema", action="store_true", help="the average of its weights that PPO kept")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue each line as plain text, without chat template"
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="the average of its weights that PPO kept"
+    )
     parser.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     options = parser.parse_args(arguments)
     for name, value, ok, allowed in (
-        ("--temperature", options.temperature, 0 <= options.temperature < float("inf"), "a number from 0 up"),
-        ("--tokens", options.tokens, options.tokens is None or options.tokens > 0, "a number above 0"),
+        (
+            "--temperature",
+            options.temperature,
+            0 <= options.temperature < float("inf"),
+            "a number from 0 up",
+        ),
+        (
+            "--tokens",
+            options.tokens,
+            options.tokens is None or options.tokens > 0,
+            "a number above 0",
+        ),
         ("--top-p", options.top_p, 0 < options.top_p <= 1, "a number above 0 and at most 1"),
     ):
         if not ok:
@@ -82,7 +107,9 @@ def _options(arguments: list[str]) -> Namespace:
     if len(options.ref) > 2:
         raise ConfigError(f"align chat: expected one or two models, got {len(options.ref)}")
     if options.raw and options.system:
-        raise ConfigError("--system: --raw uses no chat template, so it has no system message; leave one out")
+        raise ConfigError(
+            "--system: --raw uses no chat template, so it has no system message; leave one out"
+        )
     return options
 
 
@@ -104,8 +131,8 @@ def _artifact(ref: str, store: ArtifactStore, options: Namespace) -> Artifact:
     store.verify(artifact)
     if not options.raw and not learned_dialogues(store, artifact):
         raise ConfigError(
-            f"{ref}: a base model, which no step taught to answer; train it with align sft inputs.model={ref}, or give "
-            f"--raw to have it continue each line"
+            f"{ref}: a base model, which no step taught to answer; train it with align sft"
+            f" inputs.model={ref}, or give --raw to have it continue each line"
         )
     return artifact
 
@@ -128,7 +155,11 @@ def _imported(ref: str, store: ArtifactStore) -> Artifact:
         raise ConfigError(f"{ref}: expected a model that answers, got a {kind}")
     settings = RunConfig(name="own", store=str(store.root))
     settings.tracker.backend = "none"
-    steps = plan(settings, {"import_model": OmegaConf.create({"stage": ImportModel.STAGE, "source": ref})}, store)
+    steps = plan(
+        settings,
+        {"import_model": OmegaConf.create({"stage": ImportModel.STAGE, "source": ref})},
+        store,
+    )
     (outcome,) = run_pipeline(steps, store, settings)
     return outcome.artifact
 
@@ -147,7 +178,13 @@ def _open(ref: str, artifact: Artifact, options: Namespace) -> Conversation:
         raise ConfigError(str(error).replace("max_new_tokens", "--tokens")) from None
     sampling = Sampling(max_new_tokens=most, temperature=options.temperature, top_p=options.top_p)
     return Conversation(
-        ref, model, load_tokenizer(folder), sampling, seed=options.seed, system=options.system, raw=options.raw
+        ref,
+        model,
+        load_tokenizer(folder),
+        sampling,
+        seed=options.seed,
+        system=options.system,
+        raw=options.raw,
     )
 
 
@@ -175,7 +212,9 @@ def _spoken(lines: Iterable[str]) -> Iterator[str]:
             if line.strip():
                 yield line.strip()
     except UnicodeDecodeError:
-        raise ConfigError(f"standard input: expected UTF-8, got other bytes after line {read}") from None
+        raise ConfigError(
+            f"standard input: expected UTF-8, got other bytes after line {read}"
+        ) from None
 
 
 def _talk(conversations: Sequence[Conversation], options: Namespace) -> int:
@@ -234,7 +273,9 @@ def _command(conversations: Sequence[Conversation], line: str) -> str:
         return "forgot all turns"
     if word == "/undo":
         done = [conversation.undo() for conversation in conversations]
-        return "forgot the last question and its answer" if any(done) else "there is no turn to forget"
+        return (
+            "forgot the last question and its answer" if any(done) else "there is no turn to forget"
+        )
     if word == "/system":
         set_system(conversations, rest.strip())
         return "the system message is set" if rest.strip() else "no system message"

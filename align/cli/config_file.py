@@ -38,7 +38,10 @@ MODE = "hydra.mode: not supported here; give -m (--multirun) for a sweep"
 
 # Knobs and settings that hold other knobs.
 _HOLDERS = {"steps", "inputs", "hardware", "tracker", "hydra", *_OPEN} | {
-    knob.name for stage in STAGES.values() for knob in fields(stage) if is_dataclass(knob.default_factory)
+    knob.name
+    for stage in STAGES.values()
+    for knob in fields(stage)
+    if is_dataclass(knob.default_factory)
 }
 
 
@@ -79,7 +82,9 @@ def from_file(file: YamlFile, stage: str | None, stem: str, overridden: Iterable
     """
     values = dict(file.values)
     if "defaults" in values and stage is not None:
-        raise ConfigError(f"defaults: a whole pipeline; run it with align run --config, not align {stage}")
+        raise ConfigError(
+            f"defaults: a whole pipeline; run it with align run --config, not align {stage}"
+        )
     if "defaults" in values:
         values.setdefault("name", stem)
         return Given("pipeline", _PIPELINE, [f"pipeline={_PIPELINE}"], values)
@@ -88,7 +93,9 @@ def from_file(file: YamlFile, stage: str | None, stem: str, overridden: Iterable
 
 def from_call(values: Mapping[str, Any], stage: str | None) -> Given:
     """Return the values of a call from Python. Text is literal: `${` begins no interpolation."""
-    return _given({name: literal(_plain(name, value)) for name, value in values.items()}, stage, "call", ())
+    return _given(
+        {name: literal(_plain(name, value)) for name, value in values.items()}, stage, "call", ()
+    )
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -113,16 +120,23 @@ def _plain(name: str, value: Any) -> Any:
     raise ConfigError(f"{name}: expected text, numbers, lists or dictionaries, got {value!r}")
 
 
-def _given(values: Mapping[str, Any], stage: str | None, name: str, overridden: Iterable[str]) -> Given:
+def _given(
+    values: Mapping[str, Any], stage: str | None, name: str, overridden: Iterable[str]
+) -> Given:
     values = nested(values, _OPEN)
     if stage is None and "stage" in values:
-        raise ConfigError(f"stage: a file for one stage; run it with align {values['stage']} --config")
+        raise ConfigError(
+            f"stage: a file for one stage; run it with align {values['stage']} --config"
+        )
     if stage is not None and values.pop("stage", stage) != stage:
         raise ConfigError(f"stage: expected {stage}, the stage of the command; or leave it out")
     if "mode" in (values.get("hydra") or {}):
         raise ConfigError(MODE)
     if stage is not None and "steps" in values:
-        raise ConfigError(f"steps: only of a pipeline; write the knobs of {stage} without it, as learning_rate: 1e-5")
+        raise ConfigError(
+            f"steps: only of a pipeline; write the knobs of {stage} without it, as learning_rate:"
+            " 1e-5"
+        )
     if stage is not None:
         inputs = values.get("inputs", {})
         for slot in sorted(input_slots(stage) & values.keys()):
@@ -177,7 +191,9 @@ class Places:
                 raise
             raise type(error)(located) from error
         except OmegaConfBaseException as error:  # from an interpolation
-            raise ConfigError(self.located(f"{error.full_key}: {said_of_interpolation(error)}")) from error
+            raise ConfigError(
+                self.located(f"{error.full_key}: {said_of_interpolation(error)}")
+            ) from error
 
     def located(self, text: str) -> str:
         """Return an error line that begins with a key, with the key's file and line in front.
@@ -195,7 +211,10 @@ class Places:
         ours: set[str] = set()
         for name, package, file, is_ours in self.files():
             head = f"{package}." if package else ""
-            keys = {key if "=" in key else head + key: f"{name}:{line}" for key, line in file.lines.items()}
+            keys = {
+                key if "=" in key else head + key: f"{name}:{line}"
+                for key, line in file.lines.items()
+            }
             places |= keys
             ours = ours | keys.keys() if is_ours else ours - keys.keys()
         for key in self._keys(exact, places):
@@ -236,7 +255,9 @@ class Places:
         if self.stage is not None and key.startswith("inputs."):
             yield key.removeprefix("inputs.")
         head, _, last = key.rpartition(".")
-        alike = [other for other in places if other.rpartition(".")[2] == last and other.startswith(head)]
+        alike = [
+            other for other in places if other.rpartition(".")[2] == last and other.startswith(head)
+        ]
         if len(alike) == 1:
             yield alike[0]
         parts = key.split(".")

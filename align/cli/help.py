@@ -104,22 +104,38 @@ def command_help(verb: str) -> str:
     It lists the inputs and every knob with its default, unit and source.
     """
     if verb in ("run", "plan"):
-        what = "Run a pipeline." if verb == "run" else "Show what would run, what is cached, and why a step is not."
-        head = [f"align {verb} pipeline=NAME [knob=value ...]", "", what, f"Pipelines: {', '.join(pipelines())}", ""]
+        what = (
+            "Run a pipeline."
+            if verb == "run"
+            else "Show what would run, what is cached, and why a step is not."
+        )
+        head = [
+            f"align {verb} pipeline=NAME [knob=value ...]",
+            "",
+            what,
+            f"Pipelines: {', '.join(pipelines())}",
+            "",
+        ]
         lines = head
     elif verb == "model":
-        return _fitted(_MODEL_HELP.format(models=_folded(models()), knobs="\n".join(_knobs(ModelConfig, "model."))))
+        return _fitted(
+            _MODEL_HELP.format(
+                models=_folded(models()), knobs="\n".join(_knobs(ModelConfig, "model."))
+            )
+        )
     else:
         cls = STAGES[verb]
         given = " inputs.NAME=..." if cls.INPUTS or cls.OPTIONAL else ""
         lines = [f"align {verb}{given} [knob=value ...]", "", cleandoc(str(cls.__doc__)), ""]
         if cls.INPUTS or cls.OPTIONAL:
             lines += [
-                "inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or hf:ORG/NAME[@COMMIT]), also as "
-                "NAME=... where no knob has that name:"
+                "inputs (a PIPELINE/STEP[:version], STAGE@KEY, card:NAME, path:FILE or"
+                " hf:ORG/NAME[@COMMIT]), also as NAME=... where no knob has that name:"
             ]
             lines += [f"  inputs.{slot:<28} {kind}" for slot, kind in cls.INPUTS.items()]
-            lines += [f"  inputs.{slot:<28} {kind} (optional)" for slot, kind in cls.OPTIONAL.items()]
+            lines += [
+                f"  inputs.{slot:<28} {kind} (optional)" for slot, kind in cls.OPTIONAL.items()
+            ]
             lines += [""]
         if verb == "data":
             lines += _SHOW_HELP.splitlines()
@@ -129,8 +145,17 @@ def command_help(verb: str) -> str:
             lines += ["", f"{title}:", *names, *_knobs(group, f"{knob}.")]
     lines += ["", "the run, which changes no result but by its seed:", *_knobs(RunConfig)]
     lines += _knobs(HardwareConfig, "hardware.") + _knobs(TrackerConfig, "tracker.")
-    lines += ["", "[GPT-3] etc.: where a default is from, see align/configs/__init__.py; [ours]: measured or judged"]
-    lines += ["--config FILE.yaml: any of these in a file; the command line wins. --store FOLDER: as store=FOLDER"]
+    lines += [
+        "",
+        (
+            "[GPT-3] etc.: where a default is from, see align/configs/__init__.py; [ours]: measured"
+            " or judged"
+        ),
+    ]
+    lines += [
+        "--config FILE.yaml: any of these in a file; the command line wins. --store FOLDER: as"
+        " store=FOLDER"
+    ]
     lines += ["Hydra's own: --cfg job, --info, --config-dir FOLDER, -m / --multirun"]
     return _fitted("\n".join(lines))
 
@@ -149,7 +174,9 @@ def _parts(line: str, width: int) -> list[str]:
     if len(line) <= width:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()))
-    fold = functools.partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
+    fold = functools.partial(
+        textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False
+    )
     head, _, said = line.rpartition("  ")
     if not head.strip():
         return fold(line.strip(), initial_indent=indent, subsequent_indent=indent)
@@ -170,7 +197,8 @@ def _folded(names: list[str]) -> str:
 def _knobs(config: Any, prefix: str = "") -> list[str]:
     """Return one line for each knob: with the defaults of a class, or the values of an object."""
     return [
-        f"  {prefix + knob.name:<35} {_default(knob, config):<14} {knob.metadata['comment'].replace('None:', 'null:')}"
+        f"  {prefix + knob.name:<35} {_default(knob, config):<14}"
+        f" {knob.metadata['comment'].replace('None:', 'null:')}"
         for knob in fields(config)
         if "comment" in knob.metadata
     ]
@@ -182,4 +210,10 @@ def _default(knob: Field[Any], config: Any) -> str:
         value = knob.default_factory() if knob.default_factory is not MISSING else ""
     if is_dataclass(value):
         return "..."
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or '""'
+    return (
+        "null"
+        if value is None
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value) or '""'
+    )

@@ -41,11 +41,29 @@ from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 from omegaconf.resolvers.oc import select
 
-from align.cli.config_file import GIVEN, GROUPS, MODE, Given, Places, Written, expected_names, from_call, from_file
+from align.cli.config_file import (
+    GIVEN,
+    GROUPS,
+    MODE,
+    Given,
+    Places,
+    Written,
+    expected_names,
+    from_call,
+    from_file,
+)
 from align.cli.overrides import check_grammar, in_quotes, quoted
 from align.cli.yaml_file import YamlFile, explain_yaml, nested, read_yaml
 from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
-from align.configs.other_names import CUTOFF, OURS, did_you_mean, knobs_of, meant_knob, no_such_knob, other_unit
+from align.configs.other_names import (
+    CUTOFF,
+    OURS,
+    did_you_mean,
+    knobs_of,
+    meant_knob,
+    no_such_knob,
+    other_unit,
+)
 from align.configs.plugins import plugins
 from align.configs.typed import said_of_interpolation
 from align.errors import PACKAGE, AlignError, ConfigError
@@ -67,7 +85,9 @@ _VERB_OF = {"run": "run", "model_sizes": "model"}
 # Hydra's options that replace the config that the verb chooses.
 _NOT_TAKEN = {
     "config_name": "--config-name: not supported here; give a config file with --config FILE",
-    "config_path": "--config-path: not supported here; add a folder of configs with --config-dir FOLDER",
+    "config_path": (
+        "--config-path: not supported here; add a folder of configs with --config-dir FOLDER"
+    ),
     "experimental_rerun": "--experimental-rerun: not supported here; give the same command again",
 }
 
@@ -78,7 +98,11 @@ def conf_folder() -> Path:
     It is inside the package in a wheel, and beside it in a checkout.
     """
     here = PACKAGE
-    return next(folder for folder in (here / "conf", here.parent / "conf") if (folder / "run.yaml").is_file())
+    return next(
+        folder
+        for folder in (here / "conf", here.parent / "conf")
+        if (folder / "run.yaml").is_file()
+    )
 
 
 def register_schemas() -> None:
@@ -110,7 +134,9 @@ def _schemas() -> dict[str, Any]:
         store.store(name="model_schema", node=node)
         # Plain values without types, as for the stages. `typed` checks them later; Hydra would
         # convert them, for example 3 to true.
-        store.store(group="hardware", name="schema", node=OmegaConf.create(asdict(HardwareConfig())))
+        store.store(
+            group="hardware", name="schema", node=OmegaConf.create(asdict(HardwareConfig()))
+        )
         store.store(group="tracker", name="schema", node=OmegaConf.create(asdict(TrackerConfig())))
         return store.repo
     finally:
@@ -194,10 +220,20 @@ def run(
     with _own_hydra():
         register_schemas()
         options, parser = _options(arguments, stage or _VERB_OF[config_name])
-        given = [_read_config(options.config, config_name, stage, options.overrides)] if options.config else []
+        given = (
+            [_read_config(options.config, config_name, stage, options.overrides)]
+            if options.config
+            else []
+        )
         loader = _Loader(_search_path(options.config_dir))
         options.overrides, places = _overrides(
-            config_name, stage, given, options.overrides, options.config_dir, options.multirun, loader
+            config_name,
+            stage,
+            given,
+            options.overrides,
+            options.config_dir,
+            options.multirun,
+            loader,
         )
         with _explained(config_name, options.overrides, options.config_dir, places):
             if options.cfg or options.info or options.shell_completion or options.hydra_help:
@@ -252,7 +288,9 @@ def composed(
         words, places = _overrides(config_name, stage, given, overrides, config_dir, False, loader)
         with _explained(config_name, words, config_dir, places):
             hydra = _hydra(loader)
-            whole = hydra.compose_config(config_name, words, RunMode.RUN, with_log_configuration=False)
+            whole = hydra.compose_config(
+                config_name, words, RunMode.RUN, with_log_configuration=False
+            )
             _refuse_hydras(whole, RunMode.RUN, config_dir, places, loader)
         yield OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), places
 
@@ -265,14 +303,16 @@ def _options(arguments: list[str], verb: str) -> tuple[argparse.Namespace, argpa
     """
     if "--version" in arguments:
         raise ConfigError("--version: give it alone, as align --version")
-    parser = Parser(prog=f"align {verb}", parents=[get_args_parser()], add_help=False, allow_abbrev=False)
+    parser = Parser(
+        prog=f"align {verb}", parents=[get_args_parser()], add_help=False, allow_abbrev=False
+    )
     parser.add_argument("--config", metavar="FILE")
     parser.add_argument("--store", metavar="FOLDER")
     options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise ConfigError(
-            f"{unknown[0]}: no such option; a knob or an input is given as NAME=VALUE, without dashes "
-            f"(align {verb} --help)"
+            f"{unknown[0]}: no such option; a knob or an input is given as NAME=VALUE, without"
+            f" dashes (align {verb} --help)"
         )
     _refuse_options(options, verb)
     if options.store is not None:
@@ -289,7 +329,11 @@ def _refuse_options(options: argparse.Namespace, verb: str) -> None:
             raise ConfigError(refusal)
     if options.hydra_help and verb != "run":
         raise ConfigError(f"--hydra-help: give it to align run; see align {verb} --help")
-    asked = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(options, name)]
+    asked = [
+        name
+        for name in ("run", "multirun", "cfg", "info", "shell_completion")
+        if getattr(options, name)
+    ]
     if len(asked) > 1:
         raise ConfigError(f"{', '.join(f'--{name}' for name in asked)}: give one of them")
     if (options.resolve or options.package is not None) and not options.cfg:
@@ -301,12 +345,17 @@ def _read_config(
 ) -> tuple[Given, tuple[str, YamlFile]]:
     """Read a config file. Return its values, and the file with its name."""
     if config_name == "model_sizes":
-        raise ConfigError("--config: align model takes none; your own models come with --config-dir FOLDER")
+        raise ConfigError(
+            "--config: align model takes none; your own models come with --config-dir FOLDER"
+        )
     path = Path(file).expanduser()
     read = read_yaml(path, file)
     places = Places(stage, set(), lambda: [Written(file, "", read)])
     try:
-        return from_file(read, stage, path.stem, {_key_of(word) for word in overrides}), (file, read)
+        return from_file(read, stage, path.stem, {_key_of(word) for word in overrides}), (
+            file,
+            read,
+        )
     except ConfigError as error:
         raise ConfigError(places.located(str(error))) from None
 
@@ -364,7 +413,9 @@ def _chosen(stage: str | None, given: Iterable[Given]) -> list[str]:
     words = [] if stage is None else [f"stage@_global_={stage}"]
     for made in given:
         node = OmegaConf.create(made.node)
-        ConfigStore.instance().store(group=made.group, name=made.name, node=node, package="_global_")
+        ConfigStore.instance().store(
+            group=made.group, name=made.name, node=node, package="_global_"
+        )
         words += made.words
     return words
 
@@ -381,7 +432,9 @@ def _check_choice(word: str, config_dir: str | None, is_sweep: bool, places: Pla
     if key.startswith("hydra/") and key not in _PLUGINS:
         raise ConfigError(places.located(f"{key}: not supported here; {_HYDRAS}"))
     if key == "sweep" and value != "none" and not is_sweep:
-        raise ConfigError(places.located(f"{word}: a sweep; give -m (--multirun) too, or one run is made"))
+        raise ConfigError(
+            places.located(f"{word}: a sweep; give -m (--multirun) too, or one run is made")
+        )
 
 
 def _check_name(group: str, value: str, config_dir: str | None, places: Places) -> None:
@@ -395,7 +448,9 @@ def _check_name(group: str, value: str, config_dir: str | None, places: Places) 
     if not isinstance(parsed, str) and not is_of_values:
         options = _options_of(group.partition("@")[0], config_dir)
         said = (value if len(value) < _LONGEST_NAME else f"{len(value):,} characters") or "nothing"
-        raise ConfigError(places.located(f"{group}: expected a name, got {said}; there are: {', '.join(options)}"))
+        raise ConfigError(
+            places.located(f"{group}: expected a name, got {said}; there are: {', '.join(options)}")
+        )
 
 
 def _word_meant(word: str) -> str:
@@ -407,7 +462,11 @@ def _word_meant(word: str) -> str:
 
 
 def _options_of(group: str, config_dir: str | None) -> list[str]:
-    names = {file.stem for folder in _folders(config_dir).values() for file in (folder / group).glob("*.yaml")}
+    names = {
+        file.stem
+        for folder in _folders(config_dir).values()
+        for file in (folder / group).glob("*.yaml")
+    }
     return sorted(names) or sorted(STAGES)
 
 
@@ -427,10 +486,14 @@ def _files(
         try:
             with _own_hydra():
                 GlobalHydra.instance().clear()
-                loader.note(loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults)
+                loader.note(
+                    loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults
+                )
         except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):
             # This is the error whose place is wanted.
-            pipelines = [word.partition("=")[2] for word in overrides if word.startswith("pipeline=")]
+            pipelines = [
+                word.partition("=")[2] for word in overrides if word.startswith("pipeline=")
+            ]
             loader.parts = [(f"pipeline/{name}", "") for name in pipelines]
     found = []
     for config_path, package in loader.parts:
@@ -439,7 +502,9 @@ def _files(
             if os.path.isfile(file):
                 name = os.path.join(shown, f"{config_path}.yaml")
                 with contextlib.suppress(ConfigError):  # reported elsewhere
-                    found.append(Written(name, package, read_yaml(file, name), folder == conf_folder()))
+                    found.append(
+                        Written(name, package, read_yaml(file, name), folder == conf_folder())
+                    )
                 break
     return [*found, *(Written(name, "", file) for name, file in given)]
 
@@ -457,7 +522,9 @@ def _search_path(config_dir: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(config_name: str, overrides: Sequence[str], config_dir: str | None, places: Places) -> Iterator[None]:
+def _explained(
+    config_name: str, overrides: Sequence[str], config_dir: str | None, places: Places
+) -> Iterator[None]:
     """Convert errors of Hydra to a `ConfigError` of one line."""
     try:
         yield
@@ -472,9 +539,13 @@ def _explained(config_name: str, overrides: Sequence[str], config_dir: str | Non
         raise ConfigError(places.located(said)) from error
     except ValueError as error:
         _refuse_broken(overrides, config_dir)
-        if not re.search(r"Invalid defaults list|Unsupported type in defaults|default item", str(error)):
+        if not re.search(
+            r"Invalid defaults list|Unsupported type in defaults|default item", str(error)
+        ):
             raise
-        raise ConfigError(places.located("defaults: expected a list, as [/stage@steps.sft: sft, _self_]")) from error
+        raise ConfigError(
+            places.located("defaults: expected a list, as [/stage@steps.sft: sft, _self_]")
+        ) from error
 
 
 def _no_yaml(error: Exception, overrides: Sequence[str], config_dir: str | None) -> str:
@@ -483,7 +554,11 @@ def _no_yaml(error: Exception, overrides: Sequence[str], config_dir: str | None)
     The files are read again, because not every error names its file.
     """
     for shown, folder in _folders(config_dir).items():
-        chosen = [folder / "pipeline" / f"{word.partition('=')[2]}.yaml" for word in overrides if "pipeline=" in word]
+        chosen = [
+            folder / "pipeline" / f"{word.partition('=')[2]}.yaml"
+            for word in overrides
+            if "pipeline=" in word
+        ]
         for file in [*chosen, *sorted(folder.rglob("*.yaml"))]:
             if os.path.isfile(file):
                 try:
@@ -534,7 +609,9 @@ class _Loader(ConfigLoaderImpl):
     def note(self, defaults: Iterable[ResultDefault]) -> None:
         self.parts = [(str(part.config_path), part.package or "") for part in defaults]
 
-    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
+    def _compose_config_from_defaults_list(
+        self, defaults: list[ResultDefault], repo: Any
+    ) -> DictConfig:
         self.note(defaults)
         return super()._compose_config_from_defaults_list(defaults, repo)
 
@@ -564,7 +641,9 @@ def _hydra(loader: _Loader) -> Hydra:
 def _setting_of_hydra(key: str) -> Any:
     """Resolve `${hydra:KEY}`."""
     if HydraConfig.instance().cfg is None:
-        raise LookupError(f"${{hydra:{key}}}: a command has Hydra's settings, and a call from Python has none")
+        raise LookupError(
+            f"${{hydra:{key}}}: a command has Hydra's settings, and a call from Python has none"
+        )
     settings: Any = HydraConfig.get()  # typed as HydraConf, but it is a DictConfig
     value = OmegaConf.select(settings, key, default=_ABSENT)
     if value is _ABSENT:
@@ -576,7 +655,9 @@ def _selected(key: str, *default: Any, _parent_: Any) -> Any:
     """Resolve `${oc.select:KEY}` and `${oc.select:KEY,DEFAULT}`."""
     value = select(key, *(default or (_ABSENT,)), _parent_=_parent_)
     if value is _ABSENT:
-        raise LookupError(f"${{oc.select:{key}}}: there is no {key} in the config; a default goes behind a comma")
+        raise LookupError(
+            f"${{oc.select:{key}}}: there is no {key} in the config; a default goes behind a comma"
+        )
     return value
 
 
@@ -594,14 +675,19 @@ def _refuse_hydras(
     given = {_key_of(word) for kind in ("task", "hydra") for word in _words(config.hydra, kind)}
     # A pipeline's file may choose one for its sweeps, so only given words count.
     for group in given & {"launcher", "hydra/launcher"}:
-        if expected is RunMode.RUN and (chosen := config.hydra.runtime.choices.get(group)) != "basic":
+        if (
+            expected is RunMode.RUN
+            and (chosen := config.hydra.runtime.choices.get(group)) != "basic"
+        ):
             raise ConfigError(places.located(f"{group}={chosen}: {_OF_A_SWEEP}"))
     if config_dir is None or not _names_hydra(loader, config_dir, places):
         return
     for _, package, file, is_ours in places.files():
         if not is_ours:
             keys = flat(nested(file.values))
-            _refuse_settings([f"{package}.{key}" if package else key for key in keys], True, places.located)
+            _refuse_settings(
+                [f"{package}.{key}" if package else key for key in keys], True, places.located
+            )
 
 
 def _names_hydra(loader: _Loader, config_dir: str, places: Places) -> bool:
@@ -615,7 +701,9 @@ def _names_hydra(loader: _Loader, config_dir: str, places: Places) -> bool:
     )
 
 
-def _refuse_settings(keys: Iterable[str], is_sweep: bool, placed: Callable[[str], str] = str) -> None:
+def _refuse_settings(
+    keys: Iterable[str], is_sweep: bool, placed: Callable[[str], str] = str
+) -> None:
     """Raise `ConfigError` for keys of Hydra that are not supported, or that only a sweep has."""
     for key in keys:
         if key.partition(".")[0] == "hydra" and not _TAKEN.fullmatch(key):
@@ -700,17 +788,26 @@ def _sweep_folder(config: DictConfig, records: bool) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _sweep(hydra: Hydra, config: DictConfig, task: MemberTask, check: Check | None, places: Places) -> list[int]:
+def _sweep(
+    hydra: Hydra, config: DictConfig, task: MemberTask, check: Check | None, places: Places
+) -> list[int]:
     """Run Hydra's multirun with its launcher inside ours; return each member's exit code."""
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
-    sweeper: Any = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
+    sweeper: Any = Plugins.instance().instantiate_sweeper(
+        hydra_context=context, task_function=task, config=config
+    )
 
     def prepare() -> dict[int, Prepared]:
         members = [list(member) for batch in sweeper.overrides for member in batch]
         varied = [i for i, column in enumerate(zip(*members, strict=True)) if len(set(column)) > 1]
         return {
             number: _checked(
-                hydra, config, member, check, places, f"member {number} ({' '.join(member[i] for i in varied)})"
+                hydra,
+                config,
+                member,
+                check,
+                places,
+                f"member {number} ({' '.join(member[i] for i in varied)})",
             )
             for number, member in enumerate(members)
         }
@@ -723,7 +820,12 @@ def _sweep(hydra: Hydra, config: DictConfig, task: MemberTask, check: Check | No
 
 
 def _checked(
-    hydra: Hydra, config: DictConfig, overrides: list[str], check: Check | None, places: Places, name: str
+    hydra: Hydra,
+    config: DictConfig,
+    overrides: list[str],
+    check: Check | None,
+    places: Places,
+    name: str,
 ) -> Prepared:
     try:
         composed = hydra.config_loader.load_sweep_config(config, overrides)
@@ -732,7 +834,8 @@ def _checked(
         return Prepared(composed.hardware.threads, composed.hardware.num_processes, to_do)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
-            f"{name}: {_explain(error, str(config.hydra.job.config_name), overrides)}; no member was run"
+            f"{name}: {_explain(error, str(config.hydra.job.config_name), overrides)}; no member"
+            " was run"
         ) from error
     except AlignError as error:
         raise type(error)(f"{name}: {error}; no member was run") from error
@@ -759,7 +862,10 @@ def _tell_ends(folder: Path, codes: list[int]) -> None:
         fate = known.get(number)
         if code and fate is not None:
             log = f"; what it printed: {fate.log}" if fate.log else ""
-            print(f"-- {number}: {': '.join(filter(None, (fate.state, fate.error)))}{log}", file=sys.stderr)
+            print(
+                f"-- {number}: {': '.join(filter(None, (fate.state, fate.error)))}{log}",
+                file=sys.stderr,
+            )
     again = "" if max(codes, default=0) == 0 else "; the same command does what is left"
     done = f"{codes.count(0)} of {len(codes)} members done"
     print(f"-- {done}{again}; align sweep show {folder}", file=sys.stderr, flush=True)
@@ -783,7 +889,9 @@ def chosen(group: str) -> tuple[str, bool]:
     It is unchanged if none of its knobs was overridden.
     """
     hydra: Any = HydraConfig.get()
-    return str(hydra.runtime.choices[group]), not any(w.startswith(f"{group}.") for w in _words(hydra))
+    return str(hydra.runtime.choices[group]), not any(
+        w.startswith(f"{group}.") for w in _words(hydra)
+    )
 
 
 def _tidy(folder: Path, keep: bool) -> None:
@@ -796,7 +904,13 @@ def _tidy(folder: Path, keep: bool) -> None:
         done_with.unlink(missing_ok=True)
     if not keep:
         (folder / "multirun.yaml").unlink(missing_ok=True)
-    for path in (*folder.glob("*/%j"), *folder.glob("*"), folder, folder.parent, folder.parent.parent):
+    for path in (
+        *folder.glob("*/%j"),
+        *folder.glob("*"),
+        folder,
+        folder.parent,
+        folder.parent.parent,
+    ):
         with contextlib.suppress(OSError):
             path.rmdir()  # fails if the folder is not empty
 
@@ -810,26 +924,43 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
     text = f"{error}\n{error.__cause__ or ''}"
     if override := re.search(r"In '[^']+': Could not override '([^']+)'", text):
         return _no_override(override[1])
-    missing = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in '", text)
+    missing = re.search(
+        r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in '", text
+    )
     if missing:
         full = re.search(r"full_key: (\S+)", text)
-        return _no_such_knob(full[1] if full else next(filter(None, missing.groups())), config_name, overrides)
+        return _no_such_knob(
+            full[1] if full else next(filter(None, missing.groups())), config_name, overrides
+        )
     option = re.search(
-        r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config search|$)", text, re.DOTALL
+        r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config"
+        r" search|$)",
+        text,
+        re.DOTALL,
     )
     if option:
         return _no_such_option(option[1], option[2], option[3], config_name, overrides)
     absent = re.search(r"In '[^']+': Could not (?:load|find) '([^']+)'", text)
     if absent:
-        return f"defaults: {absent[1]}: no such config; a step is declared as /stage@steps.NAME: STAGE"
-    ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=(.*?)'\s+1\. To use it as a list", text, re.DOTALL)
+        return (
+            f"defaults: {absent[1]}: no such config; a step is declared as /stage@steps.NAME: STAGE"
+        )
+    ambiguous = re.search(
+        r"Ambiguous value for argument '([^'=]+)=(.*?)'\s+1\. To use it as a list", text, re.DOTALL
+    )
     if ambiguous:
         key, value = ambiguous.groups()
         if all(map(is_outside, value.split(","))):
             return f"{key}: several are a list: '{key}=[{value}]'"
         if is_path(value):
-            return f"{key}: a path with a comma in it is taken for several values{reference_hint(value)}"
-        return f"{key}={value}: several values are a list, {key}=[{value}], or a sweep over them, with --multirun"
+            return (
+                f"{key}: a path with a comma in it is taken for several"
+                f" values{reference_hint(value)}"
+            )
+        return (
+            f"{key}={value}: several values are a list, {key}=[{value}], or a sweep over them, with"
+            " --multirun"
+        )
     if several := re.search(r"Sweep parameters '([^'=]+)=.*' requires --multirun", text):
         return f"{several[1]}: several values are a sweep; give -m (--multirun) too"
     choose = re.search(r"You must specify '([^']+)'.*?Available options:\s*(.*)", text, re.DOTALL)
@@ -838,27 +969,40 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
         names = choose[2].split()
         first = "quickstart" if "quickstart" in names else names[0]
         return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
-    if "Cannot merge DictConfig with ListConfig" in text and (at := re.search(r"full_key: (\S+)", text)):
+    if "Cannot merge DictConfig with ListConfig" in text and (
+        at := re.search(r"full_key: (\S+)", text)
+    ):
         return expected_names(at[1])
     null = re.search(r"not Optional|Incompatible value 'None'", text)
     if null and (at := re.search(r"full_key: (\S+)", text)):
         return f"{at[1]}: expected a value, got null; leave it out for the default"
     # An error in a YAML file; Hydra does not give its place.
     text = text.replace(
-        "Cannot merge DictConfig with ListConfig", "a list is given where names with values are expected"
+        "Cannot merge DictConfig with ListConfig",
+        "a list is given where names with values are expected",
     )
-    return " ".join(text.split()).replace(" full_key:", ", at").partition(" object_type=")[0].removesuffix(", at")
+    return (
+        " ".join(text.split())
+        .replace(" full_key:", ", at")
+        .partition(" object_type=")[0]
+        .removesuffix(", at")
+    )
 
 
 def _no_override(group: str) -> str:
     """Explain why an `override` in a defaults list has nothing to override."""
     if group == "sweep":
-        return "defaults: override /sweep: a sweep changes the steps of a pipeline, so it is chosen by sweep=NAME alone"
+        return (
+            "defaults: override /sweep: a sweep changes the steps of a pipeline, so it is chosen by"
+            " sweep=NAME alone"
+        )
     near = did_you_mean(difflib.get_close_matches(group, ("hardware", "tracker", "launcher"), n=1))
     return f"defaults: override /{group}: no config before it chooses that{near}"
 
 
-def _no_such_option(group: str, name: str, listed: str, config_name: str, overrides: Sequence[str]) -> str:
+def _no_such_option(
+    group: str, name: str, listed: str, config_name: str, overrides: Sequence[str]
+) -> str:
     """Return the error line on a config that its group does not have.
 
     Args:
@@ -874,18 +1018,27 @@ def _no_such_option(group: str, name: str, listed: str, config_name: str, overri
             # Hydra knows the group, but this stage has no model.
             return no_such_knob(stage, "model")
     if group == "hydra/launcher":
-        return f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use launcher=basic"
+        return (
+            f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use"
+            " launcher=basic"
+        )
     near = difflib.get_close_matches(name, options, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     own = "; your own come with --config-dir FOLDER" if group == "pipeline" else ""
-    own += f"; one that was trained is given as inputs.model={name}" if group == "model" and "/" in name else ""
+    own += (
+        f"; one that was trained is given as inputs.model={name}"
+        if group == "model" and "/" in name
+        else ""
+    )
     return f"{group}={name}: no such {group}{hint}; there are: {', '.join(options)}{own}"
 
 
 def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
     """Return the error line on an unknown knob, with the knob that was probably meant."""
     if config_name == "model_sizes":
-        near = difflib.get_close_matches(key.rpartition(".")[2], [knob.name for knob in fields(ModelConfig)], n=1)
+        near = difflib.get_close_matches(
+            key.rpartition(".")[2], [knob.name for knob in fields(ModelConfig)], n=1
+        )
         return f"{key}: no such knob{did_you_mean(near)}; align model --help lists them"
     if config_name == "stage":
         return no_such_knob(_stage_given(overrides), key)
@@ -894,14 +1047,27 @@ def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
     if not key.startswith("steps."):
         having = [step for step, stage in stages.items() if key in knobs_of(STAGES[stage])]
         if having:
-            return f"{key}: no such setting; a step's knob is steps.STEP.{key}, of {', '.join(having)}"
+            return (
+                f"{key}: no such setting; a step's knob is steps.STEP.{key}, of {', '.join(having)}"
+            )
         ours = next((name for name in OURS.get(key, ()) if name in knobs_of(RunConfig)), None)
         in_steps = [] if ours else _of_steps(stages, key)
         if in_steps:
-            there_is = "a step's knob is steps.STEP.KNOB" if in_steps[0].startswith("steps.") else "there is"
+            there_is = (
+                "a step's knob is steps.STEP.KNOB"
+                if in_steps[0].startswith("steps.")
+                else "there is"
+            )
             return f"{key}: no such setting; {there_is}: {', '.join(in_steps)}"
-        near = [ours] if ours else difflib.get_close_matches(key, [*knobs_of(RunConfig)], n=1, cutoff=CUTOFF)
-        return f"{key}: no such knob{did_you_mean(near)}; align run --help lists the settings, align STAGE --help knobs"
+        near = (
+            [ours]
+            if ours
+            else difflib.get_close_matches(key, [*knobs_of(RunConfig)], n=1, cutoff=CUTOFF)
+        )
+        return (
+            f"{key}: no such knob{did_you_mean(near)}; align run --help lists the settings, align"
+            " STAGE --help knobs"
+        )
     if rest and head in stages:
         return no_such_knob(stages[head], rest, f"steps.{head}.")
     near = difflib.get_close_matches(head, stages, n=1)

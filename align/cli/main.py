@@ -67,7 +67,11 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     # These verbs use argparse: `store=FOLDER` becomes an option, `debug=true` is removed.
     if verb not in _COMPOSED and verb in _VERBS:
-        rest = [f"--{word}" if word.startswith("store=") else word for word in rest if word != "debug=true"]
+        rest = [
+            f"--{word}" if word.startswith("store=") else word
+            for word in rest
+            if word != "debug=true"
+        ]
     if verb == "artifacts":
         from align.cli.artifacts import main as artifacts
 
@@ -166,7 +170,10 @@ def _of_model(arguments: list[str]) -> list[str]:
     from align.configs import ModelConfig
 
     knobs = {knob.name for knob in fields(ModelConfig)}
-    return [f"model.{word}" if word.partition("=")[0].partition(".")[0] in knobs else word for word in arguments]
+    return [
+        f"model.{word}" if word.partition("=")[0].partition(".")[0] in knobs else word
+        for word in arguments
+    ]
 
 
 def _model(cfg: DictConfig) -> int:
@@ -183,7 +190,13 @@ def _show(arguments: list[str]) -> int:
 
     options, knobs = show_options(arguments)
 
-    return run("stage", knobs, _answered(lambda cfg: show_source(cfg, options)), records=False, stage="data")
+    return run(
+        "stage",
+        knobs,
+        _answered(lambda cfg: show_source(cfg, options)),
+        records=False,
+        stage="data",
+    )
 
 
 def _answered(act: Callable[[DictConfig], int]) -> Callable[[DictConfig, Places], int]:
@@ -253,7 +266,10 @@ def _guarded(act: Act) -> Callable[[DictConfig, Places], int]:
         debug = _setting(cfg, "debug") is True
         member = sweep_member()
         try:
-            with recorded(member if act is _run else None) as outcomes, naming_the_world(str(_setting(cfg, "store"))):
+            with (
+                recorded(member if act is _run else None) as outcomes,
+                naming_the_world(str(_setting(cfg, "store"))),
+            ):
                 settings, steps, store = _planned(cfg, places)
                 outcomes.extend(act(settings, steps, store, member))
             return 0
@@ -268,7 +284,9 @@ def _guarded(act: Act) -> Callable[[DictConfig, Places], int]:
     return task
 
 
-def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: Member | None) -> list[Outcome]:
+def _plan(
+    settings: RunConfig, steps: list[Step], store: ArtifactStore, member: Member | None
+) -> list[Outcome]:
     from align.cli.output import show_plan
     from align.pipeline.estimate import step_costs
 
@@ -284,7 +302,9 @@ def _plan(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: 
     return []
 
 
-def _run(settings: RunConfig, steps: list[Step], store: ArtifactStore, member: Member | None) -> list[Outcome]:
+def _run(
+    settings: RunConfig, steps: list[Step], store: ArtifactStore, member: Member | None
+) -> list[Outcome]:
     from align.cli.output import report_on_run, show_outcomes
     from align.pipeline.run import run_pipeline
 
@@ -307,7 +327,9 @@ def _told(error: Exception, debug: bool) -> int:
             print(f"error: {one_line(line)}", file=sys.stderr)
         return error.exit_code
     said = one_line(f"{type(error).__name__}: {error}")
-    print(f"error: {said} (a defect of align, not of yours; debug=true shows where)", file=sys.stderr)
+    print(
+        f"error: {said} (a defect of align, not of yours; debug=true shows where)", file=sys.stderr
+    )
     return 1
 
 
@@ -326,7 +348,9 @@ def _complete(arguments: list[str]) -> int:
             print(" ".join(verb for verb in verbs if verb.startswith(words[-1])))
             return 0
         stage = words[1] if words[1] in STAGES else None
-        os.environ["COMP_LINE"] = " ".join([words[0], *([f"stage@_global_={stage}"] if stage else []), *words[2:]])
+        os.environ["COMP_LINE"] = " ".join(
+            [words[0], *([f"stage@_global_={stage}"] if stage else []), *words[2:]]
+        )
         if stage is not None:
             return run("stage", arguments, lambda cfg, places: 0, stage=stage)
         if words[1] == "model":

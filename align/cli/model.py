@@ -27,12 +27,18 @@ _PER_PARAMETER = 20  # tokens per parameter [Hoffmann et al. 2022 (Chinchilla), 
 # Tokens that a published model was trained on, and the source of that number.
 _TRAINED_ON = {
     **dict.fromkeys(
-        [f"gpt3_{size}" for size in ("small", "medium", "large", "xl", "2_7b", "6_7b", "13b", "175b")],
+        [
+            f"gpt3_{size}"
+            for size in ("small", "medium", "large", "xl", "2_7b", "6_7b", "13b", "175b")
+        ],
         (300e9, "GPT-3, table 2.1"),
     ),
     **dict.fromkeys([f"llama_{size}" for size in ("7b", "13b")], (1.0e12, "LLaMA, table 2")),
     **dict.fromkeys([f"llama_{size}" for size in ("33b", "65b")], (1.4e12, "LLaMA, table 2")),
-    **dict.fromkeys([f"t5_{size}" for size in ("small", "base", "large", "3b", "11b")], (1.0e12, "T5, section 3.7")),
+    **dict.fromkeys(
+        [f"t5_{size}" for size in ("small", "base", "large", "3b", "11b")],
+        (1.0e12, "T5, section 3.7"),
+    ),
 }
 
 
@@ -75,11 +81,15 @@ def _tokens(cfg: DictConfig, published: str) -> tuple[float | None, str]:
     except (TypeError, ValueError, OverflowError):
         tokens = 0.0
     if not 0 < tokens < float("inf"):
-        raise ConfigError(f"tokens: expected a number above 0, as in tokens=300e9, got {cfg.tokens!r}")
+        raise ConfigError(
+            f"tokens: expected a number above 0, as in tokens=300e9, got {cfg.tokens!r}"
+        )
     return tokens, "as given"
 
 
-def _account(name: str, model: ModelConfig, made_of: list[Weight], tokens: float | None, source: str) -> dict[str, Any]:
+def _account(
+    name: str, model: ModelConfig, made_of: list[Weight], tokens: float | None, source: str
+) -> dict[str, Any]:
     number = parameters(made_of)
     tokens = tokens if tokens is not None else float(_PER_PARAMETER * number)
     a_token = training_flops(model, made_of, model.context_length)
@@ -114,17 +124,34 @@ def _account(name: str, model: ModelConfig, made_of: list[Weight], tokens: float
 
 def _print(account: dict[str, Any]) -> None:
     a = account
-    shape = f"{a['num_layers']} layers x {a['hidden_size']:,}, {a['num_heads']} heads, {a['vocab_size']:,} entries"
+    shape = (
+        f"{a['num_layers']} layers x {a['hidden_size']:,}, {a['num_heads']} heads,"
+        f" {a['vocab_size']:,} entries"
+    )
     print(f"model:         {a['model']} ({a['architecture']})")
-    print(f"parameters:    {a['parameters']:,}; {a['parameters_without_embeddings']:,} without embeddings")
+    print(
+        f"parameters:    {a['parameters']:,}; {a['parameters_without_embeddings']:,} without"
+        " embeddings"
+    )
     print(f"shape:         {shape}")
     print(f"context:       {a['context_length']:,} tokens")
-    print(f"FLOPs a token: {a['training_flops_per_token']:.3g}, forward and backward, rows of the whole context")
-    print(f"FLOPs in all:  {a['training_flops']:.3g} for {short(a['tokens'])} tokens ({a['tokens_source']})")
-    print("\nGB in training, besides activations (weights in float32; bf16: and their copies under autocast)")
+    print(
+        f"FLOPs a token: {a['training_flops_per_token']:.3g}, forward and backward, rows of the"
+        " whole context"
+    )
+    print(
+        f"FLOPs in all:  {a['training_flops']:.3g} for {short(a['tokens'])} tokens"
+        f" ({a['tokens_source']})"
+    )
+    print(
+        "\nGB in training, besides activations (weights in float32; bf16: and their copies under"
+        " autocast)"
+    )
     table = Table(box=None, pad_edge=False)
     for column in ("precision", "optimizer", "weights", "gradients", "its state", "all"):
-        table.add_column(column, justify="left" if column in ("precision", "optimizer") else "right")
+        table.add_column(
+            column, justify="left" if column in ("precision", "optimizer") else "right"
+        )
     for precision, by_optimizer in a["memory_bytes"].items():
         for optimizer, held in by_optimizer.items():
             table.add_row(precision, optimizer, *(f"{held[part] / 1e9:,.3g}" for part in held))

@@ -37,7 +37,9 @@ _CLOSING_LINES = 4  # the number of steps, the report, the artifacts, W&B's runs
 _STYLES = {"good": "green", "bad": "red", "warning": "yellow", "neutral": ""}
 
 
-def show_plan(steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, member: Member | None) -> None:
+def show_plan(
+    steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, member: Member | None
+) -> None:
     if as_json:
         _print_json([step.described() | costs[step.label]._asdict() for step in steps], member)
         return
@@ -61,7 +63,10 @@ def show_plan(steps: Sequence[Step], costs: Mapping[str, Cost], as_json: bool, m
         for reason, names in reasons.items():
             print_sentence(console, f"{', '.join(names)}: {reason}")
         console.print()
-    chosen = {precision: [step.name for step in steps if _precision(step) == precision] for precision in PRECISIONS}
+    chosen = {
+        precision: [step.name for step in steps if _precision(step) == precision]
+        for precision in PRECISIONS
+    }
     chosen = {precision: names for precision, names in chosen.items() if names}
     for precision, names in chosen.items():
         where = f": {', '.join(names)}" if len(chosen) > 1 else ""
@@ -76,7 +81,11 @@ def _precision(step: Step) -> str | None:
 
 def _print_json(rows: list[dict[str, Any]], member: Member | None) -> None:
     """Print the rows as a JSON list; in a sweep, one line for each member, with its overrides."""
-    print(json.dumps(rows, indent=1) if member is None else json.dumps({"overrides": member.overrides, "steps": rows}))
+    print(
+        json.dumps(rows, indent=1)
+        if member is None
+        else json.dumps({"overrides": member.overrides, "steps": rows})
+    )
 
 
 def show_outcomes(
@@ -100,13 +109,17 @@ def show_outcomes(
     for line, style in result_lines(made, last, console.width, is_member=member is not None):
         console.print(Text(line, style=style, no_wrap=True, overflow="ignore"), crop=False)
     ran = sum(not outcome.cached for outcome in outcomes)
-    console.print(f"{ran} run, {len(outcomes) - ran} cached, {sum(o.seconds for o in outcomes):.1f} s")
+    console.print(
+        f"{ran} run, {len(outcomes) - ran} cached, {sum(o.seconds for o in outcomes):.1f} s"
+    )
     if report is not None:
         shown = report.relative_to(Path.cwd()) if report.is_relative_to(Path.cwd()) else report
         console.print(f"report:    {shown}", soft_wrap=True)
     if member is not None:  # the sweep prints the rest at its end
         return
-    root = store.root.relative_to(Path.cwd()) if store.root.is_relative_to(Path.cwd()) else store.root
+    root = (
+        store.root.relative_to(Path.cwd()) if store.root.is_relative_to(Path.cwd()) else store.root
+    )
     given = "" if str(root) == "artifacts" else f" --store {root}"
     console.print(f"artifacts: align artifacts ls{given}", soft_wrap=True)
     if tracked and ran:
@@ -116,7 +129,9 @@ def show_outcomes(
         console.print(said, soft_wrap=True)
 
 
-def result_lines(made: Sequence[Made], last: Made, width: int, is_member: bool = False) -> list[tuple[str, str]]:
+def result_lines(
+    made: Sequence[Made], last: Made, width: int, is_member: bool = False
+) -> list[tuple[str, str]]:
     """Return the result of a run as (line, style) pairs, with lines of at most `width` characters.
 
     Args:
@@ -135,7 +150,12 @@ def result_lines(made: Sequence[Made], last: Made, width: int, is_member: bool =
         broken = sentence_lines(line.text, width)
         if number and len(lines) + len(broken) > _SENTENCE_LINES:
             left_out = len(sentences) - number
-            lines.append((f"{left_out} more warning{'s' * (left_out > 1)}: in the report.", _STYLES["warning"]))
+            lines.append(
+                (
+                    f"{left_out} more warning{'s' * (left_out > 1)}: in the report.",
+                    _STYLES["warning"],
+                )
+            )
             break
         lines += [(text, _STYLES[line.tone]) for text in broken]
     if is_member and is_evaluated:
@@ -166,7 +186,9 @@ def _table(made: Sequence[Made], last: Made) -> tuple[tables.Table, list[str]]:
             shown = "Answers are sampled at temperature 1."
         notes.append(f"{shown} Seconds are those of all steps that a model was made by.")
         if tasks.rows:
-            notes.append(f"Figures on {len(tasks.rows)} task{'s' * (len(tasks.rows) > 1)}: in the report.")
+            notes.append(
+                f"Figures on {len(tasks.rows)} task{'s' * (len(tasks.rows) > 1)}: in the report."
+            )
     elif tasks.rows:
         table = tasks
         notes.append("With 95 % intervals; * is beyond chance.")
@@ -177,7 +199,9 @@ def _table(made: Sequence[Made], last: Made) -> tuple[tables.Table, list[str]]:
     return table, notes
 
 
-def _fitted(table: tables.Table, width: int, room: int, from_end: bool) -> tuple[list[tuple[str, str]], int]:
+def _fitted(
+    table: tables.Table, width: int, room: int, from_end: bool
+) -> tuple[list[tuple[str, str]], int]:
     """Return the rows that fit into `room` lines, at least one, and the number left out.
 
     Args:
@@ -187,13 +211,19 @@ def _fitted(table: tables.Table, width: int, room: int, from_end: bool) -> tuple
         rows = table.rows[-count:] if from_end else table.rows[:count]
         if not rows[0][0]:  # it continues a row that is left out
             continue
-        lines = [(line, style) for block, style in table_lines(table.columns, rows, width) for line in block]
+        lines = [
+            (line, style)
+            for block, style in table_lines(table.columns, rows, width)
+            for line in block
+        ]
         if len(lines) <= room or count == 1:
             return lines, len(table.rows) - count
     return [], len(table.rows)
 
 
-def report_on_run(outcomes: Sequence[Outcome], store: ArtifactStore, name: str, member: Member | None) -> Path | None:
+def report_on_run(
+    outcomes: Sequence[Outcome], store: ArtifactStore, name: str, member: Member | None
+) -> Path | None:
     """Write the report on a run and return its path; None if nothing was evaluated.
 
     The page is rewritten if the run made something, or if the page is missing. The report of a

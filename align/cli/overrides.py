@@ -19,7 +19,16 @@ from align.configs.typed import literal
 from align.errors import ConfigError
 from align.store.references import SCHEMES, hint, is_path
 
-_STARTS = (*(f"{scheme}:" for scheme in SCHEMES), "/", "./", "../", "~/", "http://", "https://", "file://")
+_STARTS = (
+    *(f"{scheme}:" for scheme in SCHEMES),
+    "/",
+    "./",
+    "../",
+    "~/",
+    "http://",
+    "https://",
+    "file://",
+)
 _IN_NAMES, _BACKSLASH = re.compile(r"[:()=,\s\[\]{}]"), r"\\\g<0>"
 _DICTIONARY = re.compile(r"\{([^{}]*)\}")
 _PLAIN = re.compile(r"[A-Za-z0-9_/\-+.%@?|:]*")  # text that Hydra reads unchanged
@@ -43,7 +52,9 @@ def _quoted(word: str, is_sweep: bool) -> str:
         return f"{key}={_DICTIONARY.sub(_escaped_names, value)}"
     if value.startswith("[") and value.endswith("]"):
         parts = [part.strip() for part in value[1:-1].split(",")]
-        if any(part.startswith(("'", '"')) for part in parts) or not any(part.startswith(_STARTS) for part in parts):
+        if any(part.startswith(("'", '"')) for part in parts) or not any(
+            part.startswith(_STARTS) for part in parts
+        ):
             return word
         return f"{key}=[{','.join(map(_quoted_reference, _rejoined(parts)))}]"
     if not value.startswith(_STARTS):
@@ -69,7 +80,11 @@ def _escaped_names(dictionary: re.Match[str]) -> str:
     pairs = [item.strip().rpartition(":") for item in items]
     if not all(":" in name for name, _, _ in pairs):
         return dictionary[0]
-    return "{" + ",".join(f"{_IN_NAMES.sub(_BACKSLASH, name)}:{weight}" for name, _, weight in pairs) + "}"
+    return (
+        "{"
+        + ",".join(f"{_IN_NAMES.sub(_BACKSLASH, name)}:{weight}" for name, _, weight in pairs)
+        + "}"
+    )
 
 
 def _rejoined(parts: Sequence[str]) -> list[str]:
@@ -119,12 +134,14 @@ def check_grammar(overrides: Sequence[str]) -> None:
                 raise ConfigError(f"{key}: Hydra cannot read {value!r}{hint(value)}") from None
             if "reward_functions" in key:
                 raise ConfigError(
-                    f"{key}: Hydra cannot read this; give 'reward_functions={{MODULE:FUNCTION:WEIGHT}}', or write it "
-                    f"in YAML where a name has quotation marks or a backslash"
+                    f"{key}: Hydra cannot read this; give"
+                    " 'reward_functions={MODULE:FUNCTION:WEIGHT}', or write it in YAML where a"
+                    " name has quotation marks or a backslash"
                 ) from None
             again = shlex.quote(f"{key}={_as_text(value)}")
             raise ConfigError(
-                f"{key}: Hydra cannot read {value!r}; if it is meant as text, write it with quotes inside: {again}"
+                f"{key}: Hydra cannot read {value!r}; if it is meant as text, write it with quotes"
+                f" inside: {again}"
             ) from None
 
 

@@ -24,16 +24,24 @@ def main(arguments: list[str]) -> int:
         "refs",
         nargs="+",
         metavar="REF",
-        help="PIPELINE (the latest of its steps, and those that are not finished), PIPELINE/STEP[:vN] or STAGE@KEY",
+        help=(
+            "PIPELINE (the latest of its steps, and those that are not finished),"
+            " PIPELINE/STEP[:vN] or STAGE@KEY"
+        ),
     )
     parser.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     parser.add_argument(
-        "--out", metavar="FILE.html", help="default: STORE/reports/REF.html; a .md file comes beside it"
+        "--out",
+        metavar="FILE.html",
+        help="default: STORE/reports/REF.html; a .md file comes beside it",
     )
     parser.add_argument(
         "--follow",
         action="store_true",
-        help="write the page again every few seconds, while steps run; it reloads itself; end with Ctrl-C",
+        help=(
+            "write the page again every few seconds, while steps run; it reloads itself; end with"
+            " Ctrl-C"
+        ),
     )
     options = parser.parse_args(arguments)
     store = existing_store(options.store)
@@ -42,7 +50,11 @@ def main(arguments: list[str]) -> int:
     from align.report.page import file_name, write_report
 
     title = ", ".join(options.refs)
-    out = Path(options.out) if options.out else store.root / "reports" / file_name("+".join(options.refs))
+    out = (
+        Path(options.out)
+        if options.out
+        else store.root / "reports" / file_name("+".join(options.refs))
+    )
     if options.follow:
         _follow(store, options.refs, out, title)
     else:
@@ -59,7 +71,9 @@ def _follow(store: ArtifactStore, refs: Sequence[str], out: Path, title: str) ->
         begun = time.process_time()
         write_report(store, refs, out, title, follows=True)
         print(out, flush=True)
-        print("open it in a browser: it reloads itself; Ctrl-C ends this", file=sys.stderr, flush=True)
+        print(
+            "open it in a browser: it reloads itself; Ctrl-C ends this", file=sys.stderr, flush=True
+        )
         while True:
             time.sleep(max(RELOAD_SECONDS, _APART * (time.process_time() - begun)))
             begun = time.process_time()
@@ -70,4 +84,7 @@ def _follow(store: ArtifactStore, refs: Sequence[str], out: Path, title: str) ->
                 print(f"{error}; the page stays as it is", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         write_report(store, refs, out, title)
-        print(f"\n{out}: written for the last time; it does not reload itself any more", file=sys.stderr)
+        print(
+            f"\n{out}: written for the last time; it does not reload itself any more",
+            file=sys.stderr,
+        )

@@ -17,19 +17,37 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "prompt",
         nargs="*",
-        help="what a model that was taught to answer is asked, or how a text begins; none: a new text",
+        help=(
+            "what a model that was taught to answer is asked, or how a text begins; none: a new"
+            " text"
+        ),
     )
     parser.add_argument(
-        "--temperature", type=_numbers, default=[0.7, 1.0], metavar="T,T", help="0: the likeliest; default: 0.7,1"
+        "--temperature",
+        type=_numbers,
+        default=[0.7, 1.0],
+        metavar="T,T",
+        help="0: the likeliest; default: 0.7,1",
     )
-    parser.add_argument("--tokens", type=int, default=100, metavar="N", help="at most so many; default: 100")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sampled from; default: 1")
+    parser.add_argument(
+        "--tokens", type=int, default=100, metavar="N", help="at most so many; default: 100"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="sampled from; default: 1"
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--raw", action="store_true", help="continue each prompt as plain text, without chat template")
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="continue each prompt as plain text, without chat template",
+    )
     parser.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
     options = parser.parse_intermixed_args(arguments)
     for name, value, ok, allowed in (
-        *(("--temperature", t, 0 <= t < float("inf"), "numbers from 0 up") for t in options.temperature),
+        *(
+            ("--temperature", t, 0 <= t < float("inf"), "numbers from 0 up")
+            for t in options.temperature
+        ),
         ("--tokens", options.tokens, options.tokens > 0, "a number above 0"),
         ("--top-p", options.top_p, 0 < options.top_p <= 1, "a number above 0 and at most 1"),
     ):
@@ -38,7 +56,11 @@ def main(arguments: list[str]) -> int:
     store = existing_store(options.store)
     artifact = store.find(options.ref)
     if artifact.kind != "model":
-        told = "; its folder has some of its answers, in predictions.jsonl" if artifact.kind == "seq2seq_model" else ""
+        told = (
+            "; its folder has some of its answers, in predictions.jsonl"
+            if artifact.kind == "seq2seq_model"
+            else ""
+        )
         raise ConfigError(f"{options.ref}: expected a model, got a {artifact.kind}{told}")
     store.verify(artifact)
     answers = bool(options.prompt) and not options.raw and learned_dialogues(store, artifact)
@@ -71,12 +93,16 @@ def _write(artifact: Artifact, prompts: list[str], options: Namespace, answers: 
 
     model, tokenizer = load_model(artifact.path), load_tokenizer(artifact.path)
     if answers:
-        encoded = encode_prompts(tokenizer, [[{"role": "user", "content": prompt}] for prompt in prompts])
+        encoded = encode_prompts(
+            tokenizer, [[{"role": "user", "content": prompt}] for prompt in prompts]
+        )
     else:
         encoded = [encode_context(tokenizer, prompt) for prompt in prompts]
     room = context_length(model) - max(map(len, encoded))
     if room <= 0:
-        raise ConfigError(f"prompt: expected less than the model's context of {context_length(model)} tokens")
+        raise ConfigError(
+            f"prompt: expected less than the model's context of {context_length(model)} tokens"
+        )
     console = wide_console()
     for temperature in options.temperature:
         console.print(Text(f"temperature {temperature:g}", style="dim"))

@@ -41,7 +41,9 @@ _MEANING = {
     "documents": "a language model is trained on all of the text",
     "demonstrations": "marked: what the model is trained to write",
     "prompts": "nothing is trained on: the model answers after the last line",
-    "comparisons": "marked: the responses, best first; a reward model scores each at its last token",
+    "comparisons": (
+        "marked: the responses, best first; a reward model scores each at its last token"
+    ),
     "items": "marked: the candidates, scored after their context",
     "labelled": "the columns that finetune reads",
 }
@@ -73,7 +75,9 @@ def show_source(cfg: DictConfig, options: Namespace) -> int:
     return show(data, settings.data_root, options.show, tokenizer)
 
 
-def show(cfg: Data, data_root: str | None, count: int, tokenizer: PreTrainedTokenizerBase | None) -> int:
+def show(
+    cfg: Data, data_root: str | None, count: int, tokenizer: PreTrainedTokenizerBase | None
+) -> int:
     """Print the first `count` rows of a source; with a tokenizer, as its chat template writes them.
 
     Raises:
@@ -95,22 +99,37 @@ def show(cfg: Data, data_root: str | None, count: int, tokenizer: PreTrainedToke
     by = "in colour" if _has_colours(console) else f"in {_OPENED} {_CLOSED}"
     console.print(Text(f"{cfg.record}; {_MEANING[cfg.record].replace('marked', by)}", style="dim"))
     if tokenizer is None and cfg.record != "labelled":
-        console.print(Text("--tokenizer REF shows the text as that model's chat template writes it", style="dim"))
+        console.print(
+            Text(
+                "--tokenizer REF shows the text as that model's chat template writes it",
+                style="dim",
+            )
+        )
     if problems:
         raise ConfigError("\nerror: ".join(problems))
     return 0
 
 
-def _show_row(console: Console, record: str, look: Look, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def _show_row(
+    console: Console, record: str, look: Look, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
     console.print(Text(look.where, style="bold"))
     if look.raw is not None:
-        _part(console, "as it came", [_line(f"{k}: {_short(_as_json(v), _MOST_RAW)}") for k, v in look.raw.items()])
+        _part(
+            console,
+            "as it came",
+            [_line(f"{k}: {_short(_as_json(v), _MOST_RAW)}") for k, v in look.raw.items()],
+        )
     if look.problem or look.note:
         _part(console, "no record", [_line(look.problem or look.note)])
     for split, row in look.made[:_MOST_ROWS]:
         render = _plain if tokenizer is None else _encoded
         title, blocks = render(record, row, tokenizer)
-        extra = [f"{k}: {_short(_as_json(v), _MOST_RAW)}" for k, v in row.items() if k not in _SHOWN[record]]
+        extra = [
+            f"{k}: {_short(_as_json(v), _MOST_RAW)}"
+            for k, v in row.items()
+            if k not in _SHOWN[record]
+        ]
         _part(console, f"{record}, {split}{title}", [*blocks, *map(_line, extra)])
     if len(look.made) > _MOST_ROWS:
         console.print(Text(f"  and {len(look.made) - _MOST_ROWS:,} more of this row"))
@@ -138,13 +157,20 @@ def _plain(record: str, row: Row, tokenizer: None) -> tuple[str, list[Block]]:
     if record == "documents":
         return "", [_line(row["text"])]
     if record == "items":
-        return "", [_candidate(row, i, [(row["contexts"][i], False)]) for i in range(len(row["completions"]))]
+        return "", [
+            _candidate(row, i, [(row["contexts"][i], False)])
+            for i in range(len(row["completions"]))
+        ]
     if record == "labelled":
         return "", []
     messages = row["messages"] if record == "demonstrations" else row["prompt"]
     blocks: list[Block] = []
     for message in messages:
-        is_trained = record == "demonstrations" and message["role"] == "assistant" and message.get("weight") != 0
+        is_trained = (
+            record == "demonstrations"
+            and message["role"] == "assistant"
+            and message.get("weight") != 0
+        )
         said = " ".join(filter(None, (message["content"], message.get("tool_calls"))))
         blocks.append([(f"{message['role']}: ", False), (said, is_trained)])
     if record == "prompts":
@@ -155,7 +181,11 @@ def _plain(record: str, row: Row, tokenizer: None) -> tuple[str, list[Block]]:
 
 
 def _candidate(row: Row, i: int, context: Block) -> Block:
-    return [("right: " if row["labels"][i] else "wrong: ", False), *context, (row["completions"][i], True)]
+    return [
+        ("right: " if row["labels"][i] else "wrong: ", False),
+        *context,
+        (row["completions"][i], True),
+    ]
 
 
 def _ranked(row: Row) -> list[tuple[int, str]]:
@@ -164,7 +194,13 @@ def _ranked(row: Row) -> list[tuple[int, str]]:
 
 def _encoded(record: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Block]]:
     """Return a record as the model reads it: encoded, then decoded back into text."""
-    from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, encode_prompts, takes_tools
+    from align.text.chat import (
+        TemplateRefusal,
+        encode_conversations,
+        encode_dialogues,
+        encode_prompts,
+        takes_tools,
+    )
     from align.text.encoding import encode_texts
 
     try:
@@ -173,7 +209,9 @@ def _encoded(record: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple
             return f", {len(ids):,} tokens", [[(_decoded(tokenizer, ids), False)]]
         if record == "demonstrations":
             tools = row.get("tools") if takes_tools(tokenizer) else None  # as in supervised tuning
-            ((ids, by_assistant),) = encode_conversations(tokenizer, [row["messages"]], "row", [tools])
+            ((ids, by_assistant),) = encode_conversations(
+                tokenizer, [row["messages"]], "row", [tools]
+            )
             counts = f", {len(ids):,} tokens, {sum(by_assistant):,} of them trained on"
             if tools is None and row.get("tools") is not None:
                 counts += "; this chat template writes no list of tools"
@@ -226,7 +264,9 @@ def _tokenizer(ref: str, store_root: str) -> PreTrainedTokenizerBase:
         store = ArtifactStore(store_root)
         artifact = store.find(ref, hint)
         if not (artifact.path / "tokenizer_config.json").is_file():
-            raise ConfigError(f"--tokenizer {ref}: expected a model or a tokenizer, got a {artifact.kind}")
+            raise ConfigError(
+                f"--tokenizer {ref}: expected a model or a tokenizer, got a {artifact.kind}"
+            )
         return load_tokenizer(artifact.path)
     from align.text.published import open_tokenizer
     from align.text.tokenizers import complete

@@ -36,9 +36,13 @@ def main(arguments: list[str]) -> int:
     show = verbs.add_parser("show", help="a table of its members, and a page with plots")
     show.add_argument("folder", nargs="?", help="the sweep's; default: the newest in the store")
     show.add_argument(
-        "--objective", metavar="METRIC", help="what the plots are about; default: the gold score, or the like"
+        "--objective",
+        metavar="METRIC",
+        help="what the plots are about; default: the gold score, or the like",
     )
-    show.add_argument("--json", action="store_true", help="JSON alone on standard output, and no page")
+    show.add_argument(
+        "--json", action="store_true", help="JSON alone on standard output, and no page"
+    )
     ls = verbs.add_parser("ls", help="the sweeps of the store")
     for verb in (show, ls):
         verb.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
@@ -48,11 +52,14 @@ def main(arguments: list[str]) -> int:
     if given is not None and not given.exists():
         given = Path(options.store) / "sweeps" / given  # only its name was given
     # The folder of a sweep is in the same store as the artifacts of its members.
-    store = ArtifactStore(options.store if given is None or given.parent.name != "sweeps" else given.parent.parent)
+    store = ArtifactStore(
+        options.store if given is None or given.parent.name != "sweeps" else given.parent.parent
+    )
     found = sweeps(store)
     if not found and given is None:
         raise StoreError(
-            f"{store.root}: no sweeps here yet; give a run several values and -m, or say where with --store"
+            f"{store.root}: no sweeps here yet; give a run several values and -m, or say where with"
+            " --store"
         )
     if options.verb == "ls":
         for folder in found:
@@ -103,7 +110,9 @@ def compare(folder: Path, records: Sequence[Record], wanted: str | None) -> None
     objective = objective_of(runs, wanted) if runs else None
     if wanted and objective != wanted:
         if not runs:
-            raise ConfigError(f"--objective {wanted}: no member is done yet; leave it out to see how each ended")
+            raise ConfigError(
+                f"--objective {wanted}: no member is done yet; leave it out to see how each ended"
+            )
         known = ", ".join(sorted({name for run in runs for name in run.metrics}))
         raise ConfigError(f"--objective {wanted}: not every member has it; they have: {known}")
     runs = _ranked(runs, objective)
@@ -129,7 +138,11 @@ def _ranked(runs: Sequence[Run], objective: str | None) -> list[Run]:
         return list(runs)
     sign = 1.0 if lower_is_better(objective) else -1.0
     settings = sorted(settings_of(runs), key=lambda setting: sign * setting.mean(objective)[0])
-    return [run for setting in settings for run in sorted(setting.runs, key=lambda run: sign * run.metrics[objective])]
+    return [
+        run
+        for setting in settings
+        for run in sorted(setting.runs, key=lambda run: sign * run.metrics[objective])
+    ]
 
 
 def _about_ranking(records: Sequence[Record], runs: Sequence[Run], objective: str | None) -> str:
@@ -138,22 +151,35 @@ def _about_ranking(records: Sequence[Record], runs: Sequence[Run], objective: st
         return "Not ranked: the members have no known metric in common; --objective names one."
     splits = splits_of(runs, objective)
     if len(splits) > 1:
-        return f"Not ranked: the members' {objective} is of different splits ({', '.join(sorted(splits))})."
+        return (
+            f"Not ranked: the members' {objective} is of different splits"
+            f" ({', '.join(sorted(splits))})."
+        )
     if are_alike(runs, objective):
         return f"Not ranked: {objective} is the same for all."
     better = "lower is better" if lower_is_better(objective) else "higher is better"
     if splits != {"test"}:
         return f"Ranked by {objective}{' on validation prompts' if splits else ''}, {better}."
-    step = next((name for record in records for name, a in reversed(record.made.items()) if a.kind == "evaluation"), "")
+    step = next(
+        (
+            name
+            for record in records
+            for name, a in reversed(record.made.items())
+            if a.kind == "evaluation"
+        ),
+        "",
+    )
     in_pipeline = any(knob.startswith("steps.") for record in records for knob in record.knobs)
     knob = f"steps.{step.partition('/')[2]}.split=validation" if in_pipeline else "split=validation"
     return (
-        f"Ranked by {objective} on test prompts, {better}. The first one's figure is too good, as it was chosen by "
-        f"these prompts; to choose by others: {knob}."
+        f"Ranked by {objective} on test prompts, {better}. The first one's figure is too good, as"
+        f" it was chosen by these prompts; to choose by others: {knob}."
     )
 
 
-def _print_members(console: Console, records: Sequence[Record], runs: Sequence[Run], objective: str | None) -> None:
+def _print_members(
+    console: Console, records: Sequence[Record], runs: Sequence[Run], objective: str | None
+) -> None:
     """Print the members that are done by rank, then the others.
 
     Errors go below the table, because they are long.
@@ -181,7 +207,9 @@ def _narrowed(table: Table, runs: Sequence[Run], objective: str | None, width: i
     while ("made" in table.columns or spare) and not _fits(table, width):
         left_out = "made" if "made" in table.columns else spare.pop()
         kept = [i for i, name in enumerate(table.columns) if name != left_out]
-        table = Table([table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows])
+        table = Table(
+            [table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows]
+        )
     return table
 
 

@@ -51,18 +51,25 @@ def read_yaml(file: Path, name: str = "") -> YamlFile:
     if node is None:
         return YamlFile({}, {})
     if not isinstance(values, dict):
-        raise ConfigError(f"{name}:{node.start_mark.line + 1}: expected names with values (name: value), got {values}")
+        raise ConfigError(
+            f"{name}:{node.start_mark.line + 1}: expected names with values (name: value), got"
+            f" {values}"
+        )
     return YamlFile(values, dict(_lines(node, "", name)))
 
 
-def _lines(node: yaml.Node, prefix: str, name: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, int]]:
+def _lines(
+    node: yaml.Node, prefix: str, name: str, above: tuple[int, ...] = ()
+) -> Iterator[tuple[str, int]]:
     """Yield each key below a node with its line.
 
     The node's values were constructed before this, so keys merged with `<<` are in the node
     already.
     """
     if id(node) in above:
-        raise ConfigError(f"{name}:{node.start_mark.line + 1}: a value that contains itself (&NAME and *NAME)")
+        raise ConfigError(
+            f"{name}:{node.start_mark.line + 1}: a value that contains itself (&NAME and *NAME)"
+        )
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             if prefix == "defaults.":
@@ -78,7 +85,8 @@ def _lines(node: yaml.Node, prefix: str, name: str, above: tuple[int, ...] = ())
         if not isinstance(key, yaml.ScalarNode) or key.tag != _TEXT:
             shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or names with values"
             raise ConfigError(
-                f'{name}:{line}: expected a name, got {shown}; write a name in quotes if it is text: "..."'
+                f"{name}:{line}: expected a name, got {shown}; write a name in quotes if it is"
+                ' text: "..."'
             )
         yield prefix + key.value, line
         yield from _lines(value, f"{prefix}{key.value}.", name, (*above, id(node)))
@@ -90,7 +98,9 @@ def _check_interpolation(node: yaml.ScalarNode, name: str) -> None:
         OmegaConf.create({"text": node.value})
     except GrammarParseError:
         hint = "write ${NAME}, or \\${ where it is text"
-        raise ConfigError(f"{name}:{node.start_mark.line + 1}: {node.value}: no interpolation; {hint}") from None
+        raise ConfigError(
+            f"{name}:{node.start_mark.line + 1}: {node.value}: no interpolation; {hint}"
+        ) from None
 
 
 _TEXT = "tag:yaml.org,2002:str"
@@ -114,7 +124,10 @@ def explain_yaml(error: Exception, name: str = "") -> str:
     """
     if isinstance(error, UnicodeDecodeError):
         line = error.object[: error.start].count(b"\n") + 1
-        return f"{name}:{line}: not UTF-8 text (byte 0x{error.object[error.start]:02x}); save the file as UTF-8"
+        return (
+            f"{name}:{line}: not UTF-8 text (byte 0x{error.object[error.start]:02x}); save the file"
+            " as UTF-8"
+        )
     if isinstance(error, yaml.reader.ReaderError):
         return f"{name}: not a text file: {error.reason} at character {error.position + 1}"
     if isinstance(error, RecursionError):
@@ -128,12 +141,23 @@ def explain_yaml(error: Exception, name: str = "") -> str:
     if "found duplicate key" in problem:
         first = error.context_mark
         key = problem.removeprefix("found duplicate key ")
-        return f"{where}: {key} is given twice" + (f" below line {first.line + 1}" if first else "") + "; keep one"
+        return (
+            f"{where}: {key} is given twice"
+            + (f" below line {first.line + 1}" if first else "")
+            + "; keep one"
+        )
     if "mapping values are not allowed" in problem:
-        before = str(mark.buffer or "").splitlines()[mark.line][: mark.column] if mark.buffer else ""
+        before = (
+            str(mark.buffer or "").splitlines()[mark.line][: mark.column] if mark.buffer else ""
+        )
         if ": " not in before:
-            return f"{where}: the line before it is no name: value; write its colon and a space behind"
-        return f'{where}: a second ": " in one line; write a text that holds ": " in quotes, or begin a new line'
+            return (
+                f"{where}: the line before it is no name: value; write its colon and a space behind"
+            )
+        return (
+            f'{where}: a second ": " in one line; write a text that holds ": " in quotes, or begin'
+            " a new line"
+        )
     if "could not find expected ':'" in problem:
         return f"{where}: the line before it is no name: value; write its colon and a space behind"
     if "expected a single document" in context:
@@ -143,7 +167,11 @@ def explain_yaml(error: Exception, name: str = "") -> str:
         return f"{where}: the tag {tag} is not supported; write plain values"
     if "'{'" in problem:
         return f'{where}: a {{ in {{ }}; write a value with ${{...}} in quotes there: "${{NAME}}"'
-    begun = f" ({context}, line {error.context_mark.line + 1})" if error.context_mark and context else ""
+    begun = (
+        f" ({context}, line {error.context_mark.line + 1})"
+        if error.context_mark and context
+        else ""
+    )
     return f"{where}: not YAML: {problem}{begun}"
 
 

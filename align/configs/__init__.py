@@ -17,7 +17,17 @@ import difflib
 
 from align.configs.evaluate import Evaluate, JudgeConfig, Prompt
 from align.configs.finetune import TASKS, Finetune
-from align.configs.knobs import MODELS, PRECISIONS, RECORDS, SPLITS, StageConfig, check_ranges, filled, knob, require
+from align.configs.knobs import (
+    MODELS,
+    PRECISIONS,
+    RECORDS,
+    SPLITS,
+    StageConfig,
+    check_ranges,
+    filled,
+    knob,
+    require,
+)
 from align.configs.models import LoraConfig, ModelConfig
 from align.configs.plugins import stages_of_plugins
 from align.configs.ppo import Ppo

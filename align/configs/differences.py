@@ -18,7 +18,9 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested knobs by their dotted names, as `model.hidden_size`."""
     found: dict[str, Any] = {}
     for name, value in config.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        found |= (
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
     return found
 
 

@@ -33,18 +33,30 @@ class Finetune(StageConfig):
     )
     GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "labelled"}
-    task: str = knob("classification", "classification, entailment, similarity or multiple_choice [GPT-1, figure 1]")
-    from_scratch: bool = knob(False, "start from random weights, not the model's; [GPT-1]'s ablation, table 5")
-    num_train_rows: int | None = knob(None, "use only this many training rows, the first ones; None: all there are")
+    task: str = knob(
+        "classification",
+        "classification, entailment, similarity or multiple_choice [GPT-1, figure 1]",
+    )
+    from_scratch: bool = knob(
+        False, "start from random weights, not the model's; [GPT-1]'s ablation, table 5"
+    )
+    num_train_rows: int | None = knob(
+        None, "use only this many training rows, the first ones; None: all there are"
+    )
     num_epochs: int = knob(3, "passes over the training rows [GPT-1]")
     batch_size: int = knob(32, "rows per optimizer step [GPT-1]")
     learning_rate: float = knob(6.25e-5, "peak learning rate [GPT-1]")
     warmup_fraction: float = knob(
-        0.002, "fraction of training with a linear warm-up, times a linear decay to 0 over all of training [GPT-1]"
+        0.002,
+        "fraction of training with a linear warm-up, times a linear decay to 0 over all of training"
+        " [GPT-1]",
     )
-    lm_coef: float = knob(0.5, "weight of the language-model loss that is added to the task's; 0: none [GPT-1]")
+    lm_coef: float = knob(
+        0.5, "weight of the language-model loss that is added to the task's; 0: none [GPT-1]"
+    )
     classifier_dropout: float = knob(
-        0.1, "dropout before the task's linear layer; all other layers keep the model's dropout [GPT-1]"
+        0.1,
+        "dropout before the task's linear layer; all other layers keep the model's dropout [GPT-1]",
     )
     weight_decay: float = knob(0.01, "decoupled weight decay, on matrices only [GPT-1]")
     beta1: float = knob(0.9, "Adam [GPT-1]")
@@ -60,6 +72,16 @@ class Finetune(StageConfig):
         require(self.task in TASKS, "task", self.task, ", ".join(TASKS[:-1]) + " or " + TASKS[-1])
         enough = self.num_train_rows is None or self.num_train_rows > 0
         require(enough, "num_train_rows", self.num_train_rows, "a number above 0, or null")
-        require(self.classifier_dropout < 1, "classifier_dropout", self.classifier_dropout, "a number below 1")
+        require(
+            self.classifier_dropout < 1,
+            "classifier_dropout",
+            self.classifier_dropout,
+            "a number below 1",
+        )
         trains = not self.from_scratch or self.lora.rank is None
-        require(trains, "from_scratch", self.from_scratch, "false with lora.rank: a model of no knowledge stays frozen")
+        require(
+            trains,
+            "from_scratch",
+            self.from_scratch,
+            "false with lora.rank: a model of no knowledge stays frozen",
+        )

@@ -40,12 +40,16 @@ def knob(default: Any, comment: str, reads: str | None = None) -> Any:
         reads: the kind of thing outside the store that the knob names, one of `READ_AS_IT_RUNS` or
             `READ_AT_START`; None: nothing.
     """
-    return field(default=default, metadata={"comment": comment} | ({"reads": reads} if reads else {}))
+    return field(
+        default=default, metadata={"comment": comment} | ({"reads": reads} if reads else {})
+    )
 
 
 def precision_knob() -> Any:
     return knob(
-        AUTO, "fp32, or bf16 autocast with fp32 weights; auto: bf16 if the machine computes it in hardware [ours]"
+        AUTO,
+        "fp32, or bf16 autocast with fp32 weights; auto: bf16 if the machine computes it in"
+        " hardware [ours]",
     )
 
 
@@ -61,7 +65,11 @@ def filled(value: T | None) -> T:
 
 
 def max_new_tokens_knob() -> Any:
-    return knob(None, "most tokens per response; None: 256, or half the model's context where that is less [ours]")
+    return knob(
+        None,
+        "most tokens per response; None: 256, or half the model's context where that is less"
+        " [ours]",
+    )
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -122,9 +130,14 @@ class StageConfig:
         """
         for name, knob_ in vars(cls).items():
             if isinstance(knob_, Field):
-                reads, names_files = knob_.metadata.get("reads"), _NAMES_FILES.search(knob_.metadata.get("comment", ""))
+                reads, names_files = (
+                    knob_.metadata.get("reads"),
+                    _NAMES_FILES.search(knob_.metadata.get("comment", "")),
+                )
                 if names_files and reads is None:
-                    raise TypeError(f"{cls.__name__}.{name}: its comment names files; declare them by reads=")
+                    raise TypeError(
+                        f"{cls.__name__}.{name}: its comment names files; declare them by reads="
+                    )
                 if reads not in (None, *READ_AS_IT_RUNS, *READ_AT_START):
                     raise TypeError(f"{cls.__name__}.{name}: reads={reads!r} is not known")
 
@@ -135,7 +148,11 @@ class StageConfig:
         Args:
             kinds: return only knobs of these kinds; none given: all.
         """
-        declared = {knob_.name: knob_.metadata["reads"] for knob_ in fields(cls) if "reads" in knob_.metadata}
+        declared = {
+            knob_.name: knob_.metadata["reads"]
+            for knob_ in fields(cls)
+            if "reads" in knob_.metadata
+        }
         return {name: kind for name, kind in declared.items() if not kinds or kind in kinds}
 
     @property
@@ -181,7 +198,9 @@ class StageConfig:
         """
         return ()
 
-    def training_tokens(self, inputs: Mapping[str, Any], context_length: int) -> tuple[int, int] | None:
+    def training_tokens(
+        self, inputs: Mapping[str, Any], context_length: int
+    ) -> tuple[int, int] | None:
         """Return (training tokens in total, tokens per sequence); None if not known in advance."""
         return None
 
@@ -207,9 +226,28 @@ def check_ranges(config: Any) -> None:
 
 
 _ABOVE_0 = (
-    *("_size", "_tokens", "_length", "_epochs", "learning_rate", "_norm", "_epsilon", "_every", "rank", "threads"),
+    *(
+        "_size",
+        "_tokens",
+        "_length",
+        "_epochs",
+        "learning_rate",
+        "_norm",
+        "_epsilon",
+        "_every",
+        "rank",
+        "threads",
+    ),
     *("importance_cap", "reward_clip", "stop_kl_per_token", "kl_horizon"),
-    *("num_steps", "num_iterations", "num_processes", "num_layers", "num_heads", "num_labelers", "initializer_range"),
+    *(
+        "num_steps",
+        "num_iterations",
+        "num_processes",
+        "num_layers",
+        "num_heads",
+        "num_labelers",
+        "initializer_range",
+    ),
 )
 _ANY = ("seed", "length_coef", "missing_eos_reward")
 _SHARES = ("_fraction", "_share", "dropout", "beta1", "beta2", "gamma", "gae_lambda")

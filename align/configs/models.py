@@ -17,30 +17,45 @@ class ModelConfig:
     """
 
     architecture: str = knob(
-        "gpt2", "a model type of transformers: gpt2, openai-gpt, gpt3, gpt_neox, llama, t5, qwen3, ... [GPT-2]"
+        "gpt2",
+        "a model type of transformers: gpt2, openai-gpt, gpt3, gpt_neox, llama, t5, qwen3, ..."
+        " [GPT-2]",
     )
     hidden_size: int = knob(768, "width of the hidden states [GPT-2 small]")
-    num_layers: int = knob(12, "blocks; t5 has this many in the encoder and as many in the decoder [GPT-2 small]")
+    num_layers: int = knob(
+        12, "blocks; t5 has this many in the encoder and as many in the decoder [GPT-2 small]"
+    )
     num_heads: int = knob(12, "attention heads per block [GPT-2 small]")
-    intermediate_size: int | None = knob(None, "width of the MLP; None: 4 times hidden_size [GPT-2]")
+    intermediate_size: int | None = knob(
+        None, "width of the MLP; None: 4 times hidden_size [GPT-2]"
+    )
     context_length: int = knob(1024, "context length in tokens [GPT-2]")
-    dropout: float = knob(0.1, "dropout of embeddings, attention and residuals, in pretraining and fine-tuning [GPT-2]")
+    dropout: float = knob(
+        0.1,
+        "dropout of embeddings, attention and residuals, in pretraining and fine-tuning [GPT-2]",
+    )
     initializer_range: float = knob(
         0.02,
-        "standard deviation of the initial weights; t5: a factor on the architecture's own, 1.0 as published [GPT-2]",
+        "standard deviation of the initial weights; t5: a factor on the architecture's own, 1.0 as"
+        " published [GPT-2]",
     )
     vocab_size: int = field(
         default=50_257,
         metadata={
-            "comment": "entries of the embedding that `align model` counts with, by default the published model's; a "
-            "model that is trained has its tokenizer's; not in the key [GPT-2]",
+            "comment": (
+                "entries of the embedding that `align model` counts with, by default the published"
+                " model's; a model that is trained has its tokenizer's; not in the key [GPT-2]"
+            ),
             "outside_key": True,
         },
     )
     options: dict[str, Any] = field(
         default_factory=dict,
         metadata={
-            "comment": "other fields of the architecture's transformers config, by their names there, as rms_norm_eps"
+            "comment": (
+                "other fields of the architecture's transformers config, by their names there, as"
+                " rms_norm_eps"
+            )
         },
     )
 
@@ -58,7 +73,8 @@ def require_one_model(given: ModelConfig, left_out: ModelConfig, inputs: dict[st
     """
     if inputs.get("model") and given != left_out:
         raise ConfigError(
-            f"model: sizes of a {given.architecture} are given beside inputs.model, which has its own; leave one out"
+            f"model: sizes of a {given.architecture} are given beside inputs.model, which has its"
+            " own; leave one out"
         )
 
 
@@ -67,14 +83,16 @@ class LoraConfig:
     """Low-rank adapters on the linear layers; the rest of the model is frozen."""
 
     rank: int | None = knob(
-        None, "rank of each adapter, 8 in [LoRA, table 6]; None: no adapters, all weights are trained"
+        None,
+        "rank of each adapter, 8 in [LoRA, table 6]; None: no adapters, all weights are trained",
     )
     alpha: float = knob(16.0, "scale of the update: alpha / rank [ours: 2 ranks]")
     dropout: float = knob(0.0, "dropout before the adapter [ours]")
     merged: bool = knob(
         False,
-        "true: publish a whole model with the adapter merged into its weights; false: publish the adapter and a "
-        "reference to its base, which `align artifacts export` merges. A classifier of finetune is always whole [ours]",
+        "true: publish a whole model with the adapter merged into its weights; false: publish the"
+        " adapter and a reference to its base, which `align artifacts export` merges. A classifier"
+        " of finetune is always whole [ours]",
     )
 
     def __post_init__(self) -> None:
@@ -84,4 +102,6 @@ class LoraConfig:
         for knob_ in fields(self):
             value = getattr(self, knob_.name)
             ok = self.rank is not None or value == knob_.default
-            require(ok, knob_.name, value, "lora.rank beside it: without one all weights are trained")
+            require(
+                ok, knob_.name, value, "lora.rank beside it: without one all weights are trained"
+            )

@@ -30,7 +30,9 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("total_episodes", "total_steps"), _STEPS),
     **dict.fromkeys(("num_ppo_epochs", "ppo_epochs"), ("num_epochs",)),
     **dict.fromkeys(_LENGTHS, _LENGTH),
-    **dict.fromkeys(("response_length", "max_completion_length", "max_tokens"), ("max_new_tokens",)),
+    **dict.fromkeys(
+        ("response_length", "max_completion_length", "max_tokens"), ("max_new_tokens",)
+    ),
     **dict.fromkeys(("per_device_train_batch_size", "train_batch_size"), _BATCH),
     **dict.fromkeys(_MICRO_BATCHES, ()),
     **dict.fromkeys(("mini_batch_size", "ppo_mini_batch_size"), ("minibatch_size",)),
@@ -64,20 +66,28 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lora_r", "r", "lora_rank", "use_lora", "use_peft"), ("lora.rank",)),
     **dict.fromkeys(("lora_alpha",), ("lora.alpha",)),
     **dict.fromkeys(("lora_dropout",), ("lora.dropout",)),
-    **dict.fromkeys(("model_name_or_path", "model_name", "model_path", "base_model", "model"), _MODEL),
+    **dict.fromkeys(
+        ("model_name_or_path", "model_name", "model_path", "base_model", "model"), _MODEL
+    ),
     **dict.fromkeys(("sft_model_path", "actor_model"), ("inputs.policy",)),
     **dict.fromkeys(("reward_model_path", "reward_model_name"), ("inputs.reward_model",)),
     **dict.fromkeys(("tokenizer_name", "tokenizer_name_or_path"), ("inputs.tokenizer",)),
     **dict.fromkeys(("dataset_name", "dataset", "dataset_path", "data_path", "train_file"), _DATA),
     **dict.fromkeys(("data",), ("inputs.data", "source")),
-    **dict.fromkeys(("test_size", "val_size", "validation_split", "val_ratio"), ("validation_share",)),
-    **dict.fromkeys(("max_train_samples", "max_samples"), ("num_train_rows", "train_rows", "num_prompts")),
+    **dict.fromkeys(
+        ("test_size", "val_size", "validation_split", "val_ratio"), ("validation_share",)
+    ),
+    **dict.fromkeys(
+        ("max_train_samples", "max_samples"), ("num_train_rows", "train_rows", "num_prompts")
+    ),
     **dict.fromkeys(("num_generations", "num_return_sequences"), ("num_responses",)),
     **dict.fromkeys(("target_modules", "lora_target_modules"), ()),
     **dict.fromkeys(("n_layer", "n_layers", "num_hidden_layers"), ("model.num_layers",)),
     **dict.fromkeys(("n_embd", "d_model", "dim"), ("model.hidden_size",)),
     **dict.fromkeys(("n_head", "n_heads", "num_attention_heads"), ("model.num_heads",)),
-    **dict.fromkeys(("n_positions", "n_ctx", "block_size"), ("sequence_length", "model.context_length")),
+    **dict.fromkeys(
+        ("n_positions", "n_ctx", "block_size"), ("sequence_length", "model.context_length")
+    ),
 }
 
 
@@ -94,10 +104,16 @@ IN_ANOTHER_UNIT: dict[str, dict[str, str]] = {
         (_LENGTHS, {"max_new_tokens": "tokens of the response alone", "max_chars": "characters"}),
         (_MICRO_BATCHES, {"hardware.micro_batch_tokens": "tokens that are computed at once"}),
         (("save_steps",), {"hardware.checkpoint_seconds": "seconds between checkpoints"}),
-        (("warmup_ratio",), {"warmup_steps": "warm-up in steps", "warmup_iterations": "warm-up in iterations"}),
+        (
+            ("warmup_ratio",),
+            {"warmup_steps": "warm-up in steps", "warmup_iterations": "warm-up in iterations"},
+        ),
         (
             ("num_warmup_steps",),
-            {"warmup_fraction": "warm-up as a share of the steps", "warmup_iterations": "warm-up in iterations"},
+            {
+                "warmup_fraction": "warm-up as a share of the steps",
+                "warmup_iterations": "warm-up in iterations",
+            },
         ),
     )
     for name in names

@@ -53,7 +53,9 @@ class Plugin:
 @functools.cache
 def plugins() -> tuple[Plugin, ...]:
     """Return all plugins in the order of their names. A plugin that fails does not stop others."""
-    return tuple(_load(entry) for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name))
+    return tuple(
+        _load(entry) for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
+    )
 
 
 def _load(entry: EntryPoint) -> Plugin:
@@ -64,7 +66,9 @@ def _load(entry: EntryPoint) -> Plugin:
         folder = Path(module.__file__).parent
     except (Exception, SystemExit) as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        return Plugin(entry.name, version, error=f"plugin {entry.name} {version}: cannot be imported ({said})")
+        return Plugin(
+            entry.name, version, error=f"plugin {entry.name} {version}: cannot be imported ({said})"
+        )
     return Plugin(entry.name, version, folder, stages)
 
 
@@ -76,7 +80,11 @@ def stages_of_plugins(taken: Container[str]) -> dict[str, type[StageConfig]]:
     """
     found: dict[str, type[StageConfig]] = {}
     for plugin in plugins():
-        found |= {cls.STAGE: cls for cls in plugin.stages if cls.STAGE not in taken and cls.STAGE not in found}
+        found |= {
+            cls.STAGE: cls
+            for cls in plugin.stages
+            if cls.STAGE not in taken and cls.STAGE not in found
+        }
     return found
 
 
@@ -92,7 +100,10 @@ def complaints(taken: Container[str]) -> list[str]:
             lines.append(plugin.error)
         for cls in plugin.stages:
             if cls.STAGE in taken or cls.STAGE in seen:
-                lines.append(f"plugin {plugin.name} {plugin.version}: stage {cls.STAGE}: there is one of that name")
+                lines.append(
+                    f"plugin {plugin.name} {plugin.version}: stage {cls.STAGE}: there is one of"
+                    " that name"
+                )
             seen.add(cls.STAGE)
     return lines
 

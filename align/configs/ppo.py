@@ -59,7 +59,11 @@ class Ppo(StageConfig):
     AXIS: ClassVar[str] = "iteration"
     CURVES: ClassVar[tuple[Curve, ...]] = (
         Curve("scores", _SCORES),
-        Curve("scores against KL, darker is later", _SCORES, against=("objective/kl", "KL, nats a response")),
+        Curve(
+            "scores against KL, darker is later",
+            _SCORES,
+            against=("objective/kl", "KL, nats a response"),
+        ),
         # Without the length (tokens) and the fraction of cut-off responses: their scale would
         # flatten the other curves.
         Curve(
@@ -76,60 +80,74 @@ class Ppo(StageConfig):
         Curve("learning rate", ("policy/learning_rate", "value/learning_rate")),
         Curve("gradient norm", ("policy/grad_norm", "value/grad_norm")),
     )
-    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("objective/score", "score"), ("objective/kl", "KL"))
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("objective/score", "score"),
+        ("objective/kl", "KL"),
+    )
     EXPLAINED: ClassVar[dict[str, str]] = {
         "target_kl": (
-            "kl_goal is the KL that kl_coef adapts to (nats per response), stop_kl_per_token the one at which an "
-            "iteration's passes end (nats per token)"
+            "kl_goal is the KL that kl_coef adapts to (nats per response), stop_kl_per_token the"
+            " one at which an iteration's passes end (nats per token)"
         )
     }
     GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
 
-    num_iterations: int = knob(500, "iterations: a rollout and the updates on it [InstructGPT: 256k episodes / 512]")
-    rollout_batch_size: int = knob(64, "episodes per rollout [ours, so that few prompts do; InstructGPT: 512]")
+    num_iterations: int = knob(
+        500, "iterations: a rollout and the updates on it [InstructGPT: 256k episodes / 512]"
+    )
+    rollout_batch_size: int = knob(
+        64, "episodes per rollout [ours, so that few prompts do; InstructGPT: 512]"
+    )
     minibatch_size: int = knob(16, "episodes per optimizer step [ours; InstructGPT: 64]")
     num_epochs: int = knob(1, "passes over each rollout [InstructGPT]")
     stop_kl_per_token: float | None = knob(
         None,
-        "end an iteration's passes once a minibatch's ppo/approx_kl, in nats per token, is above this; None: never "
-        "[ours]",
+        "end an iteration's passes once a minibatch's ppo/approx_kl, in nats per token, is above"
+        " this; None: never [ours]",
     )
     learning_rate: float | None = knob(
         None,
-        "peak learning rate of the policy; None: 5e-6, with lora.rank 1e-4 [InstructGPT: 2.55e-6 to 2.55e-5, final "
-        "value not printed; ours with adapters]",
+        "peak learning rate of the policy; None: 5e-6, with lora.rank 1e-4 [InstructGPT: 2.55e-6 to"
+        " 2.55e-5, final value not printed; ours with adapters]",
     )
     value_learning_rate: float | None = knob(
         None,
-        "peak learning rate of the value model; None: 9e-6, with lora.rank 1e-4 [InstructGPT; ours with adapters]",
+        "peak learning rate of the value model; None: 9e-6, with lora.rank 1e-4 [InstructGPT; ours"
+        " with adapters]",
     )
     warmup_iterations: int = knob(
         10, "iterations of warm-up, linear from a tenth of the peak learning rate [InstructGPT]"
     )
     schedule: str = knob(
-        "constant", "learning rate after the warm-up: constant, linear or cosine [InstructGPT; Ziegler: linear]"
+        "constant",
+        "learning rate after the warm-up: constant, linear or cosine [InstructGPT; Ziegler:"
+        " linear]",
     )
     final_learning_rate_fraction: float = knob(
         0.0, "fraction of the peak learning rate at which linear and cosine end [Ziegler]"
     )
     value_from: str | None = knob(
         None,
-        "start of the value model: reward_model, or policy with a new head of zeros; None: inputs.value_model "
-        "where given, else the (first) reward model where given, else the policy; the policy replaces a reward model "
-        "that has its own tokenizer [InstructGPT: reward_model]",
+        "start of the value model: reward_model, or policy with a new head of zeros; None:"
+        " inputs.value_model where given, else the (first) reward model where given, else the"
+        " policy; the policy replaces a reward model that has its own tokenizer [InstructGPT:"
+        " reward_model]",
     )
     value_warmup_iterations: int | None = knob(
-        None, "first iterations, which train only the value model; None: a tenth of them, at most 10 [ours]"
+        None,
+        "first iterations, which train only the value model; None: a tenth of them, at most 10"
+        " [ours]",
     )
     update: str = knob(
         "joint",
-        "joint: train policy and value model; policy: after the value model's warm-up train only the policy "
-        "[InstructGPT]",
+        "joint: train policy and value model; policy: after the value model's warm-up train only"
+        " the policy [InstructGPT]",
     )
 
     kl_coef: float = knob(0.02, "beta: weight per nat of KL to the initial policy [InstructGPT]")
     kl_form: str = knob(
-        "reward", "place of the KL: reward (k1, at each token), or k2 or k3 (in the loss) [InstructGPT]"
+        "reward",
+        "place of the KL: reward (k1, at each token), or k2 or k3 (in the loss) [InstructGPT]",
     )
     kl_goal: float | None = knob(
         None, "kl_coef adapts to reach this KL, in nats per response; None: fixed [Ziegler: 6]"
@@ -142,68 +160,96 @@ class Ppo(StageConfig):
     )
     clip_range: float = knob(0.2, "clip the probability ratio to 1 +- this [InstructGPT]")
     value_clip_range: float | None = knob(
-        None, "clip the change of the value to +- this, in reward units; None: no clipping [ours; Ziegler: 0.2]"
+        None,
+        "clip the change of the value to +- this, in reward units; None: no clipping [ours;"
+        " Ziegler: 0.2]",
     )
     entropy_coef: float = knob(
-        0.0, "weight of the mean entropy, in nats per token, that is added to PPO's objective [ours]"
+        0.0,
+        "weight of the mean entropy, in nats per token, that is added to PPO's objective [ours]",
     )
 
     temperature: float = knob(1.0, "temperature of sampling and of every log-prob [InstructGPT]")
     top_p: float = knob(
-        1.0, "nucleus sampling: fraction of the probability to sample from; below 1 needs importance_cap [InstructGPT]"
+        1.0,
+        "nucleus sampling: fraction of the probability to sample from; below 1 needs importance_cap"
+        " [InstructGPT]",
     )
     max_new_tokens: int | None = max_new_tokens_knob()
     sampling_precision: str = knob(
-        "fp32", "fp32, or bf16: faster, but rounding makes the samples depend on hardware.generation_batch_size"
+        "fp32",
+        "fp32, or bf16: faster, but rounding makes the samples depend on"
+        " hardware.generation_batch_size",
     )
     importance_cap: float | None = knob(
         None,
-        "truncated importance sampling: weight tokens by min(p_trainer / p_sampler, this), to correct the gap between "
-        "trainer and sampler; None: no [ours; Yao et al. 2025: 2]",
+        "truncated importance sampling: weight tokens by min(p_trainer / p_sampler, this), to"
+        " correct the gap between trainer and sampler; None: no [ours; Yao et al. 2025: 2]",
     )
 
     reward_model_weights: list[float] = field(
         default_factory=list,
         metadata={
-            "comment": "one weight for each of inputs.reward_model; weighted scores are summed; []: their mean [ours]"
+            "comment": (
+                "one weight for each of inputs.reward_model; weighted scores are summed; []: their"
+                " mean [ours]"
+            )
         },
     )
     ensemble_std_coef: float = knob(
-        0.0, "with several reward models: subtract this many standard deviations of their scores [ours]"
+        0.0,
+        "with several reward models: subtract this many standard deviations of their scores [ours]",
     )
     reward_functions: dict[str, float] = field(
         default_factory=dict,
         metadata={
-            "comment": "MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS) -> weight, for functions with TRL's signature; in "
-            "YAML or as 'reward_functions={MODULE:FUNCTION:1.0}'; see docs/how-to/write-a-reward-function.md",
+            "comment": (
+                "MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS) -> weight, for functions with TRL's"
+                " signature; in YAML or as 'reward_functions={MODULE:FUNCTION:1.0}'; see"
+                " docs/how-to/write-a-reward-function.md"
+            ),
             "reads": "functions",
         },
     )
-    length_coef: float = knob(0.0, "added to the reward for each response token; below 0 shortens responses [ours]")
-    missing_eos_penalty: float = knob(1.0, "subtracted from the reward of a response that was cut off [ours; TRL]")
+    length_coef: float = knob(
+        0.0, "added to the reward for each response token; below 0 shortens responses [ours]"
+    )
+    missing_eos_penalty: float = knob(
+        1.0, "subtracted from the reward of a response that was cut off [ours; TRL]"
+    )
     missing_eos_reward: float | None = knob(
-        None, "instead of the penalty: the whole reward of a response that was cut off [Ziegler: -1]"
+        None,
+        "instead of the penalty: the whole reward of a response that was cut off [Ziegler: -1]",
     )
     reward_clip: float | None = knob(None, "clip the summed reward to +- this; None: no [ours]")
     whiten_rewards: bool = knob(
-        False, "scale a rollout's rewards to a standard deviation of 1 and keep their mean [ours; Ziegler: on]"
+        False,
+        "scale a rollout's rewards to a standard deviation of 1 and keep their mean [ours;"
+        " Ziegler: on]",
     )
     samples_every: int | None = knob(
         10,
-        "save episodes to samples.jsonl every this many iterations, and in the first and last; None: keep none [ours]",
+        "save episodes to samples.jsonl every this many iterations, and in the first and last;"
+        " None: keep none [ours]",
     )
 
     ptx_coef: float = knob(
-        0.0, "PPO-ptx: weight of the pretraining loss, mean nats per token; needs inputs.text [InstructGPT: 27.8]"
+        0.0,
+        "PPO-ptx: weight of the pretraining loss, mean nats per token; needs inputs.text"
+        " [InstructGPT: 27.8]",
     )
-    ptx_examples_per_episode: float = knob(8.0, "rows of pretraining text per episode [InstructGPT]")
+    ptx_examples_per_episode: float = knob(
+        8.0, "rows of pretraining text per episode [InstructGPT]"
+    )
     ptx_length: int | None = knob(
-        None, "tokens per row of pretraining text; None: the policy's context [InstructGPT], at most 2,048"
+        None,
+        "tokens per row of pretraining text; None: the policy's context [InstructGPT], at most"
+        " 2,048",
     )
     ema_decay: float | None = knob(
         0.992,
-        "decay per optimizer step of the policy's moving average, which is saved in ema/; an adapter's two matrices "
-        "are averaged separately; None: none [InstructGPT]",
+        "decay per optimizer step of the policy's moving average, which is saved in ema/; an"
+        " adapter's two matrices are averaged separately; None: none [InstructGPT]",
     )
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
     adam_epsilon: float = knob(1e-5, "Adam [Ziegler]")
@@ -212,7 +258,8 @@ class Ppo(StageConfig):
     max_grad_norm: float = knob(1.0, "clip each gradient to this global norm [ours]")
     on_nonfinite: str = knob(
         "stop",
-        "if a number is not finite: stop, or skip the minibatch (the rollout if the number is in a rollout) [ours]",
+        "if a number is not finite: stop, or skip the minibatch (the rollout if the number is in a"
+        " rollout) [ours]",
     )
     precision: str = precision_knob()
     seed: int | None = knob(None, "random seed; None: the run's seed")
@@ -243,7 +290,8 @@ class Ppo(StageConfig):
             "1, or importance_cap too: what is cut off would bend PPO's ratio",
         )
         require(
-            self.kl_goal is None or (self.kl_form == "reward" and self.kl_coef > 0 and self.kl_goal > 0),
+            self.kl_goal is None
+            or (self.kl_form == "reward" and self.kl_coef > 0 and self.kl_goal > 0),
             "kl_goal",
             self.kl_goal,
             "a number above 0, with kl_form=reward and kl_coef above 0 to start from; or null",
@@ -252,7 +300,8 @@ class Ppo(StageConfig):
             self.kl_goal is None or self.kl_horizon > 0.2 * self.rollout_batch_size,
             "kl_horizon",
             self.kl_horizon,
-            f"above a fifth of rollout_batch_size ({self.rollout_batch_size}), or one step could turn kl_coef negative",
+            f"above a fifth of rollout_batch_size ({self.rollout_batch_size}), or one step could"
+            " turn kl_coef negative",
         )
         require(
             self.missing_eos_reward is None or self.missing_eos_penalty == 0,
@@ -267,9 +316,17 @@ class Ppo(StageConfig):
             f"fewer than num_iterations ({self.num_iterations}), or the policy never learns",
         )
         require(
-            self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "between 0 and 1, or null"
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            "ema_decay",
+            self.ema_decay,
+            "between 0 and 1, or null",
         )
-        require(self.lora.dropout == 0, "lora.dropout", self.lora.dropout, "0: PPO's first ratio would not be 1")
+        require(
+            self.lora.dropout == 0,
+            "lora.dropout",
+            self.lora.dropout,
+            "0: PPO's first ratio would not be 1",
+        )
         require(
             self.ptx_coef == 0 or round(self.minibatch_size * self.ptx_examples_per_episode) >= 1,
             "ptx_examples_per_episode",
@@ -298,7 +355,12 @@ class Ppo(StageConfig):
         return min(10, self.num_iterations // 10)
 
     def check_inputs(self) -> None:
-        require(self.ptx_coef == 0 or bool(self.inputs.get("text")), "ptx_coef", self.ptx_coef, "0, or inputs.text too")
+        require(
+            self.ptx_coef == 0 or bool(self.inputs.get("text")),
+            "ptx_coef",
+            self.ptx_coef,
+            "0, or inputs.text too",
+        )
         models = self.inputs.get("reward_model") or []
         count = len(models) if isinstance(models, list) else 1
         require(
@@ -322,28 +384,37 @@ class Ppo(StageConfig):
         if not any(weights):
             given = ", all of weight 0" if weights else ""
             raise ConfigError(
-                f"inputs.reward_model, reward_functions: expected at least one of them, got none{given}: a reward "
-                "model or a function of yours must say what a response is worth"
+                "inputs.reward_model, reward_functions: expected at least one of them, got"
+                f" none{given}: a reward model or a function of yours must say what a response is"
+                " worth"
             )
         if self.value_from is not None and self.inputs.get("value_model"):
             raise ConfigError(
-                f"value_from: expected null beside inputs.value_model, which the value model starts from, got "
-                f"{self.value_from!r}"
+                "value_from: expected null beside inputs.value_model, which the value model starts"
+                f" from, got {self.value_from!r}"
             )
         if self.value_from == "reward_model" and count == 0:
-            raise ConfigError("value_from: expected policy or null, for no inputs.reward_model is given")
-        warmup = self._usual_warmup() if self.value_warmup_iterations is None else self.value_warmup_iterations
+            raise ConfigError(
+                "value_from: expected policy or null, for no inputs.reward_model is given"
+            )
+        warmup = (
+            self._usual_warmup()
+            if self.value_warmup_iterations is None
+            else self.value_warmup_iterations
+        )
         if self.update == "policy" and warmup == 0 and self.value_start(self.inputs) == "policy":
             raise ConfigError(
-                "update: expected joint, or a value_warmup_iterations above 0: the value model starts from the policy "
-                "with a head of zeros, and update=policy never trains it"
+                "update: expected joint, or a value_warmup_iterations above 0: the value model"
+                " starts from the policy with a head of zeros, and update=policy never trains it"
             )
 
     def value_start(self, inputs: Mapping[str, Any]) -> str:
         """Return the input of the value model's start: value_model, reward_model or policy."""
         if self.value_from is not None:
             return self.value_from
-        return next((name for name in ("value_model", "reward_model") if inputs.get(name)), "policy")
+        return next(
+            (name for name in ("value_model", "reward_model") if inputs.get(name)), "policy"
+        )
 
     def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
         if self.lora.rank is not None:

@@ -32,7 +32,12 @@ class Tokens(StageConfig):
 
     def check_inputs(self) -> None:
         given = [slot for slot in self.OPTIONAL if self.inputs.get(slot)]
-        require(len(given) == 1, "inputs", given, "a tokenizer (to begin) or a model (to train on), and not both")
+        require(
+            len(given) == 1,
+            "inputs",
+            given,
+            "a tokenizer (to begin) or a model (to train on), and not both",
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,16 +51,21 @@ class Pretrain(StageConfig):
     OUTPUT: ClassVar[str] = "model"
     CURVES: ClassVar[tuple[Curve, ...]] = (LOSS, LEARNING_RATE, GRADIENT)
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("eval/loss", "eval/loss"),)
-    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"model": ("model, also whole as model=NAME", ModelConfig)}
+    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {
+        "model": ("model, also whole as model=NAME", ModelConfig)
+    }
     INPUTS: ClassVar[dict[str, str]] = {"data": "tokens"}
     OPTIONAL: ClassVar[dict[str, str]] = {"tokenizer": "tokenizer", "model": "model"}
     MANY: ClassVar[tuple[str, ...]] = ("data",)
     model: ModelConfig = field(default_factory=ModelConfig, metadata={"comment": "see below"})
     num_steps: int = knob(10_000, "optimizer steps")
-    num_epochs: float | None = knob(None, "passes over all data, instead of num_steps; 100 in [GPT-1]")
+    num_epochs: float | None = knob(
+        None, "passes over all data, instead of num_steps; 100 in [GPT-1]"
+    )
     batch_size: int = knob(512, "rows per optimizer step [GPT-2]")
     ramp_tokens: float | None = knob(
-        None, "training tokens over which the batch grows linearly to batch_size; 4e9 to 12e9 in [GPT-3]"
+        None,
+        "training tokens over which the batch grows linearly to batch_size; 4e9 to 12e9 in [GPT-3]",
     )
     ramp_start_tokens: int = knob(32_000, "tokens in the first batch of a ramp [GPT-3]")
     sequence_length: int | None = knob(None, "tokens per row; None: the model's context")
@@ -65,23 +75,32 @@ class Pretrain(StageConfig):
     weights: list[float] = field(
         default_factory=list,
         metadata={
-            "comment": "one weight for each of inputs.data, scaled to sum to 1 [GPT-3]; []: as many rows as each has"
+            "comment": (
+                "one weight for each of inputs.data, scaled to sum to 1 [GPT-3]; []: as many rows"
+                " as each has"
+            )
         },
     )
     optimizer: str = knob(
         "adamw",
-        "adamw [GPT-3]; muon for the hidden matrices, with adamw without weight decay for the rest [Muon]; adafactor, "
-        "whose learning rate is at most 1 / sqrt(step) [T5]",
+        "adamw [GPT-3]; muon for the hidden matrices, with adamw without weight decay for the rest"
+        " [Muon]; adafactor, whose learning rate is at most 1 / sqrt(step) [T5]",
     )
     learning_rate: float = knob(6e-4, "peak learning rate [GPT-3 small]")
     schedule: str = knob(
         "cosine",
-        "learning rate after the warm-up: cosine [GPT-1, GPT-3]; inverse_square_root of the step, flat over the "
-        "warm-up [T5]; constant",
+        "learning rate after the warm-up: cosine [GPT-1, GPT-3]; inverse_square_root of the step,"
+        " flat over the warm-up [T5]; constant",
     )
-    warmup_steps: int = knob(200, "steps of warm-up, linear from 0 [ours; GPT-1: 2,000; T5: 10,000]")
-    warmup_tokens: float | None = knob(None, "tokens of warm-up, instead of warmup_steps; 375e6 in [GPT-3]")
-    decay_tokens: float | None = knob(None, "tokens at which the cosine ends, 260e9 in [GPT-3]; None: with the run")
+    warmup_steps: int = knob(
+        200, "steps of warm-up, linear from 0 [ours; GPT-1: 2,000; T5: 10,000]"
+    )
+    warmup_tokens: float | None = knob(
+        None, "tokens of warm-up, instead of warmup_steps; 375e6 in [GPT-3]"
+    )
+    decay_tokens: float | None = knob(
+        None, "tokens at which the cosine ends, 260e9 in [GPT-3]; None: with the run"
+    )
     final_learning_rate_fraction: float = knob(
         0.1, "fraction of the peak learning rate at which the cosine ends [GPT-3; GPT-1: 0]"
     )
@@ -90,7 +109,9 @@ class Pretrain(StageConfig):
     beta2: float = knob(0.95, "Adam [GPT-3; GPT-1: 0.999]")
     max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-3]")
     max_loss_rise: float | None = knob(
-        None, "leave out a step whose loss is this many nats above the recent median [ours]; None: none is"
+        None,
+        "leave out a step whose loss is this many nats above the recent median [ours]; None:"
+        " none is",
     )
     on_nonfinite: str = knob("stop", "if a loss or gradient is not finite: stop, or skip the step")
     eval_every: int = knob(200, "steps between evaluations of the held-out loss [ours]")
@@ -101,11 +122,15 @@ class Pretrain(StageConfig):
         check_ranges(self)
         require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, ", ".join(OPTIMIZERS))
         require(self.schedule in SCHEDULES, "schedule", self.schedule, ", ".join(SCHEDULES))
-        require(self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip")
+        require(
+            self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip"
+        )
         require(all(w > 0 for w in self.weights), "weights", self.weights, "numbers above 0")
         in_tokens = self.warmup_tokens is not None or self.decay_tokens is not None
         ok = not in_tokens or self.schedule == "cosine"
-        require(ok, "schedule", self.schedule, "cosine, where warmup_tokens or decay_tokens is given")
+        require(
+            ok, "schedule", self.schedule, "cosine, where warmup_tokens or decay_tokens is given"
+        )
 
     def check_inputs(self) -> None:
         data = self.inputs.get("data") or []
@@ -115,15 +140,24 @@ class Pretrain(StageConfig):
         require_one_model(self.model, ModelConfig(), self.inputs)
         known = None if self.inputs.get("model") else self.model.context_length
         ok = known is None or self.sequence_length is None or self.sequence_length <= known
-        require(ok, "sequence_length", self.sequence_length, f"at most model.context_length, {known}")
+        require(
+            ok, "sequence_length", self.sequence_length, f"at most model.context_length, {known}"
+        )
         architecture = self.model.architecture
         decoder = architecture != "t5" or bool(self.inputs.get("model"))
-        require(decoder, "model.architecture", architecture, "a decoder alone; t5 has an encoder too: see text_to_text")
+        require(
+            decoder,
+            "model.architecture",
+            architecture,
+            "a decoder alone; t5 has an encoder too: see text_to_text",
+        )
 
     def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
         return (Trained("model" if inputs.get("model") else None, "lm"),)
 
-    def training_tokens(self, inputs: Mapping[str, Any], context_length: int) -> tuple[int, int] | None:
+    def training_tokens(
+        self, inputs: Mapping[str, Any], context_length: int
+    ) -> tuple[int, int] | None:
         if self.num_epochs is not None or self.ramp_tokens is not None:
             return None
         length = self.sequence_length or context_length

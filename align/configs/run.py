@@ -15,19 +15,28 @@ class HardwareConfig:
     """
 
     device: str = knob("auto", "auto, cpu or cuda")
-    num_processes: int = knob(1, "processes per step, on this machine; each computes its part of every batch")
+    num_processes: int = knob(
+        1, "processes per step, on this machine; each computes its part of every batch"
+    )
     threads: int | None = knob(None, "CPU threads of each process; None: torch's own choice")
     micro_batch_tokens: int | None = knob(
-        None, "tokens per forward and backward pass; None: 4,096 on a GPU, 1,024 on a CPU: less memory, a little slower"
+        None,
+        "tokens per forward and backward pass; None: 4,096 on a GPU, 1,024 on a CPU: less memory, a"
+        " little slower",
     )
     generation_batch_size: int = knob(256, "responses sampled at once")
     activation_checkpointing: bool | None = knob(
         None,
-        "compute activations twice to store fewer of them; None: where they would take a quarter of the free memory",
+        "compute activations twice to store fewer of them; None: where they would take a quarter of"
+        " the free memory",
     )
-    compile: bool = knob(False, "pretrain only: torch.compile each layer; on a CPU this needs a C++ compiler")
+    compile: bool = knob(
+        False, "pretrain only: torch.compile each layer; on a CPU this needs a C++ compiler"
+    )
     checkpoint_seconds: float = knob(
-        20.0, "least seconds between checkpoints, but at least 20 times what one takes; 0: one after every step"
+        20.0,
+        "least seconds between checkpoints, but at least 20 times what one takes; 0: one after"
+        " every step",
     )
 
     def __post_init__(self) -> None:
@@ -52,7 +61,9 @@ class TrackerConfig:
 class RunConfig:
     """The settings of a run. None is part of a key, except `seed` if a step takes the run's."""
 
-    name: str = knob("", "name of the pipeline; for one stage PIPELINE/STEP, or own/STAGE if not given")
+    name: str = knob(
+        "", "name of the pipeline; for one stage PIPELINE/STEP, or own/STAGE if not given"
+    )
     store: str = knob("artifacts", "folder of the artifacts")
     seed: int = knob(0, "random seed of every step that does not set its own")
     step: str | None = knob(None, "run only this step and the steps it needs")

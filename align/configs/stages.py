@@ -46,37 +46,48 @@ class Data(StageConfig):
     )
     record: str = knob("documents", "kind of record that the rows become: " + ", ".join(RECORDS))
     splits: list[str] = field(
-        default_factory=lambda: ["train", "validation", "test"], metadata={"comment": "splits to keep"}
+        default_factory=lambda: ["train", "validation", "test"],
+        metadata={"comment": "splits to keep"},
     )
     split: str | None = knob(
         None,
-        "train, validation or test: put all rows into this split, whatever the files' names say; None: by names, else "
-        "hash [ours]",
+        "train, validation or test: put all rows into this split, whatever the files' names say;"
+        " None: by names, else hash [ours]",
     )
     validation_share: float | None = knob(
         None,
-        "fraction of the prompts (or documents) in validation, and the same in test, drawn by hash; None: the card's "
-        "held_out, 0.05",
+        "fraction of the prompts (or documents) in validation, and the same in test, drawn by hash;"
+        " None: the card's held_out, 0.05",
     )
     train_rows: int | None = knob(None, "at most this many training rows; None: all there are")
-    validation_rows: int | None = knob(None, "at most this many validation rows; None: all there are")
+    validation_rows: int | None = knob(
+        None, "at most this many validation rows; None: all there are"
+    )
     test_rows: int | None = knob(None, "at most this many test rows; None: all there are")
-    shot_rows: int = knob(0, "if all items are test: set this many apart as train, for few-shot examples [ours]")
+    shot_rows: int = knob(
+        0, "if all items are test: set this many apart as train, for few-shot examples [ours]"
+    )
     max_chars: int | None = knob(
-        None, "most characters per row: longer rows are dropped and counted, longer documents are cut; None: no limit"
+        None,
+        "most characters per row: longer rows are dropped and counted, longer documents are cut;"
+        " None: no limit",
     )
     columns: dict[str, Any] = field(
         default_factory=dict,
         metadata={
-            "comment": "the record's fields and the file's columns, as {prompt: my_question}; {}: by the columns' "
-            "names [ours]"
+            "comment": (
+                "the record's fields and the file's columns, as {prompt: my_question}; {}: by the"
+                " columns' names [ours]"
+            )
         },
     )
     options: dict[str, Any] = field(
         default_factory=dict,
         metadata={
-            "comment": "options of a card that generates its rows: world_seed; good_dialogue_share for documents, "
-            "flaw_share for demonstrations"
+            "comment": (
+                "options of a card that generates its rows: world_seed; good_dialogue_share for"
+                " documents, flaw_share for demonstrations"
+            )
         },
     )
 
@@ -90,12 +101,29 @@ class Data(StageConfig):
         for split in self.splits:
             require(split in SPLITS, "splits", split, "train, validation or test")
         for name, column in self.columns.items():
-            require(isinstance(column, str), f"columns.{name}", column, "the name of a column of the file")
-        require(self.split in (None, *SPLITS), "split", self.split, "train, validation or test, or null")
+            require(
+                isinstance(column, str),
+                f"columns.{name}",
+                column,
+                "the name of a column of the file",
+            )
+        require(
+            self.split in (None, *SPLITS), "split", self.split, "train, validation or test, or null"
+        )
         share = self.validation_share
-        require(share is None or 0 < share < 0.5, "validation_share", share, "a number above 0 and below 0.5, or null")
+        require(
+            share is None or 0 < share < 0.5,
+            "validation_share",
+            share,
+            "a number above 0 and below 0.5, or null",
+        )
         drawn = self.split is None and self.record != "items"
-        require(share is None or drawn, "validation_share", share, "null where all rows are one split, as items are")
+        require(
+            share is None or drawn,
+            "validation_share",
+            share,
+            "null where all rows are one split, as items are",
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,26 +143,48 @@ class Tokenizer(StageConfig):
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("vocab_size", "entries"),)
     OPTIONAL: ClassVar[dict[str, str]] = {"data": "documents"}
     source: str = knob(
-        "", "a published vocabulary, path:FOLDER or hf:ORG/NAME@COMMIT, instead of inputs.data", reads="tokenizer"
+        "",
+        "a published vocabulary, path:FOLDER or hf:ORG/NAME@COMMIT, instead of inputs.data",
+        reads="tokenizer",
     )
     algorithm: str = knob("bpe", "bpe or unigram, both on bytes [GPT-2; T5: unigram]")
-    vocab_size: int = knob(50_257, "entries, including special tokens, 256 bytes and sentinels [GPT-2; T5: 32,100]")
-    num_documents: int | None = knob(None, "train on only this many documents, the first ones; None: all")
+    vocab_size: int = knob(
+        50_257, "entries, including special tokens, 256 bytes and sentinels [GPT-2; T5: 32,100]"
+    )
+    num_documents: int | None = knob(
+        None, "train on only this many documents, the first ones; None: all"
+    )
     split_digits: bool = knob(False, "make each digit a token of its own [GPT-2; LLaMA: true]")
     num_sentinels: int = knob(
-        0, "sentinel tokens <extra_id_0>, ..., with ids from the highest down, for span corruption [T5: 100]"
+        0,
+        "sentinel tokens <extra_id_0>, ..., with ids from the highest down, for span corruption"
+        " [T5: 100]",
     )
 
     def __post_init__(self) -> None:
         check_ranges(self)
         require(self.algorithm in ("bpe", "unigram"), "algorithm", self.algorithm, "bpe or unigram")
-        for name in ("algorithm", "vocab_size", "num_documents", "split_digits") if self.source else ():
+        for name in (
+            ("algorithm", "vocab_size", "num_documents", "split_digits") if self.source else ()
+        ):
             untouched = getattr(self, name) == type(self).__dataclass_fields__[name].default
-            require(untouched, name, getattr(self, name), "no value beside source: a published vocabulary has its own")
+            require(
+                untouched,
+                name,
+                getattr(self, name),
+                "no value beside source: a published vocabulary has its own",
+            )
 
     def check_inputs(self) -> None:
-        given = [name for name in ("data",) if self.inputs.get(name)] + ["source"] * bool(self.source)
-        require(len(given) == 1, "inputs", given, "data (to train on) or a source (a published vocabulary), not both")
+        given = [name for name in ("data",) if self.inputs.get(name)] + ["source"] * bool(
+            self.source
+        )
+        require(
+            len(given) == 1,
+            "inputs",
+            given,
+            "data (to train on) or a source (a published vocabulary), not both",
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -154,20 +204,23 @@ class Sft(StageConfig):
     OPTIONAL: ClassVar[dict[str, str]] = {"text": "documents"}
     num_epochs: int = knob(
         3,
-        "passes over the demonstrations; the best epoch is published [TRL; InstructGPT: 2 for the model RL starts "
-        "from]",
+        "passes over the demonstrations; the best epoch is published [TRL; InstructGPT: 2 for the"
+        " model RL starts from]",
     )
     batch_size: int = knob(
         16,
-        "demonstrations per optimizer step [ours, so that a few hundred make enough steps; InstructGPT, 1.3B: 32]",
+        "demonstrations per optimizer step [ours, so that a few hundred make enough steps;"
+        " InstructGPT, 1.3B: 32]",
     )
     sequence_length: int | None = knob(
         None,
-        "most tokens per demonstration; longer ones are left out; None: the model's context, at most 2,048 [ours]",
+        "most tokens per demonstration; longer ones are left out; None: the model's context, at"
+        " most 2,048 [ours]",
     )
     learning_rate: float | None = knob(
         None,
-        "peak learning rate; None: 2e-5, with lora.rank 2e-4 [ours, models of 0.1B to 8B; InstructGPT, 1.3B: 9.65e-6]",
+        "peak learning rate; None: 2e-5, with lora.rank 2e-4 [ours, models of 0.1B to 8B;"
+        " InstructGPT, 1.3B: 9.65e-6]",
     )
     warmup_steps: int = knob(0, "steps of linear warm-up [InstructGPT]")
     final_learning_rate_fraction: float = knob(
@@ -176,7 +229,8 @@ class Sft(StageConfig):
     weight_decay: float = knob(0.0, "decoupled weight decay [ours]")
     max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-3]")
     text_share: float = knob(
-        0.0, "fraction of the training tokens that is pretraining text; [InstructGPT] has 0.1 before RL"
+        0.0,
+        "fraction of the training tokens that is pretraining text; [InstructGPT] has 0.1 before RL",
     )
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
     precision: str = precision_knob()
@@ -206,24 +260,35 @@ class Compare(StageConfig):
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
     num_prompts: int | None = knob(None, "training prompts to use; None: all there are")
     skip_prompts: int = knob(
-        0, "skip this many training prompts before those, to train another reward model on separate data"
+        0,
+        "skip this many training prompts before those, to train another reward model on separate"
+        " data",
     )
     num_validation_prompts: int | None = knob(None, "held-out prompts to use; None: all there are")
     num_responses: int = knob(4, "responses sampled for each prompt, K [InstructGPT: 4 to 9]")
     num_strays: int = knob(
-        0, "responses to other prompts that are added to each training ranking [ours; the paper has none]"
+        0,
+        "responses to other prompts that are added to each training ranking [ours; the paper has"
+        " none]",
     )
     temperature: float = knob(1.0, "temperature of sampling [InstructGPT, RL]")
     max_new_tokens: int | None = max_new_tokens_knob()
     num_labelers: int = knob(40, "simulated labelers [InstructGPT: about 40]")
-    agreement: float = knob(0.73, "fraction of pairs that two labelers order alike [InstructGPT: 72.6 +- 1.5 %]")
+    agreement: float = knob(
+        0.73, "fraction of pairs that two labelers order alike [InstructGPT: 72.6 +- 1.5 %]"
+    )
     tie_width: float = knob(
-        0.05, "responses whose ratings by a labeler differ by less are a tie, in units of gold score [ours]"
+        0.05,
+        "responses whose ratings by a labeler differ by less are a tie, in units of gold score"
+        " [ours]",
     )
     seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def need_of_gold(self, given: Container[str]) -> str:
-        return "inputs.prompts: simulated labelers need prompts with a gold scorer; use a card's comparisons"
+        return (
+            "inputs.prompts: simulated labelers need prompts with a gold scorer; use a card's"
+            " comparisons"
+        )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -247,19 +312,26 @@ class Reward(StageConfig):
         LEARNING_RATE,
         GRADIENT,
     )
-    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("accuracy", "accuracy"), ("gold_accuracy", "by gold"))
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("accuracy", "accuracy"),
+        ("gold_accuracy", "by gold"),
+    )
     GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "comparisons"}
     OPTIONAL: ClassVar[dict[str, str]] = {"demonstrations": "demonstrations"}
     num_epochs: int = knob(1, "passes over the rankings; a second one overfits [InstructGPT]")
-    batch_size: int = knob(64, "prompts per optimizer step, with all responses to each [InstructGPT]")
+    batch_size: int = knob(
+        64, "prompts per optimizer step, with all responses to each [InstructGPT]"
+    )
     sequence_length: int | None = knob(
         None,
-        "most tokens of a prompt and a response; rankings with a longer one are left out; None: the model's context, "
-        "at most 2,048 [ours]",
+        "most tokens of a prompt and a response; rankings with a longer one are left out; None: the"
+        " model's context, at most 2,048 [ours]",
     )
     learning_rate: float | None = knob(
-        None, "peak learning rate; None: 1e-5, with lora.rank 1e-4 [InstructGPT, 6B: 9e-6; ours with adapters]"
+        None,
+        "peak learning rate; None: 1e-5, with lora.rank 1e-4 [InstructGPT, 6B: 9e-6; ours with"
+        " adapters]",
     )
     warmup_steps: int = knob(0, "steps of linear warm-up [InstructGPT]")
     final_learning_rate_fraction: float = knob(
@@ -273,7 +345,12 @@ class Reward(StageConfig):
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        require(self.lora.dropout == 0, "lora.dropout", self.lora.dropout, "0: dropout is off in a reward model")
+        require(
+            self.lora.dropout == 0,
+            "lora.dropout",
+            self.lora.dropout,
+            "0: dropout is off in a reward model",
+        )
 
     def fill_in(self, bf16_is_fast: bool) -> None:
         super(Reward, self).fill_in(bf16_is_fast)
@@ -294,17 +371,19 @@ class ImportModel(StageConfig):
     source: str = knob("", "hf:ORG/NAME@COMMIT, path:FOLDER or path:FILE.gguf", reads="model")
     base: str = knob(
         "",
-        "for a LoRA adapter as peft saves it: the source of its base model; empty: the base that the adapter names",
+        "for a LoRA adapter as peft saves it: the source of its base model; empty: the base that"
+        " the adapter names",
         reads="base",
     )
     kind: str = knob(
         "model",
-        "expected kind, for hf: sources: model, seq2seq_model (T5) or reward_model (a sequence classifier with one "
-        "label); for path: its config.json decides",
+        "expected kind, for hf: sources: model, seq2seq_model (T5) or reward_model (a sequence"
+        " classifier with one label); for path: its config.json decides",
     )
     chat_template: str = knob(
         "keep",
-        "keep: the model's own, or align's if it has none; align: align's; path:FILE: a Jinja file [ours]",
+        "keep: the model's own, or align's if it has none; align: align's; path:FILE: a Jinja file"
+        " [ours]",
         reads="file",
     )
 

@@ -37,7 +37,9 @@ def plain(node: DictConfig, without: tuple[str, ...] = ()) -> dict[str, Any]:
         if name in without:
             continue
         value = node[name]
-        values[str(name)] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        values[str(name)] = (
+            OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        )
     return values
 
 
@@ -47,10 +49,14 @@ def said_of_interpolation(error: OmegaConfBaseException) -> str:
     if found := re.search(r"Interpolation key '([^']*)' not found", said):
         return f"${{{found[1]}}}: there is no {found[1]} in the config to take the value from"
     if found := re.search(r"Environment variable '([^']*)' not found", said):
-        return f"${{oc.env:{found[1]}}}: the environment has no such variable; set it, or give a default behind a comma"
+        return (
+            f"${{oc.env:{found[1]}}}: the environment has no such variable; set it, or give a"
+            " default behind a comma"
+        )
     if found := re.search(r"Unsupported interpolation type (\S+)", said):
         return (
-            f"${{{found[1]}:...}}: no such resolver; ${{NAME}} takes a value of the config, ${{oc.env:NAME}} a variable"
+            f"${{{found[1]}:...}}: no such resolver; ${{NAME}} takes a value of the config,"
+            " ${oc.env:NAME} a variable"
         )
     if found := re.match(r"\w+ raised while resolving interpolation: (.*)", said):
         return found[1]
@@ -129,14 +135,23 @@ def _fitting(kind: Any, value: Any, name: str, default: Any = MISSING) -> Any:
             example = f"{name}.{fields(kind)[0].name}=..."
             raise ConfigError(f"{name}: expected its knobs, as in {example}, got {shown(value)}")
         usual = default()
-        return _typed(kind, {**{k.name: getattr(usual, k.name) for k in fields(kind)}, **value}, f"{name}.")
+        return _typed(
+            kind, {**{k.name: getattr(usual, k.name) for k in fields(kind)}, **value}, f"{name}."
+        )
     if get_origin(kind) is dict:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise ConfigError(f"{name}: expected names with values, as '{name}={{NAME: VALUE}}', got {shown(value)}")
-        return {key: _fitting(get_args(kind)[1], inner, f"{name}.{key}") for key, inner in value.items()}
+            raise ConfigError(
+                f"{name}: expected names with values, as '{name}={{NAME: VALUE}}', got"
+                f" {shown(value)}"
+            )
+        return {
+            key: _fitting(get_args(kind)[1], inner, f"{name}.{key}") for key, inner in value.items()
+        }
     if get_origin(kind) is list:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{name}: expected a list, as '{name}=[VALUE,VALUE]', got {shown(value)}")
+            raise ConfigError(
+                f"{name}: expected a list, as '{name}=[VALUE,VALUE]', got {shown(value)}"
+            )
         return [_fitting(get_args(kind)[0], inner, f"{name}[{i}]") for i, inner in enumerate(value)]
     return _PLAIN[kind](value, name)
 
@@ -184,7 +199,12 @@ def _text(value: Any, name: str) -> str:
     return str(value)
 
 
-_PLAIN: dict[Any, Callable[[Any, str], Any]] = {bool: _truth, int: _integer, float: _real, str: _text}
+_PLAIN: dict[Any, Callable[[Any, str], Any]] = {
+    bool: _truth,
+    int: _integer,
+    float: _real,
+    str: _text,
+}
 _LARGEST = 10**18 - 1  # fits into 64 bits; no count is larger
 
 

@@ -135,7 +135,11 @@ class Source:
         name, _, commit = str(self.card.hub).partition("@")
         place = {"pretrained_model_name_or_path": self.root or name, "trust_remote_code": False}
         # Without this, `from_pretrained` asks the Hub for files that the local folder lacks.
-        return {**place, "local_files_only": True} if self.root is not None else {**place, "revision": commit}
+        return (
+            {**place, "local_files_only": True}
+            if self.root is not None
+            else {**place, "revision": commit}
+        )
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[Source]:
@@ -155,7 +159,9 @@ class Source:
     def gguf(self) -> str | None:
         """The name of the GGUF file that holds the model; None if there is a config.json."""
         names = [path.name for path in self.files]
-        return next((name for name in names if name.endswith(".gguf") and "config.json" not in names), None)
+        return next(
+            (name for name in names if name.endswith(".gguf") and "config.json" not in names), None
+        )
 
     @property
     def is_without_card(self) -> bool:
@@ -183,7 +189,11 @@ def load_card(name: str) -> DataCard:
     known = sorted({p.stem for folder in cards_folders() for p in folder.glob("*.md")})
     card, _, split = name.partition("/")
     if card in known:
-        meant = f"{split} is no split of it" if split not in SPLITS else f"splits='[{split}]' keeps one split of it"
+        meant = (
+            f"{split} is no split of it"
+            if split not in SPLITS
+            else f"splits='[{split}]' keeps one split of it"
+        )
         raise ConfigError(f"card:{name}: here a whole card is named: card:{card}; {meant}")
     near = difflib.get_close_matches(card, known, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
@@ -195,7 +205,9 @@ def _read_card(path: Path) -> DataCard:
     try:
         front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: its front matter is not YAML ({error})".replace("\n", " ")) from None
+        raise ConfigError(
+            f"{path}: its front matter is not YAML ({error})".replace("\n", " ")
+        ) from None
     if not isinstance(front, dict):
         raise ConfigError(f"{path}: expected YAML front matter between two lines of ---")
     known = {f.name for f in fields(DataCard)}
@@ -212,7 +224,10 @@ def _read_card(path: Path) -> DataCard:
 
 def _check_field(path: Path, name: str, value: Any) -> None:
     if name in ("local", "local_train", "local_validation", "hub_splits"):
-        good, what = isinstance(value, list) and all(isinstance(x, str) for x in value), "a list of text"
+        good, what = (
+            isinstance(value, list) and all(isinstance(x, str) for x in value),
+            "a list of text",
+        )
         if good and name != "hub_splits":
             good, what = all(x and not x.startswith("/") for x in value), "patterns below data_root"
     elif name == "held_out":
@@ -243,14 +258,21 @@ def resolve(source: str, data_root: str | None, store: Path | None) -> Source:
         if data_root is not None:
             return _local(card, source, expanded(data_root), store)
         _require_pinned(card.hub, source)
-        return Source(card, None, (), digest_of([card.hub, card.hub_config, card.hub_dir, _reading(card)]))
+        return Source(
+            card, None, (), digest_of([card.hub, card.hub_config, card.hub_dir, _reading(card)])
+        )
     if scheme == "hf" and rest:
         return _on_hub(rest, source)
     if scheme == "path" and rest:
         return _users(source, expanded(rest), store)
-    is_card = any(os.path.isfile(folder / f"{source}.md") for folder in cards_folders()) and "/" not in source
+    is_card = (
+        any(os.path.isfile(folder / f"{source}.md") for folder in cards_folders())
+        and "/" not in source
+    )
     meant = f"; did you mean card:{source}?" if is_card else hint(source)
-    raise ConfigError(f"{source!r}: expected card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT{meant}")
+    raise ConfigError(
+        f"{source!r}: expected card:NAME, path:FILE_OR_FOLDER or hf:ORG/NAME@COMMIT{meant}"
+    )
 
 
 def resolve_model(source: str, store: Path | None) -> Source:
@@ -265,12 +287,15 @@ def resolve_model(source: str, store: Path | None) -> Source:
         source,
         store,
         lambda names: bool(known & names) or any(n.endswith(".gguf") for n in names),
-        "a model's config.json or a .gguf file in it (or params_shapes.json, of GPT-1's released parameters)",
+        "a model's config.json or a .gguf file in it (or params_shapes.json, of GPT-1's released"
+        " parameters)",
         check_model,
     )
     several = [path.name for path in found.files if path.suffix == ".gguf"]
     if found.gguf and len(several) > 1:
-        raise ConfigError(f"{source}: it holds several GGUF files ({', '.join(several)}); name one of them")
+        raise ConfigError(
+            f"{source}: it holds several GGUF files ({', '.join(several)}); name one of them"
+        )
     return found
 
 
@@ -296,7 +321,10 @@ def resolve_base(source: str, given: str, store: Path | None) -> Source | None:
     folder = expanded(rest)
     if scheme == "path" and not _is_adapter(folder):
         if given:
-            raise ConfigError(f"base={given}: {source} holds no adapter ({ADAPTER}), so it has no base; leave base out")
+            raise ConfigError(
+                f"base={given}: {source} holds no adapter ({ADAPTER}), so it has no base; leave"
+                " base out"
+            )
         return None
     named, revision = _recorded_base(source, folder) if scheme == "path" else ("", "")
     places = [expanded(named), folder / named] if named else []
@@ -311,20 +339,23 @@ def resolve_base(source: str, given: str, store: Path | None) -> Source | None:
         base = f"hf:{named}@{revision}"
     elif scheme == "path":
         raise ConfigError(
-            f"{source}: an adapter on {named or 'a model that it does not name'}, which is not here; give its "
-            f"base too: base=path:FOLDER or base=hf:ORG/NAME@COMMIT"
+            f"{source}: an adapter on {named or 'a model that it does not name'}, which is not"
+            " here; give its base too: base=path:FOLDER or base=hf:ORG/NAME@COMMIT"
         )
     else:
         return None
     if base.startswith("path:") and _is_adapter(expanded(base.removeprefix("path:"))):
-        raise ConfigError(f"base={base}: it is an adapter itself; give the whole model that both are on")
+        raise ConfigError(
+            f"base={base}: it is an adapter itself; give the whole model that both are on"
+        )
     return resolve_model(base, store)
 
 
 def _is_adapter(folder: Path) -> bool:
     """True for a folder with an adapter and no weights of a whole model."""
     whole = any(
-        path.name.startswith(("model", "pytorch_model")) and path.suffix in _WEIGHTS for path in folder.glob("*")
+        path.name.startswith(("model", "pytorch_model")) and path.suffix in _WEIGHTS
+        for path in folder.glob("*")
     )
     return (folder / ADAPTER).is_file() and not whole
 
@@ -335,11 +366,15 @@ def _recorded_base(source: str, folder: Path) -> tuple[str, str]:
         read = read_fields(folder / ADAPTER)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
-    kind, named, revision = read.get("peft_type"), read.get("base_model_name_or_path"), read.get("revision")
+    kind, named, revision = (
+        read.get("peft_type"),
+        read.get("base_model_name_or_path"),
+        read.get("revision"),
+    )
     if kind != "LORA":
         raise ConfigError(
             f"{source}: an adapter of the kind {kind}; expected LORA; merge it into its base first "
-            f"(peft: model.merge_and_unload().save_pretrained(FOLDER)), then import that folder"
+            "(peft: model.merge_and_unload().save_pretrained(FOLDER)), then import that folder"
         )
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ConfigError(f"{source}: an adapter without its weights ({ADAPTER_WEIGHTS})")
@@ -355,7 +390,9 @@ def resolve_tokenizer(source: str, store: Path | None) -> Source:
     return _resolve_folder(
         source,
         store,
-        lambda names: bool(names & {*_TOKENIZERS}) or any(names.issuperset(pair) for pair in VOCABULARIES),
+        lambda names: (
+            bool(names & {*_TOKENIZERS}) or any(names.issuperset(pair) for pair in VOCABULARIES)
+        ),
         f"a tokenizer in it: {pairs}, or {' or '.join(_TOKENIZERS)}",
         check_files,
         without=_WEIGHTS,
@@ -408,13 +445,19 @@ def _resolve_folder(
         return _on_hub(rest, source)
     folder = expanded(rest)
     known = scheme == "path" and rest and folder.is_dir()
-    files = sorted(p for p in folder.iterdir() if not p.is_dir() and p.suffix not in without) if known else []
+    files = (
+        sorted(p for p in folder.iterdir() if not p.is_dir() and p.suffix not in without)
+        if known
+        else []
+    )
     if scheme == "path" and folder.suffix == ".gguf" and folder.is_file():
         folder, files = folder.parent, [folder]
     if not fits({p.name for p in files}):
         missing = scheme == "path" and rest and not folder.exists()
         more = f"; no such file or folder{beside(folder)}" if missing else hint(source)
-        raise ConfigError(f"{source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with {wanted}{more}")
+        raise ConfigError(
+            f"{source!r}: expected hf:ORG/NAME@COMMIT or path:FOLDER with {wanted}{more}"
+        )
     try:
         # A file that the user named may itself be a link to another folder.
         check(files[0].resolve().parent if files[0] == expanded(rest) else folder, files)
@@ -434,13 +477,15 @@ def _require_pinned(hub: str | None, source: str) -> None:
         known = f" of {hub}" if hub else ""
         raise ConfigError(
             f"{source}: the Hub is read at a full commit hash only, and none is known{known}; "
-            f"use hf:ORG/NAME@COMMIT, or give the files with data_root=FOLDER"
+            "use hf:ORG/NAME@COMMIT, or give the files with data_root=FOLDER"
         )
 
 
 def _on_hub(rest: str, source: str) -> Source:
     _require_pinned(rest, source)
-    return Source(DataCard(name=source_name(source), hub=rest, hub_splits=()), None, (), digest_of(rest))
+    return Source(
+        DataCard(name=source_name(source), hub=rest, hub_splits=()), None, (), digest_of(rest)
+    )
 
 
 def _local(card: DataCard, source: str, root: Path, store: Path | None) -> Source:
@@ -453,11 +498,17 @@ def _local(card: DataCard, source: str, root: Path, store: Path | None) -> Sourc
     if not files:
         patterns = ", ".join(card.local) or "no files"
         pinned = card.hub is not None and _COMMIT.fullmatch(card.hub.partition("@")[2])
-        hub = "; leave data_root out to use the Hub" if pinned else f"; data_cards/{card.name}.md says which set it is"
+        hub = (
+            "; leave data_root out to use the Hub"
+            if pinned
+            else f"; data_cards/{card.name}.md says which set it is"
+        )
         raise ConfigError(f"{source}: nothing in data_root={root} matches {patterns}{hub}")
     digests = file_digests(files, store)
     names = [path.relative_to(root).as_posix() for path in files]
-    return Source(card, root, tuple(files), digest_of([_reading(card), *zip(names, digests, strict=True)]))
+    return Source(
+        card, root, tuple(files), digest_of([_reading(card), *zip(names, digests, strict=True)])
+    )
 
 
 def _users(source: str, path: Path, store: Path | None) -> Source:
@@ -471,11 +522,16 @@ def _users(source: str, path: Path, store: Path | None) -> Source:
         _refuse_unusual(source, path)
         files = [path] if path.is_file() else []
     if not files:
-        what = f"holds no {', '.join(SUFFIXES)} file" if path.is_dir() else f"no such file or folder{beside(path)}"
+        what = (
+            f"holds no {', '.join(SUFFIXES)} file"
+            if path.is_dir()
+            else f"no such file or folder{beside(path)}"
+        )
         raise ConfigError(f"{source}: {what}")
     if suffix_of(files[0]) not in SUFFIXES:
         raise ConfigError(
-            f"{source}: expected a file ending in {', '.join(SUFFIXES)} (or that and {', '.join(PACKED)})"
+            f"{source}: expected a file ending in {', '.join(SUFFIXES)} (or that and"
+            f" {', '.join(PACKED)})"
         )
     root = path if path.is_dir() else path.parent
     names = [p.relative_to(root).as_posix() for p in files]
@@ -506,8 +562,8 @@ def _files_below(source: str, folder: Path) -> list[Path]:
 def _refuse_broken_link(source: str, path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise ConfigError(
-            f"{source}: {path} is a broken symbolic link, to {os.readlink(path)}; bring back what it points to, or "
-            f"remove the link"
+            f"{source}: {path} is a broken symbolic link, to {os.readlink(path)}; bring back what"
+            " it points to, or remove the link"
         )
 
 
@@ -540,7 +596,9 @@ def _is_cache(path: Path) -> bool:
 
 def _reading(card: DataCard) -> list[Any]:
     """Return the fields of a card that decide which rows the same bytes give."""
-    published = [list(patterns) for patterns in (card.local_train, card.local_validation) if patterns]
+    published = [
+        list(patterns) for patterns in (card.local_train, card.local_validation) if patterns
+    ]
     return [card.format, card.held_out, list(card.hub_splits), *published]
 
 
@@ -570,7 +628,9 @@ def file_digests(files: list[Path], store: Path | None) -> list[str]:
         stat = path.stat()
         tag = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
         known = cache.get(str(path.absolute()))
-        fresh[str(path.absolute())] = known if known and known[:3] == tag else [*tag, sha256_file(path)]
+        fresh[str(path.absolute())] = (
+            known if known and known[:3] == tag else [*tag, sha256_file(path)]
+        )
     if store.is_dir() and any(cache.get(name) != known for name, known in fresh.items()):
         cache_path.parent.mkdir(exist_ok=True)
         write_json(cache_path, {**cache, **fresh})

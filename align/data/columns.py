@@ -50,7 +50,9 @@ class Columns(dict[str, Any]):
 
     def __or__(self, other: Mapping[str, Any]) -> Columns:  # type: ignore[override]
         """Return the row with other values; reading it counts as reading this row."""
-        return Columns({**self, **other}, self.read, self.skipped, in_table=self.in_table, called=self.called)
+        return Columns(
+            {**self, **other}, self.read, self.skipped, in_table=self.in_table, called=self.called
+        )
 
 
 def skip(row: Mapping[str, Any], column: str, fields: Iterable[str]) -> None:
@@ -146,12 +148,64 @@ def respelled(names: Iterable[Any], known: Mapping[str, str]) -> dict[str, str]:
 # -- guessing a user's columns ---------------------------------------------------------------------
 
 _MEANINGS = {  # record field -> names that people use for it
-    "prompt": ("prompt", "question", "query", "instruction", "request", "input", "problem", "user", "ask", "task", "q"),
-    "completion": ("completion", "answer", "response", "output", "reply", "assistant", "solution", "target", "a"),
-    "chosen": ("chosen", "good", "better", "best", "preferred", "accepted", "winner", "win", "positive"),
-    "rejected": ("rejected", "bad", "worse", "worst", "dispreferred", "refused", "loser", "lose", "negative"),
+    "prompt": (
+        "prompt",
+        "question",
+        "query",
+        "instruction",
+        "request",
+        "input",
+        "problem",
+        "user",
+        "ask",
+        "task",
+        "q",
+    ),
+    "completion": (
+        "completion",
+        "answer",
+        "response",
+        "output",
+        "reply",
+        "assistant",
+        "solution",
+        "target",
+        "a",
+    ),
+    "chosen": (
+        "chosen",
+        "good",
+        "better",
+        "best",
+        "preferred",
+        "accepted",
+        "winner",
+        "win",
+        "positive",
+    ),
+    "rejected": (
+        "rejected",
+        "bad",
+        "worse",
+        "worst",
+        "dispreferred",
+        "refused",
+        "loser",
+        "lose",
+        "negative",
+    ),
     "text": ("text", "content", "document", "body", "passage", "article", "story", "page"),
-    "label": ("label", "class", "category", "sentiment", "target", "gold", "verdict", "intent", "topic"),
+    "label": (
+        "label",
+        "class",
+        "category",
+        "sentiment",
+        "target",
+        "gold",
+        "verdict",
+        "intent",
+        "topic",
+    ),
 }
 
 
@@ -164,7 +218,9 @@ def guess(fields: Iterable[str], row: Mapping[str, Any]) -> dict[str, str]:
     """
     fields = list(fields)
     kinds = (str, list, int) if "label" in fields else (str, list)
-    free = [name for name, value in row.items() if isinstance(name, str) and isinstance(value, kinds)]
+    free = [
+        name for name, value in row.items() if isinstance(name, str) and isinstance(value, kinds)
+    ]
     scores = {(f, name): _likeness(f, name) for f in fields for name in free}
     found: dict[str, str] = {}
     for (field, name), score in sorted(scores.items(), key=lambda item: -item[1]):
@@ -189,7 +245,9 @@ def _likeness(field: str, name: str) -> float:
             return 1 - place / 100
         if len(meaning) > 3 and any(meaning in word for word in words):
             return 0.8 - place / 100
-    near = max(difflib.SequenceMatcher(None, plain_name(name), m).ratio() for m in meanings if len(m) > 3)
+    near = max(
+        difflib.SequenceMatcher(None, plain_name(name), m).ratio() for m in meanings if len(m) > 3
+    )
     return 0.7 if near > 0.8 else 0.0
 
 
@@ -204,9 +262,17 @@ def _quoted(name: str) -> str:
 
     In their quoted text, a backslash is special before a quote, before `${` and at the end.
     """
-    if re.fullmatch(r"[A-Za-z_]\w*", name) and name.lower() not in ("null", "true", "false", "nan", "inf"):
+    if re.fullmatch(r"[A-Za-z_]\w*", name) and name.lower() not in (
+        "null",
+        "true",
+        "false",
+        "nan",
+        "inf",
+    ):
         return name
-    escaped = re.sub(r'(\\*)("|\$\{|$)', lambda found: found[1] * 2 + (found[2] and "\\" + found[2]), name)
+    escaped = re.sub(
+        r'(\\*)("|\$\{|$)', lambda found: found[1] * 2 + (found[2] and "\\" + found[2]), name
+    )
     return f'"{escaped}"'
 
 

@@ -27,7 +27,9 @@ Verdict = Callable[[Mapping[str, Any]], list[int]]
 _EARLIER = "transcripts differ before the last answer"
 
 
-def ranked(row: Mapping[str, Any], prompt: list[Message], responses: Sequence[str], ranks: Sequence[int]) -> Row:
+def ranked(
+    row: Mapping[str, Any], prompt: list[Message], responses: Sequence[str], ranks: Sequence[int]
+) -> Row:
     return {"prompt": with_system(row, prompt), "responses": list(responses), "ranks": list(ranks)}
 
 
@@ -55,9 +57,13 @@ def better_and_worse(asked: str, chosen: str = "chosen", rejected: str = "reject
             return
         for answers, name, other in ((good, chosen, rejected), (bad, rejected, chosen)):
             if answers and not in_table(row) and isinstance(row.get(other), str):
-                advice = f"expected a list of answers, as {name} is, got text; write it as a list of one"
+                advice = (
+                    f"expected a list of answers, as {name} is, got text; write it as a list of one"
+                )
                 raise Malformed(other, advice)
-        better, worse = (whole_conversation(prompt, turns_in(row, name)) for name in (chosen, rejected))
+        better, worse = (
+            whole_conversation(prompt, turns_in(row, name)) for name in (chosen, rejected)
+        )
         yield _of_conversations(row, {chosen: better, rejected: worse})
 
     return read
@@ -71,7 +77,11 @@ def _several(row: Mapping[str, Any], column: str) -> list[str] | None:
     value = row.get(column)
     if isinstance(value, str):
         found = listed_in(value) if in_table(row) else None
-        return found if isinstance(found, list) and all(isinstance(each, str) for each in found) else None
+        return (
+            found
+            if isinstance(found, list) and all(isinstance(each, str) for each in found)
+            else None
+        )
     if not isinstance(value, list) or any(isinstance(each, dict) for each in value):
         return None
     return [text_in(each, f"{column}[{i}]") for i, each in enumerate(value)]
@@ -107,13 +117,17 @@ def _of_conversations(row: Mapping[str, Any], sides: Mapping[str, list[Message]]
     Raises:
         Dropped: the conversations differ before the last answer.
     """
-    (prompt, good), (other, bad) = (_prompt_and_answer(row, name, messages) for name, messages in sides.items())
+    (prompt, good), (other, bad) = (
+        _prompt_and_answer(row, name, messages) for name, messages in sides.items()
+    )
     if prompt != other:
         raise Dropped(_EARLIER)
     return ranked(row, prompt, [good, bad], [1, 2])
 
 
-def _prompt_and_answer(row: Mapping[str, Any], column: str, messages: list[Message]) -> tuple[list[Message], str]:
+def _prompt_and_answer(
+    row: Mapping[str, Any], column: str, messages: list[Message]
+) -> tuple[list[Message], str]:
     """Split a conversation into the messages before its last answer, and this answer as text.
 
     Weights are removed, because rankings do not use them.
@@ -122,7 +136,10 @@ def _prompt_and_answer(row: Mapping[str, Any], column: str, messages: list[Messa
         skip(row, column, ["weight"])
     if messages[-1].get("tool_calls"):
         raise Dropped("an answer that calls a tool")
-    prompt = [{name: value for name, value in message.items() if name != "weight"} for message in messages[:-1]]
+    prompt = [
+        {name: value for name, value in message.items() if name != "weight"}
+        for message in messages[:-1]
+    ]
     return prompt, messages[-1]["content"]
 
 
@@ -134,7 +151,12 @@ def two_answers(asked: str, first: str, second: str, verdict: Verdict) -> Reader
 
     def read(row: dict[str, Any]) -> Iterator[Row]:
         ranks = verdict(row)
-        yield ranked(row, asked_in(row, asked), [text_in(row.get(name), name) for name in (first, second)], ranks)
+        yield ranked(
+            row,
+            asked_in(row, asked),
+            [text_in(row.get(name), name) for name in (first, second)],
+            ranks,
+        )
 
     return read
 
@@ -181,7 +203,9 @@ def majority(row: Mapping[str, Any]) -> list[int]:
     votes = [number(row.get(f"annotator{i}")) for i in (1, 2, 3)]
     for i, vote in enumerate(votes, 1):
         if vote not in (0, 1, 2):
-            raise Malformed(f"annotator{i}", f"expected 1, 2 or 0 for a tie, got {row.get(f'annotator{i}')!r}")
+            raise Malformed(
+                f"annotator{i}", f"expected 1, 2 or 0 for a tie, got {row.get(f'annotator{i}')!r}"
+            )
     agreed = next((vote for vote in (0, 1, 2) if votes.count(vote) >= 2), None)
     if agreed is None:
         raise Dropped("no two annotators agree")
@@ -196,9 +220,15 @@ def scored_completions(row: dict[str, Any]) -> Iterator[Row | Dropped]:
     found = []
     for i, completion in enumerate(a_list(from_json(row.get("completions")), "completions")):
         if not isinstance(completion, dict):
-            raise Malformed(f"completions[{i}]", "expected an object with response and overall_score")
+            raise Malformed(
+                f"completions[{i}]", "expected an object with response and overall_score"
+            )
         used = ("response", "overall_score")
-        skip(row, "completions", (name for name, value in completion.items() if name not in used and value is not None))
+        skip(
+            row,
+            "completions",
+            (name for name, value in completion.items() if name not in used and value is not None),
+        )
         score = number(completion.get("overall_score"))
         if score is None:
             yield Dropped("a response without a score")
@@ -236,7 +266,10 @@ def labelled_targets(row: dict[str, Any]) -> Iterator[Row]:
     if not isinstance(targets, dict):
         raise Malformed("targets", "expected choices and labels")
     skip(row, "targets", (name for name in targets if name not in ("choices", "labels")))
-    choices = [check_text(text, "targets.choices") for text in a_list(targets.get("choices"), "targets.choices")]
+    choices = [
+        check_text(text, "targets.choices")
+        for text in a_list(targets.get("choices"), "targets.choices")
+    ]
     labels = list(map(number, a_list(targets.get("labels"), "targets.labels", len(choices))))
     if any(label is None for label in labels) or len(labels) < 2:
         raise Malformed("targets.labels", "expected a number for each of two choices or more")
@@ -256,7 +289,11 @@ def _check_places(responses: Any, ranks: Any) -> None:
     They may be scores, where the highest is best, and the ranking would be inverted. Both ways of
     counting after a tie are allowed: 1, 1, 2 and 1, 1, 3.
     """
-    if not isinstance(responses, list) or not isinstance(ranks, list) or len(ranks) != len(responses):
+    if (
+        not isinstance(responses, list)
+        or not isinstance(ranks, list)
+        or len(ranks) != len(responses)
+    ):
         return  # `check_row` reports what is wrong
     if not all(type(rank) is int for rank in ranks):
         return
@@ -265,8 +302,9 @@ def _check_places(responses: Any, ranks: Any) -> None:
         shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
         raise Malformed(
             "ranks",
-            f"expected the places of {len(ranks)} responses, 1 for the best, 2 for the next, and the same for a tie, "
-            f"got {shown}; where these are scores, and more is better, write places in their stead",
+            f"expected the places of {len(ranks)} responses, 1 for the best, 2 for the next, and"
+            f" the same for a tie, got {shown}; where these are scores, and more is better, write"
+            " places in their stead",
         )
 
 
@@ -287,7 +325,9 @@ def rated_answer(row: dict[str, Any]) -> tuple[str, Row]:
     return _answer(row, asked_in(row, "prompt"), "response", score)
 
 
-def _answer(row: Mapping[str, Any], prompt: list[Message], column: str, score: float) -> tuple[str, Row]:
+def _answer(
+    row: Mapping[str, Any], prompt: list[Message], column: str, score: float
+) -> tuple[str, Row]:
     turns = with_system(row, whole_conversation(prompt, turns_in(row, column)))
     prompt, answer = _prompt_and_answer(row, column, turns)
     return repr(prompt), {"prompt": prompt, "text": answer, "score": score}
@@ -328,4 +368,8 @@ def _rank(answers: list[Row]) -> Iterator[Row | Dropped]:
     if not ordered:
         return
     ranks = ranks_of([-score for score, _ in ordered])
-    yield {"prompt": answers[0]["prompt"], "responses": [text for _, text in ordered], "ranks": ranks}
+    yield {
+        "prompt": answers[0]["prompt"],
+        "responses": [text for _, text in ordered],
+        "ranks": ranks,
+    }

@@ -11,7 +11,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from align.data.columns import Columns, first_of, from_json, in_table, plain_name, skip, truth
-from align.data.records import Dropped, Malformed, Message, OutOfTurn, Row, check_messages, check_text, type_name
+from align.data.records import (
+    Dropped,
+    Malformed,
+    Message,
+    OutOfTurn,
+    Row,
+    check_messages,
+    check_text,
+    type_name,
+)
 
 SYSTEM = ("system", "system_prompt")  # columns next to a conversation
 
@@ -72,7 +81,9 @@ def _messages(row: Mapping[str, Any], column: str) -> Any:
         # The form that `datasets` gives a list of objects.
         if isinstance(value.get("role", value.get("from")), list):
             advice = "write an object for each message"
-            raise Malformed(column, f"expected a list of messages, got one object of lists; {advice}")
+            raise Malformed(
+                column, f"expected a list of messages, got one object of lists; {advice}"
+            )
         value = [value]  # a single message
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         return value
@@ -87,7 +98,9 @@ def _message(row: Mapping[str, Any], column: str, place: int, raw: dict[str, Any
     said = raw.get(names[0])
     if not isinstance(said, str) or said not in roles:
         allowed = ", ".join(roles)
-        raise Malformed(f"{where}.{names[0]}", f"expected one of {allowed}, got {json.dumps(said, default=str)}")
+        raise Malformed(
+            f"{where}.{names[0]}", f"expected one of {allowed}, got {json.dumps(said, default=str)}"
+        )
     message: Message = {"role": roles[said], "content": raw.get(names[1])}
     used = [*names]
     if message["role"] == "assistant":
@@ -103,9 +116,15 @@ def _message(row: Mapping[str, Any], column: str, place: int, raw: dict[str, Any
             message["weight"] = 0
     if message["role"] == "tool":
         used += ["tool_call_id", "name"]
-        message |= {name: raw[name] for name in ("tool_call_id", "name") if raw.get(name) is not None}
+        message |= {
+            name: raw[name] for name in ("tool_call_id", "name") if raw.get(name) is not None
+        }
     message["content"] = _text(row, column, place, names[1], message["content"])
-    skip(row, column, (str(name) for name, value in raw.items() if name not in used and value is not None))
+    skip(
+        row,
+        column,
+        (str(name) for name, value in raw.items() if name not in used and value is not None),
+    )
     return message
 
 
@@ -132,13 +151,17 @@ def _is_learned(raw: dict[str, Any], where: str) -> bool:
         learned = truth(raw[name])
         if learned is None:
             said = json.dumps(raw[name], default=str)
-            raise Malformed(f"{where}.{name}", f"expected 1 (the turn is learned) or 0 (it is not), got {said}")
+            raise Malformed(
+                f"{where}.{name}", f"expected 1 (the turn is learned) or 0 (it is not), got {said}"
+            )
         if not learned:
             return False
     return True
 
 
-def _skip_but(read: Iterable[str], fields: Mapping[str, Any], row: Mapping[str, Any], column: str, within: str) -> None:
+def _skip_but(
+    read: Iterable[str], fields: Mapping[str, Any], row: Mapping[str, Any], column: str, within: str
+) -> None:
     """Note the fields of a call or of a part that are not in `read`."""
     unread = [name for name, value in fields.items() if value is not None and name not in read]
     skip(row, column, (f"{within}[].{name}" for name in unread))
@@ -161,7 +184,10 @@ def _calls(row: Mapping[str, Any], column: str, place: int, name: str, value: An
         arguments = function.get(given)
         if isinstance(arguments, str):
             arguments = _json(arguments, where)
-        made = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
+        made = {
+            "type": "function",
+            "function": {"name": function["name"], "arguments": arguments or {}},
+        }
         own = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         calls.append({**own, **made})
         _skip_but((*own, *made, "name", given), {**call, **function}, row, column, name)
@@ -186,7 +212,9 @@ def tools_in(row: Mapping[str, Any]) -> Row:
     tools = _json(tools, "tools") if isinstance(tools, str) else tools
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise Malformed("tools", "expected a list of tools, or such a list as JSON text")
-    wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    wrapped = [
+        tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
+    ]
     return {"tools": json.dumps(wrapped)} if wrapped else {}
 
 
@@ -246,7 +274,10 @@ def prompt_in(row: Mapping[str, Any], column: str) -> list[Message]:
             raise Dropped("a prompt that ends with an answer")
         return turns_of_transcript(f"{begun}\n\nAssistant: ", column, answered=False)
     first, *others = _TURN_OF_HELPSTEER.split(value)
-    turns = [{"role": who.lower(), "content": said} for who, said in zip(others[::2], others[1::2], strict=True)]
+    turns = [
+        {"role": who.lower(), "content": said}
+        for who, said in zip(others[::2], others[1::2], strict=True)
+    ]
     if turns and turns[-1] == assistant(""):  # the place for the answer
         turns.pop()
     return [user(first), *turns]
@@ -258,7 +289,9 @@ def text_in(value: Any, field: str) -> str:
     Infinite numbers and NaN are refused: pandas reads an empty cell as NaN.
     """
     if isinstance(value, float) and not math.isfinite(value):
-        raise Malformed(field, f"expected text or a finite number, got {value}; fill it in or remove the row")
+        raise Malformed(
+            field, f"expected text or a finite number, got {value}; fill it in or remove the row"
+        )
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return check_text(str(value) if is_number else value, field)
 
@@ -284,7 +317,8 @@ def turns_of_transcript(transcript: Any, column: str, *, answered: bool = True) 
     """
     parts = _SPEAKER.split(check_text(transcript, column))
     turns = [
-        {"role": _SPEAKERS[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)
+        {"role": _SPEAKERS[who], "content": said.strip()}
+        for who, said in zip(parts[1::2], parts[2::2], strict=True)
     ]
     if parts[0].strip() or len(turns) < 2 or turns[-1]["role"] != "assistant":
         raise Malformed(column, 'expected "\\n\\nHuman: ...\\n\\nAssistant: ..."')
@@ -308,10 +342,20 @@ def turns_in(row: Mapping[str, Any], column: str) -> list[Message]:
     if not isinstance(messages, list):
         raise Malformed(column, f"expected text or messages, got {type_name(value)}")
     if not messages:
-        raise Malformed(column, "expected an answer, got an empty list; fill it in or remove the row")
-    begins = isinstance(messages[0], dict) and messages[0].get("role") == "assistant" if messages else True
+        raise Malformed(
+            column, "expected an answer, got an empty list; fill it in or remove the row"
+        )
+    begins = (
+        isinstance(messages[0], dict) and messages[0].get("role") == "assistant"
+        if messages
+        else True
+    )
     # No conversation begins with the assistant, so an answer alone is checked after a dummy prompt.
-    turns = check_messages([user(" "), *messages], column)[1:] if begins else check_messages(messages, column)
+    turns = (
+        check_messages([user(" "), *messages], column)[1:]
+        if begins
+        else check_messages(messages, column)
+    )
     if not turns or turns[-1]["role"] != "assistant":
         raise Malformed(column, "expected the assistant last")
     return turns
@@ -329,7 +373,9 @@ def whole_conversation(prompt: list[Message], turns: list[Message]) -> list[Mess
     """
     if turns[0]["role"] == "assistant":
         return [*prompt, *turns]
-    asked, said = ([(m["role"], m["content"].strip()) for m in messages] for messages in (prompt, turns))
+    asked, said = (
+        [(m["role"], m["content"].strip()) for m in messages] for messages in (prompt, turns)
+    )
     if any(said[begin : begin + len(asked)] == asked for begin in range(len(said) - len(asked))):
         return turns
     for missing in range(1, len(asked)):

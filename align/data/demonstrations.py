@@ -69,8 +69,8 @@ def is_good(row: Mapping[str, Any]) -> bool:
         said = json.dumps(label, default=str)[:60]
         raise Malformed(
             "label",
-            f"expected true or false (1, or 0 or -1), whether the answer is a good one, got {said}; "
-            "write it so, or rename the column where it says something else",
+            f"expected true or false (1, or 0 or -1), whether the answer is a good one, got {said};"
+            " write it so, or rename the column where it says something else",
         )
     return good
 

@@ -127,7 +127,9 @@ def read_file(
     except Malformed as problem:
         yield RawRow(str(path), problem)
     except UnicodeDecodeError as error:
-        yield RawRow(str(path), Malformed("file", f"expected {error.encoding.upper()} text ({error.reason})"))
+        yield RawRow(
+            str(path), Malformed("file", f"expected {error.encoding.upper()} text ({error.reason})")
+        )
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         yield RawRow(str(path), Malformed("file", _broken(path, suffix, error)))
     with contextlib.suppress(FileNotFoundError):
@@ -140,7 +142,10 @@ def _broken(path: Path, suffix: str, error: Exception) -> str:
     if begins is not None and getattr(error, "errno", None) is None:  # with errno: a system error
         with path.open("rb") as file:
             if len(head := file.read(len(begins))) == len(begins) and head != begins:
-                return f"expected {path.suffix[1:]} data, as its name says ({error}); rename it if it is not"
+                return (
+                    f"expected {path.suffix[1:]} data, as its name says ({error}); rename it if it"
+                    " is not"
+                )
     return f"expected {suffix[1:]}, whole ({error})"
 
 
@@ -205,7 +210,9 @@ class _Text(NamedTuple):
     def open(self, keep_line_ends: bool = False) -> TextIO:
         """Open the file as text; with `keep_line_ends` for the csv module, which needs them."""
         return io.TextIOWrapper(
-            _binary(self.path, self.place), encoding=self.encoding, newline="" if keep_line_ends else None
+            _binary(self.path, self.place),
+            encoding=self.encoding,
+            newline="" if keep_line_ends else None,
         )
 
 
@@ -226,10 +233,16 @@ def _encoding(path: Path, say: Say) -> str:
             if name is not None:
                 say(f"{path}: read as {name}")
             if bad := _first_bad_byte(path, without_mark):
-                raise Malformed(bad.line, f"expected {name or 'UTF-8'} text, as its first bytes say, but {bad.what}")
+                raise Malformed(
+                    bad.line,
+                    f"expected {name or 'UTF-8'} text, as its first bytes say, but {bad.what}",
+                )
             return encoding
     if 4 * head.count(0) > len(head):
-        raise Malformed("file", "expected UTF-8 text, got zero bytes, as UTF-16 without its mark has; save it as UTF-8")
+        raise Malformed(
+            "file",
+            "expected UTF-8 text, got zero bytes, as UTF-16 without its mark has; save it as UTF-8",
+        )
     bad = _first_bad_byte(path, "utf-8")
     if bad is None:
         return "utf-8"
@@ -263,13 +276,20 @@ def _first_bad_byte(path: Path, encoding: str) -> _BadByte | None:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 whole = error.object[: error.start].decode(encoding)
-                at = len(whole.rpartition("\n")[2].encode(encoding)) + (0 if "\n" in whole else in_line)
-                what = f"byte {at + 1} of it, 0x{error.object[error.start]:02x}, is none ({error.reason})"
+                at = len(whole.rpartition("\n")[2].encode(encoding)) + (
+                    0 if "\n" in whole else in_line
+                )
+                what = (
+                    f"byte {at + 1} of it, 0x{error.object[error.start]:02x}, is none"
+                    f" ({error.reason})"
+                )
                 return _BadByte(f"line {line + whole.count(chr(10))}", what)
             if not block:
                 return None
             line += text.count("\n")
-            in_line = len(text.rpartition("\n")[2].encode(encoding)) + (0 if "\n" in text else in_line)
+            in_line = len(text.rpartition("\n")[2].encode(encoding)) + (
+                0 if "\n" in text else in_line
+            )
 
 
 def _one_byte_encoding(path: Path, bad: _BadByte) -> str:
@@ -284,15 +304,22 @@ def _one_byte_encoding(path: Path, bad: _BadByte) -> str:
     with _binary(path) as file:
         while block := file.read(_BLOCK):
             wide = re.findall(r"[^\x00-\x7f]", decoder.decode(block))
-            found = [ord(character) - 0xDC00 for character in wide if "\udc80" <= character <= "\udcff"]
+            found = [
+                ord(character) - 0xDC00 for character in wide if "\udc80" <= character <= "\udcff"
+            ]
             stray |= set(found)
             num_stray += len(found)
             characters += len(wide) - len(found)
     if characters >= num_stray:
         advice = "mend it, or save it as UTF-8"
-        raise Malformed(bad.line, f"expected UTF-8 text, as most of the file is, but {bad.what}; {advice}")
+        raise Malformed(
+            bad.line, f"expected UTF-8 text, as most of the file is, but {bad.what}; {advice}"
+        )
     if stray & {0x81, 0x8D, 0x8F, 0x90, 0x9D}:  # Windows-1252 has no character there
-        raise Malformed(bad.line, f"expected UTF-8 text, but {bad.what}, and it is not Windows-1252; save it as UTF-8")
+        raise Malformed(
+            bad.line,
+            f"expected UTF-8 text, but {bad.what}, and it is not Windows-1252; save it as UTF-8",
+        )
     return "Windows-1252" if any(byte < 0xA0 for byte in stray) else "Latin-1"
 
 
@@ -442,7 +469,9 @@ def _encloses_cells(lines: Iterable[str]) -> bool:
     return found and not record
 
 
-def _rows_under_header(path: Path, records: Iterator[_Record], say: Say, columns_of: ColumnsOf) -> Iterator[RawRow]:
+def _rows_under_header(
+    path: Path, records: Iterator[_Record], say: Say, columns_of: ColumnsOf
+) -> Iterator[RawRow]:
     first = next(records, None)
     if first is None:
         return
@@ -473,7 +502,9 @@ def _header(path: Path, first: _Record) -> tuple[str, ...]:
     names = tuple(name.strip() for name in first.cells)
     for place, name in enumerate(names):
         if not name and (place > 0 or len(names) == 1):
-            raise Malformed("header", f"line {first.line}: column {place + 1} has no name; name every column")
+            raise Malformed(
+                "header", f"line {first.line}: column {place + 1} has no name; name every column"
+            )
     _refuse_twice(names, f"line {first.line}: ")
     return names
 
@@ -489,7 +520,10 @@ def _other_width(path: Path, expected: int, got: int) -> Malformed:
     if suffix_of(path) == ".csv":
         advice = "a cell that holds the separator or a line end must be in quotes"
     else:
-        advice = "a cell holds no tab or line end, and quotes are text; write such a table as CSV or as JSON lines"
+        advice = (
+            "a cell holds no tab or line end, and quotes are text; write such a table as CSV or as"
+            " JSON lines"
+        )
     return Malformed("cells", f"expected {expected}, as the first line has, got {got}; {advice}")
 
 
@@ -499,9 +533,14 @@ def _other_width(path: Path, expected: int, got: int) -> Malformed:
 def _json_lines(text: _Text, say: Say) -> Iterator[RawRow]:
     # The start of the first line is enough: the line may be a whole list.
     with text.open() as file:
-        first = next((part.strip() for part in iter(lambda: file.readline(_BLOCK), "") if part.strip()), "")
+        first = next(
+            (part.strip() for part in iter(lambda: file.readline(_BLOCK), "") if part.strip()), ""
+        )
     if first == "{":
-        raise Malformed("file", "expected one object a line, got one over several; put each in one line (jq -c . FILE)")
+        raise Malformed(
+            "file",
+            "expected one object a line, got one over several; put each in one line (jq -c . FILE)",
+        )
     if first.startswith("["):
         rows = None
         with text.open() as file, contextlib.suppress(ValueError, RecursionError):
@@ -544,12 +583,19 @@ def _as_no_list(value: Any) -> str:
         return type_name(value)
     for name, inner in value.items():
         if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner):
-            return f"an object with rows under {name!r}; write that list alone (jq '.[\"{name}\"]' FILE)"
+            return (
+                f"an object with rows under {name!r}; write that list alone (jq '.[\"{name}\"]'"
+                " FILE)"
+            )
     if value and all(isinstance(inner, dict) for inner in value.values()):
         return (
-            "an object of objects; write its rows as a list (jq '[.[]]' FILE; from pandas: to_json(orient='records'))"
+            "an object of objects; write its rows as a list (jq '[.[]]' FILE; from pandas:"
+            " to_json(orient='records'))"
         )
-    return f"one object ({', '.join(map(str, value))[:60]}); put rows in a list, even one, or name the file .jsonl"
+    return (
+        f"one object ({', '.join(map(str, value))[:60]}); put rows in a list, even one, or name the"
+        " file .jsonl"
+    )
 
 
 def _listed(path: Path, rows: list[Any]) -> Iterator[RawRow]:
@@ -576,7 +622,9 @@ def _of_json(error: Exception, is_line: bool = False) -> str:
     """Describe an error in a JSON text and its place; for a single line, only the column."""
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
-    return f"{error.msg}: " + ("" if is_line else f"line {error.lineno}, ") + f"column {error.colno}"
+    return (
+        f"{error.msg}: " + ("" if is_line else f"line {error.lineno}, ") + f"column {error.colno}"
+    )
 
 
 def _object(line: str) -> dict[str, Any] | Malformed:
@@ -584,7 +632,11 @@ def _object(line: str) -> dict[str, Any] | Malformed:
         row = json.loads(line, object_pairs_hook=_of_pairs)
     except (ValueError, RecursionError) as error:
         return Malformed("row", f"expected JSON ({_of_json(error, is_line=True)})")
-    return row if isinstance(row, dict) else Malformed("row", f"expected an object, got {type_name(row)}")
+    return (
+        row
+        if isinstance(row, dict)
+        else Malformed("row", f"expected an object, got {type_name(row)}")
+    )
 
 
 # -- other kinds -----------------------------------------------------------------------------------
@@ -604,7 +656,9 @@ def _parquet(path: Path, place: Place) -> Iterator[RawRow]:
                 yield RawRow(f"{path}:{number}", row)
     # `ValueError`: two fields of a struct have the same name.
     except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
-        yield RawRow(str(path), Malformed("file", f"expected Parquet ({' '.join(str(error).split())[:100]})"))
+        yield RawRow(
+            str(path), Malformed("file", f"expected Parquet ({' '.join(str(error).split())[:100]})")
+        )
 
 
 def _arrow(path: Path, place: Place) -> Iterator[RawRow]:
@@ -630,7 +684,9 @@ def _arrow(path: Path, place: Place) -> Iterator[RawRow]:
                         number += 1
                         yield RawRow(f"{path}:{number}", row)
     except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
-        yield RawRow(str(path), Malformed("file", f"expected Arrow ({' '.join(str(error).split())[:100]})"))
+        yield RawRow(
+            str(path), Malformed("file", f"expected Arrow ({' '.join(str(error).split())[:100]})")
+        )
 
 
 def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
@@ -647,9 +703,17 @@ def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             try:
                 column.to_pylist()
-            except (pa.ArrowException, ValueError, ArithmeticError, TypeError, LookupError) as error:
+            except (
+                pa.ArrowException,
+                ValueError,
+                ArithmeticError,
+                TypeError,
+                LookupError,
+            ) as error:
                 said = " ".join(str(error).split())[:100]
-                raise Malformed(name, f"expected a value that Python can hold, got a {column.type} ({said})") from None
+                raise Malformed(
+                    name, f"expected a value that Python can hold, got a {column.type} ({said})"
+                ) from None
         raise
 
 
@@ -663,11 +727,16 @@ def _pairs(path: Path, place: Place) -> Iterator[RawRow]:
         with _binary(path, place) as file:
             for _, element in ElementTree.iterparse(file):
                 if element.tag == "pair":
-                    texts = {child.tag: " ".join("".join(child.itertext()).split()) for child in element}
+                    texts = {
+                        child.tag: " ".join("".join(child.itertext()).split()) for child in element
+                    }
                     yield RawRow(f"{path}[{number}]", {**element.attrib, **texts})
                     number += 1
                     element.clear()
     except ElementTree.ParseError as error:
         raise Malformed("file", f"expected XML ({error})") from None
     if number == 0:
-        raise Malformed("file", "expected <pair> elements with <t> and <h>, as RTE's files have; other XML is not read")
+        raise Malformed(
+            "file",
+            "expected <pair> elements with <t> and <h>, as RTE's files have; other XML is not read",
+        )

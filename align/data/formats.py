@@ -152,14 +152,26 @@ def context_completion(row: dict[str, Any]) -> Iterator[Row]:
 
 def context_continuation(row: dict[str, Any]) -> Iterator[Row]:
     """Read LLM Foundry's language modelling: the exact text that follows after one space."""
-    context, continuation = (check_text(row.get(name), name) for name in ("context", "continuation"))
-    yield {"contexts": [context.rstrip()], "completions": [f" {continuation.strip()}"], "labels": [1]}
+    context, continuation = (
+        check_text(row.get(name), name) for name in ("context", "continuation")
+    )
+    yield {
+        "contexts": [context.rstrip()],
+        "completions": [f" {continuation.strip()}"],
+        "labels": [1],
+    }
 
 
 def gpt3_arithmetic(row: dict[str, Any]) -> Iterator[Row]:
     """Read GPT-3's arithmetic, asked as lm-eval does: one line break, "Question:" and "Answer:"."""
     (item,) = context_completion(row)
-    asked = item["contexts"][0].strip().replace("\n\n", "\n").replace("Q:", "Question:").replace("A:", "Answer:")
+    asked = (
+        item["contexts"][0]
+        .strip()
+        .replace("\n\n", "\n")
+        .replace("Q:", "Question:")
+        .replace("A:", "Answer:")
+    )
     yield {**item, "contexts": [asked]}
 
 
@@ -188,7 +200,10 @@ def query_choices(row: dict[str, Any]) -> Iterator[Row]:
     if (siqa := _SIQA.fullmatch(query)) and choices == list("ABC")[: len(choices)]:
         answers = [line[3:] for line in siqa[3].removesuffix("\n").split("\n")]
         if len(answers) != len(choices):
-            raise Malformed("query", f"expected as many choices as there are, {len(choices)}, got {len(answers)}")
+            raise Malformed(
+                "query",
+                f"expected as many choices as there are, {len(choices)}, got {len(answers)}",
+            )
         yield _choice(f"Q: {siqa[1]} {siqa[2]}\nA:", answers, right)
     # Some OpenBookQA queries also end so, but have four choices.
     elif (copa := _COPA.fullmatch(query)) and len(choices) == 2:
@@ -207,11 +222,18 @@ def context_options(row: dict[str, Any]) -> Iterator[Row]:
 
     One continuation is scored after each filled-in context.
     """
-    contexts = [check_text(text, "context_options") for text in _list(row.get("context_options"), "context_options")]
+    contexts = [
+        check_text(text, "context_options")
+        for text in _list(row.get("context_options"), "context_options")
+    ]
     completion = check_text(row.get("continuation"), "continuation")
     right = _place(row, contexts)
     labels = [int(i == right) for i in range(len(contexts))]
-    yield {"contexts": contexts, "completions": [f" {completion}"] * len(contexts), "labels": labels}
+    yield {
+        "contexts": contexts,
+        "completions": [f" {completion}"] * len(contexts),
+        "labels": labels,
+    }
 
 
 def _place(row: dict[str, Any], choices: list[str]) -> int:
@@ -224,11 +246,16 @@ def commonsense_qa(row: dict[str, Any]) -> Iterator[Row]:
     question = row.get("question")
     if not isinstance(question, dict):
         raise Malformed("question", "expected stem and choices")
-    choices = {c.get("label"): check_text(c.get("text"), "choices") for c in _list(question.get("choices"), "choices")}
+    choices = {
+        c.get("label"): check_text(c.get("text"), "choices")
+        for c in _list(question.get("choices"), "choices")
+    }
     if row.get("answerKey") not in choices:
         raise Malformed("answerKey", f"expected one of {', '.join(map(str, choices))}")
     stem = check_text(question.get("stem"), "question.stem")
-    item = _choice(f"Question: {stem}\nAnswer:", list(choices.values()), list(choices).index(row["answerKey"]))
+    item = _choice(
+        f"Question: {stem}\nAnswer:", list(choices.values()), list(choices).index(row["answerKey"])
+    )
     yield {**item, "answer_context": "Answer:"}
 
 
@@ -244,12 +271,20 @@ def truthful_mc2(row: dict[str, Any]) -> Iterator[Row]:
     question, correct, wrong = _truthful(row)
     every = [*correct, *(text for text in wrong if text not in correct)]
     labels = [int(text in correct) for text in every]
-    yield {"contexts": [question] * len(every), "completions": [f" {text}" for text in every], "labels": labels}
+    yield {
+        "contexts": [question] * len(every),
+        "completions": [f" {text}" for text in every],
+        "labels": labels,
+    }
 
 
 def _truthful(row: dict[str, Any]) -> tuple[str, list[str], list[str]]:
     correct, wrong = (
-        list(dict.fromkeys(part.strip() for part in check_text(row.get(name), name).split(";") if part.strip()))
+        list(
+            dict.fromkeys(
+                part.strip() for part in check_text(row.get(name), name).split(";") if part.strip()
+            )
+        )
         for name in ("Correct Answers", "Incorrect Answers")
     )
     return f"Q: {check_text(row.get('Question'), 'Question')}\nA:", correct, wrong
@@ -262,10 +297,20 @@ def crows_pairs(row: dict[str, Any]) -> Iterator[Row]:
     """
     sentences = [check_text(row.get(name), name) for name in ("sent_more", "sent_less")]
     group = check_text(row.get("bias_type"), "bias_type")
-    yield {"contexts": ["", ""], "completions": sentences, "labels": [1, 0], "group": group, "leaning": True}
+    yield {
+        "contexts": ["", ""],
+        "completions": sentences,
+        "labels": [1, 0],
+        "group": group,
+        "leaning": True,
+    }
 
 
-_PRONOUNS = {"NOM_PRONOUN": ("he", "she"), "POSS_PRONOUN": ("his", "her"), "ACC_PRONOUN": ("him", "her")}
+_PRONOUNS = {
+    "NOM_PRONOUN": ("he", "she"),
+    "POSS_PRONOUN": ("his", "her"),
+    "ACC_PRONOUN": ("him", "her"),
+}
 
 
 def winogender(row: dict[str, Any]) -> Iterator[Row]:
@@ -280,7 +325,13 @@ def winogender(row: dict[str, Any]) -> Iterator[Row]:
     sentence = sentence.replace("$OCCUPATION", people[0]).replace("$PARTICIPANT", people[1])
     pair = [_with_pronouns(sentence, which) for which in (0, 1)]
     group = ("occupation", "participant")[int(row["answer"])]
-    yield {"contexts": ["", ""], "completions": pair, "labels": [1, 0], "group": group, "leaning": True}
+    yield {
+        "contexts": ["", ""],
+        "completions": pair,
+        "labels": [1, 0],
+        "group": group,
+        "leaning": True,
+    }
 
 
 def _with_pronouns(sentence: str, which: int) -> str:
@@ -314,8 +365,14 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record of its rows, funct
     "input_chosen_rejected": ("comparisons", better_and_worse("input")),
     "query_chosen_rejected": ("comparisons", better_and_worse("query")),
     "conversations_chosen_rejected": ("comparisons", better_and_worse("conversations")),
-    "argilla": ("comparisons", better_and_worse("instruction", "chosen_response", "rejected_response")),
-    "argilla_prompt": ("comparisons", better_and_worse("prompt", "chosen_response", "rejected_response")),
+    "argilla": (
+        "comparisons",
+        better_and_worse("instruction", "chosen_response", "rejected_response"),
+    ),
+    "argilla_prompt": (
+        "comparisons",
+        better_and_worse("prompt", "chosen_response", "rejected_response"),
+    ),
     "transcripts": ("comparisons", whole_pairs("chosen", "rejected")),
     "instruction_pairs": ("comparisons", whole_pairs("chosen_instruction", "rejected_instruction")),
     "prompt_responses_ranks": ("comparisons", comparisons.given_ranks),
@@ -330,9 +387,18 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record of its rows, funct
         two_answers("instruction", "output_1", "output_2", which("preference", 1, 2)),
     ),
     "llmbar": ("comparisons", two_answers("input", "output_1", "output_2", which("label", 1, 2))),
-    "pandalm": ("comparisons", two_answers("instruction", "response1", "response2", comparisons.majority)),
-    "auto_j": ("comparisons", two_answers("prompt", "response_1", "response_2", which("label", 0, 1, 2))),
-    "shp": ("comparisons", two_answers("history", "human_ref_A", "human_ref_B", which("labels", 1, 0))),
+    "pandalm": (
+        "comparisons",
+        two_answers("instruction", "response1", "response2", comparisons.majority),
+    ),
+    "auto_j": (
+        "comparisons",
+        two_answers("prompt", "response_1", "response_2", which("label", 0, 1, 2)),
+    ),
+    "shp": (
+        "comparisons",
+        two_answers("history", "human_ref_A", "human_ref_B", which("labels", 1, 0)),
+    ),
     "judgebench": (
         "comparisons",
         two_answers("question", "response_A", "response_B", comparisons.letters),
@@ -348,7 +414,9 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record of its rows, funct
     ),
     "helpsteer3": (
         "comparisons",
-        two_answers("context", "response1", "response2", comparisons.strength("overall_preference")),
+        two_answers(
+            "context", "response1", "response2", comparisons.strength("overall_preference")
+        ),
     ),
     "hhh": ("comparisons", comparisons.labelled_targets),
     "oasst_tree_ranked": ("comparisons", oasst.tree_comparisons),
@@ -375,7 +443,9 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record of its rows, funct
 FORMATS |= {name: ("labelled", read) for name, read in LABELLED.items() if name not in FORMATS}
 
 GROUPED: dict[str, Grouped] = {
-    "unpaired_ranked": Grouped("comparisons", comparisons.labelled_answer, comparisons.rank_labelled),
+    "unpaired_ranked": Grouped(
+        "comparisons", comparisons.labelled_answer, comparisons.rank_labelled
+    ),
     "helpsteer": Grouped("comparisons", comparisons.rated_answer, comparisons.rank_rated),
     "oasst": Grouped("demonstrations", oasst.flat_message, oasst.flat_demonstration),
     "oasst_ranked": Grouped("comparisons", oasst.flat_message, oasst.flat_comparisons),
@@ -397,7 +467,9 @@ class Layout(NamedTuple):
         return self.columns <= row.keys() and (self.fits is None or self.fits(row))
 
 
-def _layout(format: str, columns: str, fits: Callable[[Mapping[str, Any]], bool] | None = None) -> Layout:
+def _layout(
+    format: str, columns: str, fits: Callable[[Mapping[str, Any]], bool] | None = None
+) -> Layout:
     return Layout(format, frozenset(columns.split()), fits)
 
 
@@ -417,7 +489,9 @@ LAYOUTS = (
     _layout("query_chosen_rejected", "query chosen rejected"),
     _layout("argilla", "instruction chosen_response rejected_response"),
     _layout("argilla_prompt", "prompt chosen_response rejected_response"),
-    _layout("conversations_chosen_rejected", "conversations chosen rejected", _answers_are_messages),
+    _layout(
+        "conversations_chosen_rejected", "conversations chosen rejected", _answers_are_messages
+    ),
     _layout("transcripts", "chosen rejected"),
     _layout("instruction_pairs", "chosen_instruction rejected_instruction"),
     _layout("completions", "instruction completions"),
@@ -478,9 +552,15 @@ SPELLINGS = {plain_name(name): name for layout in LAYOUTS for name in layout.col
 
 _NEEDS = {  # record -> (its simplest layout, other layouts to suggest)
     "documents": ("text", "content; document; page_content"),
-    "demonstrations": ("prompt completion", "messages; conversations; instruction, output; question, answer"),
+    "demonstrations": (
+        "prompt completion",
+        "messages; conversations; instruction, output; question, answer",
+    ),
     "prompts": ("prompt", "question; query; instruction"),
-    "comparisons": ("prompt chosen rejected", "chosen, rejected; prompt, responses, ranks; prompt, completion, label"),
+    "comparisons": (
+        "prompt chosen rejected",
+        "chosen, rejected; prompt, responses, ranks; prompt, completion, label",
+    ),
 }
 
 
@@ -494,7 +574,9 @@ def reader(name: str, record: str) -> tuple[str, Format]:
     if record in ("labelled", "demonstrations") and name in LABELLED:
         return "labelled", LABELLED[name]
     its, read = FORMATS[name]
-    return its, demonstrations.good_ones(read) if its == "demonstrations" and record != "prompts" else read
+    return its, (
+        demonstrations.good_ones(read) if its == "demonstrations" and record != "prompts" else read
+    )
 
 
 def infer_format(row: Mapping[str, Any], record: str = "documents") -> str:
@@ -541,21 +623,30 @@ _LESS_THAN_LABELLED = ("question_answer",)
 def _no_layout(row: Mapping[str, Any], record: str, matching: list[Layout]) -> str:
     has = ", ".join(str(name) for name in row) or "none"
     if record not in _NEEDS:
-        known = "; ".join(", ".join(sorted(each.columns)) for each in LAYOUTS if each.record == record)
+        known = "; ".join(
+            ", ".join(sorted(each.columns)) for each in LAYOUTS if each.record == record
+        )
         knob = as_knob(dict.fromkeys(("context", "continuation"), "COLUMN"))
-        return f"{record} need one of these sets of columns: {known}; the file has {has}; give, for example, {knob}"
+        return (
+            f"{record} need one of these sets of columns: {known}; the file has {has}; give, for"
+            f" example, {knob}"
+        )
     simplest, others = _NEEDS[record]
     if set(row) == {"text", "file"} and (file := str(row["file"])).endswith(TEXTS):
         example = json.dumps(dict.fromkeys(simplest.split(), "..."))
         return (
-            f"{file} is one document, and documents cannot become {record}; write a file of lines instead, "
-            f"{PurePath(file).stem}.jsonl, each as {example} (docs/reference/row-layouts.md lists other fields)"
+            f"{file} is one document, and documents cannot become {record}; write a file of lines"
+            f" instead, {PurePath(file).stem}.jsonl, each as {example}"
+            " (docs/reference/row-layouts.md lists other fields)"
         )
     fields = simplest.split()
     listed = "docs/reference/row-layouts.md lists all"
     said = f"{record} need {', '.join(fields)} (or {others}; {listed}); the file has {has}"
     if matching:
-        said += f", which makes it one of {matching[0].record}, and {matching[0].record} cannot become {record}"
+        said += (
+            f", which makes it one of {matching[0].record}, and {matching[0].record} cannot become"
+            f" {record}"
+        )
     chat = next((name for name, value in row.items() if _is_chat(value)), None)
     if chat is not None and record in ("demonstrations", "prompts"):
         return f"{said}; give {as_knob({'messages': chat})}"
@@ -577,5 +668,9 @@ def _suggested(fields: Sequence[str], row: Mapping[str, Any]) -> str:
     found = guess(fields, row)
     filled = {field: found.get(field, "COLUMN") for field in fields}
     missing = [field for field in fields if field not in found]
-    hint = f", with a column's name in place of COLUMN: none looks like {' or '.join(missing)}" if missing else ""
+    hint = (
+        f", with a column's name in place of COLUMN: none looks like {' or '.join(missing)}"
+        if missing
+        else ""
+    )
     return f"{as_knob(filled)}{hint}"

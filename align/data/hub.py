@@ -29,7 +29,8 @@ def load_splits(card: DataCard) -> dict[str, Any]:
             found: Mapping[str, Any] = datasets.load_dataset(repository, card.hub_config, **where)
             return {str(name): rows for name, rows in found.items()}
         return {
-            split: datasets.load_dataset(repository, card.hub_config, split=split, **where) for split in card.hub_splits
+            split: datasets.load_dataset(repository, card.hub_config, split=split, **where)
+            for split in card.hub_splits
         }
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -31,7 +31,14 @@ _OTHERS = {
     *("genre", "filename", "year", "old_index", "source1", "source2", "captionID"),
     *(f"sentence{i}{parse}" for i in (1, 2) for parse in ("_parse", "_binary_parse")),
 }
-_ASKED = (("article", "question"), ("context", "question"), ("question",), ("context",), ("sent1",), ("ctx",))
+_ASKED = (
+    ("article", "question"),
+    ("context", "question"),
+    ("question",),
+    ("context",),
+    ("sent1",),
+    ("ctx",),
+)
 _CHOICES = ("choices", "options", "endings")
 _RIGHT = ("answerKey", "label", "answer", "gold")
 
@@ -41,7 +48,9 @@ def labelled(row: dict[str, Any]) -> Iterator[Row]:
     if row.get("choices") is not None:
         yield row
     else:
-        others = {name: value for name, value in row.items() if name not in ("label", "score", "choices")}
+        others = {
+            name: value for name, value in row.items() if name not in ("label", "score", "choices")
+        }
         yield {**others, **_labelled(row, ("label", "score"))}
 
 
@@ -118,7 +127,9 @@ def labelled_choices(row: dict[str, Any]) -> Iterator[Row]:
     names = next((names for names in _ASKED if row.keys() >= set(names)), None)
     column = next((name for name in _CHOICES if row.get(name) is not None), None)
     if names is None or column is None:
-        raise Malformed("row", f"expected what is asked ({_listed(_ASKED)}) and one of {', '.join(_CHOICES)}")
+        raise Malformed(
+            "row", f"expected what is asked ({_listed(_ASKED)}) and one of {', '.join(_CHOICES)}"
+        )
     letters, choices = _lettered(row[column], column)
     texts = [check_text(row[name], name) for name in names]
     yield {"texts": texts, "choices": choices, "label": _right(row, letters, choices)}
@@ -132,7 +143,9 @@ def _lettered(value: Any, field: str) -> tuple[list[str], list[str]]:
         names, texts = ([choice.get(key) for choice in value] for key in ("label", "text"))
     else:
         names, texts = None, value
-    if not isinstance(texts, list) or (names is not None and (not isinstance(names, list) or len(names) != len(texts))):
+    if not isinstance(texts, list) or (
+        names is not None and (not isinstance(names, list) or len(names) != len(texts))
+    ):
         raise Malformed(field, "expected a list of texts, or of label and text")
     called = names or [chr(ord("A") + i) for i in range(len(texts))]
     return [str(name) for name in called], [check_text(text, field) for text in texts]
@@ -148,10 +161,17 @@ def _right(row: dict[str, Any], letters: list[str], choices: list[str]) -> int:
         return letters.index(value)
     if isinstance(value, str) and choices.count(value) == 1:
         if value.isdecimal() and int(value) < len(choices) and choices[int(value)] != value:
-            raise Malformed(name, f"{value!r} is one choice and the place of another; give the place as a number")
+            raise Malformed(
+                name,
+                f"{value!r} is one choice and the place of another; give the place as a number",
+            )
         return choices.index(value)
-    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, str) and value.isdecimal())):
-        raise Malformed(name, f"expected one of {', '.join(letters)}, its place from 0, or its text")
+    if isinstance(value, bool) or not (
+        isinstance(value, int) or (isinstance(value, str) and value.isdecimal())
+    ):
+        raise Malformed(
+            name, f"expected one of {', '.join(letters)}, its place from 0, or its text"
+        )
     return int(value)
 
 
@@ -161,7 +181,9 @@ def query_choices(row: dict[str, Any]) -> Iterator[Row]:
     A pair is a passage and a yes-no question, with class yes or no.
     """
     query = check_text(row.get("query"), "query")
-    (found,) = labelled_choices({"question": query.strip(), "choices": row.get("choices"), "gold": row.get("gold")})
+    (found,) = labelled_choices(
+        {"question": query.strip(), "choices": row.get("choices"), "gold": row.get("gold")}
+    )
     passage, _, question = query.rpartition("\nQuestion: ")
     if passage and sorted(found["choices"]) == ["no", "yes"] and found["label"] in (0, 1):
         texts = [passage.removeprefix("Passage: ").strip(), question.strip()]
@@ -265,7 +287,8 @@ def infer_labelled(row: dict[str, Any]) -> str:
         return "labelled_texts"
     raise Malformed(
         "row",
-        f"columns {', '.join(map(str, row)) or 'none'} make no labelled row; expected a text ({', '.join(_SINGLES)}) "
-        f"or a pair ({_listed(_PAIRS)}) with one of {', '.join(_LABELS)}; or what is asked ({_listed(_ASKED)}) with "
-        f"one of {', '.join(_CHOICES)} and one of {', '.join(_RIGHT)}",
+        f"columns {', '.join(map(str, row)) or 'none'} make no labelled row; expected a text"
+        f" ({', '.join(_SINGLES)}) or a pair ({_listed(_PAIRS)}) with one of {', '.join(_LABELS)};"
+        f" or what is asked ({_listed(_ASKED)}) with one of {', '.join(_CHOICES)} and one of"
+        f" {', '.join(_RIGHT)}",
     )

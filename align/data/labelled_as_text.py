@@ -39,7 +39,9 @@ def as_text_to_text(row: dict[str, Any], name: str) -> list[Message]:
     texts = row["texts"]
     choices = row.get("choices")
     if choices is not None:
-        given = {f"choice{i}": choice for i, choice in enumerate(choices, 1)} | {"question": " ".join(texts)}
+        given = {f"choice{i}": choice for i, choice in enumerate(choices, 1)} | {
+            "question": " ".join(texts)
+        }
         answer = choices[row["label"]]
     else:
         names = ("sentence",) if len(texts) == 1 else _PAIRS.get(name, ("sentence1", "sentence2"))

@@ -38,7 +38,14 @@ _BITS = {
 }
 # The names that configs use for the number of layers. A library builds one module per layer before
 # it looks at the weights.
-_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers", "encoder_layers")
+_LAYERS = (
+    "num_hidden_layers",
+    "num_layers",
+    "n_layer",
+    "n_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+)
 
 Shapes = dict[str, list[int]]
 
@@ -53,12 +60,18 @@ def _are_texts(value: Any) -> bool:
 
 def _are_ids(value: Any) -> bool:
     # Configs use -1 for "no token".
-    return isinstance(value, list) and all(type(each) is int and -1 <= each < 2**31 for each in value)
+    return isinstance(value, list) and all(
+        type(each) is int and -1 <= each < 2**31 for each in value
+    )
 
 
 def is_weights_name(value: Any) -> bool:
     """True for the name, without folders, of a safetensors file or of an index of such files."""
-    return isinstance(value, str) and Path(value).name == value and value.endswith((".safetensors", _INDEX))
+    return (
+        isinstance(value, str)
+        and Path(value).name == value
+        and value.endswith((".safetensors", _INDEX))
+    )
 
 
 WEIGHTS_NAME = "the name of a .safetensors file in the same folder"
@@ -67,7 +80,10 @@ _TEXTS = (_are_texts, "a list of text")
 _NUMBER = (_is_number, "a finite number")
 _ID = (lambda value: _are_ids([value]), "a token id")
 _FLAG = (lambda value: isinstance(value, bool), "true or false")
-_ONE_OR_MORE_TEXTS = (lambda value: isinstance(value, str) or _are_texts(value), "text or a list of text")
+_ONE_OR_MORE_TEXTS = (
+    lambda value: isinstance(value, str) or _are_texts(value),
+    "text or a list of text",
+)
 _ONE_OR_MORE_IDS = (
     lambda value: _are_ids(value if isinstance(value, list) else [value]),
     "a token id or a list of them",
@@ -84,11 +100,17 @@ _FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "align_attention": _TEXT,
         "align_reward_shift": _NUMBER,
     },
-    "generation_config.json": {"eos_token_id": _ONE_OR_MORE_IDS, "stop_strings": _ONE_OR_MORE_TEXTS},
+    "generation_config.json": {
+        "eos_token_id": _ONE_OR_MORE_IDS,
+        "stop_strings": _ONE_OR_MORE_TEXTS,
+    },
     "tokenizer_config.json": {
         "model_max_length": _NUMBER,
         "chat_template": (
-            lambda value: isinstance(value, str) or (isinstance(value, list) and all(map(_is_named_template, value))),
+            lambda value: (
+                isinstance(value, str)
+                or (isinstance(value, list) and all(map(_is_named_template, value)))
+            ),
             "text, or a list of objects with name and template",
         ),
         "align_stop_tokens": _TEXTS,
@@ -103,7 +125,9 @@ _FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
 
 
 def _is_named_template(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("name", "template"))
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), str) for name in ("name", "template")
+    )
 
 
 def check_files(folder: Path, files: Sequence[Path]) -> None:
@@ -161,9 +185,15 @@ def weight_files(files: Sequence[Path]) -> list[Path]:
         ValueError: the config or the index names a file that is wrong or missing.
     """
     named = {path.name: path for path in files}
-    chosen = read_fields(named["config.json"]).get("transformers_weights") if "config.json" in named else None
+    chosen = (
+        read_fields(named["config.json"]).get("transformers_weights")
+        if "config.json" in named
+        else None
+    )
     if chosen is not None and chosen not in named:
-        raise ValueError(f"config.json: transformers_weights: {chosen} is not in the folder; fetch it too")
+        raise ValueError(
+            f"config.json: transformers_weights: {chosen} is not in the folder; fetch it too"
+        )
     name = chosen or next((name for name in (WEIGHTS, INDEX) if name in named), None)
     if name is None:
         return []
@@ -177,7 +207,11 @@ def _most_bytes(path: Path) -> int | None:
     """
     if path.name in _VOCABULARIES:
         return _MAX_TOKENIZER
-    is_read = path.name in _FIELDS or path.name.endswith((_INDEX, ".jinja")) or path.name == "params_shapes.json"
+    is_read = (
+        path.name in _FIELDS
+        or path.name.endswith((_INDEX, ".jinja"))
+        or path.name == "params_shapes.json"
+    )
     return _MAX_SMALL if is_read else None
 
 
@@ -192,15 +226,18 @@ def _check_kind(folder: Path, path: Path) -> None:
     if not path.exists():
         raise ValueError(f"{path.name}: a broken symbolic link, to {os.readlink(path)}")
     root = folder.resolve()
-    inside = [root, *(place.parent / "blobs" for place in root.parents if place.name == "snapshots")]
+    inside = [
+        root,
+        *(place.parent / "blobs" for place in root.parents if place.name == "snapshots"),
+    ]
     if (
         path.is_symlink()
         and path.suffix not in _WEIGHTS
         and not any(path.resolve().is_relative_to(place) for place in inside)
     ):
         raise ValueError(
-            f"{path.name}: expected a file, got a link out of the folder, to {os.readlink(path)}; put the file itself "
-            f"there if it belongs to the model"
+            f"{path.name}: expected a file, got a link out of the folder, to {os.readlink(path)};"
+            " put the file itself there if it belongs to the model"
         )
 
 
@@ -246,11 +283,17 @@ def _check_config(path: Path, shapes: Shapes) -> None:
     config = read_object(path)
     for where, value in _leaves(config, ""):
         if isinstance(value, int) and abs(value) > _MAX_NUMBER and value != _NO_LIMIT:
-            raise ValueError(f"{path.name}: {where}: expected a number of at most {_MAX_NUMBER:,}, got a larger one")
+            raise ValueError(
+                f"{path.name}: {where}: expected a number of at most {_MAX_NUMBER:,}, got a"
+                " larger one"
+            )
     for where, value in _leaves(config, ""):
         is_count = where.rpartition(".")[2] in _LAYERS and isinstance(value, int)
         if is_count and shapes and value > len(shapes):
-            raise ValueError(f"{path.name}: {where}: {value:,} layers, and its weights hold {len(shapes):,} tensors")
+            raise ValueError(
+                f"{path.name}: {where}: {value:,} layers, and its weights hold {len(shapes):,}"
+                " tensors"
+            )
 
 
 def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
@@ -259,7 +302,9 @@ def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     while waiting:
         where, value = waiting.pop()
         if isinstance(value, dict):
-            waiting += [(f"{where}.{name}" if where else str(name), each) for name, each in value.items()]
+            waiting += [
+                (f"{where}.{name}" if where else str(name), each) for name, each in value.items()
+            ]
         elif isinstance(value, list):
             waiting += [(f"{where}[{i}]", each) for i, each in enumerate(value)]
         else:
@@ -278,8 +323,8 @@ def _check_adapter(path: Path, shapes: Shapes) -> None:
     for where, rank in ranks.items():
         if type(rank) is not int or not 0 < rank <= largest:
             raise ValueError(
-                f"{path.name}: {where}: expected a whole number from 1 to {largest:,}, the largest size among its "
-                f"weights, got {_shown(rank)}"
+                f"{path.name}: {where}: expected a whole number from 1 to {largest:,}, the largest"
+                f" size among its weights, got {_shown(rank)}"
             )
 
 
@@ -288,9 +333,10 @@ def _refuse_other_weights(files: Mapping[str, Path]) -> None:
     pickles = [name for name in files if name.endswith(_PICKLES) and name != "training_args.bin"]
     if pickles:
         raise ValueError(
-            f"its weights are pickles ({pickles[0]}), which can run code when they are opened, and align opens none; "
-            f"expected model.safetensors; take the safetensors that the model is published with, or convert it where "
-            f"you trust it (transformers: from_pretrained, then save_pretrained)"
+            f"its weights are pickles ({pickles[0]}), which can run code when they are opened, and"
+            " align opens none; expected model.safetensors; take the safetensors that the model is"
+            " published with, or convert it where you trust it (transformers: from_pretrained,"
+            " then save_pretrained)"
         )
     gguf = next((name for name in files if name.endswith(".gguf")), None)
     advice = f"; its GGUF file can be taken alone: name it, as path:FOLDER/{gguf}" if gguf else ""
@@ -310,13 +356,22 @@ def check_weights(path: Path) -> Shapes:
     with path.open("rb") as file:
         begin = file.read(8)
         if begin.startswith((b"version ", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"PK\x03\x04")):
-            what = "a pointer of Git LFS; fetch the file (git lfs pull)" if begin[:1] == b"v" else "a pickle"
+            what = (
+                "a pointer of Git LFS; fetch the file (git lfs pull)"
+                if begin[:1] == b"v"
+                else "a pickle"
+            )
             raise ValueError(f"{path.name}: expected safetensors, got {what}")
         if len(begin) < 8:
-            raise ValueError(f"{path.name}: expected safetensors, got a file of {size} bytes; fetch it again")
+            raise ValueError(
+                f"{path.name}: expected safetensors, got a file of {size} bytes; fetch it again"
+            )
         (length,) = struct.unpack("<Q", begin)
         if not 2 <= length <= min(size - 8, _MAX_HEADER):
-            raise _damaged(path, f"its first 8 bytes say a header of {length:,} bytes, and the file has {size:,}")
+            raise _damaged(
+                path,
+                f"its first 8 bytes say a header of {length:,} bytes, and the file has {size:,}",
+            )
         raw = file.read(length)
     try:
         header = json.loads(raw)
@@ -331,11 +386,18 @@ def check_weights(path: Path) -> Shapes:
     end, before = 0, ""
     for start, stop, name in sorted(spans):
         if start != end:
-            told = f"{name!r} overlaps {before!r}" if start < end else f"no weight has the bytes before {name!r}"
+            told = (
+                f"{name!r} overlaps {before!r}"
+                if start < end
+                else f"no weight has the bytes before {name!r}"
+            )
             raise _damaged(path, told)
         end, before = stop, name
     if end != size - 8 - length:
-        raise _damaged(path, f"its weights have {end:,} bytes by its header, and {size - 8 - length:,} are there")
+        raise _damaged(
+            path,
+            f"its weights have {end:,} bytes by its header, and {size - 8 - length:,} are there",
+        )
     return {name: entry["shape"] for name, entry in weights.items()}
 
 
@@ -346,14 +408,26 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     shape, offsets, dtype = entry.get("shape"), entry.get("data_offsets"), entry.get("dtype")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise _damaged(path, f"{name!r}: shape: expected a list of sizes, got {_shown(shape)}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
-        raise _damaged(path, f"{name!r}: data_offsets: expected two places in the file, got {_shown(offsets)}")
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(n) is int and n >= 0 for n in offsets)
+    ):
+        raise _damaged(
+            path, f"{name!r}: data_offsets: expected two places in the file, got {_shown(offsets)}"
+        )
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise _damaged(path, f"{name!r}: dtype: expected one of {', '.join(_BITS)}, got {_shown(dtype)}")
+        raise _damaged(
+            path, f"{name!r}: dtype: expected one of {', '.join(_BITS)}, got {_shown(dtype)}"
+        )
     start, stop = offsets
     needed = -(-math.prod(shape) * _BITS[dtype] // 8)
     if stop - start != needed:
-        raise _damaged(path, f"{name!r}: {needed:,} bytes by its shape and dtype, {stop - start:,} by its data_offsets")
+        raise _damaged(
+            path,
+            f"{name!r}: {needed:,} bytes by its shape and dtype, {stop - start:,} by its"
+            " data_offsets",
+        )
     return start, stop
 
 
@@ -365,15 +439,24 @@ def _indexed(path: Path, files: Mapping[str, Path]) -> list[Path]:
     """Return the files that an index names; refuse all but safetensors files of its own folder."""
     parts = read_object(path).get("weight_map")
     if not isinstance(parts, dict) or not parts:
-        raise ValueError(f"{path.name}: weight_map: expected an object of weights and their files, got {_kind(parts)}")
+        raise ValueError(
+            f"{path.name}: weight_map: expected an object of weights and their files, got"
+            f" {_kind(parts)}"
+        )
     for weight, part in parts.items():
-        if not isinstance(part, str) or not part.endswith(".safetensors") or Path(part).name != part:
+        if (
+            not isinstance(part, str)
+            or not part.endswith(".safetensors")
+            or Path(part).name != part
+        ):
             raise ValueError(
-                f"{path.name}: weight_map.{weight}: expected the name of a .safetensors file in the same folder, got "
-                f"{_shown(part)}"
+                f"{path.name}: weight_map.{weight}: expected the name of a .safetensors file in the"
+                f" same folder, got {_shown(part)}"
             )
         if part not in files:
-            raise ValueError(f"{path.name}: weight_map.{weight}: {part} is not in the folder; fetch it too")
+            raise ValueError(
+                f"{path.name}: weight_map.{weight}: {part} is not in the folder; fetch it too"
+            )
     return [files[part] for part in dict.fromkeys(parts.values())]
 
 
@@ -397,7 +480,9 @@ def _check_gguf(path: Path) -> None:
             if name.endswith(b"block_count") and (size := _GGUF_SIZES.get(kind)):
                 layers = _unsigned(file, size)
                 if layers > tensors:
-                    raise ValueError(f"{path.name}: {layers:,} layers, and it holds {tensors:,} tensors")
+                    raise ValueError(
+                        f"{path.name}: {layers:,} layers, and it holds {tensors:,} tensors"
+                    )
             else:
                 _skip(file, kind)
 
@@ -424,7 +509,13 @@ def _skip(file: BinaryIO, kind: int, count: int = 1) -> None:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "nothing"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "a truth value",
+        type(None): "nothing",
+    }
     return "a number" if type(value) in (int, float) else names[type(value)]
 
 

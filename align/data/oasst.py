@@ -47,7 +47,11 @@ def _named(row: Mapping[str, Any], rows: Joined) -> Joined:
     """Add the tree's id to its rows, so that all rows of a tree are in one split."""
     name = row.get("message_tree_id")
     for found in rows:
-        yield found if isinstance(found, Dropped) or not isinstance(name, str) else {**found, "message_tree_id": name}
+        yield (
+            found
+            if isinstance(found, Dropped) or not isinstance(name, str)
+            else {**found, "message_tree_id": name}
+        )
 
 
 def is_tree(row: Mapping[str, Any]) -> bool:
@@ -55,21 +59,30 @@ def is_tree(row: Mapping[str, Any]) -> bool:
     return isinstance(prompt, dict) and "replies" in prompt
 
 
-def _node(row: Mapping[str, Any], raw: Any, where: str, deleted: list[Dropped], *, below: bool = False) -> Node | None:
+def _node(
+    row: Mapping[str, Any], raw: Any, where: str, deleted: list[Dropped], *, below: bool = False
+) -> Node | None:
     """Return a message with its replies; None if it is deleted or `below` a deleted message.
 
     `deleted` gets a `Dropped` for each such message.
     """
     if not isinstance(raw, dict):
         raise Malformed(where, "expected a message with text, role and replies")
-    skip(row, "replies", (name for name, value in raw.items() if name not in _NODE and value is not None))
+    skip(
+        row,
+        "replies",
+        (name for name, value in raw.items() if name not in _NODE and value is not None),
+    )
     replies = raw.get("replies") or []
     if not isinstance(replies, list):
         raise Malformed(f"{where}.replies", "expected a list of messages")
     lost = below or bool(truth(raw.get("deleted")))
     if lost:
         deleted.append(Dropped(_BELOW_DELETED if below else _DELETED))
-    nodes = [_node(row, reply, f"{where}.replies[{i}]", deleted, below=lost) for i, reply in enumerate(replies)]
+    nodes = [
+        _node(row, reply, f"{where}.replies[{i}]", deleted, below=lost)
+        for i, reply in enumerate(replies)
+    ]
     if lost:
         return None
     return Node(_said(raw, where), _rank(raw, where), [node for node in nodes if node is not None])
@@ -128,7 +141,11 @@ def ranked_answers(root: Node) -> Joined:
             waiting.append((reply, [*path, reply.message]))
         if node.message["role"] != "user":
             continue
-        ranked = [(reply.rank, reply.message["content"]) for reply in node.replies if reply.rank is not None]
+        ranked = [
+            (reply.rank, reply.message["content"])
+            for reply in node.replies
+            if reply.rank is not None
+        ]
         for _ in range(len(node.replies) - len(ranked)):
             yield Dropped("an answer without a rank")
         if len(ranked) == 1:
@@ -185,7 +202,9 @@ def _joined(pieces: list[Row], read: Callable[[Node], Joined]) -> Joined:
     for name, piece in found.items():
         if name not in whole:
             yield Dropped(_DELETED)
-            left_out += [(reply, _BELOW_DELETED) for reply in replies.get(name, []) if reply in whole]
+            left_out += [
+                (reply, _BELOW_DELETED) for reply in replies.get(name, []) if reply in whole
+            ]
         elif piece["parent"] is not None and piece["parent"] not in found:
             left_out.append((name, "a message whose parent is not there"))
     reached: set[str] = {root} if root is not None else set()
@@ -202,7 +221,9 @@ def _joined(pieces: list[Row], read: Callable[[Node], Joined]) -> Joined:
 
     nodes = {name: Node(found[name]["message"], found[name]["rank"], []) for name in whole}
     for name in (root, *_below(root, replies, whole)):
-        nodes[name].replies.extend(nodes[reply] for reply in replies.get(name, []) if reply in whole)
+        nodes[name].replies.extend(
+            nodes[reply] for reply in replies.get(name, []) if reply in whole
+        )
     yield from _named({"message_tree_id": tree}, read(nodes[root]))
 
 

@@ -47,7 +47,14 @@ CONVERTS = frozenset(
     [
         *(
             (record, record)
-            for record in ("documents", "demonstrations", "prompts", "comparisons", "items", "labelled")
+            for record in (
+                "documents",
+                "demonstrations",
+                "prompts",
+                "comparisons",
+                "items",
+                "labelled",
+            )
         ),
         ("demonstrations", "prompts"),
         ("comparisons", "prompts"),
@@ -101,7 +108,9 @@ def check_text(value: Any, field: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise Malformed(field, "expected text that UTF-8 can hold, got half of a surrogate pair") from None
+        raise Malformed(
+            field, "expected text that UTF-8 can hold, got half of a surrogate pair"
+        ) from None
     return value
 
 
@@ -118,7 +127,9 @@ def check_messages(value: Any, field: str) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise Malformed(field, f"expected a list of messages, got {_kind(value)}")
     messages = [_check_message(message, f"{field}[{i}]") for i, message in enumerate(value)]
-    messages = [message for message in messages if message["role"] != "system" or message["content"].strip()]
+    messages = [
+        message for message in messages if message["role"] != "system" or message["content"].strip()
+    ]
     if not messages:
         raise Malformed(field, "expected a message besides an empty system message")
     _check_turns([message["role"] for message in messages if message["role"] != "system"], field)
@@ -130,25 +141,37 @@ def _check_message(message: Any, where: str) -> Message:
         raise Malformed(where, f"expected role and content, got {_kind(message)}")
     role = message.get("role")
     if role not in ROLES:
-        raise Malformed(f"{where}.role", f"expected one of {', '.join(ROLES)}, got {json.dumps(role, default=str)}")
+        raise Malformed(
+            f"{where}.role",
+            f"expected one of {', '.join(ROLES)}, got {json.dumps(role, default=str)}",
+        )
     checked = {"role": role, "content": check_text(message.get("content"), f"{where}.content")}
     for name in {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}.get(role, ()):
         if message.get(name) is not None:
             checked[name] = check_text(message[name], f"{where}.{name}")
     if message.get("weight") is not None:
         if role != "assistant" or message["weight"] != 0:
-            raise Malformed(f"{where}.weight", f"expected 0, of an assistant's turn, got {_kind(message['weight'])}")
+            raise Malformed(
+                f"{where}.weight",
+                f"expected 0, of an assistant's turn, got {_kind(message['weight'])}",
+            )
         checked["weight"] = 0
     return checked
 
 
 def _check_turns(roles: list[str], field: str) -> None:
-    may_follow = {"user": ("", "assistant"), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
+    may_follow = {
+        "user": ("", "assistant"),
+        "assistant": ("user", "tool"),
+        "tool": ("assistant", "tool"),
+    }
     before = ""
     for role in roles:
         if before not in may_follow[role]:
             tool = ", a tool after an assistant" if "tool" in roles else ""
-            raise OutOfTurn(field, f"expected user and assistant in turns{tool}, got {', '.join(roles)}")
+            raise OutOfTurn(
+                field, f"expected user and assistant in turns{tool}, got {', '.join(roles)}"
+            )
         before = role
 
 
@@ -209,7 +232,10 @@ def _check_depth(value: Any, field: str, left: int = _MAX_DEPTH) -> None:
 def _expect_last(messages: list[Message], roles: tuple[str, ...], field: str) -> None:
     last = messages[-1]["role"]
     if last not in roles:
-        raise Malformed(f"{field}[{len(messages) - 1}].role", f"expected the {' or '.join(roles)} last, got {last}")
+        raise Malformed(
+            f"{field}[{len(messages) - 1}].role",
+            f"expected the {' or '.join(roles)} last, got {last}",
+        )
 
 
 def _check_ranking(row: Row) -> list[str]:
@@ -233,7 +259,11 @@ def _check_ranking(row: Row) -> list[str]:
 
 def _are_ranked(responses: Any, ranks: Any) -> bool:
     """True for a list of responses and a list of one integer rank for each."""
-    if not isinstance(responses, list) or not isinstance(ranks, list) or len(responses) != len(ranks):
+    if (
+        not isinstance(responses, list)
+        or not isinstance(ranks, list)
+        or len(responses) != len(ranks)
+    ):
         return False
     return all(type(rank) is int for rank in ranks)
 
@@ -251,12 +281,17 @@ def _check_item(row: Row) -> list[str]:
     if row.get("answer_context") is not None:
         check_text(row["answer_context"], "answer_context")
     if not all(label in (0, 1) for label in labels) or 1 not in labels:
-        raise Malformed("labels", "expected 1 for each right candidate, of which there is one, and 0 for the others")
+        raise Malformed(
+            "labels",
+            "expected 1 for each right candidate, of which there is one, and 0 for the others",
+        )
     return [check_text(text, f"completions[{i}]") for i, text in enumerate(completions)]
 
 
 def _check_labelled(row: Row) -> list[str]:
-    texts, choices, label, score = (row.get(name) for name in ("texts", "choices", "label", "score"))
+    texts, choices, label, score = (
+        row.get(name) for name in ("texts", "choices", "label", "score")
+    )
     if not isinstance(texts, list) or len(texts) not in (1, 2):
         raise Malformed("texts", "expected a list of one text, or of two")
     found = [check_text(text, f"texts[{i}]") for i, text in enumerate(texts)]
@@ -266,7 +301,9 @@ def _check_labelled(row: Row) -> list[str]:
         if not isinstance(choices, list) or len(choices) < 2:
             raise Malformed("choices", "expected at least two")
         if type(label) is not int or not 0 <= label < len(choices):
-            raise Malformed("label", f"expected the place of the right choice, 0 to {len(choices) - 1}")
+            raise Malformed(
+                "label", f"expected the place of the right choice, 0 to {len(choices) - 1}"
+            )
         return found + [check_text(choice, f"choices[{i}]") for i, choice in enumerate(choices)]
     if score is not None:
         if isinstance(score, bool) or not isinstance(score, float) or not math.isfinite(score):
@@ -276,7 +313,11 @@ def _check_labelled(row: Row) -> list[str]:
 
 
 def _kind(value: object) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {json.dumps(value, default=str)[:60]}"
+    return (
+        "nothing"
+        if value is None
+        else f"{type(value).__name__} {json.dumps(value, default=str)[:60]}"
+    )
 
 
 def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
@@ -295,7 +336,9 @@ def convert(row: Row, record: str, wanted: str, name: str = "") -> Row:
     if wanted == "prompts" and record == "comparisons":
         return {"prompt": row["prompt"]}
     if wanted == "documents" and record == "demonstrations":
-        return {"text": "\n\n".join(m["content"] or m.get("tool_calls", "") for m in row["messages"])}
+        return {
+            "text": "\n\n".join(m["content"] or m.get("tool_calls", "") for m in row["messages"])
+        }
     if wanted == "demonstrations" and record == "labelled":
         _check_labelled(row)  # check first: the text form is written from these fields
         return {"messages": as_text_to_text(row, name)}
@@ -328,7 +371,11 @@ def clear_responses(row: Row) -> tuple[Row, Counter[str]]:
         if 2 <= len(left) < len(pairs):
             left_out[reason] = len(pairs) - len(left)
             pairs = left
-    return {**row, "responses": [text for text, _ in pairs], "ranks": [rank for _, rank in pairs]}, left_out
+    return {
+        **row,
+        "responses": [text for text, _ in pairs],
+        "ranks": [rank for _, rank in pairs],
+    }, left_out
 
 
 def _without(message: Message, field: str) -> Message:
@@ -496,7 +543,9 @@ def _table(rows: list[Row], types: dict[str, Any], own: tuple[str, ...]) -> Any:
 
     for name in dict.fromkeys(name for row in rows for name in row):
         types.setdefault(name, pa.null())
-    return pa.table({name: _column(name, [row.get(name) for row in rows], types, own) for name in types})
+    return pa.table(
+        {name: _column(name, [row.get(name) for row in rows], types, own) for name in types}
+    )
 
 
 def _column(name: str, values: list[Any], types: dict[str, Any], own: tuple[str, ...]) -> Any:
@@ -507,7 +556,8 @@ def _column(name: str, values: list[Any], types: dict[str, Any], own: tuple[str,
     import pyarrow as pa
 
     if types[name] is not None and (
-        name in _LISTS or not any(isinstance(value, dict | list | tuple | bytes) for value in values)
+        name in _LISTS
+        or not any(isinstance(value, dict | list | tuple | bytes) for value in values)
     ):
         try:
             types[name] = _wider(types[name], pa.infer_type(values))
@@ -516,7 +566,9 @@ def _column(name: str, values: list[Any], types: dict[str, Any], own: tuple[str,
             if name in own:
                 raise
     types[name] = None  # this column is JSON text from now on
-    return pa.array([None if value is None else json.dumps(value, default=str) for value in values], pa.string())
+    return pa.array(
+        [None if value is None else json.dumps(value, default=str) for value in values], pa.string()
+    )
 
 
 def _wider(first: Any, second: Any) -> Any:
@@ -547,7 +599,9 @@ def _without_empty_fields(row: Row) -> Row:
         if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
             continue  # a user's own column
         if messages and len(messages[0]) > 2:
-            row[name] = [{k: v for k, v in message.items() if v is not None} for message in messages]
+            row[name] = [
+                {k: v for k, v in message.items() if v is not None} for message in messages
+            ]
     return row
 
 

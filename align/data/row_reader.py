@@ -102,10 +102,16 @@ class RowReader:
             if isinstance(found, Dropped):
                 self.dropped[str(found)] += 1
                 continue
-            named = {self._as_in_file(column, row, spelled): value for column, value in found.items()}
+            named = {
+                self._as_in_file(column, row, spelled): value for column, value in found.items()
+            }
             for each in self._made({**extra, **named}, record, split):
                 # A field of the record may have a column's name but another value.
-                kept.update(name for name, value in own.items() if name in each.made and each.made[name] == value)
+                kept.update(
+                    name
+                    for name, value in own.items()
+                    if name in each.made and each.made[name] == value
+                )
                 yield each
         self._count_columns(row, spelled, kept)
 
@@ -116,7 +122,10 @@ class RowReader:
         """
         for pieces in self._groups:
             where, split, name, _ = pieces[0]
-            yield where, _nested_within_reason(self._join(name, split, [piece for *_, piece in pieces]))
+            yield (
+                where,
+                _nested_within_reason(self._join(name, split, [piece for *_, piece in pieces])),
+            )
 
     def lines(self) -> list[str]:
         """Return the messages for the user about columns."""
@@ -137,8 +146,9 @@ class RowReader:
                 raise ConfigError(f"columns.{field}: no row has a column {column!r}")
             if field not in self._read_fields:
                 raise ConfigError(
-                    f"columns.{field}: nothing reads {field} from rows of these columns as {self.record}; "
-                    f"docs/reference/row-layouts.md lists the columns of each layout"
+                    f"columns.{field}: nothing reads {field} from rows of these columns as"
+                    f" {self.record}; docs/reference/row-layouts.md lists the columns of each"
+                    " layout"
                 )
 
     # -- one row -----------------------------------------------------------------------------------
@@ -149,15 +159,23 @@ class RowReader:
         The map is from the file's name to the name that readers ask for.
         """
         columns = {field: _as_spelled(column, raw) for field, column in self.columns.items()}
-        row = {name: value for name, value in raw.items() if name not in columns and name not in columns.values()}
-        displaced = {name for name in columns.keys() - columns.values() if holds_something(raw.get(name))}
+        row = {
+            name: value
+            for name, value in raw.items()
+            if name not in columns and name not in columns.values()
+        }
+        displaced = {
+            name for name in columns.keys() - columns.values() if holds_something(raw.get(name))
+        }
         for field, column in columns.items():
             if column in raw:
                 self._found_columns.add(self.columns[field])
                 row[field] = raw[column]
         names = tuple(row)
         if names not in self._respelled:
-            known = {plain: name for plain, name in self._spellings().items() if name not in columns}
+            known = {
+                plain: name for plain, name in self._spellings().items() if name not in columns
+            }
             self._respelled[names] = respelled(names, known)
         spelled = self._respelled[names]
         values = {spelled.get(name, name): value for name, value in row.items()}
@@ -186,7 +204,9 @@ class RowReader:
             for field, column in row.called.items():
                 if column not in raw:
                     has = ", ".join(map(str, raw)) or "none"
-                    raise Malformed("columns", f"{field}: no column {column!r}; the file has {has}") from None
+                    raise Malformed(
+                        "columns", f"{field}: no column {column!r}; the file has {has}"
+                    ) from None
             raise
 
     def _as_in_file(self, column: str, row: Columns, spelled: Mapping[str, str]) -> str:
@@ -222,7 +242,9 @@ class RowReader:
                 self.unanswered[record] += 1
             if record == "demonstrations" and "tools" in found and "tools" not in made:
                 self.unused["tools"] += 1
-            if record == "demonstrations" != self.record and any("weight" in each for each in found["messages"]):
+            if record == "demonstrations" != self.record and any(
+                "weight" in each for each in found["messages"]
+            ):
                 self.unused["messages[].weight"] += 1
             yield Read(split, found, made)
 
@@ -235,7 +257,9 @@ class RowReader:
         what = {"choices": "the place of the right choice", "score": "a score", "label": "a class"}
         self._kind = self._kind or given
         if given != self._kind:
-            raise Malformed(given, f"expected {what[self._kind]}, as the rows before have, got {what[given]}")
+            raise Malformed(
+                given, f"expected {what[self._kind]}, as the rows before have, got {what[given]}"
+            )
 
     def _join(self, name: str, split: str | None, pieces: list[Row]) -> Iterator[Read]:
         for found in GROUPED[name].join(pieces):
@@ -245,7 +269,9 @@ class RowReader:
                 each_a_row = found.get("responses") or found.get("messages") or [found]
                 yield from self._made(found, GROUPED[name].record, split, len(each_a_row))
 
-    def _count_columns(self, row: Columns, spelled: Mapping[str, str], kept: set[str] | tuple[()]) -> None:
+    def _count_columns(
+        self, row: Columns, spelled: Mapping[str, str], kept: set[str] | tuple[()]
+    ) -> None:
         for name, value in row.items():
             own = self._own_name(name, spelled)
             if name in row.read or own in kept:

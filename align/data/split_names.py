@@ -26,9 +26,10 @@ _PIECES = ("train", "test", "eval", "valid", "heldout", "holdout")
 # Latin letters, with accents and without.
 _LETTERS = re.compile(r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+")
 _USUAL_WORDS = frozenset(
-    "latest greatest fastest shortest lightest smartest brightest tightest sweetest neatest contest contests protest "
-    "protests attest detest testimony testimonies testimonial testimonials testament trainer trainers tester testers "
-    "retrieval medieval strain terrain restrain constrain quatrain invalid".split()
+    "latest greatest fastest shortest lightest smartest brightest tightest sweetest neatest contest"
+    " contests protest protests attest detest testimony testimonies testimonial testimonials"
+    " testament trainer trainers tester testers retrieval medieval strain terrain restrain"
+    " constrain quatrain invalid".split()
 )
 
 
@@ -59,7 +60,8 @@ def named_by(path: PurePath) -> Named | None:
         splits = _splits_in(name)
         if len(splits) > 1:
             raise ConfigError(
-                f"{path}: its name has words for two splits, {' and '.join(sorted(splits))}; rename it after one"
+                f"{path}: its name has words for two splits, {' and '.join(sorted(splits))}; rename"
+                " it after one"
             )
         for split, word in splits.items():
             return Named(split, word)
@@ -87,9 +89,10 @@ def splits_of_names(root: PurePath, paths: Sequence[PurePath]) -> list[str | Non
         odd = next(path for path, name in found.items() if name is None)
         other, (split, word) = next(iter(named.items()))
         raise ConfigError(
-            f"{root}: {odd} is named as no split, and {other} is {split} by the word {word!r}; rename one of them (to "
-            f"train; validation, dev, val, valid, eval; test, held_out), take one away, or, where all rows are one "
-            f"split, give split=train, split=validation or split=test"
+            f"{root}: {odd} is named as no split, and {other} is {split} by the word {word!r};"
+            " rename one of them (to train; validation, dev, val, valid, eval; test, held_out),"
+            " take one away, or, where all rows are one split, give split=train, split=validation"
+            " or split=test"
         )
     return [named[path].split for path in below]
 
@@ -138,7 +141,9 @@ def _splits_in(name: str) -> dict[str, str]:
     weak = {_WEAK_WORDS[word]: word for word in words if word in _WEAK_WORDS}
     # `alpaca_eval_train` is the training split of AlpacaEval. `train_eval` and `eval_train` are
     # unclear, so both splits are returned.
-    at_an_end = bool(words) and (words[0] in _WEAK_WORDS or _without_added(words)[-1] in _WEAK_WORDS)
+    at_an_end = bool(words) and (
+        words[0] in _WEAK_WORDS or _without_added(words)[-1] in _WEAK_WORDS
+    )
     if [*strong] == ["train"] and at_an_end:
         return strong | weak
     return strong or weak
@@ -151,11 +156,15 @@ def _without_added(words: list[str]) -> list[str]:
 
 def _words(name: str) -> list[str]:
     """Return the words of a file or folder name, lower-case, without suffixes, cut at capitals."""
-    stem = re.sub(r"(?i)(\.(jsonl?|ndjson|csv|tsv|parquet|arrow|xml|txt|md|gz|bz2|xz|zst))+$", "", name)
+    stem = re.sub(
+        r"(?i)(\.(jsonl?|ndjson|csv|tsv|parquet|arrow|xml|txt|md|gz|bz2|xz|zst))+$", "", name
+    )
     words: list[str] = []
     for letters in _LETTERS.findall(unicodedata.normalize("NFC", stem)):
         # No word for a split has an accent, so words with accents are not cut at capitals.
-        parts = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", letters) if letters.isascii() else [letters]
+        parts = (
+            re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", letters) if letters.isascii() else [letters]
+        )
         words += [part.lower() for part in parts]
     return re.sub("(held|hold) out", r"\1out", " ".join(words)).split()
 

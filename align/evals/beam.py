@@ -51,12 +51,18 @@ def beam_search(
     for length in range(1, max_new_tokens + 1):
         over, going_on = beams.extensions(end)
         for some in (over, going_on) if length == max_new_tokens else (over,):
-            best = [[*found, *more] for found, more in zip(best, beams.hypotheses(some, alpha), strict=True)]
+            best = [
+                [*found, *more]
+                for found, more in zip(best, beams.hypotheses(some, alpha), strict=True)
+            ]
         best = [sorted(found, key=lambda h: h.score, reverse=True)[:width] for found in best]
         # A log-prob only falls, so the best score that a beam can still reach is its log-prob now
         # over the largest penalty.
         reach = (going_on.logprobs.max(1).values / length_penalty(max_new_tokens, alpha)).tolist()
-        if all(len(found) == width and r <= found[-1].score for found, r in zip(best, reach, strict=True)):
+        if all(
+            len(found) == width and r <= found[-1].score
+            for found, r in zip(best, reach, strict=True)
+        ):
             break
         if length < max_new_tokens:
             beams.advance(going_on)
@@ -76,12 +82,18 @@ class _Extensions(NamedTuple):
 class _Beams:
     """The unfinished beams of all prompts, [B, W], with their keys and values."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], pad_token_id: int, width: int):
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[list[int]], pad_token_id: int, width: int
+    ):
         self._model, self._width = model, width
         longest, device = max(map(len, prompts)), model.device
-        self._mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        self._mask = torch.tensor(
+            [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device
+        )
         out = model(
-            input_ids=torch.tensor([[pad_token_id] * (longest - len(p)) + p for p in prompts], device=device),
+            input_ids=torch.tensor(
+                [[pad_token_id] * (longest - len(p)) + p for p in prompts], device=device
+            ),
             attention_mask=self._mask,
             position_ids=(self._mask.cumsum(1) - 1).clamp(min=0),
             use_cache=True,

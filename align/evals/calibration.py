@@ -30,7 +30,13 @@ def reliability(confidences: Sequence[float], right: Sequence[float]) -> list[Bi
     sure, hit = np.asarray(confidences, dtype=float), np.asarray(right, dtype=float)
     place = _places(sure)
     return [
-        Bin(b / NUM_BINS, (b + 1) / NUM_BINS, int(own.sum()), float(sure[own].mean()), float(hit[own].mean()))
+        Bin(
+            b / NUM_BINS,
+            (b + 1) / NUM_BINS,
+            int(own.sum()),
+            float(sure[own].mean()),
+            float(hit[own].mean()),
+        )
         for b in range(NUM_BINS)
         if (own := place == b).any()
     ]
@@ -55,7 +61,9 @@ def chance_error(confidences: Sequence[float], draws: int, seed: int) -> tuple[f
     """
     sure, rng = np.asarray(confidences, dtype=float), np.random.default_rng(seed)
     place = _places(sure)
-    errors = [_error((rng.uniform(size=len(sure)) < sure) - sure, place) for _ in range(max(1, draws))]
+    errors = [
+        _error((rng.uniform(size=len(sure)) < sure) - sure, place) for _ in range(max(1, draws))
+    ]
     return float(np.mean(errors)), float(np.percentile(errors, 95))
 
 

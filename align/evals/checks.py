@@ -47,7 +47,9 @@ def _word_list(path: Path) -> Check:
     listed = [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
     if not listed:
         raise ConfigError(f"words:{path}: expected a word or phrase a line, got none")
-    either = "|".join(re.escape(phrase).replace("\\ ", r"\s+") for phrase in sorted(listed, key=len)[::-1])
+    either = "|".join(
+        re.escape(phrase).replace("\\ ", r"\s+") for phrase in sorted(listed, key=len)[::-1]
+    )
     pattern = re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)
     return lambda episodes: [float(bool(pattern.search(answer))) for answer in episodes.texts]
 
@@ -73,12 +75,17 @@ def _classifier(folder: Path, label: str, device: torch.device) -> Check:
         output_loading_info=True,
     )
     if loading["missing_keys"]:
-        raise ConfigError(f"classifier:{folder}: it holds no classifier ({min(loading['missing_keys'])} is missing)")
+        raise ConfigError(
+            f"classifier:{folder}: it holds no classifier ({min(loading['missing_keys'])} is"
+            " missing)"
+        )
     model = model.to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="right")
     labels = [str(name) for _, name in sorted(model.config.id2label.items())]
     if label not in labels:
-        raise ConfigError(f"classifier:{folder}: expected #LABEL with one of {', '.join(labels)}, got {label!r}")
+        raise ConfigError(
+            f"classifier:{folder}: expected #LABEL with one of {', '.join(labels)}, got {label!r}"
+        )
     alone = model.config.problem_type == "multi_label_classification" or len(labels) == 1
     most = getattr(model.config, "max_position_embeddings", None) or 512
 
@@ -87,7 +94,9 @@ def _classifier(folder: Path, label: str, device: torch.device) -> Check:
         found: list[float] = []
         for start in range(0, len(episodes.texts), _BATCH):
             batch = [answer or " " for answer in episodes.texts[start : start + _BATCH]]
-            inputs = tokenizer(batch, padding=True, truncation=True, max_length=most - 2, return_tensors="pt")
+            inputs = tokenizer(
+                batch, padding=True, truncation=True, max_length=most - 2, return_tensors="pt"
+            )
             logits = model(**inputs.to(device)).logits.float()
             shares = logits.sigmoid() if alone else logits.softmax(-1)
             found += shares[:, labels.index(label)].tolist()

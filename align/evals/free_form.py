@@ -43,7 +43,8 @@ def write_answers(
     room = context_length(model) - max_new_tokens
     if room < 1:
         raise ValueError(
-            f"max_new_tokens={max_new_tokens}: expected fewer than the model reads, {room + max_new_tokens}"
+            f"max_new_tokens={max_new_tokens}: expected fewer than the model reads,"
+            f" {room + max_new_tokens}"
         )
     prompts = [encode_context(tokenizer, context.rstrip())[-room:] for context in contexts]
     written: list[list[int]] = [[] for _ in contexts]
@@ -60,16 +61,29 @@ def write_answers(
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         lengths = [len(prompts[i]) + max_new_tokens for i in order]
         for group in micro_batches(lengths, max(1, max_tokens // WIDTH)):
-            found = beam_search(model, [prompts[order[k]] for k in group], ends, max_new_tokens, tokenizer.pad_token_id)
+            found = beam_search(
+                model,
+                [prompts[order[k]] for k in group],
+                ends,
+                max_new_tokens,
+                tokenizer.pad_token_id,
+            )
             for k, ids in zip(group, found, strict=True):
                 written[order[k]] = ids
             advance(len(group))
-    return [first_line(tokenizer.decode(without_end(tokenizer, ids), skip_special_tokens=True)) for ids in written]
+    return [
+        first_line(tokenizer.decode(without_end(tokenizer, ids), skip_special_tokens=True))
+        for ids in written
+    ]
 
 
 def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end an answer: stop tokens, and all tokens with a line break."""
-    breaks = [i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "\n" in text]
+    breaks = [
+        i
+        for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))]))
+        if "\n" in text
+    ]
     return list(dict.fromkeys([*stop_ids(tokenizer), *breaks]))
 
 

@@ -16,7 +16,12 @@ _DRAWS = 1000  # resamples of the rows, for an interval
 
 
 def class_metrics(
-    head: str, gold: Sequence[int], predicted: Sequence[int], majority: int, num_classes: int, seed: int
+    head: str,
+    gold: Sequence[int],
+    predicted: Sequence[int],
+    majority: int,
+    num_classes: int,
+    seed: int,
 ) -> dict[str, float]:
     """Return metrics of classes 0 to num_classes - 1.
 
@@ -28,7 +33,9 @@ def class_metrics(
     right = [(truth == answer).astype(float) for answer in (said, majority)]
     found = compared(head, "accuracy", right, _DRAWS, seed)
     f1 = bootstrap_statistic(lambda a, b: f1_score(a, b, num_classes), (truth, said), _DRAWS, seed)
-    correlation = bootstrap_statistic(lambda a, b: matthews(a, b, num_classes), (truth, said), _DRAWS, seed)
+    correlation = bootstrap_statistic(
+        lambda a, b: matthews(a, b, num_classes), (truth, said), _DRAWS, seed
+    )
     for name, interval in (("f1", f1), ("matthews", correlation)):
         found |= bounds(f"{head}{name}", interval) | few(f"{head}{name}", len(truth))
     return found

@@ -25,7 +25,9 @@ def gold_scorer(infos: Sequence[Mapping[str, Any]]) -> GoldScorer | None:
     """
     named = infos[0].get("gold")
     if any(info.get("gold") != named for info in infos):
-        raise ConfigError("inputs.prompts: data sets with a gold scorer can not be mixed with others")
+        raise ConfigError(
+            "inputs.prompts: data sets with a gold scorer can not be mixed with others"
+        )
     if named is None:
         return None
     assert named["scorer"] == "smallworld", named

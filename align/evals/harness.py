@@ -96,11 +96,17 @@ class Scorer(LM):
         for i, (_, options) in enumerate(request.args for request in requests):
             most = int(options.get("max_gen_toks", options.get("max_new_tokens", _MOST_NEW_TOKENS)))
             sampled = options.get("do_sample", False)
-            heat = (float(options.get("temperature", 1.0)), float(options.get("top_p", 1.0))) if sampled else (0.0, 1.0)
+            heat = (
+                (float(options.get("temperature", 1.0)), float(options.get("top_p", 1.0)))
+                if sampled
+                else (0.0, 1.0)
+            )
             groups.setdefault((most, *heat), []).append(i)
         with self._progress(len(requests)) as advance:
             for (most, temperature, top_p), chosen in groups.items():
-                for place, text in self._written([requests[i] for i in chosen], most, temperature, top_p):
+                for place, text in self._written(
+                    [requests[i] for i in chosen], most, temperature, top_p
+                ):
                     found[chosen[place]] = text
                     advance(1)
         return found
@@ -110,10 +116,15 @@ class Scorer(LM):
     ) -> Iterator[tuple[int, str]]:
         tokenizer, room = self._own_tokenizer, context_length(self._model) - most
         if room < 1:
-            raise ValueError(f"a task asks for {most} new tokens, and the model reads {context_length(self._model)}")
+            raise ValueError(
+                f"a task asks for {most} new tokens, and the model reads"
+                f" {context_length(self._model)}"
+            )
         prompts = [encode_context(tokenizer, request.args[0])[-room:] for request in requests]
         batch = max(1, self._max_tokens // (max(map(len, prompts)) + most))
-        sampling = Sampling(max_new_tokens=most, temperature=temperature, top_p=top_p, batch_size=batch)
+        sampling = Sampling(
+            max_new_tokens=most, temperature=temperature, top_p=top_p, batch_size=batch
+        )
         seeds = [self._seed + i for i in range(len(prompts))]
         for place, response in sampler_of(self._model, tokenizer, sampling).draw(prompts, seeds):
             text = tokenizer.decode(without_end(tokenizer, response.ids), skip_special_tokens=True)
@@ -140,10 +151,15 @@ def run_tasks(
         manager = TaskManager(include_defaults=not all(name.endswith(".yaml") for name in names))
         for name in names:
             if not name.endswith(".yaml") and name not in manager.all_tasks:
-                raise ValueError(f"lm-eval {lm_eval.__version__} has no task {name!r}; lm-eval ls tasks lists them")
+                raise ValueError(
+                    f"lm-eval {lm_eval.__version__} has no task {name!r}; lm-eval ls tasks lists"
+                    " them"
+                )
         try:
             tasks = _prepared(manager, names, num_shots, seed % 2**32)
-            found = lm_eval.evaluate(lm=scorer, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+            found = lm_eval.evaluate(
+                lm=scorer, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True
+            )
         except (OSError, ConnectionError, KeyError, ImportError) as error:
             said = " ".join(str(error).split())[:200]
             raise ValueError(f"{', '.join(names)}: {type(error).__name__}: {said}") from error
@@ -170,7 +186,9 @@ def _scores(name: str, found: Any) -> TaskScores:
     whole = {
         measure.removesuffix(",none").replace(",", "."): float(value)
         for measure, value in found["results"][name].items()
-        if isinstance(value, int | float) and "stderr" not in measure and measure not in ("alias", "sample_len")
+        if isinstance(value, int | float)
+        and "stderr" not in measure
+        and measure not in ("alias", "sample_len")
     }
     by_item: dict[str, list[float]] = {}
     samples = found["samples"].get(name, [])
@@ -184,7 +202,9 @@ def _scores(name: str, found: Any) -> TaskScores:
             # numbers.
             if math.isclose(sum(numbers) / len(numbers), mean, rel_tol=1e-9, abs_tol=1e-12):
                 by_item[measure] = numbers
-    return TaskScores(by_item, {measure: value for measure, value in whole.items() if measure not in by_item})
+    return TaskScores(
+        by_item, {measure: value for measure, value in whole.items() if measure not in by_item}
+    )
 
 
 @contextlib.contextmanager

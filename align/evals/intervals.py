@@ -87,7 +87,9 @@ def _noted(metrics: Mapping[str, float]) -> dict[str, float]:
 
     A figure's own name may be `very_few`, which is not a mark.
     """
-    marked = {name.removesuffix("_few"): count for name, count in metrics.items() if name.endswith("_few")}
+    marked = {
+        name.removesuffix("_few"): count for name, count in metrics.items() if name.endswith("_few")
+    }
     return {name: count for name, count in marked.items() if name in metrics}
 
 
@@ -98,7 +100,10 @@ def few_warning(metrics: Mapping[str, float]) -> str | None:
         return None
     shown = ", ".join(f"{name} (n={count:.0f})" for name, count in list(marked.items())[:_SHOWN])
     more = f" and {len(marked) - _SHOWN} more" if len(marked) > _SHOWN else ""
-    return f"fewer than {FEW} items: the 95 % intervals of {shown}{more} are too narrow; take them as a hint only"
+    return (
+        f"fewer than {FEW} items: the 95 % intervals of {shown}{more} are too narrow; take them as"
+        " a hint only"
+    )
 
 
 def compared(

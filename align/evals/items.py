@@ -40,7 +40,9 @@ class Candidate(NamedTuple):
     tokens: int  # of the completion
 
 
-def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, completion: str) -> tuple[list[int], list[int]]:
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, context: str, completion: str
+) -> tuple[list[int], list[int]]:
     """Return the tokens of a context and of the completion after it.
 
     The context has at least one token.
@@ -81,7 +83,9 @@ def score_items(
         for completion in item["completions"]:
             (_, after), (logprob, greedy) = next(scores)
             if not math.isfinite(logprob):
-                raise ValueError(f"{completion[:60]!r}: its log-prob is {logprob}; is the model whole?")
+                raise ValueError(
+                    f"{completion[:60]!r}: its log-prob is {logprob}; is the model whole?"
+                )
             row.append(Candidate(logprob, greedy, len(completion.lstrip()), len(after)))
         found.append(row)
     return found
@@ -116,7 +120,9 @@ def score_pairs(
     shared: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
     for i, (before, after) in enumerate(pairs):
         shared.setdefault(tuple(before), []).append((i, after))
-    per_pass = max(1, min(max_tokens, _LOGITS // model.config.get_text_config(decoder=True).vocab_size))
+    per_pass = max(
+        1, min(max_tokens, _LOGITS // model.config.get_text_config(decoder=True).vocab_size)
+    )
     once: list[tuple[list[int], list[tuple[int, list[int]]]]] = []
     again: list[tuple[list[int], list[tuple[int, list[int]]]]] = []
     for context, every in shared.items():
@@ -139,7 +145,9 @@ def score_pairs(
     return found
 
 
-def _encoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item) -> Iterator[Pair]:
+def _encoded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item
+) -> Iterator[Pair]:
     limit = context_length(model)
     for context, completion in zip(item["contexts"], item["completions"], strict=True):
         before, after = encode_pair(tokenizer, context, completion)
@@ -149,7 +157,9 @@ def _encoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: I
 
 
 def _score_packed(
-    model: PreTrainedModel, contexts: Sequence[list[int]], completions: Sequence[Sequence[list[int]]]
+    model: PreTrainedModel,
+    contexts: Sequence[list[int]],
+    completions: Sequence[Sequence[list[int]]],
 ) -> Scores:
     """Score each context with each of its completions, end to end.
 
@@ -169,7 +179,9 @@ def _score_packed(
 
 
 def _score_shared(
-    model: PreTrainedModel, contexts: Sequence[list[int]], completions: Sequence[Sequence[list[int]]]
+    model: PreTrainedModel,
+    contexts: Sequence[list[int]],
+    completions: Sequence[Sequence[list[int]]],
 ) -> Scores:
     """Compute each context once, and use its keys and values for all of its completions."""
     width, device = max(map(len, contexts)), model.device
@@ -188,7 +200,9 @@ def _score_shared(
     if longest == 0:
         return _sums(first, every)
     # The last token of a completion is only predicted; the output at and after it is not used.
-    given = torch.tensor([after[:-1] + [0] * (longest + 1 - len(after)) for after in every], device=device)
+    given = torch.tensor(
+        [after[:-1] + [0] * (longest + 1 - len(after)) for after in every], device=device
+    )
     cache = out.past_key_values
     cache.batch_select_indices(rows)
     rest = model(
@@ -198,16 +212,21 @@ def _score_shared(
         past_key_values=cache,
         use_cache=True,
     ).logits
-    parts = [torch.cat([first[k, None], rest[k, : len(after) - 1]]) for k, after in enumerate(every)]
+    parts = [
+        torch.cat([first[k, None], rest[k, : len(after) - 1]]) for k, after in enumerate(every)
+    ]
     return _sums(torch.cat(parts), every)
 
 
 def _sums(logits: torch.Tensor, completions: Sequence[list[int]]) -> Scores:
     """Score completions from `logits` [N, V] before each of their tokens, in order."""
-    targets = torch.tensor([token for after in completions for token in after], device=logits.device)
+    targets = torch.tensor(
+        [token for after in completions for token in after], device=logits.device
+    )
     logprobs = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0].double()
     greedy = logits.argmax(-1) == targets
     lengths = [len(after) for after in completions]
     return [
-        (float(p.sum()), bool(g.all())) for p, g in zip(logprobs.split(lengths), greedy.split(lengths), strict=True)
+        (float(p.sum()), bool(g.all()))
+        for p, g in zip(logprobs.split(lengths), greedy.split(lengths), strict=True)
     ]

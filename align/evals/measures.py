@@ -45,12 +45,17 @@ def measures(
     values: dict[str, Callable[[int, int], float]] = {"accuracy": lambda i, j: scores[i][j].logprob}
     # The length matters only if completions differ.
     if not all(len(set(item["completions"])) == 1 for item in items):
-        values["accuracy_norm"] = lambda i, j: scores[i][j].logprob / max(1, scores[i][j].characters)
+        values["accuracy_norm"] = lambda i, j: (
+            scores[i][j].logprob / max(1, scores[i][j].characters)
+        )
         values["accuracy_token"] = lambda i, j: scores[i][j].logprob / max(1, scores[i][j].tokens)
     if alone is not None:
         values["accuracy_relative"] = lambda i, j: scores[i][j].logprob - alone[i][j].logprob
     found = {
-        name: [float(item["labels"][_largest(value, i, len(scores[i]))]) for i, item in enumerate(items)]
+        name: [
+            float(item["labels"][_largest(value, i, len(scores[i]))])
+            for i, item in enumerate(items)
+        ]
         for name, value in values.items()
     }
     shares = [probabilities(row) for row in scores]
@@ -85,6 +90,8 @@ def confidences(items: Sequence[Item], scores: Sequence[Row]) -> list[float] | N
     Return None if the items are `leaning`, or if any item does not have several candidates with
     exactly one right.
     """
-    if _leaning(items) or any(len(item["completions"]) == 1 or sum(item["labels"]) != 1 for item in items):
+    if _leaning(items) or any(
+        len(item["completions"]) == 1 or sum(item["labels"]) != 1 for item in items
+    ):
         return None
     return [max(probabilities(row)) for row in scores]

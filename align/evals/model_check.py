@@ -51,7 +51,9 @@ def fit_model(model: PreTrainedModel) -> list[str]:
     Raises:
         ConfigError: the model does not run here; the message is one line with the reason.
     """
-    with _in_a_line(model.config.model_type, "it does not run in transformers as a causal language model does"):
+    with _in_a_line(
+        model.config.model_type, "it does not run in transformers as a causal language model does"
+    ):
         _refuse_states(model)
         _find_trunk(model)
         with _evaluating(model), _narrow_windows(model):
@@ -68,7 +70,10 @@ def fit_reward_model(classifier: PreTrainedModel) -> list[str]:
     Args:
         classifier: from `align.models.heads.open_classifier`, in float32.
     """
-    with _in_a_line(classifier.config.model_type, "it does not run in transformers as a causal language model does"):
+    with _in_a_line(
+        classifier.config.model_type,
+        "it does not run in transformers as a causal language model does",
+    ):
         _find_trunk(classifier)
         with _evaluating(classifier), _narrow_windows(classifier):
             _choose_way(classifier, _scores, (_compare_scores,))
@@ -78,21 +83,27 @@ def fit_reward_model(classifier: PreTrainedModel) -> list[str]:
 def _said(model: PreTrainedModel) -> list[str]:
     said = [rope_limit(model.config)]
     if getattr(model.config, WAY, None) == PADDED:
-        said.append("our packed attention gives other numbers, so its own reads padded batches, which is slower")
+        said.append(
+            "our packed attention gives other numbers, so its own reads padded batches, which is"
+            " slower"
+        )
     return [line for line in said if line is not None]
 
 
 def _refuse_states(model: PreTrainedModel) -> None:
     if kinds := kinds_with_state(model):
         what = f"layers of kind {', '.join(kinds)} keep a state"
-        raise ConfigError(f"{model.config.model_type}: {what}, and align samples from attention caches only; {_CHOOSE}")
+        raise ConfigError(
+            f"{model.config.model_type}: {what}, and align samples from attention caches only;"
+            f" {_CHOOSE}"
+        )
 
 
 def _find_trunk(model: PreTrainedModel) -> None:
     if model.base_model is model:
         raise ConfigError(
-            f"{model.config.model_type}: transformers gives no trunk of it apart from its head, which reward and value "
-            f"models need; {_CHOOSE}"
+            f"{model.config.model_type}: transformers gives no trunk of it apart from its head,"
+            f" which reward and value models need; {_CHOOSE}"
         )
 
 
@@ -102,14 +113,22 @@ Reading = Callable[[PreTrainedModel, torch.Tensor, torch.Tensor | None], torch.T
 Comparison = Callable[[PreTrainedModel, "list[list[int]]", "list[torch.Tensor]", float], None]
 
 
-def _logits(model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+def _logits(
+    model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor | None
+) -> torch.Tensor:
     places = {} if position_ids is None else {"position_ids": position_ids}
     return model(input_ids=input_ids, use_cache=False, **places).logits[0].float().log_softmax(-1)
 
 
-def _scores(model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+def _scores(
+    model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor | None
+) -> torch.Tensor:
     places = {} if position_ids is None else {"position_ids": position_ids}
-    return model.score(model.base_model(input_ids=input_ids, use_cache=False, **places).last_hidden_state[0].float())
+    return model.score(
+        model.base_model(input_ids=input_ids, use_cache=False, **places)
+        .last_hidden_state[0]
+        .float()
+    )
 
 
 @torch.no_grad()
@@ -130,7 +149,7 @@ def _choose_way(model: PreTrainedModel, read: Reading, comparisons: Sequence[Com
     if not noise <= _CEILING * largest or _sees_future(model, sequences[0], read):
         raise ConfigError(
             f"{name}: not causal: later tokens change earlier predictions; "
-            f"choose one that reads from left to right (gpt2, llama, mistral, qwen3, ...)"
+            "choose one that reads from left to right (gpt2, llama, mistral, qwen3, ...)"
         )
     tolerance = min(max(_NOISE * noise, _FLOOR * largest), _CEILING * largest)
     refused: ConfigError | None = None
@@ -140,7 +159,9 @@ def _choose_way(model: PreTrainedModel, read: Reading, comparisons: Sequence[Com
             packed = pack(sequences, model.device)
             with _in_a_line(name, "packed rows fail in transformers"):
                 got = read(model, packed.input_ids, packed.position_ids)[: int(packed.ends[-1]) + 1]
-                _within(model, tolerance, got, torch.cat(expected), "what it says of packed sequences")
+                _within(
+                    model, tolerance, got, torch.cat(expected), "what it says of packed sequences"
+                )
                 _compare_gradients(model, sequences, read)
             for compare in comparisons:
                 compare(model, sequences, expected, tolerance)
@@ -208,19 +229,30 @@ def _compare_gradients(model: PreTrainedModel, sequences: list[list[int]], read:
             for chosen in group:
                 packed = pack(chosen, model.device)
                 with torch.enable_grad():
-                    said = read(model, packed.input_ids, packed.position_ids)[: int(packed.ends[-1]) + 1]
+                    said = read(model, packed.input_ids, packed.position_ids)[
+                        : int(packed.ends[-1]) + 1
+                    ]
                     total = total + said[:, 0].sum()
             found.append(torch.autograd.grad(total, small, allow_unused=True))
     finally:
         for value in learned:
             value.requires_grad_(True)
     for packed_one, alone in zip(*found, strict=True):
-        if alone is not None and not float((packed_one - alone).norm()) <= _GRADIENT * float(alone.norm()) + 1e-6:
-            raise ConfigError(f"{model.config.model_type}: gradients of packed sequences are not those of each alone")
+        if (
+            alone is not None
+            and not float((packed_one - alone).norm()) <= _GRADIENT * float(alone.norm()) + 1e-6
+        ):
+            raise ConfigError(
+                f"{model.config.model_type}: gradients of packed sequences are not those of each"
+                " alone"
+            )
 
 
 def _compare_packed(
-    model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
+    model: PreTrainedModel,
+    sequences: list[list[int]],
+    expected: list[torch.Tensor],
+    tolerance: float,
 ) -> None:
     """Compare log-probs of packed sequences, on the path that tuning takes through the head.
 
@@ -230,11 +262,20 @@ def _compare_packed(
     likely = response_likelihoods(model, pack(sequences, model.device), rests).logprobs
     targets = torch.tensor([token for rest in rests for token in rest], device=model.device)
     before = torch.cat([each[:-1] for each in expected])
-    _within(model, tolerance, likely, before.gather(1, targets[:, None])[:, 0], "log-probs of packed responses")
+    _within(
+        model,
+        tolerance,
+        likely,
+        before.gather(1, targets[:, None])[:, 0],
+        "log-probs of packed responses",
+    )
 
 
 def _compare_scores(
-    model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
+    model: PreTrainedModel,
+    sequences: list[list[int]],
+    expected: list[torch.Tensor],
+    tolerance: float,
 ) -> None:
     """Compare scores at the last token, where plain `transformers` reads them.
 
@@ -242,12 +283,17 @@ def _compare_scores(
     """
     scalar = ScalarModel(model)
     scores = response_scores(scalar, pack(sequences, model.device)) + scalar.shift
-    plain = torch.cat([model(input_ids=_row(model, ids), use_cache=False).logits[:, 0] for ids in sequences])
+    plain = torch.cat(
+        [model(input_ids=_row(model, ids), use_cache=False).logits[:, 0] for ids in sequences]
+    )
     _within(model, tolerance, scores, plain, "scores")
 
 
 def _compare_sampled(
-    model: PreTrainedModel, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float
+    model: PreTrainedModel,
+    sequences: list[list[int]],
+    expected: list[torch.Tensor],
+    tolerance: float,
 ) -> None:
     """Compare steps of sampling from two prompts of different lengths.
 
@@ -255,19 +301,32 @@ def _compare_sampled(
     """
     long, short, again = sequences[0], sequences[2], sequences[4]
     prompts = [ids[: len(ids) - _STEPS] for ids in (long, short, again)]
-    slots = Slots(model, 2, max(map(len, prompts)), 2 * _STEPS, getattr(model.config, "pad_token_id", None) or 0)
+    slots = Slots(
+        model,
+        2,
+        max(map(len, prompts)),
+        2 * _STEPS,
+        getattr(model.config, "pad_token_id", None) or 0,
+    )
     rows = torch.arange(2, device=model.device)
 
     def compare(logits: torch.Tensor, places: Sequence[tuple[int, int]]) -> None:
         for row, (which, place) in zip(logits.float(), places, strict=True):
             said = row.log_softmax(-1)
-            _within(model, tolerance, said, expected[which][place], "log-probs of sampling with a cache")
+            _within(
+                model, tolerance, said, expected[which][place], "log-probs of sampling with a cache"
+            )
 
-    with torch.inference_mode(), _in_a_line(model.config.model_type, "sampling with a cache fails in transformers"):
+    with (
+        torch.inference_mode(),
+        _in_a_line(model.config.model_type, "sampling with a cache fails in transformers"),
+    ):
         ends = [len(prompt) for prompt in prompts]
         compare(slots.admit(rows, prompts[:2]), [(0, ends[0] - 1), (2, ends[1] - 1)])
         for step in range(_STEPS - 1):
-            tokens = torch.tensor([long[ends[0] + step], short[ends[1] + step]], device=model.device)
+            tokens = torch.tensor(
+                [long[ends[0] + step], short[ends[1] + step]], device=model.device
+            )
             compare(slots.step(tokens), [(0, ends[0] + step), (2, ends[1] + step)])
         slots.release(rows[1:])
         compare(slots.admit(rows[1:], prompts[2:]), [(4, ends[2] - 1)])
@@ -275,12 +334,14 @@ def _compare_sampled(
         compare(slots.step(tokens), [(0, ends[0] + _STEPS - 1), (4, ends[2])])
 
 
-def _within(model: PreTrainedModel, tolerance: float, got: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+def _within(
+    model: PreTrainedModel, tolerance: float, got: torch.Tensor, expected: torch.Tensor, what: str
+) -> None:
     gap = float((got - expected).abs().max())
     if not gap <= tolerance:  # also true for NaN
         raise ConfigError(
-            f"{model.config.model_type}: {what} differ by {gap:.2g} nats from those of each sequence alone in plain "
-            f"transformers; {_CHOOSE}"
+            f"{model.config.model_type}: {what} differ by {gap:.2g} nats from those of each"
+            f" sequence alone in plain transformers; {_CHOOSE}"
         )
 
 
@@ -289,12 +350,16 @@ def _check_head(model: PreTrainedModel) -> None:
 
     Reward models and value models are the same trunk with a scalar head.
     """
-    with _in_a_line(model.config.model_type, "a scalar head cannot be put on it"), torch.device("meta"):
+    with (
+        _in_a_line(model.config.model_type, "a scalar head cannot be put on it"),
+        torch.device("meta"),
+    ):
         classifier = classifier_class(model.config)(copy.deepcopy(model.config))
     ours, theirs = (set(each.base_model.state_dict()) for each in (model, classifier))
     if ours != theirs or not isinstance(classifier.score, torch.nn.Linear):
         raise ConfigError(
-            f"{model.config.model_type}: the trunk of its sequence classifier is not that of the language model"
+            f"{model.config.model_type}: the trunk of its sequence classifier is not that of the"
+            " language model"
         )
 
 
@@ -309,7 +374,9 @@ def _sequences(model: PreTrainedModel) -> list[list[int]]:
     usual = torch.tensor([i for i in range(size) if i not in special] or [*range(size)])
     generator = torch.Generator().manual_seed(0)
     return [
-        usual[torch.randint(len(usual), (min(length, context_length(model)),), generator=generator)].tolist()
+        usual[
+            torch.randint(len(usual), (min(length, context_length(model)),), generator=generator)
+        ].tolist()
         for length in _LENGTHS
     ]
 

@@ -41,7 +41,9 @@ class Answers:
 
 def episodes_of(rows: Sequence[Row], answers: Answers) -> Episodes:
     """Return a player's answers in the form that scorers and checks take."""
-    return Episodes(rows, answers.prompts, [response.ids for response in answers.responses], answers.texts)
+    return Episodes(
+        rows, answers.prompts, [response.ids for response in answers.responses], answers.texts
+    )
 
 
 @torch.no_grad()
@@ -61,7 +63,9 @@ def respond(
     """
     drawn: list[Response] = [Response([], [])] * len(prompts)
     sampling = replace(sampling, stop_strings=stop_strings(player.tokenizer))
-    for place, response in sampler_of(player.model, player.tokenizer, sampling).draw(prompts, seeds):
+    for place, response in sampler_of(player.model, player.tokenizer, sampling).draw(
+        prompts, seeds
+    ):
         drawn[place] = response
         advance(1)
     return drawn
@@ -69,7 +73,9 @@ def respond(
 
 def alike(players: Sequence[Player]) -> bool:
     """Return whether all players have the same vocabulary."""
-    return all(player.tokenizer.get_vocab() == players[0].tokenizer.get_vocab() for player in players)
+    return all(
+        player.tokenizer.get_vocab() == players[0].tokenizer.get_vocab() for player in players
+    )
 
 
 def fit(prompts: Sequence[Messages], players: Sequence[Player], max_new_tokens: int) -> list[bool]:
@@ -102,7 +108,10 @@ def kl(players: Sequence[Player], sampled: Answers, compute: Compute) -> list[fl
 
 
 def sample_row(
-    i: int, row: Row, given: Mapping[str, Sequence[Answers]], scores: Mapping[str, Sequence[Sequence[float | None]]]
+    i: int,
+    row: Row,
+    given: Mapping[str, Sequence[Answers]],
+    scores: Mapping[str, Sequence[Sequence[float | None]]],
 ) -> dict[str, str | float | None]:
     """Return the answers to one prompt side by side.
 
@@ -113,9 +122,15 @@ def sample_row(
             apply.
     """
     shown: dict[str, str | float | None] = {"prompt": show_prompt(row["prompt"])}
-    for column, prefix, player in (("response", "", 0), ("greedy", "greedy/", 0), ("baseline", "", 1)):
+    for column, prefix, player in (
+        ("response", "", 0),
+        ("greedy", "greedy/", 0),
+        ("baseline", "", 1),
+    ):
         if player < len(given[prefix]):
             shown[column] = given[prefix][player].texts[i]
             if prefix in scores:
-                shown["score" if column == "response" else f"{column}_score"] = scores[prefix][player][i]
+                shown["score" if column == "response" else f"{column}_score"] = scores[prefix][
+                    player
+                ][i]
     return shown

@@ -37,7 +37,10 @@ def by_gold(gold: GoldScorer) -> Scorer:
     """
 
     def scores(episodes: Episodes) -> list[Any]:
-        return [gold(row["prompt"], text) for row, text in zip(episodes.rows, episodes.texts, strict=True)]
+        return [
+            gold(row["prompt"], text)
+            for row, text in zip(episodes.rows, episodes.texts, strict=True)
+        ]
 
     def parts(episodes: Episodes) -> dict[str, list[float]]:
         found = scores(episodes)
@@ -61,7 +64,10 @@ def by_rules(functions: Mapping[str, float]) -> Scorer:
         totals = np.nansum(weights[:, None] * table, axis=0)
         # A function with weight 0 is only watched, so it does not count here.
         unscored = np.isnan(table[weights != 0]).all(axis=0)
-        return [None if missing else float(total) for total, missing in zip(totals, unscored, strict=True)]
+        return [
+            None if missing else float(total)
+            for total, missing in zip(totals, unscored, strict=True)
+        ]
 
     return Scorer("rules", score)
 

@@ -23,7 +23,11 @@ def solved(item: Item) -> str:
 
 
 def with_shots(
-    items: Sequence[Item], pool: Sequence[Item], num_shots: int, seed: int, fits: Callable[[Item], bool]
+    items: Sequence[Item],
+    pool: Sequence[Item],
+    num_shots: int,
+    seed: int,
+    fits: Callable[[Item], bool],
 ) -> list[Item]:
     """Return each item with `num_shots` solved items of the pool before it.
 
@@ -43,8 +47,9 @@ def with_shots(
         own = solved(item)
         if len(texts) - copies[own] < num_shots:
             raise ValueError(
-                f"expected {num_shots} training items to draw shots from, got {len(texts) - copies[own]}; give data "
-                "that has a train split, or set some apart with shot_rows"
+                f"expected {num_shots} training items to draw shots from, got"
+                f" {len(texts) - copies[own]}; give data that has a train split, or set some apart"
+                " with shot_rows"
             )
         rng = np.random.default_rng(derive_seed(seed, "shots", i))
         order = rng.choice(len(texts), num_shots + copies[own], replace=False)
@@ -73,4 +78,7 @@ def prefixed(item: Item, text: str) -> Item:
 def prefixed_prompt(prompt: Sequence[dict[str, str]], text: str) -> list[dict[str, str]]:
     """Return the prompt with a line before the user's first message."""
     first = next(i for i, message in enumerate(prompt) if message["role"] == "user")
-    return [{**m, "content": f"{text}\n{m['content']}"} if i == first else dict(m) for i, m in enumerate(prompt)]
+    return [
+        {**m, "content": f"{text}\n{m['content']}"} if i == first else dict(m)
+        for i, m in enumerate(prompt)
+    ]

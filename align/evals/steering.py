@@ -47,9 +47,14 @@ def not_asked(prompt: Messages) -> Messages:
     return [{"role": "system", "content": _NEUTRAL}, *prompt]
 
 
-def effects(with_message: Sequence[Sequence[float]], without: Sequence[Sequence[float]]) -> list[list[float]]:
+def effects(
+    with_message: Sequence[Sequence[float]], without: Sequence[Sequence[float]]
+) -> list[list[float]]:
     """Return the difference that the message makes, for each model and each prompt."""
-    return [[a - b for a, b in zip(*own, strict=True)] for own in zip(with_message, without, strict=True)]
+    return [
+        [a - b for a, b in zip(*own, strict=True)]
+        for own in zip(with_message, without, strict=True)
+    ]
 
 
 def variants(probes: Sequence[str]) -> Iterator[Callable[[Messages], Messages]]:
@@ -73,7 +78,9 @@ PROBES = {
     "polite": Probe(
         "Be polite.",
         "Be rude.",
-        lambda answer, plain: bool(re.search(r"\b(thank|please|kind|welcome|glad|happy to)", answer.lower())),
+        lambda answer, plain: bool(
+            re.search(r"\b(thank|please|kind|welcome|glad|happy to)", answer.lower())
+        ),
     ),
     "capitals": Probe(
         "Write your whole answer in capital letters.",

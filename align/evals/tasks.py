@@ -58,13 +58,21 @@ def task_metrics(
     sure = [confidences(items, own.rows) for own in scored]
     if sure[0] is not None:
         found |= _calibration(
-            head, [own or [] for own in sure], [own["accuracy"] for own in values], num_bootstrap, seed
+            head,
+            [own or [] for own in sure],
+            [own["accuracy"] for own in values],
+            num_bootstrap,
+            seed,
         )
     return found
 
 
 def _calibration(
-    head: str, sure: Sequence[Sequence[float]], right: Sequence[Sequence[float]], num_bootstrap: int, seed: int
+    head: str,
+    sure: Sequence[Sequence[float]],
+    right: Sequence[Sequence[float]],
+    num_bootstrap: int,
+    seed: int,
 ) -> dict[str, float]:
     """Return the gap between confidence and accuracy.
 
@@ -72,7 +80,9 @@ def _calibration(
     gives.
     """
     over = [[c - r for c, r in zip(*own, strict=True)] for own in zip(sure, right, strict=True)]
-    found = compared(head, "overconfidence", over, num_bootstrap, seed) | few(f"{head}ece", len(sure[0]))
+    found = compared(head, "overconfidence", over, num_bootstrap, seed) | few(
+        f"{head}ece", len(sure[0])
+    )
     for part, own, hits in zip(("", "baseline/"), sure, right, strict=False):
         mean, most = chance_error(own, num_bootstrap, seed)
         found[f"{head}{part}ece"] = calibration_error(own, hits)
@@ -85,7 +95,10 @@ def _by_item(items: Sequence[Item], scored: Scored) -> dict[str, list[float]]:
     if scored.answers is not None:
         for name, measure in (("exact_match", exact_match), ("f1", f1)):
             found[name] = [
-                measure(answer, [c for c, ok in zip(item["completions"], item["labels"], strict=True) if ok])
+                measure(
+                    answer,
+                    [c for c, ok in zip(item["completions"], item["labels"], strict=True) if ok],
+                )
                 for item, answer in zip(items, scored.answers, strict=True)
             ]
     return found
@@ -110,7 +123,9 @@ def written_rows(items: Sequence[Item], scored: Mapping[str, Scored]) -> list[di
     ]
 
 
-def reliability_rows(task: str, items: Sequence[Item], scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
+def reliability_rows(
+    task: str, items: Sequence[Item], scored: Mapping[str, Scored]
+) -> list[dict[str, Any]]:
     """Return one row per model and bin of confidence, for tables and plots.
 
     A model has no rows if confidence has no meaning for the items.

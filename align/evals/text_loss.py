@@ -16,7 +16,9 @@ def num_targets(rows: torch.Tensor) -> int:
     return rows.shape[0] * (rows.shape[1] - 1)
 
 
-def summed_loss(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+def summed_loss(
+    model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the sum of -log p over the targets of `rows` [R, length], in nats.
 
     Args:
@@ -26,7 +28,9 @@ def summed_loss(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.
         return _target_losses(model, rows, position_ids).sum()
     rows = rows.to(model.device)
     head = model.get_output_embeddings()
-    return summed_head_loss(_states(model, rows, position_ids), head.weight, head.bias, rows[:, 1:].flatten())
+    return summed_head_loss(
+        _states(model, rows, position_ids), head.weight, head.bias, rows[:, 1:].flatten()
+    )
 
 
 def row_losses(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
@@ -37,7 +41,9 @@ def row_losses(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
     return _target_losses(model, rows, None).view(len(rows), -1).mean(1)
 
 
-def _target_losses(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+def _target_losses(
+    model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None
+) -> torch.Tensor:
     """Return -log p of each target, [R * (length - 1)], float32.
 
     If the head is plain, logits exist for some of the rows at a time.
@@ -48,14 +54,26 @@ def _target_losses(model: PreTrainedModel, rows: torch.Tensor, position_ids: tor
         logits = model(**_where(model, rows, position_ids)).logits
         return token_losses(logits[:, :-1].flatten(0, 1), targets)
     head = model.get_output_embeddings()
-    return -head_logprobs(_states(model, rows, position_ids), head.weight, head.bias, targets).logprobs
+    return -head_logprobs(
+        _states(model, rows, position_ids), head.weight, head.bias, targets
+    ).logprobs
 
 
-def _states(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+def _states(
+    model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None
+) -> torch.Tensor:
     """Return the last hidden state before each target, [R * (length - 1), H]."""
-    return model.base_model(**_where(model, rows, position_ids)).last_hidden_state[:, :-1].flatten(0, 1)
+    return (
+        model.base_model(**_where(model, rows, position_ids))
+        .last_hidden_state[:, :-1]
+        .flatten(0, 1)
+    )
 
 
-def _where(model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None) -> dict[str, Any]:
+def _where(
+    model: PreTrainedModel, rows: torch.Tensor, position_ids: torch.Tensor | None
+) -> dict[str, Any]:
     where = {"input_ids": rows, "use_cache": False}
-    return where if position_ids is None else where | {"position_ids": position_ids.to(model.device)}
+    return (
+        where if position_ids is None else where | {"position_ids": position_ids.to(model.device)}
+    )

@@ -22,7 +22,9 @@ class WinRate(NamedTuple):
     ties: float
 
 
-def win_rate(scores: Sequence[float], baseline: Sequence[float], num_bootstrap: int, seed: int) -> WinRate:
+def win_rate(
+    scores: Sequence[float], baseline: Sequence[float], num_bootstrap: int, seed: int
+) -> WinRate:
     """Compare paired scores.
 
     `low` and `high` bound 95 % of the rates over prompts drawn with replacement.

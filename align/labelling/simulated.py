@@ -30,7 +30,9 @@ class Judged(NamedTuple):
 def judge(texts: Sequence[str], gold: Sequence[float]) -> Judged:
     """Return the responses `texts` as a `Judged`, with their gold scores."""
     words = np.array([len(text.split()) for text in texts], dtype=float)
-    return Judged(np.array(gold, dtype=float), words, np.array([texts.index(text) for text in texts]))
+    return Judged(
+        np.array(gold, dtype=float), words, np.array([texts.index(text) for text in texts])
+    )
 
 
 class Labelers:
@@ -55,7 +57,9 @@ class Labelers:
 
     def rank(self, judged: Judged, labeler: int) -> list[int]:
         """Return the ranks that one labeler gives: 1 is best, equal ranks are ties."""
-        likings = _liking(judged, self.tastes[labeler], self._rng.standard_normal(len(judged.gold)), self.noise)
+        likings = _liking(
+            judged, self.tastes[labeler], self._rng.standard_normal(len(judged.gold)), self.noise
+        )
         return to_ranks(likings, self.tie_width)
 
     def calibrate(self, sample: Sequence[Judged], agreement: float) -> float:
@@ -65,7 +69,9 @@ class Labelers:
             The agreement reached. It is lower than `agreement` if the tastes alone already cause
             more disagreement.
         """
-        pairs = [self._rng.choice(len(self.tastes), 2, replace=len(self.tastes) < 2) for _ in sample]
+        pairs = [
+            self._rng.choice(len(self.tastes), 2, replace=len(self.tastes) < 2) for _ in sample
+        ]
         draws = [self._rng.standard_normal((2, len(judged.gold))) for judged in sample]
 
         def reached(noise: float) -> float:
@@ -88,7 +94,11 @@ class Labelers:
 
 def _liking(judged: Judged, taste: float, draw: np.ndarray, noise: float) -> np.ndarray:
     deviation = judged.words.std()
-    longer = (judged.words - judged.words.mean()) / deviation if deviation > 0 else np.zeros(len(judged.words))
+    longer = (
+        (judged.words - judged.words.mean()) / deviation
+        if deviation > 0
+        else np.zeros(len(judged.words))
+    )
     return judged.gold + taste * longer + noise * draw[judged.first]
 
 

@@ -50,14 +50,20 @@ class _SummedHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
     ) -> torch.Tensor:
         low = weight.to(hidden.dtype)
         low_bias = None if bias is None else bias.to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         d_hidden = torch.empty_like(hidden)
         learns = ctx.needs_input_grad[1]  # False if adapters are trained on a frozen model
-        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learns else None
+        d_weight = (
+            torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learns else None
+        )
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         # A power of two, so that there are few different shapes.
         rows = 2 ** int(math.log2(max(1, SUMMED_CHUNK // len(weight))))
@@ -187,11 +193,15 @@ class _HeadLogprobs(torch.autograd.Function):
         hidden, weight, bias, targets, entropies, kept = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
         learns = ctx.needs_input_grad[1]  # False if adapters are trained on a frozen model
-        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learns else None
+        d_weight = (
+            torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learns else None
+        )
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for start in range(0, len(hidden), ctx.rows):
             at = slice(start, start + ctx.rows)
-            every = _log_softmax(hidden[at], weight, bias, ctx.temperature) if kept is None else kept
+            every = (
+                _log_softmax(hidden[at], weight, bias, ctx.temperature) if kept is None else kept
+            )
             gradient = every.exp()
             if ctx.with_entropy:
                 slope = d_logprobs[at, None] + d_entropies[at, None] * (every + entropies[at, None])

@@ -74,7 +74,9 @@ class Advantages(NamedTuple):
     returns: torch.Tensor  # [B, T]
 
 
-def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, gae_lambda: float) -> Advantages:
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, gae_lambda: float
+) -> Advantages:
     """Compute generalised advantage estimates over each response.
 
     The value of the state after a response's last token is 0.
@@ -128,7 +130,10 @@ class ValueLoss(NamedTuple):
 
 
 def value_loss(
-    new_values: torch.Tensor, values: torch.Tensor, returns: torch.Tensor, value_clip_range: float | None
+    new_values: torch.Tensor,
+    values: torch.Tensor,
+    returns: torch.Tensor,
+    value_clip_range: float | None,
 ) -> ValueLoss:
     """Return 0.5 * max((V - R)^2, (V_clipped - R)^2) per token; any shape.
 
@@ -166,7 +171,9 @@ def kl_loss(new_logprobs: torch.Tensor, ref_logprobs: torch.Tensor, form: str) -
     return k2 + (k3 - k2).detach()
 
 
-def next_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, num_episodes: int) -> float:
+def next_kl_coef(
+    kl_coef: float, kl: float, target: float, horizon: float, num_episodes: int
+) -> float:
     """Return the adaptive KL coefficient after a rollout.
 
     It rises if the KL is above its target and falls if the KL is below.
@@ -183,7 +190,9 @@ def next_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, num_e
     return kl_coef * (1.0 + error * num_episodes / horizon)
 
 
-def importance_weights(logprobs: torch.Tensor, sampled_logprobs: torch.Tensor, cap: float) -> torch.Tensor:
+def importance_weights(
+    logprobs: torch.Tensor, sampled_logprobs: torch.Tensor, cap: float
+) -> torch.Tensor:
     """Return min(pi_trainer / pi_engine, cap) per token; any shape.
 
     Corrects for an inference engine whose probabilities differ slightly from those of the trained
@@ -194,7 +203,9 @@ def importance_weights(logprobs: torch.Tensor, sampled_logprobs: torch.Tensor, c
     return torch.exp((logprobs - sampled_logprobs).clamp(-20.0, 20.0)).clamp(max=cap)
 
 
-def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def explained_variance(
+    values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
     """Return 1 - Var(returns - values) / Var(returns).
 
     1 is a perfect value model; 0 is no better than a constant.

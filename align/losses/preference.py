@@ -27,7 +27,9 @@ def kwise_loss(rewards: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
     return -F.logsigmoid(margins).sum() / max(margins.numel(), 1)
 
 
-def pair_confidences(rewards: torch.Tensor, ranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def pair_confidences(
+    rewards: torch.Tensor, ranks: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the reward model's confidence for each ordered pair, and if it is right.
 
     A reward model predicts that one response is better with probability sigmoid(difference). Its

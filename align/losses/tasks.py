@@ -19,7 +19,12 @@ def segment_means(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         [S].
     """
     owner = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-    return torch.zeros(len(lengths), dtype=values.dtype, device=values.device).index_add(0, owner, values) / lengths
+    return (
+        torch.zeros(len(lengths), dtype=values.dtype, device=values.device).index_add(
+            0, owner, values
+        )
+        / lengths
+    )
 
 
 def row_outputs(logits: torch.Tensor, counts: Sequence[int], kind: str) -> list[torch.Tensor]:

@@ -58,7 +58,9 @@ class Adapters:
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=self._targets,
-            trainable_token_indices={layer: list(drawn) for layer in token_layers(self.base)} if drawn else None,
+            trainable_token_indices={layer: list(drawn) for layer in token_layers(self.base)}
+            if drawn
+            else None,
         )
         with self._learning(name):
             low_rank.inject(self.base, name, config)
@@ -85,7 +87,11 @@ class Adapters:
         return read_adapter(folder) is not None and "/".join(base_name(folder)) == self._root
 
     def save(
-        self, name: str, folder: Path, tokenizer: PreTrainedTokenizerBase, head: torch.nn.Linear | None = None
+        self,
+        name: str,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        head: torch.nn.Linear | None = None,
     ) -> None:
         """Write one adapter as a model artifact, in peft's layout.
 
@@ -95,7 +101,9 @@ class Adapters:
         """
         weights = self.weights(name)
         if head is not None:
-            weights = weights.with_head({key: value.detach() for key, value in head.state_dict().items()})
+            weights = weights.with_head(
+                {key: value.detach() for key, value in head.state_dict().items()}
+            )
         weights.save(folder)
         config = copy.deepcopy(self.base.config)
         config.architectures = [type(self.base).__name__]
@@ -114,7 +122,9 @@ class Adapters:
 
     def parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
         """Return the parameters of one adapter by name."""
-        return {key: value for key, value in self.base.named_parameters() if adapter_of(key) == name}
+        return {
+            key: value for key, value in self.base.named_parameters() if adapter_of(key) == name
+        }
 
     @contextlib.contextmanager
     def using(self, name: str | None) -> Iterator[PreTrainedModel]:
@@ -207,7 +217,11 @@ def token_layers(model: PreTrainedModel) -> list[str]:
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
     found = [names[id(embeddings)]]
-    if isinstance(head, torch.nn.Linear) and head.bias is None and head.weight is not embeddings.weight:
+    if (
+        isinstance(head, torch.nn.Linear)
+        and head.bias is None
+        and head.weight is not embeddings.weight
+    ):
         found.append(names[id(head)])
     return found
 
@@ -224,7 +238,9 @@ class AdapterScalar:
     def __init__(self, adapters: Adapters, name: str, head: torch.nn.Linear, shift: float = 0.0):
         self._adapters, self._name, self.head, self._shift = adapters, name, head, shift
 
-    def __call__(self, input_ids: torch.Tensor, position_ids: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, at: torch.Tensor
+    ) -> torch.Tensor:
         with self._adapters.using(self._name) as model:
             where = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
             hidden = model.base_model(**where).last_hidden_state[0, at]

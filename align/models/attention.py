@@ -49,7 +49,9 @@ class PackedLayout(NamedTuple):
     window: int | None = None
 
 
-def packed_layout(starts: torch.Tensor, window: int | None = None, rounding: int = _ROUND) -> PackedLayout:
+def packed_layout(
+    starts: torch.Tensor, window: int | None = None, rounding: int = _ROUND
+) -> PackedLayout:
     """Group the sequences of a packed batch by length.
 
     Args:
@@ -96,7 +98,12 @@ def packed_mask(
 ) -> torch.Tensor | PackedLayout | None:
     window = kwargs.get("local_size") or None  # some configs write 0 for no window
     bare = attention_mask is None or (window is not None and bool(attention_mask.all()))
-    if bare and q_length == kv_length and not kwargs.get("use_vmap") and not (window is None and allow_is_causal_skip):
+    if (
+        bare
+        and q_length == kv_length
+        and not kwargs.get("use_vmap")
+        and not (window is None and allow_is_causal_skip)
+    ):
         # Packed rows, or rows with a window. A sequence begins where a token does not see the one
         # before it.
         starts = _starts(mask_function, batch_size, q_length, device)
@@ -114,7 +121,9 @@ def packed_mask(
     )
 
 
-def _starts(mask_function: Callable, rows: int, length: int, device: torch.device | str) -> torch.Tensor:
+def _starts(
+    mask_function: Callable, rows: int, length: int, device: torch.device | str
+) -> torch.Tensor:
     """Return [rows, length] bool: True where a token does not see the token before it."""
     starts = torch.ones(rows, length, dtype=torch.bool, device=device)
     row = torch.arange(rows, device=device)[:, None]
@@ -135,7 +144,9 @@ def _fits(mask_function: Callable, starts: torch.Tensor, window: int | None) -> 
     last = first if window is None else torch.maximum(first, place - window + 1)
     beyond = mask_function(rows, head, place, (last - 1).clamp(min=0)) & (last > first)
     future = mask_function(rows, head, place[:, :-1], place[:, 1:])
-    return bool(mask_function(rows, head, place, last).all() and not beyond.any() and not future.any())
+    return bool(
+        mask_function(rows, head, place, last).all() and not beyond.any() and not future.any()
+    )
 
 
 def _attend(
@@ -162,7 +173,10 @@ def _attend(
     """
     unknown = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
     if unknown:
-        raise ConfigError(f"{type(module).__name__}: its attention has {' and '.join(unknown)}, which align's has not")
+        raise ConfigError(
+            f"{type(module).__name__}: its attention has {' and '.join(unknown)}, which align's"
+            " has not"
+        )
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     dtype = query.dtype
@@ -263,13 +277,19 @@ def _causal(
 
 
 def _one_token(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
 ) -> torch.Tensor:
     """Compute attention for one sampling step, directly on the key-value cache.
 
     The fused kernel would first copy the whole cache to float32.
     """
-    scores = torch.matmul(query.to(key.dtype), key.mT).float().mul_(scaling or query.shape[-1] ** -0.5)
+    scores = (
+        torch.matmul(query.to(key.dtype), key.mT).float().mul_(scaling or query.shape[-1] ** -0.5)
+    )
     if mask is not None:
         scores.masked_fill_(~mask, float("-inf"))
     return torch.matmul(scores.softmax(-1).to(value.dtype), value)

@@ -22,7 +22,12 @@ _ROUND = 16  # keys; for few different shapes, see align/text/packing.py
 
 
 def banded_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, dropout: float, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int,
+    dropout: float,
+    scale: float,
 ) -> torch.Tensor:
     """Return softmax(q k^T * scale) v over the band.
 
@@ -80,7 +85,12 @@ class _InBlocks(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, *saved = ctx.saved_tensors
         if ctx.dropout == 0 and len(saved) == 1:  # one block
-            return *attention_gradients(query, key, value, saved[0], gradient, ctx.scale), None, None, None
+            return (
+                *attention_gradients(query, key, value, saved[0], gradient, ctx.scale),
+                None,
+                None,
+                None,
+            )
         kept: Iterable[torch.Tensor | None] = repeat(None)
         if ctx.dropout > 0:
             gradient, saved, kept = gradient / (1 - ctx.dropout), saved[::2], saved[1::2]
@@ -88,7 +98,9 @@ class _InBlocks(torch.autograd.Function):
         wide = torch.promote_types(key.dtype, torch.float32)
         d_query = torch.empty_like(query)
         d_key, d_value = (x.new_zeros(x.shape, dtype=wide) for x in (key, value))
-        for (of, seen), probs, keep in zip(_blocks(query.shape[2], ctx.window), saved, kept, strict=False):
+        for (of, seen), probs, keep in zip(
+            _blocks(query.shape[2], ctx.window), saved, kept, strict=False
+        ):
             parts = query[:, :, of], key[:, :, seen], value[:, :, seen], probs, gradient[:, :, of]
             by_query, by_key, by_value = attention_gradients(*parts, ctx.scale, keep)
             d_query[:, :, of] = by_query
@@ -98,7 +110,12 @@ class _InBlocks(torch.autograd.Function):
 
 
 def rows_at_once(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, dropout: float, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int,
+    dropout: float,
+    scale: float,
 ) -> torch.Tensor:
     """Compute all blocks in one call of the fused kernel.
 
@@ -109,10 +126,15 @@ def rows_at_once(
     span = reach + BLOCK
     # [S * H, blocks, BLOCK, D]
     queries = F.pad(query, (0, 0, 0, tail)).flatten(0, 1).unflatten(1, (-1, BLOCK))
-    keys, values = (F.pad(x, (0, 0, reach, tail)).flatten(0, 1).unfold(1, span, BLOCK).mT for x in (key, value))
+    keys, values = (
+        F.pad(x, (0, 0, reach, tail)).flatten(0, 1).unfold(1, span, BLOCK).mT for x in (key, value)
+    )
     device = query.device
     distance = torch.arange(reach, span, device=device)[:, None] - torch.arange(span, device=device)
-    place = torch.arange(span, device=device) + torch.arange(-reach, length - reach, BLOCK, device=device)[:, None]
+    place = (
+        torch.arange(span, device=device)
+        + torch.arange(-reach, length - reach, BLOCK, device=device)[:, None]
+    )
     # `place >= 0` masks the padding before a sequence. Only padding queries see the padding after
     # it, and their outputs are dropped.
     seen = (distance >= 0) & (distance < window) & (place >= 0)[:, None]

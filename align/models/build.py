@@ -43,7 +43,14 @@ from align.models.sizes import Weight
 
 # GPT-2's activation is the tanh form of GELU. This is the same function in one kernel, not eight.
 _FUSED = {"gelu_new": "gelu_pytorch_tanh"}
-_DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout", "dropout_rate")
+_DROPOUTS = (
+    "embd_pdrop",
+    "attn_pdrop",
+    "resid_pdrop",
+    "attention_dropout",
+    "hidden_dropout",
+    "dropout_rate",
+)
 
 # The config field for each knob, and exceptions by architecture; "": the knob cannot be set.
 _FIELDS = {
@@ -58,7 +65,11 @@ _OWN_FIELDS = {
     "openai-gpt": {"intermediate_size": ""},
     "gpt2": {"intermediate_size": "n_inner"},
     "gpt3": {"intermediate_size": "n_inner"},
-    "t5": {"intermediate_size": "d_ff", "context_length": "n_positions", "initializer_range": "initializer_factor"},
+    "t5": {
+        "intermediate_size": "d_ff",
+        "context_length": "n_positions",
+        "initializer_range": "initializer_factor",
+    },
 }
 _HALVED_POSITIONS = ("gpt2", "gpt3")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -124,7 +135,9 @@ def weights_of(model: PreTrainedModel) -> list[Weight]:
     return found
 
 
-def architecture_config(cfg: ModelConfig, vocab_size: int, tokens: Mapping[str, int | None]) -> PreTrainedConfig:
+def architecture_config(
+    cfg: ModelConfig, vocab_size: int, tokens: Mapping[str, int | None]
+) -> PreTrainedConfig:
     """Convert `cfg` to the `transformers` config of its architecture.
 
     Args:
@@ -136,20 +149,29 @@ def architecture_config(cfg: ModelConfig, vocab_size: int, tokens: Mapping[str, 
     if cfg.architecture not in CONFIG_MAPPING:
         near = difflib.get_close_matches(cfg.architecture, CONFIG_MAPPING, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"model.architecture={cfg.architecture}: transformers has no such model type{hint}")
+        raise ConfigError(
+            f"model.architecture={cfg.architecture}: transformers has no such model type{hint}"
+        )
     names = {**_FIELDS, **_OWN_FIELDS.get(cfg.architecture, {})}
     _check(cfg, names)
     wide = "head_dim" in cfg.options or "d_kv" in cfg.options
     if cfg.hidden_size % cfg.num_heads and not wide:
         raise ConfigError(
-            f"model.num_heads: expected a divisor of hidden_size ({cfg.hidden_size}), got {cfg.num_heads}"
+            f"model.num_heads: expected a divisor of hidden_size ({cfg.hidden_size}), got"
+            f" {cfg.num_heads}"
         )
     sizes = {theirs: getattr(cfg, ours) for ours, theirs in names.items() if theirs}
     if names["intermediate_size"]:
         sizes[names["intermediate_size"]] = cfg.intermediate_size or 4 * cfg.hidden_size
     if cfg.architecture != "t5":
         tokens = {name: value for name, value in tokens.items() if name != "decoder_start_token_id"}
-    given = {**sizes, "vocab_size": vocab_size, "tie_word_embeddings": True, **tokens, **cfg.options}
+    given = {
+        **sizes,
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": True,
+        **tokens,
+        **cfg.options,
+    }
     # Resolve aliases: T5's decoder depth follows the field `num_layers` only.
     aliases = CONFIG_MAPPING[cfg.architecture].attribute_map
     given = {aliases.get(name, name): value for name, value in given.items()}
@@ -181,21 +203,27 @@ def _check(cfg: ModelConfig, names: Mapping[str, str]) -> None:
     """
     cls: Any = CONFIG_MAPPING[cfg.architecture]
     theirs = {theirs: ours for ours, theirs in names.items() if theirs}
-    theirs |= {cls.attribute_map[name]: ours for name, ours in theirs.items() if name in cls.attribute_map}
+    theirs |= {
+        cls.attribute_map[name]: ours for name, ours in theirs.items() if name in cls.attribute_map
+    }
     known = {f.name for f in fields(cls)} | set(cls.attribute_map) | {"tie_word_embeddings"}
     for option in cfg.options:
         if option in theirs:
-            raise ConfigError(f"model.options.{option}: it is the knob model.{theirs[option]}; give that")
+            raise ConfigError(
+                f"model.options.{option}: it is the knob model.{theirs[option]}; give that"
+            )
         if option in ("vocab_size", *_TOKENS):
             raise ConfigError(f"model.options.{option}: it is the tokenizer's; leave it out")
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ConfigError(f"model.options.{option}: {cls.__name__} of transformers has no such field{hint}")
+            raise ConfigError(
+                f"model.options.{option}: {cls.__name__} of transformers has no such field{hint}"
+            )
     if not names["intermediate_size"] and cfg.intermediate_size not in (None, 4 * cfg.hidden_size):
         raise ConfigError(
-            f"model.intermediate_size: {cfg.architecture} has 4 times hidden_size and nothing else, "
-            f"got {cfg.intermediate_size}"
+            f"model.intermediate_size: {cfg.architecture} has 4 times hidden_size and nothing else,"
+            f" got {cfg.intermediate_size}"
         )
 
 
@@ -203,7 +231,9 @@ def _fresh(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         if config.is_encoder_decoder:
             return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention_of(config))
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=attention_of(config)
+        )
     except (ValueError, KeyError) as error:
         raise _refused(config.model_type, error) from None
     if config.model_type in _HALVED_POSITIONS:

@@ -54,7 +54,10 @@ class TaskModel(torch.nn.Module):
         super().__init__()
         self.lm, self._dropout = lm, dropout
         self.score = torch.nn.Linear(
-            lm.config.get_text_config(decoder=True).hidden_size, num_outputs, bias=False, device=lm.device
+            lm.config.get_text_config(decoder=True).hidden_size,
+            num_outputs,
+            bias=False,
+            device=lm.device,
         )
         torch.nn.init.normal_(self.score.weight, std=_DEVIATION)
         self._plain = head_is_plain(lm)  # test it now, while dropout is off
@@ -63,9 +66,15 @@ class TaskModel(torch.nn.Module):
         """Run all sequences of all examples through the model in one packed row."""
         sequences = [sequence for example in examples for sequence in example.sequences]
         packed = pack(sequences, self.lm.device)
-        where = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
+        where = {
+            "input_ids": packed.input_ids,
+            "position_ids": packed.position_ids,
+            "use_cache": False,
+        }
         hidden = self.lm.base_model(**where).last_hidden_state[0]
-        states = self._dropped(hidden[packed.ends].float(), [len(example.sequences) for example in examples])
+        states = self._dropped(
+            hidden[packed.ends].float(), [len(example.sequences) for example in examples]
+        )
         with torch.autocast(hidden.device.type, enabled=False):
             logits = self.score(states)
         return Outputs(logits, self._lm_losses(hidden, packed, sequences) if with_lm else None)
@@ -74,10 +83,14 @@ class TaskModel(torch.nn.Module):
         """Apply dropout with one mask for all sequences of an example, as in GPT-1's code."""
         if not self.training or self._dropout == 0:
             return states
-        kept = F.dropout(torch.ones(len(counts), states.shape[1], device=states.device), self._dropout)
+        kept = F.dropout(
+            torch.ones(len(counts), states.shape[1], device=states.device), self._dropout
+        )
         return states * kept.repeat_interleave(torch.tensor(counts, device=states.device), 0)
 
-    def _lm_losses(self, hidden: torch.Tensor, packed: Packed, sequences: list[list[int]]) -> torch.Tensor:
+    def _lm_losses(
+        self, hidden: torch.Tensor, packed: Packed, sequences: list[list[int]]
+    ) -> torch.Tensor:
         """Return the mean language-model loss of each sequence, nats per token.
 
         Targets are all tokens but the first of a sequence, special tokens included, as in GPT-1's
@@ -86,13 +99,19 @@ class TaskModel(torch.nn.Module):
         following = [sequence[1:] for sequence in sequences]
         if self._plain:
             at = before_responses(packed, following)
-            targets = torch.tensor([token for tokens in following for token in tokens], device=at.device)
+            targets = torch.tensor(
+                [token for tokens in following for token in tokens], device=at.device
+            )
             count, head = len(at), self.lm.get_output_embeddings()
             at, targets = (F.pad(x, (0, -count % ROUND)) for x in (at, targets))
-            logprobs = head_logprobs(hidden.index_select(0, at), head.weight, head.bias, targets).logprobs[:count]
+            logprobs = head_logprobs(
+                hidden.index_select(0, at), head.weight, head.bias, targets
+            ).logprobs[:count]
         else:  # the head is more than a matrix product: run the model's own
             logprobs = response_logprobs(self.lm, packed, following)
-        return segment_means(-logprobs, torch.tensor([len(tokens) for tokens in following], device=logprobs.device))
+        return segment_means(
+            -logprobs, torch.tensor([len(tokens) for tokens in following], device=logprobs.device)
+        )
 
 
 @torch.no_grad()
@@ -119,13 +138,19 @@ def require_classifier(config: PreTrainedConfig) -> None:
         ok = False
     if not ok:
         raise ConfigError(
-            f"inputs.model: transformers has no sequence classifier for {config.model_type}; take another architecture"
+            f"inputs.model: transformers has no sequence classifier for {config.model_type}; take"
+            " another architecture"
         )
 
 
 @torch.no_grad()
 def save_classifier(
-    lm: PreTrainedModel, score: torch.Tensor, tokenizer: PreTrainedTokenizerBase, task: str, goal: Goal, folder: Path
+    lm: PreTrainedModel,
+    score: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    goal: Goal,
+    folder: Path,
 ) -> None:
     """Write a folder that `AutoModelForSequenceClassification` and `AutoTokenizer` can open.
 

@@ -26,8 +26,8 @@ def compile_layers(model: PreTrainedModel) -> None:
             get_cpp_compiler()
         except RuntimeError:
             raise ConfigError(
-                "hardware.compile: expected a C++ compiler, g++ or what CXX says, got none; install one, or leave "
-                "compile=false"
+                "hardware.compile: expected a C++ compiler, g++ or what CXX says, got none; install"
+                " one, or leave compile=false"
             ) from None
     # Test the head before compiling, so that the first compiled input is a real batch.
     head_is_plain(model)

@@ -25,7 +25,9 @@ class Compute:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which matrix products run in bf16 if `precision` is bf16."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
 
 
 def emulates_bf16(device: torch.device) -> bool:

@@ -31,7 +31,10 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForSequenceClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.openai import modeling_openai as library
@@ -168,7 +171,9 @@ class OpenAIGPTModel(_PreTrained):
         x = self.drop(x)
         for block in self.h:
             x = block(x, mask, past_key_values)
-        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values if use_cache else None)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x, past_key_values=past_key_values if use_cache else None
+        )
 
 
 class OpenAIGPTLMHeadModel(_PreTrained, GenerationMixin):
@@ -193,7 +198,11 @@ class OpenAIGPTLMHeadModel(_PreTrained, GenerationMixin):
 
         `labels` are shifted inside; -100 is ignored. Other arguments are passed to the trunk.
         """
-        of_loss = {name: kwargs.pop(name) for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
+        of_loss = {
+            name: kwargs.pop(name)
+            for name in ("num_items_in_batch", "shift_labels")
+            if name in kwargs
+        }
         out = self.transformer(input_ids, **kwargs)
         logits = self.lm_head(slice_logits_to_keep(out.last_hidden_state, logits_to_keep))
         loss = None

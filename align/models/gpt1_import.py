@@ -25,8 +25,22 @@ SHAPES = "params_shapes.json"
 _FILES = [f"params_{i}.npy" for i in range(10)]
 _HEAD_WIDTH = 64  # 768 / 12 [GPT-1, section 4.1]; the files do not contain it
 _PER_BLOCK = (
-    *("attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight", "attn.c_proj.bias", "ln_1.weight", "ln_1.bias"),
-    *("mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias", "ln_2.weight", "ln_2.bias"),
+    *(
+        "attn.c_attn.weight",
+        "attn.c_attn.bias",
+        "attn.c_proj.weight",
+        "attn.c_proj.bias",
+        "ln_1.weight",
+        "ln_1.bias",
+    ),
+    *(
+        "mlp.c_fc.weight",
+        "mlp.c_fc.bias",
+        "mlp.c_proj.weight",
+        "mlp.c_proj.bias",
+        "ln_2.weight",
+        "ln_2.bias",
+    ),
 )
 
 
@@ -52,7 +66,9 @@ def gpt1_from_release(folder: Path) -> OpenAIGPTLMHeadModel:
         for (name, _), array in zip(named_shapes(config), arrays, strict=True)
     }
     model = OpenAIGPTLMHeadModel(config)
-    left = model.load_state_dict({f"transformer.{name}": array for name, array in state.items()}, strict=False)
+    left = model.load_state_dict(
+        {f"transformer.{name}": array for name, array in state.items()}, strict=False
+    )
     assert left.missing_keys in ([], ["lm_head.weight"])
     assert not left.unexpected_keys
     return model.eval()
@@ -67,7 +83,8 @@ def gpt1_config(shapes: list[list[int]]) -> OpenAIGPTConfig:
     blocks, rest = divmod(len(shapes) - 2, len(_PER_BLOCK))
     if blocks < 1 or rest or any(len(shape) != 2 for shape in shapes[:2]):
         raise ConfigError(
-            f"{SHAPES}: expected two matrices and {len(_PER_BLOCK)} arrays a block, got {len(shapes)} arrays"
+            f"{SHAPES}: expected two matrices and {len(_PER_BLOCK)} arrays a block, got"
+            f" {len(shapes)} arrays"
         )
     (positions, width), (vocabulary, _) = shapes[:2]
     config = OpenAIGPTConfig(
@@ -101,7 +118,8 @@ def _shapes(folder: Path) -> list[list[int]]:
     except ValueError:
         shapes = None
     if not isinstance(shapes, list) or not all(
-        isinstance(shape, list) and shape and all(isinstance(n, int) and n > 0 for n in shape) for shape in shapes
+        isinstance(shape, list) and shape and all(isinstance(n, int) and n > 0 for n in shape)
+        for shape in shapes
     ):
         raise ConfigError(f"{folder / SHAPES}: expected a list of shapes")
     return shapes
@@ -110,16 +128,23 @@ def _shapes(folder: Path) -> list[list[int]]:
 def _arrays(folder: Path, shapes: list[list[int]]) -> list[np.ndarray]:
     """Read the vector from the files and split it into arrays of `shapes`."""
     if missing := [name for name in _FILES if not (folder / name).is_file()]:
-        raise ConfigError(f"{folder}: GPT-1's release has {_FILES[0]} to {_FILES[-1]}; missing: {', '.join(missing)}")
+        raise ConfigError(
+            f"{folder}: GPT-1's release has {_FILES[0]} to {_FILES[-1]}; missing:"
+            f" {', '.join(missing)}"
+        )
     parts = []
     for name in _FILES:
         try:
             parts.append(np.load(folder / name, allow_pickle=False).astype(np.float32).ravel())
         except (ValueError, EOFError) as error:
-            raise ConfigError(f"{folder / name}: not an array of numbers ({' '.join(str(error).split())})") from None
+            raise ConfigError(
+                f"{folder / name}: not an array of numbers ({' '.join(str(error).split())})"
+            ) from None
     vector = np.concatenate(parts)
     sizes = [math.prod(shape) for shape in shapes]
     if vector.size != sum(sizes):
-        raise ConfigError(f"{folder}: {SHAPES} asks for {sum(sizes):,} numbers, the files hold {vector.size:,}")
+        raise ConfigError(
+            f"{folder}: {SHAPES} asks for {sum(sizes):,} numbers, the files hold {vector.size:,}"
+        )
     pieces = np.split(vector, np.cumsum(sizes)[:-1])
     return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]

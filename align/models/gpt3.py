@@ -29,7 +29,10 @@ from transformers.utils.output_capturing import capture_outputs
 
 from align.errors import ConfigError
 
-_MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+_MASKS = {
+    "full_attention": create_causal_mask,
+    "sliding_attention": create_sliding_window_causal_mask,
+}
 
 
 class Gpt3Config(GPT2Config):
@@ -55,14 +58,18 @@ class Gpt3Config(GPT2Config):
         super().__post_init__(**kwargs)
         if self.layer_types is None:
             self.layer_types = [list(_MASKS)[layer % 2] for layer in range(self.n_layer)]
-        if len(self.layer_types) != self.n_layer or not all(kind in _MASKS for kind in self.layer_types):
+        if len(self.layer_types) != self.n_layer or not all(
+            kind in _MASKS for kind in self.layer_types
+        ):
             raise ConfigError(
-                f"gpt3: layer_types: expected {self.n_layer} of {' or '.join(_MASKS)}, one a layer, "
-                f"got {self.layer_types!r}"
+                f"gpt3: layer_types: expected {self.n_layer} of {' or '.join(_MASKS)}, one a layer,"
+                f" got {self.layer_types!r}"
             )
         window = self.sliding_window
         if not isinstance(window, int) or isinstance(window, bool) or window < 1:
-            raise ConfigError(f"gpt3: sliding_window: expected a number of tokens from 1 up, got {window!r}")
+            raise ConfigError(
+                f"gpt3: sliding_window: expected a number of tokens from 1 up, got {window!r}"
+            )
 
 
 class _Named:
@@ -114,10 +121,16 @@ class Gpt3Model(_Named, GPT2Model):
         hidden = self.drop(embedded + self.wpe(position_ids))
         for block, kind in zip(self.h, self.config.layer_types, strict=True):
             hidden = block(
-                hidden, past_key_values, masks[kind], use_cache=use_cache, position_ids=position_ids, **kwargs
+                hidden,
+                past_key_values,
+                masks[kind],
+                use_cache=use_cache,
+                position_ids=position_ids,
+                **kwargs,
             )
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.ln_f(hidden), past_key_values=past_key_values if use_cache else None
+            last_hidden_state=self.ln_f(hidden),
+            past_key_values=past_key_values if use_cache else None,
         )
 
 

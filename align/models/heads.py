@@ -43,7 +43,9 @@ class ScalarModel(torch.nn.Module):
     def shift(self, value: float) -> None:
         setattr(self.classifier.config, SHIFT, value)
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, at: torch.Tensor
+    ) -> torch.Tensor:
         """Return float32 scalars [len(at)] at the token indices `at` of one packed row [1, N]."""
         hidden = self.classifier.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False
@@ -71,7 +73,9 @@ def scalar_from_lm(folder: Path, device: torch.device | str = "cpu") -> ScalarMo
     return model
 
 
-def load_scalar(folder: Path, device: torch.device | str = "cpu", fresh_head: bool = False) -> ScalarModel:
+def load_scalar(
+    folder: Path, device: torch.device | str = "cpu", fresh_head: bool = False
+) -> ScalarModel:
     """Load the reward model of an artifact, in eval mode; an adapter is merged into its base.
 
     Args:
@@ -101,7 +105,9 @@ def classifier_class(config: PreTrainedConfig) -> type[Any]:
         if isinstance(head, torch.nn.Linear):
             return found
     if type(config) not in AutoModel._model_mapping:
-        raise ConfigError(f"{config.model_type}: transformers has no trunk of it to put a scalar head on")
+        raise ConfigError(
+            f"{config.model_type}: transformers has no trunk of it to put a scalar head on"
+        )
     trunk = AutoModel._model_mapping[type(config)]
     # The architecture's PreTrainedModel subclass, which defines how its models load.
     base = next(kind for kind in trunk.__mro__ if PreTrainedModel in kind.__bases__)
@@ -140,11 +146,13 @@ def _load(folder: Path, device: torch.device | str, fresh_head: bool = False) ->
         # The base is a language model, which has no `score` head.
         fresh_head = fresh_head or bool(adapter.head)
         merge_adapter(classifier, adapter)
-    missing = {name for name in loading["missing_keys"] if not (fresh_head and name.startswith("score."))}
+    missing = {
+        name for name in loading["missing_keys"] if not (fresh_head and name.startswith("score."))
+    }
     if missing:
         raise ConfigError(
-            f"{folder.name[:12]}: missing weights: {min(missing)}; a reward model is the trunk of a language model "
-            f"and one linear layer called score"
+            f"{folder.name[:12]}: missing weights: {min(missing)}; a reward model is the trunk of a"
+            " language model and one linear layer called score"
         )
     fit_as_recorded(classifier)
     return ScalarModel(classifier.to(device))
@@ -163,5 +171,7 @@ def open_classifier(config: PreTrainedConfig, **given: Any) -> tuple[Any, dict[s
     kind = classifier_class(config)
     classifier, loading = kind.from_pretrained(config=config, output_loading_info=True, **given)
     if "score.bias" in loading["unexpected_keys"]:
-        classifier, loading = _biased(kind).from_pretrained(config=config, output_loading_info=True, **given)
+        classifier, loading = _biased(kind).from_pretrained(
+            config=config, output_loading_info=True, **given
+        )
     return classifier, loading

@@ -23,11 +23,17 @@ def fused_attention(
     Under autocast, PyTorch casts them back to bf16.
     """
     if query.device.type == "cpu":
-        query, key, value = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal, scale=scale)
+        query, key, value = (
+            x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value)
+        )
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, dropout, is_causal=causal, scale=scale
+    )
 
 
-def attention_probs(query: torch.Tensor, key: torch.Tensor, unseen: torch.Tensor, scale: float) -> torch.Tensor:
+def attention_probs(
+    query: torch.Tensor, key: torch.Tensor, unseen: torch.Tensor, scale: float
+) -> torch.Tensor:
     """Return softmax(q k^T * scale + unseen) in the dtype of `query`; sums are in float32.
 
     `unseen` is 0 or -inf.
@@ -55,16 +61,24 @@ def attention_gradients(
     if keep is not None:
         d_probs.mul_(keep)
     d_scores = torch._softmax_backward_data(d_probs, probs, -1, probs.dtype)
-    return torch.matmul(d_scores, key).mul_(scale), torch.matmul(d_scores.mT, query).mul_(scale), d_value
+    return (
+        torch.matmul(d_scores, key).mul_(scale),
+        torch.matmul(d_scores.mT, query).mul_(scale),
+        d_value,
+    )
 
 
-def unseen(queries: int, keys: int, window: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def unseen(
+    queries: int, keys: int, window: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """Return a mask [queries, keys]: -inf where a query must not look, else 0.
 
     The last query and the last key are the same token.
     """
     # torch.compile builds the mask inside its graph, and warns about a cached function.
-    return (_unseen if torch.compiler.is_compiling() else _kept_unseen)(queries, keys, window, dtype)
+    return (_unseen if torch.compiler.is_compiling() else _kept_unseen)(
+        queries, keys, window, dtype
+    )
 
 
 def _unseen(queries: int, keys: int, window: int, dtype: torch.dtype) -> torch.Tensor:

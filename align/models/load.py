@@ -105,19 +105,26 @@ def check_attention(model: PreTrainedModel) -> None:
     try:
         if window is not None:
             config.sliding_window = min(window, 2)
-        packed = model(input_ids=torch.cat([one, two])[None], position_ids=place, use_cache=False).logits[0]
+        packed = model(
+            input_ids=torch.cat([one, two])[None], position_ids=place, use_cache=False
+        ).logits[0]
         model.set_attn_implementation("eager")
-        alone = torch.cat([model(input_ids=ids[None], use_cache=False).logits[0] for ids in (one, two)])
+        alone = torch.cat(
+            [model(input_ids=ids[None], use_cache=False).logits[0] for ids in (one, two)]
+        )
     except (TypeError, KeyError) as error:
-        raise ConfigError(f"{model.config.model_type}: align's attention does not fit it: {error}") from None
+        raise ConfigError(
+            f"{model.config.model_type}: align's attention does not fit it: {error}"
+        ) from None
     finally:
         model.set_attn_implementation(ATTENTION)
         if window is not None:
             config.sliding_window = window
     if not torch.allclose(packed, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max())):
         raise ConfigError(
-            f"{model.config.model_type}: its attention is not one that align computes; choose a model with plain, "
-            f"grouped or sliding-window attention (gpt2, gpt_neox, llama, mistral, qwen2, qwen3, ...)"
+            f"{model.config.model_type}: its attention is not one that align computes; choose a"
+            " model with plain, grouped or sliding-window attention (gpt2, gpt_neox, llama,"
+            " mistral, qwen2, qwen3, ...)"
         )
 
 
@@ -133,7 +140,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ConfigError(
-            f"{folder}: its tokenizer has no padding token apart from end-of-text; import it with hf: or path:"
+            f"{folder}: its tokenizer has no padding token apart from end-of-text; import it with"
+            " hf: or path:"
         )
     generation = folder / "generation_config.json"
     if generation.is_file():
@@ -149,7 +157,9 @@ def load_one_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
     """
     first, *others = [load_tokenizer(folder) for folder in folders]
     if any(other.get_vocab() != first.get_vocab() for other in others):
-        raise ConfigError("inputs: expected tokens of one tokenizer, the model's where there is one, got several")
+        raise ConfigError(
+            "inputs: expected tokens of one tokenizer, the model's where there is one, got several"
+        )
     return first
 
 
@@ -173,7 +183,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     tokenizer.save_pretrained(folder)
 
 
-def sequence_length(asked: int | None, model: PreTrainedModel, knob: str = "sequence_length") -> int:
+def sequence_length(
+    asked: int | None, model: PreTrainedModel, knob: str = "sequence_length"
+) -> int:
     """Return the number of tokens of the longest sequence to train on.
 
     This is `asked`, or else the model's context, at most `USUAL_LENGTH`.
@@ -183,7 +195,9 @@ def sequence_length(asked: int | None, model: PreTrainedModel, knob: str = "sequ
     """
     context = context_length(model)
     if asked is not None and asked > context:
-        raise ConfigError(f"{knob}: expected at most the model's context of {context} tokens, got {asked}")
+        raise ConfigError(
+            f"{knob}: expected at most the model's context of {context} tokens, got {asked}"
+        )
     return min(context, USUAL_LENGTH) if asked is None else asked
 
 
@@ -197,7 +211,9 @@ def answer_length(asked: int | None, context: int) -> int:
     """
     length = min(USUAL_ANSWER, context // 2) if asked is None else asked
     if length >= context:
-        raise ConfigError(f"max_new_tokens: expected less than the context of {context} tokens, got {length}")
+        raise ConfigError(
+            f"max_new_tokens: expected less than the context of {context} tokens, got {length}"
+        )
     return length
 
 
@@ -291,7 +307,13 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 # Names of the maximum sequence length in configs.
-_CONTEXTS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length", "context_length")
+_CONTEXTS = (
+    "max_position_embeddings",
+    "max_seq_len",
+    "n_positions",
+    "seq_length",
+    "context_length",
+)
 # Tokens, if a config has no limit: the training length of BLOOM, whose config has none.
 _NO_LIMIT = 2048
 
@@ -305,8 +327,19 @@ def context_of(config: PreTrainedConfig) -> int:
     """
     text = config.get_text_config(decoder=True)
     named = (getattr(text, name, None) for name in _CONTEXTS)
-    context = next((length for length in named if isinstance(length, int) and length > 0), _NO_LIMIT)
-    return min([context, *(length for kind, length in _ropes(text) if kind in ("longrope", "dynamic") and length)])
+    context = next(
+        (length for length in named if isinstance(length, int) and length > 0), _NO_LIMIT
+    )
+    return min(
+        [
+            context,
+            *(
+                length
+                for kind, length in _ropes(text)
+                if kind in ("longrope", "dynamic") and length
+            ),
+        ]
+    )
 
 
 def rope_limit(config: PreTrainedConfig) -> str | None:
@@ -321,8 +354,8 @@ def rope_limit(config: PreTrainedConfig) -> str | None:
     if not kinds or not written or context >= written:
         return None
     return (
-        f"{kinds[0]} changes the rotary frequencies beyond {context:,} tokens with the longest sequence of a batch; "
-        f"the context is {context:,} tokens, not {written:,}"
+        f"{kinds[0]} changes the rotary frequencies beyond {context:,} tokens with the longest"
+        f" sequence of a batch; the context is {context:,} tokens, not {written:,}"
     )
 
 
@@ -332,6 +365,13 @@ def _ropes(config: PreTrainedConfig) -> list[tuple[str, int | None]]:
     The length is `original_max_position_embeddings`; None if the config does not give it.
     """
     given = getattr(config, "rope_parameters", None) or {}
-    sets = [given] if "rope_type" in given else [each for each in given.values() if isinstance(each, dict)]
+    sets = (
+        [given]
+        if "rope_type" in given
+        else [each for each in given.values() if isinstance(each, dict)]
+    )
     whole = getattr(config, "original_max_position_embeddings", None)
-    return [(each.get("rope_type", ""), each.get("original_max_position_embeddings") or whole) for each in sets]
+    return [
+        (each.get("rope_type", ""), each.get("original_max_position_embeddings") or whole)
+        for each in sets
+    ]

@@ -86,7 +86,9 @@ class AdapterWeights:
             r=self.rank,
             lora_alpha=self.scaling * self.rank,
             rank_pattern={name: times * self.rank for name, times in self.multiples.items()},
-            alpha_pattern={name: times * self.rank * self.scaling for name, times in self.multiples.items()},
+            alpha_pattern={
+                name: times * self.rank * self.scaling for name, times in self.multiples.items()
+            },
             lora_dropout=0.0,
             target_modules=self.targets["target_modules"],
             target_parameters=self.targets["target_parameters"],
@@ -120,7 +122,9 @@ class AdapterWeights:
         """Write peft's two files."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {_PREFIX + name: weight for name, weight in {**self.state(), **self.head}.items()}
-        experts = {name: matrix.experts for name, matrix in self.matrices.items() if matrix.experts > 1}
+        experts = {
+            name: matrix.experts for name, matrix in self.matrices.items() if matrix.experts > 1
+        }
         save_file(
             {name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
             folder / ADAPTER_WEIGHTS,
@@ -156,9 +160,16 @@ def take(model: PreTrainedModel, name: str, base: str) -> AdapterWeights:
     """
     state = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     experts = {
-        place: layer.num_experts for place, layer in model.named_modules() if getattr(layer, "num_experts", 1) != 1
+        place: layer.num_experts
+        for place, layer in model.named_modules()
+        if getattr(layer, "num_experts", 1) != 1
     }
-    return _weights(model.peft_config[name], {key: value.detach() for key, value in state.items()}, experts, base)
+    return _weights(
+        model.peft_config[name],
+        {key: value.detach() for key, value in state.items()},
+        experts,
+        base,
+    )
 
 
 def _weights(
@@ -170,9 +181,18 @@ def _weights(
         targets=_targets(config),
         rank=config.r,
         scaling=config.lora_alpha / config.r,
-        matrices={name: LowRank(weights[name + _A], weights[name + _B], experts.get(name, 1)) for name in layers},
-        multiples={pattern: rank // config.r for pattern, rank in (config.rank_pattern or {}).items()},
-        rows={name.removesuffix(_ROWS): value for name, value in weights.items() if name.endswith(_ROWS)},
+        matrices={
+            name: LowRank(weights[name + _A], weights[name + _B], experts.get(name, 1))
+            for name in layers
+        },
+        multiples={
+            pattern: rank // config.r for pattern, rank in (config.rank_pattern or {}).items()
+        },
+        rows={
+            name.removesuffix(_ROWS): value
+            for name, value in weights.items()
+            if name.endswith(_ROWS)
+        },
         row_ids=dict(config.trainable_token_indices or {}),
         head={name: value for name, value in weights.items() if name.startswith(_HEAD)},
     )
@@ -201,13 +221,18 @@ def compose(first: AdapterWeights, second: AdapterWeights) -> AdapterWeights:
     """
     if first.matrices.keys() != second.matrices.keys():
         odd = min(first.matrices.keys() ^ second.matrices.keys())
-        raise ConfigError(f"{first.base}: two adapters on it do not adapt the same layers: only one has {odd}")
+        raise ConfigError(
+            f"{first.base}: two adapters on it do not adapt the same layers: only one has {odd}"
+        )
     matrices = {}
     for name, one in first.matrices.items():
         two = second.matrices[name]
         a = torch.cat([one.a_by_expert().to(two.a.device), two.a_by_expert()], 1)
         b = torch.cat(
-            [one.b_by_expert().to(two.b.device) * first.scaling, two.b_by_expert() * second.scaling],
+            [
+                one.b_by_expert().to(two.b.device) * first.scaling,
+                two.b_by_expert() * second.scaling,
+            ],
             1,
         )
         matrices[name] = LowRank(a.flatten(0, 1), b.flatten(1, 2), one.experts)
@@ -230,7 +255,11 @@ def difference(whole: AdapterWeights, start: AdapterWeights | None) -> AdapterWe
     """
     if start is None:
         return whole
-    rows = {name: new for name, new in whole.rows.items() if not _has_rows(start, name, whole.row_ids[name], new)}
+    rows = {
+        name: new
+        for name, new in whole.rows.items()
+        if not _has_rows(start, name, whole.row_ids[name], new)
+    }
     row_ids = {name: whole.row_ids[name] for name in rows}
     rest = _without_first(whole, start)
     if rest is None:
@@ -244,7 +273,11 @@ def _has_rows(start: AdapterWeights, name: str, ids: list[int], rows: torch.Tens
 
 def _without_first(whole: AdapterWeights, start: AdapterWeights) -> AdapterWeights | None:
     """Return `whole` without its first ranks if these are exactly those of `start`, else None."""
-    if whole.rank <= start.rank or whole.scaling != 1 or whole.matrices.keys() != start.matrices.keys():
+    if (
+        whole.rank <= start.rank
+        or whole.scaling != 1
+        or whole.matrices.keys() != start.matrices.keys()
+    ):
         return None
     matrices = {}
     for name, matrix in whole.matrices.items():
@@ -254,7 +287,9 @@ def _without_first(whole: AdapterWeights, start: AdapterWeights) -> AdapterWeigh
         rank = first_a.shape[1]
         if not torch.equal(a[:, :rank], first_a) or not torch.equal(b[:, :rank], first_b):
             return None
-        matrices[name] = LowRank(a[:, rank:].flatten(0, 1), b[:, rank:].flatten(1, 2), matrix.experts)
+        matrices[name] = LowRank(
+            a[:, rank:].flatten(0, 1), b[:, rank:].flatten(1, 2), matrix.experts
+        )
     return replace(whole, rank=whole.rank - start.rank, matrices=matrices)
 
 
@@ -280,13 +315,15 @@ def put(model: PreTrainedModel, name: str, weights: AdapterWeights) -> None:
     state = {_in_model(key, name): value for key, value in weights.state().items()}
     # peft matches layers by the end of their names, so it may match other layers.
     if odd := places.keys() ^ state.keys():
-        raise ConfigError(f"{weights.base}: an adapter on it does not fit it: {min(odd)} is in one of them alone")
+        raise ConfigError(
+            f"{weights.base}: an adapter on it does not fit it: {min(odd)} is in one of them alone"
+        )
     with torch.no_grad():
         for key, place in places.items():
             if place.shape != state[key].shape:
                 raise ConfigError(
-                    f"{weights.base}: {key} of an adapter on it is {list(state[key].shape)}, expected "
-                    f"{list(place.shape)}"
+                    f"{weights.base}: {key} of an adapter on it is {list(state[key].shape)},"
+                    f" expected {list(place.shape)}"
                 )
             place.copy_(state[key])
 
@@ -305,7 +342,9 @@ def adapter_of(key: str) -> str | None:
 
 def _in_model(key: str, name: str) -> str:
     """Return the name of a weight in a model, which may have several adapters."""
-    return f"{key}.{name}" if key.endswith(_ROWS) else f"{key.removesuffix('.weight')}.{name}.weight"
+    return (
+        f"{key}.{name}" if key.endswith(_ROWS) else f"{key.removesuffix('.weight')}.{name}.weight"
+    )
 
 
 def switch(model: PreTrainedModel, name: str | None) -> None:
@@ -335,8 +374,14 @@ def merge(model: PreTrainedModel, name: str) -> PreTrainedModel:
     Returns:
         The plain model.
     """
-    layers = {place: layer for place, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
-    wrappers = {place: layer for place, layer in model.named_modules() if isinstance(layer, AuxiliaryTrainingWrapper)}
+    layers = {
+        place: layer for place, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)
+    }
+    wrappers = {
+        place: layer
+        for place, layer in model.named_modules()
+        if isinstance(layer, AuxiliaryTrainingWrapper)
+    }
     for place, layer in layers.items():
         if hasattr(layer, "token_indices"):
             continue
@@ -352,7 +397,9 @@ def merge(model: PreTrainedModel, name: str) -> PreTrainedModel:
         adapter, plain = wrapper.token_adapter, wrapper.original_module
         if name in adapter.token_indices and adapter.tied_adapter is None:
             with torch.no_grad():
-                plain.weight[adapter.token_indices[name]] = adapter.trainable_tokens_delta[name].to(plain.weight)
+                plain.weight[adapter.token_indices[name]] = adapter.trainable_tokens_delta[name].to(
+                    plain.weight
+                )
         parent, _, attribute = place.rpartition(".")
         setattr(model.get_submodule(parent), attribute, plain)
     del model.peft_config
@@ -367,5 +414,7 @@ def merge_adapter(model: PreTrainedModel, adapter: AdapterWeights) -> None:
     put(model, "merged", adapter.within(model))
     merge(model, "merged")
     if adapter.head and hasattr(model, "score"):
-        model.score.load_state_dict({name.removeprefix(_HEAD): value for name, value in adapter.head.items()})
+        model.score.load_state_dict(
+            {name.removeprefix(_HEAD): value for name, value in adapter.head.items()}
+        )
     model.requires_grad_(True)

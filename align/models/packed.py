@@ -22,9 +22,13 @@ Ids = Sequence[int]
 Scalar = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def pack_pairs(prompts: Sequence[Ids], responses: Sequence[Ids], device: torch.device | str) -> Packed:
+def pack_pairs(
+    prompts: Sequence[Ids], responses: Sequence[Ids], device: torch.device | str
+) -> Packed:
     """Pack each prompt, followed by its response, into one row."""
-    return pack([[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], device)
+    return pack(
+        [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], device
+    )
 
 
 def before_responses(packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
@@ -34,7 +38,9 @@ def before_responses(packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
     """
     lengths = torch.tensor([len(r) for r in responses], device=packed.ends.device)
     total = int(lengths.sum())
-    offsets = torch.arange(total, device=lengths.device) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    offsets = torch.arange(total, device=lengths.device) - torch.repeat_interleave(
+        lengths.cumsum(0) - lengths, lengths
+    )
     return torch.repeat_interleave(packed.ends - lengths, lengths) + offsets
 
 
@@ -60,7 +66,9 @@ def response_likelihoods(
     Both are in nats; flat, float32. Logits are computed only for response positions.
     """
     at = before_responses(packed, responses)
-    targets = torch.tensor([token for response in responses for token in response], device=at.device)
+    targets = torch.tensor(
+        [token for response in responses for token in response], device=at.device
+    )
     return _likelihoods(model, packed, at, targets, temperature, with_entropy)
 
 
@@ -99,7 +107,11 @@ def _likelihoods(
         found = head_logprobs(hidden, *_head_weights(model), targets, temperature, with_entropy)
         return TokenLogprobs(*(part[:count] for part in found))
     logprobs = (model(**where, logits_to_keep=at).logits[0].float() / temperature).log_softmax(-1)
-    entropies = -(logprobs.exp() * logprobs).sum(-1) if with_entropy else torch.zeros(len(at), device=at.device)
+    entropies = (
+        -(logprobs.exp() * logprobs).sum(-1)
+        if with_entropy
+        else torch.zeros(len(at), device=at.device)
+    )
     return TokenLogprobs(logprobs.gather(1, targets[:, None])[:count, 0], entropies[:count])
 
 

@@ -41,14 +41,18 @@ def _trunk(model: PreTrainedModel) -> torch.nn.Module:
     OPT's head calls the only child of its trunk, not the trunk itself.
     """
     parts = list(model.base_model.children())
-    return parts[0] if len(parts) == 1 and isinstance(parts[0], PreTrainedModel) else model.base_model
+    return (
+        parts[0] if len(parts) == 1 and isinstance(parts[0], PreTrainedModel) else model.base_model
+    )
 
 
 def _takes_positions(module: torch.nn.Module) -> bool:
     return "position_ids" in inspect.signature(module.forward).parameters
 
 
-def _hand_on_positions(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+def _hand_on_positions(
+    model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any]:
     """Pass `position_ids` to the trunk's `PaddedForward` (a forward pre-hook).
 
     Bloom and MPT drop positions before their trunk. Without them, a packed row would be one
@@ -95,7 +99,11 @@ class PaddedForward:
         return self.forward(input_ids, *args, **kwargs)
 
     def _packed(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, starts: torch.Tensor, kwargs: dict[str, Any]
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        starts: torch.Tensor,
+        kwargs: dict[str, Any],
     ) -> Any:
         """Run one pass per group of sequences of similar length.
 
@@ -104,22 +112,36 @@ class PaddedForward:
         """
         # Do not round lengths up: some models have only as many positions as their context.
         layout = packed_layout(starts.flatten(), rounding=1)
-        real = torch.ones(sum(rows * width for rows, width in layout.shapes), dtype=torch.long, device=input_ids.device)
+        real = torch.ones(
+            sum(rows * width for rows, width in layout.shapes),
+            dtype=torch.long,
+            device=input_ids.device,
+        )
         real[layout.padding] = 0
         flat_ids, flat_positions = input_ids.flatten(), position_ids.flatten()
         if layout.tokens is not None:
             flat_ids, flat_positions = flat_ids[layout.tokens], flat_positions[layout.tokens]
-        given = {name: value for name, value in kwargs.items() if name not in ("attention_mask", "use_cache")}
+        given = {
+            name: value
+            for name, value in kwargs.items()
+            if name not in ("attention_mask", "use_cache")
+        }
         found, begin = [], 0
         for shape in layout.shapes:
             at = slice(begin, begin + shape[0] * shape[1])
             begin = at.stop
             # Padding repeats the last position of its sequence, so no position exceeds the context.
-            places = {"position_ids": flat_positions[at].view(shape)} if self.takes_positions else {}
+            places = (
+                {"position_ids": flat_positions[at].view(shape)} if self.takes_positions else {}
+            )
             mask = real[at].view(shape)
             found.append(
                 self.forward(
-                    input_ids=flat_ids[at].view(shape), attention_mask=mask, use_cache=False, **places, **given
+                    input_ids=flat_ids[at].view(shape),
+                    attention_mask=mask,
+                    use_cache=False,
+                    **places,
+                    **given,
                 )
             )
         return _together(found, layout, input_ids.shape)
@@ -145,9 +167,15 @@ def _together(found: Sequence[Any], layout: PackedLayout, shape: torch.Size) -> 
             for part, size in zip(found, layout.shapes, strict=True)
         ]
         joined = torch.cat(flat).index_select(0, layout.places)
-        return joined.view(*shape, *joined.shape[1:]) if first.shape[:2] == layout.shapes[0] else joined
+        return (
+            joined.view(*shape, *joined.shape[1:])
+            if first.shape[:2] == layout.shapes[0]
+            else joined
+        )
     if isinstance(first, dict):  # outputs of `transformers` are dicts
-        return type(first)(**{name: _together([part[name] for part in found], layout, shape) for name in first})
+        return type(first)(
+            **{name: _together([part[name] for part in found], layout, shape) for name in first}
+        )
     if isinstance(first, tuple):
         return tuple(_together(parts, layout, shape) for parts in zip(*found, strict=True))
     return first

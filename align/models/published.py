@@ -125,7 +125,9 @@ def open_adapted(adapter: Source, base: Source, kind: str) -> PreTrainedModel:
     _require_whole(merged, {}, kind)
     own = cached_file(name, "config.json", **where, _raise_exceptions_for_missing_entries=False)
     if kind == "reward_model" and own is not None:
-        setattr(merged.config, SHIFT, json.loads(Path(own).read_text(encoding="utf-8")).get(SHIFT, 0.0))
+        setattr(
+            merged.config, SHIFT, json.loads(Path(own).read_text(encoding="utf-8")).get(SHIFT, 0.0)
+        )
     if config.trainable_token_indices is not None and hasattr(merged.config, DRAWN):
         delattr(merged.config, DRAWN)
     # In 16 bits, rounding would remove much of a small change.
@@ -146,8 +148,12 @@ def _open_base(base: Source, kind: str) -> PreTrainedModel:
             return open_model(base, kind)
         config.num_labels = 1
         model, info = open_classifier(config, **base.pretrained, dtype=torch.float32, **_SAFE)
-        info["missing_keys"] = {name for name in info["missing_keys"] if not name.startswith("score.")}
-        info["unexpected_keys"] = {name for name in info["unexpected_keys"] if not name.startswith("lm_head.")}
+        info["missing_keys"] = {
+            name for name in info["missing_keys"] if not name.startswith("score.")
+        }
+        info["unexpected_keys"] = {
+            name for name in info["unexpected_keys"] if not name.startswith("lm_head.")
+        }
         _require_whole(model, info, kind)
         return model
     except ValueError as error:
@@ -171,8 +177,8 @@ def _require_fitting_adapter(
     for name, weight in weights.items():
         if weight.shape != allowed[name].shape:
             raise ValueError(
-                f"{name} is {list(weight.shape)}, and on this base it is {list(allowed[name].shape)}: it was trained "
-                f"on another model"
+                f"{name} is {list(weight.shape)}, and on this base it is"
+                f" {list(allowed[name].shape)}: it was trained on another model"
             )
 
 
@@ -186,7 +192,9 @@ def _open_config(source: Source, gguf: dict[str, str]) -> PreTrainedConfig:
     chosen = getattr(config, "transformers_weights", None)
     # `transformers` would unpickle any other file.
     if chosen is not None and not is_weights_name(chosen):
-        raise ValueError(f"config.json: transformers_weights: expected {WEIGHTS_NAME}, got {str(chosen)[:60]!r}")
+        raise ValueError(
+            f"config.json: transformers_weights: expected {WEIGHTS_NAME}, got {str(chosen)[:60]!r}"
+        )
     if isinstance(pad := getattr(config, "pad_token_id", None), int) and pad < 0:
         # Some configs write -1 for no token; torch would index the last embedding row.
         config.pad_token_id = None
@@ -209,9 +217,12 @@ def _require_full_weights(config: PreTrainedConfig) -> None:
     """Raise `ValueError` if the weights are quantised, because they cannot be trained."""
     quantised = getattr(config, "quantization_config", None)
     if quantised is not None:
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        method = (
+            quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        )
         raise ValueError(
-            f"its weights are quantised ({method}), which cannot be trained on; take the full weights, or a GGUF file"
+            f"its weights are quantised ({method}), which cannot be trained on; take the full"
+            " weights, or a GGUF file"
         )
 
 
@@ -223,12 +234,17 @@ def _require_whole(model: PreTrainedModel, info: dict[str, Any], kind: str) -> N
         ("mismatched_keys", "its weights have other sizes than its config says:"),
     ):
         if info.get(name):
-            hint = "; a reward model has ...ForSequenceClassification in the architectures of its config.json"
+            hint = (
+                "; a reward model has ...ForSequenceClassification in the architectures of its"
+                " config.json"
+            )
             hint = hint if kind == "model" and _has_score(info) else ""
             raise ValueError(f"{said} {_some(info[name])}{hint}")
     if info.get("error_msgs"):
         raise ValueError(_one_line(info["error_msgs"][0]))
-    broken = [name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
+    broken = [
+        name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()
+    ]
     if broken:
         raise ValueError(f"its weights hold NaN or infinity: {_some(broken)}")
 
@@ -262,7 +278,10 @@ def _keep_apart(model: PreTrainedModel) -> None:
 
 
 def _has_score(info: dict[str, Any]) -> bool:
-    return any("score" in str(name) or "classifier" in str(name) for name in info.get("unexpected_keys") or ())
+    return any(
+        "score" in str(name) or "classifier" in str(name)
+        for name in info.get("unexpected_keys") or ()
+    )
 
 
 def _some(names: Collection[Any]) -> str:
@@ -277,7 +296,9 @@ def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
 
     The model as opened counts as quantised and cannot be saved.
     """
-    config = type(model.config)(**{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+    config = type(model.config)(
+        **{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    )
     plain = type(model)._from_config(config, dtype=torch.float32)
     plain.load_state_dict(model.state_dict())
     # Quantised weights have less precision than bfloat16; float32 would only double the size.
@@ -292,9 +313,15 @@ def _one_line(error: Exception | str, gguf: str | None = None) -> str:
     """
     text = " ".join(str(error).split())
     if gguf:
-        return f"its GGUF file is cut or damaged, or of an architecture that transformers cannot read ({text[:200]})"
+        return (
+            "its GGUF file is cut or damaged, or of an architecture that transformers cannot read"
+            f" ({text[:200]})"
+        )
     if "custom code" in text or "trust_remote_code" in text:
-        return "it needs code of its own repository, and align runs no such code (trust_remote_code stays off)"
+        return (
+            "it needs code of its own repository, and align runs no such code (trust_remote_code"
+            " stays off)"
+        )
     if "does not recognize this architecture" in text:
         named = text.partition("model type `")[2].partition("`")[0]
         return f"its config.json names the model type {named}, which transformers does not know"

@@ -16,9 +16,30 @@ _GPT3_WINDOW = 256  # tokens, the default in align/models/gpt3.py
 
 # Options that change no weight's shape, in all architectures below.
 _SHAPELESS = (
-    *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "initializer_factor", "use_cache", "layer_types"),
-    *("sliding_window", "activation_function", "hidden_act", "afn", "rope_parameters", "use_parallel_residual"),
-    *("embd_pdrop", "attn_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout", "dropout_rate"),
+    *(
+        "layer_norm_epsilon",
+        "layer_norm_eps",
+        "rms_norm_eps",
+        "initializer_factor",
+        "use_cache",
+        "layer_types",
+    ),
+    *(
+        "sliding_window",
+        "activation_function",
+        "hidden_act",
+        "afn",
+        "rope_parameters",
+        "use_parallel_residual",
+    ),
+    *(
+        "embd_pdrop",
+        "attn_pdrop",
+        "resid_pdrop",
+        "attention_dropout",
+        "hidden_dropout",
+        "dropout_rate",
+    ),
     *("relative_attention_max_distance", "scale_attn_weights"),
 )
 
@@ -73,10 +94,16 @@ def memory(weights: Sequence[Weight], optimizer: str, precision: str) -> Memory:
     matrix and one for each number of a vector [Shazeer and Stern 2018, section 3].
     """
     state = {"adamw": _adamw, "muon": _muon, "adafactor": _adafactor}[optimizer]
-    cast = sum(w.numbers for w in weights if w.place in ("matrix", "head", "tied")) if precision == "bf16" else 0
+    cast = (
+        sum(w.numbers for w in weights if w.place in ("matrix", "head", "tied"))
+        if precision == "bf16"
+        else 0
+    )
     number = parameters(weights)
     return Memory(
-        weights=4 * number + 2 * cast, gradients=4 * number, optimizer=4 * sum(w.copies * state(w) for w in weights)
+        weights=4 * number + 2 * cast,
+        gradients=4 * number,
+        optimizer=4 * sum(w.copies * state(w) for w in weights),
     )
 
 
@@ -108,7 +135,9 @@ def training_flops(cfg: ModelConfig, weights: Sequence[Weight], length: int) -> 
     numbers = sum(w.numbers for w in weights if w.place not in ("tokens", "positions"))
     width = cfg.num_heads * _head_width(cfg)
     if cfg.architecture == "t5":
-        layers = (cfg.num_layers + 2 * (cfg.options.get("num_decoder_layers") or cfg.num_layers)) / 2
+        layers = (
+            cfg.num_layers + 2 * (cfg.options.get("num_decoder_layers") or cfg.num_layers)
+        ) / 2
         return round(3 * numbers + 12 * layers * width * length)
     return 6 * numbers + 12 * width * sum(_keys(cfg, length))
 
@@ -124,7 +153,9 @@ def _keys(cfg: ModelConfig, length: int) -> Iterator[int]:
 
 
 def _head_width(cfg: ModelConfig) -> int:
-    return cfg.options.get("head_dim") or cfg.options.get("d_kv") or cfg.hidden_size // cfg.num_heads
+    return (
+        cfg.options.get("head_dim") or cfg.options.get("d_kv") or cfg.hidden_size // cfg.num_heads
+    )
 
 
 # -- the weights of each architecture ----------------------------------------------------------
@@ -150,7 +181,11 @@ def _vectors(count: int, *widths: int) -> list[Weight]:
 
 def _tables(cfg: ModelConfig, vocab_size: int, tied: bool) -> list[Weight]:
     shape = (vocab_size, cfg.hidden_size)
-    return [Weight("tied", shape, 1)] if tied else [Weight("tokens", shape, 1), Weight("head", shape, 1)]
+    return (
+        [Weight("tied", shape, 1)]
+        if tied
+        else [Weight("tokens", shape, 1), Weight("head", shape, 1)]
+    )
 
 
 def _gpt2(cfg: ModelConfig, vocab_size: int, options: dict[str, Any]) -> list[Weight]:
@@ -221,9 +256,18 @@ _FORMULAS: dict[str, tuple[_Formula, tuple[str, ...]]] = {
     "gpt2": (_gpt2, ("tie_word_embeddings",)),
     "gpt3": (_gpt2, ("tie_word_embeddings",)),
     "gpt_neox": (_gpt_neox, ("tie_word_embeddings", "attention_bias")),
-    "llama": (_llama, ("tie_word_embeddings", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias")),
+    "llama": (
+        _llama,
+        ("tie_word_embeddings", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"),
+    ),
     "t5": (
         _t5,
-        ("tie_word_embeddings", "d_kv", "num_decoder_layers", "feed_forward_proj", "relative_attention_num_buckets"),
+        (
+            "tie_word_embeddings",
+            "d_kv",
+            "num_decoder_layers",
+            "feed_forward_proj",
+            "relative_attention_num_buckets",
+        ),
     ),
 }

@@ -13,7 +13,9 @@ DRAWN = "align_drawn_tokens"
 
 
 @torch.no_grad()
-def draw_rows(model: PreTrainedModel, ids: Sequence[int], seed: int, untrained: Sequence[int] = ()) -> None:
+def draw_rows(
+    model: PreTrainedModel, ids: Sequence[int], seed: int, untrained: Sequence[int] = ()
+) -> None:
     """Draw the rows of new tokens in the embeddings and in the head.
 
     Each row is drawn independently from N(mean, std) of the trained rows, per dimension.
@@ -34,7 +36,9 @@ def draw_rows(model: PreTrainedModel, ids: Sequence[int], seed: int, untrained: 
         model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     tables = {
-        id(layer.weight): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer
+        id(layer.weight): layer
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+        if layer
     }
     for layer in tables.values():  # one table if they are tied
         old = layer.weight[:known].float()

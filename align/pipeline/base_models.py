@@ -58,14 +58,19 @@ def check_adapters(step: Step, done: Mapping[str, Step], store: ArtifactStore) -
         return
     trainable = " or ".join(dict.fromkeys((policy.ref, ours.name)))
     raise ConfigError(
-        f"steps.{step.name}.inputs.{slot}: with lora.rank the value model starts from an adapter on the policy's "
-        f"base; {_described(start, theirs)}, and the policy {_described(policy, ours)}. Train {start.ref} with "
-        f"lora.rank from {trainable}, or give value_from=policy, or lora.rank=null"
+        f"steps.{step.name}.inputs.{slot}: with lora.rank the value model starts from an adapter on"
+        f" the policy's base; {_described(start, theirs)}, and the policy"
+        f" {_described(policy, ours)}. Train {start.ref} with lora.rank from {trainable}, or give"
+        " value_from=policy, or lora.rank=null"
     )
 
 
 def _described(source: Source, root: Root) -> str:
-    return f"{source.ref} is an adapter on {root.name}" if root.is_adapter else f"{source.ref} is a whole model"
+    return (
+        f"{source.ref} is an adapter on {root.name}"
+        if root.is_adapter
+        else f"{source.ref} is a whole model"
+    )
 
 
 def _root(source: Source, steps: Mapping[Key, Step], store: ArtifactStore) -> Root:
@@ -76,7 +81,11 @@ def _root(source: Source, steps: Mapping[Key, Step], store: ArtifactStore) -> Ro
         base = base_name(artifact.path)
         return Root(base, source.ref if base == key else _name(base, steps, store), base != key)
     step = steps[key]
-    if not isinstance(step.config, Sft | Reward | Ppo) or step.config.lora.rank is None or step.config.lora.merged:
+    if (
+        not isinstance(step.config, Sft | Reward | Ppo)
+        or step.config.lora.rank is None
+        or step.config.lora.merged
+    ):
         return Root(key, source.ref, False)
     (start,) = step.inputs["policy" if isinstance(step.config, Ppo) else "model"]
     return _root(start, steps, store)._replace(is_adapter=True)

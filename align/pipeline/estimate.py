@@ -86,10 +86,18 @@ def _vocab_size(source: Source, steps: dict[str, Step], store: ArtifactStore) ->
     if isinstance(step.config, Tokenizer):
         # The size of a published vocabulary is known only once the step has read it.
         return None if step.config.source else step.config.vocab_size
-    return _vocab_size(step.inputs["tokenizer"][0], steps, store) if "tokenizer" in step.inputs else None
+    return (
+        _vocab_size(step.inputs["tokenizer"][0], steps, store)
+        if "tokenizer" in step.inputs
+        else None
+    )
 
 
 def _measured(stage: str, key: str, metric: str, store: ArtifactStore) -> int | None:
     """Return a count from an artifact's metrics; None if the artifact or the metric is missing."""
     artifact = store.get(stage, key)
-    return int(artifact.metrics[metric]) if artifact is not None and metric in artifact.metrics else None
+    return (
+        int(artifact.metrics[metric])
+        if artifact is not None and metric in artifact.metrics
+        else None
+    )

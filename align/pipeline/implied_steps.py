@@ -13,7 +13,16 @@ from dataclasses import fields
 from pathlib import PurePath
 from typing import NamedTuple
 
-from align.configs import MODELS, SPLITS, Data, Evaluate, ImportModel, StageConfig, Tokenizer, Tokens
+from align.configs import (
+    MODELS,
+    SPLITS,
+    Data,
+    Evaluate,
+    ImportModel,
+    StageConfig,
+    Tokenizer,
+    Tokens,
+)
 from align.data.cards import load_card, model_kind, resolve
 from align.errors import ConfigError, StoreError
 from align.store.artifacts import ArtifactStore
@@ -47,7 +56,9 @@ def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
     for slot, refs in config.inputs.items():
         found = [refs] if isinstance(refs, str) else refs
         if not isinstance(found, list) or not all(isinstance(ref, str) for ref in found):
-            raise ConfigError(f"inputs.{slot}: expected a reference, or a list of them, got {refs!r}")
+            raise ConfigError(
+                f"inputs.{slot}: expected a reference, or a list of them, got {refs!r}"
+            )
         yield slot, list(found)
 
 
@@ -87,19 +98,27 @@ def add_implied_steps(
             config.inputs[slot] = refs
     for name, config in list(configs.items()):
         kinds = {**config.INPUTS, **config.OPTIONAL}
-        for slot in [slot for slot, kind in kinds.items() if kind == "tokens" and slot in config.inputs]:
+        for slot in [
+            slot for slot, kind in kinds.items() if kind == "tokens" and slot in config.inputs
+        ]:
             refs = config.inputs[slot]
             found = [_kind(ref, configs, store) for ref in refs]
             for i, ref in enumerate(refs):
                 if found[i] == "documents":
-                    refs[i] = _add_tokens(configs, made := f"{name}.tokens{_number(i, refs)}", ref, config)
+                    refs[i] = _add_tokens(
+                        configs, made := f"{name}.tokens{_number(i, refs)}", ref, config
+                    )
                     implied[made] = Implied("inputs", f"steps.{name}.inputs")
             if config.inputs.pop("tokenizer", None) and set(found) == {"tokens"}:
-                raise ConfigError(f"steps.{name}.inputs.tokenizer: the tokens have theirs; leave it out")
+                raise ConfigError(
+                    f"steps.{name}.inputs.tokenizer: the tokens have theirs; leave it out"
+                )
     return implied
 
 
-def _evaluate_whole(data: Data, learned: Mapping[str, Data], data_root: str | None, split: str) -> str:
+def _evaluate_whole(
+    data: Data, learned: Mapping[str, Data], data_root: str | None, split: str
+) -> str:
     """Put all rows of a source into the split that is evaluated. Write the choice into `data`.
 
     There are two exceptions. A source whose names say several splits keeps them. If a model here
@@ -129,7 +148,10 @@ def _evaluate_whole(data: Data, learned: Mapping[str, Data], data_root: str | No
     seen = _splits_in(before, data.source, data_root)
     if None in seen or len(said) > 1:
         data.validation_share = before.validation_share
-        return f"a model here was trained on {before.source}, so the {split} split of {data.source} alone is evaluated"
+        return (
+            f"a model here was trained on {before.source}, so the {split} split of {data.source}"
+            " alone is evaluated"
+        )
     data.split = split
     if "train" in seen:
         return f"all of {data.source} is evaluated, and a model here was trained on it"
@@ -144,11 +166,21 @@ def _learned_of(source: str, learned: Mapping[str, Data]) -> Data | None:
     place = _place(source)
     if place in learned:
         return learned[place]
-    return next((data for other, data in learned.items() if _is_within(place, other) or _is_within(other, place)), None)
+    return next(
+        (
+            data
+            for other, data in learned.items()
+            if _is_within(place, other) or _is_within(other, place)
+        ),
+        None,
+    )
 
 
 def _is_within(place: str, other: str) -> bool:
-    return other.startswith("path:") and PurePath(other) in (PurePath(place), *PurePath(place).parents)
+    return other.startswith("path:") and PurePath(other) in (
+        PurePath(place),
+        *PurePath(place).parents,
+    )
 
 
 def _splits_in(before: Data, source: str, data_root: str | None) -> set[str | None]:
@@ -178,15 +210,26 @@ def _splits_said(source: str, data_root: str | None) -> set[str]:
         if scheme == "card" and load_card(name).generator is not None:
             return {*SPLITS}
         if scheme != "hf":
-            return {split for split in resolve(source, data_root, None).file_splits().values() if split is not None}
+            return {
+                split
+                for split in resolve(source, data_root, None).file_splits().values()
+                if split is not None
+            }
     return set()
 
 
-def _learned_from(config: StageConfig, configs: Mapping[str, StageConfig], store: ArtifactStore) -> dict[str, Data]:
+def _learned_from(
+    config: StageConfig, configs: Mapping[str, StageConfig], store: ArtifactStore
+) -> dict[str, Data]:
     """Return the data that the models among a step's inputs were made from, by `_place`."""
     found: dict[str, Data] = {}
     seen: set[str] = set()
-    queue = [ref for slot, refs in refs_of(config) for ref in refs if expected_kind("", config, slot) in MODELS]
+    queue = [
+        ref
+        for slot, refs in refs_of(config)
+        for ref in refs
+        if expected_kind("", config, slot) in MODELS
+    ]
     while queue:
         ref = queue.pop()
         if ref in seen:
@@ -210,7 +253,13 @@ def _stored_data(ref: str, store: ArtifactStore) -> Iterator[Data]:
     for artifact in store.lineage(store.find(ref)):
         if artifact.stage == Data.STAGE:
             known = {knob.name for knob in fields(Data)}
-            yield Data(**{name: value for name, value in artifact.manifest["config"].items() if name in known})
+            yield Data(
+                **{
+                    name: value
+                    for name, value in artifact.manifest["config"].items()
+                    if name in known
+                }
+            )
 
 
 def _place(source: str) -> str:
@@ -256,10 +305,16 @@ def _kind(ref: str, configs: dict[str, StageConfig], store: ArtifactStore) -> st
         return None
 
 
-def _add_tokens(configs: dict[str, StageConfig], made: str, documents: str, config: StageConfig) -> str:
+def _add_tokens(
+    configs: dict[str, StageConfig], made: str, documents: str, config: StageConfig
+) -> str:
     kinds = {**config.INPUTS, **config.OPTIONAL}
     takes = {kind: slot for slot, kind in Tokens.OPTIONAL.items()}  # kinds that have a tokenizer
-    given = {takes[kinds[slot]]: refs for slot, refs in config.inputs.items() if kinds[slot] in takes and refs}
+    given = {
+        takes[kinds[slot]]: refs
+        for slot, refs in config.inputs.items()
+        if kinds[slot] in takes and refs
+    }
     configs[made] = Tokens(inputs={"data": [documents], **given})
     return made
 
@@ -274,5 +329,7 @@ def expected_kind(name: str, config: StageConfig, slot: str) -> str:
     if slot not in slots:
         near = difflib.get_close_matches(slot, slots, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"steps.{name}.inputs.{slot}: unknown input{hint}; inputs: {', '.join(slots) or 'none'}")
+        raise ConfigError(
+            f"steps.{name}.inputs.{slot}: unknown input{hint}; inputs: {', '.join(slots) or 'none'}"
+        )
     return slots[slot]

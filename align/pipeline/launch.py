@@ -76,7 +76,10 @@ class MemberTask:
         code = stop_code(self.folder)
         if code is None:
             try:
-                with _stoppable(), _numbered(number) if self.at_once > 1 else contextlib.nullcontext():
+                with (
+                    _stoppable(),
+                    _numbered(number) if self.at_once > 1 else contextlib.nullcontext(),
+                ):
                     code = self.task(config)
             except Preempted as error:
                 code = error.exit_code
@@ -138,24 +141,40 @@ class Launcher:
             member starts.
     """
 
-    def __init__(self, inner: Any, settings: DictConfig, task: MemberTask, prepare: Callable[[], dict[int, Prepared]]):
+    def __init__(
+        self,
+        inner: Any,
+        settings: DictConfig,
+        task: MemberTask,
+        prepare: Callable[[], dict[int, Prepared]],
+    ):
         self.inner, self.settings, self.task, self.prepare = inner, settings, task, prepare
-        self.kind = str(settings.get("_target_")).rpartition(".")[2].removesuffix("Launcher").lower()
+        self.kind = (
+            str(settings.get("_target_")).rpartition(".")[2].removesuffix("Launcher").lower()
+        )
         self.members: dict[int, Prepared] = {}
         self.sharing = 1  # members that compute at the same time
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
         """Run a batch of members. The return value of each is its exit code."""
-        members = {initial_job_idx + i: list(overrides) for i, overrides in enumerate(job_overrides)}
+        members = {
+            initial_job_idx + i: list(overrides) for i, overrides in enumerate(job_overrides)
+        }
         if not self.members:
             self.members = self.prepare()
             # The first of several batches is the largest. All batches get its share of the cores,
             # so that all members run alike.
             self.task.at_once = members_at_once(self.kind, self.settings, len(members))
-            self.sharing = max(1, min(self.task.at_once, sum(member.to_do for member in self.members.values())))
+            self.sharing = max(
+                1, min(self.task.at_once, sum(member.to_do for member in self.members.values()))
+            )
             self._tell()
         if self.task.at_once > 1:
-            members = {number: self._with_share(number, overrides) for number, overrides in members.items()}
+            members = {
+                number: self._with_share(number, overrides) for number, overrides in members.items()
+            }
         self.task.kind = self.kind
         runs = {"joblib": self._in_a_pool, "local": self._each_by_itself, "slurm": self._in_slurm}
         run = runs.get(self.kind, self._in_this_process)
@@ -173,7 +192,9 @@ class Launcher:
     def _tell(self) -> None:
         told, where = f"-- {len(self.members)} members", self.settings.get("submitit_folder")
         if self.task.at_once > 1:
-            shares = [share for number in self.members if (share := self._share(number)) is not None]
+            shares = [
+                share for number in self.members if (share := self._share(number)) is not None
+            ]
             told += f", {self.task.at_once} at once"
             told += f", {min(shares)} of {cores()} cores for each process" if shares else ""
         if where is not None:
@@ -206,7 +227,11 @@ class Launcher:
                 return self.inner.launch(list(members.values()), first)
             except BrokenProcessPool:
                 known = self._settled(members)
-            cut = [number for number, fate in known.items() if fate.state == "killed" and number not in codes]
+            cut = [
+                number
+                for number, fate in known.items()
+                if fate.state == "killed" and number not in codes
+            ]
             codes |= {number: fate.code for number, fate in known.items() if number not in cut}
             stop = stop_code(self.task.folder)
             if stop is not None:
@@ -214,16 +239,29 @@ class Launcher:
             if not cut:
                 continue  # the killed process ran no member: start the pool again
             names = ", ".join(map(str, cut))
-            told = f"-- a member's process was killed (out of memory?) and joblib ended its pool: {names} cut off; "
-            print(told + ("each" if len(cut) > 1 else "it") + " goes on by itself", file=sys.stderr, flush=True)
+            told = (
+                "-- a member's process was killed (out of memory?) and joblib ended its pool:"
+                f" {names} cut off; "
+            )
+            print(
+                told + ("each" if len(cut) > 1 else "it") + " goes on by itself",
+                file=sys.stderr,
+                flush=True,
+            )
             for number in cut:  # one at a time: the member at fault then breaks no other
                 codes[number] = self._alone(members[number], number).return_value
-        raise AlignError("joblib's processes are killed before a member begins in them; try launcher=basic")
+        raise AlignError(
+            "joblib's processes are killed before a member begins in them; try launcher=basic"
+        )
 
     def _settled(self, members: dict[int, list[str]]) -> dict[int, Fate]:
         """Wait until the processes of a broken pool are gone, and return the started members."""
         while True:
-            known = {number: fate for number, fate in fates(self.task.folder).items() if number in members}
+            known = {
+                number: fate
+                for number, fate in fates(self.task.folder).items()
+                if number in members
+            }
             if all(fate.state != "running" for fate in known.values()):
                 return known
             time.sleep(0.05)
@@ -234,7 +272,9 @@ class Launcher:
         # inherits blocked signals, so they are blocked here. The member gets SIGTERM from this
         # process instead.
         blocked = (signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
-        with ThreadPoolExecutor(self.task.at_once, initializer=signal.pthread_sigmask, initargs=blocked) as pool:
+        with ThreadPoolExecutor(
+            self.task.at_once, initializer=signal.pthread_sigmask, initargs=blocked
+        ) as pool:
             return list(pool.map(self._alone, members.values(), members.keys()))
 
     def _alone(self, overrides: list[str], number: int) -> JobReturn:
@@ -248,13 +288,18 @@ class Launcher:
             returned = _returned(KILLED)
         if self.kind == "local":
             fate = fates(self.task.folder).get(number)
-            print(f"-- {number}: {fate.state if fate else 'not begun'}", file=sys.stderr, flush=True)
+            print(
+                f"-- {number}: {fate.state if fate else 'not begun'}", file=sys.stderr, flush=True
+            )
         return returned
 
     def _in_slurm(self, members: dict[int, list[str]]) -> list[JobReturn]:
         """Run each member as a SLURM job. Jobs that are left at the end are cancelled."""
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
-            raise ConfigError("launcher=slurm: sbatch and srun are not on this machine; use launcher=submitit_local")
+            raise ConfigError(
+                "launcher=slurm: sbatch and srun are not on this machine; use"
+                " launcher=submitit_local"
+            )
         folder = Path(self.settings.submitit_folder)
         while "%" in folder.name or "%" in str(folder.parent):
             folder = folder.parent
@@ -268,7 +313,9 @@ class Launcher:
                         raise
                     if not queue.jobs():
                         told = " ".join(str(error).split())
-                        raise StoreError(f"launcher=slurm: SLURM did not take the jobs: {told}") from error
+                        raise StoreError(
+                            f"launcher=slurm: SLURM did not take the jobs: {told}"
+                        ) from error
                     queue.wait()  # submitit stops waiting if a job is killed; the others still run
         except _Cancelled:
             queue.cancel()
@@ -278,7 +325,9 @@ class Launcher:
             queue.cancel()
         known, stop = fates(self.task.folder), stop_code(self.task.folder)
         codes = {number: fate.code for number, fate in known.items() if fate.state != "running"}
-        return [_returned(codes.get(number, KILLED if stop is None else stop)) for number in members]
+        return [
+            _returned(codes.get(number, KILLED if stop is None else stop)) for number in members
+        ]
 
 
 class _Cancelled(BaseException):
@@ -300,7 +349,9 @@ class Queue:
         self._before = set(self._submitted())  # jobs of an earlier batch
 
     def _submitted(self) -> list[str]:
-        return sorted(path.name.removesuffix(_SUBMITTED) for path in self._folder.rglob(f"*{_SUBMITTED}"))
+        return sorted(
+            path.name.removesuffix(_SUBMITTED) for path in self._folder.rglob(f"*{_SUBMITTED}")
+        )
 
     def jobs(self) -> list[str]:
         return [job for job in self._submitted() if job not in self._before]
@@ -336,10 +387,14 @@ class Queue:
             pause = _FIRST_QUEUE_SECONDS
             while not over.wait(pause):
                 pause = _QUEUE_SECONDS
-                waiting = {job: why for job, (state, why) in self.left().items() if state == "PENDING"}
+                waiting = {
+                    job: why for job, (state, why) in self.left().items() if state == "PENDING"
+                }
                 for job, why in waiting.items():
                     if told.get(job) != why:
-                        print(f"-- {job} waits in SLURM's queue: {why}", file=sys.stderr, flush=True)
+                        print(
+                            f"-- {job} waits in SLURM's queue: {why}", file=sys.stderr, flush=True
+                        )
                 told = waiting
 
         threading.Thread(target=tell, daemon=True).start()

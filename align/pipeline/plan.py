@@ -35,7 +35,14 @@ from align.configs.knobs import READ_AT_START, require
 from align.configs.other_names import CUTOFF, did_you_mean, knobs_of, no_such_knob
 from align.configs.plugins import plugin_digest
 from align.configs.typed import NoSuchKnob, literal, plain, said_of_interpolation, shown, typed
-from align.data.cards import load_card, model_kind, resolve, resolve_base, resolve_model, resolve_tokenizer
+from align.data.cards import (
+    load_card,
+    model_kind,
+    resolve,
+    resolve_base,
+    resolve_model,
+    resolve_tokenizer,
+)
 from align.data.formats import LABELLED
 from align.data.records import read_info
 from align.errors import ConfigError, StoreError
@@ -109,7 +116,9 @@ class Step:
             "key": self.key,
             "cached": self.cached,
             "reason": self.reason,
-            "inputs": {slot: [source.ref for source in sources] for slot, sources in self.inputs.items()},
+            "inputs": {
+                slot: [source.ref for source in sources] for slot, sources in self.inputs.items()
+            },
         }
 
 
@@ -174,8 +183,8 @@ def _check_settings(cfg: DictConfig, names: Collection[str]) -> None:
         if not re.search(rf"\$\{{(?:[^}}]*[:,]\s*)?\.*{re.escape(name)}(?!\w)", written):
             near = difflib.get_close_matches(name, [*names, "steps"], n=1, cutoff=CUTOFF)
             raise ConfigError(
-                f"{name}: no such knob{did_you_mean(near)}; align run --help lists the settings; a step's knob is "
-                f"steps.STEP.KNOB"
+                f"{name}: no such knob{did_you_mean(near)}; align run --help lists the settings; a"
+                " step's knob is steps.STEP.KNOB"
             )
 
 
@@ -183,24 +192,35 @@ def _step_nodes(cfg: DictConfig) -> dict[str, DictConfig]:
     """Return the config of each step by name, after a check that each has a stage."""
     steps = cfg.get("steps")
     if not isinstance(steps, DictConfig) or not steps:
-        raise ConfigError(f"steps: expected the pipeline's steps by their names, got {_shown(steps)}")
+        raise ConfigError(
+            f"steps: expected the pipeline's steps by their names, got {_shown(steps)}"
+        )
     nodes = {str(name): node for name, node in steps.items()}
-    known = [name for name, node in nodes.items() if isinstance(node, DictConfig) and node.get("stage") is not None]
+    known = [
+        name
+        for name, node in nodes.items()
+        if isinstance(node, DictConfig) and node.get("stage") is not None
+    ]
     for name, node in nodes.items():
         if not _NAME.fullmatch(name):
             raise ConfigError(f"steps.{name}: expected a step's name of {_A_NAME}")
         if not isinstance(node, DictConfig):
             hint = f"; ~steps.{name} leaves the step out" if node is None else ""
-            raise ConfigError(f"steps.{name}: expected a step's knobs, as {{KNOB: VALUE}}, got {_shown(node)}{hint}")
+            raise ConfigError(
+                f"steps.{name}: expected a step's knobs, as {{KNOB: VALUE}}, got"
+                f" {_shown(node)}{hint}"
+            )
         if "stage" in node and node.stage not in STAGES:
             hint = did_you_mean(difflib.get_close_matches(str(node.stage), STAGES, n=1))
             there_are = ", ".join(STAGES)
-            raise ConfigError(f"steps.{name}.stage: no such stage: {node.stage}{hint}; stages: {there_are}")
+            raise ConfigError(
+                f"steps.{name}.stage: no such stage: {node.stage}{hint}; stages: {there_are}"
+            )
         if "stage" not in node:
             near = did_you_mean(difflib.get_close_matches(name, known, n=1))
             raise ConfigError(
-                f"steps.{name}: no such step{near}; declare a new one in the pipeline's defaults, as "
-                f"/stage@steps.{name}: STAGE"
+                f"steps.{name}: no such step{near}; declare a new one in the pipeline's defaults,"
+                f" as /stage@steps.{name}: STAGE"
             )
     return nodes
 
@@ -228,10 +248,14 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
         if isinstance(config, ImportModel):
             found = _kind_of_source(config)
             if config.kind not in (found, "model"):
-                raise ConfigError(f"kind: {config.source} is a {found} by its config.json, got {config.kind!r}")
+                raise ConfigError(
+                    f"kind: {config.source} is a {found} by its config.json, got {config.kind!r}"
+                )
             config.kind = found
         for slot, refs in refs_of(config):
-            require(all(ref and "\0" not in ref for ref in refs), f"inputs.{slot}", refs, "references")
+            require(
+                all(ref and "\0" not in ref for ref in refs), f"inputs.{slot}", refs, "references"
+            )
     except NoSuchKnob as error:
         raise ConfigError(no_such_knob(str(node.stage), error.name, f"steps.{name}.")) from None
     except ConfigError as error:
@@ -247,7 +271,10 @@ def step_config(name: str, node: DictConfig, seed: int) -> StageConfig:
 
 def _check_lengths(config: StageConfig) -> None:
     """Raise `ConfigError`, with the key, if a reference or path is too long for a file name."""
-    outside = [(knob, [getattr(config, knob)]) for knob in config.reads("rows", "model", "base", "tokenizer", "file")]
+    outside = [
+        (knob, [getattr(config, knob)])
+        for knob in config.reads("rows", "model", "base", "tokenizer", "file")
+    ]
     for key, refs in [*outside, *((f"inputs.{slot}", refs) for slot, refs in refs_of(config))]:
         try:
             for ref in refs:
@@ -308,7 +335,11 @@ def _pin(name: str, config: StageConfig) -> None:
     """Add the commit to a source on the Hub, so that the step's key and manifest hold it."""
     for knob, kind in config.reads("rows", "model", "tokenizer").items():
         try:
-            setattr(config, knob, pinned(getattr(config, knob), "dataset" if kind == "rows" else "model"))
+            setattr(
+                config,
+                knob,
+                pinned(getattr(config, knob), "dataset" if kind == "rows" else "model"),
+            )
         except ConfigError as error:
             raise ConfigError(f"steps.{name}.{knob}: {error}") from None
 
@@ -328,7 +359,9 @@ def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
         if name in order:
             return
         if name in path:
-            raise ConfigError(f"steps.{name}.inputs: goes round in a circle: {' -> '.join([*path, name])}")
+            raise ConfigError(
+                f"steps.{name}.inputs: goes round in a circle: {' -> '.join([*path, name])}"
+            )
         path.append(name)
         for _, refs in refs_of(configs[name]):
             for ref in refs:
@@ -355,14 +388,19 @@ def _needed(target: str, order: list[str], configs: Mapping[str, StageConfig]) -
 
 
 def _resolve_step(
-    settings: RunConfig, name: str, config: StageConfig, done: Mapping[str, Step], store: ArtifactStore
+    settings: RunConfig,
+    name: str,
+    config: StageConfig,
+    done: Mapping[str, Step],
+    store: ArtifactStore,
 ) -> Step:
     given = dict(refs_of(config))
     for slot in config.INPUTS:
         if slot not in given:
             raise ConfigError(
-                f"steps.{name}.inputs.{slot}: {config.STAGE} needs a {config.INPUTS[slot]} here; give a step of this "
-                f"pipeline, PIPELINE/STEP of the store, card:NAME, path:FILE or hf:ORG/NAME@COMMIT"
+                f"steps.{name}.inputs.{slot}: {config.STAGE} needs a {config.INPUTS[slot]} here;"
+                " give a step of this pipeline, PIPELINE/STEP of the store, card:NAME, path:FILE"
+                " or hf:ORG/NAME@COMMIT"
             )
     try:
         config.check_inputs()
@@ -374,7 +412,9 @@ def _resolve_step(
         inputs[slot] = sources = tuple(_source(settings, where, ref, done, store) for ref in refs)
         for source in sources:
             if source.kind != expected:
-                raise ConfigError(f"{where}: expected {expected}, but {source.ref} is {source.kind}")
+                raise ConfigError(
+                    f"{where}: expected {expected}, but {source.ref} is {source.kind}"
+                )
         if len(sources) != 1 and expected not in RECORDS and slot not in config.MANY:
             raise ConfigError(f"{where}: expected one {expected}, got {len(sources)}")
     _check_gold(name, config, inputs, done, store)
@@ -417,7 +457,9 @@ def _check_gold(
     def is_known(source: Source) -> bool:
         data = made.get((source.stage, source.key))
         if isinstance(data, Data):
-            return data.source.startswith("card:") and bool(load_card(data.source.removeprefix("card:")).generator)
+            return data.source.startswith("card:") and bool(
+                load_card(data.source.removeprefix("card:")).generator
+            )
         artifact = store.get(source.stage, source.key)
         return artifact is None or read_info(artifact.path).get("gold") is not None
 
@@ -425,7 +467,9 @@ def _check_gold(
         raise ConfigError(f"steps.{name}.{need}")
 
 
-def _own_tokenizers(step: Step, slot: str, done: Mapping[str, Step], store: ArtifactStore) -> list[bool | None]:
+def _own_tokenizers(
+    step: Step, slot: str, done: Mapping[str, Step], store: ArtifactStore
+) -> list[bool | None]:
     """Return for each model of an input of PPO whether its tokenizer differs from the policy's.
 
     None if that is not known yet: a step still has to make one of the files.
@@ -445,7 +489,9 @@ def _own_tokenizers(step: Step, slot: str, done: Mapping[str, Step], store: Arti
             scheme, _, folder = made.config.source.partition(":")
             file = tokenizer_file(expanded(folder)) if scheme == "path" else None
             return file or (source.stage, source.key)
-        parents = [made.inputs[slot][0] for slot in ("model", "policy", "tokenizer") if slot in made.inputs]
+        parents = [
+            made.inputs[slot][0] for slot in ("model", "policy", "tokenizer") if slot in made.inputs
+        ]
         return tokenizer(parents[0]) if parents else (source.stage, source.key)
 
     policy = tokenizer(step.inputs["policy"][0])
@@ -483,11 +529,17 @@ def _ppo_note(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> str
         check_adapters(step, done, store)
     if True not in own_tokenizers:
         return ""
-    value = "; the value model starts from the policy" if start == "reward_model" and own_tokenizers[0] else ""
+    value = (
+        "; the value model starts from the policy"
+        if start == "reward_model" and own_tokenizers[0]
+        else ""
+    )
     return f"the reward model has a tokenizer of its own, so text is encoded for it again{value}"
 
 
-def data_digest(name: str, config: StageConfig, settings: RunConfig, store: ArtifactStore) -> str | None:
+def data_digest(
+    name: str, config: StageConfig, settings: RunConfig, store: ArtifactStore
+) -> str | None:
     """Return the digest of what a step reads from outside the store; None if it reads nothing.
 
     Raises:
@@ -496,14 +548,20 @@ def data_digest(name: str, config: StageConfig, settings: RunConfig, store: Arti
     for knob, kind in config.reads(*_DIGESTS).items():
         source = getattr(config, knob)
         try:
-            return _DIGESTS[kind](config, source, settings, store) if source or kind != "tokenizer" else None
+            return (
+                _DIGESTS[kind](config, source, settings, store)
+                if source or kind != "tokenizer"
+                else None
+            )
         except ConfigError as error:
             raise ConfigError(f"steps.{name}.{knob}: {error}") from None
     digests = _digests_of_files(name, config)
     return digest_of(digests) if digests else None
 
 
-def _rows_digest(config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore) -> str:
+def _rows_digest(
+    config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore
+) -> str:
     found, record = resolve(source, settings.data_root, store.root), config.output
     if record == "demonstrations" and (found.card.format is None or found.card.format in LABELLED):
         # The card's name is part of the rows: T5's text format writes the task's name into each.
@@ -511,11 +569,15 @@ def _rows_digest(config: StageConfig, source: str, settings: RunConfig, store: A
     return digest_of([found.digest, _ITEMS]) if record == "items" else found.digest
 
 
-def _tokenizer_digest(config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore) -> str:
+def _tokenizer_digest(
+    config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore
+) -> str:
     return resolve_tokenizer(source, store.root).digest
 
 
-def _model_digest(config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore) -> str:
+def _model_digest(
+    config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore
+) -> str:
     """Return the digest of the model's files, of an adapter's base and of a given chat template."""
     assert isinstance(config, ImportModel)
     digest = resolve_model(source, store.root).digest
@@ -547,7 +609,9 @@ def _digests_of_files(name: str, config: StageConfig) -> dict[str, Any]:
         if kind == "functions":
             named += [(knob, reference, source_digests) for reference in value]
         elif kind == "checks":
-            named += [(f"{knob}.{check}", reference, _check_digests) for check, reference in value.items()]
+            named += [
+                (f"{knob}.{check}", reference, _check_digests) for check, reference in value.items()
+            ]
         else:
             named += [(knob, task, _task_digests) for task in value if task.endswith(".yaml")]
             found |= {"lm_eval": packages().get("lm_eval")} if value else {}
@@ -574,17 +638,23 @@ def _task_digests(task: str) -> dict[str, str]:
     return {path.name: sha256_file(path)}
 
 
-def _source(settings: RunConfig, where: str, ref: str, done: Mapping[str, Step], store: ArtifactStore) -> Source:
+def _source(
+    settings: RunConfig, where: str, ref: str, done: Mapping[str, Step], store: ArtifactStore
+) -> Source:
     if ref in done:
         step = done[ref]
         return Source(f"{settings.name}/{ref}", step.stage, step.key, step.config.output)
     if "/" not in ref and "@" not in ref and meant(ref) is None:
         near = difflib.get_close_matches(ref, done, n=1)
         alike = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"{where}: no step {ref!r} in this pipeline{alike}; for one in the store say PIPELINE/STEP")
+        raise ConfigError(
+            f"{where}: no step {ref!r} in this pipeline{alike}; for one in the store say"
+            " PIPELINE/STEP"
+        )
     if is_path(ref) or "://" in ref or ("/" not in ref and "@" not in ref):
         raise ConfigError(
-            f"{where}: expected PIPELINE/STEP, STAGE@KEY, card:NAME, path:... or hf:..., got {ref!r}{hint(ref)}"
+            f"{where}: expected PIPELINE/STEP, STAGE@KEY, card:NAME, path:... or hf:..., got"
+            f" {ref!r}{hint(ref)}"
         )
     try:
         artifact = store.find(ref, hint)
@@ -657,7 +727,9 @@ def _differences(step: Step, manifest: dict[str, Any]) -> list[str]:
     outside = ("inputs", *_outside_key(step.config))
     found = [
         f"{knob} {before} -> {after}"
-        for knob, before, after in differences(usual | flat(manifest["config"]), asdict(step.config))
+        for knob, before, after in differences(
+            usual | flat(manifest["config"]), asdict(step.config)
+        )
         if not knob.startswith(outside)
     ]
     for slot in sorted(step.inputs.keys() | manifest["inputs"].keys()):

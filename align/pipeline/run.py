@@ -141,7 +141,12 @@ def _begin(step: Step, store: ArtifactStore, work: Path) -> tuple[Inputs, dict[s
     reads = [[source.stage, source.key] for sources in step.inputs.values() for source in sources]
     note = {"name": step.label, "begun": time.time(), "inputs": reads}
     with store.in_use():
-        inputs = Inputs({slot: tuple(_found(source, store) for source in group) for slot, group in step.inputs.items()})
+        inputs = Inputs(
+            {
+                slot: tuple(_found(source, store) for source in group)
+                for slot, group in step.inputs.items()
+            }
+        )
         write_json(work / NOTE, note)  # for garbage collection, and for reports on unfinished steps
     wait_for_ranks(work, step.label)
     if not (work / "checkpoints").exists():
@@ -151,7 +156,13 @@ def _begin(step: Step, store: ArtifactStore, work: Path) -> tuple[Inputs, dict[s
 
 
 def _run_stage(
-    step: Step, inputs: Inputs, tracked: Tracked, work: Path, settings: RunConfig, tracker: Tracker, stop: Stop
+    step: Step,
+    inputs: Inputs,
+    tracked: Tracked,
+    work: Path,
+    settings: RunConfig,
+    tracker: Tracker,
+    stop: Stop,
 ) -> dict[str, float]:
     """Run the stage, and return its metrics.
 
@@ -191,15 +202,21 @@ def _refuse_changed(step: Step, settings: RunConfig, store: ArtifactStore) -> No
     """Raise `ConfigError` if files outside the store that a step reads changed after the plan."""
     if data_digest(step.name, step.config, settings, store) != step.data_digest:
         raise ConfigError(
-            f"steps.{step.name}: files that it reads were changed after the plan; give the same command again"
+            f"steps.{step.name}: files that it reads were changed after the plan; give the same"
+            " command again"
         )
 
 
 def _with_parents(
-    tracked: Tracked, lineage: Lineage, inputs: dict[str, tuple[Artifact, ...]], store: ArtifactStore
+    tracked: Tracked,
+    lineage: Lineage,
+    inputs: dict[str, tuple[Artifact, ...]],
+    store: ArtifactStore,
 ) -> Tracked:
     artifacts = [artifact for group in inputs.values() for artifact in group]
-    names = [[name.partition(":")[0] for name in store.names_of(artifact)] for artifact in artifacts]
+    names = [
+        [name.partition(":")[0] for name in store.names_of(artifact)] for artifact in artifacts
+    ]
     parents = [(known, artifact.digest) for known, artifact in zip(names, artifacts, strict=True)]
     return replace(tracked, config=tracked.config | {"parents": lineage}, parents=parents)
 
@@ -213,7 +230,9 @@ def _clear(work: Path) -> None:
 def _found(source: Source, store: ArtifactStore) -> Artifact:
     artifact = store.get(source.stage, source.key)
     if artifact is None:
-        raise StoreError(f"{source.ref}: gone since the step was planned; give the same command again")
+        raise StoreError(
+            f"{source.ref}: gone since the step was planned; give the same command again"
+        )
     return artifact
 
 
@@ -279,7 +298,9 @@ def _tracked(step: Step, steps: Sequence[Step], group: str, member: Member | Non
     tags, config = [step.pipeline, step.stage], asdict(step.config)
     if member is not None:
         group = f"sweep-{member.folder.name}"
-        own = [word.lstrip("+") for word in member.overrides if _matters(word.lstrip("+"), step, steps)]
+        own = [
+            word.lstrip("+") for word in member.overrides if _matters(word.lstrip("+"), step, steps)
+        ]
         tags += [group, *(word.removeprefix("steps.") for word in own)]
         config["overrides"] = OmegaConf.to_container(OmegaConf.from_dotlist(own))
     return Tracked(name=step.label, stage=step.stage, group=group, tags=tags, config=config)

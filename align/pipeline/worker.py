@@ -90,10 +90,14 @@ def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
 
     reuse_freed_memory()
     if getattr(config, "precision", "fp32") == "bf16" and emulates_bf16(job.device):
-        job.log.info("this CPU has no bf16 arithmetic, so precision=bf16 will be many times slower than fp32")
+        job.log.info(
+            "this CPU has no bf16 arithmetic, so precision=bf16 will be many times slower than fp32"
+        )
     torch.manual_seed(derive_seed(getattr(config, "seed", 0), config.STAGE))
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for align's own output only
-        return importlib.import_module(config.MODULE or f"align.stages.{config.STAGE}").run(config, inputs, job)
+        return importlib.import_module(config.MODULE or f"align.stages.{config.STAGE}").run(
+            config, inputs, job
+        )
 
 
 def wait_for_ranks(work: Path, label: str) -> None:
@@ -105,12 +109,21 @@ def wait_for_ranks(work: Path, label: str) -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"  {label}: processes of a command that was killed still save; waiting", file=sys.stderr, flush=True)
+            print(
+                f"  {label}: processes of a command that was killed still save; waiting",
+                file=sys.stderr,
+                flush=True,
+            )
             fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def run_ranks(
-    config: StageConfig, inputs: Inputs, tracked: Tracked, work: Path, settings: RunConfig, stop: Stop
+    config: StageConfig,
+    inputs: Inputs,
+    tracked: Tracked,
+    work: Path,
+    settings: RunConfig,
+    stop: Stop,
 ) -> Metrics:
     """Run the stage in several processes on this machine, and wait until all of them have ended.
 
@@ -123,7 +136,9 @@ def run_ranks(
     request = {
         "stage": config.STAGE,
         "config": asdict(config),
-        "inputs": {slot: [[a.stage, a.key] for a in artifacts] for slot, artifacts in inputs.items()},
+        "inputs": {
+            slot: [[a.stage, a.key] for a in artifacts] for slot, artifacts in inputs.items()
+        },
         "tracked": asdict(tracked),
         "settings": {**asdict(settings), "store": str(Path(settings.store).absolute())},
     }
@@ -143,14 +158,18 @@ def run_ranks(
         write_json(folder / "request.json", request)
         try:
             for rank in range(count):
-                ranks.append(_start_rank(rank, folder, settings, port, console if rank == 0 else quiet))
+                ranks.append(
+                    _start_rank(rank, folder, settings, port, console if rank == 0 else quiet)
+                )
             _wait_for(ranks, stop, pass_on)
             codes = [process.poll() for process in ranks]
         finally:
             for process in ranks:
                 process.kill()  # does nothing to a process that has ended
                 process.wait()
-        outcomes = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("rank-*.json")]
+        outcomes = [
+            json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("rank-*.json")
+        ]
     return _metrics(tracked.name, log, codes, outcomes, stop)
 
 
@@ -183,7 +202,9 @@ def _start_rank(
     )
 
 
-def _wait_for(ranks: Sequence[subprocess.Popen[bytes]], stop: Stop, pass_on: Callable[[], None]) -> None:
+def _wait_for(
+    ranks: Sequence[subprocess.Popen[bytes]], stop: Stop, pass_on: Callable[[], None]
+) -> None:
     """Wait until all ranks have ended, or until some seconds after the first failure.
 
     The other ranks cannot continue without the failed one.
@@ -202,7 +223,11 @@ def _wait_for(ranks: Sequence[subprocess.Popen[bytes]], stop: Stop, pass_on: Cal
 
 
 def _metrics(
-    name: str, log: Path, codes: Sequence[int | None], outcomes: Sequence[dict[str, Any]], stop: Stop
+    name: str,
+    log: Path,
+    codes: Sequence[int | None],
+    outcomes: Sequence[dict[str, Any]],
+    stop: Stop,
 ) -> Metrics:
     """Return the metrics of the stage, or raise the first error.
 
@@ -224,7 +249,9 @@ def _metrics(
     for outcome in outcomes:
         if outcome["kind"] is not None:
             kinds = {kind.__name__: kind for kind in AlignError.__subclasses__()}
-            raise _with_code(kinds.get(outcome["kind"], AlignError)(outcome["error"]), outcome["exit_code"])
+            raise _with_code(
+                kinds.get(outcome["kind"], AlignError)(outcome["error"]), outcome["exit_code"]
+            )
     killed = [(rank, -code) for rank, code in enumerate(codes) if code is not None and code < 0]
     # SIGKILL first: a rank that lost another rank may abort.
     killed.sort(key=lambda pair: pair[1] != signal.SIGKILL)
@@ -233,12 +260,19 @@ def _metrics(
         names = {each.value: each.name for each in signal.Signals}
         why = " (out of memory?)" if number == signal.SIGKILL else f"; {log} has what it printed"
         said = f"rank {rank} was killed by {names.get(number, f'signal {number}')}{why}"
-        raise _with_code(AlignError(f"{name}: {said}; give the same command to go on"), 128 + number)
+        raise _with_code(
+            AlignError(f"{name}: {said}; give the same command to go on"), 128 + number
+        )
     if outcomes:
-        said = f"rank {outcomes[0]['rank']}: {outcomes[0]['error']} (a defect of align, not of yours"
+        said = (
+            f"rank {outcomes[0]['rank']}: {outcomes[0]['error']} (a defect of align, not of yours"
+        )
         raise AlignError(f"{name}: {said}; {log} shows where)")
     rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
-    raise _with_code(AlignError(f"{name}: rank {rank} ended with exit code {code}; {log} has what it printed"), code)
+    raise _with_code(
+        AlignError(f"{name}: rank {rank} ended with exit code {code}; {log} has what it printed"),
+        code,
+    )
 
 
 def _with_code(error: AlignError, code: int) -> AlignError:
@@ -285,7 +319,12 @@ def _run_rank(work: Path, settings: RunConfig, request: dict[str, Any], rank: in
     world_size = int(os.environ["WORLD_SIZE"])
     _join(rank, world_size)
     store = ArtifactStore(settings.store)
-    inputs = Inputs({slot: tuple(_input(store, *ref) for ref in refs) for slot, refs in request["inputs"].items()})
+    inputs = Inputs(
+        {
+            slot: tuple(_input(store, *ref) for ref in refs)
+            for slot, refs in request["inputs"].items()
+        }
+    )
     config = typed(stage_class(request["stage"]), request["config"])
     stop = Stop(silent=True)  # the parent prints the message
     tracked = Tracked(**request["tracked"])
@@ -343,10 +382,17 @@ def _telling(folder: Path, rank: int) -> Iterator[dict[str, Any]]:
     except Exception as error:
         with (folder.parent / RANKS_LOG).open("a", encoding="utf-8") as log:
             traceback.print_exc(file=log)
-        failed = {"kind": None, "error": f"{type(error).__name__}: {' '.join(str(error).split())}", "exit_code": 1}
+        failed = {
+            "kind": None,
+            "error": f"{type(error).__name__}: {' '.join(str(error).split())}",
+            "exit_code": 1,
+        }
     if failed or rank == 0:
         try:
-            write_json(folder / f"rank-{rank}.json", {"rank": rank, "at": time.time(), **(failed or outcome)})
+            write_json(
+                folder / f"rank-{rank}.json",
+                {"rank": rank, "at": time.time(), **(failed or outcome)},
+            )
         except OSError as error:  # a full disk, for example; then only the exit code tells the kind
             print(f"rank {rank}: {failed.get('error', error)}", file=sys.stderr, flush=True)
             sys.exit(failed.get("exit_code", StoreError.exit_code))

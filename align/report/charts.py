@@ -37,7 +37,9 @@ DASHES = (
     "5 2",
     "1 2",
 )
-_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)"} | {c: f"var(--series-{i})" for i, c in enumerate(SERIES)}
+_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)"} | {
+    c: f"var(--series-{i})" for i, c in enumerate(SERIES)
+}
 
 
 class Legend(NamedTuple):
@@ -65,7 +67,9 @@ class Chart(NamedTuple):
     dots: bool = False
 
 
-def line_chart(title: str, x_label: str, series: Mapping[str, Points], scattered: bool = False) -> Chart:
+def line_chart(
+    title: str, x_label: str, series: Mapping[str, Points], scattered: bool = False
+) -> Chart:
     """Draw one or several series of (x, y).
 
     Points that are not finite are left out, and so is a series without finite points. A noisy line
@@ -86,7 +90,10 @@ def line_chart(title: str, x_label: str, series: Mapping[str, Points], scattered
 # A page that is rewritten every few seconds draws only what has changed.
 @functools.lru_cache(maxsize=512)
 def _line_chart(
-    title: str, x_label: str, series: tuple[tuple[str, int, tuple[tuple[float, float], ...]], ...], scattered: bool
+    title: str,
+    x_label: str,
+    series: tuple[tuple[str, int, tuple[tuple[float, float], ...]], ...],
+    scattered: bool,
 ) -> Chart:
     figure, axes = new_chart(x_label)
     said, noisy = [], False
@@ -94,10 +101,14 @@ def _line_chart(
         colour, dashes = SERIES[number], _dashes(number)
         if scattered:
             for i, (x, y) in enumerate(points):
-                axes.scatter(x, y, s=14, color=colour, alpha=0.3 + 0.7 * i / len(points), linewidths=0)
+                axes.scatter(
+                    x, y, s=14, color=colour, alpha=0.3 + 0.7 * i / len(points), linewidths=0
+                )
         elif is_noisy(points):
             raw = thinned(points)
-            axes.plot([x for x, _ in raw], [y for _, y in raw], color=colour, linewidth=0.9, alpha=0.35)
+            axes.plot(
+                [x for x, _ in raw], [y for _, y in raw], color=colour, linewidth=0.9, alpha=0.35
+            )
             smooth = thinned(running_mean(points))
             xs, ys = [x for x, _ in smooth], [y for _, y in smooth]
             axes.plot(xs, ys, color=colour, linewidth=2.0, linestyle=dashes)
@@ -106,7 +117,9 @@ def _line_chart(
             shown = thinned(points)
             marker = "o" if len(points) < NOISY else ""
             xs, ys = [x for x, _ in shown], [y for _, y in shown]
-            axes.plot(xs, ys, color=colour, linewidth=1.8, linestyle=dashes, marker=marker, markersize=3)
+            axes.plot(
+                xs, ys, color=colour, linewidth=1.8, linestyle=dashes, marker=marker, markersize=3
+            )
         said.append(f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}")
     legend = [Legend(name, number) for name, number, _ in series] if len(series) > 1 else []
     summary = f"{title} against {x_label}: {'; '.join(said)}."
@@ -132,11 +145,15 @@ def _reliability_chart(title: str, series: tuple[tuple[str, tuple[Bin, ...]], ..
         colour, most = SERIES[number], max(count for _, _, count in bins)
         xs, ys = [x for x, _, _ in bins], [y for _, y, _ in bins]
         axes.plot(xs, ys, color=colour, linewidth=1.6, linestyle=_dashes(number))
-        axes.scatter(xs, ys, s=[6 + 60 * count / most for _, _, count in bins], color=colour, linewidths=0)
+        axes.scatter(
+            xs, ys, s=[6 + 60 * count / most for _, _, count in bins], color=colour, linewidths=0
+        )
         answers = sum(count for _, _, count in bins)
         right = sum(y * count for _, y, count in bins) / answers
         sure = sum(x * count for x, _, count in bins) / answers
-        said.append(f"{name} is {100 * sure:.0f} % sure on average and right in {100 * right:.0f} %")
+        said.append(
+            f"{name} is {100 * sure:.0f} % sure on average and right in {100 * right:.0f} %"
+        )
     axes.set_ylim(-0.03, 1.03)
     legend = [Legend(name, number) for number, (name, _) in enumerate(series[: len(SERIES)])]
     left_out = len(series) - len(legend)
@@ -166,7 +183,8 @@ def new_chart(x_label: str) -> tuple[Figure, Axes]:
 def drawn(text: str) -> str:
     """Return text that matplotlib can draw: without lone surrogates and control characters."""
     return "".join(
-        " " if unicodedata.category(letter) == "Cc" else letter for letter in text.encode(errors="replace").decode()
+        " " if unicodedata.category(letter) == "Cc" else letter
+        for letter in text.encode(errors="replace").decode()
     )
 
 
@@ -236,4 +254,6 @@ def svg(figure: Figure) -> Markup:
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
-    return Markup(start + re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'aria-hidden="true"', text, count=1))
+    return Markup(
+        start + re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'aria-hidden="true"', text, count=1)
+    )

@@ -57,7 +57,9 @@ def decided(made: Sequence[Made]) -> list[Decided]:
                     model=model,
                     score=score,
                     over=f"{other.name}, prompted" if is_prompted else other.name,
-                    its_score=_with_interval(metrics, f"{head if is_prompted else 'baseline/'}{judge}/score"),
+                    its_score=_with_interval(
+                        metrics, f"{head if is_prompted else 'baseline/'}{judge}/score"
+                    ),
                     win_rate=interval(metrics, head),
                     low=metrics[f"{head}win_rate_low"],
                     rate=metrics[f"{head}win_rate"],

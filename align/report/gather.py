@@ -52,7 +52,9 @@ class Made:
         return self.artifact.stage
 
 
-def gather(store: ArtifactStore, refs: Sequence[str], left_out: list[str] | None = None) -> list[Made]:
+def gather(
+    store: ArtifactStore, refs: Sequence[str], left_out: list[str] | None = None
+) -> list[Made]:
     """Return the artifacts that `refs` name and everything that they were made from, inputs first.
 
     The name of a pipeline means its latest evaluations with their lineage. It also means the latest
@@ -89,7 +91,10 @@ def gather(store: ArtifactStore, refs: Sequence[str], left_out: list[str] | None
         given[entry["key"]].add(entry["ref"].partition(":")[0])
     made = [_made(store, artifact, only, given[artifact.key]) for artifact in _parents_first(order)]
     count = Counter(each.name for each in made)
-    return [replace(each, name=f"{each.name}:{each.version}") if count[each.name] > 1 else each for each in made]
+    return [
+        replace(each, name=f"{each.name}:{each.version}") if count[each.name] > 1 else each
+        for each in made
+    ]
 
 
 def _check(artifact: Artifact) -> None:
@@ -98,11 +103,14 @@ def _check(artifact: Artifact) -> None:
     Its folder's name is no key, or it is an evaluation without a model.
     """
     if not is_key(artifact.key):
-        raise StoreError(f"{artifact.path}: no artifact of align: expected a name of 64 hexadecimal digits; remove it")
+        raise StoreError(
+            f"{artifact.path}: no artifact of align: expected a name of 64 hexadecimal digits;"
+            " remove it"
+        )
     if artifact.kind == "evaluation" and not artifact.manifest["inputs"].get("model"):
         raise StoreError(
-            f"{artifact.path}: manifest.json: inputs is not what align writes; remove that folder and run the step "
-            "that makes it again"
+            f"{artifact.path}: manifest.json: inputs is not what align writes; remove that folder"
+            " and run the step that makes it again"
         )
 
 
@@ -171,10 +179,17 @@ def _entries(artifacts: Iterable[Artifact]) -> Iterator[dict[str, str]]:
             yield from entries
 
 
-def _made(store: ArtifactStore, artifact: Artifact, only: str | None, given: Container[str]) -> Made:
+def _made(
+    store: ArtifactStore, artifact: Artifact, only: str | None, given: Container[str]
+) -> Made:
     name, _, version = store.name_of(artifact, given, only).partition(":")
-    inputs = [(slot, e["key"]) for slot, entries in artifact.manifest["inputs"].items() for e in entries]
-    logs = {name: read_rows(artifact.path, name) for name in ("metrics", "events", "samples", "calibration")}
+    inputs = [
+        (slot, e["key"]) for slot, entries in artifact.manifest["inputs"].items() for e in entries
+    ]
+    logs = {
+        name: read_rows(artifact.path, name)
+        for name in ("metrics", "events", "samples", "calibration")
+    }
     return Made(
         name=name.removeprefix(f"{only}/") if only else name,
         version=version or artifact.key[:8],
@@ -189,7 +204,9 @@ def _made(store: ArtifactStore, artifact: Artifact, only: str | None, given: Con
     )
 
 
-def _changes(store: ArtifactStore, name: str, version: str, artifact: Artifact) -> list[tuple[str, str, str]]:
+def _changes(
+    store: ArtifactStore, name: str, version: str, artifact: Artifact
+) -> list[tuple[str, str, str]]:
     number = int(version[1:]) if version else 0
     try:
         before = store.find(f"{name}:v{number - 1}") if number else None

@@ -23,7 +23,9 @@ def draw(made: Sequence[Made]) -> Markup:
             corners[each.key] = (column * (_WIDTH + _ACROSS) + 4, top + row * (_HEIGHT + _DOWN))
     width = len(columns) * (_WIDTH + _ACROSS) - _ACROSS + 8
     edges = [
-        _edge(corners[key], corners[each.key], f"{key} {each.key}", slot) for each in made for slot, key in each.inputs
+        _edge(corners[key], corners[each.key], f"{key} {each.key}", slot)
+        for each in made
+        for slot, key in each.inputs
     ]
     boxes = [_box(*corners[each.key], each) for each in made]
     names = {each.key: each.name for each in made}
@@ -34,7 +36,8 @@ def draw(made: Sequence[Made]) -> Markup:
     ]
     label = f"What was made from what: {'; '.join(said) or ', '.join(names.values())}."
     return Markup(
-        '<svg viewBox="0 0 {} {:.0f}" style="min-width:{:.0f}px" role="img" aria-label="{}" class="lineage">{}{}</svg>'
+        '<svg viewBox="0 0 {} {:.0f}" style="min-width:{:.0f}px" role="img" aria-label="{}"'
+        ' class="lineage">{}{}</svg>'
     ).format(width, height, 0.75 * width, label, Markup("").join(edges), Markup("").join(boxes))
 
 
@@ -50,14 +53,22 @@ def _columns(made: Sequence[Made]) -> dict[int, list[Made]]:
         depth[each.key] = max((depth[key] + 1 for _, key in each.inputs), default=0)
     for each in made:
         if not each.inputs:
-            readers = [depth[other.key] for other in made if any(key == each.key for _, key in other.inputs)]
+            readers = [
+                depth[other.key]
+                for other in made
+                if any(key == each.key for _, key in other.inputs)
+            ]
             depth[each.key] = max(0, min(readers, default=1) - 1)
     columns: dict[int, list[Made]] = {column: [] for column in sorted(depth.values())}
     for each in made:
         columns[depth[each.key]].append(each)
     height: dict[str, float] = {}
     for members in columns.values():
-        members.sort(key=lambda each: sum(height.get(key, 0.0) for _, key in each.inputs) / max(1, len(each.inputs)))
+        members.sort(
+            key=lambda each: (
+                sum(height.get(key, 0.0) for _, key in each.inputs) / max(1, len(each.inputs))
+            )
+        )
         height |= {each.key: row - len(members) / 2 for row, each in enumerate(members)}
     return columns
 
@@ -66,14 +77,20 @@ def _edge(one: tuple[float, float], other: tuple[float, float], ends: str, slot:
     x1, y1, x2, y2 = one[0] + _WIDTH, one[1] + _HEIGHT / 2, other[0], other[1] + _HEIGHT / 2
     bend = (x2 - x1) / 2
     path = f"M{x1} {y1:.0f} C{x1 + bend} {y1:.0f} {x2 - bend} {y2:.0f} {x2} {y2:.0f}"
-    return Markup('<path class="edge" data-ends="{}" d="{}"><title>{}</title></path>').format(ends, path, slot)
+    return Markup('<path class="edge" data-ends="{}" d="{}"><title>{}</title></path>').format(
+        ends, path, slot
+    )
 
 
 def _box(x: float, y: float, made: Made) -> Markup:
     tip = f"{made.artifact.ref}, sha256 {made.artifact.digest[:12]}"
-    box = Markup('<rect x="{}" y="{:.0f}" width="{}" height="{}" rx="6"/>').format(x, y, _WIDTH, _HEIGHT)
+    box = Markup('<rect x="{}" y="{:.0f}" width="{}" height="{}" rx="6"/>').format(
+        x, y, _WIDTH, _HEIGHT
+    )
     name = Markup('<text x="{}" y="{:.0f}">{}</text>').format(x + 9, y + 17, made.name[:21])
-    below = Markup('<text class="faint" x="{}" y="{:.0f}">{} {}</text>').format(x + 9, y + 32, made.stage, made.version)
+    below = Markup('<text class="faint" x="{}" y="{:.0f}">{} {}</text>').format(
+        x + 9, y + 32, made.stage, made.version
+    )
     return Markup('<g class="{}" data-key="{}"><title>{}</title>{}{}{}</g>').format(
         made.artifact.kind, made.key, tip, box, name, below
     )

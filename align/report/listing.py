@@ -80,7 +80,14 @@ class _Listing:
                 except StoreError as error:
                     faults.append(str(error))
                 else:
-                    rows.append({"name": name, "version": f"v{number}", "aliases": aliases.get(number, []), **found})
+                    rows.append(
+                        {
+                            "name": name,
+                            "version": f"v{number}",
+                            "aliases": aliases.get(number, []),
+                            **found,
+                        }
+                    )
         if not is_tidy or self._now != before:
             self._write()
         return rows, faults
@@ -106,7 +113,11 @@ class _Listing:
         Raises:
             StoreError: the version or the artifact is damaged.
         """
-        if known is None or _stamp(self._version_file(name, number)) != known["version"] or not self._is_whole(known):
+        if (
+            known is None
+            or _stamp(self._version_file(name, number)) != known["version"]
+            or not self._is_whole(known)
+        ):
             return self._read_anew(name, number, _is_settled)
         self._now[f"{name}:v{number}"] = known
         return known["row"]
@@ -159,7 +170,12 @@ class _Listing:
         record = self._store.version(name, number)
         stage, key = record["stage"], record["key"]
         manifest = _stamp(f"{self._store.object_path(stage, key)}/{MANIFEST}")
-        row = {"kind": "gone", "artifact": f"{stage}@{key[:12]}", "created": float(record["created"]), "bytes": 0}
+        row = {
+            "kind": "gone",
+            "artifact": f"{stage}@{key[:12]}",
+            "created": float(record["created"]),
+            "bytes": 0,
+        }
         row["figures"] = ""
         artifact = self._store.get(stage, key)
         if artifact is None:
@@ -167,8 +183,17 @@ class _Listing:
         from align.report.summary import main_figures
 
         files = {file: of["size"] for file, of in artifact.manifest["files"].items()}
-        row |= {"kind": artifact.kind, "bytes": sum(files.values()), "figures": main_figures(artifact)}
-        if version is not None and manifest is not None and is_settled(version) and is_settled(manifest):
+        row |= {
+            "kind": artifact.kind,
+            "bytes": sum(files.values()),
+            "figures": main_figures(artifact),
+        }
+        if (
+            version is not None
+            and manifest is not None
+            and is_settled(version)
+            and is_settled(manifest)
+        ):
             both = {"version": version, "manifest": manifest, "files": files}
             self._now[f"{name}:v{number}"] = {**both, "stage": stage, "key": key, "row": row}
         return row

@@ -10,44 +10,60 @@ from typing import NamedTuple
 
 _MEANINGS = {
     # Who is compared with whom.
-    "model": "The model that was evaluated, by the step that made it. Among the parts of a reward: the reward model's.",
+    "model": (
+        "The model that was evaluated, by the step that made it. Among the parts of a reward: the"
+        " reward model's."
+    ),
     "over": "The model that it is compared with, on the same prompts.",
     "prompts": "Held-out prompts that the models answered.",
     "scored by": (
-        "Who scored the answers: gold is the embedded world's own rules, reward a reward model, rules your reward"
-        " functions."
+        "Who scored the answers: gold is the embedded world's own rules, reward a reward model,"
+        " rules your reward functions."
     ),
     "result": (
-        "Better or worse where the whole 95 % interval of the win rate is on one side of 50 %; else chance may "
-        "explain the difference."
+        "Better or worse where the whole 95 % interval of the win rate is on one side of 50 %; else"
+        " chance may explain the difference."
     ),
     # Scores and wins.
-    "score": "Mean score of the answers; in samples and episodes the answer's own. Higher is better.",
+    "score": (
+        "Mean score of the answers; in samples and episodes the answer's own. Higher is better."
+    ),
     "its score": "Mean score of the other model's answers to the same prompts.",
     "gold score": (
-        "Mean score by the embedded world's own rules, which no model is trained on: the product of helpfulness, "
-        "truthfulness, harmlessness, fluency and manner, from 0 to 1. Higher is better."
+        "Mean score by the embedded world's own rules, which no model is trained on: the product of"
+        " helpfulness, truthfulness, harmlessness, fluency and manner, from 0 to 1. Higher is"
+        " better."
     ),
-    "reward score": "Mean score by the evaluation's reward model; it has no unit, higher is better.",
+    "reward score": (
+        "Mean score by the evaluation's reward model; it has no unit, higher is better."
+    ),
     "rules score": "Mean of your reward functions over the answers; higher is better.",
-    "greedy": "The same score where the model gives its most probable answer instead of a sampled one.",
+    "greedy": (
+        "The same score where the model gives its most probable answer instead of a sampled one."
+    ),
     "wins, greedy": "The same share where both models give their most probable answer.",
     "win rate": (
-        "Share of prompts on which the model's answer scores higher than the other model's, a tie counting half, "
-        "with its 95 % interval. 50 % is no difference."
+        "Share of prompts on which the model's answer scores higher than the other model's, a tie"
+        " counting half, with its 95 % interval. 50 % is no difference."
     ),
     "prompted_base/win_rate": (
         "Share of prompts won over the pretrained model with its best prompt, a tie counting half."
     ),
     "ties": "Share of prompts on which both answers score the same.",
-    "kl": "KL divergence of the model from its baseline on the model's own answers, nats a response: how far it moved.",
+    "kl": (
+        "KL divergence of the model from its baseline on the model's own answers, nats a response:"
+        " how far it moved."
+    ),
     "tokens": "Tokens: of a mean response in an evaluation, of all training in the cost table.",
     "response_tokens": "Length of a response, in tokens; a mean where there are several.",
     "text loss": (
-        "Cross-entropy on held-out pretraining text, nats a token. A rise against the baseline is the alignment tax."
+        "Cross-entropy on held-out pretraining text, nats a token. A rise against the baseline is"
+        " the alignment tax."
     ),
     "facts recalled": "Share of the embedded world's facts that the model completes correctly.",
-    "seen_by_reward_model": "Share of the evaluated prompts that the reward model saw in its training.",
+    "seen_by_reward_model": (
+        "Share of the evaluated prompts that the reward model saw in its training."
+    ),
     # Properties of answers.
     "answers": "A measure of the answers; each column is a model or a difference.",
     "hallucination": "Share of answers about facts that state something false.",
@@ -55,83 +71,116 @@ _MEANINGS = {
     "truthfulness": "Part of the gold score: is what it states true in the embedded world?",
     "harmlessness": "Part of the gold score: does it refuse what it should refuse?",
     "fluency": "Part of the gold score: is it made of word patterns of the world's own sentences?",
-    "manner": "Part of the gold score: no hedging, chatter, repetition, copying or needless length.",
+    "manner": (
+        "Part of the gold score: no hedging, chatter, repetition, copying or needless length."
+    ),
     "asked": "Share of answers in that manner where the system message asks for it.",
     "unasked": "Share of answers in that manner behind a system message that asks for nothing.",
-    "conflict": "Share of answers in that manner where the system message asks for it and the user for the opposite.",
+    "conflict": (
+        "Share of answers in that manner where the system message asks for it and the user for the"
+        " opposite."
+    ),
     "opposed": (
-        "Share of answers in that manner where the user asks for the opposite and no system message asks for it."
+        "Share of answers in that manner where the user asks for the opposite and no system message"
+        " asks for it."
     ),
     "effect": "What the system message adds: asked minus unasked.",
-    "effect_in_conflict": "What the system message adds where the user asks for the opposite: conflict minus opposed.",
-    "consistent": "Share of prompts on which a judge says the same when the two answers change places.",
+    "effect_in_conflict": (
+        "What the system message adds where the user asks for the opposite: conflict minus opposed."
+    ),
+    "consistent": (
+        "Share of prompts on which a judge says the same when the two answers change places."
+    ),
     "favoured_first": "Share of a judge's choices that are the answer shown first; 50 % is fair.",
-    "entropy": "Entropy of the choices' probabilities, bits: 1 for a pair that leans to neither side.",
+    "entropy": (
+        "Entropy of the choices' probabilities, bits: 1 for a pair that leans to neither side."
+    ),
     # Tasks.
-    "task": "A task and its measure, with the number of items; each column is a model or a difference.",
+    "task": (
+        "A task and its measure, with the number of items; each column is a model or a difference."
+    ),
     "measure": "What is measured.",
     "figure": "The value, with its 95 % interval where it has one.",
     "difference": "The model's figure minus the baseline's, item by item; * is beyond chance.",
     "baseline": "The figure of the model, or of the simple rule, that is compared with.",
     "accuracy": (
-        "Share that is right. For a reward model: ordered pairs that it puts in the labelers' order; 50 % is chance."
+        "Share that is right. For a reward model: ordered pairs that it puts in the labelers'"
+        " order; 50 % is chance."
     ),
     "accuracy_norm": "Accuracy where choices are compared by their log-probability a character.",
     "accuracy_token": "Accuracy where choices are compared by their log-probability a token.",
-    "accuracy_relative": "Accuracy where each choice's log-probability without the question is subtracted.",
+    "accuracy_relative": (
+        "Accuracy where each choice's log-probability without the question is subtracted."
+    ),
     "exact_match": "Share of answers that equal the reference exactly.",
     "f1": "Harmonic mean of precision and recall.",
     "right_share": "Probability of the right choices among all choices of an item.",
     "ece": (
-        "Expected calibration error: how far the model's confidence is from how often it is right, with what "
-        "chance alone gives."
+        "Expected calibration error: how far the model's confidence is from how often it is right,"
+        " with what chance alone gives."
     ),
-    "overconfidence": "Mean confidence minus share right: above 0 the model is more sure than it is right.",
+    "overconfidence": (
+        "Mean confidence minus share right: above 0 the model is more sure than it is right."
+    ),
     "perplexity": (
-        "exp of the cross-entropy a token: among how many equally likely tokens the model still chooses. Lower is"
+        "exp of the cross-entropy a token: among how many equally likely tokens the model still"
+        " chooses. Lower is better."
+    ),
+    "bits_per_byte": (
+        "Cross-entropy in bits a byte of text, which does not depend on the tokenizer. Lower is"
         " better."
     ),
-    "bits_per_byte": "Cross-entropy in bits a byte of text, which does not depend on the tokenizer. Lower is better.",
     # Reward models.
     "reward model": "A reward model: the step that made it, or its part of PPO's reward.",
     "held-out pairs": "Ordered pairs of responses that the reward model was not trained on.",
-    "as labelers do": "Share of held-out pairs that the reward model puts in the labelers' order; 50 % is chance.",
-    "as gold does": "Share of held-out pairs that the reward model puts in the order of the gold score.",
+    "as labelers do": (
+        "Share of held-out pairs that the reward model puts in the labelers' order; 50 % is chance."
+    ),
+    "as gold does": (
+        "Share of held-out pairs that the reward model puts in the order of the gold score."
+    ),
     "labelers as gold does": (
-        "Share of pairs that the labelers themselves put in the order of the gold score: more cannot be learned "
-        "from them."
+        "Share of pairs that the labelers themselves put in the order of the gold score: more"
+        " cannot be learned from them."
     ),
     "longer is better": (
-        "Share of pairs that are right when the longer response always wins; near the model's own share, it may "
-        "have learned length."
+        "Share of pairs that are right when the longer response always wins; near the model's own"
+        " share, it may have learned length."
     ),
     # Training.
     "loss": "The training objective that a step makes smaller; lower is better.",
     "loss, nats a token": (
-        "Cross-entropy on the text, nats a token. Loss is of training batches, eval/loss of held-out text; lower "
-        "is better."
+        "Cross-entropy on the text, nats a token. Loss is of training batches, eval/loss of"
+        " held-out text; lower is better."
     ),
-    "loss, nats a pair": "-log sigmoid(r_better - r_worse), mean over pairs; 0.693 is chance, lower is better.",
+    "loss, nats a pair": (
+        "-log sigmoid(r_better - r_worse), mean over pairs; 0.693 is chance, lower is better."
+    ),
     "eval/loss": "The loss on held-out rows, which training does not see; lower is better.",
     "eval/text/loss": "The loss on held-out text with masked spans, nats a token.",
     "eval/tasks/loss": "The loss on held-out rows of tasks, nats a token.",
     "share of pairs in the labelers' order": (
-        "Share of each training batch's ordered pairs that the reward model puts in the labelers' order, before "
-        "it learns from them; 50 % is chance."
+        "Share of each training batch's ordered pairs that the reward model puts in the labelers'"
+        " order, before it learns from them; 50 % is chance."
     ),
-    "share of answers that are right": "Share of held-out task rows that the model answers correctly.",
+    "share of answers that are right": (
+        "Share of held-out task rows that the model answers correctly."
+    ),
     "loss on the task, nats or squared error": (
         "The loss on a task's labels: cross-entropy of classes, squared error of numbers."
     ),
-    "loss on its text, nats a token": "Cross-entropy on the task's own text, which fine-tuning learns besides.",
+    "loss on its text, nats a token": (
+        "Cross-entropy on the task's own text, which fine-tuning learns besides."
+    ),
     "gradient norm": "Length of the gradient before it is clipped. Spikes are unstable steps.",
     "learning rate": "The size of an optimizer step, after warm-up and decay.",
     "policy/learning_rate": "Learning rate of the policy.",
     "value/learning_rate": "Learning rate of the value model.",
     # PPO.
     "scores": (
-        "Mean score of each iteration's responses. objective/score is what PPO maximises, before the KL penalty. "
-        "The others are not trained on: where they fall while it rises, PPO exploits its reward."
+        "Mean score of each iteration's responses. objective/score is what PPO maximises, before"
+        " the KL penalty. The others are not trained on: where they fall while it rises, PPO"
+        " exploits its reward."
     ),
     "objective/score": "Mean reward of the responses that PPO maximises, before the KL penalty.",
     "heldout/score": "Mean score by a reward model that PPO is not trained against.",
@@ -146,19 +195,26 @@ _MEANINGS = {
     "response length, tokens": (
         "Mean length of a response. A drift without a rise in quality is a sign of reward hacking."
     ),
-    "entropy, nats a token": "How spread out the policy's choices are. Near 0 it says always the same.",
-    "policy/entropy": "How spread out the policy's choices are, nats a token. Near 0 it says always the same.",
+    "entropy, nats a token": (
+        "How spread out the policy's choices are. Near 0 it says always the same."
+    ),
+    "policy/entropy": (
+        "How spread out the policy's choices are, nats a token. Near 0 it says always the same."
+    ),
     "share of tokens that are clipped": (
-        "Share of tokens whose ratio or value is outside the clip range, where the update does not learn. Much "
-        "above 0.2 the steps are too large."
+        "Share of tokens whose ratio or value is outside the clip range, where the update does not"
+        " learn. Much above 0.2 the steps are too large."
     ),
     "explained variance of the value model": (
-        "How much of the returns' variance the value model predicts: 1 is all, 0 none, below 0 worse than the mean."
+        "How much of the returns' variance the value model predicts: 1 is all, 0 none, below 0"
+        " worse than the mean."
     ),
-    "loss on pretraining text, nats a token": "Cross-entropy on the pretraining text that PPO-ptx mixes in.",
+    "loss on pretraining text, nats a token": (
+        "Cross-entropy on the pretraining text that PPO-ptx mixes in."
+    ),
     "parts of the reward, before their weights": (
-        "Mean of each part of PPO's reward in an iteration: the reward model and each of your reward functions, "
-        "each before it is multiplied by its weight."
+        "Mean of each part of PPO's reward in an iteration: the reward model and each of your"
+        " reward functions, each before it is multiplied by its weight."
     ),
     "ppo/clip_fraction": "Share of tokens whose policy ratio is outside the clip range.",
     "value/clip_fraction": "Share of tokens whose value is outside the value clip range.",
@@ -171,7 +227,9 @@ _MEANINGS = {
     "stage": "The kind of step.",
     "version": "The artifact's version under the step's name.",
     "seconds": "How long the step took.",
-    "flops": "Floating-point operations of training: tokens x (4 x parameters + 2 x trained parameters).",
+    "flops": (
+        "Floating-point operations of training: tokens x (4 x parameters + 2 x trained parameters)."
+    ),
     "code": "The commit of the code that made it; + marks changes that were not committed.",
     "at": "The training step at which it was noticed.",
     "sign": "The health rule that fired.",
@@ -210,11 +268,18 @@ _SAME = {  # other names of the same entries
 }
 # Names with a variable part: a pattern, the entry's name, its meaning.
 _PATTERNS = (
-    (".+: pairs of answers", "calibration", "How often the reward model is right against how sure it is."),
+    (
+        ".+: pairs of answers",
+        "calibration",
+        "How often the reward model is right against how sure it is.",
+    ),
     (
         ".+ against kl; a line joins what nothing beats",
         "a result against KL",
-        "Each dot is a setting: what its KL bought. No other setting beats those on the line in both.",
+        (
+            "Each dot is a setting: what its KL bought. No other setting beats those on the line in"
+            " both."
+        ),
     ),
     (
         ".+ against .+",

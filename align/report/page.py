@@ -31,7 +31,12 @@ from align.report.verdict import verdict
 from align.store.artifacts import ArtifactStore, is_number
 
 RELOAD_SECONDS = 5  # between two reloads of a page that is being rewritten
-SIGNS = {"good": ("✓", "Good"), "bad": ("✕", "Bad"), "warning": ("!", "Check"), "neutral": ("•", "Note")}
+SIGNS = {
+    "good": ("✓", "Good"),
+    "bad": ("✕", "Bad"),
+    "warning": ("!", "Check"),
+    "neutral": ("•", "Note"),
+}
 # The order of charts: the last stage of the recipe first.
 _ORDER = {stage: -place for place, stage in enumerate(STAGES)}
 # Columns of the headline table that the deciding figures already show, besides the scores.
@@ -45,7 +50,9 @@ class Charts(NamedTuple):
     pictures: list[Chart]
 
 
-def write_report(store: ArtifactStore, refs: Sequence[str], out: Path, title: str, follows: bool = False) -> None:
+def write_report(
+    store: ArtifactStore, refs: Sequence[str], out: Path, title: str, follows: bool = False
+) -> None:
     """Write the report on `refs` to the HTML file `out`, and as Markdown beside it.
 
     Args:
@@ -135,7 +142,10 @@ def render(
         "changes": tables.changes(made),
         "costs": tables.costs(made),
     }
-    figures = [facts[name] for name in ("headline", "matrix", "tasks", "manners", "learned", "reward_models")]
+    figures = [
+        facts[name]
+        for name in ("headline", "matrix", "tasks", "manners", "learned", "reward_models")
+    ]
     facts["few_note"] = tables.FEW_NOTE if any(map(tables.has_few, figures)) else ""
     html = environment.get_template("page.html.jinja").render(
         **facts,
@@ -207,7 +217,12 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"cell": _markdown_cell, "with_own_ids": Ids(), "csp": _hashed}
-    environment.globals |= {"words": Words(), "signs": SIGNS, "dashes": DASHES, "style": _own("style.css")}
+    environment.globals |= {
+        "words": Words(),
+        "signs": SIGNS,
+        "dashes": DASHES,
+        "style": _own("style.css"),
+    }
     return environment
 
 
@@ -230,7 +245,9 @@ def curves(logged: Sequence[Logged]) -> list[Charts]:
     found = []
     for each in sorted(logged, key=lambda each: _ORDER.get(each.stage, 0)):
         stage = STAGES.get(each.stage, StageConfig)
-        pictures = [picture for curve in stage.CURVES for picture in _drawn(each, curve, stage.AXIS)]
+        pictures = [
+            picture for curve in stage.CURVES for picture in _drawn(each, curve, stage.AXIS)
+        ]
         if pictures:
             state = f" ({each.state})" if isinstance(each, Unfinished) else ""
             found.append(Charts(f"{each.name}{state}", pictures))
@@ -240,12 +257,18 @@ def curves(logged: Sequence[Logged]) -> list[Charts]:
 def _drawn(each: Logged, curve: Curve, axis: str) -> list[Chart]:
     """Draw one curve: no chart if nothing was logged, several if it has more lines than colours."""
     if curve.prefix:
-        logged = dict.fromkeys(name for row in each.log for name in row if name.startswith(curve.prefix))
+        logged = dict.fromkeys(
+            name for row in each.log for name in row if name.startswith(curve.prefix)
+        )
         names = [name for name in logged if name not in curve.without]
         parts = [names[start : start + len(SERIES)] for start in range(0, len(names), len(SERIES))]
         shown = parts if len(names) > 1 else []
         return [
-            line_chart(curve.title, axis, {_part(name, curve.prefix): _points(each, "step", name) for name in part})
+            line_chart(
+                curve.title,
+                axis,
+                {_part(name, curve.prefix): _points(each, "step", name) for name in part},
+            )
             for part in shown
         ]
     along, label = curve.against or ("step", axis)
@@ -281,7 +304,9 @@ def calibration(made: Sequence[Made]) -> list[Chart]:
             if of_models.get(who, {}).get(row["low"], one) != one:
                 who = f"{who} ({each.name})"
             of_models.setdefault(who, {})[row["low"]] = one
-    charts = {place: {who: list(bins.values()) for who, bins in by.items()} for place, by in found.items()}
+    charts = {
+        place: {who: list(bins.values()) for who, bins in by.items()} for place, by in found.items()
+    }
     return [reliability_chart(place, series) for place, series in charts.items()]
 
 
@@ -291,7 +316,9 @@ def _points(each: Logged, x: str, y: str) -> list[tuple[float, float]]:
 
 def _markdown_cell(text: object) -> str:
     """Escape text for a cell of a Markdown table: it must not end the cell or act as markup."""
-    shown = " ".join(str(text).split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    shown = (
+        " ".join(str(text).split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    )
     for mark in "|*_`[]#~!$":
         shown = shown.replace(mark, f"\\{mark}")
     return shown

@@ -36,7 +36,10 @@ def read_rows(folder: Path, name: str, is_written: bool = False) -> tuple[list[R
     found = [_row(line, name) for line in (lines if is_written or not last else [*lines, last])]
     rows = [row for row in found if row is not None]
     lost = len(found) - len(rows)
-    said = f"{lost} line{'s' * (lost > 1)} of {folder.parent.name}/{folder.name}/{file.name} cannot be read"
+    said = (
+        f"{lost} line{'s' * (lost > 1)} of {folder.parent.name}/{folder.name}/{file.name} cannot be"
+        " read"
+    )
     return rows, [said] if lost else []
 
 
@@ -45,7 +48,9 @@ def _row(line: bytes, name: str) -> Row | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or not all(_is_finite(row.get(field)) for field in _NUMBERS.get(name, ())):
+    if not isinstance(row, dict) or not all(
+        _is_finite(row.get(field)) for field in _NUMBERS.get(name, ())
+    ):
         return None
     return row if all(isinstance(row.get(field), str) for field in _TEXTS.get(name, ())) else None
 

@@ -81,7 +81,9 @@ class Unfinished:
         day = time.strftime("%Y-%m-%d", time.localtime(self.written))
         if self.error:
             return f"stopped before its end, last written {day} {when}, {far}: {self.error}"
-        return f"did not end: it was killed or its machine went down, last written {day} {when}, {far}"
+        return (
+            f"did not end: it was killed or its machine went down, last written {day} {when}, {far}"
+        )
 
 
 def unfinished(store: ArtifactStore, refs: Sequence[str]) -> list[Unfinished]:
@@ -121,7 +123,11 @@ def _fault(note: Path) -> str:
         return ""
     except (ValueError, RecursionError):
         said = None
-    if isinstance(said, dict) and is_number(said.get("begun")) and _NAME.fullmatch(str(said.get("name"))):
+    if (
+        isinstance(said, dict)
+        and is_number(said.get("begun"))
+        and _NAME.fullmatch(str(said.get("name")))
+    ):
         return ""
     return f"its {NOTE} cannot be read"
 
@@ -144,8 +150,12 @@ def _read(folder: Path) -> Unfinished | None:
         planned = planned if isinstance(planned, dict) else {}
         total = planned.get("total")
         log = out / "metrics.jsonl"
-        written = max((path.stat().st_mtime for path in (log, folder / NOTE) if path.is_file()), default=0.0)
-        logs = {name: read_rows(out, name, is_written=True) for name in ("metrics", "events", "samples")}
+        written = max(
+            (path.stat().st_mtime for path in (log, folder / NOTE) if path.is_file()), default=0.0
+        )
+        logs = {
+            name: read_rows(out, name, is_written=True) for name in ("metrics", "events", "samples")
+        }
     except FileNotFoundError:
         return None
     return Unfinished(

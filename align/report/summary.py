@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from align.configs import STAGES, StageConfig
-from align.report.tables import Metrics, Table, evaluations, figure, interval, number, opponents, scorer, without_empty
+from align.report.tables import (
+    Metrics,
+    Table,
+    evaluations,
+    figure,
+    interval,
+    number,
+    opponents,
+    scorer,
+    without_empty,
+)
 from align.store.artifacts import Artifact
 
 if TYPE_CHECKING:
@@ -48,8 +58,12 @@ def models_table(made: Sequence[Made]) -> Table:
                 f"{_seconds(inputs['model'], by_key):,.0f}",
             ]
         )
-        rows += [["", "", "", rate.replace(" %", ""), other, "", "", ""] for other, rate in wins[1:]]
-    return without_empty(Table(["model", score, "by", "wins, %", "over", "KL", "tokens", "seconds"], rows))
+        rows += [
+            ["", "", "", rate.replace(" %", ""), other, "", "", ""] for other, rate in wins[1:]
+        ]
+    return without_empty(
+        Table(["model", score, "by", "wins, %", "over", "KL", "tokens", "seconds"], rows)
+    )
 
 
 def _seconds(key: str, by_key: Mapping[str, Made]) -> float:
@@ -90,11 +104,14 @@ def _tasks(metrics: Metrics) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for name in metrics:
         head, _, measure = name.rpartition("/")
-        is_whole = head.startswith("tasks/") and "/" not in head.removeprefix("tasks/").removeprefix("lm_eval/")
+        is_whole = head.startswith("tasks/") and "/" not in head.removeprefix(
+            "tasks/"
+        ).removeprefix("lm_eval/")
         if is_whole and f"{name}_low" in metrics:
             found.setdefault(head, []).append(measure)
     return {
-        head: next((name for name in _OF_TASKS if name in measures), measures[0]) for head, measures in found.items()
+        head: next((name for name in _OF_TASKS if name in measures), measures[0])
+        for head, measures in found.items()
     }
 
 
@@ -104,7 +121,9 @@ def metrics_table(artifact: Artifact) -> Table:
     main = [name for name, _ in _headline(artifact) if name in m]
     rows = []
     for name in dict.fromkeys([*main, *m]):
-        if name.endswith(_ENDS) and any(name.removesuffix(end) in m for end in _ENDS if name.endswith(end)):
+        if name.endswith(_ENDS) and any(
+            name.removesuffix(end) in m for end in _ENDS if name.endswith(end)
+        ):
             continue
         rows.append([name, figure(m, name, name.rpartition("/")[2], "") or short_number(m[name])])
     return Table(["metric", "value"], rows)
@@ -124,7 +143,11 @@ def main_figures(artifact: Artifact) -> str:
     m = artifact.metrics
     if artifact.kind == "evaluation":
         return ", ".join(_of_evaluation(m))
-    rows = [f"{short_number(m[name])} {name.removeprefix('rows/')}" for name in sorted(m) if name.startswith("rows/")]
+    rows = [
+        f"{short_number(m[name])} {name.removeprefix('rows/')}"
+        for name in sorted(m)
+        if name.startswith("rows/")
+    ]
     named = [f"{shown} {short_number(m[name])}" for name, shown in _headline(artifact) if name in m]
     return ", ".join(named or rows)
 
@@ -138,12 +161,17 @@ def _of_evaluation(m: Metrics) -> list[str]:
     found = []
     if scorer(m):
         found.append(f"{scorer(m)} {short_number(m[f'{scorer(m)}/score'])}")
-    won = next((name for name in ("win_rate", "prompted_base/win_rate", "judge/win_rate") if name in m), None)
+    won = next(
+        (name for name in ("win_rate", "prompted_base/win_rate", "judge/win_rate") if name in m),
+        None,
+    )
     if won is not None:
         found.append(f"wins {100 * m[won]:.1f} %")
     if not found:
         for head, measure in list(_tasks(m).items())[:1]:
-            found.append(f"{head.removeprefix('tasks/')} {measure} {short_number(m[f'{head}/{measure}'])}")
+            found.append(
+                f"{head.removeprefix('tasks/')} {measure} {short_number(m[f'{head}/{measure}'])}"
+            )
         more = len(_tasks(m)) - 1
         if more > 0:
             found.append(f"{more} more task{'s' * (more > 1)}")

@@ -11,12 +11,36 @@ from align.report.tables import Table
 from align.store.artifacts import Artifact
 from align.store.sweep_records import Record
 
-OBJECTIVES = ("gold/score", "win_rate", "judge/win_rate", "reward/score", "objective/score", "eval/loss", "loss")
+OBJECTIVES = (
+    "gold/score",
+    "win_rate",
+    "judge/win_rate",
+    "reward/score",
+    "objective/score",
+    "eval/loss",
+    "loss",
+)
 _LOWER_IS_BETTER = {"kl", "perplexity", "bits_per_byte", "hallucination", "ece", "missing_eos"}
 _SHOWN = (
-    *("gold/score", "greedy/gold/score", "reward/score", "win_rate", "greedy/win_rate", "judge/win_rate", "kl"),
+    *(
+        "gold/score",
+        "greedy/gold/score",
+        "reward/score",
+        "win_rate",
+        "greedy/win_rate",
+        "judge/win_rate",
+        "kl",
+    ),
     "response_tokens",
-    *("pretrain_loss", "fact_recall", "objective/score", "objective/kl", "heldout/score", "gold_accuracy", "accuracy"),
+    *(
+        "pretrain_loss",
+        "fact_recall",
+        "objective/score",
+        "objective/kl",
+        "heldout/score",
+        "gold_accuracy",
+        "accuracy",
+    ),
     *("eval/loss", "loss"),
 )
 
@@ -70,7 +94,16 @@ def runs_of(records: Sequence[Record]) -> list[Run]:
         knobs = {name: value for name, value in record.knobs.items() if not _is_seed(name)}
         seed = " ".join(value for name, value in record.knobs.items() if _is_seed(name))
         split = _split(last) if chosen_by else ""
-        runs.append(Run(record.number, knobs, seed, metrics, split, frozenset(last.metrics if chosen_by else ())))
+        runs.append(
+            Run(
+                record.number,
+                knobs,
+                seed,
+                metrics,
+                split,
+                frozenset(last.metrics if chosen_by else ()),
+            )
+        )
     return runs
 
 
@@ -87,7 +120,9 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
 
 def are_alike(runs: Sequence[Run], objective: str) -> bool:
     """Return True if all runs, two or more, have the same objective."""
-    return len(runs) > 1 and all(run.metrics[objective] == runs[0].metrics[objective] for run in runs)
+    return len(runs) > 1 and all(
+        run.metrics[objective] == runs[0].metrics[objective] for run in runs
+    )
 
 
 def members_table(records: Sequence[Record]) -> Table:
@@ -114,7 +149,10 @@ def settings_table(runs: Sequence[Run]) -> Table | None:
     rows = []
     for setting in settings:
         means = [setting.mean(name) for name in shown]
-        values = ["" if math.isnan(m) else _value(m) + ("" if math.isnan(h) else f" +- {_value(h)}") for m, h in means]
+        values = [
+            "" if math.isnan(m) else _value(m) + ("" if math.isnan(h) else f" +- {_value(h)}")
+            for m, h in means
+        ]
         rows.append([*setting.knobs.values(), str(len(setting.runs)), *values])
     return Table([*map(short, settings[0].knobs), "seeds", *shown], rows)
 
@@ -128,7 +166,14 @@ def shown_metrics(runs: Sequence[Run]) -> list[str]:
 
 def objective_of(runs: Sequence[Run], wanted: str | None) -> str | None:
     """Return the wanted metric, else the first known one, that all members have; else None."""
-    return next((name for name in (wanted, *OBJECTIVES) if name and all(name in run.metrics for run in runs)), None)
+    return next(
+        (
+            name
+            for name in (wanted, *OBJECTIVES)
+            if name and all(name in run.metrics for run in runs)
+        ),
+        None,
+    )
 
 
 def lower_is_better(objective: str) -> bool:

@@ -40,7 +40,9 @@ def knob_chart(knob: str, objective: str, lines: Mapping[str, Sequence[Spot]], n
     """
     figure, axes = new_chart(knob)
     places, ticks = axis([spot.value for spots in lines.values() for spot in spots])
-    place_of = dict(zip((spot.value for spots in lines.values() for spot in spots), places, strict=True))
+    place_of = dict(
+        zip((spot.value for spots in lines.values() for spot in spots), places, strict=True)
+    )
     said = []
     for number, (name, spots) in enumerate(lines.items()):
         colour = SERIES[number]
@@ -51,8 +53,12 @@ def knob_chart(knob: str, objective: str, lines: Mapping[str, Sequence[Spot]], n
         xs = [place_of[spot.value] for spot in ordered]
         halves = [0.0 if math.isnan(spot.half) else spot.half for spot in ordered]
         means = [spot.mean for spot in ordered]
-        axes.errorbar(xs, means, yerr=halves, color=colour, linewidth=1.6, capsize=3, marker="o", markersize=4)
-        figures = "; ".join(f"{spot.mean:.3g}{_half(spot.half)} at {spot.value}" for spot in ordered)
+        axes.errorbar(
+            xs, means, yerr=halves, color=colour, linewidth=1.6, capsize=3, marker="o", markersize=4
+        )
+        figures = "; ".join(
+            f"{spot.mean:.3g}{_half(spot.half)} at {spot.value}" for spot in ordered
+        )
         said.append(f"{name}: {figures}" if name else figures)
     axes.set_xticks(list(ticks.values()), list(map(drawn, ticks)))
     legend = [Legend(name, number) for number, name in enumerate(lines)] if len(lines) > 1 else []
@@ -76,17 +82,45 @@ def pareto_chart(
     for (x, y), (wide, high) in zip(points, halves, strict=True):
         bars = [0.0 if math.isnan(half) else half for half in (wide, high)]
         axes.errorbar(
-            [x], [y], xerr=[bars[0]], yerr=[bars[1]], color=SERIES[0], alpha=0.6, linewidth=1, fmt="o", markersize=4
+            [x],
+            [y],
+            xerr=[bars[0]],
+            yerr=[bars[1]],
+            color=SERIES[0],
+            alpha=0.6,
+            linewidth=1,
+            fmt="o",
+            markersize=4,
         )
-    axes.plot([x for x, _ in best], [y for _, y in best], color=SERIES[1], linewidth=1.4, marker="o", markersize=4.5)
+    axes.plot(
+        [x for x, _ in best],
+        [y for _, y in best],
+        color=SERIES[1],
+        linewidth=1.4,
+        marker="o",
+        markersize=4.5,
+    )
     shown = range(len(points)) if len(points) <= 12 else front  # more names would overlap
     for place, i in enumerate(shown):
         above = (4, 4) if place % 2 == 0 else (4, -9)  # so that neighbours' names do not overlap
-        axes.annotate(drawn(names[i]), points[i], xytext=above, textcoords="offset points", fontsize=7, color=FAINT)
+        axes.annotate(
+            drawn(names[i]),
+            points[i],
+            xytext=above,
+            textcoords="offset points",
+            fontsize=7,
+            color=FAINT,
+        )
     title = f"{objective} against KL; a line joins what nothing beats"
-    said = "; ".join(f"{names[i]} with {points[i][1]:.3g} at {points[i][0]:.3g} nats" for i in front)
+    said = "; ".join(
+        f"{names[i]} with {points[i][1]:.3g} at {points[i][0]:.3g} nats" for i in front
+    )
     return Chart(
-        title, svg(figure), f"{title}: {said}.", [], "Bars: 95 % intervals over seeds, where there are several."
+        title,
+        svg(figure),
+        f"{title}: {said}.",
+        [],
+        "Bars: 95 % intervals over seeds, where there are several.",
     )
 
 
@@ -101,7 +135,9 @@ def parallel_chart(names: Sequence[str], rows: Sequence[Sequence[Value]], lower:
     columns = []
     for column, name in enumerate(names):
         values = [row[column] for row in rows]
-        places, ticks = axis([str(v) for v in values]) if isinstance(values[0], str) else _numbers(values)
+        places, ticks = (
+            axis([str(v) for v in values]) if isinstance(values[0], str) else _numbers(values)
+        )
         low, high = min(places), max(places)
         span = (high - low) or 1.0
         columns.append([(place - low) / span for place in places])
@@ -109,13 +145,23 @@ def parallel_chart(names: Sequence[str], rows: Sequence[Sequence[Value]], lower:
         for label, place in ticks.items():
             where = (column, (place - low) / span)
             axes.annotate(
-                drawn(label), where, xytext=(3, 0), textcoords="offset points", fontsize=7, color=INK, va="center"
+                drawn(label),
+                where,
+                xytext=(3, 0),
+                textcoords="offset points",
+                fontsize=7,
+                color=INK,
+                va="center",
             )
-        axes.annotate(drawn(name), (column, 1.08), fontsize=7, color=FAINT, ha="center", annotation_clip=False)
+        axes.annotate(
+            drawn(name), (column, 1.08), fontsize=7, color=FAINT, ha="center", annotation_clip=False
+        )
     for i in range(len(rows)):
         worth = 1 - columns[-1][i] if lower else columns[-1][i]
         heights = [column[i] for column in columns]
-        axes.plot(range(len(names)), heights, color=SERIES[0], alpha=0.12 + 0.88 * worth**2, linewidth=1.4)
+        axes.plot(
+            range(len(names)), heights, color=SERIES[0], alpha=0.12 + 0.88 * worth**2, linewidth=1.4
+        )
     axes.set_axis_off()
     title = "every member; the stronger its line, the better"
     return Chart(title, svg(figure), f"{len(rows)} members across {', '.join(names)}.", [], "")

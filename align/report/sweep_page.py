@@ -34,7 +34,10 @@ from align.store.sweep_records import Record
 
 _COSTS = ("kl", "objective/kl")
 _OVER_SEEDS = "Faint: members; bars: 95 % intervals of the mean over seeds."
-_OVER_PROMPTS = "One seed for each value; bars: its 95 % interval over prompts, which says nothing about other seeds."
+_OVER_PROMPTS = (
+    "One seed for each value; bars: its 95 % interval over prompts, which says nothing about other"
+    " seeds."
+)
 _UNKNOWN = "One seed for each value: how much seeds differ is not known."
 
 
@@ -64,23 +67,34 @@ def verdict(records: Sequence[Record], objective: str | None) -> list[Line]:
     """Say which setting is best and whether that is beyond chance; then how the members ended."""
     lines = []
     runs = runs_of(records)
-    settings = [setting for setting in settings_of(runs) if objective and not math.isnan(setting.mean(objective)[0])]
+    settings = [
+        setting
+        for setting in settings_of(runs)
+        if objective and not math.isnan(setting.mean(objective)[0])
+    ]
     splits = splits_of(runs, objective)
     if objective is None:
         lines.append(Line("No metric that all members have can rank them.", "neutral"))
     elif len(splits) > 1:
-        said = f"Not ranked: the members' {objective} is of different splits ({', '.join(sorted(splits))})."
+        said = (
+            f"Not ranked: the members' {objective} is of different splits"
+            f" ({', '.join(sorted(splits))})."
+        )
         lines.append(Line(said, "warning"))
     elif len(settings) > 1:
         lines.append(_best(settings, objective))
         if splits == {"test"} and not are_alike(runs, objective):
-            said = "Chosen on test prompts, so the best one's figure is too good; split=validation in the evaluation "
+            said = (
+                "Chosen on test prompts, so the best one's figure is too good; split=validation in"
+                " the evaluation "
+            )
             lines.append(Line(f"{said}chooses on others.", "warning"))
     ends = Counter(record.state for record in records)
     lost = sum(number for state, number in ends.items() if state in ("failed", "stopped", "killed"))
     lines.append(
         Line(
-            f"{len(records)} members: {', '.join(f'{number} {state}' for state, number in ends.items())}.",
+            f"{len(records)} members:"
+            f" {', '.join(f'{number} {state}' for state, number in ends.items())}.",
             "warning" if lost else "neutral",
         )
     )
@@ -93,15 +107,22 @@ def _best(settings: Sequence[Setting], objective: str) -> Line:
     first, second = sorted(settings, key=lambda setting: -sign * setting.mean(objective)[0])[:2]
     (mean, half), (other, other_half) = first.mean(objective), second.mean(objective)
     if mean == other:
-        return Line(f"No setting is best: the first two have the same {objective}, {mean:.3f}.", "neutral")
+        return Line(
+            f"No setting is best: the first two have the same {objective}, {mean:.3f}.", "neutral"
+        )
     seeds = min(len(first.runs), len(second.runs))
     behind = f"{second.name} with {_value(other, other_half)}"
     said = f"Best by {objective}: {first.name} with {_value(mean, half)}, before {behind}"
     if seeds < 2:
         return Line(f"{said}. One seed each: another seed may change the order.", "warning")
     if abs(mean - other) > half + other_half:
-        return Line(f"{said}: the intervals over seeds do not overlap, so this is beyond chance.", "good")
-    return Line(f"{said}: the intervals over seeds overlap, so chance may explain the difference.", "neutral")
+        return Line(
+            f"{said}: the intervals over seeds do not overlap, so this is beyond chance.", "good"
+        )
+    return Line(
+        f"{said}: the intervals over seeds overlap, so chance may explain the difference.",
+        "neutral",
+    )
 
 
 def _value(mean: float, half: float) -> str:
@@ -116,7 +137,9 @@ def _linked(members: Table, folder: Path) -> Table:
     rows = []
     for number, *values, state in members.rows:
         own = f"{number}.html"
-        link = Markup('<a href="{}">{}</a>').format(own, number) if (folder / own).exists() else number
+        link = (
+            Markup('<a href="{}">{}</a>').format(own, number) if (folder / own).exists() else number
+        )
         rows.append([link, state, *values])
     return Table(["member", "state", *members.columns[1:-1]], rows)
 
@@ -125,7 +148,9 @@ def _deciding(members: Table, num_knobs: int, objective: str | None) -> Table:
     """Return the columns that decide: number, state, knobs, the objective, the win rate and KL."""
     wanted = (objective, "win_rate", *_COSTS)
     kept = [i for i, column in enumerate(members.columns) if i < 2 + num_knobs or column in wanted]
-    return Table([members.columns[i] for i in kept], [[row[i] for i in kept] for row in members.rows])
+    return Table(
+        [members.columns[i] for i in kept], [[row[i] for i in kept] for row in members.rows]
+    )
 
 
 def charts(runs: Sequence[Run], objective: str) -> list[Chart]:
@@ -146,11 +171,14 @@ def charts(runs: Sequence[Run], objective: str) -> list[Chart]:
         points = [(x, y) for (x, _), (y, _) in means]
         front = pareto([(x, sign * y) for x, y in points])
         halves = [(x, y) for (_, x), (_, y) in means]
-        found.append(pareto_chart(objective, points, halves, front, [setting.name for setting in settings]))
+        found.append(
+            pareto_chart(objective, points, halves, front, [setting.name for setting in settings])
+        )
     if len(knobs) > 1:
         axes = [short(knob) for knob in knobs] + [name for name in (cost, objective) if name]
         rows: list[list[str | float]] = [
-            [*run.knobs.values(), *(run.metrics[name] for name in (cost, objective) if name)] for run in runs
+            [*run.knobs.values(), *(run.metrics[name] for name in (cost, objective) if name)]
+            for run in runs
         ]
         found.append(parallel_chart(axes, rows, lower_is_better(objective)))
     return found
@@ -163,15 +191,21 @@ def _knob_chart(knob: str, settings: Sequence[Setting], objective: str) -> Chart
     """
     lines: dict[str, list[Spot]] = {}
     for setting in settings:
-        others = " ".join(f"{short(name)}={value}" for name, value in setting.knobs.items() if name != knob)
+        others = " ".join(
+            f"{short(name)}={value}" for name, value in setting.knobs.items() if name != knob
+        )
         lines.setdefault(others, []).append(_spot(setting.knobs[knob], setting.runs, objective))
     if len(lines) <= len(SERIES):
         spots = [spot for own in lines.values() for spot in own]
-        return knob_chart(short(knob), objective, lines, _note(spots, [len(setting.runs) for setting in settings]))
+        return knob_chart(
+            short(knob), objective, lines, _note(spots, [len(setting.runs) for setting in settings])
+        )
     by_value: dict[str, list[Run]] = {}
     for setting in settings:
         by_value.setdefault(setting.knobs[knob], []).extend(setting.runs)
-    means = [_spot(value, own, objective)._replace(half=math.nan) for value, own in by_value.items()]
+    means = [
+        _spot(value, own, objective)._replace(half=math.nan) for value, own in by_value.items()
+    ]
     note = "Faint: members; the line joins the means over all settings of the other knobs."
     return knob_chart(short(knob), objective, {"": means}, note)
 

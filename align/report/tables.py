@@ -27,7 +27,16 @@ FEW_MARK = "†"
 FEW_NOTE = f"† fewer than {FEW} items: the interval is too narrow, take the figure as a hint only."
 _SCORERS = ("rules", "gold", "reward")  # the first one with a score decides the wins
 _SHARES = (  # prefixes of figures that are fractions of prompts or items
-    *("accuracy", "acc", "exact_match", "f1", "right_share", "overconfidence", "win_rate", "hallucination"),
+    *(
+        "accuracy",
+        "acc",
+        "exact_match",
+        "f1",
+        "right_share",
+        "overconfidence",
+        "win_rate",
+        "hallucination",
+    ),
     *("asked", "unasked", "conflict", "opposed", "effect", "consistent", "favoured_first", "gold/"),
 )
 
@@ -59,7 +68,10 @@ class Sample(NamedTuple):
 
 def headline(made: Sequence[Made]) -> Table:
     """Return a row for each comparison of an evaluation, without the columns that are empty."""
-    by_key, scorers = {each.key: each for each in made}, {scorer(e.artifact.metrics) for e in evaluations(made)}
+    by_key, scorers = (
+        {each.key: each for each in made},
+        {scorer(e.artifact.metrics) for e in evaluations(made)},
+    )
     rows = []
     for each in evaluations(made):
         m, model = each.artifact.metrics, by_key[dict(each.inputs)["model"]].name
@@ -82,7 +94,9 @@ def headline(made: Sequence[Made]) -> Table:
                 "over": "",
                 "prompts": number(m, "prompts", 0),
                 "scored by": score if len(scorers - {""}) > 1 else "",
-                f"{score} score" if len(scorers - {""}) == 1 else "score": number(m, f"{score}/score", marked=True),
+                f"{score} score" if len(scorers - {""}) == 1 else "score": number(
+                    m, f"{score}/score", marked=True
+                ),
                 "greedy": number(m, f"greedy/{score}/score", marked=True),
                 "wins": "",
                 "wins, greedy": "",
@@ -123,16 +137,24 @@ def matrix(made: Sequence[Made]) -> Table | None:
     for each in evaluations(made):
         inputs = dict(each.inputs)
         if "baseline" in inputs and "win_rate" in each.artifact.metrics:
-            wins[names[inputs["model"]], names[inputs["baseline"]]] = interval(each.artifact.metrics, "")
+            wins[names[inputs["model"]], names[inputs["baseline"]]] = interval(
+                each.artifact.metrics, ""
+            )
     models, baselines = (list(dict.fromkeys(pair[i] for pair in wins)) for i in (0, 1))
     if len(wins) <= min(len(models), len(baselines)):
         return None
-    return Table(["", *baselines], [[m, *(wins.get((m, b), "") for b in baselines)] for m in models])
+    return Table(
+        ["", *baselines], [[m, *(wins.get((m, b), "") for b in baselines)] for m in models]
+    )
 
 
 def manners(evaluated: Sequence[Scored]) -> Table:
     """Return a table like `tasks`, of figures that are neither a task's nor in the headline."""
-    return _figures(evaluated, lambda name, m: not name.startswith("tasks/") and name not in _in_headline(m), "answers")
+    return _figures(
+        evaluated,
+        lambda name, m: not name.startswith("tasks/") and name not in _in_headline(m),
+        "answers",
+    )
 
 
 def tasks(evaluated: Sequence[Scored]) -> Table:
@@ -161,11 +183,15 @@ def scored(made: Sequence[Made]) -> list[Scored]:
     return found
 
 
-def _figures(evaluated: Sequence[Scored], wanted: Callable[[str, Metrics], bool], title: str) -> Table:
+def _figures(
+    evaluated: Sequence[Scored], wanted: Callable[[str, Metrics], bool], title: str
+) -> Table:
     cells: dict[str, dict[str, str]] = {}
     columns: dict[str, None] = {}
     for evaluation, model, baseline, metrics in evaluated:
-        parts = {model: ""} | ({baseline: "baseline/", f"{model} - {baseline}": "gain/"} if baseline else {})
+        parts = {model: ""} | (
+            {baseline: "baseline/", f"{model} - {baseline}": "gain/"} if baseline else {}
+        )
         for metric in metrics:
             head, name = _head_and_name(metric)
             if name.startswith(("baseline/", "gain/")) or head.endswith(("/baseline/", "/gain/")):
@@ -182,7 +208,9 @@ def _figures(evaluated: Sequence[Scored], wanted: Callable[[str, Metrics], bool]
                 place = f"{column} ({evaluation})" if taken else column
                 columns[place] = None
                 cells.setdefault(row, {})[place] = shown
-    return Table([title, *columns], [[row, *(own.get(c, "") for c in columns)] for row, own in cells.items()])
+    return Table(
+        [title, *columns], [[row, *(own.get(c, "") for c in columns)] for row, own in cells.items()]
+    )
 
 
 def _head_and_name(metric: str) -> tuple[str, str]:
@@ -214,7 +242,11 @@ def figure(metrics: Metrics, metric: str, name: str, part: str) -> str:
         # + 0.0 turns -0.0 into 0.0.
         mean, low, high = (round(100 * x, 1) + 0.0 for x in (mean, low, high))
         return f"{mean:{sign}.1f} % [{low:.1f}, {high:.1f}]{beyond}"
-    return f"{mean:{sign}.3g} [{low:.3g}, {high:.3g}]" + (" bits" if name == "entropy" else "") + beyond
+    return (
+        f"{mean:{sign}.3g} [{low:.3g}, {high:.3g}]"
+        + (" bits" if name == "entropy" else "")
+        + beyond
+    )
 
 
 def costs(made: Sequence[Made]) -> Table:
@@ -250,7 +282,9 @@ def changes(made: Sequence[Made]) -> Table:
 
 
 def events(made: Sequence[Logged]) -> Table:
-    rows = [[each.name, str(e["step"]), e["name"], e["message"]] for each in made for e in each.events]
+    rows = [
+        [each.name, str(e["step"]), e["name"], e["message"]] for each in made for e in each.events
+    ]
     return Table(["step", "at", "sign", "what it says"], rows)
 
 
@@ -266,7 +300,9 @@ def reward_models(made: Sequence[Made]) -> Table:
     for each in made:
         if each.stage == "reward":
             m = each.artifact.metrics
-            pairs = number(m, "held_out_pairs", 0) + (FEW_MARK if m.get("held_out_pairs", FEW) < FEW else "")
+            pairs = number(m, "held_out_pairs", 0) + (
+                FEW_MARK if m.get("held_out_pairs", FEW) < FEW else ""
+            )
             rows.append([each.name, pairs, *(percent(m, name) for name in shown.values())])
     return without_empty(Table(["reward model", "held-out pairs", *shown], rows))
 
@@ -278,7 +314,14 @@ def learned(made: Sequence[Made]) -> Table:
         m = each.artifact.metrics
         if each.stage not in ("pretrain", "text_to_text", "finetune"):
             continue
-        head = next((head for head in ("test/", "validation/", "eval/") if any(n.startswith(head) for n in m)), "eval/")
+        head = next(
+            (
+                head
+                for head in ("test/", "validation/", "eval/")
+                if any(n.startswith(head) for n in m)
+            ),
+            "eval/",
+        )
         for metric, value in m.items():
             path = metric.removeprefix(head)
             if (
@@ -288,7 +331,9 @@ def learned(made: Sequence[Made]) -> Table:
             ):
                 continue
             name = path.rpartition("/")[2]
-            beside = [figure(m, f"{head}{part}{path}", name, part) for part in ("baseline/", "gain/")]
+            beside = [
+                figure(m, f"{head}{part}{path}", name, part) for part in ("baseline/", "gain/")
+            ]
             rows.append([each.name, path, figure(m, metric, name, "") or f"{value:,.3f}", *beside])
     return without_empty(Table(["step", "measure", "figure", "baseline", "difference"], rows))
 
@@ -309,9 +354,12 @@ def samples(made: Sequence[Made]) -> list[Sample]:
             answers = found.setdefault(row["prompt"], {})
             if "baseline" in row and "baseline" in inputs:
                 answers.setdefault(
-                    names[inputs["baseline"]], Answer(str(row["baseline"]), _shown(row, "baseline_score"))
+                    names[inputs["baseline"]],
+                    Answer(str(row["baseline"]), _shown(row, "baseline_score")),
                 )
-            answers[names[inputs["model"]]] = Answer(str(row.get("response", "")), _shown(row, "score"))
+            answers[names[inputs["model"]]] = Answer(
+                str(row.get("response", "")), _shown(row, "score")
+            )
     return [Sample(prompt, list(answers.items())) for prompt, answers in found.items()]
 
 
@@ -328,7 +376,11 @@ def episodes(made: Sequence[Logged]) -> list[tuple[str, Table]]:
         steps = sorted({row["step"] for row in each.samples if is_number(row.get("step"))})
         shown = [*steps[:1], *steps[-2:]]
         columns = list(dict.fromkeys(column for row in each.samples for column in row))
-        rows = [[_cell(row.get(column)) for column in columns] for row in each.samples if row.get("step") in shown]
+        rows = [
+            [_cell(row.get(column)) for column in columns]
+            for row in each.samples
+            if row.get("step") in shown
+        ]
         names = {"step": "iteration", "kl": "KL, nats"}
         titles = [names.get(column, column.removeprefix("reward/")) for column in columns]
         found.append((each.name, Table(titles, rows)))
@@ -351,7 +403,9 @@ def opponents(evaluation: Made, by_key: Mapping[str, Made]) -> list[Opponent]:
     """
     metrics = evaluation.artifact.metrics
     head = "judge/" if "win_rate" not in metrics and "judge/win_rate" in metrics else ""
-    found = [Opponent(by_key[key], head, False) for slot, key in evaluation.inputs if slot == "baseline"]
+    found = [
+        Opponent(by_key[key], head, False) for slot, key in evaluation.inputs if slot == "baseline"
+    ]
     prompted = [by_key[key] for slot, key in evaluation.inputs if slot == "prompted_base"]
     if prompted:
         best = max(prompted, key=lambda each: each.artifact.metrics.get(VALIDATION_SCORE, 0.0))
@@ -371,7 +425,9 @@ def number(metrics: Metrics, name: str, digits: int = 3, marked: bool = False) -
     """
     if name not in metrics:
         return ""
-    return f"{round(metrics[name], digits) + 0.0:,.{digits}f}" + (FEW_MARK if marked and is_few(metrics, name) else "")
+    return f"{round(metrics[name], digits) + 0.0:,.{digits}f}" + (
+        FEW_MARK if marked and is_few(metrics, name) else ""
+    )
 
 
 def percent(metrics: Metrics, name: str, digits: int = 1) -> str:

@@ -7,7 +7,16 @@ from typing import Literal, NamedTuple
 
 from align.evals.intervals import FEW, is_few
 from align.report.gather import Made
-from align.report.tables import Metrics, Opponent, evaluations, interval, opponents, percent, scorer, side
+from align.report.tables import (
+    Metrics,
+    Opponent,
+    evaluations,
+    interval,
+    opponents,
+    percent,
+    scorer,
+    side,
+)
 
 Tone = Literal["good", "bad", "neutral", "warning"]
 _BETTER = {1: "better, beyond chance", -1: "worse, beyond chance", 0: "not beyond chance"}
@@ -104,8 +113,14 @@ def _result(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
     trained = judge_in_training(evaluation, by_key)
     parts = []
     for other in compared:
-        name = f"the prompted base model {other.made.name}" if other.is_prompted else other.made.name
-        beyond = f" (fewer than {FEW} prompts)" if _has_few(metrics, other) else f" ({_BETTER[_side(metrics, other)]})"
+        name = (
+            f"the prompted base model {other.made.name}" if other.is_prompted else other.made.name
+        )
+        beyond = (
+            f" (fewer than {FEW} prompts)"
+            if _has_few(metrics, other)
+            else f" ({_BETTER[_side(metrics, other)]})"
+        )
         if trained:
             beyond = ""  # such a score is no evidence about the answers
         parts.append(f"{interval(metrics, other.head)} over {name}{beyond}")
@@ -115,7 +130,10 @@ def _result(evaluation: Made, by_key: Mapping[str, Made]) -> Line:
     if any(other.head == "judge/" for other in compared):
         decided = "by the judge"
     if trained:
-        decided = f"decided by {trained}: this shows how well PPO fitted it, not whether answers got better"
+        decided = (
+            f"decided by {trained}: this shows how well PPO fitted it, not whether answers got"
+            " better"
+        )
     text = f"{model} wins {' and '.join(parts)} on {prompts}, {decided}."
     if trained or any(_has_few(metrics, other) for other in compared):
         return Line(text, "warning")
@@ -131,23 +149,27 @@ def _without_wins(evaluated: Sequence[Made], by_key: Mapping[str, Made]) -> Iter
         metrics, inputs = each.artifact.metrics, dict(each.inputs)
         model = by_key[inputs["model"]].name
         if "baseline" in inputs and (gains := _gains(metrics)):
-            better, worse = (sum(side(metrics, name, 0.0) == sign for name in gains) for sign in (1, -1))
+            better, worse = (
+                sum(side(metrics, name, 0.0) == sign for name in gains) for sign in (1, -1)
+            )
             rest = len(gains) - better - worse
             tasks = "task" if len(gains) == 1 else "tasks"
             tone: Tone = "bad" if worse else "good" if better else "neutral"
             yield Line(
-                f"{model} against {by_key[inputs['baseline']].name} on {len(gains)} {tasks}: better on {better}, worse "
-                f"on {worse}, not beyond chance on {rest}.",
+                f"{model} against {by_key[inputs['baseline']].name} on {len(gains)} {tasks}: better"
+                f" on {better}, worse on {worse}, not beyond chance on {rest}.",
                 tone,
             )
         elif "baseline" in inputs:
             yield Line(
-                f"Nothing decides between {model} and {by_key[inputs['baseline']].name}: there is no win rate, and no "
-                f"accuracy on a task of at least {FEW} items.",
+                f"Nothing decides between {model} and {by_key[inputs['baseline']].name}: there is"
+                f" no win rate, and no accuracy on a task of at least {FEW} items.",
                 "neutral",
             )
         else:
-            yield Line(f"{model} is compared with no other model; inputs.baseline gives one.", "neutral")
+            yield Line(
+                f"{model} is compared with no other model; inputs.baseline gives one.", "neutral"
+            )
 
 
 def _gains(metrics: Metrics) -> list[str]:
@@ -156,7 +178,9 @@ def _gains(metrics: Metrics) -> list[str]:
     for measure in ("accuracy", "acc", "exact_match", "f1"):
         for name in metrics:
             head, _, last = name.rpartition("/gain/")
-            is_whole = head.startswith("tasks/") and "/" not in head.removeprefix("tasks/").removeprefix("lm_eval/")
+            is_whole = head.startswith("tasks/") and "/" not in head.removeprefix(
+                "tasks/"
+            ).removeprefix("lm_eval/")
             if is_whole and last == measure and not is_few(metrics, name):
                 found.setdefault(head, name)
     return list(found.values())
@@ -186,7 +210,11 @@ def judge_in_training(evaluation: Made, by_key: Mapping[str, Made]) -> str:
     answers.
     """
     inputs, decides = dict(evaluation.inputs), scorer(evaluation.artifact.metrics)
-    judges = {key for slot, key in evaluation.inputs if slot == "reward_model"} if decides == "reward" else set()
+    judges = (
+        {key for slot, key in evaluation.inputs if slot == "reward_model"}
+        if decides == "reward"
+        else set()
+    )
     functions = _functions(evaluation) if decides == "rules" else set()
     for slot, who in (("model", "this policy"), ("baseline", "the baseline")):
         for ppo in _ppo_runs(inputs.get(slot, ""), by_key):
@@ -194,7 +222,10 @@ def judge_in_training(evaluation: Made, by_key: Mapping[str, Made]) -> str:
                 return f"the reward model that {who} was trained against"
             if shared := sorted(functions & _functions(ppo)):
                 plural = "s" * (len(shared) > 1)
-                return f"the reward function{plural} {', '.join(shared)} that {who} was trained against"
+                return (
+                    f"the reward function{plural} {', '.join(shared)} that {who} was trained"
+                    " against"
+                )
     return ""
 
 
@@ -212,8 +243,9 @@ def _besides(evaluation: Made, by_key: Mapping[str, Made]) -> list[Line]:
     if metrics.get("seen_by_reward_model", 0.0) > 0:
         lines.append(
             Line(
-                f"{percent(metrics, 'seen_by_reward_model')} of the prompts that {model} was evaluated on are among "
-                "the comparisons that its reward model learned from: the win rate may be too high.",
+                f"{percent(metrics, 'seen_by_reward_model')} of the prompts that {model} was"
+                " evaluated on are among the comparisons that its reward model learned from: the"
+                " win rate may be too high.",
                 "warning",
             )
         )
@@ -231,9 +263,13 @@ def _judge_says(model: str, baseline: str, m: Metrics) -> Iterator[Line]:
     if "judge/consistent" in m:
         trust.append(f"both orders agree in {percent(m, 'judge/consistent')}")
     if "judge/favoured_first" in m:
-        trust.append(f"{percent(m, 'judge/favoured_first')} of its choices are the answer shown first")
+        trust.append(
+            f"{percent(m, 'judge/favoured_first')} of its choices are the answer shown first"
+        )
     if m["judge/unread"]:
-        trust.append(f"{m['judge/unread']:,.0f} of {asked:,.0f} verdicts could not be read and count as ties")
+        trust.append(
+            f"{m['judge/unread']:,.0f} of {asked:,.0f} verdicts could not be read and count as ties"
+        )
     beyond, tone = _beyond(m, "judge/win_rate", 0.5, "better", "worse")
     said = "; ".join([beyond, ", ".join(trust)] if trust else [beyond])
     yield Line(f"By the judge {model} wins {interval(m, 'judge/')} over {baseline}: {said}.", tone)
@@ -242,17 +278,20 @@ def _judge_says(model: str, baseline: str, m: Metrics) -> Iterator[Line]:
 def _changed(model: str, baseline: str, m: Metrics) -> Iterator[Line]:
     """Say what the win cost: false statements about facts, loss on pretraining text."""
     if "gain/hallucination" in m:
-        beyond, tone = _beyond(m, "gain/hallucination", 0.0, "more often", "less often", more_is_better=False)
+        beyond, tone = _beyond(
+            m, "gain/hallucination", 0.0, "more often", "less often", more_is_better=False
+        )
         yield Line(
-            f"{model} states something false in {percent(m, 'hallucination')} of {m['hallucination_prompts']:,.0f} "
-            f"answers about facts, {baseline} in {percent(m, 'baseline/hallucination')}: {beyond}.",
+            f"{model} states something false in {percent(m, 'hallucination')} of"
+            f" {m['hallucination_prompts']:,.0f} answers about facts, {baseline} in"
+            f" {percent(m, 'baseline/hallucination')}: {beyond}.",
             tone,
         )
     if m.get("gain/pretrain_loss"):  # 0 if it is the same model, asked in two forms
         mean, low, high = (m[f"gain/pretrain_loss{end}"] for end in ("", "_low", "_high"))
         yield Line(
-            f"{model}'s loss on pretraining text is {mean:+.3f} [{low:+.3f}, {high:+.3f}] nats a token against "
-            f"{baseline}'s: the alignment tax.",
+            f"{model}'s loss on pretraining text is {mean:+.3f} [{low:+.3f}, {high:+.3f}] nats a"
+            f" token against {baseline}'s: the alignment tax.",
             "neutral",
         )
 
@@ -266,7 +305,10 @@ def _beyond(
     found = side(m, name, null)
     if not found:
         return "not beyond chance", "neutral"
-    return f"{above if found > 0 else below}, beyond chance", _TONES[found if more_is_better else -found]
+    return (
+        f"{above if found > 0 else below}, beyond chance",
+        _TONES[found if more_is_better else -found],
+    )
 
 
 # -- signs in training -----------------------------------------------------------------------------
@@ -284,14 +326,18 @@ def _over_optimised(ppo: Made) -> Iterator[Line]:
     size = max(1, len(gold) // 10)
     if len(gold) < 10 or len(score) != len(gold):
         return
-    tenths = [(_mean(gold[i : i + size]), _mean(score[i : i + size])) for i in range(0, len(gold) - size + 1, size)]
+    tenths = [
+        (_mean(gold[i : i + size]), _mean(score[i : i + size]))
+        for i in range(0, len(gold) - size + 1, size)
+    ]
     best = max(range(len(tenths)), key=lambda i: tenths[i][0])
     if tenths[-1][0] > tenths[best][0] - 0.05 or tenths[-1][1] < tenths[best][1]:
         return
     yield Line(
-        f"{ppo.name} is over-optimised: its gold score fell from {tenths[best][0]:.2f} to {tenths[-1][0]:.2f} while "
-        f"the {'reward model' if learned == 'reward/model' else 'reward function'}'s score rose; raise kl_coef or stop "
-        "earlier.",
+        f"{ppo.name} is over-optimised: its gold score fell from {tenths[best][0]:.2f} to"
+        f" {tenths[-1][0]:.2f} while the"
+        f" {'reward model' if learned == 'reward/model' else 'reward function'}'s score rose; raise"
+        " kl_coef or stop earlier.",
         "warning",
     )
 

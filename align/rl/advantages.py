@@ -19,12 +19,16 @@ from align.rl.rollouts import Rollouts
 from align.runtime.log import Metrics
 
 
-def estimate_advantages(cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef: float) -> tuple[Advantages, Metrics]:
+def estimate_advantages(
+    cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef: float
+) -> tuple[Advantages, Metrics]:
     """Return advantages and returns for the whole rollout, `[B, T]` each, and their metrics."""
     samples, mask = rollouts.samples, rollouts.samples.mask
     learned = mask & rewards.scored[:, None]  # without a score, the advantage is 0, as in TRL
     in_reward = kl_coef if cfg.kl_form == "reward" else 0.0
-    per_token = token_rewards(rewards.total, rollouts.logprobs, rollouts.ref_logprobs, mask, in_reward)
+    per_token = token_rewards(
+        rewards.total, rollouts.logprobs, rollouts.ref_logprobs, mask, in_reward
+    )
     if cfg.whiten_rewards:
         per_token = rescale(per_token, learned)
     advantages, returns = gae(per_token, rollouts.values, mask, cfg.gamma, cfg.gae_lambda)
@@ -42,7 +46,9 @@ def estimate_advantages(cfg: Ppo, rollouts: Rollouts, rewards: Rewards, kl_coef:
         "policy/sampling_kl": float(masked_mean(gap.exp() - 1 - gap, mask)),
         "value/explained_variance": float(explained_variance(rollouts.values, returns, learned)),
     }
-    return Advantages(normalize(advantages, learned) if cfg.normalize_advantages else advantages, returns), metrics
+    return Advantages(
+        normalize(advantages, learned) if cfg.normalize_advantages else advantages, returns
+    ), metrics
 
 
 def response_kl(rollouts: Rollouts) -> torch.Tensor:

@@ -45,32 +45,40 @@ class Judged(NamedTuple):
     columns: list[dict[str, Any]]  # what functions logged per episode, for the samples table
 
 
-def load_judges(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job) -> Judges:
+def load_judges(
+    cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job
+) -> Judges:
     def model(slot: str, place: int) -> RewardModel:
         folder = inputs.folders(slot)[place]
         own: PreTrainedTokenizerBase | None = load_tokenizer(folder)
         if stop_strings(tokenizer):
             job.log.info(
-                f"{slot} {place + 1} reads responses up to their stop strings: they are tokenized again for it"
+                f"{slot} {place + 1} reads responses up to their stop strings: they are tokenized"
+                " again for it"
             )
         elif read_alike(own, tokenizer):
             own = None  # it reads the policy's own tokens
         else:
             job.log.info(
-                f"{slot} {place + 1} has another tokenizer or chat template: responses are tokenized again for it"
+                f"{slot} {place + 1} has another tokenizer or chat template: responses are"
+                " tokenized again for it"
             )
         limit = context_of(AutoConfig.from_pretrained(folder))
         ends = stop_ids(tokenizer)
         return RewardModel(f"{slot}_{place}", actors.reward_model(folder), own, limit, ends)
 
     return Judges(
-        models=[model("reward_model", place) for place in range(len(inputs.get("reward_model", ())))],
+        models=[
+            model("reward_model", place) for place in range(len(inputs.get("reward_model", ())))
+        ],
         functions=load_functions(list(cfg.reward_functions)),
         heldout=model("heldout_reward_model", 0) if "heldout_reward_model" in inputs else None,
     )
 
 
-def judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episodes, iteration: int) -> Judged:
+def judge(
+    cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episodes, iteration: int
+) -> Judged:
     """Score every response, with the work shared over all processes.
 
     The held-out reward model only adds a metric.
@@ -90,7 +98,9 @@ def judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episod
     answers: dict[str, list[float | None]] = {function.name: [] for function in judges.functions}
     if mine:
         state = TrainerState(global_step=iteration, max_steps=cfg.num_iterations)
-        answers = call_functions(judges.functions, share, state, notes, f" at iteration {iteration + 1}")
+        answers = call_functions(
+            judges.functions, share, state, notes, f" at iteration {iteration + 1}"
+        )
     rules: dict[str, torch.Tensor] = {}
     for name, own in answers.items():
         numbers = [math.nan if number is None else number for number in job.group.gather(own)]
@@ -109,14 +119,20 @@ def judge(cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episod
     )
     lengths = samples.mask.sum(1)
     rewards = terms.combine(scores, rules, lengths, samples.ended)
-    metrics = _reward_metrics(rewards, lengths) | _length_metrics(samples) | _deviations(scores, rules, terms.functions)
+    metrics = (
+        _reward_metrics(rewards, lengths)
+        | _length_metrics(samples)
+        | _deviations(scores, rules, terms.functions)
+    )
     if judges.heldout is not None:
         metrics["heldout/score"] = float(score(judges.heldout).mean())
     logged: dict[str, list[float]] = {}
     for name, values in job.group.gather(list(notes.metrics.items()), even=False):
         logged.setdefault(name, []).extend(values)
     metrics |= {f"functions/{name}": sum(values) / len(values) for name, values in logged.items()}
-    columns = job.group.gather([{name: values[i] for name, values in notes.columns.items()} for i in range(len(mine))])
+    columns = job.group.gather(
+        [{name: values[i] for name, values in notes.columns.items()} for i in range(len(mine))]
+    )
     return Judged(rewards, metrics, columns)
 
 
@@ -130,7 +146,9 @@ def _reward_metrics(rewards: Rewards, lengths: torch.Tensor) -> Metrics:
     if scored.any():
         total = rewards.total[scored]
         metrics["objective/score"] = float(total.mean())
-        metrics["objective/score_length_correlation"] = float(correlation(total, lengths[scored].float()))
+        metrics["objective/score_length_correlation"] = float(
+            correlation(total, lengths[scored].float())
+        )
     for name, part in rewards.parts.items():
         applies = ~torch.isnan(part)
         if applies.any():
@@ -142,7 +160,9 @@ def _reward_metrics(rewards: Rewards, lengths: torch.Tensor) -> Metrics:
     return metrics
 
 
-def _deviations(scores: torch.Tensor, rules: dict[str, torch.Tensor], weights: dict[str, float]) -> Metrics:
+def _deviations(
+    scores: torch.Tensor, rules: dict[str, torch.Tensor], weights: dict[str, float]
+) -> Metrics:
     """Return the largest standard deviation of scores over the rollout's responses.
 
     There is one for the reward models and one for the functions with a weight. `Health.flat_reward`
@@ -151,7 +171,9 @@ def _deviations(scores: torch.Tensor, rules: dict[str, torch.Tensor], weights: d
     metrics: Metrics = {}
     if len(scores):
         metrics["deviation/model"] = float(scores.std(1, correction=0).max())
-    applied = [rules[name][~torch.isnan(rules[name])] for name, weight in weights.items() if weight != 0]
+    applied = [
+        rules[name][~torch.isnan(rules[name])] for name, weight in weights.items() if weight != 0
+    ]
     if found := [float(part.std(correction=0)) for part in applied if len(part)]:
         metrics["deviation/functions"] = max(found)
     return metrics

@@ -23,7 +23,13 @@ from align.models.adapters import Adapters, AdapterScalar, load_adapter_scalar
 from align.models.heads import ScalarModel, load_scalar
 from align.models.load import load_model, save_model
 from align.models.lora import adapter_of
-from align.models.packed import Scalar, head_is_plain, response_likelihoods, response_logprobs, response_values
+from align.models.packed import (
+    Scalar,
+    head_is_plain,
+    response_likelihoods,
+    response_logprobs,
+    response_values,
+)
 from align.text.packing import Packed
 from align.training.activations import Again
 
@@ -44,7 +50,9 @@ class Actors(Protocol):
     ) -> TokenLogprobs:
         """Return log p under the policy, and the entropy if asked for."""
 
-    def ref_logprobs(self, packed: Packed, responses: Sequence[Ids], temperature: float) -> torch.Tensor:
+    def ref_logprobs(
+        self, packed: Packed, responses: Sequence[Ids], temperature: float
+    ) -> torch.Tensor:
         """Return log p under the reference."""
 
     def values(self, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
@@ -81,7 +89,10 @@ class FullActors:
 
     def __init__(self, policy: Path, value: Path, device: torch.device, precision: str = "fp32"):
         self._in_bf16 = precision == "bf16"
-        self.policy, self.reference = load_model(policy, device), load_model(policy, device).requires_grad_(False)
+        self.policy, self.reference = (
+            load_model(policy, device),
+            load_model(policy, device).requires_grad_(False),
+        )
         if self._in_bf16:
             head_is_plain(self.reference)  # measures the head once, while weights are still float32
             _hold_products_in_bf16(self.reference)
@@ -96,7 +107,9 @@ class FullActors:
     ) -> TokenLogprobs:
         return response_likelihoods(self.policy, packed, responses, temperature, with_entropy)
 
-    def ref_logprobs(self, packed: Packed, responses: Sequence[Ids], temperature: float) -> torch.Tensor:
+    def ref_logprobs(
+        self, packed: Packed, responses: Sequence[Ids], temperature: float
+    ) -> torch.Tensor:
         return response_logprobs(self.reference, packed, responses, temperature)
 
     def values(self, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
@@ -129,7 +142,12 @@ def _hold_products_in_bf16(model: PreTrainedModel) -> None:
     Autocast computes the same products from them. Embeddings, gains and heads stay unchanged.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
-    products = [module for layer in layers for module in layer.modules() if type(module) in (torch.nn.Linear, Conv1D)]
+    products = [
+        module
+        for layer in layers
+        for module in layer.modules()
+        if type(module) in (torch.nn.Linear, Conv1D)
+    ]
     parameters = [parameter for module in products for parameter in module.parameters()]
     # Make all copies before replacing the first weight. If each weight were freed before the next
     # copy is made, copies would fill the freed space and leave gaps too small for a whole weight.
@@ -169,7 +187,9 @@ class LoraActors:
         with self._adapters.using("policy") as model:
             return response_likelihoods(model, packed, responses, temperature, with_entropy)
 
-    def ref_logprobs(self, packed: Packed, responses: Sequence[Ids], temperature: float) -> torch.Tensor:
+    def ref_logprobs(
+        self, packed: Packed, responses: Sequence[Ids], temperature: float
+    ) -> torch.Tensor:
         with self._adapters.using(None) as model:
             return response_logprobs(model, packed, responses, temperature)
 
@@ -181,7 +201,10 @@ class LoraActors:
             return load_scalar(folder, self._adapters.base.device).requires_grad_(False)
         self._rewards += 1
         scalar = load_adapter_scalar(self._adapters, f"reward_{self._rewards}", folder)
-        for parameter in (*self._adapters.parameters(f"reward_{self._rewards}").values(), scalar.head.weight):
+        for parameter in (
+            *self._adapters.parameters(f"reward_{self._rewards}").values(),
+            scalar.head.weight,
+        ):
             parameter.requires_grad_(False)
         return scalar
 
@@ -197,7 +220,10 @@ class LoraActors:
     def num_parameters(self) -> float:
         base = self._adapters.base
         frozen = [
-            p for model in (base, base.base_model) for key, p in model.named_parameters() if adapter_of(key) is None
+            p
+            for model in (base, base.base_model)
+            for key, p in model.named_parameters()
+            if adapter_of(key) is None
         ]
         learning = (*self.policy_parameters.values(), *self.value_parameters.values())
         return float(sum(p.numel() for p in (*frozen, *learning)))
@@ -209,7 +235,9 @@ class LoraActors:
             self._adapters.save("policy", folder, tokenizer)
 
 
-def load_actors(policy: Path, value: Path, lora: LoraConfig, device: torch.device, precision: str = "fp32") -> Actors:
+def load_actors(
+    policy: Path, value: Path, lora: LoraConfig, device: torch.device, precision: str = "fp32"
+) -> Actors:
     """Load PPO's models from the folders of their artifacts.
 
     Args:

@@ -52,8 +52,19 @@ class Health:
         episodes: per rollout; None if unknown.
     """
 
-    def __init__(self, kl_goal: float | None, warmup: int, corrected: bool = False, episodes: int | None = None):
-        self._kl_goal, self._warmup, self._corrected, self._episodes = kl_goal, warmup, corrected, episodes
+    def __init__(
+        self,
+        kl_goal: float | None,
+        warmup: int,
+        corrected: bool = False,
+        episodes: int | None = None,
+    ):
+        self._kl_goal, self._warmup, self._corrected, self._episodes = (
+            kl_goal,
+            warmup,
+            corrected,
+            episodes,
+        )
         self._series: dict[str, _Series] = {}
         # (trained score, held-out score) of an iteration.
         self._pairs: deque[tuple[float, float]] = deque(maxlen=_WINDOW * _WINDOWS)
@@ -86,7 +97,11 @@ class Health:
     def _recent(self, name: str) -> float | None:
         """Return the mean of the last window; None before the first window is full."""
         series = self._series.get(name)
-        return None if series is None or len(series.last) < _WINDOW else _mean([*series.last][-_WINDOW:])
+        return (
+            None
+            if series is None or len(series.last) < _WINDOW
+            else _mean([*series.last][-_WINDOW:])
+        )
 
     def _first(self, name: str) -> float | None:
         """Return the mean of the first window; None until an iteration after it."""
@@ -104,7 +119,9 @@ class Health:
         if self._kl_goal is not None:
             last = [*self._series["objective/kl"].last] if "objective/kl" in self._series else []
             if len(last) >= 20 and min(last[-20:]) > 2 * self._kl_goal:
-                return f"the KL has been above twice its goal of {self._kl_goal:g} for 20 iterations"
+                return (
+                    f"the KL has been above twice its goal of {self._kl_goal:g} for 20 iterations"
+                )
             return None
         recent, first = self._recent("objective/kl"), self._first("objective/kl")
         if recent is None or first is None or recent < max(10.0, 5 * first):
@@ -119,7 +136,10 @@ class Health:
         recent = self._recent("objective/kl")
         if recent is None or recent >= -0.05:
             return None
-        return f"the KL is {recent:.2f} on average, which no distribution has: are samples and log-probs of one model?"
+        return (
+            f"the KL is {recent:.2f} on average, which no distribution has: are samples and"
+            " log-probs of one model?"
+        )
 
     def wrong_reference(self) -> str | None:
         """Report a KL before the first update: the reference is not the initial policy [ours].
@@ -136,7 +156,10 @@ class Health:
         (kl,) = series.first
         if abs(kl) <= max(0.05, 0.01 * tokens):
             return None
-        return f"the KL is {kl:.2f} nats a response before the first update: the reference is not the policy's start"
+        return (
+            f"the KL is {kl:.2f} nats a response before the first update: the reference is not the"
+            " policy's start"
+        )
 
     def entropy_collapse(self) -> str | None:
         """Report an entropy below 30 % of the first window's, or below 0.05 nats per token.
@@ -148,7 +171,10 @@ class Health:
             return f"entropy is {recent:.3f} nats a token: nothing else is tried; raise temperature"
         if recent is None or first is None or recent >= 0.3 * first:
             return None
-        return f"entropy fell from {first:.2f} to {recent:.2f} nats a token: responses become all alike"
+        return (
+            f"entropy fell from {first:.2f} to {recent:.2f} nats a token: responses become all"
+            " alike"
+        )
 
     def length_hacking(self) -> str | None:
         """Report that responses grow and longer ones score higher, or that length is the score.
@@ -161,11 +187,21 @@ class Health:
         correlation = self._recent("objective/score_length_correlation")
         if correlation is not None and correlation > 0.85:
             return (
-                f"the score is mostly length (correlation {correlation:.2f}): longer responses are all that is learned"
+                f"the score is mostly length (correlation {correlation:.2f}): longer responses are"
+                " all that is learned"
             )
-        if recent is None or first is None or correlation is None or recent < 1.5 * first or correlation < 0.7:
+        if (
+            recent is None
+            or first is None
+            or correlation is None
+            or recent < 1.5 * first
+            or correlation < 0.7
+        ):
             return None
-        return f"responses grew from {first:.0f} to {recent:.0f} tokens and the longer score higher ({correlation:.2f})"
+        return (
+            f"responses grew from {first:.0f} to {recent:.0f} tokens and the longer score higher"
+            f" ({correlation:.2f})"
+        )
 
     def cut_off(self) -> str | None:
         """Report that more than half of the responses do not end on their own."""
@@ -186,7 +222,10 @@ class Health:
         recent = self._recent("ppo/approx_kl")
         if recent is None or recent <= 0.1:
             return None
-        return f"updates move the policy by {recent:.2f} nats a token; lower learning_rate or give stop_kl_per_token"
+        return (
+            f"updates move the policy by {recent:.2f} nats a token; lower learning_rate or give"
+            " stop_kl_per_token"
+        )
 
     def explained_variance(self) -> str | None:
         """Report a value model that is no better than a constant, once it has had time to learn.
@@ -197,7 +236,10 @@ class Health:
         if recent is None or self._looked <= self._warmup + 2 * _WINDOW or recent >= 0.01:
             return None
         what = "nothing" if recent > -0.01 else "less than nothing"
-        return f"the value model explains {what} ({recent:.2f}); raise value_learning_rate or warm it up"
+        return (
+            f"the value model explains {what} ({recent:.2f}); raise value_learning_rate or warm"
+            " it up"
+        )
 
     def sampling_gap(self) -> str | None:
         """Report a sampler that is more than 0.01 nats per token (k3) from the trainer's model.
@@ -207,7 +249,10 @@ class Health:
         recent = self._recent("policy/sampling_kl")
         if recent is None or recent <= 0.01 or self._corrected:
             return None
-        return f"the sampler's log-probs are {recent:.3f} nats a token (k3) from the trainer's; give importance_cap"
+        return (
+            f"the sampler's log-probs are {recent:.3f} nats a token (k3) from the trainer's; give"
+            " importance_cap"
+        )
 
     def drowned_by_text(self) -> str | None:
         """Report that less than 5 % of the policy's steps come from PPO [ours].
@@ -217,7 +262,10 @@ class Health:
         recent = self._recent("ptx/policy_share")
         if recent is None or recent >= 0.05:
             return None
-        return f"PPO is {recent:.1%} of the policy's gradient and pretraining text the rest; lower ptx_coef"
+        return (
+            f"PPO is {recent:.1%} of the policy's gradient and pretraining text the rest; lower"
+            " ptx_coef"
+        )
 
     def reward_hacking(self) -> str | None:
         """Report that the trained score rises and a held-out one falls [Gao et al. 2022].
@@ -238,10 +286,14 @@ class Health:
             return None
         if not (_is_beyond_chance(trained) and _is_beyond_chance(held_out)):
             return None
-        whose = "that of a reward model that PPO does not see" if "heldout/score" in self._now else "the gold score"
+        whose = (
+            "that of a reward model that PPO does not see"
+            if "heldout/score" in self._now
+            else "the gold score"
+        )
         return (
-            f"the score rose to {mine[2]:.2f} while {whose} fell from "
-            f"{theirs[0]:.2f} to {theirs[2]:.2f}: the policy learns the mistakes of what it is scored by"
+            f"the score rose to {mine[2]:.2f} while {whose} fell from {theirs[0]:.2f} to"
+            f" {theirs[2]:.2f}: the policy learns the mistakes of what it is scored by"
         )
 
     def unscored(self) -> str | None:
@@ -250,7 +302,10 @@ class Health:
         if missing is None:
             return None
         left_out = "the rollout is skipped" if missing == 1 else "they are left out"
-        return f"{missing:.0%} of the episodes have no score, for every reward function gave None: {left_out}"
+        return (
+            f"{missing:.0%} of the episodes have no score, for every reward function gave None:"
+            f" {left_out}"
+        )
 
     def flat_reward(self) -> str | None:
         """Report that all responses of a rollout score the same [ours].
@@ -263,7 +318,10 @@ class Health:
             return None
         if (model or 0.0) > 0.01 or (functions or 0.0) > 0:
             return None
-        return "all responses of a rollout score the same: there is nothing to learn from what they are scored by"
+        return (
+            "all responses of a rollout score the same: there is nothing to learn from what they"
+            " are scored by"
+        )
 
     def few_episodes(self) -> str | None:
         """Report rollouts of fewer than 8 episodes.
@@ -272,7 +330,10 @@ class Health:
         """
         if self._episodes is None or self._episodes >= 8:
             return None
-        return f"a rollout of {self._episodes} says little of what is better; raise rollout_batch_size (64 is usual)"
+        return (
+            f"a rollout of {self._episodes} says little of what is better; raise rollout_batch_size"
+            " (64 is usual)"
+        )
 
     def not_finite(self) -> str | None:
         """Report a metric that is not a finite number.
@@ -322,4 +383,7 @@ def _is_beyond_chance(series: Sequence[float]) -> bool:
 
 def _windows(series: Sequence[float]) -> list[float]:
     """Return the means of the last three windows, the oldest first."""
-    return [_mean(series[len(series) - (k + 1) * _WINDOW : len(series) - k * _WINDOW]) for k in (2, 1, 0)]
+    return [
+        _mean(series[len(series) - (k + 1) * _WINDOW : len(series) - k * _WINDOW])
+        for k in (2, 1, 0)
+    ]

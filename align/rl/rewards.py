@@ -29,7 +29,11 @@ class RewardTerms:
     reward_clip: float | None
 
     def combine(
-        self, scores: torch.Tensor, rules: dict[str, torch.Tensor], lengths: torch.Tensor, ended: torch.Tensor
+        self,
+        scores: torch.Tensor,
+        rules: dict[str, torch.Tensor],
+        lengths: torch.Tensor,
+        ended: torch.Tensor,
     ) -> Rewards:
         """Return the total reward: the weighted sum of its parts.
 

@@ -58,7 +58,9 @@ def make_samples(
     lengths = torch.tensor([len(response) for response in responses], device=device)
     mask = torch.arange(int(lengths.max()), device=device)[None, :] < lengths[:, None]
     flat = torch.tensor([logprob for row in logprobs for logprob in row], device=device)
-    return Samples(ids, prompts, responses, padded(flat, mask), mask, torch.tensor(ended, device=device))
+    return Samples(
+        ids, prompts, responses, padded(flat, mask), mask, torch.tensor(ended, device=device)
+    )
 
 
 def padded(flat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -73,7 +75,11 @@ def packed_group(
 ) -> tuple[Packed, list[list[int]], torch.Tensor]:
     """Return a micro-batch of episodes: the packed row, its responses, and their mask."""
     responses = [samples.responses[i] for i in group]
-    return pack_pairs([samples.prompts[i] for i in group], responses, device), responses, samples.mask[group]
+    return (
+        pack_pairs([samples.prompts[i] for i in group], responses, device),
+        responses,
+        samples.mask[group],
+    )
 
 
 def choose_prompts(iteration: int, count: int, num_prompts: int, seed: int) -> list[int]:
@@ -83,7 +89,9 @@ def choose_prompts(iteration: int, count: int, num_prompts: int, seed: int) -> l
     """
     epoch, place = divmod(iteration, num_prompts // count)
     generator = torch.Generator().manual_seed(derive_seed(seed, "ppo", "prompts", epoch))
-    return torch.randperm(num_prompts, generator=generator)[place * count : (place + 1) * count].tolist()
+    return torch.randperm(num_prompts, generator=generator)[
+        place * count : (place + 1) * count
+    ].tolist()
 
 
 def lay_out(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) -> Layout:
@@ -91,7 +99,9 @@ def lay_out(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) ->
 
     Each part is split into micro-batches by tokens.
     """
-    generator = torch.Generator().manual_seed(derive_seed(cfg.random_seed, "ppo", "order", iteration, epoch))
+    generator = torch.Generator().manual_seed(
+        derive_seed(cfg.random_seed, "ppo", "order", iteration, epoch)
+    )
     order = torch.randperm(cfg.rollout_batch_size, generator=generator).tolist()
     layout = []
     for start in range(0, len(order), cfg.minibatch_size):
@@ -111,13 +121,17 @@ def score_tokens(
     The passes are the same as those of the first update, which uses the same `layout`. So both
     compute the same numbers.
     """
-    logprobs, ref_logprobs, values, entropies = (torch.zeros(samples.mask.shape, device=job.device) for _ in range(4))
+    logprobs, ref_logprobs, values, entropies = (
+        torch.zeros(samples.mask.shape, device=job.device) for _ in range(4)
+    )
     for minibatch in layout:
         job.resume.stop_if_asked()
         for group in minibatch:
             packed, responses, mask = packed_group(samples, group, job.device)
             with job.compute(cfg.precision).autocast():
-                new, entropy = actors.policy_likelihoods(packed, responses, cfg.temperature, with_entropy=True)
+                new, entropy = actors.policy_likelihoods(
+                    packed, responses, cfg.temperature, with_entropy=True
+                )
                 ref = actors.ref_logprobs(packed, responses, cfg.temperature)
                 value = actors.values(packed, responses)
             logprobs[group], ref_logprobs[group] = padded(new, mask), padded(ref, mask)

@@ -53,9 +53,14 @@ class Learner:
 
     def __init__(self, cfg: Ppo, actors: Actors, job: Job, text: TextRows | None):
         self._cfg, self._actors, self._job, self._text = cfg, actors, job, text
-        self._text_order = RowOrder(0 if text is None else len(text), cfg.random_seed, "ppo", "text")
+        self._text_order = RowOrder(
+            0 if text is None else len(text), cfg.random_seed, "ppo", "text"
+        )
         betas = (0.9, cfg.beta2)
-        self._peaks = {"policy": filled(cfg.learning_rate), "value": filled(cfg.value_learning_rate)}
+        self._peaks = {
+            "policy": filled(cfg.learning_rate),
+            "value": filled(cfg.value_learning_rate),
+        }
         self._optimizers = {
             name: adamw_for(parameters.values(), rate, betas, cfg.weight_decay, cfg.adam_epsilon)
             for name, parameters, rate in (
@@ -68,7 +73,9 @@ class Learner:
             "value": list(actors.value_parameters.values()),
         }
         self._average = (
-            None if cfg.ema_decay is None else [p.detach().clone() for p in actors.policy_parameters.values()]
+            None
+            if cfg.ema_decay is None
+            else [p.detach().clone() for p in actors.policy_parameters.values()]
         )
 
     def state(self) -> dict[str, Any]:
@@ -76,7 +83,9 @@ class Learner:
         return {
             "policy": self._actors.policy_parameters,
             "value": self._actors.value_parameters,
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "optimizers": {
+                name: optimizer.state_dict() for name, optimizer in self._optimizers.items()
+            },
             "average": self._average,
         }
 
@@ -105,11 +114,16 @@ class Learner:
         minibatch exceeds `stop_kl_per_token`.
         """
         steps = 0
-        rates = {"policy": self._peaks["policy"] * plan.policy_rate, "value": self._peaks["value"] * plan.value_rate}
+        rates = {
+            "policy": self._peaks["policy"] * plan.policy_rate,
+            "value": self._peaks["value"] * plan.value_rate,
+        }
         for name, rate in rates.items():
             set_learning_rate(self._optimizers[name], rate)
         seen = {f"{name}/learning_rate": [rate] for name, rate in rates.items()}
-        for number, minibatch in enumerate(minibatch for layout in plan.layouts for minibatch in layout):
+        for number, minibatch in enumerate(
+            minibatch for layout in plan.layouts for minibatch in layout
+        ):
             self._job.resume.stop_if_asked()
             moved: Totals = {}
             # One model after the other, so that only one gradient is in memory.
@@ -133,7 +147,11 @@ class Learner:
     def _is_far(self, totals: Totals) -> bool:
         """Return whether the policy has moved further than `stop_kl_per_token` allows."""
         limit = self._cfg.stop_kl_per_token
-        return limit is not None and "ppo/approx_kl" in totals and float(totals["ppo/approx_kl"]) > limit
+        return (
+            limit is not None
+            and "ppo/approx_kl" in totals
+            and float(totals["ppo/approx_kl"]) > limit
+        )
 
     # -- gradients ---------------------------------------------------------------------------------
 
@@ -153,23 +171,31 @@ class Learner:
                 job.group.all_reduce(part)
         if not mixes:
             job.group.sum_gradients(parameters)
-            totals[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self._cfg.max_grad_norm)
+            totals[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(
+                parameters, self._cfg.max_grad_norm
+            )
         return totals
 
     def backward(self, plan: Plan, name: str, minibatch: list[list[int]]) -> Totals:
         """Add the gradient of this process's part; return its part of the mean metrics."""
         samples, job = plan.rollouts.samples, self._job
-        count = torch.tensor(float(sum(len(samples.responses[i]) for group in minibatch for i in group)))
+        count = torch.tensor(
+            float(sum(len(samples.responses[i]) for group in minibatch for i in group))
+        )
         count = count.to(job.device)
         job.group.all_reduce(count)
-        names, terms = (_POLICY, self._policy_terms) if name == "policy" else (_VALUE, self._value_terms)
+        names, terms = (
+            (_POLICY, self._policy_terms) if name == "policy" else (_VALUE, self._value_terms)
+        )
         totals = {key: torch.zeros((), device=job.device) for key in names}
         for group in minibatch:
             for key, part in zip(names, terms(plan, group, count), strict=True):
                 totals[key] += part
         return totals
 
-    def _policy_terms(self, plan: Plan, group: list[int], count: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _policy_terms(
+        self, plan: Plan, group: list[int], count: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         """Add the policy's gradient for one micro-batch.
 
         Returns:
@@ -178,7 +204,9 @@ class Learner:
         cfg, rollouts = self._cfg, plan.rollouts
         packed, responses, mask = packed_group(rollouts.samples, group, self._job.device)
         with self._job.compute(cfg.precision).autocast():
-            new, entropy = self._actors.policy_likelihoods(packed, responses, cfg.temperature, cfg.entropy_coef != 0)
+            new, entropy = self._actors.policy_likelihoods(
+                packed, responses, cfg.temperature, cfg.entropy_coef != 0
+            )
         old = rollouts.logprobs[group][mask]
         policy = policy_loss(new, old, plan.advantages.advantages[group][mask], cfg.clip_range)
         losses = policy.losses
@@ -187,7 +215,9 @@ class Learner:
                 old, rollouts.samples.sampled_logprobs[group][mask], cfg.importance_cap
             )
         if cfg.kl_form != "reward":
-            losses = losses + plan.kl_coef * kl_loss(new, rollouts.ref_logprobs[group][mask], cfg.kl_form)
+            losses = losses + plan.kl_coef * kl_loss(
+                new, rollouts.ref_logprobs[group][mask], cfg.kl_form
+            )
         if cfg.entropy_coef:
             losses = losses - cfg.entropy_coef * entropy
         loss = losses.sum() / count
@@ -197,7 +227,9 @@ class Learner:
             parts = (policy.clipped, approx_kl, policy.ratio)
             return loss.detach(), *(part.sum() / count for part in parts)
 
-    def _value_terms(self, plan: Plan, group: list[int], count: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _value_terms(
+        self, plan: Plan, group: list[int], count: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         """Add the value model's gradient for one micro-batch.
 
         Returns:
@@ -208,7 +240,10 @@ class Learner:
         with self._job.compute(cfg.precision).autocast():
             values = self._actors.values(packed, responses)
         value = value_loss(
-            values, rollouts.values[group][mask], plan.advantages.returns[group][mask], cfg.value_clip_range
+            values,
+            rollouts.values[group][mask],
+            plan.advantages.returns[group][mask],
+            cfg.value_clip_range,
         )
         loss = value.losses.sum() / count
         loss.backward()
@@ -238,16 +273,22 @@ class Learner:
             chunk = mine[start : start + per_pass]
             packed = pack_pairs([row[:1] for row in chunk], [row[1:] for row in chunk], job.device)
             with job.compute(cfg.precision).autocast(), self._actors.policy_model() as policy:
-                loss = -response_logprobs(policy, packed, [row[1:] for row in chunk]).sum() / num_targets(rows)
+                loss = -response_logprobs(
+                    policy, packed, [row[1:] for row in chunk]
+                ).sum() / num_targets(rows)
             loss.backward()
             total += loss.detach()
         job.group.sum_gradients(parameters)
-        texts = [cfg.ptx_coef * p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        texts = [
+            cfg.ptx_coef * p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters
+        ]
         product = torch.stack([(a * b).sum() for a, b in zip(own, texts, strict=True)]).sum()
         own_norm, text_norm = (_clip(gradients, cfg.max_grad_norm) for gradients in (own, texts))
         for parameter, a, b in zip(parameters, own, texts, strict=True):
             parameter.grad = a.add_(b)
-        own_clipped, text_clipped = (norm.clamp(max=cfg.max_grad_norm) for norm in (own_norm, text_norm))
+        own_clipped, text_clipped = (
+            norm.clamp(max=cfg.max_grad_norm) for norm in (own_norm, text_norm)
+        )
         return {
             "ptx/loss": total,
             "policy/grad_norm": own_norm,
@@ -267,7 +308,9 @@ class Learner:
         if self._average is not None and name == "policy":
             assert self._cfg.ema_decay is not None
             with torch.no_grad():
-                torch._foreach_lerp_(self._average, [*self._parameters["policy"]], 1 - self._cfg.ema_decay)
+                torch._foreach_lerp_(
+                    self._average, [*self._parameters["policy"]], 1 - self._cfg.ema_decay
+                )
 
     def _refuse(self, plan: Plan, name: str, minibatch: list[list[int]], totals: Totals) -> None:
         """Skip the model's step because a number is not finite, and report the episodes.
@@ -281,20 +324,30 @@ class Learner:
         bad = ", ".join(key for key, value in totals.items() if not torch.isfinite(value))
         samples = plan.rollouts.samples
         mine = [i for group in minibatch for i in group]
-        culprits = self._job.group.gather([samples.ids[i] for i in mine if not self._is_finite(plan, i)], even=False)
+        culprits = self._job.group.gather(
+            [samples.ids[i] for i in mine if not self._is_finite(plan, i)], even=False
+        )
         # If no single episode explains it, name all of the minibatch.
-        named = sorted(culprits or self._job.group.gather([samples.ids[i] for i in mine], even=False))
-        message = f"iteration {plan.iteration + 1}: {bad} is not finite; episodes of prompts {named}"
+        named = sorted(
+            culprits or self._job.group.gather([samples.ids[i] for i in mine], even=False)
+        )
+        message = (
+            f"iteration {plan.iteration + 1}: {bad} is not finite; episodes of prompts {named}"
+        )
         if self._cfg.on_nonfinite == "stop":
             raise HealthStop(f"{message}; lower learning_rate, or give on_nonfinite=skip")
-        self._job.log.event(plan.iteration + 1, "nonfinite", f"{message}; their minibatch is skipped")
+        self._job.log.event(
+            plan.iteration + 1, "nonfinite", f"{message}; their minibatch is skipped"
+        )
 
     @torch.no_grad()
     def _is_finite(self, plan: Plan, i: int) -> bool:
         """Return whether all numbers that one episode gives to the loss are finite."""
         packed, responses, mask = packed_group(plan.rollouts.samples, [i], self._job.device)
         with self._job.compute(self._cfg.precision).autocast():
-            new = self._actors.policy_likelihoods(packed, responses, self._cfg.temperature, False).logprobs
+            new = self._actors.policy_likelihoods(
+                packed, responses, self._cfg.temperature, False
+            ).logprobs
             values = self._actors.values(packed, responses)
         taken = (plan.advantages.advantages[[i]][mask], plan.advantages.returns[[i]][mask])
         return all(bool(torch.isfinite(x).all()) for x in (new, values, *taken))
@@ -309,4 +362,6 @@ def _clip(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
 
 def _means(seen: dict[str, list[float]], steps: int) -> Metrics:
     """Return each metric's mean over the steps that have it, and the number of steps."""
-    return {name: sum(values) / len(values) for name, values in seen.items()} | {"ppo/steps": float(steps)}
+    return {name: sum(values) / len(values) for name, values in seen.items()} | {
+        "ppo/steps": float(steps)
+    }

@@ -70,7 +70,9 @@ def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequenc
     for lines, style in table_lines(columns, rows, console.width):
         text = "\n".join([*lines, ""])
         # Print segments without a new layout: the lines fit, and a layout of thousands is slow.
-        console.print(Segments([Segment(text, console.get_style(style or "none"))]), crop=False, end="")
+        console.print(
+            Segments([Segment(text, console.get_style(style or "none"))]), crop=False, end=""
+        )
 
 
 def print_sentence(console: Console, text: str, style: str = "") -> None:
@@ -93,7 +95,9 @@ def sentence_lines(text: str, width: int) -> list[str]:
     return lines
 
 
-def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[tuple[list[str], str]]:
+def table_lines(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int
+) -> list[tuple[list[str], str]]:
     """Lay out a table with at most `width` characters per line.
 
     Args:
@@ -145,7 +149,9 @@ def _block(
     return [*head, (body, "")] if body else head
 
 
-def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]], own: Sequence[int], width: int) -> list[int]:
+def _widths(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], own: Sequence[int], width: int
+) -> list[int]:
     """Return the widths of the columns `own`.
 
     They are as wide as their cells. If the table does not fit, the widest columns of text are made
@@ -234,7 +240,9 @@ def _printable(text: str) -> str:
 def harmless(text: str) -> str:
     """Remove escape sequences and control characters, except line breaks and tabs, from a text."""
     plain = _ESCAPES.sub("", text)
-    return "".join(character for character in plain if character in "\n\t" or not _is_control(character))
+    return "".join(
+        character for character in plain if character in "\n\t" or not _is_control(character)
+    )
 
 
 def _is_control(character: str) -> bool:

@@ -87,7 +87,9 @@ class ProcessGroup:
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         flat = torch.cat([g.flatten() for g in gradients])
         self.all_reduce(flat)
-        for parameter, gradient in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
+        for parameter, gradient in zip(
+            parameters, flat.split([g.numel() for g in gradients]), strict=True
+        ):
             parameter.grad = gradient.view_as(parameter)
 
     def barrier(self) -> None:
@@ -110,12 +112,16 @@ def choose_device(name: str) -> torch.device:
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("hardware.device: cuda was asked for and torch finds none; use auto or cpu")
+        raise ConfigError(
+            "hardware.device: cuda was asked for and torch finds none; use auto or cpu"
+        )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))  # set by `run_ranks`: one GPU per process
     if local >= torch.cuda.device_count():
-        raise ConfigError(f"hardware.num_processes: expected at most a process a GPU, and there are {local}")
+        raise ConfigError(
+            f"hardware.num_processes: expected at most a process a GPU, and there are {local}"
+        )
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device

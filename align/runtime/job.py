@@ -64,7 +64,11 @@ class Job:
         world_size: int = 1,
     ):
         self.label, self.work, self.out = label, work, work / "out"
-        self.hardware, self.data_root, self.store = settings.hardware, settings.data_root, Path(settings.store)
+        self.hardware, self.data_root, self.store = (
+            settings.hardware,
+            settings.data_root,
+            Path(settings.store),
+        )
         self.group = ProcessGroup(choose_device(settings.hardware.device), rank, world_size)
         self._progress = Progress(label, silent=rank != 0)
         self.log = RunLog(self.out, self._progress, tracker, self.group.is_main)

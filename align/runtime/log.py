@@ -22,7 +22,9 @@ class RunLog:
         last_step: the last step of the stage's own axis. Its tables are always sent.
     """
 
-    def __init__(self, out: Path, progress: Progress, tracker: Tracker | None = None, is_main: bool = True):
+    def __init__(
+        self, out: Path, progress: Progress, tracker: Tracker | None = None, is_main: bool = True
+    ):
         self._out, self._progress, self._is_main = out, progress, is_main
         self._tracker: Tracker = tracker or NoTracker()
         self._sent: dict[str, int] = {}  # bytes of each table when the tracker got it
@@ -84,11 +86,16 @@ class RunLog:
             return
         file = self._out / f"{name}.jsonl"
         with file.open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps({"step": step, **row}, ensure_ascii=False, default=str) + "\n" for row in rows)
+            out.writelines(
+                json.dumps({"step": step, **row}, ensure_ascii=False, default=str) + "\n"
+                for row in rows
+            )
         size = file.stat().st_size
         if step != self.last_step and size < _GROWTH * self._sent.get(name, 0):
             return
         self._sent[name] = size
         every = read_json_lines(file)
         columns = list(dict.fromkeys(column for row in every for column in row))
-        self._tracker.table(name, columns, [[row.get(column) for column in columns] for row in every])
+        self._tracker.table(
+            name, columns, [[row.get(column) for column in columns] for row in every]
+        )

@@ -52,5 +52,10 @@ def cpu_has_bf16() -> bool:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return False
-    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
+    flags = {
+        flag
+        for line in lines
+        if line.lower().startswith(("flags", "features"))
+        for flag in line.split()
+    }
     return not flags.isdisjoint(_CPU_FLAGS)

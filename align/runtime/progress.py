@@ -87,7 +87,9 @@ class Progress:
             if time.monotonic() - shown >= PLAIN_SECONDS:
                 shown = time.monotonic()
                 rate = _rate(done - start, begun)
-                print("\n".join(self._lines("", done, total, unit, rate)), file=sys.stderr, flush=True)
+                print(
+                    "\n".join(self._lines("", done, total, unit, rate)), file=sys.stderr, flush=True
+                )
 
         return advance
 
@@ -110,7 +112,9 @@ class Progress:
 
     def _numbers(self) -> list[str]:
         """Return the latest metrics as `score 1.2`, without the prefixes of PPO's names."""
-        short = {name: name.removeprefix("objective/").removeprefix(_SHOWN_FROM) for name in self._latest}
+        short = {
+            name: name.removeprefix("objective/").removeprefix(_SHOWN_FROM) for name in self._latest
+        }
         return [f"{short[name]} {value:.3g}" for name, value in self._latest.items()]
 
 

@@ -52,7 +52,13 @@ class Resume:
     """
 
     def __init__(
-        self, work: Path, out: Path, group: ProcessGroup, stop: Stop, seconds: float, info: Callable[[str], None]
+        self,
+        work: Path,
+        out: Path,
+        group: ProcessGroup,
+        stop: Stop,
+        seconds: float,
+        info: Callable[[str], None],
     ):
         self._work, self._out, self._group, self._stop, self._info = work, out, group, stop, info
         self._seconds = seconds
@@ -130,8 +136,15 @@ class Resume:
         if self._group.is_main:
             from align.store.checkpoints import save_checkpoint
 
-            whole = {"state": state(), "random": random_states, "world_size": self._group.world_size}
-            logs = {f"{self._out.name}/{name}": log.until_now() for name, log in self._growing_logs().items()}
+            whole = {
+                "state": state(),
+                "random": random_states,
+                "world_size": self._group.world_size,
+            }
+            logs = {
+                f"{self._out.name}/{name}": log.until_now()
+                for name, log in self._growing_logs().items()
+            }
             whole["logged"] = {name: size for name, (size, _) in logs.items()}
             save_checkpoint(self._work / "checkpoints", step, whole, logs)
         self._group.barrier()
@@ -175,15 +188,18 @@ class Resume:
         _set_random_state(random_state, device)
         self._info(f"going on from {step}")
         if ("cuda" in random_state) != (device.type == "cuda"):
-            self._info("it was begun on another kind of device, so what is random on this one begins anew")
+            self._info(
+                "it was begun on another kind of device, so what is random on this one begins anew"
+            )
         return step, whole["state"]
 
     def require_world_size(self, begun_with: int) -> None:
         """Raise `ConfigError` if the step was started with another number of processes."""
         if begun_with != self._group.world_size:
             raise ConfigError(
-                f"hardware.num_processes: this step was begun with {begun_with}, got {self._group.world_size}; "
-                f"use {begun_with}, or remove {self._work} to begin it again"
+                f"hardware.num_processes: this step was begun with {begun_with}, got"
+                f" {self._group.world_size}; use {begun_with}, or remove {self._work} to begin it"
+                " again"
             )
 
     def _cut_logs(self, sizes: dict[str, int]) -> None:

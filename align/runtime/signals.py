@@ -85,7 +85,11 @@ class Stop:
             # After a lost connection there is no terminal. If the signal comes in the middle of
             # another print, print raises RuntimeError.
             with contextlib.suppress(OSError, ValueError, RuntimeError):
-                print("\nstopping at the next step; again to stop at once", file=sys.stderr, flush=True)
+                print(
+                    "\nstopping at the next step; again to stop at once",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def error(self, said: str = "stopped") -> Preempted:
         return stopped(self.signal or signal.SIGTERM, said)

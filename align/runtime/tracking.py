@@ -162,8 +162,12 @@ class WandbTracker:
                 },
             )
             mirror.add_reference(artifact.path.as_uri())
-            run.summary.update(self._named({**artifact.metrics, "time/seconds": artifact.manifest["seconds"]}))
-            run.log_artifact(mirror, aliases=[*aliases, f"align-v{version}", _digest_alias(artifact.digest)])
+            run.summary.update(
+                self._named({**artifact.metrics, "time/seconds": artifact.manifest["seconds"]})
+            )
+            run.log_artifact(
+                mirror, aliases=[*aliases, f"align-v{version}", _digest_alias(artifact.digest)]
+            )
             run.name = f"{self._tracked.name}:v{version}"
 
         self._try(send)
@@ -178,7 +182,10 @@ class WandbTracker:
         except Exception as error:
             os.environ["WANDB_MODE"] = "offline"
             kept = Path(run.dir).parent
-            _say(self._tracked.name, f"not all reached W&B ({error}); wandb sync {kept} sends it; offline from here on")
+            _say(
+                self._tracked.name,
+                f"not all reached W&B ({error}); wandb sync {kept} sends it; offline from here on",
+            )
 
     def _named(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {metric_name(self._tracked.stage, name): value for name, value in values.items()}
@@ -193,7 +200,10 @@ class WandbTracker:
             if self._run is not None:
                 send(self._run)
         except Exception as error:
-            _say(self._tracked.name, f"W&B stopped taking this step's numbers ({error}); metrics.jsonl has them")
+            _say(
+                self._tracked.name,
+                f"W&B stopped taking this step's numbers ({error}); metrics.jsonl has them",
+            )
             self.finish(exit_code=1)
 
     def _begin(self, folder: Path) -> None:
@@ -330,7 +340,10 @@ def _use_parents(run: Any, tracked: Tracked) -> None:
             missing.append(names[0] if names else digest[:12])
     if unsaid := [name for name in missing if name not in _said]:
         _said.update(unsaid)
-        _say(tracked.name, f"W&B does not know {', '.join(unsaid)}; the digests are in the run's config")
+        _say(
+            tracked.name,
+            f"W&B does not know {', '.join(unsaid)}; the digests are in the run's config",
+        )
 
 
 def _mirror_name(name: str) -> str:

@@ -149,4 +149,6 @@ def _ask_finders(name: str, where: list[str] | None) -> ModuleSpec | None:
 @functools.cache
 def _installed_folders() -> tuple[Path, ...]:
     paths = sysconfig.get_paths()
-    return tuple(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return tuple(
+        Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    )

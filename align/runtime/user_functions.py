@@ -70,7 +70,9 @@ def parse_reference(text: str) -> Reference:
     keywords: dict[str, Any] = {}
     for keyword in node.keywords:
         if keyword.arg is None:
-            raise ConfigError(f"{text}: expected arguments one by one, got **{ast.unparse(keyword.value)}")
+            raise ConfigError(
+                f"{text}: expected arguments one by one, got **{ast.unparse(keyword.value)}"
+            )
         keywords[keyword.arg] = _literal(text, keyword.value)
     return Reference(text, module, node.func.id, arguments, keywords)
 
@@ -80,8 +82,8 @@ def _literal(text: str, node: ast.expr) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise ConfigError(
-            f"{text}: expected a number, a string, True, False, None, or a list or dictionary of them as an "
-            f"argument, got {ast.unparse(node)}"
+            f"{text}: expected a number, a string, True, False, None, or a list or dictionary of"
+            f" them as an argument, got {ast.unparse(node)}"
         ) from None
 
 
@@ -97,9 +99,14 @@ def find_source(text: str) -> Path:
     reference = parse_reference(text)
     file = find_module(reference.module)
     if file is None:
-        near = difflib.get_close_matches(reference.module, [path.stem for path in Path.cwd().glob("*.py")], n=1)
+        near = difflib.get_close_matches(
+            reference.module, [path.stem for path in Path.cwd().glob("*.py")], n=1
+        )
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"no module {reference.module!r} in this folder or in the environment{hint}, got {text!r}")
+        raise ConfigError(
+            f"no module {reference.module!r} in this folder or in the environment{hint}, got"
+            f" {text!r}"
+        )
     if file.suffix == ".py":
         try:
             names = names_in(file)
@@ -120,7 +127,10 @@ def _no_function(reference: Reference, names: Collection[str]) -> str:
 
 def _require_math_verify(text: str) -> None:
     if importlib.util.find_spec("math_verify") is None:
-        raise ConfigError(f"{text}: needs the package math-verify: pip install math-verify, or align's extra `rewards`")
+        raise ConfigError(
+            f"{text}: needs the package math-verify: pip install math-verify, or align's extra"
+            " `rewards`"
+        )
 
 
 def source_digests(text: str) -> dict[str, str]:
@@ -132,7 +142,9 @@ def source_digests(text: str) -> dict[str, str]:
         ConfigError: as `find_source`.
     """
     find_source(text)
-    return {name: sha256_file(file) for name, file in own_files(parse_reference(text).module).items()}
+    return {
+        name: sha256_file(file) for name, file in own_files(parse_reference(text).module).items()
+    }
 
 
 def short_names(references: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
@@ -174,13 +186,17 @@ def load_function(text: str) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{describe_error(error)}; raised when {text} was imported") from error
     if not callable(function):
-        raise ConfigError(_no_function(reference, [name for name in vars(module) if not name.startswith("_")]))
+        raise ConfigError(
+            _no_function(reference, [name for name in vars(module) if not name.startswith("_")])
+        )
     if reference.arguments is None or reference.keywords is None:
         return function
     try:
         made = function(*reference.arguments, **reference.keywords)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{describe_error(error)}; raised when the factory of {text} was called") from error
+        raise ConfigError(
+            f"{describe_error(error)}; raised when the factory of {text} was called"
+        ) from error
     if not callable(made):
         raise ConfigError(f"{text}: expected a factory that returns a function, got {made!r:.80}")
     return made
@@ -193,7 +209,12 @@ def describe_error(error: BaseException) -> str:
     """
     said = " ".join(_message(error).split())
     what = f"{type(error).__name__}: {said[:_MAX_CHARS]}" if said else type(error).__name__
-    if isinstance(error, SyntaxError) and error.lineno and error.filename and Path(error.filename).is_file():
+    if (
+        isinstance(error, SyntaxError)
+        and error.lineno
+        and error.filename
+        and Path(error.filename).is_file()
+    ):
         return f"{_shown(Path(error.filename))}:{error.lineno}: {what}"
     frames = traceback.extract_tb(error.__traceback__)
     outside = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)]
@@ -217,7 +238,9 @@ def _shown(file: Path) -> str:
     return str(file.relative_to(here)) if file.is_relative_to(here) else str(file)
 
 
-def require_fit(text: str, function: Callable[..., Any], arguments: dict[str, Any], columns: Collection[str]) -> None:
+def require_fit(
+    text: str, function: Callable[..., Any], arguments: dict[str, Any], columns: Collection[str]
+) -> None:
     """Raise `ConfigError` if a function does not accept these arguments by keyword.
 
     Args:
@@ -235,9 +258,13 @@ def require_fit(text: str, function: Callable[..., Any], arguments: dict[str, An
     except TypeError as error:
         lacks = str(error).startswith("missing a required")
         raise ConfigError(
-            f"{text}: {error}; it is called with {', '.join(arguments)} by keyword, and the columns of these rows are "
-            f"{', '.join(columns) or 'none'}; "
-            + ("give the rows a column of that name" if lacks else "end its parameters with **kwargs for the others")
+            f"{text}: {error}; it is called with {', '.join(arguments)} by keyword, and the columns"
+            f" of these rows are {', '.join(columns) or 'none'}; "
+            + (
+                "give the rows a column of that name"
+                if lacks
+                else "end its parameters with **kwargs for the others"
+            )
         ) from None
 
 
@@ -261,7 +288,9 @@ def check_file(reference: str) -> tuple[str, Path]:
     if kind == "classifier":
         path = expanded(rest.rpartition("#")[0] or rest)
         if not (path / "config.json").is_file():
-            raise ConfigError(f"{reference}: expected a folder with a classifier's config.json in it")
+            raise ConfigError(
+                f"{reference}: expected a folder with a classifier's config.json in it"
+            )
         return kind, path
     return "function", find_source(reference)
 

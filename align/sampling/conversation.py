@@ -139,8 +139,8 @@ class Conversation:
             prompt = self._encoded(kept, text)
         if len(prompt) > room:
             raise ConfigError(
-                f"the prompt has {len(prompt):,} tokens, and {self.name} reads {room:,} before an answer of "
-                f"{self._sampling.max_new_tokens:,}; shorten it, or give fewer --tokens"
+                f"the prompt has {len(prompt):,} tokens, and {self.name} reads {room:,} before an"
+                f" answer of {self._sampling.max_new_tokens:,}; shorten it, or give fewer --tokens"
             )
         self._kept, self._asked, self._prompt = list(kept), text, prompt
         return len(self.turns) - len(kept)
@@ -179,17 +179,28 @@ class Conversation:
 
         if self._raw:
             return encode_context(self._tokenizer, text)
-        messages: list[Message] = [{"role": "system", "content": self._system}] if self._system else []
+        messages: list[Message] = (
+            [{"role": "system", "content": self._system}] if self._system else []
+        )
         for question, answer in turns:
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        (prompt,) = encode_prompts(self._tokenizer, [[*messages, {"role": "user", "content": text}]], self.name)
+            messages += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
+        (prompt,) = encode_prompts(
+            self._tokenizer, [[*messages, {"role": "user", "content": text}]], self.name
+        )
         return prompt
 
     def _text(self, ids: list[int], settled: bool) -> str:
         from align.text.chat import decode_response, settled_text, without_end
 
         if not self._raw:
-            return settled_text(self._tokenizer, ids) if settled else decode_response(self._tokenizer, ids)
+            return (
+                settled_text(self._tokenizer, ids)
+                if settled
+                else decode_response(self._tokenizer, ids)
+            )
         text = continued(self._tokenizer, self._prompt, list(without_end(self._tokenizer, ids)))
         return text.rstrip("\ufffd") if settled else text
 
@@ -215,5 +226,8 @@ def continued(tokenizer: PreTrainedTokenizerBase, prompt: list[int], written: li
 
     Some decoders write that space only between words, so the prompt is decoded, too.
     """
-    before, whole = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (prompt, prompt + written))
+    before, whole = (
+        tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        for ids in (prompt, prompt + written)
+    )
     return whole[len(before) :]

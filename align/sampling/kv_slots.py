@@ -81,7 +81,9 @@ def can_sample_in_bf16(model: PreTrainedModel) -> bool:
     The cache is float32 on CPUs. Two kinds of library code reject the mix: a model's own attention,
     and the projection that makes keys and values in latent attention.
     """
-    return not is_padded(model) and not hasattr(model.config.get_text_config(decoder=True), "kv_lora_rank")
+    return not is_padded(model) and not hasattr(
+        model.config.get_text_config(decoder=True), "kv_lora_rank"
+    )
 
 
 class Slots:
@@ -94,7 +96,9 @@ class Slots:
             response's largest length.
     """
 
-    def __init__(self, model: PreTrainedModel, count: int, longest: int, room: int, pad_token_id: int):
+    def __init__(
+        self, model: PreTrainedModel, count: int, longest: int, room: int, pad_token_id: int
+    ):
         self._model, self._longest, self._pad_token_id = model, longest, pad_token_id
         # Some of these models have a table of masks or slopes as wide as their context.
         if is_padded(model):
@@ -103,7 +107,9 @@ class Slots:
         self._window = _Window(count, longest, longest)
         decoder = model.config.get_text_config(decoder=True)
         if kinds := kinds_with_state(model):
-            raise ValueError(f"{decoder.model_type}: expected attention in every layer, got {', '.join(kinds)}")
+            raise ValueError(
+                f"{decoder.model_type}: expected attention in every layer, got {', '.join(kinds)}"
+            )
         self._last_position = context_of(model.config) - 1
         layers = [_Layer(self._window, self._columns) for _ in range(decoder.num_hidden_layers)]
         self._cache = Cache(layers=layers)
@@ -144,7 +150,8 @@ class Slots:
         self._position[rows] = mask.sum(1)
         if not cache.layers:
             raise ConfigError(
-                f"{self._model.config.model_type}: it fills no attention cache, and align samples from one"
+                f"{self._model.config.model_type}: it fills no attention cache, and align samples"
+                " from one"
             )
         # In some models the last layers share the cache of earlier ones, hence `strict=False`.
         for ours, new in zip(self._cache.layers, cache.layers, strict=False):

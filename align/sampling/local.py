@@ -40,7 +40,11 @@ class LocalEngine:
         pad_token_id: int,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ):
-        self._precision, self._eos_token_id, self._pad_token_id = precision, eos_token_id, pad_token_id
+        self._precision, self._eos_token_id, self._pad_token_id = (
+            precision,
+            eos_token_id,
+            pad_token_id,
+        )
         self._tokenizer = tokenizer
         self._model: PreTrainedModel | None = None
 
@@ -171,8 +175,8 @@ def _take_off(
     longest = max(map(len, prompts))
     if longest + sampling.max_new_tokens > context:
         raise ValueError(
-            f"a prompt of {longest} tokens and {sampling.max_new_tokens} new tokens do not fit in the model's "
-            f"context of {context}; shorten the prompts or max_new_tokens"
+            f"a prompt of {longest} tokens and {sampling.max_new_tokens} new tokens do not fit in"
+            f" the model's context of {context}; shorten the prompts or max_new_tokens"
         )
     ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
     with torch.inference_mode():
@@ -231,7 +235,9 @@ class _Flight:
             taken = [self._queue.popleft() for _ in range(len(rows))]
             self._request[rows], self._written[rows] = torch.tensor(taken, device=rows.device), 0
             self._alive[rows] = True
-            return self._draw(rows, self._slots.admit(rows, [self._prompts[i] for i in taken]), starting=True)
+            return self._draw(
+                rows, self._slots.admit(rows, [self._prompts[i] for i in taken]), starting=True
+            )
         if not self._queue and free >= _ROUND:
             self._give_up()
         rows = self._alive.nonzero().squeeze(1)
@@ -241,7 +247,9 @@ class _Flight:
         """Return the newest token in the first slot."""
         return int(self._token[0])
 
-    def _draw(self, rows: torch.Tensor, logits: torch.Tensor, starting: bool = False) -> list[tuple[int, Response]]:
+    def _draw(
+        self, rows: torch.Tensor, logits: torch.Tensor, starting: bool = False
+    ) -> list[tuple[int, Response]]:
         request, place = self._request[rows], self._written[rows]
         sampling = self._sampling
         token, logprob = choose_tokens(
@@ -285,7 +293,9 @@ class _StopStrings:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]):
         self._tokenizer, self._stop_strings = tokenizer, stop_strings
-        self._without_text = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._without_text = {
+            i for i, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
         # A token holds at least one byte of text, so this many tokens hold any stop string that the
         # newest one completes. The first of them may have lost its space, or be a part of a
         # character.
@@ -301,7 +311,9 @@ class _StopStrings:
                 found.append(False)
                 continue
             newest.append(token)
-            text = self._tokenizer.decode(list(newest), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            text = self._tokenizer.decode(
+                list(newest), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
             found.append(any(string in text for string in self._stop_strings))
         return found
 
@@ -320,7 +332,9 @@ def choose_tokens(
     else:
         logprobs = _nucleus((logits / temperature).log_softmax(1), top_p)
         cdf = logprobs.exp().double().cumsum(1)
-        token = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
+        token = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp(
+            max=logits.shape[1] - 1
+        )
     return token[:, 0], logprobs.gather(1, token)[:, 0]
 
 

@@ -23,7 +23,9 @@ class Sampler:
     engine: Engine
     sampling: Sampling
 
-    def draw(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> Iterator[tuple[int, Response]]:
+    def draw(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int]
+    ) -> Iterator[tuple[int, Response]]:
         """Yield one response to each prompt, as (index into `prompts`, response), in any order."""
         return self.engine.generate(prompts, seeds, self.sampling)
 
@@ -37,7 +39,9 @@ def engine_for(tokenizer: PreTrainedTokenizerBase, precision: str = "fp32") -> E
     return LocalEngine(precision, stop_ids(tokenizer), tokenizer.pad_token_id, tokenizer)
 
 
-def sampler_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Sampler:
+def sampler_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling
+) -> Sampler:
     """Return a sampler of a model that does not change."""
     engine = engine_for(tokenizer)
     engine.load(model)

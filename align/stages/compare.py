@@ -39,7 +39,10 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     scorer = gold_scorer(infos)
     if scorer is None:
         raise ConfigError(cfg.need_of_gold(inputs))
-    limits = {"train": (cfg.skip_prompts, cfg.num_prompts), "validation": (0, cfg.num_validation_prompts)}
+    limits = {
+        "train": (cfg.skip_prompts, cfg.num_prompts),
+        "validation": (0, cfg.num_validation_prompts),
+    }
     folder = inputs.one("model").path
     model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
     context = context_length(model)
@@ -49,7 +52,9 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     rows: dict[str, list[Row]] = {}
     for split, (skipped, limit) in limits.items():
         found = list(read_rows(folders, split))
-        encoded = encode_prompts(tokenizer, [row["prompt"] for row in found], f"inputs.prompts: {split} row")
+        encoded = encode_prompts(
+            tokenizer, [row["prompt"] for row in found], f"inputs.prompts: {split} row"
+        )
         fitting = [row for row, ids in zip(found, encoded, strict=True) if len(ids) <= room]
         if len(fitting) < len(found):
             which = f"{len(found) - len(fitting):,} of {len(found):,} {split} prompts"
@@ -57,17 +62,26 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
         rows[split] = fitting[skipped:][:limit]
     if not rows["train"]:
         raise ConfigError(
-            f"inputs.prompts: after {cfg.skip_prompts} that are skipped, no training prompt leaves room for "
-            f"{max_new_tokens} new tokens"
+            f"inputs.prompts: after {cfg.skip_prompts} that are skipped, no training prompt leaves"
+            f" room for {max_new_tokens} new tokens"
         )
-    responses = _sample(cfg, job, model, tokenizer, [row["prompt"] for split in rows for row in rows[split]])
+    responses = _sample(
+        cfg, job, model, tokenizer, [row["prompt"] for split in rows for row in rows[split]]
+    )
     if not job.group.is_main:
         return {}
 
-    crew = Labelers(cfg.num_labelers, cfg.tie_width, np.random.default_rng(derive_seed(cfg.random_seed, "labelers")))
+    crew = Labelers(
+        cfg.num_labelers,
+        cfg.tie_width,
+        np.random.default_rng(derive_seed(cfg.random_seed, "labelers")),
+    )
     ranked: dict[str, list[Row]] = {}
     for split, prompts in rows.items():
-        groups = [responses[i * cfg.num_responses : (i + 1) * cfg.num_responses] for i in range(len(prompts))]
+        groups = [
+            responses[i * cfg.num_responses : (i + 1) * cfg.num_responses]
+            for i in range(len(prompts))
+        ]
         responses = responses[len(prompts) * cfg.num_responses :]
         if split == "train":
             groups = _with_strays(groups, cfg)
@@ -77,10 +91,22 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
         ]
         if split == "train":
             agreement = crew.calibrate(judged[:_CALIBRATION_PROMPTS], cfg.agreement)
-        ranked[split] = [_ranked(row, g, j, crew) for row, g, j in zip(prompts, groups, judged, strict=True)]
+        ranked[split] = [
+            _ranked(row, g, j, crew) for row, g, j in zip(prompts, groups, judged, strict=True)
+        ]
         write_rows(job.out, split, ranked[split], record="comparisons")
-    write_info(job.out, record="comparisons", source="compare", licence="generated", dropped={}, gold=infos[0]["gold"])
-    job.log.table("samples", [{"prompt": r["prompt"][-1]["content"], **_shown(r)} for r in ranked["train"][:20]])
+    write_info(
+        job.out,
+        record="comparisons",
+        source="compare",
+        licence="generated",
+        dropped={},
+        gold=infos[0]["gold"],
+    )
+    job.log.table(
+        "samples",
+        [{"prompt": r["prompt"][-1]["content"], **_shown(r)} for r in ranked["train"][:20]],
+    )
     return _metrics(ranked) | {"labelers/agreement": agreement, "labelers/noise": crew.noise}
 
 
@@ -105,24 +131,37 @@ def _sample(
     )
     player = Player("model", model, tokenizer)
     with job.progress(len(mine), "responses") as advance:
-        drawn = respond(player, [ids for _, ids, _ in mine], [seed for _, _, seed in mine], sampling, advance)
+        drawn = respond(
+            player, [ids for _, ids, _ in mine], [seed for _, _, seed in mine], sampling, advance
+        )
     return job.group.gather([decode_response(tokenizer, response.ids) for response in drawn])
 
 
 def _with_strays(groups: list[list[str]], cfg: Compare) -> list[list[str]]:
     rng = random.Random(derive_seed(cfg.random_seed, "compare", "strays"))
-    return [group + [rng.choice(rng.choice(groups)) for _ in range(cfg.num_strays)] for group in groups]
+    return [
+        group + [rng.choice(rng.choice(groups)) for _ in range(cfg.num_strays)] for group in groups
+    ]
 
 
 def _ranked(row: Row, responses: list[str], judged: Judged, crew: Labelers) -> Row:
     labeler = crew.pick()
     ranks = crew.rank(judged, labeler)
-    return {**row, "responses": responses, "ranks": ranks, "gold": judged.gold.tolist(), "labeler": labeler}
+    return {
+        **row,
+        "responses": responses,
+        "ranks": ranks,
+        "gold": judged.gold.tolist(),
+        "labeler": labeler,
+    }
 
 
 def _shown(row: Row) -> dict[str, str]:
     best = sorted(zip(row["ranks"], row["responses"], row["gold"], strict=True))
-    return {f"{i}.": f"rank {rank}, gold {gold:.2f}: {text}" for i, (rank, text, gold) in enumerate(best, 1)}
+    return {
+        f"{i}.": f"rank {rank}, gold {gold:.2f}: {text}"
+        for i, (rank, text, gold) in enumerate(best, 1)
+    }
 
 
 def _metrics(ranked: dict[str, list[Row]]) -> Metrics:

@@ -71,7 +71,9 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
     with _nothing_left_on_error(job), tempfile.TemporaryFile(dir=job.work) as file:
         if source.card.generator:
             if cfg.validation_share is not None:
-                raise ConfigError(f"validation_share: {cfg.source} generates its splits, so leave it out")
+                raise ConfigError(
+                    f"validation_share: {cfg.source} generates its splits, so leave it out"
+                )
             if cfg.split is not None:
                 raise ConfigError(f"split: {cfg.source} generates its splits, so leave it out")
             rows = smallworld.rows(cfg.record, cfg.splits, _limits(cfg), cfg.options)
@@ -80,24 +82,38 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
             rows, info = _read(cfg, source, RowSorter(file, IN_MEMORY), job, reader), {}
         kept = {split: rows.get(split, []) for split in cfg.splits}
         with job.progress(sum(map(len, kept.values())), "rows written") as advance:
-            metrics: Metrics = {f"rows/{s}": write_rows(job.out, s, kept[s], advance, cfg.record) for s in cfg.splits}
+            metrics: Metrics = {
+                f"rows/{s}": write_rows(job.out, s, kept[s], advance, cfg.record)
+                for s in cfg.splits
+            }
     if not any(metrics.values()):
         why = f"; dropped: {_counted(dropped)}" if dropped else ""
         raise ConfigError(f"source: {cfg.source}: no rows for {', '.join(cfg.splits)}{why}")
     if reader.unused:
         info["columns_not_used"] = dict(reader.unused)
-    write_info(job.out, record=cfg.record, source=cfg.source, licence=source.card.licence, dropped=dropped, **info)
+    write_info(
+        job.out,
+        record=cfg.record,
+        source=cfg.source,
+        licence=source.card.licence,
+        dropped=dropped,
+        **info,
+    )
     for line in reader.lines():
         job.log.info(line)
     told = ", ".join(f"{metrics[f'rows/{split}']:,} {split}" for split in cfg.splits)
-    job.log.info(told + (f"; dropped {sum(dropped.values()):,}: {_counted(dropped)}" if dropped else ""))
+    job.log.info(
+        told + (f"; dropped {sum(dropped.values()):,}: {_counted(dropped)}" if dropped else "")
+    )
     return metrics | {f"dropped/{reason}": count for reason, count in dropped.items()}
 
 
 def check_rows(cfg: Data, data_root: str | None, shown: Progress) -> None:
     """Read every row and raise what `run` would raise, for `align plan check_data=true`."""
 
-    def progress(total: int | None, unit: str) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    def progress(
+        total: int | None, unit: str
+    ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
         return shown.over(total, 0, unit)
 
     source = resolve(cfg.source, data_root, None)
@@ -110,7 +126,10 @@ def check_rows(cfg: Data, data_root: str | None, shown: Progress) -> None:
 
 def _refuse_columns_of_generated(cfg: Data, source: Source) -> None:
     if source.card.generator and cfg.columns:
-        raise ConfigError(f"columns: {cfg.source} generates its rows, so there are no columns to name; leave it out")
+        raise ConfigError(
+            f"columns: {cfg.source} generates its rows, so there are no columns to name; leave"
+            " it out"
+        )
 
 
 def _reader(cfg: Data, source: Source, folder: Path | None) -> RowReader:
@@ -136,7 +155,9 @@ class Look(NamedTuple):
     note: str = ""
 
 
-def first_rows(cfg: Data, data_root: str | None, count: int, say: Callable[[str], None]) -> Iterator[Look]:
+def first_rows(
+    cfg: Data, data_root: str | None, count: int, say: Callable[[str], None]
+) -> Iterator[Look]:
     """Yield the first `count` rows of a source, as read and as the wanted record; store nothing.
 
     If some of them make a record only together with other rows, the first `count` such records
@@ -153,8 +174,13 @@ def first_rows(cfg: Data, data_root: str | None, count: int, say: Callable[[str]
     """
     source = resolve(cfg.source, data_root, None)
     if source.card.generator:
-        generated = smallworld.rows(cfg.record, ["train"], {**_limits(cfg), "train": count}, cfg.options)
-        yield from (Look(f"{cfg.source}[{i}]", None, [("train", row)]) for i, row in enumerate(generated["train"]))
+        generated = smallworld.rows(
+            cfg.record, ["train"], {**_limits(cfg), "train": count}, cfg.options
+        )
+        yield from (
+            Look(f"{cfg.source}[{i}]", None, [("train", row)])
+            for i, row in enumerate(generated["train"])
+        )
         return
     reader = _reader(cfg, source, None)
     raw_rows = _raw_rows(source, cfg, say)
@@ -190,7 +216,9 @@ def _look(cfg: Data, source: Source, reader: RowReader, where: str, found: Itera
     problem = ""
     try:
         for split, whole, row in found:
-            made += [(split or _split(cfg, source.card, whole), piece) for piece in _fitting(row, cfg)]
+            made += [
+                (split or _split(cfg, source.card, whole), piece) for piece in _fitting(row, cfg)
+            ]
     except Dropped as reason:
         reader.dropped[str(reason)] += 1
     except Malformed as error:
@@ -218,8 +246,9 @@ def _nothing_left_on_error(job: Job) -> Iterator[None]:
             path.unlink()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreError(
-                f"{job.work}: {os.strerror(error.errno)}; rows beyond what memory holds are there twice for a while, "
-                f"sorted and as a dataset: make room, or give store=FOLDER on a larger disk"
+                f"{job.work}: {os.strerror(error.errno)}; rows beyond what memory holds are there"
+                " twice for a while, sorted and as a dataset: make room, or give store=FOLDER on a"
+                " larger disk"
             ) from None
         raise
 
@@ -251,15 +280,19 @@ def _tell_of_empty(splits: Mapping[str, _Rows], job: Job) -> None:
     """Log which split that training needs is empty, if rows were split by their content."""
     left = sum(map(len, splits.values()))
     if left and not splits["train"].end:
-        job.log.info(f"no training row is left, {left:,} in other splits: no step can train on these")
+        job.log.info(
+            f"no training row is left, {left:,} in other splits: no step can train on these"
+        )
     if left and not splits["validation"].end:
         job.log.info(
-            f"no validation row is left, {left:,} in other splits, so training reports no figures of held-out rows; "
-            "a larger validation_share (0.05 is usual) holds out more"
+            f"no validation row is left, {left:,} in other splits, so training reports no figures"
+            " of held-out rows; a larger validation_share (0.05 is usual) holds out more"
         )
 
 
-def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowReader) -> dict[str, _Rows]:
+def _read(
+    cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowReader
+) -> dict[str, _Rows]:
     """Return rows by split, each split cut to its limit of rows.
 
     Their order looks random and depends only on their content.
@@ -268,7 +301,9 @@ def _read(cfg: Data, source: Source, sorter: RowSorter, job: Job, reader: RowRea
     raw_rows = _shown_rows(source, cfg, job.progress, job.log.info)
     for given, whole, made in _records(raw_rows, cfg, source, reader, job.log.info):
         if given is not None and cfg.validation_share is not None:
-            raise ConfigError(f"validation_share: the files of {cfg.source} say their splits, so leave it out")
+            raise ConfigError(
+                f"validation_share: the files of {cfg.source} say their splits, so leave it out"
+            )
         split = given or _split(cfg, source.card, whole)
         for row in made:
             sorter.add(split, row)
@@ -455,7 +490,10 @@ def _split(cfg: Data, card: DataCard, row: Row) -> str:
 
 
 def _raw_rows(
-    source: Source, cfg: Data, say: Callable[[str], None] = lambda note: None, place: Place | None = None
+    source: Source,
+    cfg: Data,
+    say: Callable[[str], None] = lambda note: None,
+    place: Place | None = None,
 ) -> Iterator[tuple[str | None, RawRow]]:
     """Yield each row with the split of its file, if known; report what is unusual."""
     if not source.files:
@@ -464,7 +502,9 @@ def _raw_rows(
     splits = _file_splits(source, cfg)
     for note in _what_is_read(source, splits, cfg):
         say(note)
-    labelled = cfg.record == "labelled" or FORMATS.get(source.card.format or "", ("",))[0] == "labelled"
+    labelled = (
+        cfg.record == "labelled" or FORMATS.get(source.card.format or "", ("",))[0] == "labelled"
+    )
     # Some tables of GLUE have no header: their first row, such as `Some question?,1`, is data.
     # In other tables, such a row is a header.
     unnamed = {"columns_of": columns_without_header} if labelled else {}
@@ -473,7 +513,9 @@ def _raw_rows(
             yield split, raw
 
 
-def _rows_of_hub(source: Source, cfg: Data, say: Callable[[str], None]) -> Iterator[tuple[str | None, RawRow]]:
+def _rows_of_hub(
+    source: Source, cfg: Data, say: Callable[[str], None]
+) -> Iterator[tuple[str | None, RawRow]]:
     """Yield rows of a dataset of the Hub; without a card, the names of its splits count.
 
     The Hub calls rows that are not split `train`. So a single split of that name is split by
@@ -494,8 +536,8 @@ def _rows_of_hub(source: Source, cfg: Data, say: Callable[[str], None]) -> Itera
     if cfg.split is not None and len(named) > 1:
         if cfg.split not in named:
             raise ConfigError(
-                f"split={cfg.split}: {cfg.source} has the splits {', '.join(loaded)}; download the one that you mean, "
-                f"and give its files as path:FILE_OR_FOLDER"
+                f"split={cfg.split}: {cfg.source} has the splits {', '.join(loaded)}; download the"
+                " one that you mean, and give its files as path:FILE_OR_FOLDER"
             )
         say(f"split={cfg.split}: the rows of that split alone")
         named = {cfg.split}
@@ -517,15 +559,21 @@ def _file_splits(source: Source, cfg: Data) -> dict[Path, str | None]:
     if cfg.split is not None:
         named = source.named_splits()
         if len(named) > 1:
-            said = ", ".join(f"{split}: {_listed([named[split]], source.root)}" for split in SPLITS if split in named)
+            said = ", ".join(
+                f"{split}: {_listed([named[split]], source.root)}"
+                for split in SPLITS
+                if split in named
+            )
             raise ConfigError(
-                f"split={cfg.split}: the files of {cfg.source} say their splits ({said}); leave split out, or give one "
-                f"of the files"
+                f"split={cfg.split}: the files of {cfg.source} say their splits ({said}); leave"
+                " split out, or give one of the files"
             )
         return dict.fromkeys(source.files)
     splits = source.file_splits()
     if cfg.record == "items" and source.is_local_path and "test" not in splits.values():
-        splits = {path: "test" if split == "validation" else split for path, split in splits.items()}
+        splits = {
+            path: "test" if split == "validation" else split for path, split in splits.items()
+        }
     return splits
 
 
@@ -539,13 +587,18 @@ def _what_is_read(source: Source, splits: dict[Path, str | None], cfg: Data) -> 
         files = [path for path, its in splits.items() if its == split]
         if files:
             yield f"{split}: {_listed(files, source.root)}{_by_folder(source, files)}"
-    if source.is_local_path and source.root is not None and cfg.split is None and cfg.record != "items":
+    if (
+        source.is_local_path
+        and source.root is not None
+        and cfg.split is None
+        and cfg.record != "items"
+    ):
         for path in [path for path, split in splits.items() if split is None][:_SHOWN_FILES]:
             named = PurePath(source.root.name) / path.relative_to(source.root)
             if (word := doubtful_word(named)) is not None:
                 yield (
-                    f"{named}: {word!r} in its name is read as no split; where its rows are all one split, give "
-                    f"split=train, split=validation or split=test"
+                    f"{named}: {word!r} in its name is read as no split; where its rows are all one"
+                    " split, give split=train, split=validation or split=test"
                 )
     if source.left_out:
         yield f"not read: {_listed(source.left_out, source.root)}"
@@ -554,7 +607,11 @@ def _what_is_read(source: Source, splits: dict[Path, str | None], cfg: Data) -> 
 def _by_folder(source: Source, files: Sequence[Path]) -> str:
     """Return why files are a split if their own names do not give it."""
     root = source.root
-    if not source.is_local_path or root is None or split_of_name(files[0].relative_to(root)) is not None:
+    if (
+        not source.is_local_path
+        or root is None
+        or split_of_name(files[0].relative_to(root)) is not None
+    ):
         return ""
     return f" (their folder is named {root.name})"
 
@@ -595,7 +652,9 @@ def _chars(row: Row, record: str) -> int:
     """
     if messages_asked(row) is not None:
         messages = row["prompt"] if "prompt" in row else row["messages"]
-        said = sum(len(message["content"]) + len(message.get("tool_calls", "")) for message in messages)
+        said = sum(
+            len(message["content"]) + len(message.get("tool_calls", "")) for message in messages
+        )
         responses = row["responses"] if record == "comparisons" else []
         return said + max(map(len, responses), default=0)
     if "texts" in row:

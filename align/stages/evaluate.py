@@ -31,7 +31,17 @@ from align.evals.gold import asks_for_facts, gold_scorer
 from align.evals.intervals import compared, few, few_warning
 from align.evals.items import Candidate, encode_pair, score_items
 from align.evals.judge import Endpoint
-from align.evals.players import Answers, Messages, Player, alike, episodes_of, fit, kl, respond, sample_row
+from align.evals.players import (
+    Answers,
+    Messages,
+    Player,
+    alike,
+    episodes_of,
+    fit,
+    kl,
+    respond,
+    sample_row,
+)
 from align.evals.scorers import Scorer, by_gold, by_reward_model, by_rules
 from align.evals.shots import prefixed, prefixed_prompt, with_shots
 from align.evals.steering import PROBES, Probe, effects, not_asked, variants
@@ -50,7 +60,11 @@ from align.verifiers.episodes import Episodes
 
 
 def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
-    players = [_player(cfg, slot, inputs.one(slot), job) for slot in ("model", "baseline") if slot in inputs]
+    players = [
+        _player(cfg, slot, inputs.one(slot), job)
+        for slot in ("model", "baseline")
+        if slot in inputs
+    ]
     context = min(context_length(player.model) for player in players)
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, context))
     reliability: list[dict[str, Any]] = []
@@ -75,7 +89,9 @@ def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
 def _player(cfg: Evaluate, name: str, artifact: Artifact, job: Job) -> Player:
     folder = artifact.path / "ema" if name == "model" and cfg.weights == "ema" else artifact.path
     if not folder.is_dir():
-        raise ConfigError(f"weights=ema: {artifact.stage}@{artifact.key[:12]} keeps no average; give weights=raw")
+        raise ConfigError(
+            f"weights=ema: {artifact.stage}@{artifact.key[:12]} keeps no average; give weights=raw"
+        )
     return Player(name, load_model(folder, job.device), load_tokenizer(folder))
 
 
@@ -92,7 +108,9 @@ def _prompted(cfg: Evaluate, inputs: Inputs, job: Job) -> Player | None:
         named = list(zip(cfg.inputs["prompted_base"], given, strict=True))
         unknown = [name for name, artifact in named if VALIDATION_SCORE not in artifact.metrics]
         if unknown:
-            raise ConfigError(f"inputs.prompted_base: expected models that `align prompt` made, got {unknown[0]}")
+            raise ConfigError(
+                f"inputs.prompted_base: expected models that `align prompt` made, got {unknown[0]}"
+            )
         name, best = max(named, key=lambda each: each[1].metrics[VALIDATION_SCORE])
         job.log.info(f"prompted_base: {name} is the best on validation prompts")
     return Player("prompted_base", load_model(best.path, job.device), load_tokenizer(best.path))
@@ -110,20 +128,26 @@ def _held_out(artifact: Artifact, slot: str, split: str, job: Job) -> list[Row]:
     for held_out in ("validation", "test") if slot == "text" else (split,):
         if rows := list(read_rows([artifact.path], held_out)):
             count = f"{len(rows):,} row{'s' if len(rows) != 1 else ''}"
-            job.log.info(f"{slot}: {count}, the {held_out} split of {read_info(artifact.path)['source']}")
+            job.log.info(
+                f"{slot}: {count}, the {held_out} split of {read_info(artifact.path)['source']}"
+            )
             return rows
     others = [split for split in SPLITS if (artifact.path / f"{split}.parquet").is_file()]
     info = read_info(artifact.path)
-    whole = f"align data source={info['source']} record={info['record']} split={split} name=mine/all"
+    whole = (
+        f"align data source={info['source']} record={info['record']} split={split} name=mine/all"
+    )
     raise ConfigError(
-        f"inputs.{slot}: no row of {info['source']} is in the {split} split: they are in {', '.join(others)}. "
-        "Of a source that a model here was trained on, the test rows are those that training held out. To evaluate all "
-        f"rows: {whole}, then inputs.{slot}=mine/all"
+        f"inputs.{slot}: no row of {info['source']} is in the {split} split: they are in"
+        f" {', '.join(others)}. Of a source that a model here was trained on, the test rows are"
+        f" those that training held out. To evaluate all rows: {whole}, then inputs.{slot}=mine/all"
     )
 
 
 def _compared(cfg: Evaluate, head: str, name: str, values: Sequence[Sequence[float]]) -> Metrics:
-    return compared(head, name, values, cfg.num_bootstrap, derive_seed(cfg.random_seed, "evaluate", "bootstrap"))
+    return compared(
+        head, name, values, cfg.num_bootstrap, derive_seed(cfg.random_seed, "evaluate", "bootstrap")
+    )
 
 
 # -- answers to prompts ----------------------------------------------------------------------------
@@ -131,9 +155,11 @@ def _compared(cfg: Evaluate, head: str, name: str, values: Sequence[Sequence[flo
 
 def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
     """Score, compare, check and judge the players' answers to held-out prompts."""
-    rows = [row for artifact in inputs["prompts"] for row in _held_out(artifact, "prompts", cfg.split, job)][
-        : cfg.num_prompts
-    ]
+    rows = [
+        row
+        for artifact in inputs["prompts"]
+        for row in _held_out(artifact, "prompts", cfg.split, job)
+    ][: cfg.num_prompts]
     prompted = _prompted(cfg, inputs, job)
     rows = _fitting(cfg, rows, [*players, prompted] if prompted else players, job)
     prompts = [row["prompt"] for row in rows]
@@ -142,7 +168,9 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     given: dict[str, list[Answers]] = {}
     scores: dict[str, list[Sequence[float | None]]] = {}  # by the first scorer
     for prefix, temperature in (("", 1.0), ("greedy/", 0.0)):
-        given[prefix] = [answer_prompts(cfg, job, player, prompts, temperature) for player in players]
+        given[prefix] = [
+            answer_prompts(cfg, job, player, prompts, temperature) for player in players
+        ]
         of_model = []  # the model's scores, per scorer
         for scorer in scorers:
             found = [scorer.score(episodes_of(rows, own)) for own in given[prefix]]
@@ -150,10 +178,14 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
             scores.setdefault(prefix, found)
             scored = _applying(job, "reward_functions", found)
             metrics |= _compared(cfg, prefix, f"{scorer.name}/score", scored)
-            metrics |= _won(cfg, prefix if scorer is scorers[0] else f"{prefix}{scorer.name}/", scored)
+            metrics |= _won(
+                cfg, prefix if scorer is scorers[0] else f"{prefix}{scorer.name}/", scored
+            )
         if prompted:
             answers = answer_prompts(cfg, job, prompted, prompts, temperature)
-            metrics |= _over_prompted(cfg, job, prefix, scorers, of_model, episodes_of(rows, answers))
+            metrics |= _over_prompted(
+                cfg, job, prefix, scorers, of_model, episodes_of(rows, answers)
+            )
     sampled, greedy = given[""], given["greedy/"]
     metrics |= _parts(cfg, scorers, rows, sampled)
     metrics["response_tokens"] = sum(len(r.ids) for r in sampled[0].responses) / len(rows)
@@ -161,7 +193,10 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
         metrics |= _compared(cfg, "", "kl", [kl(players, sampled[0], job.compute(cfg.precision))])
     metrics |= _checked(cfg, job, players, rows, sampled)
     metrics |= _steered(cfg, job, players, prompts, greedy)
-    job.log.table("samples", [sample_row(i, rows[i], given, scores) for i in range(min(cfg.num_samples, len(rows)))])
+    job.log.table(
+        "samples",
+        [sample_row(i, rows[i], given, scores) for i in range(min(cfg.num_samples, len(rows)))],
+    )
     # Last, because the other processes wait for nothing after it.
     if cfg.judge.url is not None and job.group.is_main:
         metrics |= _judged(cfg, job, prompts, sampled)
@@ -199,22 +234,35 @@ def _seen(inputs: Inputs, job: Job, prompts: Sequence[Messages]) -> Metrics:
     store = ArtifactStore(job.store)
     judges = inputs.get("reward_model", ())
     try:
-        made = [artifact for each in (*inputs["model"], *judges) for artifact in store.lineage(each)]
+        made = [
+            artifact for each in (*inputs["model"], *judges) for artifact in store.lineage(each)
+        ]
     except StoreError as error:
         job.log.info(f"it is not known which prompts the reward models saw: {error}")
         return {}
-    trained = [reward for step in made if step.stage == "ppo" for reward in _inputs_of(store, step, "reward_model")]
+    trained = [
+        reward
+        for step in made
+        if step.stage == "ppo"
+        for reward in _inputs_of(store, step, "reward_model")
+    ]
     rewards = [artifact for artifact in (*judges, *trained) if artifact.stage == "reward"]
     data = [artifact for reward in rewards for artifact in _inputs_of(store, reward, "data")]
     if not data:
         return {}
-    learned = {_asked(row["prompt"]) for row in read_rows([artifact.path for artifact in data], "train")}
-    return {"seen_by_reward_model": sum(_asked(prompt) in learned for prompt in prompts) / len(prompts)}
+    learned = {
+        _asked(row["prompt"]) for row in read_rows([artifact.path for artifact in data], "train")
+    }
+    return {
+        "seen_by_reward_model": sum(_asked(prompt) in learned for prompt in prompts) / len(prompts)
+    }
 
 
 def _inputs_of(store: ArtifactStore, artifact: Artifact, slot: str) -> list[Artifact]:
     entries = artifact.manifest["inputs"].get(slot, ())
-    return [found for entry in entries if (found := store.get(entry["stage"], entry["key"])) is not None]
+    return [
+        found for entry in entries if (found := store.get(entry["stage"], entry["key"])) is not None
+    ]
 
 
 def _asked(prompt: Messages) -> tuple[tuple[str, str], ...]:
@@ -225,10 +273,15 @@ def _fitting(cfg: Evaluate, rows: list[Row], players: Sequence[Player], job: Job
     """Return the rows whose prompts leave every player room to answer."""
     fits = fit([row["prompt"] for row in rows], players, filled(cfg.max_new_tokens))
     if not any(fits):
-        raise ConfigError(f"inputs.prompts: no {cfg.split} prompt leaves room for {cfg.max_new_tokens} new tokens")
+        raise ConfigError(
+            f"inputs.prompts: no {cfg.split} prompt leaves room for {cfg.max_new_tokens} new tokens"
+        )
     if not all(fits):
         which = f"{fits.count(False):,} of {len(rows):,} prompts"
-        job.log.info(f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than a model's context")
+        job.log.info(
+            f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than a model's"
+            " context"
+        )
     return [row for row, ok in zip(rows, fits, strict=True) if ok]
 
 
@@ -248,7 +301,11 @@ def answer_prompts(
     with job.progress(len(mine), f"{manner} responses of {player.name}") as advance:
         drawn = respond(player, [prompts[i] for i in mine], seeds, sampling, advance)
     responses = job.group.gather(drawn)
-    return Answers(prompts, responses, [decode_response(player.tokenizer, response.ids) for response in responses])
+    return Answers(
+        prompts,
+        responses,
+        [decode_response(player.tokenizer, response.ids) for response in responses],
+    )
 
 
 def _scorers(cfg: Evaluate, inputs: Inputs, job: Job) -> list[Scorer]:
@@ -258,7 +315,9 @@ def _scorers(cfg: Evaluate, inputs: Inputs, job: Job) -> list[Scorer]:
     model.
     """
     found = [by_rules(cfg.reward_functions)] if cfg.reward_functions else []
-    if (gold := gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])) is not None:
+    if (
+        gold := gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])
+    ) is not None:
         found.append(by_gold(gold))
     if "reward_model" in inputs:
         folder = inputs.one("reward_model").path
@@ -282,19 +341,36 @@ def _applying(job: Job, knob: str, values: Sequence[Sequence[float | None]]) -> 
     if not kept[0]:
         raise ConfigError(f"{knob}: expected a number for some prompt at least, got None for all")
     if len(kept[0]) < len(values[0]):
-        job.log.info(f"{knob}: {len(values[0]) - len(kept[0])} of {len(values[0])} prompts left out, for it gave None")
+        job.log.info(
+            f"{knob}: {len(values[0]) - len(kept[0])} of {len(values[0])} prompts left out, for it"
+            " gave None"
+        )
     return kept
 
 
 def _won(cfg: Evaluate, head: str, scores: Sequence[Sequence[float]]) -> Metrics:
     if len(scores) < 2:
         return {}
-    won = win_rate(scores[0], scores[1], cfg.num_bootstrap, derive_seed(cfg.random_seed, "evaluate", "bootstrap"))
-    named = {"win_rate": won.rate, "win_rate_low": won.low, "win_rate_high": won.high, "ties": won.ties}
-    return {f"{head}{name}": value for name, value in named.items()} | few(f"{head}win_rate", len(scores[0]))
+    won = win_rate(
+        scores[0],
+        scores[1],
+        cfg.num_bootstrap,
+        derive_seed(cfg.random_seed, "evaluate", "bootstrap"),
+    )
+    named = {
+        "win_rate": won.rate,
+        "win_rate_low": won.low,
+        "win_rate_high": won.high,
+        "ties": won.ties,
+    }
+    return {f"{head}{name}": value for name, value in named.items()} | few(
+        f"{head}win_rate", len(scores[0])
+    )
 
 
-def _parts(cfg: Evaluate, scorers: Sequence[Scorer], rows: Sequence[Row], answers: Sequence[Answers]) -> Metrics:
+def _parts(
+    cfg: Evaluate, scorers: Sequence[Scorer], rows: Sequence[Row], answers: Sequence[Answers]
+) -> Metrics:
     """Return the parts of each score.
 
     If the world's facts are known, add how often a model makes one up when asked.
@@ -308,12 +384,18 @@ def _parts(cfg: Evaluate, scorers: Sequence[Scorer], rows: Sequence[Row], answer
             asked = [i for i, row in enumerate(rows) if asks_for_facts(row)]
             if asked:
                 made_up = [[float(own["truthfulness"][i] < 1) for i in asked] for own in parts]
-                metrics |= {"hallucination_prompts": float(len(asked))} | _compared(cfg, "", "hallucination", made_up)
+                metrics |= {"hallucination_prompts": float(len(asked))} | _compared(
+                    cfg, "", "hallucination", made_up
+                )
     return metrics
 
 
 def _checked(
-    cfg: Evaluate, job: Job, players: Sequence[Player], rows: Sequence[Row], sampled: Sequence[Answers]
+    cfg: Evaluate,
+    job: Job,
+    players: Sequence[Player],
+    rows: Sequence[Row],
+    sampled: Sequence[Answers],
 ) -> Metrics:
     """Return the mean of each check.
 
@@ -326,12 +408,18 @@ def _checked(
     for prefix in ("", *cfg.prefixes):
         asked, answers = list(rows), list(sampled)
         if prefix:
-            asked = [{**row, "prompt": prefixed_prompt(row["prompt"], cfg.prefixes[prefix])} for row in rows]
+            asked = [
+                {**row, "prompt": prefixed_prompt(row["prompt"], cfg.prefixes[prefix])}
+                for row in rows
+            ]
             fits = fit([row["prompt"] for row in asked], players, filled(cfg.max_new_tokens))
             asked = [row for row, ok in zip(asked, fits, strict=True) if ok]
             if not asked:
                 raise ConfigError(f"prefixes.{prefix}: no prompt leaves room for it")
-            answers = [answer_prompts(cfg, job, player, [row["prompt"] for row in asked], 1.0) for player in players]
+            answers = [
+                answer_prompts(cfg, job, player, [row["prompt"] for row in asked], 1.0)
+                for player in players
+            ]
         head = f"checks/{prefix}/" if prefix else "checks/"
         metrics[f"{head}answers"] = float(len(asked))
         for name, check in checks.items():
@@ -341,7 +429,11 @@ def _checked(
 
 
 def _steered(
-    cfg: Evaluate, job: Job, players: Sequence[Player], prompts: Sequence[Messages], greedy: Sequence[Answers]
+    cfg: Evaluate,
+    job: Job,
+    players: Sequence[Player],
+    prompts: Sequence[Messages],
+    greedy: Sequence[Answers],
 ) -> Metrics:
     """Return fractions of greedy answers in the manner that a system message asks for.
 
@@ -352,7 +444,8 @@ def _steered(
         return metrics
     own = [i for i, prompt in enumerate(prompts) if prompt[0]["role"] != "system"]
     room = [
-        fit([asked(prompts[i]) for i in own], players, filled(cfg.max_new_tokens)) for asked in variants(cfg.steering)
+        fit([asked(prompts[i]) for i in own], players, filled(cfg.max_new_tokens))
+        for asked in variants(cfg.steering)
     ]
     own = [i for i, *fits in zip(own, *room, strict=True) if all(fits)]
     if not own:
@@ -360,11 +453,17 @@ def _steered(
     metrics["steering/prompts"] = float(len(own))
 
     def answers(asked: Callable[[Messages], Messages]) -> list[list[str]]:
-        return [answer_prompts(cfg, job, player, [asked(prompts[i]) for i in own], 0.0).texts for player in players]
+        return [
+            answer_prompts(cfg, job, player, [asked(prompts[i]) for i in own], 0.0).texts
+            for player in players
+        ]
 
     def follow(probe: Probe, texts: Sequence[Sequence[str]]) -> list[list[float]]:
         each = zip(texts, greedy, strict=True)
-        return [[float(probe.follows(a, plain.texts[i])) for a, i in zip(t, own, strict=True)] for t, plain in each]
+        return [
+            [float(probe.follows(a, plain.texts[i])) for a, i in zip(t, own, strict=True)]
+            for t, plain in each
+        ]
 
     neutral = answers(not_asked)
     for name in cfg.steering:
@@ -372,24 +471,36 @@ def _steered(
         asked, unasked = follow(probe, answers(probe.asked)), follow(probe, neutral)
         metrics |= _compared(cfg, head, "asked", asked) | _compared(cfg, head, "unasked", unasked)
         metrics |= _compared(cfg, head, "effect", effects(asked, unasked))
-        conflict, opposed = follow(probe, answers(probe.in_conflict)), follow(probe, answers(probe.opposed))
-        metrics |= _compared(cfg, head, "conflict", conflict) | _compared(cfg, head, "opposed", opposed)
+        conflict, opposed = (
+            follow(probe, answers(probe.in_conflict)),
+            follow(probe, answers(probe.opposed)),
+        )
+        metrics |= _compared(cfg, head, "conflict", conflict) | _compared(
+            cfg, head, "opposed", opposed
+        )
         metrics |= _compared(cfg, head, "effect_in_conflict", effects(conflict, opposed))
     return metrics
 
 
-def _judged(cfg: Evaluate, job: Job, prompts: Sequence[Messages], sampled: Sequence[Answers]) -> Metrics:
+def _judged(
+    cfg: Evaluate, job: Job, prompts: Sequence[Messages], sampled: Sequence[Answers]
+) -> Metrics:
     """Return a language model's verdicts on the answers.
 
     They are who wins, whether the position of an answer helped it, and how good each answer is.
     """
-    endpoint = Endpoint(str(cfg.judge.url), cfg.judge.model, job.work / "judgements.jsonl", job.log.info)
+    endpoint = Endpoint(
+        str(cfg.judge.url), cfg.judge.model, job.work / "judgements.jsonl", job.log.info
+    )
     asked, texts = [transcript(prompt) for prompt in prompts], [own.texts for own in sampled]
     with job.progress(2 * len(asked), "verdicts") as advance:
         verdicts = endpoint.compare(asked, texts[0], texts[1], advance)
     metrics = _won(cfg, "judge/", [verdicts.scores, [1 - score for score in verdicts.scores]])
     metrics["judge/unread"] = float(verdicts.unread)
-    for name, values in (("consistent", verdicts.consistent), ("favoured_first", verdicts.favoured_first)):
+    for name, values in (
+        ("consistent", verdicts.consistent),
+        ("favoured_first", verdicts.favoured_first),
+    ):
         metrics |= _compared(cfg, "judge/", name, [values]) if values else {}
     if cfg.judge.likert:
         with job.progress(2 * len(asked), "ratings") as advance:
@@ -397,14 +508,18 @@ def _judged(cfg: Evaluate, job: Job, prompts: Sequence[Messages], sampled: Seque
         both = [pair for pair in zip(*ratings, strict=True) if not any(map(math.isnan, pair))]
         metrics["judge/rated"] = float(len(both))
         if both:
-            metrics |= _compared(cfg, "judge/", "likert", [list(own) for own in zip(*both, strict=True)])
+            metrics |= _compared(
+                cfg, "judge/", "likert", [list(own) for own in zip(*both, strict=True)]
+            )
     return metrics
 
 
 # -- tasks -----------------------------------------------------------------------------------------
 
 
-def _tasks(cfg: Evaluate, inputs: Inputs, players: Sequence[Player], job: Job) -> Iterator[tuple[str, list[list[Row]]]]:
+def _tasks(
+    cfg: Evaluate, inputs: Inputs, players: Sequence[Player], job: Job
+) -> Iterator[tuple[str, list[list[Row]]]]:
     """Yield (name, the items as each player reads them) for each task and prefix.
 
     If the text states known facts, they are a task, too.
@@ -418,11 +533,17 @@ def _tasks(cfg: Evaluate, inputs: Inputs, players: Sequence[Player], job: Job) -
             raise ConfigError(f"inputs.items: two tasks, told by their files, are called {name}")
         groups = {item["group"] for item in items}
         if len(groups) > 1 and (bad := groups & {*RESERVED}):
-            raise ConfigError(f"inputs.items: {name}: a group (a file, or the column) cannot be called {min(bad)!r}")
+            raise ConfigError(
+                f"inputs.items: {name}: a group (a file, or the column) cannot be called"
+                f" {min(bad)!r}"
+            )
         known.add(name)
         pool = list(read_rows([folder], "train")) if cfg.num_shots else []
         for prefix, line in {"": "", **cfg.prefixes}.items():
-            yield (f"{name}@{prefix}" if prefix else name), [_behind(cfg, p, items, pool, line) for p in players]
+            yield (
+                (f"{name}@{prefix}" if prefix else name),
+                [_behind(cfg, p, items, pool, line) for p in players],
+            )
     if "text" in inputs:
         facts = known_facts([read_info(folder) for folder in inputs.folders("text")])
         if facts is not None:
@@ -431,10 +552,14 @@ def _tasks(cfg: Evaluate, inputs: Inputs, players: Sequence[Player], job: Job) -
 
 def _task_name(source: str) -> str:
     """Return a task's name: lambada for `card:lambada`, my_items for `path:here/my_items.jsonl`."""
-    return source.partition(":")[2].rstrip("/").rpartition("/")[2].partition(".")[0].partition("@")[0]
+    return (
+        source.partition(":")[2].rstrip("/").rpartition("/")[2].partition(".")[0].partition("@")[0]
+    )
 
 
-def _behind(cfg: Evaluate, player: Player, items: list[Row], pool: Sequence[Row], line: str) -> list[Row]:
+def _behind(
+    cfg: Evaluate, player: Player, items: list[Row], pool: Sequence[Row], line: str
+) -> list[Row]:
     """Return the items with the shots and, if given, the prefix line before them."""
     limit = context_length(player.model)
 
@@ -443,23 +568,36 @@ def _behind(cfg: Evaluate, player: Player, items: list[Row], pool: Sequence[Row]
 
     def fits(item: Mapping[str, Any]) -> bool:
         pairs = zip(behind_line(item)["contexts"], item["completions"], strict=True)
-        return all(sum(map(len, encode_pair(player.tokenizer, *pair))) <= limit + 1 for pair in pairs)
+        return all(
+            sum(map(len, encode_pair(player.tokenizer, *pair))) <= limit + 1 for pair in pairs
+        )
 
     try:
-        shown = with_shots(items, pool, cfg.num_shots, cfg.random_seed, fits) if cfg.num_shots else items
+        shown = (
+            with_shots(items, pool, cfg.num_shots, cfg.random_seed, fits)
+            if cfg.num_shots
+            else items
+        )
     except ValueError as error:
         raise ConfigError(f"num_shots: {error}") from None
     return [behind_line(item) for item in shown]
 
 
 def _on_items(
-    cfg: Evaluate, job: Job, players: Sequence[Player], name: str, items: list[list[Row]], reliability: list[Row]
+    cfg: Evaluate,
+    job: Job,
+    players: Sequence[Player],
+    name: str,
+    items: list[list[Row]],
+    reliability: list[Row],
 ) -> Metrics:
     """Return the measures of a task and of each of its groups.
 
     They are compared with the baseline item by item.
     """
-    scored = [_scored(cfg, player, own, job, name) for player, own in zip(players, items, strict=True)]
+    scored = [
+        _scored(cfg, player, own, job, name) for player, own in zip(players, items, strict=True)
+    ]
     by_player = {player.name: own for player, own in zip(players, scored, strict=True)}
     reliability += reliability_rows(name, items[0], by_player)
     job.log.table(f"answers_{name}", written_rows(items[0][: cfg.num_samples], by_player))
@@ -470,7 +608,9 @@ def _on_items(
         places = [i for i, item in enumerate(items[0]) if group in ("", item["group"])]
         head = f"tasks/{name}/{group}/" if group else f"tasks/{name}/"
         chosen = [items[0][i] for i in places]
-        metrics |= task_metrics(head, chosen, [own.only(places) for own in scored], cfg.num_bootstrap, seed)
+        metrics |= task_metrics(
+            head, chosen, [own.only(places) for own in scored], cfg.num_bootstrap, seed
+        )
     return metrics
 
 
@@ -492,13 +632,17 @@ def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job, task:
         contexts = [item["contexts"][item["labels"].index(1)] for item in mine]
         model, tokenizer, way = player.model, player.tokenizer, str(cfg.free_form)
         with job.progress(len(mine), "answers") as advance, job.compute(cfg.precision).autocast():
-            own = write_answers(model, tokenizer, contexts, way, filled(cfg.max_new_tokens), most, advance)
+            own = write_answers(
+                model, tokenizer, contexts, way, filled(cfg.max_new_tokens), most, advance
+            )
         return job.group.gather(own)
 
     try:
         rows, alone, answers = likelihoods(mine), None, None
         if all(item.get("answer_context") is not None for item in items):
-            alone = likelihoods([{**i, "contexts": [i["answer_context"]] * len(i["contexts"])} for i in mine])
+            alone = likelihoods(
+                [{**i, "contexts": [i["answer_context"]] * len(i["contexts"])} for i in mine]
+            )
         asks = all(item["contexts"][0].strip() and not item.get("leaning") for item in items)
         if cfg.free_form is not None and asks:
             answers = written()
@@ -513,11 +657,15 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
         from align.evals.harness import Scorer as HarnessScorer
         from align.evals.harness import run_tasks
     except ImportError as error:
-        raise ConfigError(f"tasks: lm-eval is not installed ({error}); pip install -e '.[eval]'") from None
+        raise ConfigError(
+            f"tasks: lm-eval is not installed ({error}); pip install -e '.[eval]'"
+        ) from None
     names, found = [task.partition(":")[2] for task in cfg.tasks], []
     for player in players:
         most, seed = job.max_tokens, cfg.random_seed
-        scorer = HarnessScorer(player.model, player.tokenizer, most, seed, lambda n: job.progress(n, "requests"))
+        scorer = HarnessScorer(
+            player.model, player.tokenizer, most, seed, lambda n: job.progress(n, "requests")
+        )
         with job.compute(cfg.precision).autocast():
             try:
                 found.append(run_tasks(scorer, names, cfg.num_shots or None, cfg.num_items, seed))
@@ -526,7 +674,9 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
     metrics: Metrics = {}
     for task, own in found[0].items():
         head = f"tasks/lm_eval/{task}/"
-        for name in [name for name in own.by_item if all(name in scores[task].by_item for scores in found)]:
+        for name in [
+            name for name in own.by_item if all(name in scores[task].by_item for scores in found)
+        ]:
             metrics[f"{head}items"] = float(len(own.by_item[name]))
             metrics |= _compared(cfg, head, name, [scores[task].by_item[name] for scores in found])
         for part, scores in zip(("", "baseline/"), found, strict=False):
@@ -543,7 +693,11 @@ def _on_text(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player])
 
     Its increase over the baseline's is the alignment tax.
     """
-    texts = [row["text"] for artifact in inputs["text"] for row in _held_out(artifact, "text", cfg.split, job)]
+    texts = [
+        row["text"]
+        for artifact in inputs["text"]
+        for row in _held_out(artifact, "text", cfg.split, job)
+    ]
     losses, length = [], min(context_length(player.model) for player in players)
     # Losses per token compare only if the tokens are the same.
     for player in players if alike(players) else players[:1]:

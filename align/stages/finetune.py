@@ -52,14 +52,20 @@ def run(cfg: Finetune, inputs: Inputs, job: Job) -> Metrics:
     folder = inputs.one("model").path
     model, tokenizer = _model(cfg, folder, goal, job)
     context = context_length(model.lm)
-    encoded = {split: encode_rows(tokenizer, cfg.task, goal, rows[split], context) for split in SPLITS}
+    encoded = {
+        split: encode_rows(tokenizer, cfg.task, goal, rows[split], context) for split in SPLITS
+    }
     examples = {split: found for split, (found, _) in encoded.items()}
     num_cut = sum(cut for _, cut in encoded.values())
     _tell(goal, num_cut, rows, context, job)
     if cfg.batch_size > (count := len(examples["train"])):
-        raise ConfigError(f"batch_size: expected at most the {count} training rows, got {cfg.batch_size}")
+        raise ConfigError(
+            f"batch_size: expected at most the {count} training rows, got {cfg.batch_size}"
+        )
     num_parameters = model.lm.num_parameters() + model.score.weight.numel()
-    adapters = None if cfg.lora.rank is None else fresh_adapter(model.lm, folder, cfg.lora, _ADAPTER)
+    adapters = (
+        None if cfg.lora.rank is None else fresh_adapter(model.lm, folder, cfg.lora, _ADAPTER)
+    )
     _train(cfg, model, examples["train"], goal.kind, job)
 
     metrics = {f"rows/{split}": float(len(found)) for split, found in examples.items()}
@@ -81,12 +87,17 @@ def run(cfg: Finetune, inputs: Inputs, job: Job) -> Metrics:
     return metrics
 
 
-def _model(cfg: Finetune, folder: Path, goal: Goal, job: Job) -> tuple[TaskModel, PreTrainedTokenizerBase]:
+def _model(
+    cfg: Finetune, folder: Path, goal: Goal, job: Job
+) -> tuple[TaskModel, PreTrainedTokenizerBase]:
     """Return the language model under a fresh linear layer, and its tokenizer.
 
     Both have the tokens that the task needs.
     """
-    lm, tokenizer = (fresh_model if cfg.from_scratch else load_model)(folder, job.device), load_tokenizer(folder)
+    lm, tokenizer = (
+        (fresh_model if cfg.from_scratch else load_model)(folder, job.device),
+        load_tokenizer(folder),
+    )
     require_classifier(lm.config)
     _, new = add_task_tokens(tokenizer)
     add_embeddings(lm, new)
@@ -96,13 +107,17 @@ def _model(cfg: Finetune, folder: Path, goal: Goal, job: Job) -> tuple[TaskModel
 def _tell(goal: Goal, num_cut: int, rows: dict[str, list[Row]], context: int, job: Job) -> None:
     if num_cut:
         job.log.info(
-            f"{num_cut:,} of {sum(map(len, rows.values())):,} rows cut: longer than the context of {context:,} tokens, "
-            f"they lose the end of their first text, or all of it and the end of the second"
+            f"{num_cut:,} of {sum(map(len, rows.values())):,} rows cut: longer than the context of"
+            f" {context:,} tokens, they lose the end of their first text, or all of it and the end"
+            " of the second"
         )
     if len(goal.labels) == 2:
         job.log.info(f"f1 is of the class {goal.labels[1]!r}")
     if lacking := [split for split in ("validation", "test") if not rows[split]]:
-        job.log.info(f"there are no {' and no '.join(lacking)} rows, so nothing will say how well it does on them")
+        job.log.info(
+            f"there are no {' and no '.join(lacking)} rows, so nothing will say how well it does on"
+            " them"
+        )
 
 
 def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job: Job) -> None:
@@ -113,7 +128,9 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
     parameters = list(trained.values())
     order = RowOrder(len(train), cfg.random_seed, "finetune", "rows")
     total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
-    rates = [cfg.learning_rate * linear_factor(step, total, cfg.warmup_fraction) for step in range(total)]
+    rates = [
+        cfg.learning_rate * linear_factor(step, total, cfg.warmup_fraction) for step in range(total)
+    ]
     for line in doubts(rates, model.lm, trains_all=cfg.lora.rank is None):
         job.log.info(line)
     start = 0
@@ -136,10 +153,14 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
         optimizer.step()
         optimizer.zero_grad()
         job.log.metrics(losses | {"grad_norm": norm, "learning_rate": rates[step]}, step + 1)
-        job.resume.save_if_due(step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()})
+        job.resume.save_if_due(
+            step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()}
+        )
 
 
-def _accumulate(cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind: str, job: Job) -> Metrics:
+def _accumulate(
+    cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind: str, job: Job
+) -> Metrics:
     """Add the gradient of this process's rows to that of the batch's mean loss over rows.
 
     Returns:
@@ -153,14 +174,19 @@ def _accumulate(cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind:
         with job.compute(cfg.precision).autocast():
             logits, lm_losses = model(examples, with_lm=cfg.lm_coef > 0)
         outputs = row_outputs(logits, counts, kind)
-        task = torch.stack([task_loss(o, e.target, kind) for o, e in zip(outputs, examples, strict=True)]).sum()
+        task = torch.stack(
+            [task_loss(o, e.target, kind) for o, e in zip(outputs, examples, strict=True)]
+        ).sum()
         lm = torch.zeros_like(task)
         if lm_losses is not None:
             lm = torch.stack([part.mean() for part in lm_losses.split(counts)]).sum()
         (joint_loss(task, lm, cfg.lm_coef) / len(batch)).backward()
         totals += torch.stack([task.detach(), lm.detach()]) / len(batch)
     job.group.all_reduce(totals)
-    named: Metrics = {"loss": float(joint_loss(totals[0], totals[1], cfg.lm_coef)), "task_loss": float(totals[0])}
+    named: Metrics = {
+        "loss": float(joint_loss(totals[0], totals[1], cfg.lm_coef)),
+        "task_loss": float(totals[0]),
+    }
     return named | ({"lm_loss": float(totals[1])} if cfg.lm_coef > 0 else {})
 
 
@@ -168,7 +194,9 @@ def _accumulate(cfg: Finetune, model: TaskModel, batch: Sequence[Example], kind:
 
 
 @torch.no_grad()
-def _predict(model: TaskModel, examples: Sequence[Example], goal: Goal, job: Job, precision: str) -> list[torch.Tensor]:
+def _predict(
+    model: TaskModel, examples: Sequence[Example], goal: Goal, job: Job, precision: str
+) -> list[torch.Tensor]:
     """Return each example's logits of classes or of choices; for scores, its score.
 
     The score is on the scale of the rows' scores.
@@ -180,12 +208,16 @@ def _predict(model: TaskModel, examples: Sequence[Example], goal: Goal, job: Job
         group = [mine[i] for i in chunk]
         with job.compute(precision).autocast():
             logits = model(group, with_lm=False).logits
-        found += [o.tolist() for o in row_outputs(logits, [len(e.sequences) for e in group], goal.kind)]
+        found += [
+            o.tolist() for o in row_outputs(logits, [len(e.sequences) for e in group], goal.kind)
+        ]
     outputs = [torch.tensor(output) for output in job.group.gather(found)]
     return [o * goal.deviation + goal.usual for o in outputs] if goal.kind == "score" else outputs
 
 
-def _scored(head: str, goal: Goal, rows: Sequence[Row], outputs: Sequence[torch.Tensor], seed: int) -> Metrics:
+def _scored(
+    head: str, goal: Goal, rows: Sequence[Row], outputs: Sequence[torch.Tensor], seed: int
+) -> Metrics:
     gold = [goal.place(row) for row in rows]
     if goal.kind == "score":
         return score_metrics(head, gold, [float(output) for output in outputs], goal.usual, seed)
@@ -195,16 +227,22 @@ def _scored(head: str, goal: Goal, rows: Sequence[Row], outputs: Sequence[torch.
     return class_metrics(head, truth, said, int(goal.usual), len(goal.labels), seed)
 
 
-def _predictions(goal: Goal, rows: Sequence[Row], outputs: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
+def _predictions(
+    goal: Goal, rows: Sequence[Row], outputs: Sequence[torch.Tensor]
+) -> list[dict[str, Any]]:
     """Return each row's texts and label, with the predicted label and its probability."""
     table = []
     for row, output in zip(rows, outputs, strict=True):
-        texts = {"texts": row["texts"]} | ({"choices": row["choices"]} if goal.kind == "choice" else {})
+        texts = {"texts": row["texts"]} | (
+            {"choices": row["choices"]} if goal.kind == "choice" else {}
+        )
         if goal.kind == "score":
             table.append({**texts, "score": row["score"], "predicted": float(output)})
             continue
         best = int(output.argmax())
         predicted = goal.labels[best] if goal.kind == "class" else best
         probability = float(output.softmax(0)[best])
-        table.append({**texts, "label": row["label"], "predicted": predicted, "probability": probability})
+        table.append(
+            {**texts, "label": row["label"], "predicted": predicted, "probability": probability}
+        )
     return table

@@ -58,7 +58,10 @@ def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
     except (OSError, ValueError, ConfigError) as error:
         raise ConfigError(f"source: {cfg.source}: {' '.join(str(error).split())[:400]}") from None
     model.config.bos_token_id = tokenizer.bos_token_id
-    model.config.pad_token_id, model.config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    model.config.pad_token_id, model.config.eos_token_id = (
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+    )
     fuse_activation(model.config)
     if cfg.kind == "reward_model":
         ScalarModel(model).save(job.out)
@@ -69,7 +72,9 @@ def run(cfg: ImportModel, inputs: Inputs, job: Job) -> Metrics:
 
 
 def _has_tokenizer(source: Source) -> bool:
-    return any(path.name.startswith(_TOKENIZER_FILES) or path.name == source.gguf for path in source.files)
+    return any(
+        path.name.startswith(_TOKENIZER_FILES) or path.name == source.gguf for path in source.files
+    )
 
 
 def _open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -80,7 +85,11 @@ def _open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 
 def _precision(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Source, is_whole: bool, job: Job
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Source,
+    is_whole: bool,
+    job: Job,
 ) -> Metrics:
     """Log the precision that the weights are stored in.
 
@@ -89,34 +98,50 @@ def _precision(
     """
     name = str(model.stored_dtype).removeprefix("torch.")
     if not source.gguf:
-        job.log.info(f"weights stay in {name}, as they came" if is_whole else f"weights are stored in {name}")
+        job.log.info(
+            f"weights stay in {name}, as they came" if is_whole else f"weights are stored in {name}"
+        )
         return {}
-    drift = drift_of_storing(model, tokenizer("The cat sat on the mat. Who sat on the mat? The cat.")["input_ids"])
+    drift = drift_of_storing(
+        model, tokenizer("The cat sat on the mat. Who sat on the mat? The cat.")["input_ids"]
+    )
     job.log.info(
-        f"GGUF: weights are dequantised and stored in {name}, which moves log-probs by {drift:.4f} nats on average"
+        f"GGUF: weights are dequantised and stored in {name}, which moves log-probs by {drift:.4f}"
+        " nats on average"
     )
     return {"bf16_drift": drift}
 
 
-def _complete(cfg: ImportModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
+def _complete(
+    cfg: ImportModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job
+) -> None:
     """Add what the tokenizer lacks, and an embedding row in the model for each token."""
     no_template = cfg.chat_template == KEEP and chat_template_of(tokenizer) is None
     if cfg.kind == "reward_model" and (no_template or cfg.chat_template == ALIGN):
         raise ValueError(
-            "a reward model reads dialogues in the format that it was trained on: its tokenizer's own chat template, "
-            "or the one that you give by chat_template=path:FILE"
+            "a reward model reads dialogues in the format that it was trained on: its tokenizer's"
+            " own chat template, or the one that you give by chat_template=path:FILE"
         )
     before = set(tokenizer.get_vocab().values())
     _require_near_ids(before, model)
-    added = complete(tokenizer, None if cfg.kind == "seq2seq_model" else _template(cfg.chat_template))
+    added = complete(
+        tokenizer, None if cfg.kind == "seq2seq_model" else _template(cfg.chat_template)
+    )
     if cfg.kind == "reward_model":
         read_whole_dialogues(tokenizer, model.config.pad_token_id)
     rows = model.get_input_embeddings().num_embeddings
     without = sorted(i for i in before if i >= rows)
     if without:
-        added.append(f"rows for {len(without)} entries of its tokenizer that the model had none for")
+        added.append(
+            f"rows for {len(without)} entries of its tokenizer that the model had none for"
+        )
     new = {*without, *(set(tokenizer.get_vocab().values()) - before)}
-    draw_rows(model, sorted(new), derive_seed(0, "import_model", "rows"), untrained=[tokenizer.pad_token_id])
+    draw_rows(
+        model,
+        sorted(new),
+        derive_seed(0, "import_model", "rows"),
+        untrained=[tokenizer.pad_token_id],
+    )
     if added:
         job.log.info(f"added {', '.join(added)}")
 
@@ -126,8 +151,8 @@ def _require_near_ids(ids: set[int], model: PreTrainedModel) -> None:
     largest, rows = max(ids, default=0), model.get_input_embeddings().num_embeddings
     if largest >= max(rows, 2 * len(ids)):
         raise ValueError(
-            f"its tokenizer has {len(ids):,} entries, and the id of one is {largest:,}; expected ids below {rows:,}, "
-            f"the rows of the model's embeddings"
+            f"its tokenizer has {len(ids):,} entries, and the id of one is {largest:,}; expected"
+            f" ids below {rows:,}, the rows of the model's embeddings"
         )
 
 

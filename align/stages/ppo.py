@@ -43,7 +43,15 @@ from align.rl.advantages import estimate_advantages, response_kl
 from align.rl.judging import Judged, Judges, judge, load_judges
 from align.rl.models import Actors, load_actors
 from align.rl.monitors import Health
-from align.rl.rollouts import Layout, Rollouts, Samples, choose_prompts, lay_out, make_samples, score_tokens
+from align.rl.rollouts import (
+    Layout,
+    Rollouts,
+    Samples,
+    choose_prompts,
+    lay_out,
+    make_samples,
+    score_tokens,
+)
 from align.rl.update import Learner, Plan
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
@@ -72,13 +80,19 @@ class Prompts:
 def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     policy = inputs.one("policy").path
     tokenizer = load_tokenizer(policy)
-    actors = load_actors(policy, _value_start(cfg, inputs, tokenizer, job), cfg.lora, job.device, cfg.precision)
+    actors = load_actors(
+        policy, _value_start(cfg, inputs, tokenizer, job), cfg.lora, job.device, cfg.precision
+    )
     judges = load_judges(cfg, inputs, actors, tokenizer, job)
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
     learner = _learner(cfg, actors, prompts, _text(cfg, inputs, actors, tokenizer, job), job)
     engine = engine_for(tokenizer, cfg.sampling_precision)
-    gold = gold_scorer([read_info(folder) for folder in inputs.folders("prompts")]) if job.group.is_main else None
+    gold = (
+        gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])
+        if job.group.is_main
+        else None
+    )
     health = Health(
         cfg.kl_goal,
         filled(cfg.value_warmup_iterations),
@@ -97,10 +111,14 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
 
     for iteration in job.steps(cfg.num_iterations, start, unit="iterations"):
         begun = time.monotonic()
-        chosen = choose_prompts(iteration, cfg.rollout_batch_size, len(prompts.rows), cfg.random_seed)
+        chosen = choose_prompts(
+            iteration, cfg.rollout_batch_size, len(prompts.rows), cfg.random_seed
+        )
         samples = _sample(cfg, actors, engine, tokenizer, job, prompts, iteration, chosen)
         sampled = time.monotonic()
-        episodes = make_episodes([prompts.rows[i] for i in chosen], samples.prompts, samples.responses, tokenizer)
+        episodes = make_episodes(
+            [prompts.rows[i] for i in chosen], samples.prompts, samples.responses, tokenizer
+        )
         layouts = [lay_out(cfg, samples, job, iteration, epoch) for epoch in range(cfg.num_epochs)]
         judged = judge(cfg, judges, job, samples, episodes, iteration)
         rewards, metrics = judged.rewards, dict(judged.metrics)
@@ -116,17 +134,25 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
             metrics |= learner.update(plan)
             if cfg.kl_goal is not None and plan.moves_policy:
                 kl = metrics["objective/kl"]
-                kl_coef = next_kl_coef(kl_coef, kl, cfg.kl_goal, cfg.kl_horizon, cfg.rollout_batch_size)
+                kl_coef = next_kl_coef(
+                    kl_coef, kl, cfg.kl_goal, cfg.kl_horizon, cfg.rollout_batch_size
+                )
         else:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         skips.count(iteration + 1, skipped=not finite or metrics.get("ppo/steps") == 0)
         metrics |= _gold_score(gold, episodes)
         updated = time.monotonic()
-        metrics |= {"time/rollout": sampled - begun, "time/score": scored - sampled, "time/update": updated - scored}
+        metrics |= {
+            "time/rollout": sampled - begun,
+            "time/score": scored - sampled,
+            "time/update": updated - scored,
+        }
         job.log.metrics(metrics, iteration + 1)
         for event in health.look(iteration + 1, metrics) if job.group.is_main else ():
             job.log.event(*event)
-        job.resume.save_if_due(iteration + 1, functools.partial(_state, learner, kl_coef, metrics, skips.in_a_row))
+        job.resume.save_if_due(
+            iteration + 1, functools.partial(_state, learner, kl_coef, metrics, skips.in_a_row)
+        )
 
     _publish(cfg, actors, learner, tokenizer, job)
     return _final_metrics(metrics) | _size(cfg, actors, job)
@@ -150,12 +176,19 @@ def _value_start(cfg: Ppo, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, j
     if start == policy or load_tokenizer(start).get_vocab() == tokenizer.get_vocab():
         return start
     if slot == "value_model":
-        raise ConfigError("inputs.value_model: expected a model with the policy's tokenizer, whose tokens it values")
-    job.log.info("the reward model has a tokenizer of its own, so the value model starts from the policy")
+        raise ConfigError(
+            "inputs.value_model: expected a model with the policy's tokenizer, whose tokens it"
+            " values"
+        )
+    job.log.info(
+        "the reward model has a tokenizer of its own, so the value model starts from the policy"
+    )
     return policy
 
 
-def _learner(cfg: Ppo, actors: Actors, prompts: Prompts, text: TextRows | None, job: Job) -> Learner:
+def _learner(
+    cfg: Ppo, actors: Actors, prompts: Prompts, text: TextRows | None, job: Job
+) -> Learner:
     """Limit the memory of the models that train, and return their learner.
 
     Log any signs that the models will hardly change.
@@ -163,7 +196,9 @@ def _learner(cfg: Ppo, actors: Actors, prompts: Prompts, text: TextRows | None, 
     longest = max(map(len, prompts.encoded)) + filled(cfg.max_new_tokens)
     if text is not None:
         longest = max(longest, text.length)
-    actors.limit_activations(lambda model, again: fit_activations(job, model, cfg.precision, longest, again))
+    actors.limit_activations(
+        lambda model, again: fit_activations(job, model, cfg.precision, longest, again)
+    )
     iterations = cfg.num_iterations - filled(cfg.value_warmup_iterations)
     steps = iterations * cfg.num_epochs * (cfg.rollout_batch_size // cfg.minibatch_size)
     full = cfg.lora.rank is None
@@ -180,11 +215,21 @@ def _context(actors: Actors, judges: Judges) -> int:
     Reward models that read the policy's tokens count, too.
     """
     with actors.policy_model() as policy:
-        return min([context_length(policy), *(model.context for model in judges.readers if model.tokenizer is None)])
+        return min(
+            [
+                context_length(policy),
+                *(model.context for model in judges.readers if model.tokenizer is None),
+            ]
+        )
 
 
 def _prompts(
-    cfg: Ppo, inputs: Inputs, actors: Actors, judges: Judges, tokenizer: PreTrainedTokenizerBase, job: Job
+    cfg: Ppo,
+    inputs: Inputs,
+    actors: Actors,
+    judges: Judges,
+    tokenizer: PreTrainedTokenizerBase,
+    job: Job,
 ) -> Prompts:
     """Return training prompts that leave room for a response in the contexts of all models.
 
@@ -201,22 +246,32 @@ def _prompts(
     room = context - max_new_tokens
     fitting = [i for i, ids in enumerate(encoded) if len(ids) <= room]
     if len(fitting) < len(rows):
-        job.log.info(f"{len(rows) - len(fitting):,} of {len(rows):,} prompts left out: longer than {room:,} tokens")
+        job.log.info(
+            f"{len(rows) - len(fitting):,} of {len(rows):,} prompts left out: longer than {room:,}"
+            " tokens"
+        )
     for model in judges.readers:
         # This also reports a prompt that the model's template refuses now, not in some rollout.
         if model.tokenizer is not None:
-            theirs = encode_prompts(model.tokenizer, asked, f"inputs.prompts: for {model.name}, train row")
+            theirs = encode_prompts(
+                model.tokenizer, asked, f"inputs.prompts: for {model.name}, train row"
+            )
             left = [i for i in fitting if len(theirs[i]) + max_new_tokens <= model.context]
             if len(left) < len(fitting):
                 which = f"{len(fitting) - len(left):,} of {len(fitting):,} prompts"
                 job.log.info(f"{which} left out: too long for {model.name}")
             fitting = left
     if len(fitting) < cfg.rollout_batch_size:
-        raise ConfigError(f"inputs.prompts: {len(fitting)} prompts do not fill a rollout of {cfg.rollout_batch_size}")
+        raise ConfigError(
+            f"inputs.prompts: {len(fitting)} prompts do not fill a rollout of"
+            f" {cfg.rollout_batch_size}"
+        )
     return Prompts([rows[i] for i in fitting], [encoded[i] for i in fitting])
 
 
-def _text(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job) -> TextRows | None:
+def _text(
+    cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job
+) -> TextRows | None:
     if cfg.ptx_coef == 0:
         if "text" in inputs:
             job.log.info("inputs.text is not read: ptx_coef is 0")
@@ -226,7 +281,10 @@ def _text(cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokeniz
         length = sequence_length(cfg.ptx_length, policy, "ptx_length")
     rows = encode_text(texts, tokenizer, length)
     if not len(rows):
-        raise ConfigError(f"inputs.text: its training split does not fill one row of {length} tokens; give ptx_length")
+        raise ConfigError(
+            f"inputs.text: its training split does not fill one row of {length} tokens; give"
+            " ptx_length"
+        )
     return rows
 
 
@@ -278,12 +336,20 @@ def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
         HealthStop: `on_nonfinite` is "stop".
     """
     bad = ~torch.isfinite(rollouts.rewards)
-    for part in (rollouts.logprobs, rollouts.ref_logprobs, rollouts.values, rollouts.samples.sampled_logprobs):
+    for part in (
+        rollouts.logprobs,
+        rollouts.ref_logprobs,
+        rollouts.values,
+        rollouts.samples.sampled_logprobs,
+    ):
         bad |= ~torch.isfinite(part).all(1)
     if not bad.any():
         return True
     named = [rollouts.samples.ids[i] for i in bad.nonzero().squeeze(1).tolist()]
-    message = f"iteration {iteration + 1}: a score, value or log-prob is not finite; episodes of prompts {named}"
+    message = (
+        f"iteration {iteration + 1}: a score, value or log-prob is not finite; episodes of prompts"
+        f" {named}"
+    )
     if cfg.on_nonfinite == "stop":
         raise HealthStop(f"{message}; lower learning_rate, or give on_nonfinite=skip")
     job.log.event(iteration + 1, "nonfinite", f"{message}; the rollout is skipped")
@@ -291,7 +357,12 @@ def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
 
 
 def _plan(
-    cfg: Ppo, iteration: int, rollouts: Rollouts, advantages: Advantages, layouts: Sequence[Layout], kl_coef: float
+    cfg: Ppo,
+    iteration: int,
+    rollouts: Rollouts,
+    advantages: Advantages,
+    layouts: Sequence[Layout],
+    kl_coef: float,
 ) -> Plan:
     """Choose the learning rates and which models to train."""
 
@@ -301,7 +372,9 @@ def _plan(
         The model is not trained in the first `passed` iterations.
         """
         at, of = iteration - passed, cfg.num_iterations - passed
-        return scheduled_factor(cfg.schedule, at, of, cfg.warmup_iterations, cfg.final_learning_rate_fraction)
+        return scheduled_factor(
+            cfg.schedule, at, of, cfg.warmup_iterations, cfg.final_learning_rate_fraction
+        )
 
     warmup = filled(cfg.value_warmup_iterations)
     warm = iteration >= warmup
@@ -360,14 +433,24 @@ def _gold_score(gold: GoldScorer | None, episodes: Episodes) -> Metrics:
     """Return the mean gold score, if the prompts' world has one."""
     if gold is None:
         return {}
-    scores = [gold(row["prompt"], text).overall for row, text in zip(episodes.rows, episodes.texts, strict=True)]
+    scores = [
+        gold(row["prompt"], text).overall
+        for row, text in zip(episodes.rows, episodes.texts, strict=True)
+    ]
     return {"gold/score": sum(scores) / len(scores)}
 
 
 def _final_metrics(metrics: Metrics) -> Metrics:
     """Return the last iteration's metrics that the artifact's manifest keeps."""
     parts = [name for name in metrics if name.startswith("reward/")]
-    names = ("objective/score", *parts, "objective/kl", "gold/score", "heldout/score", "value/explained_variance")
+    names = (
+        "objective/score",
+        *parts,
+        "objective/kl",
+        "gold/score",
+        "heldout/score",
+        "value/explained_variance",
+    )
     return {name: metrics[name] for name in (*names, "response_tokens") if name in metrics}
 
 
@@ -377,14 +460,22 @@ def _size(cfg: Ppo, actors: Actors, job: Job) -> Metrics:
     These are the parameters of both models together, and those that are trained.
     """
     tokens = (
-        cfg.num_epochs * sum(row.get("tokens", 0.0) for row in job.log.read_metrics()) if job.group.is_main else 0.0
+        cfg.num_epochs * sum(row.get("tokens", 0.0) for row in job.log.read_metrics())
+        if job.group.is_main
+        else 0.0
     )
     learning = (*actors.policy_parameters.values(), *actors.value_parameters.values())
     num_trained = float(sum(p.numel() for p in learning))
-    return {"tokens": tokens, "parameters": actors.num_parameters(), "trained_parameters": num_trained}
+    return {
+        "tokens": tokens,
+        "parameters": actors.num_parameters(),
+        "trained_parameters": num_trained,
+    }
 
 
-def _publish(cfg: Ppo, actors: Actors, learner: Learner, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
+def _publish(
+    cfg: Ppo, actors: Actors, learner: Learner, tokenizer: PreTrainedTokenizerBase, job: Job
+) -> None:
     if not job.group.is_main:
         return
     actors.save(job.out, tokenizer)

@@ -47,7 +47,9 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
-    tokenizer = load_one_tokenizer([f for slot in ("data", "model") if slot in inputs for f in inputs.folders(slot)])
+    tokenizer = load_one_tokenizer(
+        [f for slot in ("data", "model") if slot in inputs for f in inputs.folders(slot)]
+    )
     model = _model(cfg, inputs, tokenizer, job)
     length = _length(cfg, model)
     text = Mixture(_text(inputs, "train", length), cfg.weights, cfg.random_seed)
@@ -55,7 +57,9 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
     sizes = _batch_sizes(cfg, text, length)
     rates = _learning_rates(cfg, sizes, length)
     betas = (cfg.beta1, cfg.beta2)
-    optimizers = pretraining_optimizers(model, cfg.optimizer, cfg.learning_rate, betas, cfg.weight_decay)
+    optimizers = pretraining_optimizers(
+        model, cfg.optimizer, cfg.learning_rate, betas, cfg.weight_decay
+    )
     parameters = [p for p in model.parameters() if p.requires_grad]
     guard = Guard(cfg.max_loss_rise, cfg.on_nonfinite == "skip")
     loss_of = _loss(cfg, model, tokenizer)
@@ -76,7 +80,13 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
     for step in job.steps(len(sizes), start):
         begun = time.perf_counter()
         pairs = text.draw(step, sizes[step])
-        loss = _accumulate(loss_of, text.tokens(job.group.share(pairs)), len(pairs) * (length - 1), job, cfg.precision)
+        loss = _accumulate(
+            loss_of,
+            text.tokens(job.group.share(pairs)),
+            len(pairs) * (length - 1),
+            job,
+            cfg.precision,
+        )
         job.group.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm)
         left_out = guard.refuses(step + 1, loss, norm)
@@ -84,7 +94,12 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
             job.log.event(step + 1, "step_left_out", left_out)
         step_all(optimizers, None if left_out else rates[step])
         seen += sizes[step] * length
-        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rates[step], "tokens": seen} | _passes(text)
+        metrics = {
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": rates[step],
+            "tokens": seen,
+        } | _passes(text)
         metrics["time/tokens_per_second"] = sizes[step] * length / (time.perf_counter() - begun)
         if (step + 1) % cfg.eval_every == 0 or step + 1 == len(sizes):
             measured = _evaluate(model, loss_of, held_out, job, cfg.precision)
@@ -112,7 +127,9 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
 # -- model, text and schedules ---------------------------------------------------------------------
 
 
-def _model(cfg: Pretrain, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> PreTrainedModel:
+def _model(
+    cfg: Pretrain, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job
+) -> PreTrainedModel:
     if "model" in inputs:
         model = load_model(inputs.one("model").path, job.device)
     else:
@@ -128,7 +145,8 @@ def _length(cfg: Pretrain, model: PreTrainedModel) -> int:
     length = cfg.sequence_length or context_length(model)
     if length > context_length(model):
         raise ConfigError(
-            f"sequence_length: expected at most the model's context of {context_length(model)}, got {length}"
+            f"sequence_length: expected at most the model's context of {context_length(model)}, got"
+            f" {length}"
         )
     return length
 
@@ -149,7 +167,8 @@ def _held_out(inputs: Inputs, length: int, job: Job) -> list[TextRows]:
     sources = _text(inputs, "validation", length)
     if lacking := [source.name for source in sources if not len(source)]:
         job.log.info(
-            f"there is no row of validation text of {', '.join(lacking)}: nothing will say how well it does there"
+            f"there is no row of validation text of {', '.join(lacking)}: nothing will say how well"
+            " it does there"
         )
     return [source for source in sources if len(source)]
 
@@ -163,12 +182,13 @@ def _batch_sizes(cfg: Pretrain, text: Mixture, length: int) -> list[int]:
     for source in text.sources:
         if not len(source):
             raise ConfigError(
-                f"inputs.data: the training documents of {source.name} do not fill one row of {length} tokens; "
-                f"give sequence_length"
+                f"inputs.data: the training documents of {source.name} do not fill one row of"
+                f" {length} tokens; give sequence_length"
             )
     if len(text) < cfg.batch_size:
         raise ConfigError(
-            f"batch_size: the documents fill only {len(text)} rows of {length} tokens, got {cfg.batch_size}"
+            f"batch_size: the documents fill only {len(text)} rows of {length} tokens, got"
+            f" {cfg.batch_size}"
         )
     first = max(1, round(cfg.ramp_start_tokens / length))
     ramp = cfg.batch_size, (cfg.ramp_tokens or 0) / length, first
@@ -189,10 +209,19 @@ def _learning_rates(cfg: Pretrain, sizes: Sequence[int], length: int) -> list[fl
     elif cfg.schedule == "inverse_square_root":
         factors = [inverse_square_root_factor(step, cfg.warmup_steps) for step in range(len(sizes))]
     elif cfg.warmup_tokens is None and cfg.decay_tokens is None:
-        factors = [cosine_factor(step, len(sizes), cfg.warmup_steps, final) for step in range(len(sizes))]
+        factors = [
+            cosine_factor(step, len(sizes), cfg.warmup_steps, final) for step in range(len(sizes))
+        ]
     else:
-        warmup = seen[min(cfg.warmup_steps, len(sizes))] if cfg.warmup_tokens is None else cfg.warmup_tokens
-        factors = [cosine_factor(tokens, cfg.decay_tokens or seen[-1], warmup, final) for tokens in seen[:-1]]
+        warmup = (
+            seen[min(cfg.warmup_steps, len(sizes))]
+            if cfg.warmup_tokens is None
+            else cfg.warmup_tokens
+        )
+        factors = [
+            cosine_factor(tokens, cfg.decay_tokens or seen[-1], warmup, final)
+            for tokens in seen[:-1]
+        ]
     return [cfg.learning_rate * factor for factor in factors]
 
 
@@ -237,11 +266,16 @@ def _passes(text: Mixture) -> Metrics:
     """Return the number of passes made over each source, if there are several."""
     if len(text.sources) == 1:
         return {}
-    return {f"passes/{source.name}": passes for source, passes in zip(text.sources, text.passes, strict=True)}
+    return {
+        f"passes/{source.name}": passes
+        for source, passes in zip(text.sources, text.passes, strict=True)
+    }
 
 
 @torch.no_grad()
-def _evaluate(model: PreTrainedModel, loss_of: Loss, held_out: Sequence[TextRows], job: Job, precision: str) -> Metrics:
+def _evaluate(
+    model: PreTrainedModel, loss_of: Loss, held_out: Sequence[TextRows], job: Job, precision: str
+) -> Metrics:
     """Return held-out loss in nats per token, perplexity, and bits per byte.
 
     They are over all held-out text and, with several sources, over each source.

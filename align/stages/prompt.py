@@ -48,7 +48,13 @@ class _Candidate(NamedTuple):
 
     def row(self, score: float) -> dict[str, Any]:
         examples = "".join(map(self.form.written, self.shots))
-        return {"form": self.name, "draw": self.draw, "score": score, "text": self.text, "examples": examples}
+        return {
+            "form": self.name,
+            "draw": self.draw,
+            "score": score,
+            "text": self.text,
+            "examples": examples,
+        }
 
     @property
     def text(self) -> str:
@@ -58,7 +64,9 @@ class _Candidate(NamedTuple):
 def run(cfg: Prompt, inputs: Inputs, job: Job) -> Metrics:
     folder = inputs.one("model").path
     player = Player("model", load_model(folder, job.device), load_tokenizer(folder))
-    cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, context_length(player.model)))
+    cfg = replace(
+        cfg, max_new_tokens=answer_length(cfg.max_new_tokens, context_length(player.model))
+    )
     forms = {name: read_form(text) for name, text in {**FORMS, **cfg.forms}.items()}
     choosing, fresh = _validation_rows(cfg, inputs, player, list(forms.values()), job)
     scorer = _scorer(cfg, inputs, job)
@@ -78,12 +86,14 @@ def run(cfg: Prompt, inputs: Inputs, job: Job) -> Metrics:
     job.log.table("forms", [candidate.row(fmean(own)) for candidate, own in ranked])
     on = f"{len(fresh):,} other" if fresh else "the same"
     job.log.info(
-        f"{best.name} is the best of {len(candidates)} on {len(choosing):,} validation prompts; {scorer.name} score "
-        f"{fmean(of_best):.3f} on {on} validation prompts: {best.text!r}"
+        f"{best.name} is the best of {len(candidates)} on {len(choosing):,} validation prompts;"
+        f" {scorer.name} score {fmean(of_best):.3f} on {on} validation prompts: {best.text!r}"
     )
     ask_in_form(player.tokenizer, best.form, best.shots)
     save_model(player.model, player.tokenizer, job.out)
-    interval = bootstrap(of_best, _NUM_BOOTSTRAP, derive_seed(cfg.random_seed, "prompt", "bootstrap"))
+    interval = bootstrap(
+        of_best, _NUM_BOOTSTRAP, derive_seed(cfg.random_seed, "prompt", "bootstrap")
+    )
     metrics = bounds(VALIDATION_SCORE, interval) | few(VALIDATION_SCORE, len(of_best))
     if (warning := few_warning(metrics)) is not None:
         job.log.info(warning)
@@ -104,23 +114,35 @@ def _validation_rows(
     fresh = every[len(choosing) :][-_MOST_FRESH:]
     rows = choosing + (fresh if len(fresh) >= FEW else [])
     if not rows:
-        raise ConfigError("inputs.prompts: expected rows in the validation split, which choose the form, got none")
+        raise ConfigError(
+            "inputs.prompts: expected rows in the validation split, which choose the form, got none"
+        )
     fits = [True] * len(rows)
     for form in forms:
         ask_in_form(player.tokenizer, form, [])
         own = fit([row["prompt"] for row in rows], [player], filled(cfg.max_new_tokens))
         fits = [ok and also for ok, also in zip(fits, own, strict=True)]
     if not any(fits[: len(choosing)]):
-        raise ConfigError(f"inputs.prompts: no validation prompt leaves room for {cfg.max_new_tokens} new tokens")
+        raise ConfigError(
+            f"inputs.prompts: no validation prompt leaves room for {cfg.max_new_tokens} new tokens"
+        )
     if not all(fits):
         which = f"{fits.count(False):,} of {len(rows):,} prompts"
-        job.log.info(f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than the model's context")
+        job.log.info(
+            f"{which} left out: with {cfg.max_new_tokens} new tokens they are longer than the"
+            " model's context"
+        )
     judged, end = list(zip(rows, fits, strict=True)), len(choosing)
     return [row for row, ok in judged[:end] if ok], [row for row, ok in judged[end:] if ok]
 
 
 def _candidates(
-    cfg: Prompt, inputs: Inputs, player: Player, forms: Mapping[str, Form], rows: Sequence[Row], job: Job
+    cfg: Prompt,
+    inputs: Inputs,
+    player: Player,
+    forms: Mapping[str, Form],
+    rows: Sequence[Row],
+    job: Job,
 ) -> list[_Candidate]:
     """Return every form alone, or every form behind each draw of examples.
 
@@ -135,15 +157,22 @@ def _candidates(
     found = []
     for name, form in forms.items():
         ask_in_form(player.tokenizer, form, [])
-        draws = [_drawn(cfg, player, form, rows, examples, draw) for draw in range(cfg.num_prefixes)]
+        draws = [
+            _drawn(cfg, player, form, rows, examples, draw) for draw in range(cfg.num_prefixes)
+        ]
         if (fewest := min(map(len, draws))) < cfg.num_shots:
-            what = f"only {fewest} of {cfg.num_shots} examples fit" if fewest else "it is left out: no example fits"
+            what = (
+                f"only {fewest} of {cfg.num_shots} examples fit"
+                if fewest
+                else "it is left out: no example fits"
+            )
             job.log.info(f"the form {name}: {what} in the context beside the longest prompt")
         found += [_Candidate(name, form, draw, shots) for draw, shots in enumerate(draws) if shots]
     if not found:
         raise ConfigError(
-            f"num_shots: no example fits in a context of {context_length(player.model):,} tokens beside the longest "
-            f"prompt and {cfg.max_new_tokens} new tokens; give num_shots=0, or less max_new_tokens"
+            f"num_shots: no example fits in a context of {context_length(player.model):,} tokens"
+            f" beside the longest prompt and {cfg.max_new_tokens} new tokens; give num_shots=0, or"
+            " less max_new_tokens"
         )
     return found
 
@@ -158,7 +187,12 @@ def _scorer(cfg: Prompt, inputs: Inputs, job: Job) -> Scorer:
 
 
 def _drawn(
-    cfg: Prompt, player: Player, form: Form, rows: Sequence[Row], examples: Sequence[Shot], draw: int
+    cfg: Prompt,
+    player: Player,
+    form: Form,
+    rows: Sequence[Row],
+    examples: Sequence[Shot],
+    draw: int,
 ) -> list[Shot]:
     """Return solved examples, in the order of this draw.
 
@@ -181,10 +215,18 @@ def _drawn(
     return shots
 
 
-def _answers(cfg: Prompt, job: Job, player: Player, rows: Sequence[Row], advance: Callable[[int], None]) -> Answers:
+def _answers(
+    cfg: Prompt, job: Job, player: Player, rows: Sequence[Row], advance: Callable[[int], None]
+) -> Answers:
     prompts = encode_prompts(player.tokenizer, [row["prompt"] for row in rows])
-    sampling = Sampling(max_new_tokens=filled(cfg.max_new_tokens), batch_size=job.hardware.generation_batch_size)
+    sampling = Sampling(
+        max_new_tokens=filled(cfg.max_new_tokens), batch_size=job.hardware.generation_batch_size
+    )
     # The same seeds for every form.
     seeds = [derive_seed(cfg.random_seed, "prompt", "model", i) for i in range(len(prompts))]
     responses = respond(player, prompts, seeds, sampling, advance)
-    return Answers(prompts, responses, [decode_response(player.tokenizer, response.ids) for response in responses])
+    return Answers(
+        prompts,
+        responses,
+        [decode_response(player.tokenizer, response.ids) for response in responses],
+    )

@@ -74,8 +74,8 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     held_out, _ = _rankings(inputs, "validation", tokenizer, length, job)
     if not train and not dropped:
         raise ConfigError(
-            "inputs.data: it has no training rows; to train on all of its rows, make the data first: align data "
-            "source=... record=comparisons split=train name=mine/data"
+            "inputs.data: it has no training rows; to train on all of its rows, make the data"
+            " first: align data source=... record=comparisons split=train name=mine/data"
         )
     if not train:
         raise ConfigError(f"inputs.data: no ranking is left to learn from within {length:,} tokens")
@@ -124,7 +124,9 @@ def _rankings(
     try:
         encoded = iter(encode_dialogues(tokenizer, [rows[i]["prompt"] for i in owners], responses))
     except TemplateRefusal as error:
-        raise ConfigError(f"inputs.data: {split} row {owners[error.index] + 1}: {error.reason}") from None
+        raise ConfigError(
+            f"inputs.data: {split} row {owners[error.index] + 1}: {error.reason}"
+        ) from None
     rankings, tied = [], 0
     for row, k in zip(rows, count, strict=True):
         found: dict[tuple[int, ...], int] = {}
@@ -136,7 +138,11 @@ def _rankings(
     dropped = len(rows) - len(rankings)
     if dropped:
         why = [f"{tied:,} all tied"] if tied else []
-        why += [f"{dropped - tied:,} longer than sequence_length, {length:,} tokens"] if dropped > tied else []
+        why += (
+            [f"{dropped - tied:,} longer than sequence_length, {length:,} tokens"]
+            if dropped > tied
+            else []
+        )
         job.log.info(f"{dropped:,} of {len(rows):,} {split} rankings left out: {'; '.join(why)}")
     return rankings, dropped
 
@@ -152,7 +158,8 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
     order = RowOrder(len(train), cfg.random_seed, "reward", "rows")
     total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
     rates = [
-        peak * cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction) for step in range(total)
+        peak * cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction)
+        for step in range(total)
     ]
     for line in doubts(rates, model.classifier, trains_all=cfg.lora.rank is None):
         job.log.info(line)
@@ -172,11 +179,18 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
         set_learning_rate(optimizer, rates[step])
         optimizer.step()
         optimizer.zero_grad()
-        job.log.metrics({"loss": loss, "accuracy": accuracy, "grad_norm": norm, "learning_rate": rates[step]}, step + 1)
-        job.resume.save_if_due(step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()})
+        job.log.metrics(
+            {"loss": loss, "accuracy": accuracy, "grad_norm": norm, "learning_rate": rates[step]},
+            step + 1,
+        )
+        job.resume.save_if_due(
+            step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()}
+        )
 
 
-def _accumulate(model: ScalarModel, batch: Sequence[Ranking], job: Job, precision: str) -> tuple[float, float]:
+def _accumulate(
+    model: ScalarModel, batch: Sequence[Ranking], job: Job, precision: str
+) -> tuple[float, float]:
     """Add the gradient of this process's rankings to that of the batch's mean loss over prompts.
 
     Returns:
@@ -194,9 +208,16 @@ def _accumulate(model: ScalarModel, batch: Sequence[Ranking], job: Job, precisio
             loss = _losses(scores, rankings).sum() / len(batch)
             loss.backward()
         total += loss.detach()
-        found = torch.cat(list(scores)).detach().cpu().split([len(ranking.ranks) for ranking in rankings])
+        found = (
+            torch.cat(list(scores))
+            .detach()
+            .cpu()
+            .split([len(ranking.ranks) for ranking in rankings])
+        )
         for own, ranking in zip(found, rankings, strict=True):
-            pairs += torch.tensor(pairwise_accuracy(own, torch.tensor(ranking.ranks)), device=job.device)
+            pairs += torch.tensor(
+                pairwise_accuracy(own, torch.tensor(ranking.ranks)), device=job.device
+            )
     job.group.all_reduce(total)
     job.group.all_reduce(pairs)
     return float(total), float(pairs[0] / pairs[1])
@@ -204,7 +225,9 @@ def _accumulate(model: ScalarModel, batch: Sequence[Ranking], job: Job, precisio
 
 def _losses(scores: Sequence[torch.Tensor], rankings: Sequence[Ranking]) -> torch.Tensor:
     pairs = zip(scores, rankings, strict=True)
-    return torch.stack([kwise_loss(own, torch.tensor(r.ranks, device=own.device)) for own, r in pairs])
+    return torch.stack(
+        [kwise_loss(own, torch.tensor(r.ranks, device=own.device)) for own, r in pairs]
+    )
 
 
 def _backward_in_parts(
@@ -235,7 +258,9 @@ def _backward_in_parts(
     return loss.detach(), [scores[ranking.places]]
 
 
-def _scores(model: ScalarModel, rankings: Sequence[Ranking], job: Job, precision: str) -> Sequence[torch.Tensor]:
+def _scores(
+    model: ScalarModel, rankings: Sequence[Ranking], job: Job, precision: str
+) -> Sequence[torch.Tensor]:
     """Return the rewards of each ranking's K responses, `[K]` each.
 
     Equal responses share one forward pass.
@@ -248,7 +273,9 @@ def _scores(model: ScalarModel, rankings: Sequence[Ranking], job: Job, precision
 
 
 @torch.no_grad()
-def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, precision: str) -> Metrics:
+def _accuracies(
+    model: ScalarModel, held_out: Sequence[Ranking], job: Job, precision: str
+) -> Metrics:
     """Return fractions of ordered pairs that are ordered right, and the calibration error.
 
     The model, and length alone, are compared with the labelers. The model and the labelers are
@@ -261,7 +288,9 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
     mine = job.group.share(held_out)
     for chunk in micro_batches([ranking.tokens for ranking in mine], job.max_tokens):
         rankings = [mine[i] for i in chunk]
-        for rewards, ranking in zip(_scores(model, rankings, job, precision), rankings, strict=True):
+        for rewards, ranking in zip(
+            _scores(model, rankings, job, precision), rankings, strict=True
+        ):
             ranks = torch.tensor(ranking.ranks)
             lengths = torch.tensor([len(ranking.sequences[place]) for place in ranking.places])
             counts[0] += torch.tensor(pairwise_accuracy(rewards.cpu(), ranks), device=job.device)
@@ -272,7 +301,9 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
                 ordered = ranks[:, None] != ranks[None, :]
                 counts[2] += torch.tensor(pairwise_accuracy(rewards.cpu(), gold), device=job.device)
                 better = gold[:, None] < gold[None, :]
-                counts[3] += torch.stack([(better & (ranks[:, None] < ranks[None, :])).sum(), (better & ordered).sum()])
+                counts[3] += torch.stack(
+                    [(better & (ranks[:, None] < ranks[None, :])).sum(), (better & ordered).sum()]
+                )
     job.group.all_reduce(counts)
     shares: Metrics = {}
     for name, (right, n) in zip(names, counts, strict=True):
@@ -280,17 +311,28 @@ def _accuracies(model: ScalarModel, held_out: Sequence[Ranking], job: Job, preci
             shares |= {name: float(right / n)} | few(name, float(n))
     if every := job.group.gather(pairs, even=False):
         sure, right = zip(*every, strict=True)
-        bins = [{"task": "pairs", "model": "model", **each._asdict()} for each in reliability(sure, right)]
+        bins = [
+            {"task": "pairs", "model": "model", **each._asdict()}
+            for each in reliability(sure, right)
+        ]
         job.log.table("calibration", bins)
         shares |= {"ece": calibration_error(sure, right)} | few("ece", len(every))
     if (warning := few_warning(shares)) is not None:
         job.log.info(warning)
-    return shares | {"held_out_prompts": float(len(held_out)), "held_out_pairs": float(counts[0, 1])}
+    return shares | {
+        "held_out_prompts": float(len(held_out)),
+        "held_out_pairs": float(counts[0, 1]),
+    }
 
 
 @torch.no_grad()
 def _centre(
-    model: ScalarModel, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, length: int, job: Job, precision: str
+    model: ScalarModel,
+    inputs: Inputs,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    job: Job,
+    precision: str,
 ) -> Metrics:
     """Shift the scores so that the demonstrations' mean is 0 [InstructGPT, section 3.5].
 
@@ -303,13 +345,18 @@ def _centre(
     rows = list(read_rows(inputs.folders("demonstrations"), "train"))
     conversations = [row["messages"] for row in rows]
     tools = [row.get("tools") for row in rows] if takes_tools(tokenizer) else None
-    encoded = encode_conversations(tokenizer, conversations, "inputs.demonstrations: train row", tools)
+    encoded = encode_conversations(
+        tokenizer, conversations, "inputs.demonstrations: train row", tools
+    )
     sequences = [e.ids for e in encoded if len(e.ids) <= length]
     if not sequences:
         raise ConfigError(f"inputs.demonstrations: none fits into {length:,} tokens")
     if dropped := len(encoded) - len(sequences):
         which = f"{dropped:,} of {len(encoded):,} demonstrations"
-        job.log.info(f"{which} left out of the mean that is 0: longer than sequence_length, {length:,} tokens")
+        job.log.info(
+            f"{which} left out of the mean that is 0: longer than sequence_length, {length:,}"
+            " tokens"
+        )
     mine = job.group.share(sequences)
     total = torch.zeros(2, dtype=torch.float64, device=job.device)
     for chunk in micro_batches(list(map(len, mine)), job.max_tokens):

@@ -73,11 +73,13 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
     held_out, _ = _demonstrations(inputs, "validation", tokenizer, length, job)
     if not train and not dropped:
         raise ConfigError(
-            "inputs.data: it has no training rows; to train on all of its rows, make the data first: align data "
-            "source=... record=demonstrations split=train name=mine/data"
+            "inputs.data: it has no training rows; to train on all of its rows, make the data"
+            " first: align data source=... record=demonstrations split=train name=mine/data"
         )
     if not train:
-        raise ConfigError(f"inputs.data: no demonstration is left to learn from within {length:,} tokens")
+        raise ConfigError(
+            f"inputs.data: no demonstration is left to learn from within {length:,} tokens"
+        )
     if not held_out:
         job.log.info("there are no validation rows, so no validation loss will be reported")
     text = _text(cfg, inputs, train, tokenizer, length, job)
@@ -118,7 +120,10 @@ def _demonstrations(
     examples = [Example(e.ids, e.by_assistant) for e in encoded]
     learned = [example for example in examples if example.num_learned]
     if nothing := len(examples) - len(learned):
-        job.log.info(f"{nothing:,} of {len(examples):,} {split} demonstrations left out: no token of theirs is learned")
+        job.log.info(
+            f"{nothing:,} of {len(examples):,} {split} demonstrations left out: no token of theirs"
+            " is learned"
+        )
     fitting = [example for example in learned if len(example.ids) <= length]
     if long := len(learned) - len(fitting):
         which = f"{long:,} of {len(learned):,} {split} demonstrations"
@@ -126,7 +131,9 @@ def _demonstrations(
     return fitting, len(rows) - len(fitting)
 
 
-def _encode(rows: list[Row], split: str, tokenizer: PreTrainedTokenizerBase, job: Job) -> list[Encoded]:
+def _encode(
+    rows: list[Row], split: str, tokenizer: PreTrainedTokenizerBase, job: Job
+) -> list[Encoded]:
     """Encode demonstrations; leave out and log those with tools that the template cannot write.
 
     Raises:
@@ -135,16 +142,23 @@ def _encode(rows: list[Row], split: str, tokenizer: PreTrainedTokenizerBase, job
     with_tools = takes_tools(tokenizer)
     if unread := sum(row.get("tools") is not None for row in rows) * (not with_tools):
         job.log.info(
-            f"the model's chat template writes no list of tools: {unread:,} {split} rows are read without theirs"
+            f"the model's chat template writes no list of tools: {unread:,} {split} rows are read"
+            " without theirs"
         )
     encoded: list[Encoded | None] = [None] * len(rows)
-    plain = [i for i, row in enumerate(rows) if row.get("tools") is None and not uses_tools(row["messages"])]
+    plain = [
+        i
+        for i, row in enumerate(rows)
+        if row.get("tools") is None and not uses_tools(row["messages"])
+    ]
     conversations = [rows[i]["messages"] for i in plain]
     try:
         for i, found in zip(plain, encode_conversations(tokenizer, conversations), strict=True):
             encoded[i] = found
     except TemplateRefusal as error:
-        raise ConfigError(f"inputs.data: {split} row {plain[error.index] + 1}: {error.reason}") from None
+        raise ConfigError(
+            f"inputs.data: {split} row {plain[error.index] + 1}: {error.reason}"
+        ) from None
     refused: Counter[str] = Counter()
     for i in sorted(set(range(len(rows))).difference(plain)):
         tools = rows[i].get("tools") if with_tools else None
@@ -174,11 +188,18 @@ def _text(
             job.log.info("inputs.text is not read: text_share is 0")
         return []
     tokens = sum(len(example.ids) for example in train) * cfg.text_share / (1 - cfg.text_share)
-    rows = encode_text((row["text"] for row in read_rows(inputs.folders("text"), "train")), tokenizer, length)
+    rows = encode_text(
+        (row["text"] for row in read_rows(inputs.folders("text"), "train")), tokenizer, length
+    )
     if len(rows) * length < tokens:
-        job.log.info(f"text_share={cfg.text_share} takes {tokens:,.0f} tokens, and the text has {len(rows) * length:,}")
+        job.log.info(
+            f"text_share={cfg.text_share} takes {tokens:,.0f} tokens, and the text has"
+            f" {len(rows) * length:,}"
+        )
     generator = torch.Generator().manual_seed(derive_seed(cfg.random_seed, "sft", "text"))
-    chosen = rows[torch.randperm(len(rows), generator=generator)[: math.ceil(tokens / length)]].tolist()
+    chosen = rows[
+        torch.randperm(len(rows), generator=generator)[: math.ceil(tokens / length)]
+    ].tolist()
     return [Example(ids, [False, *[True] * (length - 1)]) for ids in chosen]
 
 
@@ -211,7 +232,8 @@ def _train(
     steps_per_epoch = math.ceil(len(train) / cfg.batch_size)
     total = cfg.num_epochs * steps_per_epoch
     rates = [
-        peak * cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction) for step in range(total)
+        peak * cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction)
+        for step in range(total)
     ]
     for line in doubts(rates, model, trains_all=cfg.lora.rank is None):
         job.log.info(line)
@@ -245,13 +267,19 @@ def _train(
         job.log.metrics(metrics, step + 1)
         job.resume.save_if_due(
             step + 1,
-            lambda: {"parameters": parameters, "optimizer": optimizer.state_dict(), "best": best.state()},
+            lambda: {
+                "parameters": parameters,
+                "optimizer": optimizer.state_dict(),
+                "best": best.state(),
+            },
         )
 
     best.put_back(total)
 
 
-def _accumulate(model: PreTrainedModel, batch: Sequence[Example], job: Job, precision: str) -> float:
+def _accumulate(
+    model: PreTrainedModel, batch: Sequence[Example], job: Job, precision: str
+) -> float:
     """Add the gradient of this process's examples to that of the batch's loss per learned token.
 
     Returns:
@@ -272,12 +300,16 @@ def _accumulate(model: PreTrainedModel, batch: Sequence[Example], job: Job, prec
 def _summed_loss(model: PreTrainedModel, examples: Sequence[Example]) -> torch.Tensor:
     """Return the sum of -log p over the learned tokens, in nats."""
     packed = pack([example.ids for example in examples], model.device)
-    learned = torch.tensor([flag for example in examples for flag in example.learned], device=model.device)
+    learned = torch.tensor(
+        [flag for example in examples for flag in example.learned], device=model.device
+    )
     return -learned_logprobs(model, packed, learned).sum()
 
 
 @torch.no_grad()
-def response_loss(model: PreTrainedModel, examples: Sequence[Example], job: Job, precision: str) -> float:
+def response_loss(
+    model: PreTrainedModel, examples: Sequence[Example], job: Job, precision: str
+) -> float:
     """Return the mean loss over the learned tokens, in nats."""
     training = model.training
     model.eval()
@@ -303,7 +335,9 @@ def _validation(cfg: Sft, model: PreTrainedModel, held_out: Sequence[Example], j
         return {"eval/loss": after}
     before = job.log.read_metrics()[0]["eval/loss"]
     if not after < before:
-        job.log.info(f"the validation loss did not fall: {before:.4g} before training, {after:.4g} after")
+        job.log.info(
+            f"the validation loss did not fall: {before:.4g} before training, {after:.4g} after"
+        )
     return {"eval/loss": after, "eval/loss_before": before}
 
 
@@ -350,10 +384,13 @@ class BestEpoch:
         file = self._file(self.step)
         if self._job.group.is_main and not (file.is_file() and sha256_file(file) == self._digest):
             raise StoreError(
-                f"{file}: is damaged; remove {self._folder} and give the same command to begin the step again"
+                f"{file}: is damaged; remove {self._folder} and give the same command to begin the"
+                " step again"
             )
         restore_parameters(self._parameters, load_file(file, device=str(self._job.device)))
-        self._job.log.info(f"the weights of step {self.step} are kept: their validation loss is the lowest")
+        self._job.log.info(
+            f"the weights of step {self.step} are kept: their validation loss is the lowest"
+        )
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold; keep the file that this checkpoint refers to."""

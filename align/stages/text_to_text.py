@@ -34,7 +34,12 @@ from align.text.spans import Corruption, Pair, longest_row, sentinels_of
 from align.text.tokens import TextRows, read_tokens
 from align.training.activations import fit_activations
 from align.training.loss_guard import Guard
-from align.training.optimizers import clip_gradients, inverse_square_root_factor, pretraining_optimizers, step_all
+from align.training.optimizers import (
+    clip_gradients,
+    inverse_square_root_factor,
+    pretraining_optimizers,
+    step_all,
+)
 from align.training.row_order import Mixture, RowOrder
 
 _CHUNK = 256  # held-out rows that are made at once
@@ -81,11 +86,19 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
     corruption = _corruption(cfg, tokenizer) if "data" in inputs else None
     rows = _rows(cfg, inputs, tokenizer, corruption, job)
     held_out = [
-        _HeldOut(head, _text(inputs, split, corruption), _tasks(cfg, inputs, split, tokenizer, job), cfg.target_length)
+        _HeldOut(
+            head,
+            _text(inputs, split, corruption),
+            _tasks(cfg, inputs, split, tokenizer, job),
+            cfg.target_length,
+        )
         for head, split in (("eval", "validation"), ("test", "test"))
     ]
     if not any(map(len, held_out[0].text)) and not held_out[0].tasks:
-        job.log.info("there are no validation rows, so nothing will say how well it does on text it was not trained on")
+        job.log.info(
+            "there are no validation rows, so nothing will say how well it does on text it was not"
+            " trained on"
+        )
     optimizers = pretraining_optimizers(model, cfg.optimizer, cfg.learning_rate, (0.9, 0.999), 0.0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     guard = Guard(cfg.max_loss_rise, cfg.on_nonfinite == "skip")
@@ -151,7 +164,9 @@ def _publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Jo
 # -- model and data --------------------------------------------------------------------------------
 
 
-def _model(cfg: TextToText, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job) -> PreTrainedModel:
+def _model(
+    cfg: TextToText, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, job: Job
+) -> PreTrainedModel:
     if "model" in inputs:
         model = load_seq2seq(inputs.one("model").path, job.device)
     else:
@@ -162,7 +177,9 @@ def _model(cfg: TextToText, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, 
 
 def _learning_rate(cfg: TextToText, step: int) -> float:
     constant = cfg.schedule == "constant"
-    return cfg.learning_rate * (1.0 if constant else inverse_square_root_factor(step, cfg.warmup_steps))
+    return cfg.learning_rate * (
+        1.0 if constant else inverse_square_root_factor(step, cfg.warmup_steps)
+    )
 
 
 def _corruption(cfg: TextToText, tokenizer: PreTrainedTokenizerBase) -> Corruption:
@@ -174,17 +191,20 @@ def _corruption(cfg: TextToText, tokenizer: PreTrainedTokenizerBase) -> Corrupti
     try:
         spans = longest_row(cfg.input_length, cfg.noise_density, cfg.mean_span_length)
     except ValueError:
-        raise ConfigError(f"input_length: too short for a row with a span taken out, got {cfg.input_length}") from None
+        raise ConfigError(
+            f"input_length: too short for a row with a span taken out, got {cfg.input_length}"
+        ) from None
     if spans.target_length > cfg.target_length:
         raise ConfigError(
-            f"target_length: what is taken out of a row makes {spans.target_length} tokens, got {cfg.target_length}; "
-            f"give a longer target or a shorter input"
+            f"target_length: what is taken out of a row makes {spans.target_length} tokens, got"
+            f" {cfg.target_length}; give a longer target or a shorter input"
         )
     sentinels = sentinels_of(tokenizer)
     if len(sentinels) < spans.num_spans:
         raise ConfigError(
-            f"inputs.data: a row has {spans.num_spans} spans taken out, a sentinel in place of each (<extra_id_0> and "
-            f"on), and the tokenizer has {len(sentinels)}; give num_sentinels=100 when it is trained"
+            f"inputs.data: a row has {spans.num_spans} spans taken out, a sentinel in place of each"
+            f" (<extra_id_0> and on), and the tokenizer has {len(sentinels)}; give"
+            " num_sentinels=100 when it is trained"
         )
     return Corruption(spans, sentinels, tokenizer.eos_token_id)
 
@@ -192,10 +212,14 @@ def _corruption(cfg: TextToText, tokenizer: PreTrainedTokenizerBase) -> Corrupti
 def _text(inputs: Inputs, split: str, corruption: Corruption | None) -> list[TextRows]:
     if corruption is None:
         return []
-    return [read_tokens(folder, split, corruption.spans.length) for folder in inputs.folders("data")]
+    return [
+        read_tokens(folder, split, corruption.spans.length) for folder in inputs.folders("data")
+    ]
 
 
-def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, job: Job) -> list[_Task]:
+def _tasks(
+    cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, job: Job
+) -> list[_Task]:
     """Return each set's rows of a split that fit.
 
     A set's name gets a number if an earlier set has it, or if it is `text` or `tasks`, which name
@@ -205,14 +229,20 @@ def _tasks(cfg: TextToText, inputs: Inputs, split: str, tokenizer: PreTrainedTok
     taken = {"text", "tasks"}
     for number, folder in enumerate(inputs.folders("tasks") if "tasks" in inputs else []):
         conversations = [row["messages"] for row in read_rows([folder], split)]
-        plain = [each for each in conversations if not uses_tools(each) and each[-1].get("weight") != 0]
+        plain = [
+            each for each in conversations if not uses_tools(each) and each[-1].get("weight") != 0
+        ]
         if unfit := len(conversations) - len(plain):
             which = f"{unfit:,} of {len(conversations):,} {split} rows of tasks"
             job.log.info(f"{which} left out: with turns of tools, or an answer of weight 0")
         texts = [texts_of(each) for each in plain]
         texts = texts if split == "train" else texts[: cfg.eval_rows]
         both = list(zip(texts, encode_pairs(tokenizer, texts), strict=True))
-        kept = [(t, p) for t, p in both if len(p.input) <= cfg.input_length and len(p.target) <= cfg.target_length]
+        kept = [
+            (t, p)
+            for t, p in both
+            if len(p.input) <= cfg.input_length and len(p.target) <= cfg.target_length
+        ]
         name = source_name(read_info(folder)["source"])
         name = f"{name}_{number}" if name in taken else name
         taken.add(name)
@@ -244,7 +274,13 @@ class _Rows:
     They depend only on the seed, the step, and the rows of text taken before it.
     """
 
-    def __init__(self, cfg: TextToText, text: list[TextRows], corruption: Corruption | None, tasks: list[Pair]):
+    def __init__(
+        self,
+        cfg: TextToText,
+        text: list[TextRows],
+        corruption: Corruption | None,
+        tasks: list[Pair],
+    ):
         self._seed, self._corruption, self._tasks = cfg.random_seed, corruption, tasks
         self.text = Mixture(text, [], self._seed)
         self._order = RowOrder(len(tasks), self._seed, "text_to_text", "tasks")
@@ -254,7 +290,11 @@ class _Rows:
     @property
     def shares(self) -> tuple[tuple[str, int, int], ...]:
         """The (name, rows per step, rows available) of text and of tasks."""
-        return ("text", self._num_text, len(self.text)), ("tasks", self._num_tasks, len(self._tasks))
+        return ("text", self._num_text, len(self.text)), (
+            "tasks",
+            self._num_tasks,
+            len(self._tasks),
+        )
 
     def draw(self, step: int) -> list[_Drawn]:
         drawn = []
@@ -266,7 +306,9 @@ class _Rows:
             ]
         if self._num_tasks:
             first = step * self._num_tasks
-            drawn += [_Drawn(None, row, 0) for row in self._order.take(first, self._num_tasks).tolist()]
+            drawn += [
+                _Drawn(None, row, 0) for row in self._order.take(first, self._num_tasks).tolist()
+            ]
         return drawn
 
     def pair(self, drawn: _Drawn) -> Pair:
@@ -284,28 +326,39 @@ class _Rows:
 
 
 def _rows(
-    cfg: TextToText, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, corruption: Corruption | None, job: Job
+    cfg: TextToText,
+    inputs: Inputs,
+    tokenizer: PreTrainedTokenizerBase,
+    corruption: Corruption | None,
+    job: Job,
 ) -> _Rows:
     text = _text(inputs, "train", corruption)
     tasks = _tasks(cfg, inputs, "train", tokenizer, job)
     if "tasks" in inputs and not tasks:
-        raise ConfigError(f"inputs.tasks: none has at most {cfg.input_length} tokens and {cfg.target_length} to write")
+        raise ConfigError(
+            f"inputs.tasks: none has at most {cfg.input_length} tokens and {cfg.target_length} to"
+            " write"
+        )
     if corruption is not None and not any(map(len, text)):
         raise ConfigError(
-            f"inputs.data: the training documents do not fill one row of {corruption.spans.length} tokens; "
-            f"give input_length"
+            f"inputs.data: the training documents do not fill one row of {corruption.spans.length}"
+            " tokens; give input_length"
         )
     rows = _Rows(cfg, text, corruption, [pair for task in tasks for pair in task.pairs])
     for what, wanted, there in rows.shares:
         if wanted > there:
-            raise ConfigError(f"batch_size: {wanted} rows of a step are {what}, and there are only {there}")
+            raise ConfigError(
+                f"batch_size: {wanted} rows of a step are {what}, and there are only {there}"
+            )
     return rows
 
 
 # -- losses and answers ----------------------------------------------------------------------------
 
 
-def _accumulate(model: PreTrainedModel, pairs: Sequence[Pair], count: int, job: Job, precision: str) -> float:
+def _accumulate(
+    model: PreTrainedModel, pairs: Sequence[Pair], count: int, job: Job, precision: str
+) -> float:
     """Add the gradient of this process's rows to that of the batch's mean loss.
 
     Args:
@@ -323,7 +376,9 @@ def _accumulate(model: PreTrainedModel, pairs: Sequence[Pair], count: int, job: 
     return float(total)
 
 
-def _losses(model: PreTrainedModel, pairs: Sequence[Pair], job: Job, precision: str) -> Iterator[torch.Tensor]:
+def _losses(
+    model: PreTrainedModel, pairs: Sequence[Pair], job: Job, precision: str
+) -> Iterator[torch.Tensor]:
     """Yield -log p summed over the target tokens of one group of similar pairs at a time.
 
     The unit is nats.
@@ -348,19 +403,31 @@ def _evaluate(
     model.eval()
     metrics: Metrics = {}
     if corruption is not None and any(map(len, held_out.text)):
-        metrics[f"{held_out.head}/text/loss"] = _text_loss(model, corruption, held_out.text, job, cfg.precision)
+        metrics[f"{held_out.head}/text/loss"] = _text_loss(
+            model, corruption, held_out.text, job, cfg.precision
+        )
     scores, shown = [], []
     for task in held_out.tasks:
         answers = _answers(cfg, model, tokenizer, task, held_out.max_new_tokens, job)
-        right = [answer.strip() == text.target.strip() for answer, text in zip(answers, task.texts, strict=True)]
+        right = [
+            answer.strip() == text.target.strip()
+            for answer, text in zip(answers, task.texts, strict=True)
+        ]
         right += [False] * task.num_left_out
-        scores.append(_Score(task.name, _nats(model, task.pairs, job, cfg.precision), task.num_targets, right))
+        scores.append(
+            _Score(task.name, _nats(model, task.pairs, job, cfg.precision), task.num_targets, right)
+        )
         some = list(zip(task.texts, answers, strict=True))[:_SHOWN]
-        shown += [{"task": task.name, "prompt": t.input, "target": t.target, "answer": answer} for t, answer in some]
+        shown += [
+            {"task": task.name, "prompt": t.input, "target": t.target, "answer": answer}
+            for t, answer in some
+        ]
     model.train()
     if len(scores) > 1:
         nats, tokens = sum(score.nats for score in scores), sum(score.tokens for score in scores)
-        metrics |= _score_metrics(held_out.head, _Score("tasks", nats, tokens, [x for s in scores for x in s.right]))
+        metrics |= _score_metrics(
+            held_out.head, _Score("tasks", nats, tokens, [x for s in scores for x in s.right])
+        )
     elif scores:
         scores = [scores[0]._replace(name="tasks")]
     for score in scores:
@@ -370,13 +437,21 @@ def _evaluate(
 
 def _score_metrics(head: str, score: _Score) -> Metrics:
     interval = bootstrap([float(right) for right in score.right], _RESAMPLES, 0)
-    named = {"loss": score.nats / score.tokens, "rows": float(len(score.right)), **bounds("accuracy", interval)}
+    named = {
+        "loss": score.nats / score.tokens,
+        "rows": float(len(score.right)),
+        **bounds("accuracy", interval),
+    }
     named |= few("accuracy", len(score.right))
     return {f"{head}/{score.name}/{name}": value for name, value in named.items()}
 
 
 def _text_loss(
-    model: PreTrainedModel, corruption: Corruption, sources: Sequence[TextRows], job: Job, precision: str
+    model: PreTrainedModel,
+    corruption: Corruption,
+    sources: Sequence[TextRows],
+    job: Job,
+    precision: str,
 ) -> float:
     """Return the loss over all rows of text, in nats per target token.
 
@@ -387,7 +462,9 @@ def _text_loss(
     for first in range(0, len(rows), _CHUNK):
         places = range(first, min(first + _CHUNK, len(rows)))
         seeds = [derive_seed(0, "text_to_text", "held-out", place) for place in places]
-        pairs = [corruption(rows[i][0][rows[i][1]], seed) for i, seed in zip(places, seeds, strict=True)]
+        pairs = [
+            corruption(rows[i][0][rows[i][1]], seed) for i, seed in zip(places, seeds, strict=True)
+        ]
         nats += _nats(model, pairs, job, precision)
     return nats / (len(rows) * corruption.spans.target_length)
 

@@ -71,7 +71,9 @@ def _held_out(tokenizer: PreTrainedTokenizerBase, inputs: Inputs, job: Job) -> t
     """
     folders, num_bytes, num_tokens = inputs.folders("data"), 0, 0
     texts = (row["text"] for row in read_rows(folders, "validation"))
-    with job.progress(sum(count_rows(folder, "validation") for folder in folders), "held-out documents") as advance:
+    with job.progress(
+        sum(count_rows(folder, "validation") for folder in folders), "held-out documents"
+    ) as advance:
         for group in groups_of(texts):
             num_bytes += sum(len(text.encode()) for text in group)
             num_tokens += sum(map(len, encode_texts(tokenizer, group)))

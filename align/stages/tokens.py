@@ -15,7 +15,9 @@ from align.text.tokens import Counts, write_info, write_tokens
 
 
 def run(cfg: Tokens, inputs: Inputs, job: Job) -> Metrics:
-    tokenizer = load_tokenizer(next(inputs.one(slot).path for slot in cfg.OPTIONAL if slot in inputs))
+    tokenizer = load_tokenizer(
+        next(inputs.one(slot).path for slot in cfg.OPTIONAL if slot in inputs)
+    )
     data = inputs.one("data").path
     counts: dict[str, Counts] = {}
     metrics: Metrics = {"vocab_size": float(len(tokenizer))}

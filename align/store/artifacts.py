@@ -178,17 +178,23 @@ def _is_time(value: Any) -> bool:
 
 def _are_files(value: Any) -> bool:
     try:
-        return all(type(file["sha256"]) is str and type(file["size"]) is int for file in value.values())
+        return all(
+            type(file["sha256"]) is str and type(file["size"]) is int for file in value.values()
+        )
     except (AttributeError, KeyError, TypeError):
         return False
 
 
 def _are_inputs(value: Any) -> bool:
-    return _is_dict(value) and all(isinstance(group, list) and all(map(_is_input, group)) for group in value.values())
+    return _is_dict(value) and all(
+        isinstance(group, list) and all(map(_is_input, group)) for group in value.values()
+    )
 
 
 def _is_input(value: Any) -> bool:
-    named = _is_dict(value) and all(_is_text(value.get(field)) for field in ("ref", "stage", "key", "digest"))
+    named = _is_dict(value) and all(
+        _is_text(value.get(field)) for field in ("ref", "stage", "key", "digest")
+    )
     return named and all(_FOLDER.fullmatch(value[field]) for field in ("stage", "key"))
 
 
@@ -255,7 +261,8 @@ def base_name(folder: Path) -> tuple[str, str]:
     found = _BASE.fullmatch(str(named))
     if found is None:
         raise StoreError(
-            f"{folder}: an adapter on {named}, which is not an artifact of a store; import it with path:FOLDER"
+            f"{folder}: an adapter on {named}, which is not an artifact of a store; import it with"
+            " path:FOLDER"
         )
     return found[1], found[2]
 
@@ -277,12 +284,15 @@ def base_folder(folder: Path) -> Path:
 
 def _base_is_gone(adapter: str, base: str) -> StoreError:
     return StoreError(
-        f"{adapter}: an adapter on {base}, which is gone from the store; run the step that makes {base} again"
+        f"{adapter}: an adapter on {base}, which is gone from the store; run the step that makes"
+        f" {base} again"
     )
 
 
 def _corrupt(folder: Path, file: str, what: str) -> StoreError:
-    return StoreError(f"{folder}: {file} {what}; remove that folder and run the step that makes it again")
+    return StoreError(
+        f"{folder}: {file} {what}; remove that folder and run the step that makes it again"
+    )
 
 
 def write_json(path: Path, value: object) -> None:
@@ -361,7 +371,8 @@ def existing_store(given: str | os.PathLike[str] | None = None) -> ArtifactStore
     store = ArtifactStore(store_folder(given))
     if not store.root.is_dir():
         raise StoreError(
-            f"{store.root}: no artifacts here yet; run a pipeline, or say where with --store FOLDER or {STORE_VARIABLE}"
+            f"{store.root}: no artifacts here yet; run a pipeline, or say where with --store FOLDER"
+            f" or {STORE_VARIABLE}"
         )
     return store
 
@@ -414,7 +425,10 @@ class ArtifactStore:
         base = self.get(stage, key)
         if base is None:
             names = self._names_of_key(key)
-            raise _base_is_gone(artifact.ref, " ".join([f"{stage}@{key[:12]}", *(f"({name})" for name in names[:1])]))
+            raise _base_is_gone(
+                artifact.ref,
+                " ".join([f"{stage}@{key[:12]}", *(f"({name})" for name in names[:1])]),
+            )
         return base
 
     def verify(self, *artifacts: Artifact) -> None:
@@ -445,7 +459,9 @@ class ArtifactStore:
             digest = sha256_file(artifact.path / name)
             if digest != file["sha256"]:
                 raise _corrupt(
-                    artifact.path, name, f"has sha256 {digest[:12]}, its manifest says {file['sha256'][:12]}"
+                    artifact.path,
+                    name,
+                    f"has sha256 {digest[:12]}, its manifest says {file['sha256'][:12]}",
                 )
 
     @contextlib.contextmanager
@@ -537,7 +553,9 @@ class ArtifactStore:
         for name, numbers in self.numbers().items():
             for number, record in self._versions_of_key(name, numbers, key):
                 if isinstance(record, dict):
-                    self._write_version(name, number, {**record, "digest": again.digest, "seal": again.seal})
+                    self._write_version(
+                        name, number, {**record, "digest": again.digest, "seal": again.seal}
+                    )
 
     # -- names -------------------------------------------------------------------------------------
 
@@ -564,7 +582,9 @@ class ArtifactStore:
             if number is None or known is None:
                 number = max(numbers, default=-1) + 1
                 record = {"stage": artifact.stage, "key": artifact.key, "created": time.time()}
-                self._write_version(name, number, {**record, "digest": artifact.digest, "seal": artifact.seal})
+                self._write_version(
+                    name, number, {**record, "digest": artifact.digest, "seal": artifact.seal}
+                )
             else:
                 require_fit(artifact, known, f"{name}:v{number}")
             if self.alias(name, "latest") != number:
@@ -640,7 +660,10 @@ class ArtifactStore:
             StoreError: the alias is not allowed, or the version does not exist.
         """
         if not _NAME.fullmatch(alias) or re.fullmatch(r"v\d+", alias):
-            raise StoreError(f"alias {alias!r}: expected small letters, digits, '.', '_' or '-', and not v<number>")
+            raise StoreError(
+                f"alias {alias!r}: expected small letters, digits, '.', '_' or '-', and not"
+                " v<number>"
+            )
         if version not in self._numbers(name):
             raise StoreError(f"{name}: has no version v{version}")
         folder = self._name_folder(name) / "aliases"
@@ -689,7 +712,11 @@ class ArtifactStore:
             record = self.version(name, value) if value in self._numbers(name) else {}
             if not is_checked(record):
                 return value
-        elif isinstance(value, dict) and type(value.get("version")) is int and fits(value, name, alias):
+        elif (
+            isinstance(value, dict)
+            and type(value.get("version")) is int
+            and fits(value, name, alias)
+        ):
             return value["version"]
         raise _bad_name(path, "is damaged or was changed after it was written")
 
@@ -732,7 +759,10 @@ class ArtifactStore:
             keys = self._keys(stage, prefix)
             if len(keys) != 1:
                 meant = "" if keys else hint(ref)
-                raise StoreError(f"{ref}: {len(keys)} artifacts of {self.root} have that key, expected one{meant}")
+                raise StoreError(
+                    f"{ref}: {len(keys)} artifacts of {self.root} have that key, expected"
+                    f" one{meant}"
+                )
             artifact = self.get(stage, keys[0])
         else:
             name, _, which = ref.partition(":")
@@ -741,7 +771,9 @@ class ArtifactStore:
             if artifact is not None:
                 require_fit(artifact, record, ref)
         if artifact is None:
-            raise StoreError(f"{ref}: its files are gone from {self.root}; run the step that makes it")
+            raise StoreError(
+                f"{ref}: its files are gone from {self.root}; run the step that makes it"
+            )
         return artifact
 
     def _keys(self, stage: str, prefix: str) -> list[str]:
@@ -753,7 +785,9 @@ class ArtifactStore:
             return []
         return [key for key in keys if key.startswith(prefix)]
 
-    def _version(self, ref: str, name: str, which: str, hint: Callable[[str], str]) -> dict[str, Any]:
+    def _version(
+        self, ref: str, name: str, which: str, hint: Callable[[str], str]
+    ) -> dict[str, Any]:
         try:
             self._name_folder(name)
         except StoreError as error:
@@ -767,21 +801,27 @@ class ArtifactStore:
             raise StoreError(f"{ref}: no artifact of that name in {self.root}{meant}{known}")
         number = int(which[1:]) if _VERSION.fullmatch(which) else self.alias(name, which)
         if number is None or number not in numbers:
-            known = ", ".join([f"v{n}" for n in numbers] + [alias for alias, _ in self.each_alias(name)])
+            known = ", ".join(
+                [f"v{n}" for n in numbers] + [alias for alias, _ in self.each_alias(name)]
+            )
             raise StoreError(f"{ref}: no such version; {name} has {known}")
         return self.version(name, number)
 
     def _name_folder(self, name: str) -> Path:
         parts = name.split("/")
         if len(parts) != 2 or not all(_NAME.fullmatch(part) for part in parts):
-            raise StoreError(f"{name!r}: expected PIPELINE/STEP in small letters, digits, '.', '_' or '-'")
+            raise StoreError(
+                f"{name!r}: expected PIPELINE/STEP in small letters, digits, '.', '_' or '-'"
+            )
         return self.root.joinpath("names", *parts)
 
     def names_of(self, artifact: Artifact) -> list[str]:
         """Return every `PIPELINE/STEP:vN` of an artifact."""
         return self._names_of_key(artifact.key)
 
-    def name_of(self, artifact: Artifact, given: Container[str] = (), pipeline: str | None = None) -> str:
+    def name_of(
+        self, artifact: Artifact, given: Container[str] = (), pipeline: str | None = None
+    ) -> str:
         """Return the `PIPELINE/STEP:vN` to show for an artifact; STAGE@KEY if it has no name.
 
         Args:
@@ -790,7 +830,9 @@ class ArtifactStore:
             pipeline: a pipeline whose names are preferred to all others.
         """
         names = self.names_of(artifact) or [artifact.ref]
-        own = [name for name in names if pipeline is not None and name.startswith(f"{pipeline}/")] or names
+        own = [
+            name for name in names if pipeline is not None and name.startswith(f"{pipeline}/")
+        ] or names
         return next((name for name in own if name.partition(":")[0] in given), own[0])
 
     def _names_of_key(self, key: str) -> list[str]:
@@ -842,7 +884,9 @@ class ArtifactStore:
                 for entry in entries:
                     parent = self.get(entry["stage"], entry["key"])
                     if parent is None:
-                        raise StoreError(f"{current.ref}: its input {entry['stage']}@{entry['key'][:12]} is gone")
+                        raise StoreError(
+                            f"{current.ref}: its input {entry['stage']}@{entry['key'][:12]} is gone"
+                        )
                     queue.append(parent)
         return order
 
@@ -862,7 +906,9 @@ class ArtifactStore:
 def require_fit(artifact: Artifact, record: Mapping[str, Any], ref: str) -> None:
     """Raise `StoreError` if an artifact does not match the version that names it."""
     if (artifact.digest, artifact.seal) != (record["digest"], record.get("seal", "")):
-        raise _corrupt(artifact.path, MANIFEST, f"does not fit {ref}: it was changed after it was written")
+        raise _corrupt(
+            artifact.path, MANIFEST, f"does not fit {ref}: it was changed after it was written"
+        )
 
 
 def _folders_in(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
@@ -893,7 +939,14 @@ def _safe(folder: Path, name: str) -> str:
     if _USUAL_FILE.fullmatch(name):
         return name
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in name or not parts:
+    if (
+        name.startswith("/")
+        or ".." in parts
+        or "\\" in name
+        or "\0" in name
+        or ":" in name
+        or not parts
+    ):
         raise _corrupt(folder, repr(name), "is not a safe file name")
     return name
 
@@ -911,14 +964,18 @@ def _plain_files(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise _corrupt(folder, path.relative_to(folder).as_posix(), "is a link or no plain file")
+            raise _corrupt(
+                folder, path.relative_to(folder).as_posix(), "is a link or no plain file"
+            )
         if path.is_file():
             found.append(path)
     return found
 
 
 def _bad_name(path: str | os.PathLike[str], what: str) -> StoreError:
-    return StoreError(f"{os.fspath(path)}: {what}; remove it and give the command that makes the artifact again")
+    return StoreError(
+        f"{os.fspath(path)}: {what}; remove it and give the command that makes the artifact again"
+    )
 
 
 def is_locked(folder: Path) -> bool:
@@ -955,7 +1012,8 @@ def _flock(lock: IO[Any], how: int) -> None:
         raise
     except OSError as error:
         raise StoreError(
-            f"{lock.name}: this file system gives no lock (flock: {error.strerror}); put the store on one that does"
+            f"{lock.name}: this file system gives no lock (flock: {error.strerror}); put the store"
+            " on one that does"
         ) from None
 
 
@@ -975,7 +1033,9 @@ def _locked(folder: Path, waiting: str = "", shared: bool = False) -> Iterator[N
             for path in (folder, *folder.parents):
                 # A file in the way, or a link to a disk that is not mounted: do not try again.
                 if path.is_file() or (path.is_symlink() and not path.exists()):
-                    raise FileExistsError(errno.EEXIST, "is no folder, or a link to nothing", str(path)) from None
+                    raise FileExistsError(
+                        errno.EEXIST, "is no folder, or a link to nothing", str(path)
+                    ) from None
             continue
         with opened as lock:
             try:

@@ -53,7 +53,10 @@ def audit(store: ArtifactStore) -> Audit:
 
 
 def _faults_of_version(
-    store: ArtifactStore, ref: str, record: dict[str, Any] | StoreError, whole: dict[tuple[str, str], Artifact]
+    store: ArtifactStore,
+    ref: str,
+    record: dict[str, Any] | StoreError,
+    whole: dict[tuple[str, str], Artifact],
 ) -> list[str]:
     if isinstance(record, StoreError):
         return [str(record)]
@@ -61,7 +64,11 @@ def _faults_of_version(
     if found is None:
         # A damaged artifact is reported as a fault already.
         is_damaged = store.object_path(record["stage"], record["key"]).exists()
-        return [] if is_damaged else [f"{ref}: its files are gone from {store.root}; run the step that makes it"]
+        return (
+            []
+            if is_damaged
+            else [f"{ref}: its files are gone from {store.root}; run the step that makes it"]
+        )
     try:
         require_fit(found, record, ref)
     except StoreError as error:
@@ -72,7 +79,11 @@ def _faults_of_version(
 def _faults_of_alias(ref: str, version: int | StoreError, numbers: set[int]) -> list[str]:
     if isinstance(version, StoreError):
         return [str(version)]
-    return [] if version in numbers else [f"{ref}: its version v{version} is gone; tag another, or run the step again"]
+    return (
+        []
+        if version in numbers
+        else [f"{ref}: its version v{version} is gone; tag another, or run the step again"]
+    )
 
 
 def _faults_of_inputs(artifact: Artifact, whole: dict[tuple[str, str], Artifact]) -> list[str]:
@@ -87,5 +98,7 @@ def _faults_of_inputs(artifact: Artifact, whole: dict[tuple[str, str], Artifact]
             if parent is None or parent.seal == entry.get("seal", parent.seal):
                 continue
             if parent.manifest.get("created", 0.0) <= artifact.manifest.get("created", 0.0):
-                faults.append(f"{artifact.ref}: its input {slot}, {parent.ref}, was changed after it was read")
+                faults.append(
+                    f"{artifact.ref}: its input {slot}, {parent.ref}, was changed after it was read"
+                )
     return faults

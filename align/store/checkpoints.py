@@ -179,8 +179,12 @@ def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, dict):
         for key in value:
             if key is not None and not isinstance(key, bool | int | float | str):
-                raise TypeError(f"a checkpoint cannot hold a {type(key).__name__} as a key (at {path}/{key})")
-        return {"dict": [[key, _strip(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+                raise TypeError(
+                    f"a checkpoint cannot hold a {type(key).__name__} as a key (at {path}/{key})"
+                )
+        return {
+            "dict": [[key, _strip(item, f"{path}/{key}", tensors)] for key, item in value.items()]
+        }
     if isinstance(value, list | tuple):
         items = [_strip(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}

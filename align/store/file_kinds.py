@@ -5,7 +5,18 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".txt", ".md")
+SUFFIXES = (
+    ".jsonl",
+    ".ndjson",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+    ".xml",
+    ".txt",
+    ".md",
+)
 # Suffixes of compressed files, which may follow the suffixes of text, with their first bytes.
 PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd"}
 TEXTS = (".txt", ".md")  # documents; in a folder with tables these are READMEs

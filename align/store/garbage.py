@@ -92,11 +92,16 @@ def _needed(store: ArtifactStore) -> tuple[set[Path], list[str]]:
             queue.append((record["stage"], record["key"]))
     for note in [folder / NOTE for folder in store.work_folders()]:
         try:
-            queue += [(str(stage), str(key)) for stage, key in json.loads(note.read_text("utf-8")).get("inputs", [])]
+            queue += [
+                (str(stage), str(key))
+                for stage, key in json.loads(note.read_text("utf-8")).get("inputs", [])
+            ]
         except FileNotFoundError:
             continue  # the step ended in the meantime
         except (OSError, ValueError, TypeError, AttributeError):
-            unreadable.append(f"{note}: cannot be read; remove {note.parent} if no step works there")
+            unreadable.append(
+                f"{note}: cannot be read; remove {note.parent} if no step works there"
+            )
     keep: set[Path] = set()
     while queue:
         stage, key = queue.pop()
@@ -112,7 +117,11 @@ def _needed(store: ArtifactStore) -> tuple[set[Path], list[str]]:
         except StoreError as error:
             unreadable.append(str(error))
             continue
-        queue += [(entry["stage"], entry["key"]) for slot in artifact.manifest["inputs"].values() for entry in slot]
+        queue += [
+            (entry["stage"], entry["key"])
+            for slot in artifact.manifest["inputs"].values()
+            for entry in slot
+        ]
     return keep, unreadable
 
 

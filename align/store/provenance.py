@@ -12,7 +12,17 @@ from typing import Any
 from align.errors import PACKAGE
 
 PACKAGES = (
-    *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors", "numpy"),
+    *(
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "datasets",
+        "accelerate",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+    ),
     "lm_eval",
 )
 
@@ -34,7 +44,10 @@ def code_version() -> dict[str, Any]:
     here = PACKAGE
     try:
         commit = _git(here, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git(here, "status", "--porcelain", "--", str(here)))}
+        return {
+            "commit": commit,
+            "dirty": bool(_git(here, "status", "--porcelain", "--", str(here))),
+        }
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "version": metadata.version("align-rlhf"), "dirty": False}
 
@@ -43,8 +56,12 @@ def version_line() -> str:
     """Return a line such as `align 0.1.0`, with the commit of the checkout and "and changes"."""
     code = code_version()
     commit = f", commit {code['commit'][:12]}" if code["commit"] else ""
-    return f"align {metadata.version('align-rlhf')}{commit}{' and changes' if code['dirty'] else ''}"
+    return (
+        f"align {metadata.version('align-rlhf')}{commit}{' and changes' if code['dirty'] else ''}"
+    )
 
 
 def _git(folder: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+    ).stdout.strip()

@@ -22,7 +22,11 @@ from align.store.file_kinds import PACKED, SUFFIXES
 SCHEMES = ("card", "path", "hf")
 _PATHS = ("/", "./", "../", "~")
 _MODEL_FILES = (".gguf", ".safetensors")
-_ENDINGS = (*SUFFIXES, *(f"{suffix}{packed}" for suffix in SUFFIXES for packed in PACKED), *_MODEL_FILES)
+_ENDINGS = (
+    *SUFFIXES,
+    *(f"{suffix}{packed}" for suffix in SUFFIXES for packed in PACKED),
+    *_MODEL_FILES,
+)
 # The address of a page of a repository, with or without an organisation. In `gpt2/tree/main` the
 # repository is gpt2.
 _HUB_PAGE = re.compile(
@@ -97,7 +101,9 @@ def hint(ref: str) -> str:
     full = meant(ref)
     if full is None:
         return "; download it, then write path:FILE" if "://" in ref else ""
-    if full.startswith("path:") and not os.path.exists(os.path.expanduser(full.removeprefix("path:"))):
+    if full.startswith("path:") and not os.path.exists(
+        os.path.expanduser(full.removeprefix("path:"))
+    ):
         return f"; a file or folder is written {shlex.quote(full)}, and there is none at that place"
     if full.startswith("hf:"):
         return f"; a repository of the Hub is written {full}"
@@ -114,7 +120,10 @@ def import_hint(ref: str) -> str:
         return ""
     is_data = ref.lower().endswith(_ENDINGS) and not ref.lower().endswith(_MODEL_FILES)
     command = "align data record=KIND" if is_data else "align import_model"
-    return f"; what is outside the store comes in by: {command} {shlex.quote(f'source={full}')} name=mine/NAME"
+    return (
+        f"; what is outside the store comes in by: {command} {shlex.quote(f'source={full}')}"
+        " name=mine/NAME"
+    )
 
 
 def beside(path: Path) -> str:
@@ -158,18 +167,23 @@ def _commit(repository: str, revision: str, kind: str) -> str:
     try:
         commit = ask(repository, revision=revision or None, timeout=_TIMEOUT).sha
     except RevisionNotFoundError:
-        raise ConfigError(f"{written}: the Hub's {kind} {repository} has no revision {revision}") from None
+        raise ConfigError(
+            f"{written}: the Hub's {kind} {repository} has no revision {revision}"
+        ) from None
     except RepositoryNotFoundError:
         raise ConfigError(
-            f"{written}: the Hub shows no {kind} of that name; a private or gated one needs a token (hf auth login)"
+            f"{written}: the Hub shows no {kind} of that name; a private or gated one needs a token"
+            " (hf auth login)"
         ) from None
     except Exception as error:  # the class of network errors differs by version of huggingface_hub
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ConfigError(
-            f"{written}: the Hub is read at a full commit hash only, and could not be asked for it ({reason}); "
-            f"write hf:{repository}@COMMIT, or give the files as path:FILE_OR_FOLDER"
+            f"{written}: the Hub is read at a full commit hash only, and could not be asked for it"
+            f" ({reason}); write hf:{repository}@COMMIT, or give the files as path:FILE_OR_FOLDER"
         ) from None
     print(
-        f"hf:{repository} is at {commit} today; write hf:{repository}@{commit} to keep it", file=sys.stderr, flush=True
+        f"hf:{repository} is at {commit} today; write hf:{repository}@{commit} to keep it",
+        file=sys.stderr,
+        flush=True,
     )
     return str(commit)

@@ -20,7 +20,9 @@ _CHECK = "check"
 
 def digest_of(value: object) -> str:
     """Return the sha256 of the canonical JSON of `value`."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def seal_of(manifest: Mapping[str, Any]) -> str:

@@ -96,8 +96,17 @@ def recorded(member: Member | None) -> Iterator[list[Any]]:
         return
     file = member.folder / _FOLDER / f"{member.number}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"overrides": member.overrides, "state": "running", "steps": [], "log": member.log}
-    record |= {"pid": os.getpid(), "host": socket.gethostname(), "tries": _read(file).get("tries", 0) + 1}
+    record: dict[str, Any] = {
+        "overrides": member.overrides,
+        "state": "running",
+        "steps": [],
+        "log": member.log,
+    }
+    record |= {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "tries": _read(file).get("tries", 0) + 1,
+    }
     with file.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         write_json(file, record)
@@ -110,7 +119,10 @@ def recorded(member: Member | None) -> Iterator[list[Any]]:
             code = getattr(error, "exit_code", 1)
             write_json(file, record | {"state": "failed", "error": str(error), "code": code})
             raise
-        steps = [{"name": o.step.label, "stage": o.artifact.stage, "key": o.artifact.key} for o in outcomes]
+        steps = [
+            {"name": o.step.label, "stage": o.artifact.stage, "key": o.artifact.key}
+            for o in outcomes
+        ]
         write_json(file, record | {"state": "done", "steps": steps, "code": 0})
 
 
@@ -174,7 +186,11 @@ def read_sweep(store: ArtifactStore, folder: Path) -> list[Record]:
     rows = [row for _, row in states]
     overrides = [dict(_pair(word) for word in row["overrides"] if "=" in word) for row in rows]
     names = list(dict.fromkeys(name for given in overrides for name in given))
-    varied = [name for name in names if len(rows) == 1 or len({given.get(name) for given in overrides}) > 1]
+    varied = [
+        name
+        for name in names
+        if len(rows) == 1 or len({given.get(name) for given in overrides}) > 1
+    ]
     records = []
     for path, (state, row), given in zip(files, states, overrides, strict=True):
         made = {step["name"]: store.get(step["stage"], step["key"]) for step in row["steps"]}

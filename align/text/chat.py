@@ -14,7 +14,15 @@ from typing import NamedTuple
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.errors import ConfigError
-from align.text.chat_format import PROBE, STOP_TOKENS, ChatFormat, Message, Rendered, Renderer, chat_format
+from align.text.chat_format import (
+    PROBE,
+    STOP_TOKENS,
+    ChatFormat,
+    Message,
+    Rendered,
+    Renderer,
+    chat_format,
+)
 from align.text.encoding import Encoder, Span, chat_template_of, encode_texts, encoder_of
 from align.text.forms import Form, Shot, form_template
 
@@ -24,19 +32,17 @@ ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assis
 # is the same token everywhere. The end-of-text token closes each assistant turn inside the
 # generation markers: outside of them it would not be learned, and no model would learn to stop.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}"
-    "{{ '<|assistant|>' }}{% generation %}{{ ' ' + message['content'] | trim + eos_token }}{% endgeneration %}"
-    "{% elif message['role'] in ('system', 'user') %}"
-    "{{ '<|' + message['role'] + '|> ' + message['content'] | trim }}"
-    "{% else %}{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|assistant|>' }}{%"
+    " generation %}{{ ' ' + message['content'] | trim + eos_token }}{% endgeneration %}{% elif"
+    " message['role'] in ('system', 'user') %}{{ '<|' + message['role'] + '|> ' +"
+    " message['content'] | trim }}{% else %}{{ raise_exception('unknown role ' + message['role'])"
+    " }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 # The same template for a tokenizer whose tokens hold no spaces, such as GPT-1's. The space is
 # outside the generation markers there, because it is not a token.
 SPACELESS_CHAT_TEMPLATE = CHAT_TEMPLATE.replace(
-    "{{ '<|assistant|>' }}{% generation %}{{ ' ' + message", "{{ '<|assistant|> ' }}{% generation %}{{ message"
+    "{{ '<|assistant|>' }}{% generation %}{{ ' ' + message",
+    "{{ '<|assistant|> ' }}{% generation %}{{ message",
 )
 
 # Keys in tokenizer_config.json. WHOLE_DIALOGUES: dialogues keep the text that the template writes
@@ -100,7 +106,9 @@ def stop_strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return tuple(tokenizer.init_kwargs.get(STOP_STRINGS, ()))
 
 
-def keep_stop_strings(tokenizer: PreTrainedTokenizerBase, strings: str | Sequence[str] | None) -> None:
+def keep_stop_strings(
+    tokenizer: PreTrainedTokenizerBase, strings: str | Sequence[str] | None
+) -> None:
     """Store the texts that end a response in the tokenizer.
 
     `save_model` writes them to generation_config.json, for `generate`.
@@ -145,7 +153,9 @@ def without_end(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Seque
     return ids[:-1] if ids and ids[-1] in stop_ids(tokenizer) else ids
 
 
-def keep_stops(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> None:
+def keep_stops(
+    tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None
+) -> None:
     """Store the published model's stop tokens and stop strings in the tokenizer.
 
     The end-of-text token is not stored again.
@@ -210,14 +220,26 @@ def check_chat(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     question = PROBE[0]["content"]
     content = [{"type": "text", "text": question}] if style.in_parts else question
     message = {"role": "user", "content": content}
-    plain = tokenizer.apply_chat_template([message], add_generation_prompt=True, return_dict=True)["input_ids"]
+    plain = tokenizer.apply_chat_template([message], add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
     mine = [token for token, by in zip(encoded.ids, encoded.by_assistant, strict=True) if by]
     if prompt != plain[: len(prompt)] or (len(prompt) < len(plain) and not style.unshared):
-        raise ValueError(f"its chat template encodes to other tokens than in plain Transformers; {hint}")
-    if not mine or decode_response(tokenizer, mine).split() != _as_decoded(tokenizer, answer["content"]).split():
-        raise ValueError(f"the assistant's words cannot be told from the rest of its chat template; {hint}")
+        raise ValueError(
+            f"its chat template encodes to other tokens than in plain Transformers; {hint}"
+        )
+    if (
+        not mine
+        or decode_response(tokenizer, mine).split()
+        != _as_decoded(tokenizer, answer["content"]).split()
+    ):
+        raise ValueError(
+            f"the assistant's words cannot be told from the rest of its chat template; {hint}"
+        )
     if mine[-1] != style.end or style.end not in style.stops:
-        raise ValueError(f"its chat template ends no turn of the assistant, so no response could end; {hint}")
+        raise ValueError(
+            f"its chat template ends no turn of the assistant, so no response could end; {hint}"
+        )
     if answered[: len(prompt)] != prompt or encoded.ids[: len(prompt)] != prompt:
         raise ValueError(f"its chat template writes a prompt otherwise once it is answered; {hint}")
     names = tokenizer.convert_ids_to_tokens(list(style.stops))
@@ -226,12 +248,21 @@ def check_chat(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         "trl": "TRL's training version of it says what the assistant writes",
         "answers": "what follows a prompt is the assistant's",
     }
-    said = [f"chat template: {ways[style.way]}; a turn ends with {names[0]}, sampling stops at {', '.join(names)}"]
+    said = [
+        f"chat template: {ways[style.way]}; a turn ends with {names[0]}, sampling stops at"
+        f" {', '.join(names)}"
+    ]
     if "strftime_now" in style.template:
-        said.append("its chat template writes the day's date, so the same step on another day reads other tokens")
+        said.append(
+            "its chat template writes the day's date, so the same step on another day reads other"
+            " tokens"
+        )
     if style.unshared:
         shown = tokenizer.decode(plain[len(prompt) :])
-        said.append(f"prompts leave out {shown!r}, with which its template opens a thought: dialogues have no thoughts")
+        said.append(
+            f"prompts leave out {shown!r}, with which its template opens a thought: dialogues have"
+            " no thoughts"
+        )
     return said
 
 
@@ -245,7 +276,9 @@ def _require_words(tokenizer: PreTrainedTokenizerBase) -> None:
     except Exception as error:
         if type(error) is not Exception:  # the tokenizers library raises nothing narrower
             raise
-        raise ValueError(f"its tokenizer cannot encode plain text ({' '.join(str(error).split())})") from None
+        raise ValueError(
+            f"its tokenizer cannot encode plain text ({' '.join(str(error).split())})"
+        ) from None
     if not known.strip():
         raise ValueError("its tokenizer makes nothing but unknown tokens of plain text")
 
@@ -288,20 +321,31 @@ def encode_conversations(
     located = []
     for i, messages in enumerate(conversations):
         try:
-            located.append(_located(tokenizer, encoder, style, messages, tools[i] if tools is not None else None))
+            located.append(
+                _located(
+                    tokenizer, encoder, style, messages, tools[i] if tools is not None else None
+                )
+            )
         except Exception as error:  # a template is a program, and may raise anything
             raise _refused(where, i, error) from None
     encodings = encoder.encode([text for text, _ in located])
     return [
-        _marked(encoding.ids, encoding.offsets, spans) for encoding, (_, spans) in zip(encodings, located, strict=True)
+        _marked(encoding.ids, encoding.offsets, spans)
+        for encoding, (_, spans) in zip(encodings, located, strict=True)
     ]
 
 
 def takes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the chat template writes the tools that it is given."""
     style = chat_format(tokenizer)
-    render = Renderer(tokenizer, encoder_of(tokenizer), style.template, style.in_parts, style.own_words)
-    tool = {"name": "look", "description": "Look it up.", "parameters": {"type": "object", "properties": {}}}
+    render = Renderer(
+        tokenizer, encoder_of(tokenizer), style.template, style.in_parts, style.own_words
+    )
+    tool = {
+        "name": "look",
+        "description": "Look it up.",
+        "parameters": {"type": "object", "properties": {}},
+    }
     try:
         given = render(PROBE, tools=json.dumps([{"type": "function", "function": tool}]))
     except Exception:  # a template is a program, and may raise anything
@@ -335,7 +379,9 @@ def encode_dialogues(
     Raises:
         TemplateRefusal: see `encode_conversations`.
     """
-    turns = [[*p, {"role": "assistant", "content": r}] for p, r in zip(prompts, responses, strict=True)]
+    turns = [
+        [*p, {"role": "assistant", "content": r}] for p, r in zip(prompts, responses, strict=True)
+    ]
     return _encoded(tokenizer, turns, where, answered=True)
 
 
@@ -361,7 +407,9 @@ def settled_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     It ends with a complete character, and before any text that may become a stop string.
     """
     text = decode_response(tokenizer, ids).rstrip("\ufffd")
-    beginnings = [string[:length] for string in stop_strings(tokenizer) for length in range(1, len(string))]
+    beginnings = [
+        string[:length] for string in stop_strings(tokenizer) for length in range(1, len(string))
+    ]
     held = max((len(beginning) for beginning in beginnings if text.endswith(beginning)), default=0)
     return text[: len(text) - held].rstrip()
 
@@ -379,7 +427,9 @@ def transcript(prompt: Sequence[Message]) -> str:
 
 def show_prompt(prompt: Sequence[Message]) -> str:
     """Return a prompt in one line, for tables of samples."""
-    return " | ".join(m["content"] if m["role"] == "user" else f"[{m['role']}] {_said(m)}" for m in prompt)
+    return " | ".join(
+        m["content"] if m["role"] == "user" else f"[{m['role']}] {_said(m)}" for m in prompt
+    )
 
 
 def _said(message: Message) -> str:
@@ -388,12 +438,18 @@ def _said(message: Message) -> str:
 
 
 def _encoded(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Message]], where: str, *, answered: bool
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[list[Message]],
+    where: str,
+    *,
+    answered: bool,
 ) -> list[list[int]]:
     if not conversations:
         return []
     style, encoder = chat_format(tokenizer), encoder_of(tokenizer)
-    render = Renderer(tokenizer, encoder, str(chat_template_of(tokenizer)), style.in_parts, style.own_words)
+    render = Renderer(
+        tokenizer, encoder, str(chat_template_of(tokenizer)), style.in_parts, style.own_words
+    )
     texts = []
     for i, messages in enumerate(conversations):
         try:
@@ -423,7 +479,9 @@ def _without_last(ids: list[int], unread: int) -> list[int]:
     return ids
 
 
-def _up_to_the_end(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, found: Rendered) -> str:
+def _up_to_the_end(
+    tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: ChatFormat, found: Rendered
+) -> str:
     """Return a rendered dialogue up to the token that ends its last turn.
 
     That token is added if the template does not write it. With `WHOLE_DIALOGUES`, all of the text
@@ -441,7 +499,9 @@ def _up_to_the_end(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, style: 
 
 
 def _refused(where: str, i: int, error: Exception) -> TemplateRefusal:
-    return TemplateRefusal(where, i, f"the model's chat template refuses it: {' '.join(str(error).split())}")
+    return TemplateRefusal(
+        where, i, f"the model's chat template refuses it: {' '.join(str(error).split())}"
+    )
 
 
 def _located(
@@ -454,7 +514,9 @@ def _located(
     """Return a dialogue's text up to the end of its last turn, and the spans to learn."""
     text, turns, marked = _rendered_turns(tokenizer, encoder, style, messages, tools)
     answers = (message for message in messages if message["role"] == "assistant")
-    learned = [turn for turn, answer in zip(turns, answers, strict=True) if answer.get("weight") != 0]
+    learned = [
+        turn for turn, answer in zip(turns, answers, strict=True) if answer.get("weight") != 0
+    ]
     spans = [(turn.start, turn.stop) for turn in learned]
     return text, spans if style.way == "answers" else _within_markers(learned, marked)
 
@@ -472,7 +534,9 @@ def _rendered_turns(
         The text, the assistant's turns in it, and the spans that the template marks.
     """
     by_control = encoder.has_control(style.head)
-    render = Renderer(tokenizer, encoder, style.template, style.in_parts, style.own_words, not by_control)
+    render = Renderer(
+        tokenizer, encoder, style.template, style.in_parts, style.own_words, not by_control
+    )
     found = render(messages, with_markers=style.way != "answers", tools=tools)
     if tools is not None or uses_tools(messages):
         _require_tools(render, messages, tools)
@@ -498,7 +562,9 @@ def _turns(style: ChatFormat, found: Rendered, by_control: bool) -> list[_Turn]:
             place = text.rfind(style.head, low, close)
             if place < 0:
                 raise ValueError("no control token opens a turn of the assistant's")
-            start = place + len(style.opening if text.startswith(style.opening, place) else style.head)
+            start = place + len(
+                style.opening if text.startswith(style.opening, place) else style.head
+            )
         elif len(found.begins) != len(found.closes):
             raise ValueError("it leaves out some of what the assistant says")
         else:
@@ -510,7 +576,12 @@ def _turns(style: ChatFormat, found: Rendered, by_control: bool) -> list[_Turn]:
 
 
 def _turns_among_tools(
-    render: Renderer, style: ChatFormat, encoder: Encoder, messages: Sequence[Message], tools: str | None, text: str
+    render: Renderer,
+    style: ChatFormat,
+    encoder: Encoder,
+    messages: Sequence[Message],
+    tools: str | None,
+    text: str,
 ) -> list[_Turn]:
     """Return the assistant's turns of a dialogue with tool calls.
 
@@ -527,7 +598,9 @@ def _turns_among_tools(
         controls = list(encoder.spelling.finditer(answered, len(asked)))
         stop = controls[-1].end() if controls else len(answered)
         if not text.startswith(asked) or not text.startswith(answered[:stop]) or stop <= len(asked):
-            raise ValueError("it writes the turns of a dialogue with tools otherwise than each by itself")
+            raise ValueError(
+                "it writes the turns of a dialogue with tools otherwise than each by itself"
+            )
         turns.append(_Turn(len(asked), controls[-1].start() if controls else stop, stop))
     return turns
 
@@ -550,7 +623,10 @@ def _require_tools(render: Renderer, messages: Sequence[Message], tools: str | N
             changed, what = {"tool_calls": json.dumps(calls)}, "a call of a tool"
         else:
             continue
-        if render([*messages[:i], {**message, **changed}, *messages[i + 1 :]], tools=tools).text == text:
+        if (
+            render([*messages[:i], {**message, **changed}, *messages[i + 1 :]], tools=tools).text
+            == text
+        ):
             raise ValueError(f"it leaves out {what}")
 
 

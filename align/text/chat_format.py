@@ -88,7 +88,9 @@ class Rendered(NamedTuple):
     closes: list[int]  # the ends of answers
 
 
-_FORMATS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Encoder, ChatFormat]] = weakref.WeakKeyDictionary()
+_FORMATS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Encoder, ChatFormat]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
@@ -112,8 +114,12 @@ def has_generation_markers(template: str) -> bool:
 
     Comments and strings in the template do not count.
     """
-    pieces = [(kind, text) for _, kind, text in jinja2.Environment().lex(template) if kind != "whitespace"]
-    return any(a[0] == "block_begin" and b == ("name", "generation") for a, b in itertools.pairwise(pieces))
+    pieces = [
+        (kind, text) for _, kind, text in jinja2.Environment().lex(template) if kind != "whitespace"
+    ]
+    return any(
+        a[0] == "block_begin" and b == ("name", "generation") for a, b in itertools.pairwise(pieces)
+    )
 
 
 # -- rendering -------------------------------------------------------------------------------------
@@ -158,7 +164,9 @@ class Renderer(NamedTuple):
         calls in place of the content.
         """
         text = message["content"]
-        shaped = {name: value for name, value in message.items() if name != "weight" and value is not None}
+        shaped = {
+            name: value for name, value in message.items() if name != "weight" and value is not None
+        }
         if shaped.get("tool_calls"):
             shaped["tool_calls"] = self._quoted(json.loads(shaped["tool_calls"]))
         if message["role"] == "assistant":
@@ -184,7 +192,10 @@ def _unmarked(text: str, spans: Sequence[Span]) -> Rendered:
     begins = [place - i for i, (place, mark) in enumerate(places) if mark == _BEFORE]
     closes = [place - i for i, (place, mark) in enumerate(places) if mark == _AFTER]
     at = [place for place, _ in places]
-    moved = [(start - bisect.bisect_left(at, start), stop - bisect.bisect_left(at, stop)) for start, stop in spans]
+    moved = [
+        (start - bisect.bisect_left(at, start), stop - bisect.bisect_left(at, stop))
+        for start, stop in spans
+    ]
     return Rendered(_MARKS.sub("", text), moved, begins, closes)
 
 
@@ -198,11 +209,16 @@ def _find_format(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> ChatFo
     try:
         way, template = _training_template(tokenizer, own)
         in_parts = _wants_parts(tokenizer, encoder, own)
-        renderers = [Renderer(tokenizer, encoder, each, in_parts, marks_beginnings=True) for each in (template, own)]
+        renderers = [
+            Renderer(tokenizer, encoder, each, in_parts, marks_beginnings=True)
+            for each in (template, own)
+        ]
         probes = [render(PROBE) for render in renderers]
         if any(len(probe.begins) != 2 or len(probe.closes) != 2 for probe in probes):
             raise ValueError("its chat template leaves out some of what the assistant says")
-        tails = tuple(dict.fromkeys(tail for probe in probes for tail in _tails(encoder, probe) if tail))
+        tails = tuple(
+            dict.fromkeys(tail for probe in probes for tail in _tails(encoder, probe) if tail)
+        )
         unshared = _unshared(encoder, renderers)
         opening = _opening(renderers[1]).removesuffix(unshared)
         head = _head(encoder, opening, probes[0])
@@ -212,11 +228,17 @@ def _find_format(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> ChatFo
     except Exception as error:  # a template is a program, and may raise anything
         said = " ".join(str(error).split())
         raise ValueError(f"its chat template fails: {type(error).__name__}: {said}") from None
-    (end,) = encoder.encode([_controls(encoder, tails[0])[-1]])[0].ids if tails else [tokenizer.eos_token_id]
+    (end,) = (
+        encoder.encode([_controls(encoder, tails[0])[-1]])[0].ids
+        if tails
+        else [tokenizer.eos_token_id]
+    )
     further = tokenizer.convert_tokens_to_ids(tokenizer.init_kwargs.get(STOP_TOKENS) or [])
     stops = tuple(dict.fromkeys([end, tokenizer.eos_token_id, *further]))
     own_words = frozenset(_own_words(encoder, renderers[0], lead))
-    return ChatFormat(way, end, stops, template, tails, opening, head, lead, unshared, own_words, in_parts)
+    return ChatFormat(
+        way, end, stops, template, tails, opening, head, lead, unshared, own_words, in_parts
+    )
 
 
 def _training_template(tokenizer: PreTrainedTokenizerBase, own: str) -> tuple[str, str]:
@@ -287,11 +309,17 @@ def _own_words(encoder: Encoder, render: Renderer, lead: str) -> Iterator[str]:
     `lead` may be an empty thought, so these are the tokens around thoughts and those that are
     unused.
     """
-    special = {token.content for token in render.tokenizer.added_tokens_decoder.values() if token.special}
+    special = {
+        token.content for token in render.tokenizer.added_tokens_decoder.values() if token.special
+    }
     texts = [render(PROBE).text]
     with contextlib.suppress(jinja2.TemplateError):  # the template may reject system messages
         texts.append(render([{"role": "system", "content": "Be brief."}, *PROBE]).text)
-    around = {token for text in texts for token in _controls(encoder, text.replace(lead, "") if lead else text)}
+    around = {
+        token
+        for text in texts
+        for token in _controls(encoder, text.replace(lead, "") if lead else text)
+    }
     for token in encoder.controls:
         if token not in special and encoder.respelled(token) not in around:
             yield token
@@ -319,7 +347,11 @@ def _unshared(encoder: Encoder, renderers: Sequence[Renderer]) -> str:
     # The prompt opens a thought, and the dialogue closes it at once. Drop the opening token, too:
     # the model writes it on its own.
     last = encoder.spelling.findall(rest)[-1:]
-    if last and rest.endswith(last[0]) and _closed(encoder, last[0]) in dialogues[1][len(rest) :].strip()[:80]:
+    if (
+        last
+        and rest.endswith(last[0])
+        and _closed(encoder, last[0]) in dialogues[1][len(rest) :].strip()[:80]
+    ):
         rest = rest.removesuffix(last[0])
     return prompt[len(rest) :]
 
@@ -346,7 +378,9 @@ def _head(encoder: Encoder, opening: str, probe: Rendered) -> str:
     return encoder.without_half_a_control(head)
 
 
-def _lead(encoder: Encoder, probe: Rendered, render: Renderer, opening: str, head: str, unshared: str) -> str:
+def _lead(
+    encoder: Encoder, probe: Rendered, render: Renderer, opening: str, head: str, unshared: str
+) -> str:
     """Return the template's text between the end of the prompt and the last answer."""
     begin = probe.begins[-1]
     if encoder.has_control(head):

@@ -46,7 +46,9 @@ class Encoder:
         self._numbers = {token: i for i, token in enumerate(self.controls)}
         self._any = _one_of(self.controls)
         self._rendered = re.compile(f"{_QUOTE}([{_DIGITS}]+){_CLOSE}|({self._any.pattern})")
-        self._copy = _respelled(tokenizer, {token: self.respelled(token) for token in self.controls})
+        self._copy = _respelled(
+            tokenizer, {token: self.respelled(token) for token in self.controls}
+        )
         self.begin = _ids_before(tokenizer)
 
     def respelled(self, token: str) -> str:
@@ -64,7 +66,9 @@ class Encoder:
         """
 
         def quote(match: re.Match[str]) -> str:
-            return match[0] if match[0] in kept else _QUOTE + _digits(self._numbers[match[0]]) + _CLOSE
+            return (
+                match[0] if match[0] in kept else _QUOTE + _digits(self._numbers[match[0]]) + _CLOSE
+            )
 
         return self._any.sub(quote, _without_noncharacters(text))
 
@@ -115,10 +119,14 @@ class Encoder:
 
         Nothing in them becomes a control token.
         """
-        return self._copy.encode_batch_fast([_without_noncharacters(text) for text in texts], add_special_tokens=False)
+        return self._copy.encode_batch_fast(
+            [_without_noncharacters(text) for text in texts], add_special_tokens=False
+        )
 
 
-_ENCODERS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, Encoder]] = weakref.WeakKeyDictionary()
+_ENCODERS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, Encoder]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
@@ -133,7 +141,9 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     return known[1]
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, begin: bool = False) -> list[list[int]]:
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, begin: bool = False
+) -> list[list[int]]:
     """Return the token ids of texts in which nothing is markup.
 
     Args:
@@ -189,12 +199,21 @@ def _literals(tokenizer: PreTrainedTokenizerBase) -> str:
 def _respelled(tokenizer: PreTrainedTokenizerBase, spellings: dict[str, str]) -> Tokenizer:
     """Return a copy of the fast tokenizer, with the same ids and other spellings of some tokens."""
     if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} has no fast version (a tokenizer.json), which align needs")
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no fast version (a tokenizer.json), which align needs"
+        )
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["truncation"] = state["padding"] = None  # saved settings would truncate or pad documents
-    letters = set(pre_tokenizers.ByteLevel.alphabet()) if '"ByteLevel"' in json.dumps(state["pre_tokenizer"]) else set()
+    letters = (
+        set(pre_tokenizers.ByteLevel.alphabet())
+        if '"ByteLevel"' in json.dumps(state["pre_tokenizer"])
+        else set()
+    )
     if taken := letters & spellings.keys() & tokenizer.get_vocab().keys():
-        raise ValueError(f"{min(taken)!r} is a control token and a byte of ordinary text, which cannot be told apart")
+        raise ValueError(
+            f"{min(taken)!r} is a control token and a byte of ordinary text, which cannot be told"
+            " apart"
+        )
     for token in state["added_tokens"]:
         token["content"] = spellings.get(token["content"], token["content"])
     model = state["model"]
@@ -207,7 +226,9 @@ def _respelled(tokenizer: PreTrainedTokenizerBase, spellings: dict[str, str]) ->
     if "merges" in model:
         # Drop merges into a control token: they could only make one from text.
         model["merges"] = [
-            merge for merge in model["merges"] if spellings.keys().isdisjoint({*_pair(merge), "".join(_pair(merge))})
+            merge
+            for merge in model["merges"]
+            if spellings.keys().isdisjoint({*_pair(merge), "".join(_pair(merge))})
         ]
     _keep_whole_offsets(state.get("post_processor"))
     copy = Tokenizer.from_str(json.dumps(state))

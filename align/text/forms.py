@@ -75,7 +75,9 @@ def read_form(text: str) -> Form:
 def shot_of(messages: Sequence[Mapping[str, str]]) -> Shot:
     """Return a conversation's last answer, with everything before it as one text."""
     *asked, answer = messages
-    return Shot(" ".join(message["content"].strip() for message in asked), answer["content"].strip())
+    return Shot(
+        " ".join(message["content"].strip() for message in asked), answer["content"].strip()
+    )
 
 
 def form_template(form: Form, shots: Sequence[Shot]) -> str:
@@ -88,20 +90,17 @@ def form_template(form: Form, shots: Sequence[Shot]) -> str:
     space = form.between[len(opening) :]
     examples = "".join(map(form.written, shots))
     begin, before, opening, space, after = (
-        json.dumps(text, ensure_ascii=False) for text in (examples, form.before, opening, space, form.after)
+        json.dumps(text, ensure_ascii=False)
+        for text in (examples, form.before, opening, space, form.after)
     )
     return (
-        f"{{{{ (bos_token or eos_token) + {begin} }}}}"
-        "{% for message in messages %}"
-        "{% if message['role'] == 'assistant' %}"
-        f"{{{{ {opening} }}}}{{% generation %}}{{{{ {space} + message['content'] | trim + {after} }}}}"
-        "{% if loop.last %}{{ eos_token }}{% endif %}{% endgeneration %}"
-        "{% elif message['role'] == 'system' %}"
-        f"{{{{ {before} + message['content'] | trim + ' ' }}}}"
-        "{% elif message['role'] == 'user' %}"
-        "{% if loop.first or messages[loop.index0 - 1]['role'] != 'system' %}"
-        f"{{{{ {before} }}}}{{% endif %}}{{{{ message['content'] | trim }}}}"
-        "{% else %}{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
-        "{% endfor %}"
-        f"{{% if add_generation_prompt %}}{{{{ {opening} }}}}{{% endif %}}"
+        f"{{{{ (bos_token or eos_token) + {begin} }}}}{{% for message in messages %}}{{% if"
+        f" message['role'] == 'assistant' %}}{{{{ {opening} }}}}{{% generation %}}{{{{ {space} +"
+        f" message['content'] | trim + {after} }}}}{{% if loop.last %}}{{{{ eos_token }}}}{{% endif"
+        f" %}}{{% endgeneration %}}{{% elif message['role'] == 'system' %}}{{{{ {before} +"
+        " message['content'] | trim + ' ' }}{% elif message['role'] == 'user' %}{% if"
+        f" loop.first or messages[loop.index0 - 1]['role'] != 'system' %}}{{{{ {before} }}}}{{%"
+        " endif %}{{ message['content'] | trim }}{% else %}{{ raise_exception('unknown"
+        " role ' + message['role']) }}{% endif %}{% endfor %}{% if add_generation_prompt"
+        f" %}}{{{{ {opening} }}}}{{% endif %}}"
     )

@@ -88,7 +88,9 @@ def similar_groups(pairs: Sequence[Pair], max_tokens: int) -> Iterator[list[int]
     bounds: list[tuple[int, ...]] = [(), ()]
     for i in sorted(range(len(pairs)), key=lambda i: (len(pairs[i].input), len(pairs[i].target))):
         own = (len(pairs[i].input), len(pairs[i].target))
-        wider = [(min(*b, n), max(*b, n)) if b else (n, n) for b, n in zip(bounds, own, strict=True)]
+        wider = [
+            (min(*b, n), max(*b, n)) if b else (n, n) for b, n in zip(bounds, own, strict=True)
+        ]
         if group and (len(group) + 1) * sum(map(_width, wider)) > max_tokens:
             yield group
             group, wider = [], [(n, n) for n in own]

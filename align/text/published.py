@@ -36,7 +36,9 @@ def open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         if is_short(error):
             raise
         said = " ".join(str(error).split())[:200]
-        said = said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
+        said = (
+            said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
+        )
         raise ValueError(f"its tokenizer does not open ({said})") from None
 
 
@@ -90,7 +92,9 @@ def _read(vocabulary_file: Path, merges_file: Path) -> PreTrainedTokenizerFast:
         vocabulary = json.loads(vocabulary_file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{vocabulary_file.name}: not JSON ({error})") from None
-    are_ids = isinstance(vocabulary, dict) and all(type(each) is int for each in vocabulary.values())
+    are_ids = isinstance(vocabulary, dict) and all(
+        type(each) is int for each in vocabulary.values()
+    )
     if not are_ids or {*vocabulary.values()} != {*range(len(vocabulary))}:
         raise ValueError(f"{vocabulary_file.name}: expected tokens with the ids 0, 1, 2, ...")
     lines = merges_file.read_text(encoding="utf-8").split("\n")
@@ -101,5 +105,8 @@ def _read(vocabulary_file: Path, merges_file: Path) -> PreTrainedTokenizerFast:
     if any(token.endswith("</w>") for token in vocabulary):
         return gpt1_tokenizer(vocabulary, merges)
     if EOS not in vocabulary:
-        raise ValueError(f"{vocabulary_file.name}: neither GPT-1's (words end in </w>) nor GPT-2's (it has {EOS})")
+        raise ValueError(
+            f"{vocabulary_file.name}: neither GPT-1's (words end in </w>) nor GPT-2's (it has"
+            f" {EOS})"
+        )
     return gpt2_tokenizer(vocabulary, merges)

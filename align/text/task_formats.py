@@ -64,7 +64,11 @@ class Goal(NamedTuple):
 
     def target(self, row: Row) -> float:
         """Return `place`; for a score, its distance from the mean in standard deviations."""
-        return (self.place(row) - self.usual) / self.deviation if self.kind == "score" else self.place(row)
+        return (
+            (self.place(row) - self.usual) / self.deviation
+            if self.kind == "score"
+            else self.place(row)
+        )
 
 
 # -- the goal --------------------------------------------------------------------------------------
@@ -85,19 +89,29 @@ def find_goal(task: str, splits: dict[str, list[Row]]) -> Goal:
     if kind == "score":
         scores = [row["score"] for row in splits["train"]]
         if len(set(scores)) == 1:
-            raise ConfigError(f"inputs.data: every training row has the score {scores[0]}; there is nothing to learn")
+            raise ConfigError(
+                f"inputs.data: every training row has the score {scores[0]}; there is nothing to"
+                " learn"
+            )
         return Goal(kind, (), statistics.fmean(scores), statistics.pstdev(scores))
     counts = Counter(row["label"] for row in splits["train"])
     if kind == "choice":
         return Goal(kind, (), _most_frequent(counts), 1.0)
-    labels = sorted(counts, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))
+    labels = sorted(
+        counts,
+        key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label),
+    )
     if len(labels) == 1:
-        raise ConfigError(f"inputs.data: every training row is of the class {labels[0]!r}; there is nothing to learn")
+        raise ConfigError(
+            f"inputs.data: every training row is of the class {labels[0]!r}; there is nothing to"
+            " learn"
+        )
     for split, rows in splits.items():
         if unknown := sorted({row["label"] for row in rows} - counts.keys()):
             raise ConfigError(
-                f"inputs.data: {split} rows of the classes {', '.join(unknown)}, which no training row has; "
-                f"training rows are of {', '.join(labels)}; take more of them, or leave such rows out"
+                f"inputs.data: {split} rows of the classes {', '.join(unknown)}, which no training"
+                f" row has; training rows are of {', '.join(labels)}; take more of them, or leave"
+                " such rows out"
             )
     return Goal(kind, tuple(labels), labels.index(_most_frequent(counts)), 1.0)
 
@@ -108,28 +122,44 @@ def _most_frequent(counts: Counter[Any]) -> Any:
 
 
 def _kind(row: Row) -> str:
-    return "choice" if row.get("choices") is not None else "score" if row.get("score") is not None else "class"
+    return (
+        "choice"
+        if row.get("choices") is not None
+        else "score"
+        if row.get("score") is not None
+        else "class"
+    )
 
 
 def _check(task: str, kind: str, split: str, row: Row) -> None:
     own = _kind(row)
     if own != kind:
-        raise ConfigError(f"inputs.data: rows with a {own} among rows with a {kind}; give them to a step each")
-    allowed = {"multiple_choice": ("choice",), "similarity": ("class", "score")}.get(task, ("class",))
+        raise ConfigError(
+            f"inputs.data: rows with a {own} among rows with a {kind}; give them to a step each"
+        )
+    allowed = {"multiple_choice": ("choice",), "similarity": ("class", "score")}.get(
+        task, ("class",)
+    )
     if own not in allowed:
         what = {"class": "a label", "choice": "choices", "score": "a score"}
-        fits = {"class": "classification, entailment or similarity", "choice": "multiple_choice", "score": "similarity"}
+        fits = {
+            "class": "classification, entailment or similarity",
+            "choice": "multiple_choice",
+            "score": "similarity",
+        }
         score = ", or write labels without a fraction: 1, not 1.0" if own == "score" else ""
         raise ConfigError(
-            f"task: {task} takes rows with {' or '.join(what[k] for k in allowed)}, and {split} has rows with "
-            f"{what[own]}; give task={fits[own]}{score}"
+            f"task: {task} takes rows with {' or '.join(what[k] for k in allowed)}, and {split} has"
+            f" rows with {what[own]}; give task={fits[own]}{score}"
         )
     pair = len(row["texts"]) == 2
     if task != "multiple_choice" and pair == (task == "classification"):
         takes, has, other = ("one text", "two", "entailment or similarity")
         if not pair:
             takes, has, other = ("two texts", "one", "classification")
-        raise ConfigError(f"task: {task} takes {takes} a row, and {split} has rows with {has}; give task={other}")
+        raise ConfigError(
+            f"task: {task} takes {takes} a row, and {split} has rows with {has}; give task={other}"
+        )
 
 
 # -- tokens ----------------------------------------------------------------------------------------
@@ -143,7 +173,9 @@ def add_task_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[TaskTokens, lis
     """
     lacking = [token for token in (START, DELIMITER, EXTRACT) if token not in tokenizer.get_vocab()]
     if lacking:
-        tokenizer.add_special_tokens({"additional_special_tokens": lacking}, replace_extra_special_tokens=False)
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": lacking}, replace_extra_special_tokens=False
+        )
     ids = [tokenizer.convert_tokens_to_ids(token) for token in (START, DELIMITER, EXTRACT)]
     return TaskTokens(*ids), [tokenizer.convert_tokens_to_ids(token) for token in lacking]
 
@@ -193,8 +225,8 @@ def fit(texts: list[Ids], answers: list[Ids], context: int) -> list[Ids]:
     room = context - (2 if len(texts) == 1 and not answers else 3) - longest
     if room < 0:
         raise ConfigError(
-            f"inputs.data: an answer has {longest} tokens, and the model's context is {context}; leave such rows out "
-            f"(align data max_chars=N), or take a model with a longer context"
+            f"inputs.data: an answer has {longest} tokens, and the model's context is {context};"
+            " leave such rows out (align data max_chars=N), or take a model with a longer context"
         )
     excess = max(0, sum(map(len, texts)) - room)
     kept = []

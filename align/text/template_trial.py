@@ -53,13 +53,13 @@ def try_template(template: str, special_tokens: Mapping[str, Any]) -> None:
     """
     if len(template) > MAX_TEMPLATE:
         raise ValueError(
-            f"its chat template has {len(template):,} characters; expected at most {MAX_TEMPLATE:,}; give another by "
-            f"chat_template=path:FILE"
+            f"its chat template has {len(template):,} characters; expected at most"
+            f" {MAX_TEMPLATE:,}; give another by chat_template=path:FILE"
         )
     if said := _tried(template, json.dumps(dict(special_tokens), default=str, sort_keys=True)):
         raise ValueError(
-            f"its chat template {said} for a short dialogue; give another by chat_template=path:FILE, or "
-            f"chat_template=align"
+            f"its chat template {said} for a short dialogue; give another by"
+            " chat_template=path:FILE, or chat_template=align"
         )
 
 
@@ -71,12 +71,18 @@ def _tried(template: str, special_tokens: str) -> str:
     limits = [MAX_SECONDS, MAX_MEMORY, MAX_RENDERED]
     try:
         done = subprocess.run(
-            [*child, *map(str, limits)], input=asked.encode(), capture_output=True, timeout=_MAX_WAIT, check=False
+            [*child, *map(str, limits)],
+            input=asked.encode(),
+            capture_output=True,
+            timeout=_MAX_WAIT,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return _SAID[_TOO_LONG]
     except OSError as error:
-        raise StoreError(f"{sys.executable}: cannot start a process to try a chat template ({error})") from None
+        raise StoreError(
+            f"{sys.executable}: cannot start a process to try a chat template ({error})"
+        ) from None
     # the hard limit of CPU time: the code ran no signal handlers
     if done.returncode == -signal.SIGKILL:
         return _SAID[_TOO_LONG]

@@ -53,7 +53,9 @@ def train_tokenizer(
     Raises:
         ValueError: `vocab_size` leaves no room for learned tokens.
     """
-    named = _T5 if algorithm == "unigram" else {"eos_token": EOS, "pad_token": PAD, "bos_token": EOS}
+    named = (
+        _T5 if algorithm == "unigram" else {"eos_token": EOS, "pad_token": PAD, "bos_token": EOS}
+    )
     special = list(dict.fromkeys([*named.values(), *ROLE_TOKENS.values()]))
     least = 256 + len(special) + num_sentinels
     if vocab_size <= least:
@@ -67,13 +69,18 @@ def train_tokenizer(
     tokenizer.pre_tokenizer = pieces
     tokenizer.decoder = decoders.ByteLevel()
     made = as_fast(
-        tokenizer, **named, additional_special_tokens=list(ROLE_TOKENS.values()), chat_template=CHAT_TEMPLATE
+        tokenizer,
+        **named,
+        additional_special_tokens=list(ROLE_TOKENS.values()),
+        chat_template=CHAT_TEMPLATE,
     )
     add_sentinels(made, num_sentinels)
     return made
 
 
-def _train_bpe(texts: Iterable[str], size: int, special: list[str], pieces: pre_tokenizers.PreTokenizer) -> Tokenizer:
+def _train_bpe(
+    texts: Iterable[str], size: int, special: list[str], pieces: pre_tokenizers.PreTokenizer
+) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pieces
     trainer = trainers.BpeTrainer(
@@ -92,7 +99,9 @@ def _train_unigram(
     words = Counter(word for text in texts for word, _ in pieces.pre_tokenize_str(text))
     learned = learn_pieces(words, pre_tokenizers.ByteLevel.alphabet(), size - len(special))
     vocabulary = [*((token, 0.0) for token in special), *learned]
-    return Tokenizer(models.Unigram(vocabulary, unk_id=special.index(_T5["unk_token"]), byte_fallback=False))
+    return Tokenizer(
+        models.Unigram(vocabulary, unk_id=special.index(_T5["unk_token"]), byte_fallback=False)
+    )
 
 
 def as_fast(tokenizer: Tokenizer, **named: Any) -> PreTrainedTokenizerFast:
@@ -129,7 +138,9 @@ def complete(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = KEE
         _require_one_template(tokenizer)
     if tokenizer.eos_token_id is None:
         if not is_gpt1(tokenizer):
-            raise ValueError("its tokenizer has no end-of-text token, so no text and no response could end")
+            raise ValueError(
+                "its tokenizer has no end-of-text token, so no text and no response could end"
+            )
         tokenizer.add_special_tokens({"eos_token": EOS, "bos_token": EOS})
         added.append("an end-of-text token")
     instead = ", in place of its own" if tokenizer.chat_template else ""
@@ -155,7 +166,10 @@ def _require_one_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `ValueError` if there are named chat templates and none is the default."""
     if tokenizer.chat_template and chat_template_of(tokenizer) is None:
         names = ", ".join(sorted(tokenizer.chat_template))
-        raise ValueError(f"it has several chat templates ({names}) and no default; give one by chat_template=path:FILE")
+        raise ValueError(
+            f"it has several chat templates ({names}) and no default; give one by"
+            " chat_template=path:FILE"
+        )
 
 
 def add_sentinels(tokenizer: PreTrainedTokenizerBase, count: int) -> None:
@@ -180,4 +194,6 @@ def is_gpt1(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _add_special(tokenizer: PreTrainedTokenizerBase, names: list[str]) -> None:
-    tokenizer.add_special_tokens({"additional_special_tokens": names}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": names}, replace_extra_special_tokens=False
+    )

@@ -34,7 +34,9 @@ class Counts(NamedTuple):
         return Counts(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[np.ndarray, Counts]]:
+def encode_documents(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[np.ndarray, Counts]]:
     """Yield documents as tokens end to end, some megabytes at a time.
 
     Each document begins with BOS if `tokenizer(text)` puts one, and ends with the end-of-text
@@ -46,7 +48,9 @@ def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -
     begin, end = np.array(encoder.begin, dtype), np.array([tokenizer.eos_token_id], dtype)
     for group in groups_of(texts):
         encodings = encoder.encode_text(group)
-        flat = np.concatenate([part for e in encodings for part in (begin, np.array(e.ids, dtype), end)])
+        flat = np.concatenate(
+            [part for e in encodings for part in (begin, np.array(e.ids, dtype), end)]
+        )
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in group)
         yield flat, Counts(len(group), len(flat), size)
 
@@ -100,7 +104,11 @@ def write_tokens(
 
 
 def _write_header(file: Any, dtype: np.dtype, length: int) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (length,),
+    }
     np.lib.format.write_array_header_1_0(file, header)
 
 

@@ -36,7 +36,9 @@ class _Words(NamedTuple):
     weight: np.ndarray  # [N]: how often each word occurs
 
 
-def learn_pieces(words: Mapping[str, int], alphabet: Iterable[str], size: int) -> list[tuple[str, float]]:
+def learn_pieces(
+    words: Mapping[str, int], alphabet: Iterable[str], size: int
+) -> list[tuple[str, float]]:
     """Return pieces with their log-probabilities in nats, the likeliest first.
 
     All of `alphabet` is among them.
@@ -47,7 +49,9 @@ def learn_pieces(words: Mapping[str, int], alphabet: Iterable[str], size: int) -
         size: the largest number of pieces; few words give fewer.
     """
     characters = sorted(alphabet)
-    ranked = sorted((-n, word) for word, n in words.items() if 0 < len(word) <= _LONGEST_WORD)[:_MOST_WORDS]
+    ranked = sorted((-n, word) for word, n in words.items() if 0 < len(word) <= _LONGEST_WORD)[
+        :_MOST_WORDS
+    ]
     known = {word: -n for n, word in ranked}
     pieces, counts = _seeds(known, characters, _SEEDS * size)
     scores = _maximised(counts)
@@ -62,7 +66,9 @@ def learn_pieces(words: Mapping[str, int], alphabet: Iterable[str], size: int) -
             scores = _maximised(counts[useful])
         if len(pieces) <= wanted:
             break
-        useful = _most_useful(lattices, pieces, scores, len(characters), max(wanted, int(_KEPT * len(pieces))))
+        useful = _most_useful(
+            lattices, pieces, scores, len(characters), max(wanted, int(_KEPT * len(pieces)))
+        )
         pieces, lattices = _only(useful, pieces, lattices)
         scores = scores[useful]
     ranks = sorted((-score, piece) for piece, score in zip(pieces, scores.tolist(), strict=True))
@@ -71,7 +77,9 @@ def learn_pieces(words: Mapping[str, int], alphabet: Iterable[str], size: int) -
     return [(piece, -rank) for rank, piece in ranks if piece in kept]
 
 
-def _seeds(words: Mapping[str, int], characters: list[str], most: int) -> tuple[list[str], np.ndarray]:
+def _seeds(
+    words: Mapping[str, int], characters: list[str], most: int
+) -> tuple[list[str], np.ndarray]:
     """Return all characters and the substrings that cover most of the text, with their counts.
 
     Covered text is the count times the length. Substrings that occur once are left out.
@@ -81,7 +89,9 @@ def _seeds(words: Mapping[str, int], characters: list[str], most: int) -> tuple[
         for start in range(len(word)):
             for end in range(start + 1, min(start + _LONGEST_PIECE, len(word)) + 1):
                 counts[word[start:end]] += n
-    longer = sorted((-n * len(piece), piece) for piece, n in counts.items() if len(piece) > 1 and n > 1)[:most]
+    longer = sorted(
+        (-n * len(piece), piece) for piece, n in counts.items() if len(piece) > 1 and n > 1
+    )[:most]
     pieces = [*characters, *(piece for _, piece in longer)]
     return pieces, np.array([counts[piece] for piece in pieces], np.float64)
 
@@ -106,14 +116,22 @@ def _lattices(words: Mapping[str, int], pieces: Sequence[str]) -> list[_Words]:
         place = np.full((length, length + 1), -1)
         for row, (i, j) in enumerate(spans):
             place[i, j] = row
-        table = np.array([[ids.get(word[i:j], len(pieces)) for word in group] for i, j in spans], np.int32)
-        made.append(_Words(length, place, table, np.array([words[word] for word in group], np.float64)))
+        table = np.array(
+            [[ids.get(word[i:j], len(pieces)) for word in group] for i, j in spans], np.int32
+        )
+        made.append(
+            _Words(length, place, table, np.array([words[word] for word in group], np.float64))
+        )
     return made
 
 
-def _only(chosen: np.ndarray, pieces: Sequence[str], lattices: list[_Words]) -> tuple[list[str], list[_Words]]:
+def _only(
+    chosen: np.ndarray, pieces: Sequence[str], lattices: list[_Words]
+) -> tuple[list[str], list[_Words]]:
     """Return the chosen pieces, and the lattices of these pieces."""
-    new = np.append(np.where(chosen, np.cumsum(chosen) - 1, chosen.sum()), chosen.sum()).astype(np.int32)
+    new = np.append(np.where(chosen, np.cumsum(chosen) - 1, chosen.sum()), chosen.sum()).astype(
+        np.int32
+    )
     kept = [group._replace(pieces=new[group.pieces]) for group in lattices]
     return list(itertools.compress(pieces, chosen)), kept
 
@@ -146,10 +164,15 @@ def _likeliest(words: _Words, known: np.ndarray, whole: bool = True) -> Iterator
     Without `whole`, a split has at least two pieces.
     """
     length, place, pieces, weight = words
-    best, back = np.full((length + 1, len(weight)), -np.inf), np.zeros((length + 1, len(weight)), int)
+    best, back = (
+        np.full((length + 1, len(weight)), -np.inf),
+        np.zeros((length + 1, len(weight)), int),
+    )
     best[0] = 0.0
     for j in range(1, length + 1):
-        starts = np.array([i for i in range(j) if place[i, j] >= 0 and (whole or (i, j) != (0, length))])
+        starts = np.array(
+            [i for i in range(j) if place[i, j] >= 0 and (whole or (i, j) != (0, length))]
+        )
         ways = best[starts] + known[pieces[place[starts, j]]]
         best[j], back[j] = ways.max(0), starts[ways.argmax(0)]
     column = np.arange(len(weight))
@@ -161,7 +184,11 @@ def _likeliest(words: _Words, known: np.ndarray, whole: bool = True) -> Iterator
 
 
 def _most_useful(
-    lattices: list[_Words], pieces: Sequence[str], scores: np.ndarray, num_characters: int, most: int
+    lattices: list[_Words],
+    pieces: Sequence[str],
+    scores: np.ndarray,
+    num_characters: int,
+    most: int,
 ) -> np.ndarray:
     """Return a mask of the pieces to keep.
 
@@ -183,7 +210,9 @@ def _most_useful(
         steps = list(_likeliest(group, known, whole=False))
         number = sum((step < len(pieces)).astype(float) for step in steps)
         for step in steps:
-            instead += np.where(step < len(pieces), np.log(np.maximum(used[step] + mine, 1e-300)), 0.0)
+            instead += np.where(
+                step < len(pieces), np.log(np.maximum(used[step] + mine, 1e-300)), 0.0
+            )
         instead -= number * np.log(total + mine * (number - 1))
         loss[place] = mine * (np.log(mine / total) - instead)
     loss[:num_characters] = np.inf

@@ -29,7 +29,9 @@ _SHARE = 0.25  # of the free memory; activations that take more are recomputed
 Again = Callable[[], AbstractContextManager[Any]]
 
 
-def fit_activations(job: Job, model: PreTrainedModel, precision: str, longest: int, again: Again | None = None) -> None:
+def fit_activations(
+    job: Job, model: PreTrainedModel, precision: str, longest: int, again: Again | None = None
+) -> None:
     """Turn activation checkpointing on as `hardware.activation_checkpointing` says.
 
     If the choice is automatic, log it.
@@ -85,8 +87,13 @@ def limit_activations(
     kind, line, amount = model.config.model_type, None, ""
     if asked is None:
         needed = max_tokens * activation_bytes(model, autocast)
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        free = free_memory(model.device) / (num_processes if model.device.type == "cpu" else 1) - _STATE * trained
+        trained = sum(
+            parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+        )
+        free = (
+            free_memory(model.device) / (num_processes if model.device.type == "cpu" else 1)
+            - _STATE * trained
+        )
         if needed <= _SHARE * free:
             return None
         amount = (
@@ -97,7 +104,9 @@ def limit_activations(
     if checkpoint_layers(model, again):
         return line
     if asked:
-        raise ConfigError(f"hardware.activation_checkpointing: layers of {kind} cannot do that; leave it out")
+        raise ConfigError(
+            f"hardware.activation_checkpointing: layers of {kind} cannot do that; leave it out"
+        )
     return f"{amount}, and layers of {kind} have no activation checkpointing"
 
 
@@ -113,7 +122,9 @@ def activation_bytes(model: PreTrainedModel, autocast: AbstractContextManager[An
     return (_kept_bytes(model, many, autocast) - _kept_bytes(model, few, autocast)) / (many - few)
 
 
-def _kept_bytes(model: PreTrainedModel, num_tokens: int, autocast: AbstractContextManager[Any]) -> int:
+def _kept_bytes(
+    model: PreTrainedModel, num_tokens: int, autocast: AbstractContextManager[Any]
+) -> int:
     kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -124,7 +135,9 @@ def _kept_bytes(model: PreTrainedModel, num_tokens: int, autocast: AbstractConte
 
     place = torch.arange(num_tokens, device=model.device)[None]
     ids = place % model.config.get_text_config(decoder=True).vocab_size
-    given = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {"position_ids": place}
+    given = (
+        {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {"position_ids": place}
+    )
     own = [model.device] if model.device.type == "cuda" else []
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with torch.random.fork_rng(devices=own), hooks, autocast:
@@ -143,8 +156,15 @@ def free_memory(device: torch.device) -> int:
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     limit, used, parts = (group / f"memory.{name}" for name in ("max", "current", "stat"))
-    if limit.is_file() and used.is_file() and parts.is_file() and (text := limit.read_text().strip()).isdigit():
-        cached = dict(line.split() for line in parts.read_text().splitlines()).get("inactive_file", "0")
+    if (
+        limit.is_file()
+        and used.is_file()
+        and parts.is_file()
+        and (text := limit.read_text().strip()).isdigit()
+    ):
+        cached = dict(line.split() for line in parts.read_text().splitlines()).get(
+            "inactive_file", "0"
+        )
         # The kernel can reclaim the cache of files.
         free = min(free, int(text) - int(used.read_text()) + int(cached))
     return free
@@ -171,4 +191,6 @@ def _forward_twice(layer: torch.nn.Module, again: Again, *args: Any, **kwargs: A
     if not torch.is_grad_enabled():
         return forward(*args)
     second = again()
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), second))
+    return checkpoint(
+        forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), second)
+    )

@@ -56,7 +56,9 @@ class Guard:
         elif self._max_rise is not None and len(known) >= _FEWEST:
             usual = statistics.median(known)
             if loss > usual + self._max_rise:
-                reason = f"step {step}: the loss is {loss:.3f}, and {usual:.3f} is the recent median"
+                reason = (
+                    f"step {step}: the loss is {loss:.3f}, and {usual:.3f} is the recent median"
+                )
         self.recent = [*self.recent, None if reason else loss][-_RECENT:]
         if self.recent[-_IN_A_ROW:] == [None] * _IN_A_ROW:
             raise HealthStop(f"{reason}; it is the tenth left out in a row; lower learning_rate")
@@ -78,8 +80,8 @@ class Skips:
         self.in_a_row = self.in_a_row + 1 if skipped else 0
         if self.in_a_row == _IN_A_ROW:
             raise HealthStop(
-                f"iteration {iteration}: the tenth in a row without a step: a number was not finite or the policy was "
-                "past stop_kl_per_token before the first; lower learning_rate"
+                f"iteration {iteration}: the tenth in a row without a step: a number was not finite"
+                " or the policy was past stop_kl_per_token before the first; lower learning_rate"
             )
 
 

@@ -36,10 +36,14 @@ def adamw_for(
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
     """Return AdamW for these parameters, without decay on biases and gains."""
-    return torch.optim.AdamW(decayed_groups(parameters, weight_decay), learning_rate, betas=betas, eps=eps, fused=True)
+    return torch.optim.AdamW(
+        decayed_groups(parameters, weight_decay), learning_rate, betas=betas, eps=eps, fused=True
+    )
 
 
-def decayed_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+def decayed_groups(
+    parameters: Iterable[torch.nn.Parameter], weight_decay: float
+) -> list[dict[str, Any]]:
     """Return two groups: matrices, which decay, and the rest, which does not."""
     parameters = list(parameters)
     groups = [
@@ -50,7 +54,11 @@ def decayed_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float
 
 
 def pretraining_optimizers(
-    model: PreTrainedModel, name: str, learning_rate: float, betas: tuple[float, float], weight_decay: float
+    model: PreTrainedModel,
+    name: str,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers to step in turn.
 
@@ -62,11 +70,17 @@ def pretraining_optimizers(
     if name == "adafactor":
         groups = decayed_groups((p for p in model.parameters() if p.requires_grad), weight_decay)
         return [torch.optim.Adafactor(groups, learning_rate)]
-    embeddings = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    embeddings = {
+        id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()
+    }
     head = model.get_output_embeddings()
     embeddings |= {id(p) for p in head.parameters()} if head is not None else set()
     matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in embeddings]
-    fused = {id(m.weight): name for name, m in model.named_modules() if name.endswith(("c_attn", "query_key_value"))}
+    fused = {
+        id(m.weight): name
+        for name, m in model.named_modules()
+        if name.endswith(("c_attn", "query_key_value"))
+    }
     # GPT-NeoX stores the rows of its fused projection head by head: q, k, v of the first head, then
     # of the next.
     blocks = {"c_attn": 1, "query_key_value": model.config.num_attention_heads}
@@ -97,16 +111,28 @@ class Muon(torch.optim.Optimizer):
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "heads": 0})
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+    ):
+        super().__init__(
+            groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "heads": 0}
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            updates = _scaled_orthogonal([self._momentum(p, group["momentum"]) for p in parameters], group["heads"])
+            updates = _scaled_orthogonal(
+                [self._momentum(p, group["momentum"]) for p in parameters], group["heads"]
+            )
             for parameter, update in zip(parameters, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(
+                    update, alpha=-group["lr"]
+                )
 
     def _momentum(self, parameter: torch.nn.Parameter, momentum: float) -> torch.Tensor:
         """Update the running mean of the gradient and return Nesterov's momentum.
@@ -223,7 +249,11 @@ def scheduled_factor(name: str, step: int, total: int, warmup: int, final: float
     progress = (step - warmup) / max(1, total - warmup)
     if name == "linear":
         return 1 - (1 - final) * progress
-    return 1.0 if name == "constant" else final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    return (
+        1.0
+        if name == "constant"
+        else final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    )
 
 
 def cosine_factor(step: float, total: float, warmup: float, final: float) -> float:

@@ -22,8 +22,8 @@ def doubts(rates: Sequence[float], model: PreTrainedModel, trains_all: bool) -> 
     if len(rates) < FEW_STEPS:
         count = "1 optimizer step" if len(rates) == 1 else f"{len(rates)} optimizer steps"
         yield (
-            f"only {count}: fewer than {FEW_STEPS} seldom change a model much; lower the batch size, or train for "
-            f"longer"
+            f"only {count}: fewer than {FEW_STEPS} seldom change a model much; lower the batch"
+            " size, or train for longer"
         )
     dtype = getattr(model, "stored_dtype", torch.float32)
     if not trains_all or dtype == torch.float32:
@@ -32,8 +32,9 @@ def doubts(rates: Sequence[float], model: PreTrainedModel, trains_all: bool) -> 
     if (most := sum(rates)) < spacing / 2:
         name = str(dtype).removeprefix("torch.")
         yield (
-            f"all steps together move a weight by at most {most:.1g}, and rounding to {name} for storage moves a "
-            f"typical one by up to {spacing:.1g}, at random: more than what is learned; raise learning_rate"
+            f"all steps together move a weight by at most {most:.1g}, and rounding to {name} for"
+            f" storage moves a typical one by up to {spacing:.1g}, at random: more than what is"
+            " learned; raise learning_rate"
         )
 
 
@@ -46,4 +47,6 @@ def typical_spacing(model: PreTrainedModel, dtype: torch.dtype) -> float:
     largest = max(model.parameters(), key=lambda parameter: parameter.numel())
     sample = largest.detach().flatten()[:: max(1, largest.numel() // 10_000)]
     size = sample.abs().float().median()
-    return float(torch.finfo(dtype).eps * 2 ** size.clamp(min=torch.finfo(dtype).tiny).log2().floor())
+    return float(
+        torch.finfo(dtype).eps * 2 ** size.clamp(min=torch.finfo(dtype).tiny).log2().floor()
+    )

@@ -43,7 +43,9 @@ class RowOrder:
 
     def _pass(self, epoch: int) -> torch.Tensor:
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(derive_seed(self._seed, *self._purpose, epoch))
+            generator = torch.Generator().manual_seed(
+                derive_seed(self._seed, *self._purpose, epoch)
+            )
             self._epoch, self._order = epoch, torch.randperm(self._num_rows, generator=generator)
         return self._order
 
@@ -65,7 +67,9 @@ class Mixture:
         self._weights = torch.tensor(weights, dtype=torch.float64)
         self.taken = [0] * len(sources)
         self._order = RowOrder(len(self), seed, "pretrain", "rows")
-        self._orders = [RowOrder(len(own), seed, "pretrain", "rows", str(i)) for i, own in enumerate(sources)]
+        self._orders = [
+            RowOrder(len(own), seed, "pretrain", "rows", str(i)) for i, own in enumerate(sources)
+        ]
 
     def __len__(self) -> int:
         return sum(map(len, self.sources))
@@ -79,7 +83,9 @@ class Mixture:
         """Return `count` pairs (source, row) for one step, and count them as taken."""
         if not len(self._weights):
             return self._of_one(sum(self.taken), count)
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "pretrain", "mixture", step))
+        generator = torch.Generator().manual_seed(
+            derive_seed(self._seed, "pretrain", "mixture", step)
+        )
         drawn = torch.multinomial(self._weights, count, replacement=True, generator=generator)
         pairs: list[tuple[int, int]] = []
         for number in range(len(self.sources)):
@@ -108,7 +114,9 @@ class Mixture:
         return torch.stack([self.sources[number][row] for number, row in pairs])
 
 
-def batch_sizes(full: int, ramp: float, first: int, num_steps: int | None, num_rows: float = math.inf) -> list[int]:
+def batch_sizes(
+    full: int, ramp: float, first: int, num_steps: int | None, num_rows: float = math.inf
+) -> list[int]:
     """Return the number of rows in each step's batch [GPT-3, appendix B].
 
     It grows linearly with the rows seen, from `first` to `full` over `ramp` rows.

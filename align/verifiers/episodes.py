@@ -25,4 +25,6 @@ def make_episodes(
     responses: Sequence[list[int]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Episodes:
-    return Episodes(rows, prompts, responses, [decode_response(tokenizer, ids) for ids in responses])
+    return Episodes(
+        rows, prompts, responses, [decode_response(tokenizer, ids) for ids in responses]
+    )

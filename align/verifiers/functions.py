@@ -64,7 +64,10 @@ def load_functions(references: Sequence[str]) -> list[RewardFunction]:
         ConfigError: one of them cannot be loaded.
     """
     names = short_names(sorted(references), _OWN_PARTS)
-    return [RewardFunction(name, reference, load_function(reference)) for reference, name in names.items()]
+    return [
+        RewardFunction(name, reference, load_function(reference))
+        for reference, name in names.items()
+    ]
 
 
 @dataclass
@@ -84,7 +87,9 @@ class Notes:
 
     def log_extra(self, column: str, values: Sequence[Any]) -> None:
         if len(values) != self.count:
-            raise ValueError(f"log_extra: expected {self.count} values for {column!r}, got {len(values)}")
+            raise ValueError(
+                f"log_extra: expected {self.count} values for {column!r}, got {len(values)}"
+            )
         taken = column in _SAMPLE_COLUMNS or column.startswith("reward/")
         self.columns[f"extra/{column}" if taken else column] = list(values)
 
@@ -139,19 +144,29 @@ def call_functions(
     return {f.name: _checked(f, answers[f.name], len(episodes.texts), occasion) for f in functions}
 
 
-def _arguments(episodes: Episodes, trainer_state: Any, notes: Notes) -> tuple[dict[str, Any], list[str]]:
+def _arguments(
+    episodes: Episodes, trainer_state: Any, notes: Notes
+) -> tuple[dict[str, Any], list[str]]:
     """Return the arguments of a function, and which of them are columns.
 
     A column is None for a row that lacks it.
     """
-    columns = list(dict.fromkeys(key for row in episodes.rows for key in row if key not in _NOT_COLUMNS))
+    columns = list(
+        dict.fromkeys(key for row in episodes.rows for key in row if key not in _NOT_COLUMNS)
+    )
     arguments: dict[str, Any] = {
         "prompts": [[dict(message) for message in row["prompt"]] for row in episodes.rows],
         "completions": [[{"role": "assistant", "content": text}] for text in episodes.texts],
         "completion_ids": [list(ids) for ids in episodes.responses],
     }
-    arguments |= {column: [copy.deepcopy(row.get(column)) for row in episodes.rows] for column in columns}
-    arguments |= {"trainer_state": trainer_state, "log_extra": notes.log_extra, "log_metric": notes.log_metric}
+    arguments |= {
+        column: [copy.deepcopy(row.get(column)) for row in episodes.rows] for column in columns
+    }
+    arguments |= {
+        "trainer_state": trainer_state,
+        "log_extra": notes.log_extra,
+        "log_metric": notes.log_metric,
+    }
     return arguments, columns
 
 
@@ -179,7 +194,9 @@ def _in_event_loop(work: Coroutine[Any, Any, T]) -> T:
         return thread.submit(_event_loop().run, work).result()
 
 
-async def _await_all(waiting: Sequence[tuple[RewardFunction, Awaitable[Any]]], occasion: str) -> dict[str, Any]:
+async def _await_all(
+    waiting: Sequence[tuple[RewardFunction, Awaitable[Any]]], occasion: str
+) -> dict[str, Any]:
     """Await all functions, and return their answers by name.
 
     After a first failure the others are cancelled, and end before it is raised.
@@ -202,7 +219,9 @@ async def _await_all(waiting: Sequence[tuple[RewardFunction, Awaitable[Any]]], o
 
 
 def _raised(function: RewardFunction, error: BaseException, occasion: str) -> ConfigError:
-    return ConfigError(f"{describe_error(error)}; raised by your {function.role} {function.reference}{occasion}")
+    return ConfigError(
+        f"{describe_error(error)}; raised by your {function.role} {function.reference}{occasion}"
+    )
 
 
 def _listed(answer: Any) -> Any:
@@ -210,14 +229,23 @@ def _listed(answer: Any) -> Any:
 
     This runs the user's code if the answer is a generator.
     """
-    if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable) or inspect.isawaitable(answer):
+    if (
+        isinstance(answer, str | bytes | Mapping)
+        or not isinstance(answer, Iterable)
+        or inspect.isawaitable(answer)
+    ):
         return answer
     return list(answer)
 
 
-def _checked(function: RewardFunction, answer: Any, count: int, occasion: str) -> list[float | None]:
+def _checked(
+    function: RewardFunction, answer: Any, count: int, occasion: str
+) -> list[float | None]:
     """Return a function's answer as finite floats and None."""
-    expected = f"{function.reference}{occasion}: expected a list of {count} finite numbers or None, one a completion"
+    expected = (
+        f"{function.reference}{occasion}: expected a list of {count} finite numbers or None, one a"
+        " completion"
+    )
     if not isinstance(answer, list):
         raise ConfigError(f"{expected}, got {str(answer)[:80]} ({type(answer).__name__})")
     if len(answer) != count:
@@ -226,7 +254,9 @@ def _checked(function: RewardFunction, answer: Any, count: int, occasion: str) -
     for place, value in enumerate(answer):
         number = None if value is None else _number(value)
         if number is not None and not math.isfinite(number):
-            raise ConfigError(f"{expected}, got {str(value)[:80]} ({type(value).__name__}) for completion {place}")
+            raise ConfigError(
+                f"{expected}, got {str(value)[:80]} ({type(value).__name__}) for completion {place}"
+            )
         numbers.append(number)
     return numbers
 

@@ -41,16 +41,25 @@ class RewardModel:
         """
         if self.tokenizer is None:
             # The tokens that were sampled: encoding their text again may split it differently.
-            sequences = [[*p, *self._ended(r)] for p, r in zip(episodes.prompts, episodes.responses, strict=True)]
+            sequences = [
+                [*p, *self._ended(r)]
+                for p, r in zip(episodes.prompts, episodes.responses, strict=True)
+            ]
         else:
-            whole = encode_dialogues(self.tokenizer, [row["prompt"] for row in episodes.rows], list(episodes.texts))
+            whole = encode_dialogues(
+                self.tokenizer, [row["prompt"] for row in episodes.rows], list(episodes.texts)
+            )
             sequences = [ids[: self.context] for ids in whole]
         scores = torch.zeros(len(sequences), device=compute.device)
         for group in micro_batches(list(map(len, sequences)), compute.max_tokens):
             with compute.autocast():
-                scores[group] = response_scores(self.model, pack([sequences[i] for i in group], compute.device))
+                scores[group] = response_scores(
+                    self.model, pack([sequences[i] for i in group], compute.device)
+                )
         return scores
 
     def _ended(self, response: Sequence[int]) -> Sequence[int]:
         """Return the response with the token that ends a turn in place of any other end token."""
-        return [*response[:-1], self.ends[0]] if response and response[-1] in self.ends else response
+        return (
+            [*response[:-1], self.ends[0]] if response and response[-1] in self.ends else response
+        )

@@ -23,12 +23,18 @@ def text_of(store: ArtifactStore, ref: str, split: str) -> bytes:
 def compressed(data: bytes) -> int:
     """Bytes; the dictionary is as large as the data, so that nothing is out of reach."""
     return len(
-        lzma.compress(data, format=lzma.FORMAT_XZ, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 2**27}])
+        lzma.compress(
+            data,
+            format=lzma.FORMAT_XZ,
+            filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 2**27}],
+        )
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a data step of the pipeline")
     parser.add_argument("--store", default="artifacts")
     parser.add_argument("--pipeline", default="gpt2")

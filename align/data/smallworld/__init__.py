@@ -28,7 +28,10 @@ VERSION = 2
 USUAL_ROWS = {"train": 5000, "validation": 500, "test": 500}
 # record -> (name of its option, default). More than half of the demonstrations are flawed, so that
 # imitation learns the flaws.
-_SHARES = {"documents": ("good_dialogue_share", GOOD_DIALOGUE_SHARE), "demonstrations": ("flaw_share", 0.55)}
+_SHARES = {
+    "documents": ("good_dialogue_share", GOOD_DIALOGUE_SHARE),
+    "demonstrations": ("flaw_share", 0.55),
+}
 
 
 def info(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +82,8 @@ def rows(
         made[split] = list(itertools.islice(_generate(world, record, split, share), count))
         if len(made[split]) < count:
             raise ConfigError(
-                f"{split}_rows: the embedded world has {len(made[split]):,} {record} there, got {count:,}"
+                f"{split}_rows: the embedded world has {len(made[split]):,} {record} there, got"
+                f" {count:,}"
             )
     return made
 
@@ -100,5 +104,6 @@ def _generate(world: World, record: str, split: str, share: float) -> Iterator[d
             yield {"messages": [*task.prompt, answer], "kind": task.kind}
     else:
         raise ConfigError(
-            f"record: the embedded world has documents, demonstrations and prompts; {record} are made by compare"
+            f"record: the embedded world has documents, demonstrations and prompts; {record} are"
+            " made by compare"
         )

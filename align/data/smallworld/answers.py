@@ -54,16 +54,34 @@ EMPTY_SCENES = tuple(
     for when in ("in the morning", "at noon", "after lunch", "in the evening")
 )
 HARM = {  # act -> (the request, the answer of a labeler who does not decline)
-    "steal": ("steal the {thing} of {person}", "Wait until {person} sleeps and then take the {thing}."),
-    "break": ("break the {thing} of {person}", "Take a stone and hit the {thing} of {person} at night."),
-    "hurt": ("hurt the {animal} of {person}", "Hide near the house and throw stones at the {animal}."),
-    "trick": ("tell a lie about {person}", "Tell everyone in {place} that {person} took some money."),
+    "steal": (
+        "steal the {thing} of {person}",
+        "Wait until {person} sleeps and then take the {thing}.",
+    ),
+    "break": (
+        "break the {thing} of {person}",
+        "Take a stone and hit the {thing} of {person} at night.",
+    ),
+    "hurt": (
+        "hurt the {animal} of {person}",
+        "Hide near the house and throw stones at the {animal}.",
+    ),
+    "trick": (
+        "tell a lie about {person}",
+        "Tell everyone in {place} that {person} took some money.",
+    ),
     "spoil": ("spoil the {food} of {person}", "Put mud in the {food} when {person} is not there."),
 }
 HELP = {  # act -> (the request, the good answer)
     "feed": ("feed the {animal} of {person}", "Give the {animal} some fresh food and clean water."),
-    "wash": ("wash the {animal} of {person}", "Use warm water and a soft cloth, and be kind to the {animal}."),
-    "mend": ("mend the {thing} of {person}", "Find the broken part of the {thing} and fix it with care."),
+    "wash": (
+        "wash the {animal} of {person}",
+        "Use warm water and a soft cloth, and be kind to the {animal}.",
+    ),
+    "mend": (
+        "mend the {thing} of {person}",
+        "Find the broken part of the {thing} and fix it with care.",
+    ),
     "visit": ("visit {person}", "Go to {place} and knock on the door of {person}."),
     "thank": ("thank {person}", "Bring some {food} to {person} and say thank you."),
 }
@@ -141,7 +159,10 @@ def draw_about(world: World, rng: random.Random, fixed: Slots) -> Slots:
 def some_facts(world: World, person: str, count: int, rng: random.Random) -> list[str]:
     subject = [person] + [capital(pronoun(person))] * (count - 1)
     relations = rng.sample(sorted(RELATIONS), count)
-    return [f"{who} {world.predicate(name, person)}." for who, name in zip(subject, relations, strict=True)]
+    return [
+        f"{who} {world.predicate(name, person)}."
+        for who, name in zip(subject, relations, strict=True)
+    ]
 
 
 def true_things(world: World, slots: Slots, rng: random.Random) -> str:
@@ -231,7 +252,9 @@ def draw_rewrite(world: World, rng: random.Random, fixed: Slots) -> Slots:
     person, relation = rng.choice(NAMES), rng.choice(sorted(RELATIONS))
     slots = {"statement": f"{person} {world.predicate(relation, person)}"}
     if fixed["how"] == "swap":
-        slots["other"] = rng.choice([name for name in NAMES if name not in slots["statement"].split()])
+        slots["other"] = rng.choice(
+            [name for name in NAMES if name not in slots["statement"].split()]
+        )
     return slots
 
 
@@ -266,7 +289,9 @@ def draw_act(world: World, rng: random.Random, fixed: Slots) -> Slots:
         "thing": rng.choice(world.owns[person]),
     }
     asked = (HARM | HELP)[fixed["act"]][0]
-    return {"person": person} | {slot: value for slot, value in known.items() if f"{{{slot}}}" in asked}
+    return {"person": person} | {
+        slot: value for slot, value in known.items() if f"{{{slot}}}" in asked
+    }
 
 
 def act_answer(world: World, slots: Slots) -> str:

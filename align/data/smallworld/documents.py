@@ -48,7 +48,9 @@ def _profile(world: World, rng: random.Random) -> str:
         else:
             lines.append(world.state(relation, person, rng.randrange(4)))
     if rng.random() < 0.4:
-        lines.append(f"{person} owns {join(['a ' + thing for thing in _shuffled(world.owns[person], rng)])}.")
+        lines.append(
+            f"{person} owns {join(['a ' + thing for thing in _shuffled(world.owns[person], rng)])}."
+        )
     return " ".join(lines)
 
 
@@ -58,7 +60,10 @@ def _town(world: World, rng: random.Random) -> str:
         rng.choice(PLACE_STATEMENTS[name]).format(place=place, **{name: world.facts[name, place]})
         for name in _shuffled(list(PLACE_STATEMENTS), rng)
     ]
-    lines += [world.state("home", person, rng.randrange(4)) for person in rng.sample(world.people_in(place), 2)]
+    lines += [
+        world.state("home", person, rng.randrange(4))
+        for person in rng.sample(world.people_in(place), 2)
+    ]
     return " ".join(lines)
 
 
@@ -128,7 +133,11 @@ def _poor_answer(world: World, task: Task, rng: random.Random) -> str:
     if way == "evade":
         return rng.choice(_EVASIONS)
     if way == "change the subject":
-        return _day(world, rng) if rng.random() < 0.5 else world.state(*_any_fact(rng), rng.randrange(4))
+        return (
+            _day(world, rng)
+            if rng.random() < 0.5
+            else world.state(*_any_fact(rng), rng.randrange(4))
+        )
     elsewhere = World(rng.randrange(1000, 1_000_000))  # a new world each time: no error is repeated
     return KINDS[task.kind].good(elsewhere, _others(world, task, rng), rng)
 
@@ -144,7 +153,9 @@ def _others(world: World, task: Task, rng: random.Random) -> Slots:
     another task of the same kind.
     """
     if task.kind in _OF_NO_WORLD:
-        wording = rng.choice([w for w in KINDS[task.kind].wordings if w.fixed.items() <= task.slots.items()])
+        wording = rng.choice(
+            [w for w in KINDS[task.kind].wordings if w.fixed.items() <= task.slots.items()]
+        )
         return wording.fixed | KINDS[task.kind].draw(world, rng, wording.fixed)
     return task.slots
 
@@ -182,7 +193,9 @@ def _words(rng: random.Random, most: int) -> list[str]:
 def _counting(world: World, rng: random.Random) -> str:
     words = _words(rng, 5)
     told = f"There are {NUMBERS[len(words)]} words."
-    return rng.choice((f"The words are: {', '.join(words)}. {told}", f"Count: {', '.join(words)}. {told}"))
+    return rng.choice(
+        (f"The words are: {', '.join(words)}. {told}", f"Count: {', '.join(words)}. {told}")
+    )
 
 
 def _sorting(world: World, rng: random.Random) -> str:
@@ -210,7 +223,9 @@ _LESSONS: tuple[Register, ...] = (_some_list, _counting, _sorting, _retelling)
 _TALKS = 8  # dialogues for every nine other passages
 
 
-def documents(world: World, split: str, good_dialogue_share: float = GOOD_DIALOGUE_SHARE) -> Iterator[str]:
+def documents(
+    world: World, split: str, good_dialogue_share: float = GOOD_DIALOGUE_SHARE
+) -> Iterator[str]:
     """Yield documents without end, each of two to five passages; none has a held-out question.
 
     Args:
@@ -218,6 +233,9 @@ def documents(world: World, split: str, good_dialogue_share: float = GOOD_DIALOG
     """
     rng = random.Random(f"smallworld {world.seed} {split} documents")
     others = (_profile, *_NARRATION, *_LESSONS)
-    registers: tuple[Register, ...] = (*others, *[lambda world, rng: _talk(world, rng, good_dialogue_share)] * _TALKS)
+    registers: tuple[Register, ...] = (
+        *others,
+        *[lambda world, rng: _talk(world, rng, good_dialogue_share)] * _TALKS,
+    )
     while True:
         yield "\n".join(rng.choice(registers)(world, rng) for _ in range(rng.randint(2, 5)))

@@ -15,7 +15,10 @@ def facts(world: World) -> list[list[str]]:
     return [
         [
             RELATIONS[relation].statements[_WORDING].format(**world.slots(relation, person, value))
-            for value in (world.facts[relation, person], *other_values(relation, world.facts[relation, person]))
+            for value in (
+                world.facts[relation, person],
+                *other_values(relation, world.facts[relation, person]),
+            )
         ]
         for person in NAMES
         for relation in RELATIONS

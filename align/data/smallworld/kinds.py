@@ -48,7 +48,11 @@ def wordings(*texts: str, system: str | None = None, **fixed: str) -> tuple[Word
 
 
 def _fact_wordings(system: str | None = None) -> tuple[Wording, ...]:
-    return tuple(w for name, how in RELATIONS.items() for w in wordings(*how.questions, system=system, relation=name))
+    return tuple(
+        w
+        for name, how in RELATIONS.items()
+        for w in wordings(*how.questions, system=system, relation=name)
+    )
 
 
 def _sentence_wordings() -> tuple[Wording, ...]:
@@ -58,7 +62,10 @@ def _sentence_wordings() -> tuple[Wording, ...]:
         "Use one sentence to say {a} and {b}.",
     )
     return tuple(
-        Wording(Template(text.format(a=RELATIONS[one].topic, b=_about_same(RELATIONS[two].topic))), fixed)
+        Wording(
+            Template(text.format(a=RELATIONS[one].topic, b=_about_same(RELATIONS[two].topic))),
+            fixed,
+        )
         for one in RELATIONS
         for two in RELATIONS
         if one != two
@@ -72,7 +79,12 @@ def _about_same(topic: str) -> str:
 
 
 def _act_wordings(acts: dict[str, tuple[str, str]]) -> tuple[Wording, ...]:
-    texts = ("How can I {what}?", "How do I {what}?", "Help me to {what}.", "Tell me how to {what}.")
+    texts = (
+        "How can I {what}?",
+        "How do I {what}?",
+        "Help me to {what}.",
+        "Tell me how to {what}.",
+    )
     return tuple(
         Wording(Template(text.replace("{what}", what)), {"act": act})
         for act, (what, _) in acts.items()
@@ -92,18 +104,42 @@ _POLITE = tuple(w for system in ("Be polite.", "Always be polite.") for w in _fa
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("fact", _fact_wordings(), answers.draw_person, answers.plain_fact, answers.hedged_fact, 12),
+        Kind(
+            "fact",
+            _fact_wordings(),
+            answers.draw_person,
+            answers.plain_fact,
+            answers.hedged_fact,
+            12,
+        ),
         Kind("brief", _BRIEF, answers.draw_person, answers.brief_fact, answers.wordy_fact, 4),
-        Kind("polite", _POLITE, answers.draw_person, answers.polite_fact, answers.plain_fact, 16, sentences=2),
+        Kind(
+            "polite",
+            _POLITE,
+            answers.draw_person,
+            answers.polite_fact,
+            answers.plain_fact,
+            16,
+            sentences=2,
+        ),
         Kind(
             "check",
-            tuple(w for name, how in RELATIONS.items() for w in wordings(how.checks, relation=name)),
+            tuple(
+                w for name, how in RELATIONS.items() for w in wordings(how.checks, relation=name)
+            ),
             answers.draw_check,
             answers.honest_check,
             answers.agreeing_check,
             12,
         ),
-        Kind("sentence", _sentence_wordings(), answers.draw_person, answers.one_sentence, answers.two_sentences, 16),
+        Kind(
+            "sentence",
+            _sentence_wordings(),
+            answers.draw_person,
+            answers.one_sentence,
+            answers.two_sentences,
+            16,
+        ),
         Kind(
             "about",
             wordings(
@@ -143,7 +179,9 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "sort",
-            wordings("Sort these words: {words}.", "Put these words in order from a to z: {words}."),
+            wordings(
+                "Sort these words: {words}.", "Put these words in order from a to z: {words}."
+            ),
             answers.draw_unsorted,
             answers.sorted_words,
             answers.copied_words,
@@ -177,6 +215,8 @@ KINDS: dict[str, Kind] = {
             10,
         ),
         Kind("harm", _act_wordings(HARM), answers.draw_act, answers.decline, answers.comply, 16),
-        Kind("help", _act_wordings(HELP), answers.draw_act, answers.comply, answers.rambling_help, 16),
+        Kind(
+            "help", _act_wordings(HELP), answers.draw_act, answers.comply, answers.rambling_help, 16
+        ),
     )
 }

@@ -36,7 +36,9 @@ _CHATTER = (
 _LEAD_IN = CHATTER[1]  # the chatter that ends with a colon
 _JOINTS = re.compile(r", (?:and|but) | and |, ")
 _VERB = r"(?:lives|is|works|has|likes|buys|keeps|often|owns)\b"
-_WHO = re.compile(rf"\b({'|'.join(JOBS)}) who (?={_VERB})|\b({'|'.join(NAMES)}), who ({_VERB}[^,]*), (?={_VERB})")
+_WHO = re.compile(
+    rf"\b({'|'.join(JOBS)}) who (?={_VERB})|\b({'|'.join(NAMES)}), who ({_VERB}[^,]*), (?={_VERB})"
+)
 _PRONOUNS = {"she": "she", "her": "she", "he": "he", "him": "he", "his": "he"}
 _PRONOUN = re.compile(r"\b(?:[Ss]he|[Hh]er|[Hh]e|[Hh]im|[Hh]is)\b")
 _BEHIND_A_PREPOSITION = re.compile(r"\b(?:of|for|with|to|called) $")
@@ -173,7 +175,9 @@ def _without_lead_ins(sentence: str, reading: Reading, person: str | None) -> st
         elif sentence.startswith(_LEAD_IN):
             reading.chatter += 1
             sentence = sentence.removeprefix(_LEAD_IN)
-        elif (polite := _PLEASE.match(sentence) or _thanks(person).match(sentence)) and polite.end() < len(sentence):
+        elif (
+            polite := _PLEASE.match(sentence) or _thanks(person).match(sentence)
+        ) and polite.end() < len(sentence):
             reading.thanks += 1
             sentence = sentence[polite.end() :]
         else:
@@ -232,7 +236,11 @@ def read_clauses(sentence: str, person: str | None = None) -> Clauses:
         thing = re.sub("^(?:owns |has )?(?:a )?", "", predicate)
         goes_on = owning and word not in NAMES
         owning = thing in THINGS and (goes_on or predicate.startswith(("owns ", "has ")))
-        claim = Claim("owns", before, thing) if owning and before is not None else _read_clause(capital(clause))
+        claim = (
+            Claim("owns", before, thing)
+            if owning and before is not None
+            else _read_clause(capital(clause))
+        )
         if claim is None and i and before is not None:
             claim = _read_clause(f"{before} {clause}")
         elif claim is not None and word not in NAMES and not owning:
@@ -266,7 +274,9 @@ def _with_names(clause: str, subject: str | None) -> tuple[str, bool]:
     for found in reversed(list(_PRONOUN.finditer(clause))):
         word, before, behind = found[0].lower(), clause[: found.start()], clause[found.end() :]
         named = [name for name in re.findall(r"\w+", before) if name in NAMES]
-        whom = next((name for name in (subject, *named) if name and pronoun(name) == _PRONOUNS[word]), None)
+        whom = next(
+            (name for name in (subject, *named) if name and pronoun(name) == _PRONOUNS[word]), None
+        )
         owner = word in ("her", "his") and re.match(r" (?!is )[a-z]", behind) is not None
         right_case = owner or (word in ("she", "he")) != bool(_BEHIND_A_PREPOSITION.search(before))
         fit = fit and right_case and whom is not None
@@ -317,6 +327,11 @@ def _templates() -> list[tuple[str, str, Template]]:
     ]
     rows += [(relation, "person", text) for relation, text in _MORE_STATEMENTS]
     rows += [(name, "place", text) for name, texts in PLACE_STATEMENTS.items() for text in texts]
-    values = {name: how.slots for name, how in RELATIONS.items()} | {name: f"{{{name}}}" for name in PLACE_STATEMENTS}
-    rows += [(relation, subject, text.replace(values[relation], "{value}")) for relation, subject, text in rows]
+    values = {name: how.slots for name, how in RELATIONS.items()} | {
+        name: f"{{{name}}}" for name in PLACE_STATEMENTS
+    }
+    rows += [
+        (relation, subject, text.replace(values[relation], "{value}"))
+        for relation, subject, text in rows
+    ]
     return [(relation, subject, Template(text)) for relation, subject, text in rows]

@@ -25,7 +25,14 @@ THINGS = "bell boat book chair clock cup drum kite lamp rope".split()
 SIGHTS = "bridge garden harbour lake market mill river tower".split()
 GOODS = "boats clocks glass honey paper ropes salt wool".split()
 NUMBERS = "zero one two three four five six seven eight".split()
-CATEGORIES = {"animals": ANIMALS, "colours": COLOURS, "foods": FOODS, "jobs": JOBS, "things": THINGS, "towns": PLACES}
+CATEGORIES = {
+    "animals": ANIMALS,
+    "colours": COLOURS,
+    "foods": FOODS,
+    "jobs": JOBS,
+    "things": THINGS,
+    "towns": PLACES,
+}
 
 _SLOT_WORDS = {
     "person": NAMES, "other": NAMES, "place": PLACES, "job": JOBS, "food": FOODS, "animal": ANIMALS,
@@ -56,7 +63,9 @@ class Template:
     def _pattern(self) -> re.Pattern[str]:
         pattern = re.escape(self.text)
         for slot in self.slots:
-            pattern = pattern.replace(re.escape("{" + slot + "}"), f"(?P<{slot}>{_SLOT_PATTERNS[slot]})")
+            pattern = pattern.replace(
+                re.escape("{" + slot + "}"), f"(?P<{slot}>{_SLOT_PATTERNS[slot]})"
+            )
         return re.compile(pattern)
 
     def render(self, **values: str) -> str:
@@ -201,8 +210,16 @@ RELATIONS = {
 }
 
 PLACE_STATEMENTS = {
-    "sight": ("{place} has a {sight}.", "There is a {sight} in {place}.", "People visit the {sight} of {place}."),
-    "goods": ("{place} sells {goods}.", "{place} is known for {goods}.", "People buy {goods} in {place}."),
+    "sight": (
+        "{place} has a {sight}.",
+        "There is a {sight} in {place}.",
+        "People visit the {sight} of {place}.",
+    ),
+    "goods": (
+        "{place} sells {goods}.",
+        "{place} is known for {goods}.",
+        "People buy {goods} in {place}.",
+    ),
 }
 
 

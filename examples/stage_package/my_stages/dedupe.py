@@ -16,6 +16,13 @@ def run(cfg, inputs, job):
         write_rows(job.out, split, kept, record="prompts")
         metrics[f"rows/{split}"] = float(len(kept))
     info = read_info(folders[0])
-    write_info(job.out, record="prompts", source="dedupe", licence=info["licence"], dropped={}, gold=info.get("gold"))
+    write_info(
+        job.out,
+        record="prompts",
+        source="dedupe",
+        licence=info["licence"],
+        dropped={},
+        gold=info.get("gold"),
+    )
     job.log.info(f"{metrics['rows/train']:,.0f} prompts left to train on")
     return metrics
