@@ -1,7 +1,7 @@
-"""Pages that MkDocs makes while it builds: knobs, metrics, data cards and the accounts of the pipelines.
+"""Make pages while MkDocs builds the site: knobs, metrics, data cards, accounts of pipelines.
 
-MkDocs calls `on_files` once and `on_page_markdown` for each page (mkdocs.org/user-guide/configuration/#hooks). The
-generated pages come from the code, so they cannot fall behind it.
+MkDocs calls `on_files` once and `on_page_markdown` for each page (see "Hooks" in its user guide).
+The generated pages come from the code, so they cannot fall behind it.
 """
 
 from __future__ import annotations
@@ -184,8 +184,9 @@ def sources() -> str:
 def metrics_page() -> str:
     rows = [f"| {in_cell(entry.word)} | {in_cell(entry.text)} |" for entry in glossary()]
     head = (
-        "# Metrics\n\nThe report explains these names on hover. A metric may have a prefix: `greedy/win_rate` is the "
-        "win rate of greedy answers, `baseline/gold/score` the score of the baseline.\n"
+        "# Metrics\n\nThe report explains these names on hover. A metric may have a prefix:"
+        " `greedy/win_rate` is the win rate of greedy answers, `baseline/gold/score` the score of"
+        " the baseline.\n"
     )
     return "\n".join([head, "| name | meaning |", "|---|---|", *rows])
 
@@ -194,8 +195,11 @@ def cards_page() -> str:
     """Every card in data_cards/: its text, its licence, and where its files are."""
     parts = [
         "# Data cards",
-        "A card names a published data set, its licence and its files. `source=card:NAME` reads it. "
-        "`data_root=FOLDER` says where the files are; `local` lists their paths below that folder.",
+        (
+            "A card names a published data set, its licence and its files. `source=card:NAME` reads"
+            " it. `data_root=FOLDER` says where the files are; `local` lists their paths below that"
+            " folder."
+        ),
     ]
     for file in sorted(ROOT.glob("data_cards/*.md")):
         _, front, text = file.read_text().split("---\n", 2)
