@@ -1,7 +1,7 @@
 """Lay out the panels of a W&B project: save a view of it and print its address.
 
-Needs a key (`wandb login`, or WANDB_API_KEY) and `pip install -e '.[dashboard]'`. A test checks that a
-run of all stages logs every metric named here.
+Needs a key (`wandb login`, or WANDB_API_KEY) and `pip install -e '.[dashboard]'`. A test checks
+that a run of all stages logs every metric named here.
 """
 
 from __future__ import annotations

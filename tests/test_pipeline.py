@@ -18,7 +18,7 @@ from conftest import CONF, align, manifests, mostly_slow, run_toy
 from processes import left_of, ranks_of, start
 
 from align.cli.main import main
-from align.pipeline.run import run as pipeline
+from align.pipeline import run as pipeline
 from align.report.running import unfinished
 from align.store.artifacts import ArtifactStore
 

@@ -45,7 +45,7 @@ def run(site: Path, *words: str, check: bool = True) -> subprocess.CompletedProc
     return subprocess.run(
         [sys.executable, "-m", "align", *words],
         cwd=site.parent,
-        env={**os.environ, "PYTHONPATH": path, "WANDB_MODE": "offline"},
+        env={**os.environ, "PYTHONPATH": path, "WANDB_MODE": "offline", "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=check,

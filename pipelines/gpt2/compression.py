@@ -1,10 +1,10 @@
-"""Measure the bits per byte that `xz -9` needs for the held-out text of a pretraining run, by source.
+"""Measure the bits per byte that `xz -9` needs for the held-out text of a run, by source.
 
     python pipelines/gpt2/compression.py [--store artifacts] [--pipeline gpt2] SOURCE ...
 
-The held-out documents of each source are compressed as one file. They are compressed again behind the
-training documents of all sources, whose own compressed size is subtracted. So xz has then seen what the
-model has seen.
+The held-out documents of each source are compressed as one file. They are compressed again behind
+the training documents of all sources, whose own compressed size is subtracted. So xz has then seen
+what the model has seen.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from align.cli.main import main
+from align.models.compute import Compute
 from align.models.heads import load_scalar
 from align.models.load import context_length, load_model, load_tokenizer
 from align.text.chat import encode_conversations, encode_prompts, read_alike, stop_ids
@@ -271,7 +272,7 @@ def test_a_reward_model_is_read_where_it_was_trained(here: Path, name: str) -> N
     for own, given in ((None, responses), (None, ended_otherwise), (tokenizer, responses)):
         model = RewardModel("r", scalar, own, context, stop_ids(tokenizer))
         episodes = make_episodes(rows, prompts, given, tokenizer)
-        got = model(episodes, torch.device("cpu"), 4096, torch.no_grad)
+        got = model(episodes, Compute(torch.device("cpu"), 4096))
         torch.testing.assert_close(got, plain.detach(), rtol=0, atol=1e-5)
     assert all(ids[-1] == tokenizer.convert_tokens_to_ids(PUBLISHED[name].end) for ids in whole)
 
@@ -532,7 +533,7 @@ def test_a_published_reward_model_scores_in_ppo_as_in_plain_transformers(
     policy = AutoTokenizer.from_pretrained("policy")
     responses = [policy(ANSWERS[i])["input_ids"] for i in range(4)]
     episodes = make_episodes(rows, encode_prompts(policy, [row["prompt"] for row in rows]), responses, policy)
-    got = model(episodes, torch.device("cpu"), 4096, torch.no_grad)
+    got = model(episodes, Compute(torch.device("cpu"), 4096))
     expected = []
     for i in range(4):
         ids = tokenizer.apply_chat_template(dialogue(i), return_tensors="pt", return_dict=True)["input_ids"]

@@ -34,6 +34,7 @@ from align.rl.update import Learner, Plan
 from align.runtime.job import Inputs, Job
 from align.runtime.signals import Stop
 from align.runtime.tracking import NoTracker
+from align.sampling.local import LocalEngine
 from align.stages import ppo
 from align.store.checkpoints import load_checkpoint
 from align.training.row_order import RowOrder
@@ -447,7 +448,7 @@ def test_a_stop_ends_the_iteration_within_its_grace_and_loses_nothing(
     """An iteration that ends within 30 s of the signal is ended and saved; else the last checkpoint is what counts."""
     stop = Stop()
     calls = {"seen": 0}
-    piece, name = (Learner, "_backward") if where == "update" else (ppo.LocalEngine, "load")
+    piece, name = (Learner, "backward") if where == "update" else (LocalEngine, "load")
     original = getattr(piece, name)
 
     def counting(self: Any, *arguments: Any) -> Any:
@@ -649,7 +650,7 @@ def test_one_gradient_is_in_memory_at_a_time(inputs, tmp_path, monkeypatch, watc
 
 @pytest.mark.parametrize("answer", ["stop", "skip"])
 def test_a_score_that_is_not_finite_is_caught_before_any_step(inputs, tmp_path, monkeypatch, answer):
-    combine, calls = ppo.RewardTerms.combine, {"seen": 0}
+    combine, calls = RewardTerms.combine, {"seen": 0}
 
     def poisoned(self: Any, scores: torch.Tensor, *rest: Any) -> Any:
         calls["seen"] += 1
