@@ -20,7 +20,7 @@ NEEDS = (
     "data",
     "hours",
     "install",
-    "fragment",
+    "fragment", "own-test",
 )
 _BLOCK = re.compile(
     r"^(?:[ \t]*<!-- needs: (?P<needs>[\w-]+) -->\n)?"
