@@ -20,7 +20,8 @@ NEEDS = (
     "data",
     "hours",
     "install",
-    "fragment", "own-test",
+    "fragment",
+    "own-test",
 )
 _BLOCK = re.compile(
     r"^(?:[ \t]*<!-- needs: (?P<needs>[\w-]+) -->\n)?"

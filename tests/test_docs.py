@@ -69,8 +69,8 @@ def test_blocks_say_what_they_are(page: Path) -> None:
                 assert words[0] in PROGRAMS, f"{where}: {command}"
 
 
-def small(arguments: list[str]) -> list[str]:
-    """The arguments of `align`, with sizes at which it ends in seconds."""
+def small(arguments: list[str], page: Path) -> list[str]:
+    """The arguments of `align`, with sizes at which it ends in seconds; only the page about W&B tracks its runs."""
     verb = next((word for word in arguments if word != "plan"), "")
     if "pipeline=quickstart" in arguments:
         sizes = QUICKSTART
@@ -78,6 +78,7 @@ def small(arguments: list[str]) -> list[str]:
         sizes = ("tracker=none", *STAGES[verb])
     else:
         return arguments
+    sizes = [size for size in sizes if size != "tracker=none" or page.stem != "use-wandb"]
     swept = {knob(word) for word in arguments if re.search(r"=[^\[{]*,", word)}
     sizes = [size for size in sizes if knob(size) not in {*swept, "pipeline"}]
     replaced = {knob(size) for size in sizes}
@@ -114,7 +115,7 @@ def run_command(command: str, folder: Path, page: Path, block: Block) -> None:
     if words[0] in SKIPPED:
         return
     if words[0] == "align" and not re.search(r"[|<>$&;]", command):
-        done = align(*small(words[1:]), check=None)
+        done = align(*small(words[1:], page), check=None)
         assert done.returncode == 0, f"{name(page)}:{block.line}: {command}\n{done.stderr}"
     else:
         run(["bash", "-ec", command], folder, page, block)

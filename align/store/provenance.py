@@ -49,16 +49,22 @@ def code_version() -> dict[str, Any]:
             "dirty": bool(_git(here, "status", "--porcelain", "--", str(here))),
         }
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "version": metadata.version("align-rlhf"), "dirty": False}
+        return {"commit": None, "version": _installed_version(), "dirty": False}
 
 
 def version_line() -> str:
     """Return a line such as `align 0.1.0`, with the commit of the checkout and "and changes"."""
     code = code_version()
     commit = f", commit {code['commit'][:12]}" if code["commit"] else ""
-    return (
-        f"align {metadata.version('align-rlhf')}{commit}{' and changes' if code['dirty'] else ''}"
-    )
+    return f"align {_installed_version()}{commit}{' and changes' if code['dirty'] else ''}"
+
+
+def _installed_version() -> str:
+    """Return the version of the installed distribution; "(not installed)" for a bare checkout."""
+    try:
+        return metadata.version("align-rlhf")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def _git(folder: Path, *words: str) -> str:
