@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import yaml
 
-from align.errors import AlignError
-from align.store.artifacts import ArtifactStore
+from align.store.artifacts import ArtifactStore, store_folder
 
 PIPELINES = Path(__file__).parent.parent / "pipelines"
 
@@ -39,10 +38,8 @@ def compare(store: ArtifactStore, pipeline: str, bands: dict[str, dict[str, list
     """Return a line for each band of an account."""
     lines = []
     for step, expected in bands.items():
-        try:
-            metrics = store.find(f"{pipeline}/{step}").metrics
-        except AlignError:
-            metrics = {}
+        name = f"{pipeline}/{step}"
+        metrics = store.find(name).metrics if store.versions(name) else {}
         lines += [Line(step, metric, metrics.get(metric), *band) for metric, band in expected.items()]
     return lines
 
@@ -50,10 +47,10 @@ def compare(store: ArtifactStore, pipeline: str, bands: dict[str, dict[str, list
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", choices=sorted(folder.parent.name for folder in PIPELINES.glob("*/expected.yaml")))
-    parser.add_argument("--store", type=Path, default=Path("artifacts"))
+    parser.add_argument("--store", help="else $ALIGN_STORE, else artifacts")
     options = parser.parse_args()
     bands = yaml.safe_load((PIPELINES / options.pipeline / "expected.yaml").read_text())
-    lines = compare(ArtifactStore(options.store), options.pipeline, bands)
+    lines = compare(ArtifactStore(store_folder(options.store)), options.pipeline, bands)
     for line in lines:
         value = "missing" if line.value is None else f"{line.value:.4g}"
         verdict = "" if line.is_inside else "  <- outside" if line.value is not None else "  <- run this step first"

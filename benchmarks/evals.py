@@ -37,7 +37,7 @@ from transformers import AutoTokenizer
 from align.data import smallworld
 from align.evals.items import encode_pair, score_items
 from align.models.load import load_model
-from align.pipeline.worker import reuse_freed_memory
+from align.runtime.memory import reuse_freed_memory
 
 HERE = Path(__file__).parent
 VOCABULARY, CONTEXT = 4096, 128

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -33,8 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Files outside docs/ that are pages of the site, too: path in the repository -> path in the site.
 BORROWED = {
     **{
-        f"pipelines/{folder.name}/README.md": f"pipelines/{folder.name}.md"
-        for folder in ROOT.glob("pipelines/*/")
+        f"pipelines/{file.parent.name}/README.md": f"pipelines/{file.parent.name}.md"
+        for file in ROOT.glob("pipelines/*/README.md")
     },
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
@@ -64,7 +65,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         picture, label, target, anchor = match.groups()
         if re.match(r"[a-z]+:", target):
             return match.group(0)
-        path = site_path(posixpath.normpath(posixpath.join(posixpath.dirname(source), target)))
+        place = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+        path = site_path(place)
+        if not place.startswith("docs/") and not (ROOT / place).exists():
+            raise PluginError(f"{source}: a link to {target}, which does not exist")
         if path is None:  # a file of the repository that the site does not show
             return label
         here = posixpath.dirname(page.file.src_uri) or "."

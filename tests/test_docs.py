@@ -8,11 +8,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import align, made_once
 from documents import NEEDS, PAGES, ROOT, Block, blocks, commands
+
+from align.data.demonstrations import a_list
+from align.data.records import Dropped, check_text
 
 MODEL = ROOT / ".cache/real-model"
 LANGUAGES = {"sh", "python", "yaml", "json", "jsonl", "csv", "tsv", "txt", "text", "toml", "markdown"}
@@ -164,6 +169,20 @@ def test_a_page_runs_with_a_real_model(page: Path, folder: Path) -> None:
     (folder / ".cache").mkdir()
     (folder / ".cache/real-model").symlink_to(MODEL)
     assert execute(page, folder, {"real-model"}) > 0
+
+
+def test_the_reader_of_the_page_on_layouts_reads_its_rows() -> None:
+    reader = next(
+        block for block in blocks(ROOT / "docs/how-to/add-a-data-layout.md") if "def good_and_bad" in block.text
+    )
+    names: dict[str, Any] = {"Any": Any, "Iterator": Iterator, "Row": dict, "Dropped": Dropped}
+    names |= {"check_text": check_text, "a_list": a_list}
+    exec(reader.text, names)
+    (row,) = names["good_and_bad"]({"task": "Add 1 and 2.", "good_answers": ["3"], "bad_answers": ["4", "12"]})
+    assert row["responses"] == ["3", "4", "12"]
+    assert row["ranks"] == [1, 2, 2]
+    with pytest.raises(Dropped):
+        list(names["good_and_bad"]({"task": "Add 1 and 2.", "good_answers": [], "bad_answers": ["4"]}))
 
 
 EXAMPLES = {  # a file in examples/: the page that shows it, and its title there

@@ -91,19 +91,49 @@ def test_the_code_of_the_package_and_its_version_are_in_the_keys_of_its_stages_a
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("", "plugin broken 1.0: cannot be imported (ModuleNotFoundError: No module named 'broken')"),
-        ("raise SystemExit('no licence')", "plugin broken 1.0: cannot be imported (SystemExit: no licence)"),
+        ("", "plugin broken 1.0: cannot be used (ModuleNotFoundError: No module named 'broken')"),
+        ("raise SystemExit('no licence')", "plugin broken 1.0: cannot be used (SystemExit: no licence)"),
+        ("STAGES = [int]", "plugin broken 1.0: cannot be used (TypeError: STAGES: expected subclasses of align.con"),
         (
             "from align.configs import Ppo\nSTAGES = [Ppo]",
-            "plugin broken 1.0: stage ppo: there is one of that name",
+            "plugin broken 1.0: cannot be used (TypeError: STAGES: Ppo has no MODULE)",
+        ),
+        (
+            "from align.configs import Ppo\nclass Mine(Ppo):\n    MODULE = 'broken'\nSTAGES = [Mine]",
+            "plugin broken 1.0: stage ppo: the name is taken",
         ),
     ],
-    ids=["missing", "exits", "taken"],
+    ids=["missing", "exits", "no stage", "no module", "taken"],
 )
 def test_a_package_that_is_broken_is_named_in_a_line_and_stops_no_other(site: Path, module: str, line: str) -> None:
+    own = run(site, "plan", "pipeline=quickstart", "--json")
     declare(site, "broken", "1.0", {"broken": "broken"})
     if module:
         (site / "broken.py").write_text(module + "\n")
     done = run(site, "plan", "pipeline=clean")
     assert "2 to run, 0 cached" in done.stdout
-    assert done.stderr == f"warning: {line}\n"
+    assert done.stderr.startswith(f"warning: {line}")
+    assert done.stderr.count("\n") == 1
+    assert run(site, "plan", "pipeline=quickstart", "--json").stdout == own.stdout
+    assert run(site, "artifacts", "ls", check=False).stderr.startswith(f"warning: {line}")
+
+
+def test_an_error_in_the_code_of_a_package_names_its_file_and_the_package(site: Path) -> None:
+    file = site / "my_stages/dedupe.py"
+    file.write_text(file.read_text().replace("    metrics = {}", "    metrics = {}['x']"))
+    done = run(site, "run", "pipeline=clean", "tracker=none", check=False)
+    assert done.returncode == 2
+    assert "dedupe.py:8 (in run): KeyError: 'x'; raised by the stage dedupe of plugin my_stages 0.1" in done.stderr
+
+
+def test_a_module_alone_has_its_own_source_in_the_key_and_not_what_lies_beside_it(site: Path) -> None:
+    text = (site / "my_stages/__init__.py").read_text()
+    (site / "single.py").write_text(text.replace('"dedupe"', '"unique"'))
+    declare(site, "single", "1.0", {"single": "single"})
+    given = ("plan", "unique", "prompts=card:smallworld", "--json")
+    before = json.loads(run(site, *given).stdout)[-1]["key"]
+    (site / "beside.py").write_text("1\n")
+    assert json.loads(run(site, *given).stdout)[-1]["key"] == before
+    with (site / "single.py").open("a") as file:
+        file.write("# changed\n")
+    assert json.loads(run(site, *given).stdout)[-1]["key"] != before

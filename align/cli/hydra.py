@@ -55,6 +55,7 @@ from align.cli.config_file import (
 from align.cli.overrides import check_grammar, in_quotes, quoted
 from align.cli.yaml_file import YamlFile, explain_yaml, nested, read_yaml
 from align.configs import STAGES, HardwareConfig, ModelConfig, RunConfig, TrackerConfig
+from align.configs.differences import flat
 from align.configs.other_names import (
     CUTOFF,
     OURS,
@@ -68,7 +69,6 @@ from align.configs.plugins import plugins
 from align.configs.typed import said_of_interpolation
 from align.errors import PACKAGE, AlignError, ConfigError
 from align.pipeline.launch import STOPPED, Launcher, MemberTask, Prepared
-from align.pipeline.plan import flat
 from align.runtime.console import Parser
 from align.store.artifacts import STORE_VARIABLE, store_folder
 from align.store.references import hint as reference_hint

@@ -65,6 +65,11 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(version_line())
         return 0
+    from align.configs import TAKEN
+    from align.configs.plugins import complaints
+
+    for line in complaints(TAKEN):
+        print(f"warning: {line}", file=sys.stderr)
     # These verbs use argparse: `store=FOLDER` becomes an option, `debug=true` is removed.
     if verb not in _COMPOSED and verb in _VERBS:
         rest = [
@@ -97,11 +102,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _compose(verb: str, arguments: list[str]) -> int:
     """Run a verb whose config Hydra composes: `run`, `plan`, `model` or a stage."""
-    from align.configs import OWN_STAGES, STAGES
-    from align.configs.plugins import complaints
+    from align.configs import STAGES
 
-    for line in complaints(OWN_STAGES):
-        print(f"warning: {line}", file=sys.stderr)
     planning = verb == "plan"
     # as in: align plan sft ..., align plan run ...
     if planning and arguments and arguments[0] in ("run", *STAGES):

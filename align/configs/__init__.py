@@ -29,7 +29,7 @@ from align.configs.knobs import (
     require,
 )
 from align.configs.models import LoraConfig, ModelConfig
-from align.configs.plugins import stages_of_plugins
+from align.configs.plugins import complaints, stages_of_plugins
 from align.configs.ppo import Ppo
 from align.configs.pretrain import Pretrain, Tokens
 from align.configs.run import HardwareConfig, RunConfig, TrackerConfig
@@ -52,9 +52,10 @@ _ALL = (
     Evaluate,
     ImportModel,
 )
-OWN_STAGES = frozenset(cls.STAGE for cls in _ALL)
+COMMANDS = ("run", "plan", "model", "report", "chat", "sample", "sweep", "artifacts", "help")
 STAGES: dict[str, type[StageConfig]] = {cls.STAGE: cls for cls in _ALL}
-STAGES |= stages_of_plugins(OWN_STAGES)  # last: modules of plugins import this module
+TAKEN = frozenset({*STAGES, *COMMANDS})  # names that no stage of a plugin can have
+STAGES |= stages_of_plugins(TAKEN)  # last: modules of plugins import this module
 
 
 def stage_class(name: str) -> type[StageConfig]:
@@ -66,5 +67,6 @@ def stage_class(name: str) -> type[StageConfig]:
     if name not in STAGES:
         near = difflib.get_close_matches(name, STAGES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"unknown stage {name!r}{hint}; stages: {', '.join(STAGES)}")
+        broken = "".join(f"; {line}" for line in complaints(TAKEN))
+        raise ConfigError(f"unknown stage {name!r}{hint}; stages: {', '.join(STAGES)}{broken}")
     return STAGES[name]

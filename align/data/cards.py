@@ -176,7 +176,7 @@ class Source:
 
 def cards_folders() -> list[Path]:
     """Return the folders of cards: the user's own, those shipped with align, those of plugins."""
-    shipped = [PACKAGE.parent / "data_cards", PACKAGE / "data_cards"]
+    shipped = [PACKAGE / "data_cards", PACKAGE.parent / "data_cards"]
     of_plugins = [folder for plugin in plugins() for folder in plugin.folders("data_cards")]
     return [folder for folder in (Path("data_cards"), *shipped, *of_plugins) if folder.is_dir()]
 

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from align.configs import RunConfig, StageConfig, stage_class
+from align.configs.plugins import plugin_of
 from align.configs.typed import typed
-from align.errors import AlignError, HealthStop, StoreError, naming_the_world
+from align.errors import AlignError, ConfigError, HealthStop, StoreError, naming_the_world
 from align.models.compute import emulates_bf16
 from align.runtime.cpu import cores
 from align.runtime.job import Inputs, Job
@@ -37,6 +38,7 @@ from align.runtime.memory import reuse_freed_memory
 from align.runtime.seeds import derive_seed
 from align.runtime.signals import Stop, end_with_parent
 from align.runtime.tracking import NoTracker, Tracked, Tracker, make_tracker
+from align.runtime.user_functions import describe_error
 from align.store.artifacts import Artifact, ArtifactStore, write_json
 
 # In the step's work folder: the output of all ranks except rank 0's progress.
@@ -95,9 +97,16 @@ def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
         )
     torch.manual_seed(derive_seed(getattr(config, "seed", 0), config.STAGE))
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for align's own output only
-        return importlib.import_module(config.MODULE or f"align.stages.{config.STAGE}").run(
-            config, inputs, job
-        )
+        try:
+            module = importlib.import_module(config.MODULE or f"align.stages.{config.STAGE}")
+            return module.run(config, inputs, job)
+        except AlignError:
+            raise
+        except Exception as error:
+            if (plugin := plugin_of(type(config))) is None:
+                raise
+            said = f"{describe_error(error)}; raised by the stage {config.STAGE} of {plugin.label}"
+            raise ConfigError(said) from error
 
 
 def wait_for_ranks(work: Path, label: str) -> None:

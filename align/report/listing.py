@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from align.configs import STAGES
 from align.errors import StoreError
 from align.store.artifacts import MANIFEST, ArtifactStore, read_bytes, replacing, size_of_file
 
@@ -224,10 +225,11 @@ def _is_known(known: Any) -> bool:
 
 
 def _code() -> bytes:
-    """Return a digest of the code that makes a row, because other code may show other figures."""
+    """Return a digest of what makes a row, because other code may show other figures."""
     here, digest = Path(__file__).resolve().parent, hashlib.sha256()
     for file in ("listing.py", "summary.py", "tables.py"):
         digest.update(read_bytes(here / file))
+    digest.update(repr({stage: cls.HEADLINE for stage, cls in STAGES.items()}).encode())
     return digest.digest()
 
 

@@ -16,7 +16,7 @@ _GROWTH = 1.25  # a table is sent again when its file has grown by this factor
 
 
 class RunLog:
-    """The log of one step. Only rank 0 writes; in other processes every method does nothing.
+    """The log of one step. Only rank 0 writes; in other processes the writing methods do nothing.
 
     Attributes:
         last_step: the last step of the stage's own axis. Its tables are always sent.

@@ -217,7 +217,9 @@ def describe_error(error: BaseException) -> str:
     ):
         return f"{_shown(Path(error.filename))}:{error.lineno}: {what}"
     frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)]
+    outside = [
+        frame for frame in frames if not Path(frame.filename).resolve().is_relative_to(PACKAGE)
+    ]
     own = [frame for frame in outside if is_own(Path(frame.filename))]
     for frame in reversed(own or outside):
         inside = "" if frame.name == "<module>" else f" (in {frame.name})"

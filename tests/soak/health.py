@@ -26,6 +26,8 @@ from kills import ended, start
 
 from align.models.load import load_model
 from align.models.packed import response_logprobs
+from align.rl import judging
+from align.sampling import sampler
 from align.stages import ppo
 from align.store.artifacts import read_json_lines
 from align.verifiers.reward_models import RewardModel
@@ -86,7 +88,8 @@ def scores_as(change: Callable[[torch.Tensor], torch.Tensor]) -> Patch:
 
 
 def no_end(patch: pytest.MonkeyPatch, store: Path) -> None:
-    patch.setattr(ppo, "stop_ids", lambda tokenizer: [tokenizer.vocab_size + 1])
+    for module in (sampler, judging):
+        patch.setattr(module, "stop_ids", lambda tokenizer: [tokenizer.vocab_size + 1])
 
 
 LENGTH = "reward_functions={soak_rewards:number_of_characters:1.0}"

@@ -12,6 +12,7 @@ from watching import opened_files
 
 import align
 from align.cli.main import main
+from align.configs import STAGES
 from align.report.listing import remember
 from align.store.artifacts import ArtifactStore
 from align.store.seals import seal_of
@@ -185,6 +186,7 @@ def test_a_line_of_another_form_counts_for_nothing(store, capsys, odd):
     code = hashlib.sha256()
     for file in ("listing.py", "summary.py", "tables.py"):
         code.update((Path(align.__file__).parent / "report" / file).read_bytes())
+    code.update(repr({stage: cls.HEADLINE for stage, cls in STAGES.items()}).encode())
     digest = hashlib.sha256(code.digest() + odd.encode()).hexdigest()
     with (store.root / "cache/listing.jsonl").open("a") as file:
         file.write(f"{digest} {odd}\n")
