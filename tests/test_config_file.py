@@ -165,6 +165,10 @@ def test_a_run_from_a_file_is_the_run(here: Path, capsys: pytest.CaptureFixture[
 # The text of a stage's file, and the error line behind its name.
 WRONG = {
     "a key without a colon": ("batch_size 8\nseed: 1\n", ":2: the line before it is no name: value"),
+    "a line too deep": (
+        "batch_size: 8\n  seed: 1\n",
+        ":2: indented further than the line above it, which has its value already",
+    ),
     "an open bracket": ("seed: 1\nlora: {rank: 8\nbatch_size: 3\n", ":3: not YAML: "),
     "a tab": ("lora:\n\trank: 8\n", ":2: a tab; indent with spaces"),
     "two colons": ("name: a: b\n", ':1: a second ": " in one line'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,6 +116,23 @@ def _choices(item: yaml.Node) -> Iterator[tuple[str, int]]:
                 yield f"{chosen}={option.value}", group.start_mark.line + 1
 
 
+def _is_deeper(above: str, line: str) -> bool:
+    """Return whether a line is indented further than a line above it of the form `name: value`."""
+    indents = [len(each) - len(each.lstrip(" ")) for each in (above, line)]
+    return indents[1] > indents[0] and re.match(r"\s*[\w.]+:\s+\S", above) is not None
+
+
+def _no_mapping(mark: yaml.Mark) -> str:
+    """Return what is wrong with a line whose second `: ` YAML refuses."""
+    lines = str(mark.buffer or "").splitlines()
+    before = lines[mark.line][: mark.column] if lines else ""
+    if mark.line > 0 and lines and _is_deeper(lines[mark.line - 1], before):
+        return "indented further than the line above it, which has its value already"
+    if ": " not in before:
+        return "the line before it is no name: value; write its colon and a space behind"
+    return 'a second ": " in one line; write a text that holds ": " in quotes, or begin a new line'
+
+
 def explain_yaml(error: Exception, name: str = "") -> str:
     """Return one line that says where a file is not valid YAML, and what to write instead.
 
@@ -147,17 +165,7 @@ def explain_yaml(error: Exception, name: str = "") -> str:
             + "; keep one"
         )
     if "mapping values are not allowed" in problem:
-        before = (
-            str(mark.buffer or "").splitlines()[mark.line][: mark.column] if mark.buffer else ""
-        )
-        if ": " not in before:
-            return (
-                f"{where}: the line before it is no name: value; write its colon and a space behind"
-            )
-        return (
-            f'{where}: a second ": " in one line; write a text that holds ": " in quotes, or begin'
-            " a new line"
-        )
+        return f"{where}: {_no_mapping(mark)}"
     if "could not find expected ':'" in problem:
         return f"{where}: the line before it is no name: value; write its colon and a space behind"
     if "expected a single document" in context:
