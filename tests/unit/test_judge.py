@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -166,11 +168,17 @@ def test_an_endpoint_that_fails_is_one_line(serve, tmp_path, monkeypatch, answer
 
 
 def test_a_request_that_is_refused_among_others_is_unread_and_nothing_is_lost(serve, tmp_path):
-    def taste(asked: str) -> tuple[int, object]:
-        return (400, {"error": "content_filter"}) if "yes it is" in asked and len(server.asked) > 1 else longer(asked)
+    others = threading.Event()
 
-    server = serve(taste)
-    found = compare(server, tmp_path)
+    def taste(asked: str) -> tuple[int, object]:
+        if "yes it is" not in asked:
+            others.set()
+            return longer(asked)
+        assert others.wait(60)  # the first answer of all may be none that refuses
+        time.sleep(0.3)  # until that one is there
+        return 400, {"error": "content_filter"}
+
+    found = compare(serve(taste), tmp_path)
     assert found.unread == 2
     assert found.scores == [1.0, 0.5, 0.5, 1.0]
     assert len(found.consistent) == 3
