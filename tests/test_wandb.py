@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONF, manifests, mostly_slow
+from conftest import CONF, manifests
 from wandb_file import offline_runs
 from wandb_service import Service, serving
 
@@ -251,7 +251,7 @@ def test_killed_it_goes_on_in_the_same_run_without_a_gap(finished: Path, tmp_pat
 
 @pytest.mark.parametrize(
     ("answers", "steps"),
-    mostly_slow([("closed", ("text", "tokenizer")), ("nothing", ("reward", "ppo"))], []),
+    [("closed", ("text", "tokenizer")), pytest.param("nothing", ("reward", "ppo"), marks=pytest.mark.slow)],
 )
 def test_a_service_that_is_down_costs_seconds_and_changes_nothing(
     finished: Path, tmp_path: Path, answers: str, steps: tuple[str, str]

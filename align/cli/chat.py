@@ -217,7 +217,7 @@ def _spoken(lines: Iterable[str]) -> Iterator[str]:
         ) from None
 
 
-def _talk(conversations: Sequence[Conversation], options: Namespace) -> int:
+def _talk(conversations: Sequence[Conversation], options: Namespace) -> int:  # noqa: C901
     """Read turns from a terminal until the user ends the chat."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  lets input() edit lines and keep a history

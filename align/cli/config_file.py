@@ -120,7 +120,7 @@ def _plain(name: str, value: Any) -> Any:
     raise ConfigError(f"{name}: expected text, numbers, lists or dictionaries, got {value!r}")
 
 
-def _given(
+def _given(  # noqa: C901
     values: Mapping[str, Any], stage: str | None, name: str, overridden: Iterable[str]
 ) -> Given:
     values = nested(values, _OPEN)

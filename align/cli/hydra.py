@@ -918,7 +918,7 @@ def _tidy(folder: Path, keep: bool) -> None:
 # -- Hydra's errors, in one line -------------------------------------------------------------------
 
 
-def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
+def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:  # noqa: C901
     if isinstance(error, InterpolationResolutionError):
         return f"{error.full_key}: {said_of_interpolation(error)}"
     text = f"{error}\n{error.__cause__ or ''}"

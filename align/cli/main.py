@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _told(error, debug)
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str]) -> int:  # noqa: C901
     if "-sc" in arguments or "--shell-completion" in arguments:
         return _complete(arguments)
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])

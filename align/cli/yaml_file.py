@@ -133,7 +133,7 @@ def _no_mapping(mark: yaml.Mark) -> str:
     return 'a second ": " in one line; write a text that holds ": " in quotes, or begin a new line'
 
 
-def explain_yaml(error: Exception, name: str = "") -> str:
+def explain_yaml(error: Exception, name: str = "") -> str:  # noqa: C901
     """Return one line that says where a file is not valid YAML, and what to write instead.
 
     Args:

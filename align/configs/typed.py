@@ -112,7 +112,7 @@ def _kinds(cls: type) -> dict[str, Any]:
     return {knob.name: kinds[knob.name] for knob in fields(cls)}
 
 
-def _fitting(kind: Any, value: Any, name: str, default: Any = MISSING) -> Any:
+def _fitting(kind: Any, value: Any, name: str, default: Any = MISSING) -> Any:  # noqa: C901
     """Return a value as its type requires, or raise `ConfigError`.
 
     Args:

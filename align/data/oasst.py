@@ -182,7 +182,7 @@ def flat_comparisons(pieces: list[Row]) -> Joined:
     yield from _joined(pieces, ranked_answers)
 
 
-def _joined(pieces: list[Row], read: Callable[[Node], Joined]) -> Joined:
+def _joined(pieces: list[Row], read: Callable[[Node], Joined]) -> Joined:  # noqa: C901
     """Build the tree of the pieces and read it; yield a `Dropped` for each message outside it."""
     found: dict[str, Row] = {}
     for piece in sorted(pieces, key=lambda piece: (piece["id"], repr(piece))):

@@ -62,7 +62,7 @@ def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
         yield slot, list(found)
 
 
-def add_implied_steps(
+def add_implied_steps(  # noqa: C901
     configs: dict[str, StageConfig], store: ArtifactStore, data_root: str | None = None
 ) -> dict[str, Implied]:
     """Add a step for each input outside the store, and for documents that need tokenization.

@@ -387,7 +387,7 @@ def _needed(target: str, order: list[str], configs: Mapping[str, StageConfig]) -
     return [name for name in order if name in needed]
 
 
-def _resolve_step(
+def _resolve_step(  # noqa: C901
     settings: RunConfig,
     name: str,
     config: StageConfig,

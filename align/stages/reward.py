@@ -63,7 +63,7 @@ class Ranking(NamedTuple):
         return sum(map(len, self.sequences))
 
 
-def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
+def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:  # noqa: C901
     folder = inputs.one("model").path
     model, tokenizer = scalar_from_lm(folder, job.device), load_tokenizer(folder)
     if cfg.lora.rank is None:

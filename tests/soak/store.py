@@ -322,7 +322,7 @@ def _read(root: Path) -> None:
                 store.verify(store.find(f"{name}:v{number}"))
 
 
-def run_publishers(number: int, world: World, publishers: int = 8, each: int = 125, kills: int = 200) -> dict[str, Any]:
+def run_publishers(number: int, world: World, publishers: int = 8, each: int = 125, kills: int = 200) -> dict[str, Any]:  # noqa: C901
     rng, wrong = random.Random(number), []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "store"

@@ -153,7 +153,7 @@ class Elements(html.parser.HTMLParser):
         self.found.append(Element(tag, {name: value or "" for name, value in attrs}))
 
 
-def faults(page: str) -> list[str]:
+def faults(page: str) -> list[str]:  # noqa: C901
     """What a reader without a mouse, without colours or without eyes would miss."""
     elements = Elements(page).found
     ids = [e.attributes["id"] for e in elements if "id" in e.attributes]
