@@ -207,3 +207,11 @@ def test_examples_are_what_the_pages_show() -> None:
     for file, (page, title) in EXAMPLES.items():
         (text,) = [block.text for block in blocks(ROOT / page) if block.title == title]
         assert (ROOT / "examples" / file).read_text() == text, file
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), ROOT / "examples/README.md"], ids=name)
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    """The site's build checks the pages in docs/; these are read in the repository."""
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), target
