@@ -157,7 +157,7 @@ def run(
     """
     words = _pipeline_words(pipeline, overrides)
     with _contained(progress) as log:
-        settings, steps, artifacts = _planned("run", words, store, config, config_dir)
+        settings, steps, artifacts = _planned(words, store, config, config_dir)
         return _run(settings, steps, artifacts, log)
 
 
@@ -187,7 +187,7 @@ def stage(
     """
     stage_class(stage)
     with _contained(progress) as log:
-        settings, steps, artifacts = _planned("stage", (), store, config, config_dir, stage, knobs)
+        settings, steps, artifacts = _planned((), store, config, config_dir, stage, knobs)
         return [*_run(settings, steps, artifacts, log).values()][-1].artifact
 
 
@@ -205,7 +205,7 @@ def plan_run(
     """
     words = _pipeline_words(pipeline, overrides)
     with _contained(False):
-        return _described(_planned("run", words, store, config, config_dir)[1])
+        return _described(_planned(words, store, config, config_dir)[1])
 
 
 def plan_stage(
@@ -223,7 +223,7 @@ def plan_stage(
     """
     stage_class(stage)
     with _contained(False):
-        return _described(_planned("stage", (), store, config, config_dir, stage, knobs)[1])
+        return _described(_planned((), store, config, config_dir, stage, knobs)[1])
 
 
 def artifact(ref: str, *, store: _StoreFolder = None) -> Artifact:
@@ -320,7 +320,6 @@ def _pipeline_words(pipeline: str | None, overrides: Sequence[str]) -> list[str]
 
 
 def _planned(
-    config_name: str,
     overrides: Sequence[str],
     store: _StoreFolder,
     config: str | os.PathLike[str] | None,
@@ -343,7 +342,7 @@ def _planned(
             raise ConfigError("store: store=FOLDER is among the overrides too; keep one")
         values["store"] = store_folder(store)
     files = [None if path is None else os.fspath(path) for path in (config, config_dir)]
-    with composed(config_name, overrides, stage, values, *files) as (cfg, places), places.naming():
+    with composed(overrides, stage, values, *files) as (cfg, places), places.naming():
         settings, nodes = split_config(cfg)
         artifacts = ArtifactStore(settings.store)
         return settings, plan(settings, nodes, artifacts), artifacts

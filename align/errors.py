@@ -6,10 +6,11 @@ A message is one line: where, what, and what is allowed.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent  # the folder of align's code
@@ -43,6 +44,21 @@ _LOWER = (
     "lower hardware.micro_batch_tokens, hardware.generation_batch_size or the step's batch size, or"
     " give hardware.activation_checkpointing=true"
 )
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return the end of an error line that suggests the most similar name; "" if none is similar.
+
+    Args:
+        cutoff: least similarity of a suggestion, from 0 to 1 (difflib's ratio).
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return suggestion(near[0]) if near else ""
+
+
+def suggestion(meant: str) -> str:
+    """Return the end of an error line that suggests a name."""
+    return f" (did you mean {meant}?)"
 
 
 class AlignError(Exception):

@@ -18,7 +18,7 @@ from _workload import EOS, MEAN_HALF, PAD, gpt2_config, language_model, prompts_
 from transformers import GenerationConfig
 
 from align.sampling.engine import Sampling
-from align.sampling.local import generate
+from align.sampling.local import Ends, generate
 
 BATCH, PROMPT, LENGTH, VOCABULARY = 64, 32, 48, 4096
 
@@ -52,7 +52,7 @@ def _sides(
 
     def ours() -> None:
         sampling = Sampling(max_new_tokens=LENGTH, batch_size=BATCH)
-        found = generate(model, prompts, range(count), sampling, eos_token_id=EOS, pad_token_id=PAD)
+        found = generate(model, prompts, range(count), sampling, Ends(EOS, PAD))
         written[0] = sum(len(response.ids) for _, response in found)
 
     def theirs() -> None:

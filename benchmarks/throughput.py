@@ -19,7 +19,7 @@ from align.evals.text_loss import summed_loss
 from align.losses.lm import token_losses
 from align.models.build import build_model
 from align.sampling.engine import Sampling
-from align.sampling.local import generate
+from align.sampling.local import Ends, generate
 from align.text.packing import pack
 from align.text.tokenizers import train_tokenizer
 
@@ -104,7 +104,7 @@ def _sampling(model: PreTrainedModel, peer: PreTrainedModel) -> dict[str, float]
 
     def ours() -> None:
         sampling = Sampling(max_new_tokens=length)
-        list(generate(model, prompts, range(len(prompts)), sampling, eos_token_id=-1, pad_token_id=1))
+        list(generate(model, prompts, range(len(prompts)), sampling, Ends(-1, 1)))
 
     def theirs() -> None:
         peer.generate(torch.tensor(prompts), attention_mask=torch.ones(len(prompts), 16), generation_config=settings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, is_dataclass
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from align.configs import (
     StageConfig,
     TrackerConfig,
 )
+from align.configs.knobs import knobs_in_order
 from align.report.meanings import glossary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,7 +155,7 @@ def run_page() -> str:
 def knobs_table(config: Any, prefix: str = "") -> str:
     """A row for each knob: name, default, meaning with unit and source."""
     rows = ["| knob | default | meaning, unit, [source] |", "|---|---|---|"]
-    for each in fields(config):
+    for each in knobs_in_order(config):
         if "comment" in each.metadata:
             meaning = each.metadata["comment"].replace("None:", "null:")
             rows.append(f"| `{prefix}{each.name}` | {default(each, config)} | {in_cell(meaning)} |")

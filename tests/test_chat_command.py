@@ -24,7 +24,7 @@ from align.models.vocabulary import draw_rows
 from align.runtime.console import harmless
 from align.sampling.conversation import Conversation, learned_dialogues, set_system
 from align.sampling.engine import Sampling
-from align.sampling.local import generate, stream
+from align.sampling.local import Ends, generate, stream
 from align.store.artifacts import Artifact, ArtifactStore
 from align.text.chat import ROLE_TOKENS, decode_response, encode_prompts, keep_stop_strings, settled_text
 
@@ -217,9 +217,11 @@ def test_sample_asks_a_tuned_model_and_continues_for_a_base_model(capsys, store,
 # -- turns ---------------------------------------------------------------------------------------------------------
 
 
-def conversation(artifact: Artifact, most: int = MOST, **given) -> Conversation:
+def conversation(artifact: Artifact, most: int = MOST, system: str = "", **given) -> Conversation:
     sampling = Sampling(max_new_tokens=most, temperature=0.0)
-    return Conversation("it", load_model(artifact.path), load_tokenizer(artifact.path), sampling, **given)
+    talk = Conversation("it", load_model(artifact.path), load_tokenizer(artifact.path), sampling, **given)
+    talk.set_system(system)
+    return talk
 
 
 def answered(talk: Conversation, question: str) -> str:
@@ -315,8 +317,8 @@ def test_an_answer_that_is_stopped_is_kept_as_far_as_it_was_written(tuned):
 def test_streamed_tokens_are_those_of_generate(tuned, temperature):
     model, settings = load_model(tuned.path), Sampling(max_new_tokens=20, temperature=temperature)
     for seed, prompt in enumerate(([7], [8, 9, 10])):
-        ((_, response),) = generate(model, [prompt], [seed], settings, eos_token_id=0, pad_token_id=1)
-        assert list(stream(model, prompt, seed, settings, eos_token_id=0, pad_token_id=1)) == response.ids
+        ((_, response),) = generate(model, [prompt], [seed], settings, Ends(0, 1))
+        assert list(stream(model, prompt, seed, settings, Ends(0, 1))) == response.ids
 
 
 @pytest.mark.parametrize("strings", [(), ("\n\nQ:",), ("## ", "\n\nQ:")])

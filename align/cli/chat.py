@@ -177,15 +177,11 @@ def _open(ref: str, artifact: Artifact, options: Namespace) -> Conversation:
     except ConfigError as error:
         raise ConfigError(str(error).replace("max_new_tokens", "--tokens")) from None
     sampling = Sampling(max_new_tokens=most, temperature=options.temperature, top_p=options.top_p)
-    return Conversation(
-        ref,
-        model,
-        load_tokenizer(folder),
-        sampling,
-        seed=options.seed,
-        system=options.system,
-        raw=options.raw,
-    )
+    tokenizer = load_tokenizer(folder)
+    talk = Conversation(ref, model, tokenizer, sampling, seed=options.seed, raw=options.raw)
+    if options.system:
+        talk.set_system(options.system)
+    return talk
 
 
 # -- turns -----------------------------------------------------------------------------------------
@@ -217,31 +213,14 @@ def _spoken(lines: Iterable[str]) -> Iterator[str]:
         ) from None
 
 
-def _talk(conversations: Sequence[Conversation], options: Namespace) -> int:  # noqa: C901
+def _talk(conversations: Sequence[Conversation], options: Namespace) -> int:
     """Read turns from a terminal until the user ends the chat."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  lets input() edit lines and keep a history
     names = " and ".join(conversation.name for conversation in conversations)
     print(f"{'continuing text with' if options.raw else 'chat with'} {names}")
     print(_COMMANDS)
-    while True:
-        try:
-            line = input("\n> ").strip()
-        except EOFError:
-            print()
-            return 0
-        except UnicodeDecodeError:
-            print("error: that line is not UTF-8", file=sys.stderr)
-            continue
-        except KeyboardInterrupt:
-            print()
-            if _typed():
-                continue
-            return 0
-        if line == "/exit":
-            return 0
-        if not line:
-            continue
+    for line in _typed_lines():
         try:
             if line.startswith("/"):
                 print(_command(conversations, line))
@@ -251,6 +230,32 @@ def _talk(conversations: Sequence[Conversation], options: Namespace) -> int:  # 
             print(f"error: {error}", file=sys.stderr)
         except KeyboardInterrupt:  # between two answers
             print()
+    return 0
+
+
+def _typed_lines() -> Iterator[str]:
+    """Yield the lines that the user types, without empty ones, until the user ends the chat.
+
+    Ctrl-C discards a line. On an empty line it ends the chat, as Ctrl-D and /exit do.
+    """
+    while True:
+        try:
+            line = input("\n> ").strip()
+        except EOFError:
+            print()
+            return
+        except UnicodeDecodeError:
+            print("error: that line is not UTF-8", file=sys.stderr)
+            continue
+        except KeyboardInterrupt:
+            print()
+            if not _typed():
+                return
+            continue
+        if line == "/exit":
+            return
+        if line:
+            yield line
 
 
 def _typed() -> str:

@@ -120,29 +120,18 @@ def _plain(name: str, value: Any) -> Any:
     raise ConfigError(f"{name}: expected text, numbers, lists or dictionaries, got {value!r}")
 
 
-def _given(  # noqa: C901
+def _given(
     values: Mapping[str, Any], stage: str | None, name: str, overridden: Iterable[str]
 ) -> Given:
     values = nested(values, _OPEN)
-    if stage is None and "stage" in values:
+    if "mode" in (values.get("hydra") or {}):
+        raise ConfigError(MODE)
+    if stage is not None:
+        values = _of_stage(values, stage)
+    elif "stage" in values:
         raise ConfigError(
             f"stage: a file for one stage; run it with align {values['stage']} --config"
         )
-    if stage is not None and values.pop("stage", stage) != stage:
-        raise ConfigError(f"stage: expected {stage}, the stage of the command; or leave it out")
-    if "mode" in (values.get("hydra") or {}):
-        raise ConfigError(MODE)
-    if stage is not None and "steps" in values:
-        raise ConfigError(
-            f"steps: only of a pipeline; write the knobs of {stage} without it, as learning_rate:"
-            " 1e-5"
-        )
-    if stage is not None:
-        inputs = values.get("inputs", {})
-        for slot in sorted(input_slots(stage) & values.keys()):
-            if not isinstance(inputs, dict) or slot in inputs:
-                raise ConfigError(f"{slot}: given twice, as inputs.{slot} too; keep one")
-            inputs = values["inputs"] = {**inputs, slot: values.pop(slot)}
     for key in _lists(values, ""):
         if is_holder(key):
             raise ConfigError(expected_names(key))
@@ -154,6 +143,24 @@ def _given(  # noqa: C901
             if group not in overridden:
                 words.append(f"{group}={'null' if chosen is None else chosen}")
     return Given(f"{GIVEN}{name}", "values", [*words, f"+{GIVEN}{name}@_global_=values"], values)
+
+
+def _of_stage(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Return the values of a file for one stage, with inputs such as `model` below `inputs`."""
+    found = dict(values)
+    if found.pop("stage", stage) != stage:
+        raise ConfigError(f"stage: expected {stage}, the stage of the command; or leave it out")
+    if "steps" in found:
+        raise ConfigError(
+            f"steps: only of a pipeline; write the knobs of {stage} without it, as learning_rate:"
+            " 1e-5"
+        )
+    inputs = found.get("inputs", {})
+    for slot in sorted(input_slots(stage) & found.keys()):
+        if not isinstance(inputs, dict) or slot in inputs:
+            raise ConfigError(f"{slot}: given twice, as inputs.{slot} too; keep one")
+        inputs = found["inputs"] = {**inputs, slot: found.pop(slot)}
+    return found
 
 
 class Written(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import shutil
 import textwrap
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, is_dataclass
 from inspect import cleandoc
 from typing import Any
 
@@ -19,6 +19,7 @@ from align.configs import (
     RunConfig,
     TrackerConfig,
 )
+from align.configs.knobs import knobs_in_order
 from align.configs.plugins import plugins
 from align.errors import PACKAGE
 
@@ -199,7 +200,7 @@ def _knobs(config: Any, prefix: str = "") -> list[str]:
     return [
         f"  {prefix + knob.name:<35} {_default(knob, config):<14}"
         f" {knob.metadata['comment'].replace('None:', 'null:')}"
-        for knob in fields(config)
+        for knob in knobs_in_order(config)
         if "comment" in knob.metadata
     ]
 

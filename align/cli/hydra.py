@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import difflib
 import functools
 import os
 import re
@@ -20,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from hydra._internal.callbacks import Callbacks
@@ -59,7 +58,6 @@ from align.configs.differences import flat
 from align.configs.other_names import (
     CUTOFF,
     OURS,
-    did_you_mean,
     knobs_of,
     meant_knob,
     no_such_knob,
@@ -67,7 +65,7 @@ from align.configs.other_names import (
 )
 from align.configs.plugins import plugins
 from align.configs.typed import said_of_interpolation
-from align.errors import PACKAGE, AlignError, ConfigError
+from align.errors import PACKAGE, AlignError, ConfigError, did_you_mean, suggestion
 from align.pipeline.launch import STOPPED, Launcher, MemberTask, Prepared
 from align.runtime.console import Parser
 from align.store.artifacts import STORE_VARIABLE, store_folder
@@ -189,14 +187,29 @@ _ABSENT = object()
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
+class Sweeps(NamedTuple):
+    """What a command does around the members of a sweep.
+
+    Attributes:
+        check: called with the config of every member before the first one runs.
+        compare: called with the folder of a sweep after its end, if the sweep leaves records.
+        records: True if a sweep leaves its records in the store.
+    """
+
+    check: Check | None = None
+    compare: Callable[[Path], None] | None = None
+    records: bool = True
+
+
+WITHOUT_RECORDS = Sweeps(records=False)
+
+
 def run(
     config_name: str,
     arguments: list[str],
     task: Task,
-    check: Check | None = None,
-    records: bool = True,
     stage: str | None = None,
-    compare: Callable[[Path], None] | None = None,
+    sweeps: Sweeps = WITHOUT_RECORDS,
 ) -> int:
     """Compose `config_name` with `arguments` and call `task`.
 
@@ -206,10 +219,8 @@ def run(
         config_name: run, stage or model_sizes.
         arguments: the command line after the verb.
         task: called with each composed config.
-        check: called with the config of every member of a sweep before the first one runs.
-        records: True if a sweep leaves its records in the store.
         stage: the stage that runs on its own, if `config_name` is stage.
-        compare: called with the folder of a sweep after its end, if the sweep leaves records.
+        sweeps: what to do around the members of a sweep.
 
     Returns:
         The exit code; for a sweep, the highest code of its members.
@@ -225,22 +236,16 @@ def run(
             if options.config
             else []
         )
-        loader = _Loader(_search_path(options.config_dir))
+        loader = _Loader(options.config_dir)
         options.overrides, places = _overrides(
-            config_name,
-            stage,
-            given,
-            options.overrides,
-            options.config_dir,
-            options.multirun,
-            loader,
+            config_name, stage, given, options.overrides, options.multirun, loader
         )
         with _explained(config_name, options.overrides, options.config_dir, places):
             if options.cfg or options.info or options.shell_completion or options.hydra_help:
                 _run_hydra(options, parser, _nothing, str(conf_folder()), config_name)
                 return 0
             placed = functools.partial(_placed, task, places)
-            return _run(config_name, options, placed, check, records, places, compare, loader)
+            return _run(config_name, options, placed, sweeps, places, loader)
 
 
 def _placed(task: Task, places: Places, cfg: DictConfig) -> int:
@@ -253,7 +258,6 @@ def _nothing(cfg: DictConfig) -> int:
 
 @contextlib.contextmanager
 def composed(
-    config_name: str,
     overrides: Sequence[str],
     stage: str | None = None,
     values: Mapping[str, Any] | None = None,
@@ -266,10 +270,9 @@ def composed(
     registered there.
 
     Args:
-        config_name: run or stage.
         overrides: overrides as on the command line. They override `values`, and `values` override
             the file `config`.
-        stage: the stage that runs on its own.
+        stage: the stage that runs on its own; None for a pipeline.
         values: knobs, inputs and settings as Python values.
         config: a YAML file, as for `--config`.
         config_dir: a folder of configs, as for `--config-dir`.
@@ -277,6 +280,7 @@ def composed(
     Raises:
         ConfigError: the config does not compose.
     """
+    config_name = "run" if stage is None else "stage"
     with _own_hydra():
         register_schemas()
         given: list[tuple[Given, tuple[str, YamlFile] | None]] = []
@@ -284,14 +288,14 @@ def composed(
             given.append(_read_config(config, config_name, stage, overrides))
         if values:
             given.append((from_call(values, stage), None))
-        loader = _Loader(_search_path(config_dir))
-        words, places = _overrides(config_name, stage, given, overrides, config_dir, False, loader)
+        loader = _Loader(config_dir)
+        words, places = _overrides(config_name, stage, given, overrides, False, loader)
         with _explained(config_name, words, config_dir, places):
             hydra = _hydra(loader)
             whole = hydra.compose_config(
                 config_name, words, RunMode.RUN, with_log_configuration=False
             )
-            _refuse_hydras(whole, RunMode.RUN, config_dir, places, loader)
+            _refuse_hydras(whole, RunMode.RUN, places, loader)
         yield OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), places
 
 
@@ -369,7 +373,6 @@ def _overrides(
     stage: str | None,
     given: Sequence[tuple[Given, tuple[str, YamlFile] | None]],
     words: Sequence[str],
-    config_dir: str | None,
     is_sweep: bool,
     loader: _Loader,
 ) -> tuple[list[str], Places]:
@@ -386,14 +389,14 @@ def _overrides(
         overrides.append(f"store={in_quotes(store_folder())}")
     files = [file for _, file in given if file is not None]
     called = {key for made, file in given if file is None for key in flat(made.node)}
-    read = functools.partial(_files, config_name, overrides, config_dir, files, loader)
+    read = functools.partial(_files, config_name, overrides, files, loader)
     places = Places(stage, called.union(map(_key_of, own)), read)
     _refuse_settings(map(_key_of, own), is_sweep)  # without a place: these keys are in no file
     for made, _ in given:
         is_pipeline = made.group == "pipeline"  # it may be run with or without a sweep
         _refuse_settings(flat(made.node), is_sweep or is_pipeline, places.located)
     for word in overrides:
-        _check_choice(word, config_dir, is_sweep, places)
+        _check_choice(word, loader.config_dir, is_sweep, places)
     return overrides, places
 
 
@@ -473,7 +476,6 @@ def _options_of(group: str, config_dir: str | None) -> list[str]:
 def _files(
     config_name: str,
     overrides: Sequence[str],
-    config_dir: str | None,
     given: Sequence[tuple[str, YamlFile]],
     loader: _Loader,
 ) -> list[Written]:
@@ -497,7 +499,7 @@ def _files(
             loader.parts = [(f"pipeline/{name}", "") for name in pipelines]
     found = []
     for config_path, package in loader.parts:
-        for shown, folder in _folders(config_dir).items():
+        for shown, folder in _folders(loader.config_dir).items():
             file = folder / f"{config_path}.yaml"
             if os.path.isfile(file):
                 name = os.path.join(shown, f"{config_path}.yaml")
@@ -597,12 +599,15 @@ class _Loader(ConfigLoaderImpl):
     So nothing is composed again to find the file of a knob.
 
     Attributes:
+        config_dir: the user's folder of configs; None if there is none.
         parts: the path of each config, without its suffix, and the package of its keys, in order;
             empty before the first composition.
     """
 
-    def __init__(self, search_path: Any):
+    def __init__(self, config_dir: str | None):
+        search_path = _search_path(config_dir)
         super().__init__(search_path)
+        self.config_dir = config_dir
         self.repository = _Repository(search_path)
         self.parts: list[tuple[str, str]] = []
 
@@ -661,9 +666,7 @@ def _selected(key: str, *default: Any, _parent_: Any) -> Any:
     return value
 
 
-def _refuse_hydras(
-    config: DictConfig, expected: RunMode, config_dir: str | None, places: Places, loader: _Loader
-) -> None:
+def _refuse_hydras(config: DictConfig, expected: RunMode, places: Places, loader: _Loader) -> None:
     """Raise `ConfigError` for Hydra settings that are not supported, or do not fit the run mode.
 
     Args:
@@ -680,7 +683,7 @@ def _refuse_hydras(
             and (chosen := config.hydra.runtime.choices.get(group)) != "basic"
         ):
             raise ConfigError(places.located(f"{group}={chosen}: {_OF_A_SWEEP}"))
-    if config_dir is None or not _names_hydra(loader, config_dir, places):
+    if loader.config_dir is None or not _names_hydra(loader, loader.config_dir, places):
         return
     for _, package, file, is_ours in places.files():
         if not is_ours:
@@ -729,17 +732,15 @@ def _run(
     config_name: str,
     options: Any,
     task: Callable[[DictConfig], int],
-    check: Check | None,
-    records: bool,
+    sweeps: Sweeps,
     places: Places,
-    compare: Callable[[Path], None] | None,
     loader: _Loader,
 ) -> int:
     GlobalHydra.instance().clear()  # Hydra composes once per process; we may be called again
     hydra = _hydra(loader)
     if not options.multirun:
         config = hydra.compose_config(config_name, options.overrides, RunMode.RUN)
-        _refuse_hydras(config, RunMode.RUN, options.config_dir, places, loader)
+        _refuse_hydras(config, RunMode.RUN, places, loader)
         config.hydra.mode = RunMode.RUN
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
         returned = run_job(
@@ -751,27 +752,27 @@ def _run(
         )
         return int(returned.return_value)
     config = hydra.compose_config(config_name, options.overrides, RunMode.MULTIRUN)
-    _refuse_hydras(config, RunMode.MULTIRUN, options.config_dir, places, loader)
+    _refuse_hydras(config, RunMode.MULTIRUN, places, loader)
     if "store" in config:
         # Resolve it now: else its errors would name the sweep's folder, which is in the store.
         _ = config.store
-    if not records:  # a plan: all members run in this process, one by one
+    if not sweeps.records:  # a plan: all members run in this process, one by one
         config.hydra.launcher = {"_target_": _BASIC_LAUNCHER}
-    with _sweep_folder(config, records) as folder:
+    with _sweep_folder(config, sweeps.records) as folder:
         config.hydra.sweep.dir = str(folder)
         quoted = str(folder).replace("'", "\\'")
         # Members are composed again, so they need the folder as an override.
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
         codes = []
         try:
-            codes = _sweep(hydra, config, MemberTask(task, folder), check, places)
+            codes = _sweep(hydra, config, MemberTask(task, folder), sweeps.check, places)
         finally:
-            if records:
+            if sweeps.records:
                 _tidy(folder, keep=bool(codes or fates(folder)))
-        if records:
+        if sweeps.records:
             _tell_ends(folder, codes)
-            if compare is not None and codes:
-                compare(folder)
+            if sweeps.compare is not None and codes:
+                sweeps.compare(folder)
     return max(codes, default=0)
 
 
@@ -918,64 +919,20 @@ def _tidy(folder: Path, keep: bool) -> None:
 # -- Hydra's errors, in one line -------------------------------------------------------------------
 
 
-def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:  # noqa: C901
+def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
     if isinstance(error, InterpolationResolutionError):
         return f"{error.full_key}: {said_of_interpolation(error)}"
     text = f"{error}\n{error.__cause__ or ''}"
-    if override := re.search(r"In '[^']+': Could not override '([^']+)'", text):
-        return _no_override(override[1])
-    missing = re.search(
-        r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in '", text
+    said = (
+        _no_override(text)
+        or _unknown_knob(text, config_name, overrides)
+        or _unknown_option(text, config_name, overrides)
+        or _several_values(text)
+        or _no_choice(text)
+        or _wrong_type(text)
     )
-    if missing:
-        full = re.search(r"full_key: (\S+)", text)
-        return _no_such_knob(
-            full[1] if full else next(filter(None, missing.groups())), config_name, overrides
-        )
-    option = re.search(
-        r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config"
-        r" search|$)",
-        text,
-        re.DOTALL,
-    )
-    if option:
-        return _no_such_option(option[1], option[2], option[3], config_name, overrides)
-    absent = re.search(r"In '[^']+': Could not (?:load|find) '([^']+)'", text)
-    if absent:
-        return (
-            f"defaults: {absent[1]}: no such config; a step is declared as /stage@steps.NAME: STAGE"
-        )
-    ambiguous = re.search(
-        r"Ambiguous value for argument '([^'=]+)=(.*?)'\s+1\. To use it as a list", text, re.DOTALL
-    )
-    if ambiguous:
-        key, value = ambiguous.groups()
-        if all(map(is_outside, value.split(","))):
-            return f"{key}: several are a list: '{key}=[{value}]'"
-        if is_path(value):
-            return (
-                f"{key}: a path with a comma in it is taken for several"
-                f" values{reference_hint(value)}"
-            )
-        return (
-            f"{key}={value}: several values are a list, {key}=[{value}], or a sweep over them, with"
-            " --multirun"
-        )
-    if several := re.search(r"Sweep parameters '([^'=]+)=.*' requires --multirun", text):
-        return f"{several[1]}: several values are a sweep; give -m (--multirun) too"
-    choose = re.search(r"You must specify '([^']+)'.*?Available options:\s*(.*)", text, re.DOTALL)
-    if choose:
-        group = choose[1].partition("@")[0]
-        names = choose[2].split()
-        first = "quickstart" if "quickstart" in names else names[0]
-        return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
-    if "Cannot merge DictConfig with ListConfig" in text and (
-        at := re.search(r"full_key: (\S+)", text)
-    ):
-        return expected_names(at[1])
-    null = re.search(r"not Optional|Incompatible value 'None'", text)
-    if null and (at := re.search(r"full_key: (\S+)", text)):
-        return f"{at[1]}: expected a value, got null; leave it out for the default"
+    if said:
+        return said
     # An error in a YAML file; Hydra does not give its place.
     text = text.replace(
         "Cannot merge DictConfig with ListConfig",
@@ -989,15 +946,94 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
     )
 
 
-def _no_override(group: str) -> str:
+# Each of these returns the error line if Hydra's text is of its kind, else None.
+
+
+def _no_override(text: str) -> str | None:
     """Explain why an `override` in a defaults list has nothing to override."""
+    found = re.search(r"In '[^']+': Could not override '([^']+)'", text)
+    if found is None:
+        return None
+    group = found[1]
     if group == "sweep":
         return (
             "defaults: override /sweep: a sweep changes the steps of a pipeline, so it is chosen by"
             " sweep=NAME alone"
         )
-    near = did_you_mean(difflib.get_close_matches(group, ("hardware", "tracker", "launcher"), n=1))
+    near = did_you_mean(group, ("hardware", "tracker", "launcher"))
     return f"defaults: override /{group}: no config before it chooses that{near}"
+
+
+def _unknown_knob(text: str, config_name: str, overrides: Sequence[str]) -> str | None:
+    found = re.search(
+        r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in '", text
+    )
+    if found is None:
+        return None
+    full = re.search(r"full_key: (\S+)", text)
+    knob = full[1] if full else next(filter(None, found.groups()))
+    return _no_such_knob(knob, config_name, overrides)
+
+
+def _unknown_option(text: str, config_name: str, overrides: Sequence[str]) -> str | None:
+    found = re.search(
+        r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':(.*?)(?:Config"
+        r" search|$)",
+        text,
+        re.DOTALL,
+    )
+    if found:
+        return _no_such_option(found[1], found[2], found[3], config_name, overrides)
+    absent = re.search(r"In '[^']+': Could not (?:load|find) '([^']+)'", text)
+    if absent:
+        return (
+            f"defaults: {absent[1]}: no such config; a step is declared as /stage@steps.NAME: STAGE"
+        )
+    return None
+
+
+def _several_values(text: str) -> str | None:
+    """Explain `KEY=A,B`, which may be a list, a sweep, or a path with a comma in it."""
+    if several := re.search(r"Sweep parameters '([^'=]+)=.*' requires --multirun", text):
+        return f"{several[1]}: several values are a sweep; give -m (--multirun) too"
+    found = re.search(
+        r"Ambiguous value for argument '([^'=]+)=(.*?)'\s+1\. To use it as a list", text, re.DOTALL
+    )
+    if found is None:
+        return None
+    key, value = found.groups()
+    if all(map(is_outside, value.split(","))):
+        return f"{key}: several are a list: '{key}=[{value}]'"
+    if is_path(value):
+        return (
+            f"{key}: a path with a comma in it is taken for several values{reference_hint(value)}"
+        )
+    return (
+        f"{key}={value}: several values are a list, {key}=[{value}], or a sweep over them, with"
+        " --multirun"
+    )
+
+
+def _no_choice(text: str) -> str | None:
+    """Explain that a group needs a choice, such as `pipeline=NAME`."""
+    found = re.search(r"You must specify '([^']+)'.*?Available options:\s*(.*)", text, re.DOTALL)
+    if found is None:
+        return None
+    group, names = found[1].partition("@")[0], found[2].split()
+    first = "quickstart" if "quickstart" in names else names[0]
+    return f"{group}: say which, as in {group}={first}; there are: {', '.join(names)}"
+
+
+def _wrong_type(text: str) -> str | None:
+    """Explain a list or null where names with values, or a value, are expected."""
+    at = re.search(r"full_key: (\S+)", text)
+    if at is None:
+        return None
+    if "Cannot merge DictConfig with ListConfig" in text:
+        return expected_names(at[1])
+    if re.search(r"not Optional|Incompatible value 'None'", text):
+        return f"{at[1]}: expected a value, got null; leave it out for the default"
+    return None
 
 
 def _no_such_option(
@@ -1022,8 +1058,7 @@ def _no_such_option(
             f"launcher: hydra's {name} launcher is not installed; pip install -e '.[sweep]', or use"
             " launcher=basic"
         )
-    near = difflib.get_close_matches(name, options, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = did_you_mean(name, options)
     own = "; your own come with --config-dir FOLDER" if group == "pipeline" else ""
     own += (
         f"; one that was trained is given as inputs.model={name}"
@@ -1036,10 +1071,8 @@ def _no_such_option(
 def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
     """Return the error line on an unknown knob, with the knob that was probably meant."""
     if config_name == "model_sizes":
-        near = difflib.get_close_matches(
-            key.rpartition(".")[2], [knob.name for knob in fields(ModelConfig)], n=1
-        )
-        return f"{key}: no such knob{did_you_mean(near)}; align model --help lists them"
+        near = did_you_mean(key.rpartition(".")[2], [knob.name for knob in fields(ModelConfig)])
+        return f"{key}: no such knob{near}; align model --help lists them"
     if config_name == "stage":
         return no_such_knob(_stage_given(overrides), key)
     stages = _stages_of_steps(overrides)
@@ -1059,19 +1092,15 @@ def _no_such_knob(key: str, config_name: str, overrides: Sequence[str]) -> str:
                 else "there is"
             )
             return f"{key}: no such setting; {there_is}: {', '.join(in_steps)}"
-        near = (
-            [ours]
-            if ours
-            else difflib.get_close_matches(key, [*knobs_of(RunConfig)], n=1, cutoff=CUTOFF)
-        )
+        near = suggestion(ours) if ours else did_you_mean(key, knobs_of(RunConfig), CUTOFF)
         return (
-            f"{key}: no such knob{did_you_mean(near)}; align run --help lists the settings, align"
+            f"{key}: no such knob{near}; align run --help lists the settings, align"
             " STAGE --help knobs"
         )
     if rest and head in stages:
         return no_such_knob(stages[head], rest, f"steps.{head}.")
-    near = difflib.get_close_matches(head, stages, n=1)
-    return f"steps.{head}: no such step{did_you_mean(near)}; steps: {', '.join(stages)}"
+    near = did_you_mean(head, stages)
+    return f"steps.{head}: no such step{near}; steps: {', '.join(stages)}"
 
 
 def _stage_given(overrides: Sequence[str]) -> str:

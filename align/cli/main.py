@@ -5,6 +5,7 @@ Help needs neither Hydra nor torch. Planning needs no torch.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -32,7 +33,8 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 _COMPOSED = ("run", "plan", "model")
-_VERBS = (*_COMPOSED, "report", "chat", "sample", "sweep", "artifacts")
+_PARSED = ("report", "chat", "sample", "sweep", "artifacts")  # each a module with a `main`
+_VERBS = (*_COMPOSED, *_PARSED)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _told(error, debug)
 
 
-def _dispatch(arguments: list[str]) -> int:  # noqa: C901
+def _dispatch(arguments: list[str]) -> int:
     if "-sc" in arguments or "--shell-completion" in arguments:
         return _complete(arguments)
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
@@ -70,33 +72,11 @@ def _dispatch(arguments: list[str]) -> int:  # noqa: C901
 
     for line in complaints(TAKEN):
         print(f"warning: {line}", file=sys.stderr)
-    # These verbs use argparse: `store=FOLDER` becomes an option, `debug=true` is removed.
-    if verb not in _COMPOSED and verb in _VERBS:
-        rest = [
-            f"--{word}" if word.startswith("store=") else word
-            for word in rest
-            if word != "debug=true"
-        ]
-    if verb == "artifacts":
-        from align.cli.artifacts import main as artifacts
-
-        return artifacts(rest)
-    if verb == "report":
-        from align.cli.report import main as report
-
-        return report(rest)
-    if verb == "sample":
-        from align.cli.sample import main as sample
-
-        return sample(rest)
-    if verb == "chat":
-        from align.cli.chat import main as chat
-
-        return chat(rest)
-    if verb == "sweep":
-        from align.cli.sweep import main as sweep
-
-        return sweep(rest)
+    if verb in _PARSED:
+        # argparse reads these words: `store=FOLDER` becomes an option, `debug=true` is removed.
+        rest = [f"--{word}" if word.startswith("store=") else word for word in rest]
+        main_of_verb = importlib.import_module(f"align.cli.{verb}").main
+        return int(main_of_verb([word for word in rest if word != "debug=true"]))
     return _compose(verb, rest)
 
 
@@ -118,20 +98,20 @@ def _compose(verb: str, arguments: list[str]) -> int:
         return 0
     if verb == "data" and any(word == "--show" or word.startswith("--show=") for word in arguments):
         return _show(arguments)
-    from align.cli.hydra import run
+    from align.cli.hydra import Sweeps, run
 
     arguments = ["json=true" if word == "--json" else word for word in arguments]
-    compare = None if "json=true" in arguments else _compare
+    sweeps = Sweeps(_has_work, None if "json=true" in arguments else _compare)
     if verb == "model":
-        return run("model_sizes", _of_model(arguments), _answered(_model), records=False)
+        return run("model_sizes", _of_model(arguments), _answered(_model))
     if verb in STAGES:
         given = _with_inputs(verb, arguments)
         if planning:
-            return run("stage", given, _guarded(_plan), records=False, stage=verb)
-        return run("stage", given, _guarded(_run), _has_work, stage=verb, compare=compare)
+            return run("stage", given, _guarded(_plan), verb)
+        return run("stage", given, _guarded(_run), verb, sweeps)
     if verb == "plan":
-        return run("run", arguments, _guarded(_plan), records=False)
-    return run("run", arguments, _guarded(_run), _has_work, compare=compare)
+        return run("run", arguments, _guarded(_plan))
+    return run("run", arguments, _guarded(_run), sweeps=sweeps)
 
 
 def _require_stage(verb: str) -> None:
@@ -192,13 +172,7 @@ def _show(arguments: list[str]) -> int:
 
     options, knobs = show_options(arguments)
 
-    return run(
-        "stage",
-        knobs,
-        _answered(lambda cfg: show_source(cfg, options)),
-        records=False,
-        stage="data",
-    )
+    return run("stage", knobs, _answered(lambda cfg: show_source(cfg, options)), "data")
 
 
 def _answered(act: Callable[[DictConfig], int]) -> Callable[[DictConfig, Places], int]:
@@ -354,7 +328,7 @@ def _complete(arguments: list[str]) -> int:
             [words[0], *([f"stage@_global_={stage}"] if stage else []), *words[2:]]
         )
         if stage is not None:
-            return run("stage", arguments, lambda cfg, places: 0, stage=stage)
+            return run("stage", arguments, lambda cfg, places: 0, stage)
         if words[1] == "model":
             return run("model_sizes", arguments, lambda cfg, places: 0)
     return run("run", arguments, lambda cfg, places: 0)

@@ -133,7 +133,7 @@ def _no_mapping(mark: yaml.Mark) -> str:
     return 'a second ": " in one line; write a text that holds ": " in quotes, or begin a new line'
 
 
-def explain_yaml(error: Exception, name: str = "") -> str:  # noqa: C901
+def explain_yaml(error: Exception, name: str = "") -> str:
     """Return one line that says where a file is not valid YAML, and what to write instead.
 
     Args:
@@ -152,35 +152,37 @@ def explain_yaml(error: Exception, name: str = "") -> str:  # noqa: C901
         return f"{name}: values are nested too deeply"
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return f"{name}: {' '.join(str(error).split())}"
-    mark, problem, context = error.problem_mark, str(error.problem), str(error.context or "")
-    where = f"{name or mark.name}:{mark.line + 1}"
-    if "\\t" in problem:
-        return f"{where}: a tab; indent with spaces"
-    if "found duplicate key" in problem:
-        first = error.context_mark
-        key = problem.removeprefix("found duplicate key ")
-        return (
-            f"{where}: {key} is given twice"
-            + (f" below line {first.line + 1}" if first else "")
-            + "; keep one"
-        )
-    if "mapping values are not allowed" in problem:
-        return f"{where}: {_no_mapping(mark)}"
-    if "could not find expected ':'" in problem:
-        return f"{where}: the line before it is no name: value; write its colon and a space behind"
+    mark = error.problem_mark
+    return f"{name or mark.name}:{mark.line + 1}: {_advice(error, mark)}"
+
+
+def _advice(error: yaml.MarkedYAMLError, mark: yaml.Mark) -> str:
+    """Return what to write in place of what PyYAML refuses."""
+    problem, context, begun = str(error.problem), str(error.context or ""), error.context_mark
     if "expected a single document" in context:
-        return f"{where}: a second document (---); give one file to each"
-    if "could not determine a constructor" in problem:
-        tag = problem.rpartition("tag ")[2]
-        return f"{where}: the tag {tag} is not supported; write plain values"
-    if "'{'" in problem:
-        return f'{where}: a {{ in {{ }}; write a value with ${{...}} in quotes there: "${{NAME}}"'
-    begun = (
-        f" ({context}, line {error.context_mark.line + 1})"
-        if error.context_mark and context
-        else ""
-    )
-    return f"{where}: not YAML: {problem}{begun}"
+        return "a second document (---); give one file to each"
+    if "found duplicate key" in problem:
+        key = problem.removeprefix("found duplicate key ")
+        above = f" below line {begun.line + 1}" if begun else ""
+        return f"{key} is given twice{above}; keep one"
+    if "mapping values are not allowed" in problem:
+        return _no_mapping(mark)
+    for said, advice in _ADVICE.items():
+        if said in problem:
+            return advice.format(tag=problem.rpartition("tag ")[2])
+    where = f" ({context}, line {begun.line + 1})" if begun and context else ""
+    return f"not YAML: {problem}{where}"
+
+
+# Words of PyYAML's error -> what to write.
+_ADVICE = {
+    "\\t": "a tab; indent with spaces",
+    "could not find expected ':'": (
+        "the line before it is no name: value; write its colon and a space behind"
+    ),
+    "could not determine a constructor": "the tag {tag} is not supported; write plain values",
+    "'{'": 'a {{ in {{ }}; write a value with ${{...}} in quotes there: "${{NAME}}"',
+}
 
 
 def nested(values: Mapping[str, Any], opaque: frozenset[str] = frozenset()) -> dict[str, Any]:

@@ -13,8 +13,6 @@ Touvron et al. 2023; [LoRA] Hu et al. 2021; [Muon] Jordan et al. 2024 with the s
 
 from __future__ import annotations
 
-import difflib
-
 from align.configs.evaluate import Evaluate, JudgeConfig, Prompt
 from align.configs.finetune import TASKS, Finetune
 from align.configs.knobs import (
@@ -35,7 +33,7 @@ from align.configs.pretrain import Pretrain, Tokens
 from align.configs.run import HardwareConfig, RunConfig, TrackerConfig
 from align.configs.stages import Compare, Data, ImportModel, Reward, Sft, Tokenizer
 from align.configs.text_to_text import TextToText
-from align.errors import ConfigError
+from align.errors import ConfigError, did_you_mean
 
 _ALL = (
     Data,
@@ -65,8 +63,7 @@ def stage_class(name: str) -> type[StageConfig]:
         ConfigError: no stage has this name. The message suggests the most similar one.
     """
     if name not in STAGES:
-        near = difflib.get_close_matches(name, STAGES, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(name, STAGES)
         broken = "".join(f"; {line}" for line in complaints(TAKEN))
         raise ConfigError(f"unknown stage {name!r}{hint}; stages: {', '.join(STAGES)}{broken}")
     return STAGES[name]

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from align.configs.curves import GRADIENT, LEARNING_RATE, Curve
-from align.configs.knobs import StageConfig, check_ranges, knob, precision_knob, require
+from align.configs.knobs import SupervisedConfig, check_ranges, knob, require
 from align.configs.models import LoraConfig
 
 TASKS = ("classification", "entailment", "similarity", "multiple_choice")
 
 
 @dataclass(slots=True, kw_only=True)
-class Finetune(StageConfig):
+class Finetune(SupervisedConfig):
     """Tune a model on a labelled task with GPT-1's input transformations and auxiliary loss."""
 
     STAGE: ClassVar[str] = "finetune"
@@ -32,6 +32,9 @@ class Finetune(StageConfig):
         ("validation/accuracy", "validation accuracy"),
     )
     GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
+    EXPLAINED: ClassVar[dict[str, str]] = {
+        "warmup_fraction": "give warmup_steps: below 1 it is a fraction of all steps"
+    }
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "data": "labelled"}
     task: str = knob(
         "classification",
@@ -46,10 +49,10 @@ class Finetune(StageConfig):
     num_epochs: int = knob(3, "passes over the training rows [GPT-1]")
     batch_size: int = knob(32, "rows per optimizer step [GPT-1]")
     learning_rate: float = knob(6.25e-5, "peak learning rate [GPT-1]")
-    warmup_fraction: float = knob(
+    warmup_steps: int | float = knob(
         0.002,
-        "fraction of training with a linear warm-up, times a linear decay to 0 over all of training"
-        " [GPT-1]",
+        "optimizer steps of linear warm-up, times a linear decay to 0 over all of training; below"
+        " 1: a fraction of all steps [GPT-1]",
     )
     lm_coef: float = knob(
         0.5, "weight of the language-model loss that is added to the task's; 0: none [GPT-1]"
@@ -59,13 +62,8 @@ class Finetune(StageConfig):
         "dropout before the task's linear layer; all other layers keep the model's dropout [GPT-1]",
     )
     weight_decay: float = knob(0.01, "decoupled weight decay, on matrices only [GPT-1]")
-    beta1: float = knob(0.9, "Adam [GPT-1]")
-    beta2: float = knob(0.999, "Adam [GPT-1]")
-    adam_epsilon: float = knob(1e-8, "Adam [GPT-1]")
-    max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-1]")
+    beta2: float = knob(0.999, "Adam: decay of the squared gradient's mean, per step [GPT-1]")
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
-    precision: str = precision_knob()
-    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)

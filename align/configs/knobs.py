@@ -16,6 +16,7 @@ T = TypeVar("T")
 RECORDS = ("documents", "demonstrations", "comparisons", "prompts", "items", "labelled")
 SPLITS = ("train", "validation", "test")
 PRECISIONS = ("fp32", "bf16")
+ON_NONFINITE = ("stop", "skip")
 AUTO = "auto"  # a precision that `plan` replaces by the one that suits the machine
 # Decoder-only; encoder-decoder; sequence classifier with one label.
 MODELS = ("model", "seq2seq_model", "reward_model")
@@ -208,12 +209,62 @@ class StageConfig:
         check_ranges(self)
 
 
+@dataclass(slots=True, kw_only=True)
+class TrainingConfig(StageConfig):
+    """The knobs that all stages with an optimizer share.
+
+    A stage whose paper has another default declares the knob again.
+    """
+
+    weight_decay: float = knob(0.0, "decoupled weight decay, on matrices only [ours]")
+    beta1: float = knob(0.9, "Adam: decay of the gradient's mean, per step [GPT-3]")
+    beta2: float = knob(0.95, "Adam: decay of the squared gradient's mean, per step [GPT-3]")
+    adam_epsilon: float = knob(1e-8, "Adam: added to the root of that mean [GPT-3]")
+    max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-3]")
+    on_nonfinite: str = knob(
+        "stop", "if a loss or gradient is not finite: stop, or skip the step [ours]"
+    )
+    precision: str = precision_knob()
+    seed: int | None = knob(None, "random seed; None: the run's seed")
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Adam's two rates of decay, as PyTorch takes them."""
+        return self.beta1, self.beta2
+
+
+@dataclass(slots=True, kw_only=True)
+class SupervisedConfig(TrainingConfig):
+    """The knobs that all training stages but PPO share."""
+
+    warmup_steps: int | float = knob(
+        0, "optimizer steps of linear warm-up; below 1: a fraction of all steps [InstructGPT]"
+    )
+    max_loss_rise: float | None = knob(
+        None,
+        "leave out a step whose loss is this many nats above the recent median [ours]; None:"
+        " none is",
+    )
+
+
+def knobs_in_order(config: Any) -> list[Field[Any]]:
+    """Return the knobs of a config class or object: its own first, then those that it shares."""
+    cls = config if isinstance(config, type) else type(config)
+    names = dict.fromkeys(
+        name for each in cls.__mro__ for name in vars(each).get("__annotations__", ())
+    )
+    known = {each.name: each for each in fields(config)}
+    return [known[name] for name in names if name in known]
+
+
 def check_ranges(config: Any) -> None:
     """Raise `ConfigError` if a number is outside the range that its name implies in every stage."""
     for knob_ in fields(config):
         name, value = knob_.name, getattr(config, knob_.name)
         if name == "precision":
             require(value in (AUTO, *PRECISIONS), name, value, f"{AUTO}, {' or '.join(PRECISIONS)}")
+        if name == "on_nonfinite":
+            require(value in ON_NONFINITE, name, value, " or ".join(ON_NONFINITE))
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         require(math.isfinite(value), name, value, "a finite number")
@@ -223,6 +274,9 @@ def check_ranges(config: Any) -> None:
             require(0 <= value <= 1, name, value, "a number from 0 to 1")
         elif name not in _ANY:
             require(value >= 0, name, value, "a number from 0 up")
+        if name == "warmup_steps":
+            whole = value < 1 or value == int(value)
+            require(whole, name, value, "a whole number of steps, or a fraction of them below 1")
 
 
 _ABOVE_0 = (

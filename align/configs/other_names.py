@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from align.configs import STAGES
 from align.configs.knobs import StageConfig
 from align.configs.run import RunConfig
+from align.errors import did_you_mean, suggestion
 
 # A name in transformers, TRL, peft, nanoGPT and similar -> our names for it. The first one that a
 # stage has is suggested. A stage may count the same thing in another unit: see `IN_ANOTHER_UNIT`.
@@ -18,8 +19,6 @@ _EPOCHS = ("num_epochs",)
 _WHOLE_EPOCHS = ("num_train_epochs", "epochs", "n_epochs")
 _LENGTH = ("sequence_length", "input_length")
 _BATCH = ("batch_size", "rollout_batch_size", "hardware.generation_batch_size")
-_WARMUP_SHARE = ("warmup_fraction",)
-_WARMUP_STEPS = ("warmup_steps",)
 _MODEL = ("inputs.model", "inputs.policy", "source")
 _DATA = ("source", "inputs.data", "inputs.prompts")
 _LENGTHS = ("max_length", "max_seq_length", "max_seq_len", "seq_length", "cutoff_len")
@@ -44,9 +43,9 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("critic_lr", "value_lr"), ("value_learning_rate",)),
     **dict.fromkeys(("min_lr", "min_lr_rate"), ("final_learning_rate_fraction",)),
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler"), ("schedule",)),
-    **dict.fromkeys(("warmup_ratio",), _WARMUP_SHARE),
-    **dict.fromkeys(("num_warmup_steps",), _WARMUP_STEPS),
-    **dict.fromkeys(("warmup",), (*_WARMUP_SHARE, *_WARMUP_STEPS, "warmup_iterations")),
+    # Below 1 it is a fraction.
+    **dict.fromkeys(("warmup_ratio", "num_warmup_steps"), ("warmup_steps",)),
+    **dict.fromkeys(("warmup",), ("warmup_steps", "warmup_iterations")),
     **dict.fromkeys(("optim",), ("optimizer",)),
     **dict.fromkeys(("adam_beta1",), ("beta1",)),
     **dict.fromkeys(("adam_beta2",), ("beta2",)),
@@ -105,15 +104,8 @@ IN_ANOTHER_UNIT: dict[str, dict[str, str]] = {
         (_MICRO_BATCHES, {"hardware.micro_batch_tokens": "tokens that are computed at once"}),
         (("save_steps",), {"hardware.checkpoint_seconds": "seconds between checkpoints"}),
         (
-            ("warmup_ratio",),
-            {"warmup_steps": "warm-up in steps", "warmup_iterations": "warm-up in iterations"},
-        ),
-        (
-            ("num_warmup_steps",),
-            {
-                "warmup_fraction": "warm-up as a share of the steps",
-                "warmup_iterations": "warm-up in iterations",
-            },
+            ("warmup_ratio", "num_warmup_steps"),
+            {"warmup_iterations": "warm-up in iterations"},
         ),
     )
     for name in names
@@ -187,9 +179,9 @@ def no_such_knob(stage: str, name: str, prefix: str = "") -> str:
     cls = STAGES[stage]
     slots = [*cls.INPUTS, *cls.OPTIONAL]
     if name.startswith("inputs."):
-        near = difflib.get_close_matches(name.removeprefix("inputs."), slots, n=1)
+        near = did_you_mean(name.removeprefix("inputs."), slots)
         there_are = ", ".join(slots) or "none"
-        return f"{prefix}{name}: {stage} has no such input{did_you_mean(near)}; inputs: {there_are}"
+        return f"{prefix}{name}: {stage} has no such input{near}; inputs: {there_are}"
     owners = [other for other, own in STAGES.items() if name in knobs_of(own)]
     meant, other = meant_knob(cls, name), other_unit(cls, name)
     if (last := name.rpartition(".")[2]) in cls.EXPLAINED:
@@ -199,14 +191,10 @@ def no_such_knob(stage: str, name: str, prefix: str = "") -> str:
         hint = f"; {', '.join(owners)} {have} it"
     elif meant is not None:
         is_setting = meant in knobs_of(RunConfig)
-        hint = did_you_mean([meant if is_setting else prefix + meant])
+        hint = suggestion(meant if is_setting else prefix + meant)
     elif other is not None:
         knob = other[0] if other[0] in knobs_of(RunConfig) else prefix + other[0]
         hint = f"; {stage} counts {other[1]}: {knob}"
     else:
         hint = f"; inputs: {', '.join(slots)}" if slots else ""
     return f"{prefix}{name}: no such knob{hint}; align {stage} --help lists the knobs of {stage}"
-
-
-def did_you_mean(near: Sequence[str]) -> str:
-    return f" (did you mean {near[0]}?)" if near else ""

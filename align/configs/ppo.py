@@ -13,12 +13,11 @@ from typing import Any, ClassVar
 from align.configs.curves import Curve
 from align.configs.knobs import (
     PRECISIONS,
-    StageConfig,
     Trained,
+    TrainingConfig,
     check_ranges,
     knob,
     max_new_tokens_knob,
-    precision_knob,
     require,
 )
 from align.configs.models import LoraConfig
@@ -28,7 +27,7 @@ _SCORES = ("objective/score", "heldout/score", "gold/score")
 
 
 @dataclass(slots=True, kw_only=True)
-class Ppo(StageConfig):
+class Ppo(TrainingConfig):
     """Tune a policy against reward models, your own functions, or both; KL keeps it near its start.
 
     align ppo inputs.policy=mine/sft inputs.reward_model=mine/reward inputs.prompts=path:prompts.jsonl
@@ -252,17 +251,13 @@ class Ppo(StageConfig):
         " adapter's two matrices are averaged separately; None: none [InstructGPT]",
     )
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
-    adam_epsilon: float = knob(1e-5, "Adam [Ziegler]")
-    beta2: float = knob(0.95, "Adam [InstructGPT]")
-    weight_decay: float = knob(0.0, "decoupled weight decay [ours]")
+    adam_epsilon: float = knob(1e-5, "Adam: added to the root of that mean [Ziegler]")
     max_grad_norm: float = knob(1.0, "clip each gradient to this global norm [ours]")
     on_nonfinite: str = knob(
         "stop",
         "if a number is not finite: stop, or skip the minibatch (the rollout if the number is in a"
         " rollout) [ours]",
     )
-    precision: str = precision_knob()
-    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -432,6 +427,5 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "schedule": ("constant", "linear", "cosine"),
     "value_from": (None, "reward_model", "policy"),
     "update": ("joint", "policy"),
-    "on_nonfinite": ("stop", "skip"),
     "sampling_precision": PRECISIONS,
 }

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from align.configs.curves import GRADIENT, LEARNING_RATE, LOSS, Curve
-from align.configs.knobs import StageConfig, Trained, check_ranges, knob, precision_knob, require
+from align.configs.knobs import (
+    StageConfig,
+    SupervisedConfig,
+    Trained,
+    check_ranges,
+    knob,
+    require,
+)
 from align.configs.models import ModelConfig, require_one_model
 
 SCHEDULES = ("cosine", "inverse_square_root", "constant")
@@ -41,7 +48,7 @@ class Tokens(StageConfig):
 
 
 @dataclass(slots=True, kw_only=True)
-class Pretrain(StageConfig):
+class Pretrain(SupervisedConfig):
     """Train a decoder-only GPT on documents, from scratch or starting from a model."""
 
     STAGE: ClassVar[str] = "pretrain"
@@ -92,8 +99,10 @@ class Pretrain(StageConfig):
         "learning rate after the warm-up: cosine [GPT-1, GPT-3]; inverse_square_root of the step,"
         " flat over the warm-up [T5]; constant",
     )
-    warmup_steps: int = knob(
-        200, "steps of warm-up, linear from 0 [ours; GPT-1: 2,000; T5: 10,000]"
+    warmup_steps: int | float = knob(
+        200,
+        "optimizer steps of linear warm-up; below 1: a fraction of all steps [ours; GPT-1: 2,000;"
+        " T5: 10,000]",
     )
     warmup_tokens: float | None = knob(
         None, "tokens of warm-up, instead of warmup_steps; 375e6 in [GPT-3]"
@@ -105,26 +114,12 @@ class Pretrain(StageConfig):
         0.1, "fraction of the peak learning rate at which the cosine ends [GPT-3; GPT-1: 0]"
     )
     weight_decay: float = knob(0.1, "decoupled weight decay, on matrices only [GPT-3; GPT-1: 0.01]")
-    beta1: float = knob(0.9, "Adam [GPT-3]")
-    beta2: float = knob(0.95, "Adam [GPT-3; GPT-1: 0.999]")
-    max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-3]")
-    max_loss_rise: float | None = knob(
-        None,
-        "leave out a step whose loss is this many nats above the recent median [ours]; None:"
-        " none is",
-    )
-    on_nonfinite: str = knob("stop", "if a loss or gradient is not finite: stop, or skip the step")
     eval_every: int = knob(200, "steps between evaluations of the held-out loss [ours]")
-    precision: str = precision_knob()
-    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)
         require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, ", ".join(OPTIMIZERS))
         require(self.schedule in SCHEDULES, "schedule", self.schedule, ", ".join(SCHEDULES))
-        require(
-            self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip"
-        )
         require(all(w > 0 for w in self.weights), "weights", self.weights, "numbers above 0")
         in_tokens = self.warmup_tokens is not None or self.decay_tokens is not None
         ok = not in_tokens or self.schedule == "cosine"

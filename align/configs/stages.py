@@ -12,11 +12,11 @@ from align.configs.knobs import (
     RECORDS,
     SPLITS,
     StageConfig,
+    SupervisedConfig,
     Trained,
     check_ranges,
     knob,
     max_new_tokens_knob,
-    precision_knob,
     require,
 )
 from align.configs.models import LoraConfig
@@ -188,7 +188,7 @@ class Tokenizer(StageConfig):
 
 
 @dataclass(slots=True, kw_only=True)
-class Sft(StageConfig):
+class Sft(SupervisedConfig):
     """Tune a model on demonstrations with a loss on the assistant's tokens only."""
 
     STAGE: ClassVar[str] = "sft"
@@ -222,19 +222,14 @@ class Sft(StageConfig):
         "peak learning rate; None: 2e-5, with lora.rank 2e-4 [ours, models of 0.1B to 8B;"
         " InstructGPT, 1.3B: 9.65e-6]",
     )
-    warmup_steps: int = knob(0, "steps of linear warm-up [InstructGPT]")
     final_learning_rate_fraction: float = knob(
         0.1, "fraction of the peak learning rate at which the cosine ends [InstructGPT]"
     )
-    weight_decay: float = knob(0.0, "decoupled weight decay [ours]")
-    max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-3]")
     text_share: float = knob(
         0.0,
         "fraction of the training tokens that is pretraining text; [InstructGPT] has 0.1 before RL",
     )
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
-    precision: str = precision_knob()
-    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def fill_in(self, bf16_is_fast: bool) -> None:
         super(Sft, self).fill_in(bf16_is_fast)
@@ -297,7 +292,7 @@ class Compare(StageConfig):
 
 
 @dataclass(slots=True, kw_only=True)
-class Reward(StageConfig):
+class Reward(SupervisedConfig):
     """Train a reward model on rankings with InstructGPT's K-wise loss."""
 
     STAGE: ClassVar[str] = "reward"
@@ -333,15 +328,10 @@ class Reward(StageConfig):
         "peak learning rate; None: 1e-5, with lora.rank 1e-4 [InstructGPT, 6B: 9e-6; ours with"
         " adapters]",
     )
-    warmup_steps: int = knob(0, "steps of linear warm-up [InstructGPT]")
     final_learning_rate_fraction: float = knob(
         0.1, "fraction of the peak learning rate at which the cosine ends [InstructGPT]"
     )
-    weight_decay: float = knob(0.0, "decoupled weight decay, on matrices only [ours]")
-    max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-3]")
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
-    precision: str = precision_knob()
-    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from align.configs.curves import GRADIENT, LEARNING_RATE, Curve
-from align.configs.knobs import StageConfig, Trained, check_ranges, knob, precision_knob, require
+from align.configs.knobs import SupervisedConfig, Trained, check_ranges, knob, require
 from align.configs.models import ModelConfig, require_one_model
 
 
@@ -16,7 +16,7 @@ def _t5_base() -> ModelConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class TextToText(StageConfig):
+class TextToText(SupervisedConfig):
     """Train an encoder-decoder to fill in masked spans of text, on tasks as text, or on both."""
 
     STAGE: ClassVar[str] = "text_to_text"
@@ -68,24 +68,21 @@ class TextToText(StageConfig):
         "inverse_square_root",
         "inverse_square_root of the step, flat over warmup_steps [T5]; constant [T5, to fine-tune]",
     )
-    warmup_steps: int = knob(
-        10_000, "steps at the peak learning rate before inverse_square_root falls [T5]"
+    warmup_steps: int | float = knob(
+        10_000,
+        "optimizer steps at the peak learning rate before inverse_square_root falls; below 1: a"
+        " fraction of all steps [T5]",
     )
-    max_grad_norm: float | None = knob(
+    beta2: float = knob(
+        0.999, "Adam: decay of the squared gradient's mean, per step [ours, for adamw]"
+    )
+    max_grad_norm: float | None = knob(  # type: ignore[assignment]
         None, "clip the gradient to this global norm; None: no limit [T5: Adafactor has its own]"
     )
-    max_loss_rise: float | None = knob(
-        None,
-        "leave out a step whose loss is this many nats above the recent median [ours]; None:"
-        " none is",
-    )
-    on_nonfinite: str = knob("stop", "if a loss or gradient is not finite: stop, or skip the step")
     eval_every: int = knob(1000, "steps between evaluations of held-out losses and answers [ours]")
     eval_rows: int | None = knob(
         1000, "held-out rows of each task, the first ones [ours]; None: all there are"
     )
-    precision: str = precision_knob()
-    seed: int | None = knob(None, "random seed; None: the run's seed")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -100,9 +97,6 @@ class TextToText(StageConfig):
         )
         ok = self.schedule in ("inverse_square_root", "constant")
         require(ok, "schedule", self.schedule, "inverse_square_root or constant")
-        require(
-            self.on_nonfinite in ("stop", "skip"), "on_nonfinite", self.on_nonfinite, "stop or skip"
-        )
         ok = 0 < self.noise_density < 1
         require(ok, "noise_density", self.noise_density, "a number between 0 and 1")
         require(

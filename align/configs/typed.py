@@ -112,7 +112,7 @@ def _kinds(cls: type) -> dict[str, Any]:
     return {knob.name: kinds[knob.name] for knob in fields(cls)}
 
 
-def _fitting(kind: Any, value: Any, name: str, default: Any = MISSING) -> Any:  # noqa: C901
+def _fitting(kind: Any, value: Any, name: str, default: Any = MISSING) -> Any:
     """Return a value as its type requires, or raise `ConfigError`.
 
     Args:
@@ -121,7 +121,7 @@ def _fitting(kind: Any, value: Any, name: str, default: Any = MISSING) -> Any:  
         name: the knob's name, for errors.
         default: for a knob that holds other knobs: a function that returns its default.
     """
-    if isinstance(kind, UnionType):
+    if isinstance(kind, UnionType) and kind not in _PLAIN:
         if value is None:
             return None
         (kind,) = [one for one in get_args(kind) if one is not type(None)]
@@ -131,29 +131,35 @@ def _fitting(kind: Any, value: Any, name: str, default: Any = MISSING) -> Any:  
     if value is None:
         raise ConfigError(f"{name}: expected a value, got null; leave it out for the default")
     if is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            example = f"{name}.{fields(kind)[0].name}=..."
-            raise ConfigError(f"{name}: expected its knobs, as in {example}, got {shown(value)}")
-        usual = default()
-        return _typed(
-            kind, {**{k.name: getattr(usual, k.name) for k in fields(kind)}, **value}, f"{name}."
-        )
+        return _knobs_in(kind, value, name, default)
     if get_origin(kind) is dict:
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise ConfigError(
-                f"{name}: expected names with values, as '{name}={{NAME: VALUE}}', got"
-                f" {shown(value)}"
-            )
-        return {
-            key: _fitting(get_args(kind)[1], inner, f"{name}.{key}") for key, inner in value.items()
-        }
+        return _dictionary(get_args(kind)[1], value, name)
     if get_origin(kind) is list:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(
-                f"{name}: expected a list, as '{name}=[VALUE,VALUE]', got {shown(value)}"
-            )
-        return [_fitting(get_args(kind)[0], inner, f"{name}[{i}]") for i, inner in enumerate(value)]
+        return _list(get_args(kind)[0], value, name)
     return _PLAIN[kind](value, name)
+
+
+def _knobs_in(kind: Any, value: Any, name: str, default: Callable[[], Any]) -> Any:
+    if not isinstance(value, Mapping):
+        example = f"{name}.{fields(kind)[0].name}=..."
+        raise ConfigError(f"{name}: expected its knobs, as in {example}, got {shown(value)}")
+    usual = default()
+    given = {knob.name: getattr(usual, knob.name) for knob in fields(kind)} | dict(value)
+    return _typed(kind, given, f"{name}.")
+
+
+def _dictionary(kind: Any, value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(
+            f"{name}: expected names with values, as '{name}={{NAME: VALUE}}', got {shown(value)}"
+        )
+    return {key: _fitting(kind, inner, f"{name}.{key}") for key, inner in value.items()}
+
+
+def _list(kind: Any, value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{name}: expected a list, as '{name}=[VALUE,VALUE]', got {shown(value)}")
+    return [_fitting(kind, inner, f"{name}[{i}]") for i, inner in enumerate(value)]
 
 
 def _truth(value: Any, name: str) -> bool:
@@ -199,10 +205,16 @@ def _text(value: Any, name: str) -> str:
     return str(value)
 
 
+def _number(value: Any, name: str) -> int | float:
+    found = _number_of(value, int)
+    return _integer(value, name) if isinstance(found, int) else _real(value, name)
+
+
 _PLAIN: dict[Any, Callable[[Any, str], Any]] = {
     bool: _truth,
     int: _integer,
     float: _real,
+    int | float: _number,
     str: _text,
 }
 _LARGEST = 10**18 - 1  # fits into 64 bits; no count is larger

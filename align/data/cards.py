@@ -7,7 +7,6 @@ stage resolves the source again and reads the rows. Nothing here imports torch o
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from align.data.formats import FORMATS, GROUPED
 from align.data.model_files import check_files, check_model, read_fields
 from align.data.records import SPLITS, source_name
 from align.data.split_names import says_split, split_of_file, split_of_name, splits_of_names
-from align.errors import PACKAGE, ConfigError
+from align.errors import PACKAGE, ConfigError, did_you_mean
 from align.store.artifacts import ADAPTER, ADAPTER_WEIGHTS, sha256_file, write_json
 from align.store.file_kinds import PACKED, SUFFIXES, TEXTS, unusual_kind
 from align.store.references import beside, expanded, hint
@@ -195,8 +194,7 @@ def load_card(name: str) -> DataCard:
             else f"splits='[{split}]' keeps one split of it"
         )
         raise ConfigError(f"card:{name}: here a whole card is named: card:{card}; {meant}")
-    near = difflib.get_close_matches(card, known, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = did_you_mean(card, known)
     raise ConfigError(f"card:{name}: no such data card{hint}; cards: {', '.join(known)}")
 
 

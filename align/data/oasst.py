@@ -182,14 +182,11 @@ def flat_comparisons(pieces: list[Row]) -> Joined:
     yield from _joined(pieces, ranked_answers)
 
 
-def _joined(pieces: list[Row], read: Callable[[Node], Joined]) -> Joined:  # noqa: C901
+def _joined(pieces: list[Row], read: Callable[[Node], Joined]) -> Joined:
     """Build the tree of the pieces and read it; yield a `Dropped` for each message outside it."""
-    found: dict[str, Row] = {}
-    for piece in sorted(pieces, key=lambda piece: (piece["id"], repr(piece))):
-        if piece["id"] in found:
-            yield Dropped("a message that is there twice")
-        else:
-            found[piece["id"]] = piece
+    found, twice = _by_id(pieces)
+    for _ in range(twice):
+        yield Dropped("a message that is there twice")
     replies: dict[str | None, list[str]] = {}
     for name, piece in found.items():
         replies.setdefault(piece["parent"], []).append(name)
@@ -198,18 +195,10 @@ def _joined(pieces: list[Row], read: Callable[[Node], Joined]) -> Joined:  # noq
     roots = [name for name in replies.get(None, []) if name in whole]
     tree = pieces[0]["tree"]
     root = tree if tree in roots else roots[0] if roots else None
-    left_out = [(name, "a message of a second tree in one") for name in roots if name != root]
-    for name, piece in found.items():
-        if name not in whole:
-            yield Dropped(_DELETED)
-            left_out += [
-                (reply, _BELOW_DELETED) for reply in replies.get(name, []) if reply in whole
-            ]
-        elif piece["parent"] is not None and piece["parent"] not in found:
-            left_out.append((name, "a message whose parent is not there"))
-    reached: set[str] = {root} if root is not None else set()
-    reached.update(_below(root, replies, whole) if root is not None else ())
-    for name, reason in left_out:
+    for _ in range(len(found) - len(whole)):
+        yield Dropped(_DELETED)
+    reached = {root, *_below(root, replies, whole)} if root is not None else set()
+    for name, reason in _tops_outside(root, roots, found, replies, whole):
         lost = [name, *_below(name, replies, whole)]
         reached.update(lost)
         for _ in lost:
@@ -225,6 +214,34 @@ def _joined(pieces: list[Row], read: Callable[[Node], Joined]) -> Joined:  # noq
             nodes[reply] for reply in replies.get(name, []) if reply in whole
         )
     yield from _named({"message_tree_id": tree}, read(nodes[root]))
+
+
+def _by_id(pieces: list[Row]) -> tuple[dict[str, Row], int]:
+    """Return the pieces by id, and how many others have an id that was there already."""
+    found: dict[str, Row] = {}
+    for piece in sorted(pieces, key=lambda piece: (piece["id"], repr(piece))):
+        found.setdefault(piece["id"], piece)
+    return found, len(pieces) - len(found)
+
+
+def _tops_outside(
+    root: str | None,
+    roots: list[str],
+    found: Mapping[str, Row],
+    replies: Mapping[str | None, list[str]],
+    whole: set[str],
+) -> Iterator[tuple[str, str]]:
+    """Yield the first message of each branch that is not in the tree, and the reason."""
+    for name in roots:
+        if name != root:
+            yield name, "a message of a second tree in one"
+    for name, piece in found.items():
+        if name not in whole:
+            for reply in replies.get(name, []):
+                if reply in whole:
+                    yield reply, _BELOW_DELETED
+        elif piece["parent"] is not None and piece["parent"] not in found:
+            yield name, "a message whose parent is not there"
 
 
 def _below(name: str, replies: Mapping[str | None, list[str]], whole: set[str]) -> list[str]:

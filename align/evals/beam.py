@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from align.sampling.local import Ends
+
 WIDTH, ALPHA = 4, 0.6
 
 
@@ -29,9 +31,8 @@ def length_penalty(length: int, alpha: float = ALPHA) -> float:
 def beam_search(
     model: PreTrainedModel,
     prompts: Sequence[list[int]],
-    ends: Sequence[int],
+    ends: Ends,
     max_new_tokens: int,
-    pad_token_id: int,
     width: int = WIDTH,
     alpha: float = ALPHA,
 ) -> list[list[int]]:
@@ -41,11 +42,11 @@ def beam_search(
 
     Args:
         prompts: token ids; all prompts are continued at once.
-        ends: tokens that end a continuation. They count in its length.
+        ends: the tokens that end a continuation. They count in its length.
         max_new_tokens: a continuation also ends after this many tokens.
     """
-    beams = _Beams(model, prompts, pad_token_id, width)
-    end = torch.tensor(list(ends), device=model.device)
+    beams = _Beams(model, prompts, ends.pad_token_id, width)
+    end = torch.tensor(ends.token_ids(), device=model.device)
     # The `width` best finished continuations of each prompt.
     best: list[list[Hypothesis]] = [[] for _ in prompts]
     for length in range(1, max_new_tokens + 1):

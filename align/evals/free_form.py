@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.evals.beam import WIDTH, beam_search
 from align.models.load import context_length
-from align.sampling.engine import Response, Sampling
+from align.sampling.engine import Sampling
+from align.sampling.local import Ends
 from align.sampling.sampler import sampler_of
 from align.text.chat import stop_ids, without_end
 from align.text.encoding import encode_context
@@ -25,17 +26,15 @@ def write_answers(
     way: str,
     max_new_tokens: int,
     max_tokens: int,
-    advance: Callable[[int], None] = lambda contexts: None,
-) -> list[str]:
-    """Return the text that the model writes after each context, stripped.
+) -> Iterator[tuple[int, str]]:
+    """Yield (index into `contexts`, text that the model writes after it, stripped) as each is done.
 
-    It ends at the first line break [InstructGPT, appendix D]. A context that leaves no room loses
-    its beginning, and spaces at its end are not read.
+    The text ends at the first line break [InstructGPT, appendix D]. A context that leaves no room
+    loses its beginning, and spaces at its end are not read.
 
     Args:
         way: greedy, or beam for GPT-3's search.
         max_tokens: in one forward pass.
-        advance: called with the number of contexts done.
 
     Raises:
         ValueError: `max_new_tokens` leaves no room for a context.
@@ -47,34 +46,40 @@ def write_answers(
             f" {room + max_new_tokens}"
         )
     prompts = [encode_context(tokenizer, context.rstrip())[-room:] for context in contexts]
-    written: list[list[int]] = [[] for _ in contexts]
-    if way == "greedy":
-        most = max(1, max_tokens // (max(map(len, prompts), default=0) + max_new_tokens))
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0, batch_size=most)
-        seeds = [0] * len(prompts)
-        done: tuple[int, Response]
-        for done in sampler_of(model, tokenizer, sampling).draw(prompts, seeds):
-            written[done[0]] = done[1].ids
-            advance(1)
-    else:
-        ends = line_ends(tokenizer)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        lengths = [len(prompts[i]) + max_new_tokens for i in order]
-        for group in micro_batches(lengths, max(1, max_tokens // WIDTH)):
-            found = beam_search(
-                model,
-                [prompts[order[k]] for k in group],
-                ends,
-                max_new_tokens,
-                tokenizer.pad_token_id,
-            )
-            for k, ids in zip(group, found, strict=True):
-                written[order[k]] = ids
-            advance(len(group))
-    return [
-        first_line(tokenizer.decode(without_end(tokenizer, ids), skip_special_tokens=True))
-        for ids in written
-    ]
+    write = _greedy if way == "greedy" else _by_beam
+    for index, ids in write(model, tokenizer, prompts, max_new_tokens, max_tokens):
+        text = tokenizer.decode(without_end(tokenizer, ids), skip_special_tokens=True)
+        yield index, first_line(text)
+
+
+def _greedy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    max_tokens: int,
+) -> Iterator[tuple[int, list[int]]]:
+    most = max(1, max_tokens // (max(map(len, prompts), default=0) + max_new_tokens))
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0, batch_size=most)
+    sampler = sampler_of(model, tokenizer, sampling)
+    for index, response in sampler.draw(prompts, [0] * len(prompts)):
+        yield index, response.ids
+
+
+def _by_beam(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    max_tokens: int,
+) -> Iterator[tuple[int, list[int]]]:
+    ends = Ends(line_ends(tokenizer), tokenizer.pad_token_id)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    lengths = [len(prompts[i]) + max_new_tokens for i in order]
+    for group in micro_batches(lengths, max(1, max_tokens // WIDTH)):
+        indices = [order[k] for k in group]
+        found = beam_search(model, [prompts[i] for i in indices], ends, max_new_tokens)
+        yield from zip(indices, found, strict=True)
 
 
 def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:

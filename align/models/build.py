@@ -15,7 +15,6 @@ Dropout is where `transformers` puts it; for GPT-1, see `align/models/gpt1.py`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -34,7 +33,7 @@ from transformers import (
 )
 
 from align.configs import ModelConfig
-from align.errors import ConfigError
+from align.errors import ConfigError, did_you_mean
 
 # `load` also registers align's own architectures with `transformers`.
 from align.models.load import attention_of, check_attention, fit_as_recorded
@@ -147,8 +146,7 @@ def architecture_config(
         ConfigError: `transformers` has no such architecture or option, or refuses the sizes.
     """
     if cfg.architecture not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(cfg.architecture, CONFIG_MAPPING, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(cfg.architecture, CONFIG_MAPPING)
         raise ConfigError(
             f"model.architecture={cfg.architecture}: transformers has no such model type{hint}"
         )
@@ -215,8 +213,7 @@ def _check(cfg: ModelConfig, names: Mapping[str, str]) -> None:
         if option in ("vocab_size", *_TOKENS):
             raise ConfigError(f"model.options.{option}: it is the tokenizer's; leave it out")
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = did_you_mean(option, known)
             raise ConfigError(
                 f"model.options.{option}: {cls.__name__} of transformers has no such field{hint}"
             )

@@ -7,7 +7,6 @@ needs tokens imply a `tokens` step.
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import PurePath
@@ -24,7 +23,7 @@ from align.configs import (
     Tokens,
 )
 from align.data.cards import load_card, model_kind, resolve
-from align.errors import ConfigError, StoreError
+from align.errors import ConfigError, StoreError, did_you_mean
 from align.store.artifacts import ArtifactStore
 from align.store.references import expanded, is_outside
 
@@ -62,7 +61,7 @@ def refs_of(config: StageConfig) -> Iterable[tuple[str, list[str]]]:
         yield slot, list(found)
 
 
-def add_implied_steps(  # noqa: C901
+def add_implied_steps(
     configs: dict[str, StageConfig], store: ArtifactStore, data_root: str | None = None
 ) -> dict[str, Implied]:
     """Add a step for each input outside the store, and for documents that need tokenization.
@@ -83,36 +82,57 @@ def add_implied_steps(  # noqa: C901
     """
     implied: dict[str, Implied] = {}
     for name, config in list(configs.items()):
-        learned = _learned_from(config, configs, store) if isinstance(config, Evaluate) else {}
-        for slot, refs in refs_of(config):
-            kind = expected_kind(name, config, slot)
-            for i, ref in enumerate(refs):
-                if is_outside(ref):
-                    made = f"{name}.{slot}{_number(i, refs)}"
-                    written, note = f"steps.{name}.inputs.{slot}", ""
-                    refs[i] = _add_source(configs, made, ref, kind, written)
-                    data = configs[made]
-                    if isinstance(config, Evaluate) and isinstance(data, Data):
-                        note = _evaluate_whole(data, learned, data_root, config.split)
-                    implied[made] = Implied("source", written, note)
-            config.inputs[slot] = refs
+        implied |= _add_sources(name, config, configs, store, data_root)
     for name, config in list(configs.items()):
-        kinds = {**config.INPUTS, **config.OPTIONAL}
-        for slot in [
-            slot for slot, kind in kinds.items() if kind == "tokens" and slot in config.inputs
-        ]:
-            refs = config.inputs[slot]
-            found = [_kind(ref, configs, store) for ref in refs]
-            for i, ref in enumerate(refs):
-                if found[i] == "documents":
-                    refs[i] = _add_tokens(
-                        configs, made := f"{name}.tokens{_number(i, refs)}", ref, config
-                    )
-                    implied[made] = Implied("inputs", f"steps.{name}.inputs")
-            if config.inputs.pop("tokenizer", None) and set(found) == {"tokens"}:
-                raise ConfigError(
-                    f"steps.{name}.inputs.tokenizer: the tokens have theirs; leave it out"
-                )
+        implied |= _add_tokenization(name, config, configs, store)
+    return implied
+
+
+def _add_sources(
+    name: str,
+    config: StageConfig,
+    configs: dict[str, StageConfig],
+    store: ArtifactStore,
+    data_root: str | None,
+) -> dict[str, Implied]:
+    """Add a step for each input of one step that is outside the store."""
+    implied: dict[str, Implied] = {}
+    learned = _learned_from(config, configs, store) if isinstance(config, Evaluate) else {}
+    for slot, refs in refs_of(config):
+        kind = expected_kind(name, config, slot)
+        for i, ref in enumerate(refs):
+            if not is_outside(ref):
+                continue
+            made = f"{name}.{slot}{_number(i, refs)}"
+            written, note = f"steps.{name}.inputs.{slot}", ""
+            refs[i] = _add_source(configs, made, ref, kind, written)
+            data = configs[made]
+            if isinstance(config, Evaluate) and isinstance(data, Data):
+                note = _evaluate_whole(data, learned, data_root, config.split)
+            implied[made] = Implied("source", written, note)
+        config.inputs[slot] = refs
+    return implied
+
+
+def _add_tokenization(
+    name: str, config: StageConfig, configs: dict[str, StageConfig], store: ArtifactStore
+) -> dict[str, Implied]:
+    """Add a step for the documents of one step that need tokenization."""
+    implied: dict[str, Implied] = {}
+    for slot, expected in {**config.INPUTS, **config.OPTIONAL}.items():
+        if expected != "tokens" or slot not in config.inputs:
+            continue
+        refs = config.inputs[slot]
+        kinds = [_kind(ref, configs, store) for ref in refs]
+        for i, ref in enumerate(refs):
+            if kinds[i] == "documents":
+                made = f"{name}.tokens{_number(i, refs)}"
+                refs[i] = _add_tokens(configs, made, ref, config)
+                implied[made] = Implied("inputs", f"steps.{name}.inputs")
+        if config.inputs.pop("tokenizer", None) and set(kinds) == {"tokens"}:
+            raise ConfigError(
+                f"steps.{name}.inputs.tokenizer: the tokens have theirs; leave it out"
+            )
     return implied
 
 
@@ -287,8 +307,7 @@ def _add_source(configs: dict[str, StageConfig], made: str, ref: str, kind: str,
     else:
         source, _, split = ref.partition("/") if ref.startswith("card:") else (ref, "", "")
         if split and split not in SPLITS:
-            near = difflib.get_close_matches(split, SPLITS, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = did_you_mean(split, SPLITS)
             raise ConfigError(f"{where}: {ref}: no such split{hint}; splits: {', '.join(SPLITS)}")
         data = configs[made] = Data(source=source, record="documents" if kind == "tokens" else kind)
         data.splits = [split] if split else data.splits
@@ -327,8 +346,7 @@ def expected_kind(name: str, config: StageConfig, slot: str) -> str:
     """
     slots = {**config.INPUTS, **config.OPTIONAL}
     if slot not in slots:
-        near = difflib.get_close_matches(slot, slots, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(slot, slots)
         raise ConfigError(
             f"steps.{name}.inputs.{slot}: unknown input{hint}; inputs: {', '.join(slots) or 'none'}"
         )

@@ -9,7 +9,6 @@ the steps that are left. Nothing here imports torch.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from align.configs import (
 )
 from align.configs.differences import differences, flat
 from align.configs.knobs import READ_AT_START, require
-from align.configs.other_names import CUTOFF, did_you_mean, knobs_of, no_such_knob
+from align.configs.other_names import CUTOFF, knobs_of, no_such_knob
 from align.configs.plugins import plugin_digest
 from align.configs.typed import NoSuchKnob, literal, plain, said_of_interpolation, shown, typed
 from align.data.cards import (
@@ -45,7 +44,7 @@ from align.data.cards import (
 )
 from align.data.formats import LABELLED
 from align.data.records import read_info
-from align.errors import ConfigError, StoreError
+from align.errors import ConfigError, StoreError, did_you_mean
 from align.pipeline.base_models import check_adapters
 from align.pipeline.implied_steps import Implied, add_implied_steps, expected_kind, refs_of
 from align.pipeline.vocabularies import differ, tokenizer_file
@@ -141,8 +140,8 @@ def split_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, DictConfig]]:
     try:
         settings = typed(RunConfig, {name: value for name, value in own.items() if name in names})
     except NoSuchKnob as error:
-        near = difflib.get_close_matches(error.name, [*knobs_of(RunConfig)], n=1, cutoff=CUTOFF)
-        said = f"no such knob{did_you_mean(near)}; align run --help lists the settings"
+        near = did_you_mean(error.name, knobs_of(RunConfig), CUTOFF)
+        said = f"no such knob{near}; align run --help lists the settings"
         raise ConfigError(f"{error.name}: {said}") from None
     assert isinstance(settings, RunConfig)
     try:
@@ -181,9 +180,9 @@ def _check_settings(cfg: DictConfig, names: Collection[str]) -> None:
     for name in own:
         # Alone, as ${NAME}, or as an argument of a resolver, as ${oc.select:NAME,DEFAULT}.
         if not re.search(rf"\$\{{(?:[^}}]*[:,]\s*)?\.*{re.escape(name)}(?!\w)", written):
-            near = difflib.get_close_matches(name, [*names, "steps"], n=1, cutoff=CUTOFF)
+            near = did_you_mean(name, [*names, "steps"], CUTOFF)
             raise ConfigError(
-                f"{name}: no such knob{did_you_mean(near)}; align run --help lists the settings; a"
+                f"{name}: no such knob{near}; align run --help lists the settings; a"
                 " step's knob is steps.STEP.KNOB"
             )
 
@@ -211,13 +210,13 @@ def _step_nodes(cfg: DictConfig) -> dict[str, DictConfig]:
                 f" {_shown(node)}{hint}"
             )
         if "stage" in node and node.stage not in STAGES:
-            hint = did_you_mean(difflib.get_close_matches(str(node.stage), STAGES, n=1))
+            hint = did_you_mean(str(node.stage), STAGES)
             there_are = ", ".join(STAGES)
             raise ConfigError(
                 f"steps.{name}.stage: no such stage: {node.stage}{hint}; stages: {there_are}"
             )
         if "stage" not in node:
-            near = did_you_mean(difflib.get_close_matches(name, known, n=1))
+            near = did_you_mean(name, known)
             raise ConfigError(
                 f"steps.{name}: no such step{near}; declare a new one in the pipeline's defaults,"
                 f" as /stage@steps.{name}: STAGE"
@@ -376,8 +375,7 @@ def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
 
 def _needed(target: str, order: list[str], configs: Mapping[str, StageConfig]) -> list[str]:
     if target not in configs:
-        near = difflib.get_close_matches(target, configs, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(target, configs)
         raise ConfigError(f"step={target}: no such step{hint}; steps: {', '.join(configs)}")
     needed, queue = set(), [target]
     while queue:
@@ -387,13 +385,55 @@ def _needed(target: str, order: list[str], configs: Mapping[str, StageConfig]) -
     return [name for name in order if name in needed]
 
 
-def _resolve_step(  # noqa: C901
+def _resolve_step(
     settings: RunConfig,
     name: str,
     config: StageConfig,
     done: Mapping[str, Step],
     store: ArtifactStore,
 ) -> Step:
+    inputs = _sources_of(settings, name, config, done, store)
+    _check_gold(name, config, inputs, done, store)
+    digest = data_digest(name, config, settings, store)
+    key = _key(config, inputs, digest)
+    step = Step(settings.name, name, config, inputs, digest, key)
+    artifact = store.get(config.STAGE, key)
+    reason = _why(step, artifact, store)
+    if artifact is None and (note := _ppo_note(step, done, store)):
+        reason = f"{reason}; {note}"
+    return replace(step, cached=artifact is not None, reason=reason)
+
+
+def _key(config: StageConfig, inputs: Mapping[str, Sequence[Source]], digest: str | None) -> str:
+    """Return the key of a step: the digest of all that its result depends on."""
+    knobs = changed_knobs(config)
+    if digest is not None:
+        for place in config.reads("rows", "model", "base", "tokenizer"):
+            knobs.pop(place, None)  # the digest covers the content; the path changes no result
+    parts: dict[str, Any] = {
+        "stage": config.STAGE,
+        "version": config.VERSION,
+        "knobs": knobs,
+        "inputs": {slot: [source.key for source in sources] for slot, sources in inputs.items()},
+        "data": digest,
+    }
+    if (plugin := plugin_digest(type(config))) is not None:
+        parts["plugin"] = plugin
+    return digest_of(parts)
+
+
+def _sources_of(
+    settings: RunConfig,
+    name: str,
+    config: StageConfig,
+    done: Mapping[str, Step],
+    store: ArtifactStore,
+) -> dict[str, tuple[Source, ...]]:
+    """Return the sources of each input of a step.
+
+    Raises:
+        ConfigError: an input is missing, or its kind or its number of artifacts is wrong.
+    """
     given = dict(refs_of(config))
     for slot in config.INPUTS:
         if slot not in given:
@@ -417,28 +457,7 @@ def _resolve_step(  # noqa: C901
                 )
         if len(sources) != 1 and expected not in RECORDS and slot not in config.MANY:
             raise ConfigError(f"{where}: expected one {expected}, got {len(sources)}")
-    _check_gold(name, config, inputs, done, store)
-    digest = data_digest(name, config, settings, store)
-    knobs = changed_knobs(config)
-    if digest is not None:
-        for place in config.reads("rows", "model", "base", "tokenizer"):
-            knobs.pop(place, None)  # the digest covers the content; the path changes no result
-    parts: dict[str, Any] = {
-        "stage": config.STAGE,
-        "version": config.VERSION,
-        "knobs": knobs,
-        "inputs": {slot: [source.key for source in sources] for slot, sources in inputs.items()},
-        "data": digest,
-    }
-    if (plugin := plugin_digest(type(config))) is not None:
-        parts["plugin"] = plugin
-    key = digest_of(parts)
-    step = Step(settings.name, name, config, inputs, digest, key)
-    artifact = store.get(config.STAGE, key)
-    reason = _why(step, artifact, store)
-    if artifact is None and (note := _ppo_note(step, done, store)):
-        reason = f"{reason}; {note}"
-    return replace(step, cached=artifact is not None, reason=reason)
+    return inputs
 
 
 def _check_gold(
@@ -645,8 +664,7 @@ def _source(
         step = done[ref]
         return Source(f"{settings.name}/{ref}", step.stage, step.key, step.config.output)
     if "/" not in ref and "@" not in ref and meant(ref) is None:
-        near = difflib.get_close_matches(ref, done, n=1)
-        alike = f" (did you mean {near[0]}?)" if near else ""
+        alike = did_you_mean(ref, done)
         raise ConfigError(
             f"{where}: no step {ref!r} in this pipeline{alike}; for one in the store say"
             " PIPELINE/STEP"

@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from align.pipeline.plan import Source, Step, data_digest
 from align.report.listing import remember
 from align.runtime.cpu import cores
 from align.runtime.signals import Stop
-from align.runtime.tracking import Tracked, Tracker, make_tracker
+from align.runtime.tracking import Tracked, make_tracker
 from align.store.artifacts import NOTE, Artifact, ArtifactStore, write_json
 from align.store.provenance import code_version, packages
 from align.store.sweep_records import Member
@@ -100,6 +100,9 @@ def _make(
     step: Step, store: ArtifactStore, settings: RunConfig, tracked: Tracked, work: Path, stop: Stop
 ) -> tuple[Artifact, int]:
     """Run the stage, and return the artifact and the number of its version."""
+    from align.pipeline.worker import run_ranks, run_stage
+    from align.runtime.job import Job
+
     if step.config.reads(*READ_AT_START):  # the plan may be hours old; functions are imported now
         _refuse_changed(step, settings, store)
     begun = time.monotonic()
@@ -110,7 +113,12 @@ def _make(
         lineage = _lineage(step, inputs)
         tracked = _with_parents(tracked, lineage, inputs, store)
         tracker.start(tracked, work)
-        metrics = _run_stage(step, inputs, tracked, work, settings, tracker, stop)
+        if settings.hardware.num_processes > 1 and step.config.PARALLEL:
+            metrics = run_ranks(step.config, inputs, tracked, work, settings, stop)
+        else:
+            job = Job(step.label, work, settings, tracker, stop)
+            metrics = run_stage(step.config, inputs, job)
+        _require_finite(step, metrics, work)
         if step.config.reads(*READ_AS_IT_RUNS):
             _refuse_changed(step, settings, store)
         manifest = _manifest(step, lineage, metrics, begun, settings.hardware)
@@ -155,33 +163,13 @@ def _begin(step: Step, store: ArtifactStore, work: Path) -> tuple[Inputs, dict[s
     return inputs, note
 
 
-def _run_stage(
-    step: Step,
-    inputs: Inputs,
-    tracked: Tracked,
-    work: Path,
-    settings: RunConfig,
-    tracker: Tracker,
-    stop: Stop,
-) -> dict[str, float]:
-    """Run the stage, and return its metrics.
-
-    Raises:
-        HealthStop: a metric is not finite.
-    """
-    from align.pipeline.worker import run_ranks, run_stage
-    from align.runtime.job import Job
-
-    if settings.hardware.num_processes > 1 and step.config.PARALLEL:
-        metrics = run_ranks(step.config, inputs, tracked, work, settings, stop)
-    else:
-        metrics = run_stage(step.config, inputs, Job(step.label, work, settings, tracker, stop))
+def _require_finite(step: Step, metrics: Mapping[str, float], work: Path) -> None:
+    """Raise `HealthStop` if a metric of the result is not finite: then nothing is published."""
     if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
         raise HealthStop(
             f"{step.label}: {', '.join(broken)}: not a finite number, so nothing is published; "
             f"metrics.jsonl in {work / 'out'} shows where it began"
         )
-    return metrics
 
 
 def _leave(work: Path, note: dict[str, Any], error: BaseException) -> None:

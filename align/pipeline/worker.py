@@ -32,6 +32,7 @@ from align.configs.typed import typed
 from align.errors import AlignError, ConfigError, HealthStop, StoreError, naming_the_world
 from align.models.compute import emulates_bf16
 from align.runtime.cpu import cores
+from align.runtime.distributed import Rank
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
 from align.runtime.memory import reuse_freed_memory
@@ -341,7 +342,7 @@ def _run_rank(work: Path, settings: RunConfig, request: dict[str, Any], rank: in
     if rank == 0:
         tracker = make_tracker(settings.tracker, store.root)
         tracker.start(tracked, work)
-    job = Job(tracked.name, work, settings, tracker, stop, rank, world_size)
+    job = Job(tracked.name, work, settings, tracker, stop, Rank(rank, world_size))
     try:
         with stop.listening():
             metrics = run_stage(config, inputs, job)

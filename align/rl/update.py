@@ -19,7 +19,7 @@ from align.runtime.log import Metrics
 from align.runtime.memory import give_back_freed_memory
 from align.store.checkpoints import restore_parameters
 from align.text.tokens import TextRows
-from align.training.optimizers import adamw_for, set_learning_rate
+from align.training.optimizers import adamw_for, clip_gradients, set_learning_rate
 from align.training.row_order import RowOrder
 
 Totals = dict[str, torch.Tensor]
@@ -56,13 +56,14 @@ class Learner:
         self._text_order = RowOrder(
             0 if text is None else len(text), cfg.random_seed, "ppo", "text"
         )
-        betas = (0.9, cfg.beta2)
         self._peaks = {
             "policy": filled(cfg.learning_rate),
             "value": filled(cfg.value_learning_rate),
         }
         self._optimizers = {
-            name: adamw_for(parameters.values(), rate, betas, cfg.weight_decay, cfg.adam_epsilon)
+            name: adamw_for(
+                parameters.values(), rate, cfg.betas, cfg.weight_decay, cfg.adam_epsilon
+            )
             for name, parameters, rate in (
                 ("policy", actors.policy_parameters, self._peaks["policy"]),
                 ("value", actors.value_parameters, self._peaks["value"]),
@@ -171,8 +172,8 @@ class Learner:
                 job.group.all_reduce(part)
         if not mixes:
             job.group.sum_gradients(parameters)
-            totals[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(
-                parameters, self._cfg.max_grad_norm
+            totals[f"{name}/grad_norm"] = torch.tensor(
+                clip_gradients(parameters, self._cfg.max_grad_norm)
             )
         return totals
 

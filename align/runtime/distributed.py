@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from align.errors import ConfigError
 
@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+
+class Rank(NamedTuple):
+    """The place of a process among those that run a step together."""
+
+    number: int  # from 0
+    world_size: int
+
+
+ALONE = Rank(0, 1)
 
 
 class ProcessGroup:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.configs import RunConfig
-from align.runtime.distributed import ProcessGroup, choose_device
+from align.runtime.distributed import ALONE, ProcessGroup, Rank, choose_device
 from align.runtime.log import RunLog
 from align.runtime.progress import Progress
 from align.runtime.resume import Resume
@@ -60,8 +60,7 @@ class Job:
         settings: RunConfig,
         tracker: Tracker | None = None,
         stop: Stop | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: Rank = ALONE,
     ):
         self.label, self.work, self.out = label, work, work / "out"
         self.hardware, self.data_root, self.store = (
@@ -69,8 +68,8 @@ class Job:
             settings.data_root,
             Path(settings.store),
         )
-        self.group = ProcessGroup(choose_device(settings.hardware.device), rank, world_size)
-        self._progress = Progress(label, silent=rank != 0)
+        self.group = ProcessGroup(choose_device(settings.hardware.device), *rank)
+        self._progress = Progress(label, silent=rank.number != 0)
         self.log = RunLog(self.out, self._progress, tracker, self.group.is_main)
         seconds = settings.hardware.checkpoint_seconds
         self.resume = Resume(work, self.out, self.group, stop or Stop(), seconds, self.log.info)

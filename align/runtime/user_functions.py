@@ -8,7 +8,6 @@ A config names a function by `MODULE:FUNCTION`, or by the call of a factory that
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.errors import PACKAGE, ConfigError
+from align.errors import PACKAGE, ConfigError, did_you_mean
 from align.runtime.user_code import find_module, is_own, names_in, own_files
 from align.store.artifacts import sha256_file
 from align.store.references import expanded
@@ -99,10 +98,7 @@ def find_source(text: str) -> Path:
     reference = parse_reference(text)
     file = find_module(reference.module)
     if file is None:
-        near = difflib.get_close_matches(
-            reference.module, [path.stem for path in Path.cwd().glob("*.py")], n=1
-        )
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(reference.module, [path.stem for path in Path.cwd().glob("*.py")])
         raise ConfigError(
             f"no module {reference.module!r} in this folder or in the environment{hint}, got"
             f" {text!r}"
@@ -120,8 +116,7 @@ def find_source(text: str) -> Path:
 
 
 def _no_function(reference: Reference, names: Collection[str]) -> str:
-    near = difflib.get_close_matches(reference.name, names, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = did_you_mean(reference.name, names)
     return f"{reference.text}: {reference.module} has no function {reference.name!r}{hint}"
 
 

@@ -67,7 +67,6 @@ class Conversation:
         sampling: Sampling,
         *,
         seed: int = 0,
-        system: str = "",
         raw: bool = False,
     ):
         """Open a conversation.
@@ -75,7 +74,6 @@ class Conversation:
         Args:
             sampling: how to answer; its stop strings are replaced by the tokenizer's.
             seed: answer number n has the n-th seed that is derived from it.
-            system: the system message; "" for none.
             raw: continue each text unchanged, without template and turns.
         """
         from align.text.chat import stop_strings
@@ -89,7 +87,7 @@ class Conversation:
         self._num_asked = 0
         self.cut_off = False
         self._system = ""
-        self.set_system(system)
+        self.set_system("")  # refuses a chat template that fails
 
     @property
     def system(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,25 +27,33 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
+class Ends(NamedTuple):
+    """What ends a response.
+
+    Attributes:
+        eos_token_id: one or several tokens that end a response.
+        pad_token_id: fills the rows of shorter prompts.
+        tokenizer: decodes responses; only `stop_strings` need it.
+    """
+
+    eos_token_id: int | Sequence[int]
+    pad_token_id: int
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def token_ids(self) -> list[int]:
+        """Return the tokens that end a response as a list."""
+        one_or_many = self.eos_token_id
+        return [one_or_many] if isinstance(one_or_many, int) else list(one_or_many)
+
+
 class LocalEngine:
     """An engine that samples in this process.
 
     It uses the model itself or, in bf16, a copy of it that is half as large.
     """
 
-    def __init__(
-        self,
-        precision: str,
-        eos_token_id: int | Sequence[int],
-        pad_token_id: int,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ):
-        self._precision, self._eos_token_id, self._pad_token_id = (
-            precision,
-            eos_token_id,
-            pad_token_id,
-        )
-        self._tokenizer = tokenizer
+    def __init__(self, precision: str, ends: Ends):
+        self._precision, self._ends = precision, ends
         self._model: PreTrainedModel | None = None
 
     def load(self, model: PreTrainedModel) -> None:
@@ -62,21 +70,14 @@ class LocalEngine:
     def generate(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
     ) -> Iterator[tuple[int, Response]]:
-        return generate(self._loaded(), prompts, seeds, sampling, **self._tokens())
+        return generate(self._loaded(), prompts, seeds, sampling, self._ends)
 
     def stream(self, prompt: list[int], seed: int, sampling: Sampling) -> Iterator[int]:
-        return stream(self._loaded(), prompt, seed, sampling, **self._tokens())
+        return stream(self._loaded(), prompt, seed, sampling, self._ends)
 
     def _loaded(self) -> PreTrainedModel:
         assert self._model is not None, "load a model first"
         return self._model
-
-    def _tokens(self) -> dict[str, Any]:
-        return {
-            "eos_token_id": self._eos_token_id,
-            "pad_token_id": self._pad_token_id,
-            "tokenizer": self._tokenizer,
-        }
 
 
 def uniforms(seeds: torch.Tensor, length: int) -> torch.Tensor:
@@ -106,10 +107,7 @@ def generate(
     prompts: Sequence[list[int]],
     seeds: Sequence[int],
     sampling: Sampling,
-    *,
-    eos_token_id: int | Sequence[int],
-    pad_token_id: int,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    ends: Ends,
 ) -> Iterator[tuple[int, Response]]:
     """Sample one response to each prompt, and yield (index into `prompts`, response) as each ends.
 
@@ -119,9 +117,6 @@ def generate(
         model: any `transformers` causal language model; it is used unchanged (call `eval()` first).
         prompts: token ids, without padding.
         seeds: one integer below 2**63 per prompt.
-        eos_token_id: one or several tokens that end a response.
-        pad_token_id: fills the rows of shorter prompts.
-        tokenizer: decodes responses; only `stop_strings` need it.
 
     Raises:
         ValueError: a prompt leaves no room for `max_new_tokens` in the model's context, or there
@@ -129,7 +124,7 @@ def generate(
     """
     if not prompts:
         return
-    flight = _take_off(model, prompts, seeds, sampling, eos_token_id, pad_token_id, tokenizer)
+    flight = _take_off(model, prompts, seeds, sampling, ends)
     while flight.under_way:
         # An eighth faster than no_grad. It ends before `yield`, so that it does not affect the
         # caller.
@@ -143,16 +138,13 @@ def stream(
     prompt: list[int],
     seed: int,
     sampling: Sampling,
-    *,
-    eos_token_id: int | Sequence[int],
-    pad_token_id: int,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    ends: Ends,
 ) -> Iterator[int]:
     """Sample one response, and yield each token as it is drawn.
 
     `generate` returns the same tokens. For arguments and errors, see `generate`.
     """
-    flight = _take_off(model, [prompt], [seed], sampling, eos_token_id, pad_token_id, tokenizer)
+    flight = _take_off(model, [prompt], [seed], sampling, ends)
     while flight.under_way:
         with torch.inference_mode():
             flight.advance()
@@ -165,11 +157,9 @@ def _take_off(
     prompts: Sequence[list[int]],
     seeds: Sequence[int],
     sampling: Sampling,
-    eos_token_id: int | Sequence[int],
-    pad_token_id: int,
-    tokenizer: PreTrainedTokenizerBase | None,
+    ends: Ends,
 ) -> _Flight:
-    if sampling.stop_strings and tokenizer is None:
+    if sampling.stop_strings and ends.tokenizer is None:
         raise ValueError("stop strings need the tokenizer, for they are looked for in the text")
     context = context_of(model.config)
     longest = max(map(len, prompts))
@@ -178,9 +168,8 @@ def _take_off(
             f"a prompt of {longest} tokens and {sampling.max_new_tokens} new tokens do not fit in"
             f" the model's context of {context}; shorten the prompts or max_new_tokens"
         )
-    ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
     with torch.inference_mode():
-        return _Flight(model, prompts, seeds, sampling, ends, pad_token_id, tokenizer)
+        return _Flight(model, prompts, seeds, sampling, ends)
 
 
 class _Flight:
@@ -192,13 +181,11 @@ class _Flight:
         prompts: Sequence[list[int]],
         seeds: Sequence[int],
         sampling: Sampling,
-        ends: list[int],
-        pad_token_id: int,
-        tokenizer: PreTrainedTokenizerBase | None,
+        ends: Ends,
     ):
         device, length = model.device, sampling.max_new_tokens
         self._prompts, self._sampling = prompts, sampling
-        self._ends = torch.tensor(ends, device=device)
+        self._ends = torch.tensor(ends.token_ids(), device=device)
         self._numbers = uniforms(torch.tensor(seeds, device=device), length)
         self._ids = torch.zeros(len(prompts), length, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(len(prompts), length, device=device)
@@ -206,7 +193,7 @@ class _Flight:
         count = min(sampling.batch_size, len(prompts))
         # Slots that are filled again need room to continue before old columns are cleared.
         room = length if count == len(prompts) else 2 * length
-        self._slots = Slots(model, count, max(map(len, prompts)), room, pad_token_id)
+        self._slots = Slots(model, count, max(map(len, prompts)), room, ends.pad_token_id)
         # the response that each slot writes
         self._request = torch.zeros(count, dtype=torch.long, device=device)
         # tokens of that response so far
@@ -216,8 +203,8 @@ class _Flight:
         self._alive = torch.zeros(count, dtype=torch.bool, device=device)
         self._num_alive = 0
         self._stops: _StopStrings | None = None
-        if sampling.stop_strings and tokenizer is not None:
-            self._stops = _StopStrings(tokenizer, sampling.stop_strings)
+        if sampling.stop_strings and ends.tokenizer is not None:
+            self._stops = _StopStrings(ends.tokenizer, sampling.stop_strings)
 
     @property
     def under_way(self) -> bool:

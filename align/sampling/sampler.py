@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.sampling.engine import Engine, Response, Sampling
-from align.sampling.local import LocalEngine
+from align.sampling.local import Ends, LocalEngine
 from align.text.chat import stop_ids
 
 
@@ -36,7 +36,8 @@ class Sampler:
 
 def engine_for(tokenizer: PreTrainedTokenizerBase, precision: str = "fp32") -> Engine:
     """Return an engine whose responses end where the tokenizer's chat template ends a turn."""
-    return LocalEngine(precision, stop_ids(tokenizer), tokenizer.pad_token_id, tokenizer)
+    ends = Ends(stop_ids(tokenizer), tokenizer.pad_token_id, tokenizer)
+    return LocalEngine(precision, ends)
 
 
 def sampler_of(

@@ -632,10 +632,11 @@ def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job, task:
         contexts = [item["contexts"][item["labels"].index(1)] for item in mine]
         model, tokenizer, way = player.model, player.tokenizer, str(cfg.free_form)
         with job.progress(len(mine), "answers") as advance, job.compute(cfg.precision).autocast():
-            own = write_answers(
-                model, tokenizer, contexts, way, filled(cfg.max_new_tokens), most, advance
-            )
-        return job.group.gather(own)
+            most_new, texts = filled(cfg.max_new_tokens), [""] * len(mine)
+            for index, text in write_answers(model, tokenizer, contexts, way, most_new, most):
+                texts[index] = text
+                advance(1)
+        return job.group.gather(texts)
 
     try:
         rows, alone, answers = likelihoods(mine), None, None

@@ -37,8 +37,8 @@ from align.store.checkpoints import restore_parameters
 from align.text.packing import micro_batches
 from align.text.task_formats import Example, Goal, add_task_tokens, encode_rows, find_goal
 from align.training.activations import fit_activations
-from align.training.loss_guard import require_finite
-from align.training.optimizers import adamw, clip_gradients, linear_factor, set_learning_rate
+from align.training.loss_guard import Guard
+from align.training.optimizers import adamw, clip_gradients, linear_factor, step_all
 from align.training.preflight import doubts
 from align.training.row_order import RowOrder
 
@@ -122,15 +122,14 @@ def _tell(goal: Goal, num_cut: int, rows: dict[str, list[Row]], context: int, jo
 
 def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job: Job) -> None:
     fit_activations(job, model.lm, cfg.precision, max(example.tokens for example in train))
-    betas = (cfg.beta1, cfg.beta2)
-    optimizer = adamw(model, cfg.learning_rate, betas, cfg.weight_decay, cfg.adam_epsilon)
+    optimizer = adamw(model, cfg.learning_rate, cfg.betas, cfg.weight_decay, cfg.adam_epsilon)
+    guard = Guard(cfg, job.log.event)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(trained.values())
     order = RowOrder(len(train), cfg.random_seed, "finetune", "rows")
     total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
-    rates = [
-        cfg.learning_rate * linear_factor(step, total, cfg.warmup_fraction) for step in range(total)
-    ]
+    warmup = cfg.warmup_steps if cfg.warmup_steps < 1 else cfg.warmup_steps / total
+    rates = [cfg.learning_rate * linear_factor(step, total, warmup) for step in range(total)]
     for line in doubts(rates, model.lm, trains_all=cfg.lora.rank is None):
         job.log.info(line)
     start = 0
@@ -138,6 +137,7 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
         start, state = saved
         restore_parameters(trained, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
+        guard.recent = state["recent"]
 
     model.train()
     if job.group.world_size > 1 and not saved:
@@ -148,13 +148,16 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
         losses = _accumulate(cfg, model, batch, kind, job)
         job.group.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm)
-        require_finite(step + 1, losses["loss"], norm)
-        set_learning_rate(optimizer, rates[step])
-        optimizer.step()
-        optimizer.zero_grad()
+        left_out = guard.refuses(step + 1, losses["loss"], norm)
+        step_all([optimizer], None if left_out else rates[step])
         job.log.metrics(losses | {"grad_norm": norm, "learning_rate": rates[step]}, step + 1)
         job.resume.save_if_due(
-            step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()}
+            step + 1,
+            lambda: {
+                "parameters": trained,
+                "optimizer": optimizer.state_dict(),
+                "recent": guard.recent,
+            },
         )
 
 

@@ -56,8 +56,8 @@ from align.rl.update import Learner, Plan
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
-from align.sampling.engine import Engine, Sampling
-from align.sampling.sampler import engine_for
+from align.sampling.engine import Sampling
+from align.sampling.sampler import Sampler, engine_for
 from align.text.chat import encode_prompts, is_ended, show_prompt, stop_strings
 from align.text.tokens import TextRows, encode_text
 from align.training.activations import fit_activations
@@ -71,10 +71,11 @@ _NUM_SAMPLES = 4  # episodes of an iteration that samples.jsonl keeps
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts to train on, as rows and as tokens."""
+    """The prompts to train on, as rows and as tokens of the policy's tokenizer."""
 
     rows: list[Row]
     encoded: list[list[int]]
+    tokenizer: PreTrainedTokenizerBase
 
 
 def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
@@ -87,7 +88,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
     learner = _learner(cfg, actors, prompts, _text(cfg, inputs, actors, tokenizer, job), job)
-    engine = engine_for(tokenizer, cfg.sampling_precision)
+    sampler = _sampler(cfg, tokenizer, job)
     gold = (
         gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])
         if job.group.is_main
@@ -111,13 +112,10 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
 
     for iteration in job.steps(cfg.num_iterations, start, unit="iterations"):
         begun = time.monotonic()
-        chosen = choose_prompts(
-            iteration, cfg.rollout_batch_size, len(prompts.rows), cfg.random_seed
-        )
-        samples = _sample(cfg, actors, engine, tokenizer, job, prompts, iteration, chosen)
+        samples = _sample(cfg, actors, sampler, job, prompts, iteration)
         sampled = time.monotonic()
         episodes = make_episodes(
-            [prompts.rows[i] for i in chosen], samples.prompts, samples.responses, tokenizer
+            [prompts.rows[i] for i in samples.ids], samples.prompts, samples.responses, tokenizer
         )
         layouts = [lay_out(cfg, samples, job, iteration, epoch) for epoch in range(cfg.num_epochs)]
         judged = judge(cfg, judges, job, samples, episodes, iteration)
@@ -266,7 +264,7 @@ def _prompts(
             f"inputs.prompts: {len(fitting)} prompts do not fill a rollout of"
             f" {cfg.rollout_batch_size}"
         )
-    return Prompts([rows[i] for i in fitting], [encoded[i] for i in fitting])
+    return Prompts([rows[i] for i in fitting], [encoded[i] for i in fitting], tokenizer)
 
 
 def _text(
@@ -291,22 +289,7 @@ def _text(
 # -- rollout ---------------------------------------------------------------------------------------
 
 
-def _sample(
-    cfg: Ppo,
-    actors: Actors,
-    engine: Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    job: Job,
-    prompts: Prompts,
-    iteration: int,
-    chosen: list[int],
-) -> Samples:
-    """Sample a response to each prompt.
-
-    A seed depends only on the run's seed, the iteration and the prompt, so checkpoints need not
-    store it.
-    """
-    mine = job.group.share(chosen)
+def _sampler(cfg: Ppo, tokenizer: PreTrainedTokenizerBase, job: Job) -> Sampler:
     sampling = Sampling(
         max_new_tokens=filled(cfg.max_new_tokens),
         temperature=cfg.temperature,
@@ -314,18 +297,31 @@ def _sample(
         batch_size=job.hardware.generation_batch_size,
         stop_strings=stop_strings(tokenizer),
     )
+    return Sampler(engine_for(tokenizer, cfg.sampling_precision), sampling)
+
+
+def _sample(
+    cfg: Ppo, actors: Actors, sampler: Sampler, job: Job, prompts: Prompts, iteration: int
+) -> Samples:
+    """Sample a response to each prompt of an iteration.
+
+    A seed depends only on the run's seed, the iteration and the prompt, so checkpoints need not
+    store it.
+    """
+    chosen = choose_prompts(iteration, cfg.rollout_batch_size, len(prompts.rows), cfg.random_seed)
+    mine = job.group.share(chosen)
     seeds = [derive_seed(cfg.random_seed, "ppo", iteration, i) for i in mine]
     drawn: list[tuple[list[int], list[float]]] = [([], [])] * len(mine)
     with actors.policy_model() as policy:
-        engine.load(policy)
-        for place, response in engine.generate([prompts.encoded[i] for i in mine], seeds, sampling):
+        sampler.engine.load(policy)
+        for place, response in sampler.draw([prompts.encoded[i] for i in mine], seeds):
             drawn[place] = (response.ids, response.logprobs)
             if job.group.world_size == 1:  # with several, the others would wait for this one
                 job.resume.stop_if_asked()
     drawn = job.group.gather(drawn)
     responses, logprobs = [ids for ids, _ in drawn], [row for _, row in drawn]
     encoded = [prompts.encoded[i] for i in chosen]
-    ended = [is_ended(tokenizer, ids) for ids in responses]
+    ended = [is_ended(prompts.tokenizer, ids) for ids in responses]
     return make_samples(chosen, encoded, responses, logprobs, ended, job.device)
 
 

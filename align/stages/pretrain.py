@@ -40,6 +40,7 @@ from align.training.optimizers import (
     inverse_square_root_factor,
     pretraining_optimizers,
     step_all,
+    warmup_of,
 )
 from align.training.row_order import Mixture, batch_sizes
 
@@ -56,12 +57,9 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
     held_out = _held_out(inputs, length, job)
     sizes = _batch_sizes(cfg, text, length)
     rates = _learning_rates(cfg, sizes, length)
-    betas = (cfg.beta1, cfg.beta2)
-    optimizers = pretraining_optimizers(
-        model, cfg.optimizer, cfg.learning_rate, betas, cfg.weight_decay
-    )
+    optimizers = pretraining_optimizers(model, cfg)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    guard = Guard(cfg.max_loss_rise, cfg.on_nonfinite == "skip")
+    guard = Guard(cfg, job.log.event)
     loss_of = _loss(cfg, model, tokenizer)
     start = 0
     if saved := job.resume.last():
@@ -90,8 +88,6 @@ def run(cfg: Pretrain, inputs: Inputs, job: Job) -> Metrics:
         job.group.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm)
         left_out = guard.refuses(step + 1, loss, norm)
-        if left_out:
-            job.log.event(step + 1, "step_left_out", left_out)
         step_all(optimizers, None if left_out else rates[step])
         seen += sizes[step] * length
         metrics = {
@@ -203,24 +199,18 @@ def _learning_rates(cfg: Pretrain, sizes: Sequence[int], length: int) -> list[fl
     A cosine that is given in tokens depends on the tokens before the step.
     """
     seen: list[float] = [0, *itertools.accumulate(size * length for size in sizes)]
-    final = cfg.final_learning_rate_fraction
+    final, total = cfg.final_learning_rate_fraction, len(sizes)
+    warmup = warmup_of(cfg.warmup_steps, total)
     if cfg.schedule == "constant":
-        factors = [min(1.0, (step + 1) / max(1, cfg.warmup_steps)) for step in range(len(sizes))]
+        factors = [min(1.0, (step + 1) / max(1, warmup)) for step in range(total)]
     elif cfg.schedule == "inverse_square_root":
-        factors = [inverse_square_root_factor(step, cfg.warmup_steps) for step in range(len(sizes))]
+        factors = [inverse_square_root_factor(step, warmup) for step in range(total)]
     elif cfg.warmup_tokens is None and cfg.decay_tokens is None:
-        factors = [
-            cosine_factor(step, len(sizes), cfg.warmup_steps, final) for step in range(len(sizes))
-        ]
+        factors = [cosine_factor(step, total, warmup, final) for step in range(total)]
     else:
-        warmup = (
-            seen[min(cfg.warmup_steps, len(sizes))]
-            if cfg.warmup_tokens is None
-            else cfg.warmup_tokens
-        )
+        warm = seen[min(warmup, total)] if cfg.warmup_tokens is None else cfg.warmup_tokens
         factors = [
-            cosine_factor(tokens, cfg.decay_tokens or seen[-1], warmup, final)
-            for tokens in seen[:-1]
+            cosine_factor(tokens, cfg.decay_tokens or seen[-1], warm, final) for tokens in seen[:-1]
         ]
     return [cfg.learning_rate * factor for factor in factors]
 

@@ -34,8 +34,14 @@ from align.store.checkpoints import restore_parameters
 from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, takes_tools
 from align.text.packing import micro_batches, pack
 from align.training.activations import fit_activations
-from align.training.loss_guard import require_finite
-from align.training.optimizers import adamw, clip_gradients, cosine_factor, set_learning_rate
+from align.training.loss_guard import Guard
+from align.training.optimizers import (
+    adamw,
+    clip_gradients,
+    cosine_factor,
+    step_all,
+    warmup_of,
+)
 from align.training.preflight import doubts
 from align.training.row_order import RowOrder
 
@@ -63,22 +69,15 @@ class Ranking(NamedTuple):
         return sum(map(len, self.sequences))
 
 
-def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:  # noqa: C901
+def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     folder = inputs.one("model").path
     model, tokenizer = scalar_from_lm(folder, job.device), load_tokenizer(folder)
     if cfg.lora.rank is None:
         for line in precision_lines(model.classifier):
             job.log.info(line)
     length = sequence_length(cfg.sequence_length, model.classifier)
-    train, dropped = _rankings(inputs, "train", tokenizer, length, job)
+    train, dropped = _training_rankings(inputs, tokenizer, length, job)
     held_out, _ = _rankings(inputs, "validation", tokenizer, length, job)
-    if not train and not dropped:
-        raise ConfigError(
-            "inputs.data: it has no training rows; to train on all of its rows, make the data"
-            " first: align data source=... record=comparisons split=train name=mine/data"
-        )
-    if not train:
-        raise ConfigError(f"inputs.data: no ranking is left to learn from within {length:,} tokens")
     if not held_out:
         job.log.info("there are no validation rows, so no accuracy will be reported")
     num_parameters, adapters = model.classifier.num_parameters(), None
@@ -87,10 +86,9 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:  # noqa: C901
         model.classifier.score.requires_grad_(True)
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     _train(cfg, model, train, job)
-    whole = adapters is None or cfg.lora.merged
-    if adapters is not None and whole:
-        model = ScalarModel(adapters.merged(_ADAPTER))
-    if whole:
+    if adapters is not None and cfg.lora.merged:
+        model, adapters = ScalarModel(adapters.merged(_ADAPTER)), None
+    if adapters is None:
         round_to_stored(model.classifier)  # first, so that metrics are of the saved weights
     metrics = {"rankings": float(len(train)), "dropped": float(dropped)}
     metrics["tokens"] = float(cfg.num_epochs * sum(ranking.tokens for ranking in train))
@@ -99,12 +97,27 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:  # noqa: C901
     metrics |= _accuracies(model, held_out, job, cfg.precision) if held_out else {}
     metrics |= _centre(model, inputs, tokenizer, length, job, cfg.precision)
     if job.group.is_main:
-        if whole or adapters is None:
+        if adapters is not None:
+            adapters.save(_ADAPTER, job.out, tokenizer, model.classifier.score)
+        else:
             model.save(job.out)
             tokenizer.save_pretrained(job.out)
-        else:
-            adapters.save(_ADAPTER, job.out, tokenizer, model.classifier.score)
     return metrics
+
+
+def _training_rankings(
+    inputs: Inputs, tokenizer: PreTrainedTokenizerBase, length: int, job: Job
+) -> tuple[list[Ranking], int]:
+    """Return the usable training rankings, of which there is one at least, as `_rankings` does."""
+    train, dropped = _rankings(inputs, "train", tokenizer, length, job)
+    if train:
+        return train, dropped
+    if dropped:
+        raise ConfigError(f"inputs.data: no ranking is left to learn from within {length:,} tokens")
+    raise ConfigError(
+        "inputs.data: it has no training rows; to train on all of its rows, make the data"
+        " first: align data source=... record=comparisons split=train name=mine/data"
+    )
 
 
 def _rankings(
@@ -152,13 +165,15 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
     longest = max(len(ids) for ranking in train for ids in ranking.sequences)
     fit_activations(job, model.classifier, cfg.precision, longest)
     peak = filled(cfg.learning_rate)
-    optimizer = adamw(model, peak, weight_decay=cfg.weight_decay)
+    optimizer = adamw(model, peak, cfg.betas, cfg.weight_decay, cfg.adam_epsilon)
+    guard = Guard(cfg, job.log.event)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(trained.values())
     order = RowOrder(len(train), cfg.random_seed, "reward", "rows")
     total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
+    warmup = warmup_of(cfg.warmup_steps, total)
     rates = [
-        peak * cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction)
+        peak * cosine_factor(step, total, warmup, cfg.final_learning_rate_fraction)
         for step in range(total)
     ]
     for line in doubts(rates, model.classifier, trains_all=cfg.lora.rank is None):
@@ -168,6 +183,7 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
         start, state = saved
         restore_parameters(trained, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
+        guard.recent = state["recent"]
 
     model.eval()  # no dropout: the same input must always have the same score
     for step in job.steps(total, start):
@@ -175,16 +191,19 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
         loss, accuracy = _accumulate(model, batch, job, cfg.precision)
         job.group.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm)
-        require_finite(step + 1, loss, norm)
-        set_learning_rate(optimizer, rates[step])
-        optimizer.step()
-        optimizer.zero_grad()
+        left_out = guard.refuses(step + 1, loss, norm)
+        step_all([optimizer], None if left_out else rates[step])
         job.log.metrics(
             {"loss": loss, "accuracy": accuracy, "grad_norm": norm, "learning_rate": rates[step]},
             step + 1,
         )
         job.resume.save_if_due(
-            step + 1, lambda: {"parameters": trained, "optimizer": optimizer.state_dict()}
+            step + 1,
+            lambda: {
+                "parameters": trained,
+                "optimizer": optimizer.state_dict(),
+                "recent": guard.recent,
+            },
         )
 
 

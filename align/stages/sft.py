@@ -43,8 +43,14 @@ from align.text.chat import Encoded, TemplateRefusal, encode_conversations, take
 from align.text.packing import micro_batches, pack
 from align.text.tokens import encode_text
 from align.training.activations import fit_activations
-from align.training.loss_guard import require_finite
-from align.training.optimizers import adamw, clip_gradients, cosine_factor, set_learning_rate
+from align.training.loss_guard import Guard
+from align.training.optimizers import (
+    adamw,
+    clip_gradients,
+    cosine_factor,
+    step_all,
+    warmup_of,
+)
 from align.training.preflight import doubts
 from align.training.row_order import RowOrder
 
@@ -227,12 +233,14 @@ def _train(
     fit_activations(job, model, cfg.precision, max(len(example.ids) for example in [*train, *text]))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     peak = filled(cfg.learning_rate)
-    optimizer = adamw(model, peak, weight_decay=cfg.weight_decay)
+    optimizer = adamw(model, peak, cfg.betas, cfg.weight_decay, cfg.adam_epsilon)
+    guard = Guard(cfg, job.log.event)
     order = RowOrder(len(train), cfg.random_seed, "sft", "rows")
     steps_per_epoch = math.ceil(len(train) / cfg.batch_size)
     total = cfg.num_epochs * steps_per_epoch
+    warmup = warmup_of(cfg.warmup_steps, total)
     rates = [
-        peak * cosine_factor(step, total, cfg.warmup_steps, cfg.final_learning_rate_fraction)
+        peak * cosine_factor(step, total, warmup, cfg.final_learning_rate_fraction)
         for step in range(total)
     ]
     for line in doubts(rates, model, trains_all=cfg.lora.rank is None):
@@ -243,6 +251,7 @@ def _train(
         start, state = saved
         restore_parameters(parameters, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
+        guard.recent = state["recent"]
         best.load_state(state["best"])
     else:
         if job.group.world_size > 1:
@@ -256,10 +265,8 @@ def _train(
         loss = _accumulate(model, batch, job, cfg.precision)
         job.group.sum_gradients(list(parameters.values()))
         norm = clip_gradients(list(parameters.values()), cfg.max_grad_norm)
-        require_finite(step + 1, loss, norm)
-        set_learning_rate(optimizer, rates[step])
-        optimizer.step()
-        optimizer.zero_grad()
+        left_out = guard.refuses(step + 1, loss, norm)
+        step_all([optimizer], None if left_out else rates[step])
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rates[step]}
         if held_out and (step + 1) % steps_per_epoch == 0:
             metrics["eval/loss"] = response_loss(model, held_out, job, cfg.precision)
@@ -270,6 +277,7 @@ def _train(
             lambda: {
                 "parameters": parameters,
                 "optimizer": optimizer.state_dict(),
+                "recent": guard.recent,
                 "best": best.state(),
             },
         )

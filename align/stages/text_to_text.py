@@ -39,6 +39,7 @@ from align.training.optimizers import (
     inverse_square_root_factor,
     pretraining_optimizers,
     step_all,
+    warmup_of,
 )
 from align.training.row_order import Mixture, RowOrder
 
@@ -99,9 +100,9 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
             "there are no validation rows, so nothing will say how well it does on text it was not"
             " trained on"
         )
-    optimizers = pretraining_optimizers(model, cfg.optimizer, cfg.learning_rate, (0.9, 0.999), 0.0)
+    optimizers = pretraining_optimizers(model, cfg)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    guard = Guard(cfg.max_loss_rise, cfg.on_nonfinite == "skip")
+    guard = Guard(cfg, job.log.event)
     measure = functools.partial(_evaluate, cfg, model, tokenizer, corruption, job)
     start = 0
     if saved := job.resume.last():
@@ -123,8 +124,6 @@ def run(cfg: TextToText, inputs: Inputs, job: Job) -> Metrics:
         job.group.sum_gradients(parameters)
         norm = clip_gradients(parameters, cfg.max_grad_norm or math.inf)
         left_out = guard.refuses(step + 1, loss, norm)
-        if left_out:
-            job.log.event(step + 1, "step_left_out", left_out)
         step_all(optimizers, None if left_out else rate)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.num_steps:
@@ -178,7 +177,9 @@ def _model(
 def _learning_rate(cfg: TextToText, step: int) -> float:
     constant = cfg.schedule == "constant"
     return cfg.learning_rate * (
-        1.0 if constant else inverse_square_root_factor(step, cfg.warmup_steps)
+        1.0
+        if constant
+        else inverse_square_root_factor(step, warmup_of(cfg.warmup_steps, cfg.num_steps))
     )
 
 

@@ -19,7 +19,6 @@ aliases are sealed (see `seals`), and checked whenever they are read. Nothing he
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import fcntl
 import hashlib
@@ -37,7 +36,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeGuard
 
-from align.errors import StoreError
+from align.errors import StoreError, did_you_mean
 from align.store.references import import_hint, is_outside, is_path
 from align.store.seals import digest_of, fits, is_checked, seal_of, with_check
 
@@ -795,8 +794,8 @@ class ArtifactStore:
         numbers = self._numbers(name)
         if not numbers:
             names = self.names()
-            near = difflib.get_close_matches(name, names, n=1)
-            meant = f" (did you mean {near[0]}?)" if near else hint(ref)
+            near = did_you_mean(name, names)
+            meant = near or hint(ref)
             known = "" if near else f"; names: {', '.join(names) or 'none yet'}"
             raise StoreError(f"{ref}: no artifact of that name in {self.root}{meant}{known}")
         number = int(which[1:]) if _VERSION.fullmatch(which) else self.alias(name, which)

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from align.errors import ConfigError, too_long
+from align.errors import ConfigError, suggestion, too_long
 from align.store.file_kinds import PACKED, SUFFIXES
 
 SCHEMES = ("card", "path", "hf")
@@ -133,7 +133,7 @@ def beside(path: Path) -> str:
     # Compare without suffixes: files of one kind all have the same, which makes them too similar.
     stems = {other.stem: other.name for other in path.parent.iterdir()}
     near = difflib.get_close_matches(path.stem, stems, n=1)
-    return f" (did you mean {path.parent / stems[near[0]]}?)" if near else ""
+    return suggestion(str(path.parent / stems[near[0]])) if near else ""
 
 
 def pinned(source: str, kind: str) -> str:

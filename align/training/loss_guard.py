@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 
+from align.configs.knobs import SupervisedConfig
 from align.errors import HealthStop
 
 _RECENT = 50  # steps whose losses give the median
 _FEWEST = 10  # losses needed before a step is refused
 _IN_A_ROW = 10  # steps left out in a row that end the run
-
-
-def require_finite(step: int, loss: float, norm: float) -> None:
-    """Raise `HealthStop` if the loss or the gradient norm is not finite.
-
-    Call it before the optimizer takes step `step`, counted from 1 as in the log.
-    """
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise HealthStop(f"{_not_finite(step, loss, norm)}; lower learning_rate")
 
 
 class Guard:
@@ -32,16 +25,17 @@ class Guard:
             state.
 
     Args:
-        max_rise: nats above the recent median; None: no loss is too high.
-        skips_nonfinite: False: a number that is not finite ends the run.
+        config: its `max_loss_rise` and `on_nonfinite` say what is left out.
+        report: called with the step, the event's name and the reason for a step that is left out.
     """
 
-    def __init__(self, max_rise: float | None, skips_nonfinite: bool):
-        self._max_rise, self._skips_nonfinite = max_rise, skips_nonfinite
+    def __init__(self, config: SupervisedConfig, report: Callable[[int, str, str], None]):
+        self._max_rise, self._skips = config.max_loss_rise, config.on_nonfinite == "skip"
+        self._report = report
         self.recent: list[float | None] = []
 
-    def refuses(self, step: int, loss: float, norm: float) -> str | None:
-        """Return why step `step`, counted from 1 as in the log, must be left out; else None.
+    def refuses(self, step: int, loss: float, norm: float) -> bool:
+        """Return whether step `step`, counted from 1 as in the log, must be left out; report it.
 
         Raises:
             HealthStop: a number is not finite and is not to be skipped, or ten steps in a row are
@@ -50,8 +44,8 @@ class Guard:
         known = [loss for loss in self.recent if loss is not None]
         reason = None
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            reason = _not_finite(step, loss, norm)
-            if not self._skips_nonfinite:
+            reason = f"step {step}: the loss is {loss} and the gradient's norm {norm}"
+            if not self._skips:
                 raise HealthStop(f"{reason}; lower learning_rate, or give on_nonfinite=skip")
         elif self._max_rise is not None and len(known) >= _FEWEST:
             usual = statistics.median(known)
@@ -62,7 +56,9 @@ class Guard:
         self.recent = [*self.recent, None if reason else loss][-_RECENT:]
         if self.recent[-_IN_A_ROW:] == [None] * _IN_A_ROW:
             raise HealthStop(f"{reason}; it is the tenth left out in a row; lower learning_rate")
-        return reason
+        if reason:
+            self._report(step, "step_left_out", reason)
+        return reason is not None
 
 
 class Skips:
@@ -83,7 +79,3 @@ class Skips:
                 f"iteration {iteration}: the tenth in a row without a step: a number was not finite"
                 " or the policy was past stop_kl_per_token before the first; lower learning_rate"
             )
-
-
-def _not_finite(step: int, loss: float, norm: float) -> str:
-    return f"step {step}: the loss is {loss} and the gradient's norm {norm}"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from align.configs import Pretrain, TextToText
+
 
 def adamw(
     model: torch.nn.Module,
@@ -54,22 +56,19 @@ def decayed_groups(
 
 
 def pretraining_optimizers(
-    model: PreTrainedModel,
-    name: str,
-    learning_rate: float,
-    betas: tuple[float, float],
-    weight_decay: float,
+    model: PreTrainedModel, cfg: Pretrain | TextToText
 ) -> list[torch.optim.Optimizer]:
-    """Return the optimizers to step in turn.
+    """Return the optimizers to step in turn, by the knob `optimizer`.
 
     That is AdamW or Adafactor for all parameters, or Muon for the blocks' matrices and AdamW
     without decay for the rest.
     """
-    if name == "adamw":
-        return [adamw(model, learning_rate, betas, weight_decay)]
-    if name == "adafactor":
-        groups = decayed_groups((p for p in model.parameters() if p.requires_grad), weight_decay)
-        return [torch.optim.Adafactor(groups, learning_rate)]
+    rate, decay = cfg.learning_rate, cfg.weight_decay
+    if cfg.optimizer == "adamw":
+        return [adamw(model, rate, cfg.betas, decay, cfg.adam_epsilon)]
+    if cfg.optimizer == "adafactor":
+        groups = decayed_groups((p for p in model.parameters() if p.requires_grad), decay)
+        return [torch.optim.Adafactor(groups, rate)]
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()
     }
@@ -89,8 +88,8 @@ def pretraining_optimizers(
         {"params": [p for p, h in zip(matrices, heads, strict=True) if h == count], "heads": count}
         for count in sorted(set(heads))
     ]
-    muon = Muon(groups, learning_rate, weight_decay)
-    return [muon, adamw(model, learning_rate, betas, but_not=matrices)]
+    muon = Muon(groups, rate, decay)
+    return [muon, adamw(model, rate, cfg.betas, eps=cfg.adam_epsilon, but_not=matrices)]
 
 
 class Muon(torch.optim.Optimizer):
@@ -224,6 +223,11 @@ def step_all(optimizers: Sequence[torch.optim.Optimizer], learning_rate: float |
             set_learning_rate(optimizer, learning_rate)
             optimizer.step()
         optimizer.zero_grad()
+
+
+def warmup_of(steps: float, total: int) -> int:
+    """Return the length of a warm-up in steps. Below 1, `steps` is a fraction of `total`."""
+    return round(steps * total) if steps < 1 else int(steps)
 
 
 def linear_factor(step: int, total: int, warmup_fraction: float) -> float:

@@ -26,7 +26,7 @@ from align.models.load import context_of, load_model, rope_limit, save_model
 from align.models.packed import response_logprobs, response_scores
 from align.models.padded import is_padded, read_padded
 from align.sampling.engine import Sampling
-from align.sampling.local import LocalEngine, generate
+from align.sampling.local import Ends, LocalEngine, generate
 from align.text.packing import pack
 
 RUN = [name for name in ARCHITECTURES if name not in REFUSED]
@@ -78,7 +78,7 @@ def test_greedy_samples_are_those_of_transformers(name: str, tmp_path: Path) -> 
     ours, plain = fitted(name, tmp_path), plainly(tmp_path)
     prompts, most = sequences_of([3, 2 * WINDOW + 1, 1, WINDOW], seed=1), WINDOW
     sampling = Sampling(max_new_tokens=most, temperature=0.0, batch_size=2)
-    found = dict(generate(ours, prompts, range(4), sampling, eos_token_id=EOS, pad_token_id=PAD))
+    found = dict(generate(ours, prompts, range(4), sampling, Ends(EOS, PAD)))
     for i, prompt in enumerate(prompts):
         if name != "moshi":  # whose `generate` departs from its own forward pass once the window is full
             assert found[i].ids == written_by_transformers(plain, prompt, most, EOS, PAD)
@@ -202,7 +202,7 @@ def test_what_cannot_sample_in_bf16_samples_as_in_fp32(name: str, tmp_path: Path
     model = fitted(name, tmp_path)
     found = []
     for precision in ("fp32", "bf16"):
-        engine = LocalEngine(precision, EOS, PAD)
+        engine = LocalEngine(precision, Ends(EOS, PAD))
         engine.load(model)
         found.append(dict(engine.generate(sequences_of([3, 9]), [0, 1], Sampling(max_new_tokens=8))))
     assert found[0] == found[1]
@@ -253,7 +253,7 @@ def test_a_context_ends_where_frequencies_begin_to_depend_on_the_batch() -> None
 def test_no_sample_goes_beyond_such_a_context(tmp_path: Path) -> None:
     model = fitted("phi3_longrope", tmp_path)
     with pytest.raises(ValueError, match="context of 32"):
-        list(generate(model, sequences_of([25]), [0], Sampling(max_new_tokens=8), eos_token_id=EOS, pad_token_id=PAD))
+        list(generate(model, sequences_of([25]), [0], Sampling(max_new_tokens=8), Ends(EOS, PAD)))
 
 
 # -- scalar heads --------------------------------------------------------------------------------------------------

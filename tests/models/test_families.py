@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from align.configs import ModelConfig
+from align.configs import ModelConfig, Pretrain
 from align.errors import ConfigError
 from align.models.build import build_model, fresh_model
 from align.models.load import load_model
@@ -65,7 +65,7 @@ def test_a_model_that_was_built_runs(tokenizer, architecture):
 
 def test_muon_makes_each_projection_of_gpt_neox_orthogonal(tokenizer):
     model = tiny(tokenizer, "gpt_neox")
-    muon, _ = pretraining_optimizers(model, "muon", 1.0, (0.9, 0.95), 0.0)
+    muon, _ = pretraining_optimizers(model, Pretrain(optimizer="muon", learning_rate=1.0, weight_decay=0.0))
     weight = model.gpt_neox.layers[0].attention.query_key_value.weight
     before = weight.detach().clone()
     weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))

@@ -295,7 +295,10 @@ def test_a_batch_of_more_rows_than_there_are_is_refused(model: Path, tmp_path: P
         ({"task": "cloze"}, "task: expected classification, entailment, similarity or multiple_choice, got 'cloze'"),
         ({"num_train_rows": 0}, "num_train_rows: expected a number above 0, or null, got 0"),
         ({"classifier_dropout": 1.0}, "classifier_dropout: expected a number below 1, got 1.0"),
-        ({"warmup_fraction": 2.0}, "warmup_fraction: expected a number from 0 to 1"),
+        (
+            {"warmup_steps": 2.5},
+            "warmup_steps: expected a whole number of steps, or a fraction of them below 1, got 2.5",
+        ),
         ({"lm_coef": -1.0}, "lm_coef: expected a number from 0 up"),
         ({"from_scratch": True, "lora": LoraConfig(rank=2)}, "from_scratch: expected false with lora.rank"),
     ],

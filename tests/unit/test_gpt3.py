@@ -19,7 +19,7 @@ from align.models.heads import load_scalar, scalar_from_lm
 from align.models.load import check_attention, load_model
 from align.models.packed import pack_pairs, response_logprobs
 from align.sampling.engine import Sampling
-from align.sampling.local import generate
+from align.sampling.local import Ends, generate
 from align.text.packing import pack
 
 EOS, PAD, WINDOW = 0, 1, 5
@@ -178,7 +178,7 @@ def test_sampled_logprobs_are_those_of_whole_forward_passes(window, batch_size):
     """Slots are filled again, prompts are padded, the cache goes beyond the band."""
     model = built(window)
     sampling = Sampling(max_new_tokens=12, batch_size=batch_size)
-    found = dict(generate(model, PROMPTS, SEEDS, sampling, eos_token_id=EOS, pad_token_id=PAD))
+    found = dict(generate(model, PROMPTS, SEEDS, sampling, Ends(EOS, PAD)))
     ids, logprobs = [found[i].ids for i in range(15)], [p for i in range(15) for p in found[i].logprobs]
     again = response_logprobs(model, pack_pairs(PROMPTS, ids, "cpu"), ids)
     assert logprobs == pytest.approx(again.tolist(), abs=1e-5)
@@ -214,7 +214,7 @@ def test_the_librarys_sliding_cache_goes_on_where_it_ended(implementation, cuts)
 def test_the_librarys_generate_with_its_sliding_cache_writes_the_same(implementation):
     model = built(implementation=implementation)
     sampling = Sampling(max_new_tokens=12, temperature=0.0)
-    found = dict(generate(built(), PROMPTS[:5], SEEDS[:5], sampling, eos_token_id=EOS, pad_token_id=PAD))
+    found = dict(generate(built(), PROMPTS[:5], SEEDS[:5], sampling, Ends(EOS, PAD)))
     for i, prompt in enumerate(PROMPTS[:5]):
         assert found[i].ids == written_by_transformers(model, prompt, 12, EOS, PAD)
 

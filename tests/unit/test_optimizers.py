@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim._muon import _zeropower_via_newtonschulz
 
-from align.configs import ModelConfig
+from align.configs import ModelConfig, Pretrain
 from align.models.build import build_model
 from align.text.tokenizers import train_tokenizer
 from align.training.optimizers import (
@@ -22,6 +22,7 @@ from align.training.optimizers import (
     orthogonalize,
     pretraining_optimizers,
     set_learning_rate,
+    warmup_of,
 )
 
 SHAPES = [(8, 32), (32, 8), (24, 64), (64, 24), (16, 48), (1, 20)]
@@ -165,14 +166,14 @@ def test_adamw_decays_matrices_only(tokenizer):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_parameter_is_in_exactly_one_optimizer(tokenizer, architecture, name):
     model = built(tokenizer, architecture)
-    optimizers = pretraining_optimizers(model, name, 0.01, (0.9, 0.95), 0.1)
+    optimizers = pretraining_optimizers(model, Pretrain(optimizer=name, learning_rate=0.01))
     held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
 
 
 def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(tokenizer):
     model = built(tokenizer)
-    muon, rest = pretraining_optimizers(model, "muon", 0.01, (0.9, 0.95), 0.1)
+    muon, rest = pretraining_optimizers(model, Pretrain(optimizer="muon", learning_rate=0.01))
     names = {id(p): name for name, p in model.named_parameters()}
     held = {names[id(p)] for g in muon.param_groups for p in g["params"]}
     weights = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -200,7 +201,7 @@ def test_a_restored_state_goes_on_bit_for_bit(tokenizer, name):
                 optimizer.step()
 
     def optimizers_of(model):
-        return pretraining_optimizers(model, name, 0.01, (0.9, 0.95), 0.1)
+        return pretraining_optimizers(model, Pretrain(optimizer=name, learning_rate=0.01))
 
     model = built(tokenizer)
     optimizers = optimizers_of(model)
@@ -244,6 +245,14 @@ def test_linear_factor_is_that_of_the_paper_s_code(warmup):
     assert factors[-1] == pytest.approx(1 / 3000, rel=1e-9)
     assert linear_factor(0, 1, warmup) == pytest.approx(0.5)
     assert linear_factor(4, 9, 0.0) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "total", "expected"),
+    [(0, 100, 0), (7, 100, 7), (0.1, 100, 10), (0.03, 90, 3), (1, 100, 1), (200, 100, 200)],
+)
+def test_a_warm_up_below_1_is_a_fraction_of_the_steps(steps, total, expected):
+    assert warmup_of(steps, total) == expected
 
 
 def test_set_learning_rate_sets_every_group(tokenizer):

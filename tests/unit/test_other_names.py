@@ -73,9 +73,10 @@ def test_every_name_of_the_table_leads_somewhere_and_is_none_of_ours() -> None:
         ("ppo", "max_length", None),  # of the response alone here
         ("ppo", "beta", "kl_coef"),
         ("sft", "beta", None),
-        ("sft", "warmup_ratio", None),
+        ("sft", "warmup_ratio", "warmup_steps"),
         ("sft", "num_warmup_steps", "warmup_steps"),
-        ("finetune", "warmup_ratio", "warmup_fraction"),
+        ("finetune", "warmup_ratio", "warmup_steps"),
+        ("ppo", "warmup_ratio", None),  # in iterations here
         ("ppo", "per_device_train_batch_size", "rollout_batch_size"),
         ("ppo", "model_name_or_path", "inputs.policy"),
         ("import_model", "model_name_or_path", "source"),
@@ -96,7 +97,7 @@ TOLD = {
     "sft lora_r=8": "lora_r: no such knob (did you mean lora.rank?)",
     "ppo kl_penalty=1": "kl_penalty: no such knob (did you mean kl_coef?)",
     "sft max_steps=3": "max_steps: no such knob; sft counts epochs: num_epochs; align sft --help",
-    "sft warmup_ratio=3": "warmup_ratio: no such knob; sft counts warm-up in steps: warmup_steps; align",
+    "sft warmup_ratio=3": "warmup_ratio: no such knob (did you mean warmup_steps?)",
     "ppo target_kl=0.1": "target_kl: no such knob; kl_goal is the KL that kl_coef adapts to (nats per response), stop_",
     "sft save_steps=3": "sft counts seconds between checkpoints: hardware.checkpoint_seconds; align",
     "data max_length=3": "data counts characters: max_chars; align",

@@ -13,7 +13,7 @@ import yaml
 from conftest import mostly_slow
 from tiny_models import tiny_tokenizer
 
-from align.configs import ModelConfig
+from align.configs import ModelConfig, Pretrain
 from align.errors import ConfigError
 from align.models.build import build_model, meta_model, weights_of
 from align.models.sizes import Weight, memory, parameters, training_flops, weights, without_embeddings
@@ -128,7 +128,7 @@ def test_the_state_of_an_optimizer_is_as_large_as_it_says(architecture: str, opt
     model = build_model(small(architecture), tiny_tokenizer())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    used = pretraining_optimizers(model, optimizer, 1e-3, (0.9, 0.95), 0.0)
+    used = pretraining_optimizers(model, Pretrain(optimizer=optimizer))
     for each in used:
         each.step()
     said = memory(weights_of(model), optimizer, "fp32")

@@ -15,7 +15,7 @@ from align.models import kernels
 from align.models.packed import pack_pairs, response_logprobs
 from align.sampling.engine import Response, Sampling
 from align.sampling.kv_slots import Slots
-from align.sampling.local import LocalEngine, choose_tokens, generate
+from align.sampling.local import Ends, LocalEngine, choose_tokens, generate
 
 EOS, PAD = 0, 1
 WINDOW = 5  # tokens that a sliding layer sees: fewer than nearly every prompt with its response
@@ -55,7 +55,7 @@ def whole(model):
 
 def run(model, prompts, seeds, eos=EOS, **knobs):
     sampling = Sampling(**{"max_new_tokens": 14, **knobs})
-    return in_order(generate(model, prompts, seeds, sampling, eos_token_id=eos, pad_token_id=PAD), prompts)
+    return in_order(generate(model, prompts, seeds, sampling, Ends(eos, PAD)), prompts)
 
 
 def in_order(responses, prompts):
@@ -183,7 +183,7 @@ def test_a_slot_is_filled_again_before_all_have_ended():
     assert lengths[chosen[0]] >= 20
     steps = []
     sampling = Sampling(max_new_tokens=30, batch_size=5)
-    for i, response in generate(model, [[9]] * 25, chosen, sampling, eos_token_id=EOS, pad_token_id=PAD):
+    for i, response in generate(model, [[9]] * 25, chosen, sampling, Ends(EOS, PAD)):
         steps.append(i)
         assert len(response.ids) == lengths[chosen[i]]
     assert steps.index(0) >= 20  # the others passed it by
@@ -214,7 +214,7 @@ def test_free_slots_never_run_past_the_learned_positions(monkeypatch):
 
 
 def test_bf16_samples_are_near_float32_and_end_at_the_first_end_of_text(model):
-    engine = LocalEngine("bf16", EOS, PAD)
+    engine = LocalEngine("bf16", Ends(EOS, PAD))
     smooth = copy.deepcopy(model)  # with weights of an ordinary size: the logits of the fixture's err by more than 0.05
     with torch.no_grad():
         for weight in smooth.parameters():
@@ -336,7 +336,7 @@ def engine_run(engine):
 
 
 def test_the_float32_engine_samples_with_the_weights_as_they_are_now():
-    policy, engine = built("llama"), LocalEngine("fp32", EOS, PAD)
+    policy, engine = built("llama"), LocalEngine("fp32", Ends(EOS, PAD))
     engine.load(policy)
     first = engine_run(engine)
     shifted(policy, 3)
@@ -346,7 +346,7 @@ def test_the_float32_engine_samples_with_the_weights_as_they_are_now():
 
 
 def test_the_bf16_engine_samples_with_the_weights_that_were_loaded_last():
-    policy, engine = built("llama"), LocalEngine("bf16", EOS, PAD)
+    policy, engine = built("llama"), LocalEngine("bf16", Ends(EOS, PAD))
     engine.load(policy)
     first = engine_run(engine)
     assert all(p.dtype == torch.float32 and p.requires_grad for p in policy.parameters())
@@ -355,7 +355,7 @@ def test_the_bf16_engine_samples_with_the_weights_that_were_loaded_last():
     engine.load(policy)
     second = engine_run(engine)
     assert [r.ids for r in first] != [r.ids for r in second]
-    fresh = LocalEngine("bf16", EOS, PAD)
+    fresh = LocalEngine("bf16", Ends(EOS, PAD))
     fresh.load(policy)
     assert engine_run(fresh) == second
 
@@ -363,7 +363,7 @@ def test_the_bf16_engine_samples_with_the_weights_that_were_loaded_last():
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_the_bf16_engine_keeps_rotary_frequencies_exact(architecture):
     """Rounded to eight bits they are other frequencies, which shows far from the first token alone."""
-    policy, engine = built(architecture), LocalEngine("bf16", EOS, PAD)
+    policy, engine = built(architecture), LocalEngine("bf16", Ends(EOS, PAD))
     engine.load(policy)
     exact = dict(policy.named_buffers())
     found = {name: buffer for name, buffer in engine._model.named_buffers() if "inv_freq" in name}
@@ -373,7 +373,7 @@ def test_the_bf16_engine_keeps_rotary_frequencies_exact(architecture):
 
 
 def test_a_response_is_ids_and_logprobs_as_plain_numbers():
-    engine = LocalEngine("fp32", EOS, PAD)
+    engine = LocalEngine("fp32", Ends(EOS, PAD))
     engine.load(built("gpt2"))
     for response in engine_run(engine):
         assert isinstance(response, Response)
@@ -402,7 +402,7 @@ def test_the_caller_is_not_in_inference_mode_between_responses():
     model = built("gpt2")
     weight = torch.nn.Parameter(torch.ones(2))
     sampling = Sampling(max_new_tokens=8, batch_size=2)
-    for _ in generate(model, PROMPTS[:4], SEEDS[:4], sampling, eos_token_id=EOS, pad_token_id=PAD):
+    for _ in generate(model, PROMPTS[:4], SEEDS[:4], sampling, Ends(EOS, PAD)):
         assert not torch.is_inference_mode_enabled()
         (weight * 2.0).sum().backward()
     assert weight.grad.tolist() == [8.0, 8.0]

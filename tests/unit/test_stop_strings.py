@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.models.load import load_tokenizer, save_model
 from align.sampling.engine import Sampling
-from align.sampling.local import generate
+from align.sampling.local import Ends, generate
 from align.text.chat import decode_response, is_ended, keep_stop_strings, stop_strings, up_to_stop
 
 EOS, PAD, LENGTH = 0, 1, 16
@@ -42,7 +42,7 @@ def decoded(tokenizer, ids):
 
 def sampled(model, tokenizer, strings, **knobs):
     settings = Sampling(**{"max_new_tokens": LENGTH, "stop_strings": tuple(strings), **knobs})
-    found = generate(model, PROMPTS, SEEDS, settings, eos_token_id=EOS, pad_token_id=PAD, tokenizer=tokenizer)
+    found = generate(model, PROMPTS, SEEDS, settings, Ends(EOS, PAD, tokenizer))
     by_prompt = dict(found)
     return [by_prompt[i] for i in range(len(PROMPTS))]
 
@@ -163,7 +163,6 @@ def test_stop_strings_without_a_tokenizer_are_refused(model):
                 PROMPTS,
                 SEEDS,
                 Sampling(max_new_tokens=2, stop_strings=("x",)),
-                eos_token_id=EOS,
-                pad_token_id=PAD,
+                Ends(EOS, PAD),
             )
         )
