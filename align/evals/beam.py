@@ -67,7 +67,7 @@ def beam_search(
             break
         if length < max_new_tokens:
             beams.advance(going_on)
-    stops = set(ends)
+    stops = set(ends.token_ids())
     winners = [found[0].ids for found in best]
     return [ids[:-1] if ids[-1] in stops else ids for ids in winners]
 
