@@ -35,6 +35,42 @@ from align.configs.stages import Compare, Data, ImportModel, Reward, Sft, Tokeni
 from align.configs.text_to_text import TextToText
 from align.errors import ConfigError, did_you_mean
 
+__all__ = [
+    "COMMANDS",
+    "MODELS",
+    "PRECISIONS",
+    "RECORDS",
+    "SPLITS",
+    "STAGES",
+    "TAKEN",
+    "TASKS",
+    "Compare",
+    "Data",
+    "Evaluate",
+    "Finetune",
+    "HardwareConfig",
+    "ImportModel",
+    "JudgeConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "Ppo",
+    "Pretrain",
+    "Prompt",
+    "Reward",
+    "RunConfig",
+    "Sft",
+    "StageConfig",
+    "TextToText",
+    "Tokenizer",
+    "Tokens",
+    "TrackerConfig",
+    "check_ranges",
+    "filled",
+    "knob",
+    "require",
+    "stage_class",
+]
+
 _ALL = (
     Data,
     Tokenizer,

@@ -188,7 +188,7 @@ def _real(value: Any, name: str) -> float:
     raise ConfigError(f"{name}: expected a finite number, got {shown(value)}")
 
 
-def _number_of(value: Any, kind: type) -> int | float | None:
+def _number_of(value: Any, kind: type[int] | type[float]) -> int | float | None:
     """Return a value, or the number written in a text; None if it is not a number."""
     if isinstance(value, str):
         try:

@@ -42,7 +42,8 @@ def summed_head_loss(
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     with torch.autocast(kind, enabled=False):
-        return _SummedHeadLoss.apply(hidden.to(dtype), weight, bias, targets)
+        loss: torch.Tensor = _SummedHeadLoss.apply(hidden.to(dtype), weight, bias, targets)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class _SummedHeadLoss(torch.autograd.Function):
@@ -143,7 +144,7 @@ def head_logprobs(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     with torch.autocast(kind, enabled=False):
         return TokenLogprobs(
-            *_HeadLogprobs.apply(
+            *_HeadLogprobs.apply(  # type: ignore[no-untyped-call]
                 hidden.to(dtype),
                 weight.to(dtype),
                 None if bias is None else bias.to(dtype),

@@ -216,4 +216,5 @@ def explained_variance(
 def correlation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return Pearson's correlation of two vectors [B]; 0 if one of them is constant."""
     x, y = x - x.mean(), y - y.mean()
-    return (x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-12)
+    norms: torch.Tensor = x.norm() * y.norm()
+    return (x * y).sum() / norms.clamp(min=1e-12)

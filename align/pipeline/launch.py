@@ -187,7 +187,7 @@ class Launcher:
         return [_returned(code) if each.return_value in _STOP_CODES else each for each in returned]
 
     def _in_this_process(self, members: dict[int, list[str]]) -> list[JobReturn]:
-        return self.inner.launch(list(members.values()), min(members))
+        return list(self.inner.launch(list(members.values()), min(members)))
 
     def _tell(self) -> None:
         told, where = f"-- {len(self.members)} members", self.settings.get("submitit_folder")
@@ -224,7 +224,7 @@ class Launcher:
         self.inner.joblib |= {"initializer": end_with_parent, "initargs": (os.getpid(),)}
         for _ in members:
             try:
-                return self.inner.launch(list(members.values()), first)
+                return list(self.inner.launch(list(members.values()), first))
             except BrokenProcessPool:
                 known = self._settled(members)
             cut = [
@@ -278,6 +278,7 @@ class Launcher:
             return list(pool.map(self._alone, members.values(), members.keys()))
 
     def _alone(self, overrides: list[str], number: int) -> JobReturn:
+        returned: JobReturn
         try:
             (returned,) = self.inner.launch([overrides], number)
         except BrokenProcessPool:
@@ -307,7 +308,7 @@ class Launcher:
         try:
             with queue.telling():
                 try:
-                    return self.inner.launch(list(members.values()), min(members))
+                    return list(self.inner.launch(list(members.values()), min(members)))
                 except Exception as error:
                     if not type(error).__module__.startswith("submitit."):
                         raise
@@ -411,7 +412,7 @@ def members_at_once(kind: str, settings: DictConfig, count: int) -> int:
     1, because a member gets its own cores from the cluster.
     """
     if kind == "joblib":
-        jobs = settings.n_jobs
+        jobs = int(settings.n_jobs)
         return min(count, jobs if jobs > 0 else max(1, cores() + 1 + jobs))
     if kind == "local":
         return min(count, max(1, cores() // (settings.cpus_per_task or 1)))

@@ -42,7 +42,7 @@ from align.data.cards import (
     resolve_model,
     resolve_tokenizer,
 )
-from align.data.formats import LABELLED
+from align.data.labelled import LABELLED
 from align.data.records import read_info
 from align.errors import ConfigError, StoreError, did_you_mean
 from align.pipeline.base_models import check_adapters

@@ -100,7 +100,8 @@ def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for align's own output only
         try:
             module = importlib.import_module(config.MODULE or f"align.stages.{config.STAGE}")
-            return module.run(config, inputs, job)
+            metrics: Metrics = module.run(config, inputs, job)
+            return metrics
         except AlignError:
             raise
         except Exception as error:
@@ -253,7 +254,8 @@ def _metrics(
     outcomes = sorted(outcomes, key=lambda outcome: outcome["at"])
     for outcome in outcomes:
         if "metrics" in outcome:
-            return outcome["metrics"]
+            metrics: Metrics = outcome["metrics"]
+            return metrics
     if stop.signal is not None:
         raise stop.error()
     for outcome in outcomes:

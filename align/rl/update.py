@@ -356,7 +356,7 @@ class Learner:
 
 def _clip(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
     """Scale gradients in place to a global norm of at most `max_norm`; return the norm before."""
-    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    norm: torch.Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
     torch._foreach_mul_(gradients, (max_norm / norm.clamp(min=1e-30)).clamp(max=1.0))
     return norm
 

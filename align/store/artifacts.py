@@ -75,12 +75,14 @@ class Artifact:
 
     @property
     def metrics(self) -> dict[str, float]:
-        return self.manifest["metrics"]
+        metrics: dict[str, float] = self.manifest["metrics"]
+        return metrics
 
     @property
     def config(self) -> dict[str, Any]:
         """The knobs and inputs that the stage ran with."""
-        return self.manifest["config"]
+        config: dict[str, Any] = self.manifest["config"]
+        return config
 
     @property
     def store(self) -> ArtifactStore:
@@ -103,7 +105,7 @@ class Artifact:
     @property
     def seal(self) -> str:
         """The digest of its result (see `align.store.seals`); "" if it was made by earlier code."""
-        return self.manifest.get("seal", "")
+        return str(self.manifest.get("seal", ""))
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
@@ -716,7 +718,7 @@ class ArtifactStore:
             and type(value.get("version")) is int
             and fits(value, name, alias)
         ):
-            return value["version"]
+            return int(value["version"])
         raise _bad_name(path, "is damaged or was changed after it was written")
 
     def names(self) -> list[str]:
