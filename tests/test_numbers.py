@@ -249,7 +249,7 @@ def test_a_number_that_is_not_finite_ends_the_run_before_it_reaches_a_weight(
     assert all(tensor.isfinite().all() for tensor in tensors(job.state()))
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "text_to_text", "ppo"])
+@pytest.mark.parametrize("stage", CONFIGS)
 @pytest.mark.parametrize("name", ["loss nan", pytest.param("gradient inf", marks=pytest.mark.slow)])
 def test_where_asked_the_step_is_left_out_and_the_run_ends_well(inputs, tmp_path, stage, name):
     class Comparing(Watched):
@@ -260,7 +260,9 @@ def test_where_asked_the_step_is_left_out_and_the_run_ends_well(inputs, tmp_path
                 self.unchanged = [*self.unchanged, step]
 
     def weights(state: Any) -> Any:
-        return state["model"] if stage != "ppo" else [state["learner"]["policy"], state["learner"]["value"]]
+        if stage == "ppo":
+            return [state["learner"]["policy"], state["learner"]["value"]]
+        return state.get("model") or state["parameters"]
 
     step = random.Random(f"{stage} {name} skipped").randrange(1, STEPS - 1)
     job = job_at(tmp_path, Comparing)
@@ -268,7 +270,23 @@ def test_where_asked_the_step_is_left_out_and_the_run_ends_well(inputs, tmp_path
         run_stage(config(stage, on_nonfinite="skip"), inputs[stage], job)
     assert job.unchanged == [step + 1]
     assert events_of(tmp_path) == [(step + 1, "nonfinite" if stage == "ppo" else "step_left_out")]
-    assert [row["step"] for row in log_of(tmp_path)] == [1, 2, 3, 4]
+    logged = [row["step"] for row in log_of(tmp_path) if row["step"]]
+    assert logged == list(range(1, job.done + 1))
+    assert len(logged) >= STEPS
+
+
+@pytest.mark.parametrize("stage", mostly_slow(CONFIGS, ["sft", "ppo"]))
+def test_every_knob_of_the_optimizer_reaches_it(inputs, tmp_path, stage):
+    def trained(**knobs: float) -> Any:
+        job = job_at(tmp_path / "".join(map(str, knobs.items())), Watched)
+        adam = {"optimizer": "adamw"} if stage == "text_to_text" else {}
+        run_stage(config(stage, **adam, **knobs), inputs[stage], job)
+        return job.kept
+
+    usual = trained()
+    assert same(trained(), usual)
+    for name, value in {"beta1": 0.5, "beta2": 0.7, "adam_epsilon": 0.1, "weight_decay": 0.3}.items():
+        assert not same(trained(**{name: value}), usual), name
 
 
 def test_ten_iterations_of_ppo_without_a_step_end_the_run_also_when_it_was_resumed(inputs, tmp_path):

@@ -221,6 +221,7 @@ class Launcher:
         that are left in a new pool.
         """
         first, codes = min(members), self.task.ended
+        _start_resource_tracker()
         self.inner.joblib |= {"initializer": end_with_parent, "initargs": (os.getpid(),)}
         for _ in members:
             try:
@@ -417,6 +418,21 @@ def members_at_once(kind: str, settings: DictConfig, count: int) -> int:
     if kind == "local":
         return min(count, max(1, cores() // (settings.cpus_per_task or 1)))
     return 1
+
+
+def _start_resource_tracker() -> None:
+    """Start loky's process that removes temporary files, so that SIGHUP does not end it.
+
+    It ignores SIGTERM and Ctrl-C. A closed terminal would end it, and the one that loky starts
+    then prints a traceback for every file that it does not know.
+    """
+    from joblib.externals.loky.backend.resource_tracker import ensure_running
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # the new process inherits it
+    try:
+        ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _returned(code: int) -> JobReturn:
