@@ -428,7 +428,9 @@ def _start_resource_tracker() -> None:
     """
     from joblib.externals.loky.backend.resource_tracker import ensure_running
 
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # the new process inherits it
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, [signal.SIGHUP]
+    )  # the new process inherits it
     try:
         ensure_running()
     finally:
