@@ -30,8 +30,8 @@ COLUMNS = (
     ("greedy", "greedy/win_rate", "share"),
     ("wins over the best prompted base", "prompted_base/win_rate", "share"),
     ("greedy", "greedy/prompted_base/win_rate", "share"),
-    ("KL to SFT, nats a response", "kl", "number"),
-    ("text loss, nats a token", "pretrain_loss", "number"),
+    ("KL to SFT, nats per response", "kl", "number"),
+    ("text loss, nats per token", "pretrain_loss", "number"),
     ("facts recalled", "fact_recall", "share"),
 )
 # The rows: a model, the step that evaluates it, the prefix of its metrics there, and its empty columns.
@@ -173,7 +173,7 @@ def plot(betas: dict[float, list[dict[str, float]]], file: Path) -> None:
             axis.scatter(x, y, s=18, label=f"beta = {beta:g}")
             means.append((statistics.fmean(x), statistics.fmean(y)))
         axis.plot(*zip(*sorted(means), strict=True), color="grey", linewidth=0.8, zorder=0)
-        axis.set(title=title, xlabel="KL to the SFT model, nats a response", xscale="symlog")
+        axis.set(title=title, xlabel="KL to the SFT model, nats per response", xscale="symlog")
         axis.title.set_fontsize(10)
     axes[-1].legend(fontsize=8)
     figure.savefig(file, metadata={"Date": None})

@@ -38,7 +38,7 @@ ROWS = (
     ("the same, greedy: PPO over SFT", "evaluate_ppo", "greedy/win_rate", "wins"),
     ("PPO over the best prompted base", "evaluate_ppo", "greedy/prompted_base/win_rate", "wins"),
     ("SFT over the best prompted base", "evaluate_sft", "greedy/prompted_base/win_rate", "wins"),
-    ("KL to SFT, nats a response", "evaluate_ppo", "kl", "number"),
+    ("KL to SFT, nats per response", "evaluate_ppo", "kl", "number"),
     ("reward model right, against gold", "reward", "gold_accuracy", "share"),
     ("labelers right, against gold", "reward", "labeler_gold_accuracy", "share"),
     ("reward model right, against labelers", "reward", "accuracy", "share"),

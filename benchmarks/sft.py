@@ -8,7 +8,7 @@ shape of public instruction sets. TRL is in its best form here: micro-batches of
 more; no gradient checkpointing; and the micro-batch size that was fastest in a warm-up.
 
     ratio           seconds of a step of TRL over ours
-    loss_gap        largest difference of the two losses of the first step, nats a token
+    loss_gap        largest difference of the two losses of the first step, nats per token
     trl_loss_spread the same among TRL's own micro-batch sizes: what bf16 makes of another split of one batch
     peak_share      share of the machine's bf16 matrix product that our step reaches, at 6 FLOPs a parameter and token
     tokens_per_second, trl_tokens_per_second

@@ -250,7 +250,7 @@ def test_what_runs_on_the_cpu_leaves_gpus_alone(here: Path, monkeypatch: pytest.
 
 def test_a_store_that_is_a_file_is_a_store_error(here: Path) -> None:
     Path("store").write_text("")
-    with pytest.raises(align.StoreError, match="store: is no folder"):
+    with pytest.raises(align.StoreError, match="store: is not a folder"):
         align.stage("data", **TEXT, store="store")
 
 

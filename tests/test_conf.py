@@ -506,7 +506,7 @@ def test_ppo_by_functions_alone_is_planned_with_a_value_model_from_the_policy(
     impossible = ["~steps.ppo.inputs.reward_model", rule, "steps.ppo.value_from=reward_model"]
     assert main(["plan", "pipeline=quickstart", *impossible]) == 2
     said = capsys.readouterr().err
-    assert said == "error: steps.ppo.value_from: expected policy or null, for no inputs.reward_model is given\n"
+    assert said == "error: steps.ppo.value_from: expected policy or null, because no inputs.reward_model is given\n"
     never_trained = ["~steps.ppo.inputs.reward_model", rule, "steps.ppo.update=policy", "steps.ppo.num_iterations=9"]
     assert main(["plan", "pipeline=quickstart", *never_trained]) == 2
     said = capsys.readouterr().err

@@ -309,7 +309,7 @@ def test_asked_to_stop_it_saves_and_says_so(finished: Path, store: Path) -> None
     shutil.rmtree(store / "objects/ppo")
     with sigterm_when(lambda: in_the_middle(store, "ppo")):
         told = run_toy(store, "step=ppo", "hardware.checkpoint_seconds=0", check=143).stderr
-    assert told.splitlines()[-1] == "error: stopped; give the same command to go on from here"
+    assert told.splitlines()[-1] == "error: stopped; give the same command to continue from here"
     assert "going on from" in run_toy(store, "step=ppo").stderr
     one, two = manifests(store)["ppo"], manifests(finished)["ppo"]
     assert weights(one) == weights(two)
@@ -421,7 +421,7 @@ def test_ranks_save_and_end_with_their_parent_however_it_ends(store: Path, numbe
     if number != signal.SIGKILL:
         assert told.splitlines()[-2:] == [
             "stopping at the next step; again to stop at once",
-            "error: stopped; give the same command to go on from here",
+            "error: stopped; give the same command to continue from here",
         ]
     (work,) = store.glob("work/ppo/*")
     saved = max(int(path.name.partition("-")[2]) for path in work.glob("checkpoints/step-*"))
@@ -441,7 +441,7 @@ def test_a_defect_in_a_rank_is_one_line_and_the_log_shows_where(store: Path, tmp
         patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
         done = run_toy(store, "step=reward", "hardware=two_processes", check=1)
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: toy/reward: rank 1: RuntimeError: made up (a defect of align, not of yours; ")
+    assert last.startswith("error: toy/reward: rank 1: RuntimeError: made up (a bug in align, not in your input; ")
     (log,) = store.glob("work/reward/*/ranks.log")
     assert str(log) in last
     assert "defect.py" in log.read_text()
@@ -456,7 +456,7 @@ def test_another_number_of_processes_is_refused_in_the_middle_of_a_step(tmp_path
     process.kill()
     process.wait()
     done = run_toy(store, "step=reward", "hardware=two_processes", check=2)
-    assert "this step was begun with 1, got 2" in done.stderr
+    assert "this step was started with 1, got 2" in done.stderr
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(store: Path) -> None:

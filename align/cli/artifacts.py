@@ -363,7 +363,8 @@ def _gc(store: ArtifactStore, options: argparse.Namespace) -> None:
         count += 1
     for line in found.unreadable:
         print(
-            f"warning: {line}; until then artifacts stay, for nobody knows which of them it needs",
+            f"warning: {line}; until then artifacts stay, because nobody knows which of them it"
+            " needs",
             file=sys.stderr,
         )
     done = "removed" if options.yes else "would be removed; --yes does it"

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _COMMANDS = """\
 /reset         forget what was said
 /undo          forget the last question and its answer
-/system TEXT   give the model a system message; without TEXT, take it away
+/system TEXT   give the model a system message; without TEXT, remove it
 /help          show this
 /exit          end, as Ctrl-D does; Ctrl-C ends an answer, else the chat"""
 
-_PIPED = "Piped input is one conversation, a line a turn; only answers go to the output."
+_PIPED = "Piped input is one conversation, one line for each turn; only answers go to the output."
 
 
 def main(arguments: list[str]) -> int:
@@ -296,7 +296,10 @@ def _answer(conversations: Sequence[Conversation], line: str) -> None:
     for conversation, dropped in zip(conversations, num_dropped, strict=True):
         if dropped:
             turns = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
-            print(f"{conversation.name}: {turns} dropped, for the context is full", file=sys.stderr)
+            print(
+                f"{conversation.name}: {turns} dropped, because the context is full",
+                file=sys.stderr,
+            )
         if len(conversations) > 1:
             print(_label(conversation.name))
         _write(conversation)

@@ -26,7 +26,7 @@ from align.errors import PACKAGE
 _OVERVIEW = """\
 align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> evaluation
 
-  align run pipeline=NAME [step=STEP] [knob=value ...] [-m]   run a pipeline; what is done already is not done again
+  align run pipeline=NAME [step=STEP] [knob=value ...] [-m]   run a pipeline; finished steps are not run again
   align plan pipeline=NAME [--json]                           what would run, what is cached, and why
   align model model=NAME [knob=value ...] [--json]            what a model holds and costs: parameters, memory, FLOPs
   align STAGE inputs.NAME=... [knob=value ...]                one stage by itself; align STAGE --help lists its knobs

@@ -853,7 +853,7 @@ def _own_folder(folder: Path) -> Path:
         with contextlib.suppress(FileExistsError):
             own.mkdir()
             return own
-    raise ConfigError(f"hydra.sweep.dir={folder}: there is one already; give another")
+    raise ConfigError(f"hydra.sweep.dir={folder}: exists already; give another")
 
 
 def _tell_ends(folder: Path, codes: list[int]) -> None:

@@ -304,7 +304,8 @@ def _told(error: Exception, debug: bool) -> int:
         return error.exit_code
     said = one_line(f"{type(error).__name__}: {error}")
     print(
-        f"error: {said} (a defect of align, not of yours; debug=true shows where)", file=sys.stderr
+        f"error: {said} (a bug in align, not in your input; debug=true shows where)",
+        file=sys.stderr,
     )
     return 1
 

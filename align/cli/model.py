@@ -136,7 +136,7 @@ def _print(account: dict[str, Any]) -> None:
     print(f"shape:         {shape}")
     print(f"context:       {a['context_length']:,} tokens")
     print(
-        f"FLOPs a token: {a['training_flops_per_token']:.3g}, forward and backward, rows of the"
+        f"FLOPs per token: {a['training_flops_per_token']:.3g}, forward and backward, rows of the"
         " whole context"
     )
     print(
@@ -144,7 +144,7 @@ def _print(account: dict[str, Any]) -> None:
         f" ({a['tokens_source']})"
     )
     print(
-        "\nGB in training, besides activations (weights in float32; bf16: and their copies under"
+        "\nGB in training, without activations (weights in float32; bf16: and their copies under"
         " autocast)"
     )
     table = Table(box=None, pad_edge=False)

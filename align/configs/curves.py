@@ -23,6 +23,6 @@ class Curve(NamedTuple):
     against: tuple[str, str] | None = None
 
 
-LOSS = Curve("loss, nats a token", ("loss", "eval/loss"))
+LOSS = Curve("loss, nats per token", ("loss", "eval/loss"))
 LEARNING_RATE = Curve("learning rate", ("learning_rate",))
 GRADIENT = Curve("gradient norm", ("grad_norm",))

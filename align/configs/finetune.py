@@ -23,7 +23,7 @@ class Finetune(SupervisedConfig):
     OUTPUT: ClassVar[str] = "classifier"
     CURVES: ClassVar[tuple[Curve, ...]] = (
         Curve("loss on the task, nats or squared error", ("task_loss",)),
-        Curve("loss on its text, nats a token", ("lm_loss",)),
+        Curve("loss on its text, nats per token", ("lm_loss",)),
         LEARNING_RATE,
         GRADIENT,
     )

@@ -61,7 +61,7 @@ class Ppo(TrainingConfig):
         Curve(
             "scores against KL, darker is later",
             _SCORES,
-            against=("objective/kl", "KL, nats a response"),
+            against=("objective/kl", "KL, nats per response"),
         ),
         # Without the length (tokens) and the fraction of cut-off responses: their scale would
         # flatten the other curves.
@@ -70,12 +70,12 @@ class Ppo(TrainingConfig):
             prefix="reward/",
             without=("reward/length", "reward/missing_eos"),
         ),
-        Curve("KL to the reference, nats a response", ("objective/kl",)),
+        Curve("KL to the reference, nats per response", ("objective/kl",)),
         Curve("response length, tokens", ("response_tokens",)),
-        Curve("entropy, nats a token", ("policy/entropy",)),
+        Curve("entropy, nats per token", ("policy/entropy",)),
         Curve("share of tokens that are clipped", ("ppo/clip_fraction", "value/clip_fraction")),
         Curve("explained variance of the value model", ("value/explained_variance",)),
-        Curve("loss on pretraining text, nats a token", ("ptx/loss",)),
+        Curve("loss on pretraining text, nats per token", ("ptx/loss",)),
         Curve("learning rate", ("policy/learning_rate", "value/learning_rate")),
         Curve("gradient norm", ("policy/grad_norm", "value/grad_norm")),
     )
@@ -333,7 +333,7 @@ class Ppo(TrainingConfig):
             self.ptx_length is None or self.ptx_length >= 2,
             "ptx_length",
             self.ptx_length,
-            "at least 2, for the first token of a row is not predicted",
+            "at least 2, because the first token of a row is not predicted",
         )
 
     def fill_in(self, bf16_is_fast: bool) -> None:
@@ -390,7 +390,7 @@ class Ppo(TrainingConfig):
             )
         if self.value_from == "reward_model" and count == 0:
             raise ConfigError(
-                "value_from: expected policy or null, for no inputs.reward_model is given"
+                "value_from: expected policy or null, because no inputs.reward_model is given"
             )
         warmup = (
             self._usual_warmup()

@@ -302,7 +302,7 @@ class Reward(SupervisedConfig):
     VERSION: ClassVar[int] = 4
     OUTPUT: ClassVar[str] = "reward_model"
     CURVES: ClassVar[tuple[Curve, ...]] = (
-        Curve("loss, nats a pair", ("loss",)),
+        Curve("loss, nats per pair", ("loss",)),
         Curve("share of pairs in the labelers' order", ("accuracy",)),
         LEARNING_RATE,
         GRADIENT,

@@ -23,7 +23,7 @@ class TextToText(SupervisedConfig):
     VERSION: ClassVar[int] = 2  # precision is auto
     OUTPUT: ClassVar[str] = "seq2seq_model"
     CURVES: ClassVar[tuple[Curve, ...]] = (
-        Curve("loss, nats a token", ("loss", "eval/text/loss", "eval/tasks/loss")),
+        Curve("loss, nats per token", ("loss", "eval/text/loss", "eval/tasks/loss")),
         Curve("share of answers that are right", ("eval/tasks/accuracy",)),
         LEARNING_RATE,
         GRADIENT,

@@ -189,7 +189,7 @@ def load_card(name: str) -> DataCard:
     card, _, split = name.partition("/")
     if card in known:
         meant = (
-            f"{split} is no split of it"
+            f"{split} is not one of its splits"
             if split not in SPLITS
             else f"splits='[{split}]' keeps one split of it"
         )

@@ -304,7 +304,7 @@ def _check_places(responses: Any, ranks: Any) -> None:
             "ranks",
             f"expected the places of {len(ranks)} responses, 1 for the best, 2 for the next, and"
             f" the same for a tie, got {shown}; where these are scores, and more is better, write"
-            " places in their stead",
+            " places instead",
         )
 
 
@@ -364,7 +364,7 @@ def _rank(answers: list[Row]) -> Iterator[Row | Dropped]:
     """Yield one ranking, whose order does not depend on the file's order."""
     ordered = sorted({(-answer["score"], answer["text"]) for answer in answers})
     for _ in range(len(answers) - len(ordered)):
-        yield Dropped("a response that is there twice")
+        yield Dropped("a response that appears twice")
     if not ordered:
         return
     ranks = ranks_of([-score for score, _ in ordered])

@@ -247,7 +247,7 @@ def _encoding(path: Path, say: Say) -> str:
     if bad is None:
         return "utf-8"
     name = _one_byte_encoding(path, bad)
-    say(f"{path}: read as {name}, for it is not UTF-8; save it as UTF-8 if letters are wrong")
+    say(f"{path}: read as {name}, because it is not UTF-8; save it as UTF-8 if letters are wrong")
     return "cp1252"
 
 
@@ -311,7 +311,7 @@ def _one_byte_encoding(path: Path, bad: _BadByte) -> str:
             num_stray += len(found)
             characters += len(wide) - len(found)
     if characters >= num_stray:
-        advice = "mend it, or save it as UTF-8"
+        advice = "fix it, or save it as UTF-8"
         raise Malformed(
             bad.line, f"expected UTF-8 text, as most of the file is, but {bad.what}; {advice}"
         )
@@ -539,7 +539,8 @@ def _json_lines(text: _Text, say: Say) -> Iterator[RawRow]:
     if first == "{":
         raise Malformed(
             "file",
-            "expected one object a line, got one over several; put each in one line (jq -c . FILE)",
+            "expected one object per line, got one over several; put each in one line (jq -c ."
+            " FILE)",
         )
     if first.startswith("["):
         rows = None
@@ -614,7 +615,7 @@ def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} is there twice in one object; rename or remove one")
+        raise ValueError(f"the key {twice!r} appears twice in one object; rename or remove one")
     return row
 
 

@@ -131,7 +131,7 @@ def check_messages(value: Any, field: str) -> list[Message]:
         message for message in messages if message["role"] != "system" or message["content"].strip()
     ]
     if not messages:
-        raise Malformed(field, "expected a message besides an empty system message")
+        raise Malformed(field, "expected a message other than an empty system message")
     _check_turns([message["role"] for message in messages if message["role"] != "system"], field)
     return messages
 
@@ -244,7 +244,7 @@ def _check_ranking(row: Row) -> list[str]:
     if not isinstance(responses, list) or len(responses) < 2:
         raise Malformed("responses", "expected at least two")
     if not _are_ranked(responses, ranks):
-        raise Malformed("ranks", "expected one whole number a response, 1 for the best")
+        raise Malformed("ranks", "expected one whole number for each response, 1 for the best")
     if not all(abs(rank) < 2**31 for rank in ranks):
         raise Malformed("ranks", f"expected whole numbers below {2**31:,}, 1 for the best")
     texts = [check_text(text, f"responses[{i}]") for i, text in enumerate(responses)]
@@ -273,7 +273,9 @@ def _check_item(row: Row) -> list[str]:
     for name in ("contexts", "completions", "labels"):
         part = row.get(name)
         if not isinstance(part, list) or not part or len(part) != len((parts or [part])[0]):
-            raise Malformed(name, "expected a list, an entry a candidate, as long as the others")
+            raise Malformed(
+                name, "expected a list, one entry for each candidate, as long as the others"
+            )
         parts.append(part)
     contexts, completions, labels = parts
     for i, context in enumerate(contexts):

@@ -91,7 +91,7 @@ def splits_of_names(root: PurePath, paths: Sequence[PurePath]) -> list[str | Non
         raise ConfigError(
             f"{root}: {odd} is named as no split, and {other} is {split} by the word {word!r};"
             " rename one of them (to train; validation, dev, val, valid, eval; test, held_out),"
-            " take one away, or, where all rows are one split, give split=train, split=validation"
+            " remove one, or, where all rows are one split, give split=train, split=validation"
             " or split=test"
         )
     return [named[path].split for path in below]

@@ -46,7 +46,7 @@ def _word_list(path: Path) -> Check:
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     listed = [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
     if not listed:
-        raise ConfigError(f"words:{path}: expected a word or phrase a line, got none")
+        raise ConfigError(f"words:{path}: expected a word or phrase per line, got none")
     either = "|".join(
         re.escape(phrase).replace("\\ ", r"\s+") for phrase in sorted(listed, key=len)[::-1]
     )

@@ -84,7 +84,7 @@ def score_items(
             (_, after), (logprob, greedy) = next(scores)
             if not math.isfinite(logprob):
                 raise ValueError(
-                    f"{completion[:60]!r}: its log-prob is {logprob}; is the model whole?"
+                    f"{completion[:60]!r}: its log-prob is {logprob}; is the model damaged?"
                 )
             row.append(Candidate(logprob, greedy, len(completion.lstrip()), len(after)))
         found.append(row)

@@ -83,7 +83,7 @@ def gpt1_config(shapes: list[list[int]]) -> OpenAIGPTConfig:
     blocks, rest = divmod(len(shapes) - 2, len(_PER_BLOCK))
     if blocks < 1 or rest or any(len(shape) != 2 for shape in shapes[:2]):
         raise ConfigError(
-            f"{SHAPES}: expected two matrices and {len(_PER_BLOCK)} arrays a block, got"
+            f"{SHAPES}: expected two matrices and {len(_PER_BLOCK)} arrays per block, got"
             f" {len(shapes)} arrays"
         )
     (positions, width), (vocabulary, _) = shapes[:2]

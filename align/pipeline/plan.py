@@ -359,7 +359,7 @@ def _in_order(configs: Mapping[str, StageConfig]) -> list[str]:
             return
         if name in path:
             raise ConfigError(
-                f"steps.{name}.inputs: goes round in a circle: {' -> '.join([*path, name])}"
+                f"steps.{name}.inputs: the steps form a cycle: {' -> '.join([*path, name])}"
             )
         path.append(name)
         for _, refs in refs_of(configs[name]):

@@ -277,7 +277,7 @@ def _metrics(
         )
     if outcomes:
         said = (
-            f"rank {outcomes[0]['rank']}: {outcomes[0]['error']} (a defect of align, not of yours"
+            f"rank {outcomes[0]['rank']}: {outcomes[0]['error']} (a bug in align, not in your input"
         )
         raise AlignError(f"{name}: {said}; {log} shows where)")
     rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
@@ -381,7 +381,7 @@ def _input(store: ArtifactStore, stage: str, key: str) -> Artifact:
 def _telling(folder: Path, rank: int) -> Iterator[dict[str, Any]]:
     """Write the outcome of this rank: the metrics of rank 0, or the error of any rank.
 
-    The error is one that the user can fix (`AlignError`) or a defect of align (`kind` is None). The
+    The error is one that the user can fix (`AlignError`) or a bug in align (`kind` is None). The
     traceback of a defect goes to `RANKS_LOG`.
     """
     outcome: dict[str, Any] = {}

@@ -51,13 +51,14 @@ _MEANINGS = {
     ),
     "ties": "Share of prompts on which both answers score the same.",
     "kl": (
-        "KL divergence of the model from its baseline on the model's own answers, nats a response:"
+        "KL divergence of the model from its baseline on the model's own answers, nats per"
+        " response:"
         " how far it moved."
     ),
     "tokens": "Tokens: of a mean response in an evaluation, of all training in the cost table.",
     "response_tokens": "Length of a response, in tokens; a mean where there are several.",
     "text loss": (
-        "Cross-entropy on held-out pretraining text, nats a token. A rise against the baseline is"
+        "Cross-entropy on held-out pretraining text, nats per token. A rise against the baseline is"
         " the alignment tax."
     ),
     "facts recalled": "Share of the embedded world's facts that the model completes correctly.",
@@ -107,8 +108,8 @@ _MEANINGS = {
         "Share that is right. For a reward model: ordered pairs that it puts in the labelers'"
         " order; 50 % is chance."
     ),
-    "accuracy_norm": "Accuracy where choices are compared by their log-probability a character.",
-    "accuracy_token": "Accuracy where choices are compared by their log-probability a token.",
+    "accuracy_norm": "Accuracy where choices are compared by their log-probability per character.",
+    "accuracy_token": "Accuracy where choices are compared by their log-probability per token.",
     "accuracy_relative": (
         "Accuracy where each choice's log-probability without the question is subtracted."
     ),
@@ -123,11 +124,11 @@ _MEANINGS = {
         "Mean confidence minus share right: above 0 the model is more sure than it is right."
     ),
     "perplexity": (
-        "exp of the cross-entropy a token: among how many equally likely tokens the model still"
+        "exp of the cross-entropy per token: among how many equally likely tokens the model still"
         " chooses. Lower is better."
     ),
     "bits_per_byte": (
-        "Cross-entropy in bits a byte of text, which does not depend on the tokenizer. Lower is"
+        "Cross-entropy in bits per byte of text, which does not depend on the tokenizer. Lower is"
         " better."
     ),
     # Reward models.
@@ -149,16 +150,16 @@ _MEANINGS = {
     ),
     # Training.
     "loss": "The training objective that a step makes smaller; lower is better.",
-    "loss, nats a token": (
-        "Cross-entropy on the text, nats a token. Loss is of training batches, eval/loss of"
+    "loss, nats per token": (
+        "Cross-entropy on the text, nats per token. Loss is of training batches, eval/loss of"
         " held-out text; lower is better."
     ),
-    "loss, nats a pair": (
+    "loss, nats per pair": (
         "-log sigmoid(r_better - r_worse), mean over pairs; 0.693 is chance, lower is better."
     ),
     "eval/loss": "The loss on held-out rows, which training does not see; lower is better.",
-    "eval/text/loss": "The loss on held-out text with masked spans, nats a token.",
-    "eval/tasks/loss": "The loss on held-out rows of tasks, nats a token.",
+    "eval/text/loss": "The loss on held-out text with masked spans, nats per token.",
+    "eval/tasks/loss": "The loss on held-out rows of tasks, nats per token.",
     "share of pairs in the labelers' order": (
         "Share of each training batch's ordered pairs that the reward model puts in the labelers'"
         " order, before it learns from them; 50 % is chance."
@@ -169,8 +170,8 @@ _MEANINGS = {
     "loss on the task, nats or squared error": (
         "The loss on a task's labels: cross-entropy of classes, squared error of numbers."
     ),
-    "loss on its text, nats a token": (
-        "Cross-entropy on the task's own text, which fine-tuning learns besides."
+    "loss on its text, nats per token": (
+        "Cross-entropy on the task's own text, which fine-tuning learns too."
     ),
     "gradient norm": "Length of the gradient before it is clipped. Spikes are unstable steps.",
     "learning rate": "The size of an optimizer step, after warm-up and decay.",
@@ -184,22 +185,22 @@ _MEANINGS = {
     ),
     "objective/score": "Mean reward of the responses that PPO maximises, before the KL penalty.",
     "heldout/score": "Mean score by a reward model that PPO is not trained against.",
-    "objective/kl": "KL divergence from the reference policy, nats a response: how far PPO moved.",
+    "objective/kl": "KL divergence from the reference policy, nats per response: PPO's distance.",
     "objective/reward": "Mean reward after the KL penalty.",
     "scores against kl, darker is later": (
         "What each nat of KL bought: a score that turns down while KL grows is over-optimisation."
     ),
-    "kl to the reference, nats a response": (
+    "kl to the reference, nats per response": (
         "How far the policy moved from the model that it started from. kl_coef holds it back."
     ),
     "response length, tokens": (
         "Mean length of a response. A drift without a rise in quality is a sign of reward hacking."
     ),
-    "entropy, nats a token": (
+    "entropy, nats per token": (
         "How spread out the policy's choices are. Near 0 it says always the same."
     ),
     "policy/entropy": (
-        "How spread out the policy's choices are, nats a token. Near 0 it says always the same."
+        "How spread out the policy's choices are, nats per token. Near 0 it says always the same."
     ),
     "share of tokens that are clipped": (
         "Share of tokens whose ratio or value is outside the clip range, where the update does not"
@@ -209,7 +210,7 @@ _MEANINGS = {
         "How much of the returns' variance the value model predicts: 1 is all, 0 none, below 0"
         " worse than the mean."
     ),
-    "loss on pretraining text, nats a token": (
+    "loss on pretraining text, nats per token": (
         "Cross-entropy on the pretraining text that PPO-ptx mixes in."
     ),
     "parts of the reward, before their weights": (
@@ -274,7 +275,7 @@ _PATTERNS = (
         "How often the reward model is right against how sure it is.",
     ),
     (
-        ".+ against kl; a line joins what nothing beats",
+        ".+ against kl; the line is the Pareto front",
         "a result against KL",
         (
             "Each dot is a setting: what its KL bought. No other setting beats those on the line in"

@@ -77,7 +77,7 @@ def pareto_chart(
 
     A line joins the settings of the Pareto front: those that no other setting beats in both.
     """
-    figure, axes = new_chart("KL, nats a response")
+    figure, axes = new_chart("KL, nats per response")
     best = [points[i] for i in front]
     for (x, y), (wide, high) in zip(points, halves, strict=True):
         bars = [0.0 if math.isnan(half) else half for half in (wide, high)]
@@ -111,7 +111,7 @@ def pareto_chart(
             fontsize=7,
             color=FAINT,
         )
-    title = f"{objective} against KL; a line joins what nothing beats"
+    title = f"{objective} against KL; the line is the Pareto front"
     said = "; ".join(
         f"{names[i]} with {points[i][1]:.3g} at {points[i][0]:.3g} nats" for i in front
     )

@@ -126,7 +126,7 @@ class Health:
         recent, first = self._recent("objective/kl"), self._first("objective/kl")
         if recent is None or first is None or recent < max(10.0, 5 * first):
             return None
-        return f"the KL is {recent:.1f} nats a response; raise kl_coef, or give kl_goal"
+        return f"the KL is {recent:.1f} nats per response; raise kl_coef, or give kl_goal"
 
     def negative_kl(self) -> str | None:
         """Report a mean KL below -0.05 in a window [TRL, issue 1005].
@@ -157,7 +157,8 @@ class Health:
         if abs(kl) <= max(0.05, 0.01 * tokens):
             return None
         return (
-            f"the KL is {kl:.2f} nats a response before the first update: the reference is not the"
+            f"the KL is {kl:.2f} nats per response before the first update: the reference is not"
+            " the"
             " policy's start"
         )
 
@@ -168,11 +169,13 @@ class Health:
         """
         recent, first = self._recent("policy/entropy"), self._first("policy/entropy")
         if recent is not None and recent < 0.05:
-            return f"entropy is {recent:.3f} nats a token: nothing else is tried; raise temperature"
+            return (
+                f"entropy is {recent:.3f} nats per token: nothing else is tried; raise temperature"
+            )
         if recent is None or first is None or recent >= 0.3 * first:
             return None
         return (
-            f"entropy fell from {first:.2f} to {recent:.2f} nats a token: responses become all"
+            f"entropy fell from {first:.2f} to {recent:.2f} nats per token: responses become all"
             " alike"
         )
 
@@ -223,7 +226,7 @@ class Health:
         if recent is None or recent <= 0.1:
             return None
         return (
-            f"updates move the policy by {recent:.2f} nats a token; lower learning_rate or give"
+            f"updates move the policy by {recent:.2f} nats per token; lower learning_rate or give"
             " stop_kl_per_token"
         )
 
@@ -250,7 +253,7 @@ class Health:
         if recent is None or recent <= 0.01 or self._corrected:
             return None
         return (
-            f"the sampler's log-probs are {recent:.3f} nats a token (k3) from the trainer's; give"
+            f"the sampler's log-probs are {recent:.3f} nats per token (k3) from the trainer's; give"
             " importance_cap"
         )
 
@@ -303,7 +306,7 @@ class Health:
             return None
         left_out = "the rollout is skipped" if missing == 1 else "they are left out"
         return (
-            f"{missing:.0%} of the episodes have no score, for every reward function gave None:"
+            f"{missing:.0%} of the episodes have no score, because every reward function gave None:"
             f" {left_out}"
         )
 

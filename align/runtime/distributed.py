@@ -128,9 +128,10 @@ def choose_device(name: str) -> torch.device:
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))  # set by `run_ranks`: one GPU per process
-    if local >= torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    if local >= count:
         raise ConfigError(
-            f"hardware.num_processes: expected at most a process a GPU, and there are {local}"
+            f"hardware.num_processes: expected at most one process per GPU, and torch finds {count}"
         )
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)

@@ -178,7 +178,7 @@ class Resume:
         found = load_checkpoint(folder)
         if found is None:
             if damaged:
-                self._info("there is no older checkpoint: beginning again")
+                self._info("there is no older checkpoint: starting again")
             self._cut_logs({})  # an earlier process may have logged, but saved nothing
             return None
         step, whole = found
@@ -189,7 +189,8 @@ class Resume:
         self._info(f"going on from {step}")
         if ("cuda" in random_state) != (device.type == "cuda"):
             self._info(
-                "it was begun on another kind of device, so what is random on this one begins anew"
+                "it was started on another kind of device, so random numbers of this one start"
+                " again"
             )
         return step, whole["state"]
 
@@ -197,8 +198,8 @@ class Resume:
         """Raise `ConfigError` if the step was started with another number of processes."""
         if begun_with != self._group.world_size:
             raise ConfigError(
-                f"hardware.num_processes: this step was begun with {begun_with}, got"
-                f" {self._group.world_size}; use {begun_with}, or remove {self._work} to begin it"
+                f"hardware.num_processes: this step was started with {begun_with}, got"
+                f" {self._group.world_size}; use {begun_with}, or remove {self._work} to start it"
                 " again"
             )
 

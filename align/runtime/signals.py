@@ -47,7 +47,7 @@ def on_stop(act: Callable[[int, object], None]) -> Iterator[None]:
 
 def stopped(number: int, said: str = "stopped") -> Preempted:
     """Return the error of a process that the signal `number` asked to stop."""
-    error = Preempted(f"{said}; give the same command to go on from here")
+    error = Preempted(f"{said}; give the same command to continue from here")
     error.exit_code = 128 + number
     return error
 

@@ -160,7 +160,9 @@ def _take_off(
     ends: Ends,
 ) -> _Flight:
     if sampling.stop_strings and ends.tokenizer is None:
-        raise ValueError("stop strings need the tokenizer, for they are looked for in the text")
+        raise ValueError(
+            "stop strings need the tokenizer, because they are searched for in the text"
+        )
     context = context_of(model.config)
     longest = max(map(len, prompts))
     if longest + sampling.max_new_tokens > context:

@@ -246,8 +246,9 @@ def _nothing_left_on_error(job: Job) -> Iterator[None]:
             path.unlink()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreError(
-                f"{job.work}: {os.strerror(error.errno)}; rows beyond what memory holds are there"
-                " twice for a while, sorted and as a dataset: make room, or give store=FOLDER on a"
+                f"{job.work}: {os.strerror(error.errno)}; rows beyond what memory holds take twice"
+                " their space for a while, sorted and as a dataset: make room, or give"
+                " store=FOLDER on a"
                 " larger disk"
             ) from None
         raise

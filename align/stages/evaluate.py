@@ -342,8 +342,8 @@ def _applying(job: Job, knob: str, values: Sequence[Sequence[float | None]]) -> 
         raise ConfigError(f"{knob}: expected a number for some prompt at least, got None for all")
     if len(kept[0]) < len(values[0]):
         job.log.info(
-            f"{knob}: {len(values[0]) - len(kept[0])} of {len(values[0])} prompts left out, for it"
-            " gave None"
+            f"{knob}: {len(values[0]) - len(kept[0])} of {len(values[0])} prompts left out, because"
+            " it gave None"
         )
     return kept
 
@@ -530,7 +530,9 @@ def _tasks(
         name = _task_name(read_info(folder)["source"])
         items = _held_out(artifact, "items", cfg.split, job)[: cfg.num_items]
         if name in known:
-            raise ConfigError(f"inputs.items: two tasks, told by their files, are called {name}")
+            raise ConfigError(
+                f"inputs.items: two tasks, named after their files, are called {name}"
+            )
         groups = {item["group"] for item in items}
         if len(groups) > 1 and (bad := groups & {*RESERVED}):
             raise ConfigError(

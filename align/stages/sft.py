@@ -392,7 +392,7 @@ class BestEpoch:
         file = self._file(self.step)
         if self._job.group.is_main and not (file.is_file() and sha256_file(file) == self._digest):
             raise StoreError(
-                f"{file}: is damaged; remove {self._folder} and give the same command to begin the"
+                f"{file}: is damaged; remove {self._folder} and give the same command to start the"
                 " step again"
             )
         restore_parameters(self._parameters, load_file(file, device=str(self._job.device)))

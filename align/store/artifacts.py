@@ -866,7 +866,7 @@ class ArtifactStore:
             except StoreError as error:
                 yield error
             else:
-                yield artifact or StoreError(f"{path}: is no artifact's folder; remove it")
+                yield artifact or StoreError(f"{path}: is not an artifact's folder; remove it")
 
     def lineage(self, artifact: Artifact) -> list[Artifact]:
         """Return the artifact and all artifacts it was made from, each once, nearest first.
@@ -966,7 +966,7 @@ def _plain_files(folder: Path) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise _corrupt(
-                folder, path.relative_to(folder).as_posix(), "is a link or no plain file"
+                folder, path.relative_to(folder).as_posix(), "is a link, or not a plain file"
             )
         if path.is_file():
             found.append(path)
@@ -1035,7 +1035,7 @@ def _locked(folder: Path, waiting: str = "", shared: bool = False) -> Iterator[N
                 # A file in the way, or a link to a disk that is not mounted: do not try again.
                 if path.is_file() or (path.is_symlink() and not path.exists()):
                     raise FileExistsError(
-                        errno.EEXIST, "is no folder, or a link to nothing", str(path)
+                        errno.EEXIST, "is not a folder, or a link to nothing", str(path)
                     ) from None
             continue
         with opened as lock:

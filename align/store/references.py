@@ -129,7 +129,7 @@ def import_hint(ref: str) -> str:
 def beside(path: Path) -> str:
     """Suggest the most similar name in the folder of a missing file, as the end of an error."""
     if not path.parent.is_dir():
-        return f" ({path.parent} is no folder)"
+        return f" ({path.parent} is not a folder)"
     # Compare without suffixes: files of one kind all have the same, which makes them too similar.
     stems = {other.stem: other.name for other in path.parent.iterdir()}
     near = difflib.get_close_matches(path.stem, stems, n=1)

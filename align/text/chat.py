@@ -234,14 +234,17 @@ def check_chat(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         != _as_decoded(tokenizer, answer["content"]).split()
     ):
         raise ValueError(
-            f"the assistant's words cannot be told from the rest of its chat template; {hint}"
+            "the assistant's words cannot be distinguished from the rest of its chat template;"
+            f" {hint}"
         )
     if mine[-1] != style.end or style.end not in style.stops:
         raise ValueError(
-            f"its chat template ends no turn of the assistant, so no response could end; {hint}"
+            f"its chat template ends no turn of the assistant, so no response can end; {hint}"
         )
     if answered[: len(prompt)] != prompt or encoded.ids[: len(prompt)] != prompt:
-        raise ValueError(f"its chat template writes a prompt otherwise once it is answered; {hint}")
+        raise ValueError(
+            f"its chat template writes a prompt differently once it is answered; {hint}"
+        )
     names = tokenizer.convert_ids_to_tokens(list(style.stops))
     ways = {
         "markers": "its own marks say what the assistant writes",
@@ -599,7 +602,7 @@ def _turns_among_tools(
         stop = controls[-1].end() if controls else len(answered)
         if not text.startswith(asked) or not text.startswith(answered[:stop]) or stop <= len(asked):
             raise ValueError(
-                "it writes the turns of a dialogue with tools otherwise than each by itself"
+                "it writes the turns of a dialogue with tools differently from each one alone"
             )
         turns.append(_Turn(len(asked), controls[-1].start() if controls else stop, stop))
     return turns

@@ -211,8 +211,8 @@ def _respelled(tokenizer: PreTrainedTokenizerBase, spellings: dict[str, str]) ->
     )
     if taken := letters & spellings.keys() & tokenizer.get_vocab().keys():
         raise ValueError(
-            f"{min(taken)!r} is a control token and a byte of ordinary text, which cannot be told"
-            " apart"
+            f"{min(taken)!r} is a control token and a byte of ordinary text, which cannot be"
+            " distinguished"
         )
     for token in state["added_tokens"]:
         token["content"] = spellings.get(token["content"], token["content"])
@@ -234,7 +234,9 @@ def _respelled(tokenizer: PreTrainedTokenizerBase, spellings: dict[str, str]) ->
     copy = Tokenizer.from_str(json.dumps(state))
     for token, spelling in spellings.items():
         if copy.token_to_id(spelling) != tokenizer.convert_tokens_to_ids(token):
-            raise ValueError(f"the tokenizer's entry for {token!r} cannot be told from text")
+            raise ValueError(
+                f"the tokenizer's entry for {token!r} cannot be distinguished from text"
+            )
     return copy
 
 

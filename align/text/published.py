@@ -100,7 +100,7 @@ def _read(vocabulary_file: Path, merges_file: Path) -> PreTrainedTokenizerFast:
     lines = merges_file.read_text(encoding="utf-8").split("\n")
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"{merges_file.name}: expected two parts a line")
+        raise ValueError(f"{merges_file.name}: expected two parts per line")
     merges = [(left, right) for left, right in pairs]
     if any(token.endswith("</w>") for token in vocabulary):
         return gpt1_tokenizer(vocabulary, merges)

@@ -139,7 +139,7 @@ def complete(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = KEE
     if tokenizer.eos_token_id is None:
         if not is_gpt1(tokenizer):
             raise ValueError(
-                "its tokenizer has no end-of-text token, so no text and no response could end"
+                "its tokenizer has no end-of-text token, so no text and no response can end"
             )
         tokenizer.add_special_tokens({"eos_token": EOS, "bos_token": EOS})
         added.append("an end-of-text token")

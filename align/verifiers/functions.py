@@ -243,8 +243,8 @@ def _checked(
 ) -> list[float | None]:
     """Return a function's answer as finite floats and None."""
     expected = (
-        f"{function.reference}{occasion}: expected a list of {count} finite numbers or None, one a"
-        " completion"
+        f"{function.reference}{occasion}: expected a list of {count} finite numbers or None, one"
+        " for each completion"
     )
     if not isinstance(answer, list):
         raise ConfigError(f"{expected}, got {str(answer)[:80]} ({type(answer).__name__})")

@@ -49,7 +49,7 @@ def main() -> None:
         bits = 8 * compressed(held_out) / len(held_out)
         after = 8 * (compressed(seen + b"\n\n" + held_out) - alone) / len(held_out)
         size = f"{source:<12} {len(held_out):>10,} bytes"
-        print(f"{size}  {bits:.3f} bits a byte alone, {after:.3f} behind the training text")
+        print(f"{size}  {bits:.3f} bits per byte alone, {after:.3f} behind the training text")
 
 
 if __name__ == "__main__":

@@ -270,7 +270,7 @@ def run_trial(trial: Trial, world: World, rng: random.Random) -> dict[str, Any]:
     wrong += [f"left: {path.relative_to(store)}" for path in store.glob("work/*/*")]
     text = printed.read_text(errors="replace")
     wrong += ["a traceback was printed"] if "Traceback" in text else []
-    wrong += ["a defect was reported"] if "a defect of align" in text else []
+    wrong += ["a defect was reported"] if "a bug in align" in text else []
     if wrong:
         print(text, file=sys.stderr)
     return {"sent": sent, "seconds_to_end": round(took, 2), "wrong": wrong}

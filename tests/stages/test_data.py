@@ -688,7 +688,7 @@ def test_what_is_unusual_about_a_file_is_reported(here, capsys):
     (here / "a.csv").write_bytes("text;n\nCafé, là;1\n".encode("latin-1"))
     assert data("source=path:a.csv") == 0
     said = capsys.readouterr().err
-    assert "a.csv: read as Latin-1, for it is not UTF-8; save it as UTF-8 if letters are wrong\n" in said
+    assert "a.csv: read as Latin-1, because it is not UTF-8; save it as UTF-8 if letters are wrong\n" in said
     assert "a.csv: its cells are separated by semicolons\n" in said
     assert [row["text"] for rows in splits(here).values() for row in rows] == ["Café, là"]
 

@@ -169,7 +169,7 @@ def test_shots_come_from_the_training_split_and_change_what_is_asked(finished: P
 
 def test_two_tasks_of_one_name_are_refused(finished: Path, tmp_path: Path) -> None:
     one, two = (items(tmp_path / name, "mine", [question(i) for i in range(3)]) for name in ("a", "b"))
-    with pytest.raises(ConfigError, match=r"inputs\.items: two tasks, told by their files, are called mine"):
+    with pytest.raises(ConfigError, match=r"inputs\.items: two tasks, named after their files, are called mine"):
         scores(finished, tmp_path / "run", {**BOTH, "items": (*one, *two)})
 
 
@@ -260,7 +260,7 @@ def test_prompts_to_which_rules_do_not_apply_are_left_out_and_counted(
     assert [number is None for number in given] == [i % 4 == 0 for i in range(12)]
     present = [number for number in given if number is not None]
     assert found["rules/score"] == pytest.approx(sum(present) / 9)
-    assert "reward_functions: 3 of 12 prompts left out, for it gave None" in capsys.readouterr().err
+    assert "reward_functions: 3 of 12 prompts left out, because it gave None" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"checks.no: expected a number for some prompt at least, got None for all"):
         scores(finished, tmp_path / "none", inputs, checks={"no": "sometimes:never"})
 

@@ -122,7 +122,7 @@ def test_a_vocabulary_too_small_is_told_in_a_line(here: Path, capsys: pytest.Cap
 def test_a_vocabulary_that_cannot_be_read_is_told_in_a_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_gpt2(here / "gpt2", merges="x y z\n")
     assert run("tokenizer", "source=path:gpt2") == 2
-    assert said(capsys) == "source: path:gpt2: vocab.bpe: expected two parts a line"
+    assert said(capsys) == "source: path:gpt2: vocab.bpe: expected two parts per line"
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_what_a_tool_says_is_never_a_control_token(with_tools, content):
         (CHATML.replace("if tools", "if false"), "it leaves out the tools"),
         (
             CHATML.replace("<tool_call>' +", "<tool_call>' + ('' if loop.last and m == messages[-1] else '!') +"),
-            "it writes the turns of a dialogue with tools otherwise than each by itself",
+            "it writes the turns of a dialogue with tools differently from each one alone",
         ),
     ],
 )

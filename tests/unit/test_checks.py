@@ -86,7 +86,7 @@ def test_a_function_gets_what_a_reward_function_gets(tmp_path, monkeypatch):
     ("reference", "said"),
     [
         ("words:{folder}/none.txt", "no such file"),
-        ("words:{folder}/empty.txt", "expected a word or phrase a line, got none"),
+        ("words:{folder}/empty.txt", "expected a word or phrase per line, got none"),
         ("classifier:{folder}", "expected a folder with a classifier's config.json in it"),
         ("classifier:{folder}/classifier#rude", "expected #LABEL with one of calm, toxic, odd, got 'rude'"),
         ("classifier:{folder}/classifier", "expected #LABEL with one of calm, toxic, odd, got ''"),

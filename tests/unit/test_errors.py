@@ -194,7 +194,7 @@ def test_no_verb_ends_in_a_bare_traceback(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "artifacts" / "names").mkdir(parents=True)
     for error, code, said in (
-        (KeyError("lost"), 1, "error: KeyError: 'lost' (a defect of align, not of yours; debug=true shows where)"),
+        (KeyError("lost"), 1, "error: KeyError: 'lost' (a bug in align, not in your input; debug=true shows where)"),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 3, "error: f: No space left on device; free some"),
     ):
 

@@ -127,8 +127,8 @@ CONTENT = {  # each kind of file with one row, {"text": "Café « là » €"}
         ("utf-16", "read as UTF-16"),
         ("utf-16-be", "read as UTF-16"),
         ("utf-32", "read as UTF-32"),
-        ("cp1252", "read as Windows-1252, for it is not UTF-8; save it as UTF-8 if letters are wrong"),
-        ("latin-1", "read as Latin-1, for it is not UTF-8; save it as UTF-8 if letters are wrong"),
+        ("cp1252", "read as Windows-1252, because it is not UTF-8; save it as UTF-8 if letters are wrong"),
+        ("latin-1", "read as Latin-1, because it is not UTF-8; save it as UTF-8 if letters are wrong"),
     ],
 )
 def test_text_is_read_in_the_encoding_it_has_and_an_unusual_one_is_reported(tmp_path, name, encoding, note):
@@ -147,7 +147,9 @@ def test_an_encoding_is_found_out_by_the_whole_file_and_through_what_packs_it(tm
     said = []
     *_, (where, row) = read_file(tmp_path / "a.csv.xz", said.append)
     assert (where, row) == (f"{tmp_path}/a.csv.xz:4002", {"text": "Café"})
-    assert said == [f"{tmp_path}/a.csv.xz: read as Latin-1, for it is not UTF-8; save it as UTF-8 if letters are wrong"]
+    assert said == [
+        f"{tmp_path}/a.csv.xz: read as Latin-1, because it is not UTF-8; save it as UTF-8 if letters are wrong"
+    ]
 
 
 @pytest.mark.parametrize("name", CONTENT)
@@ -157,7 +159,7 @@ def test_an_encoding_is_found_out_by_the_whole_file_and_through_what_packs_it(tm
         (
             "é".encode() * 9 + b"\n\xe9\n",
             "line 2: expected UTF-8 text, as most of the file is, but byte 1 of it, 0xe9, is none (invalid "
-            "continuation byte); mend it, or save it as UTF-8",
+            "continuation byte); fix it, or save it as UTF-8",
         ),
         (
             b"\x81\xe9\n",
@@ -246,7 +248,7 @@ def test_lines_of_lists_are_malformed_each(tmp_path):
 
 def test_an_object_over_several_lines_is_one_error(tmp_path):
     ((_, problem),) = rows_of(tmp_path, "a.jsonl", json.dumps({"text": "a"}, indent=1) * 3)
-    assert problem == "file: expected one object a line, got one over several; put each in one line (jq -c . FILE)"
+    assert problem == "file: expected one object per line, got one over several; put each in one line (jq -c . FILE)"
 
 
 # -- tables ------------------------------------------------------------------------------------------------------
@@ -327,13 +329,13 @@ def test_a_key_that_is_there_twice_in_an_object_is_no_row(tmp_path, name):
     text = "\n".join(lines) + "\n"
     (_, first), (_, second), (_, third) = rows_of(tmp_path, name, text)
     assert first == {"prompt": "a"}
-    assert "the key 'prompt' is there twice in one object" in str(second)
-    assert "the key 'x' is there twice in one object" in str(third)
+    assert "the key 'prompt' appears twice in one object" in str(second)
+    assert "the key 'x' appears twice in one object" in str(third)
 
 
 def test_a_list_with_a_key_twice_is_refused(tmp_path):
     ((_, problem),) = rows_of(tmp_path, "a.json", '[{"prompt": "a"}, {"prompt": "b", "prompt": "c"}]')
-    assert "the key 'prompt' is there twice in one object" in str(problem)
+    assert "the key 'prompt' appears twice in one object" in str(problem)
 
 
 def test_a_first_line_of_excel_says_what_separates_cells(tmp_path):

@@ -92,7 +92,7 @@ def test_a_shape_that_is_not_gpt1_s_is_told(release: Path) -> None:
     (release / "params_shapes.json").write_text(json.dumps(shapes))
     assert "h.0.attn.c_proj.weight: expected [1, 128, 128], got [1, 128, 64]" in refused(release)
     (release / "params_shapes.json").write_text(json.dumps(shapes[:-1]))
-    assert "expected two matrices and 12 arrays a block, got 25 arrays" in refused(release)
+    assert "expected two matrices and 12 arrays per block, got 25 arrays" in refused(release)
 
 
 def test_numbers_that_do_not_fill_the_shapes_are_told(release: Path) -> None:

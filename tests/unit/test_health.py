@@ -43,7 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "wrong_reference": {
         "fires": {KL: [0.3, 0.3, 5.0], TOKENS: [20.0, 20.0, 20.0]},
         "at": 1,
-        "says": "the KL is 0.30 nats a response before the first update",
+        "says": "the KL is 0.30 nats per response before the first update",
         "quiet": [
             {KL: [0.19, 0.5, 0.5], TOKENS: [20.0] * 3},  # 0.01 a token
             {KL: [0.0, 0.5, 0.5], TOKENS: [20.0] * 3},
@@ -91,7 +91,7 @@ CASES: dict[str, dict[str, Any]] = {
     "approx_kl": {
         "fires": {"ppo/approx_kl": steps((0.0, 10), (0.51, 2))},
         "at": 12,
-        "says": "by 0.10 nats a token",
+        "says": "by 0.10 nats per token",
         "quiet": [{"ppo/approx_kl": steps((0.2, 9))}, {"ppo/approx_kl": steps((0.09, 40))}],
     },
     "explained_variance": {
@@ -104,7 +104,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sampling_gap": {
         "fires": {"policy/sampling_kl": steps((0.001, 10), (0.1, 1))},
         "at": 11,
-        "says": "0.011 nats a token",
+        "says": "0.011 nats per token",
         "quiet": [{"policy/sampling_kl": steps((0.1, 9))}, {"policy/sampling_kl": steps((0.009, 40))}],
     },
     "drowned_by_text": {
@@ -132,7 +132,7 @@ CASES: dict[str, dict[str, Any]] = {
     "unscored": {
         "fires": {"unscored": [0.25]},
         "at": 1,
-        "says": "25% of the episodes have no score, for every reward function gave None: they are left out",
+        "says": "25% of the episodes have no score, because every reward function gave None: they are left out",
         "quiet": [{SCORE: [1.0] * 40}],
     },
     "flat_reward": {

@@ -78,7 +78,7 @@ def test_without_a_whole_checkpoint_every_log_begins_again_and_that_is_said(fold
     told = capsys.readouterr().err
     assert "the checkpoint of 2 is damaged" in told
     assert "the checkpoint of 3 is damaged" in told
-    assert "there is no older checkpoint: beginning again" in told
+    assert "there is no older checkpoint: starting again" in told
 
 
 def test_a_process_that_was_gone_before_it_saved_leaves_no_line(tmp_path):

@@ -86,7 +86,7 @@ def test_what_autotokenizer_opens_is_opened_by_it(tmp_path: Path) -> None:
         ('{"a": [0], "b": {}}', "", "encoder.json: expected tokens with the ids 0, 1, 2"),
         ("[" * 100_000, "", "encoder.json: not JSON"),
         ('{"a": 0, "b": 1}', "", "encoder.json: neither GPT-1's .* nor GPT-2's"),
-        (json.dumps({EOS: 0, "a": 1, "b": 2}), "a b c\n", "vocab.bpe: expected two parts a line"),
+        (json.dumps({EOS: 0, "a": 1, "b": 2}), "a b c\n", "vocab.bpe: expected two parts per line"),
         (json.dumps({EOS: 0, "a": 1, "b": 2}), "a b\n", "ab"),
     ],
 )

@@ -380,7 +380,7 @@ def test_what_a_function_logs_is_kept():
     ],
 )
 def test_anything_but_a_finite_number_or_none_an_episode_is_refused(answer, came):
-    expected = "^m:f at iteration 7: expected a list of 3 finite numbers or None, one a completion, "
+    expected = "^m:f at iteration 7: expected a list of 3 finite numbers or None, one for each completion, "
     with pytest.raises(ConfigError, match=f"{expected}.*{came}") as caught:
         call(lambda **_: answer, occasion=" at iteration 7")
     assert "\n" not in str(caught.value)

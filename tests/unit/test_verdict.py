@@ -207,7 +207,7 @@ def test_what_winning_cost_is_said(store, change, said, tone):
         tone,
     )
     assert tax.text == (
-        "ppo's loss on pretraining text is +0.250 [+0.150, +0.350] nats a token against sft's: the alignment tax."
+        "ppo's loss on pretraining text is +0.250 [+0.150, +0.350] nats per token against sft's: the alignment tax."
     )
 
 
@@ -264,7 +264,7 @@ def test_over_optimisation_is_said_where_gold_falls_while_the_score_rises(store,
 
 
 def test_health_events_are_a_warning(store):
-    event = {"step": 3, "name": "kl_blowup", "message": "the KL is 20.0 nats a response"}
+    event = {"step": 3, "name": "kl_blowup", "message": "the KL is 20.0 nats per response"}
     ppo = add(store, "toy/ppo_wild", "model", {}, events=[event, event])
     assert verdict(gather(store, [ppo.ref]))[-1] == ("2 health events in toy/ppo_wild.", "warning")
     assert verdict(gather(store, ["toy/sft"]))[-1] == ("No health events.", "neutral")
