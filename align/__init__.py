@@ -24,18 +24,6 @@ if TYPE_CHECKING:
     )
     from align.store.artifacts import Artifact
 
-_FROM_API = (
-    "PlannedStep",
-    "Result",
-    "StepResult",
-    "artifact",
-    "load",
-    "plan_run",
-    "plan_stage",
-    "run",
-    "stage",
-)
-
 __all__ = [
     "AlignError",
     "Artifact",
@@ -56,11 +44,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Artifact":
-        from align.store.artifacts import Artifact
-
-        return Artifact
-    if name in _FROM_API:
+    if name in __all__:
         import align.api
 
         return getattr(align.api, name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, is_dataclass
+from dataclasses import Field, is_dataclass
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from align.configs import (
     StageConfig,
     TrackerConfig,
 )
-from align.configs.knobs import knobs_in_order
+from align.configs.knobs import default_of, knobs_in_order
 from align.report.meanings import glossary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,9 +164,7 @@ def knobs_table(config: Any, prefix: str = "") -> str:
 
 def default(each: Field[Any], config: Any) -> str:
     """A knob's default, as YAML writes it."""
-    value = each.default if isinstance(config, type) else getattr(config, each.name)
-    if value is MISSING:
-        value = each.default_factory() if each.default_factory is not MISSING else ""
+    value = default_of(each, config)
     if is_dataclass(value):
         return "see below"
     if value is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import shutil
 import textwrap
-from dataclasses import MISSING, Field, is_dataclass
+from dataclasses import Field, is_dataclass
 from inspect import cleandoc
 from typing import Any
 
@@ -19,7 +19,7 @@ from align.configs import (
     RunConfig,
     TrackerConfig,
 )
-from align.configs.knobs import knobs_in_order
+from align.configs.knobs import default_of, knobs_in_order
 from align.configs.plugins import plugins
 from align.errors import PACKAGE
 
@@ -206,15 +206,9 @@ def _knobs(config: Any, prefix: str = "") -> list[str]:
 
 
 def _default(knob: Field[Any], config: Any) -> str:
-    value = knob.default if isinstance(config, type) else getattr(config, knob.name)
-    if value is MISSING:
-        value = knob.default_factory() if knob.default_factory is not MISSING else ""
+    value = default_of(knob, config)
     if is_dataclass(value):
         return "..."
-    return (
-        "null"
-        if value is None
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value) or '""'
-    )
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value) or '""'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Container, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from align.configs.curves import Curve
@@ -255,6 +255,15 @@ def knobs_in_order(config: Any) -> list[Field[Any]]:
     )
     known = {each.name: each for each in fields(config)}
     return [known[name] for name in names if name in known]
+
+
+def default_of(each: Field[Any], config: Any) -> Any:
+    """Return a knob's default in a config class, or its value in an object."""
+    if not isinstance(config, type):
+        return getattr(config, each.name)
+    if each.default_factory is not MISSING:
+        return each.default_factory()
+    return "" if each.default is MISSING else each.default
 
 
 def check_ranges(config: Any) -> None:
