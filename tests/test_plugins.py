@@ -118,6 +118,67 @@ def test_a_package_that_is_broken_is_named_in_a_line_and_stops_no_other(site: Pa
     assert run(site, "artifacts", "ls", check=False).stderr.startswith(f"warning: {line}")
 
 
+CONTRACT = """
+from dataclasses import dataclass
+from align.configs import StageConfig, knob
+
+@dataclass(slots=True, kw_only=True)
+class Count(StageConfig):
+    STAGE, MODULE, OUTPUT, INPUTS = "count", "broken", "counts", {"data": "documents"}
+    most: int = knob(5, "documents [ours]")
+
+STAGES = [Count]
+"""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ('"counts"', '"evaluation"', "Count.INPUTS: an evaluation needs an input named model"),
+        (
+            "    most",
+            "    HEADLINE = ('rows', 'tokens')\n    most",
+            "Count.HEADLINE: expected pairs (metric, label), got ('r",
+        ),
+        ("    most", "    CURVES = ('loss',)\n    most", "Count.CURVES: expected Curve objects"),
+        ("@dataclass(slots=True, kw_only=True)\n", "", "Count.most: write @dataclass(slots=True, kw_only=True) above"),
+        ('knob(5, "documents [ours]")', "5", "Count.most: declare it by knob(DEFAULT, COMMENT)"),
+        ("[Count]", "Count", "expected a list of classes, got <class 'broken.Count'>"),
+    ],
+    ids=["evaluation", "headline", "curves", "dataclass", "knob", "list"],
+)
+def test_a_contract_that_is_wrong_is_refused_before_anything_runs(
+    site: Path, right: str, wrong: str, said: str
+) -> None:
+    declare(site, "broken", "1.0", {"broken": "broken"})
+    (site / "broken.py").write_text(CONTRACT)
+    assert run(site, "plan", "pipeline=clean").stderr == ""
+    (site / "broken.py").write_text(CONTRACT.replace(right, wrong, 1))
+    line = f"warning: plugin broken 1.0: cannot be used (TypeError: STAGES: {said}"
+    assert run(site, "plan", "pipeline=clean").stderr.startswith(line)
+
+
+def test_a_package_that_adds_nothing_says_so(site: Path) -> None:
+    declare(site, "broken", "1.0", {"broken": "broken"})
+    (site / "broken.py").write_text(CONTRACT.replace("STAGES", "STAGE"))
+    assert "it adds nothing: it has no STAGES, conf/ or data_cards/" in run(site, "plan", "pipeline=clean").stderr
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("None", "run returned None; expected a dictionary of names and numbers"),
+        ("{'rows': 'many'}", "run returned 'many' as the metric 'rows'; expected a number"),
+    ],
+)
+def test_a_stage_that_returns_no_metrics_is_told_so(site: Path, returned: str, said: str) -> None:
+    file = site / "my_stages/dedupe.py"
+    file.write_text(file.read_text().replace("    return metrics", f"    return {returned}"))
+    done = run(site, "run", "pipeline=clean", "tracker=none", check=False)
+    assert done.returncode == 2
+    assert f"TypeError: {said}; raised by the stage dedupe of plugin my_stages 0.1" in done.stderr
+
+
 def test_an_error_in_the_code_of_a_package_names_its_file_and_the_package(site: Path) -> None:
     file = site / "my_stages/dedupe.py"
     file.write_text(file.read_text().replace("    metrics = {}", "    metrics = {}['x']"))

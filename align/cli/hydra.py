@@ -65,12 +65,12 @@ from align.configs.other_names import (
 )
 from align.configs.plugins import plugins
 from align.configs.typed import said_of_interpolation
-from align.errors import PACKAGE, AlignError, ConfigError, did_you_mean, suggestion
+from align.errors import AlignError, ConfigError, did_you_mean, suggestion
 from align.pipeline.launch import STOPPED, Launcher, MemberTask, Prepared
 from align.runtime.console import Parser
 from align.store.artifacts import STORE_VARIABLE, store_folder
+from align.store.references import conf_folder, is_outside, is_path
 from align.store.references import hint as reference_hint
-from align.store.references import is_outside, is_path
 from align.store.sweep_records import Member, fates
 
 Task = Callable[[DictConfig, Places], int]  # returns an exit code
@@ -88,19 +88,6 @@ _NOT_TAKEN = {
     ),
     "experimental_rerun": "--experimental-rerun: not supported here; give the same command again",
 }
-
-
-def conf_folder() -> Path:
-    """Return the folder of the configs that come with align.
-
-    It is inside the package in a wheel, and beside it in a checkout.
-    """
-    here = PACKAGE
-    return next(
-        folder
-        for folder in (here / "conf", here.parent / "conf")
-        if (folder / "run.yaml").is_file()
-    )
 
 
 def register_schemas() -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from align.configs.knobs import StageConfig
 
 GROUP = "align.plugins"
+_FOLDERS = ("conf", "data_cards")  # of a package that adds to align
 _NEEDED = ("STAGE", "MODULE", "OUTPUT")  # class variables that a stage of a plugin must have
 
 
@@ -80,8 +81,13 @@ def _load(entry: EntryPoint) -> Plugin:
         module = entry.load()
         if getattr(module.__spec__, "_initializing", False):
             raise ImportError("it was imported before align; write `import align.configs` first")
-        stages = tuple(_checked(each) for each in getattr(module, "STAGES", ()))
+        declared = getattr(module, "STAGES", [])
+        if not isinstance(declared, list | tuple):
+            raise TypeError(f"STAGES: expected a list of classes, got {declared!r}")
+        stages = tuple(_checked(each) for each in declared)
         folder, files = _source(module)
+        if not stages and not any((folder / name).is_dir() for name in _FOLDERS if folder):
+            raise TypeError("it adds nothing: it has no STAGES, conf/ or data_cards/")
     except (Exception, SystemExit) as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())
         return Plugin(entry.name, version, error=f"{plugin.label}: cannot be used ({said})")
@@ -90,6 +96,7 @@ def _load(entry: EntryPoint) -> Plugin:
 
 def _checked(cls: Any) -> type[StageConfig]:
     """Return a class of `STAGES`, or raise `TypeError` if it is no config of a stage."""
+    from align.configs.curves import Curve
     from align.configs.knobs import StageConfig
 
     if not (isinstance(cls, type) and issubclass(cls, StageConfig)):
@@ -99,8 +106,32 @@ def _checked(cls: Any) -> type[StageConfig]:
             raise TypeError(f"STAGES: {cls.__name__} has no {name}")
     if find_spec(cls.MODULE) is None:
         raise TypeError(f"STAGES: {cls.__name__}.MODULE: there is no module {cls.MODULE}")
+    if cls.OUTPUT == "evaluation" and "model" not in cls.INPUTS:
+        raise TypeError(f"STAGES: {cls.__name__}.INPUTS: an evaluation needs an input named model")
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in cls.HEADLINE):
+        raise TypeError(
+            f"STAGES: {cls.__name__}.HEADLINE: expected pairs (metric, label), got {cls.HEADLINE!r}"
+        )
+    if not all(isinstance(curve, Curve) for curve in cls.CURVES):
+        raise TypeError(f"STAGES: {cls.__name__}.CURVES: expected Curve objects")
+    _check_knobs(cls)
     cls()  # every knob needs a default
     return cls
+
+
+def _check_knobs(cls: type[StageConfig]) -> None:
+    """Raise `TypeError` for an annotation that was meant as a knob and is none."""
+    for name, kind in vars(cls).get("__annotations__", {}).items():
+        if "ClassVar" in str(kind):
+            continue
+        known = cls.__dataclass_fields__.get(name)
+        if known is None:
+            raise TypeError(
+                f"STAGES: {cls.__name__}.{name}: write @dataclass(slots=True, kw_only=True) above"
+                " the class"
+            )
+        if "comment" not in known.metadata:
+            raise TypeError(f"STAGES: {cls.__name__}.{name}: declare it by knob(DEFAULT, COMMENT)")
 
 
 def _source(module: ModuleType) -> tuple[Path | None, tuple[Path, ...]]:

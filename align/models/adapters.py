@@ -167,11 +167,13 @@ class Adapters:
         Other parameters keep their `requires_grad`.
         """
         before = {id(parameter): parameter.requires_grad for parameter in self.base.parameters()}
-        yield
-        for key, parameter in self.base.named_parameters():
-            parameter.requires_grad_(before.get(id(parameter), adapter_of(key) == name))
-        self.base.eval()
-        low_rank.switch(self.base, self._on)
+        try:
+            yield
+        finally:
+            for key, parameter in self.base.named_parameters():
+                parameter.requires_grad_(before.get(id(parameter), adapter_of(key) == name))
+            self.base.eval()
+            low_rank.switch(self.base, self._on)
 
 
 def fresh_adapter(model: PreTrainedModel, folder: Path, lora: LoraConfig, name: str) -> Adapters:

@@ -755,5 +755,5 @@ def _differences(step: Step, manifest: dict[str, Any]) -> list[str]:
         if keys != [entry["key"] for entry in manifest["inputs"].get(slot, [])]:
             found.append(f"input {slot} changed")
     if step.data_digest != manifest.get("data"):
-        found.append("its data changed")
+        found.append("its data or code changed")
     return found

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -100,8 +100,7 @@ def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for align's own output only
         try:
             module = importlib.import_module(config.MODULE or f"align.stages.{config.STAGE}")
-            metrics: Metrics = module.run(config, inputs, job)
-            return metrics
+            return _as_metrics(module.run(config, inputs, job))
         except AlignError:
             raise
         except Exception as error:
@@ -109,6 +108,16 @@ def _run_stage(config: StageConfig, inputs: Inputs, job: Job) -> Metrics:
                 raise
             said = f"{describe_error(error)}; raised by the stage {config.STAGE} of {plugin.label}"
             raise ConfigError(said) from error
+
+
+def _as_metrics(returned: Any) -> Metrics:
+    """Return what a stage's `run` returned, or raise `TypeError` if it is no metrics."""
+    if not isinstance(returned, Mapping):
+        raise TypeError(f"run returned {returned!r}; expected a dictionary of names and numbers")
+    for name, value in returned.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"run returned {value!r} as the metric {name!r}; expected a number")
+    return {str(name): float(value) for name, value in returned.items()}
 
 
 def wait_for_ranks(work: Path, label: str) -> None:

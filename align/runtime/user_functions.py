@@ -254,9 +254,11 @@ def require_fit(
         signature.bind(**arguments)
     except TypeError as error:
         lacks = str(error).startswith("missing a required")
+        name = str(error).rpartition(": ")[2].strip("'\"")
+        near = did_you_mean(name, arguments) if lacks else ""
         raise ConfigError(
-            f"{text}: {error}; it is called with {', '.join(arguments)} by keyword, and the columns"
-            f" of these rows are {', '.join(columns) or 'none'}; "
+            f"{text}: {error}{near}; it is called with {', '.join(arguments)} by keyword, and the"
+            f" columns of these rows are {', '.join(columns) or 'none'}; "
             + (
                 "give the rows a column of that name"
                 if lacks

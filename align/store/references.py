@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from align.errors import ConfigError, suggestion, too_long
+from align.errors import PACKAGE, ConfigError, suggestion, too_long
 from align.store.file_kinds import PACKED, SUFFIXES
 
 SCHEMES = ("card", "path", "hf")
@@ -36,6 +36,18 @@ _HUB_PAGE = re.compile(
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 10.0  # seconds to wait for the Hub
+
+
+def conf_folder() -> Path:
+    """Return the folder of the configs that come with align.
+
+    It is inside the package in a wheel, and beside it in a checkout.
+    """
+    return next(
+        folder
+        for folder in (PACKAGE / "conf", PACKAGE.parent / "conf")
+        if (folder / "run.yaml").is_file()
+    )
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -106,8 +118,16 @@ def hint(ref: str) -> str:
     ):
         return f"; a file or folder is written {shlex.quote(full)}, and there is none at that place"
     if full.startswith("hf:"):
-        return f"; a repository of the Hub is written {full}"
+        return _of_pipeline(ref) or f"; a repository of the Hub is written {full}"
     return f"; did you mean {shlex.quote(full)}?"
+
+
+def _of_pipeline(ref: str) -> str:
+    """Say how to make a step of one of align's own pipelines; "" for other references."""
+    pipeline, slash, _ = ref.partition("/")
+    if slash and (conf_folder() / "pipeline" / f"{pipeline}.yaml").is_file():
+        return f"; align run pipeline={pipeline} makes it; --store FOLDER names another store"
+    return ""
 
 
 def import_hint(ref: str) -> str:
@@ -118,6 +138,8 @@ def import_hint(ref: str) -> str:
     full = ref if is_outside(ref) else meant(ref)
     if full is None or full.startswith("card:"):
         return ""
+    if not is_outside(ref) and (said := _of_pipeline(ref)):
+        return said
     is_data = ref.lower().endswith(_ENDINGS) and not ref.lower().endswith(_MODEL_FILES)
     command = "align data record=KIND" if is_data else "align import_model"
     return (

@@ -15,6 +15,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def try_template(template: str, special_tokens: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: the template exceeds a limit; the message is one line.
-        StoreError: the machine cannot start a process.
+        StoreError: the machine cannot start a process, or the system kills it.
     """
     if len(template) > MAX_TEMPLATE:
         raise ValueError(
@@ -69,6 +70,7 @@ def _tried(template: str, special_tokens: str) -> str:
     asked = json.dumps({"template": template, "special_tokens": json.loads(special_tokens)})
     child = [sys.executable, "-P", str(Path(__file__).with_name("template_child.py"))]
     limits = [MAX_SECONDS, MAX_MEMORY, MAX_RENDERED]
+    begun = time.monotonic()
     try:
         done = subprocess.run(
             [*child, *map(str, limits)],
@@ -83,9 +85,14 @@ def _tried(template: str, special_tokens: str) -> str:
         raise StoreError(
             f"{sys.executable}: cannot start a process to try a chat template ({error})"
         ) from None
-    # the hard limit of CPU time: the code ran no signal handlers
     if done.returncode == -signal.SIGKILL:
-        return _SAID[_TOO_LONG]
+        if time.monotonic() - begun >= MAX_SECONDS:
+            # the hard limit of CPU time: the code ran no signal handlers
+            return _SAID[_TOO_LONG]
+        raise StoreError(
+            "the process that tries a chat template was killed (out of memory?); give the same"
+            " command again"
+        )
     if done.returncode < 0:
         return f"ends the process that renders it (signal {-done.returncode})"
     if done.returncode in _SAID:
