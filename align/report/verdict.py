@@ -290,7 +290,7 @@ def _changed(model: str, baseline: str, m: Metrics) -> Iterator[Line]:
     if m.get("gain/pretrain_loss"):  # 0 if it is the same model, asked in two forms
         mean, low, high = (m[f"gain/pretrain_loss{end}"] for end in ("", "_low", "_high"))
         yield Line(
-            f"{model}'s loss on pretraining text is {mean:+.3f} [{low:+.3f}, {high:+.3f}] nats a"
+            f"{model}'s loss on pretraining text is {mean:+.3f} [{low:+.3f}, {high:+.3f}] nats per"
             f" token against {baseline}'s: the alignment tax.",
             "neutral",
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -223,7 +224,10 @@ def wait_for(trial: Trial, pid: int, store: Path, seconds: float, rng: random.Ra
         return ended(pid, rng.uniform(0, seconds))
     pattern = MOMENTS[trial.moment].replace("STAGE", trial.stage)
     until = time.monotonic() + 300
-    while not any(store.glob(pattern)) and time.monotonic() < until:
+    while time.monotonic() < until:
+        with contextlib.suppress(FileNotFoundError):  # the step removes folders while glob reads them
+            if any(store.glob(pattern)):
+                return None
         code = ended(pid, 0.002)
         if code is not None:
             return code

@@ -858,7 +858,7 @@ def test_a_full_disk_is_told_in_one_line_and_nothing_is_left(here, monkeypatch, 
         assert data("source=path:a.jsonl", "record=prompts") == 3
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
-    assert "File too large; rows beyond what memory holds are there twice" in told[0]
+    assert "File too large; rows beyond what memory holds take twice" in told[0]
     assert not [name for name in written(here) if name.endswith(".parquet") or name.startswith(("objects", "names"))]
 
 

@@ -108,7 +108,7 @@ def test_a_step_that_was_begun_on_a_cpu_goes_on_on_a_gpu(folder, capsys):
     job = job_at(folder)
     job.group.device = torch.device("cuda")
     assert job.resume.last() == (3, {"at": 3})
-    assert "begun on another kind of device" in capsys.readouterr().err
+    assert "started on another kind of device" in capsys.readouterr().err
 
 
 def test_a_step_that_was_begun_on_a_gpu_goes_on_on_a_cpu(folder, capsys):
@@ -117,7 +117,7 @@ def test_a_step_that_was_begun_on_a_gpu_goes_on_on_a_cpu(folder, capsys):
     whole["random"][0]["cuda"] = torch.zeros(16, dtype=torch.uint8)
     save_checkpoint(folder / "checkpoints", step, whole, json.loads((saved / "manifest.json").read_text())["logs"])
     assert job_at(folder).resume.last() == (3, {"at": 3})
-    assert "begun on another kind of device" in capsys.readouterr().err
+    assert "started on another kind of device" in capsys.readouterr().err
 
 
 class Counting(NoTracker):

@@ -154,7 +154,7 @@ def test_a_busy_endpoint_is_asked_again(serve, tmp_path, monkeypatch):
     [
         ((401, {"error": "who are you?"}), r"/v1/chat/completions said 401: .*who are you"),
         ((400, {"error": "no such model"}), r"said 400: .*no such model"),
-        ((503, {"error": "down"}), r"failed 5 times, the last time with 503: .*the same command goes on"),
+        ((503, {"error": "down"}), r"failed 5 times, the last time with 503: .*the same command continues"),
         ((200, {"answer": "A"}), "does not answer as OpenAI's chat completions do"),
         ((200, b"<html>"), "does not answer as OpenAI's chat completions do"),
     ],
