@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 
 from align.configs import Ppo, filled
-from align.errors import HealthStop
 from align.evals.text_loss import num_targets
 from align.losses.ppo import Advantages, importance_weights, kl_loss, policy_loss, value_loss
 from align.models.packed import pack_pairs, response_logprobs
@@ -19,6 +18,7 @@ from align.runtime.log import Metrics
 from align.runtime.memory import give_back_freed_memory
 from align.store.checkpoints import restore_parameters
 from align.text.tokens import TextRows
+from align.training.loss_guard import stop_unless_skipped
 from align.training.optimizers import adamw_for, clip_gradients, set_learning_rate
 from align.training.row_order import RowOrder
 
@@ -335,8 +335,7 @@ class Learner:
         message = (
             f"iteration {plan.iteration + 1}: {bad} is not finite; episodes of prompts {named}"
         )
-        if self._cfg.on_nonfinite == "stop":
-            raise HealthStop(f"{message}; lower learning_rate, or give on_nonfinite=skip")
+        stop_unless_skipped(self._cfg, message)
         self._job.log.event(
             plan.iteration + 1, "nonfinite", f"{message}; their minibatch is skipped"
         )

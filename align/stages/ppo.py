@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.configs import Ppo, filled
 from align.data.records import Row, read_info, read_rows
-from align.errors import ConfigError, HealthStop
+from align.errors import ConfigError
 from align.evals.gold import GoldScorer, gold_scorer
 from align.losses.ppo import (
     Advantages,
@@ -61,7 +61,7 @@ from align.sampling.sampler import Sampler, engine_for
 from align.text.chat import encode_prompts, is_ended, show_prompt, stop_strings
 from align.text.tokens import TextRows, encode_text
 from align.training.activations import fit_activations
-from align.training.loss_guard import Skips
+from align.training.loss_guard import Skips, stop_unless_skipped
 from align.training.optimizers import scheduled_factor
 from align.training.preflight import doubts
 from align.verifiers.episodes import Episodes, make_episodes
@@ -346,8 +346,7 @@ def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
         f"iteration {iteration + 1}: a score, value or log-prob is not finite; episodes of prompts"
         f" {named}"
     )
-    if cfg.on_nonfinite == "stop":
-        raise HealthStop(f"{message}; lower learning_rate, or give on_nonfinite=skip")
+    stop_unless_skipped(cfg, message)
     job.log.event(iteration + 1, "nonfinite", f"{message}; the rollout is skipped")
     return False
 

@@ -6,12 +6,18 @@ import math
 import statistics
 from collections.abc import Callable
 
-from align.configs.knobs import SupervisedConfig
+from align.configs.knobs import SupervisedConfig, TrainingConfig
 from align.errors import HealthStop
 
 _RECENT = 50  # steps whose losses give the median
 _FEWEST = 10  # losses needed before a step is refused
 _IN_A_ROW = 10  # steps left out in a row that end the run
+
+
+def stop_unless_skipped(config: TrainingConfig, reason: str) -> None:
+    """Raise `HealthStop` for a number that is not finite, unless `on_nonfinite` says skip."""
+    if config.on_nonfinite == "stop":
+        raise HealthStop(f"{reason}; lower learning_rate, or give on_nonfinite=skip")
 
 
 class Guard:
@@ -30,8 +36,7 @@ class Guard:
     """
 
     def __init__(self, config: SupervisedConfig, report: Callable[[int, str, str], None]):
-        self._max_rise, self._skips = config.max_loss_rise, config.on_nonfinite == "skip"
-        self._report = report
+        self._config, self._report = config, report
         self.recent: list[float | None] = []
 
     def refuses(self, step: int, loss: float, norm: float) -> bool:
@@ -45,11 +50,10 @@ class Guard:
         reason = None
         if not (math.isfinite(loss) and math.isfinite(norm)):
             reason = f"step {step}: the loss is {loss} and the gradient's norm {norm}"
-            if not self._skips:
-                raise HealthStop(f"{reason}; lower learning_rate, or give on_nonfinite=skip")
-        elif self._max_rise is not None and len(known) >= _FEWEST:
+            stop_unless_skipped(self._config, reason)
+        elif self._config.max_loss_rise is not None and len(known) >= _FEWEST:
             usual = statistics.median(known)
-            if loss > usual + self._max_rise:
+            if loss > usual + self._config.max_loss_rise:
                 reason = (
                     f"step {step}: the loss is {loss:.3f}, and {usual:.3f} is the recent median"
                 )
