@@ -74,7 +74,6 @@ CREATE TABLE votes (
     item TEXT NOT NULL REFERENCES items, labeler INTEGER NOT NULL REFERENCES labelers,
     kind TEXT NOT NULL, number INTEGER NOT NULL REFERENCES log, PRIMARY KEY (item, labeler)
 );
-CREATE TABLE snapshots (number INTEGER PRIMARY KEY, at REAL NOT NULL, last INTEGER NOT NULL);
 """
 
 
@@ -533,6 +532,16 @@ class Votes:
             self.counts()["last"] if last is None else last,
         )
         return {row["item"]: json.loads(row["content"]) for row in rows}
+
+    def written(self, kind: str, last: int) -> list[dict[str, Any]]:
+        """Return the prompts or demonstrations that labelers wrote, oldest first."""
+        rows = self._all(
+            "SELECT content, name AS labeler FROM log JOIN labelers ON labelers.number = labeler"
+            " WHERE kind = ? AND log.number <= ? ORDER BY log.number",
+            kind,
+            last,
+        )
+        return [{**json.loads(row["content"]), "labeler": row["labeler"]} for row in rows]
 
     def rankings(self, last: int | None = None) -> list[dict[str, Any]]:
         """Return the current votes, oldest first: item, labeler, content, and the item's row.

@@ -30,6 +30,7 @@ _FILES = {  # what may be fetched without a token: none of it holds data
     "admin.js": "text/javascript",
     "text.js": "text/javascript",
     "style.css": "text/css",
+    "icon.svg": "image/svg+xml",
 }
 _MOST_TEXT = 20_000  # characters that a labeler may write
 
