@@ -85,6 +85,7 @@ WRONG: dict[Any, list[str]] = {
     bool: ["1", "0", "2", "yes", "''", "null", "[true]", "{a:true}", "1.0", "on", "abc", LONG],
     int: [*NO_NUMBER, "1.5", "1e5", "9" * 30, "-" + "9" * 30, "1e-5"],
     float: NO_NUMBER,
+    int | float: [*NO_NUMBER, "1.5"],
     str: NO_TEXT,
 }
 
