@@ -86,7 +86,9 @@ _ALL = (
     Evaluate,
     ImportModel,
 )
-COMMANDS = ("run", "plan", "model", "report", "chat", "sample", "sweep", "artifacts", "help")
+COMMANDS = (
+    *("run", "plan", "model", "report", "chat", "sample", "sweep", "label", "artifacts", "help"),
+)
 STAGES: dict[str, type[StageConfig]] = {cls.STAGE: cls for cls in _ALL}
 TAKEN = frozenset({*STAGES, *COMMANDS})  # names that no stage of a plugin can have
 STAGES |= stages_of_plugins(TAKEN)  # last: modules of plugins import this module

@@ -1,0 +1,238 @@
+"""`align label`: ask people which of several answers is better, and keep what they say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from align.data.records import SPLITS, read_rows
+from align.errors import ConfigError
+from align.labelling.agreement import pair_agreement, ranking_alpha, reports
+from align.labelling.database import FLAGS, MOST_RESPONSES, NAME, Settings, Votes
+from align.labelling.snapshots import freeze
+from align.runtime.console import Parser
+from align.store.artifacts import ArtifactStore, store_folder
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
+    store = ArtifactStore(store_folder(options.store))
+    if not NAME.fullmatch(options.name):
+        raise ConfigError(
+            f"{options.name}: expected a name of at most 63 small letters, digits, '.', '_' or '-'"
+        )
+    path = store.root / "labels" / f"{options.name}.db"
+    act = {
+        "create": _create,
+        "add": _add,
+        "token": _token,
+        "serve": _serve,
+        "status": _status,
+        "simulate": _simulate,
+        "export": _export,
+    }[options.verb]
+    return act(options, store, path)
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="align label", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    said = {
+        "create": "begin a file of votes",
+        "add": "add prompts with answers",
+        "token": "make, list or revoke the links of labelers",
+        "serve": "show the page",
+        "status": "how many are done, and how labelers agree",
+        "simulate": "let simulated labelers use the page",
+        "export": "freeze the votes as a numbered snapshot",
+    }
+    made = {verb: verbs.add_parser(verb, help=text) for verb, text in said.items()}
+    for verb in made.values():
+        verb.add_argument("name", metavar="NAME", help="of the file of votes, labels/NAME.db")
+        verb.add_argument("--store", metavar="FOLDER", help="default: $ALIGN_STORE, or artifacts")
+    create = made["create"]
+    create.add_argument("--instructions", metavar="FILE", help="text above every item")
+    create.add_argument("--flags", metavar="A,B,...", help="what may be wrong with an answer")
+    create.add_argument("--overlap", type=int, default=2, help="labelers of a shared item")
+    create.add_argument("--overlap-share", type=float, default=0.1, help="share of shared items")
+    create.add_argument("--gold-share", type=float, default=0.0, help="share of known items")
+    add = made["add"]
+    add.add_argument("data", metavar="DATA", help="PIPELINE/STEP of comparisons, or path:FILE")
+    add.add_argument("--gold", action="store_true", help="their ranks are known, to test labelers")
+    token = made["token"]
+    token.add_argument("labeler", nargs="?", help="name of a new labeler; none: list them")
+    token.add_argument("--admin", action="store_true", help="may see the report and decide")
+    token.add_argument("--revoke", action="store_true", help="end this labeler's access")
+    serve = made["serve"]
+    serve.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
+    serve.add_argument("--port", type=int, default=8080, help="default: 8080; 0: any free one")
+    serve.add_argument("--prefix", default="", metavar="/PATH", help="path behind a proxy")
+    simulate = made["simulate"]
+    simulate.add_argument("data", metavar="DATA", help="comparisons with gold scores")
+    simulate.add_argument("--url", default="http://127.0.0.1:8080/", help="of the page")
+    simulate.add_argument("--labelers", type=int, default=5)
+    simulate.add_argument("--most", type=int, default=1000, help="rankings of each labeler")
+    simulate.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+def _create(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
+    text = Path(options.instructions).read_text(encoding="utf-8") if options.instructions else ""
+    flags = tuple(options.flags.split(",")) if options.flags else FLAGS
+    settings = Settings(text, flags, options.overlap, options.overlap_share, options.gold_share)
+    for name in ("overlap_share", "gold_share"):
+        if not 0 <= getattr(settings, name) < 1 + (name == "overlap_share"):
+            raise ConfigError(f"--{name.replace('_', '-')}: expected a share, from 0 to 1")
+    if settings.overlap < 1:
+        raise ConfigError(f"--overlap: expected 1 or more, got {settings.overlap}")
+    Votes.create(path, settings).close()
+    print(f"{path}: made; add answers: align label add {options.name} DATA")
+    return 0
+
+
+def _add(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
+    votes, added, known = Votes(path), 0, 0
+    for split, rows in _rows(options.data, store, options.gold):
+        new, old = votes.add_items(rows, split)
+        added, known = added + new, known + old
+    print(f"{added:,} items added, {known:,} were here already")
+    return 0
+
+
+def _rows(
+    data: str, store: ArtifactStore, gold: bool
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the rows of each split; without `gold`, without their ranks."""
+    if data.startswith("path:"):
+        yield "train", list(_of_file(Path(data.removeprefix("path:")), gold))
+        return
+    artifact = store.find(data)
+    if artifact.kind != "comparisons":
+        raise ConfigError(f"{data}: expected comparisons, got {artifact.kind}")
+    kept = ("prompt", "responses", "ranks") if gold else ("prompt", "responses")
+    for split in SPLITS:
+        yield (
+            split,
+            [{name: row[name] for name in kept} for row in read_rows([artifact.path], split)],
+        )
+
+
+def _of_file(file: Path, gold: bool) -> Iterator[dict[str, Any]]:
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error})") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            yield _checked(row, gold)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{file}:{number}: {error}") from None
+
+
+def _checked(row: Any, gold: bool) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError("expected an object with prompt and responses")
+    prompt, responses = row.get("prompt"), row.get("responses")
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list) or not prompt:
+        raise ValueError("prompt: expected text or messages")
+    texts = isinstance(responses, list) and all(isinstance(each, str) for each in responses)
+    if not texts or not 2 <= len(responses) <= MOST_RESPONSES:
+        raise ValueError(f"responses: expected a list of 2 to {MOST_RESPONSES} texts")
+    kept = {**row, "prompt": prompt}
+    if not gold:
+        kept.pop("ranks", None)
+    elif not isinstance(row.get("ranks"), list) or len(row["ranks"]) != len(responses):
+        raise ValueError("ranks: expected one for each response")
+    return kept
+
+
+def _token(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
+    votes = Votes(path)
+    if options.labeler is None:
+        for each in votes.labelers():
+            state = "revoked" if each["revoked"] else each["role"]
+            print(f"{each['name']}  {state}")
+        return 0
+    if options.revoke:
+        votes.revoke(options.labeler)
+        print(f"{options.labeler}: the link opens nothing any more; the votes stay")
+        return 0
+    token = votes.add_labeler(options.labeler, "admin" if options.admin else "labeler")
+    print(
+        f"{options.labeler}: keep this link secret, it is shown once; put the page's address first"
+    )
+    print(f"{'admin' if options.admin else ''}#{token}")
+    return 0
+
+
+def _serve(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
+    try:
+        from align.labelling.service import serve
+    except ImportError as error:
+        raise ConfigError(
+            f"align label serve: needs the extra `label` ({error}); pip install -e '.[label]'"
+        ) from error
+    votes = Votes(path)
+    votes.check()
+    if options.prefix and (not options.prefix.startswith("/") or options.prefix.endswith("/")):
+        raise ConfigError(
+            f"--prefix: expected /PATH without a slash at its end, got {options.prefix}"
+        )
+    if not votes.labelers():
+        raise ConfigError(f"no labeler has a link yet: align label token {options.name} LABELER")
+    if options.host not in _LOOPBACK:
+        print(
+            "warning: the page is not encrypted; put a proxy with TLS before it",
+            file=sys.stderr,
+        )
+    serve(votes, options.host, options.port, options.prefix, lambda url: print(url, flush=True))
+    return 0
+
+
+def _status(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
+    votes = Votes(path)
+    counts, rankings = votes.counts(), votes.rankings()
+    print(f"{counts['done']:,} of {counts['items']:,} items done; {counts['votes']:,} rankings")
+    agreement, alpha = pair_agreement(rankings), ranking_alpha(rankings)
+    if agreement is not None and alpha is not None:
+        print(f"pairs ordered alike {agreement:.1%}, Krippendorff's alpha {alpha:.3f}")
+    for each in reports(rankings):
+        print(f"{each.name}  {each.votes:,} rankings, {each.seconds:.0f} s each")
+    return 0
+
+
+def _simulate(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
+    from align.labelling.crowd import simulate
+
+    votes = Votes(path)
+    rows = list(read_rows([store.find(options.data).path], "train"))
+    rows += read_rows([store.find(options.data).path], "validation")
+    if not rows or rows[0].get("gold") is None:
+        raise ConfigError(f"{options.data}: expected comparisons with gold scores")
+    known = {each["name"] for each in votes.labelers()}
+    names = [f"simulated-{i}" for i in range(len(known), len(known) + options.labelers)]
+    tokens = [votes.add_labeler(name) for name in names]
+    count = simulate(options.url, tokens, rows, options.most, options.seed)
+    print(f"{count:,} rankings by {options.labelers} simulated labelers")
+    return 0
+
+
+def _export(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
+    snapshot = freeze(Votes(path))
+    counts = ", ".join(f"{count:,} {name}" for name, count in snapshot.counts.items())
+    print(f"{snapshot.folder}: {counts}; sha256 {snapshot.digest[:12]}")
+    print(
+        f"as data: align data source=path:{snapshot.folder / 'comparisons.jsonl'} record=comparisons"
+    )
+    return 0
