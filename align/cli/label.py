@@ -232,7 +232,6 @@ def _export(options: argparse.Namespace, store: ArtifactStore, path: Path) -> in
     snapshot = freeze(Votes(path))
     counts = ", ".join(f"{count:,} {name}" for name, count in snapshot.counts.items())
     print(f"{snapshot.folder}: {counts}; sha256 {snapshot.digest[:12]}")
-    print(
-        f"as data: align data source=path:{snapshot.folder / 'comparisons.jsonl'} record=comparisons"
-    )
+    file = snapshot.folder / "comparisons.jsonl"
+    print(f"as data: align data source=path:{file} record=comparisons name=mine/labels")
     return 0

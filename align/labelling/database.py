@@ -284,7 +284,7 @@ class Votes:
 
     @staticmethod
     def _wanted(name: str, settings: Settings) -> int:
-        """Return how many labelers see an item. It depends on the item alone, so it is repeatable."""
+        """Return how many labelers see an item; it depends on the item alone."""
         drawn = int(name[:13], 16) / 16**13
         return settings.overlap if drawn < settings.overlap_share else 1
 
@@ -505,7 +505,7 @@ class Votes:
     # -- what there is -----------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of items, of items with all their votes, of votes, skips and people."""
+        """Return the numbers of items, of finished items, of votes, skips and people."""
         (row,) = self._all(
             "SELECT (SELECT count(*) FROM items WHERE gold IS NULL) AS items,"
             " (SELECT count(*) FROM items WHERE gold IS NULL AND missing = 0) AS done,"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sqlite3
 import threading
@@ -71,10 +72,8 @@ def test_every_item_gets_as_many_votes_as_wanted_though_labelers_come_go_and_are
             item_id = held.pop(labeler)
             if rng.random() < 0.1:
                 continue  # the page was closed
-            try:
+            with contextlib.suppress(Refused):
                 votes.vote(labeler, item_id, f"request {number}", vote())
-            except Refused:
-                pass
         if votes.counts()["done"] == 40:
             break
     given = Counter(ranking["item"] for ranking in votes.rankings())
