@@ -8,7 +8,7 @@ TOOLS_READY := $(VENV)/.tools-ready
 # Python compiles what it imports; pip would compile every file first, which takes longer than to download it.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # Packages and folders that few tests import: they are not compiled ahead.
-SELDOM_IMPORTED := '/tests?/|/testing/|/pip/|transformers/models|torch/(_inductor|distributed)|lm_eval/tasks|trl/experimental|peft/tuners|sympy/physics|pygments/lexers|networkx'
+SELDOM_IMPORTED := '/tests?/|/testing/|/pip/|transformers/models|torch/_inductor|lm_eval/tasks|trl/experimental|peft/tuners|sympy/physics|pygments/lexers|networkx'
 
 .PHONY: help setup tools quickstart test soak test-slow real-model lint format docs account bench peers audit sbom clean
 

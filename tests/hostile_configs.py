@@ -361,7 +361,7 @@ def faults_of_refusal(case: Case, ask: Callable[[list[str]], Answer]) -> list[st
     place = case.place in line or case.place.rpartition(".")[2] in line or re.search(r"mine\.yaml(:\d+)?: ", line)
     checks = {
         "no error line": line.startswith("error: "),
-        "called a bug in align": "defect" not in line,
+        "called a bug in align": "a bug in align" not in line,
         "says what is inside": not _INNER.search(line),
         "too long": len(line) < 1500,
         "says no place": place and (not case.files or _IN_FILE.match(line)),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import mostly_slow
-from stage_jobs import job_at, log_of, made_by, planned
+from stage_jobs import Dead, dying_after, job_at, job_with, log_of, made_by, planned, result_of
 from tiny_models import sentinel_tokenizer, tiny_model, tiny_tokenizer
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
@@ -285,8 +285,79 @@ def test_every_knob_of_the_optimizer_reaches_it(inputs, tmp_path, stage):
 
     usual = trained()
     assert same(trained(), usual)
-    for name, value in {"beta1": 0.5, "beta2": 0.7, "adam_epsilon": 0.1, "weight_decay": 0.3}.items():
+    others = {"beta1": 0.5, "beta2": 0.7, "adam_epsilon": 0.1, "weight_decay": 0.3, "max_grad_norm": 1e-4}
+    for name, value in others.items():
         assert not same(trained(**{name: value}), usual), name
+
+
+SUPERVISED = [stage for stage in CONFIGS if stage != "ppo"]
+LONGER: dict[str, dict[str, Any]] = {  # at least 14 steps
+    "pretrain": {"num_steps": 16},
+    "sft": {"num_epochs": 4},
+    "reward": {"num_epochs": 2},
+    "finetune": {"num_epochs": 4},
+    "text_to_text": {"num_steps": 16},
+}
+
+
+class Always(int):
+    """Equal to every step."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = int.__hash__
+
+
+@pytest.mark.parametrize("stage", mostly_slow(SUPERVISED, ["sft", "reward"]))
+def test_ten_steps_in_a_row_that_are_left_out_end_the_run_also_when_it_was_resumed(inputs, tmp_path, stage):
+    broken = config(stage, on_nonfinite="skip", **LONGER[stage])
+
+    def log_and_stop(log: Callable[..., None], metrics: Any, step: int) -> None:
+        log(metrics, step)
+        if step == 5:
+            raise KeyboardInterrupt
+
+    stopping = type("Stopping", (job_with({"log.metrics": log_and_stop}), Watched), {})
+    job = job_at(tmp_path, stopping, checkpoint_seconds=0)
+    with faulty(job, Always(), *FAULTS["loss nan"]), pytest.raises(KeyboardInterrupt):
+        run_stage(broken, inputs[stage], job)
+    job = job_at(tmp_path, Watched, checkpoint_seconds=0)
+    with faulty(job, Always(), *FAULTS["loss nan"]), pytest.raises(HealthStop, match=r"step 10: .* tenth"):
+        run_stage(broken, inputs[stage], job)
+
+
+@pytest.mark.parametrize("stage", mostly_slow(["sft", "reward", "finetune"], ["sft"]))
+def test_a_checkpoint_of_code_that_kept_no_losses_is_resumed(inputs, tmp_path, stage):
+    def without(last: Callable[[], Any]) -> Any:
+        step, state = last()
+        del state["recent"]
+        return step, state
+
+    with pytest.raises(Dead):
+        run_stage(config(stage), inputs[stage], job_at(tmp_path / "a", dying_after(2), checkpoint_seconds=0))
+    run_stage(config(stage), inputs[stage], job_at(tmp_path / "a", job_with({"resume.last": without})))
+    run_stage(config(stage), inputs[stage], job_at(tmp_path / "b"))
+    assert result_of(tmp_path / "a") == result_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"])
+def test_half_of_all_steps_is_a_warm_up_too(inputs, tmp_path, stage):
+    def rates(name: str, warmup: float) -> list[float]:
+        run_stage(config(stage, warmup_steps=warmup), inputs[stage], job_at(tmp_path / name))
+        return [row["learning_rate"] for row in log_of(tmp_path / name) if row["step"]]
+
+    half = rates("half", 0.5)
+    assert half == rates("steps", len(half) // 2)
+    assert half.index(max(half)) == len(half) // 2 - 1
+    assert half[0] == pytest.approx(max(half) / (len(half) // 2))
+
+
+def test_finetune_is_warm_after_as_many_steps_as_given(inputs, tmp_path):
+    run_stage(config("finetune", warmup_steps=2), inputs["finetune"], job_at(tmp_path))
+    rates = [row["learning_rate"] for row in log_of(tmp_path)]
+    left = [1 - step / (len(rates) + 1) for step in range(1, len(rates) + 1)]
+    assert rates == pytest.approx([1e-3 * warm * part for warm, part in zip([0.5, 1, 1, 1], left, strict=True)])
 
 
 def test_ten_iterations_of_ppo_without_a_step_end_the_run_also_when_it_was_resumed(inputs, tmp_path):
@@ -296,12 +367,6 @@ def test_ten_iterations_of_ppo_without_a_step_end_the_run_also_when_it_was_resum
         log(metrics, step)
         if step == 5:
             raise KeyboardInterrupt
-
-    class Always(int):
-        def __eq__(self, other: object) -> bool:
-            return True
-
-        __hash__ = int.__hash__
 
     broken = config("ppo", on_nonfinite="skip", num_iterations=30)
     job = job_at(tmp_path, Watched, checkpoint_seconds=0)

@@ -144,8 +144,18 @@ STAGES = [Count]
         ("@dataclass(slots=True, kw_only=True)\n", "", "Count.most: write @dataclass(slots=True, kw_only=True) above"),
         ('knob(5, "documents [ours]")', "5", "Count.most: declare it by knob(DEFAULT, COMMENT)"),
         ("[Count]", "Count", "expected a list of classes, got <class 'broken.Count'>"),
+        (
+            "@dataclass(slots=True, kw_only=True)\nclass Count(StageConfig)",
+            "class Base(StageConfig):\n    least: int = 1\n\n@dataclass(slots=True, kw_only=True)\nclass Count(Base)",
+            "Base.least: write @dataclass(slots=True, kw_only=True) above",
+        ),
+        (
+            "STAGES = [Count]",
+            "class More(Count):\n    STAGE = 'more'\n    most: int = knob(6, 'documents')\n\nSTAGES = [More]",
+            "More.most: write @dataclass(slots=True, kw_only=True) above",
+        ),
     ],
-    ids=["evaluation", "headline", "curves", "dataclass", "knob", "list"],
+    ids=["evaluation", "headline", "curves", "dataclass", "knob", "list", "base", "subclass"],
 )
 def test_a_contract_that_is_wrong_is_refused_before_anything_runs(
     site: Path, right: str, wrong: str, said: str
@@ -168,7 +178,7 @@ def test_a_package_that_adds_nothing_says_so(site: Path) -> None:
     ("returned", "said"),
     [
         ("None", "run returned None; expected a dictionary of names and numbers"),
-        ("{'rows': 'many'}", "run returned 'many' as the metric 'rows'; expected a number"),
+        ("{'rows': 'many'}", "run returned 'many' as the metric 'rows'; expected an int or a float"),
     ],
 )
 def test_a_stage_that_returns_no_metrics_is_told_so(site: Path, returned: str, said: str) -> None:

@@ -179,8 +179,7 @@ def _open(ref: str, artifact: Artifact, options: Namespace) -> Conversation:
     sampling = Sampling(max_new_tokens=most, temperature=options.temperature, top_p=options.top_p)
     tokenizer = load_tokenizer(folder)
     talk = Conversation(ref, model, tokenizer, sampling, seed=options.seed, raw=options.raw)
-    if options.system:
-        talk.set_system(options.system)
+    talk.set_system(options.system)  # this also tries the chat template
     return talk
 
 

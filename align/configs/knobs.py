@@ -217,15 +217,29 @@ class TrainingConfig(StageConfig):
     """
 
     weight_decay: float = knob(0.0, "decoupled weight decay, on matrices only [ours]")
-    beta1: float = knob(0.9, "Adam: decay of the gradient's mean, per step [GPT-3]")
-    beta2: float = knob(0.95, "Adam: decay of the squared gradient's mean, per step [GPT-3]")
-    adam_epsilon: float = knob(1e-8, "Adam: added to the root of that mean [GPT-3]")
-    max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-3]")
+    beta1: float = knob(
+        0.9, "Adam: decay of the gradient's mean, per step [GPT-1, GPT-3, InstructGPT]"
+    )
+    beta2: float = knob(
+        0.95,
+        "Adam: decay of the squared gradient's mean, per step [GPT-3, InstructGPT; GPT-1: 0.999]",
+    )
+    adam_epsilon: float = knob(
+        1e-8, "Adam: added to the root of the squared gradient's mean [GPT-1, GPT-3]"
+    )
+    max_grad_norm: float = knob(1.0, "clip the gradient to this global norm [GPT-1, GPT-3]")
     on_nonfinite: str = knob(
         "stop", "if a loss or gradient is not finite: stop, or skip the step [ours]"
     )
     precision: str = precision_knob()
     seed: int | None = knob(None, "random seed; None: the run's seed")
+
+    def check_adam(self, optimizer: str) -> None:
+        """Raise `ConfigError` for knobs of Adam beside an optimizer that has none of them."""
+        for name in ("beta1", "beta2", "adam_epsilon") if optimizer == "adafactor" else ():
+            usual = type(self).__dataclass_fields__[name].default
+            value = getattr(self, name)
+            require(value == usual, name, value, "no value: adafactor has no such knob")
 
     @property
     def betas(self) -> tuple[float, float]:
@@ -279,6 +293,8 @@ def check_ranges(config: Any) -> None:
         require(math.isfinite(value), name, value, "a finite number")
         if name.endswith(_ABOVE_0):
             require(value > 0, name, value, "a number above 0")
+        elif name in ("beta1", "beta2"):
+            require(0 <= value < 1, name, value, "a number from 0 up, below 1")
         elif name.endswith(_SHARES):
             require(0 <= value <= 1, name, value, "a number from 0 to 1")
         elif name not in _ANY:
@@ -313,4 +329,4 @@ _ABOVE_0 = (
     ),
 )
 _ANY = ("seed", "length_coef", "missing_eos_reward")
-_SHARES = ("_fraction", "_share", "dropout", "beta1", "beta2", "gamma", "gae_lambda")
+_SHARES = ("_fraction", "_share", "dropout", "gamma", "gae_lambda")

@@ -121,17 +121,23 @@ def _checked(cls: Any) -> type[StageConfig]:
 
 def _check_knobs(cls: type[StageConfig]) -> None:
     """Raise `TypeError` for an annotation that was meant as a knob and is none."""
-    for name, kind in vars(cls).get("__annotations__", {}).items():
-        if "ClassVar" in str(kind):
+    from align.configs.knobs import StageConfig
+
+    for each in cls.__mro__:
+        if not issubclass(each, StageConfig) or each.__module__.partition(".")[0] == "align":
             continue
-        known = cls.__dataclass_fields__.get(name)
-        if known is None:
-            raise TypeError(
-                f"STAGES: {cls.__name__}.{name}: write @dataclass(slots=True, kw_only=True) above"
-                " the class"
-            )
-        if "comment" not in known.metadata:
-            raise TypeError(f"STAGES: {cls.__name__}.{name}: declare it by knob(DEFAULT, COMMENT)")
+        for name, kind in vars(each).get("__annotations__", {}).items():
+            if "ClassVar" in str(kind):
+                continue
+            if "__dataclass_fields__" not in vars(each):
+                raise TypeError(
+                    f"STAGES: {each.__name__}.{name}: write @dataclass(slots=True, kw_only=True)"
+                    " above the class"
+                )
+            if "comment" not in each.__dataclass_fields__[name].metadata:
+                raise TypeError(
+                    f"STAGES: {each.__name__}.{name}: declare it by knob(DEFAULT, COMMENT)"
+                )
 
 
 def _source(module: ModuleType) -> tuple[Path | None, tuple[Path, ...]]:

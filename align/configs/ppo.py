@@ -251,7 +251,9 @@ class Ppo(TrainingConfig):
         " adapter's two matrices are averaged separately; None: none [InstructGPT]",
     )
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
-    adam_epsilon: float = knob(1e-5, "Adam: added to the root of that mean [Ziegler]")
+    adam_epsilon: float = knob(
+        1e-5, "Adam: added to the root of the squared gradient's mean [Ziegler]"
+    )
     max_grad_norm: float = knob(1.0, "clip each gradient to this global norm [ours]")
     on_nonfinite: str = knob(
         "stop",

@@ -118,6 +118,7 @@ class Pretrain(SupervisedConfig):
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        self.check_adam(self.optimizer)
         require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, ", ".join(OPTIMIZERS))
         require(self.schedule in SCHEDULES, "schedule", self.schedule, ", ".join(SCHEDULES))
         require(all(w > 0 for w in self.weights), "weights", self.weights, "numbers above 0")

@@ -86,6 +86,7 @@ class TextToText(SupervisedConfig):
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        self.check_adam(self.optimizer)
         require(
             self.model.architecture == "t5", "model.architecture", self.model.architecture, "t5"
         )

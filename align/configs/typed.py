@@ -206,8 +206,8 @@ def _text(value: Any, name: str) -> str:
 
 
 def _number(value: Any, name: str) -> int | float:
-    found = _number_of(value, int)
-    return _integer(value, name) if isinstance(found, int) else _real(value, name)
+    found = _real(value, name)
+    return int(found) if found == int(found) else found  # 100 and 1e2 are one value, with one key
 
 
 _PLAIN: dict[Any, Callable[[Any, str], Any]] = {

@@ -364,7 +364,7 @@ def _rank(answers: list[Row]) -> Iterator[Row | Dropped]:
     """Yield one ranking, whose order does not depend on the file's order."""
     ordered = sorted({(-answer["score"], answer["text"]) for answer in answers})
     for _ in range(len(answers) - len(ordered)):
-        yield Dropped("a response that appears twice")
+        yield Dropped("a response that is there twice")
     if not ordered:
         return
     ranks = ranks_of([-score for score, _ in ordered])

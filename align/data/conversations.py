@@ -138,7 +138,7 @@ def _text(row: Mapping[str, Any], column: str, place: int, name: str, content: A
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
             raise Malformed(f"{where}[{i}]", "expected a part with a type")
         if part["type"] not in ("text", "input_text", "output_text"):
-            raise Dropped("a message with a part that is not text")
+            raise Dropped("a message with a part that is no text")
         texts.append(check_text(part.get("text"), f"{where}[{i}].text"))
         _skip_but(("type", "text"), part, row, column, name)
     return "".join(texts)

@@ -186,7 +186,7 @@ def _joined(pieces: list[Row], read: Callable[[Node], Joined]) -> Joined:
     """Build the tree of the pieces and read it; yield a `Dropped` for each message outside it."""
     found, twice = _by_id(pieces)
     for _ in range(twice):
-        yield Dropped("a message that appears twice")
+        yield Dropped("a message that is there twice")
     replies: dict[str | None, list[str]] = {}
     for name, piece in found.items():
         replies.setdefault(piece["parent"], []).append(name)
@@ -241,7 +241,7 @@ def _tops_outside(
                 if reply in whole:
                     yield reply, _BELOW_DELETED
         elif piece["parent"] is not None and piece["parent"] not in found:
-            yield name, "a message whose parent is missing"
+            yield name, "a message whose parent is not there"
 
 
 def _below(name: str, replies: Mapping[str | None, list[str]], whole: set[str]) -> list[str]:

@@ -228,8 +228,7 @@ class Endpoint:
                 time.sleep(WAIT * 2 ** (attempt - 1))
         raise AlignError(
             f"judge.url: {address} failed {_ATTEMPTS} times, the last time with {problem}; the"
-            " answers so"
-            " far are kept, so the same command continues"
+            " answers so far are kept, so the same command continues"
         )
 
 

@@ -428,9 +428,8 @@ def _start_resource_tracker() -> None:
     """
     from joblib.externals.loky.backend.resource_tracker import ensure_running
 
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, [signal.SIGHUP]
-    )  # the new process inherits it
+    # The new process inherits the mask.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     try:
         ensure_running()
     finally:

@@ -116,8 +116,10 @@ def _as_metrics(returned: Any) -> Metrics:
         raise TypeError(f"run returned {returned!r}; expected a dictionary of names and numbers")
     for name, value in returned.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"run returned {value!r} as the metric {name!r}; expected a number")
-    return {str(name): float(value) for name, value in returned.items()}
+            raise TypeError(
+                f"run returned {value!r} as the metric {name!r}; expected an int or a float"
+            )
+    return dict(returned)
 
 
 def wait_for_ranks(work: Path, label: str) -> None:
@@ -391,7 +393,7 @@ def _telling(folder: Path, rank: int) -> Iterator[dict[str, Any]]:
     """Write the outcome of this rank: the metrics of rank 0, or the error of any rank.
 
     The error is one that the user can fix (`AlignError`) or a bug in align (`kind` is None). The
-    traceback of a defect goes to `RANKS_LOG`.
+    traceback of a bug goes to `RANKS_LOG`.
     """
     outcome: dict[str, Any] = {}
     failed: dict[str, Any] = {}

@@ -52,8 +52,7 @@ _MEANINGS = {
     "ties": "Share of prompts on which both answers score the same.",
     "kl": (
         "KL divergence of the model from its baseline on the model's own answers, nats per"
-        " response:"
-        " how far it moved."
+        " response: how far it moved."
     ),
     "tokens": "Tokens: of a mean response in an evaluation, of all training in the cost table.",
     "response_tokens": "Length of a response, in tokens; a mean where there are several.",
@@ -185,7 +184,9 @@ _MEANINGS = {
     ),
     "objective/score": "Mean reward of the responses that PPO maximises, before the KL penalty.",
     "heldout/score": "Mean score by a reward model that PPO is not trained against.",
-    "objective/kl": "KL divergence from the reference policy, nats per response: PPO's distance.",
+    "objective/kl": (
+        "KL divergence from the reference policy, nats per response: how far PPO moved."
+    ),
     "objective/reward": "Mean reward after the KL penalty.",
     "scores against kl, darker is later": (
         "What each nat of KL bought: a score that turns down while KL grows is over-optimisation."
@@ -275,7 +276,7 @@ _PATTERNS = (
         "How often the reward model is right against how sure it is.",
     ),
     (
-        ".+ against kl; the line is the Pareto front",
+        ".+ against kl; the line is the pareto front",
         "a result against KL",
         (
             "Each dot is a setting: what its KL bought. No other setting beats those on the line in"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from align.configs import STAGES, StageConfig
+from align.configs import SPLITS, STAGES, StageConfig
 from align.report.tables import (
     Metrics,
     Table,
@@ -144,9 +144,7 @@ def main_figures(artifact: Artifact) -> str:
     if artifact.kind == "evaluation":
         return ", ".join(_of_evaluation(m))
     rows = [
-        f"{short_number(m[name])} {name.removeprefix('rows/')}"
-        for name in sorted(m)
-        if name.startswith("rows/")
+        f"{short_number(m[f'rows/{split}'])} {split}" for split in SPLITS if f"rows/{split}" in m
     ]
     named = [f"{shown} {short_number(m[name])}" for name, shown in _headline(artifact) if name in m]
     return ", ".join(named or rows)

@@ -158,8 +158,7 @@ class Health:
             return None
         return (
             f"the KL is {kl:.2f} nats per response before the first update: the reference is not"
-            " the"
-            " policy's start"
+            " the policy's start"
         )
 
     def entropy_collapse(self) -> str | None:

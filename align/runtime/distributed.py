@@ -131,7 +131,8 @@ def choose_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if local >= count:
         raise ConfigError(
-            f"hardware.num_processes: expected at most one process per GPU, and torch finds {count}"
+            "hardware.num_processes: expected at most one process per GPU, and torch finds"
+            f" {count} GPUs"
         )
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)

@@ -189,7 +189,7 @@ class Resume:
         self._info(f"going on from {step}")
         if ("cuda" in random_state) != (device.type == "cuda"):
             self._info(
-                "it was started on another kind of device, so random numbers of this one start"
+                "it was started on another kind of device, so random numbers on this device start"
                 " again"
             )
         return step, whole["state"]

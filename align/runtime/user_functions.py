@@ -256,14 +256,16 @@ def require_fit(
         lacks = str(error).startswith("missing a required")
         name = str(error).rpartition(": ")[2].strip("'\"")
         near = did_you_mean(name, arguments) if lacks else ""
+        advice = (
+            "end its parameters with **kwargs for the others"
+            if not lacks
+            else "rename the parameter"
+            if near
+            else "give the rows a column of that name"
+        )
         raise ConfigError(
             f"{text}: {error}{near}; it is called with {', '.join(arguments)} by keyword, and the"
-            f" columns of these rows are {', '.join(columns) or 'none'}; "
-            + (
-                "give the rows a column of that name"
-                if lacks
-                else "end its parameters with **kwargs for the others"
-            )
+            f" columns of these rows are {', '.join(columns) or 'none'}; {advice}"
         ) from None
 
 

@@ -87,7 +87,6 @@ class Conversation:
         self._num_asked = 0
         self.cut_off = False
         self._system = ""
-        self.set_system("")  # refuses a chat template that fails
 
     @property
     def system(self) -> str:

@@ -28,7 +28,7 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 class Ends(NamedTuple):
-    """What ends a response.
+    """The tokens that end and pad responses.
 
     Attributes:
         eos_token_id: one or several tokens that end a response.

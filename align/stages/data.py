@@ -248,8 +248,7 @@ def _nothing_left_on_error(job: Job) -> Iterator[None]:
             raise StoreError(
                 f"{job.work}: {os.strerror(error.errno)}; rows beyond what memory holds take twice"
                 " their space for a while, sorted and as a dataset: make room, or give"
-                " store=FOLDER on a"
-                " larger disk"
+                " store=FOLDER on a larger disk"
             ) from None
         raise
 

@@ -128,7 +128,8 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
     parameters = list(trained.values())
     order = RowOrder(len(train), cfg.random_seed, "finetune", "rows")
     total = cfg.num_epochs * math.ceil(len(train) / cfg.batch_size)
-    warmup = cfg.warmup_steps if cfg.warmup_steps < 1 else cfg.warmup_steps / total
+    # `linear_factor` counts training from 0 to total + 1.
+    warmup = cfg.warmup_steps if cfg.warmup_steps < 1 else cfg.warmup_steps / (total + 1)
     rates = [cfg.learning_rate * linear_factor(step, total, warmup) for step in range(total)]
     for line in doubts(rates, model.lm, trains_all=cfg.lora.rank is None):
         job.log.info(line)
@@ -137,7 +138,7 @@ def _train(cfg: Finetune, model: TaskModel, train: list[Example], kind: str, job
         start, state = saved
         restore_parameters(trained, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
-        guard.recent = state["recent"]
+        guard.recent = state.get("recent", [])  # checkpoints of earlier code have none
 
     model.train()
     if job.group.world_size > 1 and not saved:

@@ -183,7 +183,7 @@ def _train(cfg: Reward, model: ScalarModel, train: Sequence[Ranking], job: Job) 
         start, state = saved
         restore_parameters(trained, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
-        guard.recent = state["recent"]
+        guard.recent = state.get("recent", [])  # checkpoints of earlier code have none
 
     model.eval()  # no dropout: the same input must always have the same score
     for step in job.steps(total, start):

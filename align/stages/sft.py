@@ -251,7 +251,7 @@ def _train(
         start, state = saved
         restore_parameters(parameters, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
-        guard.recent = state["recent"]
+        guard.recent = state.get("recent", [])  # checkpoints of earlier code have none
         best.load_state(state["best"])
     else:
         if job.group.world_size > 1:

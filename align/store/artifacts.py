@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import IO, Any, TypeGuard
 
 from align.errors import StoreError, did_you_mean
-from align.store.references import import_hint, is_outside, is_path
+from align.store.references import import_hint, is_outside, is_path, made_by
 from align.store.seals import digest_of, fits, is_checked, seal_of, with_check
 
 MANIFEST = "manifest.json"
@@ -797,7 +797,7 @@ class ArtifactStore:
         if not numbers:
             names = self.names()
             near = did_you_mean(name, names)
-            meant = near or hint(ref)
+            meant = near or ("" if os.path.exists(ref) else made_by(name)) or hint(ref)
             known = "" if near else f"; names: {', '.join(names) or 'none yet'}"
             raise StoreError(f"{ref}: no artifact of that name in {self.root}{meant}{known}")
         number = int(which[1:]) if _VERSION.fullmatch(which) else self.alias(name, which)

@@ -118,15 +118,21 @@ def hint(ref: str) -> str:
     ):
         return f"; a file or folder is written {shlex.quote(full)}, and there is none at that place"
     if full.startswith("hf:"):
-        return _of_pipeline(ref) or f"; a repository of the Hub is written {full}"
+        return f"; a repository of the Hub is written {full}"
     return f"; did you mean {shlex.quote(full)}?"
 
 
-def _of_pipeline(ref: str) -> str:
-    """Say how to make a step of one of align's own pipelines; "" for other references."""
-    pipeline, slash, _ = ref.partition("/")
-    if slash and (conf_folder() / "pipeline" / f"{pipeline}.yaml").is_file():
-        return f"; align run pipeline={pipeline} makes it; --store FOLDER names another store"
+def made_by(name: str) -> str:
+    """Say how to make an artifact that a pipeline of align names; "" for all other names.
+
+    Args:
+        name: PIPELINE/STEP.
+    """
+    pipeline, _, step = name.partition("/")
+    for file in (conf_folder() / "pipeline").glob("*.yaml"):
+        # The defaults list names each step: `/stage@steps.NAME: STAGE`.
+        if file.stem == pipeline and f"@steps.{step}:" in file.read_text(encoding="utf-8"):
+            return f"; align run pipeline={pipeline} makes it; --store FOLDER names another store"
     return ""
 
 
@@ -138,8 +144,6 @@ def import_hint(ref: str) -> str:
     full = ref if is_outside(ref) else meant(ref)
     if full is None or full.startswith("card:"):
         return ""
-    if not is_outside(ref) and (said := _of_pipeline(ref)):
-        return said
     is_data = ref.lower().endswith(_ENDINGS) and not ref.lower().endswith(_MODEL_FILES)
     command = "align data record=KIND" if is_data else "align import_model"
     return (

@@ -298,7 +298,7 @@ def test_what_cannot_be_read_is_one_line_and_exit_code_2(here, capsys, arguments
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
     assert message in told[0]
-    assert "defect" not in told[0]
+    assert "a bug in align" not in told[0]
     assert not [name for name in written(here) if name.startswith(("objects", "names"))]
 
 

@@ -126,7 +126,7 @@ LAYOUTS = {
         ],
         [QA],
         {},
-        {"a message with a part that is not text": 1},
+        {"a message with a part that is no text": 1},
     ),
     "messages with weights": (
         "demonstrations",
@@ -332,7 +332,7 @@ LAYOUTS = {
         {"lang": 1},
         {
             "a message beside the best-ranked path": 1,
-            "a message whose parent is missing": 1,
+            "a message whose parent is not there": 1,
             "a tree without its first message": 1,
         },
     ),
@@ -664,7 +664,7 @@ LAYOUTS = {
         {"lang": 1},
         {
             "an answer without a rank": 1,
-            "a message whose parent is missing": 1,
+            "a message whose parent is not there": 1,
             "a tree without its first message": 1,
         },
     ),
@@ -1045,8 +1045,8 @@ FLAT_TREE = [flat("a", None), flat("b", "a"), flat("c", "b"), flat("d", "c")]
         ({"c": {"parent_id": None}}, 2, {"a message of a second tree in one": 2}),
         ({"b": {"parent_id": "d"}}, 0, {"a message that answers itself, or one below it": 3, "no answer": 1}),
         ({"c": {"parent_id": "c"}}, 2, {"a message that answers itself, or one below it": 2}),
-        ({"c": {"parent_id": "x"}}, 2, {"a message whose parent is missing": 2}),
-        ({"d": {"message_id": "c"}}, 2, {"a message that appears twice": 1, "a message beside": 1}),
+        ({"c": {"parent_id": "x"}}, 2, {"a message whose parent is not there": 2}),
+        ({"d": {"message_id": "c"}}, 2, {"a message that is there twice": 1, "a message beside": 1}),
     ],
 )
 def test_every_message_of_a_tree_is_used_or_counted(change, left, dropped):

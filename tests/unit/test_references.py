@@ -262,3 +262,20 @@ def test_without_a_network_a_commit_is_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"at a full commit hash only, .*; write hf:off/line@COMMIT, or give") as told:
         pinned("hf:off/line", "model")
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("verb", [["artifacts", "lineage"], ["chat"]])
+def test_a_step_of_a_pipeline_of_align_that_was_not_made_says_how(
+    verb: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ArtifactStore(here / "store").root.mkdir()
+
+    def said(ref: str) -> str:
+        assert main([*verb, ref, "--store", "store"]) == 3
+        return capsys.readouterr().err
+
+    assert "; align run pipeline=quickstart makes it; --store FOLDER names another" in said("quickstart/sft")
+    (here / "quickstart").mkdir()
+    (here / "quickstart/sft").mkdir()  # a folder of the user's own is meant
+    for ref in ("quickstart/sft", "quickstart/nonsense", "mine/sft", "t5/small", f"{'a' * 300}/x"):
+        assert "makes it" not in said(ref)

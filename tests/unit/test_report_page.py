@@ -128,6 +128,7 @@ def test_every_curve_that_any_stage_may_have_is_explained():
         *(("tasks/copa/accuracy", "accuracy"), ("copa accuracy (n=90)", "accuracy"), ("win_rate", "win rate")),
         *(("wins", "win rate"), ("KL, nats", "kl"), ("steering/brief asked", "asked"), ("mine", None)),
         *(("gold/score against ppo.kl_coef", "a result against a setting"), ("my prompt score", "score")),
+        ("gold/score against KL; the line is the Pareto front", "a result against KL"),
     ],
 )
 def test_a_name_is_found_whatever_stands_before_it(name, word):

@@ -96,3 +96,28 @@ def test_every_stage_s_reading_is_declared() -> None:
         "ppo": {"reward_functions": "functions"},
         "evaluate": {"tasks": "tasks", "reward_functions": "functions", "checks": "checks"},
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(100, 100), (100.0, 100), ("100", 100), ("1e2", 100), (0.0, 0), (0.5, 0.5)]
+)
+def test_a_number_is_one_value_however_it_is_written(given: object, kept: float) -> None:
+    """The key of a step is a digest of the JSON of its knobs, and 100 and 100.0 are two texts."""
+    found = typed(Sft, {"warmup_steps": given}).warmup_steps
+    assert (found, type(found)) == (kept, type(kept))
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "said"),
+    [
+        (Sft, {"beta1": 1.0}, "beta1: expected a number from 0 up, below 1, got 1.0"),
+        (Ppo, {"beta2": 1.0}, "beta2: expected a number from 0 up, below 1"),
+        (TextToText, {"beta1": 0.8}, "beta1: expected no value: adafactor has no such knob, got 0.8"),
+        (Pretrain, {"optimizer": "adafactor", "adam_epsilon": 1e-6}, "adam_epsilon: expected no value: adafactor"),
+        (Sft, {"on_nonfinite": "ignore"}, "on_nonfinite: expected stop or skip, got 'ignore'"),
+    ],
+)
+def test_knobs_of_the_optimizer_that_mean_nothing_are_refused(cls: type, values: dict, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        typed(cls, values)
+    assert str(caught.value).startswith(said)
