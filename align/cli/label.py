@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from align.data.records import SPLITS, read_rows
+from align.data.records import SPLITS, read_info, read_rows
 from align.errors import ConfigError
 from align.labelling.agreement import pair_agreement, ranking_alpha, reports
-from align.labelling.database import FLAGS, MOST_RESPONSES, NAME, Settings, Votes
-from align.labelling.snapshots import freeze
+from align.labelling.database import FLAGS, MOST_RESPONSES, Settings, Votes
+from align.labelling.snapshots import freeze, place
 from align.runtime.console import Parser
 from align.store.artifacts import ArtifactStore, store_folder
 
@@ -23,11 +23,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
     store = ArtifactStore(store_folder(options.store))
-    if not NAME.fullmatch(options.name):
-        raise ConfigError(
-            f"{options.name}: expected a name of at most 63 small letters, digits, '.', '_' or '-'"
-        )
-    path = store.root / "labels" / f"{options.name}.db"
+    path = place(store.root, options.name)
     act = {
         "create": _create,
         "add": _add,
@@ -113,8 +109,8 @@ def _rows(
         yield "train", list(_of_file(Path(data.removeprefix("path:")), gold))
         return
     artifact = store.find(data)
-    if artifact.kind != "comparisons":
-        raise ConfigError(f"{data}: expected comparisons, got {artifact.kind}")
+    if artifact.kind not in ("candidates", "comparisons"):
+        raise ConfigError(f"{data}: expected candidates or comparisons, got {artifact.kind}")
     kept = ("prompt", "responses", "ranks") if gold else ("prompt", "responses")
     for split in SPLITS:
         yield (
@@ -213,13 +209,19 @@ def _status(options: argparse.Namespace, store: ArtifactStore, path: Path) -> in
 
 
 def _simulate(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
+    from align.evals.gold import gold_scorer
     from align.labelling.crowd import simulate
 
     votes = Votes(path)
-    rows = list(read_rows([store.find(options.data).path], "train"))
-    rows += read_rows([store.find(options.data).path], "validation")
-    if not rows or rows[0].get("gold") is None:
-        raise ConfigError(f"{options.data}: expected comparisons with gold scores")
+    folder = store.find(options.data).path
+    scorer = gold_scorer([read_info(folder)])
+    if scorer is None:
+        raise ConfigError(f"{options.data}: expected prompts with a gold scorer")
+    rows = [
+        {**row, "gold": [scorer(row["prompt"], text).overall for text in row["responses"]]}
+        for split in SPLITS
+        for row in read_rows([folder], split)
+    ]
     known = {each["name"] for each in votes.labelers()}
     names = [f"simulated-{i}" for i in range(len(known), len(known) + options.labelers)]
     tokens = [votes.add_labeler(name) for name in names]

@@ -31,7 +31,7 @@ from align.configs.plugins import complaints, stages_of_plugins
 from align.configs.ppo import Ppo
 from align.configs.pretrain import Pretrain, Tokens
 from align.configs.run import HardwareConfig, RunConfig, TrackerConfig
-from align.configs.stages import Compare, Data, ImportModel, Reward, Sft, Tokenizer
+from align.configs.stages import Collect, Compare, Data, ImportModel, Reward, Sft, Tokenizer
 from align.configs.text_to_text import TextToText
 from align.errors import ConfigError, did_you_mean
 
@@ -44,6 +44,7 @@ __all__ = [
     "STAGES",
     "TAKEN",
     "TASKS",
+    "Collect",
     "Compare",
     "Data",
     "Evaluate",
@@ -80,6 +81,7 @@ _ALL = (
     TextToText,
     Sft,
     Compare,
+    Collect,
     Reward,
     Ppo,
     Prompt,

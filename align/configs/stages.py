@@ -268,7 +268,10 @@ class Compare(StageConfig):
     )
     temperature: float = knob(1.0, "temperature of sampling [InstructGPT, RL]")
     max_new_tokens: int | None = max_new_tokens_knob()
-    num_labelers: int = knob(40, "simulated labelers [InstructGPT: about 40]")
+    num_labelers: int = knob(
+        40,
+        "simulated labelers [InstructGPT: about 40]; 0: none, which makes candidates for `collect`",
+    )
     agreement: float = knob(
         0.73, "fraction of pairs that two labelers order alike [InstructGPT: 72.6 +- 1.5 %]"
     )
@@ -279,7 +282,13 @@ class Compare(StageConfig):
     )
     seed: int | None = knob(None, "random seed; None: the run's seed")
 
+    @property
+    def output(self) -> str:
+        return "comparisons" if self.num_labelers else "candidates"
+
     def need_of_gold(self, given: Container[str]) -> str:
+        if not self.num_labelers:
+            return ""
         return (
             "inputs.prompts: simulated labelers need prompts with a gold scorer; use a card's"
             " comparisons"
@@ -289,6 +298,32 @@ class Compare(StageConfig):
         check_ranges(self)
         require(self.num_responses >= 2, "num_responses", self.num_responses, "at least 2")
         require(0.5 < self.agreement < 1, "agreement", self.agreement, "a number between 0.5 and 1")
+
+
+@dataclass(slots=True, kw_only=True)
+class Collect(StageConfig):
+    """Wait until people have ranked enough candidates, and take their comparisons.
+
+    The first `num_rankings` count, in the order in which they came. So rankings that come later
+    change no key, and a larger number does.
+    """
+
+    STAGE: ClassVar[str] = "collect"
+    PARALLEL: ClassVar[bool] = False
+    OUTPUT: ClassVar[str] = "comparisons"
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("rankings", "rankings"),)
+    INPUTS: ClassVar[dict[str, str]] = {"candidates": "candidates"}
+    labels: str = knob(
+        "", "name of the file of votes, labels/NAME.db of the store (align label)", reads="votes"
+    )
+    num_rankings: int = knob(1000, "rankings to wait for")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.num_rankings > 0, "num_rankings", self.num_rankings, "a number above 0")
+
+    def check_inputs(self) -> None:
+        require(bool(self.labels), "labels", self.labels, "the name of a file of votes")
 
 
 @dataclass(slots=True, kw_only=True)

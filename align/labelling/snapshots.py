@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.labelling.database import Votes
+from align.errors import ConfigError
+from align.labelling.database import NAME, Votes
 
 SNAPSHOT = "snapshot.json"
 
@@ -60,6 +61,36 @@ def comparisons(votes: Votes, last: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def place(root: Path, name: str) -> Path:
+    """Return the file of votes of a store; names that are no file names are refused.
+
+    Raises:
+        ConfigError: the name is not allowed.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name}: expected a name of at most 63 small letters, digits, '.', '_' or '-'"
+        )
+    return root / "labels" / f"{name}.db"
+
+
+def collected(root: Path, name: str, count: int) -> list[dict[str, Any]] | None:
+    """Return the first `count` rankings of a file of votes; None if there are fewer.
+
+    Args:
+        root: of the store.
+    """
+    path = place(root, name)
+    if not path.is_file():
+        return None
+    votes = Votes(path)
+    try:
+        numbers = [ranking["number"] for ranking in votes.rankings() if ranking["gold"] is None]
+        return comparisons(votes, numbers[count - 1]) if len(numbers) >= count else None
+    finally:
+        votes.close()
 
 
 def freeze(votes: Votes) -> Snapshot:

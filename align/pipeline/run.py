@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from align.configs import HardwareConfig, RunConfig
 from align.configs.knobs import READ_AS_IT_RUNS, READ_AT_START
-from align.errors import ConfigError, HealthStop, StoreError
+from align.errors import ConfigError, HealthStop, StoreError, Waiting
 from align.pipeline.plan import Source, Step, data_digest
 from align.report.listing import remember
 from align.runtime.cpu import cores
@@ -180,7 +180,7 @@ def _leave(work: Path, note: dict[str, Any], error: BaseException) -> None:
     """
     has_begun = any((work / name).exists() for name in _KEPT)
     with contextlib.suppress(OSError):  # a full disk or a missing folder must not hide the error
-        if isinstance(error, ConfigError | StoreError) and not has_begun:
+        if isinstance(error, ConfigError | StoreError | Waiting) and not has_begun:
             _clear(work)
         else:
             write_json(work / NOTE, note | {"error": str(error) or type(error).__name__})

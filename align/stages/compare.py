@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,8 +37,8 @@ _CALIBRATION_PROMPTS = 400  # training prompts that set the labelers' noise
 def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     folders = inputs.folders("prompts")
     infos = [read_info(folder) for folder in folders]
-    scorer = gold_scorer(infos)
-    if scorer is None:
+    scorer = gold_scorer(infos) if cfg.num_labelers else None
+    if scorer is None and cfg.num_labelers:
         raise ConfigError(cfg.need_of_gold(inputs))
     limits = {
         "train": (cfg.skip_prompts, cfg.num_prompts),
@@ -70,6 +71,8 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     )
     if not job.group.is_main:
         return {}
+    if scorer is None:
+        return _write_candidates(cfg, job, rows, responses, infos[0])
 
     crew = Labelers(
         cfg.num_labelers,
@@ -108,6 +111,30 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
         [{"prompt": r["prompt"][-1]["content"], **_shown(r)} for r in ranked["train"][:20]],
     )
     return _metrics(ranked) | {"labelers/agreement": agreement, "labelers/noise": crew.noise}
+
+
+def _write_candidates(
+    cfg: Compare, job: Job, rows: dict[str, list[Row]], responses: list[str], info: dict[str, Any]
+) -> Metrics:
+    """Write prompts with their responses, for people to rank."""
+    count, metrics = cfg.num_responses, {}
+    for split, prompts in rows.items():
+        made = [
+            {**row, "responses": responses[i * count : (i + 1) * count]}
+            for i, row in enumerate(prompts)
+        ]
+        responses = responses[len(prompts) * count :]
+        write_rows(job.out, split, made, record="candidates")
+        metrics[f"prompts/{split}"] = float(len(made))
+    write_info(
+        job.out,
+        record="candidates",
+        source="compare",
+        licence=info["licence"],
+        dropped={},
+        gold=info.get("gold"),
+    )
+    return metrics
 
 
 def _sample(
