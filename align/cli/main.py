@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import AlignError, ConfigError, Preempted, naming_the_world, one_line
 from align.runtime.environment import QUIET
+from align.runtime.signals import no_interrupt_lost, was_interrupted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "debug=true" in arguments
     try:
-        with naming_the_world():
+        with no_interrupt_lost(), naming_the_world():
             return _dispatch(arguments)
     except KeyboardInterrupt:
         return 130
@@ -296,6 +297,8 @@ def _told(error: Exception, debug: bool) -> int:
 
     An error that combines several, separated by "error: ", is one line for each.
     """
+    if was_interrupted(error):
+        return 130
     if debug:
         traceback.print_exc()
     if isinstance(error, AlignError):
