@@ -21,6 +21,7 @@ from align.errors import (
     one_line,
 )
 from align.runtime.environment import QUIET
+from align.runtime.signals import no_interrupt_lost, was_interrupted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "debug=true" in arguments
     try:
-        with naming_the_world():
+        with no_interrupt_lost(), naming_the_world():
             return _dispatch(arguments)
     except KeyboardInterrupt:
         return 130
@@ -303,6 +304,8 @@ def _told(error: Exception, debug: bool) -> int:
 
     An error that combines several, separated by "error: ", is one line for each.
     """
+    if was_interrupted(error):
+        return 130
     if debug:
         traceback.print_exc()
     if isinstance(error, AlignError):

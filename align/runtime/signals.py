@@ -95,6 +95,42 @@ class Stop:
         return stopped(self.signal or signal.SIGTERM, said)
 
 
+@contextlib.contextmanager
+def no_interrupt_lost() -> Iterator[None]:
+    """Deliver Ctrl-C again if it came while Python ran a destructor, which drops exceptions."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        # Not here: this is still inside the destructor.
+        again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Return whether an error came of Ctrl-C: the clean-up of a library may fail and hide it."""
+    chain: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while chain:
+        each = chain.pop()
+        if each is None or id(each) in seen:
+            continue
+        if isinstance(each, KeyboardInterrupt):
+            return True
+        seen.add(id(each))
+        chain += [each.__cause__, each.__context__]
+    return False
+
+
 def end_when(gone: Callable[[], bool]) -> None:
     """End this process with SIGTERM once `gone()` is true, and by force if that takes too long.
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from align.runtime.signals import Stop, on_stop
+from align.cli.main import main
+from align.errors import ConfigError
+from align.runtime.signals import Stop, no_interrupt_lost, on_stop, was_interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -140,3 +142,83 @@ def test_a_process_whose_parent_is_gone_before_it_looks_ends_at_once() -> None:
     command = [sys.executable, "-c", _CHILD, str(os.getppid())]
     done = subprocess.run(command, check=False, timeout=20, stdout=subprocess.DEVNULL)
     assert done.returncode == -signal.SIGTERM
+
+
+# -- Ctrl-C where Python or a library would lose it --------------------------------------------------------------------
+
+IN_A_DESTRUCTOR = """
+import os, signal, sys, time
+from align.runtime.signals import no_interrupt_lost
+
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+def main():
+    try:
+        Slow()
+        time.sleep(20)
+        print("lost")
+    except KeyboardInterrupt:
+        print("heard")
+
+if "guarded" in sys.argv:
+    with no_interrupt_lost():
+        main()
+"""
+
+
+def test_ctrl_c_in_a_destructor_is_not_lost() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_DESTRUCTOR, "guarded"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("heard\n", "")
+
+
+def test_other_errors_of_destructors_are_still_told(capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken:
+        def __del__(self) -> None:
+            raise ZeroDivisionError("in a destructor")
+
+    told = []
+    before, sys.unraisablehook = sys.unraisablehook, lambda unraisable: told.append(unraisable.exc_type)
+    try:
+        with no_interrupt_lost():
+            Broken()
+    finally:
+        sys.unraisablehook = before
+    assert told == [ZeroDivisionError]
+
+
+def test_an_error_that_hides_ctrl_c_is_known() -> None:
+    def hidden() -> None:
+        try:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                {}["clean-up"]  # what a library does on its way out
+        except KeyError as error:
+            raise ConfigError("defaults: broken") from error
+
+    with pytest.raises(ConfigError) as caught:
+        hidden()
+    assert was_interrupted(caught.value)
+    assert not was_interrupted(ConfigError("defaults: broken"))
+
+
+def test_a_command_that_ctrl_c_broke_ends_with_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OmegaConf's clean-up failed where Ctrl-C left it half done: `align` ended with 2 and a line about `defaults`."""
+
+    def broken(*given: object, **named: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("'NoneType' object has no attribute '_invalidate_flags_cache'")
+
+    monkeypatch.setattr("hydra._internal.config_loader_impl.ConfigLoaderImpl.load_configuration", broken)
+    assert main(["plan", "pipeline=quickstart"]) == 130
+    assert capsys.readouterr().err == ""
