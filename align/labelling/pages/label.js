@@ -279,6 +279,7 @@ async function next() {
   await progress();
   if (item.item === null) {
     item = null;
+    by("answers").replaceChildren();
     return;
   }
   draft = kept() ?? fresh();
