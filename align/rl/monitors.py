@@ -8,7 +8,6 @@ quickstart.
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,6 +16,9 @@ Metrics = dict[str, float]
 
 _WINDOW = 10  # iterations per mean
 _WINDOWS = 3  # the most windows that a rule compares
+# Of reward hacking, in standard errors: a rise of the trained score, a fall of the held-out score
+# over the run, and one over the last 30 iterations.
+_RISE, _FALL, _LATE_FALL = 3.0, 3.5, 5.0
 _QUIET = 20  # iterations before the same rule reports again
 
 
@@ -67,7 +69,7 @@ class Health:
         )
         self._series: dict[str, _Series] = {}
         # (trained score, held-out score) of an iteration.
-        self._pairs: deque[tuple[float, float]] = deque(maxlen=_WINDOW * _WINDOWS)
+        self._pairs: list[tuple[float, float]] = []
         self._now: Metrics = {}
         self._looked = self._kl_seen = 0
         self._spoke: dict[str, int] = {}
@@ -272,30 +274,34 @@ class Health:
     def reward_hacking(self) -> str | None:
         """Report that the trained score rises and a held-out one falls [Gao et al. 2022].
 
-        Both must do so over three windows. The held-out score is that of a reward model which PPO
-        does not train on; without one, it is the gold score, if the prompts' world has one. The
-        trained score is the reward models' part; if functions alone score responses, it is the
-        whole reward.
+        The held-out score is that of a reward model which PPO does not train on; without one, it is
+        the gold score, if the prompts' world has one. The trained score is the reward models' part;
+        if functions alone score responses, it is the whole reward.
 
-        Both scores must differ between the first and the third window by more than three standard
-        errors, because means of ten rollouts vary by chance.
+        Both must move over the thirds of the whole run, or over those of the last 30 iterations,
+        which see a fall that follows a long rise. The limits are in standard errors. That for the
+        last 30 is higher, because it is looked at on other data at each iteration: over 2,000
+        iterations of noise a limit of 3 is passed nearly always.
         """
         if len(self._pairs) < _WINDOW * _WINDOWS:
             return None
-        trained, held_out = zip(*self._pairs, strict=True)
-        mine, theirs = _windows(trained), _windows(held_out)
-        if not (mine[0] < mine[1] < mine[2] and theirs[0] > theirs[1] > theirs[2]):
+        looks = ((self._pairs, _FALL), (self._pairs[-_WINDOW * _WINDOWS :], _LATE_FALL))
+        for pairs, limit in looks:
+            trained, held_out = zip(*pairs, strict=True)
+            if _trend(trained) > _RISE and _trend(held_out) < -limit:
+                break
+        else:
             return None
-        if not (_is_beyond_chance(trained) and _is_beyond_chance(held_out)):
-            return None
+        mine, theirs = _thirds(trained), _thirds(held_out)
         whose = (
             "that of a reward model that PPO does not see"
             if "heldout/score" in self._now
             else "the gold score"
         )
         return (
-            f"the score rose to {mine[2]:.2f} while {whose} fell from {theirs[0]:.2f} to"
-            f" {theirs[2]:.2f}: the policy learns the mistakes of what it is scored by"
+            f"the score rose to {_mean(mine[2]):.2f} while {whose} fell from"
+            f" {_mean(theirs[0]):.2f} to {_mean(theirs[2]):.2f}: the policy learns the mistakes of"
+            " what it is scored by"
         )
 
     def unscored(self) -> str | None:
@@ -373,19 +379,24 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _is_beyond_chance(series: Sequence[float]) -> bool:
-    """Return whether the first and the last of three windows differ by more than chance.
+def _variance(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
-    The limit is three standard errors of the difference between their means.
+
+def _thirds(series: Sequence[float]) -> tuple[Sequence[float], ...]:
+    size = len(series) // 3
+    return series[:size], series[size:-size], series[-size:]
+
+
+def _trend(series: Sequence[float]) -> float:
+    """Return how far a series moved from its first to its last third, in standard errors.
+
+    0 if its middle third is not between the two. Rollouts vary by chance, as if independent.
     """
-    first, last = series[:_WINDOW], series[-_WINDOW:]
-    error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / _WINDOW)
-    return abs(_mean(last) - _mean(first)) > 3 * error
-
-
-def _windows(series: Sequence[float]) -> list[float]:
-    """Return the means of the last three windows, the oldest first."""
-    return [
-        _mean(series[len(series) - (k + 1) * _WINDOW : len(series) - k * _WINDOW])
-        for k in (2, 1, 0)
-    ]
+    first, middle, last = _thirds(series)
+    change = _mean(last) - _mean(first)
+    if not min(_mean(first), _mean(last)) < _mean(middle) < max(_mean(first), _mean(last)):
+        return 0.0
+    error = math.sqrt((_variance(first) + _variance(last)) / len(first))
+    return change / error if error else math.copysign(math.inf, change)

@@ -104,8 +104,9 @@ def no_interrupt_lost() -> Iterator[None]:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             before(unraisable)
             return
-        # Not here: this is still inside the destructor.
-        again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+        # Not here: this is still inside the destructor. To the main thread, to wake it up.
+        main_thread = threading.main_thread().ident
+        again = threading.Timer(0.01, signal.pthread_kill, (main_thread, signal.SIGINT))
         again.daemon = True
         again.start()
 

@@ -350,5 +350,35 @@ def test_a_fall_that_chance_may_explain_is_not_told(noise, count):
     assert len(told(iterations({MODEL: trained, HELD_OUT: held_out}))) == count
 
 
+def noisy(levels: list[float], deviation: float, seed: int) -> list[float]:
+    rng = random.Random(seed)
+    return [level + rng.gauss(0.0, deviation) for level in levels]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_slow_fall_is_told_by_the_whole_run(seed):
+    """The gold score falls from 0.30 to 0.15 in 80 iterations and varies by 0.07: in 30 of them that is little."""
+    fall = [0.30 - 0.15 * i / 79 for i in range(80)]
+    rise = [-0.1 + 0.25 * i / 79 for i in range(80)]
+    found = told(iterations({MODEL: noisy(rise, 0.1, seed), "gold/score": noisy(fall, 0.07, seed + 100)}))
+    assert {event.name for event in found} == {"reward_hacking"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fall_after_a_long_rise_is_told(seed):
+    """As in over-optimisation [Gao et al. 2022]: the whole run ends above its start."""
+    gold = noisy([i / 200 for i in range(200)] + [1.0 - i / 40 for i in range(30)], 0.05, seed)
+    found = told(iterations({MODEL: noisy([i / 100 for i in range(230)], 0.05, seed + 100), "gold/score": gold}))
+    assert found
+    assert min(event.step for event in found) > 200
+
+
+def test_a_held_out_score_that_only_varies_is_told_in_few_long_runs_though_the_trained_score_rises():
+    false_alarms = sum(
+        bool(told(iterations({MODEL: list(range(300)), HELD_OUT: noisy([0.0] * 300, 1.0, seed)}))) for seed in range(40)
+    )
+    assert false_alarms <= 2
+
+
 def test_8_episodes_are_enough():
     assert told([{SCORE: 1.0}] * 20, episodes=8) == []
