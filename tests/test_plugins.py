@@ -131,41 +131,41 @@ STAGES = [Count]
 """
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "said"),
-    [
-        ('"counts"', '"evaluation"', "Count.INPUTS: an evaluation needs an input named model"),
-        (
-            "    most",
-            "    HEADLINE = ('rows', 'tokens')\n    most",
-            "Count.HEADLINE: expected pairs (metric, label), got ('r",
-        ),
-        ("    most", "    CURVES = ('loss',)\n    most", "Count.CURVES: expected Curve objects"),
-        ("@dataclass(slots=True, kw_only=True)\n", "", "Count.most: write @dataclass(slots=True, kw_only=True) above"),
-        ('knob(5, "documents [ours]")', "5", "Count.most: declare it by knob(DEFAULT, COMMENT)"),
-        ("[Count]", "Count", "expected a list of classes, got <class 'broken.Count'>"),
-        (
-            "@dataclass(slots=True, kw_only=True)\nclass Count(StageConfig)",
-            "class Base(StageConfig):\n    least: int = 1\n\n@dataclass(slots=True, kw_only=True)\nclass Count(Base)",
-            "Base.least: write @dataclass(slots=True, kw_only=True) above",
-        ),
-        (
-            "STAGES = [Count]",
-            "class More(Count):\n    STAGE = 'more'\n    most: int = knob(6, 'documents')\n\nSTAGES = [More]",
-            "More.most: write @dataclass(slots=True, kw_only=True) above",
-        ),
-    ],
-    ids=["evaluation", "headline", "curves", "dataclass", "knob", "list", "base", "subclass"],
-)
-def test_a_contract_that_is_wrong_is_refused_before_anything_runs(
-    site: Path, right: str, wrong: str, said: str
-) -> None:
-    declare(site, "broken", "1.0", {"broken": "broken"})
-    (site / "broken.py").write_text(CONTRACT)
-    assert run(site, "plan", "pipeline=clean").stderr == ""
-    (site / "broken.py").write_text(CONTRACT.replace(right, wrong, 1))
-    line = f"warning: plugin broken 1.0: cannot be used (TypeError: STAGES: {said}"
-    assert run(site, "plan", "pipeline=clean").stderr.startswith(line)
+WRONG = [
+    ('"counts"', '"evaluation"', "Count.INPUTS: an evaluation needs an input named model"),
+    (
+        "    most",
+        "    HEADLINE = ('rows', 'tokens')\n    most",
+        "Count.HEADLINE: expected pairs (metric, label), got ('r",
+    ),
+    ("    most", "    CURVES = ('loss',)\n    most", "Count.CURVES: expected Curve objects"),
+    ("@dataclass(slots=True, kw_only=True)\n", "", "Count.most: write @dataclass(slots=True, kw_only=True) above"),
+    ('knob(5, "documents [ours]")', "5", "Count.most: declare it by knob(DEFAULT, COMMENT)"),
+    ("[Count]", "Count", "expected a list of classes, got <class '"),
+    (
+        "@dataclass(slots=True, kw_only=True)\nclass Count(StageConfig)",
+        "class Base(StageConfig):\n    least: int = 1\n\n@dataclass(slots=True, kw_only=True)\nclass Count(Base)",
+        "Base.least: write @dataclass(slots=True, kw_only=True) above",
+    ),
+    (
+        "STAGES = [Count]",
+        "class More(Count):\n    STAGE = 'more'\n    most: int = knob(6, 'documents')\n\nSTAGES = [More]",
+        "More.most: write @dataclass(slots=True, kw_only=True) above",
+    ),
+]
+
+
+def test_a_contract_that_is_wrong_is_refused_before_anything_runs(site: Path) -> None:
+    """All in one command: each is a package of its own."""
+    for number, (right, wrong, _) in enumerate([("", "", ""), *WRONG]):
+        declare(site, f"broken{number}", "1.0", {f"broken{number}": f"broken{number}"})
+        text = CONTRACT.replace('"broken"', f'"broken{number}"').replace('"count"', f'"count{number}"')
+        assert right in text
+        (site / f"broken{number}.py").write_text(text.replace(right, wrong, 1))
+    told = run(site, "plan", "pipeline=clean").stderr.splitlines()
+    assert len(told) == len(WRONG)  # the first one is right
+    for number, (line, (_, _, said)) in enumerate(zip(told, WRONG, strict=True), 1):
+        assert line.startswith(f"warning: plugin broken{number} 1.0: cannot be used (TypeError: STAGES: {said}")
 
 
 def test_a_package_that_adds_nothing_says_so(site: Path) -> None:
