@@ -7,8 +7,6 @@ READY := $(VENV)/.ready
 TOOLS_READY := $(VENV)/.tools-ready
 # Python compiles what it imports; pip would compile every file first, which takes longer than to download it.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
-# Packages and folders that few tests import: they are not compiled ahead.
-SELDOM_IMPORTED := '/tests?/|/testing/|/pip/|transformers/models|torch/_inductor|lm_eval/tasks|trl/experimental|peft/tuners|sympy/physics|pygments/lexers|networkx'
 
 .PHONY: help setup tools quickstart test soak test-slow real-model lint format docs account bench peers audit sbom clean
 
@@ -28,8 +26,7 @@ tools: $(TOOLS_READY) ## the same, and what the tests and tools need
 
 $(TOOLS_READY): $(READY)
 	$(PIP_INSTALL) -e '.[dev]'
-	# The tests start many processes, which would all compile what they import. What few of them import is left out.
-	$(BIN)/python -m compileall -q -j 0 -x $(SELDOM_IMPORTED) $(VENV)/lib || true
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib || true # the tests start many processes
 	touch $(TOOLS_READY)
 
 quickstart: setup ## the whole recipe on the embedded world, in minutes

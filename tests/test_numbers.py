@@ -309,7 +309,7 @@ class Always(int):
     __hash__ = int.__hash__
 
 
-@pytest.mark.parametrize("stage", mostly_slow(SUPERVISED, ["sft", "reward"]))
+@pytest.mark.parametrize("stage", mostly_slow(SUPERVISED, ["sft"]))
 def test_ten_steps_in_a_row_that_are_left_out_end_the_run_also_when_it_was_resumed(inputs, tmp_path, stage):
     broken = config(stage, on_nonfinite="skip", **LONGER[stage])
 
@@ -341,7 +341,7 @@ def test_a_checkpoint_of_code_that_kept_no_losses_is_resumed(inputs, tmp_path, s
     assert result_of(tmp_path / "a") == result_of(tmp_path / "b")
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"])
+@pytest.mark.parametrize("stage", mostly_slow(["pretrain", "sft", "reward"], ["sft"]))
 def test_half_of_all_steps_is_a_warm_up_too(inputs, tmp_path, stage):
     def rates(name: str, warmup: float) -> list[float]:
         run_stage(config(stage, warmup_steps=warmup), inputs[stage], job_at(tmp_path / name))

@@ -88,34 +88,35 @@ def test_the_code_of_the_package_and_its_version_are_in_the_keys_of_its_stages_a
     assert steps(site)["clean/dedupe"]["key"] != changed["clean/dedupe"]["key"]
 
 
-@pytest.mark.parametrize(
-    ("module", "line"),
-    [
-        ("", "plugin broken 1.0: cannot be used (ModuleNotFoundError: No module named 'broken')"),
-        ("raise SystemExit('no licence')", "plugin broken 1.0: cannot be used (SystemExit: no licence)"),
-        ("STAGES = [int]", "plugin broken 1.0: cannot be used (TypeError: STAGES: expected subclasses of align.con"),
-        (
-            "from align.configs import Ppo\nSTAGES = [Ppo]",
-            "plugin broken 1.0: cannot be used (TypeError: STAGES: Ppo has no MODULE)",
-        ),
-        (
-            "from align.configs import Ppo\nclass Mine(Ppo):\n    MODULE = 'broken'\nSTAGES = [Mine]",
-            "plugin broken 1.0: stage ppo: the name is taken",
-        ),
-    ],
-    ids=["missing", "exits", "no stage", "no module", "taken"],
-)
-def test_a_package_that_is_broken_is_named_in_a_line_and_stops_no_other(site: Path, module: str, line: str) -> None:
+BROKEN = {
+    "exits": ("raise SystemExit('no licence')", "cannot be used (SystemExit: no licence)"),
+    "missing": ("", "cannot be used (ModuleNotFoundError: No module named 'missing')"),
+    "no_module": (
+        "from align.configs import Ppo\nSTAGES = [Ppo]",
+        "cannot be used (TypeError: STAGES: Ppo has no MODULE)",
+    ),
+    "no_stage": ("STAGES = [int]", "cannot be used (TypeError: STAGES: expected subclasses of align.con"),
+    "taken": (
+        "from align.configs import Ppo\nclass Mine(Ppo):\n    MODULE = 'taken'\nSTAGES = [Mine]",
+        "stage ppo: the name is taken",
+    ),
+}
+
+
+def test_packages_that_are_broken_are_named_in_a_line_each_and_stop_no_other(site: Path) -> None:
+    """All at once: each is a package of its own."""
     own = run(site, "plan", "pipeline=quickstart", "--json")
-    declare(site, "broken", "1.0", {"broken": "broken"})
-    if module:
-        (site / "broken.py").write_text(module + "\n")
+    for name, (module, _) in BROKEN.items():
+        declare(site, name, "1.0", {name: name})
+        if module:
+            (site / f"{name}.py").write_text(module + "\n")
     done = run(site, "plan", "pipeline=clean")
     assert "2 to run, 0 cached" in done.stdout
-    assert done.stderr.startswith(f"warning: {line}")
-    assert done.stderr.count("\n") == 1
+    told = done.stderr.splitlines()
+    for line, (name, (_, said)) in zip(sorted(told), BROKEN.items(), strict=True):
+        assert line.startswith(f"warning: plugin {name} 1.0: {said}")
     assert run(site, "plan", "pipeline=quickstart", "--json").stdout == own.stdout
-    assert run(site, "artifacts", "ls", check=False).stderr.startswith(f"warning: {line}")
+    assert run(site, "artifacts", "ls", check=False).stderr.splitlines()[: len(told)] == told
 
 
 CONTRACT = """
@@ -131,41 +132,41 @@ STAGES = [Count]
 """
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "said"),
-    [
-        ('"counts"', '"evaluation"', "Count.INPUTS: an evaluation needs an input named model"),
-        (
-            "    most",
-            "    HEADLINE = ('rows', 'tokens')\n    most",
-            "Count.HEADLINE: expected pairs (metric, label), got ('r",
-        ),
-        ("    most", "    CURVES = ('loss',)\n    most", "Count.CURVES: expected Curve objects"),
-        ("@dataclass(slots=True, kw_only=True)\n", "", "Count.most: write @dataclass(slots=True, kw_only=True) above"),
-        ('knob(5, "documents [ours]")', "5", "Count.most: declare it by knob(DEFAULT, COMMENT)"),
-        ("[Count]", "Count", "expected a list of classes, got <class 'broken.Count'>"),
-        (
-            "@dataclass(slots=True, kw_only=True)\nclass Count(StageConfig)",
-            "class Base(StageConfig):\n    least: int = 1\n\n@dataclass(slots=True, kw_only=True)\nclass Count(Base)",
-            "Base.least: write @dataclass(slots=True, kw_only=True) above",
-        ),
-        (
-            "STAGES = [Count]",
-            "class More(Count):\n    STAGE = 'more'\n    most: int = knob(6, 'documents')\n\nSTAGES = [More]",
-            "More.most: write @dataclass(slots=True, kw_only=True) above",
-        ),
-    ],
-    ids=["evaluation", "headline", "curves", "dataclass", "knob", "list", "base", "subclass"],
-)
-def test_a_contract_that_is_wrong_is_refused_before_anything_runs(
-    site: Path, right: str, wrong: str, said: str
-) -> None:
-    declare(site, "broken", "1.0", {"broken": "broken"})
-    (site / "broken.py").write_text(CONTRACT)
-    assert run(site, "plan", "pipeline=clean").stderr == ""
-    (site / "broken.py").write_text(CONTRACT.replace(right, wrong, 1))
-    line = f"warning: plugin broken 1.0: cannot be used (TypeError: STAGES: {said}"
-    assert run(site, "plan", "pipeline=clean").stderr.startswith(line)
+WRONG = [
+    ('"counts"', '"evaluation"', "Count.INPUTS: an evaluation needs an input named model"),
+    (
+        "    most",
+        "    HEADLINE = ('rows', 'tokens')\n    most",
+        "Count.HEADLINE: expected pairs (metric, label), got ('r",
+    ),
+    ("    most", "    CURVES = ('loss',)\n    most", "Count.CURVES: expected Curve objects"),
+    ("@dataclass(slots=True, kw_only=True)\n", "", "Count.most: write @dataclass(slots=True, kw_only=True) above"),
+    ('knob(5, "documents [ours]")', "5", "Count.most: declare it by knob(DEFAULT, COMMENT)"),
+    ("[Count]", "Count", "expected a list of classes, got <class '"),
+    (
+        "@dataclass(slots=True, kw_only=True)\nclass Count(StageConfig)",
+        "class Base(StageConfig):\n    least: int = 1\n\n@dataclass(slots=True, kw_only=True)\nclass Count(Base)",
+        "Base.least: write @dataclass(slots=True, kw_only=True) above",
+    ),
+    (
+        "STAGES = [Count]",
+        "class More(Count):\n    STAGE = 'more'\n    most: int = knob(6, 'documents')\n\nSTAGES = [More]",
+        "More.most: write @dataclass(slots=True, kw_only=True) above",
+    ),
+]
+
+
+def test_a_contract_that_is_wrong_is_refused_before_anything_runs(site: Path) -> None:
+    """All in one command: each is a package of its own."""
+    for number, (right, wrong, _) in enumerate([("", "", ""), *WRONG]):
+        declare(site, f"broken{number}", "1.0", {f"broken{number}": f"broken{number}"})
+        text = CONTRACT.replace('"broken"', f'"broken{number}"').replace('"count"', f'"count{number}"')
+        assert right in text
+        (site / f"broken{number}.py").write_text(text.replace(right, wrong, 1))
+    told = run(site, "plan", "pipeline=clean").stderr.splitlines()
+    assert len(told) == len(WRONG)  # the first one is right
+    for number, (line, (_, _, said)) in enumerate(zip(told, WRONG, strict=True), 1):
+        assert line.startswith(f"warning: plugin broken{number} 1.0: cannot be used (TypeError: STAGES: {said}")
 
 
 def test_a_package_that_adds_nothing_says_so(site: Path) -> None:
@@ -175,26 +176,31 @@ def test_a_package_that_adds_nothing_says_so(site: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("returned", "said"),
+    ("right", "wrong", "said"),
     [
-        ("None", "run returned None; expected a dictionary of names and numbers"),
-        ("{'rows': 'many'}", "run returned 'many' as the metric 'rows'; expected an int or a float"),
+        ("    metrics = {}", "    metrics = {}['x']", "dedupe.py:8 (in run): KeyError: 'x'"),
+        (
+            "    return metrics",
+            "    return {'rows': 'many'}",
+            "TypeError: run returned 'many' as the metric 'rows'; expected an int or a float",
+        ),
+        pytest.param(
+            "    return metrics",
+            "    return None",
+            "TypeError: run returned None; expected a dictionary of names and numbers",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_a_stage_that_returns_no_metrics_is_told_so(site: Path, returned: str, said: str) -> None:
+def test_an_error_in_a_package_names_what_is_wrong_and_the_package(
+    site: Path, right: str, wrong: str, said: str
+) -> None:
     file = site / "my_stages/dedupe.py"
-    file.write_text(file.read_text().replace("    return metrics", f"    return {returned}"))
+    assert right in file.read_text()
+    file.write_text(file.read_text().replace(right, wrong))
     done = run(site, "run", "pipeline=clean", "tracker=none", check=False)
     assert done.returncode == 2
-    assert f"TypeError: {said}; raised by the stage dedupe of plugin my_stages 0.1" in done.stderr
-
-
-def test_an_error_in_the_code_of_a_package_names_its_file_and_the_package(site: Path) -> None:
-    file = site / "my_stages/dedupe.py"
-    file.write_text(file.read_text().replace("    metrics = {}", "    metrics = {}['x']"))
-    done = run(site, "run", "pipeline=clean", "tracker=none", check=False)
-    assert done.returncode == 2
-    assert "dedupe.py:8 (in run): KeyError: 'x'; raised by the stage dedupe of plugin my_stages 0.1" in done.stderr
+    assert f"{said}; raised by the stage dedupe of plugin my_stages 0.1" in done.stderr
 
 
 def test_a_module_alone_has_its_own_source_in_the_key_and_not_what_lies_beside_it(site: Path) -> None:

@@ -235,6 +235,9 @@ def _shown(file: Path) -> str:
     return str(file.relative_to(here)) if file.is_relative_to(here) else str(file)
 
 
+_TYPING_MISTAKE = 0.8  # least similarity: `completion` means completions, `solution` does not
+
+
 def require_fit(
     text: str, function: Callable[..., Any], arguments: dict[str, Any], columns: Collection[str]
 ) -> None:
@@ -255,7 +258,7 @@ def require_fit(
     except TypeError as error:
         lacks = str(error).startswith("missing a required")
         name = str(error).rpartition(": ")[2].strip("'\"")
-        near = did_you_mean(name, arguments) if lacks else ""
+        near = did_you_mean(name, arguments, _TYPING_MISTAKE) if lacks else ""
         advice = (
             "end its parameters with **kwargs for the others"
             if not lacks

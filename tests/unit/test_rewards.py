@@ -398,6 +398,13 @@ def test_a_function_that_does_not_take_the_call_is_told_what_the_call_is():
         ConfigError, match=r"^m:f: missing a required argument: 'solution'; .*are answer, source; give the rows a"
     ):
         call(lacks)
+
+    def misspelled(completion, **others):
+        return [0.0] * 3
+
+    meant = r"^m:f: missing a required argument: 'completion' \(did you mean completions\?\); .*; rename the parameter$"
+    with pytest.raises(ConfigError, match=meant):
+        call(misspelled)
     with pytest.raises(ConfigError, match=r"^m:f: got an unexpected keyword argument 'completion_ids'.*\*\*kwargs"):
         call(closed)
 

@@ -164,6 +164,7 @@ def main():
     except KeyboardInterrupt:
         print("heard")
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
 if "guarded" in sys.argv:
     with no_interrupt_lost():
         main()
