@@ -324,6 +324,8 @@ _ABOVE_0 = (
         "num_processes",
         "num_layers",
         "num_heads",
+        "num_members",
+        "num_rankings",
         "initializer_range",
     ),
 )

@@ -342,7 +342,6 @@ class Collect(StageConfig):
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        require(self.num_rankings > 0, "num_rankings", self.num_rankings, "a number above 0")
 
     def check_inputs(self) -> None:
         require(bool(self.labels), "labels", self.labels, "the name of a file of votes")
@@ -421,14 +420,6 @@ class Reward(SupervisedConfig):
             self.lora.dropout,
             "0: dropout is off in a reward model",
         )
-        require(self.margin >= 0, "margin", self.margin, "a number of at least 0")
-        require(
-            self.center_rewards_coefficient >= 0,
-            "center_rewards_coefficient",
-            self.center_rewards_coefficient,
-            "a number of at least 0",
-        )
-        require(self.num_members > 0, "num_members", self.num_members, "a number above 0")
         require(
             0 < self.member_fraction <= 1,
             "member_fraction",
