@@ -453,7 +453,7 @@ class Reward(SupervisedConfig):
             self.learning_rate = 1e-5 if self.lora.rank is None else 1e-4
 
     def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
-        return (Trained("model", "scalar"),) if self.lora.rank is None else ()
+        return (Trained("model", "scalar"),) * self.num_members if self.lora.rank is None else ()
 
 
 @dataclass(slots=True, kw_only=True)
