@@ -10,6 +10,7 @@ not made again, so the same command goes on where it stopped. Means are over see
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def curve(run: Run, arm: str, metric: str) -> list[tuple[int, float]]:
 
 def needed(points: Sequence[tuple[int, float]], goal: float) -> float:
     """The rankings at which a curve reaches a figure first, between points on a line; NaN: never."""
-    for (before, low), (after, high) in zip(points, points[1:], strict=False):
+    for (before, low), (after, high) in itertools.pairwise(points):
         if low < goal <= high:
             return before + (after - before) * (goal - low) / (high - low)
     return points[0][0] if points[0][1] >= goal else float("nan")
