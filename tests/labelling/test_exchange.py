@@ -498,6 +498,20 @@ def test_argilla_shows_plain_text(tmp_path: Path) -> None:
     assert not any(field["settings"]["use_markdown"] for field in settings["fields"])
 
 
+def test_argilla_ranks_what_an_item_lacks_after_what_it_has(tmp_path: Path) -> None:
+    votes = opened(tmp_path)
+    votes.add_items([row(0, 2), row(1, 5), row(2, 3)], "train")
+    label_all(votes)
+    assert counted(moved(tmp_path, "argilla"), ("seconds",)) == counted(votes, ("seconds",))
+    for each in json.loads((tmp_path / "argilla.json").read_text()):
+        count = len(each["fields"]) - 1
+        for answer in each["responses"]["ranking"]:
+            ranks = [one["rank"] for one in answer["value"]]
+            assert [one["value"] for one in answer["value"]] == [f"response_{i}" for i in range(1, 6)]
+            assert {max(ranks[:count]) + 1} >= set(ranks[count:])
+            assert max(ranks) <= 5  # Argilla's server allows no more
+
+
 def test_a_labeler_without_a_link_opens_no_page(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "file.json"
     file.write_text(json.dumps([record()]))
