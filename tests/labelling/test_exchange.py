@@ -512,7 +512,8 @@ def test_argilla_ranks_what_an_item_lacks_after_what_it_has(tmp_path: Path) -> N
             assert max(ranks) <= 5  # Argilla's server allows no more
 
 
-def test_a_labeler_without_a_link_opens_no_page(tmp_path: Path, capsys: Any) -> None:
+def test_a_labeler_without_a_link_opens_no_page(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("align.labelling.service.serve", lambda *_: None)
     file = tmp_path / "file.json"
     file.write_text(json.dumps([record()]))
     votes = opened(tmp_path)
