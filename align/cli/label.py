@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 from align.data.records import SPLITS, read_info, read_rows
 from align.errors import ConfigError
 from align.labelling.agreement import pair_agreement, ranking_alpha, reports
-from align.labelling.database import FLAGS, MOST_RESPONSES, Settings, Votes
+from align.labelling.database import FLAGS, Settings, Votes
+from align.labelling.exchange import TOOLS, current, of_split, read, take, write
+from align.labelling.labelled import checked_list, checked_prompt, checked_responses
 from align.labelling.snapshots import freeze, place
 from align.runtime.console import Parser
 from align.store.artifacts import ArtifactStore, store_folder
@@ -32,6 +35,7 @@ def main(arguments: list[str]) -> int:
         "status": _status,
         "simulate": _simulate,
         "export": _export,
+        "import": _import,
     }[options.verb]
     return act(options, store, path)
 
@@ -46,7 +50,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "serve": "show the page",
         "status": "how many are done, and how labelers agree",
         "simulate": "let simulated labelers use the page",
-        "export": "freeze the votes as a numbered snapshot",
+        "export": "freeze the votes as a numbered snapshot, or write them for another tool",
+        "import": "take items and votes from another tool's file",
     }
     made = {verb: verbs.add_parser(verb, help=text) for verb, text in said.items()}
     for verb in made.values():
@@ -61,6 +66,13 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add = made["add"]
     add.add_argument("data", metavar="DATA", help="PIPELINE/STEP of comparisons, or path:FILE")
     add.add_argument("--gold", action="store_true", help="their ranks are known, to test labelers")
+    add.add_argument("--format", choices=TOOLS, help="the tool that FILE is from, if not clear")
+    export = made["export"]
+    export.add_argument("--format", choices=TOOLS, help="the tool to write for; none: a snapshot")
+    export.add_argument("--out", metavar="FILE", help="with --format: the file to write")
+    taken = made["import"]
+    taken.add_argument("file", metavar="FILE", help="JSON of Label Studio or Argilla")
+    taken.add_argument("--format", choices=TOOLS, help="the tool that FILE is from, if not clear")
     token = made["token"]
     token.add_argument("labeler", nargs="?", help="name of a new labeler; none: list them")
     token.add_argument("--admin", action="store_true", help="may see the report and decide")
@@ -94,7 +106,7 @@ def _create(options: argparse.Namespace, store: ArtifactStore, path: Path) -> in
 
 def _add(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
     votes, added, known = Votes(path), 0, 0
-    for split, rows in _rows(options.data, store, options.gold):
+    for split, rows in _rows(options, store):
         new, old = votes.add_items(rows, split)
         added, known = added + new, known + old
     print(f"{added:,} items added, {known:,} were here already")
@@ -102,12 +114,15 @@ def _add(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
 
 
 def _rows(
-    data: str, store: ArtifactStore, gold: bool
+    options: argparse.Namespace, store: ArtifactStore
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield the rows of each split; without `gold`, without their ranks."""
+    """Yield the rows of each split; without `--gold`, without their ranks."""
+    data, gold = options.data, options.gold
     if data.startswith("path:"):
-        yield "train", list(_of_file(Path(data.removeprefix("path:")), gold))
+        yield from _rows_of_file(options, Path(data.removeprefix("path:")))
         return
+    if options.format:
+        raise ConfigError(f"--format: expected path:FILE with it, got {data}")
     artifact = store.find(data)
     if artifact.kind not in ("candidates", "comparisons"):
         raise ConfigError(f"{data}: expected candidates or comparisons, got {artifact.kind}")
@@ -117,6 +132,21 @@ def _rows(
             split,
             [{name: row[name] for name in kept} for row in read_rows([artifact.path], split)],
         )
+
+
+def _rows_of_file(
+    options: argparse.Namespace, file: Path
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    found = read(file, options.format)
+    if found is None:
+        yield "train", list(_of_file(file, options.gold))
+        return
+    _, items = found
+    rows = [(split, of_split(items, split, options.gold)) for split in SPLITS]
+    yield from rows
+    count = sum(len(item.votes) for item in items)
+    if count and not options.gold:
+        print(f"{count:,} votes left out; to take them: align label import {options.name} {file}")
 
 
 def _of_file(file: Path, gold: bool) -> Iterator[dict[str, Any]]:
@@ -137,15 +167,9 @@ def _of_file(file: Path, gold: bool) -> Iterator[dict[str, Any]]:
 def _checked(row: Any, gold: bool) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("expected an object with prompt and responses")
-    prompt, responses = row.get("prompt"), row.get("responses")
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list) or not prompt:
-        raise ValueError("prompt: expected text or messages")
-    texts = isinstance(responses, list) and all(isinstance(each, str) for each in responses)
-    if not texts or not 2 <= len(responses) <= MOST_RESPONSES:
-        raise ValueError(f"responses: expected a list of 2 to {MOST_RESPONSES} texts")
-    kept = {**row, "prompt": prompt}
+    texts = checked_list(row.get("responses"), "responses", str, "a list of texts")
+    responses = checked_responses(texts, "responses")
+    kept = {**row, "prompt": checked_prompt(row.get("prompt"), "prompt")}
     if not gold:
         kept.pop("ranks", None)
     elif not isinstance(row.get("ranks"), list) or len(row["ranks"]) != len(responses):
@@ -185,7 +209,7 @@ def _serve(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int
         raise ConfigError(
             f"--prefix: expected /PATH without a slash at its end, got {options.prefix}"
         )
-    if not votes.labelers():
+    if all(each["role"] == "imported" for each in votes.labelers()):
         raise ConfigError(f"no labeler has a link yet: align label token {options.name} LABELER")
     if options.host not in _LOOPBACK:
         print(
@@ -231,9 +255,45 @@ def _simulate(options: argparse.Namespace, store: ArtifactStore, path: Path) -> 
 
 
 def _export(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
+    if bool(options.format) != bool(options.out):
+        raise ConfigError("--format and --out: expected both, or none for a snapshot")
+    if options.format:
+        return _write(options, Votes(path))
     snapshot = freeze(Votes(path))
     counts = ", ".join(f"{count:,} {name}" for name, count in snapshot.counts.items())
     print(f"{snapshot.folder}: {counts}; sha256 {snapshot.digest[:12]}")
     file = snapshot.folder / "comparisons.jsonl"
     print(f"as data: align data source=path:{file} record=comparisons name=mine/labels")
+    return 0
+
+
+def _write(options: argparse.Namespace, votes: Votes) -> int:
+    """Write the votes for another tool."""
+    votes.check()
+    file, items = Path(options.out), current(votes)
+    beside = write(items, options.format, votes.setting("flags"), file)
+    count = sum(len(item.votes) for item in items)
+    print(f"{file}: {len(items):,} items, {count:,} votes")
+    print(f"{beside}: prepares {options.format} for them")
+    return 0
+
+
+def _import(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
+    votes, file = Votes(path), Path(options.file)
+    found = read(file, options.format)
+    if found is None:
+        raise ConfigError(
+            f"{file}: expected one JSON list, of {' or '.join(TOOLS)}; items alone:"
+            f" align label add {options.name} path:{file}"
+        )
+    tool, items = found
+    done = take(votes, items, tool)
+    print(f"{done.items:,} items and {done.votes:,} votes added, {done.known:,} votes were here")
+    left = Counter[str]()
+    for item in items:
+        left.update(item.left)
+    if done.other:
+        left["of labelers who answered otherwise here"] = done.other
+    for reason, count in sorted(left.items()):
+        print(f"{count:,} votes left out: {reason}")
     return 0

@@ -23,10 +23,10 @@ class Report(NamedTuple):
         agreement: share of pairs ordered alike with the other labelers of the same items.
         gold: share of pairs ordered as in items whose ranking is known.
         first: share of items whose first response in view is ranked best, over the share that
-            chance gives. 1 is no bias.
+            chance gives. 1 is no bias. Imported rankings do not count: their order is not known.
         longer: share of ordered pairs in which the longer response is the better one.
         ties: share of pairs that are tied.
-        seconds: median time of an item.
+        seconds: median time of an item; 0 if no time is known, as for some imported rankings.
     """
 
     name: str
@@ -59,15 +59,16 @@ def _report(name: str, own: Sequence[Ranking], by_item: Mapping[str, Sequence[Ra
         if ranking["gold"] is not None:
             _add(with_gold, agreeing_pairs(ranks, ranking["gold"]))
         best = [i for i, rank in enumerate(ranks) if rank == 1]
-        first = ranking["content"].get("shown", range(len(ranks)))[0]
-        best_first += (first in best) / len(best)
-        chance += 1 / len(ranks)
+        if "shown" in ranking["content"]:
+            best_first += (ranking["content"]["shown"][0] in best) / len(best)
+            chance += 1 / len(ranks)
         for i, j in itertools.combinations(range(len(ranks)), 2):
             pairs += 1
             tied += ranks[i] == ranks[j]
             if ranks[i] != ranks[j] and len(texts[i]) != len(texts[j]):
                 ordered += 1
                 longer += (ranks[i] < ranks[j]) == (len(texts[i]) > len(texts[j]))
+    times = [ranking["content"]["seconds"] for ranking in own]
     return Report(
         name,
         len(own),
@@ -76,7 +77,7 @@ def _report(name: str, own: Sequence[Ranking], by_item: Mapping[str, Sequence[Ra
         best_first / chance if chance else None,
         _share(longer, ordered),
         _share(tied, pairs),
-        statistics.median(ranking["content"]["seconds"] for ranking in own),
+        statistics.median([time for time in times if time is not None] or [0.0]),
     )
 
 
@@ -141,7 +142,7 @@ def rating_alpha(rankings: Sequence[Ranking]) -> float | None:
     units = []
     for own in _by_item(rankings).values():
         for values in zip(*(each["content"]["ratings"] for each in own), strict=True):
-            units.append(list(values))
+            units.append([value for value in values if value is not None])
     return alpha(units, lambda a, b: float(a - b) ** 2)
 
 

@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from align.errors import ConfigError, StoreError
 
@@ -84,7 +84,7 @@ class Refused(Exception):
 class Labeler(NamedTuple):
     number: int
     name: str
-    role: str  # labeler or admin
+    role: str  # labeler, admin, or imported: their votes are here, they have no link
 
 
 class Item(NamedTuple):
@@ -115,6 +115,23 @@ class Settings(NamedTuple):
     overlap: int = 2
     overlap_share: float = 0.1
     gold_share: float = 0.0
+
+
+class Imported(NamedTuple):
+    """What an import changed.
+
+    Attributes:
+        items: items that are new.
+        votes: votes that are new.
+        known: votes that were here already, or that their labeler took back here.
+        other: votes of labelers who ranked the item differently here, or skipped it; they are not
+            taken.
+    """
+
+    items: int
+    votes: int
+    known: int
+    other: int
 
 
 class Votes:
@@ -204,10 +221,12 @@ class Votes:
             )
         token = secrets.token_urlsafe(32)
         with self._writing() as sql:
-            if sql.execute("SELECT 1 FROM labelers WHERE name = ?", (name,)).fetchone():
+            known = sql.execute("SELECT role FROM labelers WHERE name = ?", (name,)).fetchone()
+            if known is not None and known["role"] != "imported":
                 raise ConfigError(f"{name}: has a token already; give another name")
             sql.execute(
-                "INSERT INTO labelers (name, role, token) VALUES (?, ?, ?)",
+                "INSERT INTO labelers (name, role, token) VALUES (?, ?, ?)"
+                " ON CONFLICT (name) DO UPDATE SET role = excluded.role, token = excluded.token",
                 (name, role, hashed(token)),
             )
         return token
@@ -216,7 +235,8 @@ class Votes:
         """End a labeler's access. The votes stay."""
         with self._writing() as sql:
             changed = sql.execute(
-                "UPDATE labelers SET revoked = ? WHERE name = ? AND revoked IS NULL",
+                "UPDATE labelers SET revoked = ? WHERE name = ? AND revoked IS NULL"
+                " AND role <> 'imported'",
                 (self._clock(), name),
             )
             if not changed.rowcount:
@@ -257,29 +277,92 @@ class Votes:
             (items added, items that were here already).
         """
         settings = self.settings()
-        added = known = 0
         with self._writing() as sql:
-            for row in rows:
-                own = dict(row)
-                gold = own.pop("ranks", None)
-                name = item_id(own["prompt"], own["responses"])
-                if sql.execute("SELECT 1 FROM items WHERE id = ?", (name,)).fetchone():
-                    known += 1
-                    continue
-                wanted = 0 if gold is not None else self._wanted(name, settings)
-                sql.execute(
-                    "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)",
-                    (
-                        name,
-                        int(name[13:26], 16),  # a random order, which mixes the splits
-                        split,
-                        json.dumps(own),
-                        json.dumps(gold) if gold else None,
-                        wanted,
-                    ),
-                )
-                added += 1
-        return added, known
+            new = [self._add_item(sql, row, split, settings) for row in rows]
+        return sum(new), len(new) - sum(new)
+
+    def _add_item(
+        self, sql: sqlite3.Connection, row: Mapping[str, Any], split: str, settings: Settings
+    ) -> bool:
+        """Add an item; return False if it was here already."""
+        own = dict(row)
+        gold = own.pop("ranks", None)
+        name = item_id(own["prompt"], own["responses"])
+        wanted = 0 if gold is not None else self._wanted(name, settings)
+        done = sql.execute(
+            "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+            (
+                name,
+                int(name[13:26], 16),  # a random order, which mixes the splits
+                split,
+                json.dumps(own),
+                json.dumps(gold) if gold else None,
+                wanted,
+            ),
+        )
+        return done.rowcount == 1
+
+    def import_votes(
+        self,
+        given: Iterable[tuple[Mapping[str, Any], str, Sequence[tuple[str, Mapping[str, Any]]]]],
+    ) -> Imported:
+        """Add items with votes from elsewhere: all of them, or none after an error.
+
+        The same votes again change nothing. An item may get more votes than wanted; nobody else
+        is asked then.
+
+        Args:
+            given: for each item its row, its split, and labelers' names with checked votes. The
+                entries of a vote are in the order of the row's responses.
+        """
+        settings = self.settings()
+        counts = dict.fromkeys(Imported._fields, 0)
+        with self._writing() as sql:
+            for row, split, votes in given:
+                counts["items"] += self._add_item(sql, row, split, settings)
+                for labeler, vote in votes:
+                    counts[self._import_vote(sql, row, labeler, vote)] += 1
+        return Imported(**counts)
+
+    def _import_vote(
+        self, sql: sqlite3.Connection, row: Mapping[str, Any], name: str, vote: Mapping[str, Any]
+    ) -> str:
+        """Add a vote from elsewhere; return what it counts as."""
+        item = item_id(row["prompt"], row["responses"])
+        labeler = self._labeler_of_import(sql, name)
+        content = _as_shown(vote, row["responses"], self._row(sql, item)["responses"])
+        here = sql.execute(
+            "SELECT log.kind, log.content FROM votes JOIN log ON log.number = votes.number"
+            " WHERE votes.item = ? AND votes.labeler = ?",
+            (item, labeler.number),
+        ).fetchone()
+        if here is not None:
+            same = json.loads(here["content"]).get("ranks") == content["ranks"]
+            return "known" if same else "other"
+        digest = hashed(json.dumps([item, content], sort_keys=True))
+        request = f"import {digest}"
+        if self._known(sql, labeler, request) is not None:
+            return "known"
+        number = self._write(sql, labeler, "vote", item, request, content)
+        self._settled(sql, labeler, "vote", item, number)
+        return "votes"
+
+    @staticmethod
+    def _labeler_of_import(sql: sqlite3.Connection, name: str) -> Labeler:
+        """Return the labeler of this name; a new one has no link until somebody makes one."""
+        nobody_knows = hashed(secrets.token_urlsafe(32))
+        sql.execute(
+            "INSERT INTO labelers (name, role, token) VALUES (?, 'imported', ?)"
+            " ON CONFLICT (name) DO NOTHING",
+            (name, nobody_knows),
+        )
+        found = sql.execute("SELECT number, name, role FROM labelers WHERE name = ?", (name,))
+        return Labeler(*found.fetchone())
+
+    def items(self) -> list[tuple[dict[str, Any], str]]:
+        """Return the row and the split of each item whose ranking is not known, oldest first."""
+        rows = self._all("SELECT row, split FROM items WHERE gold IS NULL ORDER BY rowid")
+        return [(json.loads(row["row"]), row["split"]) for row in rows]
 
     @staticmethod
     def _wanted(name: str, settings: Settings) -> int:
@@ -387,15 +470,20 @@ class Votes:
                 content = checked_vote(content, len(row["responses"]), self.setting("flags"))
             shown = self._require_place(sql, labeler, item)
             number = self._write(sql, labeler, kind, item, request, {**content, "shown": shown})
-            sql.execute(
-                "INSERT INTO votes VALUES (?, ?, ?, ?)", (item, labeler.number, kind, number)
-            )
-            sql.execute("DELETE FROM leases WHERE item = ? AND labeler = ?", (item, labeler.number))
-            if kind == "vote":
-                sql.execute(
-                    "UPDATE items SET missing = missing - 1 WHERE id = ? AND gold IS NULL", (item,)
-                )
+            self._settled(sql, labeler, kind, item, number)
         return number
+
+    @staticmethod
+    def _settled(
+        sql: sqlite3.Connection, labeler: Labeler, kind: str, item: str, number: int
+    ) -> None:
+        """Make a row of the log the labeler's vote or skip of an item."""
+        sql.execute("INSERT INTO votes VALUES (?, ?, ?, ?)", (item, labeler.number, kind, number))
+        sql.execute("DELETE FROM leases WHERE item = ? AND labeler = ?", (item, labeler.number))
+        if kind == "vote":
+            sql.execute(
+                "UPDATE items SET missing = missing - 1 WHERE id = ? AND gold IS NULL", (item,)
+            )
 
     def _require_place(self, sql: sqlite3.Connection, labeler: Labeler, item: str) -> list[int]:
         """Return the order in which the labeler sees an item that is still theirs.
@@ -507,7 +595,7 @@ class Votes:
         """Return the numbers of items, of finished items, of votes, skips and people."""
         (row,) = self._all(
             "SELECT (SELECT count(*) FROM items WHERE gold IS NULL) AS items,"
-            " (SELECT count(*) FROM items WHERE gold IS NULL AND missing = 0) AS done,"
+            " (SELECT count(*) FROM items WHERE gold IS NULL AND missing <= 0) AS done,"
             " (SELECT count(*) FROM votes WHERE kind = 'vote') AS votes,"
             " (SELECT count(*) FROM votes WHERE kind = 'skip') AS skips,"
             " (SELECT count(*) FROM log WHERE kind = 'demonstration') AS demonstrations,"
@@ -579,8 +667,26 @@ def item_id(prompt: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> st
     return hashlib.sha256(written.encode()).hexdigest()
 
 
-def checked_vote(vote: Mapping[str, Any], count: int, flags: Sequence[str]) -> dict[str, Any]:
+def _as_shown(vote: Mapping[str, Any], given: Sequence[str], here: Sequence[str]) -> dict[str, Any]:
+    """Return a vote on responses `given` as a vote on the same responses in the order `here`."""
+    order = list(range(len(given)))
+    if given != here:
+        order.sort(key=lambda i: given[i])
+        places = sorted(range(len(here)), key=lambda i: here[i])
+        order = [i for _, i in sorted(zip(places, order, strict=True))]
+    return {
+        name: [value[i] for i in order] if name in ("ranks", "ratings", "flags") else value
+        for name, value in vote.items()
+    }
+
+
+def checked_vote(
+    vote: Mapping[str, Any], count: int, flags: Sequence[str], imported: bool = False
+) -> dict[str, Any]:
     """Return a vote with nothing but what is known of a vote.
+
+    Args:
+        imported: ratings and seconds may be None, because not every tool has them.
 
     Raises:
         ValueError: something is missing or not allowed.
@@ -588,14 +694,16 @@ def checked_vote(vote: Mapping[str, Any], count: int, flags: Sequence[str]) -> d
     ranks, ratings, marks = (vote.get(name) for name in ("ranks", "ratings", "flags"))
     if not _is_list(ranks, count) or not all(_is_whole(rank, 1, count) for rank in ranks):
         raise ValueError(f"ranks: expected {count} whole numbers from 1 to {count}")
-    if not _is_list(ratings, count) or not all(_is_whole(rating, 1, 7) for rating in ratings):
+    if not _is_list(ratings, count) or not all(
+        _is_whole(rating, 1, 7) or (imported and rating is None) for rating in ratings
+    ):
         raise ValueError(f"ratings: expected {count} whole numbers from 1 to 7")
     if not _is_list(marks, count) or not all(
         isinstance(own, list) and all(mark in flags for mark in own) for own in marks
     ):
         raise ValueError(f"flags: expected {count} lists of known flags")
     seconds = vote.get("seconds", 0)
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e6:
+    if not (imported and seconds is None) and not _is_duration(seconds):
         raise ValueError("seconds: expected a number from 0 to a million")
     places = {rank: i for i, rank in enumerate(sorted(set(ranks)), 1)}
     return {
@@ -603,11 +711,15 @@ def checked_vote(vote: Mapping[str, Any], count: int, flags: Sequence[str]) -> d
         "ratings": ratings,
         "flags": [sorted(set(own)) for own in marks],
         "note": str(vote.get("note", ""))[:2000],
-        "seconds": round(float(seconds), 1),
+        "seconds": None if seconds is None else round(float(seconds), 1),
     }
 
 
-def _is_list(value: Any, count: int) -> bool:
+def _is_duration(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6
+
+
+def _is_list(value: Any, count: int) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and len(value) == count
 
 
