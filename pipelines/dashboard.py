@@ -91,7 +91,7 @@ SECTIONS: dict[str, list[Panel]] = {
         Lines("sampler beside trainer, nats per token", _ITERATION, ["ppo/policy/sampling_kl"]),
     ],
     "People": [
-        Bars("rankings", ["collect/rankings"]),
+        Bars("rankings", ["collect/rows"]),
         Bars("labelers", ["collect/labelers"]),
         Bars("labelers agree with each other", ["collect/labelers/agreement"]),
     ],

@@ -325,7 +325,7 @@ _ABOVE_0 = (
         "num_layers",
         "num_heads",
         "num_members",
-        "num_rankings",
+        "num_rows",
         "initializer_range",
     ),
 )

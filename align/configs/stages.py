@@ -324,24 +324,35 @@ class Compare(StageConfig):
 
 @dataclass(slots=True, kw_only=True)
 class Collect(StageConfig):
-    """Wait until people have ranked enough candidates, and take their comparisons.
+    """Wait until people have ranked or answered enough candidates, and take what they gave.
 
-    The first `num_rankings` count, in the order in which they came. So rankings that come later
-    change no key, and a larger number does.
+    The first `num_rows` count, in the order in which they came. So what comes later changes no key,
+    and a larger number does.
     """
 
     STAGE: ClassVar[str] = "collect"
     PARALLEL: ClassVar[bool] = False
     OUTPUT: ClassVar[str] = "comparisons"
-    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("rankings", "rankings"),)
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("rows", "rows"),)
     INPUTS: ClassVar[dict[str, str]] = {"candidates": "candidates"}
     labels: str = knob(
         "", "name of the file of votes, labels/NAME.db of the store (align label)", reads="votes"
     )
-    num_rankings: int = knob(1000, "rankings to wait for")
+    record: str = knob(
+        "comparisons",
+        "comparisons: how people rank the responses; demonstrations: the answers that people write"
+        " to the prompts [InstructGPT, section 3.4, has both]",
+    )
+    num_rows: int = knob(1000, "rankings, or answers, to wait for")
+
+    @property
+    def output(self) -> str:
+        return self.record
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        kinds = ("comparisons", "demonstrations")
+        require(self.record in kinds, "record", self.record, " or ".join(kinds))
 
     def check_inputs(self) -> None:
         require(bool(self.labels), "labels", self.labels, "the name of a file of votes")

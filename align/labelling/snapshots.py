@@ -76,17 +76,32 @@ def place(root: Path, name: str) -> Path:
     return root / "labels" / f"{name}.db"
 
 
-def collected(root: Path, name: str, count: int) -> list[dict[str, Any]] | None:
-    """Return the first `count` rankings of a file of votes; None if there are fewer.
+def demonstrations(votes: Votes, last: int) -> list[dict[str, Any]]:
+    """Return one row for each answer that a labeler wrote."""
+    return [
+        {
+            "messages": [*row["prompt"], {"role": "assistant", "content": row["text"]}],
+            "labeler": row["labeler"],
+        }
+        for row in votes.written("demonstration", last)
+    ]
+
+
+def collected(root: Path, name: str, record: str, count: int) -> list[dict[str, Any]] | None:
+    """Return the first `count` rows of a file of votes; None if there are fewer.
 
     Args:
         root: of the store.
+        record: comparisons or demonstrations.
     """
     path = place(root, name)
     if not path.is_file():
         return None
     votes = Votes(path)
     try:
+        if record == "demonstrations":
+            rows = demonstrations(votes, votes.counts()["last"])
+            return rows[:count] if len(rows) >= count else None
         numbers = [ranking["number"] for ranking in votes.rankings() if ranking["gold"] is None]
         return comparisons(votes, numbers[count - 1]) if len(numbers) >= count else None
     finally:
@@ -105,13 +120,7 @@ def freeze(votes: Votes) -> Snapshot:
     known = newest(root)
     written = {
         "comparisons": comparisons(votes, last),
-        "demonstrations": [
-            {
-                "messages": [*row["prompt"], {"role": "assistant", "content": row["text"]}],
-                "labeler": row["labeler"],
-            }
-            for row in votes.written("demonstration", last)
-        ],
+        "demonstrations": demonstrations(votes, last),
         "prompts": [
             {"prompt": [{"role": "user", "content": row["text"]}], "labeler": row["labeler"]}
             for row in votes.written("prompt", last)

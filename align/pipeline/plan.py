@@ -593,9 +593,9 @@ def _rows_digest(
 def _votes_digest(
     config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore
 ) -> str:
-    """Return the digest of the rankings that a step takes, or of none while it waits for them."""
+    """Return the digest of the rows that a step takes, or of none while it waits for them."""
     assert isinstance(config, Collect)
-    rows = collected(store.root, source, config.num_rankings)
+    rows = collected(store.root, source, config.record, config.num_rows)
     return digest_of(["waiting", source] if rows is None else rows)
 
 

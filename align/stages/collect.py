@@ -1,7 +1,8 @@
-"""Wait until people have ranked enough candidates, and take their comparisons.
+"""Wait until people have ranked or answered enough candidates, and take what they gave.
 
 Takes: candidates, which are prompts with several responses.
-Makes: comparisons: prompt, responses, ranks, and who gave them.
+Makes: comparisons (prompt, responses, ranks, and who gave them), or demonstrations: the answers
+that people wrote to the prompts.
 Departs from InstructGPT: nothing; a labeler ranks K responses, and all pairs of a ranking count.
 
 While it waits, the step ends with exit code 75 and leaves nothing. It has put the candidates into
@@ -10,7 +11,7 @@ the file of votes by then, so `align label serve` can show them.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import json
 from typing import Any
 
 from align.configs import Collect
@@ -27,6 +28,7 @@ def run(cfg: Collect, inputs: Inputs, job: Job) -> Metrics:
     path = place(job.store, cfg.labels)
     votes = Votes(path) if path.is_file() else Votes.create(path, Settings())
     folders = inputs.folders("candidates")
+    split_of: dict[str, str] = {}
     for split in SPLITS:
         rows = [
             {name: row[name] for name in ("prompt", "responses")}
@@ -34,23 +36,22 @@ def run(cfg: Collect, inputs: Inputs, job: Job) -> Metrics:
         ]
         added, _ = votes.add_items(rows, split)
         if added:
-            job.log.info(f"{added:,} {split} candidates are ready to be ranked")
-    found = collected(job.store, cfg.labels, cfg.num_rankings)
+            job.log.info(f"{added:,} {split} candidates are ready for people")
+        split_of |= {json.dumps(row["prompt"]): split for row in rows}
+    found = collected(job.store, cfg.labels, cfg.record, cfg.num_rows)
     if found is None:
-        raise Waiting(
-            f"{votes.counts()['votes']:,} of {cfg.num_rankings:,} rankings are in; people rank at"
-            f" align label serve {cfg.labels} (links: align label token {cfg.labels} NAME); then"
-            " give the same command again"
-        )
-    by_split: dict[str, list[Row]] = defaultdict(list)
+        raise Waiting(_what_is_missing(cfg, votes.counts()))
+    by_split: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for row in found:
-        by_split[row.pop("split")].append(row)
-    for split in SPLITS:
-        write_rows(job.out, split, by_split[split], record="comparisons")
+        prompt = json.dumps(row["messages"][:-1]) if cfg.record == "demonstrations" else ""
+        # Prompts of other candidates in the same file of votes train.
+        by_split[row.pop("split", "") or split_of.get(prompt, "train")].append(row)
+    for split, rows in by_split.items():
+        write_rows(job.out, split, rows, record=cfg.record)
     info = read_info(folders[0])
     write_info(
         job.out,
-        record="comparisons",
+        record=cfg.record,
         source=f"votes:{cfg.labels}",
         licence=info["licence"],
         dropped={},
@@ -59,13 +60,24 @@ def run(cfg: Collect, inputs: Inputs, job: Job) -> Metrics:
     return _metrics(votes, found, by_split)
 
 
+def _what_is_missing(cfg: Collect, counts: dict[str, int]) -> str:
+    noun, name = ("rankings", "votes")
+    if cfg.record == "demonstrations":
+        noun, name = ("answers", "demonstrations")
+    return (
+        f"{counts[name]:,} of {cfg.num_rows:,} {noun} are in; people give them at align label serve"
+        f" {cfg.labels} (links: align label token {cfg.labels} NAME); then give the same command"
+        " again"
+    )
+
+
 def _metrics(votes: Votes, found: list[Row], by_split: dict[str, list[Row]]) -> Metrics:
     metrics = {
-        "rankings": float(len(found)),
+        "rows": float(len(found)),
         "labelers": float(len({row["labeler"] for row in found})),
-        **{f"prompts/{split}": float(len(rows)) for split, rows in by_split.items()},
+        **{f"rows/{split}": float(len(rows)) for split, rows in by_split.items() if rows},
     }
-    kept = {(row["item"], row["labeler"]) for row in found}
+    kept = {(row.get("item"), row["labeler"]) for row in found}
     used: list[dict[str, Any]] = [
         each for each in votes.rankings() if (each["item"], each["labeler"]) in kept
     ]

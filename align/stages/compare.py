@@ -72,6 +72,7 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     chosen, metrics = list(range(len(asked["train"]))), Metrics()
     if members:
         chosen, metrics = _chosen(cfg, members, asked["train"], job)
+    asked["train"] = _with_strays(asked["train"], cfg)
     if scorer is None:
         asked["train"] = [asked["train"][place] for place in chosen]
         return metrics | _write_candidates(asked, infos[0], job)
@@ -156,7 +157,6 @@ def _write_comparisons(
         cfg.tie_width,
         np.random.default_rng(derive_seed(cfg.random_seed, "labelers")),
     )
-    asked = asked | {"train": _with_strays(asked["train"], cfg)}
     judged = {
         split: [
             judge(texts, [scorer(row["prompt"], text).overall for text in texts])

@@ -1,23 +1,26 @@
-"""From people to a reward model: candidates, the page, `collect`, and what a second session changes."""
+"""From people to a policy: candidates, the page, `collect`, and what a second session changes."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import align
+from labelling_page import ROOT, page
 
-ROOT = Path(__file__).parents[2]
+from align.data.records import read_rows
+from align.labelling.crowd import Browser
+
+sys.path.insert(0, str(ROOT / "pipelines"))
 PIPELINE = """
 name: human
 defaults:
   - /stage@steps.candidates: compare
   - /stage@steps.collect: collect
   - /stage@steps.reward: reward
+  - /stage@steps.ppo: ppo
+  - /stage@steps.answers: collect
   - _self_
 steps:
   candidates:
@@ -27,21 +30,23 @@ steps:
     num_prompts: 40
     num_validation_prompts: 20
     max_new_tokens: 8
-  collect: {inputs: {candidates: candidates}, labels: mine, num_rankings: 30}
+  collect: {inputs: {candidates: candidates}, labels: mine, num_rows: 30}
   reward: {inputs: {model: toy/sft, data: collect}, batch_size: 8}
+  ppo:
+    inputs: {policy: toy/sft, reward_model: reward, prompts: toy/prompts}
+    num_iterations: 2
+    rollout_batch_size: 8
+    minibatch_size: 8
+    max_new_tokens: 8
+  answers: {inputs: {candidates: candidates}, labels: mine, record: demonstrations, num_rows: 2}
 """
 
 
-@contextmanager
-def page(store: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "align", "label", "serve", "mine", "--store", str(store), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.communicate(timeout=20)
+def shown(step: str, store: Path) -> dict[str, float]:
+    """The metrics of a step's newest artifact."""
+    found = json.loads(align("artifacts", "show", step, "--json", "--store", store).stdout)
+    metrics: dict[str, float] = found["metrics"]
+    return metrics
 
 
 def steps(store: Path, file: Path, *words: str) -> dict[str, tuple[str, bool]]:
@@ -51,11 +56,14 @@ def steps(store: Path, file: Path, *words: str) -> dict[str, tuple[str, bool]]:
 
 
 def test_a_run_waits_for_people_and_goes_on_when_they_are_done(store: Path, tmp_path: Path) -> None:
+    from dashboard import named_metrics
+
     file = tmp_path / "human.yaml"
     file.write_text(PIPELINE)
     run = ("run", "--config", file, f"store={store}", "tracker=none")
+    align("label", "create", "mine", "--overlap-share", "0.5", "--store", store)
     waiting = align(*run, check=75)
-    assert "waiting: 0 of 30 rankings are in; people rank at align label serve mine" in waiting.stderr
+    assert "waiting: 0 of 30 rankings are in; people give them at align label serve mine" in waiting.stderr
     assert "human/reward" not in waiting.stderr
     assert list((store / "work").glob("collect/*/*")) == []
 
@@ -71,24 +79,39 @@ def test_a_run_waits_for_people_and_goes_on_when_they_are_done(store: Path, tmp_
             *("label", "simulate", "mine", "human/candidates", "--store", store),
             *("--url", url, "--labelers", 1, "--most", 6),
         )
-    align(*run)
+    assert "waiting: 0 of 2 answers are in" in align(*run, check=75).stderr
     first = steps(store, file)
-    assert all(cached for _, cached in first.values())
-    made = json.loads(align("artifacts", "show", "human/collect", "--json", "--store", store).stdout)
-    assert made["metrics"]["rankings"] == 30
-    assert made["metrics"]["labelers"] == 4
-    assert made["metrics"]["prompts/validation"] > 0
+    assert [step for step, (_, cached) in first.items() if not cached] == ["human/answers"]
+    made = shown("human/collect", store)
+    assert {name for name in named_metrics() if name.startswith("collect/")} <= {f"collect/{name}" for name in made}
+    assert made["rows"] == 30
+    assert made["labelers"] == 4
+    assert made["rows/validation"] > 0
 
-    with page(store) as url:  # a second session
+    token = align("label", "token", "mine", "ben", "--store", store).stdout.split("#")[1].strip()
+    with page(store) as url:  # a second session, in which somebody also writes answers
         align(
             *("label", "simulate", "mine", "human/candidates", "--store", store),
             *("--url", url, "--labelers", 1, "--most", 9, "--seed", 1),
         )
-    assert steps(store, file) == first  # rankings that come later change no key
-    more = steps(store, file, "steps.collect.num_rankings=40")
+        ben = Browser(url, token)
+        item = ben.post("next")
+        for text in ("In Oakvale.", "She lives in Oakvale."):
+            ben.post("demonstration", item=item["item"], text=text)
+    later = steps(store, file)
+    assert later.pop("human/answers") != first.pop("human/answers")
+    assert later == first  # rankings that come later change no key
+    align(*run)
+    folder = Path(json.loads(align("artifacts", "show", "human/answers", "--json", "--store", store).stdout)["path"])
+    answers = [row for split in ("train", "validation") for row in read_rows([folder], split)]
+    assert [row["messages"][-1]["content"] for row in answers] == ["In Oakvale.", "She lives in Oakvale."]
+    assert [row["messages"][:-1] for row in answers] == [item["prompt"]] * 2
+    assert {row["labeler"] for row in answers} == {"ben"}
+    more = steps(store, file, "steps.collect.num_rows=40")
     assert more["human/candidates"] == first["human/candidates"]
     assert more["human/collect"][0] != first["human/collect"][0]
     assert more["human/reward"][0] != first["human/reward"][0]
-    align(*run, "steps.collect.num_rankings=40")
+    assert more["human/ppo"][0] != first["human/ppo"][0]
+    align(*run, "steps.collect.num_rows=40")
     rows = align("label", "export", "mine", "--store", store).stdout
     assert "42 comparisons" in rows  # all that were given: 27 + 6 + 9
