@@ -49,6 +49,11 @@ def shown(step: str, store: Path) -> dict[str, float]:
     return metrics
 
 
+def token_of(name: str, store: Path) -> str:
+    """The token of a new labeler."""
+    return align("label", "token", "mine", name, "--store", store).stdout.split("#")[1].strip()
+
+
 def steps(store: Path, file: Path, *words: str) -> dict[str, tuple[str, bool]]:
     """The key of each step, and whether it is made."""
     done = align("plan", "--config", file, f"store={store}", "--json", *words)
@@ -61,7 +66,7 @@ def test_a_run_waits_for_people_and_goes_on_when_they_are_done(store: Path, tmp_
     file = tmp_path / "human.yaml"
     file.write_text(PIPELINE)
     run = ("run", "--config", file, f"store={store}", "tracker=none")
-    align("label", "create", "mine", "--overlap-share", "0.5", "--store", store)
+    align("label", "create", "mine", "--overlap-share", 1, "--overlap", 6, "--store", store)
     waiting = align(*run, check=75)
     assert "waiting: 0 of 30 rankings are in; people give them at align label serve mine" in waiting.stderr
     assert "human/reward" not in waiting.stderr
@@ -75,26 +80,28 @@ def test_a_run_waits_for_people_and_goes_on_when_they_are_done(store: Path, tmp_
         )
         assert "27 rankings by 3 simulated labelers" in said.stdout
         assert "waiting: 27 of 30 rankings are in" in align(*run, check=75).stderr
-        align(
-            *("label", "simulate", "mine", "human/candidates", "--store", store),
-            *("--url", url, "--labelers", 1, "--most", 6),
-        )
+        # The scores of what this model writes are all alike, so the simulated labelers order nothing.
+        people = [Browser(url, token_of(name, store)) for name in ("cid", "dan")]
+        vote = {"ranks": [1, 2, 3, 4], "ratings": [7, 5, 3, 1], "flags": [[]] * 4, "seconds": 2.0}
+        for _ in range(3):
+            for person in people:
+                person.post("vote", item=person.post("next")["item"], vote=vote)
     assert "waiting: 0 of 2 answers are in" in align(*run, check=75).stderr
     first = steps(store, file)
     assert [step for step, (_, cached) in first.items() if not cached] == ["human/answers"]
     made = shown("human/collect", store)
     assert {name for name in named_metrics() if name.startswith("collect/")} <= {f"collect/{name}" for name in made}
     assert made["rows"] == 30
-    assert made["labelers"] == 4
+    assert made["labelers"] == 5
+    assert made["labelers/agreement"] == 1
     assert made["rows/validation"] > 0
 
-    token = align("label", "token", "mine", "ben", "--store", store).stdout.split("#")[1].strip()
     with page(store) as url:  # a second session, in which somebody also writes answers
         align(
             *("label", "simulate", "mine", "human/candidates", "--store", store),
             *("--url", url, "--labelers", 1, "--most", 9, "--seed", 1),
         )
-        ben = Browser(url, token)
+        ben = Browser(url, token_of("ben", store))
         item = ben.post("next")
         for text in ("In Oakvale.", "She lives in Oakvale."):
             ben.post("demonstration", item=item["item"], text=text)
