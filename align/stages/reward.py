@@ -255,11 +255,11 @@ def _rankings(
 
 
 def _ratings(row: Row) -> list[float] | None:
-    """Return the labeler's ratings of a row's responses; None if it has none."""
+    """Return the labeler's ratings of a row's responses; None unless all have one."""
     found = row.get("ratings")
     if isinstance(found, str):  # lists of users' own columns are kept as JSON text
         found = json.loads(found)
-    return [float(rating) for rating in found] if found else None
+    return [float(rating) for rating in found] if found and None not in found else None
 
 
 def _train(
