@@ -20,6 +20,7 @@ import random
 import re
 import secrets
 import sqlite3
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from align.errors import ConfigError, StoreError
 
 VERSION = 1  # of the tables
 LEASE_SECONDS = 1800.0  # time for one item before another labeler may get it
+_NEWEST = 50  # own votes whose median time a labeler sees
 MOST_RESPONSES = 9  # InstructGPT: 4 to 9
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 # InstructGPT, appendix B.2: the labelers' flags, for each response.
@@ -57,15 +59,19 @@ CREATE TABLE items (
     row TEXT NOT NULL, gold TEXT, missing INTEGER NOT NULL
 );
 CREATE INDEX open_items ON items (place) WHERE missing > 0;
+CREATE INDEX gold_items ON items (place) WHERE gold IS NOT NULL;
+CREATE INDEX done_items ON items (missing) WHERE gold IS NULL;
 CREATE TABLE leases (
     item TEXT NOT NULL REFERENCES items, labeler INTEGER NOT NULL REFERENCES labelers,
     shown TEXT NOT NULL, expires REAL NOT NULL, PRIMARY KEY (item, labeler)
 );
+CREATE INDEX leases_of ON leases (labeler);
 CREATE TABLE log (
     number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL,
     labeler INTEGER NOT NULL REFERENCES labelers, kind TEXT NOT NULL, item TEXT REFERENCES items,
     request TEXT NOT NULL, content TEXT NOT NULL, UNIQUE (labeler, request)
 );
+CREATE INDEX log_kinds ON log (kind);
 CREATE TRIGGER log_keeps_rows BEFORE DELETE ON log
     BEGIN SELECT RAISE(ABORT, 'the log only grows'); END;
 CREATE TRIGGER log_keeps_values BEFORE UPDATE ON log
@@ -74,6 +80,7 @@ CREATE TABLE votes (
     item TEXT NOT NULL REFERENCES items, labeler INTEGER NOT NULL REFERENCES labelers,
     kind TEXT NOT NULL, number INTEGER NOT NULL REFERENCES log, PRIMARY KEY (item, labeler)
 );
+CREATE INDEX votes_of ON votes (labeler, number, kind);
 """
 
 
@@ -266,7 +273,7 @@ class Votes:
                 if sql.execute("SELECT 1 FROM items WHERE id = ?", (name,)).fetchone():
                     known += 1
                     continue
-                wanted = 0 if gold is not None else self._wanted(name, settings)
+                missing = 0 if gold is not None else wanted(name, settings)
                 sql.execute(
                     "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)",
                     (
@@ -275,17 +282,11 @@ class Votes:
                         split,
                         json.dumps(own),
                         json.dumps(gold) if gold else None,
-                        wanted,
+                        missing,
                     ),
                 )
                 added += 1
         return added, known
-
-    @staticmethod
-    def _wanted(name: str, settings: Settings) -> int:
-        """Return how many labelers see an item; it depends on the item alone."""
-        drawn = int(name[:13], 16) / 16**13
-        return settings.overlap if drawn < settings.overlap_share else 1
 
     # -- giving items out --------------------------------------------------------------------------
 
@@ -313,10 +314,16 @@ class Votes:
         """Reserve an item for a labeler; return the order in which they see its responses."""
         shown = list(range(len(self._row(sql, item)["responses"])))
         random.Random(f"{item} {labeler.number}").shuffle(shown)
-        sql.execute(
-            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)",
-            (item, labeler.number, json.dumps(shown), self._clock() + LEASE_SECONDS),
-        )
+        now = self._clock()
+        fresh = sql.execute(
+            "SELECT 1 FROM leases WHERE item = ? AND labeler = ? AND expires > ?",
+            (item, labeler.number, now + LEASE_SECONDS / 2),
+        ).fetchone()
+        if fresh is None:  # each write waits for the disk; a page that is reloaded needs none
+            sql.execute(
+                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)",
+                (item, labeler.number, json.dumps(shown), now + LEASE_SECONDS),
+            )
         return shown
 
     def _due_gold(self, sql: sqlite3.Connection, labeler: Labeler) -> str | None:
@@ -503,6 +510,33 @@ class Votes:
 
     # -- what there is -----------------------------------------------------------------------------
 
+    def progress(self, labeler: Labeler) -> dict[str, Any]:
+        """Return what a labeler sees of the work; it costs the same however many votes there are.
+
+        Returns:
+            `items` and `done` of all; of the labeler's own, `votes` and the median `seconds` of the
+            newest ones, None without any.
+        """
+        ((items, done),) = self._all(
+            "SELECT count(*), coalesce(sum(missing = 0), 0) FROM items WHERE gold IS NULL"
+        )
+        ((own,),) = self._all(
+            "SELECT count(*) FROM votes WHERE labeler = ? AND kind = 'vote'", labeler.number
+        )
+        newest = self._all(
+            "SELECT log.content FROM votes JOIN log ON log.number = votes.number"
+            " WHERE votes.labeler = ? AND votes.kind = 'vote' ORDER BY votes.number DESC LIMIT ?",
+            labeler.number,
+            _NEWEST,
+        )
+        seconds = [json.loads(row["content"])["seconds"] for row in newest]
+        return {
+            "items": items,
+            "done": done,
+            "votes": own,
+            "seconds": statistics.median(seconds) if seconds else None,
+        }
+
     def counts(self) -> dict[str, int]:
         """Return the numbers of items, of finished items, of votes, skips and people."""
         (row,) = self._all(
@@ -577,6 +611,12 @@ def item_id(prompt: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> st
     """Return the sha256 of a prompt and its responses, in whatever order these come."""
     written = json.dumps([list(map(dict, prompt)), sorted(responses)], sort_keys=True)
     return hashlib.sha256(written.encode()).hexdigest()
+
+
+def wanted(item: str, settings: Settings) -> int:
+    """Return how many labelers rank an item; it depends on the item alone."""
+    drawn = int(item[:13], 16) / 16**13
+    return settings.overlap if drawn < settings.overlap_share else 1
 
 
 def checked_vote(vote: Mapping[str, Any], count: int, flags: Sequence[str]) -> dict[str, Any]:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import align
+from label_server import LabelServer
 
-ROOT = Path(__file__).parents[2]
 PIPELINE = """
 name: human
 defaults:
@@ -32,18 +28,6 @@ steps:
 """
 
 
-@contextmanager
-def page(store: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "align", "label", "serve", "mine", "--store", str(store), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.communicate(timeout=20)
-
-
 def steps(store: Path, file: Path, *words: str) -> dict[str, tuple[str, bool]]:
     """The key of each step, and whether it is made."""
     done = align("plan", "--config", file, f"store={store}", "--json", *words)
@@ -60,16 +44,16 @@ def test_a_run_waits_for_people_and_goes_on_when_they_are_done(store: Path, tmp_
     assert list((store / "work").glob("collect/*/*")) == []
 
     align("label", "token", "mine", "ada", "--store", store)
-    with page(store) as url:
+    with LabelServer(store) as server:
         said = align(
             *("label", "simulate", "mine", "human/candidates", "--store", store),
-            *("--url", url, "--labelers", 3, "--most", 9),
+            *("--url", server.url, "--labelers", 3, "--most", 9),
         )
         assert "27 rankings by 3 simulated labelers" in said.stdout
         assert "waiting: 27 of 30 rankings are in" in align(*run, check=75).stderr
         align(
             *("label", "simulate", "mine", "human/candidates", "--store", store),
-            *("--url", url, "--labelers", 1, "--most", 6),
+            *("--url", server.url, "--labelers", 1, "--most", 6),
         )
     align(*run)
     first = steps(store, file)
@@ -79,10 +63,10 @@ def test_a_run_waits_for_people_and_goes_on_when_they_are_done(store: Path, tmp_
     assert made["metrics"]["labelers"] == 4
     assert made["metrics"]["prompts/validation"] > 0
 
-    with page(store) as url:  # a second session
+    with LabelServer(store) as server:  # a second session
         align(
             *("label", "simulate", "mine", "human/candidates", "--store", store),
-            *("--url", url, "--labelers", 1, "--most", 9, "--seed", 1),
+            *("--url", server.url, "--labelers", 1, "--most", 9, "--seed", 1),
         )
     assert steps(store, file) == first  # rankings that come later change no key
     more = steps(store, file, "steps.collect.num_rankings=40")

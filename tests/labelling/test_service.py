@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import http.client
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from label_server import LabelServer, load
 
 from align.labelling.crowd import Browser
 from align.labelling.database import Settings, Votes
 
-ROOT = Path(__file__).parents[2]
 ROWS = [
     {"prompt": [{"role": "user", "content": f"question {i}"}], "responses": [f"{j} to {i}" for j in range(4)]}
     for i in range(30)
@@ -25,17 +22,17 @@ VOTE = {"ranks": [1, 2, 3, 4], "ratings": [7, 5, 3, 1], "flags": [[], [], [], []
 
 
 class Page(NamedTuple):
-    host: str
+    server: LabelServer
     prefix: str
     tokens: dict[str, str]
     votes: Votes
 
     @property
-    def url(self) -> str:
-        return f"http://{self.host}{self.prefix}/"
+    def host(self) -> str:
+        return self.server.url.split("/")[2]
 
     def browser(self, name: str) -> Browser:
-        return Browser(self.url, self.tokens[name])
+        return Browser(self.server.url, self.tokens[name])
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(self.host, timeout=20)
@@ -52,18 +49,8 @@ def served(folder: Path, prefix: str = "") -> Iterator[Page]:
     votes.add_items(ROWS, "train")
     tokens = {name: votes.add_labeler(name) for name in ("ada", "ben")}
     tokens["boss"] = votes.add_labeler("boss", "admin")
-    command = [sys.executable, "-m", "align", "label", "serve", "mine", "--store", str(folder), "--port", "0"]
-    process = subprocess.Popen(
-        [*command, "--prefix", prefix], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert process.stdout is not None
-    url = process.stdout.readline().strip()
-    assert url.startswith("http://127.0.0.1:"), process.communicate()
-    try:
-        yield Page(url.split("/")[2], prefix, tokens, votes)
-    finally:
-        process.terminate()
-        process.communicate(timeout=20)
+    with LabelServer(folder, prefix) as server:
+        yield Page(server, prefix, tokens, votes)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +74,7 @@ def test_a_ranking_goes_through_and_is_stored(page: Page) -> None:
     assert sorted(item["shown"]) == [0, 1, 2, 3]
     browser.post("vote", item=item["item"], vote=VOTE)
     assert page.votes.counts()["votes"] == before + 1
-    assert browser.get("me")["own"]["votes"] == 1
+    assert browser.get("me")["progress"]["votes"] == 1
     assert browser.post("undo")["item"] == item["item"]
     assert page.votes.counts()["votes"] == before
 
@@ -219,10 +206,10 @@ def test_guesses_are_counted_and_refused(tmp_path: Path) -> None:
         assert page.ask("POST", "/session", {"token": page.tokens["ada"]}, origin=origin)[0] == 429
 
 
-def test_a_server_that_is_killed_loses_no_vote_that_it_acknowledged(tmp_path: Path) -> None:
-    for page in served(tmp_path):
-        browser = page.browser("ada")
-        item = browser.post("next")["item"]
-        number = browser.post("vote", item=item, vote=VOTE)["number"]
-        assert page.votes.rankings()[-1]["number"] == number
-        time.sleep(0.01)
+def test_a_server_that_is_killed_loses_no_vote_and_stores_none_twice(tmp_path: Path) -> None:
+    """tests/soak/labelling.py does the same with 50 labelers and a kill every 2 seconds."""
+    found = load(tmp_path, labelers=6, votes_each=8, kill_seconds=0.7, think=0.2)
+    assert found.wrong == []
+    assert found.acknowledged == found.stored == 48
+    assert found.kills >= 2
+    assert found.repeats >= 5
