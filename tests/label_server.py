@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -165,12 +165,14 @@ class _Crowd:
                 self.wrong.append("a labeler voted twice on an item")
 
 
-def load(folder: Path, labelers: int, votes_each: int, kill_seconds: float, think: float, seed: int = 0) -> Load:
+def load(
+    folder: Path, labelers: int, votes_each: int, kill_after: Iterable[float], think: float, seed: int = 0
+) -> Load:
     """Let labelers vote until all is done, while the server is killed again and again.
 
     Args:
         votes_each: votes of a labeler, on average.
-        kill_seconds: how long the server runs before it is killed.
+        kill_after: seconds that the server runs before it is killed, once for each kill.
         think: seconds that a labeler takes for an item, on average.
     """
     settings = Settings(overlap=3, overlap_share=0.4)
@@ -184,7 +186,9 @@ def load(folder: Path, labelers: int, votes_each: int, kill_seconds: float, thin
         working = [pool.submit(crowd.label, *each) for each in tokens.items()]
         for labeler in working:
             labeler.add_done_callback(lambda _: all(each.done() for each in working) and done.set())
-        while not done.wait(kill_seconds):
+        for seconds in kill_after:
+            if done.wait(seconds):
+                break
             server.kill()
             server.start()
             kills += 1

@@ -26,7 +26,7 @@ from align.labelling.agreement import (
 )
 from align.labelling.conflicts import conflicts
 from align.labelling.database import SKIPS, Labeler, Refused, Votes
-from align.labelling.sessions import COOKIE, Guarded, Sessions, is_same_origin
+from align.labelling.sessions import COOKIE, Guarded, Sessions, is_encrypted, is_same_origin
 
 PAGES = Path(__file__).parent / "pages"
 _FILES = {  # what may be fetched without a token: none of it holds data
@@ -153,7 +153,7 @@ def _session(app: FastAPI, votes: Votes, sessions: Sessions, prefix: str) -> Non
             raise Failed(401, "this link does not work; ask for a new one")
         cookie = sessions.cookie(labeler.number)
         answer = JSONResponse({"csrf": sessions.csrf(cookie)})
-        secure = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
+        secure = is_encrypted(request.headers)
         answer.set_cookie(
             COOKIE, cookie, httponly=True, samesite="strict", secure=secure, path=prefix or "/"
         )

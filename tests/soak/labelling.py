@@ -20,6 +20,7 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ _P95_SECONDS = 0.2
 def prepared() -> Iterator[Callable[[str, int], dict[str, Any]]]:
     def attempt(part: str, number: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="labelling-") as folder:
-            found = load(Path(folder), labelers=50, votes_each=40, kill_seconds=2.0, think=2.0, seed=number)
+            found = load(Path(folder), labelers=50, votes_each=40, kill_after=repeat(2.0), think=2.0, seed=number)
         wrong = [*found.wrong]
         if found.p95 >= _P95_SECONDS:
             wrong.append(f"95 % of the answers took up to {1000 * found.p95:.0f} ms")
