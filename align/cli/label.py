@@ -11,8 +11,9 @@ from typing import Any
 
 from align.data.records import SPLITS, read_info, read_rows
 from align.errors import ConfigError
-from align.labelling.agreement import pair_agreement, ranking_alpha, reports
+from align.labelling.agreement import Report, pair_agreement, ranking_alpha, reports
 from align.labelling.database import FLAGS, MOST_RESPONSES, Settings, Votes
+from align.labelling.screening import verdicts
 from align.labelling.snapshots import freeze, place
 from align.runtime.console import Parser
 from align.store.artifacts import ArtifactStore, store_folder
@@ -137,18 +138,21 @@ def _of_file(file: Path, gold: bool) -> Iterator[dict[str, Any]]:
 def _checked(row: Any, gold: bool) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("expected an object with prompt and responses")
-    prompt, responses = row.get("prompt"), row.get("responses")
+    prompt, responses, ranks = (row.get(name) for name in ("prompt", "responses", "ranks"))
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not prompt:
         raise ValueError("prompt: expected text or messages")
-    texts = isinstance(responses, list) and all(isinstance(each, str) for each in responses)
-    if not texts or not 2 <= len(responses) <= MOST_RESPONSES:
+    if (
+        not isinstance(responses, list)
+        or not 2 <= len(responses) <= MOST_RESPONSES
+        or not all(isinstance(each, str) for each in responses)
+    ):
         raise ValueError(f"responses: expected a list of 2 to {MOST_RESPONSES} texts")
     kept = {**row, "prompt": prompt}
     if not gold:
         kept.pop("ranks", None)
-    elif not isinstance(row.get("ranks"), list) or len(row["ranks"]) != len(responses):
+    elif not isinstance(ranks, list) or len(ranks) != len(responses):
         raise ValueError("ranks: expected one for each response")
     return kept
 
@@ -203,9 +207,28 @@ def _status(options: argparse.Namespace, store: ArtifactStore, path: Path) -> in
     agreement, alpha = pair_agreement(rankings), ranking_alpha(rankings)
     if agreement is not None and alpha is not None:
         print(f"pairs ordered alike {agreement:.1%}, Krippendorff's alpha {alpha:.3f}")
+    look = verdicts(rankings)
     for each in reports(rankings):
-        print(f"{each.name}  {each.votes:,} rankings, {each.seconds:.0f} s each")
+        print(_line(each))
+        for reason in look[each.name]:
+            print(f"  look at this labeler: {reason}")
     return 0
+
+
+def _line(report: Report) -> str:
+    """Return what is known of a labeler; shares without a basis are left out."""
+    shares = {
+        "agreement with others": report.agreement,
+        "with known rankings": report.gold,
+        "on sensitive flags": report.sensitive,
+        "longer is better": report.longer,
+        "ties": report.ties,
+    }
+    said = [f"{report.name}  {report.votes:,} rankings, {report.seconds:.0f} s each"]
+    said += [f"{name} {share:.1%}" for name, share in shares.items() if share is not None]
+    if report.first is not None:
+        said.append(f"first is best {report.first:.2f} x chance")
+    return ", ".join(said)
 
 
 def _simulate(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:

@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from align.errors import ConfigError, StoreError
 
@@ -47,6 +47,8 @@ FLAGS = (
     "expresses an opinion",
     "expresses a moral judgment",
 )
+# Of these, on which InstructGPT's labelers were chosen by how they agreed (appendix B.1).
+SENSITIVE = FLAGS[3:8]
 SKIPS = ("I do not understand it", "I am not able to judge it", "It is harmful to read", "Another")
 _TABLES = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -477,12 +479,17 @@ class Votes:
             return self._write(sql, labeler, kind, None, request, content)
 
     def adjudicate(self, admin: Labeler, item: str, request: str, vote: Mapping[str, Any]) -> int:
-        """Store the ranking that counts for an item in place of the labelers' own."""
+        """Store the ranking that counts for an item in place of the labelers' own.
+
+        Args:
+            vote: `ranks` alone. An admin decides which response is better; ratings and flags stay
+                what each labeler said.
+        """
         with self._writing() as sql:
             if (number := self._known(sql, admin, request)) is not None:
                 return number
             row = self._row(sql, item)
-            content = checked_vote(vote, len(row["responses"]), self.setting("flags"))
+            content = {"ranks": checked_ranks(vote, len(row["responses"]))}
             return self._write(sql, admin, "adjudication", item, request, content)
 
     @staticmethod
@@ -625,9 +632,7 @@ def checked_vote(vote: Mapping[str, Any], count: int, flags: Sequence[str]) -> d
     Raises:
         ValueError: something is missing or not allowed.
     """
-    ranks, ratings, marks = (vote.get(name) for name in ("ranks", "ratings", "flags"))
-    if not _is_list(ranks, count) or not all(_is_whole(rank, 1, count) for rank in ranks):
-        raise ValueError(f"ranks: expected {count} whole numbers from 1 to {count}")
+    ranks, ratings, marks = checked_ranks(vote, count), vote.get("ratings"), vote.get("flags")
     if not _is_list(ratings, count) or not all(_is_whole(rating, 1, 7) for rating in ratings):
         raise ValueError(f"ratings: expected {count} whole numbers from 1 to 7")
     if not _is_list(marks, count) or not all(
@@ -637,9 +642,8 @@ def checked_vote(vote: Mapping[str, Any], count: int, flags: Sequence[str]) -> d
     seconds = vote.get("seconds", 0)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e6:
         raise ValueError("seconds: expected a number from 0 to a million")
-    places = {rank: i for i, rank in enumerate(sorted(set(ranks)), 1)}
     return {
-        "ranks": [places[rank] for rank in ranks],
+        "ranks": ranks,
         "ratings": ratings,
         "flags": [sorted(set(own)) for own in marks],
         "note": str(vote.get("note", ""))[:2000],
@@ -647,7 +651,20 @@ def checked_vote(vote: Mapping[str, Any], count: int, flags: Sequence[str]) -> d
     }
 
 
-def _is_list(value: Any, count: int) -> bool:
+def checked_ranks(vote: Mapping[str, Any], count: int) -> list[int]:
+    """Return the ranks of a vote, without gaps: 1 is best, equal ranks are ties.
+
+    Raises:
+        ValueError: they are missing or not allowed.
+    """
+    ranks = vote.get("ranks")
+    if not _is_list(ranks, count) or not all(_is_whole(rank, 1, count) for rank in ranks):
+        raise ValueError(f"ranks: expected {count} whole numbers from 1 to {count}")
+    places = {rank: i for i, rank in enumerate(sorted(set(ranks)), 1)}
+    return [places[rank] for rank in ranks]
+
+
+def _is_list(value: Any, count: int) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and len(value) == count
 
 

@@ -26,6 +26,7 @@ from align.labelling.agreement import (
 )
 from align.labelling.conflicts import conflicts
 from align.labelling.database import SKIPS, Labeler, Refused, Votes
+from align.labelling.screening import verdicts
 from align.labelling.sessions import COOKIE, Guarded, Sessions, is_encrypted, is_same_origin
 
 PAGES = Path(__file__).parent / "pages"
@@ -222,13 +223,14 @@ def _admin(app: FastAPI, votes: Votes, sessions: Sessions, prefix: str) -> None:
     def report(request: Request) -> dict[str, Any]:
         _who(request, votes, sessions, "admin")
         rankings = votes.rankings()
+        look = verdicts(rankings)
         return {
             "counts": votes.counts(),
             "agreement": pair_agreement(rankings),
             "flag_agreement": flag_agreement(rankings),
             "ranking_alpha": ranking_alpha(rankings),
             "rating_alpha": rating_alpha(rankings),
-            "labelers": [each._asdict() for each in reports(rankings)],
+            "labelers": [{**each._asdict(), "look": look[each.name]} for each in reports(rankings)],
             "conflicts": conflicts(rankings, votes.adjudicated()),
         }
 

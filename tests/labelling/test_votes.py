@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import sqlite3
 import threading
@@ -317,11 +318,14 @@ def test_a_snapshot_never_changes_and_is_the_same_while_nothing_new_came(tmp_pat
     assert freeze(votes) == first
     assert (first.number, first.counts["comparisons"]) == (1, 2)
     kept = (first.folder / "comparisons.jsonl").read_bytes()
-    votes.adjudicate(admin, item.id, "request 2", vote([1, 1, 2, 2]))
+    votes.adjudicate(admin, item.id, "request 2", {"ranks": [1, 1, 4, 4], "ratings": [7, 7, 7, 7]})
     votes.write(one, "request 3", "demonstration", {"prompt": [{"role": "user", "content": "q"}], "text": "a"})
     second = freeze(votes)
     assert second.number == 2
     assert second.digest != first.digest
     assert second.counts == {"comparisons": 1, "demonstrations": 1, "prompts": 0}
-    assert '"labeler": "adjudicated"' in (second.folder / "comparisons.jsonl").read_text()
+    (line,) = (second.folder / "comparisons.jsonl").read_text().splitlines()
+    decided = json.loads(line)
+    assert (decided["ranks"], decided["labeler"]) == ([1, 1, 2, 2], "adjudicated")
+    assert not {"ratings", "flags", "note", "seconds"} & {*decided}, "they are the labelers', not the admin's"
     assert (first.folder / "comparisons.jsonl").read_bytes() == kept
