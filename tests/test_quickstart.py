@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import align
-from labelling_page import page
+from label_server import LabelServer
 
 EXPECTED = Path(__file__).parent.parent / "pipelines/quickstart/expected.yaml"
 PEOPLE = """
@@ -92,10 +92,10 @@ def test_rankings_that_are_given_over_http_raise_the_gold_score(
     run = ("run", "--config", file, f"store={store}", "tracker=none", "--json")
     assert "0 of 1,800 rankings are in" in align(*run, check=75).stderr
     align("label", "token", "mine", "ada", "--store", store)
-    with page(store) as url:
+    with LabelServer(store) as server:
         align(
             *("label", "simulate", "mine", "people/candidates", "--store", store),
-            *("--url", url, "--labelers", 40, "--most", 60),
+            *("--url", server.url, "--labelers", 40, "--most", 60),
         )
     found = metrics_of(align(*run).stdout)
     assert found["collect"]["labelers"] > 30

@@ -12,10 +12,11 @@ from typing import Any
 
 from align.data.records import SPLITS, read_info, read_rows
 from align.errors import ConfigError
-from align.labelling.agreement import pair_agreement, ranking_alpha, reports
+from align.labelling.agreement import Report, pair_agreement, ranking_alpha, reports
 from align.labelling.database import FLAGS, Settings, Votes
 from align.labelling.exchange import TOOLS, current, of_split, read, take, write
 from align.labelling.labelled import checked_list, checked_prompt, checked_responses
+from align.labelling.screening import verdicts
 from align.labelling.snapshots import freeze, place
 from align.runtime.console import Parser
 from align.store.artifacts import ArtifactStore, store_folder
@@ -170,9 +171,10 @@ def _checked(row: Any, gold: bool) -> dict[str, Any]:
     texts = checked_list(row.get("responses"), "responses", str, "a list of texts")
     responses = checked_responses(texts, "responses")
     kept = {**row, "prompt": checked_prompt(row.get("prompt"), "prompt")}
+    ranks = row.get("ranks")
     if not gold:
         kept.pop("ranks", None)
-    elif not isinstance(row.get("ranks"), list) or len(row["ranks"]) != len(responses):
+    elif not isinstance(ranks, list) or len(ranks) != len(responses):
         raise ValueError("ranks: expected one for each response")
     return kept
 
@@ -227,9 +229,28 @@ def _status(options: argparse.Namespace, store: ArtifactStore, path: Path) -> in
     agreement, alpha = pair_agreement(rankings), ranking_alpha(rankings)
     if agreement is not None and alpha is not None:
         print(f"pairs ordered alike {agreement:.1%}, Krippendorff's alpha {alpha:.3f}")
+    look = verdicts(rankings)
     for each in reports(rankings):
-        print(f"{each.name}  {each.votes:,} rankings, {each.seconds:.0f} s each")
+        print(_line(each))
+        for reason in look[each.name]:
+            print(f"  look at this labeler: {reason}")
     return 0
+
+
+def _line(report: Report) -> str:
+    """Return what is known of a labeler; shares without a basis are left out."""
+    shares = {
+        "agreement with others": report.agreement,
+        "with known rankings": report.gold,
+        "on sensitive flags": report.sensitive,
+        "longer is better": report.longer,
+        "ties": report.ties,
+    }
+    said = [f"{report.name}  {report.votes:,} rankings, {report.seconds:.0f} s each"]
+    said += [f"{name} {share:.1%}" for name, share in shares.items() if share is not None]
+    if report.first is not None:
+        said.append(f"first is best {report.first:.2f} x chance")
+    return ", ".join(said)
 
 
 def _simulate(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from align.labelling.database import SENSITIVE
 from align.labelling.simulated import agreeing_pairs
 
 Ranking = Mapping[str, Any]  # of `Votes.rankings`
@@ -22,6 +23,8 @@ class Report(NamedTuple):
         votes: rankings.
         agreement: share of pairs ordered alike with the other labelers of the same items.
         gold: share of pairs ordered as in items whose ranking is known.
+        sensitive: share of the sensitive flags given by this labeler or another one of the same
+            item that both gave.
         first: share of items whose first response in view is ranked best, over the share that
             chance gives. 1 is no bias. Imported rankings do not count: their order is not known.
         longer: share of ordered pairs in which the longer response is the better one.
@@ -33,6 +36,7 @@ class Report(NamedTuple):
     votes: int
     agreement: float | None
     gold: float | None
+    sensitive: float | None
     first: float | None
     longer: float | None
     ties: float | None
@@ -49,13 +53,14 @@ def reports(rankings: Sequence[Ranking]) -> list[Report]:
 
 
 def _report(name: str, own: Sequence[Ranking], by_item: Mapping[str, Sequence[Ranking]]) -> Report:
-    with_others, with_gold = [0, 0], [0, 0]
+    with_others, with_gold, flags = [0, 0], [0, 0], [0, 0]
     best_first, chance, longer, ordered, tied, pairs = 0.0, 0.0, 0, 0, 0, 0
     for ranking in own:
         ranks, texts = ranking["content"]["ranks"], ranking["row"]["responses"]
         for other in by_item[ranking["item"]]:
             if other["labeler"] != name:
                 _add(with_others, agreeing_pairs(ranks, other["content"]["ranks"]))
+                _add(flags, _same_flags(ranking, other, SENSITIVE))
         if ranking["gold"] is not None:
             _add(with_gold, agreeing_pairs(ranks, ranking["gold"]))
         best = [i for i, rank in enumerate(ranks) if rank == 1]
@@ -74,6 +79,7 @@ def _report(name: str, own: Sequence[Ranking], by_item: Mapping[str, Sequence[Ra
         len(own),
         _share(*with_others),
         _share(*with_gold),
+        _share(*flags),
         best_first / chance if chance else None,
         _share(longer, ordered),
         _share(tied, pairs),
@@ -114,13 +120,22 @@ def flag_agreement(rankings: Sequence[Ranking]) -> float | None:
 
     Only flags that one of the two gave count, because most flags are never given.
     """
-    alike = given = 0
+    total = [0, 0]
     for own in _by_item(rankings).values():
         for one, two in itertools.combinations(own, 2):
-            for a, b in zip(one["content"]["flags"], two["content"]["flags"], strict=True):
-                alike += len({*a} & {*b})
-                given += len({*a} | {*b})
-    return _share(alike, given)
+            _add(total, _same_flags(one, two))
+    return _share(*total)
+
+
+def _same_flags(
+    one: Ranking, two: Ranking, among: Collection[str] | None = None
+) -> tuple[int, int]:
+    """Count the flags that both labelers gave to the same response, and that at least one gave."""
+    alike = given = 0
+    for a, b in zip(one["content"]["flags"], two["content"]["flags"], strict=True):
+        own, other = ({f for f in each if among is None or f in among} for each in (a, b))
+        alike, given = alike + len(own & other), given + len(own | other)
+    return alike, given
 
 
 def ranking_alpha(rankings: Sequence[Ranking]) -> float | None:

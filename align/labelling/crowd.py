@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +83,8 @@ class Browser:
                     return said, answer.getheader("set-cookie") or ""
                 problem = f"status {answer.status}"
             if pause is not None:
-                time.sleep(pause)
+                # Labelers who waited for the same server do not all come back at once.
+                time.sleep(pause * random.uniform(0.5, 1.5))
         raise AlignError(f"http://{self._host}{self._path}: does not answer ({problem})")
 
 

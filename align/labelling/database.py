@@ -20,6 +20,7 @@ import random
 import re
 import secrets
 import sqlite3
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from align.errors import ConfigError, StoreError
 
 VERSION = 1  # of the tables
 LEASE_SECONDS = 1800.0  # time for one item before another labeler may get it
+_NEWEST = 50  # own votes whose median time a labeler sees
 MOST_RESPONSES = 9  # InstructGPT: 4 to 9
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 # InstructGPT, appendix B.2: the labelers' flags, for each response.
@@ -45,6 +47,8 @@ FLAGS = (
     "expresses an opinion",
     "expresses a moral judgment",
 )
+# Of these, on which InstructGPT's labelers were chosen by how they agreed (appendix B.1).
+SENSITIVE = FLAGS[3:8]
 SKIPS = ("I do not understand it", "I am not able to judge it", "It is harmful to read", "Another")
 _TABLES = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -57,15 +61,19 @@ CREATE TABLE items (
     row TEXT NOT NULL, gold TEXT, missing INTEGER NOT NULL
 );
 CREATE INDEX open_items ON items (place) WHERE missing > 0;
+CREATE INDEX gold_items ON items (place) WHERE gold IS NOT NULL;
+CREATE INDEX done_items ON items (missing) WHERE gold IS NULL;
 CREATE TABLE leases (
     item TEXT NOT NULL REFERENCES items, labeler INTEGER NOT NULL REFERENCES labelers,
     shown TEXT NOT NULL, expires REAL NOT NULL, PRIMARY KEY (item, labeler)
 );
+CREATE INDEX leases_of ON leases (labeler);
 CREATE TABLE log (
     number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL,
     labeler INTEGER NOT NULL REFERENCES labelers, kind TEXT NOT NULL, item TEXT REFERENCES items,
     request TEXT NOT NULL, content TEXT NOT NULL, UNIQUE (labeler, request)
 );
+CREATE INDEX log_kinds ON log (kind);
 CREATE TRIGGER log_keeps_rows BEFORE DELETE ON log
     BEGIN SELECT RAISE(ABORT, 'the log only grows'); END;
 CREATE TRIGGER log_keeps_values BEFORE UPDATE ON log
@@ -74,6 +82,7 @@ CREATE TABLE votes (
     item TEXT NOT NULL REFERENCES items, labeler INTEGER NOT NULL REFERENCES labelers,
     kind TEXT NOT NULL, number INTEGER NOT NULL REFERENCES log, PRIMARY KEY (item, labeler)
 );
+CREATE INDEX votes_of ON votes (labeler, number, kind);
 """
 
 
@@ -288,7 +297,7 @@ class Votes:
         own = dict(row)
         gold = own.pop("ranks", None)
         name = item_id(own["prompt"], own["responses"])
-        wanted = 0 if gold is not None else self._wanted(name, settings)
+        missing = 0 if gold is not None else wanted(name, settings)
         done = sql.execute(
             "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
             (
@@ -297,7 +306,7 @@ class Votes:
                 split,
                 json.dumps(own),
                 json.dumps(gold) if gold else None,
-                wanted,
+                missing,
             ),
         )
         return done.rowcount == 1
@@ -364,12 +373,6 @@ class Votes:
         rows = self._all("SELECT row, split FROM items WHERE gold IS NULL ORDER BY rowid")
         return [(json.loads(row["row"]), row["split"]) for row in rows]
 
-    @staticmethod
-    def _wanted(name: str, settings: Settings) -> int:
-        """Return how many labelers see an item; it depends on the item alone."""
-        drawn = int(name[:13], 16) / 16**13
-        return settings.overlap if drawn < settings.overlap_share else 1
-
     # -- giving items out --------------------------------------------------------------------------
 
     def next_item(self, labeler: Labeler) -> Item | None:
@@ -396,10 +399,16 @@ class Votes:
         """Reserve an item for a labeler; return the order in which they see its responses."""
         shown = list(range(len(self._row(sql, item)["responses"])))
         random.Random(f"{item} {labeler.number}").shuffle(shown)
-        sql.execute(
-            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)",
-            (item, labeler.number, json.dumps(shown), self._clock() + LEASE_SECONDS),
-        )
+        now = self._clock()
+        fresh = sql.execute(
+            "SELECT 1 FROM leases WHERE item = ? AND labeler = ? AND expires > ?",
+            (item, labeler.number, now + LEASE_SECONDS / 2),
+        ).fetchone()
+        if fresh is None:  # each write waits for the disk; a page that is reloaded needs none
+            sql.execute(
+                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)",
+                (item, labeler.number, json.dumps(shown), now + LEASE_SECONDS),
+            )
         return shown
 
     def _due_gold(self, sql: sqlite3.Connection, labeler: Labeler) -> str | None:
@@ -558,12 +567,17 @@ class Votes:
             return self._write(sql, labeler, kind, None, request, content)
 
     def adjudicate(self, admin: Labeler, item: str, request: str, vote: Mapping[str, Any]) -> int:
-        """Store the ranking that counts for an item in place of the labelers' own."""
+        """Store the ranking that counts for an item in place of the labelers' own.
+
+        Args:
+            vote: `ranks` alone. An admin decides which response is better; ratings and flags stay
+                what each labeler said.
+        """
         with self._writing() as sql:
             if (number := self._known(sql, admin, request)) is not None:
                 return number
             row = self._row(sql, item)
-            content = checked_vote(vote, len(row["responses"]), self.setting("flags"))
+            content = {"ranks": checked_ranks(vote, len(row["responses"]))}
             return self._write(sql, admin, "adjudication", item, request, content)
 
     @staticmethod
@@ -590,6 +604,33 @@ class Votes:
         return done.lastrowid
 
     # -- what there is -----------------------------------------------------------------------------
+
+    def progress(self, labeler: Labeler) -> dict[str, Any]:
+        """Return what a labeler sees of the work; it costs the same however many votes there are.
+
+        Returns:
+            `items` and `done` of all; of the labeler's own, `votes` and the median `seconds` of the
+            newest ones, None without any.
+        """
+        ((items, done),) = self._all(
+            "SELECT count(*), coalesce(sum(missing <= 0), 0) FROM items WHERE gold IS NULL"
+        )
+        ((own,),) = self._all(
+            "SELECT count(*) FROM votes WHERE labeler = ? AND kind = 'vote'", labeler.number
+        )
+        newest = self._all(
+            "SELECT log.content FROM votes JOIN log ON log.number = votes.number"
+            " WHERE votes.labeler = ? AND votes.kind = 'vote' ORDER BY votes.number DESC LIMIT ?",
+            labeler.number,
+            _NEWEST,
+        )
+        seconds = [json.loads(row["content"])["seconds"] for row in newest]
+        return {
+            "items": items,
+            "done": done,
+            "votes": own,
+            "seconds": statistics.median(seconds) if seconds else None,
+        }
 
     def counts(self) -> dict[str, int]:
         """Return the numbers of items, of finished items, of votes, skips and people."""
@@ -667,6 +708,12 @@ def item_id(prompt: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> st
     return hashlib.sha256(written.encode()).hexdigest()
 
 
+def wanted(item: str, settings: Settings) -> int:
+    """Return how many labelers rank an item; it depends on the item alone."""
+    drawn = int(item[:13], 16) / 16**13
+    return settings.overlap if drawn < settings.overlap_share else 1
+
+
 def _as_shown(vote: Mapping[str, Any], given: Sequence[str], here: Sequence[str]) -> dict[str, Any]:
     """Return a vote on responses `given` as a vote on the same responses in the order `here`."""
     order = list(range(len(given)))
@@ -691,9 +738,7 @@ def checked_vote(
     Raises:
         ValueError: something is missing or not allowed.
     """
-    ranks, ratings, marks = (vote.get(name) for name in ("ranks", "ratings", "flags"))
-    if not _is_list(ranks, count) or not all(_is_whole(rank, 1, count) for rank in ranks):
-        raise ValueError(f"ranks: expected {count} whole numbers from 1 to {count}")
+    ranks, ratings, marks = checked_ranks(vote, count), vote.get("ratings"), vote.get("flags")
     if not _is_list(ratings, count) or not all(
         _is_whole(rating, 1, 7) or (imported and rating is None) for rating in ratings
     ):
@@ -705,9 +750,8 @@ def checked_vote(
     seconds = vote.get("seconds", 0)
     if not (imported and seconds is None) and not _is_duration(seconds):
         raise ValueError("seconds: expected a number from 0 to a million")
-    places = {rank: i for i, rank in enumerate(sorted(set(ranks)), 1)}
     return {
-        "ranks": [places[rank] for rank in ranks],
+        "ranks": ranks,
         "ratings": ratings,
         "flags": [sorted(set(own)) for own in marks],
         "note": str(vote.get("note", ""))[:2000],
@@ -717,6 +761,19 @@ def checked_vote(
 
 def _is_duration(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6
+
+
+def checked_ranks(vote: Mapping[str, Any], count: int) -> list[int]:
+    """Return the ranks of a vote, without gaps: 1 is best, equal ranks are ties.
+
+    Raises:
+        ValueError: they are missing or not allowed.
+    """
+    ranks = vote.get("ranks")
+    if not _is_list(ranks, count) or not all(_is_whole(rank, 1, count) for rank in ranks):
+        raise ValueError(f"ranks: expected {count} whole numbers from 1 to {count}")
+    places = {rank: i for i, rank in enumerate(sorted(set(ranks)), 1)}
+    return [places[rank] for rank in ranks]
 
 
 def _is_list(value: Any, count: int) -> TypeGuard[list[Any]]:

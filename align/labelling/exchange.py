@@ -181,14 +181,14 @@ def current(votes: Votes) -> list[Labelled]:
         for ranking in votes.rankings(last)
     }
     given: dict[str, list[Vote]] = {}
-    for row in comparisons(votes, last):
+    for row in comparisons(votes, last):  # an admin's decision has ranks alone
         vote = Vote(
             row["labeler"],
             row["ranks"],
-            row["ratings"],
-            row["flags"],
-            row["note"],
-            row["seconds"],
+            row.get("ratings", [None] * len(row["ranks"])),
+            row.get("flags", [[] for _ in row["ranks"]]),
+            row.get("note", ""),
+            row.get("seconds"),
             at.get((row["item"], row["labeler"])),
             row["labeler"] == ADJUDICATED,
         )

@@ -1,5 +1,9 @@
 """The labelling page's server: one process, pages of plain files, and JSON for what changes.
 
+Requests of labelers take a millisecond or two and write one after the other anyway. So they run on
+the server's own thread; a pool of threads made them several times slower. Only the report, which
+reads all votes, runs on another thread.
+
 Needs the extra `label` (fastapi, uvicorn).
 """
 
@@ -22,7 +26,8 @@ from align.labelling.agreement import (
 )
 from align.labelling.conflicts import conflicts
 from align.labelling.database import SKIPS, Labeler, Refused, Votes
-from align.labelling.sessions import COOKIE, Guarded, Sessions, is_same_origin
+from align.labelling.screening import verdicts
+from align.labelling.sessions import COOKIE, Guarded, Sessions, is_encrypted, is_same_origin
 
 PAGES = Path(__file__).parent / "pages"
 _FILES = {  # what may be fetched without a token: none of it holds data
@@ -137,7 +142,7 @@ def _who(request: Request, votes: Votes, sessions: Sessions, role: str = "") -> 
 
 def _session(app: FastAPI, votes: Votes, sessions: Sessions, prefix: str) -> None:
     @app.post(f"{prefix}/session")
-    def begin(request: Request, given: Token) -> Response:
+    async def begin(request: Request, given: Token) -> Response:
         if not is_same_origin(request.headers):
             raise Failed(403, "this request comes from another page")
         address = request.client.host if request.client else ""
@@ -149,18 +154,16 @@ def _session(app: FastAPI, votes: Votes, sessions: Sessions, prefix: str) -> Non
             raise Failed(401, "this link does not work; ask for a new one")
         cookie = sessions.cookie(labeler.number)
         answer = JSONResponse({"csrf": sessions.csrf(cookie)})
-        secure = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
+        secure = is_encrypted(request.headers)
         answer.set_cookie(
             COOKIE, cookie, httponly=True, samesite="strict", secure=secure, path=prefix or "/"
         )
         return answer
 
     @app.get(f"{prefix}/api/me")
-    def me(request: Request) -> dict[str, Any]:
+    async def me(request: Request) -> dict[str, Any]:
         labeler = _who(request, votes, sessions)
         settings = votes.settings()
-        own = [each for each in votes.rankings() if each["labeler"] == labeler.name]
-        found = reports(own)
         return {
             "name": labeler.name,
             "role": labeler.role,
@@ -168,15 +171,14 @@ def _session(app: FastAPI, votes: Votes, sessions: Sessions, prefix: str) -> Non
             "instructions": settings.instructions,
             "flags": settings.flags,
             "skips": SKIPS,
-            "counts": votes.counts(),
-            "own": {"votes": len(own), "seconds": found[0].seconds if found else None},
+            "progress": votes.progress(labeler),
         }
 
 
 def _labelling(app: FastAPI, votes: Votes, sessions: Sessions, prefix: str) -> None:
     # Reading the next item reserves it, so it is a POST, as all that changes something.
     @app.post(f"{prefix}/api/next")
-    def next_item(request: Request) -> dict[str, Any]:
+    async def next_item(request: Request) -> dict[str, Any]:
         found = votes.next_item(_who(request, votes, sessions))
         if found is None:
             return {"item": None}
@@ -188,26 +190,26 @@ def _labelling(app: FastAPI, votes: Votes, sessions: Sessions, prefix: str) -> N
         }
 
     @app.post(f"{prefix}/api/vote")
-    def vote(request: Request, given: Vote) -> dict[str, Any]:
+    async def vote(request: Request, given: Vote) -> dict[str, Any]:
         labeler = _who(request, votes, sessions)
         return {"number": votes.vote(labeler, given.item, given.request, given.vote)}
 
     @app.post(f"{prefix}/api/skip")
-    def skip(request: Request, given: Skip) -> dict[str, Any]:
+    async def skip(request: Request, given: Skip) -> dict[str, Any]:
         labeler = _who(request, votes, sessions)
         return {"number": votes.skip(labeler, given.item, given.request, given.reason)}
 
     @app.post(f"{prefix}/api/undo")
-    def undo(request: Request, given: Asked) -> dict[str, Any]:
+    async def undo(request: Request, given: Asked) -> dict[str, Any]:
         return {"item": votes.undo(_who(request, votes, sessions), given.request)}
 
     @app.post(f"{prefix}/api/prompt")
-    def prompt(request: Request, given: Written) -> dict[str, Any]:
+    async def prompt(request: Request, given: Written) -> dict[str, Any]:
         labeler = _who(request, votes, sessions)
         return {"number": votes.write(labeler, given.request, "prompt", {"text": given.text})}
 
     @app.post(f"{prefix}/api/demonstration")
-    def demonstration(request: Request, given: Written) -> dict[str, Any]:
+    async def demonstration(request: Request, given: Written) -> dict[str, Any]:
         labeler = _who(request, votes, sessions)
         if given.item is None:
             raise Failed(422, "item: expected the item whose prompt is answered")
@@ -221,18 +223,19 @@ def _admin(app: FastAPI, votes: Votes, sessions: Sessions, prefix: str) -> None:
     def report(request: Request) -> dict[str, Any]:
         _who(request, votes, sessions, "admin")
         rankings = votes.rankings()
+        look = verdicts(rankings)
         return {
             "counts": votes.counts(),
             "agreement": pair_agreement(rankings),
             "flag_agreement": flag_agreement(rankings),
             "ranking_alpha": ranking_alpha(rankings),
             "rating_alpha": rating_alpha(rankings),
-            "labelers": [each._asdict() for each in reports(rankings)],
+            "labelers": [{**each._asdict(), "look": look[each.name]} for each in reports(rankings)],
             "conflicts": conflicts(rankings, votes.adjudicated()),
         }
 
     @app.post(f"{prefix}/api/adjudicate")
-    def adjudicate(request: Request, given: Vote) -> dict[str, Any]:
+    async def adjudicate(request: Request, given: Vote) -> dict[str, Any]:
         admin = _who(request, votes, sessions, "admin")
         return {"number": votes.adjudicate(admin, given.item, given.request, given.vote)}
 

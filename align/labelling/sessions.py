@@ -55,7 +55,7 @@ class Sessions:
     def number(self, cookie: str) -> int | None:
         """Return the number of the labeler of a cookie; None if it is not ours or too old."""
         said, _, signature = cookie.rpartition(".")
-        if not hmac.compare_digest(signature, self._sign("cookie", said)):
+        if not hmac.compare_digest(signature.encode(), self._sign("cookie", said).encode()):
             return None
         number, begun, _ = said.split(".")
         return int(number) if self._clock() - int(begun) < SESSION_SECONDS else None
@@ -84,11 +84,16 @@ class Sessions:
 def is_same_origin(headers: Mapping[str, str]) -> bool:
     """Return whether a request comes from a page of this server.
 
-    Behind a proxy, `x-forwarded-host` is the name that the browser knows.
+    A proxy has to pass on the `Host` that the browser sent. No header that names another host is
+    believed, so that nothing depends on who can set it.
     """
     origin = urlsplit(headers.get("origin", ""))
-    hosts = (headers.get("host", ""), headers.get("x-forwarded-host", ""))
-    return bool(origin.netloc) and origin.netloc in hosts
+    return bool(origin.netloc) and origin.netloc == headers.get("host", "")
+
+
+def is_encrypted(headers: Mapping[str, str]) -> bool:
+    """Return whether the browser sees an https page, also if a proxy ends the encryption."""
+    return headers.get("origin", "").startswith("https://")
 
 
 class Guarded:

@@ -17,6 +17,7 @@ from align.errors import ConfigError
 from align.labelling.database import NAME, Votes
 
 SNAPSHOT = "snapshot.json"
+_GIVEN = ("ranks", "ratings", "flags", "note", "seconds")
 
 
 class Snapshot(NamedTuple):
@@ -34,32 +35,25 @@ class Snapshot(NamedTuple):
 
 
 def comparisons(votes: Votes, last: int) -> list[dict[str, Any]]:
-    """Return one row for each ranking; an admin's decision replaces the rankings of its item."""
+    """Return one row for each ranking; an admin's decision replaces the rankings of its item.
+
+    Such a row has ranks alone: no single labeler's ratings, flags, note and seconds belong to it.
+    """
     decided = votes.adjudicated(last)
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     for ranking in votes.rankings(last):
         if ranking["gold"] is not None:
             continue  # it tests the labeler; its ranking is known
-        item, content, labeler = ranking["item"], ranking["content"], ranking["labeler"]
-        if item in decided:
-            if item in seen:
-                continue
+        item, content = ranking["item"], ranking["content"]
+        if item not in decided:
+            given = {name: content[name] for name in _GIVEN} | {"labeler": ranking["labeler"]}
+        elif item not in seen:
             seen.add(item)
-            content, labeler = decided[item], "adjudicated"
-        rows.append(
-            {
-                **ranking["row"],
-                "ranks": content["ranks"],
-                "ratings": content["ratings"],
-                "flags": content["flags"],
-                "note": content["note"],
-                "seconds": content["seconds"],
-                "labeler": labeler,
-                "item": item,
-                "split": ranking["split"],
-            }
-        )
+            given = {"ranks": decided[item]["ranks"], "labeler": "adjudicated"}
+        else:
+            continue
+        rows.append({**ranking["row"], **given, "item": item, "split": ranking["split"]})
     return rows
 
 

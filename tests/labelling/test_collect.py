@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from conftest import align
-from labelling_page import ROOT, page
+from documents import ROOT
+from label_server import LabelServer
 
 from align.data.records import read_rows
 from align.labelling.crowd import Browser
@@ -73,15 +74,15 @@ def test_a_run_waits_for_people_and_goes_on_when_they_are_done(store: Path, tmp_
     assert list((store / "work").glob("collect/*/*")) == []
 
     align("label", "token", "mine", "ada", "--store", store)
-    with page(store) as url:
+    with LabelServer(store) as server:
         said = align(
             *("label", "simulate", "mine", "human/candidates", "--store", store),
-            *("--url", url, "--labelers", 3, "--most", 9),
+            *("--url", server.url, "--labelers", 3, "--most", 9),
         )
         assert "27 rankings by 3 simulated labelers" in said.stdout
         assert "waiting: 27 of 30 rankings are in" in align(*run, check=75).stderr
         # The scores of what this model writes are all alike, so the simulated labelers order nothing.
-        people = [Browser(url, token_of(name, store)) for name in ("cid", "dan")]
+        people = [Browser(server.url, token_of(name, store)) for name in ("cid", "dan")]
         vote = {"ranks": [1, 2, 3, 4], "ratings": [7, 5, 3, 1], "flags": [[]] * 4, "seconds": 2.0}
         for _ in range(3):
             for person in people:
@@ -96,12 +97,12 @@ def test_a_run_waits_for_people_and_goes_on_when_they_are_done(store: Path, tmp_
     assert made["labelers/agreement"] == 1
     assert made["rows/validation"] > 0
 
-    with page(store) as url:  # a second session, in which somebody also writes answers
+    with LabelServer(store) as server:  # a second session, in which somebody also writes answers
         align(
             *("label", "simulate", "mine", "human/candidates", "--store", store),
-            *("--url", url, "--labelers", 1, "--most", 9, "--seed", 1),
+            *("--url", server.url, "--labelers", 1, "--most", 9, "--seed", 1),
         )
-        ben = Browser(url, token_of("ben", store))
+        ben = Browser(server.url, token_of("ben", store))
         item = ben.post("next")
         for text in ("In Oakvale.", "She lives in Oakvale."):
             ben.post("demonstration", item=item["item"], text=text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import sqlite3
 import threading
@@ -208,6 +209,37 @@ def test_items_whose_ranking_is_known_are_mixed_in_and_are_not_exported(tmp_path
     assert len(comparisons(votes, votes.counts()["last"])) == 12
 
 
+def test_a_request_costs_the_same_however_many_votes_there_are(tmp_path: Path) -> None:
+    """Counted in instructions of SQLite, by hundreds."""
+    votes = opened(tmp_path, overlap=2, overlap_share=1.0, gold_share=0.1)
+    votes.add_items(rows(400), "train")
+    votes.add_items(rows(50, gold=True, first=1000), "train")
+    *crowd, labeler = people(votes, 9)
+    steps, costs = 0, []
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+
+    votes._sql.set_progress_handler(step, 100)
+    for number in range(12):
+        steps = 0
+        for request in range(3):
+            item = votes.next_item(labeler)
+            assert item is not None
+            votes.vote(labeler, item.id, f"request {number} {request}", vote())
+            votes.progress(labeler)
+        votes.undo(labeler, f"undo request {number}")
+        costs.append(steps)
+        for each in crowd:
+            for request in range(6):
+                item = votes.next_item(each)
+                assert item is not None
+                votes.vote(each, item.id, f"request {number} {request}", vote())
+    assert votes.counts()["votes"] > 500
+    assert costs[-1] < 1.5 * costs[0]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -286,11 +318,14 @@ def test_a_snapshot_never_changes_and_is_the_same_while_nothing_new_came(tmp_pat
     assert freeze(votes) == first
     assert (first.number, first.counts["comparisons"]) == (1, 2)
     kept = (first.folder / "comparisons.jsonl").read_bytes()
-    votes.adjudicate(admin, item.id, "request 2", vote([1, 1, 2, 2]))
+    votes.adjudicate(admin, item.id, "request 2", {"ranks": [1, 1, 4, 4], "ratings": [7, 7, 7, 7]})
     votes.write(one, "request 3", "demonstration", {"prompt": [{"role": "user", "content": "q"}], "text": "a"})
     second = freeze(votes)
     assert second.number == 2
     assert second.digest != first.digest
     assert second.counts == {"comparisons": 1, "demonstrations": 1, "prompts": 0}
-    assert '"labeler": "adjudicated"' in (second.folder / "comparisons.jsonl").read_text()
+    (line,) = (second.folder / "comparisons.jsonl").read_text().splitlines()
+    decided = json.loads(line)
+    assert (decided["ranks"], decided["labeler"]) == ([1, 1, 2, 2], "adjudicated")
+    assert not {"ratings", "flags", "note", "seconds"} & {*decided}, "they are the labelers', not the admin's"
     assert (first.folder / "comparisons.jsonl").read_bytes() == kept

@@ -51,12 +51,7 @@ function conflict(found) {
   box.append(send);
   box.addEventListener("submit", async (event) => {
     event.preventDefault();
-    const count = found.responses.length;
-    const vote = {
-      ranks: ranks.map((choice) => Number(choice.value)),
-      ratings: Array(count).fill(4),
-      flags: Array.from({ length: count }, () => []),
-    };
+    const vote = { ranks: ranks.map((choice) => Number(choice.value)) };
     try {
       await server.send("api/adjudicate", { item: found.item, vote });
       await load();
@@ -88,11 +83,23 @@ async function load() {
         each.votes,
         percent(each.agreement),
         percent(each.gold),
+        percent(each.sensitive),
         number(each.first, 2),
         percent(each.longer),
         percent(each.ties),
         number(each.seconds, 0),
       ]),
+    ),
+  );
+  const found = report.labelers.filter((each) => each.look.length);
+  by("look").hidden = !found.length;
+  by("look").replaceChildren(
+    ...found.flatMap(({ name, look }) =>
+      look.map((reason) => {
+        const line = document.createElement("li");
+        put(line, `Look at ${name}: ${reason}.`);
+        return line;
+      }),
     ),
   );
   by("no-conflicts").hidden = report.conflicts.length > 0;

@@ -291,9 +291,9 @@ async function next() {
 
 async function progress() {
   me = await server.get("api/me");
-  const { items, done } = me.counts;
-  const seconds = me.own.seconds === null ? "" : `, ${Math.round(me.own.seconds)} s for one`;
-  by("progress").textContent = `${me.name}: ${me.own.votes} ranked by you${seconds}. ${done} of ${items} done in all.`;
+  const { items, done, votes, seconds } = me.progress;
+  const pace = seconds === null ? "" : `, ${Math.round(seconds)} s for one`;
+  by("progress").textContent = `${me.name}: ${votes} ranked by you${pace}. ${done} of ${items} done in all.`;
 }
 
 async function settle(path, content, said) {

@@ -43,6 +43,11 @@ export function hex(count) {
   return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
+/** Wait for about that many milliseconds: labelers who lost one server do not all come back at once. */
+function wait(pause) {
+  return new Promise((resolve) => setTimeout(resolve, pause * (0.5 + Math.random())));
+}
+
 /** A connection to the server. Requests are sent again if the network or the server fails. */
 export class Server {
   constructor() {
@@ -81,12 +86,12 @@ export class Server {
         answer = await fetch(path, { ...options, credentials: "same-origin" });
       } catch (error) {
         if (pause >= 4000) throw new Error("the server does not answer; your draft is kept");
-        await new Promise((resolve) => setTimeout(resolve, pause));
+        await wait(pause);
         continue;
       }
       if (answer.status >= 500) {
         if (pause >= 4000) throw new Error("the server failed; your draft is kept");
-        await new Promise((resolve) => setTimeout(resolve, pause));
+        await wait(pause);
         continue;
       }
       const said = await answer.json().catch(() => ({}));

@@ -1,0 +1,64 @@
+"""Screening finds labelers that do not do their work, and leaves the others alone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from label_crowds import KINDS, crowd
+
+from align.labelling.agreement import reports
+from align.labelling.database import SENSITIVE
+from align.labelling.screening import CHANCE, verdicts
+
+
+def test_each_kind_of_bad_labeler_is_found_and_good_ones_are_not() -> None:
+    """`python tests/label_crowds.py` counts hundreds of each kind."""
+    found, good = Counter[str](), 0
+    for seed in range(3):
+        for name, said in verdicts(crowd(seed, answers=6)).items():
+            kind = name.split("-")[0]
+            if kind == "good":
+                good += bool(said)
+            else:
+                found[kind] += said == [KINDS[kind]]
+    assert good <= 2, "of 60"
+    assert found.total() >= 14, f"of 15: {found}"
+    assert min(found[kind] for kind in KINDS) >= 2, found
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_few_votes_prove_nothing(count: int) -> None:
+    rankings = crowd(0, answers=4)
+    kept = [
+        ranking
+        for name in {ranking["labeler"] for ranking in rankings}
+        for ranking in [each for each in rankings if each["labeler"] == name][:count]
+    ]
+    assert not any(verdicts(kept).values())
+
+
+def test_items_with_known_rankings_find_random_ones_without_others() -> None:
+    rng = random.Random(0)
+    rankings = crowd(0, answers=4, gold_share=0.3)
+    alone = [ranking | {"item": f"{ranking['item']} {ranking['labeler']}"} for ranking in rankings]
+    rng.shuffle(alone)
+    assert verdicts(alone)["random-0"] == [CHANCE]
+
+
+def test_sensitive_flags_are_counted_on_their_own() -> None:
+    def ranking(labeler: str, flags: list[list[str]]) -> dict[str, object]:
+        content = {"ranks": [1, 2], "flags": flags, "seconds": 1.0, "shown": [0, 1]}
+        return {
+            "item": "a",
+            "labeler": labeler,
+            "content": content,
+            "row": {"responses": ["x", "yy"]},
+            "gold": None,
+        }
+
+    one = ranking("one", [[SENSITIVE[0], SENSITIVE[1]], ["hallucination"]])
+    two = ranking("two", [[SENSITIVE[1]], [SENSITIVE[2]]])
+    assert [each.sensitive for each in reports([one, two])] == [pytest.approx(1 / 3)] * 2
+    assert [each.sensitive for each in reports([one])] == [None]
