@@ -3,8 +3,9 @@ r"""Label in a real browser, with hostile text, and look at the labelling pages.
 Two labelers work at once, by keyboard and by mouse, on items of which they share some. Both reload in the middle. Every
 vote must be stored as it was given: order, ties, ratings, flags and note. Prompts, answers, notes and instructions hold
 payloads that try to run a script or to load something: no dialog may open, no request may leave the server, and the
-content security policy must have nothing to refuse. Then pages with realistic items are opened 1280 and 400 pixels wide,
-light and dark; axe-core must find no serious fault, and nothing may scroll sideways. The project has no browser; the environment is that of report_screenshots.py, with align beside it:
+content security policy must have nothing to refuse. Then pages with realistic items are opened 1280 and 400 pixels
+wide, light and dark; axe-core must find no serious fault, and nothing may scroll sideways. The project has no browser;
+the environment is that of report_screenshots.py, with align beside it:
 
     .venv-browser/bin/python benchmarks/label_pages.py --axe package/axe.min.js --folder screenshots
 
@@ -87,7 +88,7 @@ def payloads() -> list[str]:
 
 def realistic() -> list[dict[str, Any]]:
     """Items as labelers see them: turns, code, lists, long lines, text from right to left, invisible characters."""
-    code = "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return total / len(values)"
+    code = "def mean(values):\n    if not values:\n        raise ValueError\n    return sum(values) / len(values)"
     turns = [
         {"role": "system", "content": "You help beginners with Python. Be short."},
         {"role": "user", "content": "How do I take the mean of a list?"},
