@@ -19,7 +19,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from align.labelling.agreement import Ranking
 from align.labelling.simulated import agreeing_pairs
@@ -37,22 +37,33 @@ _FAST = 0.05  # the share of the others' items that are faster than "fast"
 _FEWEST = 5  # items below which a deviation cannot be estimated
 
 
+class _Traits(NamedTuple):
+    """What may show a bias, for each ranking of a labeler; None if one says nothing of it."""
+
+    earlier: list[float | None]
+    longer: list[float | None]
+    seconds: list[float]
+
+
 def verdicts(rankings: Sequence[Ranking]) -> dict[str, list[str]]:
     """Return for each labeler the reasons to look at the rankings; mostly there is none.
 
     Labelers that were found once do not count as "the others" after that. Otherwise they would
     lower the agreement that the others are held against.
     """
-    own: dict[str, list[Ranking]] = defaultdict(list)
+    traits: dict[str, _Traits] = defaultdict(lambda: _Traits([], [], []))
     for ranking in rankings:
-        own[ranking["labeler"]].append(ranking)
-    found: dict[str, list[str]] = {name: [] for name in own}
+        own = traits[ranking["labeler"]]
+        own.earlier.append(_share_earlier(ranking))
+        own.longer.append(_share_longer(ranking))
+        own.seconds.append(ranking["content"]["seconds"])
+    found: dict[str, list[str]] = {name: [] for name in traits}
     for _ in range(2):
         left_out = {name for name, reasons in found.items() if reasons}
-        by_bias = {name: list(_biases(name, own, left_out)) for name in own}
+        by_bias = {name: list(_biases(name, traits, left_out)) for name in traits}
         left_out |= {name for name, reasons in by_bias.items() if reasons}
         scores = _Scores(rankings, left_out)
-        found = {name: [*by_bias[name], *scores.reasons(name)] for name in own}
+        found = {name: [*by_bias[name], *scores.reasons(name)] for name in traits}
     return {name: _plain(found[name]) for name in sorted(found)}
 
 
@@ -61,24 +72,21 @@ def _plain(reasons: list[str]) -> list[str]:
     return [each for each in reasons if each != CHANCE] if len(reasons) > 1 else reasons
 
 
-def _biases(
-    name: str, own: Mapping[str, Sequence[Ranking]], left_out: Collection[str]
-) -> Iterator[str]:
-    others = [
-        each for other, of in own.items() if other != name and other not in left_out for each in of
-    ]
-    mine = own[name]
-    earlier = [_share_earlier(ranking) for ranking in mine]
+def _biases(name: str, traits: Mapping[str, _Traits], left_out: Collection[str]) -> Iterator[str]:
+    mine = traits[name]
+    others = [own for other, own in traits.items() if other != name and other not in left_out]
     # Each labeler sees a random order, so that without a bias the share is one half.
-    if _is_beyond(earlier, 0.5) or _is_beyond([_less(1.0, each) for each in earlier], 0.5):
+    if _is_beyond(mine.earlier, 0.5) or _is_beyond(
+        [_less(1.0, each) for each in mine.earlier], 0.5
+    ):
         yield ORDER
-    longer = _mean([_share_longer(ranking) for ranking in others])
-    if longer is not None and _is_beyond([_share_longer(ranking) for ranking in mine], longer):
+    longer = _mean(share for own in others for share in own.longer)
+    if longer is not None and _is_beyond(mine.longer, longer):
         yield LENGTH
-    times = sorted(ranking["content"]["seconds"] for ranking in others)
+    times = sorted(seconds for own in others for seconds in own.seconds)
     if len(times) >= 1 / _FAST:
         fast = times[int(_FAST * len(times))]
-        if _is_beyond([float(each["content"]["seconds"] < fast) for each in mine], 0.0):
+        if _is_beyond([float(seconds < fast) for seconds in mine.seconds], 0.0):
             yield SPEED
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from conftest import align
 from label_crowds import KINDS, crowd
 
 from align.labelling.agreement import reports
-from align.labelling.database import SENSITIVE
-from align.labelling.screening import CHANCE, verdicts
+from align.labelling.database import SENSITIVE, Settings, Votes
+from align.labelling.screening import CHANCE, ORDER, verdicts
 
 
 def test_each_kind_of_bad_labeler_is_found_and_good_ones_are_not() -> None:
@@ -45,6 +47,26 @@ def test_items_with_known_rankings_find_random_ones_without_others() -> None:
     alone = [ranking | {"item": f"{ranking['item']} {ranking['labeler']}"} for ranking in rankings]
     rng.shuffle(alone)
     assert verdicts(alone)["random-0"] == [CHANCE]
+
+
+def test_the_status_names_who_to_look_at_and_why(tmp_path: Path) -> None:
+    votes = Votes.create(tmp_path / "labels/mine.db", Settings(overlap=2, overlap_share=1.0))
+    votes.add_items(
+        [{"prompt": [{"role": "user", "content": str(i)}], "responses": [str(j) for j in range(4)]} for i in range(40)],
+        "train",
+    )
+    for name in ("honest", "in-order"):
+        labeler = votes.of_token(votes.add_labeler(name))
+        assert labeler is not None
+        while (item := votes.next_item(labeler)) is not None:
+            ranks = [1, 2, 3, 4] if name == "honest" else [item.shown.index(place) + 1 for place in range(4)]
+            vote = {"ranks": ranks, "ratings": [4] * 4, "flags": [[]] * 4, "seconds": 9}
+            votes.vote(labeler, item.id, f"request {item.id[:20]}", vote)
+    lines = align("label", "status", "mine", "--store", tmp_path).stdout.splitlines()
+    assert lines[0] == "40 of 40 items done; 80 rankings"
+    assert lines[2].startswith("honest  40 rankings, 9 s each, agreement with others ")
+    assert lines[3].startswith("in-order  40 rankings")
+    assert lines[4:] == [f"  look at this labeler: {ORDER}"]
 
 
 def test_sensitive_flags_are_counted_on_their_own() -> None:

@@ -32,6 +32,8 @@ function conflict(found) {
     line.className = "choice";
     const choice = document.createElement("select");
     choice.setAttribute("aria-label", `Rank of answer ${place + 1}`);
+    choice.required = true; // a decision that was not made would be a tie of all
+    choice.append(new Option("rank", ""));
     found.responses.forEach((_, rank) => choice.append(new Option(rank + 1, rank + 1)));
     const answer = document.createElement("div");
     const content = document.createElement("p");

@@ -128,8 +128,7 @@ function flags(place, name) {
   box.open = draft.flags[place].length > 0;
   const summary = document.createElement("summary");
   const count = draft.flags[place].length;
-  summary.textContent = count ? `What is wrong with it (${count})` : "What is wrong with it";
-  summary.setAttribute("aria-label", `What is wrong with ${name}`);
+  summary.textContent = count ? `What is wrong with ${name} (${count})` : `What is wrong with ${name}`;
   box.append(summary);
   for (const flag of me.flags) {
     const label = document.createElement("label");
