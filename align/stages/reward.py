@@ -568,9 +568,9 @@ def _centre(
     for chunk in micro_batches(list(map(len, mine)), job.max_tokens):
         packed = pack([mine[i] for i in chunk], job.device)
         with job.compute(precision).autocast():
-            each = torch.stack([response_scores(member, packed) for member in members])
-        scores = torch.cat([each, each.mean(0, keepdim=True)]).double()
-        totals += torch.stack([scores.sum(1), (scores**2).sum(1)], 1)
+            each = [response_scores(member, packed) for member in members]
+        for total, scores in zip(totals, [*each, torch.stack(each).mean(0)], strict=True):
+            total += torch.stack([scores.double().sum(), (scores.double() ** 2).sum()])
     job.group.all_reduce(totals)
     means, squares = (totals / len(sequences)).T.tolist()
     for member, mean in zip(members, means, strict=False):
