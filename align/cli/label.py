@@ -13,7 +13,7 @@ from typing import Any
 from align.data.records import SPLITS, read_info, read_rows
 from align.errors import ConfigError
 from align.labelling.agreement import Report, pair_agreement, ranking_alpha, reports
-from align.labelling.database import FLAGS, Settings, Votes
+from align.labelling.database import FLAGS, Settings, Votes, checked_ranks
 from align.labelling.exchange import TOOLS, current, of_split, read, take, write
 from align.labelling.labelled import checked_list, checked_prompt, checked_responses
 from align.labelling.screening import verdicts
@@ -171,12 +171,8 @@ def _checked(row: Any, gold: bool) -> dict[str, Any]:
     texts = checked_list(row.get("responses"), "responses", str, "a list of texts")
     responses = checked_responses(texts, "responses")
     kept = {**row, "prompt": checked_prompt(row.get("prompt"), "prompt")}
-    ranks = row.get("ranks")
-    if not gold:
-        kept.pop("ranks", None)
-    elif not isinstance(ranks, list) or len(ranks) != len(responses):
-        raise ValueError("ranks: expected one for each response")
-    return kept
+    kept.pop("ranks", None)
+    return kept | ({"ranks": checked_ranks(row, len(responses))} if gold else {})
 
 
 def _token(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:

@@ -304,6 +304,12 @@ class Compare(StageConfig):
     def __post_init__(self) -> None:
         check_ranges(self)
         require(self.num_responses >= 2, "num_responses", self.num_responses, "at least 2")
+        require(
+            self.num_labelers > 0 or self.num_responses + self.num_strays <= 9,
+            "num_responses",
+            self.num_responses,
+            "at most 9 with num_strays, because people rank at most 9",
+        )
         require(0.5 < self.agreement < 1, "agreement", self.agreement, "a number between 0.5 and 1")
         if self.choose_from is not None:
             require(

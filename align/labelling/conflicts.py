@@ -19,7 +19,8 @@ def conflicts(rankings: Sequence[Ranking], decided: Collection[str]) -> list[dic
     """
     by_item: dict[str, list[Ranking]] = defaultdict(list)
     for ranking in rankings:
-        by_item[ranking["item"]].append(ranking)
+        if ranking["gold"] is None:  # else its ranking is known
+            by_item[ranking["item"]].append(ranking)
     found = []
     for item, own in by_item.items():
         if item in decided:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from align.errors import AlignError
+from align.errors import AlignError, ConfigError
 from align.labelling.database import item_id
 from align.labelling.simulated import Labelers, judge
 from align.runtime.seeds import derive_seed
@@ -115,7 +115,12 @@ def simulate(
             item = browser.post("next")
             if item["item"] is None:
                 return done
-            row = known[item["item"]]
+            row = known.get(item["item"])
+            if row is None:
+                raise ConfigError(
+                    f"the page shows {item['prompt'][-1]['content'][:60]!r}, which is not in the"
+                    " data whose gold scores are known; simulate with all data of the page"
+                )
             gold = dict(zip(row["responses"], row["gold"], strict=True))
             scores = [gold[text] for text in item["responses"]]
             ranks = own.rank(judge(item["responses"], scores), 0)

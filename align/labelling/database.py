@@ -202,10 +202,10 @@ class Votes:
             self._sql.execute("BEGIN IMMEDIATE")
             try:
                 yield self._sql
+                self._sql.execute("COMMIT")  # may fail too, such as beside a long reader
             except BaseException:
                 self._sql.execute("ROLLBACK")
                 raise
-            self._sql.execute("COMMIT")
 
     def _all(self, query: str, *values: Any) -> list[sqlite3.Row]:
         with self._lock:
@@ -296,6 +296,7 @@ class Votes:
         """Add an item; return False if it was here already."""
         own = dict(row)
         gold = own.pop("ranks", None)
+        _require_showable(own)
         name = item_id(own["prompt"], own["responses"])
         missing = 0 if gold is not None else wanted(name, settings)
         done = sql.execute(
@@ -624,7 +625,8 @@ class Votes:
             labeler.number,
             _NEWEST,
         )
-        seconds = [json.loads(row["content"])["seconds"] for row in newest]
+        times = [json.loads(row["content"])["seconds"] for row in newest]
+        seconds = [time for time in times if time is not None]  # imported votes may have none
         return {
             "items": items,
             "done": done,
@@ -714,6 +716,24 @@ def wanted(item: str, settings: Settings) -> int:
     return settings.overlap if drawn < settings.overlap_share else 1
 
 
+def _require_showable(row: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if the page or a file of rows cannot hold an item."""
+    count = len(row["responses"])
+    if not 2 <= count <= MOST_RESPONSES:
+        raise ConfigError(f"an item: expected 2 to {MOST_RESPONSES} responses, got {count}")
+    if not _is_whole_text(json.dumps(row, ensure_ascii=False)):
+        raise ConfigError("an item: expected whole characters, got half of a surrogate pair")
+
+
+def _is_whole_text(text: str) -> bool:
+    """Return whether a text can be written in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _as_shown(vote: Mapping[str, Any], given: Sequence[str], here: Sequence[str]) -> dict[str, Any]:
     """Return a vote on responses `given` as a vote on the same responses in the order `here`."""
     order = list(range(len(given)))
@@ -750,11 +770,14 @@ def checked_vote(
     seconds = vote.get("seconds", 0)
     if not (imported and seconds is None) and not _is_duration(seconds):
         raise ValueError("seconds: expected a number from 0 to a million")
+    note = str(vote.get("note", ""))[:2000]
+    if not _is_whole_text(note):
+        raise ValueError("note: expected whole characters")
     return {
         "ranks": ranks,
         "ratings": ratings,
         "flags": [sorted(set(own)) for own in marks],
-        "note": str(vote.get("note", ""))[:2000],
+        "note": note,
         "seconds": None if seconds is None else round(float(seconds), 1),
     }
 

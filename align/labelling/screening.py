@@ -56,7 +56,8 @@ def verdicts(rankings: Sequence[Ranking]) -> dict[str, list[str]]:
         own = traits[ranking["labeler"]]
         own.earlier.append(_share_earlier(ranking))
         own.longer.append(_share_longer(ranking))
-        own.seconds.append(ranking["content"]["seconds"])
+        if ranking["content"]["seconds"] is not None:  # not every tool knows it
+            own.seconds.append(ranking["content"]["seconds"])
     found: dict[str, list[str]] = {name: [] for name in traits}
     for _ in range(2):
         left_out = {name for name, reasons in found.items() if reasons}
@@ -95,9 +96,11 @@ def _less(whole: float, part: float | None) -> float | None:
 
 
 def _share_earlier(ranking: Ranking) -> float | None:
-    """Return the share of ordered pairs in which the response shown earlier is better."""
-    ranks = ranking["content"]["ranks"]
-    shown = ranking["content"].get("shown", range(len(ranks)))
+    """Return the share of ordered pairs in which the response shown earlier is better.
+
+    None if there is no such pair, or if the order is not known, as of imported rankings.
+    """
+    ranks, shown = ranking["content"]["ranks"], ranking["content"].get("shown", ())
     ordered = [
         ranks[one] < ranks[two]
         for one, two in itertools.combinations(shown, 2)

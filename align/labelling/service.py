@@ -253,7 +253,8 @@ def serve(votes: Votes, host: str, port: int, prefix: str, ready: Callable[[str]
             await super().startup(sockets)
             if self.started:
                 (socket, *_) = self.servers[0].sockets
-                ready(f"http://{host}:{socket.getsockname()[1]}{prefix}/")
+                name = f"[{host}]" if ":" in host else host
+                ready(f"http://{name}:{socket.getsockname()[1]}{prefix}/")
 
     config = uvicorn.Config(
         create_app(votes, prefix),

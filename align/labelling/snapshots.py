@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from align.errors import ConfigError
 from align.labelling.database import NAME, Votes
+from align.labelling.labelled import ADJUDICATED
 
 SNAPSHOT = "snapshot.json"
 _GIVEN = ("ranks", "ratings", "flags", "note", "seconds")
@@ -50,7 +51,7 @@ def comparisons(votes: Votes, last: int) -> list[dict[str, Any]]:
             given = {name: content[name] for name in _GIVEN} | {"labeler": ranking["labeler"]}
         elif item not in seen:
             seen.add(item)
-            given = {"ranks": decided[item]["ranks"], "labeler": "adjudicated"}
+            given = {"ranks": decided[item]["ranks"], "labeler": ADJUDICATED}
         else:
             continue
         rows.append({**ranking["row"], **given, "item": item, "split": ranking["split"]})
@@ -84,6 +85,8 @@ def demonstrations(votes: Votes, last: int) -> list[dict[str, Any]]:
 def collected(root: Path, name: str, record: str, count: int) -> list[dict[str, Any]] | None:
     """Return the first `count` rows of a file of votes; None if there are fewer.
 
+    Votes that come later change nothing. An undo or an admin's decision on one of these does.
+
     Args:
         root: of the store.
         record: comparisons or demonstrations.
@@ -93,11 +96,9 @@ def collected(root: Path, name: str, record: str, count: int) -> list[dict[str, 
         return None
     votes = Votes(path)
     try:
-        if record == "demonstrations":
-            rows = demonstrations(votes, votes.counts()["last"])
-            return rows[:count] if len(rows) >= count else None
-        numbers = [ranking["number"] for ranking in votes.rankings() if ranking["gold"] is None]
-        return comparisons(votes, numbers[count - 1]) if len(numbers) >= count else None
+        read = demonstrations if record == "demonstrations" else comparisons
+        rows = read(votes, votes.counts()["last"])
+        return rows[:count] if len(rows) >= count else None
     finally:
         votes.close()
 
@@ -121,7 +122,7 @@ def freeze(votes: Votes) -> Snapshot:
         ],
     }
     texts = {
-        name: "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+        name: "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
         for name, rows in written.items()
     }
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()

@@ -16,9 +16,9 @@ from typing import Any
 
 from align.configs import Collect
 from align.data.records import SPLITS, Row, read_info, read_rows, write_info, write_rows
-from align.errors import Waiting
+from align.errors import ConfigError, Waiting
 from align.labelling.agreement import pair_agreement
-from align.labelling.database import Settings, Votes
+from align.labelling.database import Settings, Votes, item_id
 from align.labelling.snapshots import collected, place
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
@@ -28,7 +28,7 @@ def run(cfg: Collect, inputs: Inputs, job: Job) -> Metrics:
     path = place(job.store, cfg.labels)
     votes = Votes(path) if path.is_file() else Votes.create(path, Settings())
     folders = inputs.folders("candidates")
-    split_of: dict[str, str] = {}
+    split_of: dict[str, str] = {}  # of each item, and of each prompt
     for split in SPLITS:
         rows = [
             {name: row[name] for name in ("prompt", "responses")}
@@ -37,15 +37,22 @@ def run(cfg: Collect, inputs: Inputs, job: Job) -> Metrics:
         added, _ = votes.add_items(rows, split)
         if added:
             job.log.info(f"{added:,} {split} candidates are ready for people")
+        split_of |= {item_id(row["prompt"], row["responses"]): split for row in rows}
         split_of |= {json.dumps(row["prompt"]): split for row in rows}
     found = collected(job.store, cfg.labels, cfg.record, cfg.num_rows)
     if found is None:
         raise Waiting(_what_is_missing(cfg, votes.counts()))
     by_split: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for row in found:
-        prompt = json.dumps(row["messages"][:-1]) if cfg.record == "demonstrations" else ""
-        # Prompts of other candidates in the same file of votes train.
-        by_split[row.pop("split", "") or split_of.get(prompt, "train")].append(row)
+        row.pop("split", None)
+        of_answers = cfg.record == "demonstrations"
+        split = split_of.get(json.dumps(row["messages"][:-1]) if of_answers else row["item"], "")
+        if not split:
+            raise ConfigError(
+                f"labels: {cfg.labels} has {cfg.record} of other candidates; give each collect step"
+                " a file of its own: labels=NAME"
+            )
+        by_split[split].append(row)
     for split, rows in by_split.items():
         write_rows(job.out, split, rows, record=cfg.record)
     info = read_info(folders[0])

@@ -26,6 +26,7 @@ from align.data.records import Row, read_rows
 from align.errors import ConfigError
 from align.evals.calibration import calibration_error, reliability, temperature
 from align.evals.intervals import few, few_warning
+from align.labelling.labelled import ADJUDICATED
 from align.losses.preference import (
     kwise_loss,
     ordered_margins,
@@ -82,8 +83,9 @@ class Ranking(NamedTuple):
         places: for each of the K responses, the index of its sequence.
         ranks: K ranks, 1 for the best.
         gold: K gold scores; None if the data have none.
-        ratings: K ratings by the labeler; None if the data have none.
+        ratings: K ratings by the labeler; None if there are none, or none are needed.
         labeler: who ranked; empty if the data do not say.
+        half: 0 or 1, by prompt.
     """
 
     sequences: list[list[int]]
@@ -92,6 +94,7 @@ class Ranking(NamedTuple):
     gold: list[float] | None
     ratings: list[float] | None = None
     labeler: str = ""
+    half: int = 0
 
     @property
     def tokens(self) -> int:
@@ -106,11 +109,9 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         for line in precision_lines(first.classifier):
             job.log.info(line)
     length = sequence_length(cfg.sequence_length, first.classifier)
-    train, dropped = _training_rankings(inputs, tokenizer, length, job)
-    held_out, _ = _rankings(inputs, "validation", tokenizer, length, job)
+    train, dropped = _training_rankings(cfg, inputs, tokenizer, length, job)
+    held_out, _ = _rankings(cfg, inputs, "validation", tokenizer, length, job)
     train, held_out, others = _by_labelers(cfg, train, held_out)
-    if not held_out:
-        job.log.info("there are no validation rows, so no accuracy will be reported")
     num_parameters = sum(member.classifier.num_parameters() for member in members)
     adapters = None
     if cfg.lora.rank is not None:
@@ -129,8 +130,7 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
     metrics["tokens"] = float(cfg.num_epochs * sum(r.tokens for own in seen for r in own))
     metrics["parameters"] = float(num_parameters)
     metrics["trained_parameters"] = float(num_trained)
-    metrics |= _accuracies(model, held_out, job, cfg.precision) if held_out else {}
-    metrics |= _accuracy_of_others(model, others, job, cfg.precision) if others else {}
+    metrics |= _held_out(model, held_out, others, job, cfg.precision)
     metrics |= _centre(members, inputs, tokenizer, length, job, cfg.precision)
     if job.group.is_main:
         if adapters is not None:
@@ -138,6 +138,23 @@ def run(cfg: Reward, inputs: Inputs, job: Job) -> Metrics:
         else:
             model.save(job.out)
             tokenizer.save_pretrained(job.out)
+    return metrics
+
+
+def _held_out(
+    model: ScalarModel | Ensemble,
+    held_out: Sequence[Ranking],
+    others: Sequence[Ranking],
+    job: Job,
+    precision: str,
+) -> Metrics:
+    """Return how well held-out rankings are predicted, and those of labelers who were left out."""
+    if not held_out:
+        job.log.info("there are no validation rows, so no accuracy is reported")
+    metrics = _accuracies(model, held_out, job, precision) if held_out else {}
+    metrics |= _accuracy_of_others(model, others, job, precision) if others else {}
+    if (warning := few_warning(metrics)) is not None:
+        job.log.info(warning)
     return metrics
 
 
@@ -171,7 +188,8 @@ def _by_labelers(
     if not cfg.held_out_labelers:
         return train, held_out, []
     group, groups = cfg.labeler_group
-    names = sorted({ranking.labeler for ranking in [*train, *held_out]} - {""})
+    # Nobody is left out whose name is not known, or who decided for all: "adjudicated".
+    names = sorted({ranking.labeler for ranking in [*train, *held_out]} - {"", ADJUDICATED})
     if len(names) < groups:
         raise ConfigError(
             f"held_out_labelers: expected rankings by {groups} labelers or more, with their names"
@@ -191,10 +209,19 @@ def _by_labelers(
 
 
 def _training_rankings(
-    inputs: Inputs, tokenizer: PreTrainedTokenizerBase, length: int, job: Job
+    cfg: Reward, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, length: int, job: Job
 ) -> tuple[list[Ranking], int]:
     """Return the usable training rankings, of which there is one at least, as `_rankings` does."""
-    train, dropped = _rankings(inputs, "train", tokenizer, length, job)
+    train, dropped = _rankings(cfg, inputs, "train", tokenizer, length, job)
+    unrated = sum(ranking.ratings is None for ranking in train)
+    if cfg.margin and train:
+        if unrated == len(train):
+            raise ConfigError(
+                "inputs.data: margin needs ratings, one number for each response in a column"
+                " `ratings`; no training row has them"
+            )
+        if unrated:
+            job.log.info(f"{unrated:,} of {len(train):,} training rankings have no ratings")
     if train:
         return train, dropped
     if dropped:
@@ -206,7 +233,12 @@ def _training_rankings(
 
 
 def _rankings(
-    inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int, job: Job
+    cfg: Reward,
+    inputs: Inputs,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    job: Job,
 ) -> tuple[list[Ranking], int]:
     """Return the usable rankings, and how many rows are not usable.
 
@@ -238,8 +270,9 @@ def _rankings(
                     places,
                     row["ranks"],
                     row.get("gold"),
-                    _ratings(row),
-                    str(row.get("labeler", "")),
+                    _ratings(row, k, f"inputs.data: {split}") if cfg.margin else None,
+                    "" if row.get("labeler") is None else str(row["labeler"]),
+                    derive_seed(0, "reward", "half", json.dumps(row["prompt"])) % 2,
                 )
             )
     dropped = len(rows) - len(rankings)
@@ -254,12 +287,23 @@ def _rankings(
     return rankings, dropped
 
 
-def _ratings(row: Row) -> list[float] | None:
-    """Return the labeler's ratings of a row's responses; None unless all have one."""
+def _ratings(row: Row, count: int, place: str) -> list[float] | None:
+    """Return the labeler's ratings of a row's responses; None unless all have one.
+
+    Raises:
+        ConfigError: they are something else than one number for each response.
+    """
     found = row.get("ratings")
     if isinstance(found, str):  # lists of users' own columns are kept as JSON text
         found = json.loads(found)
-    return [float(rating) for rating in found] if found and None not in found else None
+    if found is None or (isinstance(found, list) and None in found):
+        return None
+    numbers = isinstance(found, list) and all(isinstance(each, int | float) for each in found)
+    if not numbers or len(found) != count:
+        raise ConfigError(
+            f"{place} rows: ratings: expected {count} numbers, one for each response, got {found!r}"
+        )
+    return [float(rating) for rating in found]
 
 
 def _train(
@@ -270,13 +314,9 @@ def _train(
     Args:
         seen: the training rankings of each member.
     """
-    if cfg.margin and any(ranking.ratings is None for own in seen for ranking in own):
-        raise ConfigError(
-            f"margin: expected 0 for rankings without ratings (column `ratings`), got {cfg.margin}"
-        )
     longest = max(len(ids) for own in seen for ranking in own for ids in ranking.sequences)
     for member in members:
-        fit_activations(job, member.classifier, cfg.precision, longest)
+        fit_activations(job, member.classifier, cfg.precision, longest, num_models=cfg.num_members)
     model = _as_one(members)
     peak = filled(cfg.learning_rate)
     optimizer = adamw(model, peak, cfg.betas, cfg.weight_decay, cfg.adam_epsilon)
@@ -382,7 +422,7 @@ def _leads(margin: float, ranking: Ranking, device: torch.device) -> torch.Tenso
 
     It is 0 where the labeler's ratings contradict the ranking.
     """
-    if not margin:
+    if ranking.ratings is None:
         return None
     ratings = torch.tensor(ranking.ratings, device=device)
     return margin * (ratings[:, None] - ratings[None, :]).clamp(min=0)
@@ -433,14 +473,13 @@ def _scores(
 @torch.no_grad()
 def _judged(
     model: ScalarModel | Ensemble, rankings: Sequence[Ranking], job: Job, precision: str
-) -> Iterator[tuple[int, Ranking, torch.Tensor]]:
-    """Yield (place, ranking, its K rewards) for this process's share of the rankings."""
-    mine = job.group.share(list(enumerate(rankings)))
-    for chunk in micro_batches([ranking.tokens for _, ranking in mine], job.max_tokens):
+) -> Iterator[tuple[Ranking, torch.Tensor]]:
+    """Yield each ranking of this process's share with its K rewards."""
+    mine = job.group.share(rankings)
+    for chunk in micro_batches([ranking.tokens for ranking in mine], job.max_tokens):
         own = [mine[i] for i in chunk]
-        rewards = _scores(model, [ranking for _, ranking in own], job, precision)
-        for (place, ranking), found in zip(own, rewards, strict=True):
-            yield place, ranking, found.cpu()
+        for ranking, rewards in zip(own, _scores(model, own, job, precision), strict=True):
+            yield ranking, rewards.cpu()
 
 
 def _accuracies(
@@ -455,14 +494,14 @@ def _accuracies(
     names = ("accuracy", "length_accuracy", "gold_accuracy", "labeler_gold_accuracy")
     counts = torch.zeros(len(names), 2, device=job.device)
     pairs: list[Pair] = []
-    for place, ranking, rewards in _judged(model, held_out, job, precision):
+    for ranking, rewards in _judged(model, held_out, job, precision):
         ranks = torch.tensor(ranking.ranks)
         lengths = torch.tensor([len(ranking.sequences[place]) for place in ranking.places])
         counts[0] += torch.tensor(pairwise_accuracy(rewards, ranks), device=job.device)
         counts[1] += torch.tensor(pairwise_accuracy(lengths, ranks), device=job.device)
         columns = (*pair_confidences(rewards, ranks), ordered_margins(rewards, ranks))
         table = torch.stack(columns, 1).tolist()
-        pairs += [Pair(sure, hit, margin, place % 2) for sure, hit, margin in table]
+        pairs += [Pair(sure, hit, margin, ranking.half) for sure, hit, margin in table]
         if ranking.gold is not None:
             gold = -torch.tensor(ranking.gold)
             ordered = ranks[:, None] != ranks[None, :]
@@ -478,8 +517,6 @@ def _accuracies(
             shares |= {name: float(right / n)} | few(name, float(n))
     if every := job.group.gather(pairs, even=False):
         shares |= _calibration(every, job)
-    if (warning := few_warning(shares)) is not None:
-        job.log.info(warning)
     return shares | {
         "held_out_prompts": float(len(held_out)),
         "held_out_pairs": float(counts[0, 1]),
@@ -490,12 +527,21 @@ def _calibration(pairs: Sequence[Pair], job: Job) -> Metrics:
     """Return the calibration error as the model is and at the temperature that fits best.
 
     Half of the prompts give the temperature at which the other half is measured, and the other way
-    round. So no pair is measured at a temperature that it chose.
+    round. So no prompt is measured at a temperature that it chose.
     """
-    fitted = [temperature([p.margin for p in pairs if p.half != half] or [0.0]) for half in (0, 1)]
-    tempered = [_sigmoid(abs(pair.margin) / fitted[pair.half]) for pair in pairs]
     right = [pair.right for pair in pairs]
-    curves = {"model": [pair.confidence for pair in pairs], "at its temperature": tempered}
+    curves = {"model": [pair.confidence for pair in pairs]}
+    metrics = {
+        "ece": calibration_error(curves["model"], right),
+        **few("ece", len(pairs)),
+        "temperature": temperature([pair.margin for pair in pairs]),
+    }
+    halves = [[pair.margin for pair in pairs if pair.half == half] for half in (0, 1)]
+    if all(halves):
+        fitted = [temperature(halves[1 - half]) for half in (0, 1)]
+        tempered = [_sigmoid(abs(pair.margin) / fitted[pair.half]) for pair in pairs]
+        curves["at its temperature"] = tempered
+        metrics["tempered_ece"] = calibration_error(tempered, right)
     job.log.table(
         "calibration",
         [
@@ -504,12 +550,7 @@ def _calibration(pairs: Sequence[Pair], job: Job) -> Metrics:
             for each in reliability(confidences, right)
         ],
     )
-    return {
-        "ece": calibration_error(curves["model"], right),
-        **few("ece", len(pairs)),
-        "temperature": temperature([pair.margin for pair in pairs]),
-        "tempered_ece": calibration_error(tempered, right),
-    }
+    return metrics
 
 
 def _sigmoid(value: float) -> float:
@@ -521,7 +562,7 @@ def _accuracy_of_others(
 ) -> Metrics:
     """Return how well the rankings of the labelers that were left out are predicted."""
     counts = torch.zeros(2, device=job.device)
-    for _, ranking, rewards in _judged(model, others, job, precision):
+    for ranking, rewards in _judged(model, others, job, precision):
         ranks = torch.tensor(ranking.ranks)
         counts += torch.tensor(pairwise_accuracy(rewards, ranks), device=job.device)
     job.group.all_reduce(counts)
@@ -569,8 +610,8 @@ def _centre(
         packed = pack([mine[i] for i in chunk], job.device)
         with job.compute(precision).autocast():
             each = [response_scores(member, packed) for member in members]
-        for total, scores in zip(totals, [*each, torch.stack(each).mean(0)], strict=True):
-            total += torch.stack([scores.double().sum(), (scores.double() ** 2).sum()])
+        for row, scores in enumerate([*each, torch.stack(each).mean(0)]):
+            totals[row] += torch.stack([scores.double().sum(), (scores.double() ** 2).sum()])
     job.group.all_reduce(totals)
     means, squares = (totals / len(sequences)).T.tolist()
     for member, mean in zip(members, means, strict=False):

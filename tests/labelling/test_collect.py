@@ -120,6 +120,8 @@ def test_a_run_waits_for_people_and_goes_on_when_they_are_done(store: Path, tmp_
     assert more["human/collect"][0] != first["human/collect"][0]
     assert more["human/reward"][0] != first["human/reward"][0]
     assert more["human/ppo"][0] != first["human/ppo"][0]
+    other = align(*run, "steps.candidates.num_responses=3", check=2)  # other candidates, the same file of votes
+    assert "labels: mine has comparisons of other candidates; give each collect step a file of its own" in other.stderr
     align(*run, "steps.collect.num_rows=40")
     rows = align("label", "export", "mine", "--store", store).stdout
     assert "42 comparisons" in rows  # all that were given: 27 + 6 + 9

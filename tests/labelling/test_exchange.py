@@ -15,6 +15,7 @@ from align.cli.main import main
 from align.labelling.agreement import rating_alpha, reports
 from align.labelling.database import Labeler, Refused, Settings, Votes
 from align.labelling.labelled import labeler_name
+from align.labelling.screening import ORDER, verdicts
 from align.labelling.snapshots import comparisons
 
 TOOLS = ("label-studio", "argilla")
@@ -26,7 +27,7 @@ HOSTILE = (
     "right\u202eleft\u2066in\u2069 zero\u200bwidth\ufeff",
     "nul\x00 bell\x07 escape\x1b[31m",
     "\u2028line\u2029paragraph\r\nends\ttab  ",
-    "half of a pair \ud800 and a whole one 😀",
+    "a pair of surrogates 😀",
     "",
     "**bold** ![x](//example.com/x.png)",
 )
@@ -529,3 +530,26 @@ def test_two_people_never_become_one_labeler() -> None:
     names = ["a@b", "a-b", "A-b", "a b", "ä-b", "", "@", "x" * 70, "x" * 71]
     assert len({labeler_name(name) for name in names}) == len(names)
     assert labeler_name("a-b") == "a-b"
+
+
+def test_votes_without_a_time_break_no_page_and_no_report(tmp_path: Path) -> None:
+    """Argilla knows no time and no order in which responses were shown."""
+    votes = opened(tmp_path)
+    votes.add_items([row(i, 4) for i in range(25)], "train")
+    label_all(votes)
+    other = moved(tmp_path, "argilla")
+    assert other.progress(person(other, "ada"))["seconds"] is None
+    assert other.progress(person(other, "ada2"))["votes"] == 0
+    assert set(verdicts(other.rankings())) == {"ada", "ben.2"}
+    assert align(tmp_path, "status", "other") == 0
+
+
+def test_the_order_in_a_file_is_no_order_in_which_responses_were_shown(tmp_path: Path) -> None:
+    votes = opened(tmp_path)
+    votes.add_items([row(i, 4) for i in range(40)], "train")
+    for labeler in [person(votes, name) for name in ("ada", "ben.2")]:
+        while (item := votes.next_item(labeler)) is not None:
+            best_first = {"ranks": [1, 2, 3, 4], "ratings": [7, 5, 3, 1], "flags": [[]] * 4, "seconds": 3}
+            votes.vote(labeler, item.id, f"request {item.id}", best_first)
+    other = moved(tmp_path, "label-studio")
+    assert not any(ORDER in reasons for reasons in verdicts(other.rankings()).values())

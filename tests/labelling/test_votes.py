@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from align.errors import ConfigError, StoreError
+from align.labelling.conflicts import conflicts
 from align.labelling.database import LEASE_SECONDS, Labeler, Refused, Settings, Votes, checked_vote
-from align.labelling.snapshots import comparisons, freeze
+from align.labelling.snapshots import collected, comparisons, freeze
 
 K = 4
 
@@ -329,3 +330,82 @@ def test_a_snapshot_never_changes_and_is_the_same_while_nothing_new_came(tmp_pat
     assert (decided["ranks"], decided["labeler"]) == ([1, 1, 2, 2], "adjudicated")
     assert not {"ratings", "flags", "note", "seconds"} & {*decided}, "they are the labelers', not the admin's"
     assert (first.folder / "comparisons.jsonl").read_bytes() == kept
+
+
+def test_the_first_rows_are_as_many_as_asked_for_after_an_undo_and_a_decision(tmp_path: Path) -> None:
+    votes = opened(tmp_path, overlap=2, overlap_share=1.0)
+    votes.add_items(rows(6), "train")
+    one, two = people(votes, 2)
+
+    def rank(labeler: Labeler, ranks: list[int]) -> str:
+        item = votes.next_item(labeler)
+        assert item is not None
+        votes.vote(labeler, item.id, f"{labeler.name} {item.id} {ranks}", vote(ranks))
+        return item.id
+
+    def taken(count: int) -> list[tuple[str, str, list[int]]] | None:
+        found = collected(tmp_path, "mine", "comparisons", count)
+        return None if found is None else [(row["item"], row["labeler"], row["ranks"]) for row in found]
+
+    first = rank(one, [1, 2, 3, 4])
+    assert rank(two, [2, 1, 3, 4]) == first
+    assert taken(2) == [(first, "labeler-0", [1, 2, 3, 4]), (first, "labeler-1", [2, 1, 3, 4])]
+    assert taken(3) is None
+    votes.undo(one, "undo")
+    assert taken(2) is None
+    assert rank(one, [4, 3, 2, 1]) == first
+    assert taken(2) == [(first, "labeler-1", [2, 1, 3, 4]), (first, "labeler-0", [4, 3, 2, 1])]
+    before = taken(2)
+    second = rank(one, [1, 2, 3, 4])
+    assert taken(2) == before  # what comes later changes nothing
+    (boss,) = [votes.of_token(votes.add_labeler("boss", "admin"))]
+    assert boss is not None
+    votes.adjudicate(boss, first, "decision", {"ranks": [1, 1, 1, 2]})
+    assert taken(2) == [(first, "adjudicated", [1, 1, 1, 2]), (second, "labeler-0", [1, 2, 3, 4])]
+    assert taken(3) is None
+
+
+def test_items_whose_ranking_is_known_are_no_conflicts(tmp_path: Path) -> None:
+    votes = opened(tmp_path, gold_share=0.5, overlap=2, overlap_share=1.0)
+    votes.add_items(rows(2, gold=True), "train")
+    votes.add_items(rows(8, first=2), "train")
+    for number, labeler in enumerate(people(votes, 2)):
+        while (item := votes.next_item(labeler)) is not None:
+            votes.vote(labeler, item.id, f"request {item.id}", vote([1, 2, 3, 4][:: -1 if number else 1]))
+    assert sum(ranking["gold"] is not None for ranking in votes.rankings()) == 4
+    known = {ranking["item"] for ranking in votes.rankings() if ranking["gold"] is not None}
+    assert not known & {found["item"] for found in conflicts(votes.rankings(), [])}
+
+
+@pytest.mark.parametrize(
+    ("responses", "said"),
+    [
+        (["only one"], "expected 2 to 9 responses, got 1"),
+        ([str(i) for i in range(10)], "expected 2 to 9 responses, got 10"),
+        (["half of a pair \ud800", "b"], "expected whole characters"),
+    ],
+)
+def test_items_that_cannot_be_shown_or_exported_are_refused(tmp_path: Path, responses: list[str], said: str) -> None:
+    votes = opened(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        votes.add_items([*rows(1), {"prompt": [{"role": "user", "content": "q"}], "responses": responses}], "train")
+    assert votes.counts()["items"] == 0
+
+
+def test_half_of_a_surrogate_pair_in_a_note_is_refused() -> None:
+    with pytest.raises(ValueError, match="note: expected whole characters"):
+        checked_vote(vote() | {"note": "\ud800"}, K, ())
+
+
+@pytest.mark.slow  # SQLite waits 30 seconds for the reader
+def test_a_reader_that_stays_too_long_costs_one_request_and_not_all_that_follow(tmp_path: Path) -> None:
+    votes = opened(tmp_path)
+    votes.add_items(rows(3), "train")
+    (labeler,) = people(votes, 1)
+    reader = sqlite3.connect(votes.path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM items").fetchone()
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        votes.next_item(labeler)
+    reader.close()
+    assert votes.next_item(labeler) is not None

@@ -243,6 +243,12 @@ def test_a_ranking_of_a_labeler_that_is_left_out_is_not_learned(inputs, tmp_path
     assert False in same
 
 
+def test_rows_without_a_labeler_are_nobody_s(inputs, tmp_path):
+    given = with_column(inputs, tmp_path / "some", "labeler", lambda row: "ada" if len(row["ranks"]) % 2 else None)
+    with pytest.raises(ConfigError, match=r"the data have [01]\b"):
+        run(given, tmp_path / "run", held_out_labelers="1/2")
+
+
 def test_groups_need_labelers(inputs, tmp_path):
     given = with_column(inputs, tmp_path / "few", "labeler", lambda row: "ada")
     with pytest.raises(ConfigError, match=r"expected rankings by 5 labelers or more.* the data have 1"):
@@ -253,7 +259,7 @@ def test_groups_need_labelers(inputs, tmp_path):
 
 
 def test_a_margin_needs_ratings_and_moves_rewards_apart(inputs, tmp_path):
-    with pytest.raises(ConfigError, match="margin: expected 0 for rankings without ratings"):
+    with pytest.raises(ConfigError, match="margin needs ratings"):
         run(inputs, tmp_path / "without", margin=1.0)
     rated = with_column(
         inputs, tmp_path / "rated", "ratings", lambda row: json.dumps([8 - rank for rank in row["ranks"]])
@@ -264,6 +270,33 @@ def test_a_margin_needs_ratings_and_moves_rewards_apart(inputs, tmp_path):
     assert plain["accuracy"] == asked["accuracy"]
     for one, other in zip(log_of(tmp_path / "plain"), log_of(tmp_path / "asked"), strict=True):
         assert other["loss"] > one["loss"] + 0.5
+
+
+def test_without_ratings_a_ranking_asks_for_no_margin(inputs, tmp_path, capsys):
+    mixed = with_column(
+        inputs,
+        tmp_path / "mixed",
+        "ratings",
+        lambda row: (
+            None
+            if row["labeler"] % 2
+            else json.dumps([None, *row["ranks"][1:]])
+            if row["labeler"] == 2
+            else json.dumps([8 - rank for rank in row["ranks"]])
+        ),
+    )
+    run(mixed, tmp_path / "run", margin=1.0)
+    assert "training rankings have no ratings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["4.5", '{"a": 1}', '["good", "bad"]', "[1, 2]"])
+def test_a_column_ratings_of_another_kind_matters_only_for_a_margin(inputs, tmp_path, value):
+    given = with_column(inputs, tmp_path / "data", "ratings", lambda row: value)
+    run(given, tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"inputs\.data: train rows: ratings: expected \d numbers, one for each response"
+    ):
+        run(given, tmp_path / "margin", margin=1.0)
 
 
 def test_centring_makes_rewards_smaller(inputs, tmp_path):

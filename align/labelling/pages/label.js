@@ -295,6 +295,19 @@ async function progress() {
   by("progress").textContent = `${me.name}: ${votes} ranked by you${pace}. ${done} of ${items} done in all.`;
 }
 
+let sending = false;
+
+/** Do one thing at a time: a second click while the first is sent would be another vote, or take back two. */
+async function alone(act) {
+  if (sending) return;
+  sending = true;
+  try {
+    await act();
+  } finally {
+    sending = false;
+  }
+}
+
 async function settle(path, content, said) {
   const done = item.item;
   try {
@@ -324,15 +337,15 @@ by("vote").addEventListener("submit", (event) => {
   const ranks = Array(draft.order.length);
   draft.order.forEach((place, index) => (ranks[place] = rankAt(index)));
   const { ratings, flags: marks, note, seconds } = draft;
-  settle("api/vote", { vote: { ranks, ratings, flags: marks, note, seconds, shown: item.shown } }, "Sent.");
+  alone(() => settle("api/vote", { vote: { ranks, ratings, flags: marks, note, seconds, shown: item.shown } }, "Sent."));
 });
 
 by("skip").addEventListener("submit", (event) => {
   event.preventDefault();
-  settle("api/skip", { reason: by("reason").value }, "Left out.");
+  alone(() => settle("api/skip", { reason: by("reason").value }, "Left out."));
 });
 
-by("undo").addEventListener("click", async () => {
+async function undo() {
   try {
     await server.send("api/undo");
     await next();
@@ -340,7 +353,8 @@ by("undo").addEventListener("click", async () => {
   } catch (error) {
     say(`Not taken back: ${error.message}.`);
   }
-});
+}
+by("undo").addEventListener("click", () => alone(undo));
 
 by("sort").addEventListener("click", sort);
 by("note").addEventListener("input", () => {
@@ -348,8 +362,7 @@ by("note").addEventListener("input", () => {
   keep();
 });
 
-async function write(event, path, field, extra) {
-  event.preventDefault();
+async function write(path, field, extra) {
   try {
     await server.send(path, { text: by(field).value, ...extra() });
     by(field).value = "";
@@ -359,10 +372,14 @@ async function write(event, path, field, extra) {
     say(`Not sent: ${error.message}.`);
   }
 }
-by("demonstration").addEventListener("submit", (event) =>
-  write(event, "api/demonstration", "demonstration-text", () => ({ item: item?.item })),
-);
-by("own-prompt").addEventListener("submit", (event) => write(event, "api/prompt", "prompt-text", () => ({})));
+by("demonstration").addEventListener("submit", (event) => {
+  event.preventDefault();
+  alone(() => write("api/demonstration", "demonstration-text", () => ({ item: item?.item })));
+});
+by("own-prompt").addEventListener("submit", (event) => {
+  event.preventDefault();
+  alone(() => write("api/prompt", "prompt-text", () => ({})));
+});
 
 function show(writing) {
   by("show-rank").setAttribute("aria-pressed", !writing);

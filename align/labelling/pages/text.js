@@ -50,6 +50,8 @@ function wait(pause) {
 
 /** A connection to the server. Requests are sent again if the network or the server fails. */
 export class Server {
+  #names = new Map();
+
   constructor() {
     this.csrf = "";
   }
@@ -71,12 +73,22 @@ export class Server {
   }
 
   async send(path, content = {}) {
-    const request = content.request ?? hex(16); // the same one for each try, so that nothing counts twice
-    return this.#ask(path, {
-      method: "POST",
-      headers: { "content-type": "application/json", "x-csrf": this.csrf },
-      body: JSON.stringify(path === "session" ? content : { ...content, request }),
-    });
+    // The same name for each try, also for a later click after all tries failed: nothing counts twice.
+    const what = JSON.stringify([path, content.text ?? content.item]);
+    const request = this.#names.get(what) ?? hex(16);
+    this.#names.set(what, request);
+    try {
+      const said = await this.#ask(path, {
+        method: "POST",
+        headers: { "content-type": "application/json", "x-csrf": this.csrf },
+        body: JSON.stringify(path === "session" ? content : { ...content, request }),
+      });
+      this.#names.delete(what);
+      return said;
+    } catch (error) {
+      if (error.status) this.#names.delete(what); // the server has refused it
+      throw error;
+    }
   }
 
   async #ask(path, options) {
