@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -44,9 +45,13 @@ def main() -> None:
     rows, draw = FIGURES[options.pipeline]
     table, bars = [], {}
     for row in rows(runs):
+        cells = ["never" if math.isnan(value) else written(value, row.kind) for value in row.values]
+        if "never" in cells:
+            table.append([row.label, *cells, ""])
+            continue
         mean, half = mean_and_half(row.values)
-        cells = [written(value, row.kind) for value in row.values]
-        table.append([row.label, *cells, f"{written(mean, row.kind)} +- {written(half, row.kind)}"])
+        width = written(half, "share" if row.kind == "signed" else row.kind)
+        table.append([row.label, *cells, f"{written(mean, row.kind)} +- {width}"])
         bars |= {f"{row.label}/mean": mean, f"{row.label}/+-": half}
     report(bars, options.json)
     print(in_table(["", *(f"seed {seed}" for seed in seeds), "mean"], table))
@@ -133,7 +138,10 @@ def choice_rows(runs: Sequence[Run]) -> list[Row]:
             for arm in ("random", "chosen"):
                 values = [curve(run, arm, metric)[number] for run in runs]
                 rows.append(Row(f"{values[0][0]:,} {arm}, by {name}", [value for _, value in values], "share"))
-    goals = [curve(run, "random", "accuracy")[-1][1] for run in runs]
+    ends = {arm: [curve(run, arm, "accuracy")[-1] for run in runs] for arm in ("random", "chosen")}
+    gaps = [chosen - random for (_, random), (_, chosen) in zip(ends["random"], ends["chosen"], strict=True)]
+    rows.append(Row(f"{ends['random'][0][0]:,} chosen less as many random, by labelers", gaps, "signed"))
+    goals = [goal for _, goal in ends["random"]]
     ratios = [
         needed(curve(run, "chosen", "accuracy"), goal) / (STARTS + sum(ADDED))
         for run, goal in zip(runs, goals, strict=True)
