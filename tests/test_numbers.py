@@ -275,7 +275,7 @@ def test_where_asked_the_step_is_left_out_and_the_run_ends_well(inputs, tmp_path
     assert len(logged) >= STEPS
 
 
-@pytest.mark.parametrize("stage", mostly_slow(CONFIGS, ["sft", "ppo"]))
+@pytest.mark.parametrize("stage", mostly_slow(CONFIGS, ["ppo"]))
 def test_every_knob_of_the_optimizer_reaches_it(inputs, tmp_path, stage):
     def trained(**knobs: float) -> Any:
         job = job_at(tmp_path / "".join(map(str, knobs.items())), Watched)
@@ -389,7 +389,7 @@ def test_a_spike_of_the_loss_to_ten_times_its_size_is_left_out_where_asked(input
     assert events_of(tmp_path) == [(step + 1, "step_left_out")]
 
 
-@pytest.mark.parametrize("stage", mostly_slow(CONFIGS, ["sft", "ppo"]))
+@pytest.mark.parametrize("stage", mostly_slow(CONFIGS, ["ppo"]))
 def test_a_gradient_of_ten_times_its_size_makes_the_step_that_it_would_have_made(inputs, tmp_path, stage):
     """All gradients are clipped here, so of a larger one the direction alone is left."""
 

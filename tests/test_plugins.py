@@ -179,10 +179,11 @@ def test_a_package_that_adds_nothing_says_so(site: Path) -> None:
     ("right", "wrong", "said"),
     [
         ("    metrics = {}", "    metrics = {}['x']", "dedupe.py:8 (in run): KeyError: 'x'"),
-        (
+        pytest.param(
             "    return metrics",
             "    return {'rows': 'many'}",
             "TypeError: run returned 'many' as the metric 'rows'; expected an int or a float",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "    return metrics",
