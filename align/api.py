@@ -255,8 +255,8 @@ def load(
 
     Returns:
         (model, tokenizer): Transformers' model, in float32. For a reward model it is
-        `align.models.heads.ScalarModel`, which subtracts its shift from the scores. For a
-        classifier it is Transformers' sequence classifier.
+        `align.models.heads.ScalarModel`, which subtracts its shift from the scores, or an
+        `Ensemble` of them. For a classifier it is Transformers' sequence classifier.
 
     Raises:
         StoreError: the artifact does not exist, or one of its files was changed.
@@ -276,12 +276,12 @@ def load(
     with _contained(False):
         found.store.verify(found)
         _check_device(device)
-        from align.models.heads import load_scalar
+        from align.models.heads import load_reward_model
         from align.models.load import load_model, load_tokenizer
 
         tokenizer = load_tokenizer(found.path)
         if found.kind == "reward_model":
-            return load_scalar(folder, device), tokenizer
+            return load_reward_model(folder, device), tokenizer
         if found.kind == "seq2seq_model":
             from align.models.seq2seq import load_seq2seq
 

@@ -97,6 +97,15 @@ class Preempted(AlignError):
     exit_code = 143
 
 
+class Waiting(AlignError):
+    """A step waits for people. The same command goes on when they are done.
+
+    75 is what `sendmail` and others return if they should be tried again later (EX_TEMPFAIL).
+    """
+
+    exit_code = 75
+
+
 @contextlib.contextmanager
 def naming_the_world(place: str = "") -> Iterator[None]:
     """Raise a one-line `StoreError` for errors of the machine: full disk, no rights, no memory.

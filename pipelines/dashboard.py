@@ -90,8 +90,14 @@ SECTIONS: dict[str, list[Panel]] = {
         ),
         Lines("sampler beside trainer, nats per token", _ITERATION, ["ppo/policy/sampling_kl"]),
     ],
+    "People": [
+        Bars("rankings", ["collect/rows"]),
+        Bars("labelers", ["collect/labelers"]),
+        Bars("labelers agree with each other", ["collect/labelers/agreement"]),
+    ],
     "Reward model": [
         Bars("held-out pairs in the right order", ["reward/accuracy", "reward/length_accuracy"]),
+        Bars("calibration error, and at its temperature", ["reward/ece", "reward/tempered_ece"]),
         Lines("loss", "reward/step", ["reward/loss"]),
         Lines("learning rate", "reward/step", ["reward/learning_rate"]),
         Bars(

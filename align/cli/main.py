@@ -12,7 +12,14 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from align.errors import AlignError, ConfigError, Preempted, naming_the_world, one_line
+from align.errors import (
+    AlignError,
+    ConfigError,
+    Preempted,
+    Waiting,
+    naming_the_world,
+    one_line,
+)
 from align.runtime.environment import QUIET
 from align.runtime.signals import no_interrupt_lost, was_interrupted
 
@@ -34,7 +41,7 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 _COMPOSED = ("run", "plan", "model")
-_PARSED = ("report", "chat", "sample", "sweep", "artifacts")  # each a module with a `main`
+_PARSED = ("report", "chat", "sample", "sweep", "label", "artifacts")  # each a module with a `main`
 _VERBS = (*_COMPOSED, *_PARSED)
 
 
@@ -302,8 +309,9 @@ def _told(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     if isinstance(error, AlignError):
+        head = "waiting" if isinstance(error, Waiting) else "error"
         for line in str(error).split("\nerror: "):
-            print(f"error: {one_line(line)}", file=sys.stderr)
+            print(f"{head}: {one_line(line)}", file=sys.stderr)
         return error.exit_code
     said = one_line(f"{type(error).__name__}: {error}")
     print(

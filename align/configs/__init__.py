@@ -31,7 +31,7 @@ from align.configs.plugins import complaints, stages_of_plugins
 from align.configs.ppo import Ppo
 from align.configs.pretrain import Pretrain, Tokens
 from align.configs.run import HardwareConfig, RunConfig, TrackerConfig
-from align.configs.stages import Compare, Data, ImportModel, Reward, Sft, Tokenizer
+from align.configs.stages import Collect, Compare, Data, ImportModel, Reward, Sft, Tokenizer
 from align.configs.text_to_text import TextToText
 from align.errors import ConfigError, did_you_mean
 
@@ -44,6 +44,7 @@ __all__ = [
     "STAGES",
     "TAKEN",
     "TASKS",
+    "Collect",
     "Compare",
     "Data",
     "Evaluate",
@@ -80,13 +81,16 @@ _ALL = (
     TextToText,
     Sft,
     Compare,
+    Collect,
     Reward,
     Ppo,
     Prompt,
     Evaluate,
     ImportModel,
 )
-COMMANDS = ("run", "plan", "model", "report", "chat", "sample", "sweep", "artifacts", "help")
+COMMANDS = (
+    *("run", "plan", "model", "report", "chat", "sample", "sweep", "label", "artifacts", "help"),
+)
 STAGES: dict[str, type[StageConfig]] = {cls.STAGE: cls for cls in _ALL}
 TAKEN = frozenset({*STAGES, *COMMANDS})  # names that no stage of a plugin can have
 STAGES |= stages_of_plugins(TAKEN)  # last: modules of plugins import this module

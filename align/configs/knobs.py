@@ -26,7 +26,7 @@ MODELS = ("model", "seq2seq_model", "reward_model")
 # The runner compares the digest again, so that no result is published under the key of other files:
 # at the end of a step for what the step reads while it runs, and at the start for functions, checks
 # and tasks, because they are loaded then.
-READ_AS_IT_RUNS = ("rows", "model", "base", "tokenizer", "file")
+READ_AS_IT_RUNS = ("rows", "model", "base", "tokenizer", "file", "votes")
 READ_AT_START = ("functions", "checks", "tasks")
 # A knob whose comment matches this names files, so it must declare `reads`.
 _NAMES_FILES = re.compile(r"path:[A-Z]|card:NAME|hf:ORG|MODULE:FUNCTION|FILE\b")
@@ -324,7 +324,8 @@ _ABOVE_0 = (
         "num_processes",
         "num_layers",
         "num_heads",
-        "num_labelers",
+        "num_members",
+        "num_rows",
         "initializer_range",
     ),
 )

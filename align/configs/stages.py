@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -253,6 +254,7 @@ class Compare(StageConfig):
     OUTPUT: ClassVar[str] = "comparisons"
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("prompts/train", "prompts"),)
     INPUTS: ClassVar[dict[str, str]] = {"model": "model", "prompts": "prompts"}
+    OPTIONAL: ClassVar[dict[str, str]] = {"reward_model": "reward_model"}
     num_prompts: int | None = knob(None, "training prompts to use; None: all there are")
     skip_prompts: int = knob(
         0,
@@ -268,7 +270,15 @@ class Compare(StageConfig):
     )
     temperature: float = knob(1.0, "temperature of sampling [InstructGPT, RL]")
     max_new_tokens: int | None = max_new_tokens_knob()
-    num_labelers: int = knob(40, "simulated labelers [InstructGPT: about 40]")
+    choose_from: int | None = knob(
+        None,
+        "sample responses to this many training prompts, and keep the `num_prompts` on which the"
+        " members of inputs.reward_model disagree most [Christiano et al. 2017, section 2.2.4]",
+    )
+    num_labelers: int = knob(
+        40,
+        "simulated labelers [InstructGPT: about 40]; 0: none, which makes candidates for `collect`",
+    )
     agreement: float = knob(
         0.73, "fraction of pairs that two labelers order alike [InstructGPT: 72.6 +- 1.5 %]"
     )
@@ -279,7 +289,13 @@ class Compare(StageConfig):
     )
     seed: int | None = knob(None, "random seed; None: the run's seed")
 
+    @property
+    def output(self) -> str:
+        return "comparisons" if self.num_labelers else "candidates"
+
     def need_of_gold(self, given: Container[str]) -> str:
+        if not self.num_labelers:
+            return ""
         return (
             "inputs.prompts: simulated labelers need prompts with a gold scorer; use a card's"
             " comparisons"
@@ -288,7 +304,64 @@ class Compare(StageConfig):
     def __post_init__(self) -> None:
         check_ranges(self)
         require(self.num_responses >= 2, "num_responses", self.num_responses, "at least 2")
+        require(
+            self.num_labelers > 0 or self.num_responses + self.num_strays <= 9,
+            "num_responses",
+            self.num_responses,
+            "at most 9 with num_strays, because people rank at most 9",
+        )
         require(0.5 < self.agreement < 1, "agreement", self.agreement, "a number between 0.5 and 1")
+        if self.choose_from is not None:
+            require(
+                self.num_prompts is not None and self.choose_from > self.num_prompts,
+                "choose_from",
+                self.choose_from,
+                "a number above num_prompts, which must be given too",
+            )
+
+    def check_inputs(self) -> None:
+        require(
+            ("reward_model" in self.inputs) == (self.choose_from is not None),
+            "choose_from",
+            self.choose_from,
+            "a number beside inputs.reward_model, and null without it",
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Collect(StageConfig):
+    """Wait until people have ranked or answered enough candidates, and take what they gave.
+
+    The first `num_rows` count, in the order in which they came. So what comes later changes no key,
+    and a larger number does.
+    """
+
+    STAGE: ClassVar[str] = "collect"
+    PARALLEL: ClassVar[bool] = False
+    OUTPUT: ClassVar[str] = "comparisons"
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("rows", "rows"),)
+    INPUTS: ClassVar[dict[str, str]] = {"candidates": "candidates"}
+    labels: str = knob(
+        "", "name of the file of votes, labels/NAME.db of the store (align label)", reads="votes"
+    )
+    record: str = knob(
+        "comparisons",
+        "comparisons: how people rank the responses; demonstrations: the answers that people write"
+        " to the prompts [InstructGPT, section 3.4, has both]",
+    )
+    num_rows: int = knob(1000, "rankings, or answers, to wait for")
+
+    @property
+    def output(self) -> str:
+        return self.record
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        kinds = ("comparisons", "demonstrations")
+        require(self.record in kinds, "record", self.record, " or ".join(kinds))
+
+    def check_inputs(self) -> None:
+        require(bool(self.labels), "labels", self.labels, "the name of a file of votes")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -331,6 +404,29 @@ class Reward(SupervisedConfig):
     final_learning_rate_fraction: float = knob(
         0.1, "fraction of the peak learning rate at which the cosine ends [InstructGPT]"
     )
+    margin: float = knob(
+        0.0,
+        "how much further apart two rewards should be per point between the labeler's ratings; 0:"
+        " ratings do not count [Llama 2, equation 2, has such a margin]",
+    )
+    center_rewards_coefficient: float = knob(
+        0.0,
+        "weight of the squared sum of a pair's rewards, which keeps rewards near 0 [Eisenstein et"
+        " al. 2023: 0.01]",
+    )
+    num_members: int = knob(
+        1,
+        "models of an ensemble, which start from different heads and see the rankings in different"
+        " orders; their mean reward counts [Stiennon et al. 2020 pick one of 3 to 10 seeds]",
+    )
+    member_fraction: float = knob(
+        1.0, "fraction of the training rankings that each member sees, drawn for each [ours]"
+    )
+    held_out_labelers: str = knob(
+        "",
+        "GROUP/GROUPS: leave out the labelers of one group, such as 1/5, and say how well their"
+        " rankings are predicted [InstructGPT: 5 groups]",
+    )
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
 
     def __post_init__(self) -> None:
@@ -341,6 +437,32 @@ class Reward(SupervisedConfig):
             self.lora.dropout,
             "0: dropout is off in a reward model",
         )
+        require(
+            0 < self.member_fraction <= 1,
+            "member_fraction",
+            self.member_fraction,
+            "a number above 0, at most 1",
+        )
+        require(
+            self.num_members == 1 or self.lora.rank is None,
+            "num_members",
+            self.num_members,
+            "1 with lora.rank: members of an ensemble are whole models",
+        )
+        if self.held_out_labelers:
+            group, groups = self.labeler_group
+            require(
+                1 <= group <= groups and groups > 1,
+                "held_out_labelers",
+                self.held_out_labelers,
+                "GROUP/GROUPS, such as 1/5",
+            )
+
+    @property
+    def labeler_group(self) -> tuple[int, int]:
+        """The group of labelers that is left out, and the number of groups; (0, 0): no such form."""
+        found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", self.held_out_labelers)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
     def fill_in(self, bf16_is_fast: bool) -> None:
         super(Reward, self).fill_in(bf16_is_fast)
@@ -348,7 +470,7 @@ class Reward(SupervisedConfig):
             self.learning_rate = 1e-5 if self.lora.rank is None else 1e-4
 
     def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
-        return (Trained("model", "scalar"),) if self.lora.rank is None else ()
+        return (Trained("model", "scalar"),) * self.num_members if self.lora.rank is None else ()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -72,6 +72,7 @@ _FIELDS = {  # record -> its own columns; in other records these names are a use
     "demonstrations": ("messages",),
     "prompts": ("prompt",),
     "comparisons": ("prompt", "responses", "ranks"),
+    "candidates": ("prompt", "responses"),
     "items": ("contexts", "completions", "labels"),
     "labelled": (),  # none: a label may be text or a number
 }

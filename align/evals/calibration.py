@@ -53,6 +53,27 @@ def calibration_error(confidences: Sequence[float], right: Sequence[float]) -> f
     return _error(np.asarray(right, dtype=float) - sure, _places(sure))
 
 
+def temperature(margins: Sequence[float]) -> float:
+    """Return the temperature at which a reward model's confidences fit the verdicts best.
+
+    A pair's confidence is sigmoid(margin / temperature). Above 1, the model was too sure. The mean
+    of -log sigmoid(margin / temperature) is least where its derivative by 1 / temperature is 0. The
+    result is between 0.01 and 100; the lowest one means that every pair is right.
+
+    Args:
+        margins: [P], the reward of the response that people prefer minus that of the other one.
+
+    Source: Guo et al. 2017, section 4.2.
+    """
+    found = np.asarray(margins, dtype=float)
+    low, high = 0.01, 100.0  # of 1 / temperature
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        slope = -np.mean(found / (1 + np.exp(np.clip(middle * found, -500, 500))))
+        low, high = (middle, high) if slope < 0 else (low, middle)
+    return float(1 / (low * high) ** 0.5)
+
+
 def chance_error(confidences: Sequence[float], draws: int, seed: int) -> tuple[float, float]:
     """Return the error of a perfectly calibrated model: the mean, and the 95 % quantile.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from align.evals.gold import GoldScorer
 from align.models.compute import Compute
-from align.models.heads import load_scalar
+from align.models.heads import load_reward_model
 from align.models.load import context_length, load_tokenizer
 from align.verifiers.episodes import Episodes
 from align.verifiers.functions import call_functions, load_functions
@@ -74,6 +74,6 @@ def by_rules(functions: Mapping[str, float]) -> Scorer:
 
 def by_reward_model(folder: Path, compute: Compute) -> Scorer:
     """Return a scorer that is a reward model; it encodes the text in its own tokens."""
-    scalar = load_scalar(folder, compute.device)
+    scalar = load_reward_model(folder, compute.device)
     model = RewardModel("reward", scalar, load_tokenizer(folder), context_length(scalar.classifier))
     return Scorer("reward", lambda episodes: model(episodes, compute).tolist())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -22,6 +23,7 @@ from align.models.lora import merge_adapter, read_adapter
 from align.store.artifacts import base_folder
 
 SHIFT = "align_reward_shift"
+MEMBERS = "members"  # the folder of an ensemble's members after the first
 
 
 class ScalarModel(torch.nn.Module):
@@ -62,6 +64,41 @@ class ScalarModel(torch.nn.Module):
         save_weights(self.classifier, folder)
 
 
+class Ensemble(torch.nn.Module):
+    """Reward models of one architecture and vocabulary; their mean score counts."""
+
+    def __init__(self, members: Iterable[ScalarModel]):
+        super().__init__()
+        self.members = torch.nn.ModuleList(members)
+
+    def __iter__(self) -> Iterator[ScalarModel]:
+        return iter(cast("Iterable[ScalarModel]", self.members))
+
+    @property
+    def classifier(self) -> PreTrainedModel:
+        """The classifier of the first member; its config is that of every member."""
+        return next(iter(self)).classifier
+
+    def each(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, at: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the scores of every member, [M, len(at)]; see `ScalarModel.forward`."""
+        return torch.stack([member(input_ids, position_ids, at) for member in self])
+
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, at: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the mean score of the members, [len(at)]."""
+        return self.each(input_ids, position_ids, at).mean(0)
+
+    def save(self, folder: Path) -> None:
+        """Save the first member as a plain reward model, and the others in folders below it."""
+        for number, member in enumerate(self):
+            place = folder / MEMBERS / str(number) if number else folder
+            place.mkdir(parents=True, exist_ok=True)
+            member.save(place)
+
+
 def scalar_from_lm(folder: Path, device: torch.device | str = "cpu") -> ScalarModel:
     """Put a fresh scalar head on the trunk of a language model.
 
@@ -78,6 +115,8 @@ def load_scalar(
 ) -> ScalarModel:
     """Load the reward model of an artifact, in eval mode; an adapter is merged into its base.
 
+    Of an ensemble it is the first member; `load_reward_model` loads all.
+
     Args:
         fresh_head: the folder holds a language model; the caller fills the head.
 
@@ -85,6 +124,19 @@ def load_scalar(
         ConfigError: the folder has no head, or one that is not a linear layer called `score`.
     """
     return _load(folder, device, fresh_head).eval()
+
+
+def load_reward_model(folder: Path, device: torch.device | str = "cpu") -> ScalarModel | Ensemble:
+    """Load the reward model of an artifact with all its members, in eval mode.
+
+    Raises:
+        ConfigError: see `load_scalar`.
+    """
+    first = load_scalar(folder, device)
+    others = sorted((folder / MEMBERS).glob("*"), key=lambda place: int(place.name))
+    if not others:
+        return first
+    return Ensemble([first, *(load_scalar(place, device) for place in others)]).eval()
 
 
 def classifier_class(config: PreTrainedConfig) -> type[Any]:

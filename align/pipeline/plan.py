@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from align.configs import (
     RECORDS,
     STAGES,
+    Collect,
     Data,
     ImportModel,
     Ppo,
@@ -45,6 +46,7 @@ from align.data.cards import (
 from align.data.labelled import LABELLED
 from align.data.records import read_info
 from align.errors import ConfigError, StoreError, did_you_mean
+from align.labelling.snapshots import collected
 from align.pipeline.base_models import check_adapters
 from align.pipeline.implied_steps import Implied, add_implied_steps, expected_kind, refs_of
 from align.pipeline.vocabularies import differ, tokenizer_file
@@ -588,6 +590,15 @@ def _rows_digest(
     return digest_of([found.digest, _ITEMS]) if record == "items" else found.digest
 
 
+def _votes_digest(
+    config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore
+) -> str:
+    """Return the digest of the rows that a step takes, or of none while it waits for them."""
+    assert isinstance(config, Collect)
+    rows = collected(store.root, source, config.record, config.num_rows)
+    return digest_of(["waiting", source] if rows is None else rows)
+
+
 def _tokenizer_digest(
     config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore
 ) -> str:
@@ -616,6 +627,7 @@ _DIGESTS: dict[str, Callable[[StageConfig, str, RunConfig, ArtifactStore], str]]
     "rows": _rows_digest,
     "tokenizer": _tokenizer_digest,
     "model": _model_digest,
+    "votes": _votes_digest,
 }
 
 

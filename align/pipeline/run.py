@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from align.configs import HardwareConfig, RunConfig
 from align.configs.knobs import READ_AS_IT_RUNS, READ_AT_START
-from align.errors import ConfigError, HealthStop, StoreError
+from align.errors import ConfigError, HealthStop, StoreError, Waiting
 from align.pipeline.plan import Source, Step, data_digest
 from align.report.listing import remember
 from align.runtime.cpu import cores
@@ -128,7 +128,7 @@ def _make(
         aliases = [alias for alias, number in store.each_alias(step.label) if number == version]
         tracker.log_artifact(version, aliases, artifact)
     except BaseException as error:
-        tracker.finish(exit_code=1)
+        tracker.finish(exit_code=0 if isinstance(error, Waiting) else 1)
         _leave(work, note, error)
         raise
     tracker.finish()
@@ -180,7 +180,7 @@ def _leave(work: Path, note: dict[str, Any], error: BaseException) -> None:
     """
     has_begun = any((work / name).exists() for name in _KEPT)
     with contextlib.suppress(OSError):  # a full disk or a missing folder must not hide the error
-        if isinstance(error, ConfigError | StoreError) and not has_begun:
+        if isinstance(error, ConfigError | StoreError | Waiting) and not has_begun:
             _clear(work)
         else:
             write_json(work / NOTE, note | {"error": str(error) or type(error).__name__})
@@ -189,6 +189,10 @@ def _leave(work: Path, note: dict[str, Any], error: BaseException) -> None:
 def _refuse_changed(step: Step, settings: RunConfig, store: ArtifactStore) -> None:
     """Raise `ConfigError` if files outside the store that a step reads changed after the plan."""
     if data_digest(step.name, step.config, settings, store) != step.data_digest:
+        if "votes" in step.config.reads().values():
+            raise Waiting(
+                f"steps.{step.name}: people gave more after the plan; give the same command again"
+            )
         raise ConfigError(
             f"steps.{step.name}: files that it reads were changed after the plan; give the same"
             " command again"

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from align.configs import LoraConfig
 from align.losses.lm import TokenLogprobs
 from align.models.adapters import Adapters, AdapterScalar, load_adapter_scalar
-from align.models.heads import ScalarModel, load_scalar
+from align.models.heads import ScalarModel, load_reward_model, load_scalar
 from align.models.load import load_model, save_model
 from align.models.lora import adapter_of
 from align.models.packed import (
@@ -116,9 +116,9 @@ class FullActors:
         return response_values(self.value, packed, responses)
 
     def reward_model(self, folder: Path) -> Scalar:
-        model = load_scalar(folder, self.policy.device).requires_grad_(False)
+        model = load_reward_model(folder, self.policy.device).requires_grad_(False)
         if self._in_bf16:
-            _hold_products_in_bf16(model.classifier)
+            _hold_products_in_bf16(model)
         return model
 
     def limit_activations(self, limit: Callable[[PreTrainedModel, Again | None], None]) -> None:
@@ -136,7 +136,7 @@ class FullActors:
         save_model(self.policy, tokenizer, folder)
 
 
-def _hold_products_in_bf16(model: PreTrainedModel) -> None:
+def _hold_products_in_bf16(model: torch.nn.Module) -> None:
     """Store a frozen model's linear layers in bf16, as every pass would round them anyway.
 
     Autocast computes the same products from them. Embeddings, gains and heads stay unchanged.
@@ -198,7 +198,7 @@ class LoraActors:
 
     def reward_model(self, folder: Path) -> Scalar:
         if not self._adapters.fits(folder):
-            return load_scalar(folder, self._adapters.base.device).requires_grad_(False)
+            return load_reward_model(folder, self._adapters.base.device).requires_grad_(False)
         self._rewards += 1
         scalar = load_adapter_scalar(self._adapters, f"reward_{self._rewards}", folder)
         for parameter in (

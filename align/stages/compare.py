@@ -1,8 +1,9 @@
 """Sample several responses to each prompt and have simulated labelers rank them.
 
-Takes: a model, and prompts that a gold scorer can judge.
+Takes: a model, and prompts that a gold scorer can judge. Optional: an ensemble of reward models,
+which chooses the prompts to rank.
 Makes: comparisons: prompt, responses, ranks and gold scores. The ranks follow the gold scores with
-noise.
+noise. Without simulated labelers it makes candidates: prompts with responses, for people to rank.
 Departs from InstructGPT: the labelers are simulated. A training ranking may also hold strays, which
 are responses to other prompts. A reward model that never sees a stray cannot tell that an answer
 misses the question, and PPO exploits that.
@@ -10,9 +11,12 @@ misses the question, and PPO exploits that.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.configs import Compare, filled
 from align.data.records import Row, read_info, read_rows, write_info, write_rows
 from align.errors import ConfigError
-from align.evals.gold import gold_scorer
+from align.evals.disagreement import disagreement, load_members
+from align.evals.gold import GoldScorer, gold_scorer
 from align.evals.players import Player, respond
 from align.labelling.simulated import Judged, Labelers, agreeing_pairs, judge
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
@@ -29,26 +34,64 @@ from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.sampling.engine import Sampling
 from align.text.chat import decode_response, encode_prompts
+from align.verifiers.reward_models import RewardModel
 
 _CALIBRATION_PROMPTS = 400  # training prompts that set the labelers' noise
+
+
+class Asked(NamedTuple):
+    """A prompt's row, and the responses to it."""
+
+    row: Row
+    responses: list[str]
 
 
 def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     folders = inputs.folders("prompts")
     infos = [read_info(folder) for folder in folders]
-    scorer = gold_scorer(infos)
-    if scorer is None:
+    scorer = gold_scorer(infos) if cfg.num_labelers else None
+    if scorer is None and cfg.num_labelers:
         raise ConfigError(cfg.need_of_gold(inputs))
-    limits = {
-        "train": (cfg.skip_prompts, cfg.num_prompts),
-        "validation": (0, cfg.num_validation_prompts),
-    }
+    members: list[RewardModel] = []
+    if "reward_model" in inputs:
+        members = load_members(inputs.one("reward_model").path, job.device)
     folder = inputs.one("model").path
     model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
-    context = context_length(model)
-    max_new_tokens = answer_length(cfg.max_new_tokens, context)
-    cfg = replace(cfg, max_new_tokens=max_new_tokens)
-    room = context - max_new_tokens
+    cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, context_length(model)))
+    rows = _prompts(cfg, folders, tokenizer, context_length(model), job)
+    sampled = _sample(
+        cfg, job, model, tokenizer, [row["prompt"] for split in rows for row in rows[split]]
+    )
+    if not job.group.is_main:
+        return {}
+    each = iter(sampled)
+    asked = {
+        split: [Asked(row, list(itertools.islice(each, cfg.num_responses))) for row in own]
+        for split, own in rows.items()
+    }
+    chosen, metrics = list(range(len(asked["train"]))), Metrics()
+    if members:
+        chosen, metrics = _chosen(cfg, members, asked["train"], job)
+    asked["train"] = _with_strays(asked["train"], cfg)
+    if scorer is None:
+        asked["train"] = [asked["train"][place] for place in chosen]
+        return metrics | _write_candidates(asked, infos[0], job)
+    return metrics | _write_comparisons(cfg, asked, chosen, scorer, infos[0], job)
+
+
+def _prompts(
+    cfg: Compare, folders: list[Path], tokenizer: PreTrainedTokenizerBase, context: int, job: Job
+) -> dict[str, list[Row]]:
+    """Return the prompts of each split that leave room for a response.
+
+    Raises:
+        ConfigError: no training prompt is left.
+    """
+    limits = {
+        "train": (cfg.skip_prompts, cfg.choose_from or cfg.num_prompts),
+        "validation": (0, cfg.num_validation_prompts),
+    }
+    room = context - filled(cfg.max_new_tokens)
     rows: dict[str, list[Row]] = {}
     for split, (skipped, limit) in limits.items():
         found = list(read_rows(folders, split))
@@ -63,51 +106,82 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     if not rows["train"]:
         raise ConfigError(
             f"inputs.prompts: after {cfg.skip_prompts} that are skipped, no training prompt leaves"
-            f" room for {max_new_tokens} new tokens"
+            f" room for {cfg.max_new_tokens} new tokens"
         )
-    responses = _sample(
-        cfg, job, model, tokenizer, [row["prompt"] for split in rows for row in rows[split]]
-    )
-    if not job.group.is_main:
-        return {}
+    return rows
 
+
+def _chosen(
+    cfg: Compare, members: Sequence[RewardModel], asked: Sequence[Asked], job: Job
+) -> tuple[list[int], Metrics]:
+    """Return the places of the prompts on which the members disagree most, in order."""
+    found = disagreement(
+        members,
+        [each.row for each in asked],
+        [each.responses for each in asked],
+        job.compute("fp32"),
+    )
+    by_doubt = sorted(range(len(asked)), key=lambda place: -found[place])
+    places = sorted(by_doubt[: filled(cfg.num_prompts)])
+    return places, {
+        "disagreement/all": float(np.mean(found)),
+        "disagreement/chosen": float(np.mean([found[place] for place in places])),
+    }
+
+
+def _write_candidates(asked: dict[str, list[Asked]], info: dict[str, Any], job: Job) -> Metrics:
+    """Write prompts with their responses, for people to rank."""
+    for split, own in asked.items():
+        rows = [{**each.row, "responses": each.responses} for each in own]
+        write_rows(job.out, split, rows, record="candidates")
+    _write_info(job, "candidates", info["licence"], info.get("gold"))
+    return {f"prompts/{split}": float(len(own)) for split, own in asked.items()}
+
+
+def _write_comparisons(
+    cfg: Compare,
+    asked: dict[str, list[Asked]],
+    chosen: Sequence[int],
+    scorer: GoldScorer,
+    info: dict[str, Any],
+    job: Job,
+) -> Metrics:
+    """Let simulated labelers rank the responses, and write the rankings.
+
+    Args:
+        chosen: the places of the training prompts that are ranked. The labelers' noise is set on
+            all of them: on doubtful prompts alone it would be set too low.
+    """
     crew = Labelers(
         cfg.num_labelers,
         cfg.tie_width,
         np.random.default_rng(derive_seed(cfg.random_seed, "labelers")),
     )
-    ranked: dict[str, list[Row]] = {}
-    for split, prompts in rows.items():
-        groups = [
-            responses[i * cfg.num_responses : (i + 1) * cfg.num_responses]
-            for i in range(len(prompts))
+    judged = {
+        split: [
+            judge(texts, [scorer(row["prompt"], text).overall for text in texts])
+            for row, texts in own
         ]
-        responses = responses[len(prompts) * cfg.num_responses :]
-        if split == "train":
-            groups = _with_strays(groups, cfg)
-        judged = [
-            judge(group, [scorer(row["prompt"], text).overall for text in group])
-            for row, group in zip(prompts, groups, strict=True)
-        ]
-        if split == "train":
-            agreement = crew.calibrate(judged[:_CALIBRATION_PROMPTS], cfg.agreement)
-        ranked[split] = [
-            _ranked(row, g, j, crew) for row, g, j in zip(prompts, groups, judged, strict=True)
-        ]
-        write_rows(job.out, split, ranked[split], record="comparisons")
-    write_info(
-        job.out,
-        record="comparisons",
-        source="compare",
-        licence="generated",
-        dropped={},
-        gold=infos[0]["gold"],
-    )
+        for split, own in asked.items()
+    }
+    agreement = crew.calibrate(judged["train"][:_CALIBRATION_PROMPTS], cfg.agreement)
+    places = {"train": chosen, "validation": range(len(asked["validation"]))}
+    ranked = {
+        split: [_ranked(asked[split][i], judged[split][i], crew) for i in own]
+        for split, own in places.items()
+    }
+    for split, rows in ranked.items():
+        write_rows(job.out, split, rows, record="comparisons")
+    _write_info(job, "comparisons", "generated", info["gold"])
     job.log.table(
         "samples",
         [{"prompt": r["prompt"][-1]["content"], **_shown(r)} for r in ranked["train"][:20]],
     )
     return _metrics(ranked) | {"labelers/agreement": agreement, "labelers/noise": crew.noise}
+
+
+def _write_info(job: Job, record: str, licence: str, gold: Any) -> None:
+    write_info(job.out, record=record, source="compare", licence=licence, dropped={}, gold=gold)
 
 
 def _sample(
@@ -137,19 +211,21 @@ def _sample(
     return job.group.gather([decode_response(tokenizer, response.ids) for response in drawn])
 
 
-def _with_strays(groups: list[list[str]], cfg: Compare) -> list[list[str]]:
+def _with_strays(asked: Sequence[Asked], cfg: Compare) -> list[Asked]:
     rng = random.Random(derive_seed(cfg.random_seed, "compare", "strays"))
+    groups = [each.responses for each in asked]
     return [
-        group + [rng.choice(rng.choice(groups)) for _ in range(cfg.num_strays)] for group in groups
+        Asked(row, own + [rng.choice(rng.choice(groups)) for _ in range(cfg.num_strays)])
+        for row, own in asked
     ]
 
 
-def _ranked(row: Row, responses: list[str], judged: Judged, crew: Labelers) -> Row:
+def _ranked(asked: Asked, judged: Judged, crew: Labelers) -> Row:
     labeler = crew.pick()
     ranks = crew.rank(judged, labeler)
     return {
-        **row,
-        "responses": responses,
+        **asked.row,
+        "responses": asked.responses,
         "ranks": ranks,
         "gold": judged.gold.tolist(),
         "labeler": labeler,

@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -29,8 +29,23 @@ _SHARE = 0.25  # of the free memory; activations that take more are recomputed
 Again = Callable[[], AbstractContextManager[Any]]
 
 
+class Sharing(NamedTuple):
+    """Who shares memory: processes of one machine, and models of one size in each."""
+
+    num_processes: int = 1
+    num_models: int = 1
+
+
+_ALONE = Sharing()
+
+
 def fit_activations(
-    job: Job, model: PreTrainedModel, precision: str, longest: int, again: Again | None = None
+    job: Job,
+    model: PreTrainedModel,
+    precision: str,
+    longest: int,
+    again: Again | None = None,
+    num_models: int = 1,
 ) -> None:
     """Turn activation checkpointing on as `hardware.activation_checkpointing` says.
 
@@ -40,6 +55,7 @@ def fit_activations(
         longest: tokens of the longest sequence. A sequence longer than one pass is a pass of its
             own.
         again: see `limit_activations`; for models whose adapters are switched.
+        num_models: models of this size that are trained in the same step.
     """
     compute = job.compute(precision)
     line = limit_activations(
@@ -48,7 +64,7 @@ def fit_activations(
         max(compute.max_tokens, longest),
         compute.autocast(),
         again=again or nullcontext,
-        num_processes=job.group.world_size,
+        sharing=Sharing(job.group.world_size, num_models),
     )
     if line:
         job.log.info(line)
@@ -61,7 +77,7 @@ def limit_activations(
     autocast: AbstractContextManager[Any],
     *,
     again: Again = nullcontext,
-    num_processes: int = 1,
+    sharing: Sharing = _ALONE,
 ) -> str | None:
     """Turn activation checkpointing on if asked for, or if memory is too small without it.
 
@@ -73,7 +89,7 @@ def limit_activations(
         autocast: the precision of the pass.
         again: called in a forward pass. The context that it returns is entered around the second
             computation of a layer in the backward pass, when another adapter may be on.
-        num_processes: processes that share the memory of the machine.
+        sharing: who shares the memory of the machine.
 
     Returns:
         A line for the user if it was turned on automatically, or is needed but not supported.
@@ -90,10 +106,8 @@ def limit_activations(
         trained = sum(
             parameter.numel() for parameter in model.parameters() if parameter.requires_grad
         )
-        free = (
-            free_memory(model.device) / (num_processes if model.device.type == "cpu" else 1)
-            - _STATE * trained
-        )
+        processes = sharing.num_processes if model.device.type == "cpu" else 1
+        free = free_memory(model.device) / processes - _STATE * trained * sharing.num_models
         if needed <= _SHARE * free:
             return None
         amount = (

@@ -84,6 +84,11 @@ PARTS = (
             "healthy": "a healthy PPO run with another seed: no event",
         },
     ),
+    Part(
+        "labelling",
+        4,
+        {"load": "50 labelers give 2,000 votes while their server is killed every 2 s: each stored once, p95 < 200 ms"},
+    ),
     Part("ppo_long", 10, {"result": "PPO for 2,000 iterations, killed and stopped 10 times: memory, open files, disk"}),
 )
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from trl import RewardTrainer
 
 from align.losses.preference import kwise_loss, pairwise_accuracy
 
@@ -93,3 +96,41 @@ def test_accuracy_of_the_right_and_of_the_wrong_order():
 def test_equal_rewards_are_half_right():
     assert pairwise_accuracy(torch.zeros(3), torch.tensor([1, 2, 2])) == (1.0, 2)
     assert pairwise_accuracy(torch.zeros(3), torch.tensor([1, 1, 1])) == (0.0, 0)
+
+
+@pytest.mark.parametrize("margin", [None, 0.7])
+@pytest.mark.parametrize("center", [None, 0.01, 2.0])
+def test_margin_and_centring_are_those_of_trl(margin, center):
+    """Pairs through trl's own loss; only what surrounds it (logging, processes) is left out."""
+    pairs = rewards_of(12).view(6, 2)
+
+    def gathered(value: torch.Tensor) -> torch.Tensor:
+        return value
+
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        args=SimpleNamespace(center_rewards_coefficient=center),
+        accelerator=SimpleNamespace(gather=gathered, gather_for_metrics=gathered),
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+    )
+    batch = {} if margin is None else {"margin": torch.full((6,), margin, dtype=torch.float64)}
+
+    def model(**given: object) -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.cat([pairs[:, 0], pairs[:, 1]])[:, None])
+
+    theirs = RewardTrainer.compute_loss(trainer, model, batch)
+    leads = None if margin is None else torch.full((2, 2), margin, dtype=torch.float64)
+    ours = [kwise_loss(pair, torch.tensor([1, 2]), leads, center or 0.0) for pair in pairs]
+    torch.testing.assert_close(torch.stack(ours).mean(), theirs, rtol=1e-12, atol=0)
+
+
+def test_of_k_responses_every_ordered_pair_has_its_own_margin():
+    rewards, ranks = rewards_of(5), torch.tensor([2, 1, 3, 3, 4])
+    leads = torch.rand(5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pairs = [(i, j) for i in range(5) for j in range(5) if ranks[i] < ranks[j]]
+    one_by_one = [
+        -F.logsigmoid(rewards[i] - rewards[j] - leads[i, j]) + 0.3 * (rewards[i] + rewards[j]) ** 2 for i, j in pairs
+    ]
+    expected = torch.stack(one_by_one).mean()
+    torch.testing.assert_close(kwise_loss(rewards, ranks, leads, 0.3), expected, rtol=1e-12, atol=0)

@@ -93,6 +93,7 @@ def test_every_stage_s_reading_is_declared() -> None:
         "data": {"source": "rows"},
         "tokenizer": {"source": "tokenizer"},
         "import_model": {"source": "model", "base": "base", "chat_template": "file"},
+        "collect": {"labels": "votes"},
         "ppo": {"reward_functions": "functions"},
         "evaluate": {"tasks": "tasks", "reward_functions": "functions", "checks": "checks"},
     }

@@ -1,0 +1,127 @@
+"""From people to a policy: candidates, the page, `collect`, and what a second session changes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from conftest import align
+from documents import ROOT
+from label_server import LabelServer
+
+from align.data.records import read_rows
+from align.labelling.crowd import Browser
+
+sys.path.insert(0, str(ROOT / "pipelines"))
+PIPELINE = """
+name: human
+defaults:
+  - /stage@steps.candidates: compare
+  - /stage@steps.collect: collect
+  - /stage@steps.reward: reward
+  - /stage@steps.ppo: ppo
+  - /stage@steps.answers: collect
+  - _self_
+steps:
+  candidates:
+    inputs: {model: toy/sft, prompts: toy/prompts}
+    num_labelers: 0
+    num_responses: 4
+    num_prompts: 40
+    num_validation_prompts: 20
+    max_new_tokens: 8
+  collect: {inputs: {candidates: candidates}, labels: mine, num_rows: 30}
+  reward: {inputs: {model: toy/sft, data: collect}, batch_size: 8}
+  ppo:
+    inputs: {policy: toy/sft, reward_model: reward, prompts: toy/prompts}
+    num_iterations: 2
+    rollout_batch_size: 8
+    minibatch_size: 8
+    max_new_tokens: 8
+  answers: {inputs: {candidates: candidates}, labels: mine, record: demonstrations, num_rows: 2}
+"""
+
+
+def shown(step: str, store: Path) -> dict[str, float]:
+    """The metrics of a step's newest artifact."""
+    found = json.loads(align("artifacts", "show", step, "--json", "--store", store).stdout)
+    metrics: dict[str, float] = found["metrics"]
+    return metrics
+
+
+def token_of(name: str, store: Path) -> str:
+    """The token of a new labeler."""
+    return align("label", "token", "mine", name, "--store", store).stdout.split("#")[1].strip()
+
+
+def steps(store: Path, file: Path, *words: str) -> dict[str, tuple[str, bool]]:
+    """The key of each step, and whether it is made."""
+    done = align("plan", "--config", file, f"store={store}", "--json", *words)
+    return {step["step"]: (step["key"], step["cached"]) for step in json.loads(done.stdout)}
+
+
+def test_a_run_waits_for_people_and_goes_on_when_they_are_done(store: Path, tmp_path: Path) -> None:
+    from dashboard import named_metrics
+
+    file = tmp_path / "human.yaml"
+    file.write_text(PIPELINE)
+    run = ("run", "--config", file, f"store={store}", "tracker=none")
+    align("label", "create", "mine", "--overlap-share", 1, "--overlap", 6, "--store", store)
+    waiting = align(*run, check=75)
+    assert "waiting: 0 of 30 rankings are in; people give them at align label serve mine" in waiting.stderr
+    assert "human/reward" not in waiting.stderr
+    assert list((store / "work").glob("collect/*/*")) == []
+
+    align("label", "token", "mine", "ada", "--store", store)
+    with LabelServer(store) as server:
+        said = align(
+            *("label", "simulate", "mine", "human/candidates", "--store", store),
+            *("--url", server.url, "--labelers", 3, "--most", 9),
+        )
+        assert "27 rankings by 3 simulated labelers" in said.stdout
+        assert "waiting: 27 of 30 rankings are in" in align(*run, check=75).stderr
+        # The scores of what this model writes are all alike, so the simulated labelers order nothing.
+        people = [Browser(server.url, token_of(name, store)) for name in ("cid", "dan")]
+        vote = {"ranks": [1, 2, 3, 4], "ratings": [7, 5, 3, 1], "flags": [[]] * 4, "seconds": 2.0}
+        for _ in range(3):
+            for person in people:
+                person.post("vote", item=person.post("next")["item"], vote=vote)
+    assert "waiting: 0 of 2 answers are in" in align(*run, check=75).stderr
+    first = steps(store, file)
+    assert [step for step, (_, cached) in first.items() if not cached] == ["human/answers"]
+    made = shown("human/collect", store)
+    assert {name for name in named_metrics() if name.startswith("collect/")} <= {f"collect/{name}" for name in made}
+    assert made["rows"] == 30
+    assert made["labelers"] == 5
+    assert made["labelers/agreement"] == 1
+    assert made["rows/validation"] > 0
+
+    with LabelServer(store) as server:  # a second session, in which somebody also writes answers
+        align(
+            *("label", "simulate", "mine", "human/candidates", "--store", store),
+            *("--url", server.url, "--labelers", 1, "--most", 9, "--seed", 1),
+        )
+        ben = Browser(server.url, token_of("ben", store))
+        item = ben.post("next")
+        for text in ("In Oakvale.", "She lives in Oakvale."):
+            ben.post("demonstration", item=item["item"], text=text)
+    later = steps(store, file)
+    assert later.pop("human/answers") != first.pop("human/answers")
+    assert later == first  # rankings that come later change no key
+    align(*run)
+    folder = Path(json.loads(align("artifacts", "show", "human/answers", "--json", "--store", store).stdout)["path"])
+    answers = [row for split in ("train", "validation") for row in read_rows([folder], split)]
+    assert [row["messages"][-1]["content"] for row in answers] == ["In Oakvale.", "She lives in Oakvale."]
+    assert [row["messages"][:-1] for row in answers] == [item["prompt"]] * 2
+    assert {row["labeler"] for row in answers} == {"ben"}
+    more = steps(store, file, "steps.collect.num_rows=40")
+    assert more["human/candidates"] == first["human/candidates"]
+    assert more["human/collect"][0] != first["human/collect"][0]
+    assert more["human/reward"][0] != first["human/reward"][0]
+    assert more["human/ppo"][0] != first["human/ppo"][0]
+    other = align(*run, "steps.candidates.num_responses=3", check=2)  # other candidates, the same file of votes
+    assert "labels: mine has comparisons of other candidates; give each collect step a file of its own" in other.stderr
+    align(*run, "steps.collect.num_rows=40")
+    rows = align("label", "export", "mine", "--store", store).stdout
+    assert "42 comparisons" in rows  # all that were given: 27 + 6 + 9
