@@ -263,12 +263,15 @@ def test_who_decides_the_wins_is_named_and_no_score_is_lost(store):
 def test_calibration_is_a_chart_a_task_and_a_reward_model(store):
     bins = [{"low": 0.5, "high": 0.6, "answers": 9, "confidence": 0.55, "accuracy": 0.5}]
     of_reward = [{"task": "pairs", "model": "model", **row} for row in bins]
+    less_sure = [{**bins[0], "answers": 4}, {**bins[0], "low": 0.6, "high": 0.7, "answers": 5}]
+    of_reward += [{"task": "pairs", "model": "at its temperature", **row} for row in less_sure]
     reward = add(store, "toy/reward", "reward_model", {}, calibration=of_reward)
     of_task = [{"task": "copa", "model": model, **row} for model in ("model", "baseline") for row in bins]
     inputs = {"model": store.find("toy/ppo"), "baseline": store.find("toy/sft"), "reward_model": reward}
     add(store, "toy/evaluate_more", "evaluation", inputs, evaluation(0.6, 0.5, 0.7), calibration=of_task)
     one, two = calibration(gather(store, ["toy/evaluate_more"]))
     assert (one.title, two.title) == ("reward: pairs of answers", "copa")
+    assert [line.name for line in one.legend] == ["reward", "reward at its temperature"]
     assert [line.name for line in two.legend] == ["ppo", "sft"]
     assert "ppo is 55 % sure on average and right in 50 %" in two.summary
 

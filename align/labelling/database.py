@@ -758,15 +758,6 @@ def checked_vote(
     Raises:
         ValueError: something is missing or not allowed.
     """
-    ranks, ratings, marks = checked_ranks(vote, count), vote.get("ratings"), vote.get("flags")
-    if not _is_list(ratings, count) or not all(
-        _is_whole(rating, 1, 7) or (imported and rating is None) for rating in ratings
-    ):
-        raise ValueError(f"ratings: expected {count} whole numbers from 1 to 7")
-    if not _is_list(marks, count) or not all(
-        isinstance(own, list) and all(mark in flags for mark in own) for own in marks
-    ):
-        raise ValueError(f"flags: expected {count} lists of known flags")
     seconds = vote.get("seconds", 0)
     if not (imported and seconds is None) and not _is_duration(seconds):
         raise ValueError("seconds: expected a number from 0 to a million")
@@ -774,12 +765,30 @@ def checked_vote(
     if not _is_whole_text(note):
         raise ValueError("note: expected whole characters")
     return {
-        "ranks": ranks,
-        "ratings": ratings,
-        "flags": [sorted(set(own)) for own in marks],
+        "ranks": checked_ranks(vote, count),
+        "ratings": _checked_ratings(vote, count, imported),
+        "flags": _checked_flags(vote, count, flags),
         "note": note,
         "seconds": None if seconds is None else round(float(seconds), 1),
     }
+
+
+def _checked_ratings(vote: Mapping[str, Any], count: int, imported: bool) -> list[int | None]:
+    ratings = vote.get("ratings")
+    if not _is_list(ratings, count) or not all(
+        _is_whole(rating, 1, 7) or (imported and rating is None) for rating in ratings
+    ):
+        raise ValueError(f"ratings: expected {count} whole numbers from 1 to 7")
+    return ratings
+
+
+def _checked_flags(vote: Mapping[str, Any], count: int, flags: Sequence[str]) -> list[list[str]]:
+    marks = vote.get("flags")
+    if not _is_list(marks, count) or not all(
+        isinstance(own, list) and all(mark in flags for mark in own) for own in marks
+    ):
+        raise ValueError(f"flags: expected {count} lists of known flags")
+    return [sorted(set(own)) for own in marks]
 
 
 def _is_duration(value: Any) -> bool:

@@ -295,6 +295,8 @@ def calibration(made: Sequence[Made]) -> list[Chart]:
                 continue
             if each.stage == "reward":
                 place, who = f"{each.name}: pairs of answers", each.name
+                if row["model"] != "model":  # the same model at its temperature
+                    who = f"{each.name} {row['model']}"
             elif row["model"] in inputs:
                 place, who = row["task"], names[inputs[row["model"]]]
             else:  # align writes no such row

@@ -277,14 +277,18 @@ def _rankings(
             )
     dropped = len(rows) - len(rankings)
     if dropped:
-        why = [f"{tied:,} all tied"] if tied else []
-        why += (
-            [f"{dropped - tied:,} longer than sequence_length, {length:,} tokens"]
-            if dropped > tied
-            else []
-        )
-        job.log.info(f"{dropped:,} of {len(rows):,} {split} rankings left out: {'; '.join(why)}")
+        why = _why_left_out(tied, dropped - tied, length)
+        job.log.info(f"{dropped:,} of {len(rows):,} {split} rankings left out: {why}")
     return rankings, dropped
+
+
+def _why_left_out(tied: int, too_long: int, length: int) -> str:
+    why = []
+    if tied:
+        why.append(f"{tied:,} all tied")
+    if too_long:
+        why.append(f"{too_long:,} longer than sequence_length, {length:,} tokens")
+    return "; ".join(why)
 
 
 def _ratings(row: Row, count: int, place: str) -> list[float] | None:
