@@ -250,10 +250,8 @@ def test_killed_it_goes_on_in_the_same_run_without_a_gap(finished: Path, tmp_pat
     assert service.alerts  # few toy responses end by themselves
 
 
-@pytest.mark.parametrize(
-    ("answers", "steps"),
-    [("closed", ("text", "tokenizer")), pytest.param("nothing", ("reward", "ppo"), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("answers", "steps"), [("closed", ("text", "tokenizer")), ("nothing", ("reward", "ppo"))])
 def test_a_service_that_is_down_costs_seconds_and_changes_nothing(
     finished: Path, tmp_path: Path, answers: str, steps: tuple[str, str]
 ) -> None:

@@ -33,11 +33,11 @@ def as_config(value: object) -> object:
     return OmegaConf.to_container(OmegaConf.create({"source": value}), resolve=True)["source"]
 
 
-@pytest.mark.parametrize("character", CHARACTERS)
 @pytest.mark.parametrize("start", ["path:/my/", "path:", "/my/", "./", "~/", "hf:a/", "path:${", "path:${x}"])
-def test_every_character_of_a_path_is_kept(start: str, character: str) -> None:
-    for value in (f"{start}a{character}b.csv", f"{start}{character}b.csv", f"{start}a{character}"):
-        assert parsed(f"source={value}") == value
+def test_every_character_of_a_path_is_kept(start: str) -> None:
+    for character in CHARACTERS:
+        for value in (f"{start}a{character}b.csv", f"{start}{character}b.csv", f"{start}a{character}"):
+            assert parsed(f"source={value}") == value
 
 
 def test_a_file_of_every_character_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
