@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from align.configs.evaluate import Evaluate, JudgeConfig, Prompt
 from align.configs.finetune import TASKS, Finetune
+from align.configs.groups import Grpo, Rloo
 from align.configs.knobs import (
     MODELS,
     PRECISIONS,
@@ -49,6 +50,7 @@ __all__ = [
     "Data",
     "Evaluate",
     "Finetune",
+    "Grpo",
     "HardwareConfig",
     "ImportModel",
     "JudgeConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "Pretrain",
     "Prompt",
     "Reward",
+    "Rloo",
     "RunConfig",
     "Sft",
     "StageConfig",
@@ -68,6 +71,7 @@ __all__ = [
     "check_ranges",
     "filled",
     "knob",
+    "learns_from_rewards",
     "require",
     "stage_class",
 ]
@@ -84,6 +88,8 @@ _ALL = (
     Collect,
     Reward,
     Ppo,
+    Grpo,
+    Rloo,
     Prompt,
     Evaluate,
     ImportModel,
@@ -107,3 +113,8 @@ def stage_class(name: str) -> type[StageConfig]:
         broken = "".join(f"; {line}" for line in complaints(TAKEN))
         raise ConfigError(f"unknown stage {name!r}{hint}; stages: {', '.join(STAGES)}{broken}")
     return STAGES[name]
+
+
+def learns_from_rewards(stage: str) -> bool:
+    """Return whether a stage is `ppo` or one with other advantages, such as `grpo`."""
+    return issubclass(STAGES.get(stage, StageConfig), Ppo)

@@ -23,6 +23,7 @@ from align.configs.knobs import (
 from align.configs.models import LoraConfig
 from align.errors import ConfigError
 
+GAE = "gae"
 _SCORES = ("objective/score", "heldout/score", "gold/score")
 
 
@@ -78,6 +79,7 @@ class Ppo(TrainingConfig):
         Curve("loss on pretraining text, nats per token", ("ptx/loss",)),
         Curve("learning rate", ("policy/learning_rate", "value/learning_rate")),
         Curve("gradient norm", ("policy/grad_norm", "value/grad_norm")),
+        Curve("groups whose rewards are all equal", ("group/equal",)),
     )
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (
         ("objective/score", "score"),
@@ -143,6 +145,32 @@ class Ppo(TrainingConfig):
         " the policy [InstructGPT]",
     )
 
+    advantage: str = knob(
+        GAE,
+        "what a response's reward is compared with: gae (the value model), group (the mean of its"
+        " prompt's group), leave_one_out (the mean of the others in the group) or batch (the mean"
+        " of the rollout); only gae has a value model [InstructGPT; GRPO; RLOO; Williams 1992]",
+    )
+    group_size: int = knob(
+        1, "responses sampled per prompt; group and leave_one_out need at least 2 [InstructGPT]"
+    )
+    divide_by_group_std: bool = knob(
+        False,
+        "advantage=group: divide by the standard deviation of the group's rewards [GRPO: true;"
+        " Dr. GRPO: false]",
+    )
+    drop_equal_groups: bool = knob(
+        False,
+        "leave out of the loss each group whose rewards are all equal; DAPO samples others in their"
+        " place [DAPO: true]",
+    )
+    loss_mean: str = knob(
+        "tokens",
+        "the policy's loss is a mean over: the minibatch's tokens; responses (each the mean of its"
+        " tokens); or constant (the sum over the tokens, divided by responses x max_new_tokens)"
+        " [DAPO; GRPO; Dr. GRPO]",
+    )
+
     kl_coef: float = knob(0.02, "beta: weight per nat of KL to the initial policy [InstructGPT]")
     kl_form: str = knob(
         "reward",
@@ -158,6 +186,9 @@ class Ppo(TrainingConfig):
         True, "scale advantages to mean 0 and standard deviation 1 over the whole rollout [Ziegler]"
     )
     clip_range: float = knob(0.2, "clip the probability ratio to 1 +- this [InstructGPT]")
+    clip_range_high: float | None = knob(
+        None, "clip the ratio to at most 1 + this; None: clip_range [DAPO: 0.28]"
+    )
     value_clip_range: float | None = knob(
         None,
         "clip the change of the value to +- this, in reward units; None: no clipping [ours;"
@@ -276,7 +307,57 @@ class Ppo(TrainingConfig):
         for name, allowed in _CHOICES.items():
             shown = " or ".join("null" if choice is None else choice for choice in allowed)
             require(getattr(self, name) in allowed, name, getattr(self, name), shown)
+        self._check_advantage()
         self._check_together()
+
+    def _check_advantage(self) -> None:
+        """Raise `ConfigError` if the way to estimate advantages contradicts other knobs."""
+        in_groups = self.advantage in ("group", "leave_one_out")
+        require(
+            self.group_size >= (2 if in_groups else 1),
+            "group_size",
+            self.group_size,
+            f"at least 2 with advantage={self.advantage}",
+        )
+        require(
+            self.rollout_batch_size % self.group_size == 0,
+            "group_size",
+            self.group_size,
+            f"a divisor of rollout_batch_size, {self.rollout_batch_size}, which counts responses",
+        )
+        require(
+            self.advantage == "group" or not self.divide_by_group_std,
+            "divide_by_group_std",
+            self.divide_by_group_std,
+            "false, or advantage=group",
+        )
+        require(
+            self.group_size > 1 or not self.drop_equal_groups,
+            "drop_equal_groups",
+            self.drop_equal_groups,
+            "false, or a group_size of at least 2",
+        )
+        high = self.clip_range_high
+        require(
+            high is None or high >= self.clip_range,
+            "clip_range_high",
+            high,
+            f"at least clip_range ({self.clip_range:g}), or null",
+        )
+        for name in () if self.has_value_model else _OF_VALUE_MODEL:
+            require(
+                getattr(self, name) == type(self).__dataclass_fields__[name].default,
+                name,
+                getattr(self, name),
+                _no_value_model(self.advantage),
+            )
+        warmup = self.value_warmup_iterations
+        require(
+            self.has_value_model or not warmup,
+            "value_warmup_iterations",
+            warmup,
+            _no_value_model(self.advantage),
+        )
 
     def _check_together(self) -> None:
         """Raise `ConfigError` if knobs that are valid on their own contradict each other."""
@@ -343,13 +424,13 @@ class Ppo(TrainingConfig):
         full = self.lora.rank is None
         if self.learning_rate is None:
             self.learning_rate = 5e-6 if full else 1e-4
-        if self.value_learning_rate is None:
+        if self.value_learning_rate is None and self.has_value_model:
             self.value_learning_rate = 9e-6 if full else 1e-4
         if self.value_warmup_iterations is None:
             self.value_warmup_iterations = self._usual_warmup()
 
     def _usual_warmup(self) -> int:
-        return min(10, self.num_iterations // 10)
+        return min(10, self.num_iterations // 10) if self.has_value_model else 0
 
     def check_inputs(self) -> None:
         require(
@@ -385,6 +466,11 @@ class Ppo(TrainingConfig):
                 f" none{given}: a reward model or a function of yours must say what a response is"
                 " worth"
             )
+        if self.inputs.get("value_model") and not self.has_value_model:
+            raise ConfigError(
+                f"inputs.value_model: expected none with advantage={self.advantage}, which has no"
+                " value model"
+            )
         if self.value_from is not None and self.inputs.get("value_model"):
             raise ConfigError(
                 "value_from: expected null beside inputs.value_model, which the value model starts"
@@ -405,6 +491,10 @@ class Ppo(TrainingConfig):
                 " starts from the policy with a head of zeros, and update=policy never trains it"
             )
 
+    @property
+    def has_value_model(self) -> bool:
+        return self.advantage == GAE
+
     def value_start(self, inputs: Mapping[str, Any]) -> str:
         """Return the input of the value model's start: value_model, reward_model or policy."""
         if self.value_from is not None:
@@ -416,7 +506,8 @@ class Ppo(TrainingConfig):
     def trained(self, inputs: Mapping[str, Any]) -> tuple[Trained, ...]:
         if self.lora.rank is not None:
             return ()
-        return Trained("policy", "lm"), Trained(self.value_start(inputs), "scalar")
+        value = (Trained(self.value_start(inputs), "scalar"),) if self.has_value_model else ()
+        return Trained("policy", "lm"), *value
 
     @property
     def ptx_rows(self) -> int:
@@ -429,5 +520,21 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "schedule": ("constant", "linear", "cosine"),
     "value_from": (None, "reward_model", "policy"),
     "update": ("joint", "policy"),
+    "advantage": (GAE, "group", "leave_one_out", "batch"),
+    "loss_mean": ("tokens", "responses", "constant"),
     "sampling_precision": PRECISIONS,
 }
+# Knobs that say something only where there is a value model.
+_OF_VALUE_MODEL = (
+    "value_learning_rate",
+    "value_from",
+    "update",
+    "value_clip_range",
+    "gamma",
+    "gae_lambda",
+    "whiten_rewards",
+)
+
+
+def _no_value_model(advantage: str) -> str:
+    return f"no value with advantage={advantage}, which has no value model"

@@ -102,6 +102,84 @@ def gae(
     return Advantages(advantages, torch.where(mask, advantages + values, 0.0))
 
 
+def group_advantages(
+    rewards: torch.Tensor,
+    scored: torch.Tensor,
+    group_size: int,
+    divide_by_std: bool = False,
+    eps: float = 1e-4,
+) -> torch.Tensor:
+    """Return each response's reward minus the mean of its group, [B].
+
+    Responses of one prompt follow each other. A response without a score counts in no mean, and its
+    advantage is 0. The standard deviation divides by n - 1, as in TRL.
+
+    Args:
+        rewards: [B], of whole responses.
+        scored: [B] bool.
+
+    Source: Shao et al. 2024, section 4.1.2; without the deviation, Liu et al. 2025, section 3.2;
+    trl/trainer/grpo_trainer.py.
+    """
+    mine, counts = rewards.view(-1, group_size), scored.view(-1, group_size)
+    number = counts.sum(1, keepdim=True)
+    mean = torch.where(counts, mine, 0.0).sum(1, keepdim=True) / number.clamp(min=1)
+    differences = torch.where(counts, mine - mean, 0.0)
+    if divide_by_std:
+        variance = (differences**2).sum(1, keepdim=True) / (number - 1).clamp(min=1)
+        differences = differences / (variance.sqrt() + eps)
+    return differences.flatten()
+
+
+def leave_one_out_advantages(
+    rewards: torch.Tensor, scored: torch.Tensor, group_size: int
+) -> torch.Tensor:
+    """Return each response's reward minus the mean of the others of its group, [B].
+
+    Responses of one prompt follow each other. A response without a score counts in no mean. Its
+    advantage is 0, and so is that of the only one with a score.
+
+    Args:
+        rewards: [B], of whole responses.
+        scored: [B] bool.
+
+    Source: Ahmadian et al. 2024, section 3.2; Kool et al. 2019.
+    """
+    counts = scored.view(-1, group_size).sum(1, keepdim=True)
+    # r_i - (sum - r_i) / (n - 1) = (r_i - mean) * n / (n - 1)
+    factor = counts / (counts - 1).clamp(min=1)
+    differences = group_advantages(rewards, scored, group_size).view(-1, group_size)
+    return (differences * factor).flatten()
+
+
+def equal_groups(rewards: torch.Tensor, scored: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Return [B / group_size] bool: the groups whose scored rewards are all equal.
+
+    Args:
+        rewards: [B], of whole responses.
+        scored: [B] bool.
+
+    Source: Yu et al. 2025, section 3.2 (dynamic sampling).
+    """
+    mine, counts = rewards.view(-1, group_size), scored.view(-1, group_size)
+    high = torch.where(counts, mine, -torch.inf).amax(1)
+    low = torch.where(counts, mine, torch.inf).amin(1)
+    return high <= low
+
+
+def response_weights(mask: torch.Tensor, loss_mean: str, max_new_tokens: int) -> torch.Tensor:
+    """Return [B, T]: the weight of each token's loss, so that responses have the mean asked for.
+
+    The sum over the tokens, divided by the number of responses, is the mean over responses of each
+    one's token mean ("responses"), or of its sum over `max_new_tokens` ("constant").
+
+    Source: Shao et al. 2024, equation 3; Liu et al. 2025, section 3.2.
+    """
+    lengths = mask.sum(1, keepdim=True).clamp(min=1)
+    each = 1.0 / (lengths if loss_mean == "responses" else max_new_tokens)
+    return torch.where(mask, each, 0.0)
+
+
 class PolicyLoss(NamedTuple):
     losses: torch.Tensor  # per token
     ratio: torch.Tensor
@@ -109,18 +187,26 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(
-    new_logprobs: torch.Tensor, logprobs: torch.Tensor, advantages: torch.Tensor, clip_range: float
+    new_logprobs: torch.Tensor,
+    logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    clip_range: float,
+    clip_range_high: float | None = None,
 ) -> PolicyLoss:
     """Return max(-A * ratio, -A * clip(ratio, 1 - eps, 1 + eps)) per token; any shape.
 
     The log-ratio is clamped to +-20 before the exponential, so that one token cannot overflow the
     loss of a whole batch.
 
-    Source: Schulman et al. 2017, equation 7.
+    Args:
+        clip_range_high: eps of the upper limit; None: `clip_range`.
+
+    Source: Schulman et al. 2017, equation 7; with two limits, Yu et al. 2025, section 3.1.
     """
     ratio = torch.exp((new_logprobs - logprobs).clamp(-20.0, 20.0))
+    high = clip_range if clip_range_high is None else clip_range_high
     plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    clipped = -advantages * ratio.clamp(1.0 - clip_range, 1.0 + high)
     return PolicyLoss(torch.maximum(plain, clipped), ratio, clipped > plain)
 
 

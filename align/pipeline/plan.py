@@ -538,7 +538,8 @@ def _ppo_note(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> str
     """
     if not isinstance(step.config, Ppo):
         return ""
-    start = step.config.value_start(step.inputs)
+    has_value = step.config.has_value_model
+    start = step.config.value_start(step.inputs) if has_value else ""
     if start == "value_model" and _own_tokenizers(step, start, done, store)[0]:
         raise ConfigError(
             f"steps.{step.name}.inputs.value_model: expected a model with the policy's tokenizer, "
@@ -546,7 +547,7 @@ def _ppo_note(step: Step, done: Mapping[str, Step], store: ArtifactStore) -> str
         )
     own_tokenizers = _own_tokenizers(step, "reward_model", done, store)
     # A reward model with its own tokenizer is replaced by the policy, which needs no check.
-    if not (start == "reward_model" and own_tokenizers[0] is not False):
+    if has_value and not (start == "reward_model" and own_tokenizers[0] is not False):
         check_adapters(step, done, store)
     if True not in own_tokenizers:
         return ""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from align.configs import learns_from_rewards
 from align.evals.intervals import mean_and_half
 from align.report.tables import Table
 from align.store.artifacts import Artifact
@@ -88,7 +89,7 @@ def runs_of(records: Sequence[Record]) -> list[Run]:
         evaluations = [a for a in made if a.kind == "evaluation"]
         chosen_by = [a for a in evaluations if _split(a) == "validation"] or evaluations
         last = chosen_by[-1] if chosen_by else made[-1]
-        trained = next((a.metrics for a in reversed(made) if a.stage == "ppo"), {})
+        trained = next((a.metrics for a in reversed(made) if learns_from_rewards(a.stage)), {})
         # PPO's own gold score is of its rollouts, not of an evaluation's prompts.
         metrics = {name: v for name, v in trained.items() if name != "gold/score"} | last.metrics
         knobs = {name: value for name, value in record.knobs.items() if not _is_seed(name)}

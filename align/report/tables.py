@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from align.configs import learns_from_rewards
 from align.configs.evaluate import VALIDATION_SCORE
 from align.evals.intervals import FEW, is_few
 from align.store.artifacts import is_number
@@ -364,14 +365,14 @@ def samples(made: Sequence[Made]) -> list[Sample]:
 
 
 def episodes(made: Sequence[Logged]) -> list[tuple[str, Table]]:
-    """Return (step, table of episodes) for each PPO step that kept some.
+    """Return (step, table of episodes) for each step of PPO, GRPO or RLOO that kept some.
 
     The episodes are of the first and the last two iterations in the log. The table has every part
     of their reward.
     """
     found = []
     for each in made:
-        if each.stage != "ppo" or not each.samples:
+        if not learns_from_rewards(each.stage) or not each.samples:
             continue
         steps = sorted({row["step"] for row in each.samples if is_number(row.get("step"))})
         shown = [*steps[:1], *steps[-2:]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from align.configs import learns_from_rewards
 from align.evals.intervals import FEW, is_few
 from align.report.gather import Made
 from align.report.tables import (
@@ -54,7 +55,7 @@ def verdict(made: Sequence[Made]) -> list[Line]:
             if each is not chosen:
                 lines += [_result(each, by_key), *_besides(each, by_key)]
     for each in made:
-        if each.stage == "ppo":
+        if learns_from_rewards(each.stage):
             lines += _over_optimised(each)
     events = sum(len(each.events) for each in made)
     if events:
@@ -197,7 +198,7 @@ def _ppo_runs(key: str, by_key: Mapping[str, Made]) -> Iterator[Made]:
     """Yield the PPO steps that a model went through, the last one first."""
     while key in by_key:
         step = by_key[key]
-        if step.stage == "ppo":
+        if learns_from_rewards(step.stage):
             yield step
         before = dict(step.inputs)
         key = before.get("policy") or before.get("model") or ""

@@ -1,4 +1,6 @@
-"""PPO's models: the policy and the value model, which train, and the reference (initial policy).
+"""The models of PPO: the policy, which trains, and the reference (the initial policy).
+
+A value model trains beside the policy if advantages need one.
 
 With full fine-tuning, each is a separate model. With adapters (LoRA), they share one frozen base:
 the policy and the value model are one adapter each, and the reference is the base without an
@@ -38,6 +40,8 @@ Ids = Sequence[int]
 
 class Actors(Protocol):
     """The models that PPO needs.
+
+    Without a value model, `value_parameters` is empty, and `values` must not be called.
 
     Log-probs and values are flat, one number per response token; see `align.models.packed`.
     """
@@ -81,13 +85,16 @@ class Actors(Protocol):
 
 
 class FullActors:
-    """Three separate models. Dropout is off in all: with it, the first ratio would not be 1.
+    """Separate models. Dropout is off in all: with it, the first ratio would not be 1.
 
     Args:
+        value: the start of the value model; None: there is none.
         precision: of the passes. In bf16, the models that do not train take less memory.
     """
 
-    def __init__(self, policy: Path, value: Path, device: torch.device, precision: str = "fp32"):
+    def __init__(
+        self, policy: Path, value: Path | None, device: torch.device, precision: str = "fp32"
+    ):
         self._in_bf16 = precision == "bf16"
         self.policy, self.reference = (
             load_model(policy, device),
@@ -96,11 +103,14 @@ class FullActors:
         if self._in_bf16:
             head_is_plain(self.reference)  # measures the head once, while weights are still float32
             _hold_products_in_bf16(self.reference)
-        self.value: ScalarModel = load_scalar(value, device, fresh_head=value == policy)
-        if value == policy:
-            torch.nn.init.zeros_(self.value.classifier.score.weight)
+        self.value: ScalarModel | None = None
+        self.value_parameters: dict[str, torch.nn.Parameter] = {}
+        if value is not None:
+            self.value = load_scalar(value, device, fresh_head=value == policy)
+            if value == policy:
+                torch.nn.init.zeros_(self.value.classifier.score.weight)
+            self.value_parameters = dict(self.value.named_parameters())
         self.policy_parameters = dict(self.policy.named_parameters())
-        self.value_parameters = dict(self.value.named_parameters())
 
     def policy_likelihoods(
         self, packed: Packed, responses: Sequence[Ids], temperature: float, with_entropy: bool
@@ -113,6 +123,7 @@ class FullActors:
         return response_logprobs(self.reference, packed, responses, temperature)
 
     def values(self, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
+        assert self.value is not None
         return response_values(self.value, packed, responses)
 
     def reward_model(self, folder: Path) -> Scalar:
@@ -122,15 +133,17 @@ class FullActors:
         return model
 
     def limit_activations(self, limit: Callable[[PreTrainedModel, Again | None], None]) -> None:
-        for model in (self.policy, self.value.classifier):
-            limit(model, None)
+        limit(self.policy, None)
+        if self.value is not None:
+            limit(self.value.classifier, None)
 
     @contextlib.contextmanager
     def policy_model(self) -> Iterator[PreTrainedModel]:
         yield self.policy
 
     def num_parameters(self) -> float:
-        return float(sum(p.numel() for p in (*self.policy.parameters(), *self.value.parameters())))
+        both = (*self.policy_parameters.values(), *self.value_parameters.values())
+        return float(sum(p.numel() for p in both))
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         save_model(self.policy, tokenizer, folder)
@@ -164,10 +177,16 @@ class LoraActors:
     other reward model is a separate model.
     """
 
-    def __init__(self, policy: Path, value: Path, lora: LoraConfig, device: torch.device):
+    def __init__(self, policy: Path, value: Path | None, lora: LoraConfig, device: torch.device):
         self._merged = lora.merged
         self._adapters = Adapters(load_model(policy, device), policy)
         self._adapters.add("policy", lora)
+        self._rewards = 0
+        self.policy_parameters = self._adapters.parameters("policy")
+        self._value: AdapterScalar | None = None
+        self.value_parameters: dict[str, torch.nn.Parameter] = {}
+        if value is None:
+            return
         if value == policy:
             self._adapters.add("value", lora)
             width = self._adapters.base.config.get_text_config(decoder=True).hidden_size
@@ -176,8 +195,6 @@ class LoraActors:
             self._value = AdapterScalar(self._adapters, "value", head)
         else:
             self._value = load_adapter_scalar(self._adapters, "value", value)
-        self._rewards = 0
-        self.policy_parameters = self._adapters.parameters("policy")
         self.value_parameters = self._adapters.parameters("value")
         self.value_parameters["head"] = cast(torch.nn.Parameter, self._value.head.weight)
 
@@ -194,6 +211,7 @@ class LoraActors:
             return response_logprobs(model, packed, responses, temperature)
 
     def values(self, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
+        assert self._value is not None
         return response_values(self._value, packed, responses)
 
     def reward_model(self, folder: Path) -> Scalar:
@@ -236,12 +254,16 @@ class LoraActors:
 
 
 def load_actors(
-    policy: Path, value: Path, lora: LoraConfig, device: torch.device, precision: str = "fp32"
+    policy: Path,
+    value: Path | None,
+    lora: LoraConfig,
+    device: torch.device,
+    precision: str = "fp32",
 ) -> Actors:
     """Load PPO's models from the folders of their artifacts.
 
     Args:
-        value: a reward model, or the policy itself for a fresh head.
+        value: a reward model, or the policy itself for a fresh head; None: no value model.
 
     Raises:
         ConfigError: with adapters, the value model is not an adapter on the policy's base.

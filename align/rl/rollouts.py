@@ -18,7 +18,7 @@ Layout = list[list[list[int]]]  # minibatches of micro-batches of episode indice
 
 
 class Samples(NamedTuple):
-    """B prompts with one response each."""
+    """B responses, each with its prompt; those to one prompt follow each other."""
 
     ids: list[int]  # indices of the prompts among all training prompts
     prompts: list[list[int]]
@@ -37,7 +37,7 @@ class Rollouts(NamedTuple):
     samples: Samples
     logprobs: torch.Tensor  # [B, T] nats, under the policy that sampled
     ref_logprobs: torch.Tensor  # [B, T] nats, under the frozen reference
-    values: torch.Tensor  # [B, T], of the state before each token
+    values: torch.Tensor  # [B, T], of the state before each token; 0 without a value model
     entropies: torch.Tensor  # [B, T] nats, of the policy's distribution for each token
     rewards: torch.Tensor  # [B], of the whole response, without the KL
 
@@ -133,9 +133,10 @@ def score_tokens(
                     packed, responses, cfg.temperature, with_entropy=True
                 )
                 ref = actors.ref_logprobs(packed, responses, cfg.temperature)
-                value = actors.values(packed, responses)
+                if cfg.has_value_model:
+                    values[group] = padded(actors.values(packed, responses), mask)
             logprobs[group], ref_logprobs[group] = padded(new, mask), padded(ref, mask)
-            values[group], entropies[group] = padded(value, mask), padded(entropy, mask)
+            entropies[group] = padded(entropy, mask)
     for part in (logprobs, ref_logprobs, values, entropies):
         job.group.all_reduce(part)
     return Rollouts(samples, logprobs, ref_logprobs, values, entropies, rewards)

@@ -9,8 +9,9 @@ import torch
 
 from align.configs import Ppo, filled
 from align.evals.text_loss import num_targets
-from align.losses.ppo import Advantages, importance_weights, kl_loss, policy_loss, value_loss
+from align.losses.ppo import importance_weights, kl_loss, policy_loss, value_loss
 from align.models.packed import pack_pairs, response_logprobs
+from align.rl.advantages import Targets
 from align.rl.models import Actors
 from align.rl.rollouts import Layout, Rollouts, packed_group
 from align.runtime.job import Job
@@ -35,7 +36,7 @@ class Plan(NamedTuple):
 
     iteration: int
     rollouts: Rollouts
-    advantages: Advantages
+    targets: Targets
     layouts: Sequence[Layout]  # one per pass over the rollout
     kl_coef: float
     policy_rate: float  # fraction of the peak learning rate
@@ -45,7 +46,7 @@ class Plan(NamedTuple):
 
 
 class Learner:
-    """The two optimizers, the policy's average, and the pretraining text of PPO-ptx.
+    """An optimizer per model, the policy's average, and the pretraining text of PPO-ptx.
 
     Args:
         text: rows of tokens; None without PPO-ptx.
@@ -56,22 +57,16 @@ class Learner:
         self._text_order = RowOrder(
             0 if text is None else len(text), cfg.random_seed, "ppo", "text"
         )
-        self._peaks = {
-            "policy": filled(cfg.learning_rate),
-            "value": filled(cfg.value_learning_rate),
-        }
+        self._peaks = {"policy": filled(cfg.learning_rate)}
+        self._parameters = {"policy": list(actors.policy_parameters.values())}
+        if cfg.has_value_model:
+            self._peaks["value"] = filled(cfg.value_learning_rate)
+            self._parameters["value"] = list(actors.value_parameters.values())
         self._optimizers = {
             name: adamw_for(
-                parameters.values(), rate, cfg.betas, cfg.weight_decay, cfg.adam_epsilon
+                parameters, self._peaks[name], cfg.betas, cfg.weight_decay, cfg.adam_epsilon
             )
-            for name, parameters, rate in (
-                ("policy", actors.policy_parameters, self._peaks["policy"]),
-                ("value", actors.value_parameters, self._peaks["value"]),
-            )
-        }
-        self._parameters = {
-            "policy": list(actors.policy_parameters.values()),
-            "value": list(actors.value_parameters.values()),
+            for name, parameters in self._parameters.items()
         }
         self._average = (
             None
@@ -111,14 +106,13 @@ class Learner:
     def update(self, plan: Plan) -> Metrics:
         """Take one optimizer step per minibatch; return the metrics' means over the steps.
 
-        Losses are means over all response tokens of a minibatch. The update ends early once a
-        minibatch exceeds `stop_kl_per_token`.
+        The value model's loss is the mean over all response tokens of a minibatch, and so is the
+        policy's, if `plan.targets` does not say otherwise. The update ends early once a minibatch
+        exceeds `stop_kl_per_token`.
         """
         steps = 0
-        rates = {
-            "policy": self._peaks["policy"] * plan.policy_rate,
-            "value": self._peaks["value"] * plan.value_rate,
-        }
+        fractions = {"policy": plan.policy_rate, "value": plan.value_rate}
+        rates = {name: peak * fractions[name] for name, peak in self._peaks.items()}
         for name, rate in rates.items():
             set_learning_rate(self._optimizers[name], rate)
         seen = {f"{name}/learning_rate": [rate] for name, rate in rates.items()}
@@ -180,10 +174,13 @@ class Learner:
     def backward(self, plan: Plan, name: str, minibatch: list[list[int]]) -> Totals:
         """Add the gradient of this process's part; return its part of the mean metrics."""
         samples, job = plan.rollouts.samples, self._job
+        mine = [i for group in minibatch for i in group]
         count = torch.tensor(
-            float(sum(len(samples.responses[i]) for group in minibatch for i in group))
-        )
-        count = count.to(job.device)
+            [
+                float(sum(len(samples.responses[i]) for i in mine)),
+                float(sum(plan.targets.units[i] for i in mine)),
+            ]
+        ).to(job.device)
         job.group.all_reduce(count)
         names, terms = (
             (_POLICY, self._policy_terms) if name == "policy" else (_VALUE, self._value_terms)
@@ -199,6 +196,9 @@ class Learner:
     ) -> tuple[torch.Tensor, ...]:
         """Add the policy's gradient for one micro-batch.
 
+        Args:
+            count: `[2]`, the minibatch's tokens, and the sum of its responses' units.
+
         Returns:
             Its metrics, in the order of `_POLICY`.
         """
@@ -209,7 +209,13 @@ class Learner:
                 packed, responses, cfg.temperature, cfg.entropy_coef != 0
             )
         old = rollouts.logprobs[group][mask]
-        policy = policy_loss(new, old, plan.advantages.advantages[group][mask], cfg.clip_range)
+        policy = policy_loss(
+            new,
+            old,
+            plan.targets.advantages[group][mask],
+            cfg.clip_range,
+            cfg.clip_range_high,
+        )
         losses = policy.losses
         if cfg.importance_cap is not None:
             losses = losses * importance_weights(
@@ -221,12 +227,15 @@ class Learner:
             )
         if cfg.entropy_coef:
             losses = losses - cfg.entropy_coef * entropy
-        loss = losses.sum() / count
+        if plan.targets.weights is not None:
+            losses = losses * plan.targets.weights[group][mask]
+        tokens, units = count
+        loss = losses.sum() / units.clamp(min=1)  # 0 units: all groups are dropped, the loss is 0
         loss.backward()
         with torch.no_grad():
             approx_kl = 0.5 * (new - old) ** 2
             parts = (policy.clipped, approx_kl, policy.ratio)
-            return loss.detach(), *(part.sum() / count for part in parts)
+            return loss.detach(), *(part.sum() / tokens for part in parts)
 
     def _value_terms(
         self, plan: Plan, group: list[int], count: torch.Tensor
@@ -243,12 +252,13 @@ class Learner:
         value = value_loss(
             values,
             rollouts.values[group][mask],
-            plan.advantages.returns[group][mask],
+            plan.targets.returns[group][mask],
             cfg.value_clip_range,
         )
-        loss = value.losses.sum() / count
+        tokens = count[0]
+        loss = value.losses.sum() / tokens
         loss.backward()
-        return loss.detach(), value.clipped.sum() / count
+        return loss.detach(), value.clipped.sum() / tokens
 
     def _mix_text(self, iteration: int, number: int) -> Totals:
         """Add PPO-ptx's gradient: `ptx_coef` times that of the mean loss per pretraining token.
@@ -348,8 +358,8 @@ class Learner:
             new = self._actors.policy_likelihoods(
                 packed, responses, self._cfg.temperature, False
             ).logprobs
-            values = self._actors.values(packed, responses)
-        taken = (plan.advantages.advantages[[i]][mask], plan.advantages.returns[[i]][mask])
+            values = self._actors.values(packed, responses) if self._cfg.has_value_model else new
+        taken = (plan.targets.advantages[[i]][mask], plan.targets.returns[[i]][mask])
         return all(bool(torch.isfinite(x).all()) for x in (new, values, *taken))
 
 

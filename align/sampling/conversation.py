@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from align.configs import learns_from_rewards
 from align.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def learned_dialogues(store: ArtifactStore, artifact: Artifact) -> bool:
     that was given as a file.
     """
     for made in store.lineage(artifact):
-        if made.stage in ("sft", "ppo", "prompt"):
+        if made.stage in ("sft", "prompt") or learns_from_rewards(made.stage):
             return True
         if made.stage == "pretrain" and not made.manifest["inputs"].get("model"):
             return False

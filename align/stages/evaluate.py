@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from align.configs import Evaluate, filled
+from align.configs import Evaluate, filled, learns_from_rewards
 from align.configs.evaluate import RESERVED, VALIDATION_SCORE
 from align.data.records import SPLITS, Row, read_info, read_rows
 from align.errors import ConfigError, StoreError
@@ -243,7 +243,7 @@ def _seen(inputs: Inputs, job: Job, prompts: Sequence[Messages]) -> Metrics:
     trained = [
         reward
         for step in made
-        if step.stage == "ppo"
+        if learns_from_rewards(step.stage)
         for reward in _inputs_of(store, step, "reward_model")
     ]
     rewards = [artifact for artifact in (*judges, *trained) if artifact.stage == "reward"]

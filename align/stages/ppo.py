@@ -1,5 +1,7 @@
 """Train a policy with PPO on reward models, user functions or both, and keep it near its start.
 
+The stages `grpo` and `rloo` are this one with other advantages, which need no value model.
+
 Takes: a policy (the SFT model, also the frozen reference) and prompts; reward models (the value
 model starts from the first), unless functions score the responses. Optional: a start for the value
 model; pretraining text, whose gradient is added to the policy's in every step (PPO-ptx); and a
@@ -9,6 +11,11 @@ on the policy's base, unless lora.merged is true.
 Departs from InstructGPT: the value model is as large as the given reward model, not 6B. `ptx_coef`
 weights the mean loss per token; the paper does not say what its 27.8 weights. The average is
 updated every optimizer step; the paper does not say how often.
+Departs from GRPO: the KL in the loss has the gradient of the KL itself (see
+`align.losses.ppo.kl_loss`), not that of its k3 estimate. With `drop_equal_groups`, no other prompts
+are sampled in place of the dropped ones, as DAPO does.
+Departs from RLOO: each token has its own clipped ratio. With one step per rollout all ratios are 1,
+so the gradient is RLOO's, divided by `max_new_tokens`.
 """
 
 from __future__ import annotations
@@ -28,10 +35,7 @@ from align.configs import Ppo, filled
 from align.data.records import Row, read_info, read_rows
 from align.errors import ConfigError
 from align.evals.gold import GoldScorer, gold_scorer
-from align.losses.ppo import (
-    Advantages,
-    next_kl_coef,
-)
+from align.losses.ppo import next_kl_coef
 from align.models.load import (
     answer_length,
     context_length,
@@ -39,7 +43,7 @@ from align.models.load import (
     precision_lines,
     sequence_length,
 )
-from align.rl.advantages import estimate_advantages, response_kl
+from align.rl.advantages import Targets, estimate_advantages, response_kl
 from align.rl.judging import Judged, Judges, judge, load_judges
 from align.rl.models import Actors, load_actors
 from align.rl.monitors import Health
@@ -81,9 +85,8 @@ class Prompts:
 def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     policy = inputs.one("policy").path
     tokenizer = load_tokenizer(policy)
-    actors = load_actors(
-        policy, _value_start(cfg, inputs, tokenizer, job), cfg.lora, job.device, cfg.precision
-    )
+    value = _value_start(cfg, inputs, tokenizer, job) if cfg.has_value_model else None
+    actors = load_actors(policy, value, cfg.lora, job.device, cfg.precision)
     judges = load_judges(cfg, inputs, actors, tokenizer, job)
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
     prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
@@ -126,9 +129,9 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         if finite and _is_sampled(cfg, iteration):
             job.log.append("samples", iteration + 1, _sample_rows(rollouts, judged, episodes))
         if finite and rewards.scored.any():
-            advantages, found = estimate_advantages(cfg, rollouts, rewards, kl_coef)
+            targets, found = estimate_advantages(cfg, rollouts, rewards, kl_coef)
             metrics |= found
-            plan = _plan(cfg, iteration, rollouts, advantages, layouts, kl_coef)
+            plan = _plan(cfg, iteration, rollouts, targets, layouts, kl_coef)
             metrics |= learner.update(plan)
             if cfg.kl_goal is not None and plan.moves_policy:
                 kl = metrics["objective/kl"]
@@ -259,10 +262,10 @@ def _prompts(
                 which = f"{len(fitting) - len(left):,} of {len(fitting):,} prompts"
                 job.log.info(f"{which} left out: too long for {model.name}")
             fitting = left
-    if len(fitting) < cfg.rollout_batch_size:
+    needed = cfg.rollout_batch_size // cfg.group_size
+    if len(fitting) < needed:
         raise ConfigError(
-            f"inputs.prompts: {len(fitting)} prompts do not fill a rollout of"
-            f" {cfg.rollout_batch_size}"
+            f"inputs.prompts: {len(fitting)} prompts do not fill a rollout of {needed}"
         )
     return Prompts([rows[i] for i in fitting], [encoded[i] for i in fitting], tokenizer)
 
@@ -303,14 +306,22 @@ def _sampler(cfg: Ppo, tokenizer: PreTrainedTokenizerBase, job: Job) -> Sampler:
 def _sample(
     cfg: Ppo, actors: Actors, sampler: Sampler, job: Job, prompts: Prompts, iteration: int
 ) -> Samples:
-    """Sample a response to each prompt of an iteration.
+    """Sample `group_size` responses to each prompt of an iteration.
 
-    A seed depends only on the run's seed, the iteration and the prompt, so checkpoints need not
-    store it.
+    A seed depends only on the run's seed, the iteration, the prompt and the response's number, so
+    checkpoints need not store it.
     """
-    chosen = choose_prompts(iteration, cfg.rollout_batch_size, len(prompts.rows), cfg.random_seed)
-    mine = job.group.share(chosen)
-    seeds = [derive_seed(cfg.random_seed, "ppo", iteration, i) for i in mine]
+    size = cfg.group_size
+    asked = choose_prompts(
+        iteration, cfg.rollout_batch_size // size, len(prompts.rows), cfg.random_seed
+    )
+    chosen = [i for i in asked for _ in range(size)]
+    places = job.group.share(range(len(chosen)))
+    mine = [chosen[place] for place in places]
+    seeds = [
+        derive_seed(cfg.random_seed, "ppo", iteration, i, *([place % size] if size > 1 else []))
+        for place, i in zip(places, mine, strict=True)
+    ]
     drawn: list[tuple[list[int], list[float]]] = [([], [])] * len(mine)
     with actors.policy_model() as policy:
         sampler.engine.load(policy)
@@ -355,7 +366,7 @@ def _plan(
     cfg: Ppo,
     iteration: int,
     rollouts: Rollouts,
-    advantages: Advantages,
+    targets: Targets,
     layouts: Sequence[Layout],
     kl_coef: float,
 ) -> Plan:
@@ -376,13 +387,13 @@ def _plan(
     return Plan(
         iteration,
         rollouts,
-        advantages,
+        targets,
         layouts,
         kl_coef,
         policy_rate=rate(warmup) if warm else 0.0,
         value_rate=rate(0),
         moves_policy=warm,
-        moves_value=not warm or cfg.update == "joint",
+        moves_value=cfg.has_value_model and (not warm or cfg.update == "joint"),
     )
 
 

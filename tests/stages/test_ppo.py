@@ -192,8 +192,8 @@ def test_padding_takes_no_part_in_a_gradient(inputs, tmp_path, gradients, monkey
         rollouts = plan.rollouts._replace(
             samples=samples, **{n: wide(getattr(plan.rollouts, n)) for n in ("logprobs", "ref_logprobs", "values")}
         )
-        advantages = type(plan.advantages)(*(wide(x) for x in plan.advantages))
-        return update(self, plan._replace(rollouts=rollouts, advantages=advantages))
+        targets = plan.targets._replace(advantages=wide(plan.targets.advantages), returns=wide(plan.targets.returns))
+        return update(self, plan._replace(rollouts=rollouts, targets=targets))
 
     run(inputs, tmp_path / "narrow", num_iterations=1)
     monkeypatch.setattr(Learner, "update", widened)
@@ -832,9 +832,9 @@ def test_an_episode_without_a_score_moves_nothing(inputs, tmp_path, gradients, p
     for plan in plans:
         silent, mask = ~plan.rollouts.rewards.bool(), plan.rollouts.samples.mask
         assert silent.tolist() == [False, True] * 4
-        assert plan.advantages.advantages[silent].abs().max() == 0
-        assert torch.equal(plan.advantages.returns[silent], plan.rollouts.values[silent])
-        assert all(plan.advantages.advantages[~silent][mask[~silent]] != 0)
+        assert plan.targets.advantages[silent].abs().max() == 0
+        assert torch.equal(plan.targets.returns[silent], plan.rollouts.values[silent])
+        assert all(plan.targets.advantages[~silent][mask[~silent]] != 0)
 
 
 def test_what_a_function_raises_names_its_line_and_the_iteration(inputs, tmp_path):

@@ -1,0 +1,91 @@
+"""The knobs of `grpo` and `rloo`: the stage `ppo` with the advantages and defaults of their papers.
+
+Sources: [GRPO] Shao et al. 2024, DeepSeekMath; [Dr. GRPO] Liu et al. 2025; [DAPO] Yu et al. 2025;
+[RLOO] Ahmadian et al. 2024; [TRL] the defaults of TRL 1.16; others: see
+`align/configs/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from align.configs.knobs import knob
+from align.configs.ppo import Ppo
+
+
+@dataclass(slots=True, kw_only=True)
+class _WithoutValueModel(Ppo):
+    """What both papers share: one step per rollout, and no average of the weights."""
+
+    MODULE: ClassVar[str] = "align.stages.ppo"
+    VERSION: ClassVar[int] = 1
+    OPTIONAL: ClassVar[dict[str, str]] = {
+        name: kind for name, kind in Ppo.OPTIONAL.items() if name != "value_model"
+    }
+
+    rollout_batch_size: int = knob(
+        64, "responses per rollout: prompts x group_size [ours; GRPO: 1,024; RLOO: 512]"
+    )
+    minibatch_size: int = knob(
+        64, "responses per optimizer step; as many as rollout_batch_size: one step [GRPO, RLOO]"
+    )
+    learning_rate: float | None = knob(
+        None, "peak learning rate; None: 1e-6, with lora.rank 2e-5 [GRPO, TRL; ours with adapters]"
+    )
+    normalize_advantages: bool = knob(
+        False, "scale advantages to mean 0 and standard deviation 1 over the whole rollout [GRPO]"
+    )
+    missing_eos_penalty: float = knob(
+        0.0, "subtracted from the reward of a response that was cut off [GRPO]"
+    )
+    ema_decay: float | None = knob(
+        None, "decay per optimizer step of the policy's average in ema/; None: none [GRPO]"
+    )
+
+    def fill_in(self, bf16_is_fast: bool) -> None:
+        if self.learning_rate is None:
+            self.learning_rate = 1e-6 if self.lora.rank is None else 2e-5
+        super(_WithoutValueModel, self).fill_in(bf16_is_fast)
+
+
+@dataclass(slots=True, kw_only=True)
+class Grpo(_WithoutValueModel):
+    """Tune a policy by comparing the responses to one prompt with each other; no value model.
+
+    align grpo inputs.policy=mine/sft inputs.prompts=path:prompts.jsonl 'reward_functions={my_rewards:brevity:1.0}'
+    align grpo ... divide_by_group_std=false loss_mean=constant                             # Dr. GRPO
+    align grpo ... loss_mean=tokens clip_range_high=0.28 drop_equal_groups=true kl_coef=0   # DAPO's loss
+
+    docs/how-to/choose-an-algorithm.md says how the algorithms differ.
+    """
+
+    STAGE: ClassVar[str] = "grpo"
+
+    advantage: str = knob("group", "as in `align ppo --help` [GRPO]")
+    group_size: int = knob(8, "responses sampled per prompt [TRL; GRPO: 64]")
+    divide_by_group_std: bool = knob(
+        True, "divide by the standard deviation of the group's rewards [GRPO; Dr. GRPO: false]"
+    )
+    loss_mean: str = knob("responses", "as in `align ppo --help` [GRPO]")
+    kl_coef: float = knob(0.04, "beta: weight per nat of KL to the initial policy [GRPO]")
+    kl_form: str = knob(
+        "k3", "place of the KL: k2 or k3 (in the loss), or reward (in the reward) [GRPO]"
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Rloo(_WithoutValueModel):
+    """Tune a policy with REINFORCE, each response against the mean of the others of its prompt.
+
+    align rloo inputs.policy=mine/sft inputs.reward_model=mine/reward inputs.prompts=path:prompts.jsonl
+
+    docs/how-to/choose-an-algorithm.md says how the algorithms differ.
+    """
+
+    STAGE: ClassVar[str] = "rloo"
+
+    advantage: str = knob("leave_one_out", "as in `align ppo --help` [RLOO]")
+    group_size: int = knob(4, "responses sampled per prompt [RLOO: 2 or 4]")
+    loss_mean: str = knob("constant", "as in `align ppo --help`; RLOO takes the sum [ours]")
+    kl_coef: float = knob(0.05, "beta: weight per nat of KL to the initial policy [TRL]")
