@@ -13,6 +13,7 @@ Touvron et al. 2023; [LoRA] Hu et al. 2021; [Muon] Jordan et al. 2024 with the s
 
 from __future__ import annotations
 
+from align.configs.dpo import Dpo
 from align.configs.evaluate import Evaluate, JudgeConfig, Prompt
 from align.configs.finetune import TASKS, Finetune
 from align.configs.groups import Grpo, Rloo
@@ -48,6 +49,7 @@ __all__ = [
     "Collect",
     "Compare",
     "Data",
+    "Dpo",
     "Evaluate",
     "Finetune",
     "Grpo",
@@ -87,6 +89,7 @@ _ALL = (
     Compare,
     Collect,
     Reward,
+    Dpo,
     Ppo,
     Grpo,
     Rloo,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from align.configs.knobs import knob
-from align.configs.ppo import Ppo
+from align.configs.knobs import knob, require
+from align.configs.ppo import OF_VALUE_MODEL, Ppo
 
 
 @dataclass(slots=True, kw_only=True)
@@ -20,6 +20,7 @@ class _WithoutValueModel(Ppo):
 
     MODULE: ClassVar[str] = "align.stages.ppo"
     VERSION: ClassVar[int] = 1
+    UNUSED: ClassVar[tuple[str, ...]] = ("advantage", "value_warmup_iterations", *OF_VALUE_MODEL)
     OPTIONAL: ClassVar[dict[str, str]] = {
         name: kind for name, kind in Ppo.OPTIONAL.items() if name != "value_model"
     }
@@ -43,6 +44,16 @@ class _WithoutValueModel(Ppo):
         None, "decay per optimizer step of the policy's average in ema/; None: none [GRPO]"
     )
 
+    def __post_init__(self) -> None:
+        usual = type(self).__dataclass_fields__["advantage"].default
+        require(
+            self.advantage == usual,
+            "advantage",
+            self.advantage,
+            f"no value: {self.STAGE} has advantage={usual}; `align ppo` takes others",
+        )
+        super(_WithoutValueModel, self).__post_init__()
+
     def fill_in(self, bf16_is_fast: bool) -> None:
         if self.learning_rate is None:
             self.learning_rate = 1e-6 if self.lora.rank is None else 2e-5
@@ -62,12 +73,17 @@ class Grpo(_WithoutValueModel):
 
     STAGE: ClassVar[str] = "grpo"
 
-    advantage: str = knob("group", "as in `align ppo --help` [GRPO]")
+    advantage: str = knob("group", "see ppo [GRPO]")
     group_size: int = knob(8, "responses sampled per prompt [TRL; GRPO: 64]")
     divide_by_group_std: bool = knob(
         True, "divide by the standard deviation of the group's rewards [GRPO; Dr. GRPO: false]"
     )
-    loss_mean: str = knob("responses", "as in `align ppo --help` [GRPO]")
+    loss_mean: str = knob(
+        "responses",
+        "the loss is a mean over: responses (each the mean of its tokens); the minibatch's tokens;"
+        " or constant (the sum over the tokens, divided by responses x max_new_tokens) [GRPO; DAPO:"
+        " tokens; Dr. GRPO: constant]",
+    )
     kl_coef: float = knob(0.04, "beta: weight per nat of KL to the initial policy [GRPO]")
     kl_form: str = knob(
         "k3", "place of the KL: k2 or k3 (in the loss), or reward (in the reward) [GRPO]"
@@ -84,8 +100,14 @@ class Rloo(_WithoutValueModel):
     """
 
     STAGE: ClassVar[str] = "rloo"
+    UNUSED: ClassVar[tuple[str, ...]] = (*_WithoutValueModel.UNUSED, "divide_by_group_std")
 
-    advantage: str = knob("leave_one_out", "as in `align ppo --help` [RLOO]")
+    advantage: str = knob("leave_one_out", "see ppo [RLOO]")
     group_size: int = knob(4, "responses sampled per prompt [RLOO: 2 or 4]")
-    loss_mean: str = knob("constant", "as in `align ppo --help`; RLOO takes the sum [ours]")
+    loss_mean: str = knob(
+        "constant",
+        "the loss is a mean over: constant (the sum over the tokens, divided by responses x"
+        " max_new_tokens); responses (each the mean of its tokens); or the minibatch's tokens [RLOO,"
+        " which does not divide by max_new_tokens]",
+    )
     kl_coef: float = knob(0.05, "beta: weight per nat of KL to the initial policy [TRL]")

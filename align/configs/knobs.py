@@ -116,6 +116,8 @@ class StageConfig:
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = ()  # (metric, label) pairs that `ls` shows
     # Names that are not knobs of this stage -> a hint what to write instead.
     EXPLAINED: ClassVar[dict[str, str]] = {}
+    # Inherited knobs that say nothing in this stage: help and documentation leave them out.
+    UNUSED: ClassVar[tuple[str, ...]] = ()
     # Knobs that hold other knobs -> (title, class or defaults of those).
     GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {}
     inputs: dict[str, Any] = field(default_factory=dict)
@@ -267,7 +269,8 @@ def knobs_in_order(config: Any) -> list[Field[Any]]:
     names = dict.fromkeys(
         name for each in cls.__mro__ for name in vars(each).get("__annotations__", ())
     )
-    known = {each.name: each for each in fields(config)}
+    unused = getattr(cls, "UNUSED", ())
+    known = {each.name: each for each in fields(config) if each.name not in unused}
     return [known[name] for name in names if name in known]
 
 

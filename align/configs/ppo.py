@@ -24,6 +24,16 @@ from align.configs.models import LoraConfig
 from align.errors import ConfigError
 
 GAE = "gae"
+# Knobs that say something only where there is a value model.
+OF_VALUE_MODEL = (
+    "value_learning_rate",
+    "value_from",
+    "update",
+    "value_clip_range",
+    "gamma",
+    "gae_lambda",
+    "whiten_rewards",
+)
 _SCORES = ("objective/score", "heldout/score", "gold/score")
 
 
@@ -344,18 +354,17 @@ class Ppo(TrainingConfig):
             high,
             f"at least clip_range ({self.clip_range:g}), or null",
         )
-        for name in () if self.has_value_model else _OF_VALUE_MODEL:
+        for name in () if self.has_value_model else OF_VALUE_MODEL:
             require(
                 getattr(self, name) == type(self).__dataclass_fields__[name].default,
                 name,
                 getattr(self, name),
                 _no_value_model(self.advantage),
             )
-        warmup = self.value_warmup_iterations
         require(
-            self.has_value_model or not warmup,
+            self.has_value_model or not self.value_warmup_iterations,
             "value_warmup_iterations",
-            warmup,
+            self.value_warmup_iterations,
             _no_value_model(self.advantage),
         )
 
@@ -524,16 +533,6 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "loss_mean": ("tokens", "responses", "constant"),
     "sampling_precision": PRECISIONS,
 }
-# Knobs that say something only where there is a value model.
-_OF_VALUE_MODEL = (
-    "value_learning_rate",
-    "value_from",
-    "update",
-    "value_clip_range",
-    "gamma",
-    "gae_lambda",
-    "whiten_rewards",
-)
 
 
 def _no_value_model(advantage: str) -> str:

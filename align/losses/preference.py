@@ -42,6 +42,19 @@ def kwise_loss(
     return losses.sum() / max(margins.numel(), 1)
 
 
+def ordered_rewards(
+    rewards: torch.Tensor, ranks: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rewards of the better and of the worse response of each ordered pair, [P] each.
+
+    Args:
+        rewards: [K].
+        ranks: [K], 1 is best; tied pairs are left out.
+    """
+    better, worse = (ranks[:, None] < ranks[None, :]).nonzero().unbind(1)
+    return rewards[better], rewards[worse]
+
+
 def ordered_margins(rewards: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
     """Return r_better - r_worse for each ordered pair, [P]; tied pairs are left out.
 

@@ -207,6 +207,10 @@ _MEANINGS = {
         "Share of tokens whose ratio or value is outside the clip range, where the update does not"
         " learn. Much above 0.2 the steps are too large."
     ),
+    "groups whose rewards are all equal": (
+        "Share of the prompts whose responses all have the same reward. They teach nothing. Near 1"
+        " the prompts are too easy or too hard."
+    ),
     "explained variance of the value model": (
         "How much of the returns' variance the value model predicts: 1 is all, 0 none, below 0"
         " worse than the mean."

@@ -331,6 +331,20 @@ class Health:
             " are scored by"
         )
 
+    def equal_groups(self) -> str | None:
+        """Report that in a recent 90 % of the groups all rewards are equal [ours].
+
+        Such a group has no advantages. DAPO's authors saw their share grow during training (Yu et
+        al. 2025, section 3.2).
+        """
+        recent = self._recent("group/equal")
+        if recent is None or recent <= 0.9:
+            return None
+        return (
+            f"in {recent:.0%} of the groups all responses have the same reward, so they teach"
+            " nothing: choose prompts that are neither too easy nor too hard"
+        )
+
     def few_episodes(self) -> str | None:
         """Report rollouts of fewer than 8 episodes.
 
@@ -369,6 +383,7 @@ RULES: dict[str, Callable[[Health], str | None]] = {
         Health.reward_hacking,
         Health.unscored,
         Health.flat_reward,
+        Health.equal_groups,
         Health.few_episodes,
         Health.not_finite,
     )

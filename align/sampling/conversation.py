@@ -21,12 +21,12 @@ def learned_dialogues(store: ArtifactStore, artifact: Artifact) -> bool:
     """Return whether a model was trained with its chat template.
 
     Every model here has a template, but a base model never saw its own. The nearest step in the
-    lineage that determines the answer decides. Supervised tuning, PPO and a chosen prompt mean yes;
+    lineage that determines the answer decides. Tuning and a chosen prompt mean yes;
     pretraining from scratch means no. An imported model knows the template that it came with, or
     that was given as a file.
     """
     for made in store.lineage(artifact):
-        if made.stage in ("sft", "prompt") or learns_from_rewards(made.stage):
+        if made.stage in ("sft", "dpo", "prompt") or learns_from_rewards(made.stage):
             return True
         if made.stage == "pretrain" and not made.manifest["inputs"].get("model"):
             return False

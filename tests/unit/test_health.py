@@ -146,6 +146,12 @@ CASES: dict[str, dict[str, Any]] = {
             {"deviation/functions": steps((1e-6, 40))},
         ],
     },
+    "equal_groups": {
+        "fires": {"group/equal": steps((0.5, 2), (0.92, 10))},
+        "at": 12,
+        "says": "in 92% of the groups all responses have the same reward",
+        "quiet": [{"group/equal": steps((0.95, 9))}, {"group/equal": steps((0.89, 40))}],
+    },
     "few_episodes": {
         "episodes": 7,
         "fires": {SCORE: [1.0] * 20},

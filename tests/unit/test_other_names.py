@@ -110,7 +110,7 @@ TOLD = {
     "run pipeline=quickstart save_steps=3": "there is: hardware.checkpoint_seconds (counts seconds between checkp",
     "run pipeline=quickstart lr=3": "steps.STEP.KNOB: steps.pretrain.learning_rate, steps.sft.learning_rate",
     "sft output_dir=x": "output_dir: no such knob (did you mean store?)",
-    "sft clip_range=1": "clip_range: no such knob; ppo has it",
+    "sft clip_range=1": "clip_range: no such knob; ppo, grpo, rloo have it",
     "sft zzz=1": "zzz: no such knob; inputs: model, data, text; align sft --help",
     "run pipeline=quickstart steps.ppo.beta=1": "steps.ppo.beta: no such knob (did you mean steps.ppo.kl_coef?)",
     "run pipeline=quickstart steps.ppo.num_gpus=1": "(did you mean hardware.num_processes?)",
