@@ -3,7 +3,8 @@ r"""Label in a real browser, with hostile text, and look at the labelling pages.
 Two labelers work at once, by keyboard and by mouse, on items of which they share some. Both reload in the middle. Every
 vote must be stored as it was given: order, ties, ratings, flags and note. Prompts, answers, notes and instructions hold
 payloads that try to run a script or to load something: no dialog may open, no request may leave the server, and the
-content security policy must have nothing to refuse. Then pages with realistic items are opened 1280 and 400 pixels
+content security policy must have nothing to refuse. A labeler behind a slow line clicks again while the page is busy:
+nothing may be sent or stored twice. Then pages with realistic items are opened 1280 and 400 pixels
 wide, light and dark; axe-core must find no serious fault, and nothing may scroll sideways. The project has no browser;
 the environment is that of report_screenshots.py, with align beside it:
 
@@ -227,6 +228,60 @@ def rank_by_mouse(labeler: Watched) -> None:
     expect(labeler.status).to_have_text("Sent.")
 
 
+def click_again(labeler: Watched, button: str, path: str) -> None:
+    """Click again in each moment in which the page waits; note it if not exactly one request is sent."""
+    sent: list[Any] = []
+    labeler.page.on("request", lambda request: request.url.endswith(path) and sent.append(request))
+    with labeler.page.expect_request("**/api/next"):
+        labeler.page.dblclick(button)
+    with labeler.page.expect_request("**/api/me"):
+        labeler.page.click(button)
+    labeler.page.keyboard.press("Control+Enter")  # sends, too; the next item has no ratings yet
+    labeler.page.wait_for_timeout(5 * _SLOW_MS)  # until all answers are here
+    if len(sent) != 1:
+        labeler.found.append(f"{button} clicked again: {len(sent)} requests to {path}")
+
+
+def impatient(browser: Any, folder: Path, found: list[str]) -> int:
+    """Rank all items and take one back, with more clicks than needed; return how many votes were given."""
+    with server(folder, realistic(), "", "0") as (url, tokens):
+        labeler = Watched(browser, url, tokens["ada"], found)
+        labeler.cards.first.wait_for()
+        labeler.page.evaluate(_SLOW)
+        for turn in range(5):  # the third item is taken back and ranked again
+            for card in labeler.cards.all():
+                card.locator("input[value='4']").check()
+            labeler.page.click("#sort")
+            labeler.given.append(labeler.seen())
+            click_again(labeler, "#send", "/api/vote")
+            if turn == 2:
+                click_again(labeler, "#undo", "/api/undo")
+                labeler.given.pop()
+        compare(folder, {"ada": labeler.given}, found)
+        rows = int(subprocess.check_output([PYTHON, "-c", _LOGGED, str(folder)], cwd=ROOT, text=True))
+        if rows != 6:
+            found.append(f"5 votes and one taken back are {rows} rows of the log")
+        labeler.context.close()
+        return len(labeler.given)
+
+
+_SLOW_MS = 200
+_SLOW = f"""() => {{
+  const ask = window.fetch;
+  window.fetch = async (...given) => {{
+    const answer = await ask(...given);
+    await new Promise((go) => setTimeout(go, {_SLOW_MS}));
+    return answer;
+  }};
+}}"""
+_LOGGED = """
+import sys
+from pathlib import Path
+from align.labelling.database import Votes
+print(Votes(Path(sys.argv[1]) / "store/labels/mine.db").counts()["last"])
+"""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axe", type=Path, metavar="axe.min.js")
@@ -257,13 +312,17 @@ def main() -> int:
                 if not left:
                     break
             shared = compare(folder / "hostile", {name: labeler.given for name, labeler in both.items()}, found)
+        again = impatient(browser, folder / "impatient", found)
         with server(folder / "real", realistic(), "Which answer helps a beginner most?", "1") as (url, tokens):
             found += looks(browser, url, tokens, options)
         browser.close()
     for line in found:
         print(line)
     given = sum(len(labeler.given) for labeler in both.values())
-    print(f"{len(texts)} payloads; {given} votes by mouse and keyboard, {shared} items by both; {len(found)} faults")
+    print(
+        f"{len(texts)} payloads; {given} votes by mouse and keyboard, {shared} items by both;"
+        f" {again} votes clicked again; {len(found)} faults"
+    )
     return int(bool(found))
 
 

@@ -25,13 +25,27 @@ class Lines(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """Last values, a bar a run."""
+    """Last values, a bar a run; with `by`, a bar for each value of a key of the config."""
 
     title: str
     metrics: list[str]
+    by: str | None = None
 
     def panel(self, reports: Any) -> Any:
-        return reports.BarPlot(title=self.title, metrics=list(self.metrics))
+        key = reports.Config(self.by) if self.by else None
+        return reports.BarPlot(title=self.title, metrics=list(self.metrics), groupby=key)
+
+
+class Dots(NamedTuple):
+    """The last value of a metric over that of another, a dot a run."""
+
+    title: str
+    over: str
+    metrics: list[str]
+
+    def panel(self, reports: Any) -> Any:
+        (metric,) = self.metrics
+        return reports.ScatterPlot(title=self.title, x=self.over, y=metric)
 
 
 class Rows(NamedTuple):
@@ -44,7 +58,7 @@ class Rows(NamedTuple):
         return reports.WeavePanelSummaryTable(table_name=name, layout=reports.Layout(w=24, h=12))
 
 
-Panel = Lines | Bars | Rows
+Panel = Lines | Bars | Dots | Rows
 
 _ITERATION = "ppo/iteration"
 SECTIONS: dict[str, list[Panel]] = {
@@ -58,6 +72,12 @@ SECTIONS: dict[str, list[Panel]] = {
         Bars("text loss, nats per token: the alignment tax", ["evaluate/pretrain_loss"]),
         Bars("response length, tokens", ["evaluate/response_tokens"]),
         Rows(["evaluate/samples"]),
+    ],
+    # The metrics of all rounds have the same names. The step tells the rounds apart.
+    "Rounds": [
+        Dots("gold score over KL, a dot an evaluation", "evaluate/kl", ["evaluate/gold/score"]),
+        Bars("gold score, by step", ["evaluate/gold/score"], by="step"),
+        Bars("KL from the baseline, by step", ["evaluate/kl"], by="step"),
     ],
     "PPO against KL": [
         Lines("score over KL", "ppo/objective/kl", ["ppo/objective/score"]),
@@ -142,7 +162,7 @@ def named_metrics() -> set[str]:
     return {
         name
         for panel in panels
-        for name in (*panel.metrics, *([panel.over] if isinstance(panel, Lines) else []))
+        for name in (*panel.metrics, *([panel.over] if isinstance(panel, Lines | Dots) else []))
     }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from align.labelling.labelled import checked_list, checked_prompt, checked_respo
 from align.labelling.screening import verdicts
 from align.labelling.snapshots import freeze, place
 from align.runtime.console import Parser
-from align.store.artifacts import ArtifactStore, store_folder
+from align.store.artifacts import Artifact, ArtifactStore, store_folder
+from align.store.references import hint, is_outside, meant
 
+_TABLES = (".parquet", ".arrow", ".csv", ".tsv")  # files that hold no JSON lines
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -120,19 +123,43 @@ def _rows(
     """Yield the rows of each split; without `--gold`, without their ranks."""
     data, gold = options.data, options.gold
     if data.startswith("path:"):
+        if data.lower().endswith(_TABLES):
+            raise ConfigError(f"{data}: expected a file of JSON lines{_what_to_add(data)}")
         yield from _rows_of_file(options, Path(data.removeprefix("path:")))
         return
     if options.format:
         raise ConfigError(f"--format: expected path:FILE with it, got {data}")
-    artifact = store.find(data)
-    if artifact.kind not in ("candidates", "comparisons"):
-        raise ConfigError(f"{data}: expected candidates or comparisons, got {artifact.kind}")
+    artifact = _candidates(data, store, _what_to_add)
     kept = ("prompt", "responses", "ranks") if gold else ("prompt", "responses")
     for split in SPLITS:
         yield (
             split,
             [{name: row[name] for name in kept} for row in read_rows([artifact.path], split)],
         )
+
+
+def _candidates(data: str, store: ArtifactStore, suggest: Callable[[str], str]) -> Artifact:
+    """Return the artifact of prompts with several responses that a reference names.
+
+    Args:
+        suggest: returns the end of an error about a reference: what to give instead.
+    """
+    artifact = store.find(data, suggest)
+    if artifact.kind not in ("candidates", "comparisons"):
+        raise ConfigError(f"{data}: expected candidates or comparisons, got {artifact.kind}")
+    return artifact
+
+
+def _what_to_add(ref: str) -> str:
+    """Suggest what to give `add` instead of `ref`, as the end of an error."""
+    full = ref if is_outside(ref) else meant(ref)
+    is_file = full is not None and full.startswith("path:")
+    if is_file and not ref.lower().endswith(_TABLES):
+        return hint(ref)
+    if full is not None and (is_file or is_outside(ref) or "://" in ref):
+        source = shlex.quote(f"source={full}")
+        return f"; other data comes in by: align data record=comparisons {source} name=mine/NAME"
+    return "; give candidates or comparisons of the store, or path:FILE of JSON lines"
 
 
 def _rows_of_file(
@@ -254,7 +281,8 @@ def _simulate(options: argparse.Namespace, store: ArtifactStore, path: Path) -> 
     from align.labelling.crowd import simulate
 
     votes = Votes(path)
-    folder = store.find(options.data).path
+    said = "; give candidates or comparisons of the store, which have gold scores"
+    folder = _candidates(options.data, store, lambda _: said).path
     scorer = gold_scorer([read_info(folder)])
     if scorer is None:
         raise ConfigError(f"{options.data}: expected prompts with a gold scorer")

@@ -6,7 +6,7 @@ that a labeler did, in order; the table `votes` is the current view of it.
 
 An item is given to `wanted` labelers. A lease reserves a place for the labeler who sees the item.
 So an item never gets more votes than wanted, and a labeler who leaves blocks it for `LEASE_SECONDS`
-only.
+only. Nobody gets an item that an admin has decided.
 """
 
 from __future__ import annotations
@@ -523,7 +523,7 @@ class Votes:
             The item.
 
         Raises:
-            Refused: there is nothing to take back.
+            Refused: there is nothing to take back, others have the item now, or it is decided.
         """
         with self._writing() as sql:
             known = sql.execute(
@@ -538,6 +538,8 @@ class Votes:
             if newest is None:
                 raise Refused("there is nothing to take back")
             item = str(newest["item"])
+            if self._is_decided(sql, item):
+                raise Refused("an admin has decided this one")
             if newest["kind"] == "skip" and not self._has_room(sql, labeler, item):
                 raise Refused("others have the one that you skipped now")
             self._write(sql, labeler, "undo", item, request, {})
@@ -560,6 +562,13 @@ class Votes:
         ).fetchone()
         return gold is not None or missing > others
 
+    @staticmethod
+    def _is_decided(sql: sqlite3.Connection, item: str) -> bool:
+        found = sql.execute(
+            "SELECT 1 FROM log WHERE kind = 'adjudication' AND item = ?", (item,)
+        ).fetchone()
+        return found is not None
+
     def write(self, labeler: Labeler, request: str, kind: str, content: Mapping[str, Any]) -> int:
         """Store a prompt or a demonstration that a labeler wrote."""
         with self._writing() as sql:
@@ -570,15 +579,25 @@ class Votes:
     def adjudicate(self, admin: Labeler, item: str, request: str, vote: Mapping[str, Any]) -> int:
         """Store the ranking that counts for an item in place of the labelers' own.
 
+        The item is done: nobody else gets it. Who has it open may still send a vote.
+
         Args:
             vote: `ranks` alone. An admin decides which response is better; ratings and flags stay
                 what each labeler said.
+
+        Raises:
+            Refused: nobody has ranked the item, so that the decision would replace nothing.
         """
         with self._writing() as sql:
             if (number := self._known(sql, admin, request)) is not None:
                 return number
             row = self._row(sql, item)
             content = {"ranks": checked_ranks(vote, len(row["responses"]))}
+            if not sql.execute(
+                "SELECT 1 FROM votes WHERE item = ? AND kind = 'vote'", (item,)
+            ).fetchone():
+                raise Refused("nobody has ranked this one")
+            sql.execute("UPDATE items SET missing = min(missing, 0) WHERE id = ?", (item,))
             return self._write(sql, admin, "adjudication", item, request, content)
 
     @staticmethod

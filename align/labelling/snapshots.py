@@ -96,11 +96,16 @@ def collected(root: Path, name: str, record: str, count: int) -> list[dict[str, 
         return None
     votes = Votes(path)
     try:
-        read = demonstrations if record == "demonstrations" else comparisons
-        rows = read(votes, votes.counts()["last"])
+        rows = all_rows(votes, record)
         return rows[:count] if len(rows) >= count else None
     finally:
         votes.close()
+
+
+def all_rows(votes: Votes, record: str) -> list[dict[str, Any]]:
+    """Return the comparisons or demonstrations that people have given so far."""
+    read = demonstrations if record == "demonstrations" else comparisons
+    return read(votes, votes.counts()["last"])
 
 
 def freeze(votes: Votes) -> Snapshot:

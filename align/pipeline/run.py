@@ -287,7 +287,8 @@ def _tracked(step: Step, steps: Sequence[Step], group: str, member: Member | Non
 
     Of a sweep member's overrides it has only those of the step and of the steps it is made from.
     """
-    tags, config = [step.pipeline, step.stage], asdict(step.config)
+    # The run's name gets a version, so only the config has what runs of one step share.
+    tags, config = [step.pipeline, step.stage], asdict(step.config) | {"step": step.label}
     if member is not None:
         group = f"sweep-{member.folder.name}"
         own = [

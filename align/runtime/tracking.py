@@ -43,7 +43,7 @@ class Tracked:
         group: the name of this run of a pipeline, or of the sweep.
         tags: the pipeline, the stage, and in a sweep its name and the overrides that change this
             step.
-        config: the step's knobs, with `overrides` and `parents`.
+        config: the step's knobs, with `step` (PIPELINE/STEP), `overrides` and `parents`.
         parents: for each input artifact all its names (`PIPELINE/STEP`) and its digest.
     """
 

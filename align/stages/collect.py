@@ -19,7 +19,7 @@ from align.data.records import SPLITS, Row, read_info, read_rows, write_info, wr
 from align.errors import ConfigError, Waiting
 from align.labelling.agreement import pair_agreement
 from align.labelling.database import Settings, Votes, item_id
-from align.labelling.snapshots import collected, place
+from align.labelling.snapshots import all_rows, collected, place
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
 
@@ -41,7 +41,7 @@ def run(cfg: Collect, inputs: Inputs, job: Job) -> Metrics:
         split_of |= {json.dumps(row["prompt"]): split for row in rows}
     found = collected(job.store, cfg.labels, cfg.record, cfg.num_rows)
     if found is None:
-        raise Waiting(_what_is_missing(cfg, votes.counts()))
+        raise Waiting(_what_is_missing(cfg, votes))
     by_split: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for row in found:
         row.pop("split", None)
@@ -67,14 +67,16 @@ def run(cfg: Collect, inputs: Inputs, job: Job) -> Metrics:
     return _metrics(votes, found, by_split)
 
 
-def _what_is_missing(cfg: Collect, counts: dict[str, int]) -> str:
-    noun, name = ("rankings", "votes")
-    if cfg.record == "demonstrations":
-        noun, name = ("answers", "demonstrations")
+def _what_is_missing(cfg: Collect, votes: Votes) -> str:
+    noun = "answers" if cfg.record == "demonstrations" else "rankings"
+    # Not all votes: known items give no row, and a decided item gives one.
+    given, counts = len(all_rows(votes, cfg.record)), votes.counts()
+    said = f"{given:,} of {cfg.num_rows:,} {noun} are in"
+    if counts["done"] == counts["items"]:
+        return f"{said}, and all items are done; lower num_rows, or add candidates"
     return (
-        f"{counts[name]:,} of {cfg.num_rows:,} {noun} are in; people give them at align label serve"
-        f" {cfg.labels} (links: align label token {cfg.labels} NAME); then give the same command"
-        " again"
+        f"{said}; people give them at align label serve {cfg.labels} (links: align label token"
+        f" {cfg.labels} NAME); then give the same command again"
     )
 
 

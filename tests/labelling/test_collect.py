@@ -6,12 +6,20 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import align
 from documents import ROOT
 from label_server import LabelServer
 
-from align.data.records import read_rows
+from align.configs import Collect, RunConfig
+from align.data.records import read_rows, write_info, write_rows
+from align.errors import Waiting
+from align.labelling.conflicts import conflicts
 from align.labelling.crowd import Browser
+from align.labelling.database import Labeler, Settings, Votes
+from align.runtime.job import Inputs, Job
+from align.stages import collect
+from align.store.artifacts import Artifact
 
 sys.path.insert(0, str(ROOT / "pipelines"))
 PIPELINE = """
@@ -125,3 +133,36 @@ def test_a_run_waits_for_people_and_goes_on_when_they_are_done(store: Path, tmp_
     align(*run, "steps.collect.num_rows=40")
     rows = align("label", "export", "mine", "--store", store).stdout
     assert "42 comparisons" in rows  # all that were given: 27 + 6 + 9
+
+
+def test_a_waiting_step_counts_the_rows_that_it_can_take_and_says_when_no_more_come(tmp_path: Path) -> None:
+    """Known items give no row, and the two rankings of a decided item give one."""
+    (tmp_path / "candidates").mkdir()
+    rows = [{"prompt": [{"role": "user", "content": "q"}], "responses": texts} for texts in (["a", "b"], ["c", "d"])]
+    write_rows(tmp_path / "candidates", "train", rows, record="candidates")
+    write_info(tmp_path / "candidates", licence="CC0", gold=None)
+    votes = Votes.create(tmp_path / "labels/mine.db", Settings(overlap=2, overlap_share=1.0, gold_share=0.5))
+    votes.add_items(rows, "train")
+    votes.add_items([{**rows[0], "responses": ["e", "f"], "ranks": [1, 2]}], "train")
+
+    def said() -> str:
+        job = Job("test", tmp_path / "work", RunConfig(store=str(tmp_path)))
+        inputs = Inputs(candidates=(Artifact("compare", "0" * 64, "candidates", tmp_path / "candidates"),))
+        with pytest.raises(Waiting) as waiting:
+            collect.run(Collect(labels="mine", num_rows=4), inputs, job)
+        return str(waiting.value)
+
+    def rank_all(name: str, ranks: list[int]) -> Labeler:
+        labeler = votes.of_token(votes.add_labeler(name))
+        assert labeler is not None
+        while (item := votes.next_item(labeler)) is not None:
+            vote = {"ranks": ranks, "ratings": [1, 2], "flags": [[], []], "seconds": 1.0}
+            votes.vote(labeler, item.id, f"request {item.id}", vote)
+        return labeler
+
+    ada = rank_all("ada", [1, 2])
+    assert votes.counts()["votes"] == 3
+    assert said().startswith("2 of 4 rankings are in; people give them at align label serve mine")
+    rank_all("ben", [2, 1])
+    votes.adjudicate(ada, conflicts(votes.rankings(), [])[0]["item"], "decision", {"ranks": [1, 2]})
+    assert said() == "3 of 4 rankings are in, and all items are done; lower num_rows, or add candidates"

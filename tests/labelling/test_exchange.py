@@ -451,6 +451,34 @@ def test_a_file_of_another_kind_is_one_line(tmp_path: Path, text: str, words: An
     assert votes.items() == []
 
 
+@pytest.mark.parametrize(
+    ("verb", "data", "code", "said"),
+    [
+        ("add", "mine/none", 3, "give candidates or comparisons of the store, or path:FILE of JSON lines"),
+        ("add", "compare@0abc", 3, "give candidates or comparisons of the store, or path:FILE of JSON lines"),
+        ("add", "none.jsonl", 3, "a file or folder is written path:none.jsonl, and there is none at that place"),
+        ("add", "here.jsonl", 3, "did you mean path:here.jsonl?"),
+        ("add", "none.parquet", 3, "align data record=comparisons source=path:none.parquet name=mine/NAME"),
+        ("add", "path:none.parquet", 2, "align data record=comparisons source=path:none.parquet name=mine/NAME"),
+        ("add", "hf:here/rows", 3, "align data record=comparisons source=hf:here/rows name=mine/NAME"),
+        ("add", "path:none.jsonl", 2, "none.jsonl: cannot be read"),
+        ("simulate", "mine/none", 3, "give candidates or comparisons of the store, which have gold scores"),
+    ],
+)
+def test_data_that_is_not_there_is_answered_with_what_the_verb_takes(
+    tmp_path: Path, verb: str, data: str, code: int, said: str, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here.jsonl").touch()
+    votes = opened(tmp_path)
+    assert align(tmp_path, verb, "mine", data) == code
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert "import_model" not in captured.err
+    assert captured.err.count("\n") == 1
+    assert (votes.items(), votes.labelers()) == ([], [])
+
+
 def test_gold_without_one_ranking_is_refused(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "file.json"
     (one,) = task()["annotations"]

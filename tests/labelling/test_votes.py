@@ -372,6 +372,57 @@ def test_the_first_rows_are_as_many_as_asked_for_after_an_undo_and_a_decision(tm
     assert taken(3) is None
 
 
+def test_a_decided_item_is_done_and_the_others_get_as_many_votes_as_wanted(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    votes = opened(tmp_path, overlap=3, overlap_share=1.0)
+    votes.add_items(rows(20), "train")
+    crew = people(votes, 5)
+    (boss,) = [votes.of_token(votes.add_labeler("boss", "admin"))]
+    assert boss is not None
+    held: dict[Labeler, str] = {}
+    decided: list[str] = []
+    for number in range(1000):
+        labeler = rng.choice(crew)
+        given = Counter(ranking["item"] for ranking in votes.rankings())
+        once = [item for item, count in given.items() if count == 1 and item not in decided]
+        if number % 5 == 4 and len(decided) < 8 and once:
+            decided.append(once[0])  # others may have it open
+            votes.adjudicate(boss, decided[-1], f"decision {number}", {"ranks": [1, 2, 3, 4]})
+        elif labeler in held:
+            votes.vote(labeler, held.pop(labeler), f"request {number}", vote())
+        elif (item := votes.next_item(labeler)) is not None:
+            assert item.id not in decided
+            held[labeler] = item.id
+    given = Counter(ranking["item"] for ranking in votes.rankings())
+    assert len(decided) == 8
+    assert {given[item] for item in decided} > {1}
+    assert {count for item, count in given.items() if item not in decided} == {3}
+    assert votes.counts()["done"] == votes.progress(crew[0])["done"] == len(given) == 20
+    assert {row["item"] for row in comparisons(votes, votes.counts()["last"])} == {*given}
+
+
+def test_a_vote_on_a_decided_item_stays_and_the_page_goes_on_with_another(tmp_path: Path) -> None:
+    votes = opened(tmp_path, overlap=3, overlap_share=1.0)
+    votes.add_items(rows(2), "train")
+    one, two, three, boss = people(votes, 4)
+    first = votes.next_item(one)
+    assert first is not None
+    with pytest.raises(Refused, match="nobody has ranked this one"):
+        votes.adjudicate(boss, first.id, "too early", {"ranks": [1, 1, 1, 1]})
+    votes.vote(one, first.id, "request 1", vote())
+    assert votes.next_item(two) == votes.next_item(three)._replace(shown=votes.next_item(two).shown)
+    votes.adjudicate(boss, first.id, "decision", {"ranks": [1, 1, 1, 1]})
+    votes.vote(two, first.id, "request 2", vote())  # two was at work on it
+    later = votes.next_item(three)  # three reloads the page
+    assert later is not None
+    assert later.id != first.id
+    for labeler in (one, two):
+        with pytest.raises(Refused, match="an admin has decided this one"):
+            votes.undo(labeler, "request 3")
+    assert votes.counts()["votes"] == 2
+    assert votes.counts()["done"] == 1
+
+
 def test_items_whose_ranking_is_known_are_no_conflicts(tmp_path: Path) -> None:
     votes = opened(tmp_path, gold_share=0.5, overlap=2, overlap_share=1.0)
     votes.add_items(rows(2, gold=True), "train")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from align.evals.calibration import temperature
 from align.evals.scorers import by_reward_model
 from align.models.compute import Compute
 from align.models.export import write_whole
-from align.models.heads import load_reward_model, load_scalar
+from align.models.heads import load_reward_model, load_scalar, scalar_from_lm
 from align.runtime.job import Inputs
 from align.stages import compare, reward
 from align.store.artifacts import Artifact
+from align.training import activations
 from align.verifiers.episodes import Episodes
 
 KNOBS: dict[str, Any] = {"batch_size": 6, "learning_rate": 1e-3, "seed": 5}
@@ -116,6 +118,50 @@ def test_of_each_member_demonstrations_have_a_mean_of_zero(inputs, three):
         scores = torch.tensor(by_reward_model(folder, FLOAT32).score(episodes))
         assert float(scores.mean()) == pytest.approx(0, abs=1e-5)
         assert float(scores.std()) > 1e-3
+
+
+class Kept:
+    """Bytes that a backward pass waits for, and the most at once."""
+
+    now = most = 0
+
+    def pack(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        held, size = Held([tensor]), tensor.nbytes
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(held, self.free, size)
+        return held
+
+    def free(self, size: int) -> None:
+        self.now -= size
+
+
+class Held(list):
+    """A list that can be referred to weakly."""
+
+
+def most_kept(inputs: Inputs, folder: Path, members: int) -> int:
+    kept = Kept()
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda held: held[0]):
+        run(inputs, folder, num_members=members)
+    assert kept.now == 0
+    return kept.most
+
+
+def test_an_ensemble_keeps_the_activations_of_one_member_at_a_time(inputs, tmp_path):
+    one, three = (most_kept(inputs, tmp_path / str(members), members) for members in (1, 3))
+    assert 0 < three < 1.5 * one
+
+
+def test_the_states_of_all_members_count_when_activations_are_fitted(inputs, tmp_path, monkeypatch, passes):
+    weights = sum(p.numel() for p in scalar_from_lm(inputs.one("model").path, FLOAT32.device).parameters())
+    # Room for gradients and moments of two members, 12 bytes a weight each; the activations themselves need little.
+    monkeypatch.setattr(activations, "free_memory", lambda device: 24 * weights)
+    monkeypatch.setattr(activations, "activation_bytes", lambda model, autocast: 1.0)
+    run(inputs, tmp_path / "one")
+    assert passes.twice == set()
+    run(inputs, tmp_path / "three", num_members=3)
+    assert len(passes.twice) == 3, "the only layer of each member"
 
 
 @pytest.mark.parametrize("after", mostly_slow([1, 3, 5], [3]))

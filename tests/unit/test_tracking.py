@@ -7,10 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import align
 from wandb_file import OfflineRun, read_run
 
-from align.configs import TrackerConfig
+from align.configs import Collect, TrackerConfig
+from align.data.records import write_info, write_rows
+from align.runtime.job import Inputs, Job
 from align.runtime.tracking import Tracked, Tracker, make_tracker
+from align.stages import collect
 from align.store.artifacts import Artifact, ArtifactStore
 
 TRACKED = Tracked(
@@ -145,6 +149,37 @@ def test_the_run_of_another_process_that_ended_stands(tmp_path: Path) -> None:
 def test_a_step_that_tells_nothing_leaves_no_run(tmp_path: Path) -> None:
     started(tmp_path).finish(exit_code=1)
     assert not (tmp_path / "wandb").exists()
+
+
+def add_candidates(root: Path) -> None:
+    store = ArtifactStore(root)
+    with store.claim("compare", "c" * 64) as work:
+        (work / "out").mkdir()
+        row = {"prompt": [{"role": "user", "content": "q"}], "responses": ["a", "b"]}
+        write_rows(work / "out", "train", [row], record="candidates")
+        write_info(work / "out", licence="CC0", gold=None)
+        manifest = {"kind": "candidates", "inputs": {}, "metrics": {}, "seconds": 1.0}
+        artifact = store.commit("compare", "c" * 64, work / "out", manifest)
+    store.publish("mine/candidates", artifact)
+
+
+@pytest.mark.parametrize("tells", [False, True])
+def test_a_step_that_waits_for_people_leaves_no_failed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tells: bool
+) -> None:
+    """`collect` itself tells nothing before it waits. A stage of a plugin may."""
+    add_candidates(tmp_path)
+    run = collect.run
+
+    def telling(cfg: Collect, inputs: Inputs, job: Job) -> dict[str, float]:
+        job.log.metrics({"asked": 1.0}, 1)
+        return run(cfg, inputs, job)
+
+    if tells:
+        monkeypatch.setattr(collect, "run", telling)
+    words = ("candidates=mine/candidates", "labels=mine", "num_rows=1", f"store={tmp_path}", "name=mine/collect")
+    assert "waiting: 0 of 1 rankings are in" in align("collect", *words, check=75).stderr
+    assert [ended(folder).exit_code for folder in tmp_path.glob("wandb/offline-run-*")] == [0] * tells
 
 
 def test_what_cannot_be_told_is_said_once_and_ends_that_run_alone(

@@ -271,21 +271,21 @@ addEventListener("keydown", (event) => {
 // -- sending ---------------------------------------------------------------------------------------
 
 async function next() {
-  item = await server.send("api/next");
-  draft = null;
-  by("nothing").hidden = item.item !== null;
-  by("rank").hidden = item.item === null || by("show-write").getAttribute("aria-pressed") === "true";
-  await progress();
-  if (item.item === null) {
-    item = null;
+  const found = await server.send("api/next");
+  // At once, so that no key or click finds the answers of one item with the draft of another, or with none.
+  item = found.item === null ? null : found;
+  draft = item && (kept() ?? fresh());
+  by("nothing").hidden = item !== null;
+  by("rank").hidden = !item || by("show-write").getAttribute("aria-pressed") === "true";
+  if (item) {
+    putMessages(by("prompt"), item.prompt);
+    putMessages(by("demonstration-prompt"), item.prompt);
+    by("note").value = draft.note;
+    draw();
+  } else {
     by("answers").replaceChildren();
-    return;
   }
-  draft = kept() ?? fresh();
-  putMessages(by("prompt"), item.prompt);
-  putMessages(by("demonstration-prompt"), item.prompt);
-  by("note").value = draft.note;
-  draw();
+  await progress();
 }
 
 async function progress() {
