@@ -1,8 +1,9 @@
-"""What people's rankings are worth: other labelers, what to rank next, and rounds of ranking and PPO.
+"""What rankings are worth: other labelers, what to rank next, rounds of ranking and PPO, and other algorithms.
 
     python benchmarks/feedback.py --pipeline labeler_groups [--store artifacts] [--seeds 0,1,2] [--plot FILE.svg]
     python benchmarks/feedback.py --pipeline label_choice ...
     python benchmarks/feedback.py --pipeline iterated ...
+    python benchmarks/feedback.py --pipeline algorithms ...
 
 Runs the pipeline for each seed and prints the table of its account. With --store what is there already is
 not made again, so the same command goes on where it stopped. Means are over seeds, with a 95 % interval (Student's t).
@@ -193,10 +194,51 @@ def draw_rounds(runs: Sequence[Run], axes: Any) -> None:
     axes.set(xlabel="KL to SFT, nats per response", ylabel="gold score")
 
 
+# -- algorithms ------------------------------------------------------------------------------------------------------
+
+ALGORITHMS = ("ppo", "grpo", "rloo", "dpo")
+
+
+def algorithm_rows(runs: Sequence[Run]) -> list[Row]:
+    """The figures of each algorithm; gold scores of the SFT model first."""
+    rows = []
+    for label, metric, kind in (
+        ("gold score", "gold/score", "score"),
+        ("greedy gold score", "greedy/gold/score", "score"),
+    ):
+        rows.append(Row(f"{label}, SFT", [run["evaluate_sft"][metric] for run in runs], kind))
+        rows += [
+            Row(f"{label}, {name.upper()}", [run[f"evaluate_{name}"][metric] for run in runs], kind)
+            for name in ALGORITHMS
+        ]
+    for label, metric, kind in (
+        ("wins over SFT", "win_rate", "share"),
+        ("lower end of its interval", "win_rate_low", "share"),
+        ("KL to SFT, nats per response", "kl", "number"),
+        ("tokens per response", "response_tokens", "number"),
+    ):
+        rows += [
+            Row(f"{label}, {name.upper()}", [run[f"evaluate_{name}"][metric] for run in runs], kind)
+            for name in ALGORITHMS
+        ]
+    return rows
+
+
+def draw_algorithms(runs: Sequence[Run], axes: Any) -> None:
+    for number, name in enumerate(ALGORITHMS):
+        made = [run[f"evaluate_{name}"] for run in runs]
+        points = [each["kl"] for each in made], [each["gold/score"] for each in made]
+        axes.plot(*points, "o", color=f"C{number}", label=name.upper())
+    sft = [run["evaluate_sft"]["gold/score"] for run in runs]
+    axes.plot([0.0] * len(sft), sft, "s", color="gray", label="SFT")
+    axes.set(xlabel="KL to SFT, nats per response", ylabel="gold score")
+
+
 FIGURES: dict[str, tuple[Callable[[Sequence[Run]], list[Row]], Callable[[Sequence[Run], Any], None]]] = {
     "labeler_groups": (group_rows, draw_groups),
     "label_choice": (choice_rows, draw_choice),
     "iterated": (round_rows, draw_rounds),
+    "algorithms": (algorithm_rows, draw_algorithms),
 }
 
 

@@ -10,6 +10,8 @@ import argparse
 import sys
 from typing import Any, NamedTuple
 
+from align.runtime.tracking import metric_name
+
 NAME = "align"
 
 
@@ -60,7 +62,35 @@ class Rows(NamedTuple):
 
 Panel = Lines | Bars | Dots | Rows
 
-_ITERATION = "ppo/iteration"
+
+def _of_rewards(stage: str, value: bool = False) -> list[Panel]:
+    """The panels of a stage that learns from rewards; `value`: it has a value model."""
+    axis = f"{stage}/iteration"
+
+    def lines(title: str, *names: str) -> Lines:
+        shown = [name for name in names if value or not name.startswith("value/")]
+        return Lines(title, axis, [metric_name(stage, name) for name in shown])
+
+    panels = [
+        lines("score, and with the KL penalty", "objective/score", "objective/reward"),
+        lines("gold score", "gold/score"),
+        lines("KL from the reference, nats per response", "objective/kl"),
+        lines("KL coefficient", "objective/kl_coef"),
+        lines("entropy, nats per token", "policy/entropy"),
+        lines("response length, tokens", "response_tokens"),
+        lines("responses that end by themselves", "response/ended"),
+        lines("clipped tokens: policy, value", "ppo/clip_fraction", "value/clip_fraction"),
+        lines("KL of an update, nats per token", "ppo/approx_kl"),
+        lines("explained variance", "value/explained_variance"),
+        lines("losses: policy, value", "policy/loss", "value/loss"),
+        lines("gradient norms: policy, value", "policy/grad_norm", "value/grad_norm"),
+        lines("sampler beside trainer, nats per token", "policy/sampling_kl"),
+    ]
+    if not value:
+        panels.append(lines("groups whose rewards are all equal", "group/equal"))
+    return [panel for panel in panels if panel.metrics]
+
+
 SECTIONS: dict[str, list[Panel]] = {
     "Did it work": [
         Bars("gold score, T=1 and greedy", ["evaluate/gold/score", "evaluate/greedy/gold/score"]),
@@ -79,36 +109,28 @@ SECTIONS: dict[str, list[Panel]] = {
         Bars("gold score, by step", ["evaluate/gold/score"], by="step"),
         Bars("KL from the baseline, by step", ["evaluate/kl"], by="step"),
     ],
-    "PPO against KL": [
-        Lines("score over KL", "ppo/objective/kl", ["ppo/objective/score"]),
-        Lines("gold over KL", "ppo/objective/kl", ["ppo/gold/score"]),
-    ],
-    "PPO": [
+    **{
+        f"{title} against KL": [
+            Lines("score over KL", f"{stage}/objective/kl", [f"{stage}/objective/score"]),
+            Lines("gold over KL", f"{stage}/objective/kl", [f"{stage}/gold/score"]),
+        ]
+        for stage, title in (("ppo", "PPO"), ("grpo", "GRPO"), ("rloo", "RLOO"))
+    },
+    "PPO": _of_rewards("ppo", value=True),
+    "GRPO": _of_rewards("grpo"),
+    "RLOO": _of_rewards("rloo"),
+    "DPO": [
+        Lines("loss of the pairs", "dpo/step", ["dpo/loss"]),
+        Lines("pairs in the labelers' order", "dpo/step", ["dpo/accuracy"]),
         Lines(
-            "score, and with the KL penalty",
-            _ITERATION,
-            ["ppo/objective/score", "ppo/objective/reward"],
+            "implicit rewards: chosen, rejected",
+            "dpo/step",
+            ["dpo/rewards/chosen", "dpo/rewards/rejected"],
         ),
-        Lines("gold score", _ITERATION, ["ppo/gold/score"]),
-        Lines("KL from the reference, nats per response", _ITERATION, ["ppo/objective/kl"]),
-        Lines("KL coefficient", _ITERATION, ["ppo/objective/kl_coef"]),
-        Lines("entropy, nats per token", _ITERATION, ["ppo/policy/entropy"]),
-        Lines("response length, tokens", _ITERATION, ["ppo/response_tokens"]),
-        Lines("responses that end by themselves", _ITERATION, ["ppo/response/ended"]),
-        Lines(
-            "clipped tokens: policy, value",
-            _ITERATION,
-            ["ppo/clip_fraction", "ppo/value/clip_fraction"],
-        ),
-        Lines("KL of an update, nats per token", _ITERATION, ["ppo/approx_kl"]),
-        Lines("explained variance", _ITERATION, ["ppo/value/explained_variance"]),
-        Lines("losses: policy, value", _ITERATION, ["ppo/policy/loss", "ppo/value/loss"]),
-        Lines(
-            "gradient norms: policy, value",
-            _ITERATION,
-            ["ppo/policy/grad_norm", "ppo/value/grad_norm"],
-        ),
-        Lines("sampler beside trainer, nats per token", _ITERATION, ["ppo/policy/sampling_kl"]),
+        Lines("margin of the implicit rewards", "dpo/step", ["dpo/rewards/margin"]),
+        Bars("held-out pairs in the right order", ["dpo/eval/accuracy"]),
+        Lines("learning rate", "dpo/step", ["dpo/learning_rate"]),
+        Lines("gradient norm", "dpo/step", ["dpo/grad_norm"]),
     ],
     "People": [
         Bars("rankings", ["collect/rows"]),
@@ -141,7 +163,7 @@ SECTIONS: dict[str, list[Panel]] = {
     "Time": [
         Lines(
             "PPO: seconds of an iteration",
-            _ITERATION,
+            "ppo/iteration",
             ["ppo/time/rollout", "ppo/time/score", "ppo/time/update"],
         ),
         Bars(

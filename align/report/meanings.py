@@ -163,6 +163,16 @@ _MEANINGS = {
         "Share of each training batch's ordered pairs that the reward model puts in the labelers'"
         " order, before it learns from them; 50 % is chance."
     ),
+    "loss of the pairs": (
+        "DPO's loss on each training batch, before it learns from them. It begins at 0.693 with"
+        " loss=sigmoid and falls."
+    ),
+    "implicit rewards": (
+        "beta times the log-ratio of a response to the given model, in the mean over pairs. DPO"
+        " raises that of the better response over that of the worse one. Often both fall."
+    ),
+    "rewards/chosen": "The implicit reward of the better responses.",
+    "rewards/rejected": "The implicit reward of the worse responses.",
     "share of answers that are right": (
         "Share of held-out task rows that the model answers correctly."
     ),

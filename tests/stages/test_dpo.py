@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import mostly_slow
 from datasets import Dataset
+from documents import ROOT
 from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
 from transformers import AutoModelForCausalLM
 
@@ -19,10 +21,12 @@ from align.data.records import Row, read_rows
 from align.errors import ConfigError
 from align.models.load import load_model, load_tokenizer
 from align.runtime.job import Inputs
+from align.runtime.tracking import metric_name
 from align.stages import dpo
 from align.store.artifacts import Artifact
 from align.text.chat import encode_dialogues, encode_prompts
 
+sys.path.insert(0, str(ROOT / "pipelines"))
 KNOBS: dict[str, Any] = {"batch_size": 6, "learning_rate": 1e-3, "warmup_steps": 0, "seed": 5}
 
 
@@ -46,8 +50,12 @@ def of_rows(folder: Path, train: list[Row], validation: list[Row] | None = None)
 
 
 def test_it_begins_at_the_given_model_and_learns_the_order(inputs: Inputs, tmp_path: Path) -> None:
+    from dashboard import named_metrics
+
     made = run(inputs, tmp_path, num_epochs=3)
     first, *_, last = log_of(tmp_path)
+    panels = {name for name in named_metrics() if name.startswith("dpo/")}
+    assert panels - {metric_name("dpo", name) for name in (*first, *made)} == set()
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert first["rewards/margin"] == pytest.approx(0, abs=1e-6)
     assert last["loss"] < 0.65

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import mostly_slow
+from documents import ROOT
 from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
 
 from align.configs import Grpo, Ppo, Rloo
@@ -16,6 +18,7 @@ from align.losses.ppo import response_weights
 from align.rl.advantages import Targets
 from align.rl.update import Learner, Plan
 from align.runtime.job import Inputs
+from align.runtime.tracking import metric_name
 from align.stages import ppo
 
 KNOBS: dict[str, Any] = {
@@ -28,6 +31,7 @@ KNOBS: dict[str, Any] = {
     "max_new_tokens": 8,
     "seed": 5,
 }
+sys.path.insert(0, str(ROOT / "pipelines"))
 STAGES = {"grpo": Grpo, "rloo": Rloo}
 
 
@@ -73,7 +77,12 @@ def run(kind: type[Ppo], inputs: Inputs, folder: Path, **knobs: Any) -> list[dic
 def test_each_prompt_is_answered_by_a_group_and_no_value_model_is_there(
     inputs: Inputs, tmp_path: Path, plans: list[tuple[Learner, Plan]], stage: str
 ) -> None:
+    from dashboard import named_metrics
+
     rows = run(STAGES[stage], inputs, tmp_path)
+    logged = {metric_name(stage, name) for name in rows[0]}
+    panels = {name for name in named_metrics() if name.startswith(f"{stage}/")}
+    assert panels - logged == {f"{stage}/iteration"}
     ((learner, first), *_) = plans
     samples = first.rollouts.samples
     groups = torch.tensor(samples.ids).view(-1, 3)
