@@ -58,8 +58,8 @@ class Dpo(SupervisedConfig):
     final_learning_rate_fraction: float = knob(
         1.0, "fraction of the peak learning rate at which the cosine ends; 1: constant [DPO]"
     )
-    beta: float = knob(
-        0.1, "weight of the KL to the given model: the higher, the nearer to it [DPO, TRL]"
+    kl_coef: float = knob(
+        0.1, "beta: weight of the KL to the given model; the higher, the nearer to it [DPO, TRL]"
     )
     loss: str = knob(
         "sigmoid",
@@ -73,7 +73,7 @@ class Dpo(SupervisedConfig):
     def __post_init__(self) -> None:
         check_ranges(self)
         require(self.loss in _LOSSES, "loss", self.loss, " or ".join(_LOSSES))
-        require(self.beta > 0, "beta", self.beta, "a number above 0")
+        require(self.kl_coef > 0, "kl_coef", self.kl_coef, "a number above 0")
         smooth = self.label_smoothing
         require(smooth < 0.5, "label_smoothing", smooth, "a number from 0 up, below 0.5")
         require(

@@ -40,7 +40,7 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("epsilon_high", "clip_ratio_high"), ("clip_range_high",)),
     **dict.fromkeys(("num_generations", "rloo_k", "n_samples_per_prompt"), ("group_size",)),
     **dict.fromkeys(("scale_rewards", "norm_adv_by_std_in_grpo"), ("divide_by_group_std",)),
-    **dict.fromkeys(("loss_type", "loss_agg_mode"), ("loss_mean",)),
+    **dict.fromkeys(("loss_type", "loss_agg_mode"), ("loss_mean", "loss")),
     **dict.fromkeys(("adv_estimator", "advantage_estimator"), ("advantage",)),
     **dict.fromkeys(("cliprange_value", "vf_clip_range"), ("value_clip_range",)),
     **dict.fromkeys(("lam", "gae_lam"), ("gae_lambda",)),

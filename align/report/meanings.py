@@ -168,7 +168,7 @@ _MEANINGS = {
         " loss=sigmoid and falls."
     ),
     "implicit rewards": (
-        "beta times the log-ratio of a response to the given model, in the mean over pairs. DPO"
+        "kl_coef times the log-ratio of a response to the given model, in the mean over pairs. DPO"
         " raises that of the better response over that of the worse one. Often both fall."
     ),
     "rewards/chosen": "The implicit reward of the better responses.",

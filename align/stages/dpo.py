@@ -297,7 +297,7 @@ def _losses(
             own - reference,
             torch.tensor(ranking.ranks, device=own.device),
             torch.tensor([sum(s.by_assistant) for s in ranking.sequences], device=own.device),
-            cfg.beta,
+            cfg.kl_coef,
             cfg.loss,
             cfg.label_smoothing,
         )
@@ -352,7 +352,7 @@ def _totals(
     totals[0] = _losses(cfg, logprobs, group)
     found = _by_ranking(logprobs, [ranking for ranking, _ in group])
     for own, (ranking, reference) in zip(found, group, strict=True):
-        rewards, ranks = cfg.beta * (own - reference), torch.tensor(ranking.ranks)
+        rewards, ranks = cfg.kl_coef * (own - reference), torch.tensor(ranking.ranks)
         right, pairs = pairwise_accuracy(rewards.cpu(), ranks)
         better, worse = ordered_rewards(rewards.cpu(), ranks)
         totals[1:] += torch.tensor([right, pairs, better.sum(), worse.sum()], device=totals.device)

@@ -145,7 +145,7 @@ def test_rankings_that_teach_nothing_are_named(inputs: Inputs, tmp_path: Path) -
     ("knobs", "said"),
     [
         ({"loss": "kto"}, "loss: expected sigmoid or ipo or hinge or robust, got 'kto'"),
-        ({"beta": 0.0}, "beta: expected a number above 0, got 0.0"),
+        ({"kl_coef": 0.0}, "kl_coef: expected a number above 0, got 0.0"),
         ({"label_smoothing": 0.5}, "label_smoothing: expected a number from 0 up, below 0.5, got 0.5"),
         ({"label_smoothing": 0.1, "loss": "ipo"}, "label_smoothing: expected 0 with loss=ipo, got 0.1"),
         ({"lora": LoraConfig(rank=4, dropout=0.1)}, "lora.dropout: expected 0: the loss compares"),
