@@ -202,7 +202,10 @@ def _by_ranking(flat: torch.Tensor, rankings: Sequence[Ranking]) -> list[torch.T
 
 
 def _train(cfg: Dpo, model: PreTrainedModel, train: Sequence[Ranking], job: Job) -> None:
-    """Train the parameters that require gradients."""
+    """Train the parameters that require gradients.
+
+    The model stays in eval mode: with dropout, its log-probs would differ from the reference's.
+    """
     fit_activations(
         job, model, cfg.precision, max(len(s.ids) for ranking in train for s in ranking.sequences)
     )
@@ -230,7 +233,6 @@ def _train(cfg: Dpo, model: PreTrainedModel, train: Sequence[Ranking], job: Job)
         job.log.info(f"log-probs of the given model: {len(train):,} rankings")
         reference = _all_logprobs(model, train, job, cfg.precision)
 
-    model.eval()  # no dropout: log-probs are compared with those of the given model
     for step in job.steps(total, start):
         chosen = order.of_step(step, cfg.batch_size).tolist()
         batch = [(train[i], reference[i]) for i in chosen]
