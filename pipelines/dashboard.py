@@ -71,6 +71,7 @@ def _of_rewards(stage: str, value: bool = False) -> list[Panel]:
         shown = [name for name in names if value or not name.startswith("value/")]
         return Lines(title, axis, [metric_name(stage, name) for name in shown])
 
+    both = ": policy, value" if value else ""
     panels = [
         lines("score, and with the KL penalty", "objective/score", "objective/reward"),
         lines("gold score", "gold/score"),
@@ -79,11 +80,11 @@ def _of_rewards(stage: str, value: bool = False) -> list[Panel]:
         lines("entropy, nats per token", "policy/entropy"),
         lines("response length, tokens", "response_tokens"),
         lines("responses that end by themselves", "response/ended"),
-        lines("clipped tokens: policy, value", "ppo/clip_fraction", "value/clip_fraction"),
+        lines(f"clipped tokens{both}", "ppo/clip_fraction", "value/clip_fraction"),
         lines("KL of an update, nats per token", "ppo/approx_kl"),
         lines("explained variance", "value/explained_variance"),
-        lines("losses: policy, value", "policy/loss", "value/loss"),
-        lines("gradient norms: policy, value", "policy/grad_norm", "value/grad_norm"),
+        lines(f"losses{both}", "policy/loss", "value/loss"),
+        lines(f"gradient norms{both}", "policy/grad_norm", "value/grad_norm"),
         lines("sampler beside trainer, nats per token", "policy/sampling_kl"),
     ]
     if not value:
@@ -91,6 +92,7 @@ def _of_rewards(stage: str, value: bool = False) -> list[Panel]:
     return [panel for panel in panels if panel.metrics]
 
 
+TRAINING = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "rloo")
 SECTIONS: dict[str, list[Panel]] = {
     "Did it work": [
         Bars("gold score, T=1 and greedy", ["evaluate/gold/score", "evaluate/greedy/gold/score"]),
@@ -168,11 +170,14 @@ SECTIONS: dict[str, list[Panel]] = {
         ),
         Bars(
             "seconds of a step",
-            [f"{s}/time/seconds" for s in ("pretrain", "sft", "reward", "ppo", "evaluate")],
+            [
+                f"{s}/time/seconds"
+                for s in ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "rloo", "evaluate")
+            ],
         ),
         Bars(
             "tokens a step was trained on",
-            [f"{s}/tokens" for s in ("pretrain", "sft", "reward", "ppo")],
+            [f"{stage}/tokens" for stage in TRAINING],
         ),
     ],
 }

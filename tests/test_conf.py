@@ -292,7 +292,7 @@ REFUSED = {
 
 
 TOGETHER = {
-    "top_p": ("steps.ppo.top_p=0.9", "1, or importance_cap too: what is cut off would bend PPO's ratio, got 0.9"),
+    "top_p": ("steps.ppo.top_p=0.9", "1, or importance_cap too: what is cut off would bend the ratio, got 0.9"),
     "kl_horizon": ("steps.ppo.kl_goal=2 steps.ppo.kl_horizon=20", "above a fifth of rollout_batch_size (128)"),
     "ptx_length": ("steps.ppo.ptx_length=1", "at least 2"),
     "kl_goal": (
@@ -305,7 +305,7 @@ TOGETHER = {
         "fewer than num_iterations (9)",
     ),
     "ema_decay": ("steps.ppo.ema_decay=1", "between 0 and 1, or null"),
-    "lora.dropout": ("steps.ppo.lora.rank=4 steps.ppo.lora.dropout=0.1", "0: PPO's first ratio would not be 1"),
+    "lora.dropout": ("steps.ppo.lora.rank=4 steps.ppo.lora.dropout=0.1", "0: the first ratio would not be 1"),
     "lora.merged": ("steps.ppo.lora.merged=true", "lora.rank beside it: without one all weights are trained, got True"),
     "lora.alpha": ("steps.ppo.lora.rank=4 steps.ppo.lora.alpha=0", "a number above 0, got 0"),
     "reward_functions.trl.rewards:think_format_reward": (

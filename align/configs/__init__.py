@@ -8,7 +8,9 @@ Sources: [InstructGPT] Ouyang et al. 2022; [Ziegler] Ziegler et al. 2019 and
 openai/lm-human-preferences; [GPT-1] Radford et al. 2018 and openai/finetune-transformer-lm; [GPT-2]
 openai/gpt-2; [GPT-3] Brown et al. 2020; [GPT-4] OpenAI 2023; [T5] Raffel et al. 2020; [LLaMA]
 Touvron et al. 2023; [LoRA] Hu et al. 2021; [Muon] Jordan et al. 2024 with the scale of Liu et al.
-2025; [ours] measured or judged here.
+2025; [GRPO] Shao et al. 2024, DeepSeekMath; [Dr. GRPO] Liu et al. 2025; [DAPO] Yu et al. 2025;
+[RLOO] Ahmadian et al. 2024; [DPO] Rafailov et al. 2023; [TRL] the defaults of TRL 1.16; [ours]
+measured or judged here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The knobs of `dpo`.
-
-Sources: [DPO] Rafailov et al. 2023; [TRL] the defaults of TRL 1.16; others: see
-`align/configs/__init__.py`.
-"""
+"""The knobs of `dpo`. Sources: see `align/configs/__init__.py`."""
 
 from __future__ import annotations
 
@@ -40,7 +36,7 @@ class Dpo(SupervisedConfig):
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("eval/accuracy", "accuracy"),)
     GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
 
-    num_epochs: int = knob(1, "passes over the rankings [ours; DPO: 1]")
+    num_epochs: int = knob(1, "passes over the rankings [DPO]")
     batch_size: int = knob(
         64, "prompts per optimizer step, with all responses to each [DPO: 64 pairs]"
     )
@@ -53,7 +49,7 @@ class Dpo(SupervisedConfig):
         None, "peak learning rate; None: 1e-6, with lora.rank 2e-5 [DPO, TRL; ours with adapters]"
     )
     warmup_steps: int | float = knob(
-        150, "optimizer steps of linear warm-up; below 1: a fraction of all steps [DPO]"
+        0.1, "optimizer steps of linear warm-up; below 1: a fraction of all steps [ours; DPO: 150]"
     )
     final_learning_rate_fraction: float = knob(
         1.0, "fraction of the peak learning rate at which the cosine ends; 1: constant [DPO]"
@@ -63,7 +59,8 @@ class Dpo(SupervisedConfig):
     )
     loss: str = knob(
         "sigmoid",
-        "sigmoid, ipo, hinge or robust (to a fraction `label_smoothing` of wrong labels) [DPO]",
+        "sigmoid [DPO], ipo [Azar et al. 2023], hinge [Zhao et al. 2023] or robust, to a fraction"
+        " `label_smoothing` of wrong labels [Chowdhury et al. 2024]",
     )
     label_smoothing: float = knob(
         0.0, "loss=robust: the fraction of the pairs that are labelled wrong [TRL]"
@@ -76,11 +73,12 @@ class Dpo(SupervisedConfig):
         require(self.kl_coef > 0, "kl_coef", self.kl_coef, "a number above 0")
         smooth = self.label_smoothing
         require(smooth < 0.5, "label_smoothing", smooth, "a number from 0 up, below 0.5")
+        robust = self.loss == "robust"
         require(
-            smooth == 0 or self.loss == "robust",
+            (smooth > 0) == robust,
             "label_smoothing",
             smooth,
-            f"0 with loss={self.loss}",
+            "above 0 with loss=robust" if robust else f"0 with loss={self.loss}",
         )
         require(
             self.lora.dropout == 0,

@@ -1,8 +1,6 @@
 """The knobs of `grpo` and `rloo`: the stage `ppo` with the advantages and defaults of their papers.
 
-Sources: [GRPO] Shao et al. 2024, DeepSeekMath; [Dr. GRPO] Liu et al. 2025; [DAPO] Yu et al. 2025;
-[RLOO] Ahmadian et al. 2024; [TRL] the defaults of TRL 1.16; others: see
-`align/configs/__init__.py`.
+Sources: see `align/configs/__init__.py`.
 """
 
 from __future__ import annotations
@@ -16,10 +14,10 @@ from align.configs.ppo import OF_VALUE_MODEL, Ppo
 
 @dataclass(slots=True, kw_only=True)
 class _WithoutValueModel(Ppo):
-    """What both papers share: one step per rollout, and no average of the weights."""
+    """What both have in common: no value model, no average of the weights."""
 
     MODULE: ClassVar[str] = "align.stages.ppo"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = Ppo.VERSION  # the same code
     UNUSED: ClassVar[tuple[str, ...]] = ("advantage", "value_warmup_iterations", *OF_VALUE_MODEL)
     OPTIONAL: ClassVar[dict[str, str]] = {
         name: kind for name, kind in Ppo.OPTIONAL.items() if name != "value_model"
@@ -29,7 +27,7 @@ class _WithoutValueModel(Ppo):
         64, "responses per rollout: prompts x group_size [ours; GRPO: 1,024; RLOO: 512]"
     )
     minibatch_size: int = knob(
-        64, "responses per optimizer step; as many as rollout_batch_size: one step [GRPO, RLOO]"
+        64, "responses per optimizer step; as many as rollout_batch_size: one step [GRPO]"
     )
     learning_rate: float | None = knob(
         None, "peak learning rate; None: 1e-6, with lora.rank 2e-5 [GRPO, TRL; ours with adapters]"
@@ -40,6 +38,7 @@ class _WithoutValueModel(Ppo):
     missing_eos_penalty: float = knob(
         0.0, "subtracted from the reward of a response that was cut off [GRPO]"
     )
+    adam_epsilon: float = knob(1e-8, "Adam: added to the root of the squared gradient's mean [TRL]")
     ema_decay: float | None = knob(
         None, "decay per optimizer step of the policy's average in ema/; None: none [GRPO]"
     )

@@ -38,7 +38,7 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("beta", "kl_penalty", "init_kl_coef", "kl_ctl"), ("kl_coef",)),
     **dict.fromkeys(("cliprange", "clip_eps", "clip_epsilon", "epsilon"), ("clip_range",)),
     **dict.fromkeys(("epsilon_high", "clip_ratio_high"), ("clip_range_high",)),
-    **dict.fromkeys(("num_generations", "rloo_k", "n_samples_per_prompt"), ("group_size",)),
+    **dict.fromkeys(("rloo_k", "n_samples_per_prompt"), ("group_size",)),
     **dict.fromkeys(("scale_rewards", "norm_adv_by_std_in_grpo"), ("divide_by_group_std",)),
     **dict.fromkeys(("loss_type", "loss_agg_mode"), ("loss_mean", "loss")),
     **dict.fromkeys(("adv_estimator", "advantage_estimator"), ("advantage",)),
@@ -84,7 +84,7 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("max_train_samples", "max_samples"), ("num_train_rows", "train_rows", "num_prompts")
     ),
-    **dict.fromkeys(("num_generations", "num_return_sequences"), ("num_responses",)),
+    **dict.fromkeys(("num_generations", "num_return_sequences"), ("group_size", "num_responses")),
     **dict.fromkeys(("target_modules", "lora_target_modules"), ()),
     **dict.fromkeys(("n_layer", "n_layers", "num_hidden_layers"), ("model.num_layers",)),
     **dict.fromkeys(("n_embd", "d_model", "dim"), ("model.hidden_size",)),

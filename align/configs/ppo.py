@@ -171,8 +171,8 @@ class Ppo(TrainingConfig):
     )
     drop_equal_groups: bool = knob(
         False,
-        "leave out of the loss each group whose rewards are all equal; DAPO samples others in their"
-        " place [DAPO: true]",
+        "leave out of the loss each group whose rewards are all equal, apart from the KL; DAPO"
+        " samples others in their place [DAPO: true]",
     )
     loss_mean: str = knob(
         "tokens",
@@ -206,7 +206,8 @@ class Ppo(TrainingConfig):
     )
     entropy_coef: float = knob(
         0.0,
-        "weight of the mean entropy, in nats per token, that is added to PPO's objective [ours]",
+        "weight of the entropy, in nats per token, that is added to the objective; its mean is that"
+        " of loss_mean [ours]",
     )
 
     temperature: float = knob(1.0, "temperature of sampling and of every log-prob [InstructGPT]")
@@ -322,7 +323,7 @@ class Ppo(TrainingConfig):
 
     def _check_advantage(self) -> None:
         """Raise `ConfigError` if the way to estimate advantages contradicts other knobs."""
-        in_groups = self.advantage in ("group", "leave_one_out")
+        in_groups = self.in_groups
         require(
             self.group_size >= (2 if in_groups else 1),
             "group_size",
@@ -339,13 +340,13 @@ class Ppo(TrainingConfig):
             self.advantage == "group" or not self.divide_by_group_std,
             "divide_by_group_std",
             self.divide_by_group_std,
-            "false, or advantage=group",
+            "false: only advantage=group, as in grpo, divides by it",
         )
         require(
-            self.group_size > 1 or not self.drop_equal_groups,
+            in_groups or not self.drop_equal_groups,
             "drop_equal_groups",
             self.drop_equal_groups,
-            "false, or a group_size of at least 2",
+            "false, or advantage=group or leave_one_out: others learn from such groups, too",
         )
         high = self.clip_range_high
         require(
@@ -374,7 +375,7 @@ class Ppo(TrainingConfig):
             self.top_p == 1 or self.importance_cap is not None,
             "top_p",
             self.top_p,
-            "1, or importance_cap too: what is cut off would bend PPO's ratio",
+            "1, or importance_cap too: what is cut off would bend the ratio",
         )
         require(
             self.kl_goal is None
@@ -412,7 +413,7 @@ class Ppo(TrainingConfig):
             self.lora.dropout == 0,
             "lora.dropout",
             self.lora.dropout,
-            "0: PPO's first ratio would not be 1",
+            "0: the first ratio would not be 1",
         )
         require(
             self.ptx_coef == 0 or round(self.minibatch_size * self.ptx_examples_per_episode) >= 1,
@@ -499,6 +500,11 @@ class Ppo(TrainingConfig):
                 "update: expected joint, or a value_warmup_iterations above 0: the value model"
                 " starts from the policy with a head of zeros, and update=policy never trains it"
             )
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether a response is compared with the others to its prompt."""
+        return self.advantage in ("group", "leave_one_out")
 
     @property
     def has_value_model(self) -> bool:

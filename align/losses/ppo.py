@@ -155,6 +155,8 @@ def leave_one_out_advantages(
 def equal_groups(rewards: torch.Tensor, scored: torch.Tensor, group_size: int) -> torch.Tensor:
     """Return [B / group_size] bool: the groups whose scored rewards are all equal.
 
+    So are those with one score or none.
+
     Args:
         rewards: [B], of whole responses.
         scored: [B] bool.

@@ -218,8 +218,8 @@ _MEANINGS = {
         " learn. Much above 0.2 the steps are too large."
     ),
     "groups whose rewards are all equal": (
-        "Share of the prompts whose responses all have the same reward. They teach nothing. Near 1"
-        " the prompts are too easy or too hard."
+        "Share of the prompts whose responses all have the same reward, which teaches nothing. Near"
+        " 1 the prompts are too easy or too hard."
     ),
     "explained variance of the value model": (
         "How much of the returns' variance the value model predicts: 1 is all, 0 none, below 0"

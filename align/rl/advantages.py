@@ -64,7 +64,7 @@ def estimate_advantages(
         metrics["value/explained_variance"] = float(
             explained_variance(rollouts.values, returns, learned)
         )
-    if cfg.group_size > 1:
+    if cfg.in_groups:
         equal = equal_groups(rewards.total, rewards.scored, cfg.group_size)
         metrics["group/equal"] = float(equal.float().mean())
     if cfg.normalize_advantages:

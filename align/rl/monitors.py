@@ -334,14 +334,14 @@ class Health:
     def equal_groups(self) -> str | None:
         """Report that in a recent 90 % of the groups all rewards are equal [ours].
 
-        Such a group has no advantages. DAPO's authors saw their share grow during training (Yu et
-        al. 2025, section 3.2).
+        Such a group has no advantages, but those of a KL in the reward. DAPO's authors saw more
+        and more of them during training (Yu et al. 2025, section 3.2).
         """
         recent = self._recent("group/equal")
         if recent is None or recent <= 0.9:
             return None
         return (
-            f"in {recent:.0%} of the groups all responses have the same reward, so they teach"
+            f"in {recent:.0%} of the groups all responses have the same reward, which teaches"
             " nothing: choose prompts that are neither too easy nor too hard"
         )
 

@@ -122,7 +122,7 @@ class Learner:
             self._job.resume.stop_if_asked()
             moved: Totals = {}
             # One model after the other, so that only one gradient is in memory.
-            for name in self._moving(plan):
+            for name in self._moving(plan, minibatch):
                 if number == 0:
                     give_back_freed_memory()  # freed by sampling, scoring or the other model
                 totals = self._gradients(plan, name, minibatch, number)
@@ -230,7 +230,7 @@ class Learner:
         if plan.targets.weights is not None:
             losses = losses * plan.targets.weights[group][mask]
         tokens, units = count
-        loss = losses.sum() / units.clamp(min=1)  # 0 units: all groups are dropped, the loss is 0
+        loss = losses.sum() / units
         loss.backward()
         with torch.no_grad():
             approx_kl = 0.5 * (new - old) ** 2
@@ -310,8 +310,19 @@ class Learner:
 
     # -- steps -------------------------------------------------------------------------------------
 
-    def _moving(self, plan: Plan) -> list[str]:
-        return ["policy"] * plan.moves_policy + ["value"] * plan.moves_value
+    def _moving(self, plan: Plan, minibatch: list[list[int]]) -> list[str]:
+        """Return the models that take a step.
+
+        The policy does not, if all groups of the minibatch are dropped: Adam would move it by the
+        gradients of earlier steps.
+        """
+        moves_policy = plan.moves_policy
+        if moves_policy and self._cfg.drop_equal_groups:
+            units = float(sum(plan.targets.units[i] for group in minibatch for i in group))
+            counts = torch.tensor(units, device=self._job.device)
+            self._job.group.all_reduce(counts)
+            moves_policy = bool(counts > 0)
+        return ["policy"] * moves_policy + ["value"] * plan.moves_value
 
     def take_step(self, name: str) -> None:
         self._optimizers[name].step()

@@ -10,6 +10,7 @@ replaces RMSprop.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -52,10 +53,13 @@ class Ranking(NamedTuple):
 
     Attributes:
         sequences: prompt and response. The tokens of the response are marked as the assistant's.
-        ranks: one per sequence, 1 for the best.
+            Equal responses share one sequence, so that the model reads it once.
+        places: for each of the K responses, the index of its sequence.
+        ranks: K ranks, 1 for the best.
     """
 
     sequences: list[Encoded]
+    places: list[int]
     ranks: list[int]
 
     @property
@@ -125,13 +129,19 @@ def _rankings(
         ) from None
     rankings, tied, long = [], 0, 0
     for row in rows:
-        sequences = [next(encoded) for _ in row["responses"]]
+        found: dict[tuple[int, ...], int] = {}
+        sequences: list[Encoded] = []
+        places = []
+        for sequence in itertools.islice(encoded, len(row["responses"])):
+            place = found.setdefault(tuple(sequence.ids), len(sequences))
+            sequences += [sequence] * (place == len(sequences))
+            places.append(place)
         if len(set(row["ranks"])) == 1:
             tied += 1
         elif max(len(sequence.ids) for sequence in sequences) > length:
             long += 1
         else:
-            rankings.append(Ranking(sequences, row["ranks"]))
+            rankings.append(Ranking(sequences, places, row["ranks"]))
     for count, why in (
         (tied, "all tied"),
         (long, f"longer than sequence_length, {length:,} tokens"),
@@ -152,7 +162,10 @@ def _conversations(row: Row) -> list[list[dict[str, object]]]:
 
 def _nothing_to_learn(dropped: int, length: int) -> str:
     if dropped:
-        return f"inputs.data: no ranking is left to learn from within {length:,} tokens"
+        return (
+            "inputs.data: no ranking is left to learn from: all are tied, or longer than"
+            f" {length:,} tokens"
+        )
     return (
         "inputs.data: it has no training rows; to train on all of its rows, make the data"
         " first: align data source=... record=comparisons split=train name=mine/data"
@@ -195,7 +208,8 @@ def _all_logprobs(
 
 
 def _by_ranking(flat: torch.Tensor, rankings: Sequence[Ranking]) -> list[torch.Tensor]:
-    return list(flat.split([len(ranking.ranks) for ranking in rankings])) if rankings else []
+    """Return the part of each ranking, of the numbers of all of their sequences."""
+    return list(flat.split([len(ranking.sequences) for ranking in rankings])) if rankings else []
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -294,17 +308,19 @@ def _losses(
         logprobs: log p of all of their responses, `[N]`.
     """
     found = _by_ranking(logprobs, [ranking for ranking, _ in group])
-    losses = [
-        dpo_loss(
-            own - reference,
-            torch.tensor(ranking.ranks, device=own.device),
-            torch.tensor([sum(s.by_assistant) for s in ranking.sequences], device=own.device),
-            cfg.kl_coef,
-            cfg.loss,
-            cfg.label_smoothing,
+    losses = []
+    for own, (ranking, reference) in zip(found, group, strict=True):
+        lengths = torch.tensor([sum(s.by_assistant) for s in ranking.sequences], device=own.device)
+        losses.append(
+            dpo_loss(
+                (own - reference)[ranking.places],
+                torch.tensor(ranking.ranks, device=own.device),
+                lengths[ranking.places],
+                cfg.kl_coef,
+                cfg.loss,
+                cfg.label_smoothing,
+            )
         )
-        for own, (ranking, reference) in zip(found, group, strict=True)
-    ]
     return torch.stack(losses).sum()
 
 
@@ -354,9 +370,10 @@ def _totals(
     totals[0] = _losses(cfg, logprobs, group)
     found = _by_ranking(logprobs, [ranking for ranking, _ in group])
     for own, (ranking, reference) in zip(found, group, strict=True):
-        rewards, ranks = cfg.kl_coef * (own - reference), torch.tensor(ranking.ranks)
-        right, pairs = pairwise_accuracy(rewards.cpu(), ranks)
-        better, worse = ordered_rewards(rewards.cpu(), ranks)
+        rewards = cfg.kl_coef * (own - reference)[ranking.places].cpu()
+        ranks = torch.tensor(ranking.ranks)
+        right, pairs = pairwise_accuracy(rewards, ranks)
+        better, worse = ordered_rewards(rewards, ranks)
         totals[1:] += torch.tensor([right, pairs, better.sum(), worse.sum()], device=totals.device)
     return totals
 

@@ -352,7 +352,7 @@ def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
         bad |= ~torch.isfinite(part).all(1)
     if not bad.any():
         return True
-    named = [rollouts.samples.ids[i] for i in bad.nonzero().squeeze(1).tolist()]
+    named = list(dict.fromkeys(rollouts.samples.ids[i] for i in bad.nonzero().flatten().tolist()))
     message = (
         f"iteration {iteration + 1}: a score, value or log-prob is not finite; episodes of prompts"
         f" {named}"

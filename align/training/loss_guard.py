@@ -80,6 +80,7 @@ class Skips:
         self.in_a_row = self.in_a_row + 1 if skipped else 0
         if self.in_a_row == _IN_A_ROW:
             raise HealthStop(
-                f"iteration {iteration}: the tenth in a row without a step: a number was not finite"
-                " or the policy was past stop_kl_per_token before the first; lower learning_rate"
+                f"iteration {iteration}: the tenth in a row without a step: a number was not"
+                " finite, or the policy was past stop_kl_per_token before the first, or all groups"
+                " were dropped; lower learning_rate, or choose other prompts"
             )

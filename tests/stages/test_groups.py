@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import mostly_slow
 from documents import ROOT
+from safetensors.torch import load_file
 from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
 
-from align.configs import Grpo, Ppo, Rloo
+from align.configs import Grpo, LoraConfig, Ppo, Rloo
 from align.errors import ConfigError
 from align.losses.ppo import response_weights
 from align.rl.advantages import Targets
@@ -82,7 +83,7 @@ def test_each_prompt_is_answered_by_a_group_and_no_value_model_is_there(
     rows = run(STAGES[stage], inputs, tmp_path)
     logged = {metric_name(stage, name) for name in rows[0]}
     panels = {name for name in named_metrics() if name.startswith(f"{stage}/")}
-    assert panels - logged == {f"{stage}/iteration"}
+    assert panels - logged == {f"{stage}/iteration", f"{stage}/time/seconds"}
     ((learner, first), *_) = plans
     samples = first.rollouts.samples
     groups = torch.tensor(samples.ids).view(-1, 3)
@@ -113,6 +114,51 @@ def test_all_tokens_of_a_response_share_its_advantage(
     rewards = plan.rollouts.rewards.view(compared.shape)
     factor = 1.5 if advantage == "leave_one_out" else 1.0
     torch.testing.assert_close(compared, factor * (rewards - rewards.mean(1, keepdim=True)), rtol=1e-4, atol=1e-5)
+
+
+def test_grpo_divides_by_the_deviation_of_the_group(
+    inputs: Inputs, tmp_path: Path, plans: list[tuple[Learner, Plan]]
+) -> None:
+    run(Grpo, inputs, tmp_path)
+    for _, plan in plans:
+        rewards = plan.rollouts.rewards.view(-1, 3)
+        scaled = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
+        torch.testing.assert_close(plan.targets.advantages[:, 0], scaled.flatten(), rtol=1e-4, atol=1e-5)
+
+
+def test_rloo_s_reward_has_the_kl(inputs: Inputs, tmp_path: Path, plans: list[tuple[Learner, Plan]]) -> None:
+    run(Rloo, inputs, tmp_path, kl_coef=0.5)
+    _, plan = plans[-1]
+    kl = torch.where(plan.rollouts.samples.mask, plan.rollouts.logprobs - plan.rollouts.ref_logprobs, 0.0).sum(1)
+    assert kl.abs().min() > 0.01
+    rewards = (plan.rollouts.rewards - 0.5 * kl).view(-1, 3)
+    others = (rewards.sum(1, keepdim=True) - rewards) / 2
+    torch.testing.assert_close(plan.targets.advantages[:, 0], (rewards - others).flatten(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_upper_limit_of_the_ratio_is_its_own(inputs: Inputs, tmp_path: Path) -> None:
+    knobs = {"num_epochs": 3, "learning_rate": 1e-2, "num_iterations": 1, "clip_range": 0.05}
+    (one,) = run(Grpo, inputs, tmp_path / "one", **knobs)
+    (two,) = run(Grpo, inputs, tmp_path / "two", **knobs, clip_range_high=20.0)
+    assert two["ppo/clip_fraction"] < 0.8 * one["ppo/clip_fraction"]
+
+
+def partly(prompts: Any, completion_ids: list[list[int]], **others: Any) -> list[float | None]:
+    """Nothing to say of some responses."""
+    return [None if len(ids) % 3 == 0 else -float(len(ids)) for ids in completion_ids]
+
+
+@pytest.mark.parametrize("lora", [None, 4])
+def test_it_goes_with_what_ppo_goes_with(inputs: Inputs, finished: Path, tmp_path: Path, lora: int | None) -> None:
+    """Adapters, pretraining text, an adaptive KL, and a function that scores some responses only."""
+    given = Inputs(policy=inputs["policy"], prompts=inputs["prompts"], text=made_by(finished, "text"))
+    knobs = {"kl_goal": 0.5, "kl_horizon": 40.0, "ptx_coef": 0.5, "ptx_examples_per_episode": 0.25}
+    rule = {f"{__name__}:partly": 1.0}
+    rows = run(Rloo, given, tmp_path, reward_functions=rule, lora=LoraConfig(rank=lora), **knobs)
+    assert rows[-1]["objective/kl_coef"] != rows[0]["objective/kl_coef"]
+    assert rows[-1]["ptx/loss"] > 0
+    assert rows[-1]["objective/kl"] > 0
+    assert (tmp_path / "out/adapter_config.json").exists() == (lora is not None)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -175,12 +221,14 @@ def test_equal_groups_that_are_dropped_take_no_part_in_the_loss(
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
 
 
-def test_a_rollout_whose_groups_are_all_dropped_moves_nothing_by_its_gradient(inputs: Inputs, tmp_path: Path) -> None:
+def test_a_rollout_whose_groups_are_all_dropped_moves_nothing(inputs: Inputs, tmp_path: Path) -> None:
     own = Inputs(policy=inputs["policy"], prompts=inputs["prompts"])
     rule = {f"{__name__}:constant": 1.0}
     for row in run(Grpo, own, tmp_path, reward_functions=rule, drop_equal_groups=True):
-        assert row["policy/grad_norm"] == 0
+        assert row["ppo/steps"] == 0
         assert row["group/equal"] == 1
+    policy, made = (load_file(folder / "model.safetensors") for folder in (own.one("policy").path, tmp_path / "out"))
+    assert all(torch.equal(policy[name], made[name]) for name in policy)
 
 
 @pytest.mark.parametrize(
@@ -188,11 +236,20 @@ def test_a_rollout_whose_groups_are_all_dropped_moves_nothing_by_its_gradient(in
     [
         (Grpo, {"group_size": 1}, "group_size: expected at least 2 with advantage=group, got 1"),
         (Grpo, {"group_size": 5}, "group_size: expected a divisor of rollout_batch_size, 12, which counts responses"),
-        (Rloo, {"divide_by_group_std": True}, "divide_by_group_std: expected false, or advantage=group, got True"),
+        (
+            Rloo,
+            {"divide_by_group_std": True},
+            "divide_by_group_std: expected false: only advantage=group, as in grpo",
+        ),
         (Grpo, {"gae_lambda": 1.0}, "gae_lambda: expected no value with advantage=group, which has no value model"),
         (Grpo, {"value_warmup_iterations": 1}, "value_warmup_iterations: expected no value with advantage=group"),
         (Grpo, {"clip_range_high": 0.1}, "clip_range_high: expected at least clip_range (0.2), or null, got 0.1"),
-        (Ppo, {"group_size": 1, "drop_equal_groups": True}, "drop_equal_groups: expected false, or a group_size of at"),
+        (Ppo, {"drop_equal_groups": True}, "drop_equal_groups: expected false, or advantage=group or leave_one_out"),
+        (
+            Grpo,
+            {"advantage": "gae"},
+            "advantage: expected no value: grpo has advantage=group",
+        ),
         (Ppo, {"advantage": "mean"}, "advantage: expected gae or group or leave_one_out or batch, got 'mean'"),
     ],
 )

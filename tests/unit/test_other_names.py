@@ -58,7 +58,7 @@ def test_every_name_of_the_table_leads_somewhere_and_is_none_of_ours() -> None:
         ("sft", "num_train_epochs", "num_epochs"),
         ("ppo", "num_train_epochs", None),  # its num_epochs are passes over one rollout
         ("ppo", "num_ppo_epochs", "num_epochs"),
-        ("ppo", "num_generations", None),
+        ("ppo", "num_generations", "group_size"),
         ("sft", "eval_steps", None),
         ("pretrain", "eval_steps", "eval_every"),
         ("sft", "lora.target_modules", None),
@@ -103,7 +103,7 @@ TOLD = {
     "data max_length=3": "data counts characters: max_chars; align",
     "ppo max_steps=3": "ppo counts iterations (a rollout and the steps on it): num_iterations",
     "ppo num_train_epochs=3": "ppo counts iterations (a rollout and the steps on it): num_iterations",
-    "ppo num_generations=3": "num_generations: no such knob; inputs: ",
+    "grpo num_generations=3": "num_generations: no such knob (did you mean group_size?)",
     "data data=path:x": "data: no such knob (did you mean source?)",
     "import_model model=path:x": "model: no such knob (did you mean source?)",
     "run pipeline=quickstart max_steps=3": "knob is steps.STEP.KNOB: steps.pretrain.num_steps, steps.sft.num_epo",
