@@ -337,7 +337,7 @@ def test_what_is_wrong_with_a_pipeline_s_file_is_one_line(
 
 
 WORDS = {
-    "null for a pipeline": (["pipeline=null"], "pipeline: expected a name, got null; there are: assistant, gpt1"),
+    "null for a pipeline": (["pipeline=null"], "pipeline: expected a name, got null; there are: algorithms, assistant"),
     "null for hardware": (
         ["pipeline=quickstart", "hardware=null"],
         "hardware: expected a name, got null; there are: auto",

@@ -407,7 +407,7 @@ def test_an_adapter_on_another_base_is_refused(policy, store):
         (LoraConfig, {"dropout": 0.1}, "dropout: expected lora.rank beside it"),
         (LoraConfig, {"merged": True}, "merged: expected lora.rank beside it"),
         (Reward, {"lora": LoraConfig(rank=4, dropout=0.1)}, "lora.dropout: expected 0: dropout is off in a reward"),
-        (Ppo, {"lora": LoraConfig(rank=4, dropout=0.1)}, "lora.dropout: expected 0: PPO's first ratio would not be 1"),
+        (Ppo, {"lora": LoraConfig(rank=4, dropout=0.1)}, "lora.dropout: expected 0: the first ratio would not be 1"),
     ],
 )
 def test_knobs_of_adapters_that_mean_nothing_are_refused(stage, knobs, said):

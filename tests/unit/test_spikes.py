@@ -68,5 +68,5 @@ def test_ten_iterations_in_a_row_without_a_step_end_the_run_and_every_reason_is_
     skips.count(10, skipped=False)
     for iteration in range(11, 20):
         skips.count(iteration, skipped=True)
-    with pytest.raises(HealthStop, match=r"iteration 20: the tenth in a row .* not finite or .* stop_kl_per_token"):
+    with pytest.raises(HealthStop, match=r"iteration 20: the tenth in a row .* not finite, or .* stop_kl_per_token"):
         skips.count(20, skipped=True)
