@@ -278,7 +278,7 @@ def _line(report: Report) -> str:
 
 def _simulate(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int:
     from align.evals.gold import gold_scorer
-    from align.labelling.crowd import simulate
+    from align.labelling.crowd import answers, simulate
 
     votes = Votes(path)
     said = "; give candidates or comparisons of the store, which have gold scores"
@@ -286,6 +286,11 @@ def _simulate(options: argparse.Namespace, store: ArtifactStore, path: Path) -> 
     scorer = gold_scorer([read_info(folder)])
     if scorer is None:
         raise ConfigError(f"{options.data}: expected prompts with a gold scorer")
+    if not answers(options.url):  # before labelers are added
+        raise ConfigError(
+            f"--url {options.url}: no labelling page answers; start it in another terminal: align"
+            f" label serve {options.name}, and give the address that it prints"
+        )
     rows = [
         {**row, "gold": [scorer(row["prompt"], text).overall for text in row["responses"]]}
         for split in SPLITS
@@ -294,7 +299,13 @@ def _simulate(options: argparse.Namespace, store: ArtifactStore, path: Path) -> 
     known = {each["name"] for each in votes.labelers()}
     names = [f"simulated-{i}" for i in range(len(known), len(known) + options.labelers)]
     tokens = [votes.add_labeler(name) for name in names]
-    count = simulate(options.url, tokens, rows, options.most, options.seed)
+    try:
+        count = simulate(options.url, tokens, rows, options.most, options.seed)
+    except PermissionError as error:
+        raise ConfigError(
+            f"--url {options.url}: the page refuses the labelers of {options.name} ({error}); does"
+            " it serve another file of votes?"
+        ) from None
     print(f"{count:,} rankings by {options.labelers} simulated labelers")
     return 0
 

@@ -88,6 +88,19 @@ class Browser:
         raise AlignError(f"http://{self._host}{self._path}: does not answer ({problem})")
 
 
+def answers(url: str) -> bool:
+    """Return whether a labelling page is at an address."""
+    parts = urlsplit(url)
+    try:
+        connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+        connection.request("GET", f"{parts.path.rstrip('/')}/")
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException):
+        return False
+    return answer.status == 200 and b"label.js" in body
+
+
 def simulate(
     url: str, tokens: Sequence[str], rows: Sequence[Mapping[str, Any]], most: int, seed: int = 0
 ) -> int:

@@ -237,11 +237,9 @@ class LoraActors:
 
     def num_parameters(self) -> float:
         base = self._adapters.base
+        models = (base, base.base_model) if self._value is not None else (base,)
         frozen = [
-            p
-            for model in (base, base.base_model)
-            for key, p in model.named_parameters()
-            if adapter_of(key) is None
+            p for model in models for key, p in model.named_parameters() if adapter_of(key) is None
         ]
         learning = (*self.policy_parameters.values(), *self.value_parameters.values())
         return float(sum(p.numel() for p in (*frozen, *learning)))
