@@ -70,7 +70,7 @@ def steps(store: Path, file: Path, *words: str) -> dict[str, tuple[str, bool]]:
 
 
 def no_page_answers(store: Path, *urls: str) -> None:
-    """Simulated labelers are told so, and none is added."""
+    """At these addresses `simulate` ends with an error and adds no labeler to the file of votes."""
     for url in urls:
         said = align("label", "simulate", "mine", "human/candidates", "--store", store, "--url", url, check=2).stderr
         assert f"--url {url}: no labelling page answers; start it in another terminal: align label" in said
