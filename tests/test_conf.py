@@ -306,7 +306,7 @@ TOGETHER = {
     ),
     "ema_decay": ("steps.ppo.ema_decay=1", "between 0 and 1, or null"),
     "lora.dropout": ("steps.ppo.lora.rank=4 steps.ppo.lora.dropout=0.1", "0: the first ratio would not be 1"),
-    "lora.merged": ("steps.ppo.lora.merged=true", "lora.rank beside it: without one all weights are trained, got True"),
+    "lora.merged": ("steps.ppo.lora.merged=true", "lora.rank beside it: without one all weights are trained, got true"),
     "lora.alpha": ("steps.ppo.lora.rank=4 steps.ppo.lora.alpha=0", "a number above 0, got 0"),
     "reward_functions.trl.rewards:think_format_reward": (
         "steps.ppo.reward_functions={trl.rewards:think_format_reward:inf}",

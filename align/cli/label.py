@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from align.configs.knobs import shown
 from align.data.records import SPLITS, read_info, read_rows
 from align.errors import ConfigError
 from align.labelling.agreement import Report, pair_agreement, ranking_alpha, reports
@@ -23,6 +24,7 @@ from align.runtime.console import Parser
 from align.store.artifacts import Artifact, ArtifactStore, store_folder
 from align.store.references import hint, is_outside, meant
 
+_LAST_PORT = 65535
 _TABLES = (".parquet", ".arrow", ".csv", ".tsv")  # files that hold no JSON lines
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -187,6 +189,13 @@ def _of_file(file: Path, gold: bool) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
+        except ValueError as error:
+            begun = shown(line.strip())
+            raise ConfigError(
+                f"{file}:{number}: expected an object of JSON a line, with prompt and responses,"
+                f" got {begun} ({error})"
+            ) from None
+        try:
             yield _checked(row, gold)
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{file}:{number}: {error}") from None
@@ -195,6 +204,11 @@ def _of_file(file: Path, gold: bool) -> Iterator[dict[str, Any]]:
 def _checked(row: Any, gold: bool) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("expected an object with prompt and responses")
+    if "responses" not in row and {"chosen", "rejected"} <= row.keys():
+        raise ValueError(
+            "responses: expected a list of texts, got a pair; give it as"
+            ' "responses": [CHOSEN, REJECTED]'
+        )
     texts = checked_list(row.get("responses"), "responses", str, "a list of texts")
     responses = checked_responses(texts, "responses")
     kept = {**row, "prompt": checked_prompt(row.get("prompt"), "prompt")}
@@ -234,6 +248,8 @@ def _serve(options: argparse.Namespace, store: ArtifactStore, path: Path) -> int
         raise ConfigError(
             f"--prefix: expected /PATH without a slash at its end, got {options.prefix}"
         )
+    if not 0 <= options.port <= _LAST_PORT:
+        raise ConfigError(f"--port: expected 0 to {_LAST_PORT}, got {options.port}")
     if all(each["role"] == "imported" for each in votes.labelers()):
         raise ConfigError(f"no labeler has a link yet: align label token {options.name} LABELER")
     if options.host not in _LOOPBACK:

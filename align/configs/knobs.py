@@ -75,7 +75,17 @@ def max_new_tokens_knob() -> Any:
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
     if not ok:
-        raise ConfigError(f"{name}: expected {allowed}, got {value!r}")
+        raise ConfigError(f"{name}: expected {allowed}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as text for an error line, written as in a config. A long text is cut."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and abs(value) > 10**40:
+        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 class Trained(NamedTuple):

@@ -349,7 +349,9 @@ class Collect(StageConfig):
         "comparisons: how people rank the responses; demonstrations: the answers that people write"
         " to the prompts [InstructGPT, section 3.4, has both]",
     )
-    num_rows: int = knob(1000, "rankings, or answers, to wait for")
+    num_rows: int = knob(
+        1000, "rankings, or answers, to wait for, on training and validation prompts together"
+    )
 
     @property
     def output(self) -> str:

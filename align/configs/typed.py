@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from align.configs.knobs import require
+from align.configs.knobs import require, shown
 from align.errors import ConfigError
 
 # An interpolation and the backslashes before it. `literal` doubles these, so that OmegaConf reads
@@ -218,16 +218,6 @@ _PLAIN: dict[Any, Callable[[Any, str], Any]] = {
     str: _text,
 }
 _LARGEST = 10**18 - 1  # fits into 64 bits; no count is larger
-
-
-def shown(value: Any) -> str:
-    """Return a value as text for an error line, written as in a config. A long text is cut."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, int) and abs(value) > 10**40:
-        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def literal(value: Any) -> Any:

@@ -9,6 +9,8 @@ Needs the extra `label` (fastapi, uvicorn).
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 
+from align.errors import ConfigError
 from align.labelling.agreement import (
     flag_agreement,
     pair_agreement,
@@ -244,7 +247,11 @@ def serve(votes: Votes, host: str, port: int, prefix: str, ready: Callable[[str]
     """Serve the pages until the process is asked to stop.
 
     Args:
+        port: 0 for any free one.
         ready: called with the pages' address once the server listens.
+
+    Raises:
+        ConfigError: nothing can listen at this address.
     """
     import uvicorn
 
@@ -252,17 +259,28 @@ def serve(votes: Votes, host: str, port: int, prefix: str, ready: Callable[[str]
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             if self.started:
-                (socket, *_) = self.servers[0].sockets
+                number = self.servers[0].sockets[0].getsockname()[1]
                 name = f"[{host}]" if ":" in host else host
-                ready(f"http://{name}:{socket.getsockname()[1]}{prefix}/")
+                ready(f"http://{name}:{number}{prefix}/")
 
     config = uvicorn.Config(
         create_app(votes, prefix),
-        host=host,
-        port=port,
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
     )
-    Server(config).run()
+    with _listening(host, port) as listener:
+        Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        (family, _, _, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return socket.create_server(address, family=family)
+    except socket.gaierror as error:
+        raise ConfigError(f"--host {host}: no such address ({error.strerror})") from None
+    except OSError as error:
+        why = os.strerror(error.errno)
+        free = "; give another --port, or 0 for any free one"
+        raise ConfigError(f"--port {port}: cannot listen on {host} ({why}){free}") from None

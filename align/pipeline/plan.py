@@ -31,10 +31,10 @@ from align.configs import (
     stage_class,
 )
 from align.configs.differences import differences, flat
-from align.configs.knobs import READ_AT_START, require
+from align.configs.knobs import READ_AT_START, require, shown
 from align.configs.other_names import CUTOFF, knobs_of, no_such_knob
 from align.configs.plugins import plugin_digest
-from align.configs.typed import NoSuchKnob, literal, plain, said_of_interpolation, shown, typed
+from align.configs.typed import NoSuchKnob, literal, plain, said_of_interpolation, typed
 from align.data.cards import (
     load_card,
     model_kind,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import xml.etree.ElementTree as ET
 from datetime import datetime
 from pathlib import Path
@@ -552,6 +553,39 @@ def test_a_labeler_without_a_link_opens_no_page(tmp_path: Path, capsys: Any, mon
     assert [each["role"] for each in votes.labelers()] == ["imported"]
     assert align(tmp_path, "serve", "mine") == 2
     assert "no labeler has a link yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("hello", "expected an object of JSON a line, with prompt and responses, got 'hello'"),
+        ("[1]", "expected an object with prompt and responses"),
+        ('{"prompt": "q", "chosen": "a", "rejected": "b"}', 'got a pair; give it as "responses": [CHOSEN, REJECTED]'),
+        ('{"prompt": "q", "responses": "a"}', "responses: expected a list of texts"),
+    ],
+)
+def test_a_line_that_is_no_item_is_named(tmp_path: Path, capsys: Any, line: str, expected: str) -> None:
+    file = tmp_path / "file.jsonl"
+    file.write_text('{"prompt": "q", "responses": ["a", "b"]}\n' + line)
+    votes = opened(tmp_path)
+    assert align(tmp_path, "add", "mine", f"path:{file}") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {file}:2: ")
+    assert expected in said
+    assert not votes.items()
+
+
+def test_an_address_that_is_taken_or_wrong_is_named(tmp_path: Path, capsys: Any) -> None:
+    person(opened(tmp_path), "ada")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        assert align(tmp_path, "serve", "mine", "--port", str(taken)) == 2
+        said = f"--port {taken}: cannot listen on 127.0.0.1 (Address already in use); give another --port, or 0"
+        assert said in capsys.readouterr().err
+    assert align(tmp_path, "serve", "mine", "--port", "65536") == 2
+    assert "--port: expected 0 to 65535, got 65536" in capsys.readouterr().err
+    assert align(tmp_path, "serve", "mine", "--host", "no.such.invalid") == 2
+    assert "--host no.such.invalid: no such address" in capsys.readouterr().err
 
 
 def test_two_people_never_become_one_labeler() -> None:
