@@ -281,6 +281,6 @@ def _listening(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise ConfigError(f"--host {host}: no such address ({error.strerror})") from None
     except OSError as error:
-        why = os.strerror(error.errno)
+        why = os.strerror(error.errno) if error.errno else str(error)
         free = "; give another --port, or 0 for any free one"
         raise ConfigError(f"--port {port}: cannot listen on {host} ({why}){free}") from None
