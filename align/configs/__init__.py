@@ -34,6 +34,7 @@ from align.configs.models import LoraConfig, ModelConfig
 from align.configs.plugins import complaints, stages_of_plugins
 from align.configs.ppo import Ppo
 from align.configs.pretrain import Pretrain, Tokens
+from align.configs.rollouts import RolloutConfig
 from align.configs.run import HardwareConfig, RunConfig, TrackerConfig
 from align.configs.stages import Collect, Compare, Data, ImportModel, Reward, Sft, Tokenizer
 from align.configs.text_to_text import TextToText
@@ -121,5 +122,5 @@ def stage_class(name: str) -> type[StageConfig]:
 
 
 def learns_from_rewards(stage: str) -> bool:
-    """Return whether a stage is `ppo` or one with other advantages, such as `grpo`."""
-    return issubclass(STAGES.get(stage, StageConfig), Ppo)
+    """Return whether a stage samples from the policy and trains it by rewards, as `ppo` does."""
+    return issubclass(STAGES.get(stage, StageConfig), RolloutConfig)
