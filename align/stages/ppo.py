@@ -34,7 +34,7 @@ from transformers import PreTrainedTokenizerBase
 from align.configs import Ppo, filled
 from align.data.records import read_info, read_rows
 from align.errors import ConfigError
-from align.evals.gold import GoldScorer, gold_scorer
+from align.evals.gold import gold_scorer, mean_gold_score
 from align.losses.ppo import next_kl_coef
 from align.models.load import (
     answer_length,
@@ -129,7 +129,8 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         else:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         skips.count(iteration + 1, skipped=not finite or metrics.get("ppo/steps") == 0)
-        metrics |= _gold_score(gold, episodes)
+        if gold is not None:
+            metrics["gold/score"] = mean_gold_score(gold, episodes)
         updated = time.monotonic()
         metrics |= {
             "time/rollout": sampled - begun,
@@ -317,17 +318,6 @@ def _sample_rows(rollouts: Rollouts, judged: Judged, episodes: Episodes) -> list
 
 def _state(learner: Learner, kl_coef: float, metrics: Metrics, skips: int) -> dict[str, Any]:
     return {"learner": learner.state(), "kl_coef": kl_coef, "metrics": metrics, "skips": skips}
-
-
-def _gold_score(gold: GoldScorer | None, episodes: Episodes) -> Metrics:
-    """Return the mean gold score, if the prompts' world has one."""
-    if gold is None:
-        return {}
-    scores = [
-        gold(row["prompt"], text).overall
-        for row, text in zip(episodes.rows, episodes.texts, strict=True)
-    ]
-    return {"gold/score": sum(scores) / len(scores)}
 
 
 def _final_metrics(metrics: Metrics) -> Metrics:
