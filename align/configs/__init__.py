@@ -16,6 +16,7 @@ OptimalScale/LMFlow; [Gao] Gao et al. 2022, on overoptimization; [TRL] the defau
 
 from __future__ import annotations
 
+from align.configs.best_of_n import BestOfN
 from align.configs.dpo import Dpo
 from align.configs.evaluate import Evaluate, JudgeConfig, Prompt
 from align.configs.finetune import TASKS, Finetune
@@ -51,6 +52,7 @@ __all__ = [
     "STAGES",
     "TAKEN",
     "TASKS",
+    "BestOfN",
     "Collect",
     "Compare",
     "Data",
@@ -102,6 +104,7 @@ _ALL = (
     Raft,
     Prompt,
     Evaluate,
+    BestOfN,
     ImportModel,
 )
 COMMANDS = (
