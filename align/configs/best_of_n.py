@@ -42,7 +42,12 @@ class BestOfN(StageConfig):
     }
     AXIS: ClassVar[str] = "n"
     CURVES: ClassVar[tuple[Curve, ...]] = (
-        Curve("score of the best of n", _SCORES, against=("sqrt_kl", "square root of the KL")),
+        Curve(
+            "score of the best of n",
+            _SCORES,
+            against=("sqrt_kl", "square root of the KL, nats"),
+            joined=True,
+        ),
         Curve("tokens of the best of n", ("response_tokens",)),
     )
     HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("gold/score", "gold"), ("n", "n"))

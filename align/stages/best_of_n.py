@@ -74,12 +74,12 @@ def run(cfg: BestOfN, inputs: Inputs, job: Job) -> Metrics:
     scores, lengths = sampled.scores[:, applies].numpy(), sampled.lengths[applies].numpy()
     names = [scorer.name for scorer in (chooser, *judges)]
     by_n = _by_n(cfg, names, scores, lengths)
-    for row in by_n:
-        job.log.info(_line(names, row))
-        job.log.metrics(row, int(row["n"]))
+    for n, row in zip(cfg.counts, by_n, strict=True):
+        job.log.metrics(row, n)
     job.log.table("samples", sampled.shown)
     single = {f"single/{name}/score": by_n[0][f"{name}/score"] for name in names}
-    metrics = by_n[-1] | single | {"prompts": float(applies.sum())}
+    metrics = {"n": float(cfg.num_responses)} | by_n[-1] | single
+    metrics["prompts"] = float(applies.sum())
     if (warning := few_warning(metrics)) is not None:
         job.log.info(warning)
     return metrics
@@ -272,7 +272,7 @@ def _by_n(
     for place, n in enumerate(cfg.counts):
         weights = np.array([best_weights(own[:-1], n) for own in proxy])
         kl = kl_of_best(n)
-        row: Metrics = {"n": float(n), "kl": kl, "sqrt_kl": math.sqrt(kl)}
+        row: Metrics = {"kl": kl, "sqrt_kl": math.sqrt(kl)}
         measures = {
             f"{name}/score": (weights * own[:, :-1]).sum(1)
             for name, own in zip(names, scores, strict=True)
@@ -285,10 +285,3 @@ def _by_n(
         row["response_tokens"] = float((weights * lengths[:, :-1]).sum(1).mean())
         found.append(row)
     return found
-
-
-def _line(names: Sequence[str], row: Metrics) -> str:
-    """Return the figures of one n for the console."""
-    scores = ", ".join(f"{name} {row[f'{name}/score']:.3f}" for name in names)
-    wins = f", wins {row['win_rate']:.1%}" if "win_rate" in row else ""
-    return f"best of {row['n']:,.0f}: KL {row['kl']:.2f} nats, {scores}{wins}"
