@@ -54,7 +54,7 @@ class Raft(RolloutConfig):
         20, "iterations: a rollout, and training on the best of its responses [RAFT]"
     )
     rollout_batch_size: int = knob(
-        256, "responses per rollout: prompts x group_size [ours; RAFT: 1,024 prompts]"
+        1024, "responses per rollout: prompts x group_size [ours; RAFT: 1,024 prompts]"
     )
     group_size: int = knob(8, "responses sampled per prompt, K [ours]")
     num_kept: int = knob(
