@@ -50,7 +50,6 @@ class BestOfN(StageConfig):
         ),
         Curve("tokens of the best of n", ("response_tokens",)),
     )
-    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (("gold/score", "gold"), ("n", "n"))
 
     num_responses: int = knob(
         64, "responses sampled per prompt, N; n is 1, 2, 4, ... and N, at most 1,000 [ours]"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from align.configs import BestOfN
-from align.report.tables import Answer, Metrics, Table, figure, number, without_empty
+from align.report.tables import Answer, Metrics, Table, figure, number, percent, without_empty
 
 if TYPE_CHECKING:
     from align.report.gather import Made
@@ -34,6 +34,14 @@ def judged_by(metrics: Metrics) -> Judged:
     chooser = next((name for name in _CHOOSERS if f"{name}/score" in metrics), "")
     judges = (name for name in _JUDGES if f"{name}/score" in metrics and name != chooser)
     return Judged(chooser, next(judges, ""))
+
+
+def main_figures(metrics: Metrics) -> str:
+    """Return the result in a few words."""
+    chooser, judge = judged_by(metrics)
+    name = judge or chooser
+    won = f", wins {percent(metrics, 'win_rate')}" if "win_rate" in metrics else ""
+    return f"best of {metrics['n']:.0f}: {name} {number(metrics, f'{name}/score')}{won}"
 
 
 def table(each: Made, brief: bool = False) -> Table:

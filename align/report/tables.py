@@ -365,7 +365,7 @@ def samples(made: Sequence[Made]) -> list[Sample]:
 
 
 def episodes(made: Sequence[Logged]) -> list[tuple[str, Table]]:
-    """Return (step, table of episodes) for each step of PPO, GRPO or RLOO that kept some.
+    """Return (step, table of episodes) for each step that learns from rewards and kept some.
 
     The episodes are of the first and the last two iterations in the log. The table has every part
     of their reward.

@@ -201,7 +201,7 @@ def _trained_by_ppo(evaluation: Made, by_key: Mapping[str, Made]) -> bool:
 
 
 def _ppo_runs(key: str, by_key: Mapping[str, Made]) -> Iterator[Made]:
-    """Yield the steps of PPO, GRPO or RLOO that a model went through, the last one first."""
+    """Yield the steps in which a model learned from rewards, the last one first."""
     while key in by_key:
         step = by_key[key]
         if learns_from_rewards(step.stage):

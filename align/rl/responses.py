@@ -85,7 +85,8 @@ def load_prompts(
     needed = cfg.rollout_batch_size // cfg.group_size
     if len(fitting) < needed:
         raise ConfigError(
-            f"inputs.prompts: {len(fitting)} prompts do not fill a rollout of {needed}"
+            f"inputs.prompts: {len(fitting)} prompts do not fill a rollout of {needed}; give more"
+            " prompts, or a smaller rollout_batch_size"
         )
     return Prompts([rows[i] for i in fitting], [encoded[i] for i in fitting], tokenizer)
 

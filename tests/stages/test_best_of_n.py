@@ -127,6 +127,7 @@ def test_the_figures_are_those_of_the_responses(ruled: Inputs, tmp_path: Path) -
     assert row["gold/score"] == pytest.approx(np.mean(found["gold"]), abs=1e-9)
     assert row["rules/score"] == pytest.approx(np.mean(found["rules"]), abs=1e-9)
     assert row["win_rate"] == pytest.approx(np.mean(found["win"]), abs=1e-9)
+    assert len({text for text, _ in by_prompt[str(prompts[0])]}) > 3  # each draws for itself
     assert len({score for _, score in by_prompt[str(prompts[0])]}) < 6  # there are ties
     shown = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     assert len(shown) == 3
