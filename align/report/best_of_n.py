@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from align.configs import BestOfN
-from align.report.tables import Answer, Metrics, Table, figure, number, percent, without_empty
+from align.evals.intervals import is_few
+from align.report.tables import (
+    FEW_MARK,
+    Answer,
+    Metrics,
+    Table,
+    figure,
+    number,
+    percent,
+    without_empty,
+)
 
 if TYPE_CHECKING:
     from align.report.gather import Made
@@ -56,7 +66,7 @@ def table(each: Made, brief: bool = False) -> Table:
         scores = [
             number(row, f"{name}/score", marked=True)
             if brief
-            else figure(row, f"{name}/score", f"{name}/score", "")
+            else _with_interval(row, f"{name}/score")
             for name in names
         ]
         rows.append(
@@ -70,6 +80,11 @@ def table(each: Made, brief: bool = False) -> Table:
         )
     columns = ["n", "KL of the best", *(f"{name} score" for name in names)]
     return without_empty(Table([*columns, "wins over one sample", "tokens"], rows))
+
+
+def _with_interval(metrics: Metrics, name: str) -> str:
+    mean, low, high = (metrics[f"{name}{end}"] for end in ("", "_low", "_high"))
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]" + FEW_MARK * is_few(metrics, name)
 
 
 def sentence(each: Made, model: str) -> str:
