@@ -53,9 +53,7 @@ class Raft(RolloutConfig):
     num_iterations: int = knob(
         20, "iterations: a rollout, and training on the best of its responses [RAFT]"
     )
-    rollout_batch_size: int = knob(
-        1024, "responses per rollout: prompts x group_size [ours; RAFT: 1,024 prompts]"
-    )
+    rollout_batch_size: int = knob(1024, "responses per rollout: prompts x group_size [ours]")
     group_size: int = knob(8, "responses sampled per prompt, K [ours]")
     num_kept: int = knob(
         1,

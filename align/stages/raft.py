@@ -7,10 +7,9 @@ Takes: a policy (the SFT model, also the frozen reference of the KL) and prompts
 unless functions score the responses. Optional: a reward model that is only logged.
 Makes: a model, and samples.jsonl. With LoRA, it is an adapter on the policy's base, unless
 lora.merged is true.
-Departs from RAFT: the optimizer goes on from one iteration to the next. Responses that the policy
-gave in earlier iterations are not used again. Expert iteration and rejection-sampling fine-tuning
-are this stage with `min_reward`; they begin each round from the first model, and this one from the
-last.
+The policy and its optimizer go on from one iteration to the next, and responses of earlier
+iterations are not used again. With `min_reward` this is expert iteration; STaR [Zelikman et al.
+2022] begins each round from the first model instead.
 """
 
 from __future__ import annotations
@@ -104,19 +103,19 @@ def run(cfg: Raft, inputs: Inputs, job: Job) -> Metrics:
             )
             equal = equal_groups(rewards.total, rewards.scored, cfg.group_size)
             metrics["group/equal"] = float(equal.float().mean())
+        else:
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         rollouts = _rollouts(cfg, actors, job, samples, rewards.total)
-        if rollouts is not None:
-            metrics["objective/kl"] = float(response_kl(rollouts).mean())
-            metrics["policy/entropy"] = float(masked_mean(rollouts.entropies, samples.mask))
+        metrics |= {} if rollouts is None else _kl_metrics(rollouts)
         if _is_sampled(cfg, iteration):
             rows = _sample_rows(cfg, judged, episodes, kept, rollouts)
             job.log.append("samples", iteration + 1, rows)
+        if gold is not None and job.group.is_main:
+            metrics["gold/score"] = mean_gold_score(gold, episodes)
         scored = time.monotonic()
         metrics |= _kept_metrics(samples, rewards.total, kept)
         metrics |= tuner.tune(iteration, samples, kept)
         skips.count(iteration + 1, skipped=metrics["policy/steps"] == 0)
-        if gold is not None and job.group.is_main:
-            metrics["gold/score"] = mean_gold_score(gold, episodes)
         metrics |= {
             "time/rollout": sampled - begun,
             "time/score": scored - sampled,
@@ -168,7 +167,6 @@ def _is_finite(
     return False
 
 
-@torch.no_grad()
 def _rollouts(
     cfg: Raft, actors: Actors, job: Job, samples: Samples, rewards: torch.Tensor
 ) -> Rollouts | None:
@@ -277,6 +275,13 @@ class Tuner:
 
 
 # -- bookkeeping -----------------------------------------------------------------------------------
+
+
+def _kl_metrics(rollouts: Rollouts) -> Metrics:
+    return {
+        "objective/kl": float(response_kl(rollouts).mean()),
+        "policy/entropy": float(masked_mean(rollouts.entropies, rollouts.samples.mask)),
+    }
 
 
 def _kept_metrics(samples: Samples, rewards: torch.Tensor, kept: Sequence[int]) -> Metrics:

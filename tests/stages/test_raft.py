@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import mostly_slow
 from documents import ROOT
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
 from transformers import AutoModelForCausalLM
 
@@ -23,6 +24,7 @@ from align.rl.selection import best_responses
 from align.runtime.job import Inputs
 from align.runtime.tracking import metric_name
 from align.stages import raft
+from align.store.artifacts import Artifact
 from align.text.chat import encode_prompts
 
 sys.path.insert(0, str(ROOT / "pipelines"))
@@ -210,6 +212,20 @@ def test_iterations_that_keep_nothing_move_nothing_and_end_the_run(ruled: Inputs
     assert all(torch.equal(policy[name], made[name]) for name in policy)
     with pytest.raises(HealthStop, match=r"iteration 10: the tenth in a row .* no reward reached min_reward"):
         run(ruled, tmp_path / "many", num_iterations=11, **knobs)
+
+
+def test_rewards_that_are_not_finite_move_nothing(inputs: Inputs, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(inputs.one("reward_model").path, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    weights["score.weight"].fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    (model,) = inputs["reward_model"]
+    given = Inputs(inputs, reward_model=(Artifact(model.stage, "0" * 64, model.kind, broken),))
+    with pytest.raises(HealthStop, match="iteration 1: a reward is not finite; episodes of prompts"):
+        run(given, tmp_path / "stop")
+    rows = run(given, tmp_path / "skip", on_nonfinite="skip")
+    assert {(row["policy/steps"], row["kept/responses"]) for row in rows} == {(0.0, 0.0)}
+    assert "the rollout is skipped" in (tmp_path / "skip/out/events.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
