@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import align, mostly_slow
+from conftest import align, manifests, mostly_slow
 from documents import ROOT
 from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
 
@@ -167,6 +168,18 @@ def test_a_run_that_died_ends_as_if_it_had_not_and_samples_nothing_twice(
     assert drawn == [6] * 13
     assert again == whole
     assert result_of(tmp_path / "died") == result_of(tmp_path / "whole")
+
+
+@pytest.mark.slow  # each process imports torch
+def test_two_processes_do_what_one_does(finished: Path, tmp_path: Path) -> None:
+    given = ["model=toy/sft", "reward_model=toy/reward", "prompts=toy/prompts", "tracker=none", "name=toy/best"]
+    knobs = [f"{name}={value}" for name, value in KNOBS.items()]
+    found = []
+    for count in (1, 2):
+        store = Path(shutil.copytree(finished, tmp_path / str(count)))
+        align("best_of_n", *given, *knobs, f"store={store}", f"hardware.num_processes={count}", "hardware.device=cpu")
+        found.append(manifests(store)["best"]["metrics"])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_who_chooses_and_who_judges(inputs: Inputs, ruled: Inputs, tmp_path: Path) -> None:

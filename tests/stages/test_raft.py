@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import mostly_slow
+from conftest import align, manifests, mostly_slow
 from documents import ROOT
 from safetensors.torch import load_file, save_file
 from stage_jobs import Dead, dying_after, job_at, log_of, made_by, planned, result_of
@@ -197,6 +197,18 @@ def test_a_run_that_died_ends_as_if_it_had_not(inputs: Inputs, tmp_path: Path, a
     raft.run(planned(Raft(**knobs)), inputs, job_at(tmp_path / "died", checkpoint_seconds=0))
     assert len(log_of(tmp_path / "whole")) == 12
     assert result_of(tmp_path / "died") == result_of(tmp_path / "whole")
+
+
+@pytest.mark.slow  # each process imports torch
+def test_two_processes_do_what_one_does(finished: Path, tmp_path: Path) -> None:
+    given = ["policy=toy/sft", "reward_model=toy/reward", "prompts=toy/prompts", "tracker=none", "name=toy/raft"]
+    knobs = [f"{name}={value}" for name, value in KNOBS.items()]
+    found = []
+    for count in (1, 2):
+        store = Path(shutil.copytree(finished, tmp_path / str(count)))
+        align("raft", *given, *knobs, f"store={store}", f"hardware.num_processes={count}", "hardware.device=cpu")
+        found.append(manifests(store)["raft"]["metrics"])
+    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-5)
 
 
 # -- what cannot work ------------------------------------------------------------------------------
