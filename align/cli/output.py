@@ -14,7 +14,7 @@ from align.configs import PRECISIONS
 from align.pipeline.estimate import Cost
 from align.pipeline.plan import Step
 from align.pipeline.run import Outcome
-from align.report import tables
+from align.report import best_of_n, tables
 from align.report.gather import Made, gather
 from align.report.summary import metrics_table, models_table, tasks_table
 from align.report.verdict import verdict
@@ -192,6 +192,9 @@ def _table(made: Sequence[Made], last: Made) -> tuple[tables.Table, list[str]]:
     elif tasks.rows:
         table = tasks
         notes.append("With 95 % intervals; * is beyond chance.")
+    elif best_of_n.of_stage([last]):
+        table = best_of_n.table(last, brief=True)
+        notes.append("Expected over all subsets of n responses; 95 % intervals over prompts.")
     else:
         table = metrics_table(last.artifact)
     if tables.has_few(table):

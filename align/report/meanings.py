@@ -95,6 +95,22 @@ _MEANINGS = {
     "entropy": (
         "Entropy of the choices' probabilities, bits: 1 for a pair that leans to neither side."
     ),
+    # The best of n.
+    "n": "Responses to a prompt of which the best is taken.",
+    "kl of the best": (
+        "KL divergence of the best of n from one sample, nats per response: ln n - (n - 1) / n. It"
+        " is less where responses tie."
+    ),
+    "heldout score": "Mean score by a reward model that chose nothing; higher is better.",
+    "wins over one sample": (
+        "Share of prompts on which the judge prefers the best of n to one more sample, a tie"
+        " counting half. The judge did not choose."
+    ),
+    "score of the best of n": (
+        "Expected score of the best of n responses, by who chose and by who did not. Where the"
+        " second one falls while the first one rises, choosing exploits its reward."
+    ),
+    "tokens of the best of n": "Mean length of the chosen response, in tokens.",
     # Tasks.
     "task": (
         "A task and its measure, with the number of items; each column is a model or a difference."
@@ -234,6 +250,13 @@ _MEANINGS = {
     ),
     "ppo/clip_fraction": "Share of tokens whose policy ratio is outside the clip range.",
     "value/clip_fraction": "Share of tokens whose value is outside the value clip range.",
+    # RAFT.
+    "kept": "Whether RAFT trained on this response: it was among the best of its prompt.",
+    "kept/score": "Mean reward of the responses that RAFT trained on.",
+    "kept/response_tokens": "Length of the responses that RAFT trained on, in tokens.",
+    "loss on the kept responses, nats per token": (
+        "Cross-entropy on the responses that RAFT trained on, before each step."
+    ),
     # Episodes.
     "iteration": "PPO's rollout and update in which this happened.",
     "prompt": "What the model was asked.",

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from align.configs import STAGES, StageConfig
 from align.configs.curves import Curve
 from align.errors import StoreError
-from align.report import tables
+from align.report import best_of_n, tables
 from align.report.charts import DASHES, SERIES, Chart, line_chart, reliability_chart
 from align.report.deciding import decided
 from align.report.gather import Made, gather
@@ -135,8 +135,9 @@ def render(
         "tasks": tables.tasks(tables.scored(made)),
         "manners": tables.manners(tables.scored(made)),
         "learned": tables.learned(made),
+        "best_of_n": [(each.name, best_of_n.table(each)) for each in best_of_n.of_stage(made)],
         "reward_models": tables.reward_models(made),
-        "samples": tables.samples(made),
+        "samples": samples(made),
         "episodes": tables.episodes(logged),
         "events": tables.events(logged),
         "changes": tables.changes(made),
@@ -146,6 +147,7 @@ def render(
         facts[name]
         for name in ("headline", "matrix", "tasks", "manners", "learned", "reward_models")
     ]
+    figures += [table for _, table in facts["best_of_n"]]
     facts["few_note"] = tables.FEW_NOTE if any(map(tables.has_few, figures)) else ""
     html = environment.get_template("page.html.jinja").render(
         **facts,
@@ -159,6 +161,17 @@ def render(
         written_at=round(time.time()),
     )
     return html, environment.get_template("page.md.jinja").render(**facts)
+
+
+def samples(made: Sequence[Made]) -> list[tables.Sample]:
+    """Return the answers of all models to the same prompts, chosen ones among them."""
+    names = {each.key: each.name for each in made}
+    found = {sample.prompt: list(sample.answers) for sample in tables.samples(made)}
+    for each in best_of_n.of_stage(made):
+        for prompt, answers in best_of_n.answers(each, names):
+            known = found.setdefault(prompt, [])
+            known += [pair for pair in answers if pair[0] not in {name for name, _ in known}]
+    return [tables.Sample(prompt, answers) for prompt, answers in found.items()]
 
 
 def _details(headline: tables.Table) -> tables.Table:
@@ -275,7 +288,8 @@ def _drawn(each: Logged, curve: Curve, axis: str) -> list[Chart]:
     series = {name: _points(each, along, name) for name in curve.metrics}
     if not any(series.values()):
         return []
-    return [line_chart(curve.title, label, series, scattered=curve.against is not None)]
+    scattered = curve.against is not None and not curve.joined
+    return [line_chart(curve.title, label, series, scattered)]
 
 
 def _part(metric: str, prefix: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from align.configs import SPLITS, STAGES, StageConfig
+from align.configs import SPLITS, STAGES, BestOfN, StageConfig
+from align.report import best_of_n
 from align.report.tables import (
     Metrics,
     Table,
@@ -141,6 +142,8 @@ def short_number(value: float) -> str:
 def main_figures(artifact: Artifact) -> str:
     """Return the result of one step in a few words."""
     m = artifact.metrics
+    if artifact.stage == BestOfN.STAGE:
+        return best_of_n.main_figures(m)
     if artifact.kind == "evaluation":
         return ", ".join(_of_evaluation(m))
     rows = [

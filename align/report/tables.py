@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from align.configs import learns_from_rewards
+from align.configs import BestOfN, learns_from_rewards
 from align.configs.evaluate import VALIDATION_SCORE
 from align.evals.intervals import FEW, is_few
 from align.store.artifacts import is_number
@@ -365,7 +365,7 @@ def samples(made: Sequence[Made]) -> list[Sample]:
 
 
 def episodes(made: Sequence[Logged]) -> list[tuple[str, Table]]:
-    """Return (step, table of episodes) for each step of PPO, GRPO or RLOO that kept some.
+    """Return (step, table of episodes) for each step that learns from rewards and kept some.
 
     The episodes are of the first and the last two iterations in the log. The table has every part
     of their reward.
@@ -415,7 +415,10 @@ def opponents(evaluation: Made, by_key: Mapping[str, Made]) -> list[Opponent]:
 
 
 def evaluations(made: Sequence[Made]) -> list[Made]:
-    return [each for each in made if each.artifact.kind == "evaluation"]
+    """Return the evaluations of models. Those of `best_of_n` are of responses that were chosen."""
+    return [
+        each for each in made if each.artifact.kind == "evaluation" and each.stage != BestOfN.STAGE
+    ]
 
 
 def number(metrics: Metrics, name: str, digits: int = 3, marked: bool = False) -> str:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from align.configs import learns_from_rewards
 from align.evals.intervals import FEW, is_few
+from align.report import best_of_n
 from align.report.gather import Made
 from align.report.tables import (
     Metrics,
@@ -47,13 +48,18 @@ def verdict(made: Sequence[Made]) -> list[Line]:
     trained = [each for each in compared if _trained_by_ppo(each, by_key)]
     chosen = next(reversed(trained or compared), None)
     lines: list[Line] = []
-    if chosen is None:
+    chosen_among = [
+        Line(best_of_n.sentence(each, by_key[dict(each.inputs)["model"]].name), "neutral")
+        for each in best_of_n.of_stage(made)
+    ]
+    if chosen is None and not (chosen_among and not evaluations(made)):
         lines += _without_wins(evaluations(made), by_key)
-    else:
+    elif chosen is not None:
         lines += [_answer(chosen, by_key), *_besides(chosen, by_key)]
         for each in compared:
             if each is not chosen:
                 lines += [_result(each, by_key), *_besides(each, by_key)]
+    lines += chosen_among
     for each in made:
         if learns_from_rewards(each.stage):
             lines += _over_optimised(each)
@@ -195,7 +201,7 @@ def _trained_by_ppo(evaluation: Made, by_key: Mapping[str, Made]) -> bool:
 
 
 def _ppo_runs(key: str, by_key: Mapping[str, Made]) -> Iterator[Made]:
-    """Yield the steps of PPO, GRPO or RLOO that a model went through, the last one first."""
+    """Yield the steps in which a model learned from rewards, the last one first."""
     while key in by_key:
         step = by_key[key]
         if learns_from_rewards(step.stage):

@@ -52,6 +52,7 @@ class Health:
         warmup: iterations in which the value model may still be bad.
         corrected: True if the loss corrects for the sampler's gap.
         episodes: per rollout; None if unknown.
+        kl_advice: what to do about a high KL without a goal.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Health:
         warmup: int,
         corrected: bool = False,
         episodes: int | None = None,
+        kl_advice: str = "raise kl_coef, or give kl_goal",
     ):
+        self._kl_advice = kl_advice
         self._kl_goal, self._warmup, self._corrected, self._episodes = (
             kl_goal,
             warmup,
@@ -128,7 +131,7 @@ class Health:
         recent, first = self._recent("objective/kl"), self._first("objective/kl")
         if recent is None or first is None or recent < max(10.0, 5 * first):
             return None
-        return f"the KL is {recent:.1f} nats per response; raise kl_coef, or give kl_goal"
+        return f"the KL is {recent:.1f} nats per response; {self._kl_advice}"
 
     def negative_kl(self) -> str | None:
         """Report a mean KL below -0.05 in a window [TRL, issue 1005].
