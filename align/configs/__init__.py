@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from align.configs.dpo import Dpo
 from align.configs.evaluate import Evaluate, JudgeConfig, Prompt
+from align.configs.evaluate_reward import EvaluateReward
 from align.configs.finetune import TASKS, Finetune
 from align.configs.groups import Grpo, Rloo
 from align.configs.knobs import (
@@ -53,6 +54,7 @@ __all__ = [
     "Data",
     "Dpo",
     "Evaluate",
+    "EvaluateReward",
     "Finetune",
     "Grpo",
     "HardwareConfig",
@@ -97,6 +99,7 @@ _ALL = (
     Rloo,
     Prompt,
     Evaluate,
+    EvaluateReward,
     ImportModel,
 )
 COMMANDS = (
