@@ -17,6 +17,11 @@ class EvaluateReward(StageConfig):
 
     STAGE: ClassVar[str] = "evaluate_reward"
     OUTPUT: ClassVar[str] = "evaluation"
+    HEADLINE: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("accuracy", "accuracy"),
+        ("length_accuracy", "by length"),
+        ("verdict", "verdict"),
+    )
     INPUTS: ClassVar[dict[str, str]] = {"model": "reward_model", "data": "comparisons"}
     split: str = knob(
         "test",

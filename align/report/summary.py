@@ -141,7 +141,7 @@ def short_number(value: float) -> str:
 def main_figures(artifact: Artifact) -> str:
     """Return the result of one step in a few words."""
     m = artifact.metrics
-    if artifact.kind == "evaluation":
+    if artifact.kind == "evaluation" and not _headline(artifact):
         return ", ".join(_of_evaluation(m))
     rows = [
         f"{short_number(m[f'rows/{split}'])} {split}" for split in SPLITS if f"rows/{split}" in m

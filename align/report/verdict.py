@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from align.configs import learns_from_rewards
 from align.evals.intervals import FEW, is_few
 from align.report.gather import Made
+from align.report.reward_tables import sentences
 from align.report.tables import (
     Metrics,
     Opponent,
@@ -22,6 +23,7 @@ from align.report.tables import (
 Tone = Literal["good", "bad", "neutral", "warning"]
 _BETTER = {1: "better, beyond chance", -1: "worse, beyond chance", 0: "not beyond chance"}
 _TONES: dict[int, Tone] = {1: "good", -1: "bad", 0: "neutral"}
+_REWARD_TONES: dict[int, Tone] = {**_TONES, 0: "warning", 2: "warning"}
 
 
 class Line(NamedTuple):
@@ -47,13 +49,17 @@ def verdict(made: Sequence[Made]) -> list[Line]:
     trained = [each for each in compared if _trained_by_ppo(each, by_key)]
     chosen = next(reversed(trained or compared), None)
     lines: list[Line] = []
-    if chosen is None:
+    of_rewards = [Line(text, _REWARD_TONES[sign]) for text, sign in sentences(made)]
+    if chosen is None and (evaluations(made) or not of_rewards):
         lines += _without_wins(evaluations(made), by_key)
+    elif chosen is None:
+        pass  # only reward models were evaluated, and their lines answer
     else:
         lines += [_answer(chosen, by_key), *_besides(chosen, by_key)]
         for each in compared:
             if each is not chosen:
                 lines += [_result(each, by_key), *_besides(each, by_key)]
+    lines += of_rewards
     for each in made:
         if learns_from_rewards(each.stage):
             lines += _over_optimised(each)
