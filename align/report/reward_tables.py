@@ -40,10 +40,15 @@ def accuracies(made: Sequence[Made], brief: bool = False) -> Table:
     """Return a row for each reward model and each dataset, and for each group of it.
 
     Args:
-        brief: only the columns that decide, and no groups, as a terminal has room for.
+        brief: only the columns that decide, no groups, and no column for a single model, as a
+            terminal has room for.
     """
-    names = [*_ACCURACIES][:3] if brief else [*_ACCURACIES]
-    return _table(made, {name: _ACCURACIES[name] for name in names}, with_groups=not brief)
+    if not brief:
+        return _table(made, _ACCURACIES, with_groups=True)
+    table = _table(made, dict(list(_ACCURACIES.items())[:3]), with_groups=False)
+    if len({row[0] for row in table.rows}) != 1:
+        return table
+    return Table(table.columns[1:], [row[1:] for row in table.rows])
 
 
 def by_length_and_style(made: Sequence[Made]) -> Table:
@@ -90,7 +95,7 @@ def _figure(metrics: Metrics, name: str, metric: str) -> str:
     values = [round(scale * metrics[f"{name}{end}"], digits) + 0.0 for end in ends]
     shown = f"{values[0]:{sign}.{digits}f}" + (" %" if scale == 100 and not sign else "")
     if has_interval:
-        shown += f" [{values[1]:.{digits}f}, {values[2]:.{digits}f}]"
+        shown += f" [{values[1]:{sign}.{digits}f}, {values[2]:{sign}.{digits}f}]"
     return shown + (FEW_MARK if is_few(metrics, name) else "")
 
 

@@ -44,7 +44,7 @@ from align.models.packed import response_scores
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
-from align.store.artifacts import Artifact, ArtifactStore
+from align.store.artifacts import Artifact
 from align.text.chat import TemplateRefusal, encode_dialogues
 from align.text.encoding import encoder_of
 from align.text.packing import micro_batches, pack
@@ -345,14 +345,13 @@ def _seen(model: Artifact, rows: Sequence[Row], job: Job) -> Metrics:
 
     There is no such figure for a model that was not trained here.
     """
-    store = ArtifactStore(job.store)
     try:
-        steps = [each for each in store.lineage(model) if each.stage == Reward.STAGE]
+        steps = [each for each in model.lineage() if each.stage == Reward.STAGE]
         data = [
             found
             for step in steps
             for entry in step.manifest["inputs"].get("data", ())
-            if (found := store.get(entry["stage"], entry["key"])) is not None
+            if (found := model.store.get(entry["stage"], entry["key"])) is not None
         ]
     except StoreError as error:
         job.log.info(f"it is not known which prompts the reward model learned from: {error}")
