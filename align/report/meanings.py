@@ -147,6 +147,12 @@ _MEANINGS = {
         "Share of pairs that are right when the longer response always wins; near the model's own"
         " share, it may have learned length."
     ),
+    "verdict": (
+        "Whether a reward model is good enough for PPO: 1 it is, -1 it is not, 0 the figures cannot"
+        " tell."
+    ),
+    "seen_in_training": "Share of the prompts that the reward model learned from.",
+    "truncated": "Responses that were longer than the model's context and lost their end.",
     "comparisons": (
         "The comparisons that a reward model was evaluated on: a dataset, a dataset and its group,"
         " or all."
@@ -304,6 +310,15 @@ _MEANINGS = {
     "eval/tasks/accuracy": "Share of held-out task rows that the model answers correctly.",
 }
 _SAME = {  # other names of the same entries
+    "over_length": "lead over length",
+    "length_controlled_accuracy": "length-controlled",
+    "kendall_tau": "kendall's tau",
+    "agreement": "people agree",
+    "reward_bench_2": "rewardbench 2",
+    "easy": "easy style",
+    "normal": "normal style",
+    "hard": "hard style",
+    "correlation": "score with length",
     "length": "response_tokens",
     "gold/score": "gold score",
     "reward/score": "reward score",

@@ -128,8 +128,8 @@ def ties_by_the_published_rule(rows):
 def test_ties_are_scored_by_the_published_rule():
     rows = []
     for i in range(30):  # small whole numbers: spreads and leads of 0 are among them
-        rows.append(ranking([1, 1, 1, 2, 2], (RNG.integers(0, 4, 5) + [2, 2, 2, 0, 0]).tolist(), ties=f"tied:{i}"))
-        rows.append(ranking([1, 2, 2], (RNG.integers(0, 4, 3) + [2, 0, 0]).tolist(), ties=f"ref:{i + 3}"))
+        rows.append(ranking([1, 1, 1, 2, 2], np.add(RNG.integers(0, 4, 5), [2, 2, 2, 0, 0]).tolist(), ties=f"tied:{i}"))
+        rows.append(ranking([1, 2, 2], np.add(RNG.integers(0, 4, 3), [2, 0, 0]).tolist(), ties=f"ref:{i + 3}"))
     found = ties_score(rows)
     assert found["score"] == pytest.approx(ties_by_the_published_rule(rows), abs=1e-12)
     assert ties_score([ranking([1, 2], [1, 0])]) == {}
