@@ -74,7 +74,8 @@ def heads(metrics: Metrics, with_groups: bool = True) -> list[str]:
 
     With one dataset, "" is left out: its figures are the dataset's.
     """
-    found = [name.removesuffix("length_accuracy") for name in metrics if _is_head(name)]
+    # Sorted: a manifest has its metrics in the order of their names.
+    found = sorted(name.removesuffix("length_accuracy") for name in metrics if _is_head(name))
     datasets = [head for head in found if head.count("/") == 2]
     kept = [head for head in found if with_groups or head in ("", *datasets)]
     return [head for head in kept if head or len(datasets) != 1]

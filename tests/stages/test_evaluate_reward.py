@@ -213,6 +213,7 @@ def test_a_user_s_file_is_evaluated_whole_with_its_groups_and_the_verdict_is_pri
     shown = align("artifacts", "show", "mine/check", "--store", store, "--json").stdout
     metrics = json.loads(shown)["metrics"]
     assert metrics["data/mine/rankings"] == 40
+    assert f"by length {metrics['length_accuracy']:.3g}" in align("artifacts", "ls", "--store", store).stdout
     assert metrics["data/mine/x/rankings"] == metrics["data/mine/y/rankings"] == 20
     page = (store / "reports/mine-check.md").read_text()
     assert "## Reward models on comparisons" in page
