@@ -52,6 +52,7 @@ STAGES = {
     "best_of_n": ("num_prompts=8", "num_responses=4", "num_bootstrap=10", "max_new_tokens=8"),
     "compare": ("num_prompts=20", "num_validation_prompts=10", "max_new_tokens=8"),
     "evaluate": ("num_prompts=20", "num_bootstrap=10", "max_new_tokens=8"),
+    "evaluate_reward": ("num_rankings=40", "num_bootstrap=10"),
     "prompt": ("num_prompts=8", "max_new_tokens=8"),
     "finetune": ("num_epochs=1",),
     "text_to_text": ("num_steps=3",),

@@ -16,6 +16,7 @@ from align.pipeline.plan import Step
 from align.pipeline.run import Outcome
 from align.report import best_of_n, tables
 from align.report.gather import Made, gather
+from align.report.reward_tables import accuracies
 from align.report.summary import metrics_table, models_table, tasks_table
 from align.report.verdict import verdict
 from align.runtime.console import (
@@ -179,7 +180,8 @@ def _table(made: Sequence[Made], last: Made) -> tuple[tables.Table, list[str]]:
 
     It has the models, else the tasks, else the metrics of the last step.
     """
-    table, tasks, notes = models_table(made), tasks_table(made), []
+    table, tasks, notes = models_table(made), tasks_table(made), list[str]()
+    rewards = accuracies(made, brief=True)
     if table.rows:
         shown = "Wins at temperature 1 with 95 % intervals, a tie counts half."
         if "wins, %" not in table.columns:
@@ -195,6 +197,9 @@ def _table(made: Sequence[Made], last: Made) -> tuple[tables.Table, list[str]]:
     elif best_of_n.of_stage([last]):
         table = best_of_n.table(last, brief=True)
         notes.append("Expected over all subsets of n responses; 95 % intervals over prompts.")
+    elif rewards.rows:
+        table = rewards
+        notes.append("With 95 % intervals; chance is 50 %. More figures are in the report.")
     else:
         table = metrics_table(last.artifact)
     if tables.has_few(table):

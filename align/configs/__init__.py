@@ -19,6 +19,7 @@ from __future__ import annotations
 from align.configs.best_of_n import BestOfN
 from align.configs.dpo import Dpo
 from align.configs.evaluate import Evaluate, JudgeConfig, Prompt
+from align.configs.evaluate_reward import EvaluateReward
 from align.configs.finetune import TASKS, Finetune
 from align.configs.groups import Grpo, Rloo
 from align.configs.knobs import (
@@ -58,6 +59,7 @@ __all__ = [
     "Data",
     "Dpo",
     "Evaluate",
+    "EvaluateReward",
     "Finetune",
     "Grpo",
     "HardwareConfig",
@@ -105,6 +107,7 @@ _ALL = (
     Prompt,
     Evaluate,
     BestOfN,
+    EvaluateReward,
     ImportModel,
 )
 COMMANDS = (

@@ -163,6 +163,51 @@ _MEANINGS = {
         "Share of pairs that are right when the longer response always wins; near the model's own"
         " share, it may have learned length."
     ),
+    "verdict": (
+        "Whether a reward model is good enough for PPO: 1 it is, -1 it is not, 0 the figures cannot"
+        " tell."
+    ),
+    "seen_in_training": "Share of the prompts that the reward model learned from.",
+    "truncated": "Responses that were longer than the model's context and lost their end.",
+    "comparisons": (
+        "The comparisons that a reward model was evaluated on: a dataset, a dataset and its group,"
+        " or all."
+    ),
+    "pairs": "Ordered pairs of responses; pairs that people call tied do not count.",
+    "length alone": (
+        "Share of pairs that are right by length alone: the longer response wins, or the shorter"
+        " one where other rows of the data say so."
+    ),
+    "lead over length": (
+        "Accuracy minus that of length alone, in points. A reward model without a lead teaches PPO"
+        " length."
+    ),
+    "length-controlled": (
+        "Mean of two accuracies: on pairs whose better response is the longer one, and on pairs"
+        " whose better response is the shorter one. Every rule of length alone gets 50 %."
+    ),
+    "best of k": (
+        "Share of rankings with one best response among K, 3 or more, that the reward model puts"
+        " first. Chance is 1/K: 25 % of 4."
+    ),
+    "people agree": (
+        "Share of pairs that two annotators of one row order alike: a model can hardly do better."
+    ),
+    "rewardbench 2": "RewardBench 2's own figure: the mean of its subsets.",
+    "kendall's tau": (
+        "Rank correlation of scores and people's ranks, mean over rankings of 3 responses or more:"
+        " 1 is the same order, 0 none, -1 the opposite."
+    ),
+    "better is shorter": "Accuracy on pairs whose better response is shorter, by over 10 %.",
+    "about equally long": "Accuracy on pairs whose lengths differ by at most 10 %.",
+    "better is longer": "Accuracy on pairs whose better response is longer, by over 10 %.",
+    "easy style": "RM-Bench: the better response has the richer style.",
+    "normal style": "RM-Bench: both responses have one style.",
+    "hard style": "RM-Bench: the worse response has the richer style.",
+    "score with length": (
+        "Pearson's r of score and length among responses to one prompt: near 1 the reward model"
+        " rewards length."
+    ),
     # Training.
     "loss": "The training objective that a step makes smaller; lower is better.",
     "loss, nats per token": (
@@ -288,6 +333,15 @@ _MEANINGS = {
     "eval/tasks/accuracy": "Share of held-out task rows that the model answers correctly.",
 }
 _SAME = {  # other names of the same entries
+    "over_length": "lead over length",
+    "length_controlled_accuracy": "length-controlled",
+    "kendall_tau": "kendall's tau",
+    "agreement": "people agree",
+    "reward_bench_2": "rewardbench 2",
+    "easy": "easy style",
+    "normal": "normal style",
+    "hard": "hard style",
+    "correlation": "score with length",
     "length": "response_tokens",
     "gold/score": "gold score",
     "reward/score": "reward score",

@@ -26,6 +26,7 @@ from align.report.deciding import decided
 from align.report.gather import Made, gather
 from align.report.lineage import draw
 from align.report.meanings import Entry, meaning
+from align.report.reward_tables import accuracies, by_length_and_style
 from align.report.running import Logged, Unfinished, strangers, unfinished
 from align.report.verdict import verdict
 from align.store.artifacts import ArtifactStore, is_number
@@ -138,6 +139,8 @@ def render(
         "best_of_n": [(each.name, best_of_n.table(each)) for each in best_of_n.of_stage(made)],
         "reward_models": tables.reward_models(made),
         "samples": samples(made),
+        "accuracies": accuracies(made),
+        "by_length": by_length_and_style(made),
         "episodes": tables.episodes(logged),
         "events": tables.events(logged),
         "changes": tables.changes(made),
@@ -145,7 +148,10 @@ def render(
     }
     figures = [
         facts[name]
-        for name in ("headline", "matrix", "tasks", "manners", "learned", "reward_models")
+        for name in (
+            *("headline", "matrix", "tasks", "manners", "learned", "reward_models"),
+            *("accuracies", "by_length"),
+        )
     ]
     figures += [table for _, table in facts["best_of_n"]]
     facts["few_note"] = tables.FEW_NOTE if any(map(tables.has_few, figures)) else ""
@@ -301,13 +307,14 @@ def _part(metric: str, prefix: str) -> str:
 def calibration(made: Sequence[Made]) -> list[Chart]:
     """Draw a reliability chart for each reward model, and one for each task with its models."""
     names = {each.key: each.name for each in made}
+    of_rewards = {each.key for each in tables.reward_evaluations(made)}
     found: dict[str, dict[str, dict[float, tuple[float, float, int]]]] = {}
     for each in made:
         inputs = dict(each.inputs)
         for row in each.calibration:
             if row["answers"] <= 0:
                 continue
-            if each.stage == "reward":
+            if each.stage == "reward" or each.key in of_rewards:
                 place, who = f"{each.name}: pairs of answers", each.name
                 if row["model"] != "model":  # the same model at its temperature
                     who = f"{each.name} {row['model']}"

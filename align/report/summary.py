@@ -144,7 +144,7 @@ def main_figures(artifact: Artifact) -> str:
     m = artifact.metrics
     if artifact.stage == BestOfN.STAGE:
         return best_of_n.main_figures(m)
-    if artifact.kind == "evaluation":
+    if artifact.kind == "evaluation" and not _headline(artifact):
         return ", ".join(_of_evaluation(m))
     rows = [
         f"{short_number(m[f'rows/{split}'])} {split}" for split in SPLITS if f"rows/{split}" in m

@@ -9,6 +9,7 @@ from align.configs import learns_from_rewards
 from align.evals.intervals import FEW, is_few
 from align.report import best_of_n
 from align.report.gather import Made
+from align.report.reward_tables import sentences
 from align.report.tables import (
     Metrics,
     Opponent,
@@ -23,6 +24,7 @@ from align.report.tables import (
 Tone = Literal["good", "bad", "neutral", "warning"]
 _BETTER = {1: "better, beyond chance", -1: "worse, beyond chance", 0: "not beyond chance"}
 _TONES: dict[int, Tone] = {1: "good", -1: "bad", 0: "neutral"}
+_REWARD_TONES: dict[int, Tone] = {**_TONES, 0: "warning", 2: "warning"}
 
 
 class Line(NamedTuple):
@@ -48,18 +50,19 @@ def verdict(made: Sequence[Made]) -> list[Line]:
     trained = [each for each in compared if _trained_by_ppo(each, by_key)]
     chosen = next(reversed(trained or compared), None)
     lines: list[Line] = []
-    chosen_among = [
+    of_others = [
         Line(best_of_n.sentence(each, by_key[dict(each.inputs)["model"]].name), "neutral")
         for each in best_of_n.of_stage(made)
     ]
-    if chosen is None and not (chosen_among and not evaluations(made)):
+    of_others += [Line(text, _REWARD_TONES[sign]) for text, sign in sentences(made)]
+    if chosen is None and (evaluations(made) or not of_others):
         lines += _without_wins(evaluations(made), by_key)
     elif chosen is not None:
         lines += [_answer(chosen, by_key), *_besides(chosen, by_key)]
         for each in compared:
             if each is not chosen:
                 lines += [_result(each, by_key), *_besides(each, by_key)]
-    lines += chosen_among
+    lines += of_others
     for each in made:
         if learns_from_rewards(each.stage):
             lines += _over_optimised(each)

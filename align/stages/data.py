@@ -133,7 +133,8 @@ def _refuse_columns_of_generated(cfg: Data, source: Source) -> None:
 
 
 def _reader(cfg: Data, source: Source, folder: Path | None) -> RowReader:
-    return RowReader(cfg.record, source.card.format, cfg.columns, source.card.name, folder)
+    card = source.card
+    return RowReader(cfg.record, card.format, cfg.columns, card.name, folder, cfg.details)
 
 
 class Look(NamedTuple):
