@@ -43,6 +43,7 @@ from align.data.cards import (
     resolve_model,
     resolve_tokenizer,
 )
+from align.data.generators import generator
 from align.data.labelled import LABELLED
 from align.data.records import read_info
 from align.errors import ConfigError, StoreError, did_you_mean
@@ -478,9 +479,12 @@ def _check_gold(
     def is_known(source: Source) -> bool:
         data = made.get((source.stage, source.key))
         if isinstance(data, Data):
-            return data.source.startswith("card:") and bool(
+            made_by = (
                 load_card(data.source.removeprefix("card:")).generator
+                if data.source.startswith("card:")
+                else None
             )
+            return made_by is not None and "gold" in generator(made_by).info(data.options)
         artifact = store.get(source.stage, source.key)
         return artifact is None or read_info(artifact.path).get("gold") is not None
 
@@ -585,6 +589,9 @@ def _rows_digest(
     config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore
 ) -> str:
     found, record = resolve(source, settings.data_root, store.root), config.output
+    if found.card.generator is not None and isinstance(config, Data):
+        # Rows of no split: this checks the options now, before any step runs.
+        generator(found.card.generator).rows(record, (), {}, config.options)
     if record == "demonstrations" and (found.card.format is None or found.card.format in LABELLED):
         # The card's name is part of the rows: T5's text format writes the task's name into each.
         return digest_of([found.digest, found.card.name])
