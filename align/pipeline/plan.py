@@ -31,6 +31,7 @@ from align.configs import (
     stage_class,
 )
 from align.configs.differences import differences, flat
+from align.configs.evaluate import IFEVAL
 from align.configs.knobs import READ_AT_START, require, shown
 from align.configs.other_names import CUTOFF, knobs_of, no_such_knob
 from align.configs.plugins import plugin_digest
@@ -573,6 +574,8 @@ def data_digest(
     """
     for knob, kind in config.reads(*_DIGESTS).items():
         source = getattr(config, knob)
+        if isinstance(config, Data):
+            _check_generated(name, config)
         try:
             return (
                 _DIGESTS[kind](config, source, settings, store)
@@ -585,13 +588,21 @@ def data_digest(
     return digest_of(digests) if digests else None
 
 
+def _check_generated(name: str, config: Data) -> None:
+    """Raise `ConfigError` if a card generates its rows and has no such option."""
+    scheme, _, card = config.source.partition(":")
+    if scheme != "card" or not card or (made_by := load_card(card).generator) is None:
+        return
+    try:
+        generator(made_by).rows(config.record, (), {}, config.options)
+    except ConfigError as error:
+        raise ConfigError(f"steps.{name}.{error}") from None
+
+
 def _rows_digest(
     config: StageConfig, source: str, settings: RunConfig, store: ArtifactStore
 ) -> str:
     found, record = resolve(source, settings.data_root, store.root), config.output
-    if found.card.generator is not None and isinstance(config, Data):
-        # Rows of no split: this checks the options now, before any step runs.
-        generator(found.card.generator).rows(record, (), {}, config.options)
     if record == "demonstrations" and (found.card.format is None or found.card.format in LABELLED):
         # The card's name is part of the rows: T5's text format writes the task's name into each.
         return digest_of([found.digest, found.card.name])
@@ -653,7 +664,9 @@ def _digests_of_files(name: str, config: StageConfig) -> dict[str, Any]:
             ]
         else:
             named += [(knob, task, _task_digests) for task in value if task.endswith(".yaml")]
-            found |= {"lm_eval": packages().get("lm_eval")} if value else {}
+            named += [(knob, task, source_digests) for task in value if task == IFEVAL]
+            others = any(task != IFEVAL for task in value)
+            found |= {"lm_eval": packages().get("lm_eval")} if others else {}
     for place, reference, digests in named:
         try:
             found[reference] = digests(reference)

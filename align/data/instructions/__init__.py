@@ -126,18 +126,19 @@ def _read_options(options: Mapping[str, Any]) -> _Options:
         if not ok or (least is not None and value < least):
             expected = "a whole number" + (f", {least} or more" if least is not None else "")
             raise ConfigError(f"options.{name}: expected {expected}, got {value!r}")
-    lists = {name: _kinds_in(name, options) for name in ("kinds", "held_out_kinds")}
-    read = _Options(
-        **{**options, **{name: value for name, value in lists.items() if name in options}}
-    )
+    lists = {
+        name: _kinds_in(name, options[name])
+        for name in ("kinds", "held_out_kinds")
+        if name in options
+    }
+    read = _Options(**{**options, **lists})
     if not {*read.kinds} - {*read.held_out_kinds}:
-        raise ConfigError("options.held_out_kinds: no kind is left for training")
+        raise ConfigError("options.kinds, options.held_out_kinds: no kind is left for training")
     return read
 
 
-def _kinds_in(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
-    value = options.get(name, [])
-    if not isinstance(value, list | tuple) or (name in options and name == "kinds" and not value):
+def _kinds_in(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
         raise ConfigError(f"options.{name}: expected a list of IFEval's kinds, got {value!r}")
     for kind in value:
         if kind not in KINDS:

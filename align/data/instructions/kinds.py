@@ -157,7 +157,7 @@ KINDS: Mapping[str, Kind] = {
     "length_constraints:number_sentences": Kind(
         (
             "Write {relation} {num_sentences} sentences.",
-            "Keep to {relation} {num_sentences} sentences.",
+            "Your answer has to have {relation} {num_sentences} sentences.",
         ),
         lambda rng, task: _either(rng, "relation", "num_sentences", range(3, 9), range(2, 13)),
         _STRUCTURES | _kinds("length_constraints:number_words"),
@@ -186,8 +186,8 @@ KINDS: Mapping[str, Kind] = {
         (
             "Write {num_paragraphs} paragraphs with an empty line between them and nothing else"
             ' between them. Paragraph {nth_paragraph} begins with the word "{first_word}".',
-            "Separate exactly {num_paragraphs} paragraphs by two line breaks each. The first word of"
-            ' paragraph {nth_paragraph} is "{first_word}".',
+            "Separate exactly {num_paragraphs} paragraphs by two line breaks each. The first word"
+            ' of paragraph {nth_paragraph} is "{first_word}".',
         ),
         _nth_paragraph,
         _kinds(
@@ -198,7 +198,7 @@ KINDS: Mapping[str, Kind] = {
     "detectable_content:number_placeholders": Kind(
         (
             "Leave at least {num_placeholders} blanks in square brackets, as in [date].",
-            "Put in at least {num_placeholders} placeholders like [place] that can be filled in later.",
+            "Put in at least {num_placeholders} placeholders like [place], to be filled in later.",
         ),
         lambda rng, task: {"num_placeholders": rng.randint(1, 5)},
     ),
