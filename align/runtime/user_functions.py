@@ -66,21 +66,19 @@ def parse_reference(text: str) -> Reference:
         ConfigError: the text is neither.
     """
     module, colon, call = text.partition(":")
-    if not colon:
+    is_own = not colon or "(" in module  # then the colon is in an argument
+    if is_own:
         module, call = _OWN_REWARDS, text.strip()
     try:
         node = ast.parse(call, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         node = None
     if module and isinstance(node, ast.Name):
-        return (
-            Reference(text, module, node.id) if colon else Reference(text, module, node.id, [], {})
-        )
+        if is_own:
+            return Reference(text, module, node.id, [], {})
+        return Reference(text, module, node.id)
     if not (module and isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-        raise ConfigError(
-            "expected MODULE:FUNCTION, MODULE:FACTORY(ARGUMENTS) or the name of one of align's own"
-            f" rewards, got {text!r}"
-        )
+        raise ConfigError(f"expected MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS), got {text!r}")
     arguments = [_literal(text, argument) for argument in node.args]
     keywords: dict[str, Any] = {}
     for keyword in node.keywords:
@@ -139,8 +137,9 @@ def _own_reward(reference: Reference) -> Callable[..., Any]:
     module = importlib.import_module(_OWN_REWARDS)
     if reference.name not in module.VERSIONS:
         raise ConfigError(
-            f"{reference.text}: expected MODULE:FUNCTION, or one of align's own rewards:"
-            f" {', '.join(module.VERSIONS)}{did_you_mean(reference.name, module.VERSIONS)}"
+            f"expected MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS), got {reference.text!r}, which"
+            f" is none of align's own rewards either: {', '.join(module.VERSIONS)}"
+            f"{did_you_mean(reference.name, module.VERSIONS)}"
         )
     try:
         made: Callable[..., Any] = getattr(module, reference.name)(

@@ -41,8 +41,8 @@ def count_sentences(text: str) -> int:
 
     A sentence ends at a period, question mark or exclamation mark. A period does not end it after
     an abbreviation or an initial (`Dr.`, `Inc.`, `J.`), unless a word such as `The` follows an
-    abbreviation. A line break alone ends no sentence, and the number of a list item (`1.`) is a
-    sentence of its own: so does Punkt, which IFEval uses. Text after the last end counts.
+    abbreviation. A line break alone ends no sentence, but the period of a list item's number
+    (`1.`) does, as in Punkt, which IFEval uses. Text after the last end counts.
     """
     count, begin = 0, 0
     for mark in _MARK.finditer(text):

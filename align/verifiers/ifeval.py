@@ -307,8 +307,9 @@ def read_instructions(kinds: Any, arguments: Any) -> list[Instruction]:
     Raises:
         ValueError: a column is no such list, or a kind or an argument is wrong.
     """
-    kinds = _list_of("instruction_id_list", kinds)
-    arguments = _list_of("kwargs", arguments)
+    kinds, arguments = _list_of("instruction_id_list", kinds), _list_of("kwargs", arguments)
+    if not kinds:
+        raise ValueError("instruction_id_list: expected an instruction at least, got none")
     if len(kinds) != len(arguments):
         raise ValueError(
             f"kwargs: expected one object for each of {len(kinds)} instructions, got"
@@ -326,7 +327,7 @@ def _list_of(column: str, value: Any) -> list[Any]:
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise ValueError(f"{column}: expected a list as JSON, got {value[:60]!r}") from None
-    if not isinstance(value, list | tuple) or not value:
+    if not isinstance(value, list | tuple):
         raise ValueError(f"{column}: expected a list with an entry per instruction, got {value!r}")
     return list(value)
 

@@ -204,7 +204,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "detectable_content:postscript": Kind(
         (
-            "Add a postscript that starts with {postscript_marker} after your text.",
+            "After your text comes a postscript that begins with {postscript_marker}",
             "Close with a postscript marked {postscript_marker}",
         ),
         lambda rng, task: {"postscript_marker": rng.choice(("P.S.", "P.P.S"))},
