@@ -160,7 +160,11 @@ KINDS: Mapping[str, Kind] = {
             "Your answer has to have {relation} {num_sentences} sentences.",
         ),
         lambda rng, task: _either(rng, "relation", "num_sentences", range(3, 9), range(2, 13)),
-        _STRUCTURES | _kinds("length_constraints:number_words"),
+        _STRUCTURES
+        | _kinds(
+            "length_constraints:number_words detectable_content:postscript startend:end_checker"
+            " combination:repeat_prompt detectable_format:constrained_response"
+        ),
     ),
     "length_constraints:number_paragraphs": Kind(
         (
@@ -192,7 +196,7 @@ KINDS: Mapping[str, Kind] = {
         _nth_paragraph,
         _kinds(
             "detectable_format:multiple_sections combination:two_responses"
-            " detectable_format:number_bullet_lists"
+            " detectable_format:number_bullet_lists keywords:forbidden_words"
         ),
     ),
     "detectable_content:number_placeholders": Kind(
@@ -310,7 +314,10 @@ KINDS: Mapping[str, Kind] = {
         lambda rng, task: _either(
             rng, "capital_relation", "capital_frequency", range(3, 12), range(1, 9)
         ),
-        _kinds("change_case:english_capital change_case:english_lowercase"),
+        _kinds(
+            "change_case:english_capital change_case:english_lowercase"
+            " detectable_format:multiple_sections"
+        ),
     ),
     "change_case:english_capital": Kind(
         (
