@@ -331,6 +331,14 @@ _MEANINGS = {
     ),
     "missing_eos": "Share of responses that did not end by themselves, which the reward penalises.",
     "eval/tasks/accuracy": "Share of held-out task rows that the model answers correctly.",
+    "prompt_strict": "IFEval: share of prompts with every instruction followed, checked as it is.",
+    "prompt_loose": "The same, if the first or last line or asterisks may be left out.",
+    "instruction_strict": "IFEval: share of instructions followed, checked as the answer is.",
+    "instruction_loose": "The same, if the first or last line or asterisks may be left out.",
+    "strict": "Share of the instructions of this kind that are followed.",
+    "loose": "The same, if the first or last line or asterisks may be left out.",
+    "cut_off": "Share of answers that reached the most new tokens without an end.",
+    "left_out": "Prompts that leave no room for an answer in the model's context.",
 }
 _SAME = {  # other names of the same entries
     "over_length": "lead over length",

@@ -185,7 +185,7 @@ def _without_wins(evaluated: Sequence[Made], by_key: Mapping[str, Made]) -> Iter
 def _gains(metrics: Metrics) -> list[str]:
     """Return the differences in accuracy to the baseline, of whole tasks and not of their parts."""
     found: dict[str, str] = {}
-    for measure in ("accuracy", "acc", "exact_match", "f1"):
+    for measure in ("accuracy", "acc", "exact_match", "f1", "prompt_strict"):
         for name in metrics:
             head, _, last = name.rpartition("/gain/")
             is_whole = head.startswith("tasks/") and "/" not in head.removeprefix(
