@@ -127,7 +127,13 @@ def _is_number(name: str, value: object) -> bool:
 def test_every_panel_names_what_a_stage_logs(finished: Path) -> None:
     from dashboard import named_metrics
 
-    elsewhere = ("collect/", "grpo/", "rloo/", "dpo/")  # labelling/test_collect.py and tests of these stages
+    elsewhere = (
+        "collect/",
+        "grpo/",
+        "rloo/",
+        "dpo/",
+        "evaluate_reward/",
+    )  # labelling/test_collect.py and these stages' tests
     named = {name for name in named_metrics() if not name.startswith(elsewhere)}
     assert named - logged(finished) == set()
 
