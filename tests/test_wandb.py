@@ -127,13 +127,8 @@ def _is_number(name: str, value: object) -> bool:
 def test_every_panel_names_what_a_stage_logs(finished: Path) -> None:
     from dashboard import named_metrics
 
-    elsewhere = (
-        "collect/",
-        "grpo/",
-        "rloo/",
-        "dpo/",
-        "evaluate_reward/",
-    )  # labelling/test_collect.py and these stages' tests
+    # labelling/test_collect.py and tests of these stages
+    elsewhere = ("collect/", "grpo/", "rloo/", "dpo/", "evaluate_reward/")
     named = {name for name in named_metrics() if not name.startswith(elsewhere)}
     assert named - logged(finished) == set()
 
