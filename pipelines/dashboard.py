@@ -173,6 +173,10 @@ SECTIONS: dict[str, list[Panel]] = {
     "Reward model": [
         Bars("held-out pairs in the right order", ["reward/accuracy", "reward/length_accuracy"]),
         Bars("calibration error, and at its temperature", ["reward/ece", "reward/tempered_ece"]),
+        Bars(
+            "pairs of its evaluation in the right order",
+            ["evaluate_reward/accuracy", "evaluate_reward/length_accuracy"],
+        ),
         Lines("loss", "reward/step", ["reward/loss"]),
         Lines("learning rate", "reward/step", ["reward/learning_rate"]),
         Bars(

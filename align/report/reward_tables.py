@@ -40,12 +40,14 @@ def accuracies(made: Sequence[Made], brief: bool = False) -> Table:
     """Return a row for each reward model and each dataset, and for each group of it.
 
     Args:
-        brief: only the columns that decide, no groups, and no column for a single model, as a
-            terminal has room for.
+        brief: only what a terminal has room for: the columns that decide, without the interval of
+            length alone, no groups, and no column for a single model.
     """
     if not brief:
         return _table(made, _ACCURACIES, with_groups=True)
     table = _table(made, dict(list(_ACCURACIES.items())[:3]), with_groups=False)
+    for row in table.rows:
+        row[-2] = row[-2].partition(" [")[0]
     if len({row[0] for row in table.rows}) != 1:
         return table
     return Table(table.columns[1:], [row[1:] for row in table.rows])

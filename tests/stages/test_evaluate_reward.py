@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from align.configs import EvaluateReward
 from align.data.records import read_rows, write_info, write_rows
 from align.errors import ConfigError
+from align.models.heads import Ensemble, load_scalar
 from align.runtime.job import Inputs
 from align.stages import evaluate_reward
 from align.store.artifacts import Artifact, read_json_lines
@@ -36,6 +37,13 @@ def dataset(folder: Path, name: str, **rows_of: list[dict[str, Any]]) -> Artifac
         write_rows(place, split, rows, record="comparisons")
     write_info(place, record="comparisons", source=f"path:{name}.jsonl", licence="", dropped={})
     return Artifact("data", "0" * 64, "comparisons", place)
+
+
+def artifact_of(folder: Path) -> Artifact:
+    """A reward model from elsewhere: nothing is known of its training."""
+    manifest = {"kind": "reward_model", "stage": "import_model", "key": "0" * 64, "files": {}, "inputs": {}}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "metrics": {}}))
+    return Artifact("import_model", "0" * 64, "reward_model", folder)
 
 
 def run(model: tuple[Artifact, ...], data: Any, folder: Path, hardware: Any = None, **knobs: Any) -> dict[str, float]:
@@ -76,6 +84,20 @@ def test_scores_are_those_of_transformers_less_the_shift(finished, reward, tmp_p
             end = model.score(hidden.last_hidden_state[0, -1])
             assert score == pytest.approx(float(end.detach()) - model.config.align_reward_shift, abs=1e-3)
             assert tokens == len(tokenizer(response, add_special_tokens=False).input_ids)
+
+
+def test_the_mean_of_an_ensemble_counts(reward, tmp_path):
+    members = [load_scalar(reward[0].path) for _ in range(2)]
+    members[1].shift += 2.0
+    (tmp_path / "both").mkdir()
+    Ensemble(members).save(tmp_path / "both")
+    AutoTokenizer.from_pretrained(reward[0].path).save_pretrained(tmp_path / "both")
+    both = (artifact_of(tmp_path / "both"),)
+    scores = []
+    for model, name in ((reward, "one"), (both, "two")):
+        run(model, [dataset(tmp_path, name, validation=ROWS[:3])], tmp_path / f"run-{name}")
+        scores.append([row["scores"] for row in read_json_lines(tmp_path / f"run-{name}/out/scores.jsonl")])
+    assert scores[1] == [pytest.approx([score - 1.0 for score in own], abs=2e-4) for own in scores[0]]
 
 
 def test_what_bounds_memory_changes_nothing(reward, tmp_path):
@@ -193,7 +215,7 @@ def test_a_score_that_is_not_finite_is_refused(reward, tmp_path):
     torch.nn.init.constant_(model.score.weight, float("nan"))
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(reward[0].path).save_pretrained(folder)
-    broken = (Artifact("import_model", "0" * 64, "reward_model", folder),)
+    broken = (artifact_of(folder),)
     with pytest.raises(ConfigError, match=r"^inputs.model: expected finite scores, got \[nan, nan\]"):
         run(broken, [dataset(tmp_path, "d", validation=ROWS[:1])], tmp_path / "run")
 
