@@ -33,13 +33,16 @@ KNOBS: dict[str, Any] = {
     "num_samples": 3,
     "seed": 5,
 }
-SEEN: list[tuple[str, str, float]] = []  # prompt, response and score of each call of `noting`, in order
+SEEN: list[tuple[str, str, float, int]] = []  # prompt, response, score, tokens of each call of `noting`, in order
 
 
 def noting(prompts: Any, completions: Any, completion_ids: list[list[int]], **others: Any) -> list[float]:
     """The number of different tokens, which ties often."""
     scores = [float(len(set(ids))) for ids in completion_ids]
-    SEEN.extend((str(p), c[0]["content"], score) for p, c, score in zip(prompts, completions, scores, strict=True))
+    SEEN.extend(
+        (str(prompt), completion[0]["content"], score, len(ids))
+        for prompt, completion, score, ids in zip(prompts, completions, scores, completion_ids, strict=True)
+    )
     return scores
 
 
@@ -109,17 +112,19 @@ def test_the_figures_are_those_of_the_responses(ruled: Inputs, tmp_path: Path) -
     gold = gold_scorer([read_info(folder) for folder in ruled.folders("prompts")])
     assert gold is not None
     prompts = [row["prompt"] for row in itertools.islice(read_rows(ruled.folders("prompts"), "test"), 7)]
-    by_prompt: dict[str, list[tuple[str, float]]] = {}
-    for asked, text, score in SEEN:
-        by_prompt.setdefault(asked, []).append((text, score))
+    by_prompt: dict[str, list[tuple[str, float, int]]] = {}
+    for asked, *rest in SEEN:
+        by_prompt.setdefault(asked, []).append(tuple(rest))  # type: ignore[arg-type]
     assert [len(own) for own in by_prompt.values()] == [6] * 7
-    found: dict[str, list[float]] = {"gold": [], "rules": [], "win": []}
+    found: dict[str, list[float]] = {"gold": [], "rules": [], "win": [], "tokens": []}
     for prompt in prompts:
-        own = [(gold(prompt, text).overall, score) for text, score in by_prompt[str(prompt)]]
+        own = [(gold(prompt, text).overall, score, tokens) for text, score, tokens in by_prompt[str(prompt)]]
         for pair in itertools.combinations(own[:5], 2):
-            best = [judged for judged, score in pair if score == max(s for _, s in pair)]
-            found["gold"].append(sum(best) / len(best))
-            found["rules"].append(2.0 * max(score for _, score in pair))
+            top = max(score for _, score, _ in pair)
+            chosen = [each for each in pair if each[1] == top]
+            found["gold"].append(sum(judged for judged, _, _ in chosen) / len(chosen))
+            found["tokens"].append(sum(tokens for _, _, tokens in chosen) / len(chosen))
+            found["rules"].append(2.0 * top)
         for pair in itertools.combinations(range(6), 2):
             best = [own[i][0] for i in pair if own[i][1] == max(own[j][1] for j in pair)]
             for other in (own[i][0] for i in range(6) if i not in pair):
@@ -127,13 +132,14 @@ def test_the_figures_are_those_of_the_responses(ruled: Inputs, tmp_path: Path) -
     (row,) = [row for row in log_of(tmp_path) if row["step"] == 2]
     assert row["gold/score"] == pytest.approx(np.mean(found["gold"]), abs=1e-9)
     assert row["rules/score"] == pytest.approx(np.mean(found["rules"]), abs=1e-9)
+    assert row["response_tokens"] == pytest.approx(np.mean(found["tokens"]), abs=1e-9)
     assert row["win_rate"] == pytest.approx(np.mean(found["win"]), abs=1e-9)
-    assert len({text for text, _ in by_prompt[str(prompts[0])]}) > 3  # each draws for itself
-    assert len({score for _, score in by_prompt[str(prompts[0])]}) < 6  # there are ties
+    assert len({text for text, _, _ in by_prompt[str(prompts[0])]}) > 3  # each draws for itself
+    assert len({score for _, score, _ in by_prompt[str(prompts[0])]}) < 6  # there are ties
     shown = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     assert len(shown) == 3
     for each, prompt in zip(shown, prompts, strict=False):
-        texts, scores = zip(*by_prompt[str(prompt)], strict=True)
+        texts, scores, _ = zip(*by_prompt[str(prompt)], strict=True)
         assert each["single_response"] == texts[5]
         assert each["response"] == texts[scores.index(max(scores[:5]))]
         assert each["gold"] == gold(prompt, each["response"]).overall
