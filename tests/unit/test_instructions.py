@@ -48,51 +48,56 @@ FOREIGN = {
     "pl": "Stara droga jest długa i słońce grzeje mały rynek we wsi",
     "sv": "Den gamla vägen är lång och solen värmer det lilla torget i byn",
     "fi": "Vanha tie on pitkä ja aurinko lämmittää kylän pientä toria",
-    "tr": "Eski yol uzun ve güneş köyün küçük meydanını ısıtıyor",
+    "tr": "Bu eski yol çok uzun ve bizim köyümüz çok güzel bir yer",
 }
+
+
+def at_least(of, kind, number, relation="relation"):
+    """The number that an instruction asks for at least; 0 if it asks for fewer than that, or is not there."""
+    own = of.get(kind, {})
+    return own[number] if own and own.get(relation, "at least") == "at least" else 0
+
+
+def body_of(of, sentence):
+    """Sentences and words, as many as asked for."""
+    body = [f"{sentence}."]
+    if {"change_case:english_capital", "change_case:english_lowercase"} & {*of}:
+        body = [f"{sentence} and it is good to be here with all of you"]  # langdetect needs some text
+    body += of.get("keywords:existence", {}).get("keywords", [])
+    body += [of.get("keywords:frequency", {}).get("keyword")] * at_least(of, "keywords:frequency", "frequency")
+    # The sentence has every common letter.
+    body += [sentence] * at_least(of, "keywords:letter_frequency", "let_frequency", "let_relation")
+    body += [f"{sentence}."] * -(-at_least(of, "length_constraints:number_words", "num_words") // 8)
+    body += [f"{sentence}."] * at_least(of, "length_constraints:number_sentences", "num_sentences")
+    capitals = at_least(of, "change_case:capital_word_frequency", "capital_frequency", "capital_relation")
+    body += ["SUN"] * capitals
+    body += ["[name]"] * at_least(of, "detectable_content:number_placeholders", "num_placeholders")
+    body += ["*warm*"] * at_least(of, "detectable_format:number_highlighted_sections", "num_highlights")
+    body += ["<<warm>>"] * ("detectable_format:title" in of)
+    body += ["My answer is maybe."] * ("detectable_format:constrained_response" in of)
+    return " ".join(body)
+
+
+def divided(text, of, sentence):
+    """The text in paragraphs, sections, bullets, versions or JSON."""
+    text += "\n***\nwarm" * (at_least(of, "length_constraints:number_paragraphs", "num_paragraphs") - 1)
+    if own := of.get("length_constraints:nth_paragraph_first_word"):
+        parts = [text, *["warm"] * (own["num_paragraphs"] - 1)]
+        parts[own["nth_paragraph"] - 1] = f"{own['first_word']} {parts[own['nth_paragraph'] - 1]}"
+        text = "\n\n".join(parts)
+    if own := of.get("detectable_format:multiple_sections"):
+        text += "".join(f"\n{own['section_spliter']} {number + 1}" for number in range(own["num_sections"]))
+    if own := of.get("detectable_format:number_bullet_lists"):
+        text += f"\n* {sentence}" * own["num_bullets"] + "\n"
+    text += "\n******\nA road" * ("combination:two_responses" in of)
+    return json.dumps({"text": text}) if "detectable_format:json_format" in of else text
 
 
 def response_to(asked):
     """Write a response that follows all instructions, as a person with these in mind would."""
     of = dict(asked)
     sentence = FOREIGN.get(of.get("language:response_language", {}).get("language"), ENGLISH)
-    body = [f"{sentence}."]
-    if "change_case:english_capital" in of or "change_case:english_lowercase" in of:
-        body = [f"{sentence} and it is good to be here with all of you"]  # langdetect needs some text
-    body += of.get("keywords:existence", {}).get("keywords", [])
-    if (own := of.get("keywords:frequency")) and own["relation"] == "at least":
-        body += [own["keyword"]] * own["frequency"]
-    if (own := of.get("keywords:letter_frequency")) and own["let_relation"] == "at least":
-        body += [sentence] * own["let_frequency"]  # it has every common letter
-    if (own := of.get("length_constraints:number_words")) and own["relation"] == "at least":
-        body += [f"{sentence}."] * (own["num_words"] // 8 + 1)
-    if (own := of.get("length_constraints:number_sentences")) and own["relation"] == "at least":
-        body += [f"{sentence}."] * own["num_sentences"]
-    if (own := of.get("change_case:capital_word_frequency")) and own["capital_relation"] == "at least":
-        body += ["SUN"] * own["capital_frequency"]
-    body += ["[name]"] * of.get("detectable_content:number_placeholders", {}).get("num_placeholders", 0)
-    highlights = of.get("detectable_format:number_highlighted_sections", {}).get("num_highlights", 0)
-    body += ["*warm*"] * highlights
-    if "detectable_format:title" in of:
-        body.insert(0, "<<warm>>")
-    if "detectable_format:constrained_response" in of:
-        body.append("My answer is maybe.")
-    text = " ".join(body)
-    if own := of.get("length_constraints:number_paragraphs"):
-        text += "\n***\nwarm" * (own["num_paragraphs"] - 1)
-    if own := of.get("length_constraints:nth_paragraph_first_word"):
-        parts = [text, *["warm"] * (own["num_paragraphs"] - 1)]
-        parts[own["nth_paragraph"] - 1] = f"{own['first_word']} {parts[own['nth_paragraph'] - 1]}"
-        text = "\n\n".join(parts)
-    if own := of.get("detectable_format:multiple_sections"):
-        heads = [f"{own['section_spliter']} {number + 1}" for number in range(own["num_sections"])]
-        text += "\n" + "\n".join(heads)
-    if own := of.get("detectable_format:number_bullet_lists"):
-        text += f"\n* {sentence}" * own["num_bullets"] + "\n"
-    if "combination:two_responses" in of:
-        text += "\n******\nA road"
-    if "detectable_format:json_format" in of:
-        text = json.dumps({"text": text})
+    text = divided(body_of(of, sentence), of, sentence)
     if own := of.get("combination:repeat_prompt"):
         text = f"{own['prompt_to_repeat']} {text}"
     if own := of.get("detectable_content:postscript"):
@@ -102,7 +107,7 @@ def response_to(asked):
     if "startend:quotation" in of:
         text = f'"{text}"'
     if "change_case:english_capital" in of:
-        text = text.upper()
+        return text.upper()
     return text.lower() if "change_case:english_lowercase" in of else text
 
 
