@@ -44,6 +44,7 @@ _MEANING = {
     "comparisons": (
         "marked: the responses, best first; a reward model scores each at its last token"
     ),
+    "unpaired": "marked: the response; its label says whether it is desirable",
     "items": "marked: the candidates, scored after their context",
     "labelled": "the columns that finetune reads",
 }
@@ -141,6 +142,7 @@ _SHOWN = {  # columns that the rendering of a record already shows
     "demonstrations": ("messages",),
     "prompts": ("prompt",),
     "comparisons": ("prompt", "responses", "ranks"),
+    "unpaired": ("prompt", "completion", "label"),
     "items": ("contexts", "completions", "labels", "answer_context"),
     "labelled": (),
 }
@@ -175,8 +177,8 @@ def _plain(record: str, row: Row, tokenizer: None) -> tuple[str, list[Block]]:
         blocks.append([(f"{message['role']}: ", False), (said, is_trained)])
     if record == "prompts":
         blocks.append(_line("assistant: ..."))
-    for rank, response in _ranked(row):
-        blocks.append([(f"rank {rank}: ", False), (response, True)])
+    for name, response in _answers(record, row):
+        blocks.append([(f"{name}: ", False), (response, True)])
     return "", blocks
 
 
@@ -188,8 +190,12 @@ def _candidate(row: Row, i: int, context: Block) -> Block:
     ]
 
 
-def _ranked(row: Row) -> list[tuple[int, str]]:
-    return sorted(zip(row.get("ranks", ()), row.get("responses", ()), strict=True))
+def _answers(record: str, row: Row) -> list[tuple[str, str]]:
+    """Return the responses beside a prompt, each with its rank or label, the best first."""
+    if record == "unpaired":
+        return [("desirable" if row["label"] else "undesirable", row["completion"])]
+    ranked = sorted(zip(row.get("ranks", ()), row.get("responses", ()), strict=True))
+    return [(f"rank {rank}", response) for rank, response in ranked]
 
 
 def _encoded(record: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Block]]:
@@ -219,14 +225,14 @@ def _encoded(record: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple
         if record == "prompts":
             (ids,) = encode_prompts(tokenizer, [row["prompt"]], "row")
             return f", {len(ids):,} tokens", [[(_decoded(tokenizer, ids), False)]]
-        if record == "comparisons":
+        if record in ("comparisons", "unpaired"):
             (prompt,) = encode_prompts(tokenizer, [row["prompt"]], "row")
             blocks = [[(_decoded(tokenizer, prompt), False)]]
-            for rank, response in _ranked(row):
+            for name, response in _answers(record, row):
                 (ids,) = encode_dialogues(tokenizer, [row["prompt"]], [response], "row")
                 marks = [i >= len(prompt) for i in range(len(ids))]
                 answer = [run for run in _runs(tokenizer, ids, marks) if run[1]]
-                blocks.append([(f"rank {rank}, {len(ids):,} tokens: ", False), *answer])
+                blocks.append([(f"{name}, {len(ids):,} tokens: ", False), *answer])
             return "", blocks
     except TemplateRefusal as error:
         return "", [_line(error.reason)]

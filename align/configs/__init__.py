@@ -9,9 +9,9 @@ openai/lm-human-preferences; [GPT-1] Radford et al. 2018 and openai/finetune-tra
 openai/gpt-2; [GPT-3] Brown et al. 2020; [GPT-4] OpenAI 2023; [T5] Raffel et al. 2020; [LLaMA]
 Touvron et al. 2023; [LoRA] Hu et al. 2021; [Muon] Jordan et al. 2024 with the scale of Liu et al.
 2025; [GRPO] Shao et al. 2024, DeepSeekMath; [Dr. GRPO] Liu et al. 2025; [DAPO] Yu et al. 2025;
-[RLOO] Ahmadian et al. 2024; [DPO] Rafailov et al. 2023; [RAFT] Dong et al. 2023 and
-OptimalScale/LMFlow; [Gao] Gao et al. 2022, on overoptimization; [TRL] the defaults of TRL 1.16;
-[ours] measured or judged here.
+[RLOO] Ahmadian et al. 2024; [DPO] Rafailov et al. 2023; [KTO] Ethayarajh et al. 2024; [APO]
+D'Oosterlinck et al. 2024; [RAFT] Dong et al. 2023 and OptimalScale/LMFlow; [Gao] Gao et al. 2022,
+on overoptimization; [TRL] the defaults of TRL 1.16; [ours] measured or judged here.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from align.configs.knobs import (
     knob,
     require,
 )
+from align.configs.kto import Kto
 from align.configs.models import LoraConfig, ModelConfig
 from align.configs.plugins import complaints, stages_of_plugins
 from align.configs.ppo import Ppo
@@ -65,6 +66,7 @@ __all__ = [
     "HardwareConfig",
     "ImportModel",
     "JudgeConfig",
+    "Kto",
     "LoraConfig",
     "ModelConfig",
     "Ppo",
@@ -100,6 +102,7 @@ _ALL = (
     Collect,
     Reward,
     Dpo,
+    Kto,
     Ppo,
     Grpo,
     Rloo,

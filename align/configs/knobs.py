@@ -13,7 +13,9 @@ from align.errors import ConfigError
 
 T = TypeVar("T")
 
-RECORDS = ("documents", "demonstrations", "comparisons", "prompts", "items", "labelled")
+RECORDS = (
+    *("documents", "demonstrations", "comparisons", "unpaired", "prompts", "items", "labelled"),
+)
 SPLITS = ("train", "validation", "test")
 PRECISIONS = ("fp32", "bf16")
 ON_NONFINITE = ("stop", "skip")

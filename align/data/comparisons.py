@@ -317,6 +317,16 @@ def labelled_answer(row: dict[str, Any]) -> tuple[str, Row]:
     return _answer(row, asked_in(row, "prompt"), column, 1.0 if is_good(row) else 0.0)
 
 
+def unpaired_answer(row: dict[str, Any]) -> Iterator[Row]:
+    """Read KTO's row as it is: an answer, and whether it is good; no other answer is needed."""
+    _, answer = labelled_answer(row)
+    yield {
+        "prompt": answer["prompt"],
+        "completion": answer["text"],
+        "label": answer["score"] == 1.0,
+    }
+
+
 def rated_answer(row: dict[str, Any]) -> tuple[str, Row]:
     """Read HelpSteer's row: an answer and its attributes; helpfulness is its score."""
     score = number(row.get("helpfulness"))

@@ -420,6 +420,7 @@ FORMATS: dict[str, tuple[str, Format]] = {  # name -> (record of its rows, funct
     ),
     "hhh": ("comparisons", comparisons.labelled_targets),
     "oasst_tree_ranked": ("comparisons", oasst.tree_comparisons),
+    "unpaired": ("unpaired", comparisons.unpaired_answer),
     "prompt": ("prompts", prompt("prompt")),
     "question": ("prompts", prompt("question")),
     "query": ("prompts", prompt("query")),
@@ -541,6 +542,8 @@ LAYOUTS = (
     _layout("content", "content"),
     _layout("document", "document"),
     _layout("page_content", "page_content"),
+    _layout("unpaired", "prompt completion label"),
+    _layout("unpaired", "prompt response label"),
 )
 # Columns that a layout reads but does not need.
 _OPTIONAL = "system system_prompt tools input context history message_tree_id rank deleted"
@@ -561,6 +564,7 @@ _NEEDS = {  # record -> (its simplest layout, other layouts to suggest)
         "prompt chosen rejected",
         "chosen, rejected; prompt, responses, ranks; prompt, completion, label",
     ),
+    "unpaired": ("prompt completion label", "prompt, response, label"),
 }
 
 

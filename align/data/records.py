@@ -1,9 +1,10 @@
-"""The six records that a row can be, their checks, and the dataset artifact that holds the rows.
+"""The seven records that a row can be, their checks, and the dataset artifact that holds the rows.
 
     documents       {"text"}
     demonstrations  {"messages"}                        the last message is the assistant's
     prompts         {"prompt"}                          messages; the last is a user's or a tool's
     comparisons     {"prompt", "responses", "ranks"}    rank 1 is best, equal ranks are ties
+    unpaired        {"prompt", "completion", "label"}   a response and whether it is good, as a bool
     items           {"contexts", "completions", "labels", "group"}
                     the candidates of a task that is scored by likelihood, with label 1 for right;
                     {"answer_context"} too, to compare a candidate's likelihood after its context
@@ -52,6 +53,7 @@ CONVERTS = frozenset(
                 "demonstrations",
                 "prompts",
                 "comparisons",
+                "unpaired",
                 "items",
                 "labelled",
             )
@@ -72,6 +74,7 @@ _FIELDS = {  # record -> its own columns; in other records these names are a use
     "demonstrations": ("messages",),
     "prompts": ("prompt",),
     "comparisons": ("prompt", "responses", "ranks"),
+    "unpaired": ("prompt",),
     "candidates": ("prompt", "responses"),
     "items": ("contexts", "completions", "labels"),
     "labelled": (),  # none: a label may be text or a number
@@ -210,8 +213,7 @@ def check_row(record: str, row: Row) -> Row:
         _expect_last(prompt, ("user", "tool"), "prompt")
         texts = texts_of_messages(prompt)
         row = {**row, "prompt": prompt}
-        if record == "comparisons":
-            texts += _check_ranking(row)
+        texts += _check_responses(record, row)
     if not all(text.strip() for text in texts):
         raise Dropped("empty text")
     for name, value in row.items():
@@ -237,6 +239,17 @@ def _expect_last(messages: list[Message], roles: tuple[str, ...], field: str) ->
             f"{field}[{len(messages) - 1}].role",
             f"expected the {' or '.join(roles)} last, got {last}",
         )
+
+
+def _check_responses(record: str, row: Row) -> list[str]:
+    """Check the responses beside a prompt, and return their texts; prompts alone have none."""
+    if record == "comparisons":
+        return _check_ranking(row)
+    if record == "unpaired":
+        if not isinstance(row.get("label"), bool):
+            raise Malformed("label", f"expected true or false, got {_kind(row.get('label'))}")
+        return [check_text(row.get("completion"), "completion")]
+    return []
 
 
 def _check_ranking(row: Row) -> list[str]:

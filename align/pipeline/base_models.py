@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from align.configs import Dpo, Ppo, Reward, Sft
+from align.configs import Dpo, Kto, Reward, Sft
 from align.configs.rollouts import RolloutConfig
 from align.errors import ConfigError
 from align.store.artifacts import ArtifactStore, base_name
@@ -83,7 +83,7 @@ def _root(source: Source, steps: Mapping[Key, Step], store: ArtifactStore) -> Ro
         return Root(base, source.ref if base == key else _name(base, steps, store), base != key)
     step = steps[key]
     if (
-        not isinstance(step.config, Sft | Reward | Dpo | RolloutConfig)
+        not isinstance(step.config, Sft | Reward | Dpo | Kto | RolloutConfig)
         or step.config.lora.rank is None
         or step.config.lora.merged
     ):

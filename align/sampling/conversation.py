@@ -26,7 +26,7 @@ def learned_dialogues(store: ArtifactStore, artifact: Artifact) -> bool:
     that was given as a file.
     """
     for made in store.lineage(artifact):
-        if made.stage in ("sft", "dpo", "prompt") or learns_from_rewards(made.stage):
+        if made.stage in ("sft", "dpo", "kto", "prompt") or learns_from_rewards(made.stage):
             return True
         if made.stage == "pretrain" and not made.manifest["inputs"].get("model"):
             return False

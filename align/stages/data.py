@@ -657,6 +657,8 @@ def _chars(row: Row, record: str) -> int:
         said = sum(
             len(message["content"]) + len(message.get("tool_calls", "")) for message in messages
         )
+        if record == "unpaired":
+            return said + len(row["completion"])
         responses = row["responses"] if record == "comparisons" else []
         return said + max(map(len, responses), default=0)
     if "texts" in row:

@@ -10,7 +10,7 @@ replaces RMSprop.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,7 +19,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.configs import Dpo, filled
-from align.data.records import Row, read_rows
 from align.errors import ConfigError
 from align.losses.dpo import dpo_loss
 from align.losses.preference import ordered_rewards, pairwise_accuracy
@@ -32,17 +31,18 @@ from align.models.load import (
     save_model,
     sequence_length,
 )
-from align.models.packed import learned_logprobs
 from align.models.vocabulary import DRAWN
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
 from align.store.checkpoints import restore_parameters
-from align.text.chat import Encoded, TemplateRefusal, encode_conversations
-from align.text.packing import micro_batches, pack
+from align.text.chat import Encoded, encode_responses
+from align.text.packing import micro_batches
+from align.text.rankings import encode_rankings, nothing_to_learn
 from align.training.activations import fit_activations
 from align.training.loss_guard import Guard
 from align.training.optimizers import adamw, clip_gradients, cosine_factor, step_all, warmup_of
 from align.training.preflight import doubts
+from align.training.response_logprobs import all_response_logprobs, response_logprobs
 from align.training.row_order import RowOrder
 
 _ADAPTER = "dpo"
@@ -77,7 +77,7 @@ def run(cfg: Dpo, inputs: Inputs, job: Job) -> Metrics:
     train, dropped = _rankings(inputs, "train", tokenizer, length, job)
     held_out, _ = _rankings(inputs, "validation", tokenizer, length, job)
     if not train:
-        raise ConfigError(_nothing_to_learn(dropped, length))
+        raise ConfigError(nothing_to_learn(dropped, length))
     if not held_out:
         job.log.info("there are no validation rows, so no validation loss is reported")
 
@@ -85,7 +85,7 @@ def run(cfg: Dpo, inputs: Inputs, job: Job) -> Metrics:
     if cfg.lora.rank is not None:
         adapters = fresh_adapter(model, folder, cfg.lora, _ADAPTER)
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    held_out_reference = _all_logprobs(model, held_out, job, cfg.precision)
+    held_out_reference = _reference(model, held_out, "validation", job, cfg.precision)
     _train(cfg, model, train, job)
     metrics = {"rankings": float(len(train)), "dropped": float(dropped)}
     metrics["tokens"] = float(cfg.num_epochs * sum(ranking.tokens for ranking in train))
@@ -111,99 +111,20 @@ def run(cfg: Dpo, inputs: Inputs, job: Job) -> Metrics:
 def _rankings(
     inputs: Inputs, split: str, tokenizer: PreTrainedTokenizerBase, length: int, job: Job
 ) -> tuple[list[Ranking], int]:
-    """Return the usable rankings, and how many rows are not usable.
-
-    A usable ranking has an order, and its sequences fit into `length` tokens.
-
-    Raises:
-        ConfigError: the chat template refuses a row.
-    """
-    rows = list(read_rows(inputs.folders("data"), split))
-    owners = [i for i, row in enumerate(rows) for _ in row["responses"]]
-    conversations = [turns for row in rows for turns in _conversations(row)]
-    try:
-        encoded = iter(encode_conversations(tokenizer, conversations))
-    except TemplateRefusal as error:
-        raise ConfigError(
-            f"inputs.data: {split} row {owners[error.index] + 1}: {error.reason}"
-        ) from None
-    rankings, tied, long = [], 0, 0
-    for row in rows:
-        found: dict[tuple[int, ...], int] = {}
-        sequences: list[Encoded] = []
-        places = []
-        for sequence in itertools.islice(encoded, len(row["responses"])):
-            place = found.setdefault(tuple(sequence.ids), len(sequences))
-            sequences += [sequence] * (place == len(sequences))
-            places.append(place)
-        if len(set(row["ranks"])) == 1:
-            tied += 1
-        elif max(len(sequence.ids) for sequence in sequences) > length:
-            long += 1
-        else:
-            rankings.append(Ranking(sequences, places, row["ranks"]))
-    for count, why in (
-        (tied, "all tied"),
-        (long, f"longer than sequence_length, {length:,} tokens"),
-    ):
-        if count:
-            job.log.info(f"{count:,} of {len(rows):,} {split} rankings left out: {why}")
-    return rankings, tied + long
+    """Return the usable rankings, and how many rows are not usable."""
+    encode = functools.partial(encode_responses, tokenizer)
+    found, left_out = encode_rankings(inputs.folders("data"), split, encode, length, job.log.info)
+    return [Ranking(each.sequences, each.places, each.row["ranks"]) for each in found], left_out
 
 
-def _conversations(row: Row) -> list[list[dict[str, object]]]:
-    """Return the prompt with each response. Only the response counts, not earlier answers."""
-    before = [
-        message | {"weight": 0} if message["role"] == "assistant" else message
-        for message in row["prompt"]
-    ]
-    return [[*before, {"role": "assistant", "content": text}] for text in row["responses"]]
-
-
-def _nothing_to_learn(dropped: int, length: int) -> str:
-    if dropped:
-        return (
-            "inputs.data: no ranking is left to learn from: all are tied, or longer than"
-            f" {length:,} tokens"
-        )
-    return (
-        "inputs.data: it has no training rows; to train on all of its rows, make the data"
-        " first: align data source=... record=comparisons split=train name=mine/data"
-    )
-
-
-# -- log-probs -------------------------------------------------------------------------------------
-
-
-def _logprobs(
-    model: PreTrainedModel, sequences: Sequence[Encoded], job: Job, precision: str
-) -> torch.Tensor:
-    """Return log p of each response, `[N]` in nats: the sum over its tokens."""
-    packed = pack([sequence.ids for sequence in sequences], job.device)
-    learned = torch.tensor(
-        [flag for sequence in sequences for flag in sequence.by_assistant], device=job.device
-    )
-    with job.compute(precision).autocast():
-        logprobs = learned_logprobs(model, packed, learned)
-    owners = torch.repeat_interleave(
-        torch.arange(len(sequences)), torch.tensor([sum(s.by_assistant) for s in sequences])
-    ).to(job.device)
-    return torch.zeros(len(sequences), device=job.device).index_add(0, owners, logprobs)
-
-
-@torch.no_grad()
-def _all_logprobs(
-    model: PreTrainedModel, rankings: Sequence[Ranking], job: Job, precision: str
+def _reference(
+    model: PreTrainedModel, rankings: Sequence[Ranking], split: str, job: Job, precision: str
 ) -> list[torch.Tensor]:
-    """Return log p of the responses of each ranking, with the work shared over all processes."""
+    """Return log p of the responses of each ranking under the given model."""
     sequences = [sequence for ranking in rankings for sequence in ranking.sequences]
-    flat = torch.zeros(len(sequences), device=job.device)
-    mine = job.group.share(range(len(sequences)))
-    for group in micro_batches([len(sequences[i].ids) for i in mine], job.max_tokens):
-        job.resume.stop_if_asked()
-        places = [mine[i] for i in group]
-        flat[places] = _logprobs(model, [sequences[i] for i in places], job, precision)
-    job.group.all_reduce(flat)  # each process filled in its own part; the rest is 0
+    unit = f"{split} responses under the given model"
+    with job.progress(len(job.group.share(sequences)), unit) as advance:
+        flat = all_response_logprobs(model, sequences, job, precision, advance)
     return _by_ranking(flat, rankings)
 
 
@@ -244,8 +165,7 @@ def _train(cfg: Dpo, model: PreTrainedModel, train: Sequence[Ranking], job: Job)
         optimizer.load_state_dict(state["optimizer"])
         guard.recent = state["recent"]
     else:
-        job.log.info(f"log-probs of the given model: {len(train):,} rankings")
-        reference = _all_logprobs(model, train, job, cfg.precision)
+        reference = _reference(model, train, "training", job, cfg.precision)
 
     for step in job.steps(total, start):
         chosen = order.of_step(step, cfg.batch_size).tolist()
@@ -285,7 +205,7 @@ def _accumulate(
             logprobs = _backward_in_parts(cfg, model, group[0], len(batch), job)
         else:
             sequences = [sequence for ranking, _ in group for sequence in ranking.sequences]
-            logprobs = _logprobs(model, sequences, job, cfg.precision)
+            logprobs = response_logprobs(model, sequences, job, cfg.precision)
             (_losses(cfg, logprobs, group) / len(batch)).backward()
         totals += _totals(cfg, logprobs.detach(), group)
     job.group.all_reduce(totals)
@@ -344,7 +264,7 @@ def _backward_in_parts(
     groups = micro_batches([len(sequence.ids) for sequence in sequences], job.max_tokens)
 
     def part(group: list[int]) -> torch.Tensor:
-        return _logprobs(model, [sequences[i] for i in group], job, cfg.precision)
+        return response_logprobs(model, [sequences[i] for i in group], job, cfg.precision)
 
     logprobs = torch.zeros(len(sequences), device=job.device)
     with torch.no_grad():
@@ -386,9 +306,10 @@ def _validation(
     job: Job,
 ) -> Metrics:
     """Return how the tuned model orders held-out rankings, and by what margin."""
-    found = _all_logprobs(model, held_out, job, cfg.precision)
+    sequences = [sequence for ranking in held_out for sequence in ranking.sequences]
+    found = all_response_logprobs(model, sequences, job, cfg.precision)
     group = list(zip(held_out, reference, strict=True))
-    loss, right, pairs, better, worse = _totals(cfg, torch.cat(found), group).tolist()
+    loss, right, pairs, better, worse = _totals(cfg, found, group).tolist()
     return {
         "eval/loss": loss / len(held_out),
         "eval/accuracy": right / pairs,

@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from align.configs import Reward, filled
-from align.data.records import Row, read_rows
+from align.data.records import Message, Row, read_rows
 from align.errors import ConfigError
 from align.evals.calibration import calibration_error, reliability, temperature
 from align.evals.intervals import few, few_warning
@@ -41,8 +41,9 @@ from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.store.checkpoints import restore_parameters
-from align.text.chat import TemplateRefusal, encode_conversations, encode_dialogues, takes_tools
+from align.text.chat import Encoded, encode_conversations, encode_dialogues, takes_tools
 from align.text.packing import micro_batches, pack
+from align.text.rankings import encode_rankings, nothing_to_learn
 from align.training.activations import fit_activations
 from align.training.loss_guard import Guard
 from align.training.optimizers import (
@@ -222,14 +223,9 @@ def _training_rankings(
             )
         if unrated:
             job.log.info(f"{unrated:,} of {len(train):,} training rankings have no ratings")
-    if train:
-        return train, dropped
-    if dropped:
-        raise ConfigError(f"inputs.data: no ranking is left to learn from within {length:,} tokens")
-    raise ConfigError(
-        "inputs.data: it has no training rows; to train on all of its rows, make the data"
-        " first: align data source=... record=comparisons split=train name=mine/data"
-    )
+    if not train:
+        raise ConfigError(nothing_to_learn(dropped, length))
+    return train, dropped
 
 
 def _rankings(
@@ -240,55 +236,27 @@ def _rankings(
     length: int,
     job: Job,
 ) -> tuple[list[Ranking], int]:
-    """Return the usable rankings, and how many rows are not usable.
+    """Return the usable rankings, and how many rows are not usable."""
 
-    A usable ranking has an order, and its sequences fit into `length` tokens.
+    def encode(prompts: Sequence[list[Message]], responses: Sequence[str]) -> list[Encoded]:
+        # A reward model reads sequences as a whole, so it needs no mask.
+        return [Encoded(ids, []) for ids in encode_dialogues(tokenizer, prompts, responses)]
 
-    Raises:
-        ConfigError: the chat template refuses a row.
-    """
-    rows = list(read_rows(inputs.folders("data"), split))
-    count = [len(row["responses"]) for row in rows]
-    owners = [i for i, k in enumerate(count) for _ in range(k)]
-    responses = [text for row in rows for text in row["responses"]]
-    try:
-        encoded = iter(encode_dialogues(tokenizer, [rows[i]["prompt"] for i in owners], responses))
-    except TemplateRefusal as error:
-        raise ConfigError(
-            f"inputs.data: {split} row {owners[error.index] + 1}: {error.reason}"
-        ) from None
-    rankings, tied = [], 0
-    for row, k in zip(rows, count, strict=True):
-        found: dict[tuple[int, ...], int] = {}
-        places = [found.setdefault(tuple(next(encoded)), len(found)) for _ in range(k)]
-        if len(set(row["ranks"])) == 1:
-            tied += 1
-        elif max(map(len, found)) <= length:
-            rankings.append(
-                Ranking(
-                    list(map(list, found)),
-                    places,
-                    row["ranks"],
-                    row.get("gold"),
-                    _ratings(row, k, f"inputs.data: {split}") if cfg.margin else None,
-                    "" if row.get("labeler") is None else str(row["labeler"]),
-                    derive_seed(0, "reward", "half", json.dumps(row["prompt"])) % 2,
-                )
-            )
-    dropped = len(rows) - len(rankings)
-    if dropped:
-        why = _why_left_out(tied, dropped - tied, length)
-        job.log.info(f"{dropped:,} of {len(rows):,} {split} rankings left out: {why}")
-    return rankings, dropped
-
-
-def _why_left_out(tied: int, too_long: int, length: int) -> str:
-    why = []
-    if tied:
-        why.append(f"{tied:,} all tied")
-    if too_long:
-        why.append(f"{too_long:,} longer than sequence_length, {length:,} tokens")
-    return "; ".join(why)
+    found, left_out = encode_rankings(inputs.folders("data"), split, encode, length, job.log.info)
+    place = f"inputs.data: {split}"
+    rankings = [
+        Ranking(
+            [sequence.ids for sequence in sequences],
+            places,
+            row["ranks"],
+            row.get("gold"),
+            _ratings(row, len(places), place) if cfg.margin else None,
+            "" if row.get("labeler") is None else str(row["labeler"]),
+            derive_seed(0, "reward", "half", json.dumps(row["prompt"])) % 2,
+        )
+        for row, sequences, places in found
+    ]
+    return rankings, left_out
 
 
 def _ratings(row: Row, count: int, place: str) -> list[float] | None:

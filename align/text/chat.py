@@ -338,6 +338,26 @@ def encode_conversations(
     ]
 
 
+def encode_responses(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Message]], responses: Sequence[str]
+) -> list[Encoded]:
+    """Encode prompts with their responses, and mark the tokens of the responses alone.
+
+    Earlier answers in a prompt are not marked.
+
+    Raises:
+        TemplateRefusal: see `encode_conversations`.
+    """
+    conversations = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        before = [
+            message | {"weight": 0} if message["role"] == "assistant" else message
+            for message in prompt
+        ]
+        conversations.append([*before, {"role": "assistant", "content": response}])
+    return encode_conversations(tokenizer, conversations)
+
+
 def takes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the chat template writes the tools that it is given."""
     style = chat_format(tokenizer)
