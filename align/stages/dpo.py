@@ -406,10 +406,8 @@ def _gain_per_token(
     """Return log(p / p_ref) of the best responses of all rankings, in nats per token."""
     gained, tokens = 0.0, 0
     for ranking, own, given in zip(rankings, logprobs, reference, strict=True):
-        first = min(ranking.ranks)
-        for place in {
-            p for p, rank in zip(ranking.places, ranking.ranks, strict=True) if rank == first
-        }:
+        ranked = zip(ranking.places, ranking.ranks, strict=True)
+        for place in {place for place, rank in ranked if rank == min(ranking.ranks)}:
             gained += float(own[place] - given[place])
             tokens += sum(ranking.sequences[place].by_assistant)
     return gained / tokens
