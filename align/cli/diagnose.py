@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
     store = existing_store(options.store)
     left_out = strangers(store)
     found, others = of_refs(store, options.refs, left_out)
+    bad = [each.step for each in found if each.verdict == "bad"]
     if options.json:
         print(json.dumps([each.described() for each in found], indent=1))
     else:
@@ -44,21 +45,14 @@ def main(arguments: list[str]) -> int:
         if table.rows:
             print_table(console, table.columns, table.rows)
             console.print()
-        bad = [each for each in found if each.verdict == "bad"]
         for line in advice(found):
             print_sentence(console, line)
-        for each in bad:
-            if each.cause:
-                print_sentence(
-                    console, f"{each.step} is bad, too; the likely cause is {each.cause}."
-                )
         if not bad:
             print_sentence(console, "No step is bad.")
         if others:
             print_sentence(console, f"Not judged: {', '.join(others)}.", style="dim")
         for line in left_out:
             print_sentence(console, f"Left out: {line}.")
-    bad_steps = [each.step for each in found if each.verdict == "bad"]
-    if options.check and bad_steps:
-        raise HealthStop(f"{', '.join(options.refs)}: bad: {', '.join(bad_steps)}")
+    if options.check and bad:
+        raise HealthStop(f"{', '.join(options.refs)}: bad: {', '.join(bad)}")
     return 0

@@ -40,6 +40,7 @@ class Diagnosis:
     Attributes:
         findings: at least one; the one that decides comes first.
         cause: the first bad step that it was made from; "" if none is bad, or this step is not.
+        doubts: if this step is bad, the steps that it was made from of which no rule can tell.
     """
 
     step: str
@@ -47,6 +48,7 @@ class Diagnosis:
     ref: str
     findings: tuple[Finding, ...]
     cause: str
+    doubts: tuple[str, ...]
 
     @property
     def verdict(self) -> Verdict:
@@ -71,6 +73,7 @@ class Diagnosis:
             "artifact": self.ref,
             "verdict": self.verdict,
             "cause": self.cause or None,
+            "doubts": [*self.doubts],
             "findings": [finding._asdict() for finding in self.findings],
         }
 
@@ -85,7 +88,8 @@ def diagnose(made: Sequence[Made], steps: Sequence[Unfinished] = ()) -> list[Dia
     logged: list[Logged] = [*made, *steps]
     by_key = {each.key: each for each in made}
     inputs = {each.key: [key for _, key in each.inputs] for each in logged}
-    bad: dict[str, str] = {}  # names of bad steps by their keys, inputs first
+    verdicts: dict[str, Verdict] = {}  # by key, inputs first
+    names = {each.key: each.name for each in logged}
     found = []
     for each in logged:
         findings = sorted(
@@ -93,15 +97,17 @@ def diagnose(made: Sequence[Made], steps: Sequence[Unfinished] = ()) -> list[Dia
         )
         if not findings:
             continue
-        before = _ancestors(each.key, inputs)
-        is_bad = findings[0].verdict == "bad"
-        cause = next((name for key, name in bad.items() if key in before), "") if is_bad else ""
-        if is_bad:
-            bad[each.key] = each.name
-        ref = each.artifact.ref if isinstance(each, Made) else f"{each.stage}@{each.key}"
+        verdicts[each.key] = findings[0].verdict
+        before = _ancestors(each.key, inputs) if findings[0].verdict == "bad" else set()
+        judged = [(names[key], verdict) for key, verdict in verdicts.items() if key in before]
         found.append(
             Diagnosis(
-                step=each.name, stage=each.stage, ref=ref, findings=tuple(findings), cause=cause
+                step=each.name,
+                stage=each.stage,
+                ref=each.artifact.ref if isinstance(each, Made) else f"{each.stage}@{each.key}",
+                findings=tuple(findings),
+                cause=next((name for name, verdict in judged if verdict == "bad"), ""),
+                doubts=tuple(name for name, verdict in judged if verdict == "cannot tell"),
             )
         )
     return found
@@ -125,12 +131,30 @@ def of_refs(
 
 
 def advice(found: Sequence[Diagnosis]) -> list[str]:
-    """Return sentences on what to do first: one for each bad step that no other one explains."""
-    return [
-        f"First: {each.step} is bad ({each.findings[0].figure}); {each.findings[0].advice}."
-        for each in found
-        if each.verdict == "bad" and not each.cause
-    ]
+    """Return what to do, in sentences: for each bad step that no other bad step explains.
+
+    The first step of the lineage comes first. Its other signs, and the steps after it that are bad,
+    are named.
+    """
+    lines: list[str] = []
+    for each in found:
+        if each.verdict != "bad" or each.cause:
+            continue
+        first, *others = [finding for finding in each.findings if finding.verdict == "bad"]
+        lead = f"Then mend {each.step}" if lines else f"Mend {each.step} first"
+        said = [f"{lead}: {first.figure}."]
+        if first.advice:
+            said.append(f"{first.advice[0].upper()}{first.advice[1:]}.")
+        if others:
+            said.append(f"More signs: {', '.join(finding.name for finding in others)}.")
+        if each.doubts:
+            said.append(f"Not shown to be good before it: {', '.join(each.doubts)}.")
+        after = [other.step for other in found if other.cause == each.step]
+        if after:
+            verb = "is" if len(after) == 1 else "are"
+            said.append(f"It is the likely cause why {', '.join(after)} {verb} bad, too.")
+        lines.append(" ".join(said))
+    return lines
 
 
 def as_table(found: Sequence[Diagnosis]) -> Table:
@@ -153,11 +177,11 @@ def _findings(
     if isinstance(step, Made) and step.artifact.kind == "evaluation":
         yield from judge_evaluation(step, by_key)
         return
-    yield from lost_to_start(step, steps, by_key)
     if learns_from_rewards(step.stage):
         yield from judge_policy(step, steps)
     elif step.stage in _RULES:
         yield from _RULES[step.stage](step, steps)
+    yield from lost_to_start(step, steps, by_key)
 
 
 def _ancestors(key: str, inputs: Mapping[str, Sequence[str]]) -> set[str]:

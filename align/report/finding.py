@@ -7,6 +7,11 @@ from typing import Literal, NamedTuple
 Verdict = Literal["good", "bad", "cannot tell"]
 
 
+def percent(share: float) -> str:
+    """Format a fraction as in `48 %`."""
+    return f"{100 * share:.0f} %"
+
+
 class Finding(NamedTuple):
     """One figure of a step, held against its threshold.
 

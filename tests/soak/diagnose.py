@@ -93,7 +93,14 @@ def end_is_masked(patch: pytest.MonkeyPatch) -> None:
 
 def rewarded(function: str, *more: str) -> tuple[str, ...]:
     functions = f"ppo.reward_functions={{soak_rewards:{function}:1.0}}"
-    return (*LONGER, functions, "ppo.inputs.reward_model=null", "ppo.kl_coef=0.01", *more)
+    return (
+        "ppo.num_iterations=60",
+        "ppo.learning_rate=0.001",
+        functions,
+        "ppo.inputs.reward_model=null",
+        "ppo.kl_coef=0.01",
+        *more,
+    )
 
 
 BROKEN = (

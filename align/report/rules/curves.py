@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from align.evals.trends import mean, standard_errors
-from align.report.finding import Finding
+from align.report.finding import Finding, percent
 from align.store.artifacts import is_number
 
 # A rise of the loss at the end counts from 5 % of its lowest mean and 3 standard errors on.
@@ -50,7 +50,7 @@ def loss_at_the_end(log: Sequence[dict[str, Any]]) -> Iterator[Finding]:
             "loss_rose",
             "bad",
             f"training loss rose from {low:.3g} to {end:.3g}",
-            f"at most {_RISE:.0%} above its lowest tenth",
+            f"at most {percent(_RISE)} above its lowest tenth",
             "ours, healthy quickstarts",
             "lower learning_rate",
         )

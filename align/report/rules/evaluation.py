@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from align.evals.intervals import FEW, is_few
 from align.evals.trends import REPEATED_RISE
-from align.report.finding import Finding
+from align.report.finding import Finding, percent
 from align.report.gather import Made
 from align.report.running import Logged
 from align.report.tables import Metrics, interval, opponents, side
@@ -46,8 +46,8 @@ def judge_evaluation(evaluation: Made, by_key: Mapping[str, Made]) -> Iterator[F
         yield Finding(
             "judge_order",
             "cannot tell",
-            f"the judge's two orders agree in {metrics['judge/consistent']:.0%} of pairs",
-            f"at least {_CONSISTENT:.0%}",
+            f"the judge's two orders agree in {percent(metrics['judge/consistent'])} of pairs",
+            f"at least {percent(_CONSISTENT)}",
             "below it, the order decides more often than the answers",
             "ask another judge",
         )
@@ -80,7 +80,7 @@ def _repeats(metrics: Metrics) -> Iterator[Finding]:
     yield Finding(
         "repeats",
         "bad",
-        f"{after:.0%} of 3-grams repeat the answer, {before:.0%} for the baseline",
+        f"{percent(after)} of 3-grams repeat the answer, {percent(before)} for the baseline",
         f"at most {100 * REPEATED_RISE:.0f} points above the baseline",
         "ours, healthy quickstarts",
         "look at the samples of the report; train nearer to the start",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from align.configs import learns_from_rewards
 from align.evals.trends import LEAST_ENDED
-from align.report.finding import Finding
+from align.report.finding import Finding, percent
 from align.report.rules.curves import loss_at_the_end, values
 from align.report.running import Logged
 
@@ -72,7 +72,7 @@ def _overfit(curve: Sequence[float], published: str) -> Iterator[Finding]:
         "overfit",
         "bad",
         f"held-out loss rose from {min(curve):.3g} to {curve[-1]:.3g}{kept}",
-        f"at most {_OVERFIT:.0%} above its lowest value",
+        f"at most {percent(_OVERFIT)} above its lowest value",
         "ours, healthy quickstarts",
         "give more rows, or train for fewer epochs",
     )
@@ -96,8 +96,8 @@ def _ends_turns(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
         yield Finding(
             "ends_turns",
             "good" if ended >= LEAST_ENDED else "bad",
-            f"{ended:.0%} of its responses end by themselves ({other.name})",
-            f"at least {LEAST_ENDED:.0%}",
+            f"{percent(ended)} of its responses end by themselves ({other.name})",
+            f"at least {percent(LEAST_ENDED)}",
             "health rule cut_off",
             "show that the end of turn is learned: align data ... --show 1 --tokenizer REF",
         )

@@ -17,7 +17,7 @@ from align.evals.trends import (
     standard_errors,
     thirds,
 )
-from align.report.finding import Finding
+from align.report.finding import Finding, percent
 from align.report.rules.curves import ends_of, tenths, values
 from align.report.running import Logged
 
@@ -34,15 +34,16 @@ _NO_DEFECT = {"unscored", "few_episodes", "nonfinite"}
 def judge_policy(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
     """Judge a policy: the score rose, held-out scores did not fall, nothing collapsed."""
     yield _reward(step)
-    yield from _events(step)
-    yield from over_optimised(step)
-    yield from _far_from_start(step)
+    # What went wrong comes before its general signs, because a reader acts on the first finding.
     yield from _variety(step)
+    yield from _over_optimised(step)
+    yield from _events(step)
+    yield from _far_from_start(step)
 
 
 def _reward(step: Logged) -> Finding:
     """Judge whether the score that the policy learns from rose."""
-    learned = learned_score(step)
+    learned = _learned_score(step)
     scores, kl = values(step.log, learned), values(step.log, "objective/kl")
     lengths = values(step.log, "response_tokens")
     if len(scores) < _LEAST:
@@ -79,7 +80,7 @@ def _reward(step: Logged) -> Finding:
     )
 
 
-def learned_score(step: Logged) -> str:
+def _learned_score(step: Logged) -> str:
     """Return the metric that a policy learns from.
 
     It is the reward models' score. The whole reward may rise because of a function.
@@ -106,12 +107,12 @@ def _events(step: Logged) -> Iterator[Finding]:
         )
 
 
-def over_optimised(step: Logged) -> Iterator[Finding]:
+def _over_optimised(step: Logged) -> Iterator[Finding]:
     """Find a gold score that fell from its best while the score that the policy learns from rose.
 
     Both are compared as means over tenths of the run [Gao et al. 2022].
     """
-    learned = learned_score(step)
+    learned = _learned_score(step)
     pairs = [row for row in step.log if "gold/score" in row and learned in row]
     gold, score = values(pairs, "gold/score"), values(pairs, learned)
     if len(gold) < _LEAST or len(score) != len(gold):
@@ -160,7 +161,7 @@ def _variety(step: Logged) -> Iterator[Finding]:
         yield Finding(
             "repeats",
             "bad",
-            f"{after:.0%} of 3-grams repeat the response, {before:.0%} at the start",
+            f"{percent(after)} of 3-grams repeat the response, {percent(before)} at the start",
             f"a rise of at most {100 * REPEATED_RISE:.0f} points",
             "ours, healthy quickstarts",
             "look at samples.jsonl: the reward pays repetition; change it, or raise kl_coef",
@@ -170,8 +171,8 @@ def _variety(step: Logged) -> Iterator[Finding]:
         yield Finding(
             "no_variety",
             "bad",
-            f"{after:.0%} of 2-grams are distinct, {before:.0%} at the start",
-            f"at least {COLLAPSED:.0%} of the start",
+            f"{percent(after)} of 2-grams are distinct, {percent(before)} at the start",
+            f"at least {percent(COLLAPSED)} of the start",
             "ours, as for the entropy",
             "look at samples.jsonl; raise kl_coef or entropy_coef",
         )

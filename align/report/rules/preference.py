@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from align.evals.intervals import FEW
-from align.report.finding import Finding
+from align.report.finding import Finding, percent
 from align.report.rules.curves import ends_of, loss_at_the_end, values
 from align.report.running import Logged
 
@@ -40,7 +40,7 @@ def judge_reward(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
             yield Finding(
                 "against_gold",
                 "bad",
-                f"orders {m['gold_accuracy']:.0%} of pairs as the gold score does",
+                f"orders {percent(m['gold_accuracy'])} of pairs as the gold score does",
                 "above 50 %, which is chance",
                 "chance",
                 "look at the labels: are the ranks upside down (1 is the best)?",
@@ -52,7 +52,7 @@ def judge_reward(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
                 yield Finding(
                     "memorized",
                     "bad",
-                    f"{seen:.0%} of training pairs, {accuracy:.0%} of held-out ones",
+                    f"{percent(seen)} of training pairs, {percent(accuracy)} of held-out ones",
                     f"at most {100 * _MEMORIZED:.0f} points apart",
                     "ours; InstructGPT trains for 1 epoch, because more overfits",
                     "train for 1 epoch, or on more prompts",
@@ -118,12 +118,13 @@ def _accuracy(
     else:
         verdict = "cannot tell"
     of_length = by_length is not None and by_length > 0.5
-    beside = f"; length alone {by_length:.0%}" if of_length else "; chance 50 %"
+    beside = f"; length alone {percent(chance)}" if of_length else "; chance 50 %"
     is_length = of_length and low > 0.5
     return Finding(
         "length_only" if verdict == "bad" and is_length else name,
         verdict,  # type: ignore[arg-type]
-        f"orders {accuracy:.0%} [{max(low, 0):.0%}, {min(high, 1):.0%}] of pairs{beside}",
+        f"orders {percent(accuracy)} [{100 * max(low, 0):.0f}, {100 * min(high, 1):.0f}] of"
+        f" pairs{beside}",
         "its 95 % interval above both",
         "chance, and the rule that a longer (or a shorter) response wins",
         "give rankings in which length does not decide, or give length_coef to ppo"
