@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         for line in advice(found):
             print_sentence(console, line)
         if not bad:
-            print_sentence(console, "No step is bad.")
+            print_sentence(console, "No step is bad." if found else "No rule judges these steps.")
         if others:
             print_sentence(console, f"Not judged: {', '.join(others)}.", style="dim")
         for line in left_out:

@@ -138,7 +138,8 @@ def test_the_interval_of_an_accuracy_is_the_binomial_one_over_prompts(store):
 
 def test_upside_down_labels_and_rankings_learned_by_heart_are_found(store):
     right = {"accuracy": 0.7, "held_out_prompts": 400.0}
-    assert names(judged(store, "reward", "reward_model", metrics=right | {"gold_accuracy": 0.3})) == ["against_gold"]
+    for gold, bad in ((0.44, ["against_gold"]), (0.46, [])):  # its interval has 5 points on each side
+        assert names(judged(store, f"reward_{gold}", "reward_model", metrics=right | {"gold_accuracy": gold})) == bad
     for end, bad in ((0.95, ["memorized"]), (0.85, [])):
         log = curve("accuracy", [0.5 + (end - 0.5) * i / 99 for i in range(80)] + [end] * 20)
         assert names(judged(store, f"reward_{end}", "reward_model", metrics=right, log=log)) == bad
@@ -192,6 +193,7 @@ def test_the_score_of_a_policy_rises_and_it_stays_near(store, stage, log, verdic
         (FALLING, FALLING, False),
         ([0.8] * 30, RISING, False),
         (noisy([0.6] * 30, 0.1), RISING, False),  # the best tenth of noise is not a peak
+        (FALLING, noisy([0.5] * 30), False),
     ],
 )
 def test_over_optimisation_is_found_where_gold_falls_while_the_score_rises(store, gold, score, fires):
@@ -219,6 +221,11 @@ def test_an_event_counts_if_its_rule_may_still_hold_at_the_end(store, at, holds)
     assert names(found) == ["clip_fraction"] * holds
     if holds:
         assert advice([found]) == ["Mend ppo first: 50% of the tokens are clipped. Lower learning_rate."]
+
+
+def test_a_wrong_reference_is_reported_once_and_found_ever_after(store):
+    event = {"step": 1, "name": "wrong_reference", "message": "the KL is 9.00 nats per response"}
+    assert names(judged(store, "ppo", log=calm(noisy(RISING)), events=[event])) == ["wrong_reference"]
 
 
 def test_a_health_rule_that_holds_to_the_end_is_always_found(store):

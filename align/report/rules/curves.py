@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from align.evals.trends import mean, standard_errors
+from align.evals.trends import mean, standard_errors, variance
 from align.report.finding import Finding, percent
 from align.store.artifacts import is_number
 
@@ -29,6 +29,18 @@ def tenths(series: Sequence[float]) -> list[Sequence[float]]:
     size = len(series) // 10
     cuts = [len(series) - size * part for part in range(9, 0, -1)]
     return [series[a:b] for a, b in zip([0, *cuts], [*cuts, len(series)], strict=True)]
+
+
+def error_of_change(parts: Sequence[Sequence[float]]) -> float:
+    """Return the standard error of the difference between the means of two equal parts.
+
+    All parts give the variance, since a single tenth has too few values for it.
+
+    Args:
+        parts: of at least two values each.
+    """
+    noise = mean([variance(part) for part in parts])
+    return math.sqrt(2 * noise / min(map(len, parts)))
 
 
 def ends_of(series: Sequence[float]) -> tuple[float, float]:

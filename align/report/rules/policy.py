@@ -18,15 +18,18 @@ from align.evals.trends import (
     thirds,
 )
 from align.report.finding import Finding, percent
-from align.report.rules.curves import ends_of, tenths, values
+from align.report.rules.curves import ends_of, error_of_change, tenths, values
 from align.report.running import Logged
 
 _LEAST = 20  # iterations: fewer say nothing of a trend
 _ROSE, _FELL = 2.0, -3.0  # standard errors
 _KL_PER_TOKEN = 1.0  # nats
 # Of over-optimisation: a fall of the gold score from its best tenth, in units of the gold score and
-# in standard errors.
-_GOLD_FALL, _GOLD_ERRORS = 0.05, 3.0
+# in standard errors, and a rise of the learned score since then. The best of ten is high by chance,
+# so the fall needs more than the usual 2 standard errors.
+_GOLD_FALL, _GOLD_ERRORS, _SCORE_ERRORS = 0.05, 4.0, 1.0
+# Reported before the first update only, and no reader wants to miss it later.
+_ONCE = {"wrong_reference"}
 # Events that are no defect of the policy.
 _NO_DEFECT = {"unscored", "few_episodes", "nonfinite"}
 
@@ -94,7 +97,8 @@ def _events(step: Logged) -> Iterator[Finding]:
     end = step.log[-1]["step"] if step.log else 0
     latest = {event["name"]: event for event in step.events}
     for name, event in latest.items():
-        if name in _NO_DEFECT or event["step"] <= end - REPORT_EVERY:
+        still_holds = event["step"] > end - REPORT_EVERY
+        if name in _NO_DEFECT or not (still_holds or name in _ONCE):
             continue
         said, _, advice = event["message"].partition("; ")
         yield Finding(
@@ -120,16 +124,17 @@ def _over_optimised(step: Logged) -> Iterator[Finding]:
     of_gold, of_score = tenths(gold), tenths(score)
     best = max(range(10), key=lambda i: mean(of_gold[i]))
     fall = mean(of_gold[best]) - mean(of_gold[-1])
-    if fall <= _GOLD_FALL or mean(of_score[-1]) < mean(of_score[best]):
+    rise = mean(of_score[-1]) - mean(of_score[best])
+    if fall <= max(_GOLD_FALL, _GOLD_ERRORS * error_of_change(of_gold)):
         return
-    if standard_errors(of_gold[-1], of_gold[best]) <= _GOLD_ERRORS:
+    if rise <= _SCORE_ERRORS * error_of_change(of_score):
         return
     yield Finding(
         "over_optimised",
         "bad",
         f"gold score fell from {mean(of_gold[best]):.2f} to {mean(of_gold[-1]):.2f} while its"
         " score rose",
-        f"a fall of at most {_GOLD_FALL} and {_GOLD_ERRORS:g} standard errors",
+        f"a fall of at most {_GOLD_FALL}, or of {_GOLD_ERRORS:g} standard errors",
         "Gao et al. 2022; limits ours",
         "raise kl_coef, or stop earlier",
     )

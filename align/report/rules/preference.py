@@ -36,12 +36,13 @@ def judge_reward(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
         length = m.get("length_accuracy", 0.5)
         by_length = max(length, 1 - length)
         yield _accuracy("accuracy", accuracy, prompts, max(0.5, by_length), by_length)
-        if "gold_accuracy" in m and m["gold_accuracy"] < 0.5:
+        gold = m.get("gold_accuracy", 1.0)
+        if prompts >= FEW and gold + _Z * _error(gold, prompts) < 0.5:
             yield Finding(
                 "against_gold",
                 "bad",
-                f"orders {percent(m['gold_accuracy'])} of pairs as the gold score does",
-                "above 50 %, which is chance",
+                f"orders {percent(gold)} of pairs as the gold score does",
+                "its 95 % interval not below 50 %, which is chance",
                 "chance",
                 "look at the labels: are the ranks upside down (1 is the best)?",
             )
@@ -109,7 +110,7 @@ def _accuracy(
         chance: what is to be beaten.
         by_length: accuracy of a rule that looks at length alone; None if it is not known.
     """
-    error = math.sqrt(max(accuracy * (1 - accuracy), 1e-4) / max(prompts, 1))
+    error = _error(accuracy, prompts)
     low, high = accuracy - _Z * error, accuracy + _Z * error
     if prompts >= FEW and low > chance:
         verdict = "good"
@@ -131,3 +132,8 @@ def _accuracy(
         if is_length
         else "look at the rankings: align data ... --show; then more of them, or another rate",
     )
+
+
+def _error(accuracy: float, prompts: float) -> float:
+    """Return the standard error of a fraction; never 0, though all of the pairs may be right."""
+    return math.sqrt(max(accuracy * (1 - accuracy), 1e-4) / max(prompts, 1))
