@@ -119,7 +119,7 @@ def test_whoever_samples_from_sft_shows_whether_it_ends_its_turns(store, ended, 
         (0.45, 0.50, 400, "bad", "accuracy"),
         (0.90, 0.90, 400, "bad", "length_only"),
         (0.80, 0.20, 400, "bad", "length_only"),  # the shorter wins
-        (0.68, 0.45, 20, "cannot tell", "accuracy"),  # too few
+        (0.95, 0.45, 20, "cannot tell", "accuracy"),  # too few
         (0.50, 0.45, 60, "cannot tell", "accuracy"),  # too wide: 13 points on each side
         (0.58, 0.55, 400, "cannot tell", "accuracy"),  # above, but not beyond its interval
     ],
@@ -192,7 +192,7 @@ def test_the_score_of_a_policy_rises_and_it_stays_near(store, stage, log, verdic
         (RISING, RISING, False),
         (FALLING, FALLING, False),
         ([0.8] * 30, RISING, False),
-        (noisy([0.6] * 30, 0.1), RISING, False),  # the best tenth of noise is not a peak
+        (noisy([0.6] * 30, 0.3), RISING, False),  # the best tenth of noise is not a peak
         (FALLING, noisy([0.5] * 30), False),
     ],
 )
