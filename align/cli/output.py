@@ -15,10 +15,11 @@ from align.pipeline.estimate import Cost
 from align.pipeline.plan import Step
 from align.pipeline.run import Outcome
 from align.report import best_of_n, tables
+from align.report.diagnosis import advice, diagnose
 from align.report.gather import Made, gather
 from align.report.reward_tables import accuracies
 from align.report.summary import metrics_table, models_table, tasks_table
-from align.report.verdict import verdict
+from align.report.verdict import Line, verdict
 from align.runtime.console import (
     plain_console,
     print_sentence,
@@ -143,7 +144,8 @@ def result_lines(
     """
     is_evaluated = any(each.artifact.kind == "evaluation" for each in made)
     said = verdict(made)
-    worrying = [line for line in said[1:] if line.tone in ("bad", "warning")]
+    worrying = [Line(text, "bad") for text in advice(diagnose(made))]
+    worrying += [line for line in said[1:] if line.tone in ("bad", "warning")]
     # If nothing was evaluated, there is no answer to whether it worked.
     sentences = [*(said[:1] if is_evaluated else []), *([] if is_member else worrying)]
     lines: list[tuple[str, str]] = []

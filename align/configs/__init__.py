@@ -114,7 +114,8 @@ _ALL = (
     ImportModel,
 )
 COMMANDS = (
-    *("run", "plan", "model", "report", "chat", "sample", "sweep", "label", "artifacts", "help"),
+    *("run", "plan", "model", "report", "diagnose", "chat", "sample", "sweep", "label"),
+    *("artifacts", "help"),
 )
 STAGES: dict[str, type[StageConfig]] = {cls.STAGE: cls for cls in _ALL}
 TAKEN = frozenset({*STAGES, *COMMANDS})  # names that no stage of a plugin can have

@@ -71,6 +71,7 @@ class Ppo(RolloutConfig):
         Curve("KL to the reference, nats per response", ("objective/kl",)),
         Curve("response length, tokens", ("response_tokens",)),
         Curve("entropy, nats per token", ("policy/entropy",)),
+        Curve("repetition and variety", ("response/repeated", "response/distinct")),
         Curve("share of tokens that are clipped", ("ppo/clip_fraction", "value/clip_fraction")),
         Curve("explained variance of the value model", ("value/explained_variance",)),
         Curve("loss on pretraining text, nats per token", ("ptx/loss",)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from align.configs import Dpo, Kto, Reward, Sft
+from align.configs import Dpo, Kto, Ppo, Reward, Sft
 from align.configs.rollouts import RolloutConfig
 from align.errors import ConfigError
 from align.store.artifacts import ArtifactStore, base_name

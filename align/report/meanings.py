@@ -271,6 +271,12 @@ _MEANINGS = {
     "entropy, nats per token": (
         "How spread out the policy's choices are. Near 0 it says always the same."
     ),
+    "repetition and variety": (
+        "Whether responses repeat themselves, and each other. Repetition that rises, or variety"
+        " that falls to a third, is a sign of reward hacking."
+    ),
+    "response/repeated": "Mean share of a response's 3-grams that it has said before.",
+    "response/distinct": "Different 2-grams of a rollout's responses, divided by all 2-grams.",
     "policy/entropy": (
         "How spread out the policy's choices are, nats per token. Near 0 it says always the same."
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import hashlib
 import os
@@ -19,15 +18,15 @@ from markupsafe import Markup
 
 from align.configs import STAGES, StageConfig
 from align.configs.curves import Curve
-from align.errors import StoreError
 from align.report import best_of_n, tables
 from align.report.charts import DASHES, SERIES, Chart, line_chart, reliability_chart
 from align.report.deciding import decided
-from align.report.gather import Made, gather
+from align.report.diagnosis import advice, diagnose
+from align.report.gather import Made, gather_with_unfinished
 from align.report.lineage import draw
 from align.report.meanings import Entry, meaning
 from align.report.reward_tables import accuracies, by_length_and_style
-from align.report.running import Logged, Unfinished, strangers, unfinished
+from align.report.running import Logged, Unfinished, strangers
 from align.report.verdict import verdict
 from align.store.artifacts import ArtifactStore, is_number
 
@@ -62,34 +61,12 @@ def write_report(
     Raises:
         StoreError: a reference matches neither an artifact nor a step that has begun.
     """
-    steps = unfinished(store, refs)
     left_out = strangers(store)
-    made = _made(store, refs, left_out)
-    # Without steps that ended meanwhile.
-    steps = [step for step in steps if not store.object_path(step.stage, step.key).is_dir()]
+    made, steps = gather_with_unfinished(store, refs, left_out)
     html, markdown = render(title, made, steps, follows, left_out)
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in ((out, html), (out.with_suffix(".md"), markdown)):
         write_whole(path, text)
-
-
-def _made(store: ArtifactStore, refs: Sequence[str], left_out: list[str]) -> list[Made]:
-    """Return what `gather` finds.
-
-    A reference that has unfinished steps and no artifact yet is left out: its first step may still
-    be running.
-    """
-    with contextlib.suppress(StoreError):
-        return gather(store, refs, left_out)
-    kept = []
-    for ref in refs:
-        try:
-            gather(store, [ref], [])
-            kept.append(ref)
-        except StoreError:
-            if not unfinished(store, [ref]):
-                raise
-    return gather(store, kept, left_out) if kept else []
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -124,11 +101,14 @@ def render(
     environment = templates()
     created = [each.artifact.manifest["created"] for each in made]
     logged: list[Logged] = [*steps, *made]
+    diagnoses = diagnose(made, steps)
     facts: dict[str, Any] = {
         "title": title,
         "made_at": time.strftime("%Y-%m-%d %H:%M", time.localtime(max(created))) if created else "",
         "unfinished": steps,
         "left_out": [*left_out, *(line for each in logged for line in each.left_out)],
+        "diagnoses": [each.line for each in diagnoses],
+        "advice": advice(diagnoses),
         "verdict": verdict(made),
         "decided": decided(made),
         "headline": tables.headline(made),

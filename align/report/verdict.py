@@ -40,7 +40,9 @@ class Line(NamedTuple):
 
 
 def verdict(made: Sequence[Made]) -> list[Line]:
-    """Answer "did it work?" in the first line; then warnings, other evaluations and health events.
+    """Answer "did it work?" in the first line; then doubts, other evaluations and health events.
+
+    Which stage is bad is another question: `align.report.diagnosis` answers it.
 
     The answer comes from the last evaluation that compares a policy trained by PPO, else from the
     last evaluation that compares.
@@ -63,9 +65,6 @@ def verdict(made: Sequence[Made]) -> list[Line]:
             if each is not chosen:
                 lines += [_result(each, by_key), *_besides(each, by_key)]
     lines += of_others
-    for each in made:
-        if learns_from_rewards(each.stage):
-            lines += _over_optimised(each)
     events = sum(len(each.events) for each in made)
     if events:
         names = ", ".join(each.name for each in made if each.events)
@@ -319,38 +318,3 @@ def _beyond(
         f"{above if found > 0 else below}, beyond chance",
         _TONES[found if more_is_better else -found],
     )
-
-
-# -- signs in training -----------------------------------------------------------------------------
-
-
-def _over_optimised(ppo: Made) -> Iterator[Line]:
-    """Warn if the gold score fell from its best while the score that the policy learns from rose.
-
-    Both are compared as means over tenths of the run.
-    """
-    gold = [row["gold/score"] for row in ppo.log if "gold/score" in row]
-    # Prefer the reward model's score: the whole reward may rise because of a function.
-    learned = "reward/model" if any("reward/model" in row for row in ppo.log) else "objective/score"
-    score = [row[learned] for row in ppo.log if "gold/score" in row and learned in row]
-    size = max(1, len(gold) // 10)
-    if len(gold) < 10 or len(score) != len(gold):
-        return
-    tenths = [
-        (_mean(gold[i : i + size]), _mean(score[i : i + size]))
-        for i in range(0, len(gold) - size + 1, size)
-    ]
-    best = max(range(len(tenths)), key=lambda i: tenths[i][0])
-    if tenths[-1][0] > tenths[best][0] - 0.05 or tenths[-1][1] < tenths[best][1]:
-        return
-    yield Line(
-        f"{ppo.name} is over-optimised: its gold score fell from {tenths[best][0]:.2f} to"
-        f" {tenths[-1][0]:.2f} while the"
-        f" {'reward model' if learned == 'reward/model' else 'reward function'}'s score rose; raise"
-        " kl_coef or stop earlier.",
-        "warning",
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState
 
 from align.configs.rollouts import RolloutConfig
+from align.evals.variety import distinct_share, repeated_share
 from align.losses.ppo import correlation
 from align.models.load import context_of, load_tokenizer
 from align.rl.models import Actors
@@ -189,4 +190,6 @@ def _length_metrics(samples: Samples) -> Metrics:
         "response_tokens": float(samples.mask.sum(1).float().mean()),
         "tokens": float(sum(map(samples.tokens, range(len(samples.ids))))),
         "response/ended": float(samples.ended.float().mean()),
+        "response/repeated": repeated_share(samples.responses),
+        "response/distinct": distinct_share(samples.responses),
     }

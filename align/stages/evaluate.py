@@ -49,6 +49,7 @@ from align.evals.shots import prefixed, prefixed_prompt, with_shots
 from align.evals.steering import PROBES, Probe, effects, not_asked, variants
 from align.evals.tasks import Scored, reliability_rows, task_metrics, written_rows
 from align.evals.text_loss import row_losses
+from align.evals.variety import distinct_share, repeated_share
 from align.evals.win_rate import win_rate
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
 from align.runtime.job import Inputs, Job
@@ -56,7 +57,7 @@ from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.sampling.engine import Sampling
 from align.store.artifacts import Artifact, ArtifactStore
-from align.text.chat import decode_response, encode_prompts, show_prompt, transcript
+from align.text.chat import decode_response, encode_prompts, is_ended, show_prompt, transcript
 from align.text.tokens import encode_text
 from align.verifiers.episodes import Episodes
 from align.verifiers.ifeval import Verdicts, verdicts
@@ -196,6 +197,8 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     sampled, greedy = given[""], given["greedy/"]
     metrics |= _parts(cfg, scorers, rows, sampled)
     metrics["response_tokens"] = sum(len(r.ids) for r in sampled[0].responses) / len(rows)
+    for prefix, player, own in zip(("", "baseline/"), players, sampled, strict=False):
+        metrics |= _shapes(f"{prefix}response/", player, own)
     if len(players) == 2 and alike(players):
         metrics |= _compared(cfg, "", "kl", [kl(players, sampled[0], job.compute(cfg.precision))])
     metrics |= _checked(cfg, job, players, rows, sampled)
@@ -216,6 +219,16 @@ def _prompt_rows(cfg: Evaluate, inputs: Inputs, job: Job) -> list[Row]:
         for artifact in inputs["prompts"]
         for row in _held_out(artifact, "prompts", cfg.split, job)
     ][: cfg.num_prompts]
+
+
+def _shapes(head: str, player: Player, answers: Answers) -> Metrics:
+    """Return the fraction of sampled answers that end by themselves, and how varied all are."""
+    given = [response.ids for response in answers.responses]
+    return {
+        f"{head}ended": sum(is_ended(player.tokenizer, ids) for ids in given) / len(given),
+        f"{head}repeated": repeated_share(given),
+        f"{head}distinct": distinct_share(given),
+    }
 
 
 def _over_prompted(

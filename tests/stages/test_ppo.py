@@ -1020,3 +1020,14 @@ def test_prompts_too_long_for_a_reward_model_with_a_template_of_its_own_are_coun
         run(short, tmp_path / "out")
     count = len(list(read_rows(inputs.folders("prompts"), "train")))
     assert f"{count} of {count} prompts left out: too long for reward_model_0" in capsys.readouterr().err
+
+
+def test_repetition_and_variety_are_those_of_the_responses(inputs: Inputs, tmp_path: Path) -> None:
+    """Two tokens have no 3-gram to repeat, whatever the prompts say. At a low temperature responses are more alike."""
+    short = run(inputs, tmp_path / "short", num_iterations=1, max_new_tokens=2)[0]
+    usual, cold = (
+        run(inputs, tmp_path / str(each), num_iterations=1, max_new_tokens=40, temperature=each)[0]
+        for each in (1.0, 0.05)
+    )
+    assert short["response/repeated"] == 0
+    assert 1 > usual["response/distinct"] > cold["response/distinct"] > 0
