@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -254,7 +254,9 @@ class Shares:
             name, float(min((columns[1] > 0).sum(), (columns[3] > 0).sum()))
         )
 
-    def correlation(self, name: str, pairs: Sequence[Sequence[tuple[float, float]]]) -> Any:
+    def correlation(
+        self, name: str, pairs: Sequence[Sequence[tuple[float, float]]]
+    ) -> dict[str, float]:
         """Return Pearson's r of two values within prompts, with its interval.
 
         Each prompt's means are subtracted first: only differences between responses to one prompt
@@ -281,7 +283,7 @@ class Shares:
         right, every = (np.bincount(self._owners, table[:, i], self.num_prompts) for i in range(2))
         return right, every
 
-    def _interval(self, statistic: Any, columns: Sequence[np.ndarray]) -> Interval:
+    def _interval(self, statistic: Callable[..., float], columns: Sequence[np.ndarray]) -> Interval:
         return bootstrap_statistic(statistic, columns, self._num_bootstrap, self._seed)
 
 

@@ -13,6 +13,7 @@ from align.evals.preferences import (
     Scored,
     Shares,
     best_of,
+    credit,
     kendall_tau,
     length_bin,
     length_rule,
@@ -86,7 +87,7 @@ def _by_length(head: str, rankings: Sequence[Scored], shares: Shares) -> dict[st
         signs: list[Counts] = [(0.0, 0.0), (0.0, 0.0)]
         for i, j in ranking.pairs():
             better, worse = ranking.lengths[i], ranking.lengths[j]
-            hit = 0.5 + 0.5 * _sign(ranking.scores[i] - ranking.scores[j])
+            hit = credit(ranking.scores[i], ranking.scores[j])
             name = length_bin(better, worse)
             own[name] = (own[name][0] + hit, own[name][1] + 1)
             if better != worse:
@@ -104,10 +105,6 @@ def _by_length(head: str, rankings: Sequence[Scored], shares: Shares) -> dict[st
         [(float(s), float(n)) for s, n in zip(r.scores, r.lengths, strict=True)] for r in rankings
     ]
     return found | shares.correlation(f"{head}length/correlation", values)
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
 
 
 def _of_several(
@@ -146,7 +143,7 @@ def confidences(margins: Sequence[float], at: float = 1.0) -> tuple[list[float],
         at: the temperature.
     """
     sure = [1 / (1 + math.exp(-min(abs(margin) / at, _LARGEST))) for margin in margins]
-    return sure, [0.5 + 0.5 * _sign(margin) for margin in margins]
+    return sure, [credit(margin, 0.0) for margin in margins]
 
 
 def margins_of(rankings: Sequence[Scored]) -> list[float]:

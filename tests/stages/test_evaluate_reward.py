@@ -15,10 +15,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from align.configs import EvaluateReward
 from align.data.records import read_rows, write_info, write_rows
 from align.errors import ConfigError
+from align.evals.scorers import by_reward_model
+from align.models.compute import Compute
 from align.models.heads import Ensemble, load_scalar
 from align.runtime.job import Inputs
 from align.stages import evaluate_reward
 from align.store.artifacts import Artifact, read_json_lines
+from align.verifiers.episodes import Episodes
 
 KNOBS: dict[str, Any] = {"split": "validation", "num_bootstrap": 10, "seed": 0}
 
@@ -172,6 +175,11 @@ def test_too_long_responses_are_scored_without_their_end_and_counted(reward, tmp
     found = run(reward, [dataset(tmp_path, "long", validation=rows)], tmp_path / "run")
     assert found["truncated"] == 1
     assert "1 of 4 responses are longer than the model's context" in capsys.readouterr().err
+    # PPO's own scores of the same answers.
+    scorer = by_reward_model(reward[0].path, Compute(torch.device("cpu"), 4096, "fp32"))
+    for row, shown in zip(rows, read_json_lines(tmp_path / "run/out/scores.jsonl"), strict=True):
+        scores = scorer.score(Episodes([row, row], [], [], row["responses"]))
+        assert shown["scores"] == pytest.approx(scores, abs=1e-4)
 
 
 def test_mistakes_are_listed_the_most_confident_first(finished, reward, tmp_path):
