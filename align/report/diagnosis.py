@@ -58,7 +58,8 @@ class Diagnosis:
     def line(self) -> Line:
         """The verdict as a sentence of a report."""
         first = self.findings[0]
-        said = f"{self.step}: {first.figure}"
+        doubt = "cannot tell: " if self.verdict == "cannot tell" else ""
+        said = f"{self.step}: {doubt}{first.figure}"
         if self.verdict == "bad":
             said += f". Expected: {first.threshold} ({first.source})"
         if self.cause:

@@ -65,7 +65,7 @@ def _wins(metrics: Metrics, other: Opponent, trained: str) -> Iterator[Finding]:
     figure = f"wins {shown} over {other.made.name}"
     beyond = side(metrics, f"{other.head}win_rate", 0.5)
     verdict = {1: "good", 0: "cannot tell", -1: "bad"}[beyond]
-    threshold, advice = "50 % outside of its interval", "look at the samples of the report"
+    threshold, advice = "its interval above 50 %", "look at the samples of the report"
     if trained:
         verdict, threshold = "cannot tell", "a judge that training did not use"
         figure, advice = f"{figure}, by {trained}", "evaluate with another judge"

@@ -130,7 +130,7 @@ def _accuracy(
         "chance, and the rule that a longer (or a shorter) response wins",
         "give rankings in which length does not decide, or give length_coef to ppo"
         if is_length
-        else "look at the rankings: align data ... --show; then more of them, or another rate",
+        else "look at the rankings (align data ... --show), then train on more of them",
     )
 
 
