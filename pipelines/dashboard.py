@@ -92,7 +92,7 @@ def _of_rewards(stage: str, value: bool = False) -> list[Panel]:
     return [panel for panel in panels if panel.metrics]
 
 
-TRAINING = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "rloo")
+TRAINING = ("pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo")
 SECTIONS: dict[str, list[Panel]] = {
     "Did it work": [
         Bars("gold score, T=1 and greedy", ["evaluate/gold/score", "evaluate/greedy/gold/score"]),
@@ -134,6 +134,20 @@ SECTIONS: dict[str, list[Panel]] = {
         Lines("learning rate", "dpo/step", ["dpo/learning_rate"]),
         Lines("gradient norm", "dpo/step", ["dpo/grad_norm"]),
     ],
+    "KTO": [
+        Lines("loss of the responses", "kto/step", ["kto/loss"]),
+        Lines("responses on their side of the baseline", "kto/step", ["kto/accuracy"]),
+        Lines(
+            "implicit rewards: desirable, undesirable",
+            "kto/step",
+            ["kto/rewards/chosen", "kto/rewards/rejected"],
+        ),
+        Lines("margin of the implicit rewards", "kto/step", ["kto/rewards/margin"]),
+        Lines("baseline: KL to the given model, nats", "kto/step", ["kto/kl"]),
+        Bars("held-out responses on their side", ["kto/eval/accuracy"]),
+        Lines("learning rate", "kto/step", ["kto/learning_rate"]),
+        Lines("gradient norm", "kto/step", ["kto/grad_norm"]),
+    ],
     "People": [
         Bars("rankings", ["collect/rows"]),
         Bars("labelers", ["collect/labelers"]),
@@ -170,10 +184,7 @@ SECTIONS: dict[str, list[Panel]] = {
         ),
         Bars(
             "seconds of a step",
-            [
-                f"{s}/time/seconds"
-                for s in ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "rloo", "evaluate")
-            ],
+            [f"{s}/time/seconds" for s in (*TRAINING, "evaluate")],
         ),
         Bars(
             "tokens a step was trained on",

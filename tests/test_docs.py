@@ -48,6 +48,7 @@ STAGES = {
     "grpo": ("num_iterations=2", "rollout_batch_size=8", "minibatch_size=8", "max_new_tokens=8"),
     "rloo": ("num_iterations=2", "rollout_batch_size=8", "minibatch_size=8", "max_new_tokens=8"),
     "dpo": ("num_epochs=1",),
+    "kto": ("num_epochs=1",),
     "compare": ("num_prompts=20", "num_validation_prompts=10", "max_new_tokens=8"),
     "evaluate": ("num_prompts=20", "num_bootstrap=10", "max_new_tokens=8"),
     "prompt": ("num_prompts=8", "max_new_tokens=8"),
