@@ -92,7 +92,7 @@ def _of_rewards(stage: str, value: bool = False) -> list[Panel]:
     return [panel for panel in panels if panel.metrics]
 
 
-TRAINING = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "rloo", "raft")
+TRAINING = ("pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo", "raft")
 SECTIONS: dict[str, list[Panel]] = {
     "Did it work": [
         Bars("gold score, T=1 and greedy", ["evaluate/gold/score", "evaluate/greedy/gold/score"]),
@@ -133,6 +133,20 @@ SECTIONS: dict[str, list[Panel]] = {
         Bars("held-out pairs in the right order", ["dpo/eval/accuracy"]),
         Lines("learning rate", "dpo/step", ["dpo/learning_rate"]),
         Lines("gradient norm", "dpo/step", ["dpo/grad_norm"]),
+    ],
+    "KTO": [
+        Lines("loss of the responses", "kto/step", ["kto/loss"]),
+        Lines("responses on their side of the baseline", "kto/step", ["kto/accuracy"]),
+        Lines(
+            "implicit rewards: desirable, undesirable",
+            "kto/step",
+            ["kto/rewards/chosen", "kto/rewards/rejected"],
+        ),
+        Lines("margin of the implicit rewards", "kto/step", ["kto/rewards/margin"]),
+        Lines("baseline: KL to the given model, nats", "kto/step", ["kto/kl"]),
+        Bars("held-out responses on their side", ["kto/eval/accuracy"]),
+        Lines("learning rate", "kto/step", ["kto/learning_rate"]),
+        Lines("gradient norm", "kto/step", ["kto/grad_norm"]),
     ],
     "RAFT": [
         Lines(

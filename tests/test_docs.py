@@ -50,6 +50,7 @@ STAGES = {
     "dpo": ("num_epochs=1",),
     "raft": ("num_iterations=2", "rollout_batch_size=8", "group_size=4", "max_new_tokens=8"),
     "best_of_n": ("num_prompts=8", "num_responses=4", "num_bootstrap=10", "max_new_tokens=8"),
+    "kto": ("num_epochs=1",),
     "compare": ("num_prompts=20", "num_validation_prompts=10", "max_new_tokens=8"),
     "evaluate": ("num_prompts=20", "num_bootstrap=10", "max_new_tokens=8"),
     "evaluate_reward": ("num_rankings=40", "num_bootstrap=10"),

@@ -85,6 +85,7 @@ __all__ = [
     "check_ranges",
     "filled",
     "knob",
+    "learns_from_preferences",
     "learns_from_rewards",
     "require",
     "stage_class",
@@ -133,6 +134,11 @@ def stage_class(name: str) -> type[StageConfig]:
         broken = "".join(f"; {line}" for line in complaints(TAKEN))
         raise ConfigError(f"unknown stage {name!r}{hint}; stages: {', '.join(STAGES)}{broken}")
     return STAGES[name]
+
+
+def learns_from_preferences(stage: str) -> bool:
+    """Return whether a stage tunes a model on rankings or labels, without a reward model."""
+    return issubclass(STAGES.get(stage, StageConfig), Dpo | Kto)
 
 
 def learns_from_rewards(stage: str) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from align.configs.knobs import knob, require
+from align.configs.knobs import knob, shown
 from align.configs.ppo import OF_VALUE_MODEL, Ppo
+from align.errors import ConfigError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,12 +46,11 @@ class _WithoutValueModel(Ppo):
 
     def __post_init__(self) -> None:
         usual = type(self).__dataclass_fields__["advantage"].default
-        require(
-            self.advantage == usual,
-            "advantage",
-            self.advantage,
-            f"no value: {self.STAGE} has advantage={usual}; `align ppo` takes others",
-        )
+        if self.advantage != usual:
+            raise ConfigError(
+                f"advantage: {self.STAGE} always has {usual}, got {shown(self.advantage)}; leave it"
+                " out, or run align ppo, which takes others"
+            )
         super(_WithoutValueModel, self).__post_init__()
 
     def fill_in(self, bf16_is_fast: bool) -> None:

@@ -74,6 +74,7 @@ OURS: dict[str, tuple[str, ...]] = {
         ("model_name_or_path", "model_name", "model_path", "base_model", "model"), _MODEL
     ),
     **dict.fromkeys(("sft_model_path", "actor_model"), ("inputs.policy",)),
+    **dict.fromkeys(("policy", "ref_policy", "ref_model"), ("inputs.policy", "inputs.model")),
     **dict.fromkeys(("reward_model_path", "reward_model_name"), ("inputs.reward_model",)),
     **dict.fromkeys(("tokenizer_name", "tokenizer_name_or_path"), ("inputs.tokenizer",)),
     **dict.fromkeys(("dataset_name", "dataset", "dataset_path", "data_path", "train_file"), _DATA),

@@ -64,6 +64,10 @@ _MEANINGS = {
     "seen_by_reward_model": (
         "Share of the evaluated prompts that the reward model saw in its training."
     ),
+    "seen_in_preferences": (
+        "Share of the evaluated prompts that are among the rankings or labelled responses that the"
+        " model learned from, by dpo or kto."
+    ),
     # Properties of answers.
     "answers": "A measure of the answers; each column is a model or a difference.",
     "hallucination": "Share of answers about facts that state something false.",
@@ -228,12 +232,26 @@ _MEANINGS = {
         "DPO's loss on each training batch, before it learns from them. It begins at 0.693 with"
         " loss=sigmoid and falls."
     ),
-    "implicit rewards": (
-        "kl_coef times the log-ratio of a response to the given model, in the mean over pairs. DPO"
-        " raises that of the better response over that of the worse one. Often both fall."
+    "loss of the responses": (
+        "KTO's loss on each training batch, before it learns from them. It begins at half the mean"
+        " weight of the responses, 0.5 by default, and falls."
     ),
-    "rewards/chosen": "The implicit reward of the better responses.",
-    "rewards/rejected": "The implicit reward of the worse responses.",
+    "share of responses on their side of the baseline": (
+        "Share of each training batch's responses whose log-ratio to the given model is above KTO's"
+        " baseline if they are desirable, and below it if not. 50 % is chance."
+    ),
+    "baseline: KL to the given model, nats": (
+        "KTO's estimate of the KL to the given model: the mean log-ratio of prompts with responses"
+        " to other prompts, at least 0. It is too small if training makes such responses less"
+        " likely; `align evaluate` measures the KL of the model's own answers."
+    ),
+    "implicit rewards": (
+        "kl_coef times the log-ratio of a response to the given model, in the mean over DPO's pairs"
+        " or KTO's responses. Training raises that of better or desirable responses over that of"
+        " the others. Often both fall."
+    ),
+    "rewards/chosen": "The implicit reward of the better, or desirable, responses.",
+    "rewards/rejected": "The implicit reward of the worse, or undesirable, responses.",
     "share of answers that are right": (
         "Share of held-out task rows that the model answers correctly."
     ),

@@ -258,6 +258,15 @@ def _besides(evaluation: Made, by_key: Mapping[str, Made]) -> list[Line]:
                 "warning",
             )
         )
+    if metrics.get("seen_in_preferences", 0.0) > 0:
+        lines.append(
+            Line(
+                f"{percent(metrics, 'seen_in_preferences')} of the prompts that {model} was"
+                " evaluated on are among the rankings or labelled responses that it learned from:"
+                " the win rate may be too high.",
+                "warning",
+            )
+        )
     if "baseline" in inputs:
         baseline = by_key[inputs["baseline"]].name
         lines += [*_judge_says(model, baseline, metrics), *_changed(model, baseline, metrics)]

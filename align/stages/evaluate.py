@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from align.configs import Evaluate, filled, learns_from_rewards
+from align.configs import Evaluate, filled, learns_from_preferences, learns_from_rewards
 from align.configs.evaluate import IFEVAL, RESERVED, VALIDATION_SCORE
 from align.data.records import SPLITS, Row, read_info, read_rows
 from align.errors import ConfigError, StoreError
@@ -254,36 +254,43 @@ def _over_prompted(
 
 
 def _seen(inputs: Inputs, job: Job, prompts: Sequence[Messages]) -> Metrics:
-    """Return the fraction of the prompts that reward models were trained on.
+    """Return the fractions of the prompts that reward models, and the model itself, learned from.
 
-    These are the reward models that trained the policy, and the one that judges here. A held-out
-    reward model, which PPO only logs, does not count.
+    The reward models are those that trained the policy, and the one that judges here. A held-out
+    reward model, which PPO only logs, does not count. The model itself learned from the rankings
+    and labels of `dpo` and `kto`. A fraction is missing if nothing learned from such rows.
     """
     store = ArtifactStore(job.store)
     judges = inputs.get("reward_model", ())
     try:
-        made = [
-            artifact for each in (*inputs["model"], *judges) for artifact in store.lineage(each)
-        ]
+        of_model = [artifact for each in inputs["model"] for artifact in store.lineage(each)]
+        of_judges = [artifact for each in judges for artifact in store.lineage(each)]
     except StoreError as error:
-        job.log.info(f"it is not known which prompts the reward models saw: {error}")
+        job.log.info(f"it is not known which prompts the model and its rewards saw: {error}")
         return {}
     trained = [
         reward
-        for step in made
+        for step in (*of_model, *of_judges)
         if learns_from_rewards(step.stage)
         for reward in _inputs_of(store, step, "reward_model")
     ]
     rewards = [artifact for artifact in (*judges, *trained) if artifact.stage == "reward"]
-    data = [artifact for reward in rewards for artifact in _inputs_of(store, reward, "data")]
-    if not data:
-        return {}
-    learned = {
-        _asked(row["prompt"]) for row in read_rows([artifact.path for artifact in data], "train")
+    learned_from = {
+        "seen_by_reward_model": [(reward, "data") for reward in rewards],
+        "seen_in_preferences": [
+            (step, slot)
+            for step in of_model
+            if learns_from_preferences(step.stage)
+            for slot in ("data", "unpaired")
+        ],
     }
-    return {
-        "seen_by_reward_model": sum(_asked(prompt) in learned for prompt in prompts) / len(prompts)
-    }
+    metrics: Metrics = {}
+    for name, sources in learned_from.items():
+        data = [found.path for step, slot in sources for found in _inputs_of(store, step, slot)]
+        if data:
+            learned = {_asked(row["prompt"]) for row in read_rows(data, "train")}
+            metrics[name] = sum(_asked(prompt) in learned for prompt in prompts) / len(prompts)
+    return metrics
 
 
 def _inputs_of(store: ArtifactStore, artifact: Artifact, slot: str) -> list[Artifact]:

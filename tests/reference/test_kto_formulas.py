@@ -35,7 +35,7 @@ def drawn(shift: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 def trl_loss(
     loss: str, beta: float, weights: tuple[float, float], policy: list[torch.Tensor], reference: list[torch.Tensor]
 ) -> tuple[torch.Tensor, float]:
-    """What TRL's trainer makes of these log-probs: its own method, on a trainer without a model. The loss and the KL."""
+    """The loss and the KL that TRL's trainer makes of these log-probs: its own method, without a model."""
     fake = SimpleNamespace(
         model=SimpleNamespace(training=True),
         accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x),
@@ -108,7 +108,8 @@ def test_the_baseline_gets_no_gradient() -> None:
     ratios, mismatched = RATIOS.clone().requires_grad_(), (RATIOS + 1).requires_grad_()
     baseline = (2 * mismatched).mean()  # not from `kl_baseline`: the loss alone must keep the gradient from it
     kto_loss(ratios, DESIRABLE, baseline, 0.5).sum().backward()
-    assert ratios.grad is not None and mismatched.grad is None
+    assert ratios.grad is not None
+    assert mismatched.grad is None
     assert not kl_baseline(mismatched).requires_grad
     assert kl_baseline(mismatched).item() == pytest.approx(1.22)
     assert kl_baseline(-mismatched - 9).item() == 0

@@ -248,7 +248,7 @@ def test_a_rollout_whose_groups_are_all_dropped_moves_nothing(inputs: Inputs, tm
         (
             Grpo,
             {"advantage": "gae"},
-            "advantage: expected no value: grpo has advantage=group",
+            "advantage: grpo always has group, got 'gae'; leave it out, or run align ppo, which takes others",
         ),
         (Ppo, {"advantage": "mean"}, "advantage: expected gae or group or leave_one_out or batch, got 'mean'"),
     ],
