@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from align.report.gather import Made
 
 # Measures of a task, by preference: the first one that it has is shown.
-_OF_TASKS = ("accuracy", "acc", "exact_match", "f1")
+_OF_TASKS = ("accuracy", "acc", "exact_match", "f1", "prompt_strict")
 # Suffixes of metrics that belong to another one.
 _ENDS = ("_low", "_high", "_chance", "_chance_high", "_few")
 

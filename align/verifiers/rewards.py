@@ -1,7 +1,7 @@
 """Rewards that can be checked by rule, usable by their names alone.
 
     align grpo ... 'reward_functions={numeric: 1.0}'
-    align evaluate ... 'checks={right: numeric, short: within_length(max_words=50)}'
+    align evaluate ... 'checks={right: numeric, short: "within_length(max_words=50)"}'
 
 Each name is a function here that makes the reward function, so it may have arguments. A reward
 function has TRL's signature, f(prompts, completions, **columns) -> one number or None for each
