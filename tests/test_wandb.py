@@ -127,7 +127,7 @@ def _is_number(name: str, value: object) -> bool:
 def test_every_panel_names_what_a_stage_logs(finished: Path) -> None:
     from dashboard import named_metrics
 
-    elsewhere = ("collect/", "grpo/", "rloo/", "dpo/")  # labelling/test_collect.py and tests of these stages
+    elsewhere = ("collect/", "grpo/", "rloo/", "dpo/", "kto/")  # labelling/test_collect.py and tests of these stages
     named = {name for name in named_metrics() if not name.startswith(elsewhere)}
     assert named - logged(finished) == set()
 
