@@ -128,7 +128,10 @@ def test_every_panel_names_what_a_stage_logs(finished: Path) -> None:
     from dashboard import named_metrics
 
     # labelling/test_collect.py and the tests of these stages
-    elsewhere = ("collect/", "grpo/", "rloo/", "dpo/", "raft/", "best_of_n/", "evaluate_reward/")
+    elsewhere = (
+        *("collect/", "grpo/", "rloo/", "dpo/", "kto/", "raft/"),
+        *("best_of_n/", "evaluate_reward/"),
+    )
     named = {name for name in named_metrics() if not name.startswith(elsewhere)}
     assert named - logged(finished) == set()
 
