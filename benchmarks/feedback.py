@@ -196,31 +196,26 @@ def draw_rounds(runs: Sequence[Run], axes: Any) -> None:
 
 # -- algorithms ------------------------------------------------------------------------------------------------------
 
-ALGORITHMS = ("ppo", "grpo", "rloo", "dpo")
+ALGORITHMS = ("ppo", "grpo", "rloo", "raft", "dpo")
 
 
 def algorithm_rows(runs: Sequence[Run]) -> list[Row]:
-    """The figures of each algorithm; gold scores of the SFT model first."""
+    """The figures of each algorithm, then of the best of n; gold scores of the SFT model first."""
+    best = f"best of {runs[0]['best_of_n']['n']:.0f}"
+    steps = {name.upper(): f"evaluate_{name}" for name in ALGORITHMS} | {best: "best_of_n"}
     rows = []
     for label, metric, kind in (
         ("gold score", "gold/score", "score"),
         ("greedy gold score", "greedy/gold/score", "score"),
-    ):
-        rows.append(Row(f"{label}, SFT", [run["evaluate_sft"][metric] for run in runs], kind))
-        rows += [
-            Row(f"{label}, {name.upper()}", [run[f"evaluate_{name}"][metric] for run in runs], kind)
-            for name in ALGORITHMS
-        ]
-    for label, metric, kind in (
         ("wins over SFT", "win_rate", "share"),
         ("lower end of its interval", "win_rate_low", "share"),
         ("KL to SFT, nats per response", "kl", "number"),
         ("tokens per response", "response_tokens", "number"),
     ):
-        rows += [
-            Row(f"{label}, {name.upper()}", [run[f"evaluate_{name}"][metric] for run in runs], kind)
-            for name in ALGORITHMS
-        ]
+        shown = ({"SFT": "evaluate_sft"} if label.endswith("gold score") else {}) | steps
+        for name, step in shown.items():
+            if metric in runs[0][step]:  # the best of n has no greedy answers
+                rows.append(Row(f"{label}, {name}", [run[step][metric] for run in runs], kind))
     return rows
 
 
@@ -229,6 +224,9 @@ def draw_algorithms(runs: Sequence[Run], axes: Any) -> None:
         made = [run[f"evaluate_{name}"] for run in runs]
         points = [each["kl"] for each in made], [each["gold/score"] for each in made]
         axes.plot(*points, "o", color=f"C{number}", label=name.upper())
+    best = [run["best_of_n"] for run in runs]
+    points = [each["kl"] for each in best], [each["gold/score"] for each in best]
+    axes.plot(*points, "^", color="black", label=f"SFT, best of {best[0]['n']:.0f}")
     sft = [run["evaluate_sft"]["gold/score"] for run in runs]
     axes.plot([0.0] * len(sft), sft, "s", color="gray", label="SFT")
     axes.set(xlabel="KL to SFT, nats per response", ylabel="gold score")

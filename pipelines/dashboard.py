@@ -92,7 +92,7 @@ def _of_rewards(stage: str, value: bool = False) -> list[Panel]:
     return [panel for panel in panels if panel.metrics]
 
 
-TRAINING = ("pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo")
+TRAINING = ("pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo", "raft")
 SECTIONS: dict[str, list[Panel]] = {
     "Did it work": [
         Bars("gold score, T=1 and greedy", ["evaluate/gold/score", "evaluate/greedy/gold/score"]),
@@ -116,7 +116,7 @@ SECTIONS: dict[str, list[Panel]] = {
             Lines("score over KL", f"{stage}/objective/kl", [f"{stage}/objective/score"]),
             Lines("gold over KL", f"{stage}/objective/kl", [f"{stage}/gold/score"]),
         ]
-        for stage, title in (("ppo", "PPO"), ("grpo", "GRPO"), ("rloo", "RLOO"))
+        for stage, title in (("ppo", "PPO"), ("grpo", "GRPO"), ("rloo", "RLOO"), ("raft", "RAFT"))
     },
     "PPO": _of_rewards("ppo", value=True),
     "GRPO": _of_rewards("grpo"),
@@ -148,6 +148,37 @@ SECTIONS: dict[str, list[Panel]] = {
         Lines("learning rate", "kto/step", ["kto/learning_rate"]),
         Lines("gradient norm", "kto/step", ["kto/grad_norm"]),
     ],
+    "RAFT": [
+        Lines(
+            "score: of all, of the kept",
+            "raft/iteration",
+            ["raft/objective/score", "raft/kept/score"],
+        ),
+        Lines("gold score", "raft/iteration", ["raft/gold/score"]),
+        Lines("KL from the reference, nats per response", "raft/iteration", ["raft/objective/kl"]),
+        Lines("entropy, nats per token", "raft/iteration", ["raft/policy/entropy"]),
+        Lines(
+            "response length, tokens: of all, of the kept",
+            "raft/iteration",
+            ["raft/response_tokens", "raft/kept/response_tokens"],
+        ),
+        Lines("responses that end by themselves", "raft/iteration", ["raft/response/ended"]),
+        Lines("kept responses", "raft/iteration", ["raft/kept/responses"]),
+        Lines("loss on the kept responses", "raft/iteration", ["raft/policy/loss"]),
+        Lines("learning rate", "raft/iteration", ["raft/policy/learning_rate"]),
+        Lines("gradient norm", "raft/iteration", ["raft/policy/grad_norm"]),
+        Lines("groups whose rewards are all equal", "raft/iteration", ["raft/group/equal"]),
+    ],
+    "Best of n": [
+        Lines(
+            "score over the square root of the KL",
+            "best_of_n/sqrt_kl",
+            ["best_of_n/reward/score", "best_of_n/gold/score"],
+        ),
+        Lines("wins over one sample", "best_of_n/n", ["best_of_n/win_rate"]),
+        Lines("tokens of the chosen response", "best_of_n/n", ["best_of_n/response_tokens"]),
+        Rows(["best_of_n/samples"]),
+    ],
     "People": [
         Bars("rankings", ["collect/rows"]),
         Bars("labelers", ["collect/labelers"]),
@@ -156,6 +187,10 @@ SECTIONS: dict[str, list[Panel]] = {
     "Reward model": [
         Bars("held-out pairs in the right order", ["reward/accuracy", "reward/length_accuracy"]),
         Bars("calibration error, and at its temperature", ["reward/ece", "reward/tempered_ece"]),
+        Bars(
+            "pairs of its evaluation in the right order",
+            ["evaluate_reward/accuracy", "evaluate_reward/length_accuracy"],
+        ),
         Lines("loss", "reward/step", ["reward/loss"]),
         Lines("learning rate", "reward/step", ["reward/learning_rate"]),
         Bars(
@@ -184,7 +219,7 @@ SECTIONS: dict[str, list[Panel]] = {
         ),
         Bars(
             "seconds of a step",
-            [f"{s}/time/seconds" for s in (*TRAINING, "evaluate")],
+            [f"{s}/time/seconds" for s in (*TRAINING, "best_of_n", "evaluate")],
         ),
         Bars(
             "tokens a step was trained on",

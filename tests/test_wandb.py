@@ -127,7 +127,8 @@ def _is_number(name: str, value: object) -> bool:
 def test_every_panel_names_what_a_stage_logs(finished: Path) -> None:
     from dashboard import named_metrics
 
-    elsewhere = ("collect/", "grpo/", "rloo/", "dpo/", "kto/")  # labelling/test_collect.py and tests of these stages
+    # labelling/test_collect.py and the tests of these stages
+    elsewhere = ("collect/", "grpo/", "rloo/", "dpo/", "kto/", "raft/", "best_of_n/", "evaluate_reward/")
     named = {name for name in named_metrics() if not name.startswith(elsewhere)}
     assert named - logged(finished) == set()
 

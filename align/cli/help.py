@@ -33,6 +33,7 @@ align: text -> tokenizer -> GPT -> supervised tuning -> reward model -> PPO -> e
   align plan STAGE ...                                        what that stage would do
   align data source=path:FILE record=KIND --show 3            look at your own rows: as they came, as trained on
   align report PIPELINE|PIPELINE/STEP[:vN] ...                did it work? one HTML page, and Markdown
+  align diagnose PIPELINE|PIPELINE/STEP[:vN] ... [--check]    which stage is bad, and what to do first
   align chat REF [REF] [--system TEXT] [--temperature T]      talk with a model, or with two at once
   align sample PIPELINE/STEP [TEXT] [--temperature T,T]       what a language model writes
   align sweep show|ls [FOLDER]                                what a sweep's members did, as a table and a page

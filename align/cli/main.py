@@ -41,7 +41,8 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 _COMPOSED = ("run", "plan", "model")
-_PARSED = ("report", "chat", "sample", "sweep", "label", "artifacts")  # each a module with a `main`
+# Each is a module with a `main`.
+_PARSED = ("report", "diagnose", "chat", "sample", "sweep", "label", "artifacts")
 _VERBS = (*_COMPOSED, *_PARSED)
 
 

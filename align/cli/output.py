@@ -14,10 +14,12 @@ from align.configs import PRECISIONS
 from align.pipeline.estimate import Cost
 from align.pipeline.plan import Step
 from align.pipeline.run import Outcome
-from align.report import tables
+from align.report import best_of_n, tables
+from align.report.diagnosis import advice, diagnose
 from align.report.gather import Made, gather
+from align.report.reward_tables import accuracies
 from align.report.summary import metrics_table, models_table, tasks_table
-from align.report.verdict import verdict
+from align.report.verdict import Line, verdict
 from align.runtime.console import (
     plain_console,
     print_sentence,
@@ -142,7 +144,8 @@ def result_lines(
     """
     is_evaluated = any(each.artifact.kind == "evaluation" for each in made)
     said = verdict(made)
-    worrying = [line for line in said[1:] if line.tone in ("bad", "warning")]
+    worrying = [Line(text, "bad") for text in advice(diagnose(made))]
+    worrying += [line for line in said[1:] if line.tone in ("bad", "warning")]
     # If nothing was evaluated, there is no answer to whether it worked.
     sentences = [*(said[:1] if is_evaluated else []), *([] if is_member else worrying)]
     lines: list[tuple[str, str]] = []
@@ -179,7 +182,8 @@ def _table(made: Sequence[Made], last: Made) -> tuple[tables.Table, list[str]]:
 
     It has the models, else the tasks, else the metrics of the last step.
     """
-    table, tasks, notes = models_table(made), tasks_table(made), []
+    table, tasks, notes = models_table(made), tasks_table(made), list[str]()
+    rewards = accuracies(made, brief=True)
     if table.rows:
         shown = "Wins at temperature 1 with 95 % intervals, a tie counts half."
         if "wins, %" not in table.columns:
@@ -192,6 +196,12 @@ def _table(made: Sequence[Made], last: Made) -> tuple[tables.Table, list[str]]:
     elif tasks.rows:
         table = tasks
         notes.append("With 95 % intervals; * is beyond chance.")
+    elif best_of_n.of_stage([last]):
+        table = best_of_n.table(last, brief=True)
+        notes.append("Expected over all subsets of n responses; 95 % intervals over prompts.")
+    elif rewards.rows:
+        table = rewards
+        notes.append("With 95 % intervals; chance is 50 %. More figures are in the report.")
     else:
         table = metrics_table(last.artifact)
     if tables.has_few(table):

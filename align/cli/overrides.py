@@ -66,7 +66,7 @@ def _quoted(word: str, is_sweep: bool) -> str:
 
 
 def _escaped_names(dictionary: re.Match[str]) -> str:
-    """Escape Hydra's special characters in the names of `{MODULE:FUNCTION(A=1):0.5}`.
+    """Escape Hydra's special characters in the names of `{MODULE:FUNCTION(A=1):0.5,NAME(A=1):1}`.
 
     The weight follows the last colon. Text that is no such dictionary is returned unchanged.
     """
@@ -78,7 +78,7 @@ def _escaped_names(dictionary: re.Match[str]) -> str:
         else:
             items[-1] += sign
     pairs = [item.strip().rpartition(":") for item in items]
-    if not all(":" in name for name, _, _ in pairs):
+    if not all(name for name, _, _ in pairs):
         return dictionary[0]
     return (
         "{"

@@ -10,13 +10,16 @@ openai/gpt-2; [GPT-3] Brown et al. 2020; [GPT-4] OpenAI 2023; [T5] Raffel et al.
 Touvron et al. 2023; [LoRA] Hu et al. 2021; [Muon] Jordan et al. 2024 with the scale of Liu et al.
 2025; [GRPO] Shao et al. 2024, DeepSeekMath; [Dr. GRPO] Liu et al. 2025; [DAPO] Yu et al. 2025;
 [RLOO] Ahmadian et al. 2024; [DPO] Rafailov et al. 2023; [KTO] Ethayarajh et al. 2024; [APO]
-D'Oosterlinck et al. 2024; [TRL] the defaults of TRL 1.16; [ours] measured or judged here.
+D'Oosterlinck et al. 2024; [RAFT] Dong et al. 2023 and OptimalScale/LMFlow; [Gao] Gao et al. 2022,
+on overoptimization; [TRL] the defaults of TRL 1.16; [ours] measured or judged here.
 """
 
 from __future__ import annotations
 
+from align.configs.best_of_n import BestOfN
 from align.configs.dpo import Dpo
 from align.configs.evaluate import Evaluate, JudgeConfig, Prompt
+from align.configs.evaluate_reward import EvaluateReward
 from align.configs.finetune import TASKS, Finetune
 from align.configs.groups import Grpo, Rloo
 from align.configs.knobs import (
@@ -35,6 +38,8 @@ from align.configs.models import LoraConfig, ModelConfig
 from align.configs.plugins import complaints, stages_of_plugins
 from align.configs.ppo import Ppo
 from align.configs.pretrain import Pretrain, Tokens
+from align.configs.raft import Raft
+from align.configs.rollouts import RolloutConfig
 from align.configs.run import HardwareConfig, RunConfig, TrackerConfig
 from align.configs.stages import Collect, Compare, Data, ImportModel, Reward, Sft, Tokenizer
 from align.configs.text_to_text import TextToText
@@ -49,11 +54,13 @@ __all__ = [
     "STAGES",
     "TAKEN",
     "TASKS",
+    "BestOfN",
     "Collect",
     "Compare",
     "Data",
     "Dpo",
     "Evaluate",
+    "EvaluateReward",
     "Finetune",
     "Grpo",
     "HardwareConfig",
@@ -65,6 +72,7 @@ __all__ = [
     "Ppo",
     "Pretrain",
     "Prompt",
+    "Raft",
     "Reward",
     "Rloo",
     "RunConfig",
@@ -99,12 +107,16 @@ _ALL = (
     Ppo,
     Grpo,
     Rloo,
+    Raft,
     Prompt,
     Evaluate,
+    BestOfN,
+    EvaluateReward,
     ImportModel,
 )
 COMMANDS = (
-    *("run", "plan", "model", "report", "chat", "sample", "sweep", "label", "artifacts", "help"),
+    *("run", "plan", "model", "report", "diagnose", "chat", "sample", "sweep", "label"),
+    *("artifacts", "help"),
 )
 STAGES: dict[str, type[StageConfig]] = {cls.STAGE: cls for cls in _ALL}
 TAKEN = frozenset({*STAGES, *COMMANDS})  # names that no stage of a plugin can have
@@ -130,5 +142,5 @@ def learns_from_preferences(stage: str) -> bool:
 
 
 def learns_from_rewards(stage: str) -> bool:
-    """Return whether a stage is `ppo` or one with other advantages, such as `grpo`."""
-    return issubclass(STAGES.get(stage, StageConfig), Ppo)
+    """Return whether a stage samples from the policy and trains it by rewards, as `ppo` does."""
+    return issubclass(STAGES.get(stage, StageConfig), RolloutConfig)

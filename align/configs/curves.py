@@ -14,6 +14,7 @@ class Curve(NamedTuple):
             is drawn only if there are several.
         without: names that `prefix` leaves out.
         against: the metric of the horizontal axis, and its label; None: the stage's own axis.
+        joined: with `against`: draw a line instead of dots, because that metric only grows.
     """
 
     title: str
@@ -21,6 +22,7 @@ class Curve(NamedTuple):
     prefix: str = ""
     without: tuple[str, ...] = ()
     against: tuple[str, str] | None = None
+    joined: bool = False
 
 
 LOSS = Curve("loss, nats per token", ("loss", "eval/loss"))

@@ -21,6 +21,7 @@ from align.text.forms import read_form
 FREE_FORM = ("greedy", "beam")
 PROBES = ("brief", "polite", "capitals", "one_sentence")
 
+IFEVAL = "ifeval"  # the task that is align's own
 # The metric of `prompt` by which `evaluate` chooses one of several prompted models.
 VALIDATION_SCORE = "validation/score"
 # Names that a group, a check or a prefix cannot have.
@@ -102,7 +103,8 @@ class Evaluate(StageConfig):
         default_factory=list,
         metadata={
             "comment": (
-                "tasks of lm-eval: lm_eval:NAME, or lm_eval:FILE.yaml; needs align's extra eval"
+                "ifeval: whether answers follow the instructions of IFEval's prompts; lm_eval:NAME"
+                " or lm_eval:FILE.yaml: a task of lm-eval, which needs align's extra eval"
             ),
             "reads": "tasks",
         },
@@ -156,7 +158,12 @@ class Evaluate(StageConfig):
             "null, greedy or beam",
         )
         for task in self.tasks:
-            require(task.startswith("lm_eval:"), "tasks", task, "lm_eval:NAME or lm_eval:FILE.yaml")
+            require(
+                task == IFEVAL or task.startswith("lm_eval:"),
+                "tasks",
+                task,
+                "ifeval, lm_eval:NAME or lm_eval:FILE.yaml",
+            )
         for probe in self.steering:
             require(probe in PROBES, "steering", probe, "some of " + ", ".join(PROBES))
         for knob_, names in (("prefixes", self.prefixes), ("checks", self.checks)):
@@ -182,15 +189,22 @@ class Evaluate(StageConfig):
                 "the judge's name at the endpoint",
             )
 
-    def need_of_gold(self, given: Container[str]) -> str:
-        judged = (
+    def _judged(self, given: Container[str]) -> bool:
+        """Return whether the config says what answers are worth."""
+        return bool(
             self.reward_functions
             or self.checks
             or self.steering
             or self.judge.url
             or "reward_model" in given
         )
-        if judged or "prompts" not in given:
+
+    def only_instructions(self, given: Container[str]) -> bool:
+        """Return whether nothing but the task `ifeval` asks for answers to the prompts."""
+        return IFEVAL in self.tasks and not self._judged(given)
+
+    def need_of_gold(self, given: Container[str]) -> str:
+        if self._judged(given) or IFEVAL in self.tasks or "prompts" not in given:
             return ""
         return (
             "inputs.reward_model: these prompts have no gold scorer, so a reward model,"
@@ -208,6 +222,11 @@ class Evaluate(StageConfig):
         for name, value in {**of_prompts, "reward_functions": self.reward_functions}.items():
             if value and "prompts" not in given:
                 raise ConfigError(f"{name}: it judges answers, so expected inputs.prompts too")
+        if IFEVAL in self.tasks and "prompts" not in given:
+            raise ConfigError(
+                "tasks: ifeval checks answers, so expected inputs.prompts too, with the columns"
+                " instruction_id_list and kwargs"
+            )
         if self.reward_functions and not any(self.reward_functions.values()):
             raise ConfigError(
                 "reward_functions: expected a weight other than 0 for one of them, or nothing is"

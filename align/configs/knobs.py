@@ -344,5 +344,5 @@ _ABOVE_0 = (
         "initializer_range",
     ),
 )
-_ANY = ("seed", "length_coef", "missing_eos_reward")
+_ANY = ("seed", "length_coef", "missing_eos_reward", "min_reward")
 _SHARES = ("_fraction", "_share", "dropout", "gamma", "gae_lambda")

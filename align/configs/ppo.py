@@ -5,22 +5,13 @@ An episode is a prompt with one sampled response.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from align.configs.curves import Curve
-from align.configs.knobs import (
-    PRECISIONS,
-    Trained,
-    TrainingConfig,
-    check_ranges,
-    knob,
-    max_new_tokens_knob,
-    require,
-)
-from align.configs.models import LoraConfig
+from align.configs.knobs import Trained, check_ranges, knob, require
+from align.configs.rollouts import RolloutConfig
 from align.errors import ConfigError
 
 GAE = "gae"
@@ -38,7 +29,7 @@ _SCORES = ("objective/score", "heldout/score", "gold/score")
 
 
 @dataclass(slots=True, kw_only=True)
-class Ppo(TrainingConfig):
+class Ppo(RolloutConfig):
     """Tune a policy against reward models, your own functions, or both; KL keeps it near its start.
 
     align ppo inputs.policy=mine/sft inputs.reward_model=mine/reward inputs.prompts=path:prompts.jsonl
@@ -57,16 +48,12 @@ class Ppo(TrainingConfig):
     # 7: the spread of the scores is logged; checkpoints count successive iterations without an
     #    optimizer step
     VERSION: ClassVar[int] = 7
-    OUTPUT: ClassVar[str] = "model"
-    INPUTS: ClassVar[dict[str, str]] = {"policy": "model", "prompts": "prompts"}
     OPTIONAL: ClassVar[dict[str, str]] = {
         "reward_model": "reward_model",
         "value_model": "reward_model",
         "text": "documents",
         "heldout_reward_model": "reward_model",
     }
-    MANY: ClassVar[tuple[str, ...]] = ("reward_model",)
-    AXIS: ClassVar[str] = "iteration"
     CURVES: ClassVar[tuple[Curve, ...]] = (
         Curve("scores", _SCORES),
         Curve(
@@ -84,6 +71,7 @@ class Ppo(TrainingConfig):
         Curve("KL to the reference, nats per response", ("objective/kl",)),
         Curve("response length, tokens", ("response_tokens",)),
         Curve("entropy, nats per token", ("policy/entropy",)),
+        Curve("repetition and variety", ("response/repeated", "response/distinct")),
         Curve("share of tokens that are clipped", ("ppo/clip_fraction", "value/clip_fraction")),
         Curve("explained variance of the value model", ("value/explained_variance",)),
         Curve("loss on pretraining text, nats per token", ("ptx/loss",)),
@@ -101,7 +89,6 @@ class Ppo(TrainingConfig):
             " one at which an iteration's passes end (nats per token)"
         )
     }
-    GROUPS: ClassVar[dict[str, tuple[str, Any]]] = {"lora": ("low-rank adapters", LoraConfig)}
 
     num_iterations: int = knob(
         500, "iterations: a rollout and the updates on it [InstructGPT: 256k episodes / 512]"
@@ -210,17 +197,10 @@ class Ppo(TrainingConfig):
         " of loss_mean [ours]",
     )
 
-    temperature: float = knob(1.0, "temperature of sampling and of every log-prob [InstructGPT]")
     top_p: float = knob(
         1.0,
         "nucleus sampling: fraction of the probability to sample from; below 1 needs importance_cap"
         " [InstructGPT]",
-    )
-    max_new_tokens: int | None = max_new_tokens_knob()
-    sampling_precision: str = knob(
-        "fp32",
-        "fp32, or bf16: faster, but rounding makes the samples depend on"
-        " hardware.generation_batch_size",
     )
     importance_cap: float | None = knob(
         None,
@@ -228,52 +208,11 @@ class Ppo(TrainingConfig):
         " correct the gap between trainer and sampler; None: no [ours; Yao et al. 2025: 2]",
     )
 
-    reward_model_weights: list[float] = field(
-        default_factory=list,
-        metadata={
-            "comment": (
-                "one weight for each of inputs.reward_model; weighted scores are summed; []: their"
-                " mean [ours]"
-            )
-        },
-    )
-    ensemble_std_coef: float = knob(
-        0.0,
-        "with several reward models: subtract this many standard deviations of their scores [ours]",
-    )
-    reward_functions: dict[str, float] = field(
-        default_factory=dict,
-        metadata={
-            "comment": (
-                "MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS) -> weight, for functions with TRL's"
-                " signature; in YAML or as 'reward_functions={MODULE:FUNCTION:1.0}'; see"
-                " docs/how-to/write-a-reward-function.md"
-            ),
-            "reads": "functions",
-        },
-    )
-    length_coef: float = knob(
-        0.0, "added to the reward for each response token; below 0 shortens responses [ours]"
-    )
-    missing_eos_penalty: float = knob(
-        1.0, "subtracted from the reward of a response that was cut off [ours; TRL]"
-    )
-    missing_eos_reward: float | None = knob(
-        None,
-        "instead of the penalty: the whole reward of a response that was cut off [Ziegler: -1]",
-    )
-    reward_clip: float | None = knob(None, "clip the summed reward to +- this; None: no [ours]")
     whiten_rewards: bool = knob(
         False,
         "scale a rollout's rewards to a standard deviation of 1 and keep their mean [ours;"
         " Ziegler: on]",
     )
-    samples_every: int | None = knob(
-        10,
-        "save episodes to samples.jsonl every this many iterations, and in the first and last;"
-        " None: keep none [ours]",
-    )
-
     ptx_coef: float = knob(
         0.0,
         "PPO-ptx: weight of the pretraining loss, mean nats per token; needs inputs.text"
@@ -292,7 +231,6 @@ class Ppo(TrainingConfig):
         "decay per optimizer step of the policy's moving average, which is saved in ema/; an"
         " adapter's two matrices are averaged separately; None: none [InstructGPT]",
     )
-    lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})
     adam_epsilon: float = knob(
         1e-5, "Adam: added to the root of the squared gradient's mean [Ziegler]"
     )
@@ -312,13 +250,12 @@ class Ppo(TrainingConfig):
             self.minibatch_size,
             f"a divisor of rollout_batch_size, {episodes} (give both)",
         )
-        require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
         require(0 < self.clip_range < 1, "clip_range", self.clip_range, "a number between 0 and 1")
-        require(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0, at most 1")
         for name, allowed in _CHOICES.items():
             shown = " or ".join("null" if choice is None else choice for choice in allowed)
             require(getattr(self, name) in allowed, name, getattr(self, name), shown)
         self._check_advantage()
+        self.check_rollout()
         self._check_together()
 
     def _check_advantage(self) -> None:
@@ -329,12 +266,6 @@ class Ppo(TrainingConfig):
             "group_size",
             self.group_size,
             f"at least 2 with advantage={self.advantage}",
-        )
-        require(
-            self.rollout_batch_size % self.group_size == 0,
-            "group_size",
-            self.group_size,
-            f"a divisor of rollout_batch_size, {self.rollout_batch_size}, which counts responses",
         )
         require(
             self.advantage == "group" or not self.divide_by_group_std,
@@ -392,12 +323,6 @@ class Ppo(TrainingConfig):
             " turn kl_coef negative",
         )
         require(
-            self.missing_eos_reward is None or self.missing_eos_penalty == 0,
-            "missing_eos_reward",
-            self.missing_eos_reward,
-            "missing_eos_penalty=0 beside it: a reward is replaced or reduced, not both",
-        )
-        require(
             (self.value_warmup_iterations or 0) < self.num_iterations,
             "value_warmup_iterations",
             self.value_warmup_iterations,
@@ -449,33 +374,7 @@ class Ppo(TrainingConfig):
             self.ptx_coef,
             "0, or inputs.text too",
         )
-        models = self.inputs.get("reward_model") or []
-        count = len(models) if isinstance(models, list) else 1
-        require(
-            self.ensemble_std_coef == 0 or count > 1,
-            "ensemble_std_coef",
-            self.ensemble_std_coef,
-            "0, or several in inputs.reward_model",
-        )
-        require(
-            len(self.reward_model_weights) in (0, count),
-            "reward_model_weights",
-            self.reward_model_weights,
-            f"none, or {count}: one for each of inputs.reward_model",
-        )
-        for name, weights in (
-            ("reward_functions", self.reward_functions.values()),
-            ("reward_model_weights", self.reward_model_weights),
-        ):
-            require(all(map(math.isfinite, weights)), name, getattr(self, name), "finite weights")
-        weights = [*self.reward_functions.values(), *(self.reward_model_weights or [1.0] * count)]
-        if not any(weights):
-            given = ", all of weight 0" if weights else ""
-            raise ConfigError(
-                "inputs.reward_model, reward_functions: expected at least one of them, got"
-                f" none{given}: a reward model or a function of yours must say what a response is"
-                " worth"
-            )
+        super(Ppo, self).check_inputs()
         if self.inputs.get("value_model") and not self.has_value_model:
             raise ConfigError(
                 f"inputs.value_model: expected none with advantage={self.advantage}, which has no"
@@ -486,7 +385,7 @@ class Ppo(TrainingConfig):
                 "value_from: expected null beside inputs.value_model, which the value model starts"
                 f" from, got {self.value_from!r}"
             )
-        if self.value_from == "reward_model" and count == 0:
+        if self.value_from == "reward_model" and not self.inputs.get("reward_model"):
             raise ConfigError(
                 "value_from: expected policy or null, because no inputs.reward_model is given"
             )
@@ -537,7 +436,6 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "update": ("joint", "policy"),
     "advantage": (GAE, "group", "leave_one_out", "batch"),
     "loss_mean": ("tokens", "responses", "constant"),
-    "sampling_precision": PRECISIONS,
 }
 
 

@@ -82,6 +82,11 @@ class Data(StageConfig):
             )
         },
     )
+    details: bool = knob(
+        False,
+        "comparisons also keep what evaluate_reward reads: a row's group (RewardBench's subset,"
+        " RM-Bench's domain), the styles of its responses, every annotator's vote",
+    )
     options: dict[str, Any] = field(
         default_factory=dict,
         metadata={
@@ -124,6 +129,12 @@ class Data(StageConfig):
             "validation_share",
             share,
             "null where all rows are one split, as items are",
+        )
+        require(
+            not self.details or self.record == "comparisons",
+            "details",
+            self.details,
+            f"false with record={self.record}: only comparisons have details",
         )
 
 

@@ -21,6 +21,7 @@ import yaml
 from align.configs.plugins import plugins
 from align.data.files import suffix_of
 from align.data.formats import FORMATS, GROUPED
+from align.data.generators import generator
 from align.data.model_files import check_files, check_model, read_fields
 from align.data.records import SPLITS, source_name
 from align.data.split_names import says_split, split_of_file, split_of_name, splits_of_names
@@ -58,7 +59,7 @@ class DataCard:
         local_train, local_validation: patterns of the published training and validation files; all
             other files are the test split. If no file matches `local_train`, rows are split by
             their content.
-        generator: the generator that makes the rows instead; only `smallworld` exists.
+        generator: the generator that makes the rows instead, see `align/data/generators.py`.
         held_out: fraction of the prompts (or documents) that go to validation; the test split gets
             the same fraction.
     """
@@ -602,11 +603,7 @@ def _reading(card: DataCard) -> list[Any]:
 
 def _generator_digest(name: str) -> str:
     """Return a digest of the generator's version, which changes with its rows or gold scores."""
-    if name != "smallworld":
-        raise ConfigError(f"data card generator {name!r}: no such generator")
-    from align.data import smallworld
-
-    return digest_of([name, smallworld.VERSION])
+    return digest_of([name, generator(name).VERSION])
 
 
 def file_digests(files: list[Path], store: Path | None) -> list[str]:

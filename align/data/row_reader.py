@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from align.data.columns import Columns, counted, holds_something, respelled
+from align.data.details import PER_RESPONSE, details_of, group_of
 from align.data.files import RawRow, suffix_of
 from align.data.formats import GROUPED, SPELLINGS, infer_format, reader
 from align.data.labelled import SPELLINGS_OF_LABELLED
@@ -44,6 +45,7 @@ class RowReader:
         columns: record field -> the file's column, as the user gives them.
         name: the name of the data set, which some tasks write into their text.
         folder: the folder for the temporary file.
+        details: comparisons also keep what `details_of` finds.
 
     Attributes:
         dropped: reason -> number of rows, or parts of a row, that were left out.
@@ -59,8 +61,10 @@ class RowReader:
         columns: Mapping[str, str] | None = None,
         name: str = "",
         folder: Path | None = None,
+        details: bool = False,
     ):
         self.record, self.format, self.name = record, format, name
+        self._details = details
         self.columns = dict(columns or {})
         self.dropped: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()
@@ -93,7 +97,12 @@ class RowReader:
             self._count_columns(row, spelled, ())
             return
         record, read = reader(name, self.record)
-        extra = {"group": path.name.partition(".")[0]} if self.record == "items" else {}
+        extra: Row = {"group": path.name.partition(".")[0]} if self.record == "items" else {}
+        if self.record == record == "comparisons":
+            if self._details:
+                extra = details_of(row, name)
+            elif "group" in self.columns:
+                extra = group_of(row)
         if suffix_of(Path(raw.where)) in (".txt", ".md"):
             row.read.add("file")  # the name of a text file, which is not the user's column
         own = {self._own_name(name, spelled): value for name, value in row.items()}
@@ -229,6 +238,8 @@ class RowReader:
             found, left_out = clear_responses(found)
             self.dropped.update(left_out)
             parts -= left_out.total()
+            if left_out and self._details:  # these are one for each response that was there
+                found = {k: v for k, v in found.items() if k not in PER_RESPONSE}
         try:
             made = check_row(self.record, convert(found, record, self.record, self.name))
         except Dropped as reason:

@@ -7,6 +7,7 @@ from typing import Any
 
 from align.data import smallworld
 from align.errors import ConfigError
+from align.verifiers.episodes import Episodes
 
 Message = dict[str, str]
 # (prompt, response) -> the parts of its score, all in [0, 1].
@@ -33,6 +34,15 @@ def gold_scorer(infos: Sequence[Mapping[str, Any]]) -> GoldScorer | None:
     assert named["scorer"] == "smallworld", named
     world_seed = named["world_seed"]
     return lambda prompt, response: smallworld.gold(list(prompt), response, world_seed)
+
+
+def mean_gold_score(gold: GoldScorer, episodes: Episodes) -> float:
+    """Return the mean gold score of the episodes, from 0 to 1."""
+    scores = [
+        gold(row["prompt"], text).overall
+        for row, text in zip(episodes.rows, episodes.texts, strict=True)
+    ]
+    return sum(scores) / len(scores)
 
 
 def asks_for_facts(row: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from align.configs import Dpo, Kto, Ppo, Reward, Sft
+from align.configs.rollouts import RolloutConfig
 from align.errors import ConfigError
 from align.store.artifacts import ArtifactStore, base_name
 
@@ -82,12 +83,12 @@ def _root(source: Source, steps: Mapping[Key, Step], store: ArtifactStore) -> Ro
         return Root(base, source.ref if base == key else _name(base, steps, store), base != key)
     step = steps[key]
     if (
-        not isinstance(step.config, Sft | Reward | Dpo | Kto | Ppo)
+        not isinstance(step.config, Sft | Reward | Dpo | Kto | RolloutConfig)
         or step.config.lora.rank is None
         or step.config.lora.merged
     ):
         return Root(key, source.ref, False)
-    (start,) = step.inputs["policy" if isinstance(step.config, Ppo) else "model"]
+    (start,) = step.inputs["policy" if isinstance(step.config, RolloutConfig) else "model"]
     return _root(start, steps, store)._replace(is_adapter=True)
 
 

@@ -17,6 +17,7 @@ from align.configs import (
     SPLITS,
     Data,
     Evaluate,
+    EvaluateReward,
     ImportModel,
     StageConfig,
     Tokenizer,
@@ -97,7 +98,8 @@ def _add_sources(
 ) -> dict[str, Implied]:
     """Add a step for each input of one step that is outside the store."""
     implied: dict[str, Implied] = {}
-    learned = _learned_from(config, configs, store) if isinstance(config, Evaluate) else {}
+    evaluates = isinstance(config, Evaluate | EvaluateReward)
+    learned = _learned_from(config, configs, store) if evaluates else {}
     for slot, refs in refs_of(config):
         kind = expected_kind(name, config, slot)
         for i, ref in enumerate(refs):
@@ -107,7 +109,9 @@ def _add_sources(
             written, note = f"steps.{name}.inputs.{slot}", ""
             refs[i] = _add_source(configs, made, ref, kind, written)
             data = configs[made]
-            if isinstance(config, Evaluate) and isinstance(data, Data):
+            if isinstance(config, Evaluate | EvaluateReward) and isinstance(data, Data):
+                # What only an evaluation reads; other steps of the same file keep their keys.
+                data.details = data.record == "comparisons"
                 note = _evaluate_whole(data, learned, data_root, config.split)
             implied[made] = Implied("source", written, note)
         config.inputs[slot] = refs

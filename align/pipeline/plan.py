@@ -31,6 +31,7 @@ from align.configs import (
     stage_class,
 )
 from align.configs.differences import differences, flat
+from align.configs.evaluate import IFEVAL
 from align.configs.knobs import READ_AT_START, require, shown
 from align.configs.other_names import CUTOFF, knobs_of, no_such_knob
 from align.configs.plugins import plugin_digest
@@ -43,6 +44,7 @@ from align.data.cards import (
     resolve_model,
     resolve_tokenizer,
 )
+from align.data.generators import generator
 from align.data.labelled import LABELLED
 from align.data.records import read_info
 from align.errors import ConfigError, StoreError, did_you_mean
@@ -478,9 +480,12 @@ def _check_gold(
     def is_known(source: Source) -> bool:
         data = made.get((source.stage, source.key))
         if isinstance(data, Data):
-            return data.source.startswith("card:") and bool(
+            made_by = (
                 load_card(data.source.removeprefix("card:")).generator
+                if data.source.startswith("card:")
+                else None
             )
+            return made_by is not None and "gold" in generator(made_by).info(data.options)
         artifact = store.get(source.stage, source.key)
         return artifact is None or read_info(artifact.path).get("gold") is not None
 
@@ -569,6 +574,8 @@ def data_digest(
     """
     for knob, kind in config.reads(*_DIGESTS).items():
         source = getattr(config, knob)
+        if isinstance(config, Data):
+            _check_generated(name, config)
         try:
             return (
                 _DIGESTS[kind](config, source, settings, store)
@@ -579,6 +586,17 @@ def data_digest(
             raise ConfigError(f"steps.{name}.{knob}: {error}") from None
     digests = _digests_of_files(name, config)
     return digest_of(digests) if digests else None
+
+
+def _check_generated(name: str, config: Data) -> None:
+    """Raise `ConfigError` if a card generates its rows and has no such option."""
+    scheme, _, card = config.source.partition(":")
+    if scheme != "card" or not card or (made_by := load_card(card).generator) is None:
+        return
+    try:
+        generator(made_by).rows(config.record, (), {}, config.options)
+    except ConfigError as error:
+        raise ConfigError(f"steps.{name}.{error}") from None
 
 
 def _rows_digest(
@@ -646,7 +664,9 @@ def _digests_of_files(name: str, config: StageConfig) -> dict[str, Any]:
             ]
         else:
             named += [(knob, task, _task_digests) for task in value if task.endswith(".yaml")]
-            found |= {"lm_eval": packages().get("lm_eval")} if value else {}
+            named += [(knob, task, source_digests) for task in value if task == IFEVAL]
+            others = any(task != IFEVAL for task in value)
+            found |= {"lm_eval": packages().get("lm_eval")} if others else {}
     for place, reference, digests in named:
         try:
             found[reference] = digests(reference)

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from align.configs import HardwareConfig, RunConfig
 from align.configs.knobs import READ_AS_IT_RUNS, READ_AT_START
-from align.errors import ConfigError, HealthStop, StoreError, Waiting
+from align.errors import AlignError, ConfigError, HealthStop, StoreError, Waiting
 from align.pipeline.plan import Source, Step, data_digest
 from align.report.listing import remember
 from align.runtime.cpu import cores
@@ -183,7 +183,9 @@ def _leave(work: Path, note: dict[str, Any], error: BaseException) -> None:
         if isinstance(error, ConfigError | StoreError | Waiting) and not has_begun:
             _clear(work)
         else:
-            write_json(work / NOTE, note | {"error": str(error) or type(error).__name__})
+            said = str(error) or type(error).__name__
+            code = error.exit_code if isinstance(error, AlignError) else AlignError.exit_code
+            write_json(work / NOTE, note | {"error": said, "exit_code": code})
 
 
 def _refuse_changed(step: Step, settings: RunConfig, store: ArtifactStore) -> None:

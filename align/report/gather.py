@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from align.configs.differences import differences
 from align.errors import StoreError
 from align.report.rows import Row, is_key, read_rows
+from align.report.running import Unfinished, unfinished
 from align.store.artifacts import Artifact, ArtifactStore
 from align.store.references import is_outside, is_path
 
@@ -50,6 +51,10 @@ class Made:
     @property
     def stage(self) -> str:
         return self.artifact.stage
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return self.artifact.metrics
 
 
 def gather(
@@ -95,6 +100,37 @@ def gather(
         replace(each, name=f"{each.name}:{each.version}") if count[each.name] > 1 else each
         for each in made
     ]
+
+
+def gather_with_unfinished(
+    store: ArtifactStore, refs: Sequence[str], left_out: list[str]
+) -> tuple[list[Made], list[Unfinished]]:
+    """Return what `gather` finds, and the steps that `refs` mean and that are not finished.
+
+    A reference that has unfinished steps and no artifact yet is no error: its first step may still
+    be running.
+
+    Raises:
+        StoreError: a reference matches neither an artifact nor a step that has begun.
+    """
+    steps = unfinished(store, refs)
+    made = _gathered(store, refs, left_out)
+    # Without steps that ended meanwhile.
+    return made, [s for s in steps if not store.object_path(s.stage, s.key).is_dir()]
+
+
+def _gathered(store: ArtifactStore, refs: Sequence[str], left_out: list[str]) -> list[Made]:
+    with contextlib.suppress(StoreError):
+        return gather(store, refs, left_out)
+    kept = []
+    for ref in refs:
+        try:
+            gather(store, [ref], [])
+            kept.append(ref)
+        except StoreError:
+            if not unfinished(store, [ref]):
+                raise
+    return gather(store, kept, left_out) if kept else []
 
 
 def _check(artifact: Artifact) -> None:

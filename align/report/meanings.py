@@ -99,6 +99,22 @@ _MEANINGS = {
     "entropy": (
         "Entropy of the choices' probabilities, bits: 1 for a pair that leans to neither side."
     ),
+    # The best of n.
+    "n": "Responses to a prompt of which the best is taken.",
+    "kl of the best": (
+        "KL divergence of the best of n from one sample, nats per response: ln n - (n - 1) / n. It"
+        " is less where responses tie."
+    ),
+    "heldout score": "Mean score by a reward model that chose nothing; higher is better.",
+    "wins over one sample": (
+        "Share of prompts on which the judge prefers the best of n to one more sample, a tie"
+        " counting half. The judge did not choose."
+    ),
+    "score of the best of n": (
+        "Expected score of the best of n responses, by who chose and by who did not. Where the"
+        " second one falls while the first one rises, choosing exploits its reward."
+    ),
+    "tokens of the best of n": "Mean length of the chosen response, in tokens.",
     # Tasks.
     "task": (
         "A task and its measure, with the number of items; each column is a model or a difference."
@@ -150,6 +166,51 @@ _MEANINGS = {
     "longer is better": (
         "Share of pairs that are right when the longer response always wins; near the model's own"
         " share, it may have learned length."
+    ),
+    "verdict": (
+        "Whether a reward model is good enough for PPO: 1 it is, -1 it is not, 0 the figures cannot"
+        " tell."
+    ),
+    "seen_in_training": "Share of the prompts that the reward model learned from.",
+    "truncated": "Responses that were longer than the model's context and lost their end.",
+    "comparisons": (
+        "The comparisons that a reward model was evaluated on: a dataset, a dataset and its group,"
+        " or all."
+    ),
+    "pairs": "Ordered pairs of responses; pairs that people call tied do not count.",
+    "length alone": (
+        "Share of pairs that are right by length alone: the longer response wins, or the shorter"
+        " one where other rows of the data say so."
+    ),
+    "lead over length": (
+        "Accuracy minus that of length alone, in points. A reward model without a lead teaches PPO"
+        " length."
+    ),
+    "length-controlled": (
+        "Mean of two accuracies: on pairs whose better response is the longer one, and on pairs"
+        " whose better response is the shorter one. Every rule of length alone gets 50 %."
+    ),
+    "best of k": (
+        "Share of rankings with one best response among K, 3 or more, that the reward model puts"
+        " first. Chance is 1/K: 25 % of 4."
+    ),
+    "people agree": (
+        "Share of pairs that two annotators of one row order alike: a model can hardly do better."
+    ),
+    "rewardbench 2": "RewardBench 2's own figure: the mean of its subsets.",
+    "kendall's tau": (
+        "Rank correlation of scores and people's ranks, mean over rankings of 3 responses or more:"
+        " 1 is the same order, 0 none, -1 the opposite."
+    ),
+    "better is shorter": "Accuracy on pairs whose better response is shorter, by over 10 %.",
+    "about equally long": "Accuracy on pairs whose lengths differ by at most 10 %.",
+    "better is longer": "Accuracy on pairs whose better response is longer, by over 10 %.",
+    "easy style": "RM-Bench: the better response has the richer style.",
+    "normal style": "RM-Bench: both responses have one style.",
+    "hard style": "RM-Bench: the worse response has the richer style.",
+    "score with length": (
+        "Pearson's r of score and length among responses to one prompt: near 1 the reward model"
+        " rewards length."
     ),
     # Training.
     "loss": "The training objective that a step makes smaller; lower is better.",
@@ -228,6 +289,12 @@ _MEANINGS = {
     "entropy, nats per token": (
         "How spread out the policy's choices are. Near 0 it says always the same."
     ),
+    "repetition and variety": (
+        "Whether responses repeat themselves, and each other. Repetition that rises, or variety"
+        " that falls to a third, is a sign of reward hacking."
+    ),
+    "response/repeated": "Mean share of a response's 3-grams that it has said before.",
+    "response/distinct": "Different 2-grams of a rollout's responses, divided by all 2-grams.",
     "policy/entropy": (
         "How spread out the policy's choices are, nats per token. Near 0 it says always the same."
     ),
@@ -252,6 +319,13 @@ _MEANINGS = {
     ),
     "ppo/clip_fraction": "Share of tokens whose policy ratio is outside the clip range.",
     "value/clip_fraction": "Share of tokens whose value is outside the value clip range.",
+    # RAFT.
+    "kept": "Whether RAFT trained on this response: it was among the best of its prompt.",
+    "kept/score": "Mean reward of the responses that RAFT trained on.",
+    "kept/response_tokens": "Length of the responses that RAFT trained on, in tokens.",
+    "loss on the kept responses, nats per token": (
+        "Cross-entropy on the responses that RAFT trained on, before each step."
+    ),
     # Episodes.
     "iteration": "PPO's rollout and update in which this happened.",
     "prompt": "What the model was asked.",
@@ -281,8 +355,25 @@ _MEANINGS = {
     ),
     "missing_eos": "Share of responses that did not end by themselves, which the reward penalises.",
     "eval/tasks/accuracy": "Share of held-out task rows that the model answers correctly.",
+    "prompt_strict": "IFEval: share of prompts with every instruction followed, checked as it is.",
+    "prompt_loose": "The same, if the first or last line or asterisks may be left out.",
+    "instruction_strict": "IFEval: share of instructions followed, checked as the answer is.",
+    "instruction_loose": "The same, if the first or last line or asterisks may be left out.",
+    "strict": "Share of the instructions of this kind that are followed.",
+    "loose": "The same, if the first or last line or asterisks may be left out.",
+    "cut_off": "Share of answers that reached the most new tokens without an end.",
+    "left_out": "Prompts that leave no room for an answer in the model's context.",
 }
 _SAME = {  # other names of the same entries
+    "over_length": "lead over length",
+    "length_controlled_accuracy": "length-controlled",
+    "kendall_tau": "kendall's tau",
+    "agreement": "people agree",
+    "reward_bench_2": "rewardbench 2",
+    "easy": "easy style",
+    "normal": "normal style",
+    "hard": "hard style",
+    "correlation": "score with length",
     "length": "response_tokens",
     "gold/score": "gold score",
     "reward/score": "reward score",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import hashlib
 import os
@@ -19,14 +18,15 @@ from markupsafe import Markup
 
 from align.configs import STAGES, StageConfig
 from align.configs.curves import Curve
-from align.errors import StoreError
-from align.report import tables
+from align.report import best_of_n, tables
 from align.report.charts import DASHES, SERIES, Chart, line_chart, reliability_chart
 from align.report.deciding import decided
-from align.report.gather import Made, gather
+from align.report.diagnosis import advice, diagnose
+from align.report.gather import Made, gather_with_unfinished
 from align.report.lineage import draw
 from align.report.meanings import Entry, meaning
-from align.report.running import Logged, Unfinished, strangers, unfinished
+from align.report.reward_tables import accuracies, by_length_and_style
+from align.report.running import Logged, Unfinished, strangers
 from align.report.verdict import verdict
 from align.store.artifacts import ArtifactStore, is_number
 
@@ -61,34 +61,12 @@ def write_report(
     Raises:
         StoreError: a reference matches neither an artifact nor a step that has begun.
     """
-    steps = unfinished(store, refs)
     left_out = strangers(store)
-    made = _made(store, refs, left_out)
-    # Without steps that ended meanwhile.
-    steps = [step for step in steps if not store.object_path(step.stage, step.key).is_dir()]
+    made, steps = gather_with_unfinished(store, refs, left_out)
     html, markdown = render(title, made, steps, follows, left_out)
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in ((out, html), (out.with_suffix(".md"), markdown)):
         write_whole(path, text)
-
-
-def _made(store: ArtifactStore, refs: Sequence[str], left_out: list[str]) -> list[Made]:
-    """Return what `gather` finds.
-
-    A reference that has unfinished steps and no artifact yet is left out: its first step may still
-    be running.
-    """
-    with contextlib.suppress(StoreError):
-        return gather(store, refs, left_out)
-    kept = []
-    for ref in refs:
-        try:
-            gather(store, [ref], [])
-            kept.append(ref)
-        except StoreError:
-            if not unfinished(store, [ref]):
-                raise
-    return gather(store, kept, left_out) if kept else []
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -123,11 +101,14 @@ def render(
     environment = templates()
     created = [each.artifact.manifest["created"] for each in made]
     logged: list[Logged] = [*steps, *made]
+    diagnoses = diagnose(made, steps)
     facts: dict[str, Any] = {
         "title": title,
         "made_at": time.strftime("%Y-%m-%d %H:%M", time.localtime(max(created))) if created else "",
         "unfinished": steps,
         "left_out": [*left_out, *(line for each in logged for line in each.left_out)],
+        "diagnoses": [each.line for each in diagnoses],
+        "advice": advice(diagnoses),
         "verdict": verdict(made),
         "decided": decided(made),
         "headline": tables.headline(made),
@@ -135,8 +116,11 @@ def render(
         "tasks": tables.tasks(tables.scored(made)),
         "manners": tables.manners(tables.scored(made)),
         "learned": tables.learned(made),
+        "best_of_n": [(each.name, best_of_n.table(each)) for each in best_of_n.of_stage(made)],
         "reward_models": tables.reward_models(made),
-        "samples": tables.samples(made),
+        "samples": samples(made),
+        "accuracies": accuracies(made),
+        "by_length": by_length_and_style(made),
         "episodes": tables.episodes(logged),
         "events": tables.events(logged),
         "changes": tables.changes(made),
@@ -144,8 +128,12 @@ def render(
     }
     figures = [
         facts[name]
-        for name in ("headline", "matrix", "tasks", "manners", "learned", "reward_models")
+        for name in (
+            *("headline", "matrix", "tasks", "manners", "learned", "reward_models"),
+            *("accuracies", "by_length"),
+        )
     ]
+    figures += [table for _, table in facts["best_of_n"]]
     facts["few_note"] = tables.FEW_NOTE if any(map(tables.has_few, figures)) else ""
     html = environment.get_template("page.html.jinja").render(
         **facts,
@@ -159,6 +147,17 @@ def render(
         written_at=round(time.time()),
     )
     return html, environment.get_template("page.md.jinja").render(**facts)
+
+
+def samples(made: Sequence[Made]) -> list[tables.Sample]:
+    """Return the answers of all models to the same prompts, chosen ones among them."""
+    names = {each.key: each.name for each in made}
+    found = {sample.prompt: list(sample.answers) for sample in tables.samples(made)}
+    for each in best_of_n.of_stage(made):
+        for prompt, answers in best_of_n.answers(each, names):
+            known = found.setdefault(prompt, [])
+            known += [pair for pair in answers if pair[0] not in {name for name, _ in known}]
+    return [tables.Sample(prompt, answers) for prompt, answers in found.items()]
 
 
 def _details(headline: tables.Table) -> tables.Table:
@@ -275,7 +274,8 @@ def _drawn(each: Logged, curve: Curve, axis: str) -> list[Chart]:
     series = {name: _points(each, along, name) for name in curve.metrics}
     if not any(series.values()):
         return []
-    return [line_chart(curve.title, label, series, scattered=curve.against is not None)]
+    scattered = curve.against is not None and not curve.joined
+    return [line_chart(curve.title, label, series, scattered)]
 
 
 def _part(metric: str, prefix: str) -> str:
@@ -287,13 +287,14 @@ def _part(metric: str, prefix: str) -> str:
 def calibration(made: Sequence[Made]) -> list[Chart]:
     """Draw a reliability chart for each reward model, and one for each task with its models."""
     names = {each.key: each.name for each in made}
+    of_rewards = {each.key for each in tables.reward_evaluations(made)}
     found: dict[str, dict[str, dict[float, tuple[float, float, int]]]] = {}
     for each in made:
         inputs = dict(each.inputs)
         for row in each.calibration:
             if row["answers"] <= 0:
                 continue
-            if each.stage == "reward":
+            if each.stage == "reward" or each.key in of_rewards:
                 place, who = f"{each.name}: pairs of answers", each.name
                 if row["model"] != "model":  # the same model at its temperature
                     who = f"{each.name} {row['model']}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from align.errors import HealthStop
 from align.report.rows import Row, is_key, read_rows
 from align.store.artifacts import NOTE, STEPS, ArtifactStore, is_locked, is_number, read_json
 
@@ -31,6 +32,12 @@ class Logged(Protocol):
     def samples(self) -> list[Row]: ...
     @property
     def left_out(self) -> list[str]: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def inputs(self) -> list[tuple[str, str]]: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +48,22 @@ class Unfinished:
         name: the name that its artifact will have, PIPELINE/STEP.
         is_running: True if a process holds its lock.
         error: what stopped it, in words; "" if it runs, or if it was killed before it could report.
+        went_bad: True if the error is about numbers that went bad.
         begun, written: seconds since the epoch: when it last began, and when it last wrote to its
             log.
         total, unit: the number of its steps, and their unit; None and "" if it does not report
             them.
+        inputs: ("", key) of each artifact that it reads; the slots are not known.
         left_out: a line on each file that cannot be read completely.
     """
 
     name: str
     stage: str
     key: str
+    inputs: list[tuple[str, str]]
     is_running: bool
     error: str
+    went_bad: bool
     begun: float
     written: float
     total: int | None
@@ -61,6 +72,11 @@ class Unfinished:
     events: list[Row]
     samples: list[Row]
     left_out: list[str]
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The metrics of the result: none yet."""
+        return {}
 
     @property
     def step(self) -> int:
@@ -162,8 +178,10 @@ def _read(folder: Path) -> Unfinished | None:
         name=note["name"],
         stage=folder.parent.name,
         key=folder.name,
+        inputs=[("", key) for _, key in note.get("inputs", ())],
         is_running=is_running,
         error="" if is_running else note.get("error", ""),
+        went_bad=not is_running and note.get("exit_code") == HealthStop.exit_code,
         begun=note["begun"],
         written=written,
         total=total if isinstance(total, int) else None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from align.configs import SPLITS, STAGES, StageConfig
+from align.configs import SPLITS, STAGES, BestOfN, StageConfig
+from align.report import best_of_n
 from align.report.tables import (
     Metrics,
     Table,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from align.report.gather import Made
 
 # Measures of a task, by preference: the first one that it has is shown.
-_OF_TASKS = ("accuracy", "acc", "exact_match", "f1")
+_OF_TASKS = ("accuracy", "acc", "exact_match", "f1", "prompt_strict")
 # Suffixes of metrics that belong to another one.
 _ENDS = ("_low", "_high", "_chance", "_chance_high", "_few")
 
@@ -141,7 +142,9 @@ def short_number(value: float) -> str:
 def main_figures(artifact: Artifact) -> str:
     """Return the result of one step in a few words."""
     m = artifact.metrics
-    if artifact.kind == "evaluation":
+    if artifact.stage == BestOfN.STAGE:
+        return best_of_n.main_figures(m)
+    if artifact.kind == "evaluation" and not _headline(artifact):
         return ", ".join(_of_evaluation(m))
     rows = [
         f"{short_number(m[f'rows/{split}'])} {split}" for split in SPLITS if f"rows/{split}" in m

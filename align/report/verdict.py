@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 
 from align.configs import learns_from_rewards
 from align.evals.intervals import FEW, is_few
+from align.report import best_of_n
 from align.report.gather import Made
+from align.report.reward_tables import sentences
 from align.report.tables import (
     Metrics,
     Opponent,
@@ -22,6 +24,7 @@ from align.report.tables import (
 Tone = Literal["good", "bad", "neutral", "warning"]
 _BETTER = {1: "better, beyond chance", -1: "worse, beyond chance", 0: "not beyond chance"}
 _TONES: dict[int, Tone] = {1: "good", -1: "bad", 0: "neutral"}
+_REWARD_TONES: dict[int, Tone] = {**_TONES, 0: "warning", 2: "warning"}
 
 
 class Line(NamedTuple):
@@ -37,7 +40,9 @@ class Line(NamedTuple):
 
 
 def verdict(made: Sequence[Made]) -> list[Line]:
-    """Answer "did it work?" in the first line; then warnings, other evaluations and health events.
+    """Answer "did it work?" in the first line; then doubts, other evaluations and health events.
+
+    Which stage is bad is another question: `align.report.diagnosis` answers it.
 
     The answer comes from the last evaluation that compares a policy trained by PPO, else from the
     last evaluation that compares.
@@ -47,16 +52,19 @@ def verdict(made: Sequence[Made]) -> list[Line]:
     trained = [each for each in compared if _trained_by_ppo(each, by_key)]
     chosen = next(reversed(trained or compared), None)
     lines: list[Line] = []
-    if chosen is None:
+    of_others = [
+        Line(best_of_n.sentence(each, by_key[dict(each.inputs)["model"]].name), "neutral")
+        for each in best_of_n.of_stage(made)
+    ]
+    of_others += [Line(text, _REWARD_TONES[sign]) for text, sign in sentences(made)]
+    if chosen is None and (evaluations(made) or not of_others):
         lines += _without_wins(evaluations(made), by_key)
-    else:
+    elif chosen is not None:
         lines += [_answer(chosen, by_key), *_besides(chosen, by_key)]
         for each in compared:
             if each is not chosen:
                 lines += [_result(each, by_key), *_besides(each, by_key)]
-    for each in made:
-        if learns_from_rewards(each.stage):
-            lines += _over_optimised(each)
+    lines += of_others
     events = sum(len(each.events) for each in made)
     if events:
         names = ", ".join(each.name for each in made if each.events)
@@ -176,7 +184,7 @@ def _without_wins(evaluated: Sequence[Made], by_key: Mapping[str, Made]) -> Iter
 def _gains(metrics: Metrics) -> list[str]:
     """Return the differences in accuracy to the baseline, of whole tasks and not of their parts."""
     found: dict[str, str] = {}
-    for measure in ("accuracy", "acc", "exact_match", "f1"):
+    for measure in ("accuracy", "acc", "exact_match", "f1", "prompt_strict"):
         for name in metrics:
             head, _, last = name.rpartition("/gain/")
             is_whole = head.startswith("tasks/") and "/" not in head.removeprefix(
@@ -195,7 +203,7 @@ def _trained_by_ppo(evaluation: Made, by_key: Mapping[str, Made]) -> bool:
 
 
 def _ppo_runs(key: str, by_key: Mapping[str, Made]) -> Iterator[Made]:
-    """Yield the steps of PPO, GRPO or RLOO that a model went through, the last one first."""
+    """Yield the steps in which a model learned from rewards, the last one first."""
     while key in by_key:
         step = by_key[key]
         if learns_from_rewards(step.stage):
@@ -319,38 +327,3 @@ def _beyond(
         f"{above if found > 0 else below}, beyond chance",
         _TONES[found if more_is_better else -found],
     )
-
-
-# -- signs in training -----------------------------------------------------------------------------
-
-
-def _over_optimised(ppo: Made) -> Iterator[Line]:
-    """Warn if the gold score fell from its best while the score that the policy learns from rose.
-
-    Both are compared as means over tenths of the run.
-    """
-    gold = [row["gold/score"] for row in ppo.log if "gold/score" in row]
-    # Prefer the reward model's score: the whole reward may rise because of a function.
-    learned = "reward/model" if any("reward/model" in row for row in ppo.log) else "objective/score"
-    score = [row[learned] for row in ppo.log if "gold/score" in row and learned in row]
-    size = max(1, len(gold) // 10)
-    if len(gold) < 10 or len(score) != len(gold):
-        return
-    tenths = [
-        (_mean(gold[i : i + size]), _mean(score[i : i + size]))
-        for i in range(0, len(gold) - size + 1, size)
-    ]
-    best = max(range(len(tenths)), key=lambda i: tenths[i][0])
-    if tenths[-1][0] > tenths[best][0] - 0.05 or tenths[-1][1] < tenths[best][1]:
-        return
-    yield Line(
-        f"{ppo.name} is over-optimised: its gold score fell from {tenths[best][0]:.2f} to"
-        f" {tenths[-1][0]:.2f} while the"
-        f" {'reward model' if learned == 'reward/model' else 'reward function'}'s score rose; raise"
-        " kl_coef or stop earlier.",
-        "warning",
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

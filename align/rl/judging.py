@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState
 
-from align.configs import Ppo
+from align.configs.rollouts import RolloutConfig
+from align.evals.variety import distinct_share, repeated_share
 from align.losses.ppo import correlation
 from align.models.load import context_of, load_tokenizer
 from align.rl.models import Actors
@@ -46,7 +47,7 @@ class Judged(NamedTuple):
 
 
 def load_judges(
-    cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job
+    cfg: RolloutConfig, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job
 ) -> Judges:
     def model(slot: str, place: int) -> RewardModel:
         folder = inputs.folders(slot)[place]
@@ -77,7 +78,12 @@ def load_judges(
 
 
 def judge(
-    cfg: Ppo, judges: Judges, job: Job, samples: Samples, episodes: Episodes, iteration: int
+    cfg: RolloutConfig,
+    judges: Judges,
+    job: Job,
+    samples: Samples,
+    episodes: Episodes,
+    iteration: int,
 ) -> Judged:
     """Score every response, with the work shared over all processes.
 
@@ -184,4 +190,6 @@ def _length_metrics(samples: Samples) -> Metrics:
         "response_tokens": float(samples.mask.sum(1).float().mean()),
         "tokens": float(sum(map(samples.tokens, range(len(samples.ids))))),
         "response/ended": float(samples.ended.float().mean()),
+        "response/repeated": repeated_share(samples.responses),
+        "response/distinct": distinct_share(samples.responses),
     }

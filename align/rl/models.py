@@ -90,17 +90,23 @@ class FullActors:
     Args:
         value: the start of the value model; None: there is none.
         precision: of the passes. In bf16, the models that do not train take less memory.
+        with_reference: False: there is no reference, and `ref_logprobs` must not be called.
     """
 
     def __init__(
-        self, policy: Path, value: Path | None, device: torch.device, precision: str = "fp32"
+        self,
+        policy: Path,
+        value: Path | None,
+        device: torch.device,
+        precision: str = "fp32",
+        with_reference: bool = True,
     ):
         self._in_bf16 = precision == "bf16"
-        self.policy, self.reference = (
-            load_model(policy, device),
-            load_model(policy, device).requires_grad_(False),
-        )
-        if self._in_bf16:
+        self.policy = load_model(policy, device)
+        self.reference: PreTrainedModel | None = None
+        if with_reference:
+            self.reference = load_model(policy, device).requires_grad_(False)
+        if self._in_bf16 and self.reference is not None:
             head_is_plain(self.reference)  # measures the head once, while weights are still float32
             _hold_products_in_bf16(self.reference)
         self.value: ScalarModel | None = None
@@ -120,6 +126,7 @@ class FullActors:
     def ref_logprobs(
         self, packed: Packed, responses: Sequence[Ids], temperature: float
     ) -> torch.Tensor:
+        assert self.reference is not None
         return response_logprobs(self.reference, packed, responses, temperature)
 
     def values(self, packed: Packed, responses: Sequence[Ids]) -> torch.Tensor:
@@ -257,15 +264,17 @@ def load_actors(
     lora: LoraConfig,
     device: torch.device,
     precision: str = "fp32",
+    with_reference: bool = True,
 ) -> Actors:
     """Load PPO's models from the folders of their artifacts.
 
     Args:
         value: a reward model, or the policy itself for a fresh head; None: no value model.
+        with_reference: False: do not load a reference. With adapters, it is the base in any case.
 
     Raises:
         ConfigError: with adapters, the value model is not an adapter on the policy's base.
     """
     if lora.rank is None:
-        return FullActors(policy, value, device, precision)
+        return FullActors(policy, value, device, precision, with_reference)
     return LoraActors(policy, value, lora, device)

@@ -9,8 +9,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
+
+from align.evals.trends import (
+    COLLAPSED,
+    LEAST_ENDED,
+    REPORT_EVERY,
+    kl_of_rounding,
+    mean,
+    thirds,
+    trend,
+)
 
 Metrics = dict[str, float]
 
@@ -19,7 +29,6 @@ _WINDOWS = 3  # the most windows that a rule compares
 # Of reward hacking, in standard errors: a rise of the trained score, a fall of the held-out score
 # over the run, and one over the last 30 iterations.
 _RISE, _FALL, _LATE_FALL = 3.0, 3.5, 5.0
-_QUIET = 20  # iterations before the same rule reports again
 
 
 class Event(NamedTuple):
@@ -52,6 +61,7 @@ class Health:
         warmup: iterations in which the value model may still be bad.
         corrected: True if the loss corrects for the sampler's gap.
         episodes: per rollout; None if unknown.
+        kl_advice: what to do about a high KL without a goal.
     """
 
     def __init__(
@@ -60,7 +70,9 @@ class Health:
         warmup: int,
         corrected: bool = False,
         episodes: int | None = None,
+        kl_advice: str = "raise kl_coef, or give kl_goal",
     ):
+        self._kl_advice = kl_advice
         self._kl_goal, self._warmup, self._corrected, self._episodes = (
             kl_goal,
             warmup,
@@ -89,7 +101,7 @@ class Health:
         events = []
         for name, rule in RULES.items():
             message = rule(self)
-            if message is not None and step - self._spoke.get(name, -_QUIET) >= _QUIET:
+            if message is not None and step - self._spoke.get(name, -REPORT_EVERY) >= REPORT_EVERY:
                 self._spoke[name] = step
                 events.append(Event(step, name, message))
         return events
@@ -102,13 +114,13 @@ class Health:
         return (
             None
             if series is None or len(series.last) < _WINDOW
-            else _mean([*series.last][-_WINDOW:])
+            else mean([*series.last][-_WINDOW:])
         )
 
     def _first(self, name: str) -> float | None:
         """Return the mean of the first window; None until an iteration after it."""
         series = self._series.get(name)
-        return None if series is None or len(series.last) <= _WINDOW else _mean(series.first)
+        return None if series is None or len(series.last) <= _WINDOW else mean(series.first)
 
     # -- rules -------------------------------------------------------------------------------------
 
@@ -128,7 +140,7 @@ class Health:
         recent, first = self._recent("objective/kl"), self._first("objective/kl")
         if recent is None or first is None or recent < max(10.0, 5 * first):
             return None
-        return f"the KL is {recent:.1f} nats per response; raise kl_coef, or give kl_goal"
+        return f"the KL is {recent:.1f} nats per response; {self._kl_advice}"
 
     def negative_kl(self) -> str | None:
         """Report a mean KL below -0.05 in a window [TRL, issue 1005].
@@ -146,17 +158,15 @@ class Health:
     def wrong_reference(self) -> str | None:
         """Report a KL before the first update: the reference is not the initial policy [ours].
 
-        Before the first update, the policy is its reference. The limit is 0.05 nats per response,
-        or 0.01 nats per response token if that is more. Rounding in bf16 differs by less than 0.01
-        nats per token, the gap between two engines at which NeMo RL stops. Different models are
-        tenths of nats apart.
+        Before the first update, the policy is its reference. The limit is what rounding explains
+        (`kl_of_rounding`). Different models are tenths of nats apart.
         """
         series = self._series.get("objective/kl")
         tokens = self._now.get("response_tokens")
         if self._kl_seen != 1 or series is None or tokens is None:
             return None
         (kl,) = series.first
-        if abs(kl) <= max(0.05, 0.01 * tokens):
+        if abs(kl) <= kl_of_rounding(tokens):
             return None
         return (
             f"the KL is {kl:.2f} nats per response before the first update: the reference is not"
@@ -173,7 +183,7 @@ class Health:
             return (
                 f"entropy is {recent:.3f} nats per token: nothing else is tried; raise temperature"
             )
-        if recent is None or first is None or recent >= 0.3 * first:
+        if recent is None or first is None or recent >= COLLAPSED * first:
             return None
         return (
             f"entropy fell from {first:.2f} to {recent:.2f} nats per token: responses become all"
@@ -210,7 +220,7 @@ class Health:
     def cut_off(self) -> str | None:
         """Report that more than half of the responses do not end on their own."""
         recent = self._recent("response/ended")
-        if recent is None or recent >= 0.5:
+        if recent is None or recent >= LEAST_ENDED:
             return None
         return f"only {recent:.0%} of the responses end by themselves; raise max_new_tokens"
 
@@ -288,19 +298,19 @@ class Health:
         looks = ((self._pairs, _FALL), (self._pairs[-_WINDOW * _WINDOWS :], _LATE_FALL))
         for pairs, limit in looks:
             trained, held_out = zip(*pairs, strict=True)
-            if _trend(trained) > _RISE and _trend(held_out) < -limit:
+            if trend(trained) > _RISE and trend(held_out) < -limit:
                 break
         else:
             return None
-        mine, theirs = _thirds(trained), _thirds(held_out)
+        mine, theirs = thirds(trained), thirds(held_out)
         whose = (
             "that of a reward model that PPO does not see"
             if "heldout/score" in self._now
             else "the gold score"
         )
         return (
-            f"the score rose to {_mean(mine[2]):.2f} while {whose} fell from"
-            f" {_mean(theirs[0]):.2f} to {_mean(theirs[2]):.2f}: the policy learns the mistakes of"
+            f"the score rose to {mean(mine[2]):.2f} while {whose} fell from"
+            f" {mean(theirs[0]):.2f} to {mean(theirs[2]):.2f}: the policy learns the mistakes of"
             " what it is scored by"
         )
 
@@ -388,30 +398,3 @@ RULES: dict[str, Callable[[Health], str | None]] = {
         Health.not_finite,
     )
 }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _variance(values: Sequence[float]) -> float:
-    mean = _mean(values)
-    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-
-
-def _thirds(series: Sequence[float]) -> tuple[Sequence[float], ...]:
-    size = len(series) // 3
-    return series[:size], series[size:-size], series[-size:]
-
-
-def _trend(series: Sequence[float]) -> float:
-    """Return how far a series moved from its first to its last third, in standard errors.
-
-    0 if its middle third is not between the two. Rollouts vary by chance, as if independent.
-    """
-    first, middle, last = _thirds(series)
-    change = _mean(last) - _mean(first)
-    if not min(_mean(first), _mean(last)) < _mean(middle) < max(_mean(first), _mean(last)):
-        return 0.0
-    error = math.sqrt((_variance(first) + _variance(last)) / len(first))
-    return change / error if error else math.copysign(math.inf, change)

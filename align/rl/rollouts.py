@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from align.configs import Ppo
+from align.configs.rollouts import RolloutConfig
 from align.models.packed import pack_pairs
 from align.rl.models import Actors
 from align.runtime.job import Job
@@ -114,7 +115,12 @@ def lay_out(cfg: Ppo, samples: Samples, job: Job, iteration: int, epoch: int) ->
 
 @torch.no_grad()
 def score_tokens(
-    cfg: Ppo, actors: Actors, job: Job, samples: Samples, rewards: torch.Tensor, layout: Layout
+    cfg: RolloutConfig,
+    actors: Actors,
+    job: Job,
+    samples: Samples,
+    rewards: torch.Tensor,
+    layout: Layout,
 ) -> Rollouts:
     """Compute log-probs, values and entropies of the samples.
 

@@ -3,6 +3,9 @@
 A config names a function by `MODULE:FUNCTION`, or by the call of a factory that returns it,
 `MODULE:FACTORY(ARGUMENTS)`, as in
 `trl.rewards:get_soft_overlong_punishment(max_completion_len=200, soft_punish_cache=50)`.
+
+A name without a module, such as `numeric` or `within_length(max_words=50)`, is one of align's own
+rewards, which `align.verifiers.rewards` makes.
 """
 
 from __future__ import annotations
@@ -30,6 +33,11 @@ _MAX_CHARS = 300  # of the message of a user's exception in an error line
 _NEEDS_MATH_VERIFY = ("accuracy_reward", "reasoning_accuracy_reward", "get_cosine_scaled_reward")
 
 
+# The module of the rewards that need no module in their reference. It is imported by name, because
+# this module lies below it. Its `VERSIONS` lists the rewards.
+_OWN_REWARDS = "align.verifiers.rewards"
+
+
 @dataclass(frozen=True)
 class Reference:
     """A parsed reference to a function.
@@ -49,19 +57,25 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """Parse `MODULE:FUNCTION` or `MODULE:FACTORY(ARGUMENTS)`.
+    """Parse `MODULE:FUNCTION`, `MODULE:FACTORY(ARGUMENTS)`, or the same without a module.
 
-    Arguments must be literals. No code is evaluated.
+    Arguments must be literals. No code is evaluated. Without a module it is one of align's own
+    rewards, and `name` is the factory, also if no arguments are given.
 
     Raises:
         ConfigError: the text is neither.
     """
-    module, _, call = text.partition(":")
+    module, colon, call = text.partition(":")
+    is_own = not colon or "(" in module  # then the colon is in an argument
+    if is_own:
+        module, call = _OWN_REWARDS, text.strip()
     try:
         node = ast.parse(call, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         node = None
     if module and isinstance(node, ast.Name):
+        if is_own:
+            return Reference(text, module, node.id, [], {})
         return Reference(text, module, node.id)
     if not (module and isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise ConfigError(f"expected MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS), got {text!r}")
@@ -90,6 +104,7 @@ def find_source(text: str) -> Path:
     """Return the file of a function's module. Modules in the current folder are found, too.
 
     No code of the user runs. Only the source is read, to find syntax errors and missing functions.
+    One of align's own rewards is made, which checks its arguments.
 
     Raises:
         ConfigError: the text is not a reference, the module does not exist or does not parse, it
@@ -103,7 +118,9 @@ def find_source(text: str) -> Path:
             f"no module {reference.module!r} in this folder or in the environment{hint}, got"
             f" {text!r}"
         )
-    if file.suffix == ".py":
+    if reference.module == _OWN_REWARDS:
+        _own_reward(reference)
+    elif file.suffix == ".py":
         try:
             names = names_in(file)
         except (SyntaxError, ValueError) as error:
@@ -113,6 +130,24 @@ def find_source(text: str) -> Path:
     if reference.module.startswith("trl.rewards") and reference.name in _NEEDS_MATH_VERIFY:
         _require_math_verify(text)
     return file
+
+
+def _own_reward(reference: Reference) -> Callable[..., Any]:
+    """Make one of align's own rewards, and check its arguments."""
+    module = importlib.import_module(_OWN_REWARDS)
+    if reference.name not in module.VERSIONS:
+        raise ConfigError(
+            f"expected MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS), got {reference.text!r}, which"
+            f" is none of align's own rewards either: {', '.join(module.VERSIONS)}"
+            f"{did_you_mean(reference.name, module.VERSIONS)}"
+        )
+    try:
+        made: Callable[..., Any] = getattr(module, reference.name)(
+            *(reference.arguments or []), **(reference.keywords or {})
+        )
+    except (TypeError, ValueError, ConfigError) as error:
+        raise ConfigError(f"{reference.text}: {error}") from None
+    return made
 
 
 def _no_function(reference: Reference, names: Collection[str]) -> str:
@@ -131,15 +166,19 @@ def _require_math_verify(text: str) -> None:
 def source_digests(text: str) -> dict[str, str]:
     """Return the sha256 of each of the user's own files behind a function, by module.
 
-    `user_code.own_files` says which files these are.
+    `user_code.own_files` says which files these are. One of align's own rewards has its name and
+    version instead.
 
     Raises:
         ConfigError: as `find_source`.
     """
     find_source(text)
-    return {
-        name: sha256_file(file) for name, file in own_files(parse_reference(text).module).items()
-    }
+    reference = parse_reference(text)
+    if reference.module == _OWN_REWARDS:
+        # A version instead of the source's sha256: a changed comment computes nothing else.
+        versions = importlib.import_module(_OWN_REWARDS).VERSIONS
+        return {_OWN_REWARDS: f"{reference.name} {versions[reference.name]}"}
+    return {name: sha256_file(file) for name, file in own_files(reference.module).items()}
 
 
 def short_names(references: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
@@ -174,6 +213,8 @@ def load_function(text: str) -> Callable[..., Any]:
     """
     find_source(text)
     reference = parse_reference(text)
+    if reference.module == _OWN_REWARDS:
+        return _own_reward(reference)
     _see_present_folder()
     try:
         module = importlib.import_module(reference.module)

@@ -119,13 +119,21 @@ class Slots:
         self._position = torch.zeros(count, dtype=torch.long, device=model.device)
 
     def admit(self, rows: torch.Tensor, prompts: Sequence[list[int]]) -> torch.Tensor:
-        """Put prompts into free slots, and return the logits [len(rows), V] after each."""
+        """Put prompts into free slots, and return the logits [len(rows), V] after each.
+
+        A prompt that several slots get is computed once.
+        """
         device, width = rows.device, max(map(len, prompts))
+        distinct = list(dict.fromkeys(map(tuple, prompts)))
+        places = {prompt: i for i, prompt in enumerate(distinct)}
+        which = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
         if self._window.end + 1 > self._columns:
             self._move()
         pad = self._pad_token_id
-        input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        input_ids = torch.tensor([[pad] * (width - len(p)) + [*p] for p in distinct], device=device)
+        mask = torch.tensor(
+            [[0] * (width - len(p)) + [1] * len(p) for p in distinct], device=device
+        )
         cache = DynamicCache()
         given = {
             "input_ids": input_ids,
@@ -146,8 +154,8 @@ class Slots:
         begin = window.end - width
         window.begin = min(window.begin, begin)
         self._seen[rows] = 0
-        self._seen[rows, begin : window.end] = mask
-        self._position[rows] = mask.sum(1)
+        self._seen[rows, begin : window.end] = mask[which]
+        self._position[rows] = mask.sum(1)[which]
         if not cache.layers:
             raise ConfigError(
                 f"{self._model.config.model_type}: it fills no attention cache, and align samples"
@@ -157,9 +165,9 @@ class Slots:
         for ours, new in zip(self._cache.layers, cache.layers, strict=False):
             if not ours.is_initialized:
                 ours.lazy_initialization(new.keys, new.values)
-            ours.keys[rows, :, begin : window.end] = new.keys.to(ours.keys.dtype)
-            ours.values[rows, :, begin : window.end] = new.values.to(ours.values.dtype)
-        return logits
+            ours.keys[rows, :, begin : window.end] = new.keys[which].to(ours.keys.dtype)
+            ours.values[rows, :, begin : window.end] = new.values[which].to(ours.values.dtype)
+        return logits[which]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Add a token to every row, even if free, and return the logits [rows, V] after it."""

@@ -33,7 +33,7 @@ from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.sampling.engine import Sampling
-from align.text.chat import decode_response, encode_prompts
+from align.text.chat import decode_response, encode_prompts, is_ended
 from align.verifiers.reward_models import RewardModel
 
 _CALIBRATION_PROMPTS = 400  # training prompts that set the labelers' noise
@@ -59,7 +59,7 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
     model, tokenizer = load_model(folder, job.device), load_tokenizer(folder)
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, context_length(model)))
     rows = _prompts(cfg, folders, tokenizer, context_length(model), job)
-    sampled = _sample(
+    sampled, ended = _sample(
         cfg, job, model, tokenizer, [row["prompt"] for split in rows for row in rows[split]]
     )
     if not job.group.is_main:
@@ -69,9 +69,10 @@ def run(cfg: Compare, inputs: Inputs, job: Job) -> Metrics:
         split: [Asked(row, list(itertools.islice(each, cfg.num_responses))) for row in own]
         for split, own in rows.items()
     }
-    chosen, metrics = list(range(len(asked["train"]))), Metrics()
+    chosen, metrics = list(range(len(asked["train"]))), {"response/ended": ended}
     if members:
-        chosen, metrics = _chosen(cfg, members, asked["train"], job)
+        chosen, found = _chosen(cfg, members, asked["train"], job)
+        metrics |= found
     asked["train"] = _with_strays(asked["train"], cfg)
     if scorer is None:
         asked["train"] = [asked["train"][place] for place in chosen]
@@ -190,8 +191,11 @@ def _sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[dict[str, str]]],
-) -> list[str]:
-    """Return `num_responses` responses to each prompt, in the order of the prompts."""
+) -> tuple[list[str], float]:
+    """Return `num_responses` responses to each prompt, in the order of the prompts.
+
+    The second value is the fraction of them that end by themselves.
+    """
     requests = [
         (i, ids, derive_seed(cfg.random_seed, "compare", i, k))
         for i, ids in enumerate(encode_prompts(tokenizer, prompts))
@@ -208,7 +212,9 @@ def _sample(
         drawn = respond(
             player, [ids for _, ids, _ in mine], [seed for _, _, seed in mine], sampling, advance
         )
-    return job.group.gather([decode_response(tokenizer, response.ids) for response in drawn])
+    texts = job.group.gather([decode_response(tokenizer, response.ids) for response in drawn])
+    ended = job.group.gather([is_ended(tokenizer, response.ids) for response in drawn])
+    return texts, sum(ended) / len(ended)
 
 
 def _with_strays(asked: Sequence[Asked], cfg: Compare) -> list[Asked]:

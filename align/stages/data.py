@@ -19,10 +19,10 @@ from pathlib import Path, PurePath
 from typing import NamedTuple, TypeVar
 
 from align.configs import Data
-from align.data import smallworld
 from align.data.cards import DataCard, Source, resolve
 from align.data.files import Place, RawRow, read_file
 from align.data.formats import FORMATS
+from align.data.generators import generator
 from align.data.labelled import columns_without_header
 from align.data.records import (
     SPLITS,
@@ -76,8 +76,9 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
                 )
             if cfg.split is not None:
                 raise ConfigError(f"split: {cfg.source} generates its splits, so leave it out")
-            rows = smallworld.rows(cfg.record, cfg.splits, _limits(cfg), cfg.options)
-            info = smallworld.info(cfg.options)
+            made_by = generator(source.card.generator)
+            rows = made_by.rows(cfg.record, cfg.splits, _limits(cfg), cfg.options)
+            info = made_by.info(cfg.options)
         else:
             rows, info = _read(cfg, source, RowSorter(file, IN_MEMORY), job, reader), {}
         kept = {split: rows.get(split, []) for split in cfg.splits}
@@ -133,7 +134,8 @@ def _refuse_columns_of_generated(cfg: Data, source: Source) -> None:
 
 
 def _reader(cfg: Data, source: Source, folder: Path | None) -> RowReader:
-    return RowReader(cfg.record, source.card.format, cfg.columns, source.card.name, folder)
+    card = source.card
+    return RowReader(cfg.record, card.format, cfg.columns, card.name, folder, cfg.details)
 
 
 class Look(NamedTuple):
@@ -174,7 +176,7 @@ def first_rows(
     """
     source = resolve(cfg.source, data_root, None)
     if source.card.generator:
-        generated = smallworld.rows(
+        generated = generator(source.card.generator).rows(
             cfg.record, ["train"], {**_limits(cfg), "train": count}, cfg.options
         )
         yield from (

@@ -314,4 +314,21 @@ def _validation(
         "eval/loss": loss / len(held_out),
         "eval/accuracy": right / pairs,
         "eval/margin": (better - worse) / pairs,
+        "eval/chosen_per_token": _gain_per_token(held_out, _by_ranking(found, held_out), reference),
+        "held_out_prompts": float(len(held_out)),
     }
+
+
+def _gain_per_token(
+    rankings: Sequence[Ranking],
+    logprobs: Sequence[torch.Tensor],
+    reference: Sequence[torch.Tensor],
+) -> float:
+    """Return log(p / p_ref) of the best responses of all rankings, in nats per token."""
+    gained, tokens = 0.0, 0
+    for ranking, own, given in zip(rankings, logprobs, reference, strict=True):
+        ranked = zip(ranking.places, ranking.ranks, strict=True)
+        for place in {place for place, rank in ranked if rank == min(ranking.ranks)}:
+            gained += float(own[place] - given[place])
+            tokens += sum(ranking.sequences[place].by_assistant)
+    return gained / tokens

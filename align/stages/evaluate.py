@@ -1,8 +1,9 @@
 """Score a model on held-out prompts and on tasks, alone and against a baseline.
 
-Takes: a model, and one or several of: prompts to answer, items to score, pretraining text, tasks of
-lm-eval. Optional: a baseline; prompted models (with several, the one that was best on validation
-prompts is used); and a reward model (for prompts that no gold scorer knows).
+Takes: a model, and one or several of: prompts to answer, prompts with IFEval's instructions, items
+to score, pretraining text, tasks of lm-eval. Optional: a baseline; prompted models (with several,
+the one that was best on validation prompts is used); and a reward model (for prompts that no gold
+scorer knows).
 Makes: an evaluation: metrics, samples.jsonl (answers side by side), calibration.jsonl,
 answers_TASK.jsonl.
 
@@ -21,13 +22,14 @@ from typing import Any
 import torch
 
 from align.configs import Evaluate, filled, learns_from_preferences, learns_from_rewards
-from align.configs.evaluate import RESERVED, VALIDATION_SCORE
+from align.configs.evaluate import IFEVAL, RESERVED, VALIDATION_SCORE
 from align.data.records import SPLITS, Row, read_info, read_rows
 from align.errors import ConfigError, StoreError
 from align.evals.checks import load_check
 from align.evals.facts import TASK, known_facts
 from align.evals.free_form import write_answers
 from align.evals.gold import asks_for_facts, gold_scorer
+from align.evals.instructions import instruction_metrics, instructions_of, verdict_rows
 from align.evals.intervals import compared, few, few_warning
 from align.evals.items import Candidate, encode_pair, score_items
 from align.evals.judge import Endpoint
@@ -47,6 +49,7 @@ from align.evals.shots import prefixed, prefixed_prompt, with_shots
 from align.evals.steering import PROBES, Probe, effects, not_asked, variants
 from align.evals.tasks import Scored, reliability_rows, task_metrics, written_rows
 from align.evals.text_loss import row_losses
+from align.evals.variety import distinct_share, repeated_share
 from align.evals.win_rate import win_rate
 from align.models.load import answer_length, context_length, load_model, load_tokenizer
 from align.runtime.job import Inputs, Job
@@ -54,9 +57,14 @@ from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
 from align.sampling.engine import Sampling
 from align.store.artifacts import Artifact, ArtifactStore
-from align.text.chat import decode_response, encode_prompts, transcript
+from align.text.chat import decode_response, encode_prompts, is_ended, show_prompt, transcript
 from align.text.tokens import encode_text
 from align.verifiers.episodes import Episodes
+from align.verifiers.ifeval import Verdicts, verdicts
+
+# Most new tokens for an answer to a prompt of IFEval, if `max_new_tokens` is not given; as in
+# lm-eval's task.
+_IFEVAL_TOKENS = 1280
 
 
 def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
@@ -66,18 +74,22 @@ def run(cfg: Evaluate, inputs: Inputs, job: Job) -> Metrics:
         if slot in inputs
     ]
     context = min(context_length(player.model) for player in players)
+    metrics: Metrics = {}
+    if IFEVAL in cfg.tasks:  # first, because it has its own length of answers
+        length = min(_IFEVAL_TOKENS, context // 2) if cfg.max_new_tokens is None else None
+        ours = replace(cfg, max_new_tokens=answer_length(length or cfg.max_new_tokens, context))
+        metrics |= _on_instructions(ours, inputs, job, players)
     cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, context))
     reliability: list[dict[str, Any]] = []
-    metrics: Metrics = {}
     for name, items in _tasks(cfg, inputs, players, job):
         metrics |= _on_items(cfg, job, players, name, items, reliability)
     if f"tasks/{TASK}/accuracy" in metrics:
         metrics["fact_recall"] = metrics[f"tasks/{TASK}/accuracy"]
-    if cfg.tasks:
+    if any(task != IFEVAL for task in cfg.tasks):
         metrics |= _on_harness(cfg, job, players)
     if "text" in inputs:
         metrics |= _on_text(cfg, inputs, job, players)
-    if "prompts" in inputs:
+    if "prompts" in inputs and not cfg.only_instructions(inputs):
         metrics |= _on_prompts(cfg, inputs, job, players)
     job.log.table("calibration", reliability)
     if (warning := few_warning(metrics)) is not None:
@@ -155,11 +167,7 @@ def _compared(cfg: Evaluate, head: str, name: str, values: Sequence[Sequence[flo
 
 def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
     """Score, compare, check and judge the players' answers to held-out prompts."""
-    rows = [
-        row
-        for artifact in inputs["prompts"]
-        for row in _held_out(artifact, "prompts", cfg.split, job)
-    ][: cfg.num_prompts]
+    rows = _prompt_rows(cfg, inputs, job)
     prompted = _prompted(cfg, inputs, job)
     rows = _fitting(cfg, rows, [*players, prompted] if prompted else players, job)
     prompts = [row["prompt"] for row in rows]
@@ -189,6 +197,8 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     sampled, greedy = given[""], given["greedy/"]
     metrics |= _parts(cfg, scorers, rows, sampled)
     metrics["response_tokens"] = sum(len(r.ids) for r in sampled[0].responses) / len(rows)
+    for prefix, player, own in zip(("", "baseline/"), players, sampled, strict=False):
+        metrics |= _shapes(f"{prefix}response/", player, own)
     if len(players) == 2 and alike(players):
         metrics |= _compared(cfg, "", "kl", [kl(players, sampled[0], job.compute(cfg.precision))])
     metrics |= _checked(cfg, job, players, rows, sampled)
@@ -201,6 +211,24 @@ def _on_prompts(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Playe
     if cfg.judge.url is not None and job.group.is_main:
         metrics |= _judged(cfg, job, prompts, sampled)
     return metrics
+
+
+def _prompt_rows(cfg: Evaluate, inputs: Inputs, job: Job) -> list[Row]:
+    return [
+        row
+        for artifact in inputs["prompts"]
+        for row in _held_out(artifact, "prompts", cfg.split, job)
+    ][: cfg.num_prompts]
+
+
+def _shapes(head: str, player: Player, answers: Answers) -> Metrics:
+    """Return the fraction of sampled answers that end by themselves, and how varied all are."""
+    given = [response.ids for response in answers.responses]
+    return {
+        f"{head}ended": sum(is_ended(player.tokenizer, ids) for ids in given) / len(given),
+        f"{head}repeated": repeated_share(given),
+        f"{head}distinct": distinct_share(given),
+    }
 
 
 def _over_prompted(
@@ -661,6 +689,38 @@ def _scored(cfg: Evaluate, player: Player, items: Sequence[Row], job: Job, task:
         raise ConfigError(f"inputs.items: {task}: {error}") from None
 
 
+def _on_instructions(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[Player]) -> Metrics:
+    """Return IFEval's accuracies of greedy answers (`align.evals.instructions`)."""
+    asked = _prompt_rows(cfg, inputs, job)
+    instructions_of(asked)  # a wrong row is reported before anything is sampled
+    rows = _fitting(cfg, asked, players, job)
+    instructions = instructions_of(rows)
+    prompts = [row["prompt"] for row in rows]
+    answers = [answer_prompts(cfg, job, player, prompts, 0.0) for player in players]
+    judged: list[list[Verdicts]] = []
+    with job.progress(len(players) * len(rows), "answers checked") as advance:
+        for own in answers:
+            judged.append([])
+            for each, text in zip(instructions, own.texts, strict=True):
+                judged[-1].append(verdicts(each, text))
+                advance(1)
+    texts = {player.name: own.texts for player, own in zip(players, answers, strict=True)}
+    table = verdict_rows([show_prompt(prompt) for prompt in prompts], instructions, texts, judged)
+    job.log.table("answers_ifeval", table[: cfg.num_samples])
+    seed = derive_seed(cfg.random_seed, "evaluate", "bootstrap")
+    head = f"tasks/{IFEVAL}/"
+    metrics: Metrics = dict(
+        instruction_metrics(head, instructions, judged, cfg.num_bootstrap, seed)
+    )
+    if len(rows) < len(asked):
+        metrics[f"{head}left_out"] = float(len(asked) - len(rows))
+    for player, own in zip(players, answers, strict=True):
+        part = "" if player is players[0] else "baseline/"
+        cut = sum(len(each.ids) >= filled(cfg.max_new_tokens) for each in own.responses)
+        metrics[f"{head}{part}cut_off"] = cut / len(rows)
+    return metrics
+
+
 def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
     """Run lm-eval's tasks; every process of the step runs all of them."""
     try:
@@ -670,7 +730,8 @@ def _on_harness(cfg: Evaluate, job: Job, players: Sequence[Player]) -> Metrics:
         raise ConfigError(
             f"tasks: lm-eval is not installed ({error}); pip install -e '.[eval]'"
         ) from None
-    names, found = [task.partition(":")[2] for task in cfg.tasks], []
+    names = [task.partition(":")[2] for task in cfg.tasks if task != IFEVAL]
+    found = []
     for player in players:
         most, seed = job.max_tokens, cfg.random_seed
         scorer = HarnessScorer(

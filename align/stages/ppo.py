@@ -24,7 +24,7 @@ import functools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,37 +32,32 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from align.configs import Ppo, filled
-from align.data.records import Row, read_info, read_rows
+from align.data.records import read_info, read_rows
 from align.errors import ConfigError
-from align.evals.gold import GoldScorer, gold_scorer
+from align.evals.gold import gold_scorer, mean_gold_score
 from align.losses.ppo import next_kl_coef
 from align.models.load import (
     answer_length,
-    context_length,
     load_tokenizer,
     precision_lines,
     sequence_length,
 )
 from align.rl.advantages import Targets, estimate_advantages, response_kl
-from align.rl.judging import Judged, Judges, judge, load_judges
+from align.rl.judging import Judged, judge, load_judges
 from align.rl.models import Actors, load_actors
 from align.rl.monitors import Health
-from align.rl.rollouts import (
-    Layout,
-    Rollouts,
-    Samples,
-    choose_prompts,
-    lay_out,
-    make_samples,
-    score_tokens,
+from align.rl.responses import (
+    Prompts,
+    load_prompts,
+    policy_sampler,
+    sample_rollout,
+    shared_context,
 )
+from align.rl.rollouts import Layout, Rollouts, lay_out, score_tokens
 from align.rl.update import Learner, Plan
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
-from align.runtime.seeds import derive_seed
-from align.sampling.engine import Sampling
-from align.sampling.sampler import Sampler, engine_for
-from align.text.chat import encode_prompts, is_ended, show_prompt, stop_strings
+from align.text.chat import show_prompt
 from align.text.tokens import TextRows, encode_text
 from align.training.activations import fit_activations
 from align.training.loss_guard import Skips, stop_unless_skipped
@@ -73,25 +68,18 @@ from align.verifiers.episodes import Episodes, make_episodes
 _NUM_SAMPLES = 4  # episodes of an iteration that samples.jsonl keeps
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """The prompts to train on, as rows and as tokens of the policy's tokenizer."""
-
-    rows: list[Row]
-    encoded: list[list[int]]
-    tokenizer: PreTrainedTokenizerBase
-
-
 def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
     policy = inputs.one("policy").path
     tokenizer = load_tokenizer(policy)
     value = _value_start(cfg, inputs, tokenizer, job) if cfg.has_value_model else None
     actors = load_actors(policy, value, cfg.lora, job.device, cfg.precision)
     judges = load_judges(cfg, inputs, actors, tokenizer, job)
-    cfg = replace(cfg, max_new_tokens=answer_length(cfg.max_new_tokens, _context(actors, judges)))
-    prompts = _prompts(cfg, inputs, actors, judges, tokenizer, job)
+    cfg = replace(
+        cfg, max_new_tokens=answer_length(cfg.max_new_tokens, shared_context(actors, judges))
+    )
+    prompts = load_prompts(cfg, inputs, actors, judges, tokenizer, job)
     learner = _learner(cfg, actors, prompts, _text(cfg, inputs, actors, tokenizer, job), job)
-    sampler = _sampler(cfg, tokenizer, job)
+    sampler = policy_sampler(cfg, tokenizer, job)
     gold = (
         gold_scorer([read_info(folder) for folder in inputs.folders("prompts")])
         if job.group.is_main
@@ -115,7 +103,7 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
 
     for iteration in job.steps(cfg.num_iterations, start, unit="iterations"):
         begun = time.monotonic()
-        samples = _sample(cfg, actors, sampler, job, prompts, iteration)
+        samples = sample_rollout(cfg, actors, sampler, job, prompts, iteration)
         sampled = time.monotonic()
         episodes = make_episodes(
             [prompts.rows[i] for i in samples.ids], samples.prompts, samples.responses, tokenizer
@@ -141,7 +129,8 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         else:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         skips.count(iteration + 1, skipped=not finite or metrics.get("ppo/steps") == 0)
-        metrics |= _gold_score(gold, episodes)
+        if gold is not None:
+            metrics["gold/score"] = mean_gold_score(gold, episodes)
         updated = time.monotonic()
         metrics |= {
             "time/rollout": sampled - begun,
@@ -210,66 +199,6 @@ def _learner(
     return Learner(cfg, actors, job, text)
 
 
-def _context(actors: Actors, judges: Judges) -> int:
-    """Return how many tokens the policy can read.
-
-    Reward models that read the policy's tokens count, too.
-    """
-    with actors.policy_model() as policy:
-        return min(
-            [
-                context_length(policy),
-                *(model.context for model in judges.readers if model.tokenizer is None),
-            ]
-        )
-
-
-def _prompts(
-    cfg: Ppo,
-    inputs: Inputs,
-    actors: Actors,
-    judges: Judges,
-    tokenizer: PreTrainedTokenizerBase,
-    job: Job,
-) -> Prompts:
-    """Return training prompts that leave room for a response in the contexts of all models.
-
-    These are the policy and every reward model.
-
-    Raises:
-        ConfigError: the prompts do not fill a rollout.
-    """
-    rows = list(read_rows(inputs.folders("prompts"), "train"))
-    asked = [row["prompt"] for row in rows]
-    encoded = encode_prompts(tokenizer, asked, "inputs.prompts: train row")
-    context = _context(actors, judges)
-    max_new_tokens = filled(cfg.max_new_tokens)
-    room = context - max_new_tokens
-    fitting = [i for i, ids in enumerate(encoded) if len(ids) <= room]
-    if len(fitting) < len(rows):
-        job.log.info(
-            f"{len(rows) - len(fitting):,} of {len(rows):,} prompts left out: longer than {room:,}"
-            " tokens"
-        )
-    for model in judges.readers:
-        # This also reports a prompt that the model's template refuses now, not in some rollout.
-        if model.tokenizer is not None:
-            theirs = encode_prompts(
-                model.tokenizer, asked, f"inputs.prompts: for {model.name}, train row"
-            )
-            left = [i for i in fitting if len(theirs[i]) + max_new_tokens <= model.context]
-            if len(left) < len(fitting):
-                which = f"{len(fitting) - len(left):,} of {len(fitting):,} prompts"
-                job.log.info(f"{which} left out: too long for {model.name}")
-            fitting = left
-    needed = cfg.rollout_batch_size // cfg.group_size
-    if len(fitting) < needed:
-        raise ConfigError(
-            f"inputs.prompts: {len(fitting)} prompts do not fill a rollout of {needed}"
-        )
-    return Prompts([rows[i] for i in fitting], [encoded[i] for i in fitting], tokenizer)
-
-
 def _text(
     cfg: Ppo, inputs: Inputs, actors: Actors, tokenizer: PreTrainedTokenizerBase, job: Job
 ) -> TextRows | None:
@@ -290,50 +219,6 @@ def _text(
 
 
 # -- rollout ---------------------------------------------------------------------------------------
-
-
-def _sampler(cfg: Ppo, tokenizer: PreTrainedTokenizerBase, job: Job) -> Sampler:
-    sampling = Sampling(
-        max_new_tokens=filled(cfg.max_new_tokens),
-        temperature=cfg.temperature,
-        top_p=cfg.top_p,
-        batch_size=job.hardware.generation_batch_size,
-        stop_strings=stop_strings(tokenizer),
-    )
-    return Sampler(engine_for(tokenizer, cfg.sampling_precision), sampling)
-
-
-def _sample(
-    cfg: Ppo, actors: Actors, sampler: Sampler, job: Job, prompts: Prompts, iteration: int
-) -> Samples:
-    """Sample `group_size` responses to each prompt of an iteration.
-
-    A seed depends only on the run's seed, the iteration, the prompt and the response's number, so
-    checkpoints need not store it.
-    """
-    size = cfg.group_size
-    asked = choose_prompts(
-        iteration, cfg.rollout_batch_size // size, len(prompts.rows), cfg.random_seed
-    )
-    chosen = [i for i in asked for _ in range(size)]
-    places = job.group.share(range(len(chosen)))
-    mine = [chosen[place] for place in places]
-    seeds = [
-        derive_seed(cfg.random_seed, "ppo", iteration, i, *([place % size] if size > 1 else []))
-        for place, i in zip(places, mine, strict=True)
-    ]
-    drawn: list[tuple[list[int], list[float]]] = [([], [])] * len(mine)
-    with actors.policy_model() as policy:
-        sampler.engine.load(policy)
-        for place, response in sampler.draw([prompts.encoded[i] for i in mine], seeds):
-            drawn[place] = (response.ids, response.logprobs)
-            if job.group.world_size == 1:  # with several, the others would wait for this one
-                job.resume.stop_if_asked()
-    drawn = job.group.gather(drawn)
-    responses, logprobs = [ids for ids, _ in drawn], [row for _, row in drawn]
-    encoded = [prompts.encoded[i] for i in chosen]
-    ended = [is_ended(prompts.tokenizer, ids) for ids in responses]
-    return make_samples(chosen, encoded, responses, logprobs, ended, job.device)
 
 
 def _is_finite(cfg: Ppo, job: Job, rollouts: Rollouts, iteration: int) -> bool:
@@ -433,17 +318,6 @@ def _sample_rows(rollouts: Rollouts, judged: Judged, episodes: Episodes) -> list
 
 def _state(learner: Learner, kl_coef: float, metrics: Metrics, skips: int) -> dict[str, Any]:
     return {"learner": learner.state(), "kl_coef": kl_coef, "metrics": metrics, "skips": skips}
-
-
-def _gold_score(gold: GoldScorer | None, episodes: Episodes) -> Metrics:
-    """Return the mean gold score, if the prompts' world has one."""
-    if gold is None:
-        return {}
-    scores = [
-        gold(row["prompt"], text).overall
-        for row, text in zip(episodes.rows, episodes.texts, strict=True)
-    ]
-    return {"gold/score": sum(scores) / len(scores)}
 
 
 def _final_metrics(metrics: Metrics) -> Metrics:

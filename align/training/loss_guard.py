@@ -81,6 +81,7 @@ class Skips:
         if self.in_a_row == _IN_A_ROW:
             raise HealthStop(
                 f"iteration {iteration}: the tenth in a row without a step: a number was not"
-                " finite, or the policy was past stop_kl_per_token before the first, or all groups"
-                " were dropped; lower learning_rate, or choose other prompts"
+                " finite, or nothing was left to learn from (the policy was past stop_kl_per_token,"
+                " all groups were dropped, or no reward reached min_reward); lower learning_rate,"
+                " or choose other prompts"
             )

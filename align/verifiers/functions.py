@@ -219,6 +219,8 @@ async def _await_all(
 
 
 def _raised(function: RewardFunction, error: BaseException, occasion: str) -> ConfigError:
+    if isinstance(error, ConfigError):  # one of align's own rewards says what is wrong itself
+        return ConfigError(f"{function.reference}{occasion}: {error}")
     return ConfigError(
         f"{describe_error(error)}; raised by your {function.role} {function.reference}{occasion}"
     )

@@ -87,12 +87,17 @@ def test_the_loss_is_that_of_plain_forward_passes(inputs: Inputs, tmp_path: Path
     made = run(ranked, tmp_path / "run", loss=loss, label_smoothing=smoothing)
     models = load_model(tmp_path / "run/out"), load_model(inputs.one("model").path)
     tokenizer = load_tokenizer(tmp_path / "run/out")
-    losses, right, pairs = [], 0.0, 0
+    losses, right, pairs, gained, tokens = [], 0.0, 0, 0.0, 0
     for row in rows:
         (asked,) = encode_prompts(tokenizer, [row["prompt"]])
         whole = encode_dialogues(tokenizer, [row["prompt"]] * len(row["responses"]), row["responses"])
         found = [log_ratio(models, asked, ids) for ids in whole]
         of_row = []
+        firsts = {
+            text: each for text, each, rank in zip(row["responses"], found, row["ranks"], strict=True) if rank == 1
+        }
+        for gain, count in firsts.values():
+            gained, tokens = gained + gain, tokens + count
         for (better, long), rank in zip(found, row["ranks"], strict=True):
             for (worse, short), other in zip(found, row["ranks"], strict=True):
                 if rank < other:
@@ -108,6 +113,8 @@ def test_the_loss_is_that_of_plain_forward_passes(inputs: Inputs, tmp_path: Path
                     pairs += 1
         losses.append(sum(of_row) / len(of_row))
     assert made["eval/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert made["eval/chosen_per_token"] == pytest.approx(gained / tokens, rel=1e-3)
+    assert made["held_out_prompts"] == len(rows)
     assert made["eval/accuracy"] == pytest.approx(right / pairs, abs=1.5 / pairs)  # rounding orders equal responses
 
 

@@ -140,6 +140,8 @@ def test_a_model_against_itself_gains_nothing(finished: Path, tmp_path: Path) ->
     assert set(gains.values()) == {0.0}
     assert found["win_rate"] == found["greedy/win_rate"] == 0.5
     assert found["ties"] == 1.0
+    for name in ("ended", "repeated", "distinct"):
+        assert 0 <= found[f"response/{name}"] == found[f"baseline/response/{name}"] <= 1
 
 
 def question(i: int, **more: object) -> dict:

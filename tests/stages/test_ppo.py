@@ -28,6 +28,7 @@ from align.errors import ConfigError, HealthStop, Preempted
 from align.evals.text_loss import num_targets, summed_loss
 from align.models.heads import load_scalar
 from align.rl import models as actors_module
+from align.rl import responses
 from align.rl.rewards import RewardTerms
 from align.rl.rollouts import choose_prompts
 from align.rl.update import Learner, Plan
@@ -964,13 +965,13 @@ def test_the_policy_warms_up_when_its_own_training_begins(inputs, tmp_path, plan
 def test_a_sample_hangs_on_its_seed_its_iteration_and_its_prompt(inputs, tmp_path, monkeypatch):
     """Not on the batch it is drawn in, nor on what the process did before."""
     seen: list[Any] = []
-    make = ppo.make_samples
+    make = responses.make_samples
 
     def noting(*arguments: Any) -> Any:
         seen.append(make(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(ppo, "make_samples", noting)
+    monkeypatch.setattr(responses, "make_samples", noting)
     for name, size in (("one", 1), ("three", 3), ("all", 256)):
         run(inputs, tmp_path / name, {"generation_batch_size": size}, num_iterations=1)
         torch.manual_seed(len(name))
@@ -1019,3 +1020,14 @@ def test_prompts_too_long_for_a_reward_model_with_a_template_of_its_own_are_coun
         run(short, tmp_path / "out")
     count = len(list(read_rows(inputs.folders("prompts"), "train")))
     assert f"{count} of {count} prompts left out: too long for reward_model_0" in capsys.readouterr().err
+
+
+def test_repetition_and_variety_are_those_of_the_responses(inputs: Inputs, tmp_path: Path) -> None:
+    """Two tokens have no 3-gram to repeat, whatever the prompts say. At a low temperature responses are more alike."""
+    short = run(inputs, tmp_path / "short", num_iterations=1, max_new_tokens=2)[0]
+    usual, cold = (
+        run(inputs, tmp_path / str(each), num_iterations=1, max_new_tokens=40, temperature=each)[0]
+        for each in (1.0, 0.05)
+    )
+    assert short["response/repeated"] == 0
+    assert 1 > usual["response/distinct"] > cold["response/distinct"] > 0

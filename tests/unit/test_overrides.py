@@ -124,6 +124,7 @@ def test_a_comma_parts_references_but_not_the_name_of_a_file(tmp_path: Path, mon
         (r"{my_rewards\:brevity:1.0}", {"my_rewards:brevity": 1.0}),
         ("{a.b:f(x=1, y=[2,3]):-0.5, c:g:2}", {"a.b:f(x=1, y=[2,3])": -0.5, "c:g": 2}),
         ("{a:f(-1.5,True):1e-3,c:g:inf}", {"a:f(-1.5,True)": 1e-3, "c:g": float("inf")}),
+        ("{numeric: 1.0, within_length(max_words=5): -1}", {"numeric": 1.0, "within_length(max_words=5)": -1}),
         ("{}", {}),
     ],
 )

@@ -406,3 +406,20 @@ def test_the_caller_is_not_in_inference_mode_between_responses():
         assert not torch.is_inference_mode_enabled()
         (weight * 2.0).sum().backward()
     assert weight.grad.tolist() == [8.0, 8.0]
+
+
+def test_responses_to_one_prompt_read_it_once_and_are_those_of_a_pass_each(model):
+    prompts = [prompt for prompt in PROMPTS[:6] for _ in range(4)]
+    seeds = range(len(prompts))
+    rows = []
+    watched = model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
+    )
+    try:
+        together = run(model, prompts, seeds, batch_size=len(prompts))
+    finally:
+        watched.remove()
+    assert rows[0] == len({tuple(prompt) for prompt in prompts}) == 6
+    alone = [run(model, [prompt], [seed])[0] for prompt, seed in zip(prompts, seeds, strict=True)]
+    assert_same(together, alone)
+    assert len({tuple(r.ids) for r in together[:4]}) > 1  # each has its own seed

@@ -94,7 +94,7 @@ def test_every_stage_s_reading_is_declared() -> None:
         "tokenizer": {"source": "tokenizer"},
         "import_model": {"source": "model", "base": "base", "chat_template": "file"},
         "collect": {"labels": "votes"},
-        **{stage: {"reward_functions": "functions"} for stage in ("ppo", "grpo", "rloo")},
+        **{stage: {"reward_functions": "functions"} for stage in ("ppo", "grpo", "rloo", "raft", "best_of_n")},
         "evaluate": {"tasks": "tasks", "reward_functions": "functions", "checks": "checks"},
     }
 

@@ -3,16 +3,13 @@
 import re
 
 import pytest
-from small_store import add, compared, evaluation, ppo_log
+from small_store import add, compared, evaluation
 
 from align.report.deciding import decided
 from align.report.gather import gather
 from align.report.summary import models_table
 from align.report.verdict import verdict
 from align.store.artifacts import ArtifactStore
-
-RISING = [0.5 + 0.01 * i for i in range(30)]
-FALLING = [0.8] * 15 + [0.8 - 0.02 * i for i in range(15)]
 
 
 @pytest.fixture
@@ -251,16 +248,6 @@ def test_a_judge_decides_where_nothing_else_scored(store):
 )
 def test_the_first_line_is_an_answer_whatever_was_measured(store, metrics, said):
     assert evaluated(store, metrics)[0].text.startswith(said)
-
-
-@pytest.mark.parametrize(
-    ("gold", "score", "fires"),
-    [(FALLING, RISING, True), (RISING, RISING, False), (FALLING, FALLING, False), ([0.8] * 30, RISING, False)],
-)
-def test_over_optimisation_is_said_where_gold_falls_while_the_score_rises(store, gold, score, fires):
-    ppo = add(store, "toy/ppo_more", "model", {}, log=ppo_log(gold, score))
-    found = [line for line in verdict(gather(store, [ppo.ref])) if "over-optimised" in line.text]
-    assert [line.tone for line in found] == ["warning"] * fires
 
 
 def test_health_events_are_a_warning(store):
