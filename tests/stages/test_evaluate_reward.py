@@ -171,7 +171,7 @@ def test_rewardbench_2_s_figure_is_the_mean_of_its_subsets(reward, tmp_path):
 
 
 def test_too_long_responses_are_scored_without_their_end_and_counted(reward, tmp_path, capsys):
-    rows = [ranked("Say.", "duck " * 3000, "owl"), ranked("Say it.", "duck", "owl")]
+    rows = [ranked("Say.", " ".join(f"{i} ducks" for i in range(900)), "owl"), ranked("Say it.", "duck", "owl")]
     found = run(reward, [dataset(tmp_path, "long", validation=rows)], tmp_path / "run")
     assert found["truncated"] == 1
     assert "1 of 4 responses are longer than the model's context" in capsys.readouterr().err
