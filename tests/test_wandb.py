@@ -128,14 +128,7 @@ def test_every_panel_names_what_a_stage_logs(finished: Path) -> None:
     from dashboard import named_metrics
 
     # labelling/test_collect.py and the tests of these stages
-<<<<<<< .merge_file_deQBGO
-    elsewhere = (
-        *("collect/", "grpo/", "rloo/", "dpo/", "kto/", "raft/"),
-        *("best_of_n/", "evaluate_reward/"),
-    )
-=======
     elsewhere = ("collect/", "grpo/", "rloo/", "dpo/", "kto/", "raft/", "best_of_n/", "evaluate_reward/")
->>>>>>> .merge_file_yvRhEV
     named = {name for name in named_metrics() if not name.startswith(elsewhere)}
     assert named - logged(finished) == set()
 
