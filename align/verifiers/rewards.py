@@ -358,9 +358,9 @@ def format_tags(*, tags: Sequence[str] = ("think", "answer")) -> RewardFn:
     def format_tags(completions: Any, **columns: Any) -> list[float | None]:
         found: list[float | None] = []
         for text in _texts(completions):
-            match = whole.fullmatch(text.strip())
             once = all(text.count(mark) == 1 for mark in marks)
-            found.append(float(match is not None and once and all(map(str.strip, match.groups()))))
+            match = whole.fullmatch(text.strip()) if once else None
+            found.append(float(match is not None and all(map(str.strip, match.groups()))))
         return found
 
     return format_tags
