@@ -24,8 +24,8 @@ def repeated_share(responses: Sequence[Sequence[int]], n: int = 3) -> float:
 def distinct_share(responses: Sequence[Sequence[int]], n: int = 2) -> float:
     """Return the number of different n-grams of all responses, divided by the number of n-grams.
 
-    Li et al. 2016 (A Diversity-Promoting Objective Function) divide by the number of tokens instead.
-    It falls with the number of responses, so only compare equally many. 1 if there are no n-grams.
+    Li et al. 2016 (A Diversity-Promoting Objective Function) divide by the number of tokens. It
+    falls with the number of responses, so only compare equally many. 1 if there are no n-grams.
     """
     grams = [gram for ids in responses for gram in _grams(ids, n)]
     return len(set(grams)) / len(grams) if grams else 1.0
