@@ -30,7 +30,7 @@ from align.errors import ConfigError
 from align.runtime.job import Inputs
 from align.stages import data as stage
 
-RECORDS = ("documents", "demonstrations", "prompts", "comparisons", "items", "labelled")
+RECORDS = ("documents", "demonstrations", "prompts", "comparisons", "unpaired", "items", "labelled")
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".xml", ".parquet", ".arrow")
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -48,6 +48,7 @@ LAYOUTS = {  # columns -> the record that they make
     "chosen rejected": "comparisons",
     "prompt responses ranks": "comparisons",
     "prompt completion label": "comparisons",
+    "prompt response label": "unpaired",
     "prompt response helpfulness": "comparisons",
     "instruction input output": "demonstrations",
     "instruction output_1 output_2 preference": "comparisons",

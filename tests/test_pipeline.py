@@ -348,6 +348,39 @@ def test_two_processes_do_what_one_does(finished: Path, store: Path, stage: str)
     assert together["metrics"] == pytest.approx(alone["metrics"], rel=drift, abs=drift / 10)
 
 
+FROM_REWARDS = (
+    *("policy=toy/sft", "reward_model=toy/reward", "prompts=toy/prompts", "num_iterations=3", "rollout_batch_size=12"),
+    *("minibatch_size=12", "max_new_tokens=8"),
+)
+FROM_RANKINGS = ("model=toy/sft", "data=toy/compare", "learning_rate=1e-3")
+BESIDE = {
+    "grpo": (*FROM_REWARDS, "group_size=4", "learning_rate=1e-3"),
+    "rloo": (*FROM_REWARDS, "group_size=4", "learning_rate=1e-3"),
+    "dpo": (*FROM_RANKINGS, "batch_size=9"),
+    "kto": (*FROM_RANKINGS, "batch_size=33"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", BESIDE)
+def test_two_processes_do_what_one_does_in_stages_beside_the_recipe(store: Path, stage: str) -> None:
+    """Small passes, so that the processes have different numbers of them."""
+    given = (*BESIDE[stage], "seed=1", f"store={store}", "tracker=none", "hardware.micro_batch_tokens=150")
+    made = []
+    for name, hardware in (("alone", "hardware.threads=1"), ("together", "hardware=two_processes")):
+        align(stage, *given, hardware, f"name=mine/{name}")
+        found = ArtifactStore(store).find(f"mine/{name}")
+        made.append((found.manifest, log_without_times(store, found.manifest)))
+        shutil.rmtree(found.path)
+    (alone, log_alone), (together, log) = made
+    assert together["key"] == alone["key"]
+    assert together["files"].keys() == alone["files"].keys()
+    assert len(log) == len(log_alone) > 2
+    assert log[0] == pytest.approx(log_alone[0], rel=1e-4, abs=1e-5)
+    # As above, training drifts apart a little.
+    assert together["metrics"] == pytest.approx(alone["metrics"], rel=5e-3, abs=5e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_when_one_of_two_processes_is_killed_both_end_and_the_next_start_goes_on(store: Path, rank: int) -> None:

@@ -343,11 +343,16 @@ def _answer(
     return repr(prompt), {"prompt": prompt, "text": answer, "score": score}
 
 
+# Reasons for answers that make no ranking; as record=unpaired they are rows.
+GOOD_ALONE = "a prompt with good answers alone"
+BAD_ALONE = "a prompt with bad answers alone"
+
+
 def rank_labelled(answers: list[Row]) -> Iterator[Row | Dropped]:
     answers = yield from _without_contradictions(answers)
     if len({answer["score"] for answer in answers}) == 1:
         for answer in answers:
-            yield Dropped(f"a prompt with {'good' if answer['score'] else 'bad'} answers alone")
+            yield Dropped(GOOD_ALONE if answer["score"] else BAD_ALONE)
         return
     yield from _rank(answers)
 

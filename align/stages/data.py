@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 
 from align.configs import Data
 from align.data.cards import DataCard, Source, resolve
+from align.data.comparisons import BAD_ALONE, GOOD_ALONE
 from align.data.files import Place, RawRow, read_file
 from align.data.formats import FORMATS
 from align.data.generators import generator
@@ -88,7 +89,7 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
                 for s in cfg.splits
             }
     if not any(metrics.values()):
-        why = f"; dropped: {_counted(dropped)}" if dropped else ""
+        why = f"; dropped: {_counted(dropped)}{_unpaired_keeps(dropped)}" if dropped else ""
         raise ConfigError(f"source: {cfg.source}: no rows for {', '.join(cfg.splits)}{why}")
     if reader.unused:
         info["columns_not_used"] = dict(reader.unused)
@@ -106,7 +107,19 @@ def run(cfg: Data, inputs: Inputs, job: Job) -> Metrics:
     job.log.info(
         told + (f"; dropped {sum(dropped.values()):,}: {_counted(dropped)}" if dropped else "")
     )
+    if hint := _unpaired_keeps(dropped):
+        job.log.info(hint.removeprefix("; "))
     return metrics | {f"dropped/{reason}": count for reason, count in dropped.items()}
+
+
+def _unpaired_keeps(dropped: Counter[str]) -> str:
+    """Return a hint if labelled answers were dropped because they made no ranking; else ""."""
+    if count := dropped[GOOD_ALONE] + dropped[BAD_ALONE]:
+        return (
+            f"; record=unpaired keeps {count:,} of them: align kto inputs.unpaired=... learns from"
+            " answers without a counterpart"
+        )
+    return ""
 
 
 def check_rows(cfg: Data, data_root: str | None, shown: Progress) -> None:

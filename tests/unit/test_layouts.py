@@ -560,6 +560,26 @@ LAYOUTS = {
         {},
         {},
     ),
+    "KTO, unpaired": (
+        "unpaired",
+        [
+            {"prompt": Q, "completion": B, "label": False},
+            {"prompt": "Why?", "completion": [assistant(B)], "label": "false"},
+            {"prompt": Q, "completion": A, "label": 1},
+            {"prompt": Q, "completion": A, "label": -1},
+            {"prompt": Q, "completion": A, "label": None},
+            {"prompt": Q, "response": A, "label": True},
+        ],
+        [
+            {"prompt": asked(Q), "completion": B, "label": False},
+            {"prompt": asked("Why?"), "completion": B, "label": False},
+            {"prompt": asked(Q), "completion": A, "label": True},
+            {"prompt": asked(Q), "completion": A, "label": False},
+            {"prompt": asked(Q), "completion": A, "label": True},
+        ],
+        {},
+        {"no label": 1},
+    ),
     "KTO in turns": (
         "comparisons",
         [

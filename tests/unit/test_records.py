@@ -115,6 +115,10 @@ def test_good_messages_come_back_as_they_are(messages):
         ("comparisons", {**RANKING, "ranks": [1, 2.0]}, "ranks"),
         ("comparisons", {**RANKING, "ranks": [1, True]}, "ranks"),
         ("comparisons", {**RANKING, "ranks": ["1", "2"]}, "ranks"),
+        ("unpaired", {"prompt": [USER], "completion": "a"}, "label"),
+        ("unpaired", {"prompt": [USER], "completion": "a", "label": 1}, "label"),
+        ("unpaired", {"prompt": [USER], "completion": ["a"], "label": True}, "completion"),
+        ("unpaired", {"prompt": [ASSISTANT], "completion": "a", "label": True}, "prompt"),
     ],
 )
 def test_a_row_that_is_not_its_record_is_malformed_at(record, row, field):
@@ -140,6 +144,7 @@ def test_responses_that_are_no_text_are_malformed(responses):
         ("demonstrations", {"messages": [USER, ASSISTANT, USER]}, "a conversation that ends with the user"),
         ("prompts", {"prompt": [{"role": "user", "content": "\n"}]}, "empty text"),
         ("comparisons", {**RANKING, "responses": ["a", ""]}, "empty text"),
+        ("unpaired", {"prompt": [USER], "completion": " ", "label": True}, "empty text"),
         ("comparisons", {**RANKING, "ranks": [1, 1]}, "all tied"),
         ("comparisons", {**RANKING, "responses": ["a", "a"]}, "responses all alike"),
     ],
