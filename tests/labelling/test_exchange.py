@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import socket
 import xml.etree.ElementTree as ET
@@ -589,7 +591,8 @@ def test_an_address_that_is_taken_or_wrong_is_named(tmp_path: Path, capsys: Any)
     # An address of the range for documentation, which no machine has.
     assert align(tmp_path, "serve", "mine", "--host", "192.0.2.1") == 2
     said = capsys.readouterr().err
-    assert "--host 192.0.2.1: cannot listen here (Cannot assign requested address); give an" in said
+    why = os.strerror(errno.EADDRNOTAVAIL)
+    assert f"--host 192.0.2.1: cannot listen here ({why}); give an address of this machine" in said
     assert "--port" not in said
 
 
