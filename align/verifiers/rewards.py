@@ -31,7 +31,8 @@ from align.verifiers.numbers import answer_part, final_number
 RewardFn = Callable[..., list[float | None]]
 
 # Every reward that a config can name, and the version of what it computes, which is in the keys of
-# the steps that use it. Raise it when the same response gets another number.
+# the steps that use it. Raise it when the same response gets another number; a change in
+# `counting`, `ifeval`, `language` or `numbers` may need this for several rewards.
 VERSIONS = {
     "ifeval": 1,
     "numeric": 1,
@@ -45,6 +46,15 @@ VERSIONS = {
     "language": 1,
     "regex": 1,
     "format_tags": 1,
+}
+# The package that a reward computes with; its version is in the keys, too.
+PACKAGES = {
+    "ifeval": "langdetect",  # for instructions on the language alone
+    "bleu": "sacrebleu",
+    "chrf": "sacrebleu",
+    "rouge": "rouge_score",
+    "json_schema": "jsonschema",
+    "language": "langdetect",
 }
 _SOLUTIONS = ("solution", "answer", "reference")
 
@@ -229,6 +239,7 @@ def json_schema(*, schema: dict[str, Any] | None = None) -> RewardFn:
     def validator(text: str) -> Any:
         from jsonschema import SchemaError
         from jsonschema.validators import validator_for
+        from jsonschema_specifications import REGISTRY
 
         try:
             read = json.loads(text)
@@ -237,15 +248,22 @@ def json_schema(*, schema: dict[str, Any] | None = None) -> RewardFn:
         except (ValueError, SchemaError) as error:
             said = getattr(error, "message", str(error))
             raise ConfigError(f"schema: expected a JSON schema, got {text:.80} ({said})") from None
-        return kind(read)
+        return kind(read, registry=REGISTRY)  # it has no way to fetch a schema from elsewhere
 
     def score(text: str, given: Any) -> float:
+        from referencing.exceptions import Unresolvable
+
         check = validator(given if isinstance(given, str) else json.dumps(given))
         try:
             value = json.loads(checks.without_code_block(text))
         except (ValueError, RecursionError):
             return 0.0
-        return float(check.is_valid(value))
+        try:
+            return float(check.is_valid(value))
+        except Unresolvable as error:
+            raise ConfigError(
+                f"schema: expected a $ref to a part of the schema itself, got {error.ref!r}"
+            ) from None
 
     if schema is not None:
         validator(json.dumps(schema))  # a wrong schema is reported when the run is planned
@@ -322,9 +340,18 @@ def language(*, code: str | None = None) -> RewardFn:
     """
     _require("langdetect", "rewards")
 
-    def score(text: str, wanted: Any) -> float:
-        return float(languages.detect(text) == wanted)
+    def known(wanted: Any, name: str) -> Any:
+        if wanted not in languages.codes():
+            raise ConfigError(
+                f"{name}: expected one of {', '.join(languages.codes())}, got {wanted!r}"
+            )
+        return wanted
 
+    def score(text: str, wanted: Any) -> float:
+        return float(languages.detect(text) == known(wanted, "language"))
+
+    if code is not None:
+        known(code, "code")
     return _by_column("language", code, score)
 
 
