@@ -111,14 +111,17 @@ def test_the_loss_is_that_of_plain_forward_passes(inputs: Inputs, tmp_path: Path
     made = run(given, tmp_path, num_epochs=4, desirable_weight=2.0, undesirable_weight=0.5)
     models = load_model(tmp_path / "out"), load_model(inputs.one("model").path)
     tokenizer = load_tokenizer(tmp_path / "out")
-    ratios = {}
+    ratios, tokens = {}, {}
     for asking, answering in itertools.product(range(2), repeat=2):
         (asked,) = encode_prompts(tokenizer, [rows[asking]["prompt"]])
         (whole,) = encode_dialogues(tokenizer, [rows[asking]["prompt"]], [rows[answering]["completion"]])
         ratios[asking, answering] = log_ratio(models, asked, whole)
+        tokens[asking, answering] = len(whole) - len(asked)
     baseline = max(0.0, (ratios[0, 1] + ratios[1, 0]) / 2)
     values = torch.sigmoid(0.1 * torch.tensor([ratios[0, 0] - baseline, baseline - ratios[1, 1]]))
     assert made["eval/kl"] == pytest.approx(baseline, abs=1e-4)
+    assert made["eval/loss_before"] == pytest.approx((2 * 0.5 + 0.5 * 0.5) / 2)
+    assert made["eval/chosen_per_token"] == pytest.approx(ratios[0, 0] / tokens[0, 0], abs=1e-5)
     assert made["eval/loss"] == pytest.approx((2 * (1 - float(values[0])) + 0.5 * (1 - float(values[1]))) / 2, rel=1e-4)
 
 
