@@ -8,7 +8,7 @@ TOOLS_READY := $(VENV)/.tools-ready
 # Python compiles what it imports; pip would compile every file first, which takes longer than to download it.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help setup tools quickstart test soak test-slow real-model lint format docs account bench peers audit sbom clean
+.PHONY: help setup tools quickstart test soak soak-diagnose test-slow real-model lint format docs account bench peers audit sbom clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ test: tools ## the default tests, a process a core, each with one thread
 
 soak: tools ## the reliability plan: kills, damage, bad input, hours of training; goes on where it stopped
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/run.py
+
+soak-diagnose: tools ## break runs on purpose, and see whether align diagnose names the stage; goes on where it stopped
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/diagnose.py .soak/diagnose.jsonl --minutes 180
 
 test-slow: tools ## the tests that take long: the quickstart itself, kills in every stage, processes, a real model
 	-$(MAKE) real-model

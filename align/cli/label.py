@@ -192,7 +192,7 @@ def _of_file(file: Path, gold: bool) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             begun = shown(line.strip())
             raise ConfigError(
-                f"{file}:{number}: expected an object of JSON a line, with prompt and responses,"
+                f"{file}:{number}: expected a JSON object with prompt and responses on each line,"
                 f" got {begun} ({error})"
             ) from None
         try:

@@ -62,7 +62,7 @@ class BestOfN(StageConfig):
         default_factory=dict,
         metadata={
             "comment": (
-                "MODULE:FUNCTION: weight; they choose, or judge if inputs.reward_model chooses;"
+                "NAME or MODULE:FUNCTION: weight; they choose, or judge if inputs.reward_model chooses;"
                 " see docs/how-to/write-a-reward-function.md"
             ),
             "reads": "functions",

@@ -113,8 +113,8 @@ class Evaluate(StageConfig):
         default_factory=dict,
         metadata={
             "comment": (
-                "MODULE:FUNCTION: weight, reward functions that score every answer, as in PPO; see "
-                "docs/how-to/write-a-reward-function.md"
+                "'reward_functions={NAME: WEIGHT}', reward functions that score every answer, as in"
+                " PPO: align's own (docs/reference/rewards.md), or MODULE:FUNCTION"
             ),
             "reads": "functions",
         },
@@ -123,8 +123,8 @@ class Evaluate(StageConfig):
         default_factory=dict,
         metadata={
             "comment": (
-                "'checks={NAME: \"words:FILE\"}', or classifier:FOLDER#LABEL, MODULE:FUNCTION;"
-                " checks every answer"
+                "'checks={NAME: \"words:FILE\"}', or classifier:FOLDER#LABEL, a reward of align's"
+                " own, MODULE:FUNCTION; checks every answer"
             ),
             "reads": "checks",
         },

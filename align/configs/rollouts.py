@@ -66,7 +66,8 @@ class RolloutConfig(TrainingConfig):
         default_factory=dict,
         metadata={
             "comment": (
-                "MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS) -> weight, for functions with TRL's"
+                "the name of one of align's own rewards (docs/reference/rewards.md),"
+                " MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS) -> weight, for functions with TRL's"
                 " signature; in YAML or as 'reward_functions={MODULE:FUNCTION:1.0}'; see"
                 " docs/how-to/write-a-reward-function.md"
             ),

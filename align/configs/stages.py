@@ -91,8 +91,9 @@ class Data(StageConfig):
         default_factory=dict,
         metadata={
             "comment": (
-                "options of a card that generates its rows: world_seed; good_dialogue_share for"
-                " documents, flaw_share for demonstrations"
+                "options of a card that generates its rows; smallworld: world_seed;"
+                " good_dialogue_share for documents, flaw_share for demonstrations; instructions:"
+                " seed, max_instructions, kinds, held_out_kinds"
             )
         },
     )

@@ -14,6 +14,8 @@ LEAST_ENDED = 0.5
 # Fraction of its start to which the entropy, or the variety of the responses, falls when a policy
 # collapses [ours].
 COLLAPSED = 0.3
+# Responses grow if they are this many times as long as at the start [ours].
+GROWN = 1.5
 # Rise of the fraction of repeated 3-grams in a response [ours; healthy quickstarts move by 0.01].
 REPEATED_RISE = 0.2
 # Iterations before a health rule that still holds reports again.

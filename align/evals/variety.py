@@ -8,8 +8,8 @@ from collections.abc import Sequence
 def repeated_share(responses: Sequence[Sequence[int]], n: int = 3) -> float:
     """Return the mean fraction of a response's n-grams that it has said before.
 
-    This is `rep-n` of Welleck et al. 2020 (Neural Text Generation with Unlikelihood Training,
-    section 6) for single responses. A response without n-grams counts as 0.
+    This is seq-rep-n of Welleck et al. 2020 (Neural Text Generation with Unlikelihood Training). A
+    response without n-grams counts as 0.
 
     Args:
         responses: token ids, [B] of any lengths.
@@ -24,7 +24,7 @@ def repeated_share(responses: Sequence[Sequence[int]], n: int = 3) -> float:
 def distinct_share(responses: Sequence[Sequence[int]], n: int = 2) -> float:
     """Return the number of different n-grams of all responses, divided by the number of n-grams.
 
-    This is `distinct-n` of Li et al. 2016 (A Diversity-Promoting Objective Function, section 5). It
+    Li et al. 2016 (A Diversity-Promoting Objective Function) divide by the number of tokens. It
     falls with the number of responses, so only compare equally many. 1 if there are no n-grams.
     """
     grams = [gram for ids in responses for gram in _grams(ids, n)]

@@ -9,6 +9,7 @@ Needs the extra `label` (fastapi, uvicorn).
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -282,5 +283,9 @@ def _listening(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host}: no such address ({error.strerror})") from None
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno == errno.EADDRNOTAVAIL:  # then no port helps
+            raise ConfigError(
+                f"--host {host}: cannot listen here ({why}); give an address of this machine"
+            ) from None
         free = "; give another --port, or 0 for any free one"
         raise ConfigError(f"--port {port}: cannot listen on {host} ({why}){free}") from None

@@ -574,16 +574,17 @@ def data_digest(
     """
     for knob, kind in config.reads(*_DIGESTS).items():
         source = getattr(config, knob)
-        if isinstance(config, Data):
-            _check_generated(name, config)
         try:
-            return (
+            digest = (
                 _DIGESTS[kind](config, source, settings, store)
                 if source or kind != "tokenizer"
                 else None
             )
         except ConfigError as error:
             raise ConfigError(f"steps.{name}.{knob}: {error}") from None
+        if isinstance(config, Data):
+            _check_generated(name, config)
+        return digest
     digests = _digests_of_files(name, config)
     return digest_of(digests) if digests else None
 

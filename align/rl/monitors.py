@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from align.evals.trends import (
     COLLAPSED,
+    GROWN,
     LEAST_ENDED,
     REPORT_EVERY,
     kl_of_rounding,
@@ -208,7 +209,7 @@ class Health:
             recent is None
             or first is None
             or correlation is None
-            or recent < 1.5 * first
+            or recent < GROWN * first
             or correlation < 0.7
         ):
             return None

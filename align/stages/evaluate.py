@@ -716,7 +716,7 @@ def _on_instructions(cfg: Evaluate, inputs: Inputs, job: Job, players: Sequence[
         metrics[f"{head}left_out"] = float(len(asked) - len(rows))
     for player, own in zip(players, answers, strict=True):
         part = "" if player is players[0] else "baseline/"
-        cut = sum(len(each.ids) >= filled(cfg.max_new_tokens) for each in own.responses)
+        cut = sum(not is_ended(player.tokenizer, each.ids) for each in own.responses)
         metrics[f"{head}{part}cut_off"] = cut / len(rows)
     return metrics
 

@@ -29,7 +29,7 @@ from align.configs import SPLITS, EvaluateReward, Reward
 from align.data.records import Row, read_info, read_rows, source_name, whole_key
 from align.errors import ConfigError, StoreError
 from align.evals.calibration import reliability
-from align.evals.intervals import few, few_warning
+from align.evals.intervals import FEW, few, few_warning
 from align.evals.preferences import Scored, agreement, longer_wins
 from align.evals.reward_metrics import (
     calibration_metrics,
@@ -149,19 +149,16 @@ def _length_rule(
 ) -> tuple[bool, str]:
     """Return whether the longer response wins by the length rule, and what chose the rule.
 
-    The rows that are scored do not choose it.
+    The rows that are scored do not choose it, and test rows choose nothing.
     """
-    for split in ("validation", "train"):
-        if split == cfg.split:
-            continue
-        rows = list(itertools.islice(read_rows([artifact.path], split), _FOR_LENGTH_RULE))
-        if rows:
-            lengths = _lengths(tokenizer, rows)
-            ranked = [
-                Scored("", row["ranks"], own, own) for row, own in zip(rows, lengths, strict=True)
-            ]
-            return longer_wins(ranked), f"as {split} rows say"
-    return True, "as no other split has rows to choose by"
+    others = [split for split in ("validation", "train") if split != cfg.split]
+    every = itertools.chain.from_iterable(read_rows([artifact.path], split) for split in others)
+    rows = list(itertools.islice(every, _FOR_LENGTH_RULE))
+    if len(rows) < FEW:
+        return True, f"as fewer than {FEW} rows of {' and '.join(others)} could say otherwise"
+    lengths = _lengths(tokenizer, rows)
+    ranked = [Scored("", row["ranks"], own, own) for row, own in zip(rows, lengths, strict=True)]
+    return longer_wins(ranked), f"as {len(rows):,} rows of {' and '.join(others)} say"
 
 
 def _check_groups(cfg: EvaluateReward, dataset: Dataset) -> None:

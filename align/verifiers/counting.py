@@ -10,6 +10,8 @@ _LONG_WORD = re.compile(r"\w+(?:[-./]\w+)*")
 # Marks that may end a sentence, before a space, a bracket, a quotation mark or the end. Brackets
 # and quotation marks that close there still belong to the sentence.
 _MARK = re.compile(r"([.!?]+)(?=[\s\"')\]};:*@({\[]|$)[\"')\]}]*")
+_BORDER = re.compile(r"[\s\"'(\[*_]")  # before a word that a mark follows
+_NEXT_WORD = re.compile(r"\W*(\w*)")
 _TITLES = "mr mrs ms dr prof st mt messrs rev hon gen col maj capt lt sgt sen rep gov jr sr"
 _SHORT = (
     "e.g i.e vs cf etc inc ltd co corp bros llc dept fig vol ed eds pp al ave blvd rd jan feb mar"
@@ -53,18 +55,16 @@ def count_sentences(text: str) -> int:
 
 def _ends(text: str, begin: int, mark: re.Match[str]) -> bool:
     """Return whether a mark ends the sentence that begins at `begin`."""
-    before = re.split(r"[\s\"'(\[*_]", text[begin : mark.start()])[-1].lower()
-    following = re.match(r"\W*(\w?\w*)", text[mark.end() :])
+    following = _NEXT_WORD.match(text, mark.end())
     assert following is not None  # it matches the empty text
     word = following[1]
     if mark[1] != ".":
         return mark[1][-1] in "!?" or not word.islower()  # an ellipsis may be in a sentence
+    before = _BORDER.split(text[begin : mark.start()])[-1].lower()
     if before.isdigit():
         return not word.islower()
     if len(before) == 1 and before.isalpha():
         return not word
-    return (
-        before not in _ABBREVIATIONS
-        or word == ""
-        or (word[0].isupper() and word.lower() in _BEGINNINGS)
-    )
+    if before not in _ABBREVIATIONS or not word:
+        return True
+    return word[0].isupper() and word.lower() in _BEGINNINGS

@@ -10,6 +10,7 @@ lists where they differ.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import re
@@ -344,7 +345,8 @@ def _checked_kind(place: int, kind: Any) -> str:
 def _checked_arguments(place: int, kind: str, given: Any) -> dict[str, Any]:
     where = f"kwargs[{place}]"
     if isinstance(given, str):  # JSON within JSON
-        given = json.loads(given) if given.lstrip().startswith("{") else given
+        with contextlib.suppress(ValueError, RecursionError):  # reported below
+            given = json.loads(given)
     if given is not None and not isinstance(given, dict):
         raise ValueError(f"{where}: expected an object, got {given!r:.60}")
     found = {name: value for name, value in (given or {}).items() if value is not None}
@@ -370,7 +372,8 @@ def _check_argument(where: str, sort: str, value: Any) -> None:
     elif sort == "text":
         ok, expected = isinstance(value, str) and bool(value.strip()), "text"
     else:
-        whole = isinstance(value, int | float) and not isinstance(value, bool)
-        ok, expected = whole and value == int(value) and value >= 0, "a whole number, 0 or more"
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        ok = is_number and float(value).is_integer() and value >= 0
+        expected = "a whole number, 0 or more"
     if not ok:
         raise ValueError(f"{where}: expected {expected}, got {value!r}")

@@ -19,6 +19,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 from align.errors import ConfigError
@@ -100,13 +101,18 @@ def numeric(*, tolerance: float = 0.0, column: str | None = None) -> RewardFn:
         column: the column with the solution; None: `solution`, else `answer`, else `reference`.
     """
     _check_bound("tolerance", tolerance)
+    # Read as it is written: 0.3 as a float is a little less than three tenths.
+    most = Fraction(0 if tolerance is None else str(tolerance))
 
     def score(text: str, solution: Any) -> float:
-        right = final_number(str(solution))
-        if right is None:
-            raise ConfigError(f"expected a number in the solution, got {solution!r:.80}")
         found = final_number(answer_part(text))
-        return float(found is not None and abs(found - right) <= tolerance)
+        for one in _several(solution):
+            right = final_number(one)
+            if right is None:
+                raise ConfigError(f"expected a number in the solution, got {one!r:.80}")
+            if found is not None and abs(found - right) <= most:
+                return 1.0
+        return 0.0
 
     return _against_solution(score, column)
 
@@ -201,7 +207,7 @@ def _against_solution(score: Callable[[str, Any], float], column: str | None) ->
         if name is None:
             raise ConfigError(f"the prompts' rows need a column {' or '.join(names)}")
         return [
-            None if solution is None else score(text, solution)
+            None if solution is None or not _several(solution) else score(text, solution)
             for text, solution in zip(_texts(completions), columns[name], strict=True)
         ]
 
@@ -270,6 +276,10 @@ def within_length(
     }
     for name, value in given.items():
         _check_bound(name, value)
+    for unit in ("words", "characters", "tokens"):
+        least, most = given[f"min_{unit}"], given[f"max_{unit}"]
+        if least is not None and most is not None and least > most:
+            raise ConfigError(f"min_{unit}: expected at most max_{unit}, {most}, got {least}")
 
     def within_length(
         completions: Any, completion_ids: Any = None, **columns: Any
@@ -358,9 +368,9 @@ def format_tags(*, tags: Sequence[str] = ("think", "answer")) -> RewardFn:
     def format_tags(completions: Any, **columns: Any) -> list[float | None]:
         found: list[float | None] = []
         for text in _texts(completions):
-            match = whole.fullmatch(text.strip())
             once = all(text.count(mark) == 1 for mark in marks)
-            found.append(float(match is not None and once and all(map(str.strip, match.groups()))))
+            match = whole.fullmatch(text.strip()) if once else None
+            found.append(float(match is not None and all(map(str.strip, match.groups()))))
         return found
 
     return format_tags

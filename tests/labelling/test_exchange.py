@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import socket
 import xml.etree.ElementTree as ET
@@ -558,7 +560,7 @@ def test_a_labeler_without_a_link_opens_no_page(tmp_path: Path, capsys: Any, mon
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("hello", "expected an object of JSON a line, with prompt and responses, got 'hello'"),
+        ("hello", "expected a JSON object with prompt and responses on each line, got 'hello'"),
         ("[1]", "expected an object with prompt and responses"),
         ('{"prompt": "q", "chosen": "a", "rejected": "b"}', 'got a pair; give it as "responses": [CHOSEN, REJECTED]'),
         ('{"prompt": "q", "responses": "a"}', "responses: expected a list of texts"),
@@ -586,6 +588,12 @@ def test_an_address_that_is_taken_or_wrong_is_named(tmp_path: Path, capsys: Any)
     assert "--port: expected 0 to 65535, got 65536" in capsys.readouterr().err
     assert align(tmp_path, "serve", "mine", "--host", "no.such.invalid") == 2
     assert "--host no.such.invalid: no such address" in capsys.readouterr().err
+    # An address of the range for documentation, which no machine has.
+    assert align(tmp_path, "serve", "mine", "--host", "192.0.2.1") == 2
+    said = capsys.readouterr().err
+    why = os.strerror(errno.EADDRNOTAVAIL)
+    assert f"--host 192.0.2.1: cannot listen here ({why}); give an address of this machine" in said
+    assert "--port" not in said
 
 
 def test_two_people_never_become_one_labeler() -> None:

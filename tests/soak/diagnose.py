@@ -137,7 +137,7 @@ BROKEN = (
         "ppo",
         ["ppo.value_from=policy", "ppo.value_learning_rate=1e-12"],
     ),
-    Broken("length is paid", "ppo", ["length_hacking", "cut_off"], "ppo", rewarded("number_of_characters")),
+    Broken("length is paid", "ppo", ["length_hacking"], "ppo", rewarded("number_of_characters")),
     Broken("repetition is paid", "ppo", ["repeats"], "ppo", rewarded("repeated_words")),
     Broken("one answer is paid", "ppo", ["no_variety", "entropy_collapse"], "ppo", rewarded("one_answer")),
     Broken(

@@ -11,8 +11,10 @@ from stage_jobs import made_by
 
 from align.configs import Data, Evaluate, RunConfig
 from align.errors import ConfigError
+from align.evals.players import Answers
 from align.pipeline.plan import data_digest
 from align.runtime.job import Inputs, Job
+from align.sampling.engine import Response
 from align.stages import data, evaluate
 from align.store.artifacts import Artifact, ArtifactStore
 from align.verifiers import rewards
@@ -71,6 +73,20 @@ def test_prompts_that_do_not_fit_are_counted(
     found, _ = evaluated(finished, tmp_path, [*ROWS, long], model="sft")
     assert (found["tasks/ifeval/items"], found["tasks/ifeval/left_out"]) == (3, 1)
     assert "1 of 4 prompts left out" in capsys.readouterr().err
+
+
+def test_an_answer_that_ends_with_its_last_token_is_not_cut_off(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(cfg, job, player, prompts, temperature):
+        words = player.tokenizer.encode("a", add_special_tokens=False)[:1] * 7
+        ended, cut = [*words, player.tokenizer.eos_token_id], [*words, words[0]]
+        responses = [Response(ids, [0.0] * len(ids)) for ids in (ended, cut, cut)]
+        return Answers([[1]] * 3, responses, ["a"] * 3)
+
+    monkeypatch.setattr(evaluate, "answer_prompts", answers)
+    found, _ = evaluated(finished, tmp_path, ROWS, model="sft")
+    assert found["tasks/ifeval/cut_off"] == pytest.approx(2 / 3)
 
 
 def test_prompts_without_instructions_are_refused(finished: Path, tmp_path: Path) -> None:

@@ -128,11 +128,12 @@ def test_several_datasets_count_together_and_each_alone(reward, tmp_path):
 
 def test_the_length_rule_is_chosen_by_rows_that_are_not_scored(reward, tmp_path, capsys):
     longer = [ranked("Say.", "a long answer", "short"), *ROWS]
-    shorter = [ranked(f"Say {i}.", "short", "a much longer answer") for i in range(5)]
+    shorter = [ranked(f"Say {i}.", "short", "a much longer answer") for i in range(30)]
     for name, more, right, said in (
-        ("alone", {}, 1.0, "the longer response wins, as no other split has rows to choose by"),
-        ("other", {"train": shorter}, 0.0, "the shorter response wins, as train rows say"),
-        ("same", {"train": longer, "test": shorter}, 1.0, "the longer response wins, as train rows say"),
+        ("alone", {}, 1.0, "the longer response wins, as fewer than 30 rows of train could say otherwise"),
+        ("other", {"train": shorter}, 0.0, "the shorter response wins, as 30 rows of train say"),
+        ("few", {"train": shorter[1:]}, 1.0, "the longer response wins, as fewer than 30 rows of train could say"),
+        ("same", {"train": longer, "test": shorter}, 1.0, "the longer response wins, as 41 rows of train say"),
     ):
         found = run(reward, [dataset(tmp_path, name, validation=longer[:1], **more)], tmp_path / f"run-{name}")
         assert found["length_accuracy"] == right
@@ -171,7 +172,7 @@ def test_rewardbench_2_s_figure_is_the_mean_of_its_subsets(reward, tmp_path):
 
 
 def test_too_long_responses_are_scored_without_their_end_and_counted(reward, tmp_path, capsys):
-    rows = [ranked("Say.", "duck " * 3000, "owl"), ranked("Say it.", "duck", "owl")]
+    rows = [ranked("Say.", " ".join(f"{i} ducks" for i in range(900)), "owl"), ranked("Say it.", "duck", "owl")]
     found = run(reward, [dataset(tmp_path, "long", validation=rows)], tmp_path / "run")
     assert found["truncated"] == 1
     assert "1 of 4 responses are longer than the model's context" in capsys.readouterr().err

@@ -6,9 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from align.configs import Data, RunConfig
 from align.data import smallworld
 from align.data.cards import cards_folders, file_digests, load_card, resolve, resolve_model
 from align.errors import ConfigError
+from align.pipeline.plan import data_digest
+from align.store.artifacts import ArtifactStore
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -92,6 +95,20 @@ def test_an_unknown_card_is_refused_with_those_there_are(folder):
         ConfigError, match=r"^card:mien: no such data card \(did you mean mine\?\); cards: .*mine.*smallworld"
     ):
         resolve("card:mien", None, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("card:nosuch", r"^steps\.texts\.source: card:nosuch: no such data card"),
+        ("card:instructions", r"^steps\.texts\.options\.x: card:instructions has seed"),
+    ],
+)
+def test_a_plan_says_which_step_names_a_wrong_card_or_option(folder, source, said):
+    with pytest.raises(ConfigError, match=said):
+        data_digest(
+            "texts", Data(source=source, record="prompts", options={"x": 1}), RunConfig(), ArtifactStore(folder)
+        )
 
 
 # -- sources -----------------------------------------------------------------------------------------------------

@@ -231,6 +231,13 @@ def test_an_event_counts_if_its_rule_may_still_hold_at_the_end(store, at, holds)
         assert advice([found]) == ["Mend ppo first: 50% of the tokens are clipped. Lower learning_rate."]
 
 
+@pytest.mark.parametrize(("last", "bad"), [(15.0, ["length_hacking"]), (14.0, [])])
+def test_length_hacking_is_found_where_all_responses_have_come_to_the_limit(store, last, bad):
+    event = {"step": 5, "name": "length_hacking", "message": "the score is mostly length (correlation 0.90)"}
+    log = [row | {"response_tokens": 10.0 if row["step"] < 10 else last} for row in calm(noisy(RISING))]
+    assert names(judged(store, "ppo", log=log, events=[event])) == bad
+
+
 def test_a_wrong_reference_is_reported_once_and_found_ever_after(store):
     event = {"step": 1, "name": "wrong_reference", "message": "the KL is 9.00 nats per response"}
     assert names(judged(store, "ppo", log=calm(noisy(RISING)), events=[event])) == ["wrong_reference"]

@@ -79,9 +79,20 @@ def test_columns_may_be_json_text_and_null_arguments_are_missing():
             [{"num_words": "3", "relation": "at least"}],
             r"kwargs\[0\]\.num_words: expected a whole number, 0 or more, got '3'",
         ),
+        (["detectable_format:number_bullet_lists"], [{"num_bullets": -1}], r"expected a whole number, .* got -1"),
+        (["detectable_format:number_bullet_lists"], [{"num_bullets": 2.5}], r"expected a whole number, .* got 2\.5"),
         (["keywords:existence"], [{"keywords": "tea"}], r"kwargs\[0\]\.keywords: expected a list of words, got 'tea'"),
         (["startend:end_checker"], [{"end_phrase": " "}], r"kwargs\[0\]\.end_phrase: expected text"),
         (["startend:quotation"], ["x"], r"kwargs\[0\]: expected an object, got 'x'"),
+        (["startend:quotation"], ["{x"], r"kwargs\[0\]: expected an object, got '{x'"),
+        *(
+            (
+                ["length_constraints:number_words"],
+                [{"num_words": number, "relation": "at least"}],
+                r"kwargs\[0\]\.num_words: expected a whole number, 0 or more, got (nan|inf)",
+            )
+            for number in (float("nan"), float("inf"))
+        ),
     ],
 )
 def test_a_mistake_in_the_columns_is_named(kinds, arguments, said):

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from align.configs import Data, Evaluate, ImportModel, Sft, StageConfig
+from align.configs import Data, Evaluate, EvaluateReward, ImportModel, Reward, Sft, StageConfig
 from align.pipeline.implied_steps import add_implied_steps
 from align.store.artifacts import ArtifactStore
 
 MODEL = "hf:here/model@" + "a" * 40
 
 
-def data_of(store: Path, slot: str, config: Evaluate, **before: StageConfig) -> tuple[Data, str]:
+def data_of(store: Path, slot: str, config: Evaluate | EvaluateReward, **before: StageConfig) -> tuple[Data, str]:
     """The data step of an input, and what is said of it."""
     configs = {**before, "evaluate": config}
     implied = add_implied_steps(configs, ArtifactStore(store))
@@ -90,6 +90,20 @@ def test_what_a_model_learned_from_is_not_evaluated_again(tmp_path: Path) -> Non
     data, note = data_of(tmp_path, "prompts", Evaluate(inputs={"model": "sft", "prompts": source}), rows=rows, sft=sft)
     assert data.split == "test"
     assert note == f"all of {source} is evaluated, and a model here was trained on it"
+
+
+def test_a_reward_model_is_not_evaluated_on_what_it_learned_from(tmp_path: Path) -> None:
+    for source, split in (("path:mine.jsonl", None), ("path:other.jsonl", "test")):
+        reward = Reward(inputs={"model": MODEL, "data": ["path:mine.jsonl"]})
+        evaluate = EvaluateReward(inputs={"model": "reward", "data": source})
+        data, note = data_of(tmp_path, "data", evaluate, reward=reward)
+        assert (data.record, data.split, data.details) == ("comparisons", split, True)
+        assert note.endswith("alone is evaluated") == (split is None)
+    configs: dict[str, StageConfig] = {"reward": Reward(inputs={"model": MODEL, "data": ["path:mine.jsonl"]})}
+    add_implied_steps(configs, ArtifactStore(tmp_path))
+    learned = configs["reward.data"]
+    assert isinstance(learned, Data)
+    assert not learned.details  # so its key is what it was
 
 
 @pytest.mark.parametrize(

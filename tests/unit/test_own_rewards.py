@@ -54,6 +54,14 @@ def scores(called, texts, ids=None, **columns):
         ("version v2", None),
         ("9 #### unknown, then 3", 3),
         ("none", None),
+        ("Both:\n- 12", 12),  # a bullet of a list is no sign
+        ("-$ 5", -5),
+        ("\\boxed{\\frac{3}{4}}", 0.75),
+        ("-\\dfrac{1}{2}", -0.5),
+        ("1e999", None),
+        ("7, then " + "9" * 5000, None),  # Python reads no whole number of more than 4,300 digits
+        ("1/" + "9" * 5000, None),
+        ("1e" + "9" * 5000, None),
     ],
 )
 def test_the_number_of_an_answer(text, number):
@@ -75,6 +83,20 @@ def test_numeric_reads_gsm8k_and_tags():
     assert scores("numeric", ["5", "5", "5"], solution=[5, 5.0, None]) == [1.0, 1.0, None]
     assert scores("numeric(tolerance=0.1)", ["3.14", "3.3"], solution=["3.2"] * 2) == [1.0, 1.0]
     assert scores("numeric(column='gold')", ["1"], gold=["1"], solution=["2"]) == [1.0]
+
+
+def test_numeric_takes_several_solutions_and_a_tolerance_as_written():
+    texts = ["3", "4", "5"]
+    assert scores("numeric", texts, solution=[["3", "4"]] * 3) == [1.0, 1.0, 0.0]
+    assert scores("numeric", texts, solution=["[3, 4]"] * 3) == [1.0, 1.0, 0.0]
+    for written in ("0.1", "0.3", "0.7", "1e-3"):  # as floats, 0.3 and 0.7 are a little less
+        assert scores(f"numeric(tolerance={written})", [written], solution=["0"]) == [1.0], written
+    assert scores("numeric(tolerance=None)", ["1"], solution=["1"]) == [1.0]
+
+
+@pytest.mark.parametrize("name", ["numeric", "exact_match", "fuzzy_match"])
+def test_a_row_with_an_empty_list_of_solutions_has_no_score(name):
+    assert scores(name, ["5", "5", "5"], solution=[[], "[]", "5"]) == [None, None, 1.0]
 
 
 def test_a_solution_without_a_number_is_a_mistake_of_the_data():
@@ -137,6 +159,8 @@ def test_within_length():
     assert scores("within_length(max_tokens=2)", ["a", "b"], ids=[[1, 2], [1, 2, 3]]) == [1.0, 0.0]
     rows = {"min_words": [2, None, None], "max_words": [3, 1, None]}
     assert scores("within_length", ["a b", "a b", "a"], **rows) == [1.0, 0.0, None]
+    with pytest.raises(ConfigError, match=r"min_words: expected at most max_words, 2, got 3$"):
+        scores("within_length(min_words=3, max_words=2)", ["a"])
     with pytest.raises(ConfigError, match=r"^within_length: max_words: expected a number, 0 or more, got 'five'$"):
         scores("within_length", ["a"], max_words=["five"])
 

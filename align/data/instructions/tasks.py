@@ -205,8 +205,3 @@ def draw_task(rng: random.Random, topics: Sequence[str], is_question: bool) -> s
     """Return a request, or a question that can be answered by yes or no."""
     form = rng.choice(_QUESTIONS if is_question else _REQUESTS)
     return form.format(topic=rng.choice(topics), reader=rng.choice(_READERS))
-
-
-def num_tasks(split: str) -> int:
-    """Return the number of different requests that a split has, questions left out."""
-    return len(_REQUESTS) * len(topics_of(split)) * len(_READERS)

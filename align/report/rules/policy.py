@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from align.evals.trends import (
     COLLAPSED,
+    GROWN,
     REPEATED_RISE,
     REPORT_EVERY,
     kl_of_rounding,
@@ -39,8 +40,8 @@ def judge_policy(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
     yield _reward(step)
     # What went wrong comes before its general signs, because a reader acts on the first finding.
     yield from _variety(step)
-    yield from _over_optimised(step)
     yield from _events(step)
+    yield from _over_optimised(step)
     yield from _far_from_start(step)
 
 
@@ -96,9 +97,10 @@ def _events(step: Logged) -> Iterator[Finding]:
     """Yield a finding for each health rule that still holds at the end."""
     end = step.log[-1]["step"] if step.log else 0
     latest = {event["name"]: event for event in step.events}
+    lasting = _ONCE | ({"length_hacking"} if _is_grown(step) else set())
     for name, event in latest.items():
         still_holds = event["step"] > end - REPORT_EVERY
-        if name in _NO_DEFECT or not (still_holds or name in _ONCE):
+        if name in _NO_DEFECT or not (still_holds or name in lasting):
             continue
         said, _, advice = event["message"].partition("; ")
         yield Finding(
@@ -109,6 +111,15 @@ def _events(step: Logged) -> Iterator[Finding]:
             f"health rule {name}",
             advice,
         )
+
+
+def _is_grown(step: Logged) -> bool:
+    """Return whether the responses are longer at the end than at the start.
+
+    Once all are as long as the limit, length no longer decides the score, and its rule is silent.
+    """
+    lengths = values(step.log, "response_tokens")
+    return bool(lengths) and ends_of(lengths)[1] >= GROWN * ends_of(lengths)[0]
 
 
 def _over_optimised(step: Logged) -> Iterator[Finding]:
