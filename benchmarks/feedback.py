@@ -196,7 +196,7 @@ def draw_rounds(runs: Sequence[Run], axes: Any) -> None:
 
 # -- algorithms ------------------------------------------------------------------------------------------------------
 
-ALGORITHMS = ("ppo", "grpo", "rloo", "raft", "dpo")
+ALGORITHMS = ("ppo", "grpo", "rloo", "raft", "dpo", "kto")
 
 
 def algorithm_rows(runs: Sequence[Run]) -> list[Row]:

@@ -16,7 +16,7 @@ from align.report.gather import Made, gather_with_unfinished
 from align.report.rules.evaluation import judge_evaluation, lost_to_start
 from align.report.rules.language import judge_pretrain, judge_sft
 from align.report.rules.policy import judge_policy
-from align.report.rules.preference import judge_dpo, judge_reward
+from align.report.rules.preference import judge_dpo_or_kto, judge_reward
 from align.report.running import Logged, Unfinished
 from align.report.tables import Table
 from align.report.verdict import Line, Tone
@@ -27,7 +27,8 @@ _RULES: dict[str, Callable[[Logged, Sequence[Logged]], Iterator[Finding]]] = {
     "text_to_text": judge_pretrain,
     "sft": judge_sft,
     "reward": judge_reward,
-    "dpo": judge_dpo,
+    "dpo": judge_dpo_or_kto,
+    "kto": judge_dpo_or_kto,
 }
 _WORST_FIRST: tuple[Verdict, ...] = ("bad", "cannot tell", "good")
 _TONES: dict[Verdict, Tone] = {"good": "good", "bad": "bad", "cannot tell": "neutral"}

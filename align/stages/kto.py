@@ -445,4 +445,10 @@ def _validation(cfg: Kto, held_out: Sequence[Labelled], before: HeldOut, after: 
     found = _metrics(_totals(cfg, losses, log_ratios, held_out, baseline))
     names = {"loss": "loss", "accuracy": "accuracy", "rewards/margin": "margin"}
     metrics = {f"eval/{names[name]}": value for name, value in found.items() if name in names}
-    return metrics | {"eval/kl": float(baseline)}
+    untrained = _losses(cfg, torch.zeros_like(log_ratios), held_out, torch.zeros_like(baseline))
+    metrics |= {"eval/kl": float(baseline), "eval/loss_before": float(untrained.mean())}
+    places = [place for place, each in enumerate(held_out) if each.desirable]
+    if places:
+        tokens = sum(sum(held_out[place].sequence.by_assistant) for place in places)
+        metrics["eval/chosen_per_token"] = float(log_ratios[places].sum()) / tokens
+    return metrics

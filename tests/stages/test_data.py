@@ -530,6 +530,30 @@ def test_long_rows_are_dropped_and_documents_are_cut_at_line_ends(here):
     assert {r["text"] for rows in splits(here).values() for r in rows} == {"one\ntwo\n", "three\n"}
 
 
+def test_labelled_answers_are_rows_of_their_own_and_a_hint_where_they_make_no_ranking(here, capsys):
+    """The longest is dropped by its prompt and its answer together. An answer may be there as good and as bad."""
+    rows = [{"prompt": "why", "completion": "y" * 7, "label": True}, {"prompt": "why", "completion": "n", "label": 0}]
+    rows += [{"prompt": "who", "completion": "m", "label": good} for good in (True, False)]
+    rows += [{"prompt": "how", "completion": "z" * 8, "label": True}, {"prompt": "how", "completion": "z", "label": 1}]
+    (here / "a.jsonl").write_text(lines(*rows))
+    assert data("source=path:a.jsonl", "record=unpaired", "max_chars=10") == 0
+    found = sorted((row["prompt"][0]["content"], row["completion"], row["label"]) for row in every(here))
+    assert found == [("how", "z", True), ("who", "m", False), ("who", "m", True), ("why", "n", False),
+                     ("why", "y" * 7, True)]  # fmt: skip
+    assert "record=unpaired" not in capsys.readouterr().err
+    assert data("source=path:a.jsonl", "record=comparisons") == 0
+    assert [row["responses"] for row in every(here)] == [["y" * 7, "n"]]
+    hint = "record=unpaired keeps 2 of them: align kto inputs.unpaired=... learns from answers without a counterpart"
+    assert hint in capsys.readouterr().err
+    (here / "a.jsonl").write_text(lines(*rows[4:]))
+    assert data("source=path:a.jsonl", "record=comparisons") == 2
+    assert hint in capsys.readouterr().err
+
+
+def every(here):
+    return [row for rows in splits(here).values() for row in rows]
+
+
 def test_the_pieces_of_a_document_are_in_one_split(here):
     documents = [{"text": "".join(f"{i} {line}\n" for line in range(12))} for i in range(60)]
     (here / "a.jsonl").write_text(lines(*documents))

@@ -111,15 +111,35 @@ def test_the_loss_is_that_of_plain_forward_passes(inputs: Inputs, tmp_path: Path
     made = run(given, tmp_path, num_epochs=4, desirable_weight=2.0, undesirable_weight=0.5)
     models = load_model(tmp_path / "out"), load_model(inputs.one("model").path)
     tokenizer = load_tokenizer(tmp_path / "out")
-    ratios = {}
+    ratios, tokens = {}, {}
     for asking, answering in itertools.product(range(2), repeat=2):
         (asked,) = encode_prompts(tokenizer, [rows[asking]["prompt"]])
         (whole,) = encode_dialogues(tokenizer, [rows[asking]["prompt"]], [rows[answering]["completion"]])
         ratios[asking, answering] = log_ratio(models, asked, whole)
+        tokens[asking, answering] = len(whole) - len(asked)
     baseline = max(0.0, (ratios[0, 1] + ratios[1, 0]) / 2)
     values = torch.sigmoid(0.1 * torch.tensor([ratios[0, 0] - baseline, baseline - ratios[1, 1]]))
     assert made["eval/kl"] == pytest.approx(baseline, abs=1e-4)
+    assert made["eval/loss_before"] == pytest.approx((2 * 0.5 + 0.5 * 0.5) / 2)
+    assert made["eval/chosen_per_token"] == pytest.approx(ratios[0, 0] / tokens[0, 0], abs=1e-5)
     assert made["eval/loss"] == pytest.approx((2 * (1 - float(values[0])) + 0.5 * (1 - float(values[1]))) / 2, rel=1e-4)
+
+
+def test_a_mismatched_pair_that_does_not_fit_is_left_out(inputs: Inputs, tmp_path: Path) -> None:
+    """A long question with a short answer, and a short one with a long answer: only the short two fit together."""
+    rows = [
+        *rows_of("Where is Tom? " * 4, ("In Oakvale.", True)),
+        *rows_of("Where?", ("Tom is in Oakvale. " * 4, True)),
+    ]
+    tokenizer = load_tokenizer(inputs.one("model").path)
+    asked = encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    whole = encode_dialogues(tokenizer, [row["prompt"] for row in rows], [row["completion"] for row in rows])
+    (pair,) = encode_dialogues(tokenizer, [rows[1]["prompt"]], [rows[0]["completion"]])
+    given = Inputs(model=inputs["model"], unpaired=of_rows(tmp_path / "data", rows, rows))
+    made = run(given, tmp_path, num_epochs=8, sequence_length=max(map(len, whole)))
+    models = load_model(tmp_path / "out"), load_model(inputs.one("model").path)
+    assert made["eval/kl"] > 0.1
+    assert made["eval/kl"] == pytest.approx(log_ratio(models, asked[1], pair), abs=1e-4)
 
 
 def test_a_ranking_counts_above_and_below_its_middle(inputs: Inputs, tmp_path: Path) -> None:

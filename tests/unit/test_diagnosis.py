@@ -159,6 +159,14 @@ def test_dpo_is_better_than_no_training_and_stays_likely(store, loss, first, gai
     assert names(judged(store, "dpo", metrics=metrics, log=curve("loss", [first, 0.6]))) == bad
 
 
+@pytest.mark.parametrize(
+    ("loss", "gained", "bad"), [(0.6, 0.1, []), (0.8, 0.1, ["held_out_loss"]), (0.6, -2.0, ["likelihood_fell"])]
+)
+def test_kto_is_better_than_the_given_model_on_held_out_rows_whatever_the_first_batch_held(store, loss, gained, bad):
+    metrics = {"eval/loss": loss, "eval/loss_before": 0.7, "eval/accuracy": 0.7, "eval/chosen_per_token": gained}
+    assert names(judged(store, "kto", metrics=metrics, log=curve("loss", [0.5, 0.9]))) == bad
+
+
 # -- policies ------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Rules for what learns from rankings: reward models and DPO."""
+"""Rules for what learns from rankings or labels: reward models, DPO and KTO."""
 
 from __future__ import annotations
 
@@ -61,12 +61,13 @@ def judge_reward(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
     yield from loss_at_the_end(step.log)
 
 
-def judge_dpo(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
-    """Judge a model tuned with DPO: better than no training, and near its start."""
+def judge_dpo_or_kto(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
+    """Judge a model tuned with DPO or KTO: better than no training, and near its start."""
     m, losses = step.metrics, values(step.log, "loss")
     if "eval/loss" in m and losses:
-        # The first loss is that of the given model, whatever the formula.
-        after, before = m["eval/loss"], losses[0]
+        # The first loss is that of the given model, whatever the formula. KTO's depends on the
+        # labels in the batch if their weights differ, so it logs that of the held-out rows.
+        after, before = m["eval/loss"], m.get("eval/loss_before", losses[0])
         yield Finding(
             "held_out_loss",
             "good" if after < before else "bad",
