@@ -13,11 +13,13 @@ To add one, write it here and give it a row in `VERSIONS`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -196,7 +198,10 @@ def rouge(*, n: int | None = None, column: str | None = None) -> RewardFn:
 
     @functools.cache
     def scorer() -> Any:
-        from rouge_score.rouge_scorer import RougeScorer
+        # Its package absl keeps the standard error of this moment, and closes it later when logging
+        # is set up again, unless it is the process's own.
+        with contextlib.redirect_stderr(sys.__stderr__):
+            from rouge_score.rouge_scorer import RougeScorer
 
         return RougeScorer([kind], use_stemmer=True)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -130,6 +132,20 @@ def test_bleu_and_chrf_are_sacrebleus():
     assert scores("bleu", [text], **given) == [sacrebleu.sentence_bleu(text, refs).score / 100]
     assert scores("chrf", [text], **given) == [sacrebleu.sentence_chrf(text, refs).score / 100]
     assert scores("bleu", [refs[0]], **given) == [pytest.approx(1.0)]
+
+
+@needs["rouge_score"]
+def test_rouge_does_not_close_the_standard_error_of_its_caller():
+    program = """
+import io, logging.config, sys
+from align.runtime.user_functions import load_function
+own = sys.stderr = io.StringIO()
+load_function("rouge")(prompts=[""], completions=[[{"role": "assistant", "content": "a"}]], solution=["a"])
+sys.stderr = sys.__stderr__
+logging.config.dictConfig({"version": 1})  # as Hydra does for each command
+own.write("still open")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @needs["rouge_score"]
