@@ -3,11 +3,13 @@
 import json
 import random
 import time
+from dataclasses import fields
 
 import pytest
 from small_store import add, evaluation, ppo_log
 
 from align.cli.main import main
+from align.configs import STAGES
 from align.evals.variety import distinct_share, repeated_share
 from align.report.diagnosis import advice, diagnose, of_refs
 from align.report.gather import gather
@@ -174,7 +176,7 @@ def calm(scores, kl=1.0, **more):
     return curve("objective/score", scores, **{"objective/kl": kl, "response_tokens": 10.0} | more)
 
 
-@pytest.mark.parametrize("stage", ["ppo", "grpo", "rloo"])
+@pytest.mark.parametrize("stage", ["ppo", "grpo", "rloo", "raft"])
 @pytest.mark.parametrize(
     ("log", "verdict", "name"),
     [
@@ -236,6 +238,34 @@ def test_length_hacking_is_found_where_all_responses_have_come_to_the_limit(stor
     event = {"step": 5, "name": "length_hacking", "message": "the score is mostly length (correlation 0.90)"}
     log = [row | {"response_tokens": 10.0 if row["step"] < 10 else last} for row in calm(noisy(RISING))]
     assert names(judged(store, "ppo", log=log, events=[event])) == bad
+
+
+@pytest.mark.parametrize(("scores", "bad"), [(RISING, []), ([0.5] * 30, ["equal_groups"])])
+def test_a_policy_that_has_learned_everything_is_not_bad(store, scores, bad):
+    """At the end all of its responses are right, so the rewards of a group are equal."""
+    event = {"step": 30, "name": "equal_groups", "message": "in 95% of the groups all responses have the same reward"}
+    found = judged(store, "grpo", log=calm(noisy(scores)), events=[event])
+    assert names(found) == bad
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo", "raft", "sft"])
+def test_advice_names_only_knobs_that_the_stage_has(store, stage):
+    start = add(store, "toy/pretrain", "model", {})
+    text = {"response/repeated": 0.01, "response/distinct": 0.5}
+    calm_part = calm(RISING, kl=0.0, **text)[:20]
+    far_part = calm(RISING, kl=90.0, **{"response/repeated": 0.9, "response/distinct": 0.1})[20:]
+    gold = [row | {"gold/score": 1.0 - 0.02 * i} for i, row in enumerate([*calm_part, *far_part])]
+    log = [] if stage == "sft" else gold
+    trained = add(store, f"toy/{stage}", "model", {"policy": start, "model": start}, log=log)
+    add(store, "toy/evaluate", "evaluation", {"model": trained, "baseline": start}, evaluation(0.3, 0.2, 0.4))
+    found = {each.step: each for each in diagnose(gather(store, ["toy"]))}[stage]
+    expected = [] if stage == "sft" else ["repeats", "no_variety", "over_optimised", "kl_per_token"]
+    assert names(found) == [*expected, "lost_to_start"]
+    knobs = {knob.name for knob in fields(STAGES[stage])}
+    for finding in found.findings:
+        words = {word.strip(",;:.") for word in finding.advice.split()}
+        assert {word for word in words if "_" in word} <= knobs
+        assert ("kl_coef" in words) is ("kl_coef" in knobs and finding.verdict == "bad")
 
 
 def test_a_wrong_reference_is_reported_once_and_found_ever_after(store):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from align.evals.intervals import FEW, is_few
 from align.evals.trends import REPEATED_RISE
-from align.report.finding import Finding, percent
+from align.report.finding import Finding, percent, train_nearer
 from align.report.gather import Made
 from align.report.running import Logged
 from align.report.tables import Metrics, Opponent, interval, opponents, side
@@ -50,7 +50,7 @@ def lost_to_start(
                 if finding.verdict == "bad":
                     yield finding._replace(
                         name="lost_to_start",
-                        advice="train nearer to the start: lower learning_rate, or raise kl_coef",
+                        advice=f"train nearer to the start: {train_nearer(step.stage)}",
                     )
 
 

@@ -1,4 +1,4 @@
-"""Rules for policies that learn from rewards: PPO, GRPO and RLOO.
+"""Rules for policies that learn from rewards: PPO, GRPO, RLOO and RAFT.
 
 Most limits are those of the health rules (`align.rl.monitors`), which report while the policy
 trains. Here their events are read.
@@ -18,7 +18,7 @@ from align.evals.trends import (
     standard_errors,
     thirds,
 )
-from align.report.finding import Finding, percent
+from align.report.finding import Finding, has_kl_coef, percent, train_nearer
 from align.report.rules.curves import ends_of, error_of_change, tenths, values
 from align.report.running import Logged
 
@@ -33,14 +33,18 @@ _GOLD_FALL, _GOLD_ERRORS, _SCORE_ERRORS = 0.05, 4.0, 1.0
 _ONCE = {"wrong_reference"}
 # Events that are no defect of the policy.
 _NO_DEFECT = {"unscored", "few_episodes", "nonfinite"}
+# What a policy comes to that has learned everything: all of its responses are right. So these are
+# no defects if the score rose.
+_NO_DEFECT_AFTER_A_RISE = {"equal_groups", "flat_reward"}
 
 
 def judge_policy(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
     """Judge a policy: the score rose, held-out scores did not fall, nothing collapsed."""
-    yield _reward(step)
+    reward = _reward(step)
+    yield reward
     # What went wrong comes before its general signs, because a reader acts on the first finding.
     yield from _variety(step)
-    yield from _events(step)
+    yield from _events(step, rose=reward.verdict == "good")
     yield from _over_optimised(step)
     yield from _far_from_start(step)
 
@@ -70,7 +74,7 @@ def _reward(step: Logged) -> Finding:
         name, verdict = "nothing_moved", "bad"
         figure = f"{figure}, KL {ends_of(kl)[1]:.2g} nats: it did not move"
         threshold = f"a KL above {kl_of_rounding(mean(lengths)):.2g} nats, or a rising score"
-        advice = "lower kl_coef, or raise learning_rate"
+        advice = f"{'lower kl_coef, or ' * has_kl_coef(step.stage)}raise learning_rate"
     else:
         name, verdict = "reward", "cannot tell"
         figure, advice = f"{figure}: not beyond chance", "train longer, or raise learning_rate"
@@ -93,14 +97,19 @@ def _learned_score(step: Logged) -> str:
     return "reward/model" if is_model else "objective/score"
 
 
-def _events(step: Logged) -> Iterator[Finding]:
-    """Yield a finding for each health rule that still holds at the end."""
+def _events(step: Logged, rose: bool) -> Iterator[Finding]:
+    """Yield a finding for each health rule that still holds at the end.
+
+    Args:
+        rose: True if the score that the policy learns from rose.
+    """
+    no_defect = _NO_DEFECT | (_NO_DEFECT_AFTER_A_RISE if rose else set())
     end = step.log[-1]["step"] if step.log else 0
     latest = {event["name"]: event for event in step.events}
     lasting = _ONCE | ({"length_hacking"} if _is_grown(step) else set())
     for name, event in latest.items():
         still_holds = event["step"] > end - REPORT_EVERY
-        if name in _NO_DEFECT or not (still_holds or name in lasting):
+        if name in no_defect or not (still_holds or name in lasting):
             continue
         said, _, advice = event["message"].partition("; ")
         yield Finding(
@@ -147,7 +156,7 @@ def _over_optimised(step: Logged) -> Iterator[Finding]:
         " score rose",
         f"a fall of at most {_GOLD_FALL}, or of {_GOLD_ERRORS:g} standard errors",
         "Gao et al. 2022; limits ours",
-        "raise kl_coef, or stop earlier",
+        f"stop earlier, or train nearer to the start: {train_nearer(step.stage)}",
     )
 
 
@@ -163,7 +172,7 @@ def _far_from_start(step: Logged) -> Iterator[Finding]:
             f"KL {ends_of(kl)[1]:.1f} nats, {per_token:.2g} per token",
             f"at most {_KL_PER_TOKEN:g} nats per token",
             "Huang et al. 2024: over-optimised at 50 to 85 nats of 53 tokens",
-            "raise kl_coef, or lower learning_rate",
+            train_nearer(step.stage),
         )
 
 
@@ -180,7 +189,8 @@ def _variety(step: Logged) -> Iterator[Finding]:
             f"{percent(after)} of 3-grams repeat the response, {percent(before)} at the start",
             f"a rise of at most {100 * REPEATED_RISE:.0f} points",
             "ours, healthy quickstarts",
-            "look at samples.jsonl: the reward pays repetition; change it, or raise kl_coef",
+            "look at samples.jsonl: the reward pays repetition; change it, or"
+            f" {train_nearer(step.stage)}",
         )
     before, after = ends_of(distinct)
     if after < COLLAPSED * before:
@@ -190,5 +200,6 @@ def _variety(step: Logged) -> Iterator[Finding]:
             f"{percent(after)} of 2-grams are distinct, {percent(before)} at the start",
             f"at least {percent(COLLAPSED)} of the start",
             "ours, as for the entropy",
-            "look at samples.jsonl; raise kl_coef or entropy_coef",
+            "look at samples.jsonl;"
+            f" {'raise entropy_coef, or ' * has_kl_coef(step.stage)}{train_nearer(step.stage)}",
         )
