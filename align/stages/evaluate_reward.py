@@ -103,7 +103,8 @@ def _datasets(
     """Return the rows of each input with the length rule that other rows of it choose.
 
     Raises:
-        ConfigError: an input has no rows in the split, or no rows have groups where they should.
+        ConfigError: an input has no rows in the split, people order no pair of any row, or no rows
+            have groups where they should.
     """
     found: list[Dataset] = []
     names: Counter[str] = Counter()
@@ -121,6 +122,11 @@ def _datasets(
             f" the {'longer' if longer else 'shorter'} response wins, {chosen_by}"
         )
     every = [row for dataset in found for row in dataset.rows]
+    if all(len({*row["ranks"]}) == 1 for row in every):
+        raise ConfigError(
+            f"inputs.data: expected rows whose responses have different ranks, but all"
+            f" {len(every):,} rows of the {cfg.split} split are ties; give other data"
+        )
     if cfg.group_by != "group" and not any(row.get(cfg.group_by) is not None for row in every):
         there_are = ", ".join(sorted({name for row in every for name in row}))
         raise ConfigError(
@@ -279,7 +285,8 @@ def _measured(
 def _of_dataset(cfg: EvaluateReward, dataset: Dataset, scored: Sequence[Scored]) -> Metrics:
     """Return the measures of a dataset and of each of its groups.
 
-    RewardBench 2's own figure is the mean of its subsets: best of 4, and the score of Ties.
+    RewardBench 2's own figure is the mean of its subsets: best of 4, and the score of Ties. It is
+    missing if one of the groups has neither.
     """
     head = f"data/{dataset.name}/"
     metrics = _measured(cfg, head, scored, [dataset.longer] * len(scored))
@@ -290,10 +297,12 @@ def _of_dataset(cfg: EvaluateReward, dataset: Dataset, scored: Sequence[Scored])
         metrics |= _measured(cfg, f"{head}{group}/", own, [dataset.longer] * len(own))
     if f"{head}ties/score" in metrics and len(groups) > 1:
         parts = [
-            metrics.get(f"{head}{g}/ties/score", metrics.get(f"{head}{g}/best_of/accuracy", 0.0))
-            for g in groups
+            metrics.get(f"{head}{group}/ties/score", metrics.get(f"{head}{group}/best_of/accuracy"))
+            for group in groups
         ]
-        metrics[f"{head}reward_bench_2"] = sum(parts) / len(parts)
+        known = [part for part in parts if part is not None]
+        if len(known) == len(parts):
+            metrics[f"{head}reward_bench_2"] = sum(known) / len(known)
     return metrics
 
 

@@ -169,6 +169,9 @@ def test_rewardbench_2_s_figure_is_the_mean_of_its_subsets(reward, tmp_path):
     parts = (found["data/rb2/Math/best_of/accuracy"], found["data/rb2/Ties/ties/score"])
     assert found["data/rb2/reward_bench_2"] == pytest.approx(sum(parts) / 2)
     assert found["data/rb2/Math/best_of/chance"] == 0.25
+    pairs = [ranked(f"Pick {i}.", "duck", "owl", group="Pairs") for i in range(3)]
+    found = run(reward, [dataset(tmp_path, "mixed", validation=[*best, *ties, *pairs])], tmp_path / "mixed_run")
+    assert "data/mixed/reward_bench_2" not in found  # the pairs have no best of 4
 
 
 def test_too_long_responses_are_scored_without_their_end_and_counted(reward, tmp_path, capsys):
@@ -208,6 +211,11 @@ def test_mistakes_are_listed_the_most_confident_first(finished, reward, tmp_path
             "group_by: expected a column with at most 100 values, but 'group' of d has 101",
         ),
         ({"validation": [ranked("?", "a", "b", group="length")]}, {}, "cannot be called length: best_of, labelers,"),
+        (
+            {"train": ROWS, "validation": [{**row, "ranks": [1, 1]} for row in ROWS]},
+            {},
+            "inputs.data: expected rows whose responses have different ranks, but all 40 rows of the validation split",
+        ),
     ],
 )
 def test_what_it_cannot_evaluate_is_one_line(reward, tmp_path, rows, knobs, said):
