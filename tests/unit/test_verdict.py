@@ -1,10 +1,12 @@
 """Whether a run worked, in sentences: the answer follows the result, and an answer that proves nothing says so."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from small_store import add, compared, evaluation
 
+from align.report import best_of_n
 from align.report.deciding import decided
 from align.report.gather import gather
 from align.report.summary import models_table
@@ -260,3 +262,16 @@ def test_health_events_are_a_warning(store):
 def test_every_line_is_a_sentence(store):
     for line in evaluated(store, evaluation(0.68, 0.65, 0.71)):
         assert re.fullmatch(r"[A-Za-z0-9].*\.", line.text)
+
+
+@pytest.mark.parametrize(
+    ("gold", "said"),
+    [
+        ([0.5, 0.6, 0.7], "one sample has a gold score of 0.500, and the best of 4 has 0.700, the highest."),
+        ([0.5, 0.6, 0.4], "0.500, and the best of 2 has 0.600, the highest; the best of 4 has 0.400."),
+        ([0.5, 0.3, 0.4], "one sample has a gold score of 0.500, the highest; the best of 4 has 0.400."),
+    ],
+)
+def test_the_best_of_n_is_told_beside_one_sample(gold, said):
+    log = [{"step": n, "reward/score": 1.0, "gold/score": score} for n, score in zip((1, 2, 4), gold, strict=True)]
+    assert best_of_n.sentence(SimpleNamespace(log=log), "sft").endswith(said)
