@@ -180,7 +180,7 @@ _MEANINGS = {
     "pairs": "Ordered pairs of responses; pairs that people call tied do not count.",
     "length alone": (
         "Share of pairs that are right by length alone: the longer response wins, or the shorter"
-        " one where other rows of the data say so."
+        " one if the data say so."
     ),
     "lead over length": (
         "Accuracy minus that of length alone, in points. A reward model without a lead teaches PPO"

@@ -115,7 +115,7 @@ def _datasets(
         if names[name] > 1:
             name = f"{name}-{names[name]}"
         rows = _held_out(cfg, artifact, source)
-        longer, chosen_by = _length_rule(cfg, artifact, tokenizer)
+        longer, chosen_by = _length_rule(cfg, artifact, rows, tokenizer)
         found.append(Dataset(name, rows, longer))
         job.log.info(
             f"{name}: {len(rows):,} rankings, the {cfg.split} split of {source}; length alone:"
@@ -151,20 +151,25 @@ def _held_out(cfg: EvaluateReward, artifact: Artifact, source: str) -> list[Row]
 
 
 def _length_rule(
-    cfg: EvaluateReward, artifact: Artifact, tokenizer: PreTrainedTokenizerBase
+    cfg: EvaluateReward, artifact: Artifact, scored: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[bool, str]:
     """Return whether the longer response wins by the length rule, and what chose the rule.
 
-    The rows that are scored do not choose it, and test rows choose nothing.
+    Rows that are not scored choose it. If these are too few, as for a benchmark that is all test,
+    the scored rows do. Else a model that likes short responses could lead over a wrong rule.
+
+    Args:
+        scored: the rows that are scored.
     """
     others = [split for split in ("validation", "train") if split != cfg.split]
     every = itertools.chain.from_iterable(read_rows([artifact.path], split) for split in others)
     rows = list(itertools.islice(every, _FOR_LENGTH_RULE))
+    said = f"as {len(rows):,} rows of {' and '.join(others)} say"
     if len(rows) < FEW:
-        return True, f"as fewer than {FEW} rows of {' and '.join(others)} could say otherwise"
+        rows, said = scored, f"as these rows say: fewer than {FEW} are of {' and '.join(others)}"
     lengths = _lengths(tokenizer, rows)
     ranked = [Scored("", row["ranks"], own, own) for row, own in zip(rows, lengths, strict=True)]
-    return longer_wins(ranked), f"as {len(rows):,} rows of {' and '.join(others)} say"
+    return longer_wins(ranked), said
 
 
 def _check_groups(cfg: EvaluateReward, dataset: Dataset) -> None:

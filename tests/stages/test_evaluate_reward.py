@@ -126,16 +126,18 @@ def test_several_datasets_count_together_and_each_alone(reward, tmp_path):
     assert again["data/words-2/accuracy"] == again["data/words/accuracy"]
 
 
-def test_the_length_rule_is_chosen_by_rows_that_are_not_scored(reward, tmp_path, capsys):
+def test_the_length_rule_is_chosen_by_rows_that_are_not_scored_unless_they_are_few(reward, tmp_path, capsys):
     longer = [ranked("Say.", "a long answer", "short"), *ROWS]
     shorter = [ranked(f"Say {i}.", "short", "a much longer answer") for i in range(30)]
     for name, more, right, said in (
-        ("alone", {}, 1.0, "the longer response wins, as fewer than 30 rows of train could say otherwise"),
+        ("alone", {}, 1.0, "the longer response wins, as these rows say: fewer than 30 are of train"),
+        ("benchmark", {"validation": shorter}, 1.0, "the shorter response wins, as these rows say: fewer than 30"),
         ("other", {"train": shorter}, 0.0, "the shorter response wins, as 30 rows of train say"),
-        ("few", {"train": shorter[1:]}, 1.0, "the longer response wins, as fewer than 30 rows of train could say"),
+        ("few", {"train": shorter[1:]}, 1.0, "the longer response wins, as these rows say: fewer than 30 are"),
         ("same", {"train": longer, "test": shorter}, 1.0, "the longer response wins, as 41 rows of train say"),
     ):
-        found = run(reward, [dataset(tmp_path, name, validation=longer[:1], **more)], tmp_path / f"run-{name}")
+        rows_of = {"validation": longer[:1], **more}
+        found = run(reward, [dataset(tmp_path, name, **rows_of)], tmp_path / f"run-{name}")
         assert found["length_accuracy"] == right
         assert said in capsys.readouterr().err
 
