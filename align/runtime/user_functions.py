@@ -19,6 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,10 @@ def parse_reference(text: str) -> Reference:
             return Reference(text, module, node.id, [], {})
         return Reference(text, module, node.id)
     if not (module and isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-        raise ConfigError(f"expected MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS), got {text!r}")
+        raise ConfigError(
+            "expected MODULE:FUNCTION or MODULE:FACTORY(ARGUMENTS), or the name of one of align's"
+            f" own rewards, got {text!r}"
+        )
     arguments = [_literal(text, argument) for argument in node.args]
     keywords: dict[str, Any] = {}
     for keyword in node.keywords:
@@ -167,7 +171,7 @@ def source_digests(text: str) -> dict[str, str]:
     """Return the sha256 of each of the user's own files behind a function, by module.
 
     `user_code.own_files` says which files these are. One of align's own rewards has its name and
-    version instead.
+    version instead, and the version of the package that it computes with.
 
     Raises:
         ConfigError: as `find_source`.
@@ -176,8 +180,12 @@ def source_digests(text: str) -> dict[str, str]:
     reference = parse_reference(text)
     if reference.module == _OWN_REWARDS:
         # A version instead of the source's sha256: a changed comment computes nothing else.
-        versions = importlib.import_module(_OWN_REWARDS).VERSIONS
-        return {_OWN_REWARDS: f"{reference.name} {versions[reference.name]}"}
+        module = importlib.import_module(_OWN_REWARDS)
+        found = {_OWN_REWARDS: f"{reference.name} {module.VERSIONS[reference.name]}"}
+        package = module.PACKAGES.get(reference.name)
+        if package is not None and importlib.util.find_spec(package) is not None:
+            found[package] = metadata.version(package)
+        return found
     return {name: sha256_file(file) for name, file in own_files(reference.module).items()}
 
 

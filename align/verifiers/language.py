@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from align.errors import ConfigError
@@ -14,6 +15,14 @@ MISSING = "needs the package langdetect: pip install langdetect, or align's extr
 def is_installed() -> bool:
     """Return whether languages can be detected here."""
     return importlib.util.find_spec("langdetect") is not None
+
+
+@functools.cache
+def codes() -> list[str]:
+    """Return the codes that `detect` can give, sorted."""
+    from langdetect.detector_factory import PROFILES_DIRECTORY
+
+    return sorted(file.name for file in Path(PROFILES_DIRECTORY).iterdir() if "." not in file.name)
 
 
 def detect(text: str) -> str | None:

@@ -13,11 +13,13 @@ To add one, write it here and give it a row in `VERSIONS`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -31,7 +33,8 @@ from align.verifiers.numbers import answer_part, final_number
 RewardFn = Callable[..., list[float | None]]
 
 # Every reward that a config can name, and the version of what it computes, which is in the keys of
-# the steps that use it. Raise it when the same response gets another number.
+# the steps that use it. Raise it when the same response gets another number; a change in
+# `counting`, `ifeval`, `language` or `numbers` may need this for several rewards.
 VERSIONS = {
     "ifeval": 1,
     "numeric": 1,
@@ -45,6 +48,15 @@ VERSIONS = {
     "language": 1,
     "regex": 1,
     "format_tags": 1,
+}
+# The package that a reward computes with; its version is in the keys, too.
+PACKAGES = {
+    "ifeval": "langdetect",  # for instructions on the language alone
+    "bleu": "sacrebleu",
+    "chrf": "sacrebleu",
+    "rouge": "rouge_score",
+    "json_schema": "jsonschema",
+    "language": "langdetect",
 }
 _SOLUTIONS = ("solution", "answer", "reference")
 
@@ -186,7 +198,10 @@ def rouge(*, n: int | None = None, column: str | None = None) -> RewardFn:
 
     @functools.cache
     def scorer() -> Any:
-        from rouge_score.rouge_scorer import RougeScorer
+        # Its package absl keeps the standard error of this moment, and closes it later when logging
+        # is set up again, unless it is the process's own.
+        with contextlib.redirect_stderr(sys.__stderr__):
+            from rouge_score.rouge_scorer import RougeScorer
 
         return RougeScorer([kind], use_stemmer=True)
 
@@ -229,6 +244,7 @@ def json_schema(*, schema: dict[str, Any] | None = None) -> RewardFn:
     def validator(text: str) -> Any:
         from jsonschema import SchemaError
         from jsonschema.validators import validator_for
+        from jsonschema_specifications import REGISTRY
 
         try:
             read = json.loads(text)
@@ -237,15 +253,22 @@ def json_schema(*, schema: dict[str, Any] | None = None) -> RewardFn:
         except (ValueError, SchemaError) as error:
             said = getattr(error, "message", str(error))
             raise ConfigError(f"schema: expected a JSON schema, got {text:.80} ({said})") from None
-        return kind(read)
+        return kind(read, registry=REGISTRY)  # it has no way to fetch a schema from elsewhere
 
     def score(text: str, given: Any) -> float:
+        from referencing.exceptions import Unresolvable
+
         check = validator(given if isinstance(given, str) else json.dumps(given))
         try:
             value = json.loads(checks.without_code_block(text))
         except (ValueError, RecursionError):
             return 0.0
-        return float(check.is_valid(value))
+        try:
+            return float(check.is_valid(value))
+        except Unresolvable as error:
+            raise ConfigError(
+                f"schema: expected a $ref to a part of the schema itself, got {error.ref!r}"
+            ) from None
 
     if schema is not None:
         validator(json.dumps(schema))  # a wrong schema is reported when the run is planned
@@ -322,9 +345,18 @@ def language(*, code: str | None = None) -> RewardFn:
     """
     _require("langdetect", "rewards")
 
-    def score(text: str, wanted: Any) -> float:
-        return float(languages.detect(text) == wanted)
+    def known(wanted: Any, name: str) -> Any:
+        if wanted not in languages.codes():
+            raise ConfigError(
+                f"{name}: expected one of {', '.join(languages.codes())}, got {wanted!r}"
+            )
+        return wanted
 
+    def score(text: str, wanted: Any) -> float:
+        return float(languages.detect(text) == known(wanted, "language"))
+
+    if code is not None:
+        known(code, "code")
     return _by_column("language", code, score)
 
 

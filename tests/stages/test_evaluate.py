@@ -345,7 +345,7 @@ def test_a_task_of_lm_eval_runs_and_is_compared(finished: Path, tmp_path: Path) 
     ("knobs", "said"),
     [
         ({"free_form": "sampled"}, "free_form: expected null, greedy or beam, got 'sampled'"),
-        ({"tasks": ["arc_easy"]}, "tasks: expected lm_eval:NAME or lm_eval:FILE.yaml, got 'arc_easy'"),
+        ({"tasks": ["arc_easy"]}, "tasks: expected ifeval, lm_eval:NAME or lm_eval:FILE.yaml, got 'arc_easy'"),
         ({"steering": ["rude"]}, "steering: expected some of brief, polite, capitals, one_sentence, got 'rude'"),
         (
             {"judge": JudgeConfig(url="localhost:80", model="m")},

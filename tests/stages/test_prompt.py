@@ -266,4 +266,4 @@ def test_a_reward_model_that_only_watched_ppo_has_not_judged_it(store, tmp_path,
     file.write_text(json.dumps(manifest | {"seal": seal_of(manifest)}))
     capsys.readouterr()
     assert "seen_by_reward_model" not in scores(store, tmp_path / "gone", {})
-    assert "it is not known which prompts the reward models saw: ppo@" in capsys.readouterr().err
+    assert "it is not known which prompts the model and its rewards saw: ppo@" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_finding_a_module_runs_neither_it_nor_the_packages_around_it(folder):
     ["", "json", "json:", ":dumps", "json:dumps:loads", "json:a b", "json:a.b", "json:a.b(1)", "json:f(1)(2)", "j:1"],
 )
 def test_what_is_not_module_and_function_is_refused(folder, look, reference):
-    with pytest.raises(ConfigError, match=r"expected MODULE:FUNCTION or MODULE:FACTORY\(ARGUMENTS\), got ") as caught:
+    with pytest.raises(ConfigError, match=r"expected MODULE:FUNCTION or MODULE:FACTORY\(ARGUMENTS\), .*got ") as caught:
         look(reference)
     assert repr(reference) in str(caught.value)
 

@@ -70,7 +70,7 @@ def test_gains_are_paired():
 
 
 def test_the_table_says_what_was_missed():
-    (row,) = verdict_rows(["Write."], [[COMMA, QUOTE]], {"model": ["a"]}, [[Verdicts([True, False], [True, False])]])
+    (row,) = verdict_rows(["Write."], [[COMMA, QUOTE]], {"model": ["a"]}, [[Verdicts([True, False], [True, True])]])
     assert row == {
         "prompt": "Write.",
         "instructions": "punctuation:no_comma, startend:quotation",

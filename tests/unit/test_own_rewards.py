@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from align.runtime.user_functions import find_source, load_function, short_names
 from align.verifiers.episodes import Episodes
 from align.verifiers.functions import call_functions, load_functions
 from align.verifiers.numbers import answer_part, final_number
-from align.verifiers.rewards import VERSIONS
+from align.verifiers.rewards import PACKAGES, VERSIONS
 
 needs = {
     name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
@@ -132,6 +135,20 @@ def test_bleu_and_chrf_are_sacrebleus():
 
 
 @needs["rouge_score"]
+def test_rouge_does_not_close_the_standard_error_of_its_caller():
+    program = """
+import io, logging.config, sys
+from align.runtime.user_functions import load_function
+own = sys.stderr = io.StringIO()
+load_function("rouge")(prompts=[""], completions=[[{"role": "assistant", "content": "a"}]], solution=["a"])
+sys.stderr = sys.__stderr__
+logging.config.dictConfig({"version": 1})  # as Hydra does for each command
+own.write("still open")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@needs["rouge_score"]
 def test_rouge_is_by_hand():
     # 5 of 6 words are common in order, so precision and recall are 5/6; bigrams: 3 of 5.
     text, reference = "the cat sat on a mat", "the cat sat on the mat"
@@ -151,6 +168,11 @@ def test_json_schema():
     assert scores(f"json_schema(schema={schema})", texts[:1]) == [1.0]
     with pytest.raises(ConfigError, match=r"json_schema: schema: expected a JSON schema, got .*'thing'"):
         scores("json_schema", ["1"], schema=['{"type": "thing"}'])
+    own = {"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a"}
+    assert scores("json_schema", ["1", '"1"'], schema=[own, own]) == [1.0, 0.0]
+    for elsewhere in ("#/$defs/none", "http://127.0.0.1:9/schema.json"):
+        with pytest.raises(ConfigError, match=r"schema: expected a \$ref to a part of the schema itself, got '.*'"):
+            scores("json_schema", ["1"], schema=[{"$ref": elsewhere}])
 
 
 def test_within_length():
@@ -170,6 +192,10 @@ def test_language():
     german = "Der alte Bahnhof liegt am Rand der kleinen Stadt."
     assert scores("language", [german, german], language=["de", "en"]) == [1.0, 0.0]
     assert scores("language(code='de')", [german, "123"]) == [1.0, 0.0]
+    with pytest.raises(ConfigError, match=r"code: expected one of af, .*, zh-tw, got 'German'$"):
+        find_source("language(code='German')")
+    with pytest.raises(ConfigError, match=r"language: expected one of af, .*, got 'zh'"):
+        scores("language", [german], language=["zh"])
 
 
 def test_regex():
@@ -226,10 +252,8 @@ def test_a_missing_langdetect_is_said_in_one_line(monkeypatch):
 
 
 def test_every_reward_is_made_by_its_name_alone():
-    packages = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score", "language": "langdetect"}
-    packages["json_schema"] = "jsonschema"
     for name in VERSIONS:
-        if name not in packages or importlib.util.find_spec(packages[name]) is not None:
+        if name not in PACKAGES or importlib.util.find_spec(PACKAGES[name]) is not None:
             assert callable(load_function(name)), name
 
 
@@ -239,6 +263,13 @@ def test_the_key_has_the_version_and_not_the_source(monkeypatch):
     monkeypatch.setitem(VERSIONS, "numeric", 99)
     assert source_digests("numeric") != before
     assert find_source("numeric").name == "rewards.py"
+
+
+def test_the_key_has_the_version_of_the_package_that_computes(monkeypatch):
+    before = source_digests("bleu")
+    assert before["sacrebleu"] == metadata.version("sacrebleu")
+    monkeypatch.setattr(metadata, "version", lambda _: "99")
+    assert source_digests("bleu") != before
 
 
 def test_names_in_the_log_are_short():
