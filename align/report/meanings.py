@@ -240,7 +240,7 @@ _MEANINGS = {
         "Share of each training batch's responses whose log-ratio to the given model is above KTO's"
         " baseline if they are desirable, and below it if not. 50 % is chance."
     ),
-    "baseline: KL to the given model, nats": (
+    "baseline: kl to the given model, nats": (
         "KTO's estimate of the KL to the given model: the mean log-ratio of prompts with responses"
         " to other prompts, at least 0. It is too small if training makes such responses less"
         " likely; `align evaluate` measures the KL of the model's own answers."
