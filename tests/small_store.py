@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 
+from align.configs import STAGES
 from align.errors import StoreError
 from align.store.artifacts import Artifact
 from align.store.seals import digest_of, seal_of, with_check
@@ -12,7 +13,8 @@ from align.store.seals import digest_of, seal_of, with_check
 def add(store, name, kind, inputs, metrics=None, config=None, created=0.0, **rows_of):
     """One artifact of a step, with the files that a stage leaves: `log`, `samples` and `events` are rows."""
     step = name.partition("/")[2]
-    stage = re.split(r"[_:]", step)[0]
+    known = [stage for stage in STAGES if re.fullmatch(rf"{stage}([_:].*)?", step)]
+    stage = max(known, key=len, default=re.split(r"[_:]", step)[0])
     config = {"seed": 0, "inputs": {}} | (config or {})
     key = digest_of([name, config, rows_of])
     with store.claim(stage, key) as work:

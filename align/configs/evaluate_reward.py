@@ -30,9 +30,6 @@ class EvaluateReward(StageConfig):
     num_rankings: int | None = knob(
         None, "rankings of each dataset to use, the first ones; None: all there are"
     )
-    group_by: str = knob(
-        "group", "column of the rows; each of its values gets figures of its own, too"
-    )
     num_bootstrap: int = knob(2000, "bootstrap resamples of prompts for the 95 % intervals [ours]")
     num_samples: int = knob(20, "rows in the table of the most confident mistakes [ours]")
     precision: str = precision_knob()
@@ -44,4 +41,3 @@ class EvaluateReward(StageConfig):
         require(
             self.num_rankings != 0, "num_rankings", self.num_rankings, "a number above 0, or null"
         )
-        require(bool(self.group_by), "group_by", self.group_by, "the name of a column")

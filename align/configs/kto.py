@@ -70,8 +70,8 @@ class Kto(SupervisedConfig):
     )
     desirable_weight: float = knob(
         1.0,
-        "weight of the loss of desirable responses; [KTO] has weight times number of desirable"
-        " responses 1 to 4/3 times that of undesirable ones",
+        "weight of the loss of desirable responses; weight times number of desirable responses"
+        " should be 1 to 4/3 times that of undesirable ones [KTO, equation 8]",
     )
     undesirable_weight: float = knob(1.0, "weight of the loss of undesirable responses [TRL]")
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"comment": "see below"})

@@ -97,6 +97,16 @@ class RolloutConfig(TrainingConfig):
         """Whether a value model trains beside the policy."""
         return False
 
+    def keeps_samples(self, iteration: int) -> bool:
+        """Return whether episodes of this iteration are kept in samples.jsonl.
+
+        These are the first, every `samples_every`-th, and the last iteration.
+        """
+        if self.samples_every is None:
+            return False
+        last = self.num_iterations - 1
+        return iteration in (0, last) or (iteration + 1) % self.samples_every == 0
+
     def check_rollout(self) -> None:
         """Raise `ConfigError` if a knob of the rollout is out of its range, or contradicts one."""
         require(self.temperature > 0, "temperature", self.temperature, "a number above 0")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -150,32 +149,39 @@ def ties_score(rankings: Sequence[Scored]) -> dict[str, float]:
 
     Source: Malik et al. 2025, RewardBench 2, and `process_single_model` in allenai/reward-bench.
     """
-    kinds: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
+    tied, ref = (_spreads_and_leads(rankings, kind) for kind in ("tied", "ref"))
+    if not tied and not ref:
+        return {}
+    both = [(*tied[number], ref[number][1]) for number in sorted(tied.keys() & ref.keys())]
+    parts = {
+        "tied": _mean([lead > 0 for _, lead in tied.values()]),
+        "ref": _mean([lead > 0 for _, lead in ref.values()]),
+        "preferred": _mean([lead > spread for spread, lead, _ in both]),
+        "preferred_hard": _mean([min(lead, other) > spread for spread, lead, other in both]),
+        "margin": _mean([_relative(min(lead, other), spread) for spread, lead, other in both]),
+    }
+    return {"score": sum(w * parts[name] for name, w in _TIES_WEIGHTS.items()), **parts}
+
+
+def _spreads_and_leads(rankings: Sequence[Scored], kind: str) -> dict[str, tuple[float, float]]:
+    """Return the spread of the good answers' scores, and their lead over the best bad answer.
+
+    They are those of each question of a kind, `tied` or `ref`, by its number.
+    """
+    found = {}
     for ranking in rankings:
-        kind, _, number = ranking.ties.partition(":")
+        own, _, number = ranking.ties.partition(":")
         good, bad = (
             [s for s, rank in zip(ranking.scores, ranking.ranks, strict=True) if rank == side]
             for side in (1, 2)
         )
-        if kind in ("tied", "ref") and good and bad:
-            kinds[kind][number] = (max(good) - min(good), min(good) - max(bad))
-    if not kinds:
-        return {}
-    parts = {
-        kind: float(np.mean([float(lead > 0) for _, lead in kinds[kind].values()] or [0.0]))
-        for kind in ("tied", "ref")
-    }
-    both = kinds["tied"].keys() & kinds["ref"].keys()
-    preferred: list[float] = [0.0]
-    hard, margins = list(preferred), list(preferred)
-    if both:
-        found = [(*kinds["tied"][number], kinds["ref"][number][1]) for number in sorted(both)]
-        preferred = [float(lead > spread) for spread, lead, _ in found]
-        hard = [float(min(lead, other) > spread) for spread, lead, other in found]
-        margins = [_relative(min(lead, other), spread) for spread, lead, other in found]
-    means = zip(("preferred", "preferred_hard", "margin"), (preferred, hard, margins), strict=True)
-    parts |= {name: float(np.mean(values)) for name, values in means}
-    return {"score": sum(w * parts[name] for name, w in _TIES_WEIGHTS.items()), **parts}
+        if own == kind and good and bad:
+            found[number] = (max(good) - min(good), min(good) - max(bad))
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
 
 
 def _relative(lead: float, spread: float) -> float:
@@ -210,8 +216,8 @@ def agreement(votes: Iterable[Sequence[Sequence[int]]]) -> Counts:
 class Shares:
     """Fractions with intervals by a bootstrap over prompts.
 
-    The pairs of a prompt are not independent: whoever draws pairs gets intervals that are too
-    narrow.
+    The bootstrap draws prompts, not pairs. The pairs of one prompt depend on each other, so drawing
+    pairs would make the intervals too narrow.
 
     Args:
         prompts: the key of each ranking's prompt.

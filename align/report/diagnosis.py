@@ -16,7 +16,11 @@ from align.report.gather import Made, gather_with_unfinished
 from align.report.rules.evaluation import judge_evaluation, lost_to_start
 from align.report.rules.language import judge_pretrain, judge_sft
 from align.report.rules.policy import judge_policy
-from align.report.rules.preference import judge_dpo_or_kto, judge_reward
+from align.report.rules.preference import (
+    judge_dpo_or_kto,
+    judge_reward,
+    judge_reward_evaluation,
+)
 from align.report.running import Logged, Unfinished
 from align.report.tables import Table
 from align.report.verdict import Line, Tone
@@ -29,6 +33,7 @@ _RULES: dict[str, Callable[[Logged, Sequence[Logged]], Iterator[Finding]]] = {
     "reward": judge_reward,
     "dpo": judge_dpo_or_kto,
     "kto": judge_dpo_or_kto,
+    "evaluate_reward": judge_reward_evaluation,
 }
 _WORST_FIRST: tuple[Verdict, ...] = ("bad", "cannot tell", "good")
 _TONES: dict[Verdict, Tone] = {"good": "good", "bad": "bad", "cannot tell": "neutral"}
@@ -176,13 +181,12 @@ def _findings(
             "the health of the numbers" if step.went_bad else "an unfinished step may recover",
             "give the same command with these knobs" if step.went_bad else "let it finish",
         )
-    if isinstance(step, Made) and step.artifact.kind == "evaluation":
-        yield from judge_evaluation(step, by_key)
-        return
-    if learns_from_rewards(step.stage):
-        yield from judge_policy(step, steps)
-    elif step.stage in _RULES:
+    if step.stage in _RULES:
         yield from _RULES[step.stage](step, steps)
+    elif isinstance(step, Made) and step.artifact.kind == "evaluation":
+        yield from judge_evaluation(step, by_key)
+    elif learns_from_rewards(step.stage):
+        yield from judge_policy(step, steps)
     yield from lost_to_start(step, steps, by_key)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from align.configs import BestOfN, learns_from_rewards
+from align.configs import BestOfN, EvaluateReward, learns_from_rewards
 from align.configs.evaluate import VALIDATION_SCORE
 from align.evals.intervals import FEW, is_few
 from align.store.artifacts import is_number
@@ -27,8 +27,6 @@ Scored = tuple[str, str, str, Metrics]  # evaluation, its model, its baseline or
 FEW_MARK = "†"
 FEW_NOTE = f"† fewer than {FEW} items: the interval is too narrow, take the figure as a hint only."
 _SCORERS = ("rules", "gold", "reward")  # the first one with a score decides the wins
-# What the verdict on a reward model takes, beside the bounds.
-_OF_REWARD_MODEL = {"pairs", "prompts", "accuracy", "length_accuracy", "over_length"}
 _SHARES = (  # prefixes of figures that are fractions of prompts or items
     *(
         "accuracy",
@@ -422,18 +420,15 @@ def evaluations(made: Sequence[Made]) -> list[Made]:
     Those of reward models are in `reward_evaluations`. Those of `best_of_n` are of responses that
     were chosen.
     """
-    found = [each for each in made if each.artifact.kind == "evaluation"]
-    return [each for each in found if not _is_of_reward_model(each) and each.stage != BestOfN.STAGE]
+    others = (BestOfN.STAGE, EvaluateReward.STAGE)
+    return [
+        each for each in made if each.artifact.kind == "evaluation" and each.stage not in others
+    ]
 
 
 def reward_evaluations(made: Sequence[Made]) -> list[Made]:
-    """Return the evaluations of reward models, which `evaluate_reward` makes."""
-    found = [each for each in made if each.artifact.kind == "evaluation"]
-    return [each for each in found if _is_of_reward_model(each)]
-
-
-def _is_of_reward_model(evaluation: Made) -> bool:
-    return evaluation.artifact.metrics.keys() >= _OF_REWARD_MODEL
+    """Return the evaluations of reward models."""
+    return [each for each in made if each.stage == EvaluateReward.STAGE]
 
 
 def number(metrics: Metrics, name: str, digits: int = 3, marked: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from align.rl.rewards import Rewards, RewardTerms
 from align.rl.rollouts import Samples
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
-from align.text.chat import read_alike, stop_ids, stop_strings
+from align.text.chat import read_alike, show_prompt, stop_ids, stop_strings
 from align.verifiers.episodes import Episodes
 from align.verifiers.functions import Notes, RewardFunction, call_functions, load_functions
 from align.verifiers.reward_models import RewardModel
@@ -193,3 +194,30 @@ def _length_metrics(samples: Samples) -> Metrics:
         "response/repeated": repeated_share(samples.responses),
         "response/distinct": distinct_share(samples.responses),
     }
+
+
+def sample_rows(
+    judged: Judged, episodes: Episodes, count: int, kl: Sequence[float] | None
+) -> list[dict[str, Any]]:
+    """Return the first `count` episodes of a rollout with their scores, for the table of samples.
+
+    Prompts are in random order, so the first are as good as any.
+
+    Args:
+        kl: nats per response, of each episode; None if it is not measured.
+    """
+    rewards = judged.rewards
+    rows = []
+    for i in range(min(count, len(episodes.texts))):
+        row = {
+            "prompt": show_prompt(episodes.rows[i]["prompt"]),
+            "response": episodes.texts[i],
+            "score": float(rewards.total[i]) if rewards.scored[i] else None,
+        }
+        if kl is not None:
+            row["kl"] = kl[i]
+        for name, part in rewards.parts.items():
+            value = float(part[i])
+            row[f"reward/{name}"] = None if math.isnan(value) else value
+        rows.append(row | judged.columns[i])
+    return rows

@@ -27,11 +27,8 @@ from align.models.load import (
     load_model,
     load_tokenizer,
     precision_lines,
-    round_to_stored,
-    save_model,
     sequence_length,
 )
-from align.models.vocabulary import DRAWN
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
 from align.store.checkpoints import restore_parameters
@@ -44,6 +41,7 @@ from align.training.optimizers import adamw, clip_gradients, cosine_factor, step
 from align.training.preflight import doubts
 from align.training.response_logprobs import all_response_logprobs, response_logprobs
 from align.training.row_order import RowOrder
+from align.training.saving import save_tuned
 
 _ADAPTER = "dpo"
 
@@ -91,15 +89,7 @@ def run(cfg: Dpo, inputs: Inputs, job: Job) -> Metrics:
     metrics["tokens"] = float(cfg.num_epochs * sum(ranking.tokens for ranking in train))
     metrics["parameters"] = float(num_parameters)
     metrics["trained_parameters"] = float(num_trained)
-    if adapters is not None and not cfg.lora.merged:
-        if job.group.is_main:
-            adapters.save(_ADAPTER, job.out, tokenizer)
-    else:
-        model = model if adapters is None else adapters.merged(_ADAPTER)
-        vars(model.config).pop(DRAWN, None)  # rows of new tokens are trained now
-        round_to_stored(model)  # first, so that the metrics are of the saved weights
-        if job.group.is_main:
-            save_model(model, tokenizer, job.out)
+    model = save_tuned(model, adapters, _ADAPTER, cfg.lora.merged, tokenizer, job)
     if held_out:
         metrics |= _validation(cfg, model, held_out, held_out_reference, job)
     return metrics

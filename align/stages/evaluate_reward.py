@@ -4,8 +4,8 @@ Takes: a reward model (trained here or imported; whole, an adapter, or an ensemb
 counts), and one or several datasets of comparisons.
 Makes: an evaluation: metrics, scores.jsonl (a row per ranking), mistakes.jsonl (the pairs in which
 the model is most sure and wrong), calibration.jsonl.
-Departs from InstructGPT, section 4.1, which has the accuracy alone: here it stands beside what the
-length of the responses explains, and a verdict says whether the model is good enough for PPO.
+Departs from InstructGPT, section 4.1, which gives the accuracy alone. Here the accuracy of a rule
+that looks only at length stands beside it, and a verdict says if the model is good enough for PPO.
 
 Figures of all datasets together have no prefix. `data/NAME/` has those of a dataset, and
 `data/NAME/GROUP/` those of one of its groups. Fractions have 95 % intervals over prompts, NAME_low
@@ -103,8 +103,8 @@ def _datasets(
     """Return the rows of each input with the length rule that other rows of it choose.
 
     Raises:
-        ConfigError: an input has no rows in the split, people order no pair of any row, or no rows
-            have groups where they should.
+        ConfigError: an input has no rows in the split, people order no pair of any row, or a
+            dataset's groups cannot be names of figures.
     """
     found: list[Dataset] = []
     names: Counter[str] = Counter()
@@ -127,13 +127,8 @@ def _datasets(
             f"inputs.data: expected rows whose responses have different ranks, but all"
             f" {len(every):,} rows of the {cfg.split} split are ties; give other data"
         )
-    if cfg.group_by != "group" and not any(row.get(cfg.group_by) is not None for row in every):
-        there_are = ", ".join(sorted({name for row in every for name in row}))
-        raise ConfigError(
-            f"group_by: no row has a column {cfg.group_by!r}; the rows have {there_are}"
-        )
     for dataset in found:
-        _check_groups(cfg, dataset)
+        _check_groups(dataset)
     return found
 
 
@@ -172,22 +167,22 @@ def _length_rule(
     return longer_wins(ranked), said
 
 
-def _check_groups(cfg: EvaluateReward, dataset: Dataset) -> None:
-    names = {_group(cfg, row) for row in dataset.rows} - {""}
+def _check_groups(dataset: Dataset) -> None:
+    names = {_group(row) for row in dataset.rows} - {""}
     if bad := names & {*_RESERVED}:
         raise ConfigError(
-            f"inputs.data: {dataset.name}: a group in column {cfg.group_by!r} cannot be called"
+            f"inputs.data: {dataset.name}: a group cannot be called"
             f" {min(bad)}: {', '.join(_RESERVED)} are names of figures"
         )
     if len(names) > _MOST_GROUPS:
         raise ConfigError(
-            f"group_by: expected a column with at most {_MOST_GROUPS} values, but"
-            f" {cfg.group_by!r} of {dataset.name} has {len(names):,}"
+            f"inputs.data: {dataset.name}: expected at most {_MOST_GROUPS} different values in the"
+            f" column group, got {len(names):,}; name another column as columns={{group: ...}}"
         )
 
 
-def _group(cfg: EvaluateReward, row: Row) -> str:
-    value = row.get(cfg.group_by)
+def _group(row: Row) -> str:
+    value = row.get("group")
     return "" if value is None else str(value).strip().replace("/", "-")
 
 
@@ -213,13 +208,59 @@ def _scored(
 ) -> tuple[list[Scored], int]:
     """Return the rows with the model's scores, and how many responses were too long.
 
-    As in PPO, text that is longer than the model's context loses its end. Equal responses to a
-    prompt are computed once.
-
     Raises:
         ConfigError: the chat template refuses a row, or a score is not finite.
     """
-    context, compute = context_length(model.classifier), job.compute(cfg.precision)
+    sequences, at, truncated = _sequences(
+        cfg, rows, tokenizer, context_length(model.classifier), job
+    )
+    mine = job.group.share(sequences)
+    compute, scores = job.compute(cfg.precision), torch.zeros(len(mine))
+    with job.progress(len(mine), "responses") as advance:
+        for chunk in micro_batches(list(map(len, mine)), job.max_tokens):
+            with compute.autocast():
+                packed = pack([mine[i] for i in chunk], job.device)
+                scores[chunk] = response_scores(model, packed).float().cpu()
+            advance(len(chunk))
+    found = job.group.gather(scores.tolist())
+    of_texts = iter([found[place] for place in at])
+    scored = []
+    for row, lengths in zip(rows, _lengths(tokenizer, rows), strict=True):
+        own = list(itertools.islice(of_texts, len(lengths)))
+        if not all(map(math.isfinite, own)):
+            asked = row["prompt"][-1]["content"][:60]
+            raise ConfigError(
+                f"inputs.model: expected finite scores, got {own} for the responses to {asked!r}"
+            )
+        scored.append(
+            Scored(
+                prompt=json.dumps(row["prompt"]),
+                ranks=row["ranks"],
+                scores=own,
+                lengths=lengths,
+                group=_group(row),
+                styles=_listed(row, "styles"),
+                ties=str(row.get("ties") or ""),
+            )
+        )
+    return scored, truncated
+
+
+def _sequences(
+    cfg: EvaluateReward,
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    job: Job,
+) -> tuple[list[list[int]], list[int], int]:
+    """Return the sequences to score, which one each response is, and how many were too long.
+
+    As in PPO, text that is longer than the model's context loses its end. Equal responses to a
+    prompt share a sequence.
+
+    Raises:
+        ConfigError: the chat template refuses a row.
+    """
     owners = [i for i, row in enumerate(rows) for _ in row["responses"]]
     texts = [text for row in rows for text in row["responses"]]
     try:
@@ -239,36 +280,7 @@ def _scored(
         places.setdefault((i, tuple(ids[:context])), len(places))
         for i, ids in zip(owners, whole, strict=True)
     ]
-    mine = job.group.share([ids for _, ids in places])
-    scores = torch.zeros(len(mine))
-    with job.progress(len(mine), "responses") as advance:
-        for chunk in micro_batches(list(map(len, mine)), job.max_tokens):
-            with compute.autocast():
-                packed = pack([list(mine[i]) for i in chunk], job.device)
-                scores[chunk] = response_scores(model, packed).float().cpu()
-            advance(len(chunk))
-    found = job.group.gather(scores.tolist())
-    of_texts = iter([found[place] for place in at])
-    scored = []
-    for row, lengths in zip(rows, _lengths(tokenizer, rows), strict=True):
-        own = list(itertools.islice(of_texts, len(lengths)))
-        if not all(map(math.isfinite, own)):
-            asked = row["prompt"][-1]["content"][:60]
-            raise ConfigError(
-                f"inputs.model: expected finite scores, got {own} for the responses to {asked!r}"
-            )
-        scored.append(
-            Scored(
-                prompt=json.dumps(row["prompt"]),
-                ranks=row["ranks"],
-                scores=own,
-                lengths=lengths,
-                group=_group(cfg, row),
-                styles=_listed(row, "styles"),
-                ties=str(row.get("ties") or ""),
-            )
-        )
-    return scored, truncated
+    return [list(ids) for _, ids in places], at, truncated
 
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[list[int]]:

@@ -27,11 +27,8 @@ from align.models.load import (
     load_model,
     load_tokenizer,
     precision_lines,
-    round_to_stored,
-    save_model,
     sequence_length,
 )
-from align.models.vocabulary import DRAWN
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
 from align.store.checkpoints import restore_parameters
@@ -43,6 +40,7 @@ from align.training.optimizers import adamw, clip_gradients, cosine_factor, step
 from align.training.preflight import doubts
 from align.training.response_logprobs import all_response_logprobs, response_logprobs
 from align.training.row_order import RowOrder
+from align.training.saving import save_tuned
 
 _ADAPTER = "kto"
 
@@ -100,15 +98,7 @@ def run(cfg: Kto, inputs: Inputs, job: Job) -> Metrics:
     metrics["tokens"] = float(cfg.num_epochs * sum(len(each.sequence.ids) for each in train))
     metrics["parameters"] = float(num_parameters)
     metrics["trained_parameters"] = float(num_trained)
-    if adapters is not None and not cfg.lora.merged:
-        if job.group.is_main:
-            adapters.save(_ADAPTER, job.out, tokenizer)
-    else:
-        model = model if adapters is None else adapters.merged(_ADAPTER)
-        vars(model.config).pop(DRAWN, None)  # rows of new tokens are trained now
-        round_to_stored(model)  # first, so that the metrics are of the saved weights
-        if job.group.is_main:
-            save_model(model, tokenizer, job.out)
+    model = save_tuned(model, adapters, _ADAPTER, cfg.lora.merged, tokenizer, job)
     if held_out:
         after = _of_held_out(cfg, model, held_out, length, job)
         metrics |= _validation(cfg, held_out, before, after)
@@ -192,7 +182,10 @@ def _nothing_to_learn(inputs: Inputs, dropped: int, length: int) -> str:
 
 
 def _balance(cfg: Kto, train: Sequence[Labelled]) -> str:
-    """Return a line with the number of each label, and with a weight if they are out of balance."""
+    """Return a line with the number of each label, and with a weight if they are out of balance.
+
+    Balance is a ratio of 1 to 4/3: KTO's equation 8, as earlier versions of TRL quote it.
+    """
     num_desirable = sum(each.desirable for each in train)
     num_undesirable = len(train) - num_desirable
     line = f"{num_desirable:,} desirable and {num_undesirable:,} undesirable training responses"
@@ -200,7 +193,7 @@ def _balance(cfg: Kto, train: Sequence[Labelled]) -> str:
         return f"{line}: the model learns from one kind of label alone"
     ratio = num_desirable * cfg.desirable_weight
     ratio /= max(num_undesirable * cfg.undesirable_weight, 1e-9)
-    if 0.9 <= ratio <= 1.4:  # [KTO, equation 8] has 1 to 4/3; a little outside is no reason to act
+    if 0.9 <= ratio <= 1.4:  # a little outside of 1 to 4/3 is no reason to act
         return line
     knob, weight = (
         ("desirable_weight", num_undesirable * cfg.undesirable_weight / num_desirable)

@@ -43,7 +43,7 @@ from align.models.load import (
     sequence_length,
 )
 from align.rl.advantages import Targets, estimate_advantages, response_kl
-from align.rl.judging import Judged, judge, load_judges
+from align.rl.judging import judge, load_judges, sample_rows
 from align.rl.models import Actors, load_actors
 from align.rl.monitors import Health
 from align.rl.responses import (
@@ -57,13 +57,12 @@ from align.rl.rollouts import Layout, Rollouts, lay_out, score_tokens
 from align.rl.update import Learner, Plan
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
-from align.text.chat import show_prompt
 from align.text.tokens import TextRows, encode_text
 from align.training.activations import fit_activations
 from align.training.loss_guard import Skips, stop_unless_skipped
 from align.training.optimizers import scheduled_factor
 from align.training.preflight import doubts
-from align.verifiers.episodes import Episodes, make_episodes
+from align.verifiers.episodes import make_episodes
 
 _NUM_SAMPLES = 4  # episodes of an iteration that samples.jsonl keeps
 
@@ -114,8 +113,9 @@ def run(cfg: Ppo, inputs: Inputs, job: Job) -> Metrics:
         rollouts = score_tokens(cfg, actors, job, samples, rewards.total, layouts[0])
         scored = time.monotonic()
         finite = _is_finite(cfg, job, rollouts, iteration)
-        if finite and _is_sampled(cfg, iteration):
-            job.log.append("samples", iteration + 1, _sample_rows(rollouts, judged, episodes))
+        if finite and cfg.keeps_samples(iteration):
+            rows = sample_rows(judged, episodes, _NUM_SAMPLES, response_kl(rollouts).tolist())
+            job.log.append("samples", iteration + 1, rows)
         if finite and rewards.scored.any():
             targets, found = estimate_advantages(cfg, rollouts, rewards, kl_coef)
             metrics |= found
@@ -283,37 +283,6 @@ def _plan(
 
 
 # -- bookkeeping -----------------------------------------------------------------------------------
-
-
-def _is_sampled(cfg: Ppo, iteration: int) -> bool:
-    """Return whether episodes of this iteration are kept in samples.jsonl.
-
-    These are the first, every `samples_every`-th, and the last iteration.
-    """
-    if cfg.samples_every is None:
-        return False
-    return iteration in (0, cfg.num_iterations - 1) or (iteration + 1) % cfg.samples_every == 0
-
-
-def _sample_rows(rollouts: Rollouts, judged: Judged, episodes: Episodes) -> list[dict[str, Any]]:
-    """Return the first episodes of a rollout with their scores.
-
-    Prompts are in random order, so the first are as good as any.
-    """
-    kl, rewards = response_kl(rollouts).tolist(), judged.rewards
-    rows = []
-    for i in range(min(_NUM_SAMPLES, len(episodes.texts))):
-        row = {
-            "prompt": show_prompt(episodes.rows[i]["prompt"]),
-            "response": episodes.texts[i],
-            "score": float(rewards.total[i]) if rewards.scored[i] else None,
-            "kl": kl[i],
-        }
-        for name, part in rewards.parts.items():
-            value = float(part[i])
-            row[f"reward/{name}"] = None if math.isnan(value) else value
-        rows.append(row | judged.columns[i])
-    return rows
 
 
 def _state(learner: Learner, kl_coef: float, metrics: Metrics, skips: int) -> dict[str, Any]:

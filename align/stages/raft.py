@@ -29,7 +29,7 @@ from align.evals.gold import gold_scorer, mean_gold_score
 from align.losses.ppo import equal_groups, masked_mean
 from align.models.load import answer_length, load_tokenizer, precision_lines
 from align.rl.advantages import response_kl
-from align.rl.judging import Judged, judge, load_judges
+from align.rl.judging import judge, load_judges, sample_rows
 from align.rl.models import Actors, load_actors
 from align.rl.monitors import Health
 from align.rl.responses import (
@@ -46,13 +46,12 @@ from align.runtime.log import Metrics
 from align.runtime.memory import give_back_freed_memory
 from align.runtime.seeds import derive_seed
 from align.store.checkpoints import restore_parameters
-from align.text.chat import show_prompt
 from align.text.packing import micro_batches
 from align.training.activations import fit_activations
 from align.training.loss_guard import Skips, stop_unless_skipped
 from align.training.optimizers import adamw_for, clip_gradients, cosine_factor, step_all
 from align.training.preflight import doubts
-from align.verifiers.episodes import Episodes, make_episodes
+from align.verifiers.episodes import make_episodes
 
 _NUM_SAMPLES = 8  # episodes of an iteration that samples.jsonl keeps
 
@@ -107,9 +106,12 @@ def run(cfg: Raft, inputs: Inputs, job: Job) -> Metrics:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         rollouts = _rollouts(cfg, actors, job, samples, rewards.total)
         metrics |= {} if rollouts is None else _kl_metrics(rollouts)
-        if _is_sampled(cfg, iteration):
-            rows = _sample_rows(cfg, judged, episodes, kept, rollouts)
-            job.log.append("samples", iteration + 1, rows)
+        if cfg.keeps_samples(iteration):
+            kl = None if rollouts is None else response_kl(rollouts).tolist()
+            rows = sample_rows(judged, episodes, _NUM_SAMPLES, kl)
+            job.log.append(
+                "samples", iteration + 1, [row | {"kept": i in kept} for i, row in enumerate(rows)]
+            )
         if gold is not None and job.group.is_main:
             metrics["gold/score"] = mean_gold_score(gold, episodes)
         scored = time.monotonic()
@@ -292,39 +294,6 @@ def _kept_metrics(samples: Samples, rewards: torch.Tensor, kept: Sequence[int]) 
         metrics["kept/score"] = float(rewards[list(kept)].mean())
         metrics["kept/response_tokens"] = sum(len(samples.responses[i]) for i in kept) / len(kept)
     return metrics
-
-
-def _is_sampled(cfg: Raft, iteration: int) -> bool:
-    """Return whether episodes of this iteration are kept in samples.jsonl."""
-    if cfg.samples_every is None:
-        return False
-    return iteration in (0, cfg.num_iterations - 1) or (iteration + 1) % cfg.samples_every == 0
-
-
-def _sample_rows(
-    cfg: Raft,
-    judged: Judged,
-    episodes: Episodes,
-    kept: Sequence[int],
-    rollouts: Rollouts | None,
-) -> list[dict[str, Any]]:
-    """Return the first episodes of a rollout with their scores, and whether each was kept."""
-    kl = None if rollouts is None else response_kl(rollouts).tolist()
-    rewards, chosen = judged.rewards, set(kept)
-    rows = []
-    for i in range(min(_NUM_SAMPLES, len(episodes.texts))):
-        row = {
-            "prompt": show_prompt(episodes.rows[i]["prompt"]),
-            "response": episodes.texts[i],
-            "kept": i in chosen,
-            "score": float(rewards.total[i]) if rewards.scored[i] else None,
-        }
-        row |= {} if kl is None else {"kl": kl[i]}
-        for name, part in rewards.parts.items():
-            value = float(part[i])
-            row[f"reward/{name}"] = None if math.isnan(value) else value
-        rows.append(row | judged.columns[i])
-    return rows
 
 
 def _state(tuner: Tuner, metrics: Metrics, skips: int) -> dict[str, Any]:

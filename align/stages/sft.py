@@ -28,12 +28,9 @@ from align.models.load import (
     load_model,
     load_tokenizer,
     precision_lines,
-    round_to_stored,
-    save_model,
     sequence_length,
 )
 from align.models.packed import learned_logprobs
-from align.models.vocabulary import DRAWN
 from align.runtime.job import Inputs, Job
 from align.runtime.log import Metrics
 from align.runtime.seeds import derive_seed
@@ -53,6 +50,7 @@ from align.training.optimizers import (
 )
 from align.training.preflight import doubts
 from align.training.row_order import RowOrder
+from align.training.saving import save_tuned
 
 _ADAPTER = "sft"
 
@@ -95,15 +93,7 @@ def run(cfg: Sft, inputs: Inputs, job: Job) -> Metrics:
         adapters = fresh_adapter(model, folder, cfg.lora, _ADAPTER)
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     _train(cfg, model, train, text, held_out, job)
-    if adapters is not None and not cfg.lora.merged:
-        if job.group.is_main:
-            adapters.save(_ADAPTER, job.out, tokenizer)
-    else:
-        model = model if adapters is None else adapters.merged(_ADAPTER)
-        vars(model.config).pop(DRAWN, None)  # rows of new tokens are trained now
-        round_to_stored(model)  # first, so that the loss is of the saved weights
-        if job.group.is_main:
-            save_model(model, tokenizer, job.out)
+    model = save_tuned(model, adapters, _ADAPTER, cfg.lora.merged, tokenizer, job)
     metrics = {"demonstrations": float(len(train)), "dropped": float(dropped)}
     metrics["tokens"] = float(cfg.num_epochs * sum(len(example.ids) for example in [*train, *text]))
     metrics["parameters"] = float(num_parameters)

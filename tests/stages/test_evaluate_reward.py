@@ -206,11 +206,10 @@ def test_mistakes_are_listed_the_most_confident_first(finished, reward, tmp_path
     [
         ({"train": ROWS}, {}, "no row of path:d.jsonl is in the validation split: they are in train;"),
         ({"validation": ROWS}, {"split": "test"}, "in the test split: they are in validation; give split=validation,"),
-        ({"validation": ROWS}, {"group_by": "topic"}, "group_by: no row has a column 'topic'; the rows have prompt,"),
         (
             {"validation": [ranked(f"{i}?", "a", "b", group=f"g{i}") for i in range(101)]},
             {},
-            "group_by: expected a column with at most 100 values, but 'group' of d has 101",
+            "inputs.data: d: expected at most 100 different values in the column group, got 101",
         ),
         ({"validation": [ranked("?", "a", "b", group="length")]}, {}, "cannot be called length: best_of, labelers,"),
         (

@@ -138,6 +138,32 @@ def test_the_interval_of_an_accuracy_is_the_binomial_one_over_prompts(store):
     assert "64 % [55, 73]" in found.findings[0].figure
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "lead", "prompts", "verdicts"),
+    [
+        (0.70, 0.1, 400, ("good", "good")),
+        (0.70, -0.1, 400, ("bad", "bad")),
+        (0.51, 0.0, 400, ("bad", "bad")),
+        (0.70, -0.1, 20, ("cannot tell", "good")),  # too few
+    ],
+)
+def test_a_reward_model_that_an_evaluation_finds_wanting_is_bad(store, accuracy, lead, prompts, verdicts):
+    means = {"accuracy": accuracy, "length_accuracy": accuracy - lead, "over_length": lead}
+    figures = {"pairs": 500.0, "prompts": float(prompts)} | ({"accuracy_few": 20.0} if prompts < 30 else {})
+    for name, mean in means.items():
+        figures |= {name: mean, f"{name}_low": mean - 0.03, f"{name}_high": mean + 0.03}
+    well = {"accuracy": 0.7, "length_accuracy": 0.5, "held_out_prompts": 400.0}
+    reward = add(store, "toy/reward", "reward_model", {}, metrics=well)
+    add(store, "toy/evaluate_reward", "evaluation", {"model": reward}, metrics=figures)
+    found = {each.step: each for each in diagnose(gather(store, ["toy/evaluate_reward"]))}
+    assert (found["evaluate_reward"].verdict, found["reward"].verdict) == verdicts
+    if verdicts[1] == "bad":
+        first = found["reward"].findings[0]
+        assert first.name == "not_good_enough"
+        assert first.figure.startswith(f"orders {100 * accuracy:.0f} % [")
+        assert found["evaluate_reward"].cause == "reward"
+
+
 def test_upside_down_labels_and_rankings_learned_by_heart_are_found(store):
     right = {"accuracy": 0.7, "held_out_prompts": 400.0}
     for gold, bad in ((0.44, ["against_gold"]), (0.46, [])):  # its interval has 5 points on each side

@@ -91,7 +91,7 @@ def test_tables_have_a_row_for_each_dataset_and_group(store):
     assert table.rows[0][3:] == ["70.0 % [67.0, 73.0]", "60.0 % [57.0, 63.0]", "+10.0 [+7.0, +13.0]", "", "0.25"]
     assert [row[0] for row in accuracies(made, brief=True).rows] == ["all", "a", "b"]
     assert accuracies(made, brief=True).rows[0][1:] == ["500", "70.0 % [67.0, 73.0]", "60.0 %", "+10.0 [+7.0, +13.0]"]
-    alone = evaluated(store, figures(""), figures("data/a/"), name="toy/evaluate_alone")
+    alone = evaluated(store, figures(""), figures("data/a/"), name="toy/evaluate_reward_alone")
     assert [row[1] for row in accuracies(alone).rows] == ["a"]
 
 

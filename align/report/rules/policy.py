@@ -61,7 +61,7 @@ def _reward(step: Logged) -> Finding:
             f"{len(scores)} iterations with a score",
             f"at least {_LEAST}",
             "ours",
-            "train for more iterations",
+            "compare it with its start: align evaluate",
         )
     begun, _, ended = thirds(scores)
     moved, first, last = standard_errors(begun, ended), mean(begun), mean(ended)

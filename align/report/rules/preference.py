@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from align.configs import EvaluateReward
 from align.evals.intervals import FEW
-from align.report.finding import Finding, percent
+from align.evals.reward_metrics import verdict_on
+from align.report.finding import Finding, Verdict, percent
 from align.report.rules.curves import ends_of, loss_at_the_end, values
 from align.report.running import Logged
 
+_SIGNS: dict[int, Verdict] = {1: "good", 0: "cannot tell", -1: "bad"}
 _Z = 1.96  # standard errors of a 95 % interval
 # With an interval of more than this on each side, a figure at chance says little. Useful reward
 # models are 13 to 19 points above chance [Huang et al. 2024, 1B to 6.9B].
@@ -58,7 +61,37 @@ def judge_reward(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
                     "ours; InstructGPT trains for 1 epoch, because more overfits",
                     "train for 1 epoch, or on more prompts",
                 )
+    yield from _not_good_enough(step, steps)
     yield from loss_at_the_end(step.log)
+
+
+def judge_reward_evaluation(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
+    """Judge a reward model by comparisons that it did not learn from."""
+    if "accuracy" not in step.metrics:
+        return  # it has not ended
+    verdict = verdict_on(step.metrics)
+    accuracy, low, high, length = (
+        100 * step.metrics[name]
+        for name in ("accuracy", "accuracy_low", "accuracy_high", "length_accuracy")
+    )
+    yield Finding(
+        "good_enough",
+        _SIGNS[verdict.sign],
+        f"orders {accuracy:.0f} % [{low:.0f}, {high:.0f}] of pairs; length alone {length:.0f} %",
+        "above chance and above length alone, by its interval",
+        "Singhal et al. 2023; intervals by a bootstrap over prompts",
+        "train the reward model on more rankings, or on rankings in which length does not decide",
+    )
+
+
+def _not_good_enough(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
+    """Find an evaluation by which a reward model is not good enough."""
+    for each in steps:
+        if each.stage == EvaluateReward.STAGE and ("model", step.key) in each.inputs:
+            for finding in judge_reward_evaluation(each, steps):
+                if finding.verdict == "bad":
+                    figure = f"{finding.figure} ({each.name})"
+                    yield finding._replace(name="not_good_enough", figure=figure)
 
 
 def judge_dpo_or_kto(step: Logged, steps: Sequence[Logged]) -> Iterator[Finding]:
