@@ -98,8 +98,8 @@ def sentence(each: Made, model: str) -> str:
     scores = {int(row["step"]): row[f"{judge}/score"] for row in each.log}
     best, most = max(scores, key=lambda n: scores[n]), max(scores)
     said = f"Of {model}, one sample has a {judge} score of {scores[1]:.3f}"
-    said += f", and the best of {best} has {scores[best]:.3f}, the highest" * (best > 1)
-    said += ", the highest" * (best == 1)
+    said += f", and the best of {best} has {scores[best]:.3f}, the highest mean" * (best > 1)
+    said += ", the highest mean" * (best == 1)
     if best < most:
         said += f"; the best of {most} has {scores[most]:.3f}"
     return f"{said}."

@@ -267,9 +267,9 @@ def test_every_line_is_a_sentence(store):
 @pytest.mark.parametrize(
     ("gold", "said"),
     [
-        ([0.5, 0.6, 0.7], "one sample has a gold score of 0.500, and the best of 4 has 0.700, the highest."),
-        ([0.5, 0.6, 0.4], "0.500, and the best of 2 has 0.600, the highest; the best of 4 has 0.400."),
-        ([0.5, 0.3, 0.4], "one sample has a gold score of 0.500, the highest; the best of 4 has 0.400."),
+        ([0.5, 0.6, 0.7], "one sample has a gold score of 0.500, and the best of 4 has 0.700, the highest mean."),
+        ([0.5, 0.6, 0.4], "0.500, and the best of 2 has 0.600, the highest mean; the best of 4 has 0.400."),
+        ([0.5, 0.3, 0.4], "one sample has a gold score of 0.500, the highest mean; the best of 4 has 0.400."),
     ],
 )
 def test_the_best_of_n_is_told_beside_one_sample(gold, said):
