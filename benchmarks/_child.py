@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,3 +20,15 @@ def rss(field: str) -> int:
 
 def answer(line: Mapping[str, Any]) -> None:
     print(json.dumps(line), file=_ANSWERS, flush=True)
+
+
+class Clock:
+    """Measures the time since it was made."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """Return `seconds`, and `cpu_seconds` of all threads, which other work on the machine disturbs less."""
+        wall, cpu = self._begun
+        return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}

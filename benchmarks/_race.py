@@ -7,10 +7,8 @@ start from the same weights and rows. A turn is one optimizer step, or one itera
 from __future__ import annotations
 
 import math
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ HERE = Path(__file__).parent
 PRECISION = "bf16" if bf16_is_fast("auto") else "fp32"
 VOCABULARY, LAYERS, WIDTH, HEADS = 4096, 6, 256, 4
 MOST = 512  # tokens of a sequence
-WARM_UP = 1  # first turns that no figure counts
+BETA2 = 0.95  # ours; TRL's default is 0.999
 
 
 def save_llama(folder: Path, end_probability: float = 0.0) -> None:
@@ -64,8 +62,8 @@ def save_llama(folder: Path, end_probability: float = 0.0) -> None:
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight[0] = 0
             layer.mlp.down_proj.weight[0] = 0
-        words = torch.randint(2, VOCABULARY, (8, 64))
-        constant = float(model.model(words).last_hidden_state[:, :, 0].mean())
+        words = torch.randint(2, VOCABULARY, (8, 96))
+        constant = float(model.model(words).last_hidden_state[:, 32:, 0].mean())  # behind a prompt
         model.lm_head.weight[:, 0] = 0
         model.lm_head.weight[end] = 0
         model.lm_head.weight[end, 0] = math.log(odds * VOCABULARY) / constant  # the other logits are near 0
@@ -89,38 +87,6 @@ def question(length: int, seed: int) -> list[dict[str, str]]:
     return [{"role": "user", "content": words(length, seed)}]
 
 
-def rankings(sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Return one row of comparisons for each number of responses, best first."""
-    asked = lengths(len(sizes), 40, seed=1)
-    answered = iter(lengths(sum(sizes), 80, seed=2))
-    rows = []
-    for number, (size, length) in enumerate(zip(sizes, asked, strict=True)):
-        responses = [words(next(answered), 1000 * (number + 1) + place) for place in range(size)]
-        ranks = list(range(1, size + 1))
-        rows.append({"prompt": question(length, number), "responses": responses, "ranks": ranks})
-    return rows
-
-
-def pairs_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return every ordered pair of each ranking as a row of TRL's, rows of like length together."""
-    pairs = [
-        {
-            "prompt": row["prompt"],
-            "chosen": [{"role": "assistant", "content": better}],
-            "rejected": [{"role": "assistant", "content": worse}],
-        }
-        for row in rows
-        for place, better in enumerate(row["responses"])
-        for worse in row["responses"][place + 1 :]
-    ]
-
-    def longest(pair: dict[str, Any]) -> int:
-        answers = (pair["chosen"], pair["rejected"])
-        return len(pair["prompt"][0]["content"].split()) + max(len(a[0]["content"].split()) for a in answers)
-
-    return sorted(pairs, key=longest)
-
-
 def save_rows(folder: Path, record: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     folder.mkdir()
     write_rows(folder, "train", list(rows))
@@ -135,49 +101,60 @@ def even_words(completions: list[list[dict[str, str]]], **others: object) -> lis
 
 
 def our_side(folder: Path, stage: str, inputs: Mapping[str, tuple[str, Path]], knobs: Mapping[str, Any]) -> Side:
-    """Start one of our stages, which waits for its turns."""
+    """Start one of our stages, which waits for its turns.
+
+    Args:
+        inputs: the kind and the folder of each artifact.
+        knobs: those of the stage that are not its defaults.
+    """
     places = {name: [kind, str(place)] for name, (kind, place) in inputs.items()}
-    given = {"seed": 0, "precision": PRECISION, "adam_epsilon": 1e-8} | dict(knobs)
+    given = {"seed": 0, "precision": PRECISION, "beta2": BETA2, **knobs}
     settings = {"stage": stage, "inputs": places, "knobs": given}
     return Side([sys.executable, str(HERE / "_stage_child.py")], settings, folder, {})
 
 
-def trl_side(folder: Path, trainer: str, model: Path, rows: Sequence[Any], **given: Any) -> Side:
+def trl_side(folder: Path, trainer: str, model: Path, rows: Sequence[Any], config: Mapping[str, Any]) -> Side:
     """Start one of TRL's trainers, which waits for its turns.
 
     Args:
-        given: `steps` of a turn (1), and the fields of the trainer's config.
+        trainer: grpo, reward or dpo.
+        config: fields of the trainer's config that are not as below.
     """
-    steps = given.pop("steps", 1)
-    config = {
+    best = {
         "bf16": PRECISION == "bf16",
         "gradient_checkpointing": False,
+        "adam_beta2": BETA2,
         "lr_scheduler_type": "constant",
-        "logging_steps": steps,
+        "logging_steps": 1,
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
         "log_level": "error",
     }
-    settings = {"trainer": trainer, "model": str(model), "rows": list(rows), "steps": steps, "config": config | given}
+    settings = {"trainer": trainer, "model": str(model), "rows": list(rows), "config": best | config}
     return Side([sys.executable, str(HERE / "_trl_child.py")], settings, folder, {"HF_HUB_OFFLINE": "1"})
 
 
 def take_turns(sides: Sequence[Side], turns: int) -> None:
     """Let the sides work in turns, and end them."""
-    with ExitStack() as stack:
-        for side in sides:
-            stack.callback(side.close)
+    try:
         for _ in range(turns):
             for side in sides:
                 side.turn()
+    finally:
+        for side in sides:
+            side.close()
 
 
-def seconds(side: Side, name: str = "seconds") -> float:
-    """Return the median over the turns that count."""
-    return statistics.median(answer[name] for answer in side.answers[WARM_UP:])
+def fastest(start: Callable[[int], Side], sizes: Sequence[int]) -> int:
+    """Return the size with which TRL takes least time for its second step.
 
-
-def loss_gap(one: Side, other: Side) -> float:
-    """Return the largest difference of the two losses of a step."""
-    return max(abs(a["loss"] - b["loss"]) for a, b in zip(one.answers, other.answers, strict=True))
+    Args:
+        start: starts a side with a micro-batch size.
+    """
+    taken = {}
+    for size in sizes:
+        side = start(size)
+        take_turns([side], 2)
+        taken[size] = side.answers[1]["seconds"]
+    return min(sizes, key=taken.__getitem__)

@@ -1,8 +1,8 @@
 """One of our stages, a turn at a time: the side of a race that `_race.our_side` starts.
 
-It is the stage itself that runs, as `align STAGE` runs it: the lines in between only wait for a turn. A turn is what the
-stage's `job.steps` counts. Its answer has the metrics that the stage logged for it, `seconds`, and `before_seconds`, the
-time that the stage showed progress for before its first turn.
+The stage itself runs, as `align STAGE` runs it: the lines in between only wait for a turn. A turn is what the stage's
+`job.steps` counts. Its answer has the metrics that the stage logged for it, `seconds`, `cpu_seconds`, and
+`before_seconds` and `before_cpu_seconds`, of the work before the first turn that the stage showed progress for.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from _child import answer, rss
+from _child import Clock, answer, rss
 
 from align.configs import HardwareConfig, RunConfig, stage_class
 from align.pipeline.worker import run_stage
@@ -30,19 +30,21 @@ class Turns(Job):
     """A job that waits for a line before each step, and says afterwards what it took."""
 
     import_rss_bytes = 0
-    _before_seconds = 0.0
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._before = {"before_seconds": 0.0, "before_cpu_seconds": 0.0}
 
     def steps(self, total: int, start: int = 0, unit: str = "steps") -> Iterator[int]:
         answer({"ready": True})
         for step in range(start, total):
             if not sys.stdin.readline():
                 return
-            begun = time.perf_counter()
+            clock = Clock()
             yield step
-            taken = time.perf_counter() - begun
             own = {
-                "seconds": taken,
-                "before_seconds": self._before_seconds,
+                **clock.read(),
+                **self._before,
                 "peak_rss_bytes": rss("VmHWM"),
                 "import_rss_bytes": self.import_rss_bytes,
             }
@@ -50,10 +52,11 @@ class Turns(Job):
 
     @contextlib.contextmanager
     def progress(self, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-        begun = time.perf_counter()
+        clock = Clock()
         with super().progress(total, unit) as advance:
             yield advance
-        self._before_seconds += time.perf_counter() - begun
+        for name, taken in clock.read().items():
+            self._before[f"before_{name}"] += taken
 
 
 def main() -> None:

@@ -1,6 +1,20 @@
 """Time an optimizer step of a reward model beside trl.RewardTrainer on the same rankings.
 
     python benchmarks/reward.py [--rounds 3] [--json FILE]
+
+A small LLaMA with random weights and one head learns a batch of rankings a step; all weights are trained. `pairs`: 32
+rankings of two responses. `kwise`: six rankings, of 4 to 9 responses. Our stage reads each response once; TRL gets
+every pair of a ranking as a row, so it reads a response up to eight times. Lengths are log-normal, as in public
+instruction sets. Both sides compute in fp32, or in bf16 where this machine's bf16 products are fast. TRL is in its best
+form here: pairs of like length together, no gradient checkpointing, and the micro-batch size that was fastest in a
+warm-up.
+
+    CASE_ratio              seconds of a step of TRL over ours, on the same rankings
+    CASE_cpu_ratio          the same in CPU time, which other work on the machine disturbs less
+    CASE/memory_ratio       peak memory of our process beyond its imports over that of TRL's
+    CASE/SIDE_tokens_per_second
+                            tokens of the rankings, each response once, over the seconds of a step
+    pairs/loss_gap          largest difference of the two losses of a step, nats per pair; every step learns
 """
 
 from __future__ import annotations
@@ -9,54 +23,27 @@ import tempfile
 from pathlib import Path
 
 import torch
-from _race import (
-    PRECISION,
-    loss_gap,
-    our_side,
-    pairs_of,
-    rankings,
-    save_llama,
-    save_rows,
-    seconds,
-    take_turns,
-    trl_side,
-)
+from _race import PRECISION, save_llama
+from _rankings import CASES, race
 from _report import arguments, report
-
 from transformers import AutoTokenizer
 
 from align.models.heads import scalar_from_lm
 from align.runtime.seeds import derive_seed
 
-RATE = 1e-5
-BATCHES = {"pairs": [2] * 16, "kwise": [4, 5]}
-MICRO_BATCHES = (4, 8, 16)
-
 
 def main() -> None:
     options = arguments(__doc__, rounds=int)
-    turns = 1 + (options.rounds or 3)
-    bars: dict[str, float] = {}
     print(f"precision: {PRECISION} on both sides")
+    bars: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, peer = Path(name), Path(name, "peer")
         save_llama(folder / "model")
-        # The head that our stage draws.
-        torch.manual_seed(derive_seed(0, "reward"))
-        scalar_from_lm(folder / "model").save(folder / "scalar")
-        AutoTokenizer.from_pretrained(folder / "model").save_pretrained(folder / "scalar")
-        for case, sizes in BATCHES.items():
-            rows = rankings(sizes)
-            pairs = pairs_of(rows)
-            data = save_rows(folder / case, "comparisons", rows)
-            inputs = {"model": ("model", folder / "model"), "data": ("comparisons", data)}
-
-            ours = our_side(folder, "reward", inputs, {"num_epochs": turns, "batch_size": len(rows), "learning_rate": RATE, "final_learning_rate_fraction": 1.0})
-            size = 8
-            trl = trl_side(folder, "reward", folder / "scalar", pairs, per_device_train_batch_size=size, gradient_accumulation_steps=-(-len(pairs) // size), max_steps=turns, learning_rate=RATE, train_sampling_strategy="sequential")
-            take_turns([ours, trl], turns)
-            print(ours.answers, trl.answers)
-            bars |= {f"{case}_ratio": seconds(trl) / seconds(ours), f"{case}/loss_gap": loss_gap(ours, trl)}
+        torch.manual_seed(derive_seed(0, "reward"))  # with which our stage draws its head
+        scalar_from_lm(folder / "model").save(peer)
+        AutoTokenizer.from_pretrained(folder / "model").save_pretrained(peer)
+        for case in CASES:
+            bars |= race(folder, "reward", case, options.rounds or 3, peer, {})
     report(bars, options.json)
 
 
