@@ -21,6 +21,7 @@ the whole rollout, and the micro-batch size that was fastest in a warm-up.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -51,27 +52,28 @@ STILL = 1e-9  # a learning rate with which responses keep their length
 _MICRO_BATCHES = (8, 16, 32)  # TRL's, in responses
 
 
-def race(folder: Path, end_probability: float, rounds: int) -> tuple[dict[str, float], int]:
-    """Return the figures of one case, and TRL's fastest micro-batch size."""
-    save_llama(folder / "policy", end_probability)
-    prompts = [{"prompt": question(length, seed)} for seed, length in enumerate(lengths(PROMPTS, 60, seed=3))]
-    iterations = rounds + 1
+def questions() -> list[dict[str, Any]]:
+    """Return the prompts of one rollout; every iteration asks all of them."""
+    return [{"prompt": question(length, seed)} for seed, length in enumerate(lengths(PROMPTS, 60, seed=3))]
 
-    def trl(size: int, iterations: int = iterations) -> Side:
-        config = {
-            "max_steps": iterations,
-            "learning_rate": STILL,
-            "per_device_train_batch_size": size,
-            "gradient_accumulation_steps": PROMPTS * GROUP // size,
-            "num_generations": GROUP,
-            "max_completion_length": RESPONSE,
-            "loss_type": "grpo",
-            "beta": KL_COEF,
-        }
-        return trl_side(folder, "grpo", folder / "policy", prompts, config)
 
-    size = fastest(lambda size: trl(size, 2), _MICRO_BATCHES)
-    data = save_rows(folder / "prompts", "prompts", prompts)
+def trl(folder: Path, size: int, iterations: int) -> Side:
+    """Start TRL's side with a micro-batch size."""
+    config = {
+        "max_steps": iterations,
+        "learning_rate": STILL,
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": PROMPTS * GROUP // size,
+        "num_generations": GROUP,
+        "max_completion_length": RESPONSE,
+        "loss_type": "grpo",
+        "beta": KL_COEF,
+    }
+    return trl_side(folder, "grpo", folder / "policy", questions(), config)
+
+
+def ours(folder: Path, iterations: int) -> Side:
+    data = save_rows(folder / "prompts", "prompts", questions())
     inputs = {"policy": ("model", folder / "policy"), "prompts": ("prompts", data)}
     knobs = {
         "num_iterations": iterations,
@@ -85,24 +87,25 @@ def race(folder: Path, end_probability: float, rounds: int) -> tuple[dict[str, f
         "reward_functions": {"_race:even_words": 1.0},
         "sampling_precision": PRECISION,
     }
-    ours, other = our_side(folder, "grpo", inputs, knobs), trl(size)
-    take_turns([ours, other], iterations)
-    sampling = other.median("generate_seconds"), ours.median("time/rollout")
-    update = other.median("seconds") - sampling[0], ours.median("seconds") - sampling[1]
+    return our_side(folder, "grpo", inputs, knobs)
+
+
+def figures(case: str, own: Side, other: Side) -> dict[str, float]:
+    sampling = other.median("generate_seconds"), own.median("time/rollout")
+    update = other.median("seconds") - sampling[0], own.median("seconds") - sampling[1]
     return {
-        "ratio": other.median("seconds") / ours.median("seconds"),
-        "cpu_ratio": other.median("cpu_seconds") / ours.median("cpu_seconds"),
-        "sampling_ratio": sampling[0] / sampling[1],
-        "update_ratio": update[0] / update[1],
-        "memory_ratio": ours.memory() / other.memory(),
-        "ours_seconds": ours.median("seconds"),
-        "ours_sampling_seconds": sampling[1],
-        "trl_seconds": other.median("seconds"),
-        "trl_sampling_seconds": sampling[0],
-        "ours_response_tokens": ours.median("response_tokens"),
-        "trl_response_tokens": other.median("completions/mean_length"),
-        "logprob_gap": logprob_gap(folder / "policy", other.answers[0]["rows"]),
-    }, size
+        f"{case}_ratio": other.median("seconds") / own.median("seconds"),
+        f"{case}_cpu_ratio": other.median("cpu_seconds") / own.median("cpu_seconds"),
+        f"{case}/sampling_ratio": sampling[0] / sampling[1],
+        f"{case}/update_ratio": update[0] / update[1],
+        f"{case}/memory_ratio": own.memory() / other.memory(),
+        f"{case}/ours_seconds": own.median("seconds"),
+        f"{case}/ours_sampling_seconds": sampling[1],
+        f"{case}/trl_seconds": other.median("seconds"),
+        f"{case}/trl_sampling_seconds": sampling[0],
+        f"{case}/ours_response_tokens": own.median("response_tokens"),
+        f"{case}/trl_response_tokens": other.median("completions/mean_length"),
+    }
 
 
 @torch.no_grad()
@@ -119,14 +122,21 @@ def logprob_gap(policy: Path, rows: list[dict[str, Any]]) -> float:
 
 def main() -> None:
     options = arguments(__doc__, rounds=int)
+    iterations = 1 + (options.rounds or 3)
     print(f"precision: {PRECISION} on both sides")
     bars: dict[str, float] = {}
+    size = None
     for case, end_probability in CASES.items():
         with tempfile.TemporaryDirectory() as name:
-            found, size = race(Path(name), end_probability, options.rounds or 3)
-        print(f"{case}: TRL's best micro-batch: {size} of {_MICRO_BATCHES}")
-        for figure, value in found.items():
-            bars[f"{case}_{figure}" if figure in ("ratio", "cpu_ratio") else f"{case}/{figure}"] = value
+            folder = Path(name)
+            save_llama(folder / "policy", end_probability)
+            if size is None:
+                size = fastest(functools.partial(trl, folder, iterations=2), _MICRO_BATCHES)
+                print(f"TRL's best micro-batch: {size} of {_MICRO_BATCHES} responses")
+            own, other = ours(folder, iterations), trl(folder, size, iterations)
+            take_turns([own, other], iterations)
+            bars |= figures(case, own, other)
+            bars[f"{case}/logprob_gap"] = logprob_gap(folder / "policy", other.answers[0]["rows"])
     report(bars, options.json)
 
 
