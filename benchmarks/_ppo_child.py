@@ -23,7 +23,6 @@ from align.runtime.memory import reuse_freed_memory
 from align.stages import ppo
 from align.store.artifacts import Artifact
 
-
 IMPORT_RSS = rss("VmRSS")
 TARGET = 7  # of the toy task, where `rule_reward` is on
 

@@ -147,7 +147,7 @@ def take_turns(sides: Sequence[Side], turns: int) -> None:
 
 
 def fastest(start: Callable[[int], Side], sizes: Sequence[int]) -> int:
-    """Return the size with which TRL takes least time for its second step, in CPU time.
+    """Return the size with which TRL takes least time for its second step.
 
     Args:
         start: starts a side with a micro-batch size.
@@ -156,5 +156,5 @@ def fastest(start: Callable[[int], Side], sizes: Sequence[int]) -> int:
     for size in sizes:
         side = start(size)
         take_turns([side], 2)
-        taken[size] = side.answers[1]["cpu_seconds"]
+        taken[size] = side.answers[1]["seconds"]
     return min(sizes, key=taken.__getitem__)

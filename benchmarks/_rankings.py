@@ -11,7 +11,7 @@ from _peer import Side
 from _race import fastest, lengths, our_side, question, save_rows, take_turns, trl_side, words
 
 CASES = {"pairs": [2] * 32, "kwise": [4, 5, 6, 7, 8, 9]}  # responses to each prompt of the batch
-_MICRO_BATCHES = (4, 8, 16)  # TRL's, in pairs
+_MICRO_BATCHES = (2, 4, 8)  # TRL's, in pairs
 _RATE = 1e-5
 
 

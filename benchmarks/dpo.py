@@ -1,6 +1,6 @@
 """Time DPO beside trl.DPOTrainer on the same rankings.
 
-    python benchmarks/dpo.py [--rounds 3] [--json FILE]
+    python benchmarks/dpo.py [--rounds 2] [--json FILE]
 
 A small LLaMA with random weights learns a batch of rankings a step; all weights are trained. The rankings, lengths,
 precision, and TRL's best form are those of reward.py, and so are the cases: `pairs`, and `kwise` with 4 to 9 responses
@@ -34,7 +34,7 @@ def main() -> None:
         save_llama(folder / "model")
         config = {"beta": 0.1, "precompute_ref_log_probs": True}
         for case in CASES:
-            bars |= race(folder, "dpo", case, options.rounds or 3, folder / "model", config)
+            bars |= race(folder, "dpo", case, options.rounds or 2, folder / "model", config)
     report(bars, options.json)
 
 

@@ -1,6 +1,6 @@
 """Time an iteration of GRPO beside trl.GRPOTrainer: the same weights, prompts, reward and KL.
 
-    python benchmarks/grpo.py [--rounds 3] [--json FILE]
+    python benchmarks/grpo.py [--rounds 2] [--json FILE]
 
 A small LLaMA with random weights samples eight responses of at most 64 tokens to each of eight prompts; then one
 optimizer step learns from all 64, as both libraries do by default. The reward is a plain function, the KL to the
@@ -49,7 +49,7 @@ from align.runtime.distributed import choose_device
 CASES = {"full": 0.0, "half": 0.025}  # chance a token that a response ends
 PROMPTS, GROUP, RESPONSE, KL_COEF = 8, 8, 64, 0.04
 STILL = 1e-9  # a learning rate with which responses keep their length
-_MICRO_BATCHES = (8, 16, 32)  # TRL's, in responses
+_MICRO_BATCHES = (4, 8, 16)  # TRL's, in responses
 
 
 def questions() -> list[dict[str, Any]]:
@@ -122,7 +122,7 @@ def logprob_gap(policy: Path, rows: list[dict[str, Any]]) -> float:
 
 def main() -> None:
     options = arguments(__doc__, rounds=int)
-    iterations = 1 + (options.rounds or 3)
+    iterations = 1 + (options.rounds or 2)
     print(f"precision: {PRECISION} on both sides")
     bars: dict[str, float] = {}
     size = None

@@ -1,6 +1,6 @@
 """Time an optimizer step of a reward model beside trl.RewardTrainer on the same rankings.
 
-    python benchmarks/reward.py [--rounds 3] [--json FILE]
+    python benchmarks/reward.py [--rounds 2] [--json FILE]
 
 A small LLaMA with random weights and one head learns a batch of rankings a step; all weights are trained. `pairs`: 32
 rankings of two responses. `kwise`: six rankings, of 4 to 9 responses. Our stage reads each response once; TRL gets
@@ -43,7 +43,7 @@ def main() -> None:
         scalar_from_lm(folder / "model").save(peer)
         AutoTokenizer.from_pretrained(folder / "model").save_pretrained(peer)
         for case in CASES:
-            bars |= race(folder, "reward", case, options.rounds or 3, peer, {})
+            bars |= race(folder, "reward", case, options.rounds or 2, peer, {})
     report(bars, options.json)
 
 
