@@ -95,6 +95,7 @@ def main() -> None:
             learning_rate=settings["learning_rate"],
             value_learning_rate=settings["learning_rate"],
             warmup_iterations=0,
+            value_warmup_iterations=0,
             schedule="linear",
             kl_coef=settings["kl_coef"],
             temperature=settings["temperature"],

@@ -178,8 +178,8 @@ def _attend(
             " has not"
         )
     dtype = query.dtype
-    is_packed = isinstance(attention_mask, PackedLayout)
-    if query.device.type == "cpu" and query.shape[2] == 1 and not is_packed:
+    one_token = query.device.type == "cpu" and query.shape[2] == 1
+    if one_token and not isinstance(attention_mask, PackedLayout):
         # A sampling step: the cache sets the precision of keys and values.
         out = _one_token(query, key, value, attention_mask, scaling)
         return out.to(dtype).transpose(1, 2).contiguous(), None
