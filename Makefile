@@ -70,7 +70,7 @@ NAME ?= quickstart
 account: setup ## compare a finished run with the bands of its account: make account NAME=quickstart
 	$(BIN)/python benchmarks/account.py $(NAME)
 
-BENCHMARKS := architectures banded command_line evals generate ppo pretrain sft sweep throughput
+BENCHMARKS := architectures banded command_line dpo evals generate grpo ppo pretrain reward sft sweep throughput
 bench: tools peers ## speed, beside a peer and the machine's limit; figures in benchmarks/results
 	for name in $(BENCHMARKS); do \
 		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; \

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from _child import answer, rss
 
 from align.configs import HardwareConfig, LoraConfig, Ppo, RunConfig
 from align.data.records import write_info, write_rows
@@ -22,14 +23,7 @@ from align.runtime.memory import reuse_freed_memory
 from align.stages import ppo
 from align.store.artifacts import Artifact
 
-
-def rss(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
 IMPORT_RSS = rss("VmRSS")
-ANSWERS = os.fdopen(int(os.environ.get("ANSWERS_FD", "1")), "w")  # see _peer.py
 TARGET = 7  # of the toy task, where `rule_reward` is on
 
 
@@ -49,7 +43,7 @@ class Turns(Job):
             begun = time.perf_counter()
             yield iteration
             latest = self.log.read_metrics()[-1]
-            answer = {
+            line = {
                 "iteration": iteration + 1,
                 "seconds": time.perf_counter() - begun,
                 "generate_seconds": latest["time/rollout"],
@@ -61,7 +55,7 @@ class Turns(Job):
                 "peak_rss_bytes": rss("VmHWM"),
                 "import_rss_bytes": IMPORT_RSS,
             }
-            print(json.dumps(answer), file=ANSWERS, flush=True)
+            answer(line)
 
 
 def bf16_peak(device: torch.device) -> float:
@@ -101,6 +95,7 @@ def main() -> None:
             learning_rate=settings["learning_rate"],
             value_learning_rate=settings["learning_rate"],
             warmup_iterations=0,
+            value_warmup_iterations=0,
             schedule="linear",
             kl_coef=settings["kl_coef"],
             temperature=settings["temperature"],
@@ -122,7 +117,7 @@ def main() -> None:
             checkpoint_seconds=1e9,  # the peer writes none
         )
         job = Turns("bench", work, RunConfig(hardware=hardware))
-        print(json.dumps({"ready": True, "bf16_flops": bf16_peak(job.device)}), file=ANSWERS, flush=True)
+        answer({"ready": True, "bf16_flops": bf16_peak(job.device)})
         ppo.run(cfg, inputs, job)
 
 

@@ -177,10 +177,14 @@ def _attend(
             f"{type(module).__name__}: its attention has {' and '.join(unknown)}, which align's"
             " has not"
         )
+    dtype = query.dtype
+    one_token = query.device.type == "cpu" and query.shape[2] == 1
+    if one_token and not isinstance(attention_mask, PackedLayout):
+        # A sampling step: the cache sets the precision of keys and values.
+        out = _one_token(query, key, value, attention_mask, scaling)
+        return out.to(dtype).transpose(1, 2).contiguous(), None
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    dtype = query.dtype
-    # Not for a sampling step: there, the cache sets the precision of keys and values.
     if query.shape[2] > 1:
         dtype = value.dtype
         # Under autocast, rotary positions leave query and key in float32.
@@ -189,8 +193,6 @@ def _attend(
         out = _attend_packed(query, key, value, attention_mask, dropout, scaling)
     elif attention_mask is None and query.shape[2] > 1:
         out = _causal(query, key, value, dropout, scaling)
-    elif query.device.type == "cpu" and query.shape[2] == 1:
-        out = _one_token(query, key, value, attention_mask, scaling)
     else:
         out = fused_attention(query, key, value, attention_mask, dropout, scaling)
     return out.to(dtype).transpose(1, 2).contiguous(), None
@@ -285,14 +287,16 @@ def _one_token(
 ) -> torch.Tensor:
     """Compute attention for one sampling step, directly on the key-value cache.
 
-    The fused kernel would first copy the whole cache to float32.
+    The fused kernel would first copy the whole cache to float32. Query heads that share keys and
+    values are the rows of one matrix product, so the cache is not repeated for each of them.
     """
-    scores = (
-        torch.matmul(query.to(key.dtype), key.mT).float().mul_(scaling or query.shape[-1] ** -0.5)
-    )
+    batch, heads, _, width = query.shape
+    shared = query.reshape(batch, key.shape[1], -1, width).to(key.dtype)
+    scores = torch.matmul(shared, key.mT).float().mul_(scaling or width**-0.5)
     if mask is not None:
         scores.masked_fill_(~mask, float("-inf"))
-    return torch.matmul(scores.softmax(-1).to(value.dtype), value)
+    out = torch.matmul(scores.softmax(-1).to(value.dtype), value)
+    return out.reshape(batch, heads, 1, -1)
 
 
 AttentionInterface.register(ATTENTION, _attend)

@@ -30,6 +30,7 @@ def built(architecture, context=64, spread=0.3, ending=4.0, seed=1):
     config = tiny_model(architecture, context, spread).config
     if architecture in ("mistral", "qwen3"):
         config.sliding_window = WINDOW
+        config.num_key_value_heads = 2  # of 4 query heads
     if architecture == "qwen3":
         config.use_sliding_window, config.layer_types = True, ["sliding_attention", "full_attention"]
     torch.manual_seed(seed)
